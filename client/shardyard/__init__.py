@@ -1,0 +1,1 @@
+"""The Shardyard SDK: submit, watch and use training jobs."""

@@ -1,0 +1,1 @@
+"""Generated code of the protos `shardyard.worker.v1`: never edited by hand."""

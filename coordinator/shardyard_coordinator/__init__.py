@@ -1,0 +1,1 @@
+"""The coordinator: accepts, keeps, schedules and follows training jobs."""

@@ -1,0 +1,1 @@
+"""What a job is: states, causes, reasons and records. Standard library only."""

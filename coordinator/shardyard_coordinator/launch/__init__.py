@@ -1,0 +1,1 @@
+"""How gangs and computations reach the cluster."""

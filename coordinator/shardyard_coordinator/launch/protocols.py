@@ -1,0 +1,128 @@
+"""The two doors to the cluster: a Launcher runs attempts, a Compute answers questions in warm processes.
+
+Each has a Ray and a local variant here, and a scripted one in the tests. What crosses is protobuf bytes of
+`shardyard.worker.v1`; neither door knows what a job is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class AttemptKey:
+    """One launch of a gang: the job's uid and the attempt's epoch."""
+
+    job_uid: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A gang to start. `placement` has a (node id, workers on it) pair for each node used.
+
+    `spec` is an AttemptSpec; `attempt_dir` is its attempt's folder, where spool and logs go.
+    """
+
+    key: AttemptKey
+    spec: bytes
+    attempt_dir: str
+    workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+    placement: tuple[tuple[str, int], ...]
+
+
+class Presence(StrEnum):
+    """What is known of an attempt. Only DEAD is evidence of a loss; UNKNOWN is not dead."""
+
+    ALIVE = "ALIVE"
+    ABSENT = "ABSENT"
+    DEAD = "DEAD"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster: what it has in all, not what is free."""
+
+    id: str
+    address: str
+    cpus: int
+    gpus: int
+    memory_bytes: int
+    accelerator: str = ""
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """The cluster as it is now. `cluster_id` changes when everything on it was lost; not connected: no nodes."""
+
+    connected: bool
+    cluster_id: str
+    address: str
+    nodes: tuple[Node, ...]
+    message: str = ""
+
+
+class Unreachable(Exception):
+    """The cluster, or an attempt on it, does not answer: nothing is known about it."""
+
+
+class Launcher(Protocol):
+    """Runs attempts. Every method but `start` and `close` may raise Unreachable."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Begins to connect; returns at once and goes on trying for ever."""
+
+    async def close(self, *, stop_cluster: bool) -> None:
+        """Lets go of the cluster; with `stop_cluster` also ends what this service started of it."""
+
+    async def cluster(self) -> ClusterView:
+        """The cluster as it is now; never raises Unreachable."""
+
+    async def ensure(self, launch: Launch) -> None:
+        """Starts the attempt unless its supervisor is there already."""
+
+    async def lookup(self, key: AttemptKey) -> Presence:
+        """Whether the attempt's supervisor is there."""
+
+    async def events_after(self, key: AttemptKey, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
+        """WorkerEvents with a sequence over `after`, in order; waits up to `timeout_s` for the first.
+
+        Raises: Unreachable; LookupError where the attempt is ABSENT or DEAD.
+        """
+
+    async def direct(self, key: AttemptKey, directive: bytes) -> None:
+        """Gives the gang a Directive; LookupError where the attempt is ABSENT or DEAD."""
+
+    async def kill(self, key: AttemptKey) -> None:
+        """Ends the attempt's processes and returns when they are confirmed gone; no error where there are none."""
+
+
+class ComputeUnavailable(Exception):
+    """No process can answer at the moment; try again."""
+
+
+class ComputeFailed(Exception):
+    """The function raised, or its process died; the text is for the log, not for users."""
+
+
+class Compute(Protocol):
+    """Calls functions of the trainer package in warm processes on the cluster."""
+
+    async def start(self) -> None:
+        """Begins to warm up; returns at once."""
+
+    async def close(self) -> None:
+        """Ends the processes."""
+
+    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
+        """Calls `package.module:function` with bytes, answers with bytes.
+
+        Raises: ComputeUnavailable (none is ready within the deadline), ComputeFailed, TimeoutError.
+        """

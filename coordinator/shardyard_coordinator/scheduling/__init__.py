@@ -1,0 +1,1 @@
+"""Which pending gang starts where: pure policy, and the loop that applies it."""

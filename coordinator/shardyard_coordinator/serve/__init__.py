@@ -1,0 +1,1 @@
+"""The gRPC face: servicers, wire conversion, interceptors, fan-out."""

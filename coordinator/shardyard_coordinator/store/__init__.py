@@ -1,0 +1,1 @@
+"""The store: transactions, the event log, migrations. The truth of the service."""

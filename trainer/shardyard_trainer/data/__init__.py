@@ -1,0 +1,1 @@
+"""Data: sources, tokenisation, packing, and samplers with an exact position."""
