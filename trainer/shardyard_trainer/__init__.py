@@ -1,1 +1,1 @@
-"""The trainer: a plain SPMD program that trains one model on a gang of ranks, and functions that look into models and data."""
+"""The trainer: a plain SPMD program that trains one model on a gang of ranks, and looks into models and data."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shardyard_coordinator.domain.reasons import MEANINGS, Code, Reason
 
@@ -15,7 +16,7 @@ class FieldViolation:
     field: str
     message: str
     reason: Reason = Reason.SPEC_INVALID
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Refused(Exception):

@@ -1,7 +1,7 @@
 """What the training loop asks of a task.
 
-The loop knows samples only as `SampleRef`s in a fixed order and micro batches as tensors with their counts; a task knows
-nothing of ranks, steps or DeepSpeed. Shape suffixes: B samples, T positions, D width, V vocabulary, C classes.
+The loop knows samples only as `SampleRef`s in a fixed order and micro batches as tensors with their counts; a task
+knows nothing of ranks, steps or DeepSpeed. Shape suffixes: B samples, T positions, D width, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import nn
 
 
 class SampleRef(NamedTuple):
-    """One sample in one pass over the data: everything random about it is seeded by (seed, data_epoch, index)."""
+    """One sample in one pass over the data: everything random about it is seeded by (seed, data_epoch, sample)."""
 
     data_epoch: int
-    index: int
+    sample: int
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class MicroBatch:
 class Samples(Protocol):
     """The samples of one split, in the order of their indices.
 
-    A task gives one for training and one for evaluation. Evaluation samples are always taken with data_epoch 0, and what
-    is random about them is then the same every time.
+    A task gives one for training and one for evaluation. Evaluation samples are always taken with data_epoch 0: what is
+    random about them is then the same every time.
     """
 
     @property
@@ -62,8 +62,8 @@ class Samples(Protocol):
 class TaskModule(nn.Module):
     """Model and head in one module, so that the engine's hooks see every parameter.
 
-    `forward(**inputs)` returns a `ModuleOutput`: the loss summed (not averaged) over the batch's units, in fp32, and the
-    head's raw outputs where they are asked for with `return_outputs=True` (evaluation, prediction), else None.
+    `forward(**inputs)` returns a `ModuleOutput`: the loss summed (not averaged) over the batch's units, in fp32, and
+    the head's raw outputs where they are asked for with `return_outputs=True` (evaluation, prediction), else None.
     """
 
     backbone: nn.Module
