@@ -1,0 +1,111 @@
+"""Batch arithmetic and the memory formulas: exact integers, and the numbers that a plan shows."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardyard.v1 import plan_pb2
+from shardyard_trainer.arithmetic import BatchRefused, deal, nearest_that_works, plan_batch, total_steps
+from shardyard_trainer.memory import Shape, choose_stage, estimate, states
+
+SMALL = Shape(num_parameters=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5)
+
+
+@given(batch=st.integers(1, 5000), workers=st.integers(1, 64))
+def test_shares_sum_to_the_batch_and_differ_by_at_most_one(batch: int, workers: int) -> None:
+    shares = deal(batch, workers)
+    assert sum(shares) == batch
+    assert max(shares) - min(shares) <= 1
+
+
+@given(batch=st.integers(1, 2000), workers=st.integers(1, 64), micro=st.integers(1, 3000))
+def test_a_proposal_always_multiplies_to_the_batch(batch: int, workers: int, micro: int) -> None:
+    proposed_micro, accumulation, gang = nearest_that_works(batch, workers, micro)
+    assert proposed_micro * accumulation * gang == batch
+    assert gang == workers or batch % workers != 0
+
+
+@given(batch=st.integers(1, 5000), workers=st.integers(1, 64), most=st.integers(1, 300))
+def test_an_unset_micro_batch_covers_every_share_within_its_limit(batch: int, workers: int, most: int) -> None:
+    if workers > batch:
+        return
+    plan = plan_batch(batch, workers, micro_batch_size=None, most_at_once=most)
+    assert plan.micro_batch_size <= most
+    assert plan.micro_batch_size * plan.accumulation_steps >= max(plan.samples_per_rank)
+    assert plan.micro_batch_size * (plan.accumulation_steps - 1) < max(plan.samples_per_rank)
+
+
+def test_the_message_names_the_product_and_the_nearest_that_works() -> None:
+    with pytest.raises(BatchRefused) as refused:
+        plan_batch(64, 3, micro_batch_size=6, most_at_once=10)
+    assert str(refused.value) == (
+        "micro_batch 6 x accumulation 4 x workers 3 = 72, but global_batch_size is 64; "
+        "try micro_batch 8, accumulation 2, workers 4"
+    )
+    assert refused.value.reason == "BATCH_NOT_DIVISIBLE"
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "micro", "reason"),
+    [
+        (64, 3, 16, "BATCH_NOT_DIVISIBLE"),
+        (64, 1, 128, "BATCH_NOT_DIVISIBLE"),
+        (2, 3, None, "SPEC_INVALID"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(batch: int, workers: int, micro: int | None, reason: str) -> None:
+    with pytest.raises(BatchRefused) as refused:
+        plan_batch(batch, workers, micro_batch_size=micro, most_at_once=8)
+    assert refused.value.reason == reason
+
+
+def test_workers_that_do_not_divide_are_accepted_without_a_micro_batch() -> None:
+    plan = plan_batch(64, 3, micro_batch_size=None, most_at_once=16)
+    assert plan.samples_per_rank == (21, 21, 22)
+    assert (plan.micro_batch_size, plan.accumulation_steps, plan.is_even) == (11, 2, False)
+
+
+def test_steps_come_from_epochs_rounded_up() -> None:
+    assert total_steps(max_steps=None, epochs=2, num_samples=100, global_batch_size=32) == 7
+    assert total_steps(max_steps=None, epochs=0.1, num_samples=30, global_batch_size=1) == 3
+    assert total_steps(max_steps=5, epochs=None, num_samples=100, global_batch_size=32) == 5
+
+
+def test_more_steps_than_a_double_counts_are_refused() -> None:
+    with pytest.raises(BatchRefused, match=r"2\^53"):
+        total_steps(max_steps=None, epochs=1e300, num_samples=100, global_batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers", "bf16", "bytes_per_parameter"),
+    [(0, 1, False, 16), (1, 2, False, 14), (2, 4, False, 11), (1, 1, True, 16), (2, 2, True, 9)],
+)
+def test_states_follow_the_formulas(stage: int, workers: int, bf16: bool, bytes_per_parameter: int) -> None:
+    assert sum(states(SMALL, zero_stage=stage, workers=workers, bf16=bf16)) == bytes_per_parameter * 10**6
+
+
+@pytest.mark.parametrize(
+    ("workers", "bf16", "available", "stage"),
+    [
+        (1, False, 0, 0),
+        (2, False, 0, 1),
+        (1, True, 0, 1),
+        (2, False, 10**12, 1),
+        (4, False, 508 * 10**6, 1),
+        (4, False, 500 * 10**6, 3),
+    ],
+)
+def test_the_stage_is_a_memory_decision(workers: int, bf16: bool, available: int, stage: int) -> None:
+    assert choose_stage(SMALL, workers=workers, bf16=bf16, available=available) == stage
+
+
+def test_only_states_that_exceed_memory_do_not_fit() -> None:
+    def verdict(available: int) -> int:
+        return estimate(SMALL, zero_stage=0, workers=1, bf16=False, positions=4096, available=available).verdict
+
+    assert verdict(0) == plan_pb2.MEMORY_VERDICT_UNSPECIFIED
+    assert verdict(15 * 10**6) == plan_pb2.MEMORY_VERDICT_NO_FIT
+    assert verdict(17 * 10**6) == plan_pb2.MEMORY_VERDICT_TIGHT
+    assert verdict(10**9) == plan_pb2.MEMORY_VERDICT_FITS
