@@ -1,0 +1,73 @@
+"""What must not stand in the repository: unfinished work, dangerous calls, mocks, `except Exception` but at its edges."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from helpers.repository import python_files, relative, text_files
+
+# This file has to name what it looks for.
+HERE = "tests/contract/test_house_words.py"
+
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b|raise NotImplemented\b")
+DANGEROUS = re.compile(
+    r"trust_remote_code\s*=\s*True|\bpickle\.loads?\(|\byaml\.(load|unsafe_load)\(|shell\s*=\s*True"
+    r"|weights_only\s*=\s*False|\bos\.system\(|\beval\(\s*input|--no-verify"
+)
+MOCKS = re.compile(r"\bunittest\.mock\b|\bMagicMock\b|\bmonkeypatch\.setattr\b")
+PLACES = re.compile(r"/(work|home|root|farm|Users)/[a-z.]|/tmp/[a-z]")
+# Three edges only: what a caller sends, what a loop meets, what a worker raises (and the process that answers for it).
+CATCHES_ALL = re.compile(r"^\s*except\s*(\(?\s*(Base)?Exception\b[^:]*)?:", re.MULTILINE)
+EDGES = re.compile(r"edge:")
+
+
+def found(pattern: re.Pattern[str], names: list[tuple[str, str]]) -> list[str]:
+    return [
+        f"{name}:{text[: match.start()].count(chr(10)) + 1} {match.group(0).strip()}"
+        for name, text in names
+        for match in pattern.finditer(text)
+    ]
+
+
+def sources() -> list[tuple[str, str]]:
+    return [(relative(path), path.read_text(encoding="utf-8")) for path in python_files() if relative(path) != HERE]
+
+
+def products() -> list[tuple[str, str]]:
+    return [(name, text) for name, text in sources() if not name.startswith("tests/")]
+
+
+def test_nothing_is_left_unfinished() -> None:
+    assert found(UNFINISHED, products()) == []
+
+
+def test_nothing_runs_code_from_data() -> None:
+    assert found(DANGEROUS, sources()) == []
+
+
+def test_tests_use_fakes_at_seams_and_no_mocks() -> None:
+    assert found(MOCKS, sources()) == []
+
+
+def test_no_path_of_somebodys_machine_stands_in_the_repository() -> None:
+    files = [(relative(path), path.read_text(encoding="utf-8", errors="replace")) for path in text_files()]
+    assert found(PLACES, [(name, text) for name, text in files if name != HERE]) == []
+
+
+def test_everything_is_caught_only_where_a_comment_names_the_edge() -> None:
+    unnamed = [
+        f"{name}:{number}"
+        for name, text in products()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if CATCHES_ALL.match(line) and not EDGES.search(line) and not handler_raises(text, number)
+    ]
+    assert unnamed == []
+
+
+def handler_raises(text: str, line: int) -> bool:
+    """Whether the handler that begins in the line ends by raising again: it only adds something or cleans up."""
+    handlers = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ExceptHandler) and node.lineno == line
+    ]
+    return any(isinstance(handler.body[-1], ast.Raise) for handler in handlers)

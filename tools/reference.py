@@ -1,0 +1,106 @@
+"""The tables of docs/ that stand in the code too: `python tools/reference.py` writes them, `--check` compares.
+
+A table stands between `<!-- NAME begin -->` and `<!-- NAME end -->`; what is around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shardyard_coordinator.domain.causes import VERDICTS, Cause
+from shardyard_coordinator.domain.reasons import MEANINGS, Reason
+from shardyard_coordinator.domain.states import TRANSITIONS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the tables, or with `--check` say which are not what the code says."""
+    stale = []
+    for page, tables in TABLES.items():
+        path = DOCS / page
+        text = path.read_text(encoding="utf-8")
+        fresh = with_tables(text, tables)
+        if fresh != text:
+            stale.append(f"docs/{page}")
+            if "--check" not in arguments:
+                path.write_text(fresh, encoding="utf-8")
+    if stale and "--check" in arguments:
+        print(f"not what the code says; run `make reference`: {', '.join(stale)}")
+        return 1
+    return 0
+
+
+def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """The page with its tables made anew. Raises ValueError where a table's place is missing."""
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+        place = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not place.search(text):
+            raise ValueError(f"no place for the table {name}: {begin} … {end}")
+        body = f"{begin}\n{table()}\n{end}"
+        text = place.sub(lambda _, body=body: body, text)
+    return text
+
+
+def rows(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *lines))
+
+
+def states_table() -> str:
+    """Which state may follow which."""
+    return rows(
+        ("State", "May go to"),
+        [
+            (
+                f"`{state}`",
+                ", ".join(f"`{target}`" for target in TRANSITIONS if target in targets) or "nothing: terminal",
+            )
+            for state, targets in TRANSITIONS.items()
+        ],
+    )
+
+
+def causes_table() -> str:
+    """Every cause with whose failure it is and what follows."""
+    return rows(
+        ("Cause", "Whose", "Tried again", "Longest first back-off"),
+        [
+            (f"`{cause}`", str(VERDICTS[cause].blame), retries(cause), f"{VERDICTS[cause].backoff_s:g} s")
+            for cause in Cause
+        ],
+    )
+
+
+def retries(cause: Cause) -> str:
+    """In words, how often a cause is tried again."""
+    verdict = VERDICTS[cause]
+    if verdict.retries == 0:
+        return "never"
+    if verdict.retries is not None:
+        return f"{verdict.retries} × in a row"
+    if verdict.retries_without_progress >= 1000:
+        return "always; it is no failure"
+    return f"while checkpoints are made in between, else {verdict.retries_without_progress} × in a row"
+
+
+def reasons_table() -> str:
+    """Every reason with its code and sentence."""
+    return rows(
+        ("Reason", "Code", "What it means"),
+        [(f"`{reason}`", f"`{MEANINGS[reason].code}`", MEANINGS[reason].sentence) for reason in Reason],
+    )
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "states.md": {"transitions": states_table, "causes": causes_table},
+    "errors.md": {"reasons": reasons_table},
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
