@@ -1,0 +1,311 @@
+"""The rows of the store as frozen records: what every part of the coordinator passes around.
+
+Bytes are serialised `shardyard.v1` messages, which only `wire` and `encode` open. Times are microseconds since 1970 UTC,
+0 where there is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from shardyard_coordinator.domain.states import AttemptState, JobState
+
+
+class EventKind(IntEnum):
+    """Kinds of events; the numbers are those of `shardyard.v1.EventKind`."""
+
+    STATE = 1
+    ATTEMPT = 2
+    CHECKPOINT = 3
+    EVALUATION = 4
+    PROGRESS = 5
+    CONDITION = 6
+    WARNING = 7
+    MODEL = 8
+    PENDING = 9
+    DELETED = 10
+    PHASE = 11
+    DATASET = 12
+    CANARY = 13
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to accept. `description` is a Job with only labels, annotations and external_uri."""
+
+    project: str
+    job_id: str
+    uid: str
+    request_id: str
+    fingerprint: bytes
+    display_name: str
+    labels: Mapping[str, str]
+    description: bytes
+    queue: str
+    priority: int
+    task: str
+    spec: bytes
+    resolved_spec: bytes
+    plan: bytes
+    workers: int
+    gpus_per_worker: int
+    cpus_per_worker: int
+    uses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job's row. `id` orders submissions; `epoch` is the newest attempt, 0 before the first."""
+
+    id: int
+    uid: str
+    project: str
+    job_id: str
+    version: int
+    display_name: str
+    description: bytes
+    queue: str
+    priority: int
+    task: str
+    creator: str
+    state: JobState
+    spec: bytes
+    resolved_spec: bytes
+    plan: bytes
+    workers: int
+    gpus_per_worker: int
+    cpus_per_worker: int
+    epoch: int
+    last_sequence: int
+    progress: bytes
+    evaluation: bytes
+    failure: bytes
+    pending: bytes
+    conditions: bytes
+    latest_checkpoint: str
+    best_checkpoint: str
+    best_value: float | None
+    model: str
+    output_dataset: str
+    slot_seconds: float
+    recomputed_steps: int
+    last_step: int
+    not_before_us: int
+    failures: int
+    failures_in_row: int
+    failure_cause: str
+    failure_step: int
+    create_us: int
+    start_us: int
+    end_us: int
+    update_us: int
+    waiting_us: int
+    deleted_us: int
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/jobs/{job}`."""
+        return f"projects/{self.project}/jobs/{self.job_id}"
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the row."""
+        return f"{self.uid[:8]}-{self.version}"
+
+    @property
+    def slots(self) -> int:
+        """Slots that its gang holds: GPUs, or CPU cores where it asks for no GPU."""
+        return self.workers * self.slots_per_worker
+
+    @property
+    def slots_per_worker(self) -> int:
+        """Slots of one worker."""
+        return self.gpus_per_worker or self.cpus_per_worker
+
+    def checkpoint_name(self, epoch: int, step: int) -> str:
+        """`projects/{project}/jobs/{job}/checkpoints/e{n}-s{step}`."""
+        return f"{self.name}/checkpoints/e{epoch}-s{step}"
+
+
+class CreatedJob(NamedTuple):
+    """What became of a submission; `existed`: the request id had already made it."""
+
+    job: JobRecord
+    existed: bool
+
+
+@dataclass(frozen=True)
+class EventDraft:
+    """An event before it has a place: `payload` is a JobEvent with only its payload set."""
+
+    kind: EventKind
+    payload: bytes
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """An event of a job: `sequence` is dense in the job, `position` rises over the whole store."""
+
+    position: int
+    job_uid: str
+    sequence: int
+    time_us: int
+    attempt: int
+    kind: EventKind
+    payload: bytes
+
+
+class Moved(NamedTuple):
+    """A job after a step of its state, and the event that tells it."""
+
+    job: JobRecord
+    event: EventRecord
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One test of a list: `op` is one of = != < <= > >= and : (has)."""
+
+    field: str
+    op: str
+    value: str | int
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One launch of a gang. `high_water` is the newest WorkerEvent that was recorded."""
+
+    job_uid: str
+    epoch: int
+    state: AttemptState
+    workers: int
+    slots_per_worker: int
+    placement: tuple[tuple[str, int], ...]
+    nodes: tuple[str, ...]
+    cluster_id: str
+    export_uid: str
+    high_water: int
+    resumed_from_step: int
+    last_step: int
+    committed: int
+    failure: bytes
+    exported: int
+    stop_reason: str
+    released: int
+    create_us: int
+    end_us: int
+
+
+class CheckpointState(StrEnum):
+    """Where a checkpoint is; DELETING is an intention that survives a crash."""
+
+    COMMITTED = "COMMITTED"
+    DELETING = "DELETING"
+    DELETED = "DELETED"
+    CORRUPT = "CORRUPT"
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint; `metrics` is an Evaluation with only its metrics."""
+
+    job_uid: str
+    epoch: int
+    step: int
+    state: CheckpointState
+    path: str
+    size_bytes: int
+    workers: int
+    metrics: bytes
+    create_us: int
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One number of a series."""
+
+    attempt: int
+    step: int
+    time_us: int
+    value: float
+
+
+@dataclass(frozen=True)
+class MetricSeries:
+    """One metric's points in the order of their steps; `total_points` before downsampling."""
+
+    metric: str
+    points: tuple[MetricPoint, ...]
+    total_points: int
+
+
+class ResourceKind(StrEnum):
+    """What is uploaded, or made by a job; the value is its collection in names."""
+
+    MODEL = "models"
+    DATASET = "datasets"
+
+
+class ResourceState(StrEnum):
+    """Where a model or data set is; DELETING is an intention that survives a crash."""
+
+    UPLOADING = "UPLOADING"
+    READY = "READY"
+    DELETING = "DELETING"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a model or data set; `path` is relative."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    committed_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class NewUpload:
+    """A model or data set whose files are going to arrive in the folder `path`."""
+
+    kind: ResourceKind
+    project: str
+    resource_id: str
+    uid: str
+    path: str
+    display_name: str
+    request_id: str
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True)
+class ResourceRecord:
+    """A model or data set. `description` is a Model with only what describes it."""
+
+    id: int
+    uid: str
+    kind: ResourceKind
+    project: str
+    resource_id: str
+    state: ResourceState
+    display_name: str
+    creator: str
+    source_job: str
+    path: str
+    size_bytes: int
+    description: bytes
+    request_id: str
+    create_us: int
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/models/{model}`, or datasets."""
+        return f"projects/{self.project}/{self.kind.value}/{self.resource_id}"
+
+
+JOB_FIELDS = tuple(field.name for field in dataclasses.fields(JobRecord))
