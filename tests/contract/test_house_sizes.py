@@ -1,4 +1,4 @@
-"""The budgets of the house: 600 lines a file, 100 a function, 10 parameters an `__init__`; every module says what it is."""
+"""The budgets of the house: lines of files and functions, parameters of an `__init__`; modules say what they are."""
 
 from __future__ import annotations
 

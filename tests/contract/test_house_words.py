@@ -1,4 +1,4 @@
-"""What must not stand in the repository: unfinished work, dangerous calls, mocks, `except Exception` but at its edges."""
+"""What must not stand in the repository: unfinished work, dangerous calls, mocks, catching all but at the edges."""
 
 from __future__ import annotations
 

