@@ -82,7 +82,7 @@ def _does_not_divide(global_batch_size: int, workers: int, micro_batch_size: int
 
 
 def nearest_that_works(global_batch_size: int, workers: int, micro_batch_size: int) -> tuple[int, int, int]:
-    """(micro batch, accumulation, workers) with the batch as product, nearest by ratio; the workers stay if they divide it."""
+    """(micro batch, accumulation, workers) whose product is the batch, nearest by ratio; workers that divide stay."""
     gangs = [workers] if global_batch_size % workers == 0 else _nearest(_divisors(global_batch_size), workers, keep=8)
     best: tuple[float, int, int] | None = None
     for gang in gangs:

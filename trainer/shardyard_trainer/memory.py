@@ -61,7 +61,7 @@ class Memory:
         return self.states + self.activations + self.logits + self.process
 
     @property
-    def verdict(self) -> plan_pb2.MemoryVerdict:
+    def verdict(self) -> plan_pb2.MemoryVerdict.ValueType:
         """FITS, TIGHT or NO_FIT; only NO_FIT, states alone over what there is, refuses a job."""
         if not self.available:
             return plan_pb2.MEMORY_VERDICT_UNSPECIFIED

@@ -1,0 +1,220 @@
+"""Looks into model folders and the shared storage, in a warm process of the cluster.
+
+`inspect_model` proves that a folder is a model that loads without running anything of it: all that is wrong comes back
+at once. `check_weights` is the same proof for a folder that a spec points at, remembered while no file of it changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer import weights
+from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
+
+_UNSAFE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+LOADING_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    ArithmeticError,
+)
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def inspect_model(request: bytes) -> bytes:
+    """InspectModelRequest → InspectModelResult."""
+    folder = Path(worker_pb2.InspectModelRequest.FromString(request).folder)
+    problems, found, num_parameters = _look_into(folder, signature(folder))
+    result = worker_pb2.InspectModelResult(
+        violations=[
+            worker_pb2.Violation(field="files", reason=problem.reason, message=str(problem), metadata=problem.metadata)
+            for problem in problems
+        ]
+    )
+    if not problems and found is not None:
+        result.model.CopyFrom(
+            model_service_pb2.Model(
+                model_type=found.model_type, task=found.task, labels=found.labels, num_parameters=num_parameters
+            )
+        )
+    return result.SerializeToString()
+
+
+def check_weights(folder: Path) -> tuple[FolderInvalid, ...]:
+    """What is wrong with a model folder apart from a missing tokenizer, which a spec may bring."""
+    problems, _, _ = _look_into(folder, signature(folder))
+    return tuple(problem for problem in problems if problem.reason != "TOKENIZER_MISSING")
+
+
+@functools.lru_cache(maxsize=64)
+def _look_into(
+    folder: Path, _signature: tuple[tuple[str, int, int, int], ...]
+) -> tuple[tuple[FolderInvalid, ...], ModelFolder | None, int]:
+    problems: list[FolderInvalid] = []
+
+    def gather(check: Callable[[], None]) -> None:
+        try:
+            check()
+        except FolderInvalid as problem:
+            problems.append(problem)
+        except weights.WeightsInvalid as problem:
+            problems.append(FolderInvalid(str(problem), file=problem.file, tensor=problem.tensor))
+
+    found: list[ModelFolder] = []
+    tensors: list[weights.Tensor] = []
+    gather(lambda: _refuse_links(folder))
+    gather(lambda: found.append(read_folder(folder)))
+    gather(lambda: tensors.extend(_check_files(folder)))
+    gather(lambda: _check_tokenizer(folder))
+    num_parameters = 0
+    if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
+        gather(lambda: _check_loads(found[0], tensors))
+        num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
+    return tuple(problems), (found[0] if found else None), num_parameters
+
+
+def _refuse_links(folder: Path) -> None:
+    for directory, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(directory, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise FolderInvalid(f"{name!r} is not a regular file; only those are read", file=name)
+
+
+def _check_files(folder: Path) -> list[weights.Tensor]:
+    tensors = []
+    for path in weights.weight_files(folder):
+        header = weights.read_header(path)
+        weights.check_finite(path, header)
+        tensors.extend(header)
+    if tensors:
+        return tensors
+    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE_ENDINGS)
+    if unsafe:
+        raise FolderInvalid(
+            f"{unsafe[0]} is a pickle, which can run code when it is loaded, and is never opened; save the model as "
+            "model.safetensors (`save_pretrained` of transformers does) and upload it again",
+            reason="MODEL_UNSAFE",
+            file=unsafe[0],
+        )
+    raise FolderInvalid("the folder has no weights; model.safetensors is looked for", file="model.safetensors")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise FolderInvalid(
+            "the folder has no tokenizer.json; add the model's tokenizer (`tokenizer.save_pretrained`)",
+            reason="TOKENIZER_MISSING",
+            file="tokenizer.json",
+        )
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # The binding raises bare Exception for whatever its parser refuses.
+            raise FolderInvalid(f"tokenizer.json does not load: {str(error)[:200]}", file=path.name) from error
+
+
+def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
+    """Loads the backbone by transformers, once it is known that config.json asks for no more than the file holds."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
+    if isinstance(num_layers, int) and num_layers > len(tensors):
+        raise FolderInvalid(
+            f"config.json asks for {num_layers} layers, but the weights have {len(tensors)} tensors", file="config.json"
+        )
+    # Whatever transformers raises here (many types: validation, shapes, missing attributes), it is the folder's fault.
+    try:
+        config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+        stored = sum(math.prod(tensor.shape) for tensor in tensors)
+        if wanted > 2 * stored + 10**6:
+            raise FolderInvalid(
+                f"config.json asks for {wanted} parameters, but the weights have {stored}", file="config.json"
+            )
+        _, info = AutoModel.from_pretrained(
+            folder.path,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        ImportError,
+        ArithmeticError,
+    ) as error:
+        if isinstance(error, FolderInvalid):
+            raise
+        raise FolderInvalid(f"the model does not load: {str(error)[:400]}", file="config.json") from error
+    _refuse_strangers(info)
+
+
+def _refuse_strangers(info: Mapping[str, Any]) -> None:
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise FolderInvalid(
+            f"tensor {name!r} has shape {list(found)}, but config.json asks for {list(wanted)}",
+            file="model.safetensors",
+            tensor=str(name),
+        )
+    # A backbone saved under a language-model head has no pooler; it is started afresh where one is needed.
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise FolderInvalid(
+            f"the weights lack {len(missing)} tensors that config.json asks for, {missing[0]!r} among them",
+            file="model.safetensors",
+            tensor=missing[0],
+        )
+
+
+def probe_storage(request: bytes) -> bytes:
+    """ProbeStorageRequest → ProbeStorageReply: reads the coordinator's file and writes one beside it.
+
+    A file that is not there, or a folder that cannot be written, leaves its part of the answer empty.
+    """
+    path = Path(worker_pb2.ProbeStorageRequest.FromString(request).path)
+    reply = worker_pb2.ProbeStorageReply()
+    try:
+        reply.content = path.read_bytes()
+        written = path.with_name(f"{path.name}.worker-{os.getpid()}")
+        written.write_bytes(reply.content)
+        reply.written_path = str(written)
+    except OSError:
+        return reply.SerializeToString()
+    return reply.SerializeToString()
