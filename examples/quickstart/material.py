@@ -49,7 +49,14 @@ def reviews(snippets: Path, folder: Path) -> Material:
     for others in ("amazonReview", "nytEditorial", "tweets"):
         name = others + ("Snippets" if others != "tweets" else "") + "_GroundTruth.txt"
         kept += read_snippets(snippets / name)
-    return write(folder, "movie reviews", kept, with_labels(rest), with_labels(held_out), FEW_LABELS)
+    return write(
+        folder,
+        "movie reviews",
+        unlabelled=kept,
+        train=with_labels(rest),
+        test=with_labels(held_out),
+        num_few=FEW_LABELS,
+    )
 
 
 def read_snippets(path: Path) -> dict[str, float]:
@@ -82,10 +89,10 @@ def docstrings(folder: Path, *, num_packages: int = 10, few_per_class: int = 16)
     return write(
         folder,
         "docstrings",
-        [text for text, _ in found if text not in held_out],
-        train,
-        test,
-        num_packages * few_per_class,
+        unlabelled=[text for text, _ in found if text not in held_out],
+        train=train,
+        test=test,
+        num_few=num_packages * few_per_class,
     )
 
 
@@ -116,7 +123,7 @@ def docstrings_of(path: Path, root: Path) -> Iterable[tuple[str, str]]:
 
 
 def write(
-    folder: Path, title: str, unlabelled: list[str], train: list[Example], test: list[Example], num_few: int
+    folder: Path, title: str, *, unlabelled: list[str], train: list[Example], test: list[Example], num_few: int
 ) -> Material:
     """The files of a material. The first `num_few` examples of `train` are the few."""
     folder.mkdir(parents=True, exist_ok=True)
