@@ -1,0 +1,266 @@
+"""The core of a supervisor: it numbers and spools a gang's events, passes directives on, and names the first failure.
+
+Pure asyncio on one event loop; the local launcher and the Ray supervisor both drive it. They tell it what ranks report
+and how ranks end, and give it a way to end them; everything that the coordinator asks of an attempt is answered here.
+
+Every attempt has at most one `failure` event. A failing rank drags its peers down within milliseconds, and their news
+may arrive first: so the first sign of trouble starts a short wait, after which the cause is chosen among all that is
+known. The other ranks' failures become warnings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.v1 import job_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.causes import Cause
+from shardyard_coordinator.launch.protocols import AttemptKey
+from shardyard_coordinator.launch.spool import Spool
+from shardyard_coordinator.seams import Clock
+
+SUPERVISOR_RANK = -1
+TAIL_LINES = 50
+TAIL_BYTES = 32 * 1024
+
+# What a rank reports when a peer is gone, or when it does not know: a rank that died without a word explains it better.
+_SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cause.HUNG})
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How a rank's process ended; `code` is None where it was lost, or ended by a signal."""
+
+    code: int | None
+    signal: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """A candidate for the cause; of equal weight, the earlier one is it."""
+
+    event: worker_pb2.WorkerEvent
+    weight: int
+
+
+class Attempt:
+    """One gang's events, directive and end."""
+
+    def __init__(
+        self, key: AttemptKey, *, ranks: int, spool: Spool, logs: Path, clock: Clock, settle_s: float = 0.5
+    ) -> None:
+        self.key = key
+        self._spool = spool
+        self._logs = logs
+        self._clock = clock
+        self._settle_s = settle_s
+        self._started_s = clock.monotonic_s()
+        self._directive: worker_pb2.Directive | None = None
+        self._running = set(range(ranks))
+        self._troubles: list[_Trouble] = []
+        self._failed: set[int] = set()
+        self._step = 0
+        self._closed = False
+        self._broken: OSError | None = None
+        self._grown = asyncio.Event()
+        self._trouble = asyncio.Event()
+        self._decided = asyncio.Event()
+        self._all_exited = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    async def supervise(self, kill: Callable[[], Awaitable[None]]) -> None:
+        """Runs until nothing of the gang runs any more, and says so as the last event.
+
+        `kill` ends every rank; it is called once a failure's cause is chosen. The launcher must report each rank's
+        exit with `rank_exited` whatever happens.
+
+        Raises: OSError where the spool cannot be written; the gang is gone then, too.
+        """
+        await _first_of(self._trouble, self._all_exited)
+        if self._broken is not None:
+            await kill()
+            await self._all_exited.wait()
+            raise self._broken
+        if self._troubles:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_exited.wait(), self._settle_s)
+            await self._decide()
+            await kill()
+        await self._all_exited.wait()
+        await self._end()
+
+    async def report(self, request: bytes) -> bytes:
+        """Takes a ReportRequest and answers with a ReportReply.
+
+        Durable events are on disk when it returns; a rank's failure is answered once the gang's cause is chosen.
+
+        Raises: OSError where the spool cannot be written; google.protobuf.message.DecodeError.
+        """
+        message = worker_pb2.ReportRequest.FromString(request)
+        if self._closed or message.epoch != self.key.epoch:
+            return worker_pb2.ReportReply(fenced=True).SerializeToString()
+        ordinary, failures = [], []
+        for event in message.events:
+            event.rank = message.rank
+            (failures if event.WhichOneof("payload") == "failure" else ordinary).append(event)
+        try:
+            self._append(ordinary)
+            if message.durable and ordinary:
+                await self._spool.sync()
+        except OSError as error:
+            self._broken = error
+            self._trouble.set()
+            raise
+        for event in failures:
+            self._add_trouble(event, weight=1 if event.failure.reason in _SYMPTOMS else 0)
+        if failures:
+            await self._decided.wait()
+        return worker_pb2.ReportReply(directive=self._directive, fenced=self._closed).SerializeToString()
+
+    def rank_exited(self, rank: int, how: RankExit) -> None:
+        """Records that a rank's process is gone; what it reported before must have been handed in already."""
+        self._running.discard(rank)
+        if not self._running:
+            self._all_exited.set()
+        if how.code == 0 or rank in self._failed or self._closed or self._decided.is_set():
+            return
+        event = self._event(rank)
+        event.failure.CopyFrom(_lost(rank, how))
+        # A runtime may abort a process because a peer is gone: any other explanation is better.
+        self._add_trouble(event, weight=1 if how.signal == signal.SIGABRT else 0)
+
+    async def events_after(self, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
+        """WorkerEvents with a sequence over `after`, in order; waits up to `timeout_s` for the first."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._spool.last <= after:
+                    await self._grown.wait()
+        return self._spool.read(after, limit)
+
+    def direct(self, directive: bytes) -> None:
+        """Passes a Directive on with the next reply to each rank."""
+        self._directive = worker_pb2.Directive.FromString(directive)
+
+    def fence(self) -> None:
+        """Takes nothing more from the gang, and calls nothing that happens to it from here on a failure."""
+        self._closed = True
+        self._decided.set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the gang was fenced, or has ended."""
+        return self._closed
+
+    @property
+    def ended(self) -> asyncio.Event:
+        """Set when the last event is in the spool."""
+        return self._ended
+
+    def _append(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
+        if not events:
+            return
+        for sequence, event in enumerate(events, start=self._spool.last + 1):
+            event.sequence = sequence
+            if event.WhichOneof("payload") == "progress":
+                self._step = max(self._step, event.progress.step)
+        self._spool.append([event.SerializeToString() for event in events])
+        grown, self._grown = self._grown, asyncio.Event()
+        grown.set()
+
+    def _add_trouble(self, event: worker_pb2.WorkerEvent, *, weight: int) -> None:
+        self._failed.add(event.rank)
+        if self._decided.is_set():
+            self._append([_as_warning(event)])
+            return
+        self._troubles.append(_Trouble(event, weight))
+        self._trouble.set()
+
+    async def _decide(self) -> None:
+        """Writes the cause of the gang's failure, and after it what followed from it."""
+        if self._closed:
+            return
+        cause = min(self._troubles, key=lambda trouble: trouble.weight).event
+        failure = cause.failure
+        failure.attempt = self.key.epoch
+        if not failure.HasField("step") and self._step:
+            failure.step = self._step
+        if not failure.log_tail:
+            failure.log_tail = await asyncio.to_thread(read_tail, self._logs / f"rank-{cause.rank}.stderr.log")
+        self._append([cause, *(_as_warning(trouble.event) for trouble in self._troubles if trouble.event is not cause)])
+        await self._spool.sync()
+        self._decided.set()
+
+    async def _end(self) -> None:
+        event = self._event(SUPERVISOR_RANK)
+        event.ended.ok = not self._troubles and not self._closed
+        event.ended.duration.FromNanoseconds(int((self._clock.monotonic_s() - self._started_s) * 1e9))
+        self._closed = True
+        self._append([event])
+        await self._spool.sync()
+        self._ended.set()
+
+    def _event(self, rank: int) -> worker_pb2.WorkerEvent:
+        event = worker_pb2.WorkerEvent(rank=rank)
+        event.time.FromMicroseconds(self._clock.now_us())
+        return event
+
+
+def read_tail(path: Path, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, at most TAIL_BYTES of them; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
+    report = job_pb2.FailureReport(rank=rank)
+    if how.code is not None:
+        report.reason = Cause.UNKNOWN
+        report.message = f"rank {rank} exited with code {how.code} and without a report"
+        report.next_step = "see the end of its log"
+        report.metadata["exit_code"] = str(how.code)
+        return report
+    report.reason = Cause.WORKER_LOST
+    report.message = f"rank {rank} died without a report"
+    report.next_step = "nothing: the job goes on from its last checkpoint"
+    if how.signal is not None:
+        report.metadata["signal"] = _signal_name(how.signal)
+        report.message = f"rank {rank} was ended by {report.metadata['signal']}"
+    if how.detail:
+        report.metadata["detail"] = how.detail
+    return report
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _as_warning(event: worker_pb2.WorkerEvent) -> worker_pb2.WorkerEvent:
+    """A failure that followed from another rank's."""
+    warning = worker_pb2.WorkerEvent(rank=event.rank, time=event.time)
+    warning.warning.reason = event.failure.reason
+    warning.warning.message = f"rank {event.rank}, after the gang had failed: {event.failure.message}"
+    return warning
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,244 @@
+"""Runs gangs as subprocesses of the coordinator, without Ray: for laptops and tests.
+
+A gang ends with its coordinator, however that ends. What it had reported by then is in its spool, and `read_spool`
+reads it by path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import DecodeError
+
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.launch import guard
+from shardyard_coordinator.launch.attempt import Attempt, RankExit
+from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
+from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence
+from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
+from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
+from shardyard_coordinator.seams import Clock
+
+NODE_ID = "local"
+
+# How long a dead rank's last reports may take out of its socket; its own children may hold the other end open.
+_DRAIN_S = 0.3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Gang:
+    """A gang's supervisor core and processes."""
+
+    attempt: Attempt
+    spool: Spool
+    gpus: list[int]
+    ranks: list[asyncio.subprocess.Process] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class LocalLauncher:
+    """A Launcher on this machine alone.
+
+    `program` is a module that takes the arguments of `python -m shardyard_trainer`; `environment` is added to the ranks'.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        cpus: int | None = None,
+        gpus: int | None = None,
+        program: str = "shardyard_trainer",
+        environment: Mapping[str, str] | None = None,
+        settle_s: float = 0.5,
+    ) -> None:
+        self._clock = clock
+        self._cpus = cpus or len(os.sched_getaffinity(0))
+        self._gpus = _count_gpus() if gpus is None else gpus
+        self._free_gpus = list(range(self._gpus))
+        self._program = program
+        self._environment = dict(environment or {})
+        self._settle_s = settle_s
+        # Gangs of another process are gone with it: a new id says so.
+        self._cluster_id = f"local-{uuid.uuid4().hex}"
+        self._gangs: dict[AttemptKey, _Gang] = {}
+        self._dead: set[AttemptKey] = set()
+
+    async def start(self) -> None:
+        """There is nothing to connect to."""
+
+    async def close(self, *, stop_cluster: bool) -> None:
+        """Ends every gang: they cannot outlive this process."""
+        await asyncio.gather(*(self.kill(key) for key in list(self._gangs)))
+
+    async def cluster(self) -> ClusterView:
+        """This machine as one node."""
+        memory = psutil.virtual_memory().total
+        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, memory, "gpu" if self._gpus else "")
+        return ClusterView(True, self._cluster_id, "local", (node,))
+
+    async def ensure(self, launch: Launch) -> None:
+        """Starts the gang unless it was started before, in this process."""
+        if launch.key in self._gangs or launch.key in self._dead:
+            return
+        folder = Path(launch.attempt_dir)
+        spool = await asyncio.to_thread(_prepare, folder, launch.spec)
+        if launch.key in self._gangs:
+            spool.close()
+            return
+        attempt = Attempt(
+            launch.key,
+            ranks=launch.workers,
+            spool=spool,
+            logs=folder / "logs",
+            clock=self._clock,
+            settle_s=self._settle_s,
+        )
+        gpus = [self._free_gpus.pop(0) for _ in range(launch.workers * launch.gpus_per_worker)]
+        gang = self._gangs[launch.key] = _Gang(attempt, spool, gpus)
+        gang.tasks.append(asyncio.create_task(self._supervise(gang)))
+        for rank in range(launch.workers):
+            try:
+                await self._start_rank(gang, launch, rank)
+            except OSError as error:
+                attempt.rank_exited(rank, RankExit(None, detail=f"not started: {error}"))
+
+    async def lookup(self, key: AttemptKey) -> Presence:
+        """ALIVE until killed, its end included; gangs of a former process are ABSENT."""
+        if key in self._gangs:
+            return Presence.ALIVE
+        return Presence.DEAD if key in self._dead else Presence.ABSENT
+
+    async def events_after(self, key: AttemptKey, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
+        """WorkerEvents with a sequence over `after`; LookupError where the gang is ABSENT or DEAD."""
+        return await self._gang(key).attempt.events_after(after, timeout_s=timeout_s, limit=limit)
+
+    async def direct(self, key: AttemptKey, directive: bytes) -> None:
+        """Gives the gang a Directive; LookupError where the gang is ABSENT or DEAD."""
+        self._gang(key).attempt.direct(directive)
+
+    async def kill(self, key: AttemptKey) -> None:
+        """Ends the gang's processes and waits for them; no error where there are none."""
+        gang = self._gangs.get(key)
+        if gang is None:
+            return
+        gang.attempt.fence()
+        await _kill_ranks(gang)
+        await asyncio.gather(*gang.tasks)
+        if self._gangs.pop(key, None) is not None:
+            self._dead.add(key)
+            gang.spool.close()
+
+    def _gang(self, key: AttemptKey) -> _Gang:
+        if key not in self._gangs:
+            raise LookupError(f"no gang of {key.job_uid} epoch {key.epoch} here")
+        return self._gangs[key]
+
+    async def _supervise(self, gang: _Gang) -> None:
+        try:
+            await gang.attempt.supervise(lambda: _kill_ranks(gang))
+        except OSError:
+            # Without a spool nothing more can be said of the gang: it counts as lost.
+            _log.exception("the spool of %s cannot be written", gang.attempt.key)
+            self._gangs.pop(gang.attempt.key, None)
+            self._dead.add(gang.attempt.key)
+        self._free_gpus.extend(gang.gpus)
+
+    async def _start_rank(self, gang: _Gang, launch: Launch, rank: int) -> None:
+        ours, theirs = socket.socketpair()
+        folder = Path(launch.attempt_dir)
+        command = [
+            *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid())),
+            *(sys.executable, "-m", self._program, str(folder / "spec.json")),
+            *("--rank", str(rank), "--local-rank", str(rank), "--report-fd", str(theirs.fileno())),
+        ]
+        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        environment |= rank_environment(
+            launch.spec, cpus=launch.cpus_per_worker, gpus=launch.gpus_per_worker, loopback=True
+        )
+        if launch.gpus_per_worker:
+            mine = gang.gpus[rank * launch.gpus_per_worker : (rank + 1) * launch.gpus_per_worker]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+        with (
+            theirs,
+            (folder / "logs" / f"rank-{rank}.stdout.log").open("ab") as stdout,
+            (folder / "logs" / f"rank-{rank}.stderr.log").open("ab") as stderr,
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment | self._environment,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        gang.ranks.append(process)
+        gang.tasks.append(asyncio.create_task(_watch_rank(gang.attempt, rank, process, ours)))
+        if gang.attempt.closed:
+            await _kill_ranks(gang)
+
+
+async def _watch_rank(attempt: Attempt, rank: int, process: asyncio.subprocess.Process, ours: socket.socket) -> None:
+    """Passes a rank's reports on until its process is gone, and then how it ended."""
+    reports = asyncio.create_task(_serve_reports(attempt, ours))
+    code = await process.wait()
+    await asyncio.wait([reports], timeout=_DRAIN_S)
+    reports.cancel()
+    _kill_group(process.pid)
+    attempt.rank_exited(rank, RankExit(code) if code >= 0 else RankExit(None, -code))
+
+
+async def _serve_reports(attempt: Attempt, ours: socket.socket) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    try:
+        while (request := await read_frame(reader)) is not None:
+            writer.write(frame(await attempt.report(request)))
+            await writer.drain()
+    except (OSError, FrameError, DecodeError) as error:
+        # Closing the socket tells the rank; the supervisor core has kept what it needs to know.
+        _log.warning("reports of %s: %s", attempt.key, error)
+    finally:
+        writer.close()
+
+
+async def _kill_ranks(gang: _Gang) -> None:
+    for process in gang.ranks:
+        if process.returncode is None:
+            _kill_group(process.pid)
+
+
+def _kill_group(pid: int) -> None:
+    """Ends a rank and what it started: each rank leads a process group of its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _prepare(folder: Path, spec: bytes) -> Spool:
+    """Makes the attempt's folder: spec.json, logs, and a spool that goes on where one is there already."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(MessageToJson(worker_pb2.AttemptSpec.FromString(spec)))
+    # Ranks of a launch that was cut short have met here: others would wait for them.
+    (folder / "rendezvous").unlink(missing_ok=True)
+    return Spool(folder / SPOOL_NAME)
+
+
+def _count_gpus() -> int:
+    """NVIDIA devices of this machine."""
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
