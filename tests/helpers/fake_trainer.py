@@ -1,7 +1,8 @@
 """A trainer without torch: reports as the real one does, meets its peers through files, and dies as it is told.
 
-What it does stands in `script.json` in the attempt's folder (see `Script`). Started by `run`, as the Ray supervisor does it,
-or by `python -m helpers.fake_trainer spec.json --rank R --local-rank L --report-fd N`, as the local launcher does.
+What it does stands in `script.json` in the attempt's folder (see `Script`). Started by `run`, as the Ray supervisor
+does it, or by `python -m helpers.fake_trainer spec.json --rank R --local-rank L --report-fd N`, as the local launcher
+does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ Send = Callable[[bytes], bytes]
 class Script:
     """What the ranks do.
 
-    `deaths` maps a rank to [step, how]: `kill`, `abort`, `exit` (code 3, no report), `report` (DATA_ERROR), `wait` (hangs).
+    `deaths` maps a rank to [step, how]: `kill`, `abort`, `exit` (code 3, no report), `report` (DATA_ERROR), or `wait`
+    (hangs).
     `leftover`: each rank starts a process that would outlive it.
     """
 

@@ -105,7 +105,8 @@ class Attempt:
         message = worker_pb2.ReportRequest.FromString(request)
         if self._closed or message.epoch != self.key.epoch:
             return worker_pb2.ReportReply(fenced=True).SerializeToString()
-        ordinary, failures = [], []
+        ordinary: list[worker_pb2.WorkerEvent] = []
+        failures: list[worker_pb2.WorkerEvent] = []
         for event in message.events:
             event.rank = message.rank
             (failures if event.WhichOneof("payload") == "failure" else ordinary).append(event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +33,12 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
         return await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+
+
+def receive_frame(channel: socket.socket) -> bytes | None:
+    """As `read_frame`, on a blocking socket."""
+    head = _receive(channel, _LENGTH.size)
+    return None if head is None else _receive(channel, _LENGTH.unpack(head)[0])
 
 
 def frame(payload: bytes) -> bytes:
@@ -67,3 +74,13 @@ def split(joined: bytes) -> list[bytes]:
         parts.append(joined[at : at + length])
         at += length
     return parts
+
+
+def _receive(channel: socket.socket, length: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < length:
+        part = channel.recv(min(length - len(data), 1024 * 1024))
+        if not part:
+            return None
+        data += part
+    return bytes(data)

@@ -7,12 +7,9 @@ reads it by path.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
-import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +20,8 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError
 
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.launch import guard
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
+from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence
 from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
@@ -53,7 +50,8 @@ class _Gang:
 class LocalLauncher:
     """A Launcher on this machine alone.
 
-    `program` is a module that takes the arguments of `python -m shardyard_trainer`; `environment` is added to the ranks'.
+    `program` is a module that takes the arguments of `python -m shardyard_trainer`; `environment` is added to that of
+    the ranks.
     """
 
     name = "local"
@@ -161,13 +159,8 @@ class LocalLauncher:
         self._free_gpus.extend(gang.gpus)
 
     async def _start_rank(self, gang: _Gang, launch: Launch, rank: int) -> None:
-        ours, theirs = socket.socketpair()
         folder = Path(launch.attempt_dir)
-        command = [
-            *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid())),
-            *(sys.executable, "-m", self._program, str(folder / "spec.json")),
-            *("--rank", str(rank), "--local-rank", str(rank), "--report-fd", str(theirs.fileno())),
-        ]
+        arguments = ["-m", self._program, str(folder / "spec.json"), "--rank", str(rank), "--local-rank", str(rank)]
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         environment |= rank_environment(
             launch.spec, cpus=launch.cpus_per_worker, gpus=launch.gpus_per_worker, loopback=True
@@ -175,19 +168,17 @@ class LocalLauncher:
         if launch.gpus_per_worker:
             mine = gang.gpus[rank * launch.gpus_per_worker : (rank + 1) * launch.gpus_per_worker]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+        logs = folder / "logs"
         with (
-            theirs,
-            (folder / "logs" / f"rank-{rank}.stdout.log").open("ab") as stdout,
-            (folder / "logs" / f"rank-{rank}.stderr.log").open("ab") as stderr,
+            (logs / f"rank-{rank}.stdout.log").open("ab") as stdout,
+            (logs / f"rank-{rank}.stderr.log").open("ab") as stderr,
         ):
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
+            process, ours = await start_child(
+                arguments,
+                fd_option="--report-fd",
+                environment=environment | self._environment,
                 stdout=stdout,
                 stderr=stderr,
-                env=environment | self._environment,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
             )
         gang.ranks.append(process)
         gang.tasks.append(asyncio.create_task(_watch_rank(gang.attempt, rank, process, ours)))
@@ -201,7 +192,7 @@ async def _watch_rank(attempt: Attempt, rank: int, process: asyncio.subprocess.P
     code = await process.wait()
     await asyncio.wait([reports], timeout=_DRAIN_S)
     reports.cancel()
-    _kill_group(process.pid)
+    kill_group(process.pid)
     attempt.rank_exited(rank, RankExit(code) if code >= 0 else RankExit(None, -code))
 
 
@@ -221,13 +212,7 @@ async def _serve_reports(attempt: Attempt, ours: socket.socket) -> None:
 async def _kill_ranks(gang: _Gang) -> None:
     for process in gang.ranks:
         if process.returncode is None:
-            _kill_group(process.pid)
-
-
-def _kill_group(pid: int) -> None:
-    """Ends a rank and what it started: each rank leads a process group of its own."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+            kill_group(process.pid)
 
 
 def _prepare(folder: Path, spec: bytes) -> Spool:

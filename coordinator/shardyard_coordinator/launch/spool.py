@@ -7,6 +7,7 @@ is the event with sequence n. A torn or damaged record ends the file: what follo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import struct
 import zlib
@@ -66,7 +67,7 @@ class Spool:
             stop = after + (stop - after) // 2
         blob = os.pread(self._fd, self._offsets[stop] - start, start)
         ends = [self._offsets[n] - start for n in range(after, stop + 1)]
-        return [blob[a + _HEAD.size : b] for a, b in zip(ends, ends[1:], strict=False)]
+        return [blob[a + _HEAD.size : b] for a, b in itertools.pairwise(ends)]
 
     def close(self) -> None:
         """Closes the file."""
@@ -77,7 +78,7 @@ def read_spool(path: Path, after: int, limit: int | None = None) -> list[bytes]:
     """Events with a sequence over `after`, for when their supervisor is gone; empty where there is no file."""
     if not path.exists():
         return []
-    events = []
+    events: list[bytes] = []
     for sequence, (_, payload) in enumerate(_records(path), start=1):
         if sequence <= after:
             continue

@@ -1,0 +1,51 @@
+"""Child processes that end with this one and speak to it over a socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+from shardyard_coordinator.launch import guard
+
+
+async def start_child(
+    arguments: Sequence[str],
+    *,
+    fd_option: str,
+    environment: Mapping[str, str],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """Starts `python arguments... fd_option N` as the leader of a new process group; N is its end of the pair.
+
+    Raises: OSError.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid())),
+                *(sys.executable, *arguments, fd_option, str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=dict(environment),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return process, ours
+
+
+def kill_group(pid: int) -> None:
+    """Ends a child and what it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
