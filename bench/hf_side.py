@@ -1,0 +1,115 @@
+"""The Hugging Face `Trainer` as one side of `bench/trainer.py`: as its documentation uses it, streaming nothing.
+
+python bench/hf_side.py gpt2|bert WORKLOAD.json [group_by_length]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from gate import Gate
+from workload import Workload, few_reviews, token_blocks
+
+
+class CountingCollator:
+    """Collates as told, and counts the real tokens."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+        self.tokens = 0
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        """The batch of these features."""
+        batch = self._collate(features)
+        mask = batch.get("attention_mask")
+        self.tokens += int(batch["input_ids"].numel() if mask is None else mask.sum())
+        return batch
+
+
+class Blocks(torch.utils.data.Dataset[dict[str, Any]]):
+    """Blocks of tokens, as `run_clm` makes them."""
+
+    def __init__(self, blocks: list[list[int]]) -> None:
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self._blocks[index], "labels": self._blocks[index]}
+
+
+def main(kind: str, workload: Workload, *, grouped: bool) -> None:
+    """Train until the bench has had enough."""
+    torch.set_num_threads(workload.threads)
+    torch.manual_seed(0)
+    model, data, collate, tokenizer = gpt2(workload) if kind == "gpt2" else bert(workload)
+    counting = CountingCollator(collate)
+    arguments = TrainingArguments(
+        output_dir=str(workload.folder / "hf"),
+        per_device_train_batch_size=workload.batch_size,
+        max_steps=1_000_000,
+        learning_rate=workload.learning_rate,
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **({"train_sampling_strategy": "group_by_length"} if grouped else {}),
+    )
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=data, data_collator=counting, processing_class=tokenizer
+    )
+    Gate(count=lambda: counting.tokens).install()
+    trainer.train()
+
+
+def gpt2(workload: Workload) -> tuple[Any, Any, Any, Any]:
+    """The stock GPT-2 and blocks of tokens."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(workload.tokenizer), eos_token="<|endoftext|>")
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=workload.sequence_length, **workload.overrides)
+    blocks = token_blocks(tokenizer, workload)
+    return GPT2LMHeadModel(config), Blocks(blocks), stack, tokenizer
+
+
+def bert(workload: Workload) -> tuple[Any, Any, Any, Any]:
+    """The pretrained BERT with a classification head, and texts of varying length."""
+    tokenizer = AutoTokenizer.from_pretrained(workload.model)
+    model = AutoModelForSequenceClassification.from_pretrained(workload.model, num_labels=2, dtype=torch.float32)
+    tokenizer.backend_tokenizer.no_padding()
+    texts, labels = few_reviews(workload)
+    encoded = tokenizer(texts, truncation=True, max_length=workload.sequence_length)
+    data = [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
+        for ids, label in zip(encoded["input_ids"], labels, strict=True)
+    ]
+    return model, data, DataCollatorWithPadding(tokenizer), tokenizer
+
+
+def stack(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Blocks of one length as tensors."""
+    return {name: torch.tensor([feature[name] for feature in features]) for name in features[0]}
+
+
+if __name__ == "__main__":
+    main(
+        sys.argv[1],
+        Workload.from_dict(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))),
+        grouped="group_by_length" in sys.argv[3:],
+    )
