@@ -1,0 +1,129 @@
+"""Two small tasks for the engine's tests: GPT-2 and a BERT classifier, on random tokens of unequal lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef, TaskModule
+
+VOCAB = 61
+
+
+class RandomSamples:
+    def __init__(self, num_samples: int, *, is_causal: bool, seed: int = 5) -> None:
+        generator = np.random.default_rng(seed)
+        self._lengths = generator.integers(4, 25, num_samples).astype(np.int32)
+        self.texts = [generator.integers(1, VOCAB, length) for length in self._lengths]
+        self.labels = np.array([int(text[0]) % 2 for text in self.texts])
+        self._is_causal = is_causal
+        self.num_samples = num_samples
+        self.num_tokens = int(self._lengths.sum())
+
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        longest = max(self._lengths[ref.sample] for ref in samples)
+        ids_BT = torch.zeros(len(samples), longest, dtype=torch.long)
+        for row, ref in enumerate(samples):
+            ids_BT[row, : self._lengths[ref.sample]] = torch.from_numpy(self.texts[ref.sample])
+        mask_BT = ids_BT != 0
+        num_tokens = int(mask_BT.sum())
+        if self._is_causal:
+            inputs = {"input_ids": ids_BT}
+            return MicroBatch(inputs, num_tokens - len(samples), num_tokens, ids_BT.numel())
+        labels_B = torch.tensor([self.labels[ref.sample] for ref in samples])
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels_B}
+        return MicroBatch(inputs, len(samples), num_tokens, ids_BT.numel())
+
+
+class TinyGpt2(TaskModule):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.lm = GPT2LMHeadModel(
+            GPT2Config(
+                n_layer=2, n_head=2, n_embd=32, n_positions=32, vocab_size=VOCAB,
+                resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=0, eos_token_id=0,
+            )
+        )  # fmt: skip
+        self.backbone = self.lm.transformer
+
+    def forward(self, input_ids: torch.Tensor, return_outputs: bool = False) -> ModuleOutput:
+        logits_BTV = self.lm(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        loss = functional.cross_entropy(
+            logits_BTV.reshape(-1, VOCAB), input_ids[:, 1:].reshape(-1), ignore_index=0, reduction="sum"
+        )
+        return ModuleOutput(loss, {} if return_outputs else None)
+
+
+class TinyBert(TaskModule):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.backbone = BertModel(
+            BertConfig(
+                num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64,
+                max_position_embeddings=32, vocab_size=VOCAB,
+                hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+            ),
+            add_pooling_layer=False,
+        )  # fmt: skip
+        self.head = nn.Linear(32, 2)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        return_outputs: bool = False,
+    ) -> ModuleOutput:
+        hidden_BTD = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight_BT1 = attention_mask.unsqueeze(-1).to(hidden_BTD.dtype)
+        logits_BC = self.head((hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1))
+        loss = functional.cross_entropy(logits_BC, labels, reduction="sum")
+        return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
+
+
+class MeanLoss:
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.units = 0
+
+    def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
+        self.loss += float(output.loss_sum)
+        self.units += batch.num_units
+
+    def part(self) -> Any:
+        return self.loss, self.units
+
+    def compute(self, parts: Sequence[Any]) -> dict[str, float]:
+        return {"loss": sum(loss for loss, _ in parts) / sum(units for _, units in parts)}
+
+
+class TinyTask:
+    tokenizer = None
+
+    def __init__(self, name: str, num_samples: int = 100) -> None:
+        self.name = name
+        self.unit = "token" if name == "gpt2" else "sample"
+        self.train = RandomSamples(num_samples, is_causal=name == "gpt2")
+        self.eval = RandomSamples(20, is_causal=name == "gpt2", seed=6)
+
+    def metrics(self) -> MeanLoss:
+        return MeanLoss()
+
+    def best_metric(self) -> tuple[str, bool]:
+        return "loss", False
+
+    def export_config(self) -> dict[str, Any]:
+        return {"task": self.name}
+
+    def module(self, dropout: float = 0.0) -> TaskModule:
+        torch.manual_seed(11)
+        return TinyGpt2(dropout) if self.name == "gpt2" else TinyBert(dropout)

@@ -1,0 +1,115 @@
+"""Which samples make up each global batch, and which rank computes which of them.
+
+Everything here is a pure function of (seed, data epoch, batch size): a run's position is its step, and nothing has to
+be saved or restored. The global batch, its samples and their order, does not depend on the number of ranks.
+
+The sample stream is one data epoch after the other; position s belongs to data epoch s // N. Batch k is the positions
+[kB, (k+1)B), so a batch may span two data epochs. Where samples differ in length, a data epoch is cut into windows
+of 16 batches, aligned with the batches of the stream; a window is sorted by length, cut into batches, and its batches
+are shuffled. The head and the tail of a data epoch, which share a batch with the neighbouring one, stay random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from shardyard_trainer.tasks.base import SampleRef
+
+WINDOW_BATCHES = 16
+
+
+def seed_for(*parts: int | str) -> int:
+    """A seed of 63 bits from numbers and names, the same in every process and version of Python."""
+    text = "/".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class MicroSamples:
+    """The samples of one micro batch; `is_dummy`: computed only so that every rank calls backward equally often."""
+
+    samples: tuple[SampleRef, ...]
+    is_dummy: bool
+
+
+class Order:
+    """The order of the samples of one run.
+
+    `lengths` are the tokens of each sample, int32 [num_samples], or None where all are equally long.
+    """
+
+    def __init__(self, *, num_samples: int, batch_size: int, seed: int, lengths: np.ndarray | None) -> None:
+        if num_samples < 1 or batch_size < 1:
+            raise ValueError(f"{num_samples} samples in batches of {batch_size}: both must be at least 1")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.lengths = lengths
+        # Two data epochs are in use where a batch spans them, and the prefetching thread may be one ahead.
+        self._epoch = lru_cache(maxsize=4)(self._order_epoch)
+
+    def global_batch(self, step: int) -> list[SampleRef]:
+        """The samples of batch `step`, counted from 0, in their order."""
+        batch: list[SampleRef] = []
+        position = step * self.batch_size
+        while len(batch) < self.batch_size:
+            data_epoch, start = divmod(position, self.num_samples)
+            taken = self._epoch(data_epoch)[start : start + self.batch_size - len(batch)]
+            batch += [SampleRef(data_epoch, sample) for sample in taken.tolist()]
+            position += len(taken)
+        return batch
+
+    def rank_batches(self, step: int, *, rank: int, world_size: int, micro_batch_size: int) -> list[MicroSamples]:
+        """What one rank computes of batch `step`: equally many micro batches on every rank."""
+        shares = deal(self.global_batch(step), world_size, self.lengths)
+        num_micro = max(-(-len(share) // micro_batch_size) for share in shares)
+        share = shares[rank]
+        if not share:
+            filler = next(sample for other in shares for sample in other)
+            return [MicroSamples((filler,), True)] * num_micro
+        num_real = min(num_micro, len(share))
+        bounds = [index * len(share) // num_real for index in range(num_real + 1)]
+        micros = [MicroSamples(tuple(share[start:end]), False) for start, end in itertools.pairwise(bounds)]
+        return micros + [MicroSamples((share[0],), True)] * (num_micro - num_real)
+
+    def _order_epoch(self, data_epoch: int) -> np.ndarray:
+        """Sample indices of one data epoch in their order, int64 [num_samples]."""
+        generator = np.random.Generator(np.random.Philox(seed_for("order", self.seed, data_epoch)))
+        order = generator.permutation(self.num_samples)
+        if self.lengths is None:
+            return order
+        batch = self.batch_size
+        start = min(-data_epoch * self.num_samples % batch, self.num_samples)
+        end = start + (self.num_samples - start) // batch * batch
+        for window in range(start, end, WINDOW_BATCHES * batch):
+            part = order[window : min(window + WINDOW_BATCHES * batch, end)]
+            part = part[np.argsort(self.lengths[part], kind="stable")].reshape(-1, batch)
+            order[window : window + part.size] = part[generator.permutation(len(part))].reshape(-1)
+        return order
+
+
+def deal(batch: Sequence[SampleRef], world_size: int, lengths: np.ndarray | None) -> list[list[SampleRef]]:
+    """Deals a global batch to the ranks: rank r gets floor((r+1)B/W) - floor(rB/W) samples.
+
+    With lengths, the longest sample left goes to the rank with the fewest tokens that still has room, and each share
+    is sorted by length; without, the shares are slices.
+    """
+    bounds = [rank * len(batch) // world_size for rank in range(world_size + 1)]
+    if lengths is None:
+        return [list(batch[start:end]) for start, end in itertools.pairwise(bounds)]
+    room = [end - start for start, end in itertools.pairwise(bounds)]
+    tokens = [0] * world_size
+    shares: list[list[SampleRef]] = [[] for _ in range(world_size)]
+    for sample in sorted(batch, key=lambda ref: (-int(lengths[ref.sample]), ref)):
+        rank = min((r for r in range(world_size) if len(shares[r]) < room[r]), key=tokens.__getitem__)
+        shares[rank].append(sample)
+        tokens[rank] += int(lengths[sample.sample])
+    for share in shares:
+        share.reverse()
+    return shares
