@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from shardyard.v1 import job_pb2, metric_service_pb2
 from shardyard.worker.v1 import worker_pb2
-
 from shardyard_coordinator.launch.protocols import (
     AttemptKey,
     ClusterView,

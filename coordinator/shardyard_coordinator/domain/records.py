@@ -1,7 +1,7 @@
 """The rows of the store as frozen records: what every part of the coordinator passes around.
 
-Bytes are serialised `shardyard.v1` messages, which only `wire` and `encode` open. Times are microseconds since 1970 UTC,
-0 where there is none.
+Bytes are serialised `shardyard.v1` messages, which only `wire` and `encode` open. Times are microseconds since
+1970 UTC, 0 where there is none.
 """
 
 from __future__ import annotations

@@ -1,0 +1,175 @@
+"""Records ↔ messages of `shardyard.v1`: the only door between the store and protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shardyard.v1 import checkpoint_service_pb2, dataset_service_pb2, job_pb2, model_service_pb2, spec_pb2, transfer_pb2
+from shardyard_coordinator.domain.records import (
+    AttemptRecord,
+    CheckpointRecord,
+    CheckpointState,
+    EventDraft,
+    EventKind,
+    EventRecord,
+    FileRecord,
+    JobRecord,
+    ResourceRecord,
+)
+from shardyard_coordinator.domain.states import JobState
+
+_STATES = {state: job_pb2.State.Value(f"STATE_{state.value}") for state in JobState}
+_CHECKPOINT_STATES = {
+    CheckpointState.COMMITTED: checkpoint_service_pb2.Checkpoint.STATE_COMMITTED,
+    # What is being removed can no longer be resumed from.
+    CheckpointState.DELETING: checkpoint_service_pb2.Checkpoint.STATE_DELETED,
+    CheckpointState.DELETED: checkpoint_service_pb2.Checkpoint.STATE_DELETED,
+    CheckpointState.CORRUPT: checkpoint_service_pb2.Checkpoint.STATE_CORRUPT,
+}
+
+
+def event_to_proto(record: EventRecord) -> job_pb2.JobEvent:
+    """The event as clients see it."""
+    event = job_pb2.JobEvent.FromString(record.payload)
+    event.sequence = record.sequence
+    event.id = f"{record.job_uid}-{record.sequence}"
+    event.attempt = record.attempt
+    _set(event.time, record.time_us)
+    return event
+
+
+def job_to_proto(record: JobRecord, *, full: bool = True) -> job_pb2.Job:
+    """The job as clients see it; without `full`: without spec, resolved_spec and annotations."""
+    job = job_pb2.Job.FromString(record.description)
+    if full:
+        job.spec.CopyFrom(spec_pb2.JobSpec.FromString(record.spec))
+        job.resolved_spec.CopyFrom(spec_pb2.JobSpec.FromString(record.resolved_spec))
+    else:
+        job.annotations.clear()
+    job.name, job.uid, job.etag = record.name, record.uid, record.etag
+    job.display_name = record.display_name
+    job.queue = f"queues/{record.queue}"
+    job.priority = record.priority  # type: ignore[assignment]
+    job.state = _STATES[record.state]
+    job.conditions.extend(job_pb2.Job.FromString(record.conditions).conditions)
+    if record.progress:
+        job.progress.ParseFromString(record.progress)
+    if record.evaluation:
+        job.evaluation.ParseFromString(record.evaluation)
+    if record.failure:
+        job.failure.ParseFromString(record.failure)
+    if record.pending and record.state is JobState.QUEUED:
+        job.pending.ParseFromString(record.pending)
+    job.attempt_count = record.epoch
+    job.latest_checkpoint, job.best_checkpoint = record.latest_checkpoint, record.best_checkpoint
+    job.model, job.output_dataset = record.model, record.output_dataset
+    job.last_event_sequence = record.last_sequence
+    job.usage.slot_seconds, job.usage.recomputed_steps = record.slot_seconds, record.recomputed_steps
+    job.creator = record.creator
+    for field, value in (
+        (job.create_time, record.create_us),
+        (job.start_time, record.start_us),
+        (job.end_time, record.end_us),
+        (job.update_time, record.update_us),
+    ):
+        _set(field, value)
+    return job
+
+
+def attempt_to_proto(job: JobRecord, record: AttemptRecord) -> job_pb2.Attempt:
+    """The attempt as clients see it."""
+    attempt = job_pb2.Attempt(
+        name=f"{job.name}/attempts/{record.epoch}",
+        state=job_pb2.Attempt.State.Value(f"STATE_{record.state.value}"),
+        workers=record.workers,
+        nodes=record.nodes,
+        resumed_from_step=record.resumed_from_step,
+        last_step=record.last_step,
+    )
+    if record.failure:
+        attempt.failure.ParseFromString(record.failure)
+    _set(attempt.create_time, record.create_us)
+    _set(attempt.end_time, record.end_us)
+    return attempt
+
+
+def checkpoint_to_proto(job: JobRecord, record: CheckpointRecord) -> checkpoint_service_pb2.Checkpoint:
+    """The checkpoint as clients see it."""
+    checkpoint = checkpoint_service_pb2.Checkpoint(
+        name=job.checkpoint_name(record.epoch, record.step),
+        state=_CHECKPOINT_STATES[record.state],
+        attempt=record.epoch,
+        step=record.step,
+        size_bytes=record.size_bytes,
+        metrics=job_pb2.Evaluation.FromString(record.metrics).metrics,
+        path=record.path,
+        workers=record.workers,
+    )
+    _set(checkpoint.create_time, record.create_us)
+    return checkpoint
+
+
+def resource_to_model(record: ResourceRecord, files: Sequence[FileRecord] = ()) -> model_service_pb2.Model:
+    """The model as clients see it; lists leave out the files."""
+    model = model_service_pb2.Model.FromString(record.description)
+    del model.files[:]
+    model.name, model.uid = record.name, record.uid
+    model.state = model_service_pb2.Model.State.Value(f"STATE_{record.state.value}")
+    model.files.extend(_files(files))
+    model.size_bytes = record.size_bytes
+    model.display_name, model.source_job, model.path = record.display_name, record.source_job, record.path
+    model.creator = record.creator
+    _set(model.create_time, record.create_us)
+    return model
+
+
+def resource_to_dataset(record: ResourceRecord, files: Sequence[FileRecord] = ()) -> dataset_service_pb2.Dataset:
+    """The data set as clients see it; lists leave out the files."""
+    dataset = dataset_service_pb2.Dataset(
+        name=record.name,
+        uid=record.uid,
+        state=dataset_service_pb2.Dataset.State.Value(f"STATE_{record.state.value}"),
+        files=_files(files),
+        size_bytes=record.size_bytes,
+        display_name=record.display_name,
+        source_job=record.source_job,
+        creator=record.creator,
+    )
+    _set(dataset.create_time, record.create_us)
+    return dataset
+
+
+def state_changed(source: JobState | None, target: JobState, *, failure: bytes = b"", message: str = "") -> EventDraft:
+    """The event of a step; without `source`: a job's first."""
+    change = job_pb2.StateChanged(to=_STATES[target], message=message)
+    if source is not None:
+        setattr(change, "from", _STATES[source])
+    if failure:
+        change.failure.ParseFromString(failure)
+    return draft(EventKind.STATE, job_pb2.JobEvent(state=change))
+
+
+def draft(kind: EventKind, event: job_pb2.JobEvent, attempt: int = 0) -> EventDraft:
+    """An event to append; of `event` only the payload counts."""
+    return EventDraft(kind, event.SerializeToString(), attempt)
+
+
+def timestamp(us: int) -> Timestamp:
+    """Microseconds as a timestamp."""
+    return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)
+
+
+def _set(field: Timestamp, us: int) -> None:
+    if us:
+        field.CopyFrom(timestamp(us))
+
+
+def _files(files: Sequence[FileRecord]) -> list[transfer_pb2.StoredFile]:
+    return [
+        transfer_pb2.StoredFile(
+            path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, committed_bytes=file.committed_bytes
+        )
+        for file in sorted(files, key=lambda file: file.path)
+    ]

@@ -1,0 +1,102 @@
+"""The event log: dense in a job, rising over the store, told only after its commit (docs/event-log.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord
+from shardyard_coordinator.store import tables
+from shardyard_coordinator.store.sql import Prepared, note_events
+
+_event, _job = tables.event.c, tables.job.c
+
+# The sequence is taken from the job's row, whose change serialises all who append to it.
+_TAKE = Prepared(
+    update(tables.job)
+    .where(_job.uid == bindparam("job"))
+    .values(
+        last_sequence=_job.last_sequence + bindparam("count"),
+        version=_job.version + 1,
+        update_us=bindparam("now"),
+    )
+    .returning(_job.last_sequence)
+)
+_INSERT = Prepared(
+    insert(tables.event)
+    .values({name: bindparam(name) for name in ("job_uid", "sequence", "time_us", "attempt", "kind", "payload")})
+    .returning(_event.position)
+)
+_COLUMNS = (
+    _event.position,
+    _event.job_uid,
+    _event.sequence,
+    _event.time_us,
+    _event.attempt,
+    _event.kind,
+    _event.payload,
+)
+_AFTER = Prepared(
+    select(*_COLUMNS)
+    .where(_event.job_uid == bindparam("job"), _event.sequence > bindparam("after"))
+    .order_by(_event.sequence)
+    .limit(bindparam("most"))
+)
+
+
+def append(conn: Connection, job_uid: str, drafts: Sequence[EventDraft], now_us: int) -> list[EventRecord]:
+    """Records events at the end of a job's log."""
+    if not drafts:
+        return []
+    last = _TAKE.run(conn, job=job_uid, count=len(drafts), now=now_us).scalar_one()
+    return insert_at(conn, job_uid, last - len(drafts) + 1, drafts, now_us)
+
+
+def insert_at(
+    conn: Connection, job_uid: str, first: int, drafts: Sequence[EventDraft], now_us: int
+) -> list[EventRecord]:
+    """Records events whose sequences, from `first` on, the caller has taken from the job's row."""
+    records = []
+    for sequence, draft in enumerate(drafts, first):
+        position = _INSERT.run(
+            conn,
+            job_uid=job_uid,
+            sequence=sequence,
+            time_us=now_us,
+            attempt=draft.attempt,
+            kind=int(draft.kind),
+            payload=draft.payload,
+        ).scalar_one()
+        records.append(
+            EventRecord(position, job_uid, sequence, now_us, draft.attempt, draft.kind, draft.payload),
+        )
+    note_events(conn, records)
+    return records
+
+
+def events_after(conn: Connection, job_uid: str, after: int, limit: int) -> list[EventRecord]:
+    """At most `limit` events with a sequence over `after`, in order."""
+    rows = _AFTER.run(conn, job=job_uid, after=after, most=limit)
+    return [
+        EventRecord(position, uid, sequence, time_us, attempt, EventKind(kind), payload)
+        for position, uid, sequence, time_us, attempt, kind, payload in rows
+    ]
+
+
+def oldest_sequence(conn: Connection, job_uid: str) -> int:
+    """The sequence of the oldest event that is still there; 0: none is."""
+    return conn.execute(select(func.min(_event.sequence)).where(_event.job_uid == job_uid)).scalar_one() or 0
+
+
+def last_position(conn: Connection) -> int:
+    """The newest position in the store; 0: there is no event."""
+    return conn.execute(select(func.max(_event.position))).scalar_one() or 0
+
+
+def expire_events(conn: Connection, before_us: int) -> int:
+    """Removes the events, but for the last one, of jobs that ended before `before_us`; answers how many."""
+    ended = select(_job.uid).where(_job.end_us > 0, _job.end_us < before_us, _job.deleted_us == 0)
+    last = select(_job.last_sequence).where(_job.uid == _event.job_uid).scalar_subquery()
+    found = conn.execute(delete(tables.event).where(_event.job_uid.in_(ended), _event.sequence < last))
+    return found.rowcount

@@ -1,0 +1,54 @@
+"""Why a store cannot be opened, or not be used any further.
+
+StoreFailure
+├── StoreLocked    another coordinator has it (exit 75)
+├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
+├── StoreBroken    what it holds cannot be right (exit 65)
+├── StoreLost      the lease is somebody else's now (exit 75)
+└── StoreDead      the disk failed: nothing in memory may be believed (exit 74)
+"""
+
+from __future__ import annotations
+
+
+class StoreFailure(Exception):
+    """The process cannot go on with this store; `exit_code` says how it ends."""
+
+    exit_code = 74
+
+
+class StoreLocked(StoreFailure):
+    """Another coordinator is on the store."""
+
+    exit_code = 75
+
+    def __init__(self, path: str, *, pid: int, host: str, since_us: int) -> None:
+        super().__init__(f"the store {path} is in use by process {pid} on {host}; stop that one first")
+        self.path = path
+        self.pid = pid
+        self.host = host
+        self.since_us = since_us
+
+
+class StoreTooNew(StoreFailure):
+    """The store was written by a newer version."""
+
+    exit_code = 78
+
+
+class StoreBroken(StoreFailure):
+    """The store holds what cannot be: named in the message."""
+
+    exit_code = 65
+
+
+class StoreLost(StoreFailure):
+    """A newer coordinator holds the lease: this one may not write any more."""
+
+    exit_code = 75
+
+
+class StoreDead(StoreFailure):
+    """Reading or writing the store's file failed."""
+
+    exit_code = 74

@@ -1,0 +1,123 @@
+"""The embedded database: its lock, its connections, and what its errors mean."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure, StoreLocked
+
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs"}
+
+
+class FileLock:
+    """`flock` on `<database>.lock` for as long as the process lives.
+
+    The file is never unlinked: a second holder could lock a new one. It names its holder, for the refusal.
+    Raises: StoreLocked.
+    """
+
+    def __init__(self, database: Path, now_us: int) -> None:
+        path = database.with_name(database.name + ".lock")
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(os.pread(self._descriptor, 4096, 0))
+            os.close(self._descriptor)
+            raise StoreLocked(str(database), **holder) from None
+        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since_us": now_us})
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text.encode(), 0)
+
+    def release(self) -> None:
+        """Lets go; the file stays."""
+        os.close(self._descriptor)
+
+
+def _holder(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = {}
+    return {"pid": int(found.get("pid", 0)), "host": str(found.get("host", "?")), "since_us": found.get("since_us", 0)}
+
+
+def refuse_network_file_system(folder: Path) -> None:
+    """SQLite's locks and shared memory do not hold over a network: StoreBroken there."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return
+    best = ("", "")
+    for line in mounts.read_text(errors="replace").splitlines():
+        _, point, kind, *_ = line.split(" ")
+        inside = folder == Path(point) or Path(point) in folder.parents
+        if inside and len(point) >= len(best[0]):
+            best = (point, kind)
+    if best[1] in _NETWORK:
+        raise StoreBroken(f"{folder} is on a network file system ({best[1]}); the store needs a local disk")
+
+
+def write_engine(path: Path) -> Engine:
+    """One connection; every transaction takes the write lock at once, every commit is on the disk."""
+    engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool, connect_args=_ARGUMENTS)
+    event.listen(engine, "connect", _prepare_writer)
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def read_engine(path: Path, size: int) -> Engine:
+    """Connections that cannot write; a transaction sees one snapshot."""
+    engine = create_engine(f"sqlite:///{path}", poolclass=QueuePool, pool_size=size, connect_args=_ARGUMENTS)
+    event.listen(engine, "connect", _prepare_reader)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+# The driver's own transactions are off: it would begin them late and deferred.
+_ARGUMENTS = {"check_same_thread": False, "isolation_level": None, "timeout": 5.0, "cached_statements": 512}
+
+
+def _prepare_writer(connection: Any, _record: object) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", "cache_size=-32768"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _prepare_reader(connection: Any, _record: object) -> None:
+    for pragma in ("busy_timeout=5000", "query_only=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediate(conn: Connection) -> None:
+    # A read transaction that upgrades later gets SQLITE_BUSY at once, whatever the busy timeout.
+    conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin(conn: Connection) -> None:
+    conn.exec_driver_sql("BEGIN")
+
+
+def meaning(error: DBAPIError, path: Path) -> Refused | StoreFailure | None:
+    """What a driver's error means for the caller (Refused) or the process (StoreFailure); None: a defect."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary == sqlite3.SQLITE_FULL:
+        return Refused(Reason.STORE_FULL, f"the disk of {path} is full; free some space", retry_after_s=5)
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Refused(Reason.STORE_BUSY, f"another process holds {path}; it is tried again", retry_after_s=1)
+    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        return StoreDead(f"{path}: {error.orig}")
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreBroken(f"{path}: {error.orig}")
+    return None

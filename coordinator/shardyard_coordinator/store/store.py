@@ -1,0 +1,181 @@
+"""The store: the truth of the service. Opens it as its only writer; operations are plain functions beside this file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from shardyard_coordinator.domain.records import EventRecord
+from shardyard_coordinator.seams import Actor, Clock, Trace
+from shardyard_coordinator.store import sqlite, tables
+from shardyard_coordinator.store.failures import StoreBroken, StoreFailure
+from shardyard_coordinator.store.migrate import migrate
+from shardyard_coordinator.store.writer import Writer
+
+_T = TypeVar("_T")
+_READERS = 4
+_CHECKED_JOBS = 1000
+
+
+async def open_store(url: str | Path, clock: Clock, trace: Trace) -> Store:
+    """Takes the store: lock, migrations, checks, lease. `url` is a path or `sqlite:///` and a path.
+
+    Raises: StoreFailure (StoreLocked where another coordinator is on it), ValueError for another kind of URL.
+    """
+    path = _path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sqlite.refuse_network_file_system(path.parent)
+    lock = sqlite.FileLock(path, clock.now_us())
+    try:
+        engine = sqlite.write_engine(path)
+        conn, term, store_id, secret = await asyncio.to_thread(_take, engine, path, clock, trace)
+    except BaseException:
+        lock.release()
+        raise
+    return Store(path, engine, conn, lock=lock, term=term, store_id=store_id, secret=secret, clock=clock)
+
+
+class Store:
+    """An open store. `failed` is done, with the reason, when the process must end."""
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        conn: Connection,
+        *,
+        lock: sqlite.FileLock,
+        term: int,
+        store_id: str,
+        secret: bytes,
+        clock: Clock,
+    ) -> None:
+        self.path = path
+        self.store_id = store_id
+        self.secret = secret
+        self.term = term
+        self.failed: asyncio.Future[StoreFailure] = asyncio.get_running_loop().create_future()
+        self._engine = engine
+        self._conn = conn
+        self._lock = lock
+        self._subscribers: list[Callable[[Sequence[EventRecord]], None]] = []
+        self._reading = sqlite.read_engine(path, _READERS)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._writer = Writer(conn, path=path, term=term, clock=clock, tell=self._tell, fail=self._fail)
+
+    async def write(self, operation: Callable[[Connection], _T], actor: Actor, size_bytes: int = 0) -> _T:
+        """Runs `operation` in the next commit; returns when it is on the disk.
+
+        A caller that is cancelled does not cancel its operation. Raises: what the operation raised; Refused STORE_FULL,
+        STORE_BUSY, STORE_UNAVAILABLE, OVERLOADED.
+        """
+        result: _T = await asyncio.shield(self._writer.submit(operation, actor, size_bytes))
+        return result
+
+    async def read(self, query: Callable[[Connection], _T]) -> _T:
+        """Runs `query` on one snapshot, in a thread of the readers; it cannot write."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
+
+    def subscribe(self, callback: Callable[[Sequence[EventRecord]], None]) -> Callable[[], None]:
+        """Calls back with the events of every commit, after it, in order; the answer ends it."""
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
+
+    async def close(self) -> None:
+        """Commits what waits, then lets go of the store."""
+        await asyncio.to_thread(self._writer.close)
+        self._readers.shutdown()
+        self._conn.close()
+        self._engine.dispose()
+        self._reading.dispose()
+        self._lock.release()
+        await asyncio.sleep(0)  # What the writer handed to the loop last is delivered before the callers go on.
+
+    def _read(self, query: Callable[[Connection], _T]) -> _T:
+        try:
+            with self._reading.begin() as conn:
+                return query(conn)
+        except DBAPIError as error:
+            raise (sqlite.meaning(error, self.path) or error) from error
+
+    def _tell(self, events: Sequence[EventRecord]) -> None:
+        for callback in tuple(self._subscribers):
+            callback(events)
+
+    def _fail(self, failure: StoreFailure) -> None:
+        if not self.failed.done():
+            self.failed.set_result(failure)
+
+
+def _path(url: str | Path) -> Path:
+    text = str(url)
+    if "://" in text and not text.startswith("sqlite:///"):
+        raise ValueError(f"{text!r} is not a store: give a path, or sqlite:/// and a path")
+    return Path(text.removeprefix("sqlite:///")).absolute()
+
+
+def _take(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
+    try:
+        conn = engine.connect()
+        migrate(conn, trace)
+        _check(conn, path)
+        with conn.begin():
+            term = _take_lease(conn, clock)
+            store_id, secret = _identity(conn, clock)
+    except DBAPIError as error:
+        raise (sqlite.meaning(error, path) or error) from error
+    trace.point("lease.taken")
+    return conn, term, store_id, secret
+
+
+def _check(conn: Connection, path: Path) -> None:
+    """The file is sound, and the newest jobs' events are dense. Raises: StoreBroken."""
+    with conn.begin():
+        verdict = conn.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if verdict != "ok":
+            raise StoreBroken(f"{path} is damaged: {verdict}; restore it from a backup")
+        job, event = tables.job.c, tables.event.c
+        newest = select(job.uid, job.last_sequence).order_by(job.id.desc()).limit(_CHECKED_JOBS).subquery()
+        statement = (
+            select(
+                newest.c.uid, newest.c.last_sequence, func.count(), func.min(event.sequence), func.max(event.sequence)
+            )
+            .join(tables.event, event.job_uid == newest.c.uid)
+            .group_by(newest.c.uid, newest.c.last_sequence)
+        )
+        for uid, last, count, first, newest_sequence in conn.execute(statement):
+            if newest_sequence != last or count != last - first + 1:
+                raise StoreBroken(
+                    f"{path}: the events of job {uid} have a hole: {count} from {first} to {newest_sequence}, "
+                    f"but the last is {last}; restore it from a backup"
+                )
+
+
+def _take_lease(conn: Connection, clock: Clock) -> int:
+    row = conn.execute(select(tables.lease.c.term).where(tables.lease.c.id == 1)).first()
+    if row is None:
+        conn.execute(insert(tables.lease).values(id=1))
+    term = 1 if row is None else row.term + 1
+    holder = f"{os.getpid()}@{socket.gethostname()}"
+    now = clock.now_us()
+    values = {"term": term, "commits": 0, "holder": holder, "since_us": now, "until_us": now}
+    conn.execute(update(tables.lease).where(tables.lease.c.id == 1).values(**values))
+    return term
+
+
+def _identity(conn: Connection, clock: Clock) -> tuple[str, bytes]:
+    row = conn.execute(select(tables.meta.c.store_id, tables.meta.c.secret)).first()
+    if row is not None:
+        return row.store_id, row.secret
+    made = {"store_id": secrets.token_hex(16), "secret": secrets.token_bytes(32)}
+    conn.execute(insert(tables.meta).values(id=1, create_us=clock.now_us(), **made))
+    return made["store_id"], made["secret"]  # type: ignore[return-value]

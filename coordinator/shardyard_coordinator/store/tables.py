@@ -1,0 +1,250 @@
+"""The tables (docs/store.md): what is filtered, ordered or decided on has a column, everything else is protobuf bytes.
+
+Times are BIGINT microseconds UTC, 0 where there is none; there is nothing here that PostgreSQL could not hold.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+# SQLite numbers rows by itself only where the key's type is exactly INTEGER.
+_Identity = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _number(name: str, default: int = 0) -> Column[int]:
+    return Column(name, BigInteger(), nullable=False, server_default=text(str(default)))
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text(), nullable=False, server_default=text("''"))
+
+
+def _bytes(name: str) -> Column[bytes]:
+    # An empty literal that both databases read as bytes does not exist, so an unset value is NULL.
+    return Column(name, LargeBinary(), nullable=True)
+
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("id", BigInteger(), primary_key=True, autoincrement=False),
+    Column("store_id", Text(), nullable=False),
+    Column("secret", LargeBinary(), nullable=False),
+    _number("create_us"),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("id", BigInteger(), primary_key=True, autoincrement=False),
+    _number("term"),
+    _number("commits"),
+    _number("until_us"),
+    _text("holder"),
+    _number("since_us"),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", _Identity, primary_key=True, autoincrement=True),
+    Column("uid", Text(), nullable=False, unique=True),
+    Column("project", Text(), nullable=False),
+    Column("job_id", Text(), nullable=False),
+    _number("version", 1),
+    _text("display_name"),
+    _bytes("description"),
+    _text("queue"),
+    _number("priority"),
+    _text("task"),
+    _text("creator"),
+    Column("state", Text(), nullable=False),
+    _bytes("spec"),
+    _bytes("resolved_spec"),
+    _bytes("plan"),
+    _number("workers", 1),
+    _number("gpus_per_worker"),
+    _number("cpus_per_worker", 1),
+    _number("epoch"),
+    _number("last_sequence"),
+    _bytes("progress"),
+    _bytes("evaluation"),
+    _bytes("failure"),
+    _bytes("pending"),
+    _bytes("conditions"),
+    _text("latest_checkpoint"),
+    _text("best_checkpoint"),
+    Column("best_value", Float(53), nullable=True),
+    _text("model"),
+    _text("output_dataset"),
+    Column("slot_seconds", Float(53), nullable=False, server_default=text("0")),
+    _number("recomputed_steps"),
+    _number("last_step"),
+    _number("not_before_us"),
+    _number("failures"),
+    _number("failures_in_row"),
+    _text("failure_cause"),
+    _number("failure_step"),
+    _number("create_us"),
+    _number("start_us"),
+    _number("end_us"),
+    _number("update_us"),
+    _number("waiting_us"),
+    _number("deleted_us"),
+    UniqueConstraint("project", "job_id", "deleted_us", name="job_name"),
+    Index("job_by_state", "state"),
+    Index("job_by_create", "project", "create_us", "id"),
+    sqlite_autoincrement=True,
+)
+
+request = Table(
+    "request",
+    metadata,
+    Column("principal", Text(), primary_key=True),
+    Column("request_id", Text(), primary_key=True),
+    Column("fingerprint", LargeBinary(), nullable=False),
+    Column("job_uid", Text(), nullable=False),
+    Index("request_by_job", "job_uid"),
+)
+
+label = Table(
+    "label",
+    metadata,
+    Column("job_uid", Text(), primary_key=True),
+    Column("key", Text(), primary_key=True),
+    Column("value", Text(), nullable=False),
+    Index("label_by_value", "key", "value"),
+)
+
+job_use = Table(
+    "job_use",
+    metadata,
+    Column("job_uid", Text(), primary_key=True),
+    Column("resource", Text(), primary_key=True),
+    Index("job_use_by_resource", "resource"),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("position", _Identity, primary_key=True, autoincrement=True),
+    Column("job_uid", Text(), nullable=False),
+    Column("sequence", BigInteger(), nullable=False),
+    _number("time_us"),
+    _number("attempt"),
+    Column("kind", BigInteger(), nullable=False),
+    Column("payload", LargeBinary(), nullable=False),
+    UniqueConstraint("job_uid", "sequence", name="event_sequence"),
+    sqlite_autoincrement=True,
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("job_uid", Text(), primary_key=True),
+    Column("epoch", BigInteger(), primary_key=True, autoincrement=False),
+    Column("state", Text(), nullable=False),
+    _number("workers", 1),
+    _number("slots_per_worker", 1),
+    _text("placement"),
+    _text("nodes"),
+    _text("cluster_id"),
+    _text("export_uid"),
+    _number("high_water"),
+    _number("resumed_from_step"),
+    _number("last_step"),
+    _number("committed"),
+    _bytes("failure"),
+    _number("exported"),
+    _text("stop_reason"),
+    _number("released"),
+    _number("create_us"),
+    _number("end_us"),
+    Index("attempt_by_state", "state"),
+    Index("attempt_unreleased", "released"),
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("job_uid", Text(), primary_key=True),
+    Column("epoch", BigInteger(), primary_key=True, autoincrement=False),
+    Column("step", BigInteger(), primary_key=True, autoincrement=False),
+    Column("state", Text(), nullable=False),
+    _text("path"),
+    _number("size_bytes"),
+    _number("workers", 1),
+    _bytes("metrics"),
+    _number("create_us"),
+    Index("checkpoint_by_state", "state"),
+)
+
+metric_block = Table(
+    "metric_block",
+    metadata,
+    Column("job_uid", Text(), primary_key=True),
+    Column("metric", Text(), primary_key=True),
+    # How many points of the metric come before the block, over all attempts: the cursor of WatchMetrics.
+    Column("first_index", BigInteger(), primary_key=True, autoincrement=False),
+    Column("attempt", BigInteger(), nullable=False),
+    Column("num_points", BigInteger(), nullable=False),
+    _number("min_step"),
+    _number("max_step"),
+    Column("data", LargeBinary(), nullable=False),
+)
+
+resource = Table(
+    "resource",
+    metadata,
+    Column("id", _Identity, primary_key=True, autoincrement=True),
+    Column("uid", Text(), nullable=False, unique=True),
+    Column("kind", Text(), nullable=False),
+    Column("project", Text(), nullable=False),
+    Column("resource_id", Text(), nullable=False),
+    Column("state", Text(), nullable=False),
+    _text("display_name"),
+    _text("creator"),
+    _text("source_job"),
+    _text("path"),
+    _number("size_bytes"),
+    _bytes("description"),
+    _text("request_id"),
+    _number("create_us"),
+    # The uid while DELETING, so that the name is free at once.
+    _text("tombstone"),
+    UniqueConstraint("kind", "project", "resource_id", "tombstone", name="resource_name"),
+    Index("resource_by_state", "state"),
+    sqlite_autoincrement=True,
+)
+
+resource_file = Table(
+    "resource_file",
+    metadata,
+    Column("resource_uid", Text(), primary_key=True),
+    Column("path", Text(), primary_key=True),
+    _number("size_bytes"),
+    _text("sha256"),
+    _number("committed_bytes"),
+)
+
+plan = Table(
+    "plan",
+    metadata,
+    Column("fingerprint", LargeBinary(), primary_key=True),
+    Column("result", LargeBinary(), nullable=False),
+    _number("create_us"),
+)
