@@ -98,7 +98,7 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("a pickle", _only_a_pickle, "MODEL_UNSAFE", "pytorch_model.bin"),
     ("no weights", lambda f: (f / "model.safetensors").unlink(), "MODEL_INVALID", "no weights"),
     ("empty weights", lambda f: (f / "model.safetensors").write_bytes(b""), "MODEL_INVALID", "at least 8"),
-    ("long header", lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2**63)), "MODEL_INVALID", "header"),
+    ("header", lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2**63)), "MODEL_INVALID", "header"),
     ("overlap", _header({"a": _entry([2], 0, 8), "b": _entry([2], 4, 12)}, bytes(12)), "MODEL_INVALID", "overlaps"),
     ("hole", _header({"a": _entry([2], 0, 8), "b": _entry([2], 12, 20)}, bytes(20)), "MODEL_INVALID", "hole"),
     ("trailing bytes", _header({"a": _entry([2], 0, 8)}, bytes(9)), "MODEL_INVALID", "end at byte 8"),

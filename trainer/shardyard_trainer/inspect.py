@@ -168,16 +168,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        OSError,
-        ImportError,
-        ArithmeticError,
-    ) as error:
+    except (*LOADING_ERRORS, StrictDataclassError) as error:
         if isinstance(error, FolderInvalid):
             raise
         raise FolderInvalid(f"the model does not load: {str(error)[:400]}", file="config.json") from error
