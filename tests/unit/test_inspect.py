@@ -108,6 +108,7 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("not a number", _nan, "MODEL_INVALID", "embeddings.LayerNorm.bias"),
     ("a tensor is missing", _without_a_layer, "MODEL_INVALID", "lack"),
     ("no tokenizer", lambda f: (f / "tokenizer.json").unlink(), "TOKENIZER_MISSING", "tokenizer.json"),
+    ("tokenizer of another model", _config(vocab_size=2), "MODEL_INVALID", "vocab_size"),
     ("bad tokenizer", lambda f: (f / "tokenizer.json").write_text("{}"), "MODEL_INVALID", "tokenizer.json"),
     ("a link out", lambda f: (f / "x").symlink_to("/etc/passwd"), "MODEL_INVALID", "regular file"),
     ("a fifo", lambda f: os.mkfifo(f / "x"), "MODEL_INVALID", "regular file"),

@@ -83,7 +83,7 @@ def _look_into(
     gather(lambda: _refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
-    gather(lambda: _check_tokenizer(folder))
+    gather(lambda: _check_tokenizer(folder, found[0].config.get("vocab_size") if found else None))
     num_parameters = 0
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
         gather(lambda: _check_loads(found[0], tensors))
@@ -118,7 +118,7 @@ def _check_files(folder: Path) -> list[weights.Tensor]:
     raise FolderInvalid("the folder has no weights; model.safetensors is looked for", file="model.safetensors")
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path, vocab_size: object) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise FolderInvalid(
             "the folder has no tokenizer.json; add the model's tokenizer (`tokenizer.save_pretrained`)",
@@ -130,9 +130,15 @@ def _check_tokenizer(folder: Path) -> None:
         from tokenizers import Tokenizer
 
         try:
-            Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # The binding raises bare Exception for whatever its parser refuses.
             raise FolderInvalid(f"tokenizer.json does not load: {str(error)[:200]}", file=path.name) from error
+        highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if isinstance(vocab_size, int) and highest >= vocab_size:
+            raise FolderInvalid(
+                f"tokenizer.json has the token id {highest}, but config.json a vocab_size of {vocab_size}",
+                file=path.name,
+            )
 
 
 def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:

@@ -1,0 +1,253 @@
+"""Predict and embed: answers equal plain transformers, in the order asked; bad questions are refused by index."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from helpers.tiny_folders import save_folder
+from shardyard.v1 import model_service_pb2 as pb
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.infer import embed, predict
+from shardyard_trainer.warm import ModelCache, load
+
+THREE_MIB = 3 * 1024 * 1024
+TEXTS = ["the dog is cute", "a film", "the dog eats . a cat runs", "not good"]
+
+
+def ask(folder: Path, *texts: str | tuple[str, str], limit: int = THREE_MIB, **fields: Any) -> worker_pb2.PredictReply:
+    request = pb.PredictRequest(model="projects/default/models/m", instances=instances(texts), **fields)
+    call = worker_pb2.PredictCall(folder=str(folder), request=request, max_response_bytes=limit)
+    return worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))
+
+
+def ask_vectors(
+    folder: Path, *texts: str | tuple[str, str], limit: int = THREE_MIB, **fields: Any
+) -> worker_pb2.EmbedReply:
+    request = pb.EmbedRequest(model="projects/default/models/m", instances=instances(texts), **fields)
+    call = worker_pb2.EmbedCall(folder=str(folder), request=request, max_response_bytes=limit)
+    return worker_pb2.EmbedReply.FromString(embed(call.SerializeToString()))
+
+
+def instances(texts: tuple[str | tuple[str, str], ...]) -> list[pb.Instance]:
+    return [
+        pb.Instance(text=text)
+        if isinstance(text, str)
+        else pb.Instance(pair=pb.TextPair(text=text[0], text_pair=text[1]))
+        for text in texts
+    ]
+
+
+def places(reply: worker_pb2.PredictReply | worker_pb2.EmbedReply) -> list[tuple[str, str]]:
+    return [(violation.field, violation.reason) for violation in reply.violations]
+
+
+@torch.inference_mode()
+def reference(folder: Path, auto: Any, *texts: str) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = auto.from_pretrained(folder).eval()
+    return [model(**tokenizer(text, return_tensors="pt")) for text in texts]
+
+
+def test_a_plain_classifier_answers_as_transformers_does_in_the_order_asked(tmp_path: Path) -> None:
+    labels = {0: "bad", 1: "fair", 2: "good"}
+    folder = save_folder(tmp_path, "BertForSequenceClassification", id2label=labels, label2id={})
+    reply = ask(folder, *TEXTS)
+    expected = reference(folder, transformers.AutoModelForSequenceClassification, *TEXTS)
+    for prediction, output in zip(reply.response.predictions, expected, strict=True):
+        assert torch.allclose(torch.tensor(prediction.logits), output.logits[0], atol=1e-5)
+        scores = {score.label: score.score for score in prediction.classification.scores}
+        assert list(scores) == ["bad", "fair", "good"]
+        assert math.isclose(sum(scores.values()), 1)
+        assert prediction.classification.label == max(scores, key=scores.__getitem__)
+
+
+def test_pairs_and_texts_may_stand_in_one_call(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertForSequenceClassification")
+    together = ask(folder, "a dog", ("a dog", "a cat"), "a cat").response.predictions
+    alone = [ask(folder, each).response.predictions[0] for each in ("a dog", ("a dog", "a cat"), "a cat")]
+    for one, other in zip(together, alone, strict=True):
+        assert list(one.logits) == pytest.approx(list(other.logits), abs=1e-5)
+
+
+def test_a_causal_classifier_reads_the_last_real_token_though_padding_is_the_end_token(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "GPT2ForSequenceClassification", pad_token_id=256)
+    expected = reference(folder, transformers.AutoModelForSequenceClassification, *TEXTS)
+    for prediction, output in zip(ask(folder, *TEXTS).response.predictions, expected, strict=True):
+        assert torch.allclose(torch.tensor(prediction.logits), output.logits[0], atol=1e-4)
+
+
+def test_several_labels_are_named_over_the_threshold(tmp_path: Path) -> None:
+    folder = save_folder(
+        tmp_path, "BertForSequenceClassification", num_labels=3, problem_type="multi_label_classification"
+    )
+    low = ask(folder, "a dog", classification=pb.ClassificationParameters(threshold=0.0)).response.predictions[0]
+    assert list(low.classification.labels) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert not low.classification.label
+    half = ask(folder, "a dog").response.predictions[0].classification
+    assert list(half.labels) == [score.label for score in half.scores if score.score >= 0.5]
+
+
+def test_a_single_output_is_a_number(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertForSequenceClassification", num_labels=1)
+    prediction = ask(folder, "a dog").response.predictions[0]
+    assert prediction.regression.value == pytest.approx(prediction.logits[0])
+
+
+def test_greedy_generation_equals_transformers_and_leaves_the_prompt_out(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "GPT2LMHeadModel")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompts = ["the dog", "a cat is", "my dog"]
+    reply = ask(folder, *prompts, generation=pb.GenerationParameters(max_new_tokens=8))
+    for prompt, prediction in zip(prompts, reply.response.predictions, strict=True):
+        ids = torch.tensor([[256, *tokenizer(prompt)["input_ids"]]])
+        new = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=256)[0, ids.shape[1] :]
+        assert prediction.generated_text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_sampling_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "GPT2LMHeadModel")
+
+    def sample(seed: int, *texts: str) -> list[str]:
+        parameters = pb.GenerationParameters(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=seed)
+        return [each.generated_text for each in ask(folder, *texts, generation=parameters).response.predictions]
+
+    assert sample(1, "the dog", "a") == sample(1, "the dog", "a much longer text")[:1] + sample(1, "x", "a")[1:]
+    assert sample(1, "the dog") != sample(2, "the dog")
+
+
+def test_a_text_goes_on_past_the_models_window(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "GPT2LMHeadModel", eos_token_id=None)
+    transformers.AutoTokenizer.from_pretrained(folder)
+    reply = ask(folder, "x" * 100, "", generation=pb.GenerationParameters(max_new_tokens=90, temperature=2.0))
+    assert all(len(each.generated_text) > 10 for each in reply.response.predictions)
+
+
+def test_masks_are_filled_with_the_likeliest_tokens(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertForMaskedLM")
+    text = "the [MASK] is very [MASK] ."
+    reply = ask(folder, text, "a [MASK]", fill_mask=pb.FillMaskParameters(top_k=3))
+    expected = reference(folder, transformers.AutoModelForMaskedLM, text)[0].logits[0].double().softmax(-1)
+    masks = reply.response.predictions[0].masked_tokens.masks
+    for mask, position in zip(masks, (2, 5), strict=True):
+        best = expected[position].topk(3)
+        assert [candidate.token_id for candidate in mask.candidates] == best.indices.tolist()
+        assert [candidate.score for candidate in mask.candidates] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert len(reply.response.predictions[1].masked_tokens.masks) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "fields", "expected"),
+    [
+        ("BertForMaskedLM", ("a [MASK]", "a dog"), {}, [("instances[1].text", "SPEC_INVALID")]),
+        ("BertForMaskedLM", (("a", "b"),), {}, [("instances[0].pair", "TASK_MISMATCH")]),
+        ("BertModel", ("a",), {}, [("model", "TASK_MISMATCH")]),
+        (
+            "GPT2LMHeadModel",
+            ("a", ("a", "b"), "x" * 65537),
+            {"fill_mask": pb.FillMaskParameters()},
+            [
+                ("instances[2].text", "SPEC_INVALID"),
+                ("fill_mask", "TASK_MISMATCH"),
+                ("instances[1].pair", "TASK_MISMATCH"),
+            ],
+        ),
+        ("BertForSequenceClassification", (), {}, [("instances", "SPEC_INVALID")]),
+    ],
+)
+def test_bad_questions_are_refused_all_at_once(
+    tmp_path: Path, kind: str, texts: tuple[Any, ...], fields: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    reply = ask(save_folder(tmp_path, kind), *texts, **fields)
+    assert places(reply) == expected
+    assert not reply.HasField("response")
+
+
+def test_an_instance_without_input_is_named(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertForSequenceClassification")
+    request = pb.PredictRequest(instances=[pb.Instance(text="a"), pb.Instance()])
+    call = worker_pb2.PredictCall(folder=str(folder), request=request)
+    assert places(worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))) == [
+        ("instances[1]", "SPEC_INVALID")
+    ]
+
+
+def test_a_folder_that_is_gone_is_no_crash(tmp_path: Path) -> None:
+    assert places(ask(tmp_path / "nowhere", "a")) == [("model", "MODEL_INVALID")]
+
+
+def test_an_answer_too_large_is_refused_with_how_many_fit(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertModel")
+    output = spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
+    reply = ask_vectors(folder, *["the dog"] * 100, limit=4096, output=output)
+    assert places(reply) == [("instances", "RESPONSE_TOO_LARGE")]
+    fits = int(reply.violations[0].metadata["fits"])
+    assert 0 < fits < 100
+    kept = ask_vectors(folder, *["the dog"] * fits, limit=4096, output=output)
+    assert not kept.violations
+    assert kept.ByteSize() <= 4096 + 16
+
+
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "GPT2LMHeadModel", "BertForMaskedLM"])
+def test_a_foreseen_size_is_never_exceeded(tmp_path: Path, kind: str) -> None:
+    folder = save_folder(tmp_path, kind)
+    reply = ask(folder, *["a [MASK]"] * 50, limit=2000)
+    fits = int(reply.violations[0].metadata["fits"])
+    kept = ask(folder, *["a [MASK]"] * fits, limit=2000)
+    assert not kept.violations
+    assert kept.response.ByteSize() <= 2000
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "GPT2Model"])
+def test_vectors_equal_the_last_hidden_state(tmp_path: Path, kind: str) -> None:
+    folder = save_folder(tmp_path, kind)
+    expected = [output.last_hidden_state[0] for output in reference(folder, transformers.AutoModel, *TEXTS)]
+    whole = ask_vectors(folder, *TEXTS, output=spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE)
+    pooled = ask_vectors(folder, *TEXTS, normalize=True)
+    for hidden, one, other in zip(expected, whole.response.embeddings, pooled.response.embeddings, strict=True):
+        assert list(one.shape) == list(hidden.shape)
+        assert torch.allclose(torch.tensor(one.values).reshape(hidden.shape), hidden, atol=1e-4)
+        vector = hidden[-1] if kind.startswith("GPT2") else hidden.mean(0)
+        assert torch.allclose(torch.tensor(other.values), torch.nn.functional.normalize(vector, dim=0), atol=1e-4)
+
+
+def test_cls_goes_through_the_pooler_only_where_the_weights_have_one(tmp_path: Path) -> None:
+    bare = save_folder(tmp_path / "bare", "BertModel")
+    headed = save_folder(tmp_path / "headed", "BertForMaskedLM")
+    (with_pooler,) = reference(bare, transformers.AutoModel, "a dog")
+    (without,) = reference(headed, transformers.AutoModel, "a dog")
+    one = ask_vectors(bare, "a dog", pooling=spec_pb2.POOLING_CLS).response.embeddings[0].values
+    other = ask_vectors(headed, "a dog", pooling=spec_pb2.POOLING_CLS).response.embeddings[0].values
+    assert torch.allclose(torch.tensor(one), with_pooler.pooler_output[0], atol=1e-5)
+    assert torch.allclose(torch.tensor(other), without.last_hidden_state[0, 0], atol=1e-5)
+
+
+def test_a_length_over_the_models_is_refused(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertModel")
+    assert places(ask_vectors(folder, "a", max_length=33)) == [("max_length", "SPEC_INVALID")]
+    assert not ask_vectors(folder, "a " * 100, max_length=32).violations
+
+
+def test_models_are_loaded_once_and_the_oldest_is_given_up_under_the_budget(tmp_path: Path) -> None:
+    folders = [save_folder(tmp_path / str(index), "BertModel") for index in range(3)]
+    loaded: list[Path] = []
+
+    def counting(path: Path) -> Any:
+        loaded.append(path)
+        return load(path)
+
+    size = load(folders[0]).size_bytes
+    cache = ModelCache(counting, budget_bytes=2 * size)
+    for folder in (folders[0], folders[1], folders[0], folders[2], folders[0], folders[1]):
+        cache.get(folder)
+    assert loaded == [folders[0], folders[1], folders[2], folders[1]]
+    assert cache.held_bytes <= 2 * size
+    save_folder(folders[1], "BertModel", hidden_size=32)
+    assert cache.get(folders[1]).width == 32

@@ -1,0 +1,93 @@
+"""How a causal language model goes on: token by token, each text with a random stream of its own.
+
+So that an answer depends on nothing but the model, the text, its place in the call and the seed: texts are computed
+together only where they have equally many tokens, and none is padded.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shardyard_trainer.order import seed_for
+from shardyard_trainer.warm import WarmModel
+
+TEXTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0: the likeliest."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+def continue_texts(model: WarmModel, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+    """The new tokens of each prompt, without the end token; every prompt has at least one token."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        by_length[len(prompt)].append(index)
+    continued: list[list[int]] = [[] for _ in prompts]
+    for indices in by_length.values():
+        for start in range(0, len(indices), TEXTS_AT_ONCE):
+            batch = indices[start : start + TEXTS_AT_ONCE]
+            generators = [torch.Generator().manual_seed(seed_for("generate", sampling.seed, index)) for index in batch]
+            for index, tokens in zip(
+                batch, _continue(model, [prompts[i] for i in batch], sampling, generators), strict=True
+            ):
+                continued[index] = tokens
+    return continued
+
+
+@torch.inference_mode()
+def _continue(
+    model: WarmModel, prompts: list[list[int]], sampling: Sampling, generators: list[torch.Generator]
+) -> list[list[int]]:
+    end = model.tokenizer.eos_token_id
+    context_BT = torch.tensor(prompts)
+    if model.longest is not None:
+        context_BT = context_BT[:, -model.longest :]
+    new: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
+    cache: Any = None
+    feed_BT = context_BT
+    for _ in range(sampling.max_new_tokens):
+        output: Any = model.model(input_ids=feed_BT, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        chosen = [
+            choose(logits_V, sampling, generator)
+            for logits_V, generator in zip(output.logits[:, -1].float(), generators, strict=True)
+        ]
+        for row in sorted(open_rows):
+            if chosen[row] == end:
+                open_rows.discard(row)
+            else:
+                new[row].append(chosen[row])
+        if not open_rows:
+            break
+        feed_BT = torch.tensor(chosen).unsqueeze(1)
+        context_BT = torch.cat([context_BT, feed_BT], dim=1)
+        if model.longest is not None and context_BT.shape[1] > model.longest:
+            # The window is full: go on from its newer half, so that one long pass serves many tokens.
+            context_BT = context_BT[:, -max(model.longest // 2, 1) :]
+            feed_BT, cache = context_BT, None
+    return new
+
+
+def choose(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token: the likeliest, or one drawn from the nucleus of probability top_p (Holtzman et al., 2020)."""
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V, tokens_V = (
+        (logits_V.double() / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
+    )
+    before_V = probabilities_V.cumsum(-1) - probabilities_V
+    kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
+    return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])

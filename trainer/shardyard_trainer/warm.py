@@ -1,0 +1,162 @@
+"""Models that stay loaded between calls, the least recently used given up under a memory budget.
+
+A model is known by its folder and the identity of the folder's files: a changed file is another model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
+from shardyard_trainer.tokenization import load_tokenizer
+
+BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"
+DEFAULT_BUDGET_BYTES = 2 * 1024**3
+
+Signature = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class WarmModel:
+    """A loaded model, ready to be asked.
+
+    `model` is an `AutoModelFor…` where transformers has the task's head, else the backbone; `head` [C, D] is then
+    applied to what `pooling` makes of the last hidden state. `longest` is how many tokens the model can address.
+    """
+
+    folder: ModelFolder
+    tokenizer: Any
+    model: nn.Module
+    head: nn.Linear | None
+    is_causal: bool
+    longest: int | None
+    size_bytes: int
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part that gives `last_hidden_state`."""
+        model: Any = self.model
+        backbone: nn.Module = model.base_model
+        return backbone
+
+    @property
+    def width(self) -> int:
+        """Numbers in one token's vector."""
+        config: Any = self.model.config
+        return int(config.hidden_size)
+
+
+class ModelCache:
+    """Loads on the first ask. Safe to use from several threads: they wait for one load."""
+
+    def __init__(self, load: Callable[[Path], WarmModel], *, budget_bytes: int) -> None:
+        self._load = load
+        self._budget_bytes = budget_bytes
+        self._models: OrderedDict[tuple[Path, Signature], WarmModel] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> WarmModel:
+        """The model of a folder. Raises FolderInvalid."""
+        with self._lock:
+            key = (path, signature(path))
+            if key in self._models:
+                self._models.move_to_end(key)
+                return self._models[key]
+            for stale in [other for other in self._models if other[0] == path]:
+                del self._models[stale]
+            model = self._load(path)
+            self._models[key] = model
+            # The newest stays however large it is: it is about to be asked.
+            while len(self._models) > 1 and self.held_bytes > self._budget_bytes:
+                self._models.popitem(last=False)
+            return model
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all weights held."""
+        return sum(model.size_bytes for model in self._models.values())
+
+
+def load(path: Path) -> WarmModel:
+    """Loads a folder for inference, in fp32, on the CPU. Raises FolderInvalid."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = read_folder(path)
+    kind = {
+        "text_classification": transformers.AutoModelForSequenceClassification,
+        "causal_lm": transformers.AutoModelForCausalLM,
+        "masked_lm": transformers.AutoModelForMaskedLM,
+    }.get(folder.task if not (path / "head.safetensors").is_file() else "", transformers.AutoModel)
+    # transformers raises errors of many types for a folder that is not whole; a model that is READY was inspected.
+    try:
+        tokenizer = load_tokenizer(path, field="model")
+        model, info = kind.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except SpecError as error:
+        raise FolderInvalid(error.message, reason=error.reason) from error
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise FolderInvalid(f"the model does not load: {str(error)[:400]}") from error
+    if any("pooler" in name for name in info["missing_keys"]):
+        model.base_model.pooler = None  # transformers would have drawn it at random
+    model.eval().requires_grad_(False)
+    config = model.config
+    return WarmModel(
+        folder=folder,
+        tokenizer=tokenizer,
+        model=model,
+        head=read_head(path) if (path / "head.safetensors").is_file() else None,
+        is_causal=is_causal(config),
+        longest=longest(config),
+        size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+    )
+
+
+def read_head(path: Path) -> nn.Linear:
+    """The head of a folder whose architecture transformers has no head for."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path / "head.safetensors")
+    head = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
+    head.load_state_dict(tensors)
+    return head.eval().requires_grad_(False)
+
+
+def is_causal(config: Any) -> bool:
+    """Whether the architecture reads from left to right: it has a causal head and no masked one."""
+    from transformers.models.auto import modeling_auto
+
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return config.model_type in causal and config.model_type not in masked
+
+
+def longest(config: Any) -> int | None:
+    """Tokens that the model can address; None: no limit is known."""
+    found = getattr(config, "max_position_embeddings", None)
+    if not isinstance(found, int) or found <= 0:
+        return None
+    # RoBERTa and its kin begin to count positions behind the padding id.
+    offset = config.pad_token_id + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert"} else 0
+    return found - offset
+
+
+def shared_cache() -> ModelCache:
+    """The cache of this process."""
+    return _SHARED
+
+
+_SHARED = ModelCache(load, budget_bytes=int(os.environ.get(BUDGET_VARIABLE, DEFAULT_BUDGET_BYTES)))
