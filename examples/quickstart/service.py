@@ -1,0 +1,120 @@
+"""A Shardyard service of the quickstart's own: started on a free port of loopback, stopped, and nothing of it left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+MARK = "SHARDYARD_QUICKSTART"
+START_S = 90.0
+STOP_S = 60.0
+
+
+class ServiceFailed(Exception):
+    """The service did not start, or left something behind."""
+
+
+class Service:
+    """`shardyard serve` with a private state folder and a private Ray on loopback."""
+
+    def __init__(self, state: Path, *, launcher: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.state = state
+        self.log = state / "serve.log"
+        self._mark = uuid.uuid4().hex
+        self.environment = {
+            **os.environ,
+            "SHARDYARD_STATE_DIR": str(state),
+            "SHARDYARD_ADDRESS": self.address,
+            # The processes of the service inherit it, wherever they end up: so they can be found.
+            MARK: self._mark,
+        }
+        command = [str(BIN / "shardyard"), "serve", "--address", self.address, "--launcher", launcher]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return when it accepts connections. Raises ServiceFailed with the end of its log otherwise."""
+        host, _, port = self.address.rpartition(":")
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex((host, int(port))) == 0:
+                    return
+            time.sleep(0.1)
+        raise ServiceFailed(f"`shardyard serve` did not start:\n{self.tail()}")
+
+    def stop(self) -> None:
+        """End service and Ray with `shardyard stop`. Raises ServiceFailed where a process is left."""
+        if self._process.poll() is None:
+            subprocess.run(
+                [str(BIN / "shardyard"), "stop", "--cancel-jobs"],
+                env=self.environment,
+                stdout=subprocess.DEVNULL,
+                timeout=STOP_S,
+                check=False,
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=STOP_S)
+        deadline = time.monotonic() + 10
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left := self.processes():
+            names = ", ".join(f"{process.pid} {name_of(process)}" for process in left)
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+            raise ServiceFailed(f"left behind, ended now: {names}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process that the service started, directly or not."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_mine = process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE
+                if is_mine and process.pid != os.getpid():
+                    found.append(process)
+        return found
+
+    def tail(self) -> str:
+        """The end of the service's own log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+@contextlib.contextmanager
+def running(state: Path, *, launcher: str = "ray") -> Iterator[Service]:
+    """A ready service; stopped, with a look for what it left behind, at the end. Raises ServiceFailed."""
+    state.mkdir(parents=True, exist_ok=True)
+    service = Service(state, launcher=launcher)
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        service.stop()
+
+
+def name_of(process: psutil.Process) -> str:
+    """The start of its command line, or its name."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())[:120] or process.name()
+    return "(gone)"
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
