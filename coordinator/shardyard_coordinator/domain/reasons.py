@@ -59,6 +59,7 @@ class Reason(StrEnum):
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
     QUEUE_NOT_FOUND = "QUEUE_NOT_FOUND"
     METRIC_NOT_FOUND = "METRIC_NOT_FOUND"
+    SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"
     JOB_EXISTS = "JOB_EXISTS"
     MODEL_EXISTS = "MODEL_EXISTS"
     DATASET_EXISTS = "DATASET_EXISTS"
@@ -136,6 +137,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.CHECKPOINT_NOT_FOUND: Meaning(_NF, "There is no such checkpoint."),
         Reason.QUEUE_NOT_FOUND: Meaning(_NF, "There is no such queue."),
         Reason.METRIC_NOT_FOUND: Meaning(_NF, "The job has no such metric."),
+        Reason.SERVICE_NOT_FOUND: Meaning(_NF, "There is no such service to ask the health of."),
         Reason.JOB_EXISTS: Meaning(Code.ALREADY_EXISTS, "The job id is taken."),
         Reason.MODEL_EXISTS: Meaning(Code.ALREADY_EXISTS, "The model id is taken."),
         Reason.DATASET_EXISTS: Meaning(Code.ALREADY_EXISTS, "The data set id is taken."),

@@ -99,6 +99,7 @@ class JobRecord:
     failures_in_row: int
     failure_cause: str
     failure_step: int
+    failures_at_step: int
     create_us: int
     start_us: int
     end_us: int

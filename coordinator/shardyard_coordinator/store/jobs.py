@@ -14,6 +14,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import (
     JOB_FIELDS,
     CreatedJob,
+    EventDraft,
     EventKind,
     JobRecord,
     Moved,
@@ -162,6 +163,7 @@ _FRESH: Mapping[str, Any] = {
             "failures",
             "failures_in_row",
             "failure_step",
+            "failures_at_step",
             "start_us",
             "end_us",
             "deleted_us",
@@ -249,7 +251,7 @@ def move(
         raise StaleWrite(f"job {job.uid} is no longer {job.state} in attempt {job.epoch}")
     moved = from_row(row)
     told = encode.state_changed(job.state, to, failure=failure, message=message)
-    draft = encode.EventDraft(told.kind, told.payload, moved.epoch)
+    draft = EventDraft(told.kind, told.payload, moved.epoch)
     [event] = events.insert_at(conn, job.uid, moved.last_sequence, [draft], now_us)
     return Moved(moved, event)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Dialect
-from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql import ClauseElement
 
 from shardyard_coordinator.domain.records import EventRecord
 
@@ -19,7 +19,7 @@ class Prepared:
     Only for columns whose values need no conversion: integers, floats, text, bytes.
     """
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: ClauseElement) -> None:
         self.statement = statement
         self._compiled: dict[str, tuple[str, Sequence[str] | None, dict[str, Any]]] = {}
 

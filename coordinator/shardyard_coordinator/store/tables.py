@@ -99,6 +99,7 @@ job = Table(
     _number("failures_in_row"),
     _text("failure_cause"),
     _number("failure_step"),
+    _number("failures_at_step"),
     _number("create_us"),
     _number("start_us"),
     _number("end_us"),

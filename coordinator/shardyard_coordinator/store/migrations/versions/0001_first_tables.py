@@ -11,6 +11,22 @@ depends_on = None
 
 def upgrade() -> None:
     """Makes every table."""
+    _attempt()
+    _checkpoint()
+    _event()
+    _job()
+    _job_use()
+    _label()
+    _lease()
+    _meta()
+    _metric_block()
+    _plan()
+    _request()
+    _resource()
+    _resource_file()
+
+
+def _attempt() -> None:
     op.create_table(
         "attempt",
         sa.Column("job_uid", sa.Text(), nullable=False),
@@ -36,6 +52,9 @@ def upgrade() -> None:
     )
     op.create_index("attempt_by_state", "attempt", ["state"], unique=False)
     op.create_index("attempt_unreleased", "attempt", ["released"], unique=False)
+
+
+def _checkpoint() -> None:
     op.create_table(
         "checkpoint",
         sa.Column("job_uid", sa.Text(), nullable=False),
@@ -50,6 +69,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_uid", "epoch", "step"),
     )
     op.create_index("checkpoint_by_state", "checkpoint", ["state"], unique=False)
+
+
+def _event() -> None:
     op.create_table(
         "event",
         sa.Column("position", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -63,6 +85,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_uid", "sequence", name="event_sequence"),
         sqlite_autoincrement=True,
     )
+
+
+def _job() -> None:
     op.create_table(
         "job",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -103,6 +128,7 @@ def upgrade() -> None:
         sa.Column("failures_in_row", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("failure_cause", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("failure_step", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("failures_at_step", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("create_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("start_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("end_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
@@ -116,6 +142,9 @@ def upgrade() -> None:
     )
     op.create_index("job_by_create", "job", ["project", "create_us", "id"], unique=False)
     op.create_index("job_by_state", "job", ["state"], unique=False)
+
+
+def _job_use() -> None:
     op.create_table(
         "job_use",
         sa.Column("job_uid", sa.Text(), nullable=False),
@@ -123,6 +152,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_uid", "resource"),
     )
     op.create_index("job_use_by_resource", "job_use", ["resource"], unique=False)
+
+
+def _label() -> None:
     op.create_table(
         "label",
         sa.Column("job_uid", sa.Text(), nullable=False),
@@ -131,6 +163,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_uid", "key"),
     )
     op.create_index("label_by_value", "label", ["key", "value"], unique=False)
+
+
+def _lease() -> None:
     op.create_table(
         "lease",
         sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -141,6 +176,9 @@ def upgrade() -> None:
         sa.Column("since_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
+
+
+def _meta() -> None:
     op.create_table(
         "meta",
         sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -149,6 +187,9 @@ def upgrade() -> None:
         sa.Column("create_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
+
+
+def _metric_block() -> None:
     op.create_table(
         "metric_block",
         sa.Column("job_uid", sa.Text(), nullable=False),
@@ -161,6 +202,9 @@ def upgrade() -> None:
         sa.Column("data", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("job_uid", "metric", "first_index"),
     )
+
+
+def _plan() -> None:
     op.create_table(
         "plan",
         sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
@@ -168,6 +212,9 @@ def upgrade() -> None:
         sa.Column("create_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("fingerprint"),
     )
+
+
+def _request() -> None:
     op.create_table(
         "request",
         sa.Column("principal", sa.Text(), nullable=False),
@@ -177,6 +224,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("principal", "request_id"),
     )
     op.create_index("request_by_job", "request", ["job_uid"], unique=False)
+
+
+def _resource() -> None:
     op.create_table(
         "resource",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -200,6 +250,9 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("resource_by_state", "resource", ["state"], unique=False)
+
+
+def _resource_file() -> None:
     op.create_table(
         "resource_file",
         sa.Column("resource_uid", sa.Text(), nullable=False),

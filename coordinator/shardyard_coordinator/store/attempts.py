@@ -1,0 +1,149 @@
+"""Operations on attempts: recorded before they are launched, fenced by their epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.records import AttemptRecord, EventKind, JobRecord
+from shardyard_coordinator.domain.states import AttemptState, JobState
+from shardyard_coordinator.domain.steps import StaleWrite
+from shardyard_coordinator.store import encode, events, jobs, tables
+
+_attempt = tables.attempt.c
+_FIELDS = tuple(field.name for field in dataclasses.fields(AttemptRecord))
+_COLUMNS = tuple(_attempt[name] for name in _FIELDS)
+
+
+def start_attempt(
+    conn: Connection,
+    job: JobRecord,
+    placement: Sequence[tuple[str, int]],
+    *,
+    cluster_id: str,
+    export_uid: str,
+    now_us: int,
+) -> tuple[JobRecord, AttemptRecord]:
+    """Records a launch before it happens: QUEUED → PREPARING, the next epoch, STARTING.
+
+    `placement` has (node, workers on it) pairs. Raises: StaleWrite where the job is no longer queued.
+    """
+    epoch = job.epoch + 1
+    nodes = [node for node, workers in placement for _ in range(workers)]
+    conn.execute(
+        insert(tables.attempt).values(
+            job_uid=job.uid,
+            epoch=epoch,
+            state=AttemptState.STARTING.value,
+            workers=len(nodes),
+            slots_per_worker=job.slots_per_worker,
+            placement=json.dumps(list(placement)),
+            nodes=json.dumps(nodes),
+            cluster_id=cluster_id,
+            export_uid=export_uid,
+            create_us=now_us,
+        )
+    )
+    message = f"attempt {epoch} on {', '.join(sorted(set(nodes)))}"
+    changes = {"epoch": epoch, "not_before_us": 0, "failure": None}
+    moved = jobs.move(conn, job, JobState.PREPARING, now_us=now_us, message=message, changes=changes).job
+    attempt = require_attempt(conn, job.uid, epoch)
+    tell_attempt(conn, moved, attempt, now_us)
+    return moved, attempt
+
+
+def change_attempt(
+    conn: Connection, attempt: AttemptRecord, changes: Mapping[str, Any], *guards: ColumnElement[bool]
+) -> AttemptRecord:
+    """Changes columns of an attempt that is in the state that was read. Raises: StaleWrite."""
+    guard = (_attempt.job_uid == attempt.job_uid, _attempt.epoch == attempt.epoch, _attempt.state == attempt.state)
+    row = conn.execute(
+        update(tables.attempt).where(*guard, *guards).values(**changes).returning(*_COLUMNS),
+    ).first()
+    if row is None:
+        raise StaleWrite(f"attempt {attempt.epoch} of job {attempt.job_uid} is no longer {attempt.state}")
+    return _from_row(row)
+
+
+def move_attempt(
+    conn: Connection,
+    job: JobRecord,
+    attempt: AttemptRecord,
+    to: AttemptState,
+    *,
+    now_us: int,
+    changes: Mapping[str, Any] | None = None,
+) -> AttemptRecord:
+    """Moves an attempt and tells it. Raises: StaleWrite."""
+    values = {**(changes or {}), "state": to.value}
+    if to is AttemptState.ENDED:
+        values["end_us"] = now_us
+    moved = change_attempt(conn, attempt, values)
+    tell_attempt(conn, job, moved, now_us)
+    return moved
+
+
+def tell_attempt(conn: Connection, job: JobRecord, attempt: AttemptRecord, now_us: int) -> None:
+    """Appends the event that shows the attempt as it is."""
+    change = job_pb2.AttemptChanged(attempt=encode.attempt_to_proto(job, attempt))
+    event = job_pb2.JobEvent(attempt_changed=change)
+    events.append(conn, job.uid, [encode.draft(EventKind.ATTEMPT, event, attempt.epoch)], now_us)
+
+
+def take_events(conn: Connection, attempt: AttemptRecord, last: int) -> AttemptRecord:
+    """Moves the high-water mark to `last`, in the transaction that records the events up to it. Raises: StaleWrite."""
+    unmoved = _attempt.high_water == attempt.high_water
+    return change_attempt(conn, attempt, {"high_water": last}, unmoved, _attempt.state != AttemptState.ENDED.value)
+
+
+def get_attempt(conn: Connection, job_uid: str, epoch: int) -> AttemptRecord | None:
+    """The attempt, or None."""
+    statement = select(*_COLUMNS).where(_attempt.job_uid == job_uid, _attempt.epoch == epoch)
+    row = conn.execute(statement).first()
+    return None if row is None else _from_row(row)
+
+
+def require_attempt(conn: Connection, job_uid: str, epoch: int) -> AttemptRecord:
+    """The attempt. Raises: StaleWrite where there is none (any more)."""
+    attempt = get_attempt(conn, job_uid, epoch)
+    if attempt is None:
+        raise StaleWrite(f"there is no attempt {epoch} of job {job_uid}")
+    return attempt
+
+
+def list_attempts(conn: Connection, job_uid: str, *, after_epoch: int = 0, limit: int = 50) -> list[AttemptRecord]:
+    """A page of a job's attempts, the oldest first."""
+    statement = select(*_COLUMNS).where(_attempt.job_uid == job_uid, _attempt.epoch > after_epoch)
+    return [_from_row(row) for row in conn.execute(statement.order_by(_attempt.epoch).limit(limit))]
+
+
+def live_attempts(conn: Connection) -> list[AttemptRecord]:
+    """Every attempt that has not ended: what holds slots."""
+    statement = select(*_COLUMNS).where(_attempt.state != AttemptState.ENDED.value)
+    return [_from_row(row) for row in conn.execute(statement.order_by(_attempt.job_uid, _attempt.epoch))]
+
+
+def unreleased_attempts(conn: Connection) -> list[AttemptRecord]:
+    """Attempts that have ended, but whose supervisor has not been let go yet."""
+    statement = select(*_COLUMNS).where(_attempt.released == 0, _attempt.state == AttemptState.ENDED.value)
+    return [_from_row(row) for row in conn.execute(statement.order_by(_attempt.job_uid, _attempt.epoch))]
+
+
+def release_attempt(conn: Connection, job_uid: str, epoch: int) -> None:
+    """Records that nothing of the attempt is left on the cluster."""
+    mine = (_attempt.job_uid == job_uid, _attempt.epoch == epoch)
+    conn.execute(update(tables.attempt).where(*mine).values(released=1))
+
+
+def _from_row(row: Row[Any]) -> AttemptRecord:
+    values = dict(zip(_FIELDS, row, strict=True))
+    values["state"] = AttemptState(values["state"])
+    values["failure"] = values["failure"] or b""
+    values["placement"] = tuple((node, workers) for node, workers in json.loads(values["placement"] or "[]"))
+    values["nodes"] = tuple(json.loads(values["nodes"] or "[]"))
+    return AttemptRecord(**values)

@@ -1,0 +1,176 @@
+"""The numbers of every step, in blocks of up to 1,000 points a series; downsampled when they are read.
+
+A block is packed little-endian (step int64, time int64, value float64) triples of one attempt. `first_index` counts the
+points of the metric that come before it, over all attempts: what a follower has had is one number a metric.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import MetricPoint, MetricSeries
+from shardyard_coordinator.store import tables
+
+BLOCK_POINTS = 1000
+_POINT = struct.Struct("<qqd")
+_block = tables.metric_block.c
+_COLUMNS = (_block.metric, _block.first_index, _block.attempt, _block.num_points, _block.data)
+
+
+def add_points(conn: Connection, job_uid: str, metric: str, points: Sequence[MetricPoint]) -> None:
+    """Appends points, which come in the order of the attempts, to a metric of a job."""
+    for attempt, group in groupby(points, key=lambda point: point.attempt):
+        _add(conn, job_uid, metric, attempt, list(group))
+
+
+def _add(conn: Connection, job_uid: str, metric: str, attempt: int, points: list[MetricPoint]) -> None:
+    mine = (_block.job_uid == job_uid, _block.metric == metric)
+    tail = conn.execute(
+        select(*_COLUMNS, _block.min_step, _block.max_step).where(*mine).order_by(_block.first_index.desc()).limit(1)
+    ).first()
+    index = 0 if tail is None else tail.first_index + tail.num_points
+    if tail is not None and tail.attempt == attempt and tail.num_points < BLOCK_POINTS:
+        room = BLOCK_POINTS - tail.num_points
+        fitting, points = points[:room], points[room:]
+        steps = [point.step for point in fitting]
+        conn.execute(
+            update(tables.metric_block)
+            .where(*mine, _block.first_index == tail.first_index)
+            .values(
+                num_points=tail.num_points + len(fitting),
+                min_step=min(tail.min_step, *steps),
+                max_step=max(tail.max_step, *steps),
+                data=bytes(tail.data) + _pack(fitting),
+            )
+        )
+        index += len(fitting)
+    for start in range(0, len(points), BLOCK_POINTS):
+        part = points[start : start + BLOCK_POINTS]
+        conn.execute(
+            insert(tables.metric_block).values(
+                job_uid=job_uid,
+                metric=metric,
+                first_index=index + start,
+                attempt=attempt,
+                num_points=len(part),
+                min_step=min(point.step for point in part),
+                max_step=max(point.step for point in part),
+                data=_pack(part),
+            )
+        )
+
+
+def metric_names(conn: Connection, job_uid: str) -> list[str]:
+    """The metrics that a job has, sorted."""
+    found = conn.execute(select(_block.metric).where(_block.job_uid == job_uid).distinct())
+    return sorted(found.scalars())
+
+
+def query_metrics(
+    conn: Connection,
+    job_uid: str,
+    names: Sequence[str],
+    *,
+    max_points: int = 1000,
+    all_attempts: bool = False,
+    min_step: int = 0,
+    max_step: int = 0,
+) -> list[MetricSeries]:
+    """The history of the metrics named, or of all; one curve each, unless `all_attempts`; `max_step` 0: to the last.
+
+    Raises: Refused METRIC_NOT_FOUND.
+    """
+    known = metric_names(conn, job_uid)
+    for name in names:
+        if name not in known:
+            raise Refused(
+                Reason.METRIC_NOT_FOUND,
+                f"there is no metric {name[:80]!r} yet; there are {', '.join(known) or 'none'}",
+                metadata={"metric": name[:80]},
+            )
+    answer = []
+    for name in names or known:
+        points = _read(conn, _of(job_uid, name, min_step, max_step))
+        points = [p for p in points if p.step >= min_step and (not max_step or p.step <= max_step)]
+        curve = sorted(points, key=lambda p: (p.step, p.attempt)) if all_attempts else one_curve(points)
+        answer.append(MetricSeries(name, tuple(downsample(curve, max_points)), len(curve)))
+    return answer
+
+
+def metrics_after(
+    conn: Connection, job_uid: str, names: Sequence[str], counts: Mapping[str, int], limit: int
+) -> tuple[list[MetricSeries], dict[str, int]]:
+    """What came after the first `counts[metric]` points, at most `limit` a metric; and the counts to go on from."""
+    seen = dict(counts)
+    answer = []
+    for name in names or metric_names(conn, job_uid):
+        had = seen.get(name, 0)
+        statement = _blocks(job_uid, name).where(_block.first_index + _block.num_points > had)
+        rows = conn.execute(statement.limit(2 + limit // BLOCK_POINTS)).all()
+        points = [point for row in rows for point in _unpack(row)]
+        first = rows[0].first_index if rows else had
+        fresh = points[had - first :][:limit]
+        if fresh:
+            seen[name] = had + len(fresh)
+            answer.append(MetricSeries(name, tuple(fresh), len(fresh)))
+    return answer, seen
+
+
+def one_curve(points: Sequence[MetricPoint]) -> list[MetricPoint]:
+    """One point a step: the highest attempt's, and its last."""
+    best: dict[int, MetricPoint] = {}
+    for point in points:
+        held = best.get(point.step)
+        if held is None or point.attempt >= held.attempt:
+            best[point.step] = point
+    return [best[step] for step in sorted(best)]
+
+
+def downsample(points: Sequence[MetricPoint], max_points: int) -> list[MetricPoint]:
+    """At most `max_points` (at least 3) points: minimum, maximum and last of every bucket, in their order."""
+    if len(points) <= max_points:
+        return list(points)
+    buckets = max_points // 3
+    kept: list[MetricPoint] = []
+    for bucket in range(buckets):
+        start, end = bucket * len(points) // buckets, (bucket + 1) * len(points) // buckets
+        places = range(start, end)
+        # A NaN compares with nothing: it counts as the lowest, so that it is always shown.
+        low = min(places, key=lambda i: (points[i].value == points[i].value, points[i].value))
+        high = max(places, key=lambda i: (points[i].value == points[i].value, points[i].value))
+        kept.extend(points[i] for i in sorted({low, high, end - 1}))
+    return kept
+
+
+def _blocks(job_uid: str, metric: str) -> Select[tuple[str, int, int, int, bytes]]:
+    mine = (_block.job_uid == job_uid, _block.metric == metric)
+    return select(*_COLUMNS).where(*mine).order_by(_block.first_index)
+
+
+def _of(job_uid: str, metric: str, min_step: int, max_step: int) -> Select[tuple[str, int, int, int, bytes]]:
+    statement = _blocks(job_uid, metric).where(_block.max_step >= min_step)
+    return statement.where(_block.min_step <= max_step) if max_step else statement
+
+
+def _read(conn: Connection, statement: Select[tuple[str, int, int, int, bytes]]) -> list[MetricPoint]:
+    return [point for row in conn.execute(statement) for point in _unpack(row)]
+
+
+def _pack(points: Sequence[MetricPoint]) -> bytes:
+    return b"".join(_POINT.pack(point.step, point.time_us, point.value) for point in points)
+
+
+def _unpack(row: Row[tuple[str, int, int, int, bytes]]) -> list[MetricPoint]:
+    return [MetricPoint(row.attempt, step, time_us, value) for step, time_us, value in _POINT.iter_unpack(row.data)]
+
+
+def count_points(conn: Connection, job_uid: str) -> int:
+    """How many points a job has in all."""
+    total = conn.execute(select(func.sum(_block.num_points)).where(_block.job_uid == job_uid)).scalar_one()
+    return int(total or 0)

@@ -1,0 +1,254 @@
+"""Operations on models and data sets: announced, filled, whole; and never removed under a live job."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.seams import Actor
+from shardyard_coordinator.store import tables
+
+_resource, _file, _plan = tables.resource.c, tables.resource_file.c, tables.plan.c
+_FIELDS = tuple(field.name for field in dataclasses.fields(ResourceRecord))
+_COLUMNS = tuple(_resource[name] for name in _FIELDS)
+_NOT_FOUND = {ResourceKind.MODEL: Reason.MODEL_NOT_FOUND, ResourceKind.DATASET: Reason.DATASET_NOT_FOUND}
+_EXISTS = {ResourceKind.MODEL: Reason.MODEL_EXISTS, ResourceKind.DATASET: Reason.DATASET_EXISTS}
+_IN_USE = {ResourceKind.MODEL: Reason.MODEL_IN_USE, ResourceKind.DATASET: Reason.DATASET_IN_USE}
+_WORDS = {ResourceKind.MODEL: "model", ResourceKind.DATASET: "data set"}
+_TERMINAL = tuple(state.value for state in JobState if state.is_terminal)
+
+
+def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) -> ResourceRecord:
+    """Announces an upload; the same request id with the same files answers the one under way, or the one finished.
+
+    Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
+    """
+    held = _find(conn, new.kind, new.project, new.resource_id)
+    if held is not None:
+        return _same_upload(conn, held, new)
+    values = {
+        "uid": new.uid,
+        "kind": new.kind.value,
+        "project": new.project,
+        "resource_id": new.resource_id,
+        "state": ResourceState.UPLOADING.value,
+        "display_name": new.display_name,
+        "creator": actor.principal,
+        "path": new.path,
+        "size_bytes": sum(file.size_bytes for file in new.files),
+        "request_id": new.request_id,
+        "create_us": now_us,
+    }
+    conn.execute(insert(tables.resource).values(**values))
+    _insert_files(conn, new.uid, new.files)
+    return require_resource(conn, new.uid)
+
+
+def _same_upload(conn: Connection, held: ResourceRecord, new: NewUpload) -> ResourceRecord:
+    if not new.request_id or held.request_id != new.request_id:
+        raise _exists(new.kind, held.name)
+    announced = {(file.path, file.size_bytes, file.sha256) for file in new.files}
+    if announced != {(file.path, file.size_bytes, file.sha256) for file in list_files(conn, held.uid)}:
+        raise Refused(
+            Reason.REQUEST_ID_REUSED,
+            f"request_id {new.request_id} began an upload of other files to {held.name}; make a new one",
+            metadata={"request_id": new.request_id},
+        )
+    return held
+
+
+def register_output(
+    conn: Connection,
+    new: NewUpload,
+    *,
+    source_job: str,
+    creator: str,
+    description: bytes,
+    now_us: int,
+) -> ResourceRecord:
+    """Adds what a job has made, whole, under `new.resource_id`. Raises: Refused MODEL_EXISTS, DATASET_EXISTS."""
+    values = {
+        "uid": new.uid,
+        "kind": new.kind.value,
+        "project": new.project,
+        "resource_id": new.resource_id,
+        "state": ResourceState.READY.value,
+        "display_name": new.display_name,
+        "creator": creator,
+        "source_job": source_job,
+        "path": new.path,
+        "size_bytes": sum(file.size_bytes for file in new.files),
+        "description": description,
+        "create_us": now_us,
+    }
+    try:
+        conn.execute(insert(tables.resource).values(**values))
+    except IntegrityError as error:
+        raise _exists(new.kind, f"projects/{new.project}/{new.kind.value}/{new.resource_id}") from error
+    _insert_files(conn, new.uid, [dataclasses.replace(file, committed_bytes=file.size_bytes) for file in new.files])
+    return require_resource(conn, new.uid)
+
+
+def _insert_files(conn: Connection, uid: str, files: Sequence[FileRecord]) -> None:
+    if files:
+        rows = [{"resource_uid": uid, **dataclasses.asdict(file)} for file in files]
+        conn.execute(insert(tables.resource_file), rows)
+
+
+def commit_part(conn: Connection, uid: str, path: str, committed_bytes: int) -> None:
+    """Records that so many bytes of a file are on the disk; never fewer than before."""
+    mine = (_file.resource_uid == uid, _file.path == path, _file.committed_bytes < committed_bytes)
+    conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=committed_bytes))
+
+
+def finish_upload(conn: Connection, uid: str, description: bytes) -> ResourceRecord:
+    """UPLOADING → READY: all files are there and checked. Idempotent."""
+    waiting = (_resource.uid == uid, _resource.state == ResourceState.UPLOADING.value)
+    values = {"state": ResourceState.READY.value, "description": description}
+    conn.execute(update(tables.resource).where(*waiting).values(**values))
+    whole = {"committed_bytes": _file.size_bytes}
+    conn.execute(update(tables.resource_file).where(_file.resource_uid == uid).values(**whole))
+    return require_resource(conn, uid)
+
+
+def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord:
+    """The model or data set of that name, READY or UPLOADING. Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND."""
+    record = _find(conn, kind, project, resource_id)
+    if record is None:
+        name = f"projects/{project}/{kind.value}/{resource_id}"
+        raise Refused(_NOT_FOUND[kind], f"there is no {_WORDS[kind]} {name}", metadata={_WORDS[kind]: name})
+    return record
+
+
+def require_resource(conn: Connection, uid: str) -> ResourceRecord:
+    """The row of that uid."""
+    return _from_row(conn.execute(select(*_COLUMNS).where(_resource.uid == uid)).one())
+
+
+def _find(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord | None:
+    mine = (
+        _resource.kind == kind.value,
+        _resource.project == project,
+        _resource.resource_id == resource_id,
+        _resource.tombstone == "",
+    )
+    row = conn.execute(select(*_COLUMNS).where(*mine)).first()
+    return None if row is None else _from_row(row)
+
+
+def list_resources(
+    conn: Connection, kind: ResourceKind, project: str, *, after: int | None = None, limit: int = 50
+) -> list[ResourceRecord]:
+    """A page of what is READY, the newest first; `after` is the `id` of the last one seen."""
+    ready = (
+        _resource.kind == kind.value,
+        _resource.project == project,
+        _resource.state == ResourceState.READY.value,
+    )
+    statement = select(*_COLUMNS).where(*ready)
+    if after is not None:
+        statement = statement.where(_resource.id < after)
+    return [_from_row(row) for row in conn.execute(statement.order_by(_resource.id.desc()).limit(limit))]
+
+
+def list_files(conn: Connection, uid: str) -> list[FileRecord]:
+    """The files of a model or data set, sorted by path."""
+    columns = (_file.path, _file.size_bytes, _file.sha256, _file.committed_bytes)
+    statement = select(*columns).where(_file.resource_uid == uid).order_by(_file.path)
+    return [FileRecord(*row) for row in conn.execute(statement)]
+
+
+def begin_delete(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord:
+    """Records that it is to be removed: its name is free from here on; the caller removes the folder.
+
+    Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_IN_USE, DATASET_IN_USE.
+    """
+    record = get_resource(conn, kind, project, resource_id)
+    users = live_users(conn, record.name)
+    if users:
+        raise Refused(
+            _IN_USE[kind],
+            f"{record.name} is read by {', '.join(users[:3])}; cancel the job, or wait for its end",
+            metadata={"job": users[0]},
+        )
+    values = {"state": ResourceState.DELETING.value, "tombstone": record.uid}
+    conn.execute(update(tables.resource).where(_resource.uid == record.uid).values(**values))
+    return dataclasses.replace(record, state=ResourceState.DELETING)
+
+
+def finish_delete(conn: Connection, uid: str) -> None:
+    """Removes the rows of what has been removed from the disk."""
+    conn.execute(delete(tables.resource_file).where(_file.resource_uid == uid))
+    gone = (_resource.uid == uid, _resource.state == ResourceState.DELETING.value)
+    conn.execute(delete(tables.resource).where(*gone))
+
+
+def live_users(conn: Connection, name: str) -> list[str]:
+    """The names of the jobs that read it and have not ended."""
+    job, use = tables.job.c, tables.job_use.c
+    statement = (
+        select(job.project, job.job_id)
+        .join(tables.job_use, use.job_uid == job.uid)
+        .where(use.resource == name, job.state.not_in(_TERMINAL))
+        .order_by(job.id)
+        .limit(10)
+    )
+    return [f"projects/{row.project}/jobs/{row.job_id}" for row in conn.execute(statement)]
+
+
+def stale_uploads(conn: Connection, before_us: int) -> list[ResourceRecord]:
+    """Uploads announced before `before_us` and never finished."""
+    old = (_resource.state == ResourceState.UPLOADING.value, _resource.create_us < before_us)
+    return [_from_row(row) for row in conn.execute(select(*_COLUMNS).where(*old).order_by(_resource.id))]
+
+
+def deleting_resources(conn: Connection) -> list[ResourceRecord]:
+    """Removals that were begun."""
+    begun = _resource.state == ResourceState.DELETING.value
+    return [_from_row(row) for row in conn.execute(select(*_COLUMNS).where(begun).order_by(_resource.id))]
+
+
+def known_uids(conn: Connection, kind: ResourceKind) -> set[str]:
+    """The uids of all rows of a kind: folders of others are leftovers."""
+    return set(conn.execute(select(_resource.uid).where(_resource.kind == kind.value)).scalars())
+
+
+def get_plan(conn: Connection, fingerprint: bytes) -> bytes | None:
+    """The stored PlanResult of that fingerprint, or None."""
+    row = conn.execute(select(_plan.result).where(_plan.fingerprint == fingerprint)).first()
+    return None if row is None else bytes(row.result)
+
+
+def put_plan(conn: Connection, fingerprint: bytes, result: bytes, now_us: int) -> None:
+    """Keeps a PlanResult; the newest 10,000 are kept."""
+    conn.execute(delete(tables.plan).where(_plan.fingerprint == fingerprint))
+    conn.execute(insert(tables.plan).values(fingerprint=fingerprint, result=result, create_us=now_us))
+    count = conn.execute(select(func.count()).select_from(tables.plan)).scalar_one()
+    if count > _MAX_PLANS:
+        oldest = select(_plan.fingerprint).order_by(_plan.create_us).limit(count - _MAX_PLANS)
+        conn.execute(delete(tables.plan).where(_plan.fingerprint.in_(oldest.scalar_subquery())))
+
+
+_MAX_PLANS = 10_000
+
+
+def _exists(kind: ResourceKind, name: str) -> Refused:
+    return Refused(
+        _EXISTS[kind], f"{name} exists; choose another id, or delete it first", metadata={_WORDS[kind]: name}
+    )
+
+
+def _from_row(row: Row[Any]) -> ResourceRecord:
+    values = dict(zip(_FIELDS, row, strict=True))
+    values["kind"] = ResourceKind(values["kind"])
+    values["state"] = ResourceState(values["state"])
+    values["description"] = values["description"] or b""
+    return ResourceRecord(**values)
