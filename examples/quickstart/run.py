@@ -2,9 +2,9 @@
 
     python examples/quickstart/run.py [--full] [--fallback] [--keep]
 
-Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library), starts a
-service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers, and leaves no
-process behind. The exit code is not 0 where anything is off.
+Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library), starts
+a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers, and
+leaves no process behind. The exit code is not 0 where anything is off.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 import assets
 import material
 import service
-import shardyard
 import show
 import story
 from baseline import bag_of_words
+
+import shardyard
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "build" / "quickstart"
@@ -142,7 +143,7 @@ def fine_tune(
         seconds = outcome.took.total_seconds()
         rows.append(Row(what, data.num_few, outcome.accuracy, seconds, outcome.peak_memory_bytes))
     print_table(rows, data)
-    check(rows, pretrained=jobs and next(iter(jobs)), has_bert=bert is not None)
+    check(rows, pretrained=next(iter(jobs)), has_bert=bert is not None)
     return models[0]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import shardyard
 from material import Material
+
+import shardyard
 from shardyard.specs import (
     Architecture,
     CausalLm,

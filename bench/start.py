@@ -1,0 +1,167 @@
+"""From submitting a BERT to its first training step: Shardyard, and the way others take, on one Ray with a dashboard.
+
+    python bench/start.py [--repeats 3] [--write]
+
+`ray job submit` → TorchTrainer (2 workers) → transformers' Trainer, beside Shardyard that joins the same Ray by its address; a
+plain script without Ray is printed with them. All of them read the same model and the same 2,000 labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from light import BIN, free_port, wait_for
+from measure import report
+from workload import Workload
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples" / "quickstart"))
+MARK = "SHARDYARD_BENCH"
+
+
+def main() -> int:
+    """Measure, print, and say by the exit code whether the target was met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sy") as folder, ray_head(Path(folder)) as (address, dashboard):
+        workload = prepare(Path(folder))
+        ours, others, plain = [], [], []
+        with shardyard(Path(folder), address) as service:
+            for number in range(arguments.repeats):
+                plain.append(plain_script(workload, number))
+                others.append(ray_job(workload, dashboard, number))
+                ours.append(shardyard_job(workload, service, number))
+                print(
+                    f"round {number + 1}: ours {ours[-1]:.1f} s, ray job {others[-1]:.1f} s, plain {plain[-1]:.1f} s",
+                    file=sys.stderr,
+                )
+    ratio = statistics.median(ours) / statistics.median(others)
+    rows = [
+        ("Shardyard, submit → first step, median", "", f"{statistics.median(ours):.1f} s"),
+        ("`ray job submit` → TorchTrainer → HF Trainer, median", "", f"{statistics.median(others):.1f} s"),
+        ("plain HF Trainer script, one process, no Ray, median", "", f"{statistics.median(plain):.1f} s"),
+        ("Shardyard ÷ Ray job", "at most 0.50", f"{ratio:.2f} ({arguments.repeats} rounds)"),
+    ]
+    report("start", rows, write=arguments.write)
+    return int(ratio > 0.5)
+
+
+def prepare(folder: Path) -> Workload:
+    """The BERT and its labels, as the quickstart has them."""
+    import assets
+    import material
+
+    data = material.reviews(assets.snippets_folder(), folder / "reviews")
+    return Workload(
+        folder=folder / "runs",
+        text=data.unlabelled,
+        labelled=data.few,
+        model=assets.bert_folder(),
+        tokenizer=assets.bert_folder() / "tokenizer.json",
+        sequence_length=64,
+        batch_size=32,
+        learning_rate=1e-4,
+        threads=1,
+        workers=2,
+    )
+
+
+@contextlib.contextmanager
+def ray_head(folder: Path) -> Iterator[tuple[str, str]]:
+    """A Ray with a dashboard on loopback, as people start one; its address and its dashboard's."""
+    port, dashboard, client = free_port(), free_port(), free_port()
+    environment = {
+        **os.environ,
+        MARK: folder.name,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
+    command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
+    command += ["--ray-client-server-port", str(client), "--temp-dir", str(folder / "ray"), "--num-cpus", "2"]
+    command += ["--disable-usage-stats", "--object-store-memory", "200000000"]
+    with (folder / "ray.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        wait_for(f"127.0.0.1:{port}", process)
+        wait_for_jobs(f"http://127.0.0.1:{dashboard}")
+        yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        end_marked(folder.name)
+
+
+def wait_for_jobs(dashboard: str) -> None:
+    """Return when a job that does nothing went through. Raises RuntimeError after a minute."""
+    deadline = time.monotonic() + 60
+    nothing = [BIN / "ray", "job", "submit", "--address", dashboard, "--", sys.executable, "-c", "pass"]
+    while time.monotonic() < deadline:
+        done = subprocess.run(nothing, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        time.sleep(1)
+    raise RuntimeError(f"Ray takes no jobs:\n{done.stderr[-2000:]}")
+
+
+def end_marked(mark: str) -> None:
+    """End what the head left behind: it carries the bench's mark in its environment."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.pid != os.getpid():
+                process.kill()
+
+
+def plain_script(workload: Workload, number: int) -> float:
+    """Seconds from the start of a script to its first step, in one process with both cores."""
+    one = replace(workload, workers=1, threads=2)
+    return stamped(one, number, lambda file, stamp: [sys.executable, HERE / "ray_train_job.py", file, stamp, "--plain"])
+
+
+def ray_job(workload: Workload, dashboard: str, number: int) -> float:
+    """Seconds from `ray job submit` to the first step."""
+    return stamped(
+        workload,
+        number,
+        lambda file, stamp: [
+            *(BIN / "ray", "job", "submit", "--address", dashboard, "--"),
+            *(sys.executable, HERE / "ray_train_job.py", file, stamp),
+        ],
+    )
+
+
+def stamped(workload: Workload, number: int, command) -> float:
+    """Run a command that writes down the time of its first step; seconds until then."""
+    workload.folder.mkdir(exist_ok=True)
+    file, stamp = workload.folder / f"w{number}.json", workload.folder / f"stamp-{time.monotonic_ns()}"
+    file.write_text(json.dumps(workload.to_dict()), encoding="utf-8")
+    started = time.time()
+    done = subprocess.run(
+        [str(part) for part in command(file, stamp)], capture_output=True, text=True, timeout=300, check=False
+    )
+    if not stamp.is_file():
+        raise RuntimeError(f"no first step:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return float(stamp.read_text(encoding="utf-8").split()[0]) - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
