@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
 from shardyard_trainer.tokenization import load_tokenizer
@@ -119,8 +120,8 @@ def load(path: Path) -> WarmModel:
         tokenizer=tokenizer,
         model=model,
         head=read_head(path) if (path / "head.safetensors").is_file() else None,
-        is_causal=is_causal(config),
-        longest=longest(config),
+        is_causal=architectures.is_causal(config.model_type),
+        longest=architectures.longest(config),
         size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
     )
 
@@ -133,25 +134,6 @@ def read_head(path: Path) -> nn.Linear:
     head = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)
-
-
-def is_causal(config: Any) -> bool:
-    """Whether the architecture reads from left to right: it has a causal head and no masked one."""
-    from transformers.models.auto import modeling_auto
-
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return config.model_type in causal and config.model_type not in masked
-
-
-def longest(config: Any) -> int | None:
-    """Tokens that the model can address; None: no limit is known."""
-    found = getattr(config, "max_position_embeddings", None)
-    if not isinstance(found, int) or found <= 0:
-        return None
-    # RoBERTa and its kin begin to count positions behind the padding id.
-    offset = config.pad_token_id + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert"} else 0
-    return found - offset
 
 
 def shared_cache() -> ModelCache:
