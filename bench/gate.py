@@ -81,7 +81,15 @@ class Block:
 class Side:
     """In the bench: one training program behind its gate."""
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: dict[str, str],
+        keep_fds: tuple[int, ...] = (),
+    ) -> None:
         self.name = name
         self._log = log
         ours, theirs = socket.socketpair()
@@ -90,7 +98,7 @@ class Side:
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *keep_fds),
                 env={**os.environ, **environment, FD: str(theirs.fileno())},
                 start_new_session=True,
             )

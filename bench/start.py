@@ -2,8 +2,8 @@
 
     python bench/start.py [--repeats 3] [--write]
 
-`ray job submit` → TorchTrainer (2 workers) → transformers' Trainer, beside Shardyard that joins the same Ray by its address; a
-plain script without Ray is printed with them. All of them read the same model and the same 2,000 labels.
+`ray job submit` → TorchTrainer (2 workers) → transformers' Trainer, beside Shardyard that joins the same Ray by its
+address; a plain script without Ray is printed with them. All of them read the same model and the same 2,000 labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,11 @@ from workload import Workload
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples" / "quickstart"))
+
+import assets  # noqa: E402  the quickstart's, from beside
+import material  # noqa: E402
+from service import running  # noqa: E402
+
 MARK = "SHARDYARD_BENCH"
 
 
@@ -42,11 +47,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sy") as folder, ray_head(Path(folder)) as (address, dashboard):
         workload = prepare(Path(folder))
         ours, others, plain = [], [], []
-        with shardyard(Path(folder), address) as service:
+        with running(Path(folder) / "state", launcher="ray", flags=("--ray-address", address)) as service:
             for number in range(arguments.repeats):
                 plain.append(plain_script(workload, number))
                 others.append(ray_job(workload, dashboard, number))
-                ours.append(shardyard_job(workload, service, number))
+                ours.append(shardyard_job(workload, service.address, number))
                 print(
                     f"round {number + 1}: ours {ours[-1]:.1f} s, ray job {others[-1]:.1f} s, plain {plain[-1]:.1f} s",
                     file=sys.stderr,
@@ -64,9 +69,6 @@ def main() -> int:
 
 def prepare(folder: Path) -> Workload:
     """The BERT and its labels, as the quickstart has them."""
-    import assets
-    import material
-
     data = material.reviews(assets.snippets_folder(), folder / "reviews")
     return Workload(
         folder=folder / "runs",
@@ -149,7 +151,32 @@ def ray_job(workload: Workload, dashboard: str, number: int) -> float:
     )
 
 
-def stamped(workload: Workload, number: int, command) -> float:
+def shardyard_job(workload: Workload, address: str, number: int) -> float:
+    """Seconds from `submit`, its uploads included, to the first step; the job is then cancelled and waited for."""
+    import shardyard
+
+    with shardyard.Client(address) as client:
+        started = time.time()
+        job = client.submit(
+            shardyard.TextClassification(pooling="cls", max_length=workload.sequence_length),
+            job_id=f"start-{number}",
+            model=workload.model,
+            train_data=workload.labelled,
+            optimization=shardyard.Optimization(
+                epochs=1, global_batch_size=workload.batch_size, learning_rate=workload.learning_rate
+            ),
+            resources=shardyard.Resources(workers=workload.workers),
+        )
+        for event in job.watch(kinds=["progress"]):
+            if event.progress and event.progress.step >= 1 and event.time:
+                break
+        took = event.time.timestamp() - started
+        job.cancel()
+        job.wait(120, check=False)
+        return took
+
+
+def stamped(workload: Workload, number: int, command: Callable[[Path, Path], list[Path | str]]) -> float:
     """Run a command that writes down the time of its first step; seconds until then."""
     workload.folder.mkdir(exist_ok=True)
     file, stamp = workload.folder / f"w{number}.json", workload.folder / f"stamp-{time.monotonic_ns()}"

@@ -2,9 +2,9 @@
 
     python examples/quickstart/run.py [--full] [--fallback] [--keep]
 
-Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library), starts
-a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers, and
-leaves no process behind. The exit code is not 0 where anything is off.
+Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library),
+starts a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers,
+and leaves no process behind. The exit code is not 0 where anything is off.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class ServiceFailed(Exception):
 class Service:
     """`shardyard serve` with a private state folder and a private Ray on loopback."""
 
-    def __init__(self, state: Path, *, launcher: str) -> None:
+    def __init__(self, state: Path, *, launcher: str, flags: tuple[str, ...] = ()) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.state = state
         self.log = state / "serve.log"
@@ -40,7 +40,7 @@ class Service:
             # The processes of the service inherit it, wherever they end up: so they can be found.
             MARK: self._mark,
         }
-        command = [str(BIN / "shardyard"), "serve", "--address", self.address, "--launcher", launcher]
+        command = [str(BIN / "shardyard"), "serve", "--address", self.address, "--launcher", launcher, *flags]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -95,10 +95,10 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(state: Path, *, launcher: str = "ray") -> Iterator[Service]:
+def running(state: Path, *, launcher: str = "ray", flags: tuple[str, ...] = ()) -> Iterator[Service]:
     """A ready service; stopped, with a look for what it left behind, at the end. Raises ServiceFailed."""
     state.mkdir(parents=True, exist_ok=True)
-    service = Service(state, launcher=launcher)
+    service = Service(state, launcher=launcher, flags=flags)
     try:
         service.wait_until_ready()
         yield service
