@@ -111,7 +111,10 @@ def load(path: Path) -> WarmModel:
         raise FolderInvalid(error.message, reason=error.reason) from error
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise FolderInvalid(f"the model does not load: {str(error)[:400]}") from error
-    if any("pooler" in name for name in info["missing_keys"]):
+    lacking = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if lacking:
+        raise FolderInvalid(f"the weights lack {lacking[0]!r}, which would be drawn at random", tensor=lacking[0])
+    if info["missing_keys"]:
         model.base_model.pooler = None  # transformers would have drawn it at random
     model.eval().requires_grad_(False)
     config = model.config
