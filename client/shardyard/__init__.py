@@ -1,1 +1,197 @@
-"""The Shardyard SDK: submit, watch and use training jobs."""
+"""The Shardyard SDK: submit, watch and use training jobs.
+
+    import shardyard
+
+    with shardyard.Client() as client:
+        job = client.submit(
+            shardyard.TextClassification(),
+            model="./bert",
+            train_data=shardyard.Data("reviews.csv", text="review", label="sentiment"),
+            optimization=shardyard.Optimization(epochs=2),
+        )
+        for event in job.watch():
+            print(event)
+        print(job.model().predict(["Hello, my dog is cute"])[0].label)
+
+`AsyncClient` is the same for asyncio. Names are imported when they are first used: the generated code under
+`shardyard.v1` can be had without gRPC.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardyard._async.client import AsyncClient
+    from shardyard._async.job import AsyncJob
+    from shardyard._async.resources import AsyncDataset, AsyncModel
+    from shardyard._sync.client import Client
+    from shardyard._sync.job import Job
+    from shardyard._sync.resources import Dataset, Model
+    from shardyard.errors import (
+        Aborted,
+        AlreadyExists,
+        Cancelled,
+        DataLoss,
+        DeadlineExceeded,
+        FailedPrecondition,
+        Internal,
+        InvalidArgument,
+        JobCancelled,
+        JobError,
+        JobFailed,
+        NotFound,
+        OutOfRange,
+        PermissionDenied,
+        RequestError,
+        ResourceExhausted,
+        ShardyardError,
+        Unauthenticated,
+        Unavailable,
+        Unimplemented,
+        Violation,
+    )
+    from shardyard.specs import (
+        Architecture,
+        CausalLm,
+        Checkpoints,
+        Data,
+        EvaluationPolicy,
+        FeatureExtraction,
+        JobSpec,
+        MaskedLm,
+        Optimization,
+        Parallelism,
+        Pretrained,
+        Resources,
+        Retry,
+        TextClassification,
+        TrainedTokenizer,
+    )
+    from shardyard.types import (
+        Embedding,
+        Event,
+        JobInfo,
+        Plan,
+        Prediction,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "shardyard._async.client": ("AsyncClient",),
+    "shardyard._async.job": ("AsyncJob",),
+    "shardyard._async.resources": ("AsyncDataset", "AsyncModel"),
+    "shardyard._sync.client": ("Client",),
+    "shardyard._sync.job": ("Job",),
+    "shardyard._sync.resources": ("Dataset", "Model"),
+    "shardyard.errors": (
+        "Aborted",
+        "AlreadyExists",
+        "Cancelled",
+        "DataLoss",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "Internal",
+        "InvalidArgument",
+        "JobCancelled",
+        "JobError",
+        "JobFailed",
+        "NotFound",
+        "OutOfRange",
+        "PermissionDenied",
+        "RequestError",
+        "ResourceExhausted",
+        "ShardyardError",
+        "Unauthenticated",
+        "Unavailable",
+        "Unimplemented",
+        "Violation",
+    ),
+    "shardyard.specs": (
+        "Architecture",
+        "CausalLm",
+        "Checkpoints",
+        "Data",
+        "EvaluationPolicy",
+        "FeatureExtraction",
+        "JobSpec",
+        "MaskedLm",
+        "Optimization",
+        "Parallelism",
+        "Pretrained",
+        "Resources",
+        "Retry",
+        "TextClassification",
+        "TrainedTokenizer",
+    ),
+    "shardyard.types": ("Embedding", "Event", "JobInfo", "Plan", "Prediction"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "Architecture",
+    "AsyncClient",
+    "AsyncDataset",
+    "AsyncJob",
+    "AsyncModel",
+    "Cancelled",
+    "CausalLm",
+    "Checkpoints",
+    "Client",
+    "Data",
+    "DataLoss",
+    "Dataset",
+    "DeadlineExceeded",
+    "Embedding",
+    "EvaluationPolicy",
+    "Event",
+    "FailedPrecondition",
+    "FeatureExtraction",
+    "Internal",
+    "InvalidArgument",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobInfo",
+    "JobSpec",
+    "MaskedLm",
+    "Model",
+    "NotFound",
+    "Optimization",
+    "OutOfRange",
+    "Parallelism",
+    "PermissionDenied",
+    "Plan",
+    "Prediction",
+    "Pretrained",
+    "RequestError",
+    "ResourceExhausted",
+    "Resources",
+    "Retry",
+    "ShardyardError",
+    "TextClassification",
+    "TrainedTokenizer",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Violation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'shardyard' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,184 @@
+"""The client: one object for one service and one project."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from shardyard._async.connection import AsyncConnection
+from shardyard._async.job import AsyncJob
+from shardyard._async.resources import AsyncDataset, AsyncModel, pages
+from shardyard._async.transfer import Collection, upload
+from shardyard._convert import read
+from shardyard._names import full_name
+from shardyard._parse import Draft
+from shardyard._requests import JobOptions, Spec, SpecFields, make_draft
+from shardyard.types import Plan, ServerInfo
+from shardyard.v1 import (
+    dataset_service_pb2,
+    job_service_pb2,
+    model_service_pb2,
+    server_service_pb2,
+)
+
+_INSPECT_S = 120.0  # Model and data are looked into before the answer.
+
+
+class AsyncClient:
+    """A connection to a Shardyard service; a context manager.
+
+    `address` is `host:port`; unset it is SHARDYARD_ADDRESS, else 127.0.0.1:7400. A call that the service
+    puts off and a stream that breaks are tried again for `reconnect_for` seconds without progress.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        project: str = "default",
+        *,
+        timeout: float = 30.0,
+        reconnect_for: float = 300.0,
+    ) -> None:
+        self._connection = AsyncConnection(address, token, project, timeout=timeout, reconnect_for=reconnect_for)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def address(self) -> str:
+        """Where the service is."""
+        return self._connection.address
+
+    @property
+    def project(self) -> str:
+        """The project that names without one belong to."""
+        return self._connection.project
+
+    async def close(self) -> None:
+        """Close the connection; jobs are not touched."""
+        await self._connection.close()
+
+    async def server_info(self) -> ServerInfo:
+        """About the service and its cluster."""
+        request = server_service_pb2.GetServerInfoRequest()
+        return read(ServerInfo, await self._connection.call(self._connection.server.GetServerInfo, request))
+
+    async def submit(
+        self,
+        spec: Spec,
+        *,
+        job_id: str | None = None,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        queue: str = "",
+        priority: str | None = None,
+        **fields: Unpack[SpecFields],
+    ) -> AsyncJob:
+        """Submit a job, exactly once; files and folders here that it names are uploaded first, each once.
+
+        `spec` is a `JobSpec`, or a task with the other fields of `JobSpec` as keywords, or the content of a spec file.
+        Raises: InvalidArgument with every broken rule; RequestError.
+        """
+        options = JobOptions(job_id, display_name, labels or {}, queue, priority)
+        return await self.create_job(make_draft(spec, fields, options, project=self.project))
+
+    async def create_job(self, draft: Draft, *, validate_only: bool = False) -> AsyncJob:
+        """Submit a job that was read from a spec file; with `validate_only` make every check and change nothing."""
+        await self._upload_all(draft)
+        request = job_service_pb2.CreateJobRequest(
+            parent=self._connection.parent,
+            job=draft.job,
+            job_id=draft.job_id,
+            request_id=str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        message = await self._connection.call(self._connection.jobs.CreateJob, request, timeout=_INSPECT_S)
+        return AsyncJob(self._connection, message)
+
+    async def plan(self, spec: Spec, **fields: Unpack[SpecFields]) -> Plan:
+        """What the job would need; nothing runs. Files and folders here are uploaded to be looked into."""
+        return read(Plan, await self.plan_message(make_draft(spec, fields, JobOptions(), project=self.project)))
+
+    async def plan_message(self, draft: Draft) -> Any:
+        """The plan as its message."""
+        await self._upload_all(draft)
+        request = job_service_pb2.PlanJobRequest(parent=self._connection.parent, job=draft.job)
+        return await self._connection.call(self._connection.jobs.PlanJob, request, timeout=_INSPECT_S)
+
+    async def jobs(
+        self, *, filter: str = "", order_by: str = "", page_size: int = 0, full: bool = False
+    ) -> AsyncIterator[AsyncJob]:
+        """The project's jobs, such as `filter="state = running AND labels.team = nlp"`; without specs unless `full`."""
+        request = job_service_pb2.ListJobsRequest(
+            parent=self._connection.parent,
+            filter=filter,
+            order_by=order_by,
+            page_size=page_size,
+            view=job_service_pb2.JOB_VIEW_FULL if full else job_service_pb2.JOB_VIEW_BASIC,
+        )
+        async for message in pages(self._connection, self._connection.jobs.ListJobs, request, "jobs"):
+            yield AsyncJob(self._connection, message)
+
+    async def job(self, name: str) -> AsyncJob:
+        """The job of that id or full name.
+
+        Raises: NotFound.
+        """
+        full = full_name(self.project, "jobs", name)
+        message = await self._connection.call(self._connection.jobs.GetJob, job_service_pb2.GetJobRequest(name=full))
+        return AsyncJob(self._connection, message)
+
+    async def upload_dataset(self, path: str | Path) -> AsyncDataset:
+        """Upload a file or folder; what the service already has is not sent again."""
+        return AsyncDataset(self._connection, await upload(self._connection, Path(path).expanduser(), "datasets"))
+
+    async def upload_model(self, path: str | Path) -> AsyncModel:
+        """Upload a Hugging Face folder; what the service already has is not sent again."""
+        return AsyncModel(self._connection, await upload(self._connection, Path(path).expanduser(), "models"))
+
+    async def models(self, *, page_size: int = 0) -> AsyncIterator[AsyncModel]:
+        """The project's models, the newest first."""
+        request = model_service_pb2.ListModelsRequest(parent=self._connection.parent, page_size=page_size)
+        async for message in pages(self._connection, self._connection.models.ListModels, request, "models"):
+            yield AsyncModel(self._connection, message)
+
+    async def model(self, name: str) -> AsyncModel:
+        """The model of that id or full name.
+
+        Raises: NotFound.
+        """
+        full = full_name(self.project, "models", name)
+        request = model_service_pb2.GetModelRequest(name=full)
+        return AsyncModel(self._connection, await self._connection.call(self._connection.models.GetModel, request))
+
+    async def datasets(self, *, page_size: int = 0) -> AsyncIterator[AsyncDataset]:
+        """The project's data sets, the newest first."""
+        request = dataset_service_pb2.ListDatasetsRequest(parent=self._connection.parent, page_size=page_size)
+        async for message in pages(self._connection, self._connection.datasets.ListDatasets, request, "datasets"):
+            yield AsyncDataset(self._connection, message)
+
+    async def dataset(self, name: str) -> AsyncDataset:
+        """The data set of that id or full name.
+
+        Raises: NotFound.
+        """
+        full = full_name(self.project, "datasets", name)
+        request = dataset_service_pb2.GetDatasetRequest(name=full)
+        message = await self._connection.call(self._connection.datasets.GetDataset, request)
+        return AsyncDataset(self._connection, message)
+
+    async def _upload_all(self, draft: Draft) -> None:
+        """Send what the job names here, and write the names of what the service made of it into the job."""
+        for item in draft.uploads:
+            collection: Collection = item.collection
+            resource = await upload(self._connection, item.path, collection)
+            setattr(item.message, item.member, resource.name)

@@ -1,0 +1,138 @@
+"""The connection to one service: channel, stubs, and every error as one of ours."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from shardyard._async import runtime
+from shardyard._names import parent_name
+from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_token_address, retry_delay
+from shardyard.errors import from_rpc
+from shardyard.v1 import (
+    checkpoint_service_pb2,
+    checkpoint_service_pb2_grpc,
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    log_service_pb2_grpc,
+    metric_service_pb2,
+    metric_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    server_service_pb2,
+    server_service_pb2_grpc,
+)
+
+T = TypeVar("T")
+
+_MODULES: Final = (
+    checkpoint_service_pb2,
+    dataset_service_pb2,
+    job_service_pb2,
+    metric_service_pb2,
+    model_service_pb2,
+    server_service_pb2,
+)
+
+
+class AsyncConnection:
+    """Channel and stubs; `call` is for unary methods, `streaming` for those that answer with a stream."""
+
+    def __init__(
+        self,
+        address: str | None,
+        token: str | None,
+        project: str,
+        *,
+        timeout: float,
+        reconnect_for: float,
+    ) -> None:
+        self.address = address or os.environ.get("SHARDYARD_ADDRESS") or DEFAULT_ADDRESS
+        token = token or os.environ.get("SHARDYARD_TOKEN") or None
+        check_token_address(self.address, token)
+        self.project = project
+        self.parent = parent_name(project)
+        self.timeout = timeout
+        self.reconnect_for = reconnect_for
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel = runtime.open_channel(self.address, options=channel_options(_repeatable_methods()))
+        self.jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
+        self.logs = log_service_pb2_grpc.LogServiceStub(self._channel)
+        self.metrics = metric_service_pb2_grpc.MetricServiceStub(self._channel)
+        self.checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceStub(self._channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self.datasets = dataset_service_pb2_grpc.DatasetServiceStub(self._channel)
+        self.server = server_service_pb2_grpc.ServerServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel; streams that are open end."""
+        await self._channel.close()
+
+    async def call(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
+        """Make a unary call, again when the service says when.
+
+        Raises: RequestError.
+        """
+        limit = self.timeout if timeout is None else timeout
+        start = time.monotonic()
+        while True:
+            try:
+                return await method(request, timeout=limit, metadata=self._metadata)
+            except grpc.RpcError as error:
+                ours = from_rpc(error, address=self.address)
+                delay = retry_delay(ours, time.monotonic() - start, self.reconnect_for)
+                if delay is None:
+                    raise ours from None
+            await runtime.sleep(delay)
+
+    async def streaming(
+        self, method: Any, make_request: Callable[[], Any], is_over: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[Any]:
+        """Messages of a stream that is opened again, with a new request, whenever it breaks.
+
+        `make_request` knows the cursor; `is_over` tells that nothing is left, so that a break at the end is none.
+        Raises: RequestError where opening it again would not help, or did not for `reconnect_for` seconds.
+        """
+        patience = self.patience()
+        while True:
+            call = method(make_request(), metadata=self._metadata)
+            try:
+                async for message in call:
+                    patience.progressed()
+                    yield message
+                return
+            except grpc.RpcError as error:
+                if is_over():
+                    return
+                delay = patience.after(error)
+            finally:
+                call.cancel()
+            await runtime.sleep(delay)
+
+    async def upload(self, method: Any, messages: Any) -> Any:
+        """Make a client-streaming call.
+
+        Raises: grpc.RpcError, for the caller to decide whether to go on from what arrived.
+        """
+        return await method(messages, metadata=self._metadata)
+
+    def patience(self) -> Patience:
+        """For mending one stream."""
+        return Patience(self.reconnect_for, self.address)
+
+
+def _repeatable_methods() -> list[tuple[str, str]]:
+    """Unary methods that do no harm when made twice: all but Delete, which would answer NOT_FOUND the second time."""
+    return [
+        (service.full_name, method.name)
+        for module in _MODULES
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if not (method.client_streaming or method.server_streaming or method.name.startswith("Delete"))
+    ]

@@ -1,0 +1,293 @@
+"""A job: followed, waited for, looked into, stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from shardyard._async import runtime
+from shardyard._async.connection import AsyncConnection
+from shardyard._async.resources import AsyncDataset, AsyncModel, pages
+from shardyard._convert import read, read_event
+from shardyard._names import last_part
+from shardyard._requests import event_kinds
+from shardyard.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    JobCancelled,
+    JobFailed,
+    Unavailable,
+    invalid,
+)
+from shardyard.types import Attempt, Checkpoint, Event, JobInfo, LogLine, MetricSeries
+from shardyard.v1 import (
+    checkpoint_service_pb2,
+    dataset_service_pb2,
+    job_pb2,
+    job_service_pb2,
+    log_service_pb2,
+    metric_service_pb2,
+    model_service_pb2,
+)
+
+_WAIT_S = 60.0
+_MOST_GAPS = 5
+
+
+class AsyncJob:
+    """A job of the service. `info` is what was read last; `refresh()` reads it anew."""
+
+    def __init__(self, connection: AsyncConnection, message: job_pb2.Job) -> None:
+        self._connection = connection
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name} {self.state}>"
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/jobs/{job}`."""
+        return self.message.name
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return last_part(self.message.name)
+
+    @property
+    def uid(self) -> str:
+        """Never used again, unlike the name."""
+        return self.message.uid
+
+    @property
+    def info(self) -> JobInfo:
+        """The job as it was read last."""
+        return read(JobInfo, self.message)
+
+    @property
+    def state(self) -> str:
+        """The state as it was read last: `queued`, `running`, `succeeded`, …"""
+        return self.info.state
+
+    async def refresh(self) -> JobInfo:
+        """Read the job anew."""
+        request = job_service_pb2.GetJobRequest(name=self.name)
+        self.message = await self._connection.call(self._connection.jobs.GetJob, request)
+        return self.info
+
+    async def watch(
+        self, *, after: int = 0, kinds: Sequence[str] = (), min_interval: float | None = None
+    ) -> AsyncIterator[Event]:
+        """Every event after the sequence `after`, each exactly once, until the job has ended.
+
+        A broken connection is mended and the stream goes on at the same event. Stopping to read never touches the job.
+        Raises: RequestError; Aborted JOB_REPLACED where the name belongs to another job now; DataLoss EVENT_GAP.
+        """
+        wanted = event_kinds(kinds)
+        cursor, gaps = after, 0
+
+        def request() -> job_service_pb2.WatchJobRequest:
+            interval = None if min_interval is None else _duration(min_interval)
+            return job_service_pb2.WatchJobRequest(
+                name=self.name, job_uid=self.uid, after_sequence=cursor, kinds=wanted, min_interval=interval
+            )
+
+        while gaps <= _MOST_GAPS:
+            gap = False
+            async with runtime.closing(self._connection.streaming(self._connection.jobs.WatchJob, request)) as stream:
+                async for batch in stream:
+                    gap = batch.after_sequence > cursor
+                    if gap:
+                        break
+                    for message in batch.events:
+                        if message.sequence <= cursor:
+                            continue
+                        event = read_event(message)
+                        cursor, gaps = event.sequence, 0
+                        yield event
+                        if event.is_terminal:
+                            return
+                    cursor = max(cursor, batch.last_sequence)
+            gaps += 1
+            if not gap and await self._has_ended_by(cursor):
+                return
+        raise DataLoss(f"{self.name}: events after {cursor} do not arrive", reason="EVENT_GAP")
+
+    async def wait(self, timeout: float | None = None, *, check: bool = True) -> JobInfo:
+        """The job when it has ended.
+
+        Raises: JobFailed or JobCancelled unless `check` is False; DeadlineExceeded after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.info.is_terminal:
+            left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
+            if left <= 0:
+                raise DeadlineExceeded(f"{self.name} is {self.state} after {timeout} s", reason="DEADLINE_EXCEEDED")
+            await self._wait_once(left)
+        info = self.info
+        if check and info.state != "succeeded":
+            raise _job_error(info)
+        return info
+
+    async def cancel(self) -> JobInfo:
+        """Ask the job to end; as it is then."""
+        request = job_service_pb2.CancelJobRequest(name=self.name)
+        self.message = await self._connection.call(self._connection.jobs.CancelJob, request)
+        return self.info
+
+    async def delete(self) -> None:
+        """Delete the job, which must have ended; its models stay."""
+        await self._connection.call(self._connection.jobs.DeleteJob, job_service_pb2.DeleteJobRequest(name=self.name))
+
+    async def logs(
+        self,
+        *,
+        follow: bool = False,
+        rank: int | None = None,
+        attempt: int | None = None,
+        level: str | None = None,
+        tail: int = 0,
+    ) -> AsyncIterator[LogLine]:
+        """The lines that the ranks wrote; with `follow` until the job has ended; with `tail` only each rank's last.
+
+        Lines that the service left out because they were not read in time show as one line of level `warning`.
+        """
+        cursor = ""
+        min_level = _log_level(level)
+
+        def request() -> log_service_pb2.TailLogsRequest:
+            return log_service_pb2.TailLogsRequest(
+                name=self.name,
+                rank=rank,
+                attempt=attempt,
+                min_level=min_level,
+                cursor=cursor,
+                follow=follow,
+                tail_lines=0 if cursor else tail,
+            )
+
+        async with runtime.closing(self._connection.streaming(self._connection.logs.TailLogs, request)) as stream:
+            async for batch in stream:
+                if batch.dropped:
+                    yield LogLine(0, 0, "stderr", "warning", None, f"({batch.dropped} lines left out)")
+                for line in batch.lines:
+                    yield read(LogLine, line)
+                cursor = batch.cursor or cursor
+
+    async def metrics(
+        self,
+        *names: str,
+        max_points: int | None = None,
+        all_attempts: bool = False,
+        min_step: int = 0,
+        max_step: int = 0,
+    ) -> dict[str, MetricSeries]:
+        """The history of the metrics named, or of all, downsampled to `max_points` a series."""
+        request = metric_service_pb2.QueryMetricsRequest(
+            name=self.name,
+            metrics=names,
+            max_points=max_points,
+            all_attempts=all_attempts,
+            min_step=min_step,
+            max_step=max_step,
+        )
+        answer = await self._connection.call(self._connection.metrics.QueryMetrics, request)
+        return {series.metric: read(MetricSeries, series) for series in answer.series}
+
+    async def watch_metrics(self, *names: str) -> AsyncIterator[MetricSeries]:
+        """New points as they come, until the job has ended."""
+        cursor = ""
+
+        def request() -> metric_service_pb2.WatchMetricsRequest:
+            return metric_service_pb2.WatchMetricsRequest(name=self.name, metrics=names, cursor=cursor)
+
+        async with runtime.closing(
+            self._connection.streaming(self._connection.metrics.WatchMetrics, request)
+        ) as stream:
+            async for batch in stream:
+                for series in batch.series:
+                    yield read(MetricSeries, series)
+                cursor = batch.cursor or cursor
+
+    async def attempts(self) -> list[Attempt]:
+        """Its gangs, the oldest first."""
+        request = job_service_pb2.ListAttemptsRequest(parent=self.name)
+        found = pages(self._connection, self._connection.jobs.ListAttempts, request, "attempts")
+        return [read(Attempt, message) async for message in found]
+
+    async def checkpoints(self) -> list[Checkpoint]:
+        """Its checkpoints, the newest first."""
+        request = checkpoint_service_pb2.ListCheckpointsRequest(parent=self.name)
+        found = pages(self._connection, self._connection.checkpoints.ListCheckpoints, request, "checkpoints")
+        return [read(Checkpoint, message) async for message in found]
+
+    async def model(self) -> AsyncModel:
+        """The model that it left.
+
+        Raises: FailedPrecondition while there is none.
+        """
+        if not self.message.model:
+            await self.refresh()
+        if not self.message.model:
+            raise FailedPrecondition(f"{self.name} is {self.state} and has no model", reason="MODEL_NOT_READY")
+        request = model_service_pb2.GetModelRequest(name=self.message.model)
+        return AsyncModel(self._connection, await self._connection.call(self._connection.models.GetModel, request))
+
+    async def output_dataset(self) -> AsyncDataset:
+        """The data set that a feature extraction wrote.
+
+        Raises: FailedPrecondition while there is none.
+        """
+        if not self.message.output_dataset:
+            await self.refresh()
+        if not self.message.output_dataset:
+            raise FailedPrecondition(f"{self.name} is {self.state} and has no data set", reason="DATASET_NOT_READY")
+        request = dataset_service_pb2.GetDatasetRequest(name=self.message.output_dataset)
+        message = await self._connection.call(self._connection.datasets.GetDataset, request)
+        return AsyncDataset(self._connection, message)
+
+    async def _has_ended_by(self, cursor: int) -> bool:
+        """Whether a stream that ended before any terminal event may have: the job has ended, all of it was seen."""
+        info = await self.refresh()
+        return info.is_terminal and info.last_event_sequence <= cursor
+
+    async def _wait_once(self, seconds: float) -> None:
+        """One WaitJob, made again while the service is away."""
+        request = job_service_pb2.WaitJobRequest(name=self.name, timeout=_duration(seconds))
+        patience = self._connection.patience()
+        while True:
+            try:
+                method = self._connection.jobs.WaitJob
+                self.message = await self._connection.call(method, request, timeout=seconds + 30)
+                return
+            except Unavailable as error:
+                delay = patience.after(error)
+            await runtime.sleep(delay)
+
+
+def _job_error(info: JobInfo) -> JobFailed | JobCancelled:
+    failure = info.failure
+    if info.state == "cancelled":
+        return JobCancelled(f"{info.name} was cancelled", job=info.name, reason="CANCELLED", info=info)
+    reason = failure.reason if failure else "UNKNOWN"
+    words = f"{failure.message} {failure.next_step}".strip() if failure else "no report was left"
+    return JobFailed(f"{info.name} failed: {reason}: {words}", job=info.name, reason=reason, info=info)
+
+
+def _duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromMilliseconds(round(seconds * 1000))
+    return made
+
+
+def _log_level(level: str | None) -> Any:
+    if level is None:
+        return 0
+    value = log_service_pb2.LogLevel.DESCRIPTOR.values_by_name.get(f"LOG_LEVEL_{level.upper()}")
+    if value is None:
+        raise invalid("level", f"`{level}` is none of debug, info, warning, error")
+    return value.number

@@ -1,0 +1,28 @@
+"""What differs between waiting and blocking; the sync twin of this one file is written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, ParamSpec, TypeVar
+
+import grpc.aio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+open_channel: Callable[..., Any] = grpc.aio.insecure_channel
+sleep = asyncio.sleep
+
+
+def closing(stream: AsyncIterator[T]) -> AbstractAsyncContextManager[AsyncIterator[T]]:
+    """End an async generator where its reader leaves it, not when it is collected."""
+    close: Any = aclosing  # Its type asks for a generator; every iterator here is one.
+    made: AbstractAsyncContextManager[AsyncIterator[T]] = close(stream)
+    return made
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what reads much from disk without stopping the loop."""
+    return await asyncio.to_thread(function, *args, **kwargs)

@@ -1,0 +1,199 @@
+"""Protobuf at the door: messages become frozen dataclasses, or plain data in the form of a spec file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shardyard import types as results
+
+T = TypeVar("T")
+
+_RENAMED = {"from_state": "from"}  # `from` is a keyword.
+_PAYLOADS: dict[str, type[Any]] = {
+    "state": results.StateChanged,
+    "attempt_changed": results.AttemptChanged,
+    "checkpoint": results.CheckpointChanged,
+    "evaluation": results.Evaluation,
+    "progress": results.Progress,
+    "condition": results.Condition,
+    "warning": results.Warning,
+    "model": results.ModelRegistered,
+    "pending": results.PendingInfo,
+    "deleted": results.JobDeleted,
+    "phase": results.PhaseStarted,
+    "dataset": results.DatasetRegistered,
+    "canary": results.CanaryPassed,
+}
+
+
+def read(kind: type[T], message: Message) -> T:
+    """The message as the dataclass `kind`, whose field names and types say how."""
+    values = {}
+    fields: Any = _hints  # mypy takes a class with a type variable for unhashable.
+    for name, hint in fields(kind).items():
+        field = message.DESCRIPTOR.fields_by_name[_RENAMED.get(name, name)]
+        values[name] = _field_value(message, field, hint)
+    return kind(**values)
+
+
+def read_event(message: Any) -> results.Event:
+    """A JobEvent; a payload that this client does not know is of kind `unknown`."""
+    which = message.WhichOneof("payload")
+    return results.Event(
+        sequence=message.sequence,
+        id=message.id,
+        time=_time(message.time) if message.HasField("time") else None,
+        attempt=message.attempt,
+        kind=which or "unknown",
+        data=read(_PAYLOADS[which], getattr(message, which)) if which else None,
+    )
+
+
+def read_prediction(message: Any) -> results.Prediction:
+    """A Prediction, flat."""
+    logits = tuple(message.logits)
+    which = message.WhichOneof("output")
+    if which == "classification":
+        found = message.classification
+        scores = {score.label: score.score for score in found.scores}
+        return results.Prediction(label=found.label or None, labels=tuple(found.labels), scores=scores, logits=logits)
+    if which == "regression":
+        return results.Prediction(value=message.regression.value, logits=logits)
+    if which == "generated_text":
+        return results.Prediction(text=message.generated_text, logits=logits)
+    masks = tuple(
+        tuple(read(results.TokenCandidate, candidate) for candidate in mask.candidates)
+        for mask in message.masked_tokens.masks
+    )
+    return results.Prediction(masks=masks, logits=logits)
+
+
+def read_embedding(message: Any) -> results.Embedding:
+    """An Embedding."""
+    return results.Embedding(shape=tuple(message.shape), values=tuple(message.values))
+
+
+def to_plain(message: Message) -> dict[str, Any]:
+    """The message as plain data: snake_case, short enums, durations like `90s`, ISO 8601 times; unset is left out."""
+    plain: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if is_map(field):
+            plain[field.name] = {str(key): _plain_value(_map_value(field), item) for key, item in sorted(value.items())}
+        elif is_repeated(field):
+            plain[field.name] = [_plain_value(field, item) for item in value]
+        else:
+            plain[field.name] = _plain_value(field, value)
+    return plain
+
+
+def short_enum(descriptor: EnumDescriptor, number: int) -> str:
+    """`mean` for POOLING_MEAN; the number itself where this client does not know it."""
+    value = descriptor.values_by_number.get(number)
+    return str(number) if value is None else value.name.removeprefix(enum_prefix(descriptor)).lower()
+
+
+@functools.cache
+def enum_prefix(descriptor: EnumDescriptor) -> str:
+    """`POOLING_` of the enum Pooling: what all names begin with, from the zero value."""
+    return str(descriptor.values_by_number[0].name.removesuffix("UNSPECIFIED"))
+
+
+def duration_text(value: Duration) -> str:
+    """`90s`, `1.5s`: as proto JSON writes it."""
+    return str(value.ToJsonString())
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _field_value(message: Message, field: FieldDescriptor, hint: Any) -> Any:
+    if is_map(field):
+        return dict(getattr(message, field.name))
+    if is_repeated(field):
+        item = typing.get_args(hint)[0]
+        return tuple(_single(field, value, item) for value in getattr(message, field.name))
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _single(field, getattr(message, field.name), hint)
+
+
+def _single(field: FieldDescriptor, value: Any, hint: Any) -> Any:
+    if field.enum_type is not None:
+        return short_enum(field.enum_type, value)
+    if field.message_type is None:
+        return value
+    if isinstance(value, Timestamp):
+        return _time(value)
+    if isinstance(value, Duration):
+        return value.ToTimedelta()
+    inner = _without_none(hint)
+    if not dataclasses.is_dataclass(inner):
+        return to_plain(value)
+    nested: Any = inner
+    return read(nested, value)
+
+
+def _without_none(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        return next(option for option in typing.get_args(hint) if option is not type(None))
+    return hint
+
+
+def _time(value: Timestamp) -> datetime:
+    return value.ToDatetime(tzinfo=UTC)
+
+
+def _plain_value(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is not None:
+        return short_enum(field.enum_type, value)
+    if isinstance(value, Struct):
+        return {key: _plain_struct(item) for key, item in value.fields.items()}
+    if isinstance(value, Duration | Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Message):
+        return to_plain(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    return value
+
+
+def _plain_struct(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {key: _plain_struct(item) for key, item in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain_struct(item) for item in value.list_value.values]
+    if kind == "number_value":  # Struct knows doubles only: 10 went in as 10.0.
+        return int(value.number_value) if value.number_value.is_integer() else value.number_value
+    return None if kind in (None, "null_value") else getattr(value, str(kind))
+
+
+def is_repeated(field: FieldDescriptor) -> bool:
+    """Whether the field holds a list or a map."""
+    # `label` is deprecated in the versions that have `is_repeated`, and the only way in those before.
+    return bool(field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED)
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether the field holds a map."""
+    kind: Descriptor | None = field.message_type
+    return kind is not None and is_repeated(field) and kind.GetOptions().map_entry
+
+
+def _map_value(field: FieldDescriptor) -> FieldDescriptor:
+    found: FieldDescriptor = field.message_type.fields_by_name["value"]
+    return found

@@ -1,0 +1,206 @@
+"""Files on their way up and down: what is sent, under which id, and what arrived whole.
+
+An upload is named by its content: `d-` (data) or `m-` (model) and 32 hexadecimal digits of the sha256 over its sorted
+(path, size, sha256). So the same files are sent once, and an interrupted upload goes on, from whichever process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import google_crc32c
+
+from shardyard.errors import DataLoss, invalid
+
+CHUNK_BYTES = 2**20
+MAX_FILES = 100_000
+# Weights in a form that could run code, or that torch does not read; left out where safetensors are there.
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".pkl")
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file here: its path in the upload, where it is, its size and sha256."""
+
+    path: str
+    source: Path
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """What is going to be uploaded, under an id made from its content."""
+
+    resource_id: str
+    files: tuple[LocalFile, ...]
+    display_name: str
+
+    @property
+    def request_id(self) -> str:
+        """A UUID4 made from the id: who sends the same files again goes on with the same upload."""
+        return str(uuid.UUID(bytes=hashlib.sha256(self.resource_id.encode()).digest()[:16], version=4))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in all."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
+    """The file, or all files of the folder but hidden ones, hashed.
+
+    Raises: InvalidArgument where there is nothing to send, or more than 100,000 files.
+    """
+    files = tuple(_hashed(name, source) for name, source in sorted(_listed(path, kind)))
+    if not files:
+        raise invalid("path", f"`{path}` has no files")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size_bytes}\0{file.sha256}\n".encode())
+    return Package(f"{kind[0]}-{digest.hexdigest()[:32]}", files, _printable(path.name)[:128])
+
+
+def chunks(file: LocalFile, offset: int) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, bytes, crc32c) of the file from `offset` on.
+
+    Raises: InvalidArgument when the file has become shorter since it was hashed.
+    """
+    with file.source.open("rb") as source:
+        source.seek(offset)
+        while offset < file.size_bytes:
+            data = source.read(min(CHUNK_BYTES, file.size_bytes - offset))
+            if not data:
+                raise invalid("path", f"`{file.source}` has changed while it was sent; submit again")
+            yield offset, data, google_crc32c.value(data)
+            offset += len(data)
+
+
+class Download:
+    """One file on its way down: written to `{target}.part`, checked, renamed; goes on where an earlier one stopped."""
+
+    def __init__(self, staging: Path, folder: Path, path: str, size_bytes: int, sha256: str) -> None:
+        self.path = path
+        self._size_bytes = size_bytes
+        self._sha256 = sha256
+        self.target = staging / _safe(path)
+        self._final = folder / _safe(path)
+        self._part = self.target.with_name(self.target.name + ".part")
+        self._digest = hashlib.sha256()
+        self.offset = 0
+
+    def is_done(self) -> bool:
+        """Whether the file is already there, whole: from this download or an earlier one."""
+        return any(
+            path.is_file() and path.stat().st_size == self._size_bytes and sha256_of(path) == self._sha256
+            for path in (self.target, self._final)
+        )
+
+    def open(self) -> None:
+        """Take up what an earlier download left."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._digest = hashlib.sha256()
+        self.offset = 0
+        if self._part.exists() and self._part.stat().st_size <= self._size_bytes:
+            with self._part.open("rb") as part:
+                while data := part.read(CHUNK_BYTES):
+                    self._digest.update(data)
+                    self.offset += len(data)
+        else:
+            self._part.write_bytes(b"")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte has arrived."""
+        return self.offset >= self._size_bytes
+
+    def write(self, offset: int, data: bytes, crc32c: int) -> None:
+        """Append a chunk.
+
+        Raises: DataLoss for a damaged chunk, or one that does not follow.
+        """
+        if offset != self.offset or google_crc32c.value(data) != crc32c:
+            raise DataLoss(f"{self.path}: the chunk at byte {offset} arrived damaged", reason="CRC_MISMATCH")
+        with self._part.open("ab") as part:
+            part.write(data)
+        self._digest.update(data)
+        self.offset += len(data)
+
+    def finish(self) -> None:
+        """Check the whole and put it in its place.
+
+        Raises: DataLoss where its sha256 is another than announced; what arrived is then removed.
+        """
+        if self.offset != self._size_bytes or (self._sha256 and self._digest.hexdigest() != self._sha256):
+            self._part.unlink()
+            raise DataLoss(f"{self.path}: not the file that was announced; download again", reason="CHECKSUM_MISMATCH")
+        self._part.replace(self.target)
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Put the whole download in its place: one rename where nothing is there, else file by file."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    for source in sorted(path for path in staging.rglob("*") if path.is_file()):
+        target = folder / source.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+    for path in sorted((path for path in staging.rglob("*") if path.is_dir()), reverse=True):
+        path.rmdir()
+    staging.rmdir()
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 as 64 hexadecimal digits."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _listed(path: Path, kind: Literal["datasets", "models"]) -> list[tuple[str, Path]]:
+    if path.is_file() and kind == "datasets":
+        return [(path.name, path)]
+    if not path.is_dir():
+        raise invalid("path", f"`{path}` is not a {'folder' if kind == 'models' else 'file or folder'}")
+    found: list[tuple[str, Path]] = []
+    # Links to folders are not followed: they may lead in a circle. Links to files are: the Hub's cache is made of them.
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            source = Path(folder) / name
+            if not name.startswith(".") and source.is_file():
+                found.append((source.relative_to(path).as_posix(), source))
+        if len(found) > MAX_FILES:
+            raise invalid("path", f"`{path}` has more than {MAX_FILES:,} files")
+    return without_other_weights(found) if kind == "models" else found
+
+
+def without_other_weights(found: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """The files without the weights' other forms, where safetensors are among them."""
+    if not any(name.endswith(".safetensors") for name, _ in found):
+        return list(found)
+    return [(name, source) for name, source in found if not name.endswith(OTHER_WEIGHTS)]
+
+
+def _hashed(name: str, source: Path) -> LocalFile:
+    return LocalFile(name, source, source.stat().st_size, sha256_of(source))
+
+
+def _safe(path: str) -> Path:
+    """A path that stays inside the folder it is put in, whatever the service says."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or not pure.parts or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise DataLoss(
+            f"the service named a file `{path}` that would lie outside the folder", reason="PATH_NOT_ALLOWED"
+        )
+    return Path(*pure.parts)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

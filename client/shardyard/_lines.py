@@ -1,0 +1,123 @@
+"""Events, logs and numbers as lines for people."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from shardyard import types
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def event_line(event: types.Event) -> str:
+    """One line: sequence, time of day, and what happened."""
+    return f"{event.sequence:>5}  {clock(event.time)}  {describe(event)}"
+
+
+def describe(event: types.Event) -> str:
+    """What happened, without when."""
+    data = event.data
+    match data:
+        case types.StateChanged():
+            return _state(data)
+        case types.Progress():
+            return progress_line(data)
+        case types.Evaluation():
+            final = "final evaluation" if data.is_final else "evaluation"
+            return f"{final} at step {data.step:,}: {metrics_line(data.metrics)}"
+        case types.CheckpointChanged():
+            words = f": {data.message}" if data.message else ""
+            return f"checkpoint of step {data.step:,} {data.change} ({size(data.size_bytes)}){words}"
+        case types.AttemptChanged():
+            attempt = data.attempt
+            number = attempt.name.rsplit("/", 1)[-1]
+            resumed = f", from step {attempt.resumed_from_step:,}" if attempt.resumed_from_step else ""
+            return f"attempt {number} {attempt.state} on {attempt.workers} worker(s){resumed}{_why(attempt.failure)}"
+        case types.PendingInfo():
+            return f"waits: {data.message or data.constraint}"
+        case types.PhaseStarted():
+            return f"{data.phase}{': ' + data.message if data.message else ''}"
+        case types.Condition():
+            return f"{data.type} {'began' if data.active else 'ended'}{': ' + data.message if data.message else ''}"
+        case types.Warning():
+            return f"warning {data.reason}: {data.message}{f' ({data.field})' if data.field else ''}"
+        case types.ModelRegistered():
+            return f"model {data.model}"
+        case types.DatasetRegistered():
+            return f"data set {data.dataset}"
+        case types.CanaryPassed():
+            return f"canary passed ({data.duration_s:.1f} s): checkpoint, evaluation and export work"
+        case types.JobDeleted():
+            return f"deleted by {data.principal}"
+    return f"({event.kind})"
+
+
+def progress_line(progress: types.Progress) -> str:
+    """`step 40/200  loss 0.412  lr 1.0e-04  812 tokens/s  ETA 1:20`."""
+    eta = "" if progress.eta is None else f"  ETA {span(progress.eta)}"
+    return (
+        f"step {progress.step:,}/{progress.total_steps:,}  loss {progress.loss:.4g}  lr {progress.learning_rate:.1e}  "
+        f"{progress.tokens_per_s:,.0f} tokens/s{eta}"
+    )
+
+
+def metrics_line(metrics: object) -> str:
+    """`accuracy 0.8946  loss 0.3012`."""
+    assert isinstance(metrics, dict)
+    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+
+
+def curve(values: list[float], width: int = 40) -> str:
+    """The numbers as a row of blocks, the last `width` buckets; one bucket is the mean of its numbers."""
+    if not values:
+        return ""
+    count = min(width, len(values))
+    buckets = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
+    means = [sum(bucket) / len(bucket) for bucket in buckets]
+    low, high = min(means), max(means)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def clock(time: datetime | None) -> str:
+    """The time of day here."""
+    return "--:--:--" if time is None else time.astimezone().strftime("%H:%M:%S")
+
+
+def span(duration: timedelta | float) -> str:
+    """`0:42`, `1:02:03`."""
+    seconds = round(duration.total_seconds() if isinstance(duration, timedelta) else duration)
+    hours, rest = divmod(max(seconds, 0), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def size(count: float) -> str:
+    """`12 B`, `3.4 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere without what a terminal would obey: control characters show as their escapes."""
+    return "".join(
+        character if character.isprintable() or character == "\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def _state(data: types.StateChanged) -> str:
+    before = "" if data.from_state == "unspecified" else f"{data.from_state} → "
+    words = f": {data.message}" if data.message else ""
+    return f"{before}{data.to}{words}{_why(data.failure)}"
+
+
+def _why(failure: types.FailureReport | None) -> str:
+    if failure is None:
+        return ""
+    rank = "" if failure.rank is None else f" on rank {failure.rank}"
+    step = "" if failure.step is None else f" at step {failure.step:,}"
+    return f" ({failure.reason}{rank}{step}: {failure.message} {failure.next_step})".replace(" )", ")")

@@ -1,0 +1,306 @@
+"""A job written as plain data (spec file, flags, typed spec) becomes its message, or all that is wrong with it.
+
+Read are: snake_case and camelCase names, short and prefixed enum values, durations such as `90s` and `2h`, numbers
+written as text (YAML takes `1e-4` for text), and strings where a model, data or tokenizer is wanted (`_sources`). An
+unknown name is refused with the nearest one: the service would ignore it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from shardyard._convert import enum_prefix, is_map, is_repeated
+from shardyard._sources import Kind, classify
+from shardyard.errors import Violation, invalid_fields
+from shardyard.v1 import job_pb2, spec_pb2
+
+MAX_DEPTH = 32
+_UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SOURCES: dict[str, Kind] = {"ModelSource": "model", "DataSource": "data", "TokenizerSource": "tokenizer"}
+_INT_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+
+
+class PlainScalar(str):
+    """An unquoted YAML scalar: text that may mean a number, a truth value or nothing."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A path here that has to be uploaded before the job can be submitted; `message.member` then names the resource."""
+
+    field: str
+    path: Path
+    collection: Literal["models", "datasets"]
+    message: Message
+    member: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job that is ready but for its uploads."""
+
+    job: job_pb2.Job
+    job_id: str | None = None
+    uploads: tuple[Upload, ...] = ()
+
+
+@dataclass
+class Reader:
+    """Reads one job; violations are collected, not raised."""
+
+    base: Path
+    project: str
+    violations: list[Violation] = field(default_factory=list)
+    uploads: list[Upload] = field(default_factory=list)
+
+    def fail(self, path: str, message: str, reason: str = "SPEC_INVALID") -> None:
+        """Record a broken rule."""
+        self.violations.append(Violation(path, message, reason))
+
+    def fill(self, message: Message, value: Any, path: str, depth: int = 0) -> None:
+        """Write plain data into the message."""
+        kind = _SOURCES.get(message.DESCRIPTOR.name)
+        if depth > MAX_DEPTH:
+            self.fail(path, f"nested deeper than {MAX_DEPTH} levels")
+        elif kind is not None and isinstance(value, str):
+            self._source(message, kind, value, path)
+        elif isinstance(message, spec_pb2.HubModel) and isinstance(value, str):
+            message.id, _, message.revision = str(value).partition("@")
+        elif isinstance(message, spec_pb2.Architecture) and isinstance(value, str):
+            message.model_type = str(value)
+        elif not isinstance(value, Mapping):
+            self.fail(path, f"{_shown(value)} where fields are wanted: {', '.join(_names(message.DESCRIPTOR))}")
+        else:
+            self._fields(message, value, path, depth, kind)
+
+    def _fields(self, message: Message, value: Mapping[Any, Any], path: str, depth: int, kind: Kind | None) -> None:
+        chosen: dict[str, str] = {}
+        for key, item in value.items():
+            inner = f"{path}.{key}" if path else str(key)
+            found = _field(message.DESCRIPTOR, str(key))
+            if found is None:
+                self._unknown(message.DESCRIPTOR, str(key), inner)
+                continue
+            inner = f"{path}.{found.name}" if path else found.name
+            oneof = found.containing_oneof
+            if oneof is not None and not oneof.name.startswith("_"):  # `_name` is what `optional` makes.
+                if oneof.name in chosen:
+                    self.fail(inner, f"`{chosen[oneof.name]}` is given as well; exactly one of them is wanted")
+                    continue
+                chosen[oneof.name] = found.name
+            if item is None or _is_null(item):
+                continue
+            if found.name == "uri" and kind is not None and isinstance(item, str):
+                self._source(message, kind, item, inner)
+            else:
+                self._field(message, found, item, inner, depth)
+
+    def _unknown(self, descriptor: Any, key: str, path: str) -> None:
+        names = _names(descriptor)
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(names)}"
+        self.fail(path, f"unknown field `{key}`; {hint}", "FIELD_UNKNOWN")
+
+    def _field(self, message: Message, found: FieldDescriptor, item: Any, path: str, depth: int) -> None:
+        if is_map(found):
+            self._map(message, found, item, path)
+        elif is_repeated(found):
+            if not isinstance(item, Sequence) or isinstance(item, str):
+                self.fail(path, f"{_shown(item)} where a list is wanted")
+                return
+            values = getattr(message, found.name)
+            for index, entry in enumerate(item):
+                if found.message_type is not None:
+                    self.fill(values.add(), entry, f"{path}[{index}]", depth + 1)
+                elif (scalar := self._scalar(found, entry, f"{path}[{index}]")) is not None:
+                    values.append(scalar)
+        elif found.message_type is not None:
+            self._message(getattr(message, found.name), item, path, depth)
+        elif (scalar := self._scalar(found, item, path)) is not None:
+            setattr(message, found.name, scalar)
+
+    def _message(self, target: Any, item: Any, path: str, depth: int) -> None:
+        full_name = target.DESCRIPTOR.full_name
+        if full_name == "google.protobuf.Duration":
+            seconds = duration_s(item)
+            if seconds is None:
+                self.fail(path, f"{_shown(item)} is no duration; write `90s`, `30m`, `2h` or `1h30m`")
+            else:
+                target.FromNanoseconds(round(seconds * 1e9))
+        elif full_name == "google.protobuf.Timestamp":
+            self.fail(path, "is set by the service, not by a spec")
+        elif full_name == "google.protobuf.Struct":
+            if not isinstance(item, Mapping):
+                self.fail(path, f"{_shown(item)} where names and values are wanted")
+                return
+            try:
+                target.update(native(item))
+            except (ValueError, TypeError) as error:
+                self.fail(path, str(error))
+        else:
+            target.SetInParent()  # An empty objective (`causal_lm: {}`) is a choice too.
+            self.fill(target, item, path, depth + 1)
+
+    def _map(self, message: Message, found: FieldDescriptor, item: Any, path: str) -> None:
+        if not isinstance(item, Mapping):
+            self.fail(path, f"{_shown(item)} where names and values are wanted")
+            return
+        for key, value in item.items():
+            scalar = self._scalar(found.message_type.fields_by_name["value"], value, f"{path}.{key}")
+            if scalar is not None:
+                getattr(message, found.name)[str(key)] = scalar
+
+    def _scalar(self, found: FieldDescriptor, item: Any, path: str) -> Any:
+        if found.enum_type is not None:
+            return self._enum(found.enum_type, item, path)
+        if found.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+            truth = {"true": True, "false": False}.get(str(item).lower())
+            return self._checked(truth, item, path, "true or false is wanted")
+        if found.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+            if isinstance(item, bool | Mapping | list | tuple):
+                return self._checked(None, item, path, "text is wanted")
+            return str(item)
+        if found.cpp_type in _INT_RANGES:
+            return self._int(_INT_RANGES[found.cpp_type], item, path)
+        return self._checked(_number(item), item, path, "a number is wanted")
+
+    def _enum(self, descriptor: EnumDescriptor, item: Any, path: str) -> int | None:
+        prefix = enum_prefix(descriptor)
+        text = str(item).strip().upper().replace("-", "_")
+        value = descriptor.values_by_name.get(text) or descriptor.values_by_name.get(prefix + text)
+        if value is not None:
+            return int(value.number)
+        names = [
+            name.removeprefix(prefix).lower() for name in descriptor.values_by_name if not name.endswith("UNSPECIFIED")
+        ]
+        near = difflib.get_close_matches(str(item).lower(), names, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        self.fail(path, f"{_shown(item)} is none of {', '.join(names)}{hint}")
+        return None
+
+    def _int(self, limits: tuple[int, int], item: Any, path: str) -> Any:
+        number = _number(item)
+        if number is None or not float(number).is_integer():
+            return self._checked(None, item, path, "a whole number is wanted")
+        whole = int(number)
+        if not limits[0] <= whole <= limits[1]:
+            return self._checked(None, item, path, f"{limits[0]} to {limits[1]} can be written")
+        return whole
+
+    def _checked(self, value: Any, item: Any, path: str, rule: str) -> Any:
+        if value is None:
+            self.fail(path, f"{_shown(item)} where {rule}")
+        return value
+
+    def _source(self, message: Any, kind: Kind, text: str, path: str) -> None:
+        found = classify(kind, str(text), base=self.base, project=self.project)
+        if isinstance(found, str):
+            self.fail(path, found, "FILE_NOT_FOUND" if "no such" in found else "SPEC_INVALID")
+        elif found.field == "local":
+            member: Literal["model", "dataset"] = "model" if kind == "model" else "dataset"
+            collection: Literal["models", "datasets"] = "models" if kind == "model" else "datasets"
+            self.uploads.append(Upload(path, Path(found.value), collection, message, member))
+        elif found.field == "hub":
+            message.hub.id, _, message.hub.revision = found.value.partition("@")
+        else:
+            setattr(message, found.field, found.value)
+
+
+def draft_job(value: Mapping[str, Any], *, base: Path, project: str) -> Draft:
+    """`{job_id?, job: {…}}` as a message; paths are relative to `base`.
+
+    Raises: InvalidArgument with everything that is wrong, each with its field path.
+    """
+    reader = Reader(base, project)
+    job = job_pb2.Job()
+    for key in value:
+        if key not in ("job_id", "jobId", "job"):
+            under = (
+                f"write it under `job:` (as `job.{key}`)"
+                if _field(job.DESCRIPTOR, str(key))
+                else "there are job_id and job"
+            )
+            reader.fail(str(key), f"unknown field `{key}`; {under}", "FIELD_UNKNOWN")
+    if value.get("job") is None:
+        reader.fail("job", "required: the job, with at least its `spec`")
+    else:
+        reader.fill(job, value["job"], "job")
+    job_id = value.get("job_id", value.get("jobId"))
+    if reader.violations:
+        raise invalid_fields(reader.violations)
+    return Draft(job, None if job_id is None or _is_null(job_id) else str(job_id), tuple(reader.uploads))
+
+
+def duration_s(item: Any) -> float | None:
+    """Seconds of `90s`, `1h30m`, a number of seconds or a timedelta; None where it is none of them."""
+    if isinstance(item, timedelta):
+        return item.total_seconds()
+    if (number := _number(item)) is not None:
+        return float(number) if math.isfinite(number) else None
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(item))
+    if not parts or "".join(number + unit for number, unit in parts) != str(item).replace(" ", ""):
+        return None
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def native(value: Any) -> Any:
+    """Plain data with unquoted YAML scalars read as YAML means them: for fields without a type of their own."""
+    if isinstance(value, Mapping):
+        return {str(key): native(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [native(item) for item in value]
+    if not isinstance(value, PlainScalar):
+        return value
+    if _is_null(value):
+        return None
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    number = _number(value)
+    return str(value) if number is None else number
+
+
+def _number(item: Any) -> int | float | None:
+    if isinstance(item, bool):
+        return None
+    if isinstance(item, int | float):
+        return item
+    convert: Callable[[str], int | float]
+    for convert in (int, float):
+        try:
+            return convert(str(item))
+        except ValueError:
+            continue
+    return None
+
+
+def _field(descriptor: Any, key: str) -> FieldDescriptor | None:
+    found: FieldDescriptor | None = descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(key)
+    return found
+
+
+def _names(descriptor: Any) -> list[str]:
+    return [str(item.name) for item in descriptor.fields]
+
+
+def _is_null(item: Any) -> bool:
+    return isinstance(item, PlainScalar) and item in ("", "~", "null", "Null", "NULL")
+
+
+def _shown(item: Any) -> str:
+    text = str(item) if isinstance(item, str) else repr(item)
+    return f"`{text if len(text) <= 80 else text[:77] + '…'}`"

@@ -1,0 +1,174 @@
+"""Requests made of what people write, without a connection: shared by both clients."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypedDict
+
+from shardyard._parse import Draft, Reader, draft_job
+from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
+from shardyard.specs import (
+    Architecture,
+    Checkpoints,
+    Data,
+    EvaluationPolicy,
+    JobSpec,
+    Optimization,
+    Parallelism,
+    Pretrained,
+    Resources,
+    Retry,
+    Task,
+    TrainedTokenizer,
+)
+from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
+
+MAX_REQUEST_BYTES = 3 * 2**20
+MAX_BATCH = 1_000
+
+Text = str | tuple[str, str]
+
+
+class SpecFields(TypedDict, total=False):
+    """The fields of a `JobSpec` but its task, as keywords."""
+
+    model: str | Path | Pretrained | Architecture | None
+    train_data: str | Path | Data | None
+    eval_data: str | Path | Data | None
+    tokenizer: str | Path | TrainedTokenizer | None
+    optimization: Optimization | None
+    parallelism: Parallelism | None
+    resources: Resources | None
+    checkpoints: Checkpoints | None
+    evaluation: EvaluationPolicy | None
+    retry: Retry | None
+    max_run_time: timedelta | str | None
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What stands beside the spec in a job."""
+
+    job_id: str | None = None
+    display_name: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    queue: str = ""
+    priority: str | None = None
+
+
+Spec = Task | JobSpec | spec_pb2.JobSpec | Mapping[str, Any] | Draft
+
+
+def make_draft(spec: Spec, fields: SpecFields, options: JobOptions, *, project: str) -> Draft:
+    """The job as a message, with what is still to be uploaded.
+
+    A mapping is a spec file's content, `{job_id?, job: {…}}`; paths are relative to the current folder.
+    Raises: InvalidArgument.
+    """
+    if isinstance(spec, Mapping):
+        spec = draft_job(spec, base=Path.cwd(), project=project)
+    if isinstance(spec, Draft):
+        draft = spec
+    elif isinstance(spec, spec_pb2.JobSpec):
+        draft = Draft(job_pb2.Job(spec=spec))
+    else:
+        typed = dataclasses.replace(spec, **fields) if isinstance(spec, JobSpec) else JobSpec(spec, **fields)
+        draft = draft_job({"job": {"spec": typed.to_dict()}}, base=Path.cwd(), project=project)
+    reader = Reader(Path.cwd(), project)
+    given = {key: value for key, value in dataclasses.asdict(options).items() if key != "job_id" and value}
+    reader.fill(draft.job, given, "job")
+    if reader.violations:
+        raise invalid_fields(reader.violations)
+    job_id = draft.job_id if options.job_id is None else options.job_id
+    return dataclasses.replace(draft, job_id=job_id)
+
+
+def event_kinds(names: Sequence[str]) -> list[Any]:
+    """The enum values of `progress`, `state`, …
+
+    Raises: InvalidArgument for a name that is none.
+    """
+    values = job_service_pb2.EventKind.DESCRIPTOR.values_by_name
+    found = []
+    for name in names:
+        value = values.get(f"EVENT_KIND_{name.removesuffix('_changed').upper()}")
+        if value is None or value.number == 0:
+            known = ", ".join(key.removeprefix("EVENT_KIND_").lower() for key in list(values)[1:])
+            raise invalid("kinds", f"`{name}` is none of {known}")
+        found.append(value.number)
+    return found
+
+
+def instance(item: Text, index: int) -> model_service_pb2.Instance:
+    """A text, or a pair of texts, as the service wants it.
+
+    Raises: InvalidArgument for anything else.
+    """
+    if isinstance(item, str):
+        return model_service_pb2.Instance(text=item)
+    if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return model_service_pb2.Instance(pair=model_service_pb2.TextPair(text=item[0], text_pair=item[1]))
+    raise invalid(f"instances[{index}]", f"{item!r:.80} is neither a text nor a pair of texts")
+
+
+def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:
+    """(index of the first, instances), each under 3 MiB and 1,000 instances."""
+    start, size, batch = 0, 0, list[model_service_pb2.Instance]()
+    for index, item in enumerate(items):
+        made = instance(item, index)
+        length = made.ByteSize() + 5
+        if batch and (size + length > MAX_REQUEST_BYTES or len(batch) == MAX_BATCH):
+            yield start, batch
+            start, size, batch = index, 0, []
+        batch.append(made)
+        size += length
+    if batch:
+        yield start, batch
+
+
+def shifted(error: InvalidArgument, start: int) -> InvalidArgument:
+    """An error about a batch as one about all instances: their indices are the caller's."""
+
+    def shift(text: str) -> str:
+        return re.sub(r"\binstances\[(\d+)\]", lambda match: f"instances[{int(match[1]) + start}]", text)
+
+    violations = [Violation(shift(v.field), shift(v.message), v.reason) for v in error.violations]
+    return InvalidArgument(shift(error.message), reason=error.reason, metadata=error.metadata, violations=violations)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Parameters of a prediction; those of one task only may be given."""
+
+    threshold: float | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    top_k: int | None = None
+
+    def fill(self, request: model_service_pb2.PredictRequest) -> None:
+        """Write them into the request.
+
+        Raises: InvalidArgument where they belong to more than one task.
+        """
+        groups = {
+            "classification": ("threshold",),
+            "generation": ("max_new_tokens", "temperature", "top_p", "seed"),
+            "fill_mask": ("top_k",),
+        }
+        given = {
+            group: {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+            for group, names in groups.items()
+        }
+        chosen = [group for group, values in given.items() if values]
+        if len(chosen) > 1:
+            raise invalid("parameters", f"those of {' and '.join(chosen)} do not go together", reason="TASK_MISMATCH")
+        for group in chosen:
+            for name, value in given[group].items():
+                setattr(getattr(request, group), name, value)

@@ -1,0 +1,132 @@
+"""When a call is tried again, and how a channel is set up: one place for both clients.
+
+Unary calls are repeated by gRPC itself (service config). A stream that broke after its first message is not: there the
+iterator reconnects, with a `Patience` that starts anew whenever something arrived.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random
+import time
+from typing import Any
+
+from shardyard.errors import Internal, RequestError, Unavailable, from_rpc, invalid
+
+DEFAULT_ADDRESS = "127.0.0.1:7400"
+RECONNECT_REASONS = frozenset({"SLOW_CONSUMER", "TOO_MANY_WATCHERS", "OVERLOADED", "DRAINING"})
+TRANSPORT_CODES = frozenset({"INTERNAL", "UNKNOWN", "CANCELLED"})
+RETRY_AFTER_REASONS = frozenset({"INSPECTION_UNAVAILABLE", "OVERLOADED", "RATE_LIMITED"})
+
+
+class Patience:
+    """How long a broken stream is mended: full jitter between tries, a time limit that counts from the last progress.
+
+    With `limit_s` 0 the first failure is final.
+    """
+
+    def __init__(self, limit_s: float, address: str, *, base_s: float = 0.05, longest_s: float = 10.0) -> None:
+        self._limit_s = limit_s
+        self._address = address
+        self._base_s = base_s
+        self._longest_s = longest_s
+        self._failures = 0
+        self._since = 0.0
+
+    def progressed(self) -> None:
+        """Something arrived: the next failure is a first one again."""
+        self._failures = 0
+
+    def after(self, error: Any) -> float:
+        """Seconds to wait before the next try.
+
+        Raises: the error, as one of ours, where trying again would not help or the patience is over.
+        """
+        ours = error if isinstance(error, RequestError) else from_rpc(error, address=self._address)
+        if not self._worth_a_try(ours):
+            raise ours from None
+        now = time.monotonic()
+        if self._failures == 0:
+            self._since = now
+        if self._limit_s <= 0 or now - self._since > self._limit_s:
+            raise ours from None
+        self._failures += 1
+        delay = random.uniform(0, min(self._longest_s, self._base_s * 2 ** min(self._failures, 10)))
+        return max(delay, ours.retry_after or 0.0)
+
+    @staticmethod
+    def _worth_a_try(error: RequestError) -> bool:
+        if error.reason:
+            return isinstance(error, Unavailable) or error.reason in RECONNECT_REASONS
+        # Without a reason it is the transport that speaks, not the service.
+        return isinstance(error, Unavailable | Internal) or error.code in TRANSPORT_CODES
+
+
+def retry_delay(error: RequestError, waited_s: float, limit_s: float) -> float | None:
+    """Seconds until a unary call may be repeated as the service asked; None: it is not to be repeated."""
+    if error.reason not in RETRY_AFTER_REASONS or error.retry_after is None:
+        return None
+    delay = error.retry_after * random.uniform(1.0, 1.25)
+    return delay if waited_s + delay <= limit_s else None
+
+
+def channel_options(methods: list[tuple[str, str]]) -> list[tuple[str, Any]]:
+    """Keep-alive, message sizes and the retry policy of the (service, method) pairs that may be repeated."""
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{"service": service, "method": method} for service, method in methods],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", 16 * 2**20),
+        # A broken connection is tried again soon: a coordinator restarts within seconds.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+
+
+def check_token_address(address: str, token: str | None) -> None:
+    """A token travels in clear to this machine only.
+
+    Raises: InvalidArgument for another address.
+    """
+    if token and not is_loopback(address):
+        raise invalid(
+            "token",
+            f"`{address}` is not on this machine and the connection is not encrypted: the token would be readable on "
+            "the way; use an address on loopback, such as the end of an ssh tunnel",
+            reason="ADDRESS_NOT_ALLOWED",
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `host:port`, `[v6]:port` or `unix:path` cannot leave this machine."""
+    if address.startswith("unix:"):
+        return True
+    target = address.removeprefix("ipv4:").removeprefix("ipv6:").removeprefix("dns:///").removeprefix("dns:")
+    host = target[1 : target.index("]")] if target.startswith("[") and "]" in target else target.rsplit(":", 1)[0]
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

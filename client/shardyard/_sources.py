@@ -1,0 +1,69 @@
+"""What a string means where the contract wants a model, data or a tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shardyard._names import parent_name
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+
+Kind = Literal["model", "data", "tokenizer"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something is: `field` is the oneof member of the proto, or `local` for a path that is to be uploaded."""
+
+    field: Literal["uri", "hub", "model", "dataset", "local"]
+    value: str
+
+
+def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str:
+    """What `text` means; a sentence about what is wrong with it instead where it means nothing.
+
+    In this order: `server:/path`, `hub:id`, `model:ID` and `dataset:ID`, `projects/…`, a path that exists here
+    (relative to `base`), and, for models and tokenizers, the id of a model on the Hub.
+    """
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme == "server":
+        return Source("uri", rest) if rest.startswith("/") else f"`{text}`: an absolute path must follow `server:`"
+    if colon and scheme == "hub" and kind != "data":
+        return Source("hub", rest) if HUB_ID.fullmatch(rest) else f"`{text}`: `name` or `owner/name` must follow `hub:`"
+    if text.startswith("projects/") or (colon and scheme in ("model", "dataset")):
+        return _resource(kind, text, project)
+    if colon and re.fullmatch(r"[a-z][a-z0-9+.-]+", scheme) and rest.startswith("//"):
+        return f"`{text}`: only files here and, written as `server:/path`, files on the server can be read"
+    path = base / Path(text).expanduser()
+    if path.exists():
+        return Source("local", str(path.resolve()))
+    if kind != "data" and HUB_ID.fullmatch(text):
+        return Source("hub", text)
+    return _missing(kind, text, path)
+
+
+def _resource(kind: Kind, text: str, project: str) -> Source | str:
+    """A model or data set of the service, short or in full."""
+    scheme, _, rest = text.partition(":")
+    if text.startswith("projects/"):
+        parts = text.split("/")
+        name, collection = text, parts[2] if len(parts) == 4 else ""
+    else:
+        name, collection = f"{parent_name(project)}/{scheme}s/{rest}", f"{scheme}s"
+    allowed = {"model": ("models",), "data": ("datasets",), "tokenizer": ("models", "datasets")}[kind]
+    if collection not in allowed:
+        return f"`{text}`: a {kind} is named `projects/{{project}}/{allowed[0]}/{{id}}` or `{allowed[0][:-1]}:{{id}}`"
+    return Source("model" if collection == "models" else "dataset", name)
+
+
+def _missing(kind: Kind, text: str, path: Path) -> str:
+    near: list[str] = []
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.6)
+    hint = f"; did you mean `{Path(text).parent / near[0]}`?" if near else ""
+    what = {"model": "folder", "data": "file or folder", "tokenizer": "folder"}[kind]
+    return f"`{text}`: no such {what} here (looked at {path}){hint}; a path on the server is written `server:/path`"

@@ -1,0 +1,1 @@
+"""The sync client, made from the async one by `generate_sync.py`."""

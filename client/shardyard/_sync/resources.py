@@ -1,0 +1,175 @@
+# Made from the async source by client/generate_sync.py: change that, never this.
+"""Models and data sets of the service: asked, downloaded, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from shardyard._convert import read, read_embedding, read_prediction
+from shardyard._names import last_part
+from shardyard._parse import Reader
+from shardyard._requests import PredictOptions, Text, batches, shifted
+from shardyard._sync.connection import Connection
+from shardyard._sync.transfer import download
+from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
+from shardyard.specs import Output, Pooling
+from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction
+from shardyard.v1 import dataset_service_pb2, model_service_pb2
+
+_ASK_S = 600.0  # A cold model has to be loaded first.
+
+
+class Model:
+    """A model of the service, uploaded or trained here."""
+
+    def __init__(self, connection: Connection, message: model_service_pb2.Model) -> None:
+        self._connection = connection
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name} {self.message.model_type} {self.message.task}>"
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/models/{model}`."""
+        return self.message.name
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return last_part(self.message.name)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model as it was read."""
+        return read(ModelInfo, self.message)
+
+    def predict(
+        self,
+        inputs: Sequence[Text],
+        *,
+        threshold: float | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        top_k: int | None = None,
+    ) -> list[Prediction]:
+        """An answer to each text or pair of texts, in the order asked.
+
+        `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
+        language models; `top_k` for masked ones. Any number may be asked: calls are split.
+        Raises: InvalidArgument with the index of a bad input.
+        """
+        options = PredictOptions(threshold, max_new_tokens, temperature, top_p, seed, top_k)
+        answers: list[Prediction] = []
+        for start, instances in batches(_several(inputs)):
+            request = model_service_pb2.PredictRequest(model=self.name)
+            options.fill(request)
+            found = self._ask(self._connection.models.Predict, request, instances, start, "predictions")
+            answers += [read_prediction(message) for message in found]
+        return answers
+
+    def embed(
+        self,
+        inputs: Sequence[Text],
+        *,
+        output: Output | None = None,
+        pooling: Pooling | None = None,
+        max_length: int | None = None,
+        normalize: bool = False,
+    ) -> list[Embedding]:
+        """A vector for each text or pair of texts, or with `output="last_hidden_state"` one for each token of it."""
+        reader = Reader(Path(), self._connection.project)
+        template = model_service_pb2.EmbedRequest(model=self.name, max_length=max_length, normalize=normalize)
+        reader.fill(template, {"output": output, "pooling": pooling}, "")
+        if reader.violations:
+            raise invalid_fields(reader.violations)
+        answers: list[Embedding] = []
+        for start, instances in batches(_several(inputs)):
+            request = model_service_pb2.EmbedRequest()
+            request.CopyFrom(template)
+            found = self._ask(self._connection.models.Embed, request, instances, start, "embeddings")
+            answers += [read_embedding(message) for message in found]
+        return answers
+
+    def download(self, folder: str | Path) -> Path:
+        """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
+        request = model_service_pb2.GetModelRequest(name=self.name)
+        self.message = self._connection.call(self._connection.models.GetModel, request)
+        return download(self._connection, "models", self.message, Path(folder).expanduser())
+
+    def delete(self) -> None:
+        """Delete the model, which no live job may read."""
+        request = model_service_pb2.DeleteModelRequest(name=self.name)
+        self._connection.call(self._connection.models.DeleteModel, request)
+
+    def _ask(self, method: Any, request: Any, instances: list[Any], start: int, field: str) -> list[Any]:
+        """The answers to one batch, in halves where they would be too large for one message."""
+        del request.instances[:]
+        request.instances.extend(instances)
+        try:
+            return list(getattr(self._connection.call(method, request, timeout=_ASK_S), field))
+        except InvalidArgument as error:
+            raise shifted(error, start) from None
+        except ResourceExhausted as error:
+            if error.reason != "RESPONSE_TOO_LARGE" or len(instances) == 1:
+                raise
+        half = len(instances) // 2
+        first = self._ask(method, request, instances[:half], start, field)
+        return first + self._ask(method, request, instances[half:], start + half, field)
+
+
+class Dataset:
+    """A data set of the service, uploaded or written by a job."""
+
+    def __init__(self, connection: Connection, message: dataset_service_pb2.Dataset) -> None:
+        self._connection = connection
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/datasets/{dataset}`."""
+        return self.message.name
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return last_part(self.message.name)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The data set as it was read."""
+        return read(DatasetInfo, self.message)
+
+    def download(self, folder: str | Path) -> Path:
+        """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
+        request = dataset_service_pb2.GetDatasetRequest(name=self.name)
+        self.message = self._connection.call(self._connection.datasets.GetDataset, request)
+        return download(self._connection, "datasets", self.message, Path(folder).expanduser())
+
+    def delete(self) -> None:
+        """Delete the data set, which no live job may read."""
+        request = dataset_service_pb2.DeleteDatasetRequest(name=self.name)
+        self._connection.call(self._connection.datasets.DeleteDataset, request)
+
+
+def pages(connection: Connection, method: Any, request: Any, field: str) -> Iterator[Any]:
+    """Every item of a list, page by page."""
+    while True:
+        answer = connection.call(method, request)
+        for item in getattr(answer, field):
+            yield item
+        if not answer.next_page_token:
+            return
+        request.page_token = answer.next_page_token
+
+
+def _several(inputs: Sequence[Text]) -> Sequence[Text]:
+    """A single text is a list of one: its characters are surely not meant."""
+    return [inputs] if isinstance(inputs, str) else inputs

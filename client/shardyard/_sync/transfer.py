@@ -1,0 +1,140 @@
+# Made from the async source by client/generate_sync.py: change that, never this.
+"""Uploads that are sent once and go on where they stopped; downloads that are whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+
+from shardyard._files import Download, LocalFile, Package, chunks, package, publish
+from shardyard._names import full_name
+from shardyard._retry import Patience
+from shardyard._sync import runtime
+from shardyard._sync.connection import Connection
+from shardyard.errors import Aborted, DataLoss, NotFound, RequestError, from_rpc
+from shardyard.v1 import dataset_service_pb2, model_service_pb2, transfer_pb2
+
+Collection = Literal["datasets", "models"]
+
+_READY = 2  # STATE_READY of both messages.
+_MOST_DAMAGED = 5  # Chunks of one file that are asked for again.
+
+
+def upload(connection: Connection, path: Path, collection: Collection) -> Any:
+    """Send what the service does not have yet; the Dataset or Model message, READY.
+
+    Raises: RequestError.
+    """
+    content = runtime.in_thread(package, path, collection)
+    name = full_name(connection.project, collection, content.resource_id)
+    patience = connection.patience()
+    committed = -1
+    while True:
+        known = _get(connection, collection, name)
+        if known is not None and known.state == _READY:
+            return known
+        arrived = {file.path: file.committed_bytes for file in known.files} if known is not None else {}
+        if sum(arrived.values()) > committed:
+            committed = sum(arrived.values())
+            patience.progressed()
+        try:
+            messages = _messages(connection, collection, content, arrived)
+            return connection.upload(_create_method(connection, collection), messages)
+        except grpc.RpcError as error:
+            delay = _upload_delay(from_rpc(error, address=connection.address), patience)
+        runtime.sleep(delay)
+
+
+def download(connection: Connection, collection: Collection, resource: Any, folder: Path) -> Path:
+    """All files of a Model or Dataset message into `folder`, which then is whole; a broken download goes on.
+
+    Raises: RequestError; DataLoss where a file is not what was announced.
+    """
+    staging = folder.with_name(folder.name + ".partial")
+    staging.mkdir(parents=True, exist_ok=True)
+    for file in resource.files:
+        wanted = Download(staging, folder, file.path, file.size_bytes, file.sha256)
+        _download_file(connection, collection, resource.name, wanted)
+    runtime.in_thread(publish, staging, folder)
+    return folder
+
+
+def _download_file(connection: Connection, collection: Collection, name: str, file: Download) -> None:
+    if runtime.in_thread(file.is_done):
+        return
+    runtime.in_thread(file.open)
+    kind: Any = (
+        model_service_pb2.DownloadModelRequest if collection == "models" else dataset_service_pb2.DownloadDatasetRequest
+    )
+    method = connection.models.DownloadModel if collection == "models" else connection.datasets.DownloadDataset
+
+    def request() -> Any:
+        return kind(name=name, path=file.path, offset=file.offset)
+
+    damaged = 0
+    while not file.is_complete:
+        try:
+            with runtime.closing(connection.streaming(method, request, lambda: file.is_complete)) as stream:
+                for message in stream:
+                    file.write(message.chunk.offset, message.chunk.data, message.chunk.crc32c)
+        except DataLoss as error:
+            damaged += 1
+            if error.reason != "CRC_MISMATCH" or damaged > _MOST_DAMAGED:
+                raise
+    runtime.in_thread(file.finish)
+
+
+def _get(connection: Connection, collection: Collection, name: str) -> Any:
+    """The resource as it is, or None."""
+    try:
+        if collection == "models":
+            return connection.call(connection.models.GetModel, model_service_pb2.GetModelRequest(name=name))
+        return connection.call(connection.datasets.GetDataset, dataset_service_pb2.GetDatasetRequest(name=name))
+    except NotFound:
+        return None
+
+
+def _create_method(connection: Connection, collection: Collection) -> Any:
+    return connection.models.CreateModel if collection == "models" else connection.datasets.CreateDataset
+
+
+def _upload_delay(error: RequestError, patience: Patience) -> float:
+    """Seconds until the upload may go on.
+
+    Raises: the error where it may not.
+    """
+    if isinstance(error, Aborted) and error.reason == "UPLOAD_IN_PROGRESS":
+        return 1.0  # Somebody sends the very same files: wait for them.
+    if isinstance(error, DataLoss) and error.reason == "CRC_MISMATCH":
+        return 0.0
+    return patience.after(error)
+
+
+def _messages(
+    connection: Connection, collection: Collection, content: Package, arrived: Mapping[str, int]
+) -> Iterator[Any]:
+    """The header, then what has not arrived of each file."""
+    kind: Any = (
+        model_service_pb2.CreateModelRequest if collection == "models" else dataset_service_pb2.CreateDatasetRequest
+    )
+    yield kind(header=_header(connection.parent, content))
+    for index, file in enumerate(content.files):
+        for offset, data, crc32c in chunks(file, arrived.get(file.path, 0)):
+            yield kind(chunk=transfer_pb2.Chunk(file_index=index, offset=offset, data=data, crc32c=crc32c))
+
+
+def _header(parent: str, content: Package) -> transfer_pb2.UploadHeader:
+    return transfer_pb2.UploadHeader(
+        parent=parent,
+        resource_id=content.resource_id,
+        request_id=content.request_id,
+        files=[_upload_file(file) for file in content.files],
+        display_name=content.display_name,
+    )
+
+
+def _upload_file(file: LocalFile) -> transfer_pb2.UploadFile:
+    return transfer_pb2.UploadFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)

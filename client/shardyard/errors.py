@@ -1,0 +1,271 @@
+"""What can go wrong, as a tree of three levels:
+
+    ShardyardError
+    ├── RequestError              the service, or a check before the call, refused it
+    │   ├── InvalidArgument       fields break rules; every broken one is in `violations`
+    │   ├── NotFound
+    │   ├── AlreadyExists
+    │   ├── FailedPrecondition    the state does not allow it
+    │   ├── PermissionDenied
+    │   ├── Unauthenticated
+    │   ├── ResourceExhausted     a quota or a limit; `retry_after` says when to try again
+    │   ├── Aborted               somebody else was faster: a stale etag, a replaced job
+    │   ├── OutOfRange            a cursor or an offset that is not there
+    │   ├── DataLoss              bytes or events that arrived damaged or not at all
+    │   ├── DeadlineExceeded
+    │   ├── Cancelled
+    │   ├── Unimplemented
+    │   ├── Unavailable           nobody answers, or not now
+    │   └── Internal              a defect of the service; its log has the id in the message
+    └── JobError                  the call went well, the job did not
+        ├── JobFailed
+        └── JobCancelled
+
+`code` and `reason` are what a program decides by; the message names value, rule and next step and is for people.
+Reasons are listed in docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken rule: the field's path in the request, the value, rule and next step in words, and the reason."""
+
+    field: str
+    message: str
+    reason: str = "SPEC_INVALID"
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class ShardyardError(Exception):
+    """Everything that this package raises on purpose."""
+
+    code = "UNKNOWN"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[Violation] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.metadata: dict[str, str] = dict(metadata or {})
+        self.violations: tuple[Violation, ...] = tuple(violations)
+        self.retry_after = retry_after
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as plain data, as `--json` prints it."""
+        data: dict[str, Any] = {"code": self.code, "reason": self.reason, "message": self.message}
+        if self.metadata:
+            data["metadata"] = self.metadata
+        if self.violations:
+            data["violations"] = [vars(violation) for violation in self.violations]
+        if self.retry_after is not None:
+            data["retry_after_s"] = self.retry_after
+        return data
+
+
+class RequestError(ShardyardError):
+    """A call that was refused, or that nobody answered."""
+
+
+class InvalidArgument(RequestError):
+    """Fields break rules; `violations` has all of them."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NotFound(RequestError):
+    """There is no such resource."""
+
+    code = "NOT_FOUND"
+
+
+class AlreadyExists(RequestError):
+    """The id is taken."""
+
+    code = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(RequestError):
+    """The state of the resource or of the cluster does not allow it."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class PermissionDenied(RequestError):
+    """Not allowed, whether it exists or not."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Unauthenticated(RequestError):
+    """No token, or not a valid one."""
+
+    code = "UNAUTHENTICATED"
+
+
+class ResourceExhausted(RequestError):
+    """A quota or a limit is used up."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Aborted(RequestError):
+    """Somebody else was faster."""
+
+    code = "ABORTED"
+
+
+class OutOfRange(RequestError):
+    """A cursor or an offset that is not there (any more)."""
+
+    code = "OUT_OF_RANGE"
+
+
+class DataLoss(RequestError):
+    """Bytes or events arrived damaged, or not at all."""
+
+    code = "DATA_LOSS"
+
+
+class DeadlineExceeded(RequestError):
+    """The time given to the call passed."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(RequestError):
+    """The call was cancelled."""
+
+    code = "CANCELLED"
+
+
+class Unimplemented(RequestError):
+    """The service has no such method: it is older than this client."""
+
+    code = "UNIMPLEMENTED"
+
+
+class Unavailable(RequestError):
+    """Nobody answers, or not now."""
+
+    code = "UNAVAILABLE"
+
+
+class Internal(RequestError):
+    """A defect of the service."""
+
+    code = "INTERNAL"
+
+
+class JobError(ShardyardError):
+    """A job that did not end well; `job` is its name, `info` what became of it (a `JobInfo`)."""
+
+    def __init__(self, message: str, *, job: str, reason: str, info: Any) -> None:
+        super().__init__(message, reason=reason, metadata={"job": job})
+        self.job = job
+        self.info = info
+
+
+class JobFailed(JobError):
+    """The job ended as FAILED; `reason` is the cause."""
+
+    code = "JOB_FAILED"
+
+
+class JobCancelled(JobError):
+    """The job ended as CANCELLED."""
+
+    code = "JOB_CANCELLED"
+
+
+_BY_CODE: dict[str, type[RequestError]] = {
+    kind.code: kind
+    for kind in (
+        InvalidArgument,
+        NotFound,
+        AlreadyExists,
+        FailedPrecondition,
+        PermissionDenied,
+        Unauthenticated,
+        ResourceExhausted,
+        Aborted,
+        OutOfRange,
+        DataLoss,
+        DeadlineExceeded,
+        Cancelled,
+        Unimplemented,
+        Unavailable,
+        Internal,
+    )
+}
+
+
+def from_rpc(error: Any, *, address: str = "") -> RequestError:
+    """A `grpc.RpcError` as one of ours, with everything its google.rpc.Status carries."""
+    kind = _BY_CODE.get(error.code().name, RequestError)
+    message = error.details() or error.code().name
+    reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
+    if kind is Unavailable and not reason and address:
+        message = f"no service answers at {address} ({message}); start one with `shardyard serve`"
+    return kind(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
+
+
+def invalid(field: str, message: str, *, reason: str = "SPEC_INVALID") -> InvalidArgument:
+    """An error found before the call, in the form in which the service reports its own."""
+    return invalid_fields([Violation(field, message, reason)])
+
+
+def invalid_fields(violations: Sequence[Violation]) -> InvalidArgument:
+    """All violations as one error: with their common reason, else SPEC_INVALID."""
+    reasons = {violation.reason for violation in violations}
+    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    return InvalidArgument(
+        f"{violations[0]}{more}",
+        reason=reasons.pop() if len(reasons) == 1 else "SPEC_INVALID",
+        violations=violations,
+    )
+
+
+def _details(
+    trailers: Sequence[tuple[str, str | bytes]],
+) -> tuple[str, dict[str, str], list[Violation], float | None]:
+    """Reason, metadata, violations and delay out of the status details; whatever else is there is left alone."""
+    from google.protobuf.message import DecodeError  # Here: `import shardyard` is to stay light.
+    from google.rpc import error_details_pb2, status_pb2
+
+    reason, metadata, violations, retry_after = "", {}, [], None
+    for key, value in trailers:
+        if key != STATUS_DETAILS_KEY:
+            continue
+        try:
+            status = status_pb2.Status.FromString(value if isinstance(value, bytes) else base64.b64decode(value))
+        except (DecodeError, ValueError):
+            continue  # A proxy's, not ours: code and message still tell.
+        for detail in status.details:
+            info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
+            if detail.Unpack(info):
+                reason, metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(request):
+                violations += [Violation(v.field, v.description, v.reason) for v in request.field_violations]
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    return reason, metadata, violations, retry_after

@@ -1,0 +1,258 @@
+"""What a job is to do, typed. Whatever is left out is chosen by the service and shown in `Job.info.resolved_spec`.
+
+    spec = JobSpec(
+        TextClassification(pooling="mean"),
+        model="./bert",
+        train_data=Data("reviews.csv", text="review", label="sentiment"),
+        optimization=Optimization(epochs=2, learning_rate=1e-4),
+        resources=Resources(workers=2),
+    )
+
+A model is written as the path of a Hugging Face folder here (uploaded once), `hub:owner/name` or
+`hub:owner/name@revision`, `model:ID` or `projects/p/models/m` (trained or uploaded before), or `server:/absolute/path`
+(on the server, under an allowed root). A bare `owner/name` is a path if it exists here, else a model of the Hub. Data
+is the path of a file or folder here, `dataset:ID`, `projects/p/datasets/d`, or `server:/absolute/path`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+Pooling = Literal["mean", "cls", "last"]
+Problem = Literal["single_label", "multi_label", "regression"]
+Output = Literal["pooled", "last_hidden_state"]
+Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet"]
+Document = Literal["line", "file"]
+Priority = Literal["best_effort", "normal", "high", "critical"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data to train, evaluate or extract on; `path` is one file inside a folder. Columns left out are found."""
+
+    source: str | Path
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    path: str | None = None
+    format: Format | None = None
+    header: bool | None = None
+    delimiter: str | None = None
+    document: Document | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        rest = _set(self, without=("source", "text", "text_pair", "label"))
+        columns = {key: value for key in ("text", "text_pair", "label") if (value := getattr(self, key)) is not None}
+        return {"uri": str(self.source), **({"columns": columns} if columns else {}), **rest}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to start from, with every dropout probability set to `dropout` where that is given."""
+
+    source: str | Path
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"uri": str(self.source), **_set(self, without=("source",))}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A fresh model: a transformers model type, and values of its configuration that differ from the defaults."""
+
+    model_type: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        architecture = {"model_type": self.model_type, "overrides": dict(self.overrides)}
+        return {"architecture": architecture, **_set(self, without=("model_type", "overrides"))}
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer trained on the training data."""
+
+    algorithm: Algorithm | None = None
+    vocab_size: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"train": _set(self)}
+
+
+@dataclass(frozen=True)
+class CausalLm:
+    """Pretraining: predict the next token."""
+
+    sequence_length: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"pretraining": {"causal_lm": {}, **_set(self)}}
+
+
+@dataclass(frozen=True)
+class MaskedLm:
+    """Pretraining: predict masked tokens."""
+
+    mask_probability: float | None = None
+    whole_word: bool | None = None
+    sequence_length: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        objective = _set(self, without=("sequence_length",))
+        rest = _set(self, without=("mask_probability", "whole_word"))
+        return {"pretraining": {"masked_lm": objective, **rest}}
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Fine-tuning: put texts, or pairs of them, into classes, or score them (`problem="regression"`)."""
+
+    problem: Problem | None = None
+    labels: tuple[str, ...] | list[str] | None = None
+    pooling: Pooling | None = None
+    label_smoothing: float | None = None
+    new_head: bool | None = None
+    max_length: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        task = _set(self, without=("max_length",))
+        length = {} if self.max_length is None else {"max_length": self.max_length}
+        return {"fine_tuning": {"text_classification": task, **length}}
+
+
+@dataclass(frozen=True)
+class FeatureExtraction:
+    """Turn the texts of `data` into vectors, written as Parquet."""
+
+    data: Data | str | Path
+    output: Output | None = None
+    pooling: Pooling | None = None
+    max_length: int | None = None
+    normalize: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"feature_extraction": _set(self)}
+
+
+Task = CausalLm | MaskedLm | TextClassification | FeatureExtraction
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Steps (`max_steps` or `epochs`), batch, learning rate. The optimizer is AdamW."""
+
+    max_steps: int | None = None
+    epochs: float | None = None
+    global_batch_size: int | None = None
+    micro_batch_size: int | None = None
+    learning_rate: float | None = None
+    schedule: Schedule | None = None
+    warmup_ratio: float | None = None
+    warmup_steps: int | None = None
+    min_learning_rate: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    precision: Precision | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How the model states are sharded: the ZeRO stage, 0 to 3."""
+
+    zero_stage: int | None = None
+    compile: bool | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How many workers, of what size."""
+
+    workers: int | None = None
+    gpus_per_worker: int | None = None
+    cpus_per_worker: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Steps between two checkpoints, and how many of the newest are kept."""
+
+    every: int | None = None
+    keep_last: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationPolicy:
+    """Steps between two evaluations, and the part of the training data held out where no `eval_data` is given."""
+
+    every: int | None = None
+    holdout: float | None = None
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How many attempts after the first may fail."""
+
+    max: int | None = None
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job is to do."""
+
+    task: Task
+    model: str | Path | Pretrained | Architecture | None = None
+    train_data: str | Path | Data | None = None
+    eval_data: str | Path | Data | None = None
+    tokenizer: str | Path | TrainedTokenizer | None = None
+    optimization: Optimization | None = None
+    parallelism: Parallelism | None = None
+    resources: Resources | None = None
+    checkpoints: Checkpoints | None = None
+    evaluation: EvaluationPolicy | None = None
+    retry: Retry | None = None
+    max_run_time: timedelta | str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file: what stands under `job.spec`."""
+        return {**self.task.to_dict(), **_set(self, without=("task",))}
+
+
+def _set(spec: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of a dataclass that are not None, nested ones in their own form."""
+    values = {}
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if item.name not in without and value is not None:
+            values[item.name] = _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return _set(value)
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

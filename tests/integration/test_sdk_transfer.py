@@ -1,0 +1,135 @@
+"""Uploads that are sent once and go on where they stopped; downloads that are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers.scripted_service import Script, serving
+from shardyard import AsyncClient, Client, Data, DataLoss, InvalidArgument, TextClassification
+from shardyard._files import CHUNK_BYTES, package
+
+
+def a_file(folder: Path, *, size: int = 3 * CHUNK_BYTES + 17) -> Path:
+    path = folder / "reviews.csv"
+    path.write_bytes(bytes(index % 251 for index in range(1000)) * (size // 1000 + 1))
+    return path
+
+
+def a_model(folder: Path) -> Path:
+    model = folder / "bert"
+    (model / "sub").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin", "sub/tokenizer.json", ".hidden"):
+        (model / name).write_text(name)
+    return model
+
+
+def test_a_file_is_uploaded_under_an_id_made_from_its_content(tmp_path: Path) -> None:
+    script, path = Script(), a_file(tmp_path)
+    with serving(script) as address, Client(address) as client:
+        data_set = client.upload_dataset(path)
+    assert data_set.id == package(path, "datasets").resource_id
+    assert data_set.id.startswith("d-") and len(data_set.id) == 34
+    assert bytes(script.uploads[data_set.id]["reviews.csv"]) == path.read_bytes()
+
+
+def test_the_same_content_is_sent_once(tmp_path: Path) -> None:
+    script, path = Script(), a_file(tmp_path)
+    with serving(script) as address, Client(address) as client:
+        assert client.upload_dataset(path).name == client.upload_dataset(path).name
+    assert len(script.asked("CreateDataset")) == 1
+
+
+def test_an_upload_that_is_cut_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    script, path = Script(upload_cuts=[1, CHUNK_BYTES]), a_file(tmp_path)
+    with serving(script) as address, Client(address) as client:
+        data_set = client.upload_dataset(path)
+    assert bytes(script.uploads[data_set.id]["reviews.csv"]) == path.read_bytes()
+    headers = script.asked("CreateDataset")
+    assert len(headers) == 3
+    assert len({header.request_id for header in headers}) == 1
+
+
+def test_another_process_goes_on_with_the_upload(tmp_path: Path) -> None:
+    script, path = Script(upload_cuts=[1]), a_file(tmp_path)
+    with serving(script) as address:
+        with Client(address, reconnect_for=0) as client, pytest.raises(Exception, match="cut"):
+            client.upload_dataset(path)
+        with Client(address) as client:
+            data_set = client.upload_dataset(path)
+    assert bytes(script.uploads[data_set.id]["reviews.csv"]) == path.read_bytes()
+
+
+async def test_the_async_client_uploads_a_model_folder_without_what_torch_does_not_read(tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as address:
+        async with AsyncClient(address) as client:
+            model = await client.upload_model(a_model(tmp_path))
+    assert model.id.startswith("m-")
+    assert sorted(script.uploads[model.id]) == ["config.json", "model.safetensors", "sub/tokenizer.json"]
+
+
+def test_a_submitted_path_is_uploaded_and_named_in_the_spec(tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as address, Client(address) as client:
+        client.submit(TextClassification(), model=a_model(tmp_path), train_data=Data(a_file(tmp_path), text="review"))
+    spec = script.asked("CreateJob")[0].job.spec
+    assert spec.model.model == f"projects/default/models/{package(tmp_path / 'bert', 'models').resource_id}"
+    assert spec.train_data.dataset.startswith("projects/default/datasets/d-")
+    assert spec.train_data.columns.text == "review"
+
+
+def test_an_empty_folder_is_refused_before_any_call(tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as address, Client(address) as client, pytest.raises(InvalidArgument, match="has no files"):
+        client.upload_dataset(tmp_path)
+    assert script.requests == []
+
+
+FILES = {"config.json": b"{}", "model.safetensors": b"0123456789abcdef", "sub/empty": b""}
+
+
+def test_a_download_that_is_cut_goes_on_and_is_checked(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files=FILES, download_cuts=[0, 8, 4])
+    with serving(script) as address, Client(address) as client:
+        folder = client.model("m").download(tmp_path / "model")
+    assert {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == FILES
+    assert not (tmp_path / "model.partial").exists()
+
+
+def test_a_download_goes_on_in_another_process(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files={"weights": b"0123456789abcdef"}, download_cuts=[8])
+    with serving(script) as address:
+        with Client(address, reconnect_for=0) as client, pytest.raises(Exception, match="cut"):
+            client.model("m").download(tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        with Client(address) as client:
+            client.model("m").download(tmp_path / "model")
+    assert [request.offset for request in script.asked("DownloadModel")] == [0, 8]
+    assert (tmp_path / "model/weights").read_bytes() == b"0123456789abcdef"
+
+
+def test_what_is_already_there_is_not_fetched_again_but_what_differs_is(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files=FILES)
+    with serving(script) as address, Client(address) as client:
+        client.model("m").download(tmp_path / "model")
+        (tmp_path / "model/config.json").write_text("changed")
+        client.model("m").download(tmp_path / "model")
+    assert (tmp_path / "model/config.json").read_bytes() == b"{}"
+    fetched = [request.path for request in script.asked("DownloadModel")]
+    assert fetched.count("config.json") == 2 and fetched.count("model.safetensors") == 1
+
+
+def test_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files=FILES, corrupt_downloads=1)
+    with serving(script) as address, Client(address) as client:
+        folder = client.model("m").download(tmp_path / "model")
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files={"../evil": b"x"})
+    with serving(script) as address, Client(address) as client, pytest.raises(DataLoss, match="outside the folder"):
+        client.model("m").download(tmp_path / "model")
+    assert not (tmp_path / "evil").exists()
