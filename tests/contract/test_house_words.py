@@ -19,7 +19,7 @@ MOCKS = re.compile(r"\bunittest\.mock\b|\bMagicMock\b|\bmonkeypatch\.setattr\b")
 PLACES = re.compile(r"/(work|home|root|farm|Users)/[a-z.]|/tmp/[a-z]")
 # Three edges only: what a caller sends, what a loop meets, what a worker raises (and the process that answers for it).
 CATCHES_ALL = re.compile(r"^\s*except\s*(\(?\s*(Base)?Exception\b[^:]*)?:", re.MULTILINE)
-EDGES = re.compile(r"edge:")
+EDGES = re.compile(r"#.*\bedge\b")
 
 
 def found(pattern: re.Pattern[str], names: list[tuple[str, str]]) -> list[str]:

@@ -18,6 +18,7 @@ PROBE = """
 import json, sys, time
 started = time.perf_counter()
 import shardyard
+shardyard.Client
 from shardyard.v1 import job_service_pb2_grpc
 seconds = time.perf_counter() - started
 print(json.dumps({"seconds": seconds, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
