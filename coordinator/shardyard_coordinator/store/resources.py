@@ -109,6 +109,12 @@ def commit_part(conn: Connection, uid: str, path: str, committed_bytes: int) -> 
     conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=committed_bytes))
 
 
+def reset_part(conn: Connection, uid: str, path: str) -> None:
+    """Records that a file has to be sent anew: what arrived is not what was announced."""
+    mine = (_file.resource_uid == uid, _file.path == path)
+    conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=0))
+
+
 def finish_upload(conn: Connection, uid: str, description: bytes) -> ResourceRecord:
     """UPLOADING → READY: all files are there and checked. Idempotent."""
     waiting = (_resource.uid == uid, _resource.state == ResourceState.UPLOADING.value)

@@ -1,0 +1,119 @@
+"""All services behind the guard: what is served, from the descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from shardyard.v1 import (
+    checkpoint_service_pb2,
+    dataset_service_pb2,
+    job_service_pb2,
+    log_service_pb2,
+    metric_service_pb2,
+    model_service_pb2,
+    server_service_pb2,
+)
+from shardyard_coordinator.serve.call import Method, Service, method_of
+from shardyard_coordinator.serve.checkpoints import CheckpointService
+from shardyard_coordinator.serve.datasets import DatasetService
+from shardyard_coordinator.serve.fanout import Fanout
+from shardyard_coordinator.serve.guard import GuardedServer
+from shardyard_coordinator.serve.health import Health, Reflection
+from shardyard_coordinator.serve.jobs import JobService
+from shardyard_coordinator.serve.logs import LogService
+from shardyard_coordinator.serve.metrics import MetricService
+from shardyard_coordinator.serve.models import ModelService
+from shardyard_coordinator.serve.parts import Cluster, Parts
+from shardyard_coordinator.serve.plans import Plans
+from shardyard_coordinator.serve.server_info import ServerService
+from shardyard_coordinator.serve.submit import Submitter
+from shardyard_coordinator.serve.uploads import Uploads
+from shardyard_coordinator.serve.validation.requests import validate
+from shardyard_coordinator.serve.watch import Intervals, Watcher
+
+FILES = (
+    job_service_pb2.DESCRIPTOR,
+    log_service_pb2.DESCRIPTOR,
+    metric_service_pb2.DESCRIPTOR,
+    checkpoint_service_pb2.DESCRIPTOR,
+    model_service_pb2.DESCRIPTOR,
+    dataset_service_pb2.DESCRIPTOR,
+    server_service_pb2.DESCRIPTOR,
+    health_pb2.DESCRIPTOR,
+    reflection_pb2.DESCRIPTOR,
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What GetServerInfo tells beside what the parts know. `slots` answers (all, free)."""
+
+    slots: Callable[[], tuple[int, int]]
+    warnings: Sequence[str] = ()
+    event_retention_days: int = 0
+
+
+class App:
+    """The gRPC face of the coordinator. Made inside the loop that serves it."""
+
+    def __init__(self, parts: Parts, info: Info, intervals: Intervals | None = None) -> None:
+        intervals = intervals or Intervals()
+        cluster = Cluster(parts.launcher)
+        uploads = Uploads(parts)
+        self._fanout = Fanout(parts.store)
+        watcher = Watcher(parts, self._fanout, intervals)
+        names = [service.full_name for service in descriptors()]
+        self.health = Health(names)
+        services: list[Service] = [
+            JobService(parts, Submitter(parts, Plans(parts, cluster)), watcher, self._fanout),
+            LogService(parts, self._fanout, intervals),
+            MetricService(parts, self._fanout, intervals),
+            CheckpointService(parts),
+            ModelService(parts, uploads),
+            DatasetService(parts, uploads),
+            ServerService(
+                parts,
+                cluster,
+                slots=info.slots,
+                warnings=info.warnings,
+                event_retention_days=info.event_retention_days,
+            ),
+            self.health,
+            Reflection(names),
+        ]
+        self._server = GuardedServer(methods(services), validate, parts.limits)
+
+    def bind(self, address: str) -> int:
+        """Binds and answers the port; raises OSError where that cannot be."""
+        return self._server.bind(address)
+
+    async def start(self) -> None:
+        """Begins to serve; health says NOT_SERVING until `health.set_serving`."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """NOT_SERVING, streams end with DRAINING, unary calls finish within the grace."""
+        self.health.set_serving(False)
+        await self._server.stop(grace_s)
+        self._fanout.close()
+
+
+def descriptors() -> Iterator[ServiceDescriptor]:
+    """Every service that is served."""
+    for file in FILES:
+        yield from file.services_by_name.values()
+
+
+def methods(services: Iterable[Service]) -> Iterator[Method]:
+    """Every method of every descriptor with its behaviour; KeyError where one has none."""
+    by_name = {service.full_name: service.behaviours() for service in services}
+    for service in descriptors():
+        for method in service.methods:
+            request_type = message_factory.GetMessageClass(method.input_type)
+            yield method_of(method, request_type, by_name[service.full_name][method.name])

@@ -1,0 +1,62 @@
+"""One call on its way through the guard, and what a method is made of."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+
+from shardyard_coordinator.seams import Actor
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who calls what, and until when: `deadline_s` is on the loop's clock; None: no limit."""
+
+    method: str
+    principal: str
+    request_id: str
+    deadline_s: float | None
+
+    @property
+    def actor(self) -> Actor:
+        """For the store: who makes the change."""
+        return Actor(self.principal, self.method, self.request_id)
+
+
+# Which of the four shapes a behaviour has follows from the descriptor of its method.
+Behaviour = Callable[[Any, Call], Awaitable[Message]] | Callable[[Any, Call], AsyncIterator[Message]]
+
+
+class Service(Protocol):
+    """A service's name and its behaviours by method name."""
+
+    full_name: str
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method of the service."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that is served: its path `/package.Service/Method`, its types and what it does."""
+
+    path: str
+    request_type: type[Message]
+    client_streaming: bool
+    server_streaming: bool
+    behaviour: Behaviour
+
+
+def method_of(descriptor: MethodDescriptor, request_type: type[Message], behaviour: Behaviour) -> Method:
+    """The method of a descriptor."""
+    return Method(
+        path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
+        request_type=request_type,
+        client_streaming=descriptor.client_streaming,
+        server_streaming=descriptor.server_streaming,
+        behaviour=behaviour,
+    )

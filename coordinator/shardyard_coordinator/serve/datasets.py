@@ -1,0 +1,84 @@
+"""DatasetService: uploaded data, and data that jobs wrote."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import cast
+
+from google.protobuf import empty_pb2
+
+from shardyard.v1 import dataset_service_pb2 as pb
+from shardyard_coordinator.domain.records import ResourceKind
+from shardyard_coordinator.serve.call import Behaviour, Call
+from shardyard_coordinator.serve.downloads import download, find
+from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts
+from shardyard_coordinator.serve.tokens import Pages
+from shardyard_coordinator.serve.uploads import UploadMessage, Uploads, discard
+from shardyard_coordinator.store import encode, resources
+
+_KIND = ResourceKind.DATASET
+
+
+class DatasetService:
+    """Files to train, evaluate or extract on."""
+
+    full_name = "shardyard.v1.DatasetService"
+
+    def __init__(self, parts: Parts, uploads: Uploads) -> None:
+        self._parts = parts
+        self._uploads = uploads
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {
+            "CreateDataset": self.create,
+            "GetDataset": self.get,
+            "ListDatasets": self.list,
+            "DeleteDataset": self.delete,
+            "DownloadDataset": self.download,
+        }
+
+    async def create(self, messages: AsyncIterator[pb.CreateDatasetRequest], call: Call) -> pb.Dataset:
+        """Uploaded files, whole and checked."""
+        record = await self._uploads.receive(_KIND, cast(AsyncIterator[UploadMessage], messages), call)
+        return await self._get(record.name)
+
+    async def get(self, request: pb.GetDatasetRequest, _call: Call) -> pb.Dataset:
+        """One data set; while it is being uploaded its files tell how far."""
+        return await self._get(request.name)
+
+    async def _get(self, name: str) -> pb.Dataset:
+        return encode.resource_to_dataset(*await find(self._parts, _KIND, name))
+
+    async def list(self, request: pb.ListDatasetsRequest, _call: Call) -> pb.ListDatasetsResponse:
+        """The newest first, those that are READY, without their files."""
+        project = self._parts.name("project", request.parent).project
+        pages = Pages(self._parts.tokens, "datasets", request)
+        after = pages.after()
+        found = await self._parts.store.read(
+            lambda conn: resources.list_resources(conn, _KIND, project, after=after, limit=pages.size + 1)
+        )
+        response, size = pb.ListDatasetsResponse(), 0
+        for record in found[: pages.size]:
+            dataset = encode.resource_to_dataset(record)
+            size += dataset.ByteSize()
+            if size > MAX_PAGE_BYTES and response.datasets:
+                break
+            response.datasets.append(dataset)
+        if len(found) > len(response.datasets):
+            response.next_page_token = pages.next(found[len(response.datasets) - 1].id)
+        return response
+
+    async def delete(self, request: pb.DeleteDatasetRequest, call: Call) -> empty_pb2.Empty:
+        """Deletes a data set that no live job reads."""
+        record, _ = await find(self._parts, _KIND, request.name)
+        await discard(self._parts, record, Path(record.path), call)
+        return empty_pb2.Empty()
+
+    async def download(
+        self, request: pb.DownloadDatasetRequest, _call: Call
+    ) -> AsyncIterator[pb.DownloadDatasetResponse]:
+        """One file, from an offset on."""
+        async for chunk in download(self._parts, _KIND, request.name, request.path, request.offset):
+            yield pb.DownloadDatasetResponse(chunk=chunk)

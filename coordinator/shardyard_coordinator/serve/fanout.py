@@ -1,0 +1,122 @@
+"""Events on their way to watchers: a cursor per watcher over one ring and the store.
+
+The ring is fed after each commit, never before. A watcher owns no queue: it reads on from its cursor when it has
+written, from the ring where that still reaches back far enough and from the store where not, so that a slow reader costs
+nobody anything. An event is encoded once for all watchers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from shardyard.v1 import job_pb2, job_service_pb2
+from shardyard_coordinator.domain.records import EventKind, EventRecord
+from shardyard_coordinator.store import encode, events
+from shardyard_coordinator.store.store import Store
+
+MAX_BATCH_EVENTS = 1000
+MAX_BATCH_BYTES = 1024 * 1024
+_TERMINAL = frozenset({job_pb2.STATE_SUCCEEDED, job_pb2.STATE_FAILED, job_pb2.STATE_CANCELLED})
+
+
+class Entry:
+    """An event of the ring, encoded when the first watcher asks for it."""
+
+    __slots__ = ("_data", "_terminal", "record")
+
+    def __init__(self, record: EventRecord) -> None:
+        self.record = record
+        self._data: bytes | None = None
+        self._terminal = False
+
+    @property
+    def data(self) -> bytes:
+        """A WatchJobResponse with only this event: appended to another response, it adds the event to it."""
+        if self._data is None:
+            event = encode.event_to_proto(self.record)
+            self._terminal = event.WhichOneof("payload") == "state" and event.state.to in _TERMINAL
+            self._data = job_service_pb2.WatchJobResponse(events=[event]).SerializeToString()
+        return self._data
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job ended with this event."""
+        return self.record.kind is EventKind.STATE and bool(self.data) and self._terminal
+
+
+class Fanout:
+    """The ring, and who waits for which job."""
+
+    def __init__(self, store: Store, *, ring_size: int = 32_768) -> None:
+        self._store = store
+        self._ring: deque[Entry] = deque()
+        self._ring_size = ring_size
+        self._jobs: dict[str, deque[Entry]] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._unsubscribe = store.subscribe(self._feed)
+
+    def close(self) -> None:
+        """Takes no more events."""
+        self._unsubscribe()
+
+    def _feed(self, records: Sequence[EventRecord]) -> None:
+        for record in records:
+            entry = Entry(record)
+            self._ring.append(entry)
+            self._jobs.setdefault(record.job_uid, deque()).append(entry)
+            for waiter in self._waiting.pop(record.job_uid, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+        while len(self._ring) > self._ring_size:
+            oldest = self._ring.popleft().record.job_uid
+            own = self._jobs[oldest]
+            own.popleft()
+            if not own:
+                del self._jobs[oldest]
+
+    @contextlib.contextmanager
+    def interest(self, job_uid: str) -> Iterator[asyncio.Future[None]]:
+        """A future that is done at the job's next event: taken before looking, so that none is missed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job_uid, set()).add(waiter)
+        try:
+            yield waiter
+        finally:
+            waiting = self._waiting.get(job_uid)
+            if waiting is not None:
+                waiting.discard(waiter)
+                if not waiting:
+                    del self._waiting[job_uid]
+
+    async def changed(self, waiter: asyncio.Future[None], timeout_s: float) -> bool:
+        """Waits for an interest; whether there was an event."""
+        done, _ = await asyncio.wait({waiter}, timeout=max(timeout_s, 0))
+        return bool(done)
+
+    def latest(self, job_uid: str) -> int:
+        """The newest sequence in the ring; 0: the ring has none of the job."""
+        own = self._jobs.get(job_uid)
+        return own[-1].record.sequence if own else 0
+
+    async def after(self, job_uid: str, cursor: int) -> list[Entry]:
+        """The next events after the cursor, at most a batch; in order, but the first may leave a gap that expired."""
+        own = self._jobs.get(job_uid)
+        if own is not None and own[0].record.sequence <= cursor + 1:
+            start = cursor + 1 - own[0].record.sequence
+            return fitting(list(islice(own, start, start + MAX_BATCH_EVENTS)))
+        found = await self._store.read(lambda conn: events.events_after(conn, job_uid, cursor, MAX_BATCH_EVENTS))
+        return fitting([Entry(record) for record in found])
+
+
+def fitting(entries: list[Entry]) -> list[Entry]:
+    """The first entries, as many as fit into a batch; at least one."""
+    size = 0
+    for at, entry in enumerate(entries):
+        size += len(entry.data)
+        if size > MAX_BATCH_BYTES and at:
+            return entries[:at]
+    return entries

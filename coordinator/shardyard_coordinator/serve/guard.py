@@ -1,0 +1,238 @@
+"""The one door: every call of every service passes the guard, which turns whatever goes wrong into an honest status.
+
+Handlers get bytes from grpc.aio (no deserializer) and are parsed here: bare aio answers undecodable bytes and
+exceptions with UNKNOWN and their text. The order: deadline, authentication, authorisation, in-flight limits, parsing,
+validation, the method itself. An exception's text goes to the log only, under an id that the caller gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve import status
+from shardyard_coordinator.serve.call import Call, Method
+from shardyard_coordinator.serve.limits import InFlight, Limits
+from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL, may
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[Message], None]
+
+
+def transport_options(limits: Limits) -> list[tuple[str, int]]:
+    """Options of the server: without `so_reuseport=0` two servers bind one port in silence."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", 2 * limits.max_metadata_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+class GuardedServer:
+    """A grpc.aio server whose every method is guarded, and which can drain: its streams end with DRAINING."""
+
+    def __init__(self, methods: Iterable[Method], validate: Validate, limits: Limits) -> None:
+        guard = Guard(validate, limits)
+        self._guard = guard
+        self._server = grpc.aio.server(
+            options=transport_options(limits), handlers=(_Table({each.path: each for each in methods}, guard),)
+        )
+
+    def bind(self, address: str) -> int:
+        """Binds and answers the port; raises OSError where the address is taken or not this machine's."""
+        try:
+            port = cast(int, self._server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        if port == 0:
+            raise OSError(f"cannot listen on {address}")
+        return port
+
+    async def start(self) -> None:
+        """Begins to serve."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends every stream with DRAINING, lets unary calls finish for `grace_s`, then stops."""
+        self._guard.drain()
+        await self._server.stop(grace_s)
+
+
+class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds a call's handler by its path."""
+
+    def __init__(self, methods: dict[str, Method], guard: Guard) -> None:
+        self._handlers = {path: guard.handler(method) for path, method in methods.items()}
+        self._unknown = grpc.stream_stream_rpc_method_handler(guard.unknown)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return self._handlers.get(handler_call_details.method, self._unknown)
+
+
+class Guard:
+    """Runs behaviours and answers for them."""
+
+    def __init__(self, validate: Validate, limits: Limits) -> None:
+        self._validate = validate
+        self._limits = limits
+        self._in_flight = InFlight(limits)
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Ends every stream, and every one that is still to come, with DRAINING."""
+        self._draining = True
+        for task in self._streams:
+            task.cancel()
+
+    def handler(self, method: Method) -> grpc.RpcMethodHandler:
+        """The guarded grpc handler of a method: bytes in, bytes out."""
+        if not method.client_streaming and not method.server_streaming:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method))
+        make = {
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[method.client_streaming, method.server_streaming]
+        return make(self._stream(method))
+
+    async def unknown(self, _requests: Any, context: grpc.aio.ServicerContext) -> None:
+        """Answers a path that no service has."""
+        refused = Refused(Reason.METHOD_UNKNOWN, "there is no such method; list the services by reflection")
+        await _abort(context, refused)
+
+    def _unary(self, method: Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
+        behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
+
+        async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            call = self._call(method, context, self._limits.unary_timeout_s)
+            try:
+                _authorise(call)
+                with self._in_flight.unary(method.path):
+                    request = self._parse(method, data)
+                    async with asyncio.timeout_at(call.deadline_s):
+                        return (await behaviour(request, call)).SerializeToString()
+            except Refused as error:
+                refused = error
+            except TimeoutError:
+                refused = Refused(Reason.DEADLINE_EXCEEDED, "the call's deadline passed; its effect is not known")
+            except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
+                refused = _unexpected(call)
+            await _abort(context, refused)
+            raise AssertionError("abort returned")
+
+        return handle
+
+    def _stream(self, method: Method) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[bytes | None]]:
+        async def handle(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
+            call = self._call(method, context, None)
+            task = cast(asyncio.Task[Any], asyncio.current_task())
+            self._streams.add(task)
+            try:
+                _authorise(call)
+                if self._draining:
+                    raise _draining()
+                with self._in_flight.stream(method.path, call.principal):
+                    return await self._run_stream(method, request, call, context)
+            except Refused as error:
+                refused = error
+            except asyncio.CancelledError:
+                if not self._draining or context.cancelled():
+                    raise
+                task.uncancel()
+                refused = _draining()
+            except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
+                refused = _unexpected(call)
+            finally:
+                self._streams.discard(task)
+            await _abort(context, refused)
+            raise AssertionError("abort returned")
+
+        return handle
+
+    async def _run_stream(
+        self, method: Method, request: Any, call: Call, context: grpc.aio.ServicerContext
+    ) -> bytes | None:
+        """Reads and writes as the method's shape asks; a reader that takes nothing for long ends the stream."""
+        message = self._parsed(method, request) if method.client_streaming else self._parse(method, request)
+        if not method.server_streaming:
+            behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
+            return (await behaviour(message, call)).SerializeToString()
+        answers = cast(Callable[[Any, Call], AsyncIterator[Message]], method.behaviour)(message, call)
+        try:
+            async for answer in answers:
+                await self._write(context, answer.SerializeToString())
+        finally:
+            await cast(Any, answers).aclose()
+        return None
+
+    async def _write(self, context: grpc.aio.ServicerContext, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._limits.slow_consumer_s):
+                await context.write(data)
+        except TimeoutError:
+            raise Refused(
+                Reason.SLOW_CONSUMER,
+                f"nothing was read for {self._limits.slow_consumer_s:g} s; go on from the last cursor",
+            ) from None
+
+    async def _parsed(self, method: Method, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for data in requests:
+            yield self._parse(method, data)
+
+    def _parse(self, method: Method, data: bytes) -> Message:
+        try:
+            request = method.request_type.FromString(data)
+        except DecodeError:
+            raise Refused(
+                Reason.MALFORMED_REQUEST,
+                f"{len(data)} bytes are not a {method.request_type.DESCRIPTOR.full_name}; "
+                "send a message of that type, of at most 100 levels, with its strings in UTF-8",
+            ) from None
+        self._validate(request)
+        return request
+
+    def _call(self, method: Method, context: grpc.aio.ServicerContext, default_s: float | None) -> Call:
+        remaining = context.time_remaining()
+        if remaining is None or remaining > 3e7:  # grpc gives an endless deadline as a huge one.
+            remaining = default_s
+        deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
+        return Call(method.path, LOCAL_PRINCIPAL, secrets.token_hex(8), deadline)
+
+
+def _authorise(call: Call) -> None:
+    if not may(call.principal, call.method):
+        raise Refused(Reason.ACCESS_DENIED, f"{call.principal} may not call {call.method}; ask for the right to")
+
+
+def _draining() -> Refused:
+    return Refused(
+        Reason.DRAINING, "the service is stopping; go on from the last cursor when it is back", retry_after_s=1.0
+    )
+
+
+def _unexpected(call: Call) -> Refused:
+    """Logs the exception under an id of its own and answers with the id."""
+    error_id = secrets.token_hex(8)
+    log.exception("error %s in %s, request %s", error_id, call.method, call.request_id)
+    message = f"a defect of the service; its log has the details under {error_id}"
+    return Refused(Reason.INTERNAL, message, metadata={"error_id": error_id})
+
+
+async def _abort(context: grpc.aio.ServicerContext, refused: Refused) -> None:
+    code, message, trailers = status.encode(refused)
+    await context.abort(code, message, trailing_metadata=trailers)

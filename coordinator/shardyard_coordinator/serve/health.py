@@ -1,0 +1,72 @@
+"""grpc.health.v1 and server reflection, served through the guard like everything else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, cast
+
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha.reflection import aio as reflection
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.call import Behaviour, Call
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health:
+    """The health of the whole service and of each part: all of them serve, or none does."""
+
+    full_name = "grpc.health.v1.Health"
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = frozenset(services) | {""}
+        self._serving = False
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def set_serving(self, serving: bool) -> None:
+        """Tells every watcher."""
+        self._serving = serving
+        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+        changed.set_result(None)
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {"Check": self.check, "Watch": self.watch}
+
+    async def check(self, request: Any, _call: Call) -> Any:
+        """A service's health."""
+        if request.service not in self._services:
+            raise Refused(
+                Reason.SERVICE_NOT_FOUND, f"there is no service `{request.service[:80]}`; list them by reflection"
+            )
+        return health_pb2.HealthCheckResponse(status=_SERVING if self._serving else _NOT_SERVING)
+
+    async def watch(self, request: Any, _call: Call) -> AsyncIterator[Any]:
+        """A service's health now and whenever it changes; of an unknown one, that it is unknown."""
+        while True:
+            status = _SERVING if self._serving else _NOT_SERVING
+            changed = self._changed
+            yield health_pb2.HealthCheckResponse(status=status if request.service in self._services else _UNKNOWN)
+            await asyncio.shield(changed)
+
+
+class Reflection:
+    """Server reflection: the descriptors of the services named."""
+
+    full_name = "grpc.reflection.v1alpha.ServerReflection"
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._servicer = reflection.ReflectionServicer(tuple(services))
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {"ServerReflectionInfo": self.info}
+
+    def info(self, requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[Any]:
+        """Answers one by one; what it does not find is told in the answer."""
+        return cast(AsyncIterator[Any], self._servicer.ServerReflectionInfo(requests, None))

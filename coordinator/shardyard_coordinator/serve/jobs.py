@@ -1,0 +1,149 @@
+"""JobService: thin; what it decides stands in submit, watch and the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from google.protobuf import empty_pb2
+from sqlalchemy import Connection
+
+from shardyard.v1 import job_pb2, plan_pb2
+from shardyard.v1 import job_service_pb2 as pb
+from shardyard_coordinator.domain.records import AttemptRecord, JobRecord
+from shardyard_coordinator.serve.call import Behaviour, Call
+from shardyard_coordinator.serve.fanout import Fanout
+from shardyard_coordinator.serve.filters import parse_filter, parse_order
+from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts
+from shardyard_coordinator.serve.submit import Submitter
+from shardyard_coordinator.serve.tokens import Pages
+from shardyard_coordinator.serve.watch import Watcher
+from shardyard_coordinator.store import attempts, encode, jobs, listing
+
+MAX_WAIT_S = 60.0
+
+
+class JobService:
+    """Submitting, following and stopping jobs."""
+
+    full_name = "shardyard.v1.JobService"
+
+    def __init__(self, parts: Parts, submitter: Submitter, watcher: Watcher, fanout: Fanout) -> None:
+        self._parts = parts
+        self._submitter = submitter
+        self._watcher = watcher
+        self._fanout = fanout
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {
+            "CreateJob": self._submitter.create,
+            "GetJob": self.get,
+            "ListJobs": self.list,
+            "DeleteJob": self.delete,
+            "PlanJob": self.plan,
+            "WaitJob": self.wait,
+            "CancelJob": self.cancel,
+            "WatchJob": self._watcher.watch,
+            "ListAttempts": self.list_attempts,
+        }
+
+    async def get(self, request: pb.GetJobRequest, _call: Call) -> job_pb2.Job:
+        """One job."""
+        return encode.job_to_proto(await self._job(request.name))
+
+    async def plan(self, request: pb.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
+        """What a job would need."""
+        return await self._submitter.plan(request, call)
+
+    async def list(self, request: pb.ListJobsRequest, _call: Call) -> pb.ListJobsResponse:
+        """A page; it ends at its count or at 1 MiB."""
+        project = self._parts.name("project", request.parent).project
+        conditions = parse_filter(request.filter)
+        order_by, desc = parse_order(request.order_by)
+        pages = Pages(self._parts.tokens, "jobs", request)
+        after = pages.after()
+        full = request.view == pb.JOB_VIEW_FULL
+        found = await self._parts.store.read(
+            lambda conn: listing.list_jobs(
+                conn,
+                project,
+                conditions=conditions,
+                order_by=order_by,
+                desc=desc,
+                after=None if after is None else (after[0], after[1]),
+                limit=pages.size + 1,
+                full=full,
+            )
+        )
+        response, size = pb.ListJobsResponse(), 0
+        for job in found[: pages.size]:
+            message = encode.job_to_proto(job, full=full)
+            size += message.ByteSize()
+            if size > MAX_PAGE_BYTES and response.jobs:
+                break
+            response.jobs.append(message)
+        if len(found) > len(response.jobs):
+            last = found[len(response.jobs) - 1]
+            response.next_page_token = pages.next(listing.order_key(last, order_by))
+        return response
+
+    async def delete(self, request: pb.DeleteJobRequest, call: Call) -> empty_pb2.Empty:
+        """Deletes a job that has ended."""
+        name, now_us = self._parts.name("job", request.name), self._parts.clock.now_us()
+        await self._parts.store.write(
+            lambda conn: jobs.delete_job(conn, name.project, name.id, request.etag, actor=call.actor, now_us=now_us),
+            call.actor,
+        )
+        self._parts.trace.point("delete.recorded")
+        return empty_pb2.Empty()
+
+    async def cancel(self, request: pb.CancelJobRequest, call: Call) -> job_pb2.Job:
+        """Records the wish; the scheduling loop carries it out."""
+        name, now_us = self._parts.name("job", request.name), self._parts.clock.now_us()
+        job = await self._parts.store.write(
+            lambda conn: jobs.request_cancel(
+                conn, name.project, name.id, request.etag, actor=call.actor, now_us=now_us
+            ),
+            call.actor,
+        )
+        self._parts.trace.point("cancel.recorded")
+        return encode.job_to_proto(job)
+
+    async def wait(self, request: pb.WaitJobRequest, call: Call) -> job_pb2.Job:
+        """The job when it has ended, or as it is when the time is over."""
+        loop = asyncio.get_running_loop()
+        timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9 if request.HasField("timeout") else MAX_WAIT_S
+        until = loop.time() + min(timeout_s, MAX_WAIT_S)
+        if call.deadline_s is not None:
+            until = min(until, call.deadline_s - 0.5)
+        job = await self._job(request.name)
+        while True:
+            with self._fanout.interest(job.uid) as waiter:
+                current = await self._parts.store.read(lambda conn: jobs.get_job_by_uid(conn, job.uid))
+                job = current or job
+                if job.state.is_terminal or loop.time() >= until:
+                    return encode.job_to_proto(job)
+                await self._fanout.changed(waiter, until - loop.time())
+
+    async def list_attempts(self, request: pb.ListAttemptsRequest, _call: Call) -> pb.ListAttemptsResponse:
+        """The oldest first."""
+        name = self._parts.name("job", request.parent)
+        pages = Pages(self._parts.tokens, "attempts", request)
+        after = pages.after() or 0
+
+        def query(conn: Connection) -> tuple[JobRecord, list[AttemptRecord]]:
+            job = jobs.get_job(conn, name.project, name.id)
+            return job, attempts.list_attempts(conn, job.uid, after_epoch=after, limit=pages.size + 1)
+
+        job, found = await self._parts.store.read(query)
+        response = pb.ListAttemptsResponse(
+            attempts=[encode.attempt_to_proto(job, attempt) for attempt in found[: pages.size]]
+        )
+        if len(found) > pages.size:
+            response.next_page_token = pages.next(found[pages.size - 1].epoch)
+        return response
+
+    async def _job(self, name: str) -> JobRecord:
+        parsed = self._parts.name("job", name)
+        return await self._parts.store.read(lambda conn: jobs.get_job(conn, parsed.project, parsed.id))

@@ -1,0 +1,111 @@
+"""MetricService: the numbers of every step, as history and as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+
+from sqlalchemy import Connection
+
+from shardyard.v1 import metric_service_pb2 as pb
+from shardyard_coordinator.domain.records import JobRecord, MetricSeries
+from shardyard_coordinator.serve.call import Behaviour, Call
+from shardyard_coordinator.serve.fanout import Fanout
+from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.tokens import cursor_invalid
+from shardyard_coordinator.serve.watch import Intervals
+from shardyard_coordinator.store import encode, jobs, metrics
+
+MAX_POINTS = 100_000
+# A point has about 26 bytes on the wire: an answer stays under the clients' 4 MiB whatever is asked for.
+MAX_ANSWER_POINTS = 120_000
+_BATCH_POINTS = 5_000
+
+
+class MetricService:
+    """The numbers of every step."""
+
+    full_name = "shardyard.v1.MetricService"
+
+    def __init__(self, parts: Parts, fanout: Fanout, intervals: Intervals) -> None:
+        self._parts = parts
+        self._fanout = fanout
+        self._intervals = intervals
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {"QueryMetrics": self.query, "WatchMetrics": self.watch}
+
+    async def query(self, request: pb.QueryMetricsRequest, _call: Call) -> pb.QueryMetricsResponse:
+        """The history; the limit that was kept to is in the answer."""
+        name = self._parts.name("job", request.name)
+        asked = min(request.max_points, MAX_POINTS) if request.HasField("max_points") else 1000
+
+        def query(conn: Connection) -> tuple[list[MetricSeries], int]:
+            job = jobs.get_job(conn, name.project, name.id)
+            wanted = list(request.metrics) or metrics.metric_names(conn, job.uid)
+            limit = max(3, min(asked, MAX_ANSWER_POINTS // max(len(wanted), 1)))
+            found = metrics.query_metrics(
+                conn,
+                job.uid,
+                list(request.metrics),
+                max_points=limit,
+                all_attempts=request.all_attempts,
+                min_step=request.min_step,
+                max_step=request.max_step,
+            )
+            return found, limit
+
+        found, limit = await self._parts.store.read(query)
+        return pb.QueryMetricsResponse(series=_series(found), max_points=limit)
+
+    async def watch(self, request: pb.WatchMetricsRequest, _call: Call) -> AsyncIterator[pb.WatchMetricsResponse]:
+        """Points as they come; the cursor counts the points of each metric that were delivered."""
+        name = self._parts.name("job", request.name)
+        job = await self._parts.store.read(lambda conn: jobs.get_job(conn, name.project, name.id))
+        counts = self._counts(request, job.uid)
+        silent_s = 0.0
+        while True:
+            with self._fanout.interest(job.uid) as waiter:
+                found, counts, ended = await self._parts.store.read(lambda conn: _next(conn, job, request, counts))
+                if found or silent_s >= self._intervals.heartbeat_s:
+                    cursor = self._parts.tokens.make("metrics", job.uid, counts)
+                    yield pb.WatchMetricsResponse(series=_series(found), cursor=cursor)
+                    silent_s = 0.0
+                elif ended:
+                    return
+                else:
+                    silent_s += self._intervals.poll_s
+                    await self._fanout.changed(waiter, self._intervals.poll_s)
+
+    def _counts(self, request: pb.WatchMetricsRequest, job_uid: str) -> dict[str, int]:
+        if not request.cursor:
+            return {}
+        try:
+            return dict(self._parts.tokens.read("metrics", job_uid, request.cursor))
+        except ValueError:
+            raise cursor_invalid("cursor", request.cursor) from None
+
+
+def _next(
+    conn: Connection, job: JobRecord, request: pb.WatchMetricsRequest, counts: dict[str, int]
+) -> tuple[list[MetricSeries], dict[str, int], bool]:
+    """Read together, so that an ended job has no points that are still to come."""
+    current = jobs.get_job_by_uid(conn, job.uid)
+    found, after = metrics.metrics_after(conn, job.uid, list(request.metrics), counts, _BATCH_POINTS)
+    return found, after, current is None or current.state.is_terminal
+
+
+def _series(found: Iterable[MetricSeries]) -> list[pb.MetricSeries]:
+    return [
+        pb.MetricSeries(
+            metric=each.metric,
+            total_points=each.total_points,
+            points=[
+                pb.MetricPoint(
+                    attempt=point.attempt, step=point.step, time=encode.timestamp(point.time_us), value=point.value
+                )
+                for point in each.points
+            ],
+        )
+        for each in found
+    ]

@@ -1,0 +1,116 @@
+"""ModelService: models are kept, downloaded and asked. Nothing of a model is loaded in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from google.protobuf import empty_pb2
+
+from shardyard.v1 import model_service_pb2 as pb
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.records import ResourceKind
+from shardyard_coordinator.serve.call import Behaviour, Call
+from shardyard_coordinator.serve.downloads import download, find, ready
+from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts, raise_violations
+from shardyard_coordinator.serve.tokens import Pages
+from shardyard_coordinator.serve.uploads import Uploads, discard
+from shardyard_coordinator.store import encode, resources
+
+PREDICT_FUNCTION = "shardyard_trainer.infer:predict"
+EMBED_FUNCTION = "shardyard_trainer.infer:embed"
+INFER_S = 60.0
+_KIND = ResourceKind.MODEL
+
+
+class ModelService:
+    """Models, uploaded or trained here."""
+
+    full_name = "shardyard.v1.ModelService"
+
+    def __init__(self, parts: Parts, uploads: Uploads) -> None:
+        self._parts = parts
+        self._uploads = uploads
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {
+            "CreateModel": self.create,
+            "GetModel": self.get,
+            "ListModels": self.list,
+            "DeleteModel": self.delete,
+            "DownloadModel": self.download,
+            "Predict": self.predict,
+            "Embed": self.embed,
+        }
+
+    async def create(self, messages: AsyncIterator[pb.CreateModelRequest], call: Call) -> pb.Model:
+        """An uploaded folder that loads."""
+        record = await self._uploads.receive(_KIND, messages, call)
+        return await self._get(record.name)
+
+    async def get(self, request: pb.GetModelRequest, _call: Call) -> pb.Model:
+        """One model."""
+        return await self._get(request.name)
+
+    async def _get(self, name: str) -> pb.Model:
+        return encode.resource_to_model(*await find(self._parts, _KIND, name))
+
+    async def list(self, request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
+        """The newest first, those that are READY, without their files."""
+        project = self._parts.name("project", request.parent).project
+        pages = Pages(self._parts.tokens, "models", request)
+        after = pages.after()
+        found = await self._parts.store.read(
+            lambda conn: resources.list_resources(conn, _KIND, project, after=after, limit=pages.size + 1)
+        )
+        response, size = pb.ListModelsResponse(), 0
+        for record in found[: pages.size]:
+            model = encode.resource_to_model(record)
+            size += model.ByteSize()
+            if size > MAX_PAGE_BYTES and response.models:
+                break
+            response.models.append(model)
+        if len(found) > len(response.models):
+            response.next_page_token = pages.next(found[len(response.models) - 1].id)
+        return response
+
+    async def delete(self, request: pb.DeleteModelRequest, call: Call) -> empty_pb2.Empty:
+        """Deletes a model that no live job reads."""
+        record, _ = await find(self._parts, _KIND, request.name)
+        await discard(self._parts, record, Path(record.path), call)
+        return empty_pb2.Empty()
+
+    async def download(self, request: pb.DownloadModelRequest, _call: Call) -> AsyncIterator[pb.DownloadModelResponse]:
+        """One file, from an offset on."""
+        async for chunk in download(self._parts, _KIND, request.name, request.path, request.offset):
+            yield pb.DownloadModelResponse(chunk=chunk)
+
+    async def predict(self, request: pb.PredictRequest, call: Call) -> pb.PredictResponse:
+        """Answers, in the order asked."""
+        message = worker_pb2.PredictCall(
+            folder=await self._folder(request.model),
+            request=request,
+            max_response_bytes=self._parts.limits.max_response_bytes,
+        )
+        answer = await self._parts.ask(PREDICT_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
+        reply = worker_pb2.PredictReply.FromString(answer)
+        raise_violations(reply.violations)
+        return reply.response
+
+    async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """Vectors, in the order asked."""
+        message = worker_pb2.EmbedCall(
+            folder=await self._folder(request.model),
+            request=request,
+            max_response_bytes=self._parts.limits.max_response_bytes,
+        )
+        answer = await self._parts.ask(EMBED_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
+        reply = worker_pb2.EmbedReply.FromString(answer)
+        raise_violations(reply.violations)
+        return reply.response
+
+    async def _folder(self, name: str) -> str:
+        record, _ = await find(self._parts, _KIND, name)
+        ready(record)
+        return record.path

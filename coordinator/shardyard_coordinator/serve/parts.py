@@ -1,0 +1,120 @@
+"""What the servicers share, and the small steps that all of them take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
+from shardyard_coordinator.domain.reasons import MEANINGS, Code, Reason
+from shardyard_coordinator.launch.protocols import ClusterView, Compute, ComputeFailed, ComputeUnavailable, Launcher
+from shardyard_coordinator.seams import Clock, Trace
+from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.tokens import Tokens
+from shardyard_coordinator.serve.validation import names
+from shardyard_coordinator.store.store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_PAGE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the servicers share. `storage` is the root that every node sees."""
+
+    store: Store
+    launcher: Launcher
+    compute: Compute
+    clock: Clock
+    trace: Trace
+    tokens: Tokens
+    limits: Limits
+    storage: Path
+    projects: frozenset[str]
+    data_roots: tuple[str, ...]
+
+    @property
+    def cache_dir(self) -> str:
+        """For what can be made again."""
+        return str(self.storage / "cache")
+
+    def name(self, kind: str, name: str) -> names.Name:
+        """A validated name's parts; Refused ACCESS_DENIED where its project is not the caller's.
+
+        The answer is the same whether such a project exists or not, and comes before anything is looked up.
+        """
+        parsed = names.parse(kind, name)
+        self.check_project(parsed.project)
+        return parsed
+
+    def check_project(self, project: str) -> None:
+        """Refused ACCESS_DENIED unless the caller may see the project."""
+        if project not in self.projects:
+            text = f"no right to projects/{project}, whether it exists or not; ask its owner, or use projects/default"
+            raise Refused(Reason.ACCESS_DENIED, text)
+
+    async def ask(self, function: str, request: bytes, call: Call, *, at_most_s: float) -> bytes:
+        """Calls a function of the trainer in a warm process; Refused INSPECTION_UNAVAILABLE where none answers."""
+        deadline = at_most_s
+        if call.deadline_s is not None:
+            deadline = min(at_most_s, call.deadline_s - asyncio.get_running_loop().time() - 0.2)
+        try:
+            return await self.compute.call(function, request, deadline_s=max(deadline, 0.05))
+        except (ComputeUnavailable, TimeoutError):
+            text = "no worker could look into it in time; try again after the delay"
+        except ComputeFailed:
+            error_id = secrets.token_hex(8)
+            log.exception("error %s in %s, request %s", error_id, function, call.request_id)
+            text = f"the worker that looked into it failed; the service's log has the details under {error_id}"
+        raise Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
+
+
+class Cluster:
+    """The cluster as the launcher sees it, asked at most once in a while."""
+
+    def __init__(self, launcher: Launcher, *, keep_s: float = 2.0) -> None:
+        self._launcher = launcher
+        self._keep_s = keep_s
+        self._view: ClusterView | None = None
+        self._asked_s = 0.0
+
+    async def view(self) -> ClusterView:
+        """At most `keep_s` old."""
+        now = time.monotonic()
+        if self._view is None or now - self._asked_s > self._keep_s:
+            self._asked_s = now
+            self._view = await self._launcher.cluster()
+        return self._view
+
+
+def raise_violations(violations: Iterable[worker_pb2.Violation], prefix: str = "") -> None:
+    """Raises what a function of the trainer found wrong, with field paths from the request on; nothing if nothing.
+
+    One that says "not now" outweighs those that say "not so": the others may look different then.
+    """
+    found = [
+        FieldViolation(
+            f"{prefix}{each.field}",
+            each.message,
+            _reason(each.reason),
+            {key: str(value) for key, value in each.metadata.items()},
+        )
+        for each in violations
+    ]
+    later = [each for each in found if MEANINGS[each.reason].code is Code.UNAVAILABLE]
+    if later:
+        raise Refused(later[0].reason, later[0].message, metadata=later[0].metadata, retry_after_s=5.0)
+    if found:
+        raise refused_fields(found)
+
+
+def _reason(text: str) -> Reason:
+    return Reason(text) if text in Reason.__members__ else Reason.SPEC_INVALID

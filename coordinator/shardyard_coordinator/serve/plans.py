@@ -1,0 +1,219 @@
+"""Plans of specs: made by the trainer's planner, kept under a fingerprint of everything that they depend on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from sqlalchemy import Connection
+
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.locations import locations, referenced
+from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.launch.protocols import ClusterView, Node
+from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.parts import Cluster, Parts, raise_violations
+from shardyard_coordinator.serve.validation import sources
+from shardyard_coordinator.store import resources
+
+PLAN_FUNCTION = "shardyard_trainer.plan:plan"
+INSPECTION_S = 30.0
+PLANNER_VERSION = version("shardyard")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A spec's plan: what a job's row needs of it, and the plan itself as bytes of a JobPlan."""
+
+    plan: bytes
+    resolved_spec: bytes
+    workers: int
+    gpus_per_worker: int
+    cpus_per_worker: int
+
+
+class Plans:
+    """Answers plans, from memory, from the store, or from the planner; the same plan is asked for once at a time."""
+
+    def __init__(self, parts: Parts, cluster: Cluster, *, kept: int = 256) -> None:
+        self._parts = parts
+        self._cluster = cluster
+        self._kept: OrderedDict[bytes, Planned] = OrderedDict()
+        self._num_kept = kept
+        self._asked: dict[bytes, asyncio.Future[Planned]] = {}
+
+    async def plan(self, spec: spec_pb2.JobSpec, call: Call, where: worker_pb2.Locations) -> Planned:
+        """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
+        view = await self._cluster.view()
+        check_fits(view, spec.resources.workers or 1, spec.resources.gpus_per_worker, spec.resources.cpus_per_worker)
+        request = worker_pb2.PlanRequest(spec=spec, locations=where, node_shape=node_shape(view))
+        fingerprint = await self._fingerprint(request)
+        planned = self._kept.get(fingerprint)
+        if planned is None:
+            planned = await self._once(fingerprint, request, call)
+        check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
+        return planned
+
+    def resolve(self, conn: Connection, spec: spec_pb2.JobSpec) -> worker_pb2.Locations:
+        """Where what the spec names lies; inside a read. Refused ACCESS_DENIED, MODEL_NOT_FOUND …"""
+        for name in referenced(spec):
+            self._parts.check_project(name.split("/")[1])
+        return locations(conn, spec, data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+
+    async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call) -> Planned:
+        """Many callers with one fingerprint share one question; a caller that leaves does not end it."""
+        asked = self._asked.get(fingerprint)
+        if asked is None:
+            asked = asyncio.ensure_future(self._make(fingerprint, request, call))
+            self._asked[fingerprint] = asked
+            asked.add_done_callback(lambda done: self._forget(fingerprint, done))
+        return await asyncio.shield(asked)
+
+    def _forget(self, fingerprint: bytes, done: asyncio.Future[Planned]) -> None:
+        del self._asked[fingerprint]
+        if not done.cancelled():
+            done.exception()  # Seen here, where every caller has left; the callers see it too.
+
+    async def _make(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call) -> Planned:
+        kept = is_pinned(request.spec)
+        parts = self._parts
+        stored = await parts.store.read(lambda conn: resources.get_plan(conn, fingerprint)) if kept else None
+        if stored is None:
+            answer = await parts.ask(PLAN_FUNCTION, request.SerializeToString(), call, at_most_s=INSPECTION_S)
+            result = worker_pb2.PlanResult.FromString(answer)
+            raise_violations(result.violations, "job.")
+            stored = result.plan.SerializeToString()
+            if kept:
+                plan, now_us = stored, parts.clock.now_us()
+                await parts.store.write(lambda conn: resources.put_plan(conn, fingerprint, plan, now_us), call.actor)
+        planned = _planned(stored)
+        if kept:
+            self._kept[fingerprint] = planned
+            while len(self._kept) > self._num_kept:
+                self._kept.popitem(last=False)
+        return planned
+
+    async def _fingerprint(self, request: worker_pb2.PlanRequest) -> bytes:
+        """Of the spec, where everything lies (folders are named by uid), the files behind URIs, node and planner."""
+        digest = hashlib.sha256(f"1 {PLANNER_VERSION}\n".encode())
+        digest.update(request.SerializeToString(deterministic=True))
+        uris = list(find_uris(request.spec, "job.spec"))
+        if uris:
+            digest.update(await asyncio.to_thread(identify, uris, self._parts.data_roots))
+        return digest.digest()
+
+
+def _planned(data: bytes) -> Planned:
+    plan = plan_pb2.JobPlan.FromString(data)
+    resources_ = plan.resolved_spec.resources
+    return Planned(
+        plan=data,
+        resolved_spec=plan.resolved_spec.SerializeToString(deterministic=True),
+        workers=max(resources_.workers, 1),
+        gpus_per_worker=resources_.gpus_per_worker,
+        cpus_per_worker=max(resources_.cpus_per_worker, 1),
+    )
+
+
+def is_pinned(spec: spec_pb2.JobSpec) -> bool:
+    """Whether the same spec means the same model for ever: a branch of a Hub model moves."""
+    hubs = [spec.model.hub] if spec.model.WhichOneof("source") == "hub" else []
+    hubs += [spec.tokenizer.hub] if spec.tokenizer.WhichOneof("source") == "hub" else []
+    return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
+
+
+def find_uris(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    """Every `uri` of a spec with its field path."""
+    for field, value in message.ListFields():
+        if field.name == "uri" and field.type == FieldDescriptor.TYPE_STRING:
+            yield f"{path}.uri", value
+        elif (
+            field.message_type is not None
+            and not field.is_repeated
+            and field.message_type.file.package == "shardyard.v1"
+        ):
+            yield from find_uris(value, f"{path}.{field.name}")
+
+
+def identify(uris: list[tuple[str, str]], roots: tuple[str, ...]) -> bytes:
+    """Path, inode, size and time of what the URIs name; Refused where one is not under a root or not regular.
+
+    The worker that opens it checks again: what is checked here may have been replaced by then.
+    """
+    real_roots = [os.path.realpath(root) for root in roots]
+    digest = hashlib.sha256()
+    refused: list[FieldViolation] = []
+    for field, uri in uris:
+        real = os.path.realpath(uri)
+        if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in real_roots):
+            refused.append(sources.not_allowed(field, uri))
+            continue
+        try:
+            found = os.stat(real)  # noqa: PTH116 - one call, its mode is needed too.
+        except OSError:
+            refused.append(sources.not_allowed(field, uri))
+            continue
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            refused.append(sources.not_allowed(field, uri))
+            continue
+        digest.update(_identity(Path(real), found).encode())
+    if refused:
+        raise refused_fields(refused)
+    return digest.digest()
+
+
+def _identity(path: Path, found: os.stat_result) -> str:
+    text = f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns}\n"
+    if stat.S_ISDIR(found.st_mode):
+        for folder, _, files in os.walk(path):
+            for name in sorted(files):
+                file = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - as os.walk speaks.
+                text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns}\n"
+    return text
+
+
+def node_shape(view: ClusterView) -> worker_pb2.NodeShape:
+    """The largest node there is; empty where none is known."""
+    if not view.nodes:
+        return worker_pb2.NodeShape()
+    largest = max(view.nodes, key=lambda node: (node.gpus, node.cpus, node.memory_bytes))
+    return worker_pb2.NodeShape(memory_bytes=largest.memory_bytes, cpus=largest.cpus, gpus=largest.gpus)
+
+
+def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_worker: int) -> None:
+    """Refused TOO_LARGE_FOR_CLUSTER where the whole cluster, empty, could not hold the gang; a cluster unseen can."""
+    if not view.nodes:
+        return
+    largest = sum(_workers_on(node, gpus_per_worker, max(cpus_per_worker, 1)) for node in view.nodes)
+    if workers > largest:
+        each = f"{gpus_per_worker} GPUs" if gpus_per_worker else f"{max(cpus_per_worker, 1)} CPU cores"
+        raise Refused(
+            Reason.TOO_LARGE_FOR_CLUSTER,
+            f"{workers} workers of {each} each, but the whole cluster holds at most {largest} of them; "
+            f"ask for at most {largest} workers" + ("" if largest else " of fewer cores or GPUs"),
+            metadata={"largest": str(largest)},
+            violations=[
+                FieldViolation(
+                    "job.spec.resources.workers",
+                    f"{workers} is over {largest}; ask for fewer",
+                    Reason.TOO_LARGE_FOR_CLUSTER,
+                )
+            ],
+        )
+
+
+def _workers_on(node: Node, gpus: int, cpus: int) -> int:
+    return min(node.gpus // gpus, node.cpus // cpus) if gpus else node.cpus // cpus

@@ -1,0 +1,75 @@
+"""ServerService: what this service is, allows and supports."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+
+from shardyard.v1 import server_service_pb2 as pb
+from shardyard_coordinator.serve.call import Behaviour, Call
+from shardyard_coordinator.serve.parts import Cluster, Parts
+from shardyard_coordinator.store import encode
+
+TASKS = ("causal_lm", "masked_lm", "text_classification", "feature_extraction")
+MODEL_FAMILIES = ("bert", "gpt2", "llama", "distilbert", "roberta")
+
+
+class ServerService:
+    """About the service itself."""
+
+    full_name = "shardyard.v1.ServerService"
+
+    def __init__(
+        self,
+        parts: Parts,
+        cluster: Cluster,
+        *,
+        slots: Callable[[], tuple[int, int]],
+        warnings: Sequence[str],
+        event_retention_days: int,
+    ) -> None:
+        self._parts = parts
+        self._cluster = cluster
+        self._slots = slots
+        self._warnings = tuple(warnings)
+        self._event_retention_days = event_retention_days
+        self._start_us = parts.clock.now_us()
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return {"GetServerInfo": self.get}
+
+    async def get(self, _request: pb.GetServerInfoRequest, _call: Call) -> pb.ServerInfo:
+        """As it is now."""
+        parts = self._parts
+        limits = {name: int(value) for name, value in dataclasses.asdict(parts.limits).items()}
+        return pb.ServerInfo(
+            version=version("shardyard"),
+            store_id=parts.store.store_id,
+            limits=limits,
+            tasks=TASKS,
+            model_families=MODEL_FAMILIES,
+            event_retention_days=self._event_retention_days,
+            cluster=await self._cluster_info(),
+            start_time=encode.timestamp(self._start_us),
+            warnings=self._warnings,
+            data_roots=parts.data_roots,
+        )
+
+    async def _cluster_info(self) -> pb.ClusterInfo:
+        view = await self._cluster.view()
+        slots, free = self._slots()
+        state = pb.ClusterInfo.STATE_CONNECTED if view.connected else pb.ClusterInfo.STATE_CONNECTING
+        if not view.connected and view.cluster_id:
+            state = pb.ClusterInfo.STATE_UNREACHABLE
+        return pb.ClusterInfo(
+            state=state,
+            launcher=self._parts.launcher.name,
+            address=view.address,
+            slots=slots,
+            free_slots=free,
+            gpus=sum(node.gpus for node in view.nodes),
+            nodes=len(view.nodes),
+            message=view.message,
+        )

@@ -1,0 +1,160 @@
+"""CreateJob: exactly once, and only what has been looked into."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import string
+import uuid
+
+from sqlalchemy import Connection
+
+from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.locations import referenced
+from shardyard_coordinator.domain.errors import FieldViolation, Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import JobRecord, NewJob
+from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.plans import Planned, Plans
+from shardyard_coordinator.serve.validation import names
+from shardyard_coordinator.store import encode, jobs
+
+DEFAULT_QUEUE = "default"
+_ALPHABET = string.ascii_lowercase + string.digits
+
+
+class Submitter:
+    """Accepts jobs. A retry of an accepted one needs nothing but its request id."""
+
+    def __init__(self, parts: Parts, plans: Plans) -> None:
+        self._parts = parts
+        self._plans = plans
+
+    async def create(self, request: job_service_pb2.CreateJobRequest, call: Call) -> job_pb2.Job:
+        """The job, accepted durably; or, with `validate_only`, as it would be."""
+        parts = self._parts
+        parts.trace.point("create.received")
+        project = parts.name("project", request.parent).project
+        fingerprint = request_fingerprint(request)
+
+        def look(conn: Connection) -> JobRecord | worker_pb2.Locations:
+            if request.request_id and not request.validate_only:
+                known = jobs.find_request(conn, call.principal, request.request_id, fingerprint)
+                if known is not None:
+                    return known
+            return self._plans.resolve(conn, request.job.spec)
+
+        found = await parts.store.read(look)
+        if isinstance(found, JobRecord):
+            return encode.job_to_proto(found)
+        queue = queue_of(request.job)
+        planned = await self._plans.plan(request.job.spec, call, found)
+        new = new_job(request, project, queue, planned, fingerprint)
+        parts.trace.point("create.validated")
+        if request.validate_only:
+            return await self._preview(request, new)
+        now_us = parts.clock.now_us()
+
+        def insert(conn: Connection) -> JobRecord:
+            created = jobs.create_job(conn, new, call.actor, now_us)
+            parts.trace.point("job.inserted")
+            return created.job
+
+        job = await parts.store.write(insert, call.actor, size_bytes=request.ByteSize())
+        parts.trace.point("job.committed")
+        answer = encode.job_to_proto(job)
+        parts.trace.point("job.replied")
+        return answer
+
+    async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
+        """What the job would need."""
+        self._parts.name("project", request.parent)
+        where = await self._parts.store.read(lambda conn: self._plans.resolve(conn, request.job.spec))
+        queue_of(request.job)
+        planned = await self._plans.plan(request.job.spec, call, where)
+        return plan_pb2.JobPlan.FromString(planned.plan)
+
+    async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob) -> job_pb2.Job:
+        def check(conn: Connection) -> None:
+            try:
+                jobs.get_job(conn, new.project, new.job_id)
+            except Refused:
+                return
+            text = f"`{new.job_id}` is taken in projects/{new.project}; choose another job_id, or leave it out"
+            raise Refused(Reason.JOB_EXISTS, text)
+
+        await self._parts.store.read(check)
+        job = job_pb2.Job()
+        job.CopyFrom(request.job)
+        job.name = names.job_name(new.project, new.job_id)
+        job.queue, job.priority = f"queues/{new.queue}", job_pb2.Priority.Name(new.priority)  # type: ignore[assignment]
+        job.resolved_spec.ParseFromString(new.resolved_spec)
+        return job
+
+
+def new_job(
+    request: job_service_pb2.CreateJobRequest, project: str, queue: str, planned: Planned, fingerprint: bytes
+) -> NewJob:
+    """The row of a job that has been planned."""
+    job = request.job
+    task = task_of(job.spec)
+    description = job_pb2.Job(labels=job.labels, annotations=job.annotations, external_uri=job.external_uri)
+    return NewJob(
+        project=project,
+        job_id=request.job_id if request.HasField("job_id") else make_id(task),
+        uid=uuid.uuid4().hex,
+        request_id=request.request_id,
+        fingerprint=fingerprint,
+        display_name=job.display_name,
+        labels=dict(job.labels),
+        description=description.SerializeToString(deterministic=True),
+        queue=queue,
+        priority=int(job.priority or job_pb2.PRIORITY_NORMAL),
+        task=task,
+        spec=job.spec.SerializeToString(deterministic=True),
+        resolved_spec=planned.resolved_spec,
+        plan=planned.plan,
+        workers=planned.workers,
+        gpus_per_worker=planned.gpus_per_worker,
+        cpus_per_worker=planned.cpus_per_worker,
+        uses=tuple(referenced(job.spec)),
+    )
+
+
+def queue_of(job: job_pb2.Job) -> str:
+    """The id of the job's queue; Refused QUEUE_NOT_FOUND."""
+    queue = job.queue.removeprefix("queues/") or DEFAULT_QUEUE
+    if queue != DEFAULT_QUEUE:
+        text = f"there is no queue `queues/{queue}`; use `queues/{DEFAULT_QUEUE}`, or leave it out"
+        violation = FieldViolation("job.queue", text, Reason.QUEUE_NOT_FOUND)
+        raise Refused(Reason.QUEUE_NOT_FOUND, text, violations=[violation])
+    return queue
+
+
+def task_of(spec: spec_pb2.JobSpec) -> str:
+    """The task's name, such as `text_classification` or `causal_lm`."""
+    task = str(spec.WhichOneof("task"))
+    if task == "pretraining":
+        return str(spec.pretraining.WhichOneof("objective"))
+    if task == "fine_tuning":
+        return str(spec.fine_tuning.WhichOneof("task"))
+    return task
+
+
+def make_id(task: str) -> str:
+    """Such as `text-classification-ab12cd34`."""
+    return f"{task.replace('_', '-')}-{''.join(secrets.choice(_ALPHABET) for _ in range(8))}"
+
+
+def request_fingerprint(request: job_service_pb2.CreateJobRequest) -> bytes:
+    """Of everything asked for but the request id: what two calls with one request id are compared by.
+
+    Unknown fields are dropped first; the leading 1 is the format's version.
+    """
+    request.DiscardUnknownFields()
+    kept, request.request_id = request.request_id, ""
+    digest = hashlib.sha256(b"1" + request.SerializeToString(deterministic=True)).digest()
+    request.request_id = kept
+    return digest

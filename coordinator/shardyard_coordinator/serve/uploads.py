@@ -1,0 +1,342 @@
+"""Uploads: a header, then chunks; resumable by request id and the bytes that were committed.
+
+Parts are written into `{uid}.part` beside the final folder. A file's committed bytes move in the store after its fsync;
+the folder gets its name when every file is whole, has the sha256 announced and, for a model, loads; the row follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+from sqlalchemy import Connection
+
+from shardyard.v1 import model_service_pb2, transfer_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
+from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.parts import Parts, raise_violations
+from shardyard_coordinator.store import resources
+
+INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
+INSPECT_S = 60.0
+_COMMIT_BYTES = 8 * 1024 * 1024
+
+UploadMessage = model_service_pb2.CreateModelRequest
+"""Or a CreateDatasetRequest, which has the same shape."""
+
+
+class Uploads:
+    """Receives uploads; one at a time of each resource."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._live: set[tuple[ResourceKind, str, str]] = set()
+
+    async def receive(self, kind: ResourceKind, messages: AsyncIterator[UploadMessage], call: Call) -> ResourceRecord:
+        """The resource, READY."""
+        header = await self._header(messages)
+        project = self._parts.name("project", header.parent).project
+        key = (kind, project, header.resource_id)
+        if key in self._live:
+            text = f"`{header.resource_id}` is being uploaded by another call; wait for it, or choose another id"
+            raise Refused(Reason.UPLOAD_IN_PROGRESS, text, retry_after_s=5.0)
+        self._live.add(key)
+        try:
+            record, files = await self._begin(kind, project, header, call)
+            if record.state is ResourceState.READY:
+                return record
+            order = {file.path: at for at, file in enumerate(header.files)}
+            files.sort(key=lambda file: order[file.path])
+            folder = Path(f"{record.path}.part")
+            if not await asyncio.to_thread(Path(record.path).is_dir):
+                committed = await self._take(record, folder, files, messages, call)
+                await self._finish_files(record, folder, files, committed, call)
+            return await self._finish(record, folder, call)
+        finally:
+            self._live.discard(key)
+
+    async def _header(self, messages: AsyncIterator[UploadMessage]) -> transfer_pb2.UploadHeader:
+        first = await self._next(messages)
+        if first is None or first.WhichOneof("message") != "header":
+            text = "is missing; the first message of an upload is its header, then come chunks; send it first"
+            raise refused_fields([FieldViolation("header", text)])
+        return first.header
+
+    async def _next(self, messages: AsyncIterator[UploadMessage]) -> UploadMessage | None:
+        """The next message; None at the end."""
+        try:
+            async with asyncio.timeout(self._parts.limits.upload_idle_s):
+                return await anext(messages, None)
+        except TimeoutError:
+            text = f"nothing arrived for {self._parts.limits.upload_idle_s:g} s; go on with the same request_id"
+            raise Refused(Reason.DEADLINE_EXCEEDED, text) from None
+
+    async def _begin(
+        self, kind: ResourceKind, project: str, header: transfer_pb2.UploadHeader, call: Call
+    ) -> tuple[ResourceRecord, list[FileRecord]]:
+        """The row, new or the one of an earlier try; Refused where a quota, the disk or another resource is in the way."""
+        parts, uid = self._parts, uuid.uuid4().hex
+        total = sum(file.size_bytes for file in header.files)
+        free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
+        new = NewUpload(
+            kind=kind,
+            project=project,
+            resource_id=header.resource_id,
+            uid=uid,
+            path=str(parts.storage / kind.value / uid),
+            display_name=header.display_name,
+            request_id=header.request_id,
+            files=tuple(FileRecord(file.path, file.size_bytes, file.sha256) for file in header.files),
+        )
+        now_us = parts.clock.now_us()
+
+        def begin(conn: Connection) -> tuple[ResourceRecord, list[FileRecord]]:
+            self._check_quota(conn, project, total, free)
+            record = resources.begin_upload(conn, new, call.actor, now_us)
+            return record, resources.list_files(conn, record.uid)
+
+        return await parts.store.write(begin, call.actor)
+
+    def _check_quota(self, conn: Connection, project: str, total: int, free: int) -> None:
+        limits = self._parts.limits
+        if total > limits.max_upload_bytes:
+            text = f"{total:,} bytes; an upload has at most {limits.max_upload_bytes:,}; leave out what is not needed"
+            raise Refused(
+                Reason.QUOTA_EXCEEDED, text, violations=[FieldViolation("header.files", text, Reason.QUOTA_EXCEEDED)]
+            )
+        used = sum(_used(conn, kind, project) for kind in ResourceKind)
+        if used + total > limits.max_project_upload_bytes:
+            room = max(limits.max_project_upload_bytes - used, 0)
+            text = f"{total:,} bytes, but projects/{project} has room for {room:,}; delete what is not needed"
+            raise Refused(
+                Reason.QUOTA_EXCEEDED, text, violations=[FieldViolation("header.files", text, Reason.QUOTA_EXCEEDED)]
+            )
+        if total > free - 64 * 1024 * 1024:
+            text = f"{total:,} bytes, but the storage has {free:,} free; ask the operator for space"
+            raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0)
+
+    async def _take(
+        self,
+        record: ResourceRecord,
+        folder: Path,
+        files: list[FileRecord],
+        messages: AsyncIterator[UploadMessage],
+        call: Call,
+    ) -> list[int]:
+        """Writes the chunks; whatever ends it, what arrived is committed. Answers the committed bytes of each file."""
+        committed = [file.committed_bytes for file in files]
+        await asyncio.to_thread(_prepare, folder, files)
+        writer = _Writer(folder, files, committed)
+
+        async def commit() -> None:
+            for at in await asyncio.to_thread(writer.sync):
+                path, size = files[at].path, committed[at]
+                await self._parts.store.write(
+                    lambda conn, path=path, size=size: resources.commit_part(conn, record.uid, path, size),  # type: ignore[misc]
+                    call.actor,
+                )
+                self._parts.trace.point("upload.part")
+
+        try:
+            while any(size < file.size_bytes for size, file in zip(committed, files, strict=True)):
+                message = await self._next(messages)
+                if message is None:
+                    raise _ended_early(files, committed)
+                if message.WhichOneof("message") == "header":
+                    raise refused_fields(
+                        [FieldViolation("header", "came twice; an upload has one, first; send chunks")]
+                    )
+                _check_chunk(message.chunk, files, committed, self._parts.limits.max_chunk_bytes)
+                try:
+                    await asyncio.to_thread(writer.write, message.chunk)
+                except OSError as error:
+                    text = (
+                        f"the storage cannot be written: {error.strerror}; try again when the operator has made space"
+                    )
+                    raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0) from error
+                if writer.unsynced >= _COMMIT_BYTES:
+                    await commit()
+        finally:
+            await asyncio.shield(commit())
+            await asyncio.to_thread(writer.close)
+        return committed
+
+    async def _finish_files(
+        self, record: ResourceRecord, folder: Path, files: list[FileRecord], committed: list[int], call: Call
+    ) -> None:
+        """Compares every sha256; a file that differs begins anew."""
+        wrong = await asyncio.to_thread(_differing, folder, files)
+        if not wrong:
+            return
+        for file in wrong:
+            await asyncio.to_thread(os.truncate, folder / file.path, 0)
+            await self._parts.store.write(
+                lambda conn, path=file.path: resources.reset_part(conn, record.uid, path),  # type: ignore[misc]
+                call.actor,
+            )
+        names = ", ".join(file.path for file in wrong[:5])
+        text = f"the sha256 of {names} is not the one announced; send the file again with the same request_id"
+        raise Refused(Reason.CHECKSUM_MISMATCH, text, metadata={"file": wrong[0].path})
+
+    async def _finish(self, record: ResourceRecord, folder: Path, call: Call) -> ResourceRecord:
+        """Looks into a model, gives the folder its name, and makes the row READY."""
+        final = Path(record.path)
+        there = final if await asyncio.to_thread(final.is_dir) else folder
+        description = b""
+        if record.kind is ResourceKind.MODEL:
+            description = await self._inspect(record, there, call)
+        if there is folder:
+            await asyncio.to_thread(_rename, folder, final)
+        self._parts.trace.point("upload.renamed")
+        return await self._parts.store.write(
+            lambda conn: resources.finish_upload(conn, record.uid, description), call.actor
+        )
+
+    async def _inspect(self, record: ResourceRecord, folder: Path, call: Call) -> bytes:
+        request = worker_pb2.InspectModelRequest(folder=str(folder))
+        answer = await self._parts.ask(INSPECT_FUNCTION, request.SerializeToString(), call, at_most_s=INSPECT_S)
+        result = worker_pb2.InspectModelResult.FromString(answer)
+        try:
+            raise_violations(result.violations)
+        except Refused as refused:
+            if refused.retry_after_s is None:
+                await discard(self._parts, record, folder, call)
+            raise
+        return result.model.SerializeToString()
+
+
+async def discard(parts: Parts, record: ResourceRecord, folder: Path, call: Call) -> None:
+    """Removes a resource and its files: the intention first, so that a crash in between is finished by recovery."""
+    await parts.store.write(
+        lambda conn: resources.begin_delete(conn, record.kind, record.project, record.resource_id), call.actor
+    )
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    parts.trace.point("delete.unlinked")
+    await parts.store.write(lambda conn: resources.finish_delete(conn, record.uid), call.actor)
+
+
+class _Writer:
+    """Appends chunks to files; blocks, and is used by one thread at a time."""
+
+    def __init__(self, folder: Path, files: list[FileRecord], committed: list[int]) -> None:
+        self._folder = folder
+        self._files = files
+        self._committed = committed
+        self._open: BinaryIO | None = None
+        self._at = -1
+        self._touched: set[int] = set()
+        self.unsynced = 0
+
+    def write(self, chunk: transfer_pb2.Chunk) -> None:
+        """Appends a checked chunk."""
+        if self._at != chunk.file_index:
+            self._sync_file()
+            self._at = chunk.file_index
+            self._open = open(self._folder / self._files[self._at].path, "r+b")
+            self._open.seek(chunk.offset)
+        assert self._open is not None
+        self._open.write(chunk.data)
+        self._committed[self._at] += len(chunk.data)
+        self._touched.add(self._at)
+        self.unsynced += len(chunk.data)
+
+    def sync(self) -> list[int]:
+        """Makes what was written durable; the files that it was written to."""
+        if self._open is not None:
+            self._open.flush()
+            os.fsync(self._open.fileno())
+        touched, self._touched, self.unsynced = sorted(self._touched), set(), 0
+        return touched
+
+    def close(self) -> None:
+        """Lets go of the open file."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _sync_file(self) -> None:
+        if self._open is not None:
+            self._open.flush()
+            os.fsync(self._open.fileno())
+            self._open.close()
+
+
+def _prepare(folder: Path, files: list[FileRecord]) -> None:
+    """Makes every file, cut to what was committed: what lies beyond may not have reached the disk whole."""
+    for file in files:
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o644)
+        os.ftruncate(descriptor, file.committed_bytes)
+        os.close(descriptor)
+
+
+def _check_chunk(chunk: transfer_pb2.Chunk, files: list[FileRecord], committed: list[int], most: int) -> None:
+    if chunk.file_index >= len(files):
+        text = f"`{chunk.file_index}` is not one of the header's files 0 to {len(files) - 1}; correct it"
+        raise refused_fields([FieldViolation("chunk.file_index", text)])
+    if len(chunk.data) > most:
+        text = f"{len(chunk.data):,} bytes; a chunk has at most {most:,} (1 MiB); send smaller ones"
+        raise refused_fields([FieldViolation("chunk.data", text, Reason.CHUNK_TOO_LARGE)])
+    file, have = files[chunk.file_index], committed[chunk.file_index]
+    if chunk.offset != have:
+        text = f"`{chunk.offset}`: {have} bytes of {file.path} have arrived; go on at committed_bytes of GetDataset"
+        raise refused_fields([FieldViolation("chunk.offset", text)])
+    if have + len(chunk.data) > file.size_bytes:
+        text = (
+            f"{have + len(chunk.data):,} bytes of {file.path}, announced with {file.size_bytes:,}; correct the header"
+        )
+        raise refused_fields([FieldViolation("chunk.data", text)])
+    if google_crc32c.value(chunk.data) != chunk.crc32c:
+        text = f"the crc32c of the chunk at {chunk.offset} of {file.path} is not that of its data; send it again"
+        raise Refused(Reason.CRC_MISMATCH, text, metadata={"offset": str(chunk.offset), "file": file.path})
+
+
+def _ended_early(files: list[FileRecord], committed: list[int]) -> Refused:
+    found = [
+        FieldViolation(
+            f"files[{at}]",
+            f"{size} of {file.size_bytes} bytes of {file.path} arrived; send the rest with the same request_id",
+        )
+        for at, (file, size) in enumerate(zip(files, committed, strict=True))
+        if size < file.size_bytes
+    ]
+    return refused_fields(found)
+
+
+def _differing(folder: Path, files: list[FileRecord]) -> list[FileRecord]:
+    wrong = []
+    for file in files:
+        with open(folder / file.path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
+                wrong.append(file)
+    return wrong
+
+
+def _rename(folder: Path, final: Path) -> None:
+    """Durable: the files were synced, the folder's entry is synced here."""
+    folder.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _used(conn: Connection, kind: ResourceKind, project: str) -> int:
+    total, after = 0, None
+    while page := resources.list_resources(conn, kind, project, after=after, limit=1000):
+        total += sum(record.size_bytes for record in page)
+        after = page[-1].id
+    return total

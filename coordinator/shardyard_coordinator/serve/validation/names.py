@@ -1,0 +1,98 @@
+"""Resource names: how they are made, read and complained about."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from shardyard_coordinator.serve.validation.text import id_complaint, show
+
+_CHECKPOINT: Final = re.compile(r"e([1-9][0-9]{0,8})-s(0|[1-9][0-9]{0,17})")
+
+PATTERNS: Final = {
+    "project": "projects/{project}",
+    "job": "projects/{project}/jobs/{job}",
+    "model": "projects/{project}/models/{model}",
+    "dataset": "projects/{project}/datasets/{dataset}",
+    "checkpoint": "projects/{project}/jobs/{job}/checkpoints/e{attempt}-s{step}",
+}
+_SHAPES: Final = {
+    "project": ("projects",),
+    "job": ("projects", "jobs"),
+    "model": ("projects", "models"),
+    "dataset": ("projects", "datasets"),
+    "checkpoint": ("projects", "jobs", "checkpoints"),
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A resource name, taken apart; `id` is empty for a project."""
+
+    project: str
+    id: str = ""
+    attempt: int = 0
+    step: int = 0
+
+
+def parse(kind: str, name: str) -> Name:
+    """A valid name's parts; ValueError with the complaint where it is not valid."""
+    if complaint := name_complaint(kind, name):
+        raise ValueError(complaint)
+    parts = name.split("/")[1::2]
+    if kind == "checkpoint":
+        found = _CHECKPOINT.fullmatch(parts[2])
+        assert found is not None
+        return Name(parts[0], parts[1], int(found[1]), int(found[2]))
+    return Name(*parts)
+
+
+def name_complaint(kind: str, name: str) -> str | None:
+    """What is wrong with a resource name of the kind; None: nothing."""
+    pattern = PATTERNS[kind]
+    example = re.sub(r"\{attempt\}", "1", re.sub(r"\{step\}", "100", pattern)).replace("{project}", "default")
+    example = re.sub(r"\{(\w+)\}", r"my-\1", example)
+    if not name:
+        return f"is missing; give a name `{pattern}`, such as {show(example)}"
+    parts = name.split("/")
+    shape = _SHAPES[kind]
+    if len(name) > 512 or len(parts) != 2 * len(shape) or tuple(parts[::2]) != shape:
+        return f"{show(name)} is not of the form `{pattern}`; such as {show(example)}"
+    for collection, part in zip(parts[::2], parts[1::2], strict=True):
+        if collection == "checkpoints":
+            if not _CHECKPOINT.fullmatch(part):
+                return f"{show(part)} is not e{{attempt}}-s{{step}}; such as `e1-s100`"
+        elif complaint := id_complaint(part):
+            return f"{show(name)}: {complaint}"
+    return None
+
+
+def project_name(project: str) -> str:
+    """`projects/{project}`."""
+    return f"projects/{project}"
+
+
+def job_name(project: str, job: str) -> str:
+    """`projects/{project}/jobs/{job}`."""
+    return f"projects/{project}/jobs/{job}"
+
+
+def model_name(project: str, model: str) -> str:
+    """`projects/{project}/models/{model}`."""
+    return f"projects/{project}/models/{model}"
+
+
+def dataset_name(project: str, dataset: str) -> str:
+    """`projects/{project}/datasets/{dataset}`."""
+    return f"projects/{project}/datasets/{dataset}"
+
+
+def checkpoint_name(project: str, job: str, attempt: int, step: int) -> str:
+    """`projects/{project}/jobs/{job}/checkpoints/e{n}-s{step}`."""
+    return f"projects/{project}/jobs/{job}/checkpoints/e{attempt}-s{step}"
+
+
+def attempt_name(project: str, job: str, attempt: int) -> str:
+    """`projects/{project}/jobs/{job}/attempts/{n}`."""
+    return f"projects/{project}/jobs/{job}/attempts/{attempt}"

@@ -1,0 +1,100 @@
+"""Where models and data may come from: URIs, Hub ids, names, paths inside a folder."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Final
+
+from shardyard_coordinator.domain.errors import FieldViolation
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.validation.names import name_complaint
+from shardyard_coordinator.serve.validation.text import control_complaint, show
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HUB_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
+
+
+def check_uri(field: str, uri: str) -> list[FieldViolation]:
+    """What is wrong with the words of a URI; whether it is there is looked at later.
+
+    The allowed roots are not named: they are the operator's business.
+    """
+    absolute = "it must be the absolute path of a file or folder under an allowed data root"
+    if not uri:
+        return [FieldViolation(field, f"is empty; {absolute}")]
+    if complaint := control_complaint(uri):
+        return [FieldViolation(field, complaint)]
+    if len(uri) > 4096:
+        return [FieldViolation(field, f"{show(uri)} has {len(uri)} characters; at most 4,096 are allowed; shorten it")]
+    if "::" in uri:
+        return [
+            FieldViolation(
+                field,
+                f"{show(uri)} is a chained URL, which is refused; {absolute}, or upload the files",
+                Reason.ADDRESS_NOT_ALLOWED,
+            )
+        ]
+    scheme = _SCHEME.match(uri)
+    if scheme is not None and scheme[1].lower() != "file":
+        return [
+            FieldViolation(
+                field,
+                f"{show(uri)}: the scheme {scheme[1][:20]} is not allowed; {absolute}, or upload the files",
+                Reason.ADDRESS_NOT_ALLOWED,
+            )
+        ]
+    if scheme is not None or not uri.startswith("/") or ".." in uri.split("/"):
+        return [
+            FieldViolation(
+                field,
+                f"{show(uri)} is not allowed; {absolute}, without a scheme and without ..; or upload the files",
+                Reason.PATH_NOT_ALLOWED,
+            )
+        ]
+    return []
+
+
+def not_allowed(field: str, uri: str) -> FieldViolation:
+    """The violation of a path that is not under an allowed root, is not there, or is no regular file or folder."""
+    return FieldViolation(
+        field,
+        f"{show(uri)} is not a regular file or folder under an allowed data root; "
+        "ask the operator for a data root, or upload the files",
+        Reason.PATH_NOT_ALLOWED,
+    )
+
+
+def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
+    """What is wrong with the words of a Hub id and revision."""
+    found = []
+    parts = hub_id.split("/")
+    fits = len(parts) <= 2 and all(
+        _HUB_PART.fullmatch(part) and ".." not in part and "--" not in part for part in parts
+    )
+    if hub_id and not fits:
+        text = f"{show(hub_id)} is not a Hub id; it has the form name or owner/name, such as `google-bert/bert-base-uncased`"
+        found.append(FieldViolation(f"{field}.id", text))
+    if revision and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+        text = f"{show(revision)} is not a branch, tag or commit; leave it out for the main branch"
+        found.append(FieldViolation(f"{field}.revision", text))
+    return found
+
+
+def check_name(field: str, kind: str, name: str) -> list[FieldViolation]:
+    """What is wrong with the words of a resource name."""
+    complaint = name_complaint(kind, name)
+    return [FieldViolation(field, complaint)] if complaint else []
+
+
+def relative_path_complaint(path: str) -> str | None:
+    """What is wrong with a path inside a folder; None: nothing."""
+    rule = "a path is relative, with /, without empty, . or .. parts and without control characters"
+    if complaint := control_complaint(path):
+        return complaint
+    if path.startswith("/") or "\\" in path or posixpath.normpath(path) != path or path.split("/", maxsplit=1)[0] in ("..", "."):
+        return f"{show(path)} is not allowed: {rule}; correct it"
+    if any(len(part.encode()) > 255 for part in path.split("/")):
+        return f"{show(path)} has a part of over 255 bytes; shorten it"
+    return None

@@ -1,0 +1,205 @@
+"""Rules of a JobSpec that the protos cannot say: what is required together, and the words of sources.
+
+Arithmetic, and whether model and data go together, are the planner's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from shardyard.v1 import spec_pb2
+from shardyard_coordinator.domain.errors import FieldViolation
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.validation import sources
+from shardyard_coordinator.serve.validation.text import control_complaint, show
+
+MAX_SPEC_BYTES: Final = 256 * 1024
+MAX_OVERRIDES_BYTES: Final = 64 * 1024
+MAX_OVERRIDES_DEPTH: Final = 16
+_TEN_YEARS_S: Final = 10 * 366 * 86_400
+
+Found = list[FieldViolation]
+
+
+def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
+    """What is wrong with the spec, beyond the rules in the protos."""
+    found: Found = []
+    _check_task(spec, path, found)
+    _check_model(spec, path, found)
+    if spec.HasField("tokenizer"):
+        _check_tokenizer(spec.tokenizer, f"{path}.tokenizer", found)
+    _check_optimization(spec, path, found)
+    if spec.HasField("max_run_time"):
+        seconds = spec.max_run_time.seconds + spec.max_run_time.nanos / 1e9
+        if not 0 < seconds <= _TEN_YEARS_S:
+            text = f"`{seconds:g} s` is not over 0 and at most 10 years; give such a time, or leave it out for none"
+            found.append(FieldViolation(f"{path}.max_run_time", text))
+    return found
+
+
+def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> bool:
+    """Adds that none of the oneof's fields is set, if so."""
+    if message.WhichOneof(oneof) is not None:
+        return False
+    members = ", ".join(field.name for field in message.DESCRIPTOR.oneofs_by_name[oneof].fields)
+    found.append(FieldViolation(f"{path}.{oneof}", f"is missing; exactly one is required; set one of {members}"))
+    return True
+
+
+def _check_task(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
+    _missing_oneof(spec, "task", path, found)
+    task = spec.WhichOneof("task")
+    if task == "pretraining":
+        _missing_oneof(spec.pretraining, "objective", f"{path}.pretraining", found)
+        _check_least(spec.pretraining, "sequence_length", 8, f"{path}.pretraining", found)
+    elif task == "fine_tuning":
+        here = f"{path}.fine_tuning"
+        _check_least(spec.fine_tuning, "max_length", 1, here, found)
+        if not _missing_oneof(spec.fine_tuning, "task", here, found):
+            _check_classification(spec.fine_tuning.text_classification, f"{here}.text_classification", found)
+    elif task == "feature_extraction":
+        here = f"{path}.feature_extraction"
+        _check_least(spec.feature_extraction, "max_length", 1, here, found)
+        _check_data(spec.feature_extraction, "data", here, found, required=True)
+        for name in ("train_data", "eval_data"):
+            if spec.HasField(name):
+                text = f"is set, but a feature extraction trains on nothing; put the texts into {here}.data"
+                found.append(FieldViolation(f"{path}.{name}", text))
+        return
+    _check_data(spec, "train_data", path, found, required=task is not None)
+    _check_data(spec, "eval_data", path, found, required=False)
+
+
+def _check_least(message: Any, name: str, least: int, path: str, found: Found) -> None:
+    if message.HasField(name) and getattr(message, name) < least:
+        text = f"{show(getattr(message, name))} is under {least}; give {least} or more, or leave it out for the default"
+        found.append(FieldViolation(f"{path}.{name}", text))
+
+
+def _check_classification(task: spec_pb2.TextClassification, path: str, found: Found) -> None:
+    seen: set[str] = set()
+    for at, label in enumerate(task.labels):
+        where = f"{path}.labels[{at}]"
+        if not label or len(label) > 1024:
+            found.append(FieldViolation(where, f"{show(label)} has {len(label)} characters; give 1 to 1,024"))
+        elif label in seen:
+            found.append(FieldViolation(where, f"{show(label)} stands there twice; labels are distinct; leave one out"))
+        elif complaint := control_complaint(label):
+            found.append(FieldViolation(where, complaint))
+        seen.add(label)
+    if task.label_smoothing and task.problem in (task.PROBLEM_MULTI_LABEL, task.PROBLEM_REGRESSION):
+        text = f"{show(task.label_smoothing)}: smoothing is for single labels only; leave it out"
+        found.append(FieldViolation(f"{path}.label_smoothing", text))
+
+
+def _check_data(owner: Any, name: str, path: str, found: Found, *, required: bool) -> None:
+    here = f"{path}.{name}"
+    if not owner.HasField(name):
+        if required:
+            found.append(FieldViolation(here, "is missing; it is required; give a uri or an uploaded dataset"))
+        return
+    data: spec_pb2.DataSource = getattr(owner, name)
+    if not _missing_oneof(data, "source", here, found):
+        if data.WhichOneof("source") == "uri":
+            found += sources.check_uri(f"{here}.uri", data.uri)
+        else:
+            found += sources.check_name(f"{here}.dataset", "dataset", data.dataset)
+    if data.path and (complaint := sources.relative_path_complaint(data.path)):
+        found.append(FieldViolation(f"{here}.path", complaint))
+    if data.delimiter in ('"', "\n", "\r"):
+        found.append(FieldViolation(f"{here}.delimiter", f"{data.delimiter!r} cannot part columns; use another"))
+    columns: dict[str, str] = {}
+    for part in ("text", "text_pair", "label"):
+        column = getattr(data.columns, part)
+        if column and column in columns:
+            text = f"{show(column)} is mapped to {columns[column]} too; each column has one use; map another"
+            found.append(FieldViolation(f"{here}.columns.{part}", text))
+        columns.setdefault(column, part)
+
+
+def _check_model(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
+    here = f"{path}.model"
+    if not spec.HasField("model"):
+        found.append(FieldViolation(here, "is missing; it is required; set one of hub, uri, model, architecture"))
+        return
+    if _missing_oneof(spec.model, "source", here, found):
+        return
+    match spec.model.WhichOneof("source"):
+        case "hub":
+            found += sources.check_hub(f"{here}.hub", spec.model.hub.id, spec.model.hub.revision)
+        case "uri":
+            found += sources.check_uri(f"{here}.uri", spec.model.uri)
+        case "model":
+            found += sources.check_name(f"{here}.model", "model", spec.model.model)
+        case "architecture":
+            _check_overrides(spec.model.architecture, f"{here}.architecture", found)
+
+
+def _check_overrides(architecture: spec_pb2.Architecture, path: str, found: Found) -> None:
+    if complaint := control_complaint(architecture.model_type):
+        found.append(FieldViolation(f"{path}.model_type", complaint))
+    here = f"{path}.overrides"
+    if (size := architecture.overrides.ByteSize()) > MAX_OVERRIDES_BYTES:
+        text = f"{size:,} bytes; at most {MAX_OVERRIDES_BYTES:,} are allowed; leave out what is not needed"
+        found.append(FieldViolation(here, text))
+    elif (depth := _depth(architecture.overrides)) > MAX_OVERRIDES_DEPTH:
+        text = f"{depth} levels; at most {MAX_OVERRIDES_DEPTH} are allowed; nest less"
+        found.append(FieldViolation(here, text))
+
+
+def _depth(value: Any) -> int:
+    """Levels of a Struct, ListValue or Value."""
+    kind = value.DESCRIPTOR.name
+    if kind == "Struct":
+        return 1 + max((_depth(each) for each in value.fields.values()), default=0)
+    if kind == "ListValue":
+        return 1 + max((_depth(each) for each in value.values), default=0)
+    which = value.WhichOneof("kind")
+    return _depth(getattr(value, which)) if which in ("struct_value", "list_value") else 0
+
+
+def _check_tokenizer(tokenizer: spec_pb2.TokenizerSource, path: str, found: Found) -> None:
+    if _missing_oneof(tokenizer, "source", path, found):
+        return
+    match tokenizer.WhichOneof("source"):
+        case "hub":
+            found += sources.check_hub(f"{path}.hub", tokenizer.hub.id, tokenizer.hub.revision)
+        case "uri":
+            found += sources.check_uri(f"{path}.uri", tokenizer.uri)
+        case "model":
+            found += sources.check_name(f"{path}.model", "model", tokenizer.model)
+        case "dataset":
+            found += sources.check_name(f"{path}.dataset", "dataset", tokenizer.dataset)
+        case "train":
+            _check_trained(tokenizer.train, f"{path}.train.vocab_size", found)
+
+
+def _check_trained(train: spec_pb2.TrainedTokenizer, field: str, found: Found) -> None:
+    if not train.HasField("vocab_size"):
+        return
+    kinds = spec_pb2.TrainedTokenizer
+    size = show(train.vocab_size)
+    if train.algorithm == kinds.ALGORITHM_CHARACTERS:
+        found.append(
+            FieldViolation(field, f"{size}: a tokenizer of characters takes what the corpus has; leave it out")
+        )
+    elif train.algorithm in (kinds.ALGORITHM_UNSPECIFIED, kinds.ALGORITHM_BYTE_BPE) and 64 <= train.vocab_size < 260:
+        text = f"{size} is under 260, the 256 bytes and special tokens of byte-level BPE; give 260 or more"
+        found.append(FieldViolation(field, text))
+
+
+def _check_optimization(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
+    here = f"{path}.optimization"
+    training = spec.WhichOneof("task") in ("pretraining", "fine_tuning")
+    if training:
+        _missing_oneof(spec.optimization, "duration", here, found)
+    if spec.optimization.precision == spec_pb2.PRECISION_FP16:
+        found.append(
+            FieldViolation(
+                f"{here}.precision",
+                "`PRECISION_FP16` is not supported: its loss scaling makes runs depend on their overflows; use bf16 or fp32",
+                Reason.PRECISION_UNSUPPORTED,
+            )
+        )

@@ -1,0 +1,221 @@
+"""A real coordinator's face for tests: a real server on port 0, a real SQLite file, a scripted launcher and compute."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from helpers.clock import ManualClock
+from helpers.scripted_compute import ScriptedCompute
+from helpers.scripted_launcher import ScriptedLauncher
+from shardyard.v1 import (
+    checkpoint_service_pb2_grpc,
+    dataset_service_pb2_grpc,
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    log_service_pb2_grpc,
+    metric_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    server_service_pb2_grpc,
+)
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.seams import NullTrace
+from shardyard_coordinator.serve.app import App, Info
+from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.tokens import Tokens
+from shardyard_coordinator.serve.watch import Intervals
+from shardyard_coordinator.store.store import Store, open_store
+
+QUICK = Intervals(heartbeat_s=0.2, least_s=0.001, most_s=0.05, poll_s=0.01)
+PARENT = "projects/default"
+
+
+def plan(request: bytes) -> bytes:
+    """A plan that takes every spec as it is: at least 1 worker of 1 core."""
+    asked = worker_pb2.PlanRequest.FromString(request)
+    result = worker_pb2.PlanResult()
+    resolved = result.plan.resolved_spec
+    resolved.CopyFrom(asked.spec)
+    resolved.resources.workers = asked.spec.resources.workers or 1
+    resolved.resources.gpus_per_worker = asked.spec.resources.gpus_per_worker
+    resolved.resources.cpus_per_worker = asked.spec.resources.cpus_per_worker or 1
+    result.plan.total_steps = asked.spec.optimization.max_steps
+    return result.SerializeToString()
+
+
+def inspect_model(_request: bytes) -> bytes:
+    """Every folder is a BERT."""
+    return worker_pb2.InspectModelResult(
+        model=model_service_pb2.Model(model_type="bert", num_parameters=10)
+    ).SerializeToString()
+
+
+def predict(request: bytes) -> bytes:
+    """The text itself is the continuation."""
+    call = worker_pb2.PredictCall.FromString(request)
+    found = [model_service_pb2.Prediction(generated_text=each.text) for each in call.request.instances]
+    return worker_pb2.PredictReply(response=model_service_pb2.PredictResponse(predictions=found)).SerializeToString()
+
+
+def embed(request: bytes) -> bytes:
+    """A vector of one number: the length of the text."""
+    call = worker_pb2.EmbedCall.FromString(request)
+    found = [model_service_pb2.Embedding(shape=[1], values=[len(each.text)]) for each in call.request.instances]
+    return worker_pb2.EmbedReply(response=model_service_pb2.EmbedResponse(embeddings=found)).SerializeToString()
+
+
+ANSWERS: Mapping[str, Callable[[bytes], bytes]] = {
+    "shardyard_trainer.plan:plan": plan,
+    "shardyard_trainer.inspect:inspect_model": inspect_model,
+    "shardyard_trainer.infer:predict": predict,
+    "shardyard_trainer.infer:embed": embed,
+}
+
+
+@dataclasses.dataclass
+class Service:
+    """A service that runs, and stubs to call it."""
+
+    parts: Parts
+    app: App
+    port: int
+    channel: grpc.aio.Channel
+    launcher: ScriptedLauncher
+    compute: ScriptedCompute
+    clock: ManualClock
+
+    def __post_init__(self) -> None:
+        self.jobs = job_service_pb2_grpc.JobServiceStub(self.channel)
+        self.logs = log_service_pb2_grpc.LogServiceStub(self.channel)
+        self.metrics = metric_service_pb2_grpc.MetricServiceStub(self.channel)
+        self.checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.datasets = dataset_service_pb2_grpc.DatasetServiceStub(self.channel)
+        self.server = server_service_pb2_grpc.ServerServiceStub(self.channel)
+
+    @property
+    def store(self) -> Store:
+        return self.parts.store
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    folder: Path,
+    *,
+    limits: Limits | None = None,
+    intervals: Intervals = QUICK,
+    answers: Mapping[str, Callable[[bytes], bytes]] = ANSWERS,
+    data_roots: tuple[str, ...] = (),
+    trace: Any = None,
+) -> AsyncIterator[Service]:
+    """A service with its store and storage under `folder`."""
+    clock, trace = ManualClock(), trace or NullTrace()
+    launcher, compute = ScriptedLauncher(), ScriptedCompute(answers)
+    store = await open_store(folder / "store.db", clock, trace)
+    for name in ("models", "datasets", "jobs", "cache"):
+        (folder / "storage" / name).mkdir(parents=True, exist_ok=True)
+    parts = Parts(
+        store=store,
+        launcher=launcher,
+        compute=compute,
+        clock=clock,
+        trace=trace,
+        tokens=Tokens(store.secret),
+        limits=limits or Limits(),
+        storage=folder / "storage",
+        projects=frozenset({"default", "other"}),
+        data_roots=data_roots,
+    )
+    app = App(parts, Info(slots=lambda: (8, 8)), intervals)
+    port = app.bind("127.0.0.1:0")
+    await app.start()
+    app.health.set_serving(True)
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    try:
+        yield Service(parts, app, port, channel, launcher, compute, clock)
+    finally:
+        await channel.close()
+        await app.stop(0)
+        await store.close()
+
+
+def a_spec(**changes: Any) -> job_pb2.Job:
+    """A job that is accepted: causal language modelling from scratch on an uploaded data set, unless changed."""
+    job = job_pb2.Job()
+    spec = job.spec
+    spec.pretraining.causal_lm.SetInParent()
+    spec.model.architecture.model_type = "gpt2"
+    spec.tokenizer.train.SetInParent()
+    spec.train_data.uri = "/nowhere"
+    spec.optimization.max_steps = 4
+    for path, value in changes.items():
+        owner: Any = job
+        *above, last = path.split("__")
+        for name in above:
+            owner = getattr(owner, name)
+        if hasattr(value, "DESCRIPTOR"):
+            getattr(owner, last).CopyFrom(value)
+        else:
+            setattr(owner, last, value)
+    return job
+
+
+def create(
+    job_id: str | None = None, job: job_pb2.Job | None = None, **fields: Any
+) -> job_service_pb2.CreateJobRequest:
+    """A CreateJobRequest in the default project."""
+    request = job_service_pb2.CreateJobRequest(parent=PARENT, job=job or a_spec(), **fields)
+    if job_id is not None:
+        request.job_id = job_id
+    return request
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """What a call failed with, taken apart; exactly one ErrorInfo is asserted."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: dict[str, str]
+    violations: dict[str, str]
+    reasons: dict[str, str]
+    retry_after_s: float | None
+
+
+def failure_of(error: grpc.RpcError) -> Failure:
+    """Reads the google.rpc.Status of an error."""
+    details = next((value for key, value in error.trailing_metadata() if key == "grpc-status-details-bin"), None)
+    assert details is not None, f"{error.code()} without details: {error.details()}"
+    status = status_pb2.Status.FromString(details)
+    infos, violations, reasons, retry = [], {}, {}, None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            infos.append(error_details_pb2.ErrorInfo.FromString(detail.value))
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            for each in error_details_pb2.BadRequest.FromString(detail.value).field_violations:
+                violations[each.field], reasons[each.field] = each.description, each.reason
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta().total_seconds()
+    (info,) = infos
+    assert info.domain == "shardyard.dev"
+    assert status.code == error.code().value[0]
+    return Failure(error.code(), status.message, info.reason, dict(info.metadata), violations, reasons, retry)
+
+
+async def refused(call: Any) -> Failure:
+    """Awaits a call that must fail."""
+    try:
+        answer = await call
+    except grpc.RpcError as error:
+        return failure_of(error)
+    raise AssertionError(f"was accepted: {answer}")
