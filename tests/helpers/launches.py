@@ -41,11 +41,13 @@ async def collect(
     events: list[worker_pb2.WorkerEvent] = []
     async with asyncio.timeout(timeout_s):
         while not events or events[-1].WhichOneof("payload") != until:
-            for raw in await launcher.events_after(key, after, timeout_s=5.0, limit=1):
+            for raw in await launcher.events_after(key, after, timeout_s=5.0, limit=100):
                 event = worker_pb2.WorkerEvent.FromString(raw)
                 after += 1
                 assert event.sequence == after
                 events.append(event)
+                if event.WhichOneof("payload") == until:
+                    break
     return events
 
 

@@ -34,11 +34,12 @@ _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cau
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank's process ended; `code` is None where it was lost, or ended by a signal."""
+    """How a rank's process ended; `code` is None where it was lost, never started, or ended by a signal."""
 
     code: int | None
     signal: int | None = None
     detail: str = ""
+    cause: Cause = Cause.WORKER_LOST
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
         report.next_step = "see the end of its log"
         report.metadata["exit_code"] = str(how.code)
         return report
-    report.reason = Cause.WORKER_LOST
+    report.reason = how.cause
     report.message = f"rank {rank} died without a report"
     report.next_step = "nothing: the job goes on from its last checkpoint"
     if how.signal is not None:

@@ -1,0 +1,186 @@
+"""The coordinator's end of the Ray agent: keeps one running, and multiplexes requests to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame, unpack
+from shardyard_coordinator.launch.protocols import Unreachable
+from shardyard_coordinator.launch.ray_head import EmbeddedHead, HeadFailed
+
+_CONNECT_TIMEOUT_S = 90.0
+_BACKOFF_FIRST_S = 0.2
+_BACKOFF_MAX_S = 15.0
+_HEAD_CHECK_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class AgentError(Exception):
+    """The agent's answer is an error; `kind` is one of the agent's."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class AgentLink:
+    """One agent at a time, started again with back-off, for ever.
+
+    With a `head`, that Ray is started first, found again, and replaced when it dies; else `address` is somebody else's.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: EmbeddedHead | None,
+        address: str,
+        entry: str,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._head = head
+        self._fixed_address = address
+        self._entry = entry
+        self._log_path = log
+        self._extra = dict(environment or {})
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[tuple[Header, bytes]]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._on_connect: list[tuple[Header, bytes]] = []
+        self.cluster_id = ""
+        self.address = address
+        self.message = "not connected yet"
+        self.agent_pid = 0
+
+    async def start(self) -> None:
+        """Begins to connect; returns at once."""
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Ends the agent; the cluster goes on."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether an agent is there that has reached the cluster."""
+        return self._writer is not None
+
+    async def at_each_connection(self, header: Header, body: bytes = b"") -> None:
+        """Sends a request now, where there is an agent, and to each later one as its first."""
+        self._on_connect.append((header, body))
+        if self.connected:
+            with contextlib.suppress(Unreachable):
+                await self.ask(header, body, timeout_s=_CONNECT_TIMEOUT_S)
+
+    async def ask(self, header: Header, body: bytes = b"", *, timeout_s: float) -> bytes:
+        """The agent's answer.
+
+        Raises: Unreachable where there is no agent, it goes away, or does not answer in time; AgentError.
+        """
+        if self._writer is None:
+            raise Unreachable(self.message)
+        number = next(self._numbers)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._writer.write(frame(pack(header | {"id": number}, body)))
+                reply, result = await answer
+        except TimeoutError:
+            raise Unreachable(f"the cluster did not answer {header['method']} within {timeout_s} s") from None
+        except ConnectionError as error:
+            raise Unreachable(str(error)) from error
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in reply:
+            raise AgentError(reply["error"], reply["text"])
+        return result
+
+    async def _keep(self) -> None:
+        backoff_s = _BACKOFF_FIRST_S
+        while True:
+            try:
+                self.address = self._fixed_address if self._head is None else await self._head.ensure()
+                was_connected = await self._run_agent()
+            except (HeadFailed, OSError) as error:
+                self.message = str(error)
+                was_connected = False
+            _log.warning("no agent: %s", self.message)
+            backoff_s = _BACKOFF_FIRST_S if was_connected else min(2 * backoff_s, _BACKOFF_MAX_S)
+            await asyncio.sleep(backoff_s)
+
+    async def _run_agent(self) -> bool:
+        """One agent from start to end; whether it reached the cluster."""
+        environment = dict(os.environ) if self._head is None else self._head.environment()
+        # Stated either way: a token in the home folder would else switch authentication on.
+        environment.setdefault("RAY_AUTH_MODE", "disabled")
+        environment["RAY_ADDRESS"] = self.address
+        with self._log_path.open("ab") as log:
+            process, ours = await start_child(
+                [
+                    *("-m", "shardyard_coordinator.launch.ray_agent"),
+                    *("--address", self.address, "--entry", self._entry),
+                ],
+                fd_option="--fd",
+                environment=environment | self._extra,
+                stdout=log,
+                stderr=log,
+            )
+        self.agent_pid = process.pid
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        watch = asyncio.create_task(self._watch_head(process.pid))
+        try:
+            hello = await self._hello(reader)
+            if hello is None:
+                self.message = f"Ray at {self.address} cannot be reached; see {self._log_path}"
+                return False
+            self.cluster_id = hello["cluster_id"]
+            self._writer = writer
+            self.message = ""
+            for header, body in self._on_connect:
+                writer.write(frame(pack(header | {"id": 0}, body)))
+            await self._read_answers(reader)
+            self.message = f"the connection to Ray at {self.address} was lost"
+            return True
+        finally:
+            self._writer = None
+            watch.cancel()
+            kill_group(process.pid)
+            writer.close()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(ConnectionError(f"the connection to Ray at {self.address} was lost"))
+
+    async def _hello(self, reader: asyncio.StreamReader) -> Header | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                first = await read_frame(reader)
+            return None if first is None else unpack(first)[0]
+        return None
+
+    async def _read_answers(self, reader: asyncio.StreamReader) -> None:
+        while (payload := await read_frame(reader)) is not None:
+            header, body = unpack(payload)
+            answer = self._waiting.get(header["id"])
+            if answer is not None and not answer.done():
+                answer.set_result((header, body))
+
+    async def _watch_head(self, agent_pid: int) -> None:
+        """Ends the agent when its head is gone: it would take Ray a minute to do so."""
+        if self._head is None:
+            return
+        alive: Callable[[], bool] = self._head.alive
+        while alive():
+            await asyncio.sleep(_HEAD_CHECK_S)
+        kill_group(agent_pid)

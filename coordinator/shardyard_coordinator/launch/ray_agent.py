@@ -1,0 +1,314 @@
+"""The only Ray driver: a child of the coordinator that speaks frames with it (`agent_link`).
+
+Ray ends a driver's whole process a minute after the cluster's control service is gone, without an exception: here that
+is merely the end of a child. Requests are {"id", "method", ...} and a body; answers are {"id"} and a body, or {"id",
+"error": kind, "text"}. The first frame says that the cluster is reached: {"cluster_id", "address"}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray._private import state as ray_state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import ray
+from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_frame, unpack
+from shardyard_coordinator.launch.protocols import AttemptKey, Launch, Presence
+from shardyard_coordinator.launch.ray_supervisor import ComputeActor, Supervisor
+
+NAMESPACE = "shardyard"
+
+_PROBE_S = 2.0
+_STOP_S = 20.0
+_GONE_S = 10.0
+# The server's answer to a long poll may be late by this much before the attempt counts as not answering.
+_GRACE_S = 8.0
+
+_log = logging.getLogger(__name__)
+
+
+class Unavailable(Exception):
+    """No compute actor is ready in time."""
+
+
+def main() -> None:
+    """Connects once, answers until the socket is closed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--entry", required=True)
+    parser.add_argument("--fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    _probe(arguments.address)
+    ray.init(address=arguments.address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    asyncio.run(Agent(arguments.address, arguments.entry).serve(socket.socket(fileno=arguments.fd)))
+
+
+class Agent:
+    """Answers the coordinator's requests out of Ray."""
+
+    def __init__(self, address: str, entry: str) -> None:
+        self._address = address
+        self._entry = entry
+        self._handles: dict[AttemptKey, Any] = {}
+        self._compute: ComputePool | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._methods: dict[str, Callable[[Header, bytes], Awaitable[bytes]]] = {
+            "nodes": self._nodes,
+            "ensure": self._ensure,
+            "lookup": self._lookup,
+            "events": self._events,
+            "direct": self._direct,
+            "kill": self._kill,
+            "warm": self._warm,
+            "compute": self._call,
+        }
+
+    async def serve(self, channel: socket.socket) -> None:
+        """Answers each request in a task of its own, until the coordinator is gone."""
+        reader, writer = await asyncio.open_unix_connection(sock=channel)
+        cluster_id = ray_state.ray._private.worker.global_worker.gcs_client.cluster_id.hex()
+        writer.write(frame(pack({"cluster_id": cluster_id, "address": self._address})))
+        while (request := await read_frame(reader)) is not None:
+            task = asyncio.create_task(self._answer(request, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, request: bytes, writer: asyncio.StreamWriter) -> None:
+        header, body = unpack(request)
+        reply: Header = {"id": header["id"]}
+        result = b""
+        try:
+            result = await self._methods[header["method"]](header, body)
+        except LookupError as error:
+            reply |= {"error": "lookup", "text": str(error)}
+        except TimeoutError as error:
+            reply |= {"error": "timeout", "text": str(error) or "no answer in time"}
+        except Unavailable as error:
+            reply |= {"error": "unavailable", "text": str(error)}
+        except ray.exceptions.RayError as error:
+            _log.warning("%s: %s", header["method"], error)
+            reply |= {"error": "ray", "text": str(error).partition("\n")[0]}
+        writer.write(frame(pack(reply, result)))
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+
+    async def _nodes(self, header: Header, body: bytes) -> bytes:
+        return pack({"nodes": [_node(node) for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]})
+
+    async def _ensure(self, header: Header, body: bytes) -> bytes:
+        key = _key(header)
+        launch = Launch(
+            key,
+            body,
+            header["attempt_dir"],
+            header["workers"],
+            header["cpus_per_worker"],
+            header["gpus_per_worker"],
+            tuple((node, count) for node, count in header["placement"]),
+        )
+        handle = await asyncio.to_thread(_supervisor, launch, self._entry)
+        self._handles[key] = handle
+        await handle.ensure.remote()
+        return b""
+
+    async def _lookup(self, header: Header, body: bytes) -> bytes:
+        return (await asyncio.to_thread(_presence, _name(_key(header)))).encode()
+
+    async def _events(self, header: Header, body: bytes) -> bytes:
+        timeout_s = header["timeout_s"]
+        async with asyncio.timeout(timeout_s + _GRACE_S):
+            events = await self._ask(
+                _key(header), lambda handle: handle.events_after.remote(header["after"], timeout_s, header["limit"])
+            )
+        return join(events)
+
+    async def _direct(self, header: Header, body: bytes) -> bytes:
+        await self._ask(_key(header), lambda handle: handle.direct.remote(body))
+        return b""
+
+    async def _kill(self, header: Header, body: bytes) -> bytes:
+        key = _key(header)
+        self._handles.pop(key, None)
+        handle = await asyncio.to_thread(_find, _name(key))
+        if handle is None:
+            return b""
+        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+            async with asyncio.timeout(_STOP_S):
+                await handle.stop.remote()
+        ray.kill(handle, no_restart=True)
+        async with asyncio.timeout(_GONE_S):
+            while await asyncio.to_thread(_find, _name(key)) is not None:
+                await asyncio.sleep(0.02)
+        return b""
+
+    async def _ask(self, key: AttemptKey, call: Callable[[Any], Any]) -> Any:
+        """A supervisor's answer.
+
+        Raises: LookupError where it is ABSENT or DEAD; RayError, TimeoutError.
+        """
+        handle = self._handles.get(key) or await asyncio.to_thread(_find, _name(key))
+        if handle is None:
+            raise LookupError(f"there is no supervisor {_name(key)}")
+        self._handles[key] = handle
+        try:
+            return await call(handle)
+        except ray.exceptions.ActorDiedError as error:
+            self._handles.pop(key, None)
+            raise LookupError(f"supervisor {_name(key)} is dead") from error
+
+    async def _warm(self, header: Header, body: bytes) -> bytes:
+        if self._compute is None:
+            self._compute = ComputePool(header)
+        return b""
+
+    async def _call(self, header: Header, body: bytes) -> bytes:
+        if self._compute is None:
+            raise Unavailable("the compute actors were not started")
+        return await self._compute.call(body, deadline_s=header["deadline_s"])
+
+
+class ComputePool:
+    """Warm actors, each for one call at a time; one that is late, too large or dead is replaced."""
+
+    def __init__(self, settings: Header) -> None:
+        self._settings = settings
+        self._idle: asyncio.Queue[Any] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        for _ in range(settings["workers"]):
+            self._add()
+
+    async def call(self, payload: bytes, *, deadline_s: float) -> bytes:
+        """The answer to a request.
+
+        Raises: Unavailable, TimeoutError; RayError where the actor dies of it.
+        """
+        until = asyncio.get_running_loop().time() + deadline_s
+        try:
+            async with asyncio.timeout_at(until):
+                actor = await self._idle.get()
+        except TimeoutError:
+            raise Unavailable(f"no compute actor was free within {deadline_s} s") from None
+        kept = False
+        try:
+            async with asyncio.timeout_at(until):
+                answer, resident_bytes = await actor.answer.remote(payload)
+            kept = resident_bytes <= self._settings["memory_bytes"]
+            result: bytes = answer
+            return result
+        finally:
+            if kept:
+                self._idle.put_nowait(actor)
+            else:
+                ray.kill(actor, no_restart=True)
+                self._add()
+
+    def _add(self) -> None:
+        task = asyncio.create_task(self._start_one())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_one(self) -> None:
+        """Starts an actor, for as long as it takes."""
+        backoff_s = 0.5
+        while True:
+            actor = await asyncio.to_thread(_compute_actor, self._settings)
+            try:
+                await actor.ready.remote()
+            except ray.exceptions.RayError as error:
+                _log.warning("a compute actor did not start: %s", error)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, 10.0)
+            else:
+                self._idle.put_nowait(actor)
+                return
+
+
+def _probe(address: str) -> None:
+    """Fails at once where nothing listens: to connect would take Ray the better part of a minute.
+
+    Raises: OSError.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
+
+
+def _key(header: Header) -> AttemptKey:
+    return AttemptKey(header["job_uid"], header["epoch"])
+
+
+def _name(key: AttemptKey) -> str:
+    return f"sy-{key.job_uid}-{key.epoch}"
+
+
+def _supervisor(launch: Launch, entry: str) -> Any:
+    """The attempt's supervisor, made if it is not there."""
+    return (
+        ray.remote(num_cpus=0, max_restarts=0, max_concurrency=256)(Supervisor)
+        .options(
+            name=_name(launch.key),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            scheduling_strategy=_on(launch.placement[0][0] if launch.placement else _node_with_cpus()),
+        )
+        .remote(launch, entry)
+    )
+
+
+def _compute_actor(settings: Header) -> Any:
+    return (
+        ray.remote(num_cpus=0, max_restarts=0)(ComputeActor)
+        .options(scheduling_strategy=_on(_node_with_cpus()))
+        .remote(settings["warm"], settings["environment"])
+    )
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    """On that node, if it can be: an actor that needs no CPU may else land on a head that is meant to stay empty."""
+    return NodeAffinitySchedulingStrategy(node, soft=True)
+
+
+def _find(name: str) -> Any | None:
+    """The handle of a supervisor that is not dead."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _presence(name: str) -> Presence:
+    """What the cluster's own table says of a supervisor; it remembers the dead."""
+    if _find(name) is not None:
+        return Presence.ALIVE
+    known = any(actor["Name"] == name for actor in ray_state.actors().values())
+    return Presence.DEAD if known else Presence.ABSENT
+
+
+def _node(node: dict[str, Any]) -> Header:
+    resources, labels = node["Resources"], node.get("Labels", {})
+    return {
+        "id": node["NodeID"],
+        "address": node["NodeManagerAddress"],
+        "cpus": int(resources.get("CPU", 0)),
+        "gpus": int(resources.get("GPU", 0)),
+        "memory_bytes": int(resources.get("memory", 0)),
+        "accelerator": labels.get("ray.io/accelerator-type", ""),
+    }
+
+
+def _node_with_cpus() -> str:
+    """A node that gangs may live on; any where there is none at the moment."""
+    alive = [_node(node) for node in ray.nodes() if node["Alive"]]
+    return str(max(alive, key=lambda node: node["cpus"])["id"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A private Ray on loopback: started once, left running when the coordinator dies, and found again.
+
+`ray.json` in the state directory says which process it is; a process id counts only with its start time. Ray itself is
+not imported: its command line is run. What is odd here has its reason in docs/ray.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 10.0
+_REAP_TIMEOUT_S = 5.0
+_OBJECT_STORE_BYTES = 200_000_000
+
+_log = logging.getLogger(__name__)
+
+
+class HeadFailed(Exception):
+    """Ray did not start; the text names its log."""
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """What `ray.json` holds. The head leads a session, and all of its processes are in it, whatever they are called."""
+
+    pid: int
+    start_time: float
+    address: str
+    temp_dir: str
+
+
+class EmbeddedHead:
+    """The Ray of one state directory."""
+
+    def __init__(
+        self, state_dir: Path, *, cpus: int, gpus: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._record_path = state_dir / "ray.json"
+        self._token_path = state_dir / "ray.token"
+        self._log_path = state_dir / "ray-head.log"
+        self._cpus = cpus
+        self._gpus = gpus
+        self._extra = dict(environment or {})
+        self._record = _load(self._record_path)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ensure(self) -> str:
+        """The address of the running head; a dead one is cleared away, and a new one started.
+
+        Raises: HeadFailed.
+        """
+        if self.alive() and await _answers(self._address()):
+            return self._address()
+        await self.stop()
+        return await self._start()
+
+    @property
+    def record(self) -> HeadRecord | None:
+        """The head that is known of; None: none."""
+        return self._record
+
+    def alive(self) -> bool:
+        """Whether the head's process runs."""
+        return self._record is not None and _is_process(self._record.pid, self._record.start_time)
+
+    async def stop(self) -> None:
+        """Ends the head and all of its processes, and nothing of any other Ray."""
+        record = self._record
+        if record is None:
+            return
+        if self.alive():
+            # To its process alone: a signal to the group makes it hang for half a minute.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.pid, signal.SIGTERM)
+            await _until(lambda: not _is_process(record.pid, record.start_time), _STOP_TIMEOUT_S)
+        await _until(lambda: not _end_session(record), _REAP_TIMEOUT_S)
+        self._record = None
+        self._record_path.unlink(missing_ok=True)
+        # The sessions' logs go with it; attempts keep theirs in the storage.
+        await asyncio.to_thread(shutil.rmtree, Path(record.temp_dir).parent, ignore_errors=True)
+
+    def environment(self) -> dict[str, str]:
+        """Variables for whatever speaks to this Ray."""
+        variables = {
+            # What makes every socket of Ray bind loopback; without it the address below is only advertised.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token_path),
+            # Its out-of-memory killer would be taken for a lost worker.
+            "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": self._record.temp_dir if self._record else tempfile.gettempdir(),
+        }
+        if self._record:
+            variables["RAY_ADDRESS"] = self._record.address
+        return {**os.environ, **variables, **self._extra}
+
+    def _address(self) -> str:
+        assert self._record is not None
+        return self._record.address
+
+    async def _start(self) -> str:
+        self._record_path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._token_path.exists():
+            _write_private(self._token_path, secrets.token_hex(32))
+        # Short, since it is part of the paths of sockets, and closed to others: Ray opens its own folder to everybody.
+        temp_dir = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp")) / "r"
+        temp_dir.mkdir()
+        environment = self.environment() | {"RAY_TMPDIR": str(temp_dir)}
+        environment.pop("RAY_ADDRESS", None)
+        with self._log_path.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--node-ip-address", "127.0.0.1", "--port", "0", "--temp-dir", str(temp_dir)),
+                *("--include-dashboard", "false", "--include-log-monitor", "false", "--disable-usage-stats"),
+                *("--num-cpus", str(self._cpus), "--num-gpus", str(self._gpus)),
+                *("--object-store-memory", str(_OBJECT_STORE_BYTES)),
+                # Two Rays bind the default port without an error, and clients reach either.
+                *("--ray-client-server-port", str(_free_port()), "--dashboard-agent-listen-port", "0"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=temp_dir,
+                start_new_session=True,
+            )
+        self._process = process
+        start_time = _start_time(process.pid) or 0.0
+        self._save(HeadRecord(process.pid, start_time, "", str(temp_dir)))
+        # Ray writes it when the node is complete; in a new folder no former Ray's can be found.
+        address_file = temp_dir / "ray_current_cluster"
+        await _until(lambda: process.returncode is not None or _read(address_file) != "", _START_TIMEOUT_S)
+        address = _read(address_file)
+        if process.returncode is not None or not address:
+            await self.stop()
+            raise HeadFailed(f"Ray did not start within {_START_TIMEOUT_S:.0f} s; see {self._log_path}")
+        self._save(HeadRecord(process.pid, start_time, address, str(temp_dir)))
+        return address
+
+    def _save(self, record: HeadRecord) -> None:
+        self._record = record
+        _write_private(self._record_path, json.dumps(asdict(record)))
+
+
+def _load(path: Path) -> HeadRecord | None:
+    try:
+        return HeadRecord(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        _log.warning("%s is not readable; a Ray that it named is left alone", path)
+        return None
+
+
+def _end_session(record: HeadRecord) -> bool:
+    """Kills what is left of the head's session; whether there was anything.
+
+    Two agents outlive a head that was killed, under other names; a session id may have been given out again, but
+    not to processes older than the head.
+    """
+    found = False
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) != record.pid:
+                continue
+            started = _start_time(process.pid)
+            if started is not None and started >= record.start_time:
+                found = True
+                process.kill()
+    return found
+
+
+def _is_process(pid: int, start_time: float) -> bool:
+    return _start_time(pid) == start_time
+
+
+def _start_time(pid: int) -> float | None:
+    """When a process started, in units that mean something only here; None where it is gone.
+
+    On Linux in ticks since boot: psutil's seconds since 1970 change when somebody sets the clock.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if stat[0] in "ZX" else float(stat[19])
+    except (FileNotFoundError, ProcessLookupError):
+        if sys.platform == "linux" or not psutil.pid_exists(pid):
+            return None
+        return float(psutil.Process(pid).create_time())
+
+
+async def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(1.0):
+            _, writer = await asyncio.open_connection(host, int(port))
+    except (OSError, ValueError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Asks again and again; whether it came true."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.05)
+            return True
+    return False
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Whole or not at all, readable by this user alone."""
+    draft = path.with_name(path.name + ".tmp")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

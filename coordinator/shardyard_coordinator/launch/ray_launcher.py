@@ -1,0 +1,181 @@
+"""Launcher and Compute on Ray, without Ray in this process: everything goes through the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shardyard_coordinator.launch.agent_link import AgentError, AgentLink
+from shardyard_coordinator.launch.frames import Header, pack, split, unpack
+from shardyard_coordinator.launch.process_compute import WARM
+from shardyard_coordinator.launch.protocols import (
+    AttemptKey,
+    ClusterView,
+    ComputeFailed,
+    ComputeUnavailable,
+    Launch,
+    Node,
+    Presence,
+    Unreachable,
+)
+from shardyard_coordinator.launch.ray_head import EmbeddedHead
+
+DEFAULT_ENTRY = "shardyard_trainer.entry:run"
+
+_ASK_S = 10.0
+_ENSURE_S = 90.0
+# A supervisor may take 20 s to end a gang that hangs, and 10 s to be gone itself.
+_KILL_S = 45.0
+# Beyond the agent's own limit for a long poll.
+_POLL_GRACE_S = 12.0
+
+
+class RayLauncher:
+    """Runs attempts on Ray: on a private one on loopback, or on the one at `address`.
+
+    With `head`, `start` starts that Ray or finds it again; it outlives this process unless `close(stop_cluster=True)`.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        *,
+        log: Path,
+        head: EmbeddedHead | None = None,
+        address: str = "",
+        entry: str = DEFAULT_ENTRY,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        if (head is None) == (address == ""):
+            raise ValueError("either an embedded head or an address")
+        self._head = head
+        self.link = AgentLink(head=head, address=address, entry=entry, log=log, environment=environment)
+        self._view = ClusterView(False, "", address, ())
+        # The cluster that each attempt was last seen on: on another one it is dead, though nobody there knows of it.
+        self._seen_on: dict[AttemptKey, str] = {}
+
+    async def start(self) -> None:
+        """Begins to connect; returns at once and goes on trying for ever."""
+        await self.link.start()
+
+    async def close(self, *, stop_cluster: bool) -> None:
+        """Ends the agent; with `stop_cluster` also a Ray that this service started."""
+        await self.link.close()
+        if stop_cluster and self._head is not None:
+            await self._head.stop()
+
+    async def cluster(self) -> ClusterView:
+        """The cluster as it is now; with its last known id where it does not answer."""
+        try:
+            header, _ = unpack(await self.link.ask({"method": "nodes"}, timeout_s=_ASK_S))
+        except (Unreachable, AgentError) as error:
+            self._view = replace(self._view, connected=False, nodes=(), message=str(error))
+            return self._view
+        nodes = tuple(Node(**node) for node in header["nodes"] if node["cpus"] > 0)
+        self._view = ClusterView(True, self.link.cluster_id, self.link.address, nodes)
+        return self._view
+
+    async def ensure(self, launch: Launch) -> None:
+        """Starts the attempt's supervisor unless it is there already."""
+        header = {
+            "attempt_dir": launch.attempt_dir,
+            "workers": launch.workers,
+            "cpus_per_worker": launch.cpus_per_worker,
+            "gpus_per_worker": launch.gpus_per_worker,
+            "placement": launch.placement,
+        }
+        self._seen_on[launch.key] = self.link.cluster_id
+        await self._ask("ensure", launch.key, header, launch.spec, timeout_s=_ENSURE_S)
+
+    async def lookup(self, key: AttemptKey) -> Presence:
+        """Whether the attempt's supervisor is there; DEAD also where the cluster that it was on is gone."""
+        presence = Presence((await self._ask("lookup", key, timeout_s=_ASK_S)).decode())
+        if presence == Presence.ALIVE:
+            self._seen_on[key] = self.link.cluster_id
+        elif self._seen_on.get(key, self.link.cluster_id) != self.link.cluster_id:
+            return Presence.DEAD
+        return presence
+
+    async def events_after(self, key: AttemptKey, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
+        """WorkerEvents with a sequence over `after`, in order; waits up to `timeout_s` for the first."""
+        header = {"after": after, "timeout_s": timeout_s, "limit": limit}
+        return split(await self._ask("events", key, header, timeout_s=timeout_s + _POLL_GRACE_S))
+
+    async def direct(self, key: AttemptKey, directive: bytes) -> None:
+        """Gives the gang a Directive; LookupError where the attempt is ABSENT or DEAD."""
+        await self._ask("direct", key, body=directive, timeout_s=_ASK_S)
+
+    async def kill(self, key: AttemptKey) -> None:
+        """Ends ranks and supervisor and returns when they are gone; no error where there are none."""
+        await self._ask("kill", key, timeout_s=_KILL_S)
+
+    async def _ask(
+        self, method: str, key: AttemptKey, header: Header | None = None, body: bytes = b"", *, timeout_s: float
+    ) -> bytes:
+        request = {"method": method, "job_uid": key.job_uid, "epoch": key.epoch, **(header or {})}
+        try:
+            return await self.link.ask(request, body, timeout_s=timeout_s)
+        except AgentError as error:
+            if error.kind == "lookup":
+                raise LookupError(str(error)) from error
+            raise Unreachable(str(error)) from error
+
+
+class RayCompute:
+    """Calls functions in warm actors; shares the launcher's agent, and starts and ends with it."""
+
+    def __init__(
+        self,
+        link: AgentLink,
+        *,
+        workers: int = 1,
+        threads: int = 1,
+        memory_bytes: int = 4 * 1024**3,
+        warm: Sequence[str] = WARM,
+    ) -> None:
+        self._link = link
+        self._settings: Header = {
+            "method": "warm",
+            "workers": workers,
+            "warm": list(warm),
+            "memory_bytes": memory_bytes,
+            "environment": {
+                "OMP_NUM_THREADS": str(threads),
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "DS_ACCELERATOR": "cpu",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+        }
+
+    async def start(self) -> None:
+        """Begins to warm up; returns at once."""
+        await self._link.at_each_connection(self._settings)
+
+    async def close(self) -> None:
+        """The actors end with the agent."""
+
+    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
+        """Calls `package.module:function` with bytes.
+
+        Raises: ComputeUnavailable, ComputeFailed, TimeoutError.
+        """
+        try:
+            reply, result = unpack(
+                await self._link.ask(
+                    {"method": "compute", "deadline_s": deadline_s},
+                    pack({"function": function}, request),
+                    timeout_s=deadline_s + 1.0,
+                )
+            )
+        except Unreachable as error:
+            raise ComputeUnavailable(str(error)) from error
+        except AgentError as error:
+            if error.kind == "timeout":
+                raise TimeoutError(f"{function} did not answer in time") from error
+            failure = ComputeUnavailable if error.kind == "unavailable" else ComputeFailed
+            raise failure(str(error)) from error
+        if not reply["ok"]:
+            raise ComputeFailed(reply["error"])
+        return result

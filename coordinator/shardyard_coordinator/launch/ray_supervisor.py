@@ -1,0 +1,290 @@
+"""The Ray actors of one attempt: a detached supervisor, and the ranks that it owns.
+
+The supervisor outlives the coordinator and the agent; the ranks do not outlive the supervisor. Imported by Ray's
+workers, so whatever node these land on has this package installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+import ray
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.causes import Cause
+from shardyard_coordinator.launch.attempt import Attempt, RankExit
+from shardyard_coordinator.launch.compute_worker import answer, resolve
+from shardyard_coordinator.launch.protocols import Launch
+from shardyard_coordinator.launch.rank_env import rank_environment
+from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
+from shardyard_coordinator.seams import SystemClock
+
+_RESERVE_TIMEOUT_S = 60.0
+_GONE_TIMEOUT_S = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A rank's place: its node, and its number there."""
+
+    node: str
+    local_rank: int
+
+
+class Supervisor:
+    """One attempt's supervisor. All of its methods run in one event loop: no concurrency groups.
+
+    The gang is started by the first call, whichever it is: a supervisor whose `ensure` got lost still starts it.
+    """
+
+    def __init__(self, launch: Launch, entry: str) -> None:
+        self._launch = launch
+        self._entry = entry
+        self._attempt: Attempt | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._group: PlacementGroup | None = None
+        self._ranks: list[Any] = []
+        self._watches: list[asyncio.Task[None]] = []
+        self._pids: dict[int, tuple[str, int]] = {}
+        self._killed: list[int] = []
+        self._node = ray.get_runtime_context().get_node_id()
+
+    async def ensure(self) -> None:
+        """Starts the gang unless it was started."""
+        self._started()
+
+    async def report(self, request: bytes) -> bytes:
+        """Called by ranks: a ReportRequest in, a ReportReply out."""
+        return await self._started().report(request)
+
+    async def events_after(self, after: int, timeout_s: float, limit: int) -> list[bytes]:
+        """WorkerEvents with a sequence over `after`; waits for the first."""
+        return await self._started().events_after(after, timeout_s=timeout_s, limit=limit)
+
+    async def direct(self, directive: bytes) -> None:
+        """Gives the gang a Directive."""
+        self._started().direct(directive)
+
+    async def stop(self) -> None:
+        """Ends the ranks and returns when they are confirmed gone; this actor is to be ended next."""
+        self._started().fence()
+        await self._kill_ranks()
+        if self._task is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._task), _GONE_TIMEOUT_S)
+
+    def _started(self) -> Attempt:
+        if self._attempt is None:
+            folder = Path(self._launch.attempt_dir)
+            (folder / "logs").mkdir(parents=True, exist_ok=True)
+            self._attempt = Attempt(
+                self._launch.key,
+                ranks=self._launch.workers,
+                spool=Spool(folder / SPOOL_NAME),
+                logs=folder / "logs",
+                clock=SystemClock(),
+            )
+            self._task = asyncio.create_task(self._run(self._attempt))
+        return self._attempt
+
+    async def _run(self, attempt: Attempt) -> None:
+        supervising = asyncio.create_task(attempt.supervise(self._kill_ranks))
+        try:
+            await self._start_ranks(attempt)
+            await supervising
+        except OSError:
+            # Without a spool nothing more can be said: the attempt counts as lost when this actor is gone.
+            _log.exception("the spool of %s cannot be written", attempt.key)
+            await self._kill_ranks()
+            os._exit(os.EX_IOERR)
+        finally:
+            if self._group is not None:
+                remove_placement_group(self._group)
+
+    async def _start_ranks(self, attempt: Attempt) -> None:
+        seats = _seats(self._launch)
+        try:
+            self._group = await self._reserve(seats)
+        except TimeoutError:
+            for rank in range(len(seats)):
+                detail = f"the cluster did not reserve the gang's resources within {_RESERVE_TIMEOUT_S:.0f} s"
+                attempt.rank_exited(rank, RankExit(None, detail=detail, cause=Cause.NODE_LOST))
+            return
+        if attempt.closed:
+            for rank in range(len(seats)):
+                attempt.rank_exited(rank, RankExit(None))
+            return
+        actor = ray.remote(num_cpus=self._launch.cpus_per_worker, num_gpus=self._launch.gpus_per_worker)(RankActor)
+        self._ranks = [
+            actor.options(
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
+            ).remote()
+            for rank in range(len(seats))
+        ]
+        spec = await self._spec_for(seats)
+        environment = rank_environment(
+            spec,
+            cpus=self._launch.cpus_per_worker,
+            gpus=self._launch.gpus_per_worker,
+            loopback=len({seat.node for seat in seats}) == 1,
+        )
+        me = ray.get_runtime_context().current_actor
+        for rank, seat in enumerate(seats):
+            # In this order: an actor does one thing after the other, and the second lasts as long as the attempt.
+            where = self._ranks[rank].where.remote()
+            run = self._ranks[rank].run.remote(self._entry, spec, rank, seat.local_rank, environment, me)
+            self._watches.append(asyncio.create_task(self._watch(attempt, rank, where, run)))
+
+    async def _reserve(self, seats: list[_Seat]) -> PlacementGroup:
+        """Resources for the whole gang, on the nodes that were chosen for it.
+
+        Raises: TimeoutError.
+        """
+        bundle = {"CPU": float(max(self._launch.cpus_per_worker, 0))}
+        if self._launch.gpus_per_worker:
+            bundle["GPU"] = float(self._launch.gpus_per_worker)
+        labels = [{"ray.io/node-id": seat.node} for seat in seats] if seats[0].node else None
+        group = placement_group([dict(bundle) for _ in seats], strategy="PACK", bundle_label_selector=labels)
+        self._group = group
+        if not await asyncio.to_thread(group.wait, _RESERVE_TIMEOUT_S):
+            raise TimeoutError
+        return group
+
+    async def _spec_for(self, seats: list[_Seat]) -> bytes:
+        """The spec with the place where this gang meets."""
+        if len({seat.node for seat in seats}) == 1:
+            with contextlib.suppress(FileNotFoundError):
+                (Path(self._launch.attempt_dir) / "rendezvous").unlink()
+            return self._launch.spec
+        spec = worker_pb2.AttemptSpec.FromString(self._launch.spec)
+        spec.rendezvous = await self._ranks[0].meeting_point.remote()
+        return spec.SerializeToString()
+
+    async def _watch(self, attempt: Attempt, rank: int, where: Any, run: Any) -> None:
+        try:
+            self._pids[rank] = await where
+            how = RankExit(await run)
+        except ray.exceptions.RayTaskError as error:
+            how = RankExit(1, detail=str(error)[-2000:])
+        except ray.exceptions.RayError as error:
+            how = RankExit(None, detail=str(error).partition("\n")[0][:500])
+        attempt.rank_exited(rank, how)
+        # It is done: its process and what it holds are not kept for the others.
+        self._end_rank(rank, gently=how.code is not None)
+
+    async def _kill_ranks(self) -> None:
+        for rank in range(len(self._ranks)):
+            self._end_rank(rank)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GONE_TIMEOUT_S):
+                while any(_runs(pid) for pid in self._killed):
+                    await asyncio.sleep(0.01)
+                if self._watches:
+                    await asyncio.wait(self._watches)
+
+    def _end_rank(self, rank: int, *, gently: bool = False) -> None:
+        # Once: the number may be another process's later.
+        node, pid = self._pids.pop(rank, ("", 0))
+        if pid and node == self._node:
+            # Ray only asks a process to end: one that hangs does not listen, and its children stay.
+            _kill_tree(pid, itself=not gently)
+            self._killed.append(pid)
+        ray.kill(self._ranks[rank], no_restart=True)
+
+
+class ComputeActor:
+    """A warm process for a Compute; `answer` is that of the local compute workers."""
+
+    def __init__(self, warm: list[str], environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+        for module in warm:
+            importlib.import_module(module)
+
+    def ready(self) -> None:
+        """Returns when the imports are done."""
+
+    def answer(self, payload: bytes) -> tuple[bytes, int]:
+        """The answer to a request, and the resident memory after it."""
+        return answer(payload), psutil.Process().memory_info().rss
+
+
+class RankActor:
+    """One rank's process."""
+
+    def where(self) -> tuple[str, int]:
+        """The node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def meeting_point(self) -> str:
+        """An address of this node for the gang to meet at."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return f"tcp://{address}:{probe.getsockname()[1]}"
+
+    def run(
+        self, entry: str, spec: bytes, rank: int, local_rank: int, environment: dict[str, str], supervisor: Any
+    ) -> int:
+        """Runs the trainer to its end; its exit code."""
+        # Before the first import of torch, which reads them.
+        os.environ.update(environment)
+        _redirect(Path(worker_pb2.AttemptSpec.FromString(spec).attempt_dir) / "logs", rank)
+
+        def send(request: bytes) -> bytes:
+            reply: bytes = ray.get(supervisor.report.remote(request))
+            return reply
+
+        try:
+            cast(Callable[..., None], resolve(entry))(spec, rank, local_rank, send)
+        except SystemExit as stop:
+            # Ray would take it for the wish to end this actor, and lose the code.
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return 0
+
+
+def _seats(launch: Launch) -> list[_Seat]:
+    """Where each rank goes: ranks of a node are neighbours."""
+    if not launch.placement:
+        return [_Seat("", rank) for rank in range(launch.workers)]
+    return [_Seat(node, local_rank) for node, count in launch.placement for local_rank in range(count)]
+
+
+def _redirect(logs: Path, rank: int) -> None:
+    """Standard output and error go to the attempt's logs, imports that fail included."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        (sys.stdout if number == 1 else sys.stderr).flush()
+        log = os.open(logs / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        os.dup2(log, number)
+        os.close(log)
+
+
+def _kill_tree(pid: int, *, itself: bool) -> None:
+    """Ends what a process started, and the process."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [*process.children(recursive=True), *([process] if itself else [])]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
