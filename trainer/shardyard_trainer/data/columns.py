@@ -1,0 +1,146 @@
+"""Which column holds the text, its pair and the label: as mapped, by name, or the only candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
+from shardyard_trainer.data.readers import Layout, Table, delimiter_hint, open_table
+from shardyard_trainer.data.sources import DataFile
+
+_LOOKED_AT = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: where it stands, and what the mapped columns hold."""
+
+    file: str
+    line: int
+    text: str
+    text_pair: str | None
+    label: Any
+
+
+def read_rows(
+    files: list[DataFile], source: spec_pb2.DataSource, *, with_label: bool, field: str = "spec.train_data"
+) -> Iterator[Row]:
+    """The rows of all files, in order. Raises DataError, said of `field`."""
+    for file in files:
+        try:
+            yield from _file_rows(file, source, with_label=with_label)
+        except DataError as error:
+            raise error.at(f"{field}.columns.{error.column}" if error.column in _MAPPED else field) from None
+
+
+_MAPPED = ("text", "text_pair", "label")
+
+
+def _file_rows(file: DataFile, source: spec_pb2.DataSource, *, with_label: bool) -> Iterator[Row]:
+    table = open_table(file, Layout.of(source))
+    head = list(islice(table.rows, _LOOKED_AT))
+    text, pair, label = _choose(table, head, source.columns, with_label=with_label)
+    for line, cells in chain(head, table.rows):
+        yield Row(
+            file.name,
+            line,
+            _text(cells[text], file, line, table.columns[text]),
+            None if pair is None else _text(cells[pair], file, line, table.columns[pair]),
+            None if label is None else cells[label],
+        )
+
+
+def _choose(
+    table: Table, head: list[Any], mapping: spec_pb2.ColumnMapping, *, with_label: bool
+) -> tuple[int, int | None, int | None]:
+    taken: dict[str, str] = {}
+    for part in _MAPPED:
+        name = getattr(mapping, part)
+        if not name:
+            continue
+        if part == "label" and not with_label:
+            continue
+        if name not in table.columns:
+            raise DataError(
+                f"no column {shorten(name)!r}; there are: {listed(table.columns)}"
+                f"{nearest(name, table.columns)}{delimiter_hint(table)}",
+                file=table.file.name,
+                column=part,
+                value=name,
+            )
+        if name in taken.values():
+            raise DataError(f"the column {name!r} is mapped twice", file=table.file.name, column=part, value=name)
+        taken[part] = name
+    if "text_pair" not in taken and "text_pair" in table.columns and "text_pair" not in taken.values():
+        taken["text_pair"] = "text_pair"
+    if with_label and "label" not in taken and "label" in table.columns and "label" not in taken.values():
+        taken["label"] = "label"
+    if "text" not in taken:
+        taken["text"] = _only_text_column(table, head, taken)
+    if with_label and "label" not in taken:
+        taken["label"] = _only_other_column(table, taken)
+    pair = taken.get("text_pair")
+    label = taken.get("label")
+    return (
+        table.index(taken["text"]),
+        None if pair is None else table.index(pair),
+        None if label is None else table.index(label),
+    )
+
+
+def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> str:
+    free = [name for name in table.columns if name not in taken.values()]
+    if "text" in free:
+        return "text"
+    texts = [name for name in free if _looks_like_text([cells[table.index(name)] for _, cells in head])]
+    if len(texts) == 1:
+        return texts[0]
+    which = f"several could be ({listed(texts)})" if texts else "none holds text"
+    raise DataError(
+        f"no column `text`, and {which} of: {listed(table.columns)}; name it in columns.text{delimiter_hint(table)}",
+        file=table.file.name,
+        column="text",
+    )
+
+
+def _only_other_column(table: Table, taken: dict[str, str]) -> str:
+    free = [name for name in table.columns if name not in taken.values()]
+    if len(free) == 1:
+        return free[0]
+    which = f"several could be ({listed(free)})" if free else "there is no other"
+    raise DataError(
+        f"no column `label`, and {which}; name it in columns.label (there are: {listed(table.columns)})"
+        f"{delimiter_hint(table)}",
+        file=table.file.name,
+        column="label",
+    )
+
+
+def _looks_like_text(values: list[Any]) -> bool:
+    strings = [value for value in values if isinstance(value, str)]
+    return bool(strings) and not all(_is_number(value) for value in strings)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _text(cell: Any, file: DataFile, line: int, column: str) -> str:
+    if not isinstance(cell, str):
+        what = "missing" if cell is None else f"a {type(cell).__name__} ({shorten(str(cell))})"
+        raise DataError(f"{column!r} must be text, but is {what}", file=file.name, line=line, value=shorten(str(cell)))
+    if "\0" in cell:
+        raise DataError(f"{column!r} has a NUL character", file=file.name, line=line)
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{column!r} has half of a surrogate pair", file=file.name, line=line) from None
+    return cell

@@ -1,0 +1,132 @@
+"""What a label is: a class, several classes, or a number; and what is wrong with it where it is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.columns import Row
+from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
+
+Problem = spec_pb2.TextClassification.Problem
+SINGLE_LABEL = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
+MULTI_LABEL = spec_pb2.TextClassification.PROBLEM_MULTI_LABEL
+REGRESSION = spec_pb2.TextClassification.PROBLEM_REGRESSION
+
+_FIELD = "spec.fine_tuning.text_classification.labels"
+_MOST_LABELS = 10_000
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """The problem, and the classes in the order of their outputs (none for regression)."""
+
+    problem: Problem
+    labels: tuple[str, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head."""
+        return max(1, len(self.labels))
+
+
+def parse_label(row: Row, problem: Problem) -> str | tuple[str, ...] | float:
+    """What a row's label says. Raises DataError with its line."""
+    if problem == REGRESSION:
+        return _number(row)
+    if problem == MULTI_LABEL:
+        return _several(row)
+    return _one(row)
+
+
+def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> LabelSchema:
+    """The schema from the spec's labels, or from those of the training data, sorted (as numbers if all are)."""
+    if problem == REGRESSION:
+        if given:
+            raise SpecError(_FIELD, "SPEC_INVALID", "labels are given, but a regression has none; leave them out")
+        return LabelSchema(problem, ())
+    if given:
+        check_labels(given)
+        return LabelSchema(problem, tuple(given))
+    if len(seen) > _MOST_LABELS:
+        raise DataError(
+            f"{len(seen):,} different labels; at most {_MOST_LABELS:,} (is the label column a number? then PROBLEM_REGRESSION)"
+        )
+    if problem == SINGLE_LABEL and len(seen) < 2:
+        raise DataError(f"the data has one label: {listed(sorted(seen))}; a classifier needs at least 2")
+    if not seen:
+        raise DataError("no row has a label")
+    return LabelSchema(problem, tuple(sorted(seen, key=_sort_key(seen))))
+
+
+def check_labels(given: Sequence[str]) -> None:
+    """Raises SpecError where given labels are doubled or empty."""
+    doubled = sorted({label for label in given if list(given).count(label) > 1}) if len(set(given)) < len(given) else []
+    if doubled:
+        raise SpecError(_FIELD, "SPEC_INVALID", f"a label stands twice: {listed(doubled)}")
+    if any(not label.strip() for label in given):
+        raise SpecError(_FIELD, "SPEC_INVALID", "a label is empty")
+    if len(given) < 2:
+        raise SpecError(_FIELD, "SPEC_INVALID", f"one label ({shorten(given[0])}); a classifier needs at least 2")
+
+
+def unknown_label(schema: LabelSchema, label: str, file: str, line: int) -> DataError:
+    """The error for a label that the schema does not have."""
+    return DataError(
+        f"the label {shorten(label)!r} is none of: {listed(schema.labels)}{nearest(label, schema.labels)}",
+        file=file,
+        line=line,
+        value=label,
+    )
+
+
+def _sort_key(seen: set[str]) -> Any:
+    integers = all(label.lstrip("-").isascii() and label.lstrip("-").isdigit() for label in seen)
+    return (lambda label: (int(label), label)) if integers else str
+
+
+def _one(row: Row) -> str:
+    label = row.label
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float):
+        if math.isfinite(label) and label.is_integer():
+            return str(int(label))
+        raise _wrong(row, "a class is a word or a whole number")
+    if isinstance(label, int):
+        return str(label)
+    if not isinstance(label, str) or not label.strip():
+        raise _wrong(row, "the label is missing" if label is None or label == "" else "a class is a word or a number")
+    return label.strip()
+
+
+def _several(row: Row) -> tuple[str, ...]:
+    label = row.label
+    if label is None:
+        return ()
+    if isinstance(label, str):
+        parts: Sequence[Any] = [part for part in label.split("|") if part.strip()]
+    elif isinstance(label, list):
+        parts = label
+    else:
+        parts = [label]
+    names = tuple(_one(Row(row.file, row.line, "", None, part)) for part in parts)
+    return tuple(dict.fromkeys(names))
+
+
+def _number(row: Row) -> float:
+    label = row.label
+    try:
+        value = float(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else math.nan
+    except (ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise _wrong(row, "a regression needs a finite number")
+    return value
+
+
+def _wrong(row: Row, rule: str) -> DataError:
+    return DataError(f"label {shorten(str(row.label))!r}: {rule}", file=row.file, line=row.line, value=str(row.label))

@@ -1,0 +1,245 @@
+"""Rows of data files, strictly, with the line that each came from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import DataError, listed, shorten
+from shardyard_trainer.data.lines import LONGEST_LINE_BYTES, read_lines
+from shardyard_trainer.data.parquet import read_parquet
+from shardyard_trainer.data.sources import DataFile
+
+MOST_COLUMNS = 1024
+_DEEPEST_JSON = 64
+_OTHER_DELIMITERS = ";\t|,"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a source are written: what of a DataSource concerns the reading of a file."""
+
+    header: bool | None = None
+    delimiter: str = ""
+    document: spec_pb2.DocumentUnit = spec_pb2.DOCUMENT_UNIT_UNSPECIFIED
+    names: frozenset[str] = frozenset()
+    """Column names that tell a header from a row: the mapped ones, and `text` and `label`."""
+
+    @classmethod
+    def of(cls, source: spec_pb2.DataSource) -> Layout:
+        """The layout that a source describes."""
+        columns = source.columns
+        mapped = {columns.text, columns.text_pair, columns.label} - {""}
+        return cls(
+            header=source.header if source.HasField("header") else None,
+            delimiter=source.delimiter,
+            document=source.document,
+            names=frozenset(mapped | {"text", "label"}),
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's columns, and its rows as (line, cells); cells are strings, numbers, booleans, None or lists."""
+
+    file: DataFile
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[int, Sequence[Any]]]
+
+    def index(self, name: str) -> int:
+        """Where a column stands."""
+        return self.columns.index(name)
+
+
+def open_table(file: DataFile, layout: Layout) -> Table:
+    """Opens a file of any format as a table; the rows are read as they are asked for.
+
+    Raises DataError for an empty file, one with a header only, and (from `rows`) for a row that is not one.
+    """
+    reader = {
+        spec_pb2.DATA_FORMAT_TEXT: _text_table,
+        spec_pb2.DATA_FORMAT_JSONL: _jsonl_table,
+        spec_pb2.DATA_FORMAT_CSV: _csv_table,
+        spec_pb2.DATA_FORMAT_TSV: _tsv_table,
+        spec_pb2.DATA_FORMAT_PARQUET: _parquet_table,
+    }[file.format]
+    return reader(file, layout)
+
+
+def _text_table(file: DataFile, layout: Layout) -> Table:
+    if layout.document == spec_pb2.DOCUMENT_UNIT_FILE:
+        text = "".join(line for _, line in read_lines(file, keep_ends=True))
+        rows: Iterable[tuple[int, Sequence[Any]]] = [(1, (text,))] if text.strip() else []
+    else:
+        rows = ((number, (line,)) for number, line in read_lines(file) if line.strip())
+    return _checked(file, ("text",), iter(rows))
+
+
+def _csv_table(file: DataFile, layout: Layout) -> Table:
+    return _delimited(file, layout, _csv_rows(file, layout.delimiter or ","))
+
+
+def _tsv_table(file: DataFile, layout: Layout) -> Table:
+    delimiter = layout.delimiter or "\t"
+    return _delimited(file, layout, ((n, line.split(delimiter)) for n, line in read_lines(file) if line))
+
+
+def _csv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    # The limit is the process's: every reader here wants this one.
+    csv.field_size_limit(LONGEST_LINE_BYTES)
+    lines = (line for _, line in read_lines(file, keep_ends=True))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        began = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(_csv_complaint(str(error), reader.line_num - began), file=file.name, line=began) from None
+        if row:
+            yield began, row
+
+
+def _csv_complaint(error: str, more_lines: int) -> str:
+    if "unexpected end" in error or "field larger" in error:
+        return 'a quote that opens here is never closed; double a quote inside a quoted value, as in "say ""hi"""'
+    if "expected after" in error:
+        place = f", {more_lines} lines on" if more_lines else ""
+        return f"something follows a closing quote{place}; double a quote inside a quoted value"
+    return f"not CSV: {error}"
+
+
+def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[str]]]) -> Table:
+    first = next(rows, None)
+    if first is None:
+        raise DataError("the file is empty", file=file.name)
+    line, cells = first
+    stripped = [cell.strip() for cell in cells]
+    has_header = layout.header if layout.header is not None else bool(layout.names & set(stripped))
+    if has_header:
+        columns = tuple(stripped)
+        _check_names(file, columns, line)
+        body = rows
+    else:
+        columns = tuple(f"column_{i + 1}" for i in range(len(cells)))
+        body = _chain(first, rows)
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(f"{len(columns):,} columns; at most {MOST_COLUMNS:,}", file=file.name, line=line)
+    return _checked(file, columns, _same_width(file, columns, body), header_only=has_header)
+
+
+def _same_width(file: DataFile, columns: tuple[str, ...], rows: Iterator[tuple[int, list[str]]]) -> Iterator[Any]:
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            hint = ""
+            if file.format == spec_pb2.DATA_FORMAT_CSV and len(cells) > len(columns):
+                hint = "; a value that has the delimiter in it must be quoted"
+            raise DataError(f"{len(cells)} values in a row of {len(columns)} columns{hint}", file=file.name, line=line)
+        yield line, cells
+
+
+def _check_names(file: DataFile, columns: tuple[str, ...], line: int) -> None:
+    doubled = sorted({name for name in columns if columns.count(name) > 1})
+    if doubled:
+        raise DataError(f"the header names a column twice: {listed(doubled)}", file=file.name, line=line)
+
+
+def delimiter_hint(table: Table) -> str:
+    """What to say where a delimited file has one column only and perhaps another delimiter."""
+    if table.file.format not in (spec_pb2.DATA_FORMAT_CSV, spec_pb2.DATA_FORMAT_TSV) or len(table.columns) > 1:
+        return ""
+    _, first = next(read_lines(table.file))
+    found = [d for d in _OTHER_DELIMITERS if d in first]
+    names = {"\t": "a tab (format TSV)"}
+    return f"; the file has one column: is its delimiter {names.get(found[0], repr(found[0]))}?" if found else ""
+
+
+def _jsonl_table(file: DataFile, layout: Layout) -> Table:
+    rows = _jsonl_rows(file)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("the file is empty", file=file.name)
+    columns = tuple(first[1])
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(f"{len(columns):,} keys; at most {MOST_COLUMNS:,}", file=file.name, line=first[0])
+    cells = ((line, [row.get(name) for name in columns]) for line, row in _chain(first, rows))
+    return Table(file, columns, cells)
+
+
+def _jsonl_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in read_lines(file):
+        if line.strip():
+            yield number, _json_object(line, file.name, number)
+
+
+def _json_object(line: str, name: str, number: int) -> dict[str, Any]:
+    if line.count("[") + line.count("{") > _DEEPEST_JSON and _depth(line) > _DEEPEST_JSON:
+        raise DataError(f"JSON nested deeper than {_DEEPEST_JSON}", file=name, line=number)
+    try:
+        value = json.loads(line, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}", file=name, line=number) from None
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", file=name, line=number) from None
+    if not isinstance(value, dict):
+        raise DataError('not a JSON object; each line must be one, such as {"text": …}', file=name, line=number)
+    return value
+
+
+def _depth(line: str) -> int:
+    depth = deepest = 0
+    in_string = escaped = False
+    for character in line:
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shorten(text)} is too large for a number")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shorten(next(n for n in names if names.count(n) > 1))!r} stands twice")
+    return found
+
+
+def _parquet_table(file: DataFile, layout: Layout) -> Table:
+    columns, rows = read_parquet(file, MOST_COLUMNS)
+    return Table(file, columns, rows)
+
+
+def _checked(file: DataFile, columns: tuple[str, ...], rows: Iterator[Any], *, header_only: bool = False) -> Table:
+    first = next(rows, None)
+    if first is None:
+        raise DataError("no rows after the header" if header_only else "the file is empty", file=file.name)
+    return Table(file, columns, _chain(first, rows))
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest

@@ -1,0 +1,186 @@
+"""From a DataSource to the files behind it, none of them outside of what the server allows."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
+
+_MOST_FILES = 1_000_000
+
+_FORMATS = {
+    ".txt": spec_pb2.DATA_FORMAT_TEXT,
+    ".text": spec_pb2.DATA_FORMAT_TEXT,
+    ".jsonl": spec_pb2.DATA_FORMAT_JSONL,
+    ".ndjson": spec_pb2.DATA_FORMAT_JSONL,
+    ".csv": spec_pb2.DATA_FORMAT_CSV,
+    ".tsv": spec_pb2.DATA_FORMAT_TSV,
+    ".parquet": spec_pb2.DATA_FORMAT_PARQUET,
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A regular file, its name as messages show it (relative to its source), and its format."""
+
+    path: Path
+    name: str
+    format: spec_pb2.DataFormat
+
+
+def resolve_source(
+    source: spec_pb2.DataSource, locations: worker_pb2.Locations, *, field: str = "spec.train_data"
+) -> list[DataFile]:
+    """The files of a source, sorted by path.
+
+    Raises SpecError PATH_NOT_ALLOWED, DATASET_NOT_FOUND, SPEC_INVALID or DATA_INVALID.
+    """
+    if source.WhichOneof("source") == "dataset":
+        base, roots, origin = _dataset_folder(source.dataset, locations, field), None, f"{field}.dataset"
+    elif source.WhichOneof("source") == "uri":
+        base, roots, origin = (
+            resolve_uri(source.uri, locations, field=f"{field}.uri"),
+            locations.data_roots,
+            f"{field}.uri",
+        )
+    else:
+        raise SpecError(
+            field, "SPEC_INVALID", "no source: give uri (a path on the server) or dataset (an uploaded one)"
+        )
+    inside = [Path(root).resolve() for root in roots] if roots is not None else [base]
+    if source.path:
+        return [_single(base, source, inside, field)]
+    if base.is_file():
+        return [_file(base, base.name, source.format, field)]
+    return _walk(base, source.format, inside, field, origin)
+
+
+def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Path:
+    """The file or folder behind a path on the server, symlinks resolved; raises SpecError where it is not allowed."""
+    if "://" in uri or uri.startswith("file:") or "::" in uri:
+        scheme = shorten(uri.split(":", 1)[0])
+        reason = "PATH_NOT_ALLOWED" if scheme == "file" else "ADDRESS_NOT_ALLOWED"
+        raise SpecError(field, reason, f"scheme {scheme!r}: give the absolute path of a file or folder on the server")
+    refused = SpecError(
+        field,
+        "PATH_NOT_ALLOWED",
+        f"{shorten(uri)!r} is not a file or folder under an allowed data root; "
+        "upload the data, or have its folder allowed with --data-root",
+    )
+    path = Path(uri)
+    if not path.is_absolute() or ".." in path.parts or "\0" in uri:
+        raise refused
+    try:
+        resolved = path.resolve(strict=True)
+        mode = resolved.stat().st_mode
+    except (OSError, RuntimeError):
+        raise refused from None
+    roots = [Path(root).resolve() for root in locations.data_roots]
+    if not _is_inside(resolved, roots):
+        raise refused
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SpecError(field, "PATH_NOT_ALLOWED", f"{shorten(uri)!r} is not a regular file or folder")
+    return resolved
+
+
+def open_regular(path: Path, name: str) -> BinaryIO:
+    """Opens a file for reading, never waiting on a FIFO or a device; raises DataError where it is not a regular file."""
+    try:
+        # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror}", file=name) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError("is not a regular file", file=name, reason="PATH_NOT_ALLOWED")
+    return os.fdopen(descriptor, "rb")
+
+
+def _dataset_folder(name: str, locations: worker_pb2.Locations, field: str) -> Path:
+    folder = locations.folders.get(name, "")
+    if not folder or not Path(folder).is_dir():
+        raise SpecError(f"{field}.dataset", "DATASET_NOT_FOUND", f"there is no data set {shorten(name)!r}")
+    return Path(folder).resolve()
+
+
+def _single(base: Path, source: spec_pb2.DataSource, inside: list[Path], field: str) -> DataFile:
+    relative = Path(source.path)
+    place = f"{field}.path"
+    if relative.is_absolute() or ".." in relative.parts or "\0" in source.path:
+        raise SpecError(place, "PATH_NOT_ALLOWED", f"{shorten(source.path)!r} leaves the folder; give a path inside it")
+    if base.is_file():
+        raise SpecError(place, "SPEC_INVALID", "the source is one file already; leave path empty")
+    try:
+        resolved = (base / relative).resolve(strict=True)
+    except (OSError, RuntimeError):
+        there = [str(p.relative_to(base)) for p in sorted(base.rglob("*")) if p.is_file()][:1000]
+        hint = nearest(source.path, there)
+        raise SpecError(
+            place, "DATA_INVALID", f"there is no file {shorten(source.path)!r}{hint}; there are: {listed(there)}"
+        ) from None
+    if not _is_inside(resolved, inside) or not resolved.is_file():
+        raise SpecError(place, "PATH_NOT_ALLOWED", f"{shorten(source.path)!r} is not a regular file inside the folder")
+    return _file(resolved, source.path, source.format, field)
+
+
+def _walk(base: Path, wanted: spec_pb2.DataFormat, inside: list[Path], field: str, origin: str) -> list[DataFile]:
+    found: list[DataFile] = []
+    others: list[str] = []
+    for number, path in enumerate(_files_below(base)):
+        if number >= _MOST_FILES:
+            raise SpecError(origin, "DATA_INVALID", f"the folder has more than {_MOST_FILES:,} files")
+        name = str(path.relative_to(base))
+        if not name.isprintable():
+            raise SpecError(origin, "DATA_INVALID", f"the file name {shorten(name)!r} is not printable UTF-8")
+        resolved = path.resolve()
+        if not _is_inside(resolved, inside):
+            raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is a link out of the folder")
+        if not resolved.is_file():
+            raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is not a regular file")
+        if wanted or path.suffix.lower() in _FORMATS:
+            found.append(_file(resolved, name, wanted, field))
+        else:
+            others.append(name)
+    if not found:
+        what = f"it has {listed(others)}; give path and format" if others else "it is empty"
+        raise SpecError(origin, "DATA_INVALID", f"the folder has no {', '.join(_FORMATS)} file: {what}")
+    if len({file.format for file in found}) > 1:
+        names = listed(file.name for file in found)
+        raise SpecError(
+            field, "DATA_INVALID", f"the folder has files of several formats ({names}); choose one with path"
+        )
+    return found
+
+
+def _files_below(base: Path) -> Iterable[Path]:
+    for folder, folders, files in os.walk(base, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # A link to a folder is listed among the folders and never followed: what lies behind it has two names at best.
+        for name in folders:
+            if (linked := Path(folder, name)).is_symlink():
+                yield linked
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _file(path: Path, name: str, wanted: spec_pb2.DataFormat, field: str) -> DataFile:
+    format_ = wanted or _FORMATS.get(path.suffix.lower()) or _FORMATS.get(Path(name).suffix.lower())
+    if not format_:
+        raise SpecError(
+            f"{field}.format",
+            "SPEC_INVALID",
+            f"the ending of {shorten(name)!r} is none of {', '.join(_FORMATS)}; give the format",
+        )
+    return DataFile(path, name, format_)
+
+
+def _is_inside(path: Path, roots: Iterable[Path]) -> bool:
+    return any(path == root or root in path.parents for root in roots)

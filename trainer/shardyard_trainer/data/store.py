@@ -1,0 +1,140 @@
+"""Tokens on disk, made once by whichever process comes first, memory-mapped by all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.sources import DataFile, open_regular
+
+_CHUNK = 2**20
+
+
+def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
+    """The folder, built by `build(target)` where it is not there yet.
+
+    Processes that come meanwhile wait for the one that builds; a build that fails or is killed leaves nothing under
+    the folder's name.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+        # The kernel frees it with the process: a killed builder blocks nobody.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder
+        target = folder.parent / f".{folder.name}.building"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        try:
+            build(target)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        os.replace(target, folder)
+    return folder
+
+
+def files_fingerprint(files: Iterable[DataFile]) -> str:
+    """Of the files' bytes, formats and order; names and places do not count."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.format}:{_sha256(file)};".encode())
+    return total.hexdigest()
+
+
+def fingerprint_of(parts: Mapping[str, Any]) -> str:
+    """Of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Sequences of tokens end to end: sequence i is `tokens[offsets[i]:offsets[i + 1]]`."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenStore:
+        """Maps a store that a `TokenWriter` wrote."""
+        meta = json.loads((folder / "meta.json").read_text())
+        arrays = {
+            name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
+            for name, (dtype, size) in meta["arrays"].items()
+        }
+        return cls(arrays.pop("tokens"), arrays.pop("offsets"), arrays, meta["user"])
+
+    @property
+    def num_sequences(self) -> int:
+        """How many there are."""
+        return len(self.offsets) - 1
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each, int32."""
+        return np.diff(self.offsets).astype(np.int32)
+
+
+@dataclass
+class TokenWriter:
+    """Writes a store in flat memory: sequences as they come, further arrays beside them."""
+
+    folder: Path
+    token_dtype: str
+    _sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _streams: dict[str, Any] = field(default_factory=dict)
+    _offset: int = 0
+
+    def add(self, sequences: Iterable[Sequence[int]], **aligned: Iterable[Any]) -> None:
+        """Appends sequences; `aligned` values are appended to arrays of their names (int64)."""
+        if "offsets" not in self._sizes:
+            self._append("offsets", np.zeros(1, np.int64))
+        listed = list(sequences)
+        self._append("tokens", np.fromiter((t for s in listed for t in s), dtype=self.token_dtype))
+        ends = self._offset + np.cumsum([len(s) for s in listed], dtype=np.int64)
+        self._append("offsets", ends)
+        self._offset = int(ends[-1]) if len(ends) else self._offset
+        for name, values in aligned.items():
+            self._append(name, np.asarray(list(values), dtype=np.int64))
+
+    def add_array(self, name: str, values: np.ndarray) -> None:
+        """Appends to an array of any type."""
+        self._append(name, values)
+
+    def finish(self, **meta: Any) -> None:
+        """Makes the store complete."""
+        for stream in self._streams.values():
+            stream.close()
+        (self.folder / "meta.json").write_text(json.dumps({"arrays": self._sizes, "user": meta}))
+
+    def _append(self, name: str, values: np.ndarray) -> None:
+        if name not in self._streams:
+            self._streams[name] = open(self.folder / f"{name}.bin", "wb")
+            self._sizes[name] = (values.dtype.str, 0)
+        self._streams[name].write(values.tobytes())
+        dtype, size = self._sizes[name]
+        self._sizes[name] = (dtype, size + len(values))
+
+
+def _sha256(file: DataFile) -> str:
+    digest = hashlib.sha256()
+    with open_regular(file.path, file.name) as stream:
+        try:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", file=file.name) from None
+    return digest.hexdigest()

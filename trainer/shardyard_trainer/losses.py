@@ -1,0 +1,97 @@
+"""Cross-entropy over a large vocabulary without ever holding all logits.
+
+Shape suffixes: N tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+IGNORED = -100
+"""The target of a position that has none, as in torch's own cross-entropy."""
+
+_CHUNK = 256
+
+
+class LossLinear(nn.Linear):
+    """A language model's output layer that can also give the loss.
+
+    An instance of `nn.Linear` becomes one by setting its class: its parameters, names and hooks stay. The loss is made
+    inside of this layer's forward pass because ZeRO-3 has the weight together only there.
+    """
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits; or with `targets` [N] the sum of the cross-entropy, fp32, for `hidden` [N, D]."""
+        if targets is None:
+            return super().forward(hidden)
+        return chunked_cross_entropy(hidden, self.weight, self.bias, targets)
+
+
+def chunked_cross_entropy(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
+) -> torch.Tensor:
+    """Sum of the cross-entropy over positions whose target is not `IGNORED`, fp32.
+
+    Logits are made for 256 positions at a time; the gradient is computed in the same pass, so that none is stored.
+    """
+    with_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, with_gradient)
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        with_gradient: bool,
+    ) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        if with_gradient:
+            grad_hidden = torch.empty_like(hidden_ND)
+            grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+            grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        for first in range(0, len(targets_N), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            hidden, targets = hidden_ND[part], targets_N[part]
+            logits = F.linear(hidden, weight_VD, bias_V).float()
+            loss += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+            if with_gradient:
+                error = _error(logits, targets).to(weight_VD.dtype)
+                grad_hidden[part] = error @ weight_VD
+                _accumulate(grad_weight, error, hidden)
+                if grad_bias is not None:
+                    grad_bias += error.sum(0)
+        if with_gradient:
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight_VD.dtype), grad_bias)
+            ctx.bias_dtype = None if bias_V is None else bias_V.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        # In place: nobody else has these tensors, and the weight's is the largest of the step.
+        bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.bias_dtype)
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), bias, None, None
+
+
+def _error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The gradient of the summed cross-entropy by the logits, in their memory."""
+    counts = targets != IGNORED
+    error = logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_()
+    error.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(error[:, :1], -1.0))
+    return error.mul_(counts[:, None])
+
+
+def _accumulate(total_VD: torch.Tensor, error_NV: torch.Tensor, hidden_ND: torch.Tensor) -> None:
+    if error_NV.dtype == torch.float32:
+        total_VD.addmm_(error_NV.T, hidden_ND)
+    else:
+        total_VD += (error_NV.T @ hidden_ND).float()

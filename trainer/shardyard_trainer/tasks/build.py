@@ -1,0 +1,312 @@
+"""From a JobSpec to its task: model, tokenizer and data found, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer import architectures, models, tokenization
+from shardyard_trainer.data import corpus as corpora
+from shardyard_trainer.data.errors import DataError, SpecError, raise_all
+from shardyard_trainer.data.examples import Examples, load_examples
+from shardyard_trainer.data.labels import SINGLE_LABEL, LabelSchema, check_labels
+from shardyard_trainer.data.sources import DataFile, resolve_source
+from shardyard_trainer.data.store import files_fingerprint
+from shardyard_trainer.models import ModelChoice
+from shardyard_trainer.tasks.causal_lm import CausalLmTask, CausalSamples
+from shardyard_trainer.tasks.masked_lm import MaskedLmTask, MaskedSamples
+from shardyard_trainer.tasks.parts import TaskWarning, TrainableTask
+from shardyard_trainer.tasks.text_classification import (
+    ClassificationSamples,
+    TextClassificationTask,
+    default_pooling,
+)
+
+DEFAULT_SEQUENCE_LENGTH = 512
+DEFAULT_MAX_LENGTH = 128
+DEFAULT_HOLDOUT = 0.1
+DEFAULT_MASK_PROBABILITY = 0.15
+SHORTEST_SEQUENCE = 8
+
+_POOLINGS = {spec_pb2.POOLING_MEAN: "mean", spec_pb2.POOLING_CLS: "cls", spec_pb2.POOLING_LAST: "last"}
+_T = TypeVar("_T")
+
+
+def build_task(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> TrainableTask:
+    """The task of a spec, resolved or not, with its data tokenised (once; then from the cache).
+
+    Raises SpecError: the first thing that is wrong, with all others that were found beside it in `others`.
+    """
+    kind = spec.WhichOneof("task")
+    if kind == "pretraining" and spec.pretraining.WhichOneof("objective"):
+        return _Builder(spec, locations).pretraining()
+    if kind == "fine_tuning" and spec.fine_tuning.WhichOneof("task"):
+        return _Builder(spec, locations).text_classification()
+    field = f"spec.{kind}" if kind else "spec.task"
+    raise SpecError(field, "SPEC_INVALID", "no training task: give pretraining or fine_tuning, and what to train for")
+
+
+class _Builder:
+    def __init__(self, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> None:
+        self._spec = spec
+        self._locations = locations
+        self._cache_dir = Path(locations.cache_dir)
+        self._warnings: list[TaskWarning] = []
+        self._errors: list[SpecError] = []
+
+    def pretraining(self) -> TrainableTask:
+        wanted = self._spec.pretraining
+        objective = wanted.WhichOneof("objective")
+        choice = self._try(lambda: self._choose(objective))
+        train_files, eval_files = self._files()
+        raise_all(self._errors)
+        assert choice is not None and train_files is not None
+        length = self._length(choice, wanted, "sequence_length", DEFAULT_SEQUENCE_LENGTH, "spec.pretraining")
+        tokenizer = self._tokenizer(choice, train_files, is_causal=objective == "causal_lm")
+        choice = models.adapt(choice, tokenizer, length)
+        frame = corpora.causal_frame(tokenizer) if objective == "causal_lm" else corpora.masked_frame(tokenizer)
+        train, evaluation = self._corpora(train_files, eval_files, tokenizer, frame)
+        if objective == "causal_lm":
+            return self._causal_lm(choice, tokenizer, train, evaluation, length)
+        return self._masked_lm(choice, tokenizer, train, evaluation, length)
+
+    def _causal_lm(
+        self, choice: ModelChoice, tokenizer: Any, train: corpora.Corpus, evaluation: corpora.Corpus | None, length: int
+    ) -> TrainableTask:
+        def samples(corpus: corpora.Corpus, *, is_train: bool) -> CausalSamples:
+            seed = self._spec.optimization.seed
+            found = CausalSamples(corpus, length, seed=seed, is_train=is_train, choice=choice, tokenizer=tokenizer)
+            self._check_enough(found.blocks, corpus, is_train=is_train)
+            return found
+
+        task = CausalLmTask(
+            choice,
+            tokenizer,
+            samples(train, is_train=True),
+            samples(evaluation, is_train=False) if evaluation else None,
+            length,
+        )
+        return self._done(task)
+
+    def _masked_lm(
+        self, choice: ModelChoice, tokenizer: Any, train: corpora.Corpus, evaluation: corpora.Corpus | None, length: int
+    ) -> TrainableTask:
+        wanted = self._spec.pretraining.masked_lm
+        probability = wanted.mask_probability if wanted.HasField("mask_probability") else DEFAULT_MASK_PROBABILITY
+
+        def samples(corpus: corpora.Corpus, *, is_train: bool) -> MaskedSamples:
+            found = MaskedSamples(
+                corpus,
+                length,
+                seed=self._spec.optimization.seed,
+                is_train=is_train,
+                choice=choice,
+                tokenizer=tokenizer,
+                probability=probability,
+            )
+            self._check_enough(found.blocks, corpus, is_train=is_train)
+            return found
+
+        task = MaskedLmTask(
+            choice,
+            tokenizer,
+            samples(train, is_train=True),
+            samples(evaluation, is_train=False) if evaluation else None,
+            length,
+        )
+        return self._done(task)
+
+    def text_classification(self) -> TrainableTask:
+        fine_tuning = self._spec.fine_tuning
+        wanted = fine_tuning.text_classification
+        problem = wanted.problem or SINGLE_LABEL
+        choice = self._try(lambda: models.choose_model(self._spec.model, self._locations))
+        train_files, eval_files = self._files()
+        if wanted.labels:
+            self._try(lambda: check_labels(wanted.labels))
+        if wanted.label_smoothing and problem != SINGLE_LABEL:
+            place = "spec.fine_tuning.text_classification.label_smoothing"
+            self._errors.append(SpecError(place, "SPEC_INVALID", f"{wanted.label_smoothing:g}: for single labels only"))
+        raise_all(self._errors)
+        assert choice is not None and train_files is not None
+        length = self._length(choice, fine_tuning, "max_length", DEFAULT_MAX_LENGTH, "spec.fine_tuning")
+        is_causal = architectures.is_causal(choice.config.model_type)
+        tokenizer = self._tokenizer(choice, train_files, is_causal=is_causal)
+        choice = models.adapt(choice, tokenizer, length)
+
+        def examples(files: list[DataFile], source: spec_pb2.DataSource, labels: Any, field: str) -> Examples:
+            return load_examples(
+                files,
+                source,
+                tokenizer,
+                max_length=length,
+                problem=problem,
+                labels=labels,
+                cache_dir=self._cache_dir,
+                field=field,
+            )
+
+        train = examples(train_files, self._spec.train_data, wanted.labels, "spec.train_data")
+        held_out = None
+        if eval_files is not None:
+            held_out = examples(eval_files, self._spec.eval_data, train.schema.labels, "spec.eval_data")
+        return self._classification_task(choice, tokenizer, train, held_out, length)
+
+    def _classification_task(
+        self, choice: ModelChoice, tokenizer: Any, train: Examples, held_out: Examples | None, length: int
+    ) -> TrainableTask:
+        wanted = self._spec.fine_tuning.text_classification
+        with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+
+        def samples(examples: Examples, index: np.ndarray) -> ClassificationSamples:
+            padding = int(tokenizer.pad_token_id or 0)
+            return ClassificationSamples(examples, index, with_types=with_types, padding=padding)
+
+        if held_out is not None and held_out.has_pairs != train.has_pairs:
+            raise DataError("training data and evaluation data differ in having a second text", field="spec.eval_data")
+        if held_out is not None:
+            train_index = np.arange(train.store.num_sequences)
+            evaluation = samples(held_out, np.arange(held_out.store.num_sequences))
+        else:
+            train_index, eval_index = self._split(train.store.num_sequences, train.schema)
+            evaluation = samples(train, eval_index) if len(eval_index) else None
+        task = TextClassificationTask(
+            choice,
+            tokenizer,
+            samples(train, train_index),
+            evaluation,
+            schema=train.schema,
+            wanted=wanted,
+            pooling=_POOLINGS.get(wanted.pooling) or default_pooling(choice),
+            length=length,
+        )
+        return self._done(task)
+
+    def _split(self, num_samples: int, schema: LabelSchema) -> tuple[np.ndarray, np.ndarray]:
+        del schema
+        holdout = self._holdout()
+        # By lot, not the last ones: labelled data often comes sorted by label.
+        order = np.random.default_rng([self._spec.optimization.seed, 0x401D]).permutation(num_samples)
+        held = round(num_samples * holdout) or int(holdout > 0)
+        if num_samples - held < 1:
+            raise DataError(f"{num_samples} row: nothing would be left to train on; give eval_data, or holdout 0")
+        return np.sort(order[held:]), np.sort(order[:held])
+
+    def _choose(self, objective: str | None) -> ModelChoice:
+        choice = models.choose_model(self._spec.model, self._locations)
+        supported = architectures.objectives(choice.config)
+        if objective not in supported:
+            raise SpecError(
+                f"spec.pretraining.{objective}",
+                "OBJECTIVE_UNSUPPORTED",
+                f"{choice.config.model_type} cannot be trained for {objective}; it supports {', '.join(supported) or 'none'}",
+                {"supported": ",".join(supported)},
+            )
+        return choice
+
+    def _files(self) -> tuple[list[DataFile] | None, list[DataFile] | None]:
+        spec = self._spec
+        train = self._try(lambda: resolve_source(spec.train_data, self._locations))
+        if not spec.HasField("eval_data"):
+            return train, None
+        held_out = self._try(lambda: resolve_source(spec.eval_data, self._locations, field="spec.eval_data"))
+        if train and held_out and {file.path for file in train} == {file.path for file in held_out}:
+            message = "training and evaluation data are the same: the evaluation says nothing about new data"
+            self._warnings.append(TaskWarning("SAME_DATA", message, "spec.eval_data"))
+        return train, held_out
+
+    def _length(self, choice: ModelChoice, message: Any, name: str, default: int, field: str) -> int:
+        most = None if choice.is_fresh and not _sets_positions(choice) else architectures.longest(choice.config)
+        if message.HasField(name):
+            length: int = getattr(message, name)
+            if length < (SHORTEST_SEQUENCE if name == "sequence_length" else 1):
+                raise SpecError(f"{field}.{name}", "SPEC_INVALID", f"{length} is too small")
+            if most is not None:
+                models.check_length(choice, length, field=f"{field}.{name}")
+            return length
+        return min(default, most or default)
+
+    def _tokenizer(self, choice: ModelChoice, files: list[DataFile], *, is_causal: bool) -> Any:
+        source = self._spec.tokenizer
+        kind = source.WhichOneof("source")
+        if kind == "train" or (kind is None and choice.is_fresh):
+            if not choice.is_fresh:
+                message = "a pretrained model knows its own tokens only; leave the tokenizer out"
+                raise SpecError("spec.tokenizer.train", "SPEC_INVALID", message)
+            if kind is None:
+                message = (
+                    "a fresh model has no tokenizer; set tokenizer, for example to one trained on the data (train)"
+                )
+                raise SpecError("spec.tokenizer", "TOKENIZER_MISSING", message)
+            tokenizer = self._trained_tokenizer(choice, files, is_causal=is_causal)
+        elif kind is None:
+            assert choice.folder is not None
+            tokenizer = tokenization.load_tokenizer(choice.folder, field="spec.tokenizer")
+        else:
+            folder, _ = models.find_folder(source, self._locations, field="spec.tokenizer")
+            tokenizer = tokenization.load_tokenizer(folder, field=f"spec.tokenizer.{kind}")
+        if warning := tokenization.ensure_pad(tokenizer):
+            self._warnings.append(TaskWarning("PAD_TOKEN", warning, "spec.tokenizer"))
+        needs_mask = self._spec.HasField("pretraining") and not is_causal
+        if needs_mask and tokenizer.mask_token_id is None:
+            raise SpecError("spec.tokenizer", "OBJECTIVE_UNSUPPORTED", "masked_lm needs a tokenizer with a mask token")
+        return tokenizer
+
+    def _trained_tokenizer(self, choice: ModelChoice, files: list[DataFile], *, is_causal: bool) -> Any:
+        if is_causal:
+            special = tokenization.CAUSAL
+        elif choice.config.model_type in architectures.POSITIONS_AFTER_PADDING:
+            special = tokenization.ROBERTA
+        else:
+            special = tokenization.BERT
+        source = self._spec.train_data
+        texts = corpora.iter_texts(files, source, field="spec.train_data")
+        wanted = self._spec.tokenizer.train
+        layout = [source.columns.text, source.columns.text_pair, source.document, source.delimiter, source.header]
+        key = f"{files_fingerprint(files)}:{layout}"
+        return tokenization.cached_tokenizer(wanted, texts, special, data_fingerprint=key, cache_dir=self._cache_dir)
+
+    def _corpora(
+        self, train_files: list[DataFile], eval_files: list[DataFile] | None, tokenizer: Any, frame: corpora.Frame
+    ) -> tuple[corpora.Corpus, corpora.Corpus | None]:
+        whole_words = self._spec.pretraining.masked_lm.whole_word
+
+        def load(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> Any:
+            return corpora.load_corpus(
+                files, source, tokenizer, frame, whole_words=whole_words, cache_dir=self._cache_dir, field=field
+            )
+
+        train = load(train_files, self._spec.train_data, "spec.train_data")
+        if eval_files is None:
+            return corpora.split(train, self._holdout())
+        return corpora.whole(train), corpora.whole(load(eval_files, self._spec.eval_data, "spec.eval_data"))
+
+    def _check_enough(self, blocks: corpora.Blocks, corpus: corpora.Corpus, *, is_train: bool) -> None:
+        has_eval = self._spec.HasField("eval_data")
+        corpora.check_enough(corpus, blocks, field="spec.train_data" if is_train or not has_eval else "spec.eval_data")
+
+    def _holdout(self) -> float:
+        evaluation = self._spec.evaluation
+        return evaluation.holdout if evaluation.HasField("holdout") else DEFAULT_HOLDOUT
+
+    def _done(self, task: Any) -> TrainableTask:
+        task.warnings[:0] = self._warnings
+        return task  # type: ignore[no-any-return]
+
+    def _try(self, look: Callable[[], _T]) -> _T | None:
+        """Gathers what is wrong, so that the data is looked into even where the model is not one."""
+        try:
+            return look()
+        except SpecError as error:
+            self._errors.append(error)
+            return None
+
+
+def _sets_positions(choice: ModelChoice) -> bool:
+    alias = {"max_position_embeddings", choice.config.attribute_map.get("max_position_embeddings", "")}
+    return bool(alias & set(choice.overrides))

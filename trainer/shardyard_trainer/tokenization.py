@@ -1,0 +1,253 @@
+"""Tokenizers: a given one made fit for training, or one trained on the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import models as backends
+from tokenizers import trainers as training
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import SpecError, shorten
+from shardyard_trainer.data.store import build_once
+
+TRAINED_VERSION = 1
+DEFAULT_VOCAB_SIZE = 8192
+_BYTES = 256
+_FIELD = "spec.tokenizer"
+
+
+class SpecialTokens(NamedTuple):
+    """The special tokens that a kind of model needs; empty: it has none."""
+
+    pad: str
+    unk: str
+    bos: str = ""
+    eos: str = ""
+    cls: str = ""
+    sep: str = ""
+    mask: str = ""
+
+    def names(self) -> list[str]:
+        """The different tokens, pad first."""
+        return list(dict.fromkeys(token for token in self if token))
+
+
+CAUSAL = SpecialTokens(pad="<|pad|>", unk="<|unk|>", bos="<|endoftext|>", eos="<|endoftext|>")
+# The order of BERT's and RoBERTa's vocabularies, whose configurations have pad 0 and 1.
+BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+ROBERTA = SpecialTokens(pad="<pad>", unk="<unk>", bos="<s>", eos="</s>", cls="<s>", sep="</s>", mask="<mask>")
+
+
+def load_tokenizer(folder: Path, *, field: str = _FIELD) -> PreTrainedTokenizerFast:
+    """The fast tokenizer in a folder, without padding or truncation of its own.
+
+    Raises SpecError TOKENIZER_MISSING where the folder has none, MODEL_INVALID where it does not load.
+    """
+    files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    if not any((folder / name).is_file() for name in files):
+        raise SpecError(
+            field, "TOKENIZER_MISSING", "the folder has no tokenizer.json; name one in tokenizer, or have one trained"
+        )
+    tokenizer = _load(folder, field)
+    if not getattr(tokenizer, "is_fast", False):
+        raise SpecError(field, "TOKENIZER_MISSING", "the folder's tokenizer is no fast one; it needs a tokenizer.json")
+    return prepare(tokenizer)
+
+
+def prepare(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """Takes fixed padding and truncation off, which a tokenizer.json may carry, and pads on the right."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Gives a tokenizer without a pad token its end token for one; returns what to warn of, or an empty string."""
+    if tokenizer.pad_token_id is not None:
+        return ""
+    stand_in = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
+    if stand_in is None:
+        raise SpecError(
+            _FIELD, "MODEL_INVALID", "the tokenizer has no pad, end, separator or unknown token to pad with"
+        )
+    tokenizer.pad_token = stand_in
+    return f"the tokenizer has no pad token; {stand_in} is used, and what it pads is never attended to"
+
+
+def train_tokenizer(
+    wanted: spec_pb2.TrainedTokenizer, texts: Iterable[str], special: SpecialTokens
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of the wanted algorithm, trained on the texts; deterministic. Raises SpecError for a size too small."""
+    algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
+    size = wanted.vocab_size if wanted.HasField("vocab_size") else DEFAULT_VOCAB_SIZE
+    check_trained(wanted)
+    build = {
+        spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE: _byte_bpe,
+        spec_pb2.TrainedTokenizer.ALGORITHM_WORDPIECE: _wordpiece,
+        spec_pb2.TrainedTokenizer.ALGORITHM_UNIGRAM: _unigram,
+        spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS: _characters,
+    }[algorithm]
+    backend = build(iter(texts), size, special)
+    if special.cls and special.sep:
+        _add_frame(backend, special)
+    roles = {f"{role}_token": token for role, token in special._asdict().items() if token}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], padding_side="right", **roles
+    )
+
+
+def check_trained(wanted: spec_pb2.TrainedTokenizer) -> None:
+    """Raises SpecError where algorithm and size do not go together."""
+    algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
+    place = f"{_FIELD}.train.vocab_size"
+    if not wanted.HasField("vocab_size"):
+        return
+    if algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS:
+        raise SpecError(
+            place,
+            "SPEC_INVALID",
+            f"{wanted.vocab_size}: a tokenizer of characters has those of the corpus; leave it out",
+        )
+    if algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE and wanted.vocab_size < _BYTES + 4:
+        raise SpecError(
+            place, "SPEC_INVALID", f"{wanted.vocab_size} is too small: the 256 bytes and 4 special tokens need 260"
+        )
+
+
+def cached_tokenizer(
+    wanted: spec_pb2.TrainedTokenizer,
+    texts: Iterable[str],
+    special: SpecialTokens,
+    *,
+    data_fingerprint: str,
+    cache_dir: Path,
+) -> PreTrainedTokenizerFast:
+    """As `train_tokenizer`, trained once for the same data and settings, whichever process comes first."""
+    check_trained(wanted)
+    key = json.dumps([TRAINED_VERSION, data_fingerprint, wanted.algorithm, wanted.vocab_size, special])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = build_once(
+        cache_dir / "tokenizers" / fingerprint,
+        lambda target: train_tokenizer(wanted, texts, special).save_pretrained(target),
+    )
+    return prepare(PreTrainedTokenizerFast.from_pretrained(str(folder)))
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Of all that decides how text becomes tokens."""
+    special = {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
+    text = tokenizer.backend_tokenizer.to_str() + json.dumps(special, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def encode_batch(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids and type ids of each text (or pair), with special tokens, the longest part cut first; none is empty."""
+    encoded = tokenizer(
+        list(texts),
+        None if pairs is None else list(pairs),
+        truncation="longest_first" if pairs is not None else True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+        verbose=False,
+    )
+    # The call leaves its truncation on the backend.
+    prepare(tokenizer)
+    ids = [list(row) or [_blank(tokenizer)] for row in encoded["input_ids"]]
+    types = [list(row) or [0] for row in encoded["token_type_ids"]]
+    return ids, types
+
+
+def _blank(tokenizer: PreTrainedTokenizerFast) -> int:
+    # An empty text has no token where a tokenizer adds no special ones: it still needs a vector.
+    first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+    return int(first or 0)
+
+
+def _load(folder: Path, field: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, use_fast=True)
+    except (ValueError, OSError, KeyError, ImportError, TypeError, AttributeError) as first:
+        # Without a config.json beside it transformers does not know the class; the file itself says all that is needed.
+        if not (folder / "tokenizer.json").is_file():
+            raise SpecError(field, "MODEL_INVALID", f"the tokenizer does not load: {_one_line(first)}") from None
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        raise SpecError(field, "MODEL_INVALID", f"tokenizer.json does not load: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return shorten(" ".join(str(error).split()))
+
+
+def _byte_bpe(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
+    backend = Tokenizer(backends.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = training.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special.names(),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _wordpiece(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
+    backend = Tokenizer(backends.WordPiece(unk_token=special.unk))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = training.WordPieceTrainer(vocab_size=size, special_tokens=special.names(), show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _unigram(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
+    backend = Tokenizer(backends.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = training.UnigramTrainer(
+        vocab_size=size, special_tokens=special.names(), unk_token=special.unk, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _characters(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
+    found: set[str] = set()
+    for text in texts:
+        found.update(text)
+    vocab = {token: i for i, token in enumerate([*special.names(), *sorted(found)])}
+    backend = Tokenizer(backends.WordLevel(vocab=vocab, unk_token=special.unk))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(special.names())
+    return backend
+
+
+def _add_frame(backend: Tokenizer, special: SpecialTokens) -> None:
+    cls, sep = special.cls, special.sep
+    middle = f"{sep} {sep}" if special is ROBERTA else sep
+    # RoBERTa has one type of token only and two separators between the texts of a pair.
+    kind = 0 if special is ROBERTA else 1
+    pair = " ".join([f"{cls}:0 $A:0", *(f"{token}:0" for token in middle.split()), f"$B:{kind} {sep}:{kind}"])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=pair,
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
+    )
