@@ -78,7 +78,10 @@ def insert_at(
 def events_after(conn: Connection, job_uid: str, after: int, limit: int) -> list[EventRecord]:
     """At most `limit` events with a sequence over `after`, in order."""
     rows = _AFTER.run(conn, job=job_uid, after=after, most=limit)
-    return [EventRecord(*row[:5], EventKind(row.kind), row.payload) for row in rows]
+    return [
+        EventRecord(row.position, row.job_uid, row.sequence, row.time_us, row.attempt, EventKind(row.kind), row.payload)
+        for row in rows
+    ]
 
 
 def oldest_sequence(conn: Connection, job_uid: str) -> int:

@@ -1,0 +1,1 @@
+"""Following what runs: events of gangs become rows and events of jobs; losses become another attempt."""

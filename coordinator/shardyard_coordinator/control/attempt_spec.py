@@ -1,0 +1,88 @@
+"""What a launch is told: an AttemptSpec made from the job, its plan, and where things lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.locations import locations
+from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, JobRecord, ResourceKind
+from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node
+from shardyard_coordinator.store import checkpoints
+
+_PORTS = range(20_000, 32_000)
+FEATURE_EXTRACTION = "feature_extraction"
+
+
+def build_launch(
+    conn: Connection, job: JobRecord, attempt: AttemptRecord, view: ClusterView, settings: ControlSettings
+) -> Launch:
+    """The launch of an attempt that is recorded. Its resume points are the committed checkpoints of earlier ones.
+
+    Raises: Refused where a model or data set that the job reads is gone.
+    """
+    spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
+    where = locations(conn, spec, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir))
+    candidates = [each for each in checkpoints.committed_checkpoints(conn, job.uid) if each.epoch < attempt.epoch]
+    told = worker_pb2.AttemptSpec(
+        job_name=job.name,
+        job_uid=job.uid,
+        epoch=attempt.epoch,
+        spec=spec,
+        plan=plan_pb2.JobPlan.FromString(job.plan),
+        locations=where,
+        job_dir=str(settings.job_dir(job.uid)),
+        attempt_dir=str(settings.attempt_dir(job.uid, attempt.epoch)),
+        export_dir=export_dir(job, attempt, settings),
+        resume_candidates=_paths(candidates, settings),
+        world_size=attempt.workers,
+        threads_per_rank=job.cpus_per_worker,
+        rendezvous=_rendezvous(attempt, view, settings),
+        log_interval_s=settings.log_interval_s,
+        node_shape=_shape(attempt, view),
+    )
+    return Launch(
+        key=AttemptKey(job.uid, attempt.epoch),
+        spec=told.SerializeToString(),
+        attempt_dir=told.attempt_dir,
+        workers=attempt.workers,
+        cpus_per_worker=job.cpus_per_worker,
+        gpus_per_worker=job.gpus_per_worker,
+        placement=attempt.placement,
+    )
+
+
+def output_kind(job: JobRecord) -> ResourceKind:
+    """What the job makes."""
+    return ResourceKind.DATASET if job.task == FEATURE_EXTRACTION else ResourceKind.MODEL
+
+
+def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:
+    """A folder of the attempt's own: a replaced attempt that still writes spoils nothing."""
+    return str(settings.storage / output_kind(job).value / attempt.export_uid)
+
+
+def _paths(candidates: Sequence[CheckpointRecord], settings: ControlSettings) -> list[str]:
+    return [str(settings.checkpoint_dir(each.job_uid, each.epoch, each.step)) for each in candidates]
+
+
+def _rendezvous(attempt: AttemptRecord, view: ClusterView, settings: ControlSettings) -> str:
+    """A file on one node: a TCPStore listens on every interface. On several, the first node's address and a port."""
+    if len(attempt.placement) == 1:
+        return f"file://{settings.attempt_dir(attempt.job_uid, attempt.epoch) / 'rendezvous'}"
+    address = next((node.address for node in view.nodes if node.id == attempt.placement[0][0]), "127.0.0.1")
+    port = _PORTS[(int(attempt.job_uid[:8], 16) + attempt.epoch) % len(_PORTS)]
+    return f"tcp://{address}:{port}"
+
+
+def _shape(attempt: AttemptRecord, view: ClusterView) -> worker_pb2.NodeShape:
+    used = {node for node, _ in attempt.placement}
+    nodes: list[Node] = [node for node in view.nodes if node.id in used]
+    if not nodes:
+        return worker_pb2.NodeShape()
+    smallest = min(nodes, key=lambda node: node.memory_bytes)
+    return worker_pb2.NodeShape(memory_bytes=smallest.memory_bytes, cpus=smallest.cpus, gpus=smallest.gpus)

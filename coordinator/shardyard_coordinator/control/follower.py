@@ -1,0 +1,344 @@
+"""One live attempt, followed from its launch to its end.
+
+Silence is never taken for death: only the word of the launcher that a supervisor is gone, or that the cluster is
+another one, ends an attempt; anything else is the condition UNREACHABLE, and is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from shardyard.v1 import job_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control import ending
+from shardyard_coordinator.control.attempt_spec import build_launch
+from shardyard_coordinator.control.manifests import find_checkpoints
+from shardyard_coordinator.control.recording import Recorded, record_checkpoint, record_events, with_condition
+from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.domain.causes import Cause
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, EventKind, JobRecord
+from shardyard_coordinator.domain.states import AttemptState, JobState
+from shardyard_coordinator.domain.steps import StaleWrite
+from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Launcher, Presence, Unreachable
+from shardyard_coordinator.launch.spool import SPOOL_NAME, read_spool
+from shardyard_coordinator.seams import SYSTEM, Clock, Trace
+from shardyard_coordinator.store import attempts, encode, events, jobs
+from shardyard_coordinator.store.store import Store
+
+_T = TypeVar("_T")
+
+
+class Follower:
+    """See the module. `run` returns when the attempt has ended and nothing of it is left."""
+
+    def __init__(
+        self,
+        key: AttemptKey,
+        store: Store,
+        launcher: Launcher,
+        clock: Clock,
+        trace: Trace,
+        *,
+        settings: ControlSettings,
+        rng: random.Random,
+    ) -> None:
+        self.key = key
+        self._store = store
+        self._launcher = launcher
+        self._clock = clock
+        self._trace = trace
+        self._settings = settings
+        self._rng = rng
+        self._wake = asyncio.Event()
+        self._after = 0
+        self._unreachable = False
+        self._stop_by_s: float | None = None
+        self._end_by_s: float | None = None
+        self._start_by_s = clock.monotonic_s() + settings.start_timeout_s
+        self._run_by_s: float | None = None
+
+    def wake(self) -> None:
+        """The job has changed: look at it now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Follows the attempt to its end; StaleWrite only where the attempt is somebody else's."""
+        if await self._launch():
+            await self._follow()
+        await self._release()
+
+    async def _launch(self) -> bool:
+        """Makes sure that the gang is there; False: the attempt has ended."""
+        job, attempt = await self._store.read(self._load)
+        self._after = attempt.high_water
+        if attempt.state is AttemptState.ENDED:
+            return False
+        if attempt.state is not AttemptState.STARTING:
+            return True
+        if await self._reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
+            return True  # The next question finds it lost.
+        if job.state is JobState.CANCELLING:
+            return True
+        try:
+            launch = await self._prepare(job)
+        except Refused as refused:
+            await self._lose(job_pb2.FailureReport(reason=Cause.DATA_NOT_FOUND.value, message=refused.message))
+            return False
+        await self._reach(lambda: self._launcher.ensure(launch))
+        self._trace.point("attempt.launched")
+        with contextlib.suppress(StaleWrite):
+            await self._write(self._confirm)
+            self._trace.point("attempt.confirmed")
+        return True
+
+    def _load(self, conn: Connection) -> tuple[JobRecord, AttemptRecord]:
+        job = jobs.get_job_by_uid(conn, self.key.job_uid)
+        attempt = attempts.require_attempt(conn, self.key.job_uid, self.key.epoch)
+        if job is None:
+            raise StaleWrite(f"job {self.key.job_uid} is gone")
+        return job, attempt
+
+    async def _prepare(self, job: JobRecord) -> Launch:
+        """Checkpoints on the storage without a row are recorded first: they are resume points too."""
+        view = await self._connected()
+        found = await asyncio.to_thread(
+            find_checkpoints, self._settings.job_dir(job.uid), job.uid, below_epoch=self.key.epoch
+        )
+        await self._write(lambda conn: self._record_found(conn, found))
+
+        def build(conn: Connection) -> Launch:
+            return build_launch(conn, *self._load(conn), view, self._settings)
+
+        return await self._store.read(build)
+
+    def _record_found(self, conn: Connection, found: Sequence[CheckpointRecord]) -> None:
+        for record in sorted(found, key=lambda each: (each.step, each.epoch)):
+            job, _ = self._load(conn)
+            record_checkpoint(conn, job, record, self._clock.now_us())
+
+    def _confirm(self, conn: Connection) -> None:
+        job, attempt = self._load(conn)
+        if attempt.state is AttemptState.STARTING:
+            attempts.move_attempt(conn, job, attempt, AttemptState.ACTIVE, now_us=self._clock.now_us())
+
+    async def _follow(self) -> None:
+        """Reads events and heeds intentions until the attempt has ended."""
+        poll: asyncio.Task[list[bytes]] | None = None
+        try:
+            while True:
+                if await self._heed():
+                    return
+                poll = poll or asyncio.create_task(self._poll())
+                await self._wait_for(poll)
+                if not poll.done():
+                    continue
+                done, poll = poll, None
+                try:
+                    batch = done.result()
+                except LookupError:
+                    if await self._gone():
+                        return
+                    continue
+                if batch and await self._record(batch):
+                    return
+        finally:
+            if poll is not None:
+                poll.cancel()
+                with contextlib.suppress(asyncio.CancelledError, LookupError):
+                    await poll
+
+    async def _wait_for(self, poll: asyncio.Task[list[bytes]]) -> None:
+        """Until there are events, the job changes, or a deadline passes."""
+        woken = asyncio.create_task(self._wake.wait())
+        deadlines = [each for each in (self._stop_by_s, self._end_by_s, self._run_by_s, self._start_by_s) if each]
+        timeout = max(min(deadlines) - self._clock.monotonic_s(), 0.0) + 0.01 if deadlines else None
+        try:
+            await asyncio.wait({poll, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+        self._wake.clear()
+
+    async def _poll(self) -> list[bytes]:
+        settings = self._settings
+        return await self._reach(
+            lambda: self._launcher.events_after(
+                self.key, self._after, timeout_s=settings.poll_s, limit=settings.events_per_poll
+            )
+        )
+
+    async def _record(self, batch: Sequence[bytes]) -> bool:
+        """Records a batch; True when the attempt has ended with it."""
+        self._trace.point("events.read")
+        told = [worker_pb2.WorkerEvent.FromString(each) for each in batch]
+
+        def record(conn: Connection) -> Recorded:
+            recorded = record_events(
+                conn, self.key.job_uid, self.key.epoch, told, trace=self._trace, now_us=self._clock.now_us()
+            )
+            if recorded.ended is not None:
+                self._end(conn, ok=recorded.ended.ok)
+            self._trace.point("events.inserted")
+            return recorded
+
+        recorded = await self._write(record, sum(map(len, batch)))
+        self._trace.point("events.committed")
+        self._after = max(self._after, recorded.attempt.high_water)
+        self._trace.point("events.acked")
+        if recorded.ended is not None:
+            self._trace.point("terminal.committed")
+            return True
+        self._watch_times(recorded)
+        return False
+
+    def _watch_times(self, recorded: Recorded) -> None:
+        """Deadlines run on the monotonic clock; the wall only tells how long an earlier life has run already."""
+        now_s = self._clock.monotonic_s()
+        job = recorded.job
+        if job.state is not JobState.PREPARING:
+            self._start_by_s = 0.0
+        if recorded.attempt.failure and self._end_by_s is None:
+            self._end_by_s = now_s + self._settings.failure_grace_s
+        limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
+        if limit_s and job.start_us and self._run_by_s is None:
+            ran_s = (self._clock.now_us() - job.start_us) / 1e6
+            self._run_by_s = now_s + min(max(limit_s - ran_s, 0.0), limit_s)
+
+    async def _heed(self) -> bool:
+        """Carries out what is asked of the gang; True when the attempt has ended."""
+        now_s = self._clock.monotonic_s()
+        job, attempt = await self._store.read(self._load)
+        if attempt.state is AttemptState.ENDED:
+            return True
+        if job.state is JobState.RECOVERING or _over(self._end_by_s, now_s) or _over(self._stop_by_s, now_s):
+            await self._end_by_force()
+            return True
+        if self._stop_by_s is not None:
+            return False
+        reason = attempt.stop_reason
+        if job.state is JobState.CANCELLING:
+            reason = reason or JobState.CANCELLED.value
+        elif _over(self._run_by_s, now_s):
+            reason = reason or Cause.MAX_RUN_TIME.value
+        elif self._start_by_s and job.state is JobState.PREPARING and _over(self._start_by_s, now_s):
+            reason = reason or Cause.ENGINE_START_TIMEOUT.value
+        if reason:
+            await self._stop(reason)
+        return False
+
+    async def _stop(self, reason: str) -> None:
+        await self._write(
+            lambda conn: ending.stop_attempt(conn, self.key.job_uid, self.key.epoch, reason, self._clock.now_us())
+        )
+        self._stop_by_s = self._clock.monotonic_s() + self._settings.stop_grace_s
+        self._start_by_s, self._run_by_s = 0.0, None
+        directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason=reason)
+        with contextlib.suppress(LookupError, Unreachable):
+            # Where it does not arrive, the end by force does.
+            await self._launcher.direct(self.key, directive.SerializeToString())
+
+    async def _gone(self) -> bool:
+        """No supervisor is known: what it had spooled is read, then the attempt is lost. True: it has ended."""
+        presence = await self._reach(lambda: self._launcher.lookup(self.key))
+        view = await self._connected()
+        if presence is Presence.ALIVE:
+            return False
+        left = await asyncio.to_thread(self._read_spool)
+        if left and await self._record(left):
+            return True
+        _, attempt = await self._store.read(self._load)
+        other = bool(attempt.cluster_id) and attempt.cluster_id != view.cluster_id and self._launcher.name != "local"
+        cause = Cause.RAY_LOST if other else Cause.WORKER_LOST
+        text = "" if other else "the gang ended with its supervisor"
+        await self._lose(job_pb2.FailureReport(reason=cause.value, message=text))
+        return True
+
+    def _read_spool(self) -> list[bytes]:
+        folder = self._settings.attempt_dir(self.key.job_uid, self.key.epoch)
+        return read_spool(folder / SPOOL_NAME, self._after)
+
+    async def _lose(self, failure: job_pb2.FailureReport) -> None:
+        await self._write(
+            lambda conn: ending.lose_attempt(conn, self.key.job_uid, self.key.epoch, failure, self._clock.now_us())
+        )
+        await self._end_by_force()
+
+    async def _end_by_force(self) -> None:
+        """Ends what is left of the gang; the attempt ends once that is confirmed."""
+        await self._reach(lambda: self._launcher.kill(self.key))
+        with contextlib.suppress(StaleWrite):
+            await self._write(lambda conn: self._end(conn, ok=False))
+            self._trace.point("terminal.committed")
+
+    def _end(self, conn: Connection, *, ok: bool) -> JobRecord:
+        return ending.end_attempt(
+            conn, self.key.job_uid, self.key.epoch, ok=ok, rng=self._rng, now_us=self._clock.now_us()
+        )
+
+    async def _release(self) -> None:
+        """Lets the supervisor go, whose events are all recorded."""
+        await self._reach(lambda: self._launcher.kill(self.key), tell=False)
+        await self._write(lambda conn: attempts.release_attempt(conn, self.key.job_uid, self.key.epoch))
+
+    async def _connected(self) -> ClusterView:
+        async def view() -> ClusterView:
+            seen = await self._launcher.cluster()
+            if not seen.connected:
+                raise Unreachable(seen.message)
+            return seen
+
+        return await self._reach(view)
+
+    async def _reach(self, ask: Callable[[], Coroutine[None, None, _T]], *, tell: bool = True) -> _T:
+        """Asks until there is an answer; meanwhile the job has the condition UNREACHABLE."""
+        wait_s = self._settings.retry_min_s
+        while True:
+            try:
+                answer = await ask()
+            except Unreachable as error:
+                if tell and not self._unreachable:
+                    await self._tell_unreachable(active=True, message=str(error))
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, self._settings.retry_max_s)
+                continue
+            if self._unreachable:
+                await self._tell_unreachable(active=False, message="")
+            return answer
+
+    async def _tell_unreachable(self, *, active: bool, message: str) -> None:
+        self._unreachable = active
+        with contextlib.suppress(StaleWrite):
+            await self._write(lambda conn: self._record_unreachable(conn, active=active, message=message))
+
+    def _record_unreachable(self, conn: Connection, *, active: bool, message: str) -> None:
+        job, attempt = self._load(conn)
+        if attempt.state is AttemptState.ENDED or job.state.is_terminal or job.epoch != self.key.epoch:
+            return
+        now_us = self._clock.now_us()
+        condition = job_pb2.Condition(
+            type=job_pb2.Condition.TYPE_UNREACHABLE, active=active, message=message, time=encode.timestamp(now_us)
+        )
+        conditions = with_condition(job.conditions, condition)
+        jobs.change_job(conn, job.uid, now_us, {"conditions": conditions})
+        draft = encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=condition), self.key.epoch)
+        events.append(conn, job.uid, [draft], now_us)
+
+    async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0) -> _T:
+        """Writes, and writes again where the store is full or busy: what a gang tells is not lost to that."""
+        while True:
+            try:
+                return await self._store.write(operation, SYSTEM, size_bytes)
+            except Refused as refused:
+                if refused.retry_after_s is None:
+                    raise
+                await asyncio.sleep(min(refused.retry_after_s, self._settings.retry_max_s))
+
+
+def _over(deadline_s: float | None, now_s: float) -> bool:
+    return deadline_s is not None and now_s >= deadline_s

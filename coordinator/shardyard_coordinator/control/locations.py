@@ -1,0 +1,51 @@
+"""Where the models and data sets that a spec names lie on the storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import Connection
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import ResourceKind, ResourceState
+from shardyard_coordinator.store import resources
+
+_NOT_READY = {ResourceKind.MODEL: Reason.MODEL_NOT_READY, ResourceKind.DATASET: Reason.DATASET_NOT_READY}
+
+
+def locations(
+    conn: Connection, spec: spec_pb2.JobSpec, *, data_roots: Sequence[str], cache_dir: str
+) -> worker_pb2.Locations:
+    """The folder of every named thing that the spec reads.
+
+    Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
+    """
+    found = worker_pb2.Locations(data_roots=data_roots, cache_dir=cache_dir)
+    for name in referenced(spec):
+        _, project, kind_text, resource_id = name.split("/")
+        kind = ResourceKind(kind_text)
+        record = resources.get_resource(conn, kind, project, resource_id)
+        if record.state is not ResourceState.READY:
+            raise Refused(_NOT_READY[kind], f"{name} is still being uploaded; finish the upload first")
+        found.folders[name] = record.path
+    return found
+
+
+def referenced(spec: spec_pb2.JobSpec) -> tuple[str, ...]:
+    """The names of the models and data sets that the spec reads, sorted, once each.
+
+    The names must have been validated: `projects/{project}/models/{model}` or `.../datasets/{dataset}`.
+    """
+    return tuple(sorted({name for name in _names(spec) if name}))
+
+
+def _names(spec: spec_pb2.JobSpec) -> Iterator[str]:
+    yield spec.model.model
+    yield spec.tokenizer.model
+    yield spec.tokenizer.dataset
+    yield spec.train_data.dataset
+    yield spec.eval_data.dataset
+    yield spec.feature_extraction.data.dataset

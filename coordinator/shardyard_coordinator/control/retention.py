@@ -1,0 +1,207 @@
+"""What is removed from the storage, and when: old checkpoints, deleted jobs, begun uploads, folders without rows.
+
+An intention is a row before anything is unlinked, and a checkpoint's manifest goes first: from then on it is nobody's
+resume point. A crash in between is finished by the next sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from shardyard.v1 import job_pb2, spec_pb2
+from shardyard_coordinator.control.manifests import MANIFEST
+from shardyard_coordinator.control.recording import forget_checkpoint, tell_checkpoint
+from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.domain.records import CheckpointRecord, CheckpointState, EventKind, EventRecord, ResourceKind
+from shardyard_coordinator.seams import SYSTEM, Clock, Trace
+from shardyard_coordinator.store import attempts, checkpoints, events, jobs, resources
+from shardyard_coordinator.store.store import Store
+
+KEEP_LAST = 2
+_DAY_S = 86_400.0
+_SWEEP_EVERY_S = 600.0
+_UID = re.compile(r"[0-9a-f]{32}")
+_log = logging.getLogger(__name__)
+
+
+class Retention:
+    """Thins after each new checkpoint of a job, removes what deleted jobs leave, sweeps now and then."""
+
+    def __init__(self, store: Store, clock: Clock, trace: Trace, settings: ControlSettings) -> None:
+        self._store = store
+        self._clock = clock
+        self._trace = trace
+        self._settings = settings
+        self._due: set[str] = set()
+        self._deleted: set[str] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to work by itself."""
+        self._task = self._task or asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stops; what was begun is finished by the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def hear(self, records: Sequence[EventRecord]) -> None:
+        """Takes note of what a commit has made necessary."""
+        due = {record.job_uid for record in records if record.kind is EventKind.CHECKPOINT}
+        gone = {record.job_uid for record in records if record.kind is EventKind.DELETED}
+        if due or gone:
+            self._due |= due
+            self._deleted |= gone
+            self._wake.set()
+
+    async def _run(self) -> None:
+        swept_s: float | None = None
+        while True:
+            try:
+                now_s = self._clock.monotonic_s()
+                if swept_s is None or now_s - swept_s >= _SWEEP_EVERY_S:
+                    await self.sweep()
+                    swept_s = now_s
+                await self._work()
+            except Exception:  # The edge of a supervised loop: a folder that cannot be removed ends nothing.
+                _log.exception("retention failed; it is tried again")
+                await asyncio.sleep(self._settings.retry_max_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _SWEEP_EVERY_S)
+            self._wake.clear()
+
+    async def _work(self) -> None:
+        while self._due or self._deleted:
+            if self._deleted:
+                await self.remove_checkpoints_of(self._deleted.pop())
+            else:
+                await self.thin(self._due.pop())
+
+    async def thin(self, job_uid: str) -> None:
+        """Removes the checkpoints that a job keeps no longer: all but the newest, and the best."""
+        for record in await self._store.write(lambda conn: self._choose(conn, job_uid), SYSTEM):
+            await self._remove(record)
+
+    def _choose(self, conn: Connection, job_uid: str) -> list[CheckpointRecord]:
+        job = jobs.get_job_by_uid(conn, job_uid)
+        if job is None:
+            return []
+        policy = spec_pb2.JobSpec.FromString(job.resolved_spec).checkpoints
+        keep = policy.keep_last if policy.HasField("keep_last") else KEEP_LAST
+        chosen = [
+            each
+            for each in checkpoints.committed_checkpoints(conn, job_uid)[keep:]
+            if job.checkpoint_name(each.epoch, each.step) != job.best_checkpoint
+        ]
+        for record in chosen:
+            checkpoints.set_checkpoint_state(conn, record, CheckpointState.DELETING)
+        return chosen
+
+    async def _remove(self, record: CheckpointRecord) -> None:
+        self._trace.point("delete.recorded")
+        folder = self._settings.checkpoint_dir(record.job_uid, record.epoch, record.step)
+        await asyncio.to_thread(remove_checkpoint, folder)
+        self._trace.point("delete.unlinked")
+        await self._store.write(lambda conn: self._removed(conn, record), SYSTEM)
+
+    def _removed(self, conn: Connection, record: CheckpointRecord) -> None:
+        found = checkpoints.get_checkpoint(conn, record.job_uid, record.epoch, record.step)
+        job = jobs.get_job_by_uid(conn, record.job_uid)
+        if found is None or job is None or found.state is not CheckpointState.DELETING:
+            return
+        checkpoints.set_checkpoint_state(conn, found, CheckpointState.DELETED)
+        if job.deleted_us:
+            return
+        now_us = self._clock.now_us()
+        if not job.state.is_terminal:  # A terminal event is the last one.
+            tell_checkpoint(conn, job, found, job_pb2.CheckpointChanged.CHANGE_DELETED, now_us)
+        forget_checkpoint(conn, job, found, now_us)
+
+    async def remove_checkpoints_of(self, job_uid: str) -> None:
+        """Removes the checkpoints of a deleted job at once; its logs stay until it is purged."""
+        folder = self._settings.job_dir(job_uid)
+        found = await asyncio.to_thread(lambda: sorted(folder.glob("e*/step-*")))
+        for each in found:
+            await asyncio.to_thread(remove_checkpoint, each)
+
+    async def sweep(self) -> None:
+        """Finishes what was begun, purges what is over, and removes what belongs to nothing."""
+        for record in await self._store.read(checkpoints.deleting_checkpoints):
+            await self._remove(record)
+        for job in await self._store.read(jobs.deleted_jobs):
+            await self._purge(job.uid, job.deleted_us)
+        for resource in await self._store.read(resources.deleting_resources):
+            await asyncio.to_thread(_remove_tree, Path(resource.path))
+            await self._store.write(partial(resources.finish_delete, uid=resource.uid), SYSTEM)
+        await self._sweep_uploads()
+        await self._sweep_folders()
+        keep_s = self._settings.event_retention_s
+        if keep_s:
+            before = self._clock.now_us() - round(keep_s * 1e6)
+            await self._store.write(lambda conn: events.expire_events(conn, before), SYSTEM)
+
+    async def _purge(self, job_uid: str, deleted_us: int) -> None:
+        """Events and logs go a day after the deletion; the row goes when its request id may be forgotten."""
+        await self.remove_checkpoints_of(job_uid)
+        age_s = (self._clock.now_us() - deleted_us) / 1e6
+        if age_s < _DAY_S:
+            return
+        await asyncio.to_thread(_remove_tree, self._settings.job_dir(job_uid))
+        forget = jobs.purge_job if age_s >= self._settings.request_retention_s else jobs.purge_events
+        await self._store.write(lambda conn: forget(conn, job_uid), SYSTEM)
+
+    async def _sweep_uploads(self) -> None:
+        before = self._clock.now_us() - round(self._settings.sweep_after_s * 1e6)
+        for upload in await self._store.read(lambda conn: resources.stale_uploads(conn, before)):
+            named = {"kind": upload.kind, "project": upload.project, "resource_id": upload.resource_id}
+            await self._store.write(partial(resources.begin_delete, **named), SYSTEM)
+            await asyncio.to_thread(_remove_tree, Path(upload.path))
+            await self._store.write(partial(resources.finish_delete, uid=upload.uid), SYSTEM)
+
+    async def _sweep_folders(self) -> None:
+        """Exports and uploads without a row, older than a day, and of no live attempt."""
+        live = {attempt.export_uid for attempt in await self._store.read(attempts.live_attempts)}
+        for kind in ResourceKind:
+            known = await self._store.read(partial(resources.known_uids, kind=kind))
+            folder = self._settings.storage / kind.value
+            await asyncio.to_thread(_remove_unknown, folder, known | live, self._settings.sweep_after_s, self._clock)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint, its manifest first, so that a half removed one is nobody's resume point. Idempotent."""
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        manifest.rename(folder / f"{MANIFEST}.deleted")
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    _remove_tree(folder)
+
+
+def _remove_tree(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _remove_unknown(folder: Path, known: set[str], older_than_s: float, clock: Clock) -> None:
+    if not folder.is_dir():
+        return
+    before_s = clock.now_us() / 1e6 - older_than_s
+    for each in folder.iterdir():
+        if _UID.fullmatch(each.name) and each.name not in known and each.stat().st_mtime < before_s:
+            shutil.rmtree(each)

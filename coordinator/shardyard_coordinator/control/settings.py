@@ -1,0 +1,48 @@
+"""What the parts that follow attempts are told: where files lie, and how long things may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """Folders of the storage, and durations in seconds."""
+
+    storage: Path
+    data_roots: tuple[str, ...] = ()
+    poll_s: float = 10.0
+    events_per_poll: int = 5000
+    # A gang that was told to stop is ended by force after this.
+    stop_grace_s: float = 30.0
+    # From a rank's failure to the supervisor's word that the gang has ended.
+    failure_grace_s: float = 30.0
+    # From the launch to the canary: loading, tokenising and compiling included.
+    start_timeout_s: float = 1800.0
+    retry_min_s: float = 0.5
+    retry_max_s: float = 10.0
+    log_interval_s: float = 1.0
+    # Uploads and folders without rows are swept when they are older than this.
+    sweep_after_s: float = 86_400.0
+    # 0: events are kept for ever.
+    event_retention_s: float = 0.0
+    # A deleted job's request id is known for this long.
+    request_retention_s: float = 30 * 86_400.0
+
+    @property
+    def cache_dir(self) -> Path:
+        """For what can be made again."""
+        return self.storage / "cache"
+
+    def job_dir(self, job_uid: str) -> Path:
+        """A job's folder: an attempt's folder is `e{epoch:06}` in it."""
+        return self.storage / "jobs" / job_uid
+
+    def attempt_dir(self, job_uid: str, epoch: int) -> Path:
+        """An attempt's own folder."""
+        return self.job_dir(job_uid) / f"e{epoch:06}"
+
+    def checkpoint_dir(self, job_uid: str, epoch: int, step: int) -> Path:
+        """A checkpoint's folder."""
+        return self.attempt_dir(job_uid, epoch) / f"step-{step:09}"

@@ -1,0 +1,46 @@
+"""What a cause means for the user, and the next step: filled into a FailureReport that does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from shardyard_coordinator.domain.causes import Cause
+
+
+class Advice(NamedTuple):
+    """What happened, and what to do."""
+
+    message: str
+    next_step: str
+
+
+ADVICE: Mapping[Cause, Advice] = MappingProxyType(
+    {
+        Cause.CUDA_OOM: Advice("a GPU's memory did not suffice", "give a smaller micro_batch_size, or more workers"),
+        Cause.HOST_OOM: Advice("a worker's memory did not suffice", "give a smaller micro_batch_size or max_length"),
+        Cause.LOSS_DIVERGED: Advice("the loss is no longer a number", "give a lower learning_rate, or clip lower"),
+        Cause.ENGINE_START_TIMEOUT: Advice("the gang did not come to its first steps", "read the job's logs"),
+        Cause.DATA_ERROR: Advice("the data could not be read", "mend the file and line that are named"),
+        Cause.DATA_NOT_FOUND: Advice("the data is not there", "bring it back, or submit with its new place"),
+        Cause.DATA_CHANGED: Advice("the data is not what was looked into", "submit again with the data as it is"),
+        Cause.USER_CONFIG: Advice("the spec does not work", "change the field that is named"),
+        Cause.VERSION_MISMATCH: Advice("a worker has other versions", "install the same versions on every node"),
+        Cause.MAX_RUN_TIME: Advice("max_run_time is over", "give a longer max_run_time; the checkpoints are kept"),
+        Cause.MAX_QUEUE_TIME: Advice("it waited longer than allowed", "submit it again, or ask for fewer workers"),
+        Cause.HUNG: Advice("a rank made no step", "look at the stacks in the logs of the rank that is named"),
+        Cause.NCCL_TIMEOUT: Advice("the ranks lost each other", "look at the network between the nodes"),
+        Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log; memory is a usual cause"),
+        Cause.NODE_LOST: Advice("a node is gone", "bring the node back, or let the job go on elsewhere"),
+        Cause.RAY_LOST: Advice("the cluster that ran the gang is gone", "look at the cluster's own logs"),
+        Cause.PREEMPTED: Advice("it made room for another job", "nothing: it goes on by itself"),
+        Cause.DRAINED: Advice("its node was drained", "nothing: it goes on by itself"),
+        Cause.GPU_FAULT: Advice("a GPU reported a fault", "look at the GPU with nvidia-smi, and replace it"),
+        Cause.CHECKPOINT_CORRUPT: Advice("no whole checkpoint is left", "submit again; look at the storage"),
+        Cause.STORAGE_FULL: Advice("the storage is full", "free some space, then submit again"),
+        Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "mend its permissions, or its mount"),
+        Cause.EXPORT_FAILED: Advice("the model could not be exported", "look at the logs; its checkpoint is kept"),
+        Cause.UNKNOWN: Advice("the gang ended without saying why", "read the end of the first failing rank's log"),
+    }
+)

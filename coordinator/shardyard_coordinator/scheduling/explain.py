@@ -1,0 +1,57 @@
+"""Why a job waits, with numbers: the same function that decides, asked about one job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardyard_coordinator.scheduling.policy import (
+    Blocked,
+    Constraint,
+    Nothing,
+    Policy,
+    Snapshot,
+    decide,
+    ranked,
+    shape_of,
+)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a job does not run yet, in words and numbers; `until` is in seconds, 0 where it is not known."""
+
+    constraint: Constraint
+    message: str
+    needed_slots: int
+    free_slots: int
+    position: int
+    until: int
+
+
+def explain(snapshot: Snapshot, now: int, policy: Policy) -> dict[str, Waiting]:
+    """Every pending job that would not start now, by its id."""
+    decisions = decide(snapshot, now, policy)
+    nothings = [each for each in decisions if isinstance(each, Nothing)]
+    starting = {each.job for each in decisions if not isinstance(each, Nothing)}
+    answer: dict[str, Waiting] = {}
+    for position, job in enumerate(ranked(snapshot.pending), 1):
+        if job.job in starting:
+            continue
+        shape = shape_of(job)
+        mine = [each.blocked for each in nothings if each.shape == shape]
+        blocked = next((each for each in mine if each.until == job.not_before and job.not_before > now), mine[0])
+        answer[job.job] = _waiting(blocked, position, now)
+    return answer
+
+
+def _waiting(blocked: Blocked, position: int, now: int) -> Waiting:
+    need, have = blocked.need, blocked.have
+    message = {
+        Constraint.CLUSTER_UNREACHABLE: "the cluster is not connected; it is tried again",
+        Constraint.NOT_BEFORE: f"waits {blocked.until - now} s before it is tried again",
+        Constraint.NO_SUCH_NODE: f"needs {need} slots as its workers want them, which the cluster does not have",
+        Constraint.RANK: f"needs {need} slots; {position - 1} jobs are ahead of it",
+        Constraint.INSUFFICIENT_SLOTS: f"needs {need} slots, {have} free",
+        Constraint.FRAGMENTED: f"needs {need} slots, {have} free, but not as its workers want them",
+    }[blocked.constraint]
+    return Waiting(blocked.constraint, message, need, have, position, blocked.until)
