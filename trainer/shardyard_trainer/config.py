@@ -40,12 +40,17 @@ class TrainConfig:
     log_interval_s: float
 
 
+def resolved_spec(attempt: worker_pb2.AttemptSpec) -> spec_pb2.JobSpec:
+    """The spec with everything filled in; as submitted where there is no plan."""
+    return attempt.plan.resolved_spec if attempt.plan.HasField("resolved_spec") else attempt.spec
+
+
 def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> TrainConfig:
     """Reads a resolved spec. What a plan would have filled in but did not gets the value that spec.proto documents.
 
     Raises: ValueError where the spec names no duration, or the plan belongs to other data.
     """
-    spec = attempt.plan.resolved_spec if attempt.plan.HasField("resolved_spec") else attempt.spec
+    spec = resolved_spec(attempt)
     opt = spec.optimization
     batch_size = opt.global_batch_size if opt.HasField("global_batch_size") else 32
     total_steps = _total_steps(opt, batch_size, num_train_samples)
@@ -108,5 +113,6 @@ def _zero_stage(spec: spec_pb2.JobSpec, workers: int, on_gpu: bool) -> int:
 
 
 def _default_evaluation(total_steps: int, batch_size: int, num_train_samples: int) -> int:
-    """Once a pass over the data, or a tenth of the run where that comes first."""
-    return max(min(-(-num_train_samples // batch_size), -(-total_steps // 10)), 1)
+    """Once a pass over the data; a tenth of the run where that is less than a pass."""
+    steps_per_pass = -(-num_train_samples // batch_size)
+    return steps_per_pass if steps_per_pass <= total_steps else -(-total_steps // 10)

@@ -118,7 +118,8 @@ class Engine:
     @property
     def module(self) -> TaskModule:
         """The live module; at ZeRO-3 its parameters are only whole inside of forward and `gather_state_dict`."""
-        return self._deepspeed.module
+        module: TaskModule = self._deepspeed.module
+        return module
 
     @property
     def forwards_are_collective(self) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 import xxhash
@@ -42,7 +42,7 @@ class ShardWriter:
             with open(path, "wb", buffering=READ_BYTES) as out:
                 file = _HashingFile(out)
                 try:
-                    torch.save(state, file)
+                    torch.save(state, cast(IO[bytes], file))
                 except RuntimeError as error:
                     # torch reports a full disk as an unexpected position; the file knows better.
                     raise (file.error or error) from error

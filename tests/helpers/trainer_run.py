@@ -1,0 +1,231 @@
+"""Runs attempts of the small tasks without a launcher: in this process, or as a gang of subprocesses.
+
+`python -m helpers.trainer_run scenarios.json RANK` makes one rank of a gang that runs one scenario after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# DeepSpeed and OpenMP read these when they are imported.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from helpers.trainer_tasks import TinyTask
+from shardyard.v1 import job_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.attempt import train_and_export
+from shardyard_trainer.config import train_config
+from shardyard_trainer.context import Context
+from shardyard_trainer.engine import Engine, start_gang, stop_gang
+from shardyard_trainer.failures import RunFailed
+from shardyard_trainer.gang import Gang
+from shardyard_trainer.report import SendingReporter
+
+TESTS = Path(__file__).parent.parent
+
+
+@dataclass
+class Scenario:
+    """One attempt. `stop_at`: a directive to checkpoint and stop arrives when that step is reported; `poison`: the
+    steps (from 0) whose loss is made infinite; `die_at`: a trace point to be killed at, the n-th time it is passed."""
+
+    folder: str
+    task: str = "gpt2"
+    zero_stage: int = 0
+    world_size: int = 1
+    steps: int = 30
+    batch_size: int = 12
+    micro_batch_size: int = 4
+    dropout: float = 0.0
+    epoch: int = 1
+    checkpoint_every: int = 10
+    learning_rate: float = 4e-3
+    resume: list[str] = field(default_factory=list)
+    stop_at: int = 0
+    poison: list[int] = field(default_factory=list)
+    die_at: tuple[str, int] = ("", 0)
+
+    @property
+    def attempt_dir(self) -> Path:
+        return Path(self.folder) / f"e{self.epoch:06}"
+
+    def spec(self) -> worker_pb2.AttemptSpec:
+        attempt = worker_pb2.AttemptSpec(
+            job_uid="0" * 32,
+            epoch=self.epoch,
+            attempt_dir=str(self.attempt_dir),
+            export_dir=str(Path(self.folder) / "model"),
+            resume_candidates=self.resume,
+            world_size=self.world_size,
+            log_interval_s=0.01,
+        )
+        optimization = attempt.spec.optimization
+        optimization.max_steps = self.steps
+        optimization.global_batch_size = self.batch_size
+        optimization.micro_batch_size = self.micro_batch_size
+        optimization.learning_rate = self.learning_rate
+        optimization.seed = 3
+        attempt.spec.parallelism.zero_stage = self.zero_stage
+        attempt.spec.checkpoints.every = self.checkpoint_every
+        attempt.spec.evaluation.every = 10
+        return attempt
+
+    def events(self) -> list[worker_pb2.WorkerEvent]:
+        """What rank 0 reported."""
+        path = self.attempt_dir / "events"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [worker_pb2.WorkerEvent.FromString(bytes.fromhex(line.decode())) for line in lines]
+
+    def kinds(self) -> list[str | None]:
+        return [event.WhichOneof("payload") for event in self.events()]
+
+    def series(self, metric: str = "loss") -> dict[int, float]:
+        """Step → value."""
+        return {
+            point.step: point.value
+            for event in self.events()
+            for series in event.metrics.series
+            if series.metric == metric
+            for point in series.points
+        }
+
+    def checkpoints(
+        self, change: int = job_pb2.CheckpointChanged.CHANGE_COMMITTED
+    ) -> list[worker_pb2.CheckpointReport]:
+        return [event.checkpoint for event in self.events() if event.checkpoint.change == change]
+
+
+class Supervisor:
+    """What `send` reaches: writes every event down, and gives the scenario's directive when its time has come."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        scenario.attempt_dir.mkdir(parents=True, exist_ok=True)
+        self._file = open(scenario.attempt_dir / "events", "ab")
+        self._reply = worker_pb2.ReportReply()
+
+    def send(self, request: bytes) -> bytes:
+        for event in worker_pb2.ReportRequest.FromString(request).events:
+            self._file.write(event.SerializeToString().hex().encode() + b"\n")
+            self._file.flush()
+            if self._scenario.stop_at and event.progress.step >= self._scenario.stop_at:
+                self._reply.directive.action = worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP
+                self._reply.directive.reason = "CANCELLED"
+        return self._reply.SerializeToString()
+
+
+@functools.cache
+def solo_gang() -> Gang:
+    """A gang of this process alone; a process can be in one gang only."""
+    torch.set_num_threads(1)
+    return start_gang(rank=0, local_rank=0, world_size=1, rendezvous="", on_gpu=False)
+
+
+def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
+    """Runs one attempt on this rank; its failure, if it is one that the trainer names."""
+    reporter = SendingReporter(Supervisor(scenario).send, epoch=1, rank=0) if gang.is_chief else None
+    context = Context(attempt=scenario.spec(), gang=gang, reporter=reporter, trace=_trace(scenario))  # type: ignore[arg-type]
+    task = TinyTask(scenario.task)
+    config = train_config(context.attempt, num_train_samples=task.train.num_samples)
+    engine = Engine(task.module(scenario.dropout), config, gang)
+    _poison(engine, scenario.poison)
+    try:
+        train_and_export(context, task, engine, config, export=export, dry_run=export)
+    except RunFailed as failure:
+        return failure
+    finally:
+        if reporter is not None:
+            reporter.close()
+    return None
+
+
+def export(engine_module, state_dict, task, attempt, metrics, *, folder):  # type: ignore[no-untyped-def]
+    """Keeps the weights as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state_dict, folder / "weights.pt")
+    return worker_pb2.Exported(path=str(folder))
+
+
+def run_gang(folder: Path, scenarios: list[Scenario], *, timeout_s: float = 110) -> list[int]:
+    """Runs scenarios of one world size as subprocesses; their exit codes."""
+    world_size = scenarios[0].world_size
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scenarios.json").write_text(json.dumps([asdict(scenario) for scenario in scenarios]))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    ranks = []
+    for rank in range(world_size):
+        with open(folder / f"rank-{rank}.log", "wb") as log:
+            command = [sys.executable, "-W", "ignore", "-m", "helpers.trainer_run", str(folder), str(rank)]
+            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    try:
+        return [rank.wait(timeout_s) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def _poison(engine: Engine, steps: list[int]) -> None:
+    """Wraps the engine's step, so that the loss of some steps is infinite on the last rank only."""
+    plain = engine.train_step
+
+    def train_step(micros, *, num_units, step, learning_rate):  # type: ignore[no-untyped-def]
+        if step in steps:
+            module = engine.module
+            forward = module.forward
+            module.forward = lambda **inputs: forward(**inputs)._replace(
+                loss_sum=forward(**inputs).loss_sum * torch.inf
+            )
+            try:
+                return plain(micros, num_units=num_units, step=step, learning_rate=learning_rate)
+            finally:
+                del module.forward
+        return plain(micros, num_units=num_units, step=step, learning_rate=learning_rate)
+
+    engine.train_step = train_step  # type: ignore[method-assign]
+
+
+def _trace(scenario: Scenario):  # type: ignore[no-untyped-def]
+    passed = 0
+
+    def point(name: str) -> None:
+        nonlocal passed
+        if name == scenario.die_at[0]:
+            passed += 1
+            if passed == scenario.die_at[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return point
+
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    scenarios = [Scenario(**values) for values in json.loads((folder / "scenarios.json").read_text())]
+    torch.set_num_threads(1)
+    gang = start_gang(
+        rank=rank,
+        local_rank=rank,
+        world_size=scenarios[0].world_size,
+        rendezvous=f"file://{folder / 'rendezvous'}",
+        on_gpu=False,
+    )
+    for scenario in scenarios:
+        failure = run_scenario(scenario, gang)
+        if failure is not None and rank == 0:
+            (scenario.attempt_dir / "failure").write_text(failure.cause)
+    stop_gang()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""One rank's process, from its AttemptSpec to its exit code. Heavy packages are imported on the way, where needed.
+
+What it leaves: on rank 0 an exported model (or data set) and its events; on a failure, on every rank, a FailureReport
+and exit code 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.config import resolved_spec
+from shardyard_trainer.report import PrintingReporter, Reporter, SendingReporter, SendReport
+
+if TYPE_CHECKING:  # Importing these costs seconds; output and reports work before.
+    from shardyard_trainer.context import Context
+    from shardyard_trainer.gang import Gang
+    from shardyard_trainer.tasks.base import Task
+
+START_LIMIT_S = 900.0
+PEER_GRACE_S = 1.0
+
+
+def run(attempt_spec: bytes, rank: int, local_rank: int, send: SendReport | None) -> None:
+    """Runs one rank of a serialised AttemptSpec. Without `send` it prints what it would report.
+
+    Raises: SystemExit(1) after it has reported its failure.
+    """
+    attempt = worker_pb2.AttemptSpec.FromString(attempt_spec)
+    if send is not None:
+        _redirect_output(Path(attempt.attempt_dir), rank)
+    _prepare_process(attempt)
+    rank_run = _RankRun(attempt, rank, local_rank, _reporter(attempt, rank, send))
+    try:
+        rank_run.run()
+    except Exception as error:  # The worker's edge: every failure becomes a report with a cause.
+        rank_run.fail(error)
+        raise SystemExit(1) from error
+    rank_run.reporter.close()
+
+
+class _RankRun:
+    """One rank's way through an attempt; it knows how far it has come when it fails."""
+
+    def __init__(self, attempt: worker_pb2.AttemptSpec, rank: int, local_rank: int, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self._attempt = attempt
+        self._rank = rank
+        self._local_rank = local_rank
+        self._phase = "starting"
+        self._step: int | None = None
+
+    def run(self) -> None:
+        """The whole attempt."""
+        from shardyard_trainer.context import Context  # torch.
+
+        attempt = self._attempt
+        with self._limited("the ranks to meet"):
+            gang = self._start_gang()
+        context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
+        self._report_ready(context)
+        if attempt.spec.WhichOneof("task") == "feature_extraction":
+            from shardyard_trainer import extract  # Only this task needs it.
+
+            self._enter("extracting")
+            extract.run(attempt, context)
+        else:
+            self._train(context)
+        gang.wait_for_all()
+        from shardyard_trainer.engine import stop_gang  # As above.
+
+        stop_gang()
+
+    def fail(self, error: Exception) -> None:
+        """Reports why this rank ends. One that only lost a peer lets that one speak first."""
+        from shardyard_trainer.failures import failure_report, is_lost_peer  # torch.
+
+        logging.getLogger("shardyard").error("%s", error, exc_info=error)
+        if is_lost_peer(error):
+            time.sleep(PEER_GRACE_S)
+        report = failure_report(error, attempt=self._attempt.epoch, rank=self._rank, step=self._step, phase=self._phase)
+        self.reporter.emit(worker_pb2.WorkerEvent(failure=report), durable=True)
+        self.reporter.close()
+
+    def _start_gang(self) -> Gang:
+        import torch  # Heavy.
+
+        from shardyard_trainer.engine import start_gang  # DeepSpeed.
+
+        torch.set_num_threads(max(self._attempt.threads_per_rank, 1))
+        gang: Gang = start_gang(
+            rank=self._rank,
+            local_rank=self._local_rank,
+            world_size=max(self._attempt.world_size, 1),
+            rendezvous=self._attempt.rendezvous,
+            on_gpu=resolved_spec(self._attempt).resources.gpus_per_worker > 0,
+        )
+        return gang
+
+    def _train(self, context: Context) -> None:
+        from shardyard_trainer.attempt import train_and_export  # torch, DeepSpeed and transformers.
+        from shardyard_trainer.config import train_config
+        from shardyard_trainer.engine import Engine
+        from shardyard_trainer.export import dry_run, export_model
+        from shardyard_trainer.models import build_module
+
+        attempt, spec = self._attempt, resolved_spec(self._attempt)
+        self._enter("tokenizing", context)
+        task = self._build_task(context, spec)
+        config = train_config(attempt, num_train_samples=task.train.num_samples)
+        self._enter("loading model", context)
+        module = build_module(task, spec, attempt.locations)
+        self._enter("starting engine", context)
+        with self._limited("the engine to start"):
+            engine = Engine(module, config, context.gang)
+        train_and_export(
+            context,
+            task,
+            engine,
+            config,
+            export=export_model,
+            dry_run=dry_run,
+            entered=self._enter,
+            stepped=self._stepped,
+        )
+
+    def _build_task(self, context: Context, spec: spec_pb2.JobSpec) -> Task:
+        """One rank of a node tokenises into the cache, the others then read it."""
+        from shardyard_trainer.tasks.build import build_task  # transformers.
+
+        if self._local_rank > 0:
+            context.gang.wait_for_all()
+        task = build_task(spec, self._attempt.locations)
+        if self._local_rank == 0:
+            context.gang.wait_for_all()
+        return task
+
+    def _report_ready(self, context: Context) -> None:
+        places = context.gang.gather((socket.gethostname(), os.getpid()))
+        ready = worker_pb2.GangReady(nodes=[node for node, _ in places], pids=[pid for _, pid in places])
+        context.report(worker_pb2.WorkerEvent(ready=ready))
+
+    def _enter(self, phase: str, context: Context | None = None) -> None:
+        self._phase = phase
+        if context is not None:
+            context.phase(phase)
+
+    def _stepped(self, step: int) -> None:
+        self._step = step
+
+    @contextmanager
+    def _limited(self, what: str) -> Iterator[None]:
+        """Ends the process where `what` takes longer than any start does: a hang in native code raises nothing."""
+        timer = threading.Timer(START_LIMIT_S, self._end_start, [what])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_start(self, what: str) -> None:
+        from shardyard_trainer.failures import RunFailed, failure_report  # As above.
+
+        error = RunFailed(
+            "ENGINE_START_TIMEOUT",
+            f"waited {START_LIMIT_S:.0f} s for {what}",
+            "see the ranks' logs for what was being compiled or loaded",
+        )
+        report = failure_report(error, attempt=self._attempt.epoch, rank=self._rank, step=None, phase=self._phase)
+        self.reporter.emit(worker_pb2.WorkerEvent(failure=report), durable=True)
+        os._exit(1)
+
+
+def _reporter(attempt: worker_pb2.AttemptSpec, rank: int, send: SendReport | None) -> Reporter:
+    if send is None:
+        return PrintingReporter(sys.stdout, quiet=rank > 0)
+    return SendingReporter(send, epoch=attempt.epoch, rank=rank, poll_s=1.0 if rank == 0 else None)
+
+
+def _redirect_output(attempt_dir: Path, rank: int) -> None:
+    """Everything that is written to the file descriptors 1 and 2, native code's words included, goes to the logs."""
+    folder = attempt_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        target = os.open(folder / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(target, descriptor)
+        os.close(target)
+
+
+def _prepare_process(attempt: worker_pb2.AttemptSpec) -> None:
+    """What has to be set before torch is imported; threads that spin would take the cores of other ranks."""
+    threads = str(max(attempt.threads_per_rank, 1))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if resolved_spec(attempt).resources.gpus_per_worker == 0:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -1,0 +1,134 @@
+"""Why a rank fails, as a report with a cause and a next step (docs/states.md lists the causes).
+
+RunFailed            the trainer itself says that and why the run cannot go on
+SpecError, DataError the user's spec or data (`data.errors`)
+anything else        by its type: out of memory, a full disk, a lost peer, unknown
+"""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping
+
+from shardyard.v1 import job_pb2
+from shardyard_trainer.data.errors import DataError, SpecError
+
+LOG_TAIL_LINES = 50
+FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+_LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket")
+
+
+class RunFailed(Exception):
+    """The run cannot go on. `cause` is one of docs/states.md; `message` says what, `next_step` what to do."""
+
+    def __init__(self, cause: str, message: str, next_step: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"{cause}: {message}")
+        self.cause = cause
+        self.message = message
+        self.next_step = next_step
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str, dict[str, str]]]:
+        """Crosses ranks: an exception is otherwise rebuilt from its text alone."""
+        return type(self), (self.cause, self.message, self.next_step, self.metadata)
+
+
+def failure_report(
+    error: BaseException, *, attempt: int, rank: int, step: int | None, phase: str
+) -> job_pb2.FailureReport:
+    """The report of what ended this rank; `step` is the newest step made, None before the first."""
+    cause, message, next_step, metadata = _explain(error)
+    if phase == "exporting" and cause in {"UNKNOWN", "USER_CONFIG"}:
+        cause, next_step = "EXPORT_FAILED", "the final checkpoint is kept; see the rank's log"
+    tail = "".join(traceback.format_exception(error)).splitlines()[-LOG_TAIL_LINES:]
+    report = job_pb2.FailureReport(
+        reason=cause,
+        message=message,
+        next_step=next_step,
+        attempt=attempt,
+        rank=rank,
+        log_tail="\n".join(tail),
+        metadata=metadata,
+    )
+    if step is not None:
+        report.step = step
+    return report
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed: then another rank is to blame, and this one only died of it."""
+    import torch  # Heavy; this module is also imported where nothing has been loaded yet.
+
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)
+    )
+
+
+def storage_failure(error: OSError, what: str) -> RunFailed | None:
+    """The failure that a full or read-only disk is; None where the error is neither."""
+    where = error.filename or what
+    if error.errno in FULL:
+        return RunFailed(
+            "STORAGE_FULL",
+            f"{what} could not be written: {where}: no space left",
+            "free space on the storage, or lower checkpoints.keep_last",
+            {"path": str(where)},
+        )
+    if error.errno in NOT_WRITABLE:
+        return RunFailed(
+            "STORAGE_NOT_WRITABLE",
+            f"{what} could not be written: {where}: {error.strerror}",
+            "make the storage root writable for the workers",
+            {"path": str(where)},
+        )
+    return None
+
+
+def _explain(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
+    match error:
+        case RunFailed():
+            return error.cause, error.message, error.next_step, error.metadata
+        case DataError():
+            return "DATA_ERROR", _first(str(error)), "correct the data and submit again", error.metadata
+        case SpecError():
+            return "USER_CONFIG", _first(str(error)), f"change {error.field} and submit again", error.metadata
+        case MemoryError():
+            return "HOST_OOM", "the process ran out of memory", _LESS_MEMORY, {}
+        case OSError() if failure := storage_failure(error, "a file"):
+            return failure.cause, failure.message, failure.next_step, failure.metadata
+        case ValueError():
+            return "USER_CONFIG", _first(str(error)), "change the spec and submit again", {}
+        case _:
+            return _explain_by_torch(error)
+
+
+_LESS_MEMORY = "lower optimization.micro_batch_size, use more workers, or raise parallelism.zero_stage"
+
+
+def _explain_by_torch(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
+    import torch  # As above.
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "CUDA_OOM", _first(str(error)), _LESS_MEMORY, {}
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error).lower():
+        return "HOST_OOM", _first(str(error)), _LESS_MEMORY, {}
+    if is_lost_peer(error):
+        return (
+            "WORKER_LOST",
+            "the connection to another rank was lost",
+            "see the other ranks' logs; the job goes on from its last checkpoint",
+            {"secondary": "true"},
+        )
+    return (
+        "UNKNOWN",
+        f"{type(error).__name__}: {_first(str(error))}",
+        "see the rank's log; if it comes again, report it with the log",
+        {},
+    )
+
+
+def _first(text: str, most: int = 2000) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
