@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -29,6 +29,7 @@ from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder
 from shardyard_trainer.hub import resolve_hub
 
 if TYPE_CHECKING:
+    from shardyard_trainer.tasks.base import Task
     from shardyard_trainer.tasks.modules import HuggingFaceModule
     from shardyard_trainer.tasks.parts import TrainableTask
 
@@ -75,20 +76,22 @@ class ModelChoice:
 
 
 def build_module(
-    task: TrainableTask, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, meta: bool = False
+    task: Task, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, meta: bool = False
 ) -> HuggingFaceModule:
     """The module that the task trains, fp32 on the CPU, the same on every rank for the same spec.
 
     What is drawn at random comes from the spec's seed alone. `meta` makes it without memory or weights, to count.
     Raises SpecError where the weights do not load.
     """
+    # Every task of `build_task` is one.
+    trainable = cast("TrainableTask", task)
     del locations  # The task was built from the same ones and has the folder.
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.optimization.seed)
         if not meta:
-            return task.make_module(meta=False)
+            return trainable.make_module(meta=False)
         with torch.device("meta"):
-            return task.make_module(meta=True)
+            return trainable.make_module(meta=True)
 
 
 def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, *, field: str = FIELD) -> ModelChoice:

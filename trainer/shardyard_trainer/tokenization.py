@@ -85,7 +85,7 @@ def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
 def train_tokenizer(
     wanted: spec_pb2.TrainedTokenizer, texts: Iterable[str], special: SpecialTokens
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of the wanted algorithm, trained on the texts; deterministic. Raises SpecError for a size too small."""
+    """A tokenizer trained on the texts, the same for the same texts. Raises SpecError for a size too small."""
     algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
     size = wanted.vocab_size if wanted.HasField("vocab_size") else DEFAULT_VOCAB_SIZE
     check_trained(wanted)

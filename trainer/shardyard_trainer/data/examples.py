@@ -76,7 +76,7 @@ def load_examples(
     def build(target: Path) -> None:
         rows = read_rows(files, source, with_label=True, field=field)
         try:
-            _tokenise(rows, tokenizer, max_length, problem, given, target)
+            _tokenise(rows, tokenizer, target, max_length=max_length, problem=problem, given=given)
         except DataError as error:
             # What is found while rows are put together is said of the source that they came from.
             raise (error if error.field.startswith(field) else error.at(field)) from None
@@ -88,10 +88,11 @@ def load_examples(
 def _tokenise(
     rows: Iterator[Row],
     tokenizer: PreTrainedTokenizerFast,
+    target: Path,
+    *,
     max_length: int,
     problem: Problem,
     given: tuple[str, ...],
-    target: Path,
 ) -> None:
     writer = TokenWriter(target, "<u2" if len(tokenizer) <= 2**16 else "<u4")
     known = find_schema(problem, given, set()) if given or problem == REGRESSION else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.columns import Row
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
 
-Problem = spec_pb2.TextClassification.Problem
+Problem: TypeAlias = "spec_pb2.TextClassification.Problem.ValueType"
 SINGLE_LABEL = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
 MULTI_LABEL = spec_pb2.TextClassification.PROBLEM_MULTI_LABEL
 REGRESSION = spec_pb2.TextClassification.PROBLEM_REGRESSION
@@ -53,7 +53,7 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
         return LabelSchema(problem, tuple(given))
     if len(seen) > _MOST_LABELS:
         raise DataError(
-            f"{len(seen):,} different labels; at most {_MOST_LABELS:,} (is the label column a number? then PROBLEM_REGRESSION)"
+            f"{len(seen):,} different labels; at most {_MOST_LABELS:,}; where it is a quantity: PROBLEM_REGRESSION"
         )
     if problem == SINGLE_LABEL and len(seen) < 2:
         raise DataError(f"the data has one label: {listed(sorted(seen))}; a classifier needs at least 2")

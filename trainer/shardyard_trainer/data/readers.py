@@ -26,7 +26,7 @@ class Layout:
 
     header: bool | None = None
     delimiter: str = ""
-    document: spec_pb2.DocumentUnit = spec_pb2.DOCUMENT_UNIT_UNSPECIFIED
+    document: spec_pb2.DocumentUnit.ValueType = spec_pb2.DOCUMENT_UNIT_UNSPECIFIED
     names: frozenset[str] = frozenset()
     """Column names that tell a header from a row: the mapped ones, and `text` and `label`."""
 

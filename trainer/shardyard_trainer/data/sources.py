@@ -32,7 +32,7 @@ class DataFile:
 
     path: Path
     name: str
-    format: spec_pb2.DataFormat
+    format: spec_pb2.DataFormat.ValueType
 
 
 def resolve_source(
@@ -91,7 +91,7 @@ def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Pat
 
 
 def open_regular(path: Path, name: str) -> BinaryIO:
-    """Opens a file for reading, never waiting on a FIFO or a device; raises DataError where it is not a regular file."""
+    """Opens a file for reading, never waiting on a FIFO or a device; raises DataError where it is no regular file."""
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -130,7 +130,9 @@ def _single(base: Path, source: spec_pb2.DataSource, inside: list[Path], field: 
     return _file(resolved, source.path, source.format, field)
 
 
-def _walk(base: Path, wanted: spec_pb2.DataFormat, inside: list[Path], field: str, origin: str) -> list[DataFile]:
+def _walk(
+    base: Path, wanted: spec_pb2.DataFormat.ValueType, inside: list[Path], field: str, origin: str
+) -> list[DataFile]:
     found: list[DataFile] = []
     others: list[str] = []
     for number, path in enumerate(_files_below(base)):
@@ -171,7 +173,7 @@ def _files_below(base: Path) -> Iterable[Path]:
                 yield Path(folder, name)
 
 
-def _file(path: Path, name: str, wanted: spec_pb2.DataFormat, field: str) -> DataFile:
+def _file(path: Path, name: str, wanted: spec_pb2.DataFormat.ValueType, field: str) -> DataFile:
     format_ = wanted or _FORMATS.get(path.suffix.lower()) or _FORMATS.get(Path(name).suffix.lower())
     if not format_:
         raise SpecError(

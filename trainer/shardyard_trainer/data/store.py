@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        os.replace(target, folder)
+        target.replace(folder)
     return folder
 
 
@@ -122,7 +121,7 @@ class TokenWriter:
 
     def _append(self, name: str, values: np.ndarray) -> None:
         if name not in self._streams:
-            self._streams[name] = open(self.folder / f"{name}.bin", "wb")
+            self._streams[name] = (self.folder / f"{name}.bin").open("wb")
             self._sizes[name] = (values.dtype.str, 0)
         self._streams[name].write(values.tobytes())
         dtype, size = self._sizes[name]

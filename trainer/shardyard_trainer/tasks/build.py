@@ -169,6 +169,7 @@ class _Builder:
 
         if held_out is not None and held_out.has_pairs != train.has_pairs:
             raise DataError("training data and evaluation data differ in having a second text", field="spec.eval_data")
+        evaluation: ClassificationSamples | None
         if held_out is not None:
             train_index = np.arange(train.store.num_sequences)
             evaluation = samples(held_out, np.arange(held_out.store.num_sequences))
@@ -204,7 +205,7 @@ class _Builder:
             raise SpecError(
                 f"spec.pretraining.{objective}",
                 "OBJECTIVE_UNSUPPORTED",
-                f"{choice.config.model_type} cannot be trained for {objective}; it supports {', '.join(supported) or 'none'}",
+                f"{choice.config.model_type} cannot be trained for it, but for: {', '.join(supported) or 'none'}",
                 {"supported": ",".join(supported)},
             )
         return choice

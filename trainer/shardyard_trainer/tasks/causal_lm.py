@@ -34,7 +34,6 @@ class CausalSamples:
         # Where one token ends a document and begins the next (GPT-2), to predict it is to predict the end.
         eos = tokenizer.eos_token_id
         self._joint = eos if eos is not None and tokenizer.bos_token_id in (None, eos) else None
-        self._padding = int(tokenizer.pad_token_id or 0)
         self.num_samples = self.blocks.num_blocks
         self.num_tokens = self.num_samples * length if is_train else max(0, corpus.num_tokens - 1)
 
@@ -45,7 +44,7 @@ class CausalSamples:
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """`input_ids`, `labels` (the next tokens) and, where documents meet, `position_ids`, each int64 [B, T]."""
         shape = (len(samples), self._length)
-        ids, labels = np.full(shape, self._padding), np.full(shape, IGNORED)
+        ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED)
         positions = np.tile(np.arange(self._length), (len(samples), 1))
         num_tokens = 0
         for row, sample in enumerate(samples):
@@ -53,7 +52,8 @@ class CausalSamples:
             tokens = self.corpus.tokens[places].astype(np.int64)
             size = len(tokens) - 1
             foreign = starts[1:] & (tokens[1:] != self._joint) if self._joint is not None else starts[1:]
-            ids[row, :size] = tokens[:-1]
+            # Behind the end of the last evaluation sequence stands anything: nothing before it can see it.
+            ids[row, :size], ids[row, size:] = tokens[:-1], tokens[-1]
             labels[row, :size] = np.where(foreign, IGNORED, tokens[1:])
             positions[row, :size] = positions_from(starts[:-1])
             num_tokens += size

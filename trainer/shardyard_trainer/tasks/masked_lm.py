@@ -53,7 +53,7 @@ class MaskedSamples:
         return
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        """`input_ids` [B, T] with masks, `masked_places` and `targets` [M]; where documents meet, mask and positions."""
+        """`input_ids` [B, T], `masked_places` and `targets` [M]; where documents meet, mask and positions."""
         shape = (len(samples), self._length)
         ids = np.full(shape, self._padding)
         positions = np.tile(np.arange(self._length), (len(samples), 1))

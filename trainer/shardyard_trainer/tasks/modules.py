@@ -86,7 +86,7 @@ class MaskedLm(HuggingFaceModule):
         others = [name for name, child in model.named_children() if child is not model.base_model]
         self._head_name = heads[0] if len(heads) == 1 and len(others) == 1 else ""
 
-    def forward(
+    def forward(  # noqa: PLR0917 - torch's own signature; always called with keywords
         self,
         input_ids: torch.Tensor,
         masked_places: torch.Tensor,

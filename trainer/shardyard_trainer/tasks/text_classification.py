@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ class ClassificationSamples:
         self._index = index
         self._with_types = with_types
         self._padding = padding
-        self._lengths = examples.store.lengths()[index]
+        self._lengths: np.ndarray = examples.store.lengths()[index]
         self.num_samples = len(index)
         self.num_tokens = int(self._lengths.sum())
 
@@ -69,10 +70,11 @@ class ClassificationSamples:
         return MicroBatch(inputs, len(rows), int(lengths.sum()), ids.size)
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
-        labels, schema = self._examples.store.arrays["labels"], self._examples.schema
+        labels: np.ndarray = self._examples.store.arrays["labels"]
+        schema = self._examples.schema
         if schema.problem == MULTI_LABEL:
-            return labels.reshape(-1, len(schema.labels))[rows].astype(np.float32)
-        return labels[rows].astype(np.float32 if schema.problem == REGRESSION else np.int64)
+            return np.asarray(labels.reshape(-1, len(schema.labels))[rows], np.float32)
+        return np.asarray(labels[rows], np.float32 if schema.problem == REGRESSION else np.int64)
 
 
 class ClassificationMetrics(LossSum):
@@ -194,7 +196,7 @@ class TextClassificationTask:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
         config.problem_type = _TRANSFORMERS_PROBLEMS[self.schema.problem]
-        return models.replace(self.choice, config=config)
+        return dataclasses.replace(self.choice, config=config)
 
     def _own_head(self, config: Any, *, meta: bool) -> nn.Linear:
         head = nn.Linear(config.hidden_size, self.schema.num_outputs)
@@ -225,8 +227,8 @@ def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_h
         raise SpecError(
             f"{_FIELD}.new_head",
             "LABEL_MISMATCH",
-            f"the model's head is {described.problem} with {len(own)} labels ({models.names_listed(own)}), the data is "
-            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({models.names_listed(ours)}); set new_head to start a new one",
+            f"the model's head is {described.problem} with {len(own)} labels ({models.names_listed(own)}), the data "
+            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({models.names_listed(ours)}); set new_head for a new one",
         )
     # A head that was trained on another vector of the text is of no use.
     return default_pooling(choice) == pooling
