@@ -135,6 +135,8 @@ def _save_model(
     config = copy.deepcopy(module.model.config)
     with torch.device("meta"):
         shell = type(module.model)(config)
+    if getattr(module.model.base_model, "pooler", shell) is None:
+        shell.base_model.pooler = None
     shell.load_state_dict(state_dict, strict=True, assign=True)
     shell.tie_weights()
     if getattr(shell, "generation_config", None) is not None and shell.can_generate():
