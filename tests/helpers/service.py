@@ -107,6 +107,10 @@ class Service:
         return self.parts.store
 
 
+async def _slots() -> tuple[int, int]:
+    return 8, 8
+
+
 @contextlib.asynccontextmanager
 async def serving(
     folder: Path,
@@ -135,7 +139,7 @@ async def serving(
         projects=frozenset({"default", "other"}),
         data_roots=data_roots,
     )
-    app = App(parts, Info(slots=lambda: (8, 8)), intervals)
+    app = App(parts, Info(slots=_slots), intervals)
     port = app.bind("127.0.0.1:0")
     await app.start()
     app.health.set_serving(True)

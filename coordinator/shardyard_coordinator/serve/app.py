@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import message_factory
@@ -54,7 +54,7 @@ FILES = (
 class Info:
     """What GetServerInfo tells beside what the parts know. `slots` answers (all, free)."""
 
-    slots: Callable[[], tuple[int, int]]
+    slots: Callable[[], Awaitable[tuple[int, int]]]
     warnings: Sequence[str] = ()
     event_retention_days: int = 0
 

@@ -28,7 +28,7 @@ class Call:
 
 
 # Which of the four shapes a behaviour has follows from the descriptor of its method.
-Behaviour = Callable[[Any, Call], Awaitable[Message]] | Callable[[Any, Call], AsyncIterator[Message]]
+Behaviour = Callable[[Any, Call], Awaitable[Message]] | Callable[[Any, Call], AsyncIterator[Message | bytes]]
 
 
 class Service(Protocol):

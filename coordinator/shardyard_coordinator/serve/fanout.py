@@ -1,8 +1,8 @@
 """Events on their way to watchers: a cursor per watcher over one ring and the store.
 
 The ring is fed after each commit, never before. A watcher owns no queue: it reads on from its cursor when it has
-written, from the ring where that still reaches back far enough and from the store where not, so that a slow reader costs
-nobody anything. An event is encoded once for all watchers.
+written, from the ring where that still reaches back far enough and from the store where not: a slow reader costs nobody
+anything. An event is encoded once for all watchers.
 """
 
 from __future__ import annotations

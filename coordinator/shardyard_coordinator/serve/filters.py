@@ -79,10 +79,11 @@ def _state(text: str, at: int, value: str) -> str:
 
 
 def _priority(text: str, at: int, value: str) -> int:
+    names = job_pb2.Priority.keys()
     name = "PRIORITY_" + value.upper().removeprefix("PRIORITY_")
-    if name not in job_pb2.Priority.keys() or name == "PRIORITY_UNSPECIFIED":
-        names = [each.removeprefix("PRIORITY_").lower() for each in job_pb2.Priority.keys()[1:]]
-        _refuse(text, at, f"there is no priority {show(value)}; use one of {', '.join(names)}")
+    if name not in names or name == "PRIORITY_UNSPECIFIED":
+        known = ", ".join(each.removeprefix("PRIORITY_").lower() for each in names[1:])
+        _refuse(text, at, f"there is no priority {show(value)}; use one of {known}")
     return int(job_pb2.Priority.Value(name))
 
 

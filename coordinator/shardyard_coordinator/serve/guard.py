@@ -172,10 +172,10 @@ class Guard:
         if not method.server_streaming:
             behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
             return (await behaviour(message, call)).SerializeToString()
-        answers = cast(Callable[[Any, Call], AsyncIterator[Message]], method.behaviour)(message, call)
+        answers = cast(Callable[[Any, Call], AsyncIterator[Message | bytes]], method.behaviour)(message, call)
         try:
             async for answer in answers:
-                await self._write(context, answer.SerializeToString())
+                await self._write(context, answer if isinstance(answer, bytes) else answer.SerializeToString())
         finally:
             await cast(Any, answers).aclose()
         return None

@@ -118,9 +118,10 @@ class JobService:
         if call.deadline_s is not None:
             until = min(until, call.deadline_s - 0.5)
         job = await self._job(request.name)
+        uid = job.uid
         while True:
-            with self._fanout.interest(job.uid) as waiter:
-                current = await self._parts.store.read(lambda conn: jobs.get_job_by_uid(conn, job.uid))
+            with self._fanout.interest(uid) as waiter:
+                current = await self._parts.store.read(lambda conn: jobs.get_job_by_uid(conn, uid))
                 job = current or job
                 if job.state.is_terminal or loop.time() >= until:
                     return encode.job_to_proto(job)

@@ -18,7 +18,8 @@ MAX_BATCH_BYTES: Final = 512 * 1024
 _BLOCK: Final = 128 * 1024
 _FILE: Final = re.compile(r"rank-(0|[1-9][0-9]{0,5})\.(stdout|stderr)\.log")
 _LINE: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?:Z|[+-]\d\d:?\d\d)?)\s+(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b"
+    r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?:Z|[+-]\d\d:?\d\d)?)\s+"
+    r"(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b"
 )
 _LEVELS: Final = {
     "DEBUG": pb.LOG_LEVEL_DEBUG,
@@ -99,11 +100,7 @@ def read(
 
 def _lines(path: str, offset: int, *, ended: bool) -> Iterator[tuple[bytes, int]]:
     """Lines from an offset on, each with the offset after it; one longer than a block is parted."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
-        return
-    with file:
+    with open(path, "rb") as file:
         file.seek(offset)
         while raw := file.readline(_BLOCK):
             if not raw.endswith(b"\n") and len(raw) < _BLOCK and not ended:

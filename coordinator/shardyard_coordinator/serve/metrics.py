@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -66,7 +67,9 @@ class MetricService:
         silent_s = 0.0
         while True:
             with self._fanout.interest(job.uid) as waiter:
-                found, counts, ended = await self._parts.store.read(lambda conn: _next(conn, job, request, counts))
+                found, counts, ended = await self._parts.store.read(
+                    partial(_next, job=job, request=request, counts=counts)
+                )
                 if found or silent_s >= self._intervals.heartbeat_s:
                     cursor = self._parts.tokens.make("metrics", job.uid, counts)
                     yield pb.WatchMetricsResponse(series=_series(found), cursor=cursor)

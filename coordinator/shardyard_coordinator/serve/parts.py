@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Iterable
@@ -78,21 +79,31 @@ class Parts:
 
 
 class Cluster:
-    """The cluster as the launcher sees it, asked at most once in a while."""
+    """The cluster as the launcher sees it: asked again in the background when the answer is old."""
 
-    def __init__(self, launcher: Launcher, *, keep_s: float = 2.0) -> None:
+    def __init__(self, launcher: Launcher, *, keep_s: float = 2.0, wait_s: float = 2.0) -> None:
         self._launcher = launcher
         self._keep_s = keep_s
-        self._view: ClusterView | None = None
-        self._asked_s = 0.0
+        self._wait_s = wait_s
+        self._view = ClusterView(False, "", "", (), "being connected")
+        self._asked_s = -math.inf
+        self._asking: asyncio.Task[None] | None = None
 
     async def view(self) -> ClusterView:
-        """At most `keep_s` old."""
-        now = time.monotonic()
-        if self._view is None or now - self._asked_s > self._keep_s:
-            self._asked_s = now
-            self._view = await self._launcher.cluster()
+        """Waits a little where the last answer is very old; a cluster that does not answer holds nobody up."""
+        age_s = time.monotonic() - self._asked_s
+        if age_s > self._keep_s and self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        if age_s > 10 * self._keep_s and self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=self._wait_s)
         return self._view
+
+    async def _ask(self) -> None:
+        try:
+            self._view = await self._launcher.cluster()
+            self._asked_s = time.monotonic()
+        finally:
+            self._asking = None
 
 
 def raise_violations(violations: Iterable[worker_pb2.Violation], prefix: str = "") -> None:

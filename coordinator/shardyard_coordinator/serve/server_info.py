@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from shardyard.v1 import server_service_pb2 as pb
@@ -25,7 +25,7 @@ class ServerService:
         parts: Parts,
         cluster: Cluster,
         *,
-        slots: Callable[[], tuple[int, int]],
+        slots: Callable[[], Awaitable[tuple[int, int]]],
         warnings: Sequence[str],
         event_retention_days: int,
     ) -> None:
@@ -59,7 +59,7 @@ class ServerService:
 
     async def _cluster_info(self) -> pb.ClusterInfo:
         view = await self._cluster.view()
-        slots, free = self._slots()
+        slots, free = await self._slots()
         state = pb.ClusterInfo.STATE_CONNECTED if view.connected else pb.ClusterInfo.STATE_CONNECTING
         if not view.connected and view.cluster_id:
             state = pb.ClusterInfo.STATE_UNREACHABLE

@@ -1,4 +1,4 @@
-"""What an error looks like on the wire: a google.rpc.Status with one ErrorInfo, and with BadRequest and RetryInfo where they help.
+"""What an error looks like on the wire: a google.rpc.Status with one ErrorInfo, and BadRequest, RetryInfo.
 
 Status details travel in trailers. From 8 KiB of metadata on, clients see RESOURCE_EXHAUSTED at random instead of the
 error, so all details of one error stay under 6 KiB: what does not fit is counted in `violations_total`.

@@ -89,7 +89,8 @@ class Submitter:
         job = job_pb2.Job()
         job.CopyFrom(request.job)
         job.name = names.job_name(new.project, new.job_id)
-        job.queue, job.priority = f"queues/{new.queue}", job_pb2.Priority.Name(new.priority)  # type: ignore[assignment]
+        job.queue = f"queues/{new.queue}"
+        job.priority = new.priority  # type: ignore[assignment]
         job.resolved_spec.ParseFromString(new.resolved_spec)
         return job
 
@@ -153,7 +154,7 @@ def request_fingerprint(request: job_service_pb2.CreateJobRequest) -> bytes:
 
     Unknown fields are dropped first; the leading 1 is the format's version.
     """
-    request.DiscardUnknownFields()
+    request.DiscardUnknownFields()  # type: ignore[attr-defined]
     kept, request.request_id = request.request_id, ""
     digest = hashlib.sha256(b"1" + request.SerializeToString(deterministic=True)).digest()
     request.request_id = kept

@@ -1,6 +1,6 @@
 """Page tokens and cursors: opaque strings that only this store made, for one kind and one request.
 
-`base64url(version byte, HMAC-SHA256 cut to 16 bytes, JSON of the payload)`. The HMAC covers kind, binding and payload, so
+`base64url(version byte, HMAC-SHA256 cut to 16 bytes, JSON of the payload)`. The HMAC covers kind, binding and payload:
 a token of another list, of another job or with a changed byte is refused.
 """
 

@@ -1,7 +1,8 @@
 """Uploads: a header, then chunks; resumable by request id and the bytes that were committed.
 
-Parts are written into `{uid}.part` beside the final folder. A file's committed bytes move in the store after its fsync;
-the folder gets its name when every file is whole, has the sha256 announced and, for a model, loads; the row follows.
+Parts are written where the files belong, in a folder that nobody reads before its row is READY. A file's committed
+bytes move in the store after its fsync; the row becomes READY when every file is whole, has the sha256 announced and,
+for a model, loads.
 """
 
 from __future__ import annotations
@@ -57,11 +58,14 @@ class Uploads:
                 return record
             order = {file.path: at for at, file in enumerate(header.files)}
             files.sort(key=lambda file: order[file.path])
-            folder = Path(f"{record.path}.part")
-            if not await asyncio.to_thread(Path(record.path).is_dir):
-                committed = await self._take(record, folder, files, messages, call)
-                await self._finish_files(record, folder, files, committed, call)
-            return await self._finish(record, folder, call)
+            folder = Path(record.path)
+            await self._take(record, folder, files, messages, call)
+            await self._verify(record, folder, files, call)
+            description = await self._inspect(record, folder, call) if kind is ResourceKind.MODEL else b""
+            self._parts.trace.point("upload.verified")
+            return await self._parts.store.write(
+                lambda conn: resources.finish_upload(conn, record.uid, description), call.actor
+            )
         finally:
             self._live.discard(key)
 
@@ -84,7 +88,7 @@ class Uploads:
     async def _begin(
         self, kind: ResourceKind, project: str, header: transfer_pb2.UploadHeader, call: Call
     ) -> tuple[ResourceRecord, list[FileRecord]]:
-        """The row, new or the one of an earlier try; Refused where a quota, the disk or another resource is in the way."""
+        """The row, new or of an earlier try; Refused where a quota, the disk or another resource is in the way."""
         parts, uid = self._parts, uuid.uuid4().hex
         total = sum(file.size_bytes for file in header.files)
         free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
@@ -132,8 +136,8 @@ class Uploads:
         files: list[FileRecord],
         messages: AsyncIterator[UploadMessage],
         call: Call,
-    ) -> list[int]:
-        """Writes the chunks; whatever ends it, what arrived is committed. Answers the committed bytes of each file."""
+    ) -> None:
+        """Writes the chunks; whatever ends it, what arrived is committed."""
         committed = [file.committed_bytes for file in files]
         await asyncio.to_thread(_prepare, folder, files)
         writer = _Writer(folder, files, committed)
@@ -169,11 +173,8 @@ class Uploads:
         finally:
             await asyncio.shield(commit())
             await asyncio.to_thread(writer.close)
-        return committed
 
-    async def _finish_files(
-        self, record: ResourceRecord, folder: Path, files: list[FileRecord], committed: list[int], call: Call
-    ) -> None:
+    async def _verify(self, record: ResourceRecord, folder: Path, files: list[FileRecord], call: Call) -> None:
         """Compares every sha256; a file that differs begins anew."""
         wrong = await asyncio.to_thread(_differing, folder, files)
         if not wrong:
@@ -187,20 +188,6 @@ class Uploads:
         names = ", ".join(file.path for file in wrong[:5])
         text = f"the sha256 of {names} is not the one announced; send the file again with the same request_id"
         raise Refused(Reason.CHECKSUM_MISMATCH, text, metadata={"file": wrong[0].path})
-
-    async def _finish(self, record: ResourceRecord, folder: Path, call: Call) -> ResourceRecord:
-        """Looks into a model, gives the folder its name, and makes the row READY."""
-        final = Path(record.path)
-        there = final if await asyncio.to_thread(final.is_dir) else folder
-        description = b""
-        if record.kind is ResourceKind.MODEL:
-            description = await self._inspect(record, there, call)
-        if there is folder:
-            await asyncio.to_thread(_rename, folder, final)
-        self._parts.trace.point("upload.renamed")
-        return await self._parts.store.write(
-            lambda conn: resources.finish_upload(conn, record.uid, description), call.actor
-        )
 
     async def _inspect(self, record: ResourceRecord, folder: Path, call: Call) -> bytes:
         request = worker_pb2.InspectModelRequest(folder=str(folder))
@@ -242,7 +229,8 @@ class _Writer:
         if self._at != chunk.file_index:
             self._sync_file()
             self._at = chunk.file_index
-            self._open = open(self._folder / self._files[self._at].path, "r+b")
+            path = self._folder / self._files[self._at].path
+            self._open = open(path, "r+b")  # noqa: SIM115 - kept open over many chunks.
             self._open.seek(chunk.offset)
         assert self._open is not None
         self._open.write(chunk.data)
@@ -321,13 +309,14 @@ def _differing(folder: Path, files: list[FileRecord]) -> list[FileRecord]:
         with open(folder / file.path, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
                 wrong.append(file)
+    for each in {folder, *(path for file in files for path in (folder / file.path).parents if folder in path.parents)}:
+        _sync_folder(each)
     return wrong
 
 
-def _rename(folder: Path, final: Path) -> None:
-    """Durable: the files were synced, the folder's entry is synced here."""
-    folder.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
+def _sync_folder(folder: Path) -> None:
+    """The entries of the files are as durable as their bytes."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from google.protobuf import empty_pb2, unknown_fields
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf import empty_pb2, unknown_fields  # type: ignore[attr-defined]
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from shardyard_coordinator.domain.errors import FieldViolation
@@ -28,7 +28,7 @@ DEFAULT_MAX_ITEMS: Final = 4096
 class _Field:
     name: str
     limit: int | None
-    child: Descriptor | None
+    child: Any
     repeated: bool
 
 
@@ -63,7 +63,7 @@ class Counts:
         for index, item in enumerate(items):
             self._check(item, f"{path}[{index}].", found)
 
-    def _of(self, descriptor: Descriptor) -> tuple[_Field, ...]:
+    def _of(self, descriptor: Any) -> tuple[_Field, ...]:
         """The fields that hold, or lead to, repeated fields."""
         known = self._fields.get(descriptor.full_name)
         if known is None:

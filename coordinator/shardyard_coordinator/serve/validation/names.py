@@ -45,7 +45,7 @@ def parse(kind: str, name: str) -> Name:
         found = _CHECKPOINT.fullmatch(parts[2])
         assert found is not None
         return Name(parts[0], parts[1], int(found[1]), int(found[2]))
-    return Name(*parts)
+    return Name(parts[0], parts[1] if len(parts) > 1 else "")
 
 
 def name_complaint(kind: str, name: str) -> str | None:

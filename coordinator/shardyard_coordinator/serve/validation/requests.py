@@ -32,7 +32,30 @@ MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_SHOWN_INSTANCES: Final = 100
 MAX_CONDITIONS_FIELDS: Final = 64
 
-OUTPUT_ONLY: Final = ["name", "uid", "etag", "resolved_spec", "state", "progress", "conditions", "pending", "failure", "attempt_count", "latest_checkpoint", "best_checkpoint", "model", "output_dataset", "last_event_sequence", "usage", "creator", "create_time", "start_time", "end_time", "update_time", "evaluation"]
+OUTPUT_ONLY: Final = (
+    "name",
+    "uid",
+    "etag",
+    "resolved_spec",
+    "state",
+    "progress",
+    "conditions",
+    "pending",
+    "failure",
+    "attempt_count",
+    "latest_checkpoint",
+    "best_checkpoint",
+    "model",
+    "output_dataset",
+    "last_event_sequence",
+    "usage",
+    "creator",
+    "create_time",
+    "start_time",
+    "end_time",
+    "update_time",
+    "evaluation",
+)
 
 _NAMES: Final[dict[str, tuple[str, str]]] = {
     "CreateJobRequest": ("parent", "project"),
@@ -90,7 +113,7 @@ def validate(request: Message) -> None:
 def clear_output_only(job: job_pb2.Job) -> None:
     """Drops what only the server sets, so that a job that was read can be submitted again."""
     for name in OUTPUT_ONLY:
-        job.ClearField(name)  # type: ignore[arg-type]
+        job.ClearField(name)
 
 
 def _one_each(found: Found) -> Found:

@@ -74,7 +74,8 @@ def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
         _HUB_PART.fullmatch(part) and ".." not in part and "--" not in part for part in parts
     )
     if hub_id and not fits:
-        text = f"{show(hub_id)} is not a Hub id; it has the form name or owner/name, such as `google-bert/bert-base-uncased`"
+        form = "it has the form name or owner/name, such as `google-bert/bert-base-uncased`"
+        text = f"{show(hub_id)} is not a Hub id; {form}"
         found.append(FieldViolation(f"{field}.id", text))
     if revision and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         text = f"{show(revision)} is not a branch, tag or commit; leave it out for the main branch"
@@ -93,7 +94,8 @@ def relative_path_complaint(path: str) -> str | None:
     rule = "a path is relative, with /, without empty, . or .. parts and without control characters"
     if complaint := control_complaint(path):
         return complaint
-    if path.startswith("/") or "\\" in path or posixpath.normpath(path) != path or path.split("/", maxsplit=1)[0] in ("..", "."):
+    plain = posixpath.normpath(path) == path and "\\" not in path
+    if not plain or path.split("/", maxsplit=1)[0] in ("", ".", ".."):
         return f"{show(path)} is not allowed: {rule}; correct it"
     if any(len(part.encode()) > 255 for part in path.split("/")):
         return f"{show(path)} has a part of over 255 bytes; shorten it"

@@ -199,7 +199,7 @@ def _check_optimization(spec: spec_pb2.JobSpec, path: str, found: Found) -> None
         found.append(
             FieldViolation(
                 f"{here}.precision",
-                "`PRECISION_FP16` is not supported: its loss scaling makes runs depend on their overflows; use bf16 or fp32",
+                "`PRECISION_FP16` is not supported: its loss scaling makes runs hang on overflows; use bf16 or fp32",
                 Reason.PRECISION_UNSUPPORTED,
             )
         )

@@ -1,0 +1,250 @@
+"""The composition root: the only place that constructs things, and the order in which a coordinator starts and ends.
+
+Start-up is recovery: there is no other way to start. SIGTERM drains and leaves Ray and its attempts running; SIGINT
+(Ctrl-C) does so too while an attempt is live, and else stops the Ray that this service started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from shardyard_coordinator.control.collector import Collector
+from shardyard_coordinator.control.recovery import recover
+from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.launch.local import LocalLauncher
+from shardyard_coordinator.launch.process_compute import ProcessCompute
+from shardyard_coordinator.launch.protocols import Compute, Launcher
+from shardyard_coordinator.launch.ray_head import EmbeddedHead
+from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
+from shardyard_coordinator.scheduling.loop import SchedulingLoop
+from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
+from shardyard_coordinator.serve.app import App, Info
+from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.tokens import Tokens
+from shardyard_coordinator.settings import LauncherKind, Settings
+from shardyard_coordinator.store import attempts
+from shardyard_coordinator.store.failures import StoreFailure
+from shardyard_coordinator.store.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 69
+EXIT_CONFIG = 78
+
+
+def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
+    """Runs a coordinator until it is told to stop; the exit code of its process.
+
+    0: stopped in order. 69: the address is taken. 75: another coordinator is on the store, or took it over. 74: the
+    disk failed. 65, 78: the store is broken, or of a newer version.
+    """
+    logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
+    except StoreFailure as failure:
+        print(failure, file=errors)
+        return failure.exit_code
+    except OSError as error:
+        print(error, file=errors)
+        return EXIT_UNAVAILABLE
+
+
+def main() -> int:
+    """`python -m shardyard_coordinator.main`: settings from the environment."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for each in error.errors():
+            print(f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return EXIT_CONFIG
+    return run_coordinator(settings)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What has been started."""
+
+    store: Store
+    launcher: Launcher
+    collector: Collector
+    loop: SchedulingLoop
+    app: App
+    address: str
+
+
+class Coordinator:
+    """One run of a coordinator. `clock` and `trace` are the seams of the tests."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        output: TextIO,
+        errors: TextIO,
+        clock: Clock | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self._settings = settings
+        self._output = output
+        self._errors = errors
+        self._clock = clock or SystemClock()
+        self._trace = trace or NullTrace()
+        self._stop = asyncio.Event()
+        self._interrupted = False
+
+    async def run(self) -> int:
+        """Starts, serves until a signal or the store ends it, and stops; raises StoreFailure, OSError."""
+        with self._signals():
+            async with self._running() as running:
+                self._greet(running)
+                running.store.failed.add_done_callback(lambda _: self._stop.set())
+                await self._stop.wait()
+                if running.store.failed.done():
+                    failure = running.store.failed.result()
+                    print(failure, file=self._errors)
+                    return failure.exit_code
+        return EXIT_OK
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first signal drains, a second one kills."""
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            if self._stop.is_set():
+                os._exit(128 + number)
+            self._interrupted = number == signal.SIGINT
+            self._stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[_Running]:
+        """Everything, in the order of start-up, and ended in the other order."""
+        settings, clock, trace = self._settings, self._clock, self._trace
+        control = ControlSettings(
+            storage=settings.storage,
+            data_roots=settings.data_roots,
+            event_retention_s=settings.event_retention_days * 86_400.0,
+        )
+        await asyncio.to_thread(_make_folders, control)
+        store = await open_store(settings.database, clock, trace)
+        try:
+            launcher, compute = self._doors()
+            collector = Collector(store, launcher, clock, trace, control)
+            loop = SchedulingLoop(store, launcher, collector, clock, trace)
+            app = self._app(store, launcher, compute, loop)
+            port = app.bind(settings.listen)
+            address = f"{settings.listen.rpartition(':')[0]}:{port}"
+            await launcher.start()
+            await compute.start()
+            await app.start()
+            await recover(store, collector, trace)
+            loop.start()
+            app.health.set_serving(True)
+            record = settings.state_dir / "coordinator.json"
+            await asyncio.to_thread(_write_record, record, address)
+            running = _Running(store, launcher, collector, loop, app, address)
+            try:
+                yield running
+            finally:
+                await self._end(running, compute)
+                await asyncio.to_thread(_remove_record, record)
+        finally:
+            await store.close()
+
+    async def _end(self, running: _Running, compute: Compute) -> None:
+        """Drains, then lets go of the cluster; what runs there goes on, unless there is nothing that runs."""
+        await running.loop.close()
+        await running.app.stop(self._settings.drain_s)
+        live = 0 if running.store.failed.done() else len(await running.store.read(attempts.live_attempts))
+        await running.collector.close()
+        stop_cluster = self._interrupted and not live
+        await compute.close()
+        await running.launcher.close(stop_cluster=stop_cluster)
+        if self._settings.launcher is LauncherKind.RAY and not stop_cluster:
+            what = f"{live} attempt{'s' * (live != 1)} and Ray go on" if live else "Ray goes on"
+            print(f"{what}; `shardyard serve` takes up again, `shardyard stop` ends it", file=self._output, flush=True)
+
+    def _doors(self) -> tuple[Launcher, Compute]:
+        settings = self._settings
+        state = settings.state_dir.absolute()
+        environment = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]} if "HF_ENDPOINT" in os.environ else {}
+        workers, memory = settings.compute_workers, settings.compute_memory_bytes
+        if settings.launcher is LauncherKind.LOCAL:
+            local = LocalLauncher(clock=self._clock, cpus=settings.cpus, gpus=settings.gpus, environment=environment)
+            compute = ProcessCompute(
+                log=state / "compute.log", workers=workers, memory_bytes=memory, environment=environment
+            )
+            return local, compute
+        head = None
+        if not settings.ray_address:
+            head = EmbeddedHead(state, cpus=settings.cpus, gpus=settings.gpus or 0, environment=environment)
+        ray = RayLauncher(log=state / "ray-agent.log", head=head, address=settings.ray_address, environment=environment)
+        return ray, RayCompute(ray.link, workers=workers, memory_bytes=memory)
+
+    def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop) -> App:
+        settings = self._settings
+        warnings = ["--insecure: whoever reaches the port may do everything"] if settings.insecure else []
+        parts = Parts(
+            store=store,
+            launcher=launcher,
+            compute=compute,
+            clock=self._clock,
+            trace=self._trace,
+            tokens=Tokens(store.secret),
+            limits=Limits(),
+            storage=settings.storage,
+            projects=frozenset(settings.projects),
+            data_roots=settings.data_roots,
+        )
+        return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days))
+
+    def _greet(self, running: _Running) -> None:
+        if self._settings.insecure:
+            print("--insecure: whoever reaches the port may do everything", file=self._errors, flush=True)
+        default = running.address == "127.0.0.1:7400"
+        where = "" if default else f"SHARDYARD_ADDRESS={running.address} "
+        text = f"Shardyard serves on {running.address}; next: {where}shardyard submit FILE.yaml"
+        print(text, file=self._output, flush=True)
+
+
+def _make_folders(control: ControlSettings) -> None:
+    for name in ("jobs", "models", "datasets", "cache"):
+        (control.storage / name).mkdir(parents=True, exist_ok=True)
+
+
+def _write_record(path: Path, address: str) -> None:
+    """For `shardyard stop`: which process serves this state directory, and where."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"pid": os.getpid(), "address": address}) + "\n")
+    temporary.replace(path)
+
+
+def _remove_record(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What an operator sets: by keyword, else by the environment (`SHARDYARD_…`), else by default."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shardyard_coordinator.serve.validation.text import id_complaint
+
+
+class LauncherKind(StrEnum):
+    """Where gangs run."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
+def default_state_dir() -> Path:
+    """`$SHARDYARD_STATE_DIR`, else `shardyard` in `$XDG_STATE_HOME`, else in `~/.local/state`."""
+    if given := os.environ.get("SHARDYARD_STATE_DIR"):
+        return Path(given)
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "shardyard"
+
+
+class Settings(BaseSettings):
+    """Settings of one coordinator. Lists in the environment are separated by commas."""
+
+    model_config = SettingsConfigDict(env_prefix="SHARDYARD_", extra="forbid", frozen=True)
+
+    state_dir: Path = Field(default_factory=default_state_dir)
+    storage_root: Path | None = None
+    listen: str = "127.0.0.1:7400"
+    insecure: bool = False
+    data_roots: Annotated[tuple[str, ...], NoDecode] = ()
+    projects: Annotated[tuple[str, ...], NoDecode] = ("default",)
+    launcher: LauncherKind = LauncherKind.RAY
+    ray_address: str = ""
+    cpus: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    gpus: int | None = Field(default=None, ge=0)
+    compute_workers: int = Field(default=1, ge=1)
+    compute_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
+    event_retention_days: int = Field(default=0, ge=0)
+    drain_s: float = Field(default=20.0, ge=0)
+
+    @field_validator("data_roots", "projects", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_roots")
+    @classmethod
+    def _absolute(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for root in value:
+            if not Path(root).is_absolute():
+                raise ValueError(f"the data root {root!r} is not an absolute path; give one")
+        return value
+
+    @field_validator("projects")
+    @classmethod
+    def _ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for project in value:
+            if complaint := id_complaint(project):
+                raise ValueError(complaint)
+        return tuple(dict.fromkeys(("default", *value)))
+
+    @model_validator(mode="after")
+    def _only_loopback(self) -> Settings:
+        if not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                f"{self.listen!r} is not a loopback address, and whoever reaches the port may do everything; "
+                "listen on 127.0.0.1, or give --insecure where the network is trusted"
+            )
+        return self
+
+    @property
+    def host(self) -> str:
+        """The host of `listen`."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def storage(self) -> Path:
+        """The root that every node sees."""
+        return (self.storage_root or self.state_dir / "storage").absolute()
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.state_dir.absolute() / "store.db"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone; names other than localhost are not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
