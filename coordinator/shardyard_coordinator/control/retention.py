@@ -166,8 +166,10 @@ class Retention:
     async def _sweep_uploads(self) -> None:
         before = self._clock.now_us() - round(self._settings.sweep_after_s * 1e6)
         for upload in await self._store.read(lambda conn: resources.stale_uploads(conn, before)):
-            named = {"kind": upload.kind, "project": upload.project, "resource_id": upload.resource_id}
-            await self._store.write(partial(resources.begin_delete, **named), SYSTEM)
+            begin = partial(
+                resources.begin_delete, kind=upload.kind, project=upload.project, resource_id=upload.resource_id
+            )
+            await self._store.write(begin, SYSTEM)
             await asyncio.to_thread(_remove_tree, Path(upload.path))
             await self._store.write(partial(resources.finish_delete, uid=upload.uid), SYSTEM)
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardyard_coordinator.scheduling.policy import (
-    Blocked,
-    Constraint,
-    Nothing,
-    Policy,
-    Snapshot,
-    decide,
-    ranked,
-    shape_of,
-)
+from shardyard_coordinator.scheduling.policy import Blocked, Constraint, PendingJob, Policy, Snapshot, admit, ranked
 
 
 @dataclass(frozen=True)
@@ -30,18 +22,14 @@ class Waiting:
 
 def explain(snapshot: Snapshot, now: int, policy: Policy) -> dict[str, Waiting]:
     """Every pending job that would not start now, by its id."""
-    decisions = decide(snapshot, now, policy)
-    nothings = [each for each in decisions if isinstance(each, Nothing)]
-    starting = {each.job for each in decisions if not isinstance(each, Nothing)}
-    answer: dict[str, Waiting] = {}
-    for position, job in enumerate(ranked(snapshot.pending), 1):
-        if job.job in starting:
-            continue
-        shape = shape_of(job)
-        mine = [each.blocked for each in nothings if each.shape == shape]
-        blocked = next((each for each in mine if each.until == job.not_before and job.not_before > now), mine[0])
-        answer[job.job] = _waiting(blocked, position, now)
-    return answer
+    _, waiting = admit(snapshot, now, policy)
+    return waits(snapshot, waiting, now)
+
+
+def waits(snapshot: Snapshot, waiting: Sequence[tuple[PendingJob, Blocked]], now: int) -> dict[str, Waiting]:
+    """The same for a pass that has been made."""
+    positions = {job.job: position for position, job in enumerate(ranked(snapshot.pending), 1)}
+    return {job.job: _waiting(blocked, positions[job.job], now) for job, blocked in waiting}
 
 
 def _waiting(blocked: Blocked, position: int, now: int) -> Waiting:

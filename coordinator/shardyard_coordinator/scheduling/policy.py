@@ -17,6 +17,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 CPU = "cpu"
+# (node, workers on it) pairs.
+Placement = tuple[tuple[str, int], ...]
 
 
 class NodeState(StrEnum):
@@ -81,7 +83,7 @@ class RunningJob:
 
     job: str
     epoch: int
-    placement: tuple[tuple[str, int], ...]
+    placement: Placement
     slots_per_worker: int
 
 
@@ -110,7 +112,7 @@ class Start:
     job: str
     epoch: int
     workers: int
-    placement: tuple[tuple[str, int], ...]
+    placement: Placement
     reason: str = "FITS"
 
 
@@ -148,20 +150,30 @@ Decision = Start | Nothing
 
 def decide(snapshot: Snapshot, now: int, policy: Policy) -> list[Decision]:
     """The starts, in the order in which they were admitted, then one Nothing for each shape and reason that waits."""
+    starts, waiting = admit(snapshot, now, policy)
+    counts: dict[tuple[Shape, Blocked], int] = {}
+    for job, blocked in waiting:
+        key = (_shape(job), blocked)
+        counts[key] = counts.get(key, 0) + 1
+    return [*starts, *(Nothing(shape, count, blocked) for (shape, blocked), count in sorted(counts.items()))]
+
+
+def admit(snapshot: Snapshot, now: int, policy: Policy) -> tuple[list[Start], list[tuple[PendingJob, Blocked]]]:
+    """One pass over the pending jobs in their order: who starts, and who waits for what."""
     passed = _Pass(snapshot)
-    waiting: dict[tuple[Shape, Blocked], int] = {}
-    starts: list[Decision] = []
+    starts: list[Start] = []
+    waiting: list[tuple[PendingJob, Blocked]] = []
     stuck = False
     for job in ranked(snapshot.pending):
         blocked = passed.refuse(job, now, stuck=stuck)
         if blocked is None:
             starts.append(passed.start(job))
             continue
+        waiting.append((job, blocked))
         # Only who could run now, but for room, holds the others back.
-        stuck = stuck or (policy.backfill is Backfill.NONE and blocked.constraint is not Constraint.NOT_BEFORE)
-        key = (shape_of(job), blocked)
-        waiting[key] = waiting.get(key, 0) + 1
-    return starts + [Nothing(shape, count, blocked) for (shape, blocked), count in sorted(waiting.items())]
+        for_room = blocked.constraint in (Constraint.INSUFFICIENT_SLOTS, Constraint.FRAGMENTED)
+        stuck = stuck or (policy.backfill is Backfill.NONE and for_room)
+    return starts, waiting
 
 
 def ranked(pending: Sequence[PendingJob]) -> list[PendingJob]:
@@ -169,14 +181,11 @@ def ranked(pending: Sequence[PendingJob]) -> list[PendingJob]:
     return sorted(pending, key=lambda job: (-job.priority, job.order, job.job))
 
 
-def shape_of(job: PendingJob) -> Shape:
-    """The class that a job waits in."""
+def _shape(job: PendingJob) -> Shape:
     return Shape(job.queue, job.priority, job.accelerator, job.sizes, job.slots_per_worker)
 
 
-def place(
-    job: PendingJob, workers: int, nodes: Sequence[NodeInfo], free: dict[str, int]
-) -> tuple[tuple[str, int], ...]:
+def place(job: PendingJob, workers: int, nodes: Sequence[NodeInfo], free: dict[str, int]) -> Placement:
     """Where `workers` of the job fit now: on one node if one is free enough (the fullest such), else on the emptiest
     nodes, the last one chosen as tightly as possible; empty: nowhere. `free` has the free slots of each node.
     """

@@ -208,12 +208,6 @@ def get_job_by_uid(conn: Connection, uid: str) -> JobRecord | None:
     return None if row is None else from_row(row)
 
 
-def jobs_in(conn: Connection, *states: JobState) -> list[JobRecord]:
-    """All jobs in these states, in the order of their submission."""
-    names = [state.value for state in states]
-    return [from_row(row) for row in conn.execute(select(*COLUMNS).where(_job.state.in_(names)).order_by(_job.id))]
-
-
 def move(
     conn: Connection,
     job: JobRecord,
