@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Collector:
-    """Follows attempts. `retention` thins a job's checkpoints after each new one."""
+    """Follows attempts. `retention` thins a job's checkpoints after each new one; `rng` draws the back-offs."""
 
     def __init__(self, store: Store, launcher: Launcher, clock: Clock, trace: Trace, settings: ControlSettings) -> None:
         self.settings = settings
@@ -29,7 +29,7 @@ class Collector:
         self._launcher = launcher
         self._clock = clock
         self._trace = trace
-        self._rng = random.Random()
+        self._rng = rng or random.Random()
         self._followers: dict[AttemptKey, Follower] = {}
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._unsubscribe = store.subscribe(self._hear)
