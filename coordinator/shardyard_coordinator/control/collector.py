@@ -22,7 +22,16 @@ _log = logging.getLogger(__name__)
 class Collector:
     """Follows attempts. `retention` thins a job's checkpoints after each new one; `rng` draws the back-offs."""
 
-    def __init__(self, store: Store, launcher: Launcher, clock: Clock, trace: Trace, settings: ControlSettings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        launcher: Launcher,
+        clock: Clock,
+        trace: Trace,
+        settings: ControlSettings,
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
         self.settings = settings
         self.retention = Retention(store, clock, trace, settings)
         self._store = store
