@@ -30,8 +30,9 @@ from shardyard_trainer.context import Context
 from shardyard_trainer.engine import Engine, start_gang, stop_gang
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.gang import Gang
-from shardyard_trainer.report import SendingReporter
+from shardyard_trainer.report import PrintingReporter, Reporter, SendingReporter
 
+COMMITTED = job_pb2.CheckpointChanged.CHANGE_COMMITTED
 TESTS = Path(__file__).parent.parent
 
 
@@ -100,9 +101,7 @@ class Scenario:
             for point in series.points
         }
 
-    def checkpoints(
-        self, change: int = job_pb2.CheckpointChanged.CHANGE_COMMITTED
-    ) -> list[worker_pb2.CheckpointReport]:
+    def checkpoints(self, change: int = COMMITTED) -> list[worker_pb2.CheckpointReport]:
         return [event.checkpoint for event in self.events() if event.checkpoint.change == change]
 
 
@@ -112,13 +111,13 @@ class Supervisor:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         scenario.attempt_dir.mkdir(parents=True, exist_ok=True)
-        self._file = open(scenario.attempt_dir / "events", "ab")
+        self._path = scenario.attempt_dir / "events"
         self._reply = worker_pb2.ReportReply()
 
     def send(self, request: bytes) -> bytes:
         for event in worker_pb2.ReportRequest.FromString(request).events:
-            self._file.write(event.SerializeToString().hex().encode() + b"\n")
-            self._file.flush()
+            with open(self._path, "ab") as out:
+                out.write(event.SerializeToString().hex().encode() + b"\n")
             if self._scenario.stop_at and event.progress.step >= self._scenario.stop_at:
                 self._reply.directive.action = worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP
                 self._reply.directive.reason = "CANCELLED"
@@ -134,8 +133,10 @@ def solo_gang() -> Gang:
 
 def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
     """Runs one attempt on this rank; its failure, if it is one that the trainer names."""
-    reporter = SendingReporter(Supervisor(scenario).send, epoch=1, rank=0) if gang.is_chief else None
-    context = Context(attempt=scenario.spec(), gang=gang, reporter=reporter, trace=_trace(scenario))  # type: ignore[arg-type]
+    reporter: Reporter = PrintingReporter(sys.stdout, quiet=True)
+    if gang.is_chief:
+        reporter = SendingReporter(Supervisor(scenario).send, epoch=1, rank=0)
+    context = Context(attempt=scenario.spec(), gang=gang, reporter=reporter, trace=_trace(scenario))
     task = TinyTask(scenario.task)
     config = train_config(context.attempt, num_train_samples=task.train.num_samples)
     engine = Engine(task.module(scenario.dropout), config, gang)
@@ -145,8 +146,7 @@ def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
     except RunFailed as failure:
         return failure
     finally:
-        if reporter is not None:
-            reporter.close()
+        reporter.close()
     return None
 
 
@@ -184,9 +184,12 @@ def _poison(engine: Engine, steps: list[int]) -> None:
         if step in steps:
             module = engine.module
             forward = module.forward
-            module.forward = lambda **inputs: forward(**inputs)._replace(
-                loss_sum=forward(**inputs).loss_sum * torch.inf
-            )
+
+            def infinite(**inputs):  # type: ignore[no-untyped-def]
+                output = forward(**inputs)
+                return output._replace(loss_sum=output.loss_sum * torch.inf)
+
+            module.forward = infinite
             try:
                 return plain(micros, num_units=num_units, step=step, learning_rate=learning_rate)
             finally:
