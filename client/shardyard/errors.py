@@ -223,7 +223,8 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     message = error.details() or error.code().name
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
     if kind is Unavailable and not reason and address:
-        message = f"no service answers at {address} ({message}); start one with `shardyard serve`"
+        metadata["transport"] = message
+        message = f"no service answers at {address}; start one with `shardyard serve`"
     return kind(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
 
 

@@ -1,0 +1,104 @@
+"""The commands, put together, and what they end with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from shardyard import __version__
+from shardyard.cli import assets, jobs, service, submitting, watching
+
+# Typer brings a click of its own, and of its errors it names only the narrowest: this is what they all are.
+CliError: Any = typer.BadParameter.__mro__[2]
+
+_HELP = "Train, fine-tune and use pretrained models on a cluster."
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("serve", service.serve),
+    ("stop", service.stop),
+    ("doctor", service.doctor),
+    ("submit", submitting.submit),
+    ("plan", submitting.plan),
+    ("jobs", jobs.list_jobs),
+    ("get", jobs.get),
+    ("watch", watching.watch),
+    ("logs", jobs.logs),
+    ("metrics", jobs.metrics),
+    ("cancel", jobs.cancel),
+    ("models", assets.models),
+    ("predict", assets.predict),
+    ("embed", assets.embed),
+    ("datasets", assets.datasets),
+    ("upload", assets.upload),
+    ("download", assets.download),
+    ("delete", assets.delete),
+)
+
+
+def make_app() -> typer.Typer:
+    """All commands."""
+    app = typer.Typer(
+        name="shardyard",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=_HELP)(_root)
+    for name, function in COMMANDS:
+        app.command(name)(function)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    from shardyard.cli.flags import UsageError
+    from shardyard.cli.output import print_error
+    from shardyard.errors import ShardyardError
+
+    as_json = "--json" in arguments
+    try:
+        code = make_app()(list(arguments), standalone_mode=False)
+    except CliError as error:
+        if as_json:
+            print_error(_usage_error(error), as_json=True)
+        else:
+            error.show()
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `shardyard jobs | head`: nobody reads on.
+        sys.stderr.close()
+        return EXIT_ERROR
+    except ShardyardError as error:
+        print_error(error, as_json=as_json)
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
+    return code if isinstance(code, int) else 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"shardyard {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options of the command itself."""
+
+
+def _usage_error(error: Any) -> Any:
+    from shardyard.errors import invalid
+
+    return invalid("", error.format_message(), reason="USAGE")

@@ -1,0 +1,271 @@
+"""Models and data sets: `models`, `predict`, `embed`, `datasets`, `upload`, `download`, `delete`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shardyard.cli.options import Address, Json, ModelName, Project, open_client
+
+if TYPE_CHECKING:
+    from shardyard._sync.client import Client
+    from shardyard.types import Prediction
+
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one a line of stdin.")]
+File = Annotated[Path | None, typer.Option("--file", help="A file with one text a line.")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Pairs: two arguments, or two columns with a tab between them.")]
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Show this one [list all].")] = None,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """List models, or show one with its files."""
+    from shardyard._lines import metrics_line, size
+    from shardyard.cli.output import print_json, print_table
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        if name is not None:
+            _show(client.model(name).info, json=json)
+            return
+        found = [(model.id, model.info) for model in client.models()]
+    if json:
+        print_json([to_plain(info) for _, info in found])
+        return
+    rows = [
+        (name, i.model_type, i.task, f"{i.num_parameters:,}", size(i.size_bytes), metrics_line(i.metrics))
+        for name, i in found
+    ]
+    print_table(("MODEL", "TYPE", "TASK", "PARAMETERS", "SIZE", "METRICS"), rows, empty="no models")
+
+
+def datasets(
+    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="Show this one [list all].")] = None,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """List data sets, or show one with its files."""
+    from shardyard._lines import clock, size
+    from shardyard.cli.output import print_json, print_table
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        if name is not None:
+            _show(client.dataset(name).info, json=json)
+            return
+        found = [(data_set.id, data_set.info) for data_set in client.datasets()]
+    if json:
+        print_json([to_plain(info) for _, info in found])
+        return
+    rows = [(name, i.display_name, size(i.size_bytes), clock(i.create_time), i.source_job) for name, i in found]
+    print_table(("DATASET", "NAME", "SIZE", "CREATED", "WRITTEN BY"), rows, empty="no data sets")
+
+
+def predict(
+    model: ModelName,
+    texts: Texts = None,
+    *,
+    file: File = None,
+    pairs: Pairs = False,
+    threshold: Annotated[float | None, typer.Option("--threshold", help="Multi label: the least probability.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Causal: tokens at most.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Causal: 0 is the likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Causal: nucleus sampling.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Causal: seeds the sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Masked: candidates a mask.")] = None,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Ask a model.
+
+    By its task the answers are classes, numbers, continuations, or what stands behind the masks.
+    """
+    from shardyard._lines import printable
+    from shardyard.cli.output import print_json
+    from shardyard.cli.plain import to_plain
+
+    inputs = _inputs(texts, file, pairs=pairs)
+    with open_client(address, project) as client:
+        answers = client.model(model).predict(
+            inputs,
+            threshold=threshold,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            top_k=top_k,
+        )
+    if json:
+        print_json([to_plain(answer) for answer in answers])
+        return
+    for item, answer in zip(inputs, answers, strict=True):
+        shown = item if isinstance(item, str) else " | ".join(item)
+        print(f"{answer_line(answer)}\t{printable(shown)}")
+
+
+def embed(
+    model: ModelName,
+    texts: Texts = None,
+    *,
+    file: File = None,
+    pairs: Pairs = False,
+    output: Annotated[str | None, typer.Option("--output", help="pooled or last-hidden-state.")] = None,
+    pooling: Annotated[str | None, typer.Option("--pooling", help="mean, cls, or last.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Longest text in tokens.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")] = False,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Turn texts into vectors; with --json all of their numbers."""
+    from shardyard._lines import printable
+    from shardyard.cli.output import print_json
+    from shardyard.cli.plain import to_plain
+
+    inputs = _inputs(texts, file, pairs=pairs)
+    with open_client(address, project) as client:
+        options: Any = {"output": output, "pooling": pooling}  # Checked there, with the words of the service.
+        vectors = client.model(model).embed(inputs, max_length=max_length, normalize=normalize, **options)
+    if json:
+        print_json([to_plain(vector) for vector in vectors])
+        return
+    for item, vector in zip(inputs, vectors, strict=True):
+        shown = item if isinstance(item, str) else " | ".join(item)
+        first = ", ".join(f"{value:.4f}" for value in vector.values[:4])
+        print(f"{list(vector.shape)}\t[{first}, …]\t{printable(shown)}")
+
+
+def upload(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or folder.")],
+    model: Annotated[bool, typer.Option("--model", help="It is a Hugging Face folder.")] = False,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Upload data, or with --model a model.
+
+    What the service already has is not sent again.
+    """
+    from shardyard.cli.output import print_json
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        resource: Any = client.upload_model(path) if model else client.upload_dataset(path)
+    if json:
+        print_json(to_plain(resource.info))
+    else:
+        print(resource.name)
+
+
+def download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or dataset:ID.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to.")],
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Download a model or data set.
+
+    Checked, whole or absent; a broken download goes on where it stopped.
+    """
+    from shardyard.cli.output import print_json
+
+    with open_client(address, project) as client:
+        resource = _resource(client, name)
+        written = resource.download(folder)
+    if json:
+        print_json({"name": resource.name, "folder": str(written)})
+    else:
+        print(written)
+
+
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A job that has ended, model:ID, or dataset:ID.")],
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Delete a job that has ended, a model, or a data set."""
+    from shardyard.cli.output import print_json
+
+    with open_client(address, project) as client:
+        is_asset = name.startswith(("model:", "dataset:")) or "/models/" in name or "/datasets/" in name
+        resource: Any = _resource(client, name) if is_asset else client.job(name)
+        resource.delete()
+    if json:
+        print_json({"deleted": resource.name})
+    else:
+        print(f"deleted {resource.name}")
+
+
+def answer_line(answer: Prediction) -> str:
+    """`good 0.982`, `3.14`, `… and so on`: what a prediction says."""
+    from shardyard._lines import printable
+
+    if answer.label is not None:
+        return f"{printable(answer.label)} {answer.score or 0.0:.3f}"
+    if answer.value is not None:
+        return f"{answer.value:.4f}"
+    if answer.text is not None:
+        return printable(answer.text)
+    if answer.masks:
+        return "; ".join(
+            ", ".join(f"{printable(candidate.token)} {candidate.score:.3f}" for candidate in mask)
+            for mask in answer.masks
+        )
+    return ", ".join(f"{printable(label)} {answer.scores[label]:.3f}" for label in answer.labels) or "(no label)"
+
+
+def _resource(client: Client, name: str) -> Any:
+    scheme, colon, rest = name.partition(":")
+    if "/datasets/" in name or (colon and scheme == "dataset"):
+        return client.dataset(rest if colon else name)
+    return client.model(rest if colon and scheme == "model" else name)
+
+
+def _show(info: Any, *, json: bool) -> None:
+    """A model or data set with its files."""
+    from shardyard._lines import size
+    from shardyard.cli.output import print_json, print_pairs
+    from shardyard.cli.plain import to_plain
+
+    if json:
+        print_json(to_plain(info))
+        return
+    skipped = ("files", "create_time", "size_bytes", "uid")
+    plain = {key: value for key, value in to_plain(info).items() if key not in skipped}
+    print_pairs([(key, str(value)) for key, value in plain.items() if value])
+    for file in info.files:
+        print(f"  {size(file.size_bytes):>10}  {file.path}")
+
+
+def _inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
+    """The texts or pairs from arguments, a file, or stdin."""
+    if texts:
+        if not pairs:
+            return list(texts)
+        if len(texts) % 2:
+            raise typer.BadParameter("--pairs wants two texts for each pair")
+        return list(zip(texts[::2], texts[1::2], strict=True))
+    if file is None and sys.stdin.isatty():
+        raise typer.BadParameter("give texts, --file, or one text a line on stdin")
+    try:
+        lines = (file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"`{file}` cannot be read: {error}") from None
+    if not pairs:
+        return [line for line in lines if line]
+    found = [tuple(line.split("\t")) for line in lines if line]
+    for number, pair in enumerate(found, start=1):
+        if len(pair) != 2:
+            raise typer.BadParameter(f"line {number}: a pair is two texts with a tab between them")
+    return found

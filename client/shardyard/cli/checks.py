@@ -1,0 +1,147 @@
+"""What `doctor` looks at: Python, packages, memory, disk, GPUs, and the service. Each finding says what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shardyard._lines import size
+from shardyard._sync.client import Client
+from shardyard.errors import ShardyardError
+
+Verdict = Literal["works", "note", "broken"]
+
+_EXTRAS = {
+    "server": ("sqlalchemy", "alembic", "pydantic_settings", "protovalidate", "psutil", "ray"),
+    "train": ("torch", "transformers", "deepspeed", "datasets", "tokenizers", "safetensors", "pyarrow", "sklearn"),
+}
+_LEAST_DISK = 5 * 2**30
+_LEAST_MEMORY = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    verdict: Verdict
+    subject: str
+    message: str
+    next_step: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        return f"{self.verdict:<7} {self.subject}: {self.message}"
+
+
+def examine(client: Client, state_dir: Path | None) -> list[Finding]:
+    """Everything that can be seen from here."""
+    return [*_python(), *_packages(), *_hardware(), *_disk(state_dir), *_network(), *_service(client)]
+
+
+def _python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    tried = sys.version_info[:2] == (3, 11)
+    yield Finding("works" if tried else "note", "Python", version, "" if tried else "Shardyard is tested with 3.11")
+
+
+def _packages() -> Iterator[Finding]:
+    for extra, modules in _EXTRAS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        what = "the service" if extra == "server" else "training"
+        if missing:
+            step = f"to run {what} here: pip install 'shardyard[{extra}]'; the SDK and CLI work without"
+            yield Finding("note", f"extra `{extra}`", f"{', '.join(missing)} not installed", step)
+        else:
+            versions = ", ".join(f"{name} {_version(name)}" for name in modules[:3] + modules[-1:])
+            yield Finding("works", f"extra `{extra}`", versions)
+
+
+def _version(module: str) -> str:
+    names = importlib.metadata.packages_distributions().get(module, [])
+    return importlib.metadata.version(names[0]) if names else "?"
+
+
+def _hardware() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("works", "CPU", f"{cores} core{'s' * (cores != 1)}, so as many slots by default")
+    memory = _available_memory()
+    if memory is not None:
+        enough = memory >= _LEAST_MEMORY
+        step = "" if enough else "a rank takes about 0.4 GiB before its model, a small BERT 1.2 GiB"
+        yield Finding("works" if enough else "note", "memory", f"{size(memory)} available", step)
+    gpus = _gpus()
+    if gpus:
+        yield Finding("works", "GPUs", ", ".join(gpus))
+    else:
+        yield Finding("note", "GPUs", "none found", "jobs run on CPU cores, in fp32 over gloo")
+
+
+def _available_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def _gpus() -> list[str]:
+    """By the driver's own tool: importing torch takes seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def _disk(state_dir: Path | None) -> Iterator[Finding]:
+    if state_dir is None:
+        home = os.environ.get("XDG_STATE_HOME")
+        state_dir = (Path(home) if home else Path.home() / ".local" / "state") / "shardyard"
+    existing = next(path for path in (state_dir, *state_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        yield Finding("broken", "state", f"{state_dir} cannot be written", "give --state-dir, or SHARDYARD_STATE_DIR")
+    elif free < _LEAST_DISK:
+        step = "a checkpoint takes 16 bytes a parameter; give another --storage-root"
+        yield Finding("note", "state", f"{state_dir}: {size(free)} free", step)
+    else:
+        yield Finding("works", "state", f"{state_dir}: {size(free)} free")
+    if not os.access(tempfile.gettempdir(), os.W_OK):
+        yield Finding("broken", "temporary files", f"{tempfile.gettempdir()} cannot be written", "set TMPDIR")
+
+
+def _network() -> Iterator[Finding]:
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            yield Finding("works", "loopback", "ports can be bound")
+    except OSError as error:
+        yield Finding("broken", "loopback", f"no port can be bound: {error}", "the service listens on 127.0.0.1")
+
+
+def _service(client: Client) -> Iterator[Finding]:
+    try:
+        info = client.server_info()
+    except ShardyardError as error:
+        yield Finding("note", "service", error.message, "" if "serve" in error.message else "shardyard serve")
+        return
+    yield Finding("works", "service", f"{client.address}, version {info.version}, tasks {', '.join(info.tasks)}")
+    cluster = info.cluster
+    if cluster is not None:
+        connected = cluster.state == "connected"
+        words = f"{cluster.launcher} {cluster.state}, {cluster.free_slots} of {cluster.slots} slots free"
+        step = "" if connected else cluster.message or "jobs wait until it is connected"
+        yield Finding("works" if connected else "note", "cluster", words, step)
+    for warning in info.warnings:
+        yield Finding("note", "service", warning)

@@ -1,0 +1,215 @@
+"""A job by flags, for who has no spec file yet: each flag is a field of the spec, and goes on top of a file's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, get_type_hints
+
+import typer
+
+from shardyard.errors import InvalidArgument
+
+TASKS = {
+    "text-classification": ("fine_tuning", "text_classification"),
+    "causal-lm": ("pretraining", "causal_lm"),
+    "masked-lm": ("pretraining", "masked_lm"),
+    "feature-extraction": ("feature_extraction", None),
+}
+# Where each flag's value goes, below `job.spec`; those of the task's own fields are in `_task_fields`.
+PATHS = {
+    "epochs": ("optimization", "epochs"),
+    "max_steps": ("optimization", "max_steps"),
+    "batch_size": ("optimization", "global_batch_size"),
+    "learning_rate": ("optimization", "learning_rate"),
+    "precision": ("optimization", "precision"),
+    "seed": ("optimization", "seed"),
+    "workers": ("resources", "workers"),
+    "gpus_per_worker": ("resources", "gpus_per_worker"),
+    "cpus_per_worker": ("resources", "cpus_per_worker"),
+    "zero_stage": ("parallelism", "zero_stage"),
+    "checkpoint_every": ("checkpoints", "every"),
+    "eval_every": ("evaluation", "every"),
+    "max_run_time": ("max_run_time",),
+}
+
+
+class UsageError(InvalidArgument):
+    """What is wrong with the command or its file; nothing was sent."""
+
+    @classmethod
+    def of(cls, error: InvalidArgument) -> Self:
+        """The same error, as one of usage."""
+        return cls(error.message, reason=error.reason, metadata=error.metadata, violations=error.violations)
+
+
+def _option(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, show_default=False)
+
+
+@dataclass(frozen=True)
+class JobFlags:
+    """The flags of `submit` and `plan`."""
+
+    task: Annotated[
+        str | None, _option("--task", help="One of text-classification, causal-lm, masked-lm, feature-extraction.")
+    ] = None
+    model: Annotated[str | None, _option("--model", help="A folder, hub:owner/name, model:ID, or server:/path.")] = None
+    architecture: Annotated[str | None, _option("--architecture", help="Instead of --model: a fresh gpt2, bert, …")] = (
+        None
+    )
+    tokenizer: Annotated[str | None, _option("--tokenizer", help="A folder, hub:owner/name, or model:ID.")] = None
+    train: Annotated[str | None, _option("--train", help="Training data: a file or folder, or dataset:ID.")] = None
+    eval: Annotated[str | None, _option("--eval", help="Evaluation data [a tenth of the training data].")] = None
+    data: Annotated[str | None, _option("--data", help="Feature extraction: the texts.")] = None
+    text: Annotated[str | None, _option("--text", help="The column with the text.")] = None
+    text_pair: Annotated[str | None, _option("--text-pair", help="The column with the second text.")] = None
+    label: Annotated[str | None, _option("--label", help="The column with the label.")] = None
+    problem: Annotated[str | None, _option("--problem", help="single-label, multi-label, or regression.")] = None
+    pooling: Annotated[str | None, _option("--pooling", help="mean, cls, or last.")] = None
+    max_length: Annotated[int | None, _option("--max-length", help="Longest text in tokens.")] = None
+    sequence_length: Annotated[int | None, _option("--sequence-length", help="Pretraining: tokens in a sequence.")] = (
+        None
+    )
+    epochs: Annotated[float | None, _option("--epochs", help="Passes over the training data.")] = None
+    max_steps: Annotated[int | None, _option("--max-steps", help="Optimizer steps, instead of --epochs.")] = None
+    batch_size: Annotated[int | None, _option("--batch-size", help="Samples in a step, over all workers.")] = None
+    learning_rate: Annotated[float | None, _option("--learning-rate", "--lr", help="The highest learning rate.")] = None
+    precision: Annotated[str | None, _option("--precision", help="fp32 or bf16.")] = None
+    seed: Annotated[int | None, _option("--seed", help="Seeds everything random.")] = None
+    workers: Annotated[int | None, _option("--workers", help="How many workers.")] = None
+    gpus_per_worker: Annotated[int | None, _option("--gpus-per-worker", help="GPUs of a worker.")] = None
+    cpus_per_worker: Annotated[int | None, _option("--cpus-per-worker", help="CPU cores of a worker.")] = None
+    zero_stage: Annotated[int | None, _option("--zero-stage", help="DeepSpeed ZeRO stage, 0 to 3.")] = None
+    checkpoint_every: Annotated[int | None, _option("--checkpoint-every", help="Steps between checkpoints.")] = None
+    eval_every: Annotated[int | None, _option("--eval-every", help="Steps between evaluations.")] = None
+    max_run_time: Annotated[str | None, _option("--max-run-time", help="Such as 2h.")] = None
+    priority: Annotated[str | None, _option("--priority", help="best-effort, normal, high, or critical.")] = None
+    display_name: Annotated[str | None, _option("--display-name", help="For people.")] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """The flags that were given."""
+        return {
+            field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None
+        }
+
+    def merged(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A spec file's content with the flags on top.
+
+        Raises: UsageError for a task that does not exist, or flags without the task that they belong to.
+        """
+        made: dict[str, Any] = _copy(data)
+        job = made.setdefault("job", {})
+        for name in ("priority", "display_name"):
+            if (value := getattr(self, name)) is not None:
+                job[name] = value
+        spec = job.setdefault("spec", {})
+        for name, path in PATHS.items():
+            if (value := getattr(self, name)) is not None:
+                _put(spec, path, value)
+        self._sources(spec)
+        self._task_fields(spec)
+        return made
+
+    def _sources(self, spec: dict[str, Any]) -> None:
+        """Model, tokenizer and data; paths in flags are relative to the current folder, not to the file."""
+        if self.model is not None:
+            spec["model"] = _here(self.model)
+        if self.architecture is not None:
+            spec["model"] = {"architecture": {"model_type": self.architecture}}
+        if self.tokenizer is not None:
+            spec["tokenizer"] = _here(self.tokenizer)
+        columns = {name: value for name in ("text", "text_pair", "label") if (value := getattr(self, name)) is not None}
+        for name, value in (("train_data", self.train), ("eval_data", self.eval)):
+            if value is not None:
+                spec[name] = _with_columns(_here(value), columns)
+            elif columns and name in spec:
+                spec[name] = _with_columns(spec[name], columns)
+
+    def _task_fields(self, spec: dict[str, Any]) -> None:
+        """The task, and the flags that are fields of it."""
+        if self.task is not None and self.task.replace("_", "-") not in TASKS:
+            raise UsageError(f"--task: `{self.task}` is none of {', '.join(TASKS)}", reason="USAGE")
+        family, objective = TASKS[self.task.replace("_", "-")] if self.task is not None else _family(spec)
+        body = spec.setdefault(family, {}) if family else {}
+        inner = body.setdefault(objective, {}) if objective else body
+        wanted = {"problem": self.problem, "pooling": self.pooling}
+        for name, value in wanted.items():
+            if value is not None:
+                inner[name] = value
+        lengths = {"max_length": self.max_length, "sequence_length": self.sequence_length}
+        body.update({name: length for name, length in lengths.items() if length is not None})
+        if self.data is not None:
+            columns = {} if self.text is None else {"text": self.text}
+            body["data"] = _with_columns(_here(self.data), columns)
+        if not family and (body or inner):
+            raise UsageError("give --task as well", reason="USAGE")
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is a JobFlags, as typer wants it: with one option for each of its fields."""
+    own = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    flag_hints = get_type_hints(JobFlags, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=hints[name]) for name, parameter in own.parameters.items() if name != "flags"
+    ]
+    for field in dataclasses.fields(JobFlags):
+        kind = inspect.Parameter.KEYWORD_ONLY
+        annotation = flag_hints[field.name]
+        parameters.append(inspect.Parameter(field.name, kind, default=None, annotation=annotation))
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        flags = JobFlags(**{field.name: values.pop(field.name) for field in dataclasses.fields(JobFlags)})
+        command(flags, **values)
+
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+def _family(spec: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The task that the spec has already; empty: none."""
+    for family, objective in TASKS.values():
+        written = next((name for name in spec if name in (family, _camel(family))), None)
+        if written is not None and (
+            objective is None or objective in spec[written] or _camel(objective) in spec[written]
+        ):
+            return written, next((name for name in spec[written] if name in (objective, _camel(objective or ""))), None)
+    return "", None
+
+
+def _with_columns(source: Any, columns: Mapping[str, str]) -> Any:
+    if not columns:
+        return source
+    whole = dict(source) if isinstance(source, Mapping) else {"uri": source}
+    whole["columns"] = {**whole.get("columns", {}), **columns}
+    return whole
+
+
+def _here(text: str) -> str:
+    """A path that exists, made absolute: the spec file may lie elsewhere."""
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.exists() else text
+
+
+def _put(spec: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        spec = spec.setdefault(next((known for known in spec if known in (name, _camel(name))), name), {})
+    spec[next((known for known in spec if known in (path[-1], _camel(path[-1]))), path[-1])] = value
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def _copy(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _copy(item) for key, item in data.items()}
+    return list(map(_copy, data)) if isinstance(data, list) else data

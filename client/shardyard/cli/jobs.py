@@ -1,0 +1,162 @@
+"""`jobs`, `get`, `logs`, `metrics`, `cancel`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shardyard.cli.options import Address, JobName, Json, Project, open_client
+
+if TYPE_CHECKING:
+    from shardyard.types import JobInfo
+
+
+def list_jobs(
+    *,
+    filter: Annotated[str, typer.Option("--filter", help="Such as 'state = running AND labels.team = nlp'.")] = "",
+    order_by: Annotated[str, typer.Option("--order-by", help="Such as 'create_time desc' [that].")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    from shardyard._lines import clock
+    from shardyard.cli.output import print_json, print_table
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        found = client.jobs(filter=filter, order_by=order_by, page_size=min(limit, 1000))
+        infos = [job.info for job in itertools.islice(found, limit)]
+    if json:
+        print_json([to_plain(info) for info in infos])
+        return
+    rows = [
+        (info.id, info.state, _step(info), _loss(info), _numbers(info), clock(info.create_time), info.display_name)
+        for info in infos
+    ]
+    print_table(("JOB", "STATE", "STEP", "LOSS", "EVALUATION", "CREATED", "NAME"), rows, empty="no jobs")
+
+
+def get(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
+    """Show a job: what it is, how far it is, what it left."""
+    from shardyard._lines import printable
+    from shardyard.cli.output import print_json, print_pairs
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        info = client.job(job).info
+    if json:
+        print_json(to_plain(info))
+        return
+    failure = info.failure
+    print_pairs(
+        [
+            ("job", info.name),
+            ("uid", info.uid),
+            ("name", info.display_name),
+            ("state", info.state),
+            ("waits", info.pending.message if info.pending else ""),
+            ("step", _step(info)),
+            ("loss", _loss(info)),
+            ("evaluation", _numbers(info)),
+            ("failure", f"{failure.reason}: {failure.message} {failure.next_step}" if failure else ""),
+            ("attempts", str(info.attempt_count)),
+            ("checkpoint", info.latest_checkpoint),
+            ("model", info.model),
+            ("data set", info.output_dataset),
+            ("priority", info.priority),
+            ("creator", info.creator),
+            ("created", str(info.create_time or "")),
+            ("ended", str(info.end_time or "")),
+        ]
+    )
+    for condition in info.conditions:
+        print(f"{condition.type}: {printable(condition.message)}")
+
+
+def logs(
+    job: JobName,
+    *,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Only this rank.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt.")] = None,
+    level: Annotated[str | None, typer.Option("--level", help="At least debug, info, warning, or error.")] = None,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Only the last so many lines of each rank.")] = 0,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Print what the ranks of a job wrote."""
+    from shardyard._lines import printable
+    from shardyard.cli.output import print_json_line
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        lines = client.job(job).logs(follow=follow, rank=rank, attempt=attempt, level=level, tail=tail)
+        for line in lines:
+            if json:
+                print_json_line(to_plain(line))
+            else:
+                print(f"[{line.attempt}/{line.rank}] {printable(line.text)}", flush=follow)
+
+
+def metrics(
+    job: JobName,
+    names: Annotated[list[str] | None, typer.Argument(metavar="METRIC...", help="Such as loss [all].")] = None,
+    *,
+    max_points: Annotated[int, typer.Option("--max-points", min=3, help="Points a metric.")] = 1000,
+    all_attempts: Annotated[bool, typer.Option("--all-attempts", help="Those of lost attempts as well.")] = False,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Show the metrics of a job, and their curves.
+
+    With --json every point.
+    """
+    from shardyard._lines import curve
+    from shardyard.cli.output import print_json, print_table
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        found = client.job(job).metrics(*(names or ()), max_points=max_points, all_attempts=all_attempts)
+    if json:
+        print_json([to_plain(series) for series in found.values()])
+        return
+    rows = []
+    for name, series in found.items():
+        values = [point.value for point in series.points]
+        if values:
+            numbers = (f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
+            rows.append((name, f"{series.total_points:,}", *numbers, curve(values)))
+    print_table(("METRIC", "POINTS", "FIRST", "LAST", "LEAST", "MOST", "CURVE"), rows, empty="no metrics yet")
+
+
+def cancel(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
+    """Ask a job to end."""
+    from shardyard.cli.output import print_json
+    from shardyard.cli.plain import to_plain
+
+    with open_client(address, project) as client:
+        info = client.job(job).cancel()
+    if json:
+        print_json(to_plain(info))
+    else:
+        print(f"{info.id} is {info.state}")
+
+
+def _step(info: JobInfo) -> str:
+    return f"{info.progress.step:,}/{info.progress.total_steps:,}" if info.progress else ""
+
+
+def _loss(info: JobInfo) -> str:
+    return f"{info.progress.loss:.4g}" if info.progress else ""
+
+
+def _numbers(info: JobInfo) -> str:
+    from shardyard._lines import metrics_line
+
+    return metrics_line(info.evaluation.metrics) if info.evaluation else ""

@@ -1,0 +1,63 @@
+"""A plan for people: the batch as it adds up, the memory as it is made up, the verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardyard._lines import printable, size
+from shardyard.cli.output import print_pairs
+
+if TYPE_CHECKING:
+    from shardyard.types import BatchPlan, MemoryPlan, Plan
+
+_VERDICTS = {
+    "fits": "fits",
+    "tight": "tight: the states fit, with the activations it is close",
+    "no_fit": "does not fit: the model states alone are larger",
+}
+
+
+def print_plan(plan: Plan) -> None:
+    """Print it."""
+    print_pairs(
+        [
+            ("parameters", f"{plan.num_parameters:,}"),
+            ("steps", f"{plan.total_steps:,}" if plan.total_steps else ""),
+            ("samples", f"{plan.num_train_samples:,} to train, {plan.num_eval_samples:,} to evaluate"),
+            ("tokens", f"{plan.num_train_tokens:,}" if plan.num_train_tokens else ""),
+            ("labels", ", ".join(plan.labels[:10]) + (" …" if len(plan.labels) > 10 else "")),
+            ("batch", batch_line(plan.batch) if plan.batch is not None else ""),
+            ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
+            ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),
+            ("slots", str(plan.slots)),
+        ]
+    )
+    for warning in plan.warnings:
+        print(f"warning {printable(warning.reason)}: {printable(warning.message)}")
+
+
+def batch_line(batch: BatchPlan) -> str:
+    """`micro 8 × accumulation 2 × workers 2 = 32`, or each rank's share where that does not divide."""
+    product = batch.micro_batch_size * batch.accumulation_steps * batch.workers
+    if product == batch.global_batch_size:
+        return (
+            f"micro {batch.micro_batch_size} × accumulation {batch.accumulation_steps} × workers {batch.workers} "
+            f"= {batch.global_batch_size}"
+        )
+    shares = " + ".join(map(str, batch.samples_per_rank))
+    return f"{shares} samples = {batch.global_batch_size}, in micro batches of at most {batch.micro_batch_size}"
+
+
+def memory_line(memory: MemoryPlan) -> str:
+    """What one worker needs, part by part, and whether it has that."""
+    parts = {
+        "weights": memory.parameters_bytes,
+        "gradients": memory.gradients_bytes,
+        "optimizer": memory.optimizer_bytes,
+        "activations": memory.activations_bytes,
+        "logits": memory.logits_bytes,
+        "process": memory.process_bytes,
+    }
+    words = " + ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
+    has = f" of {size(memory.available_bytes)}" if memory.available_bytes else ""
+    return f"{size(memory.total_bytes)}{has} a worker: {_VERDICTS.get(memory.verdict, 'not known')} ({words})"

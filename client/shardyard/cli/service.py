@@ -1,0 +1,135 @@
+"""`serve`, `stop`, `doctor`: the service on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shardyard.cli.options import Address, Json, Project, open_client
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir", envvar="SHARDYARD_STATE_DIR", help="Where the service keeps its state.", show_default=False
+    ),
+]
+
+
+def serve(
+    *,
+    listen: Annotated[
+        str | None, typer.Option("--listen", "--address", help="host:port [127.0.0.1:7400].", show_default=False)
+    ] = None,
+    state_dir: StateDir = None,
+    storage_root: Annotated[
+        Path | None, typer.Option("--storage-root", help="A folder that every node sees [in the state].")
+    ] = None,
+    data_root: Annotated[
+        list[str] | None, typer.Option("--data-root", help="A folder whose files jobs may name; may be repeated.")
+    ] = None,
+    projects: Annotated[list[str] | None, typer.Option("--project", help="A further project; may be repeated.")] = None,
+    launcher: Annotated[str | None, typer.Option("--launcher", help="ray or local (no Ray) [ray].")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Slots on this machine [its cores].")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs on this machine [those found].")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine, without a password.")
+    ] = False,
+) -> None:
+    """Run the service. Ctrl-C stops it; jobs that run go on where Ray holds them."""
+    given = {
+        "listen": listen,
+        "state_dir": state_dir,
+        "storage_root": storage_root,
+        "data_roots": tuple(data_root) if data_root else None,
+        "projects": tuple(projects) if projects else None,
+        "launcher": launcher,
+        "ray_address": ray_address,
+        "cpus": cpus,
+        "gpus": gpus,
+        "insecure": insecure or None,
+    }
+    settings = _settings({name: value for name, value in given.items() if value is not None})
+    raise typer.Exit(importlib.import_module("shardyard_coordinator.main").run_coordinator(settings))
+
+
+def stop(
+    cancel_jobs: Annotated[
+        bool | None,
+        typer.Option(
+            "--cancel-jobs/--keep-jobs", help="End live jobs, or keep them for the next start.", show_default=False
+        ),
+    ] = None,
+    state_dir: StateDir = None,
+    json: Json = False,
+) -> None:
+    """Stop the service and the Ray that it started."""
+    from shardyard.cli.output import print_json
+    from shardyard.cli.stopping import stop_service
+
+    stopped = stop_service(_state(state_dir), cancel_jobs=cancel_jobs)
+    if json:
+        print_json(stopped.to_dict())
+    else:
+        for line in stopped.lines():
+            print(line)
+
+
+def doctor(
+    address: Address = None, project: Project = "default", state_dir: StateDir = None, json: Json = False
+) -> None:
+    """Say what works on this machine, and what does not.
+
+    Each finding that is not well says what to do about it.
+    """
+    from shardyard.cli.checks import examine
+    from shardyard.cli.output import print_json
+
+    with open_client(address, project) as client:
+        findings = examine(client, state_dir)
+    if json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(finding.line())
+            if finding.next_step:
+                print(f"{'':8}{finding.next_step}")
+    raise typer.Exit(1 if any(finding.verdict == "broken" for finding in findings) else 0)
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    """The coordinator's Settings, complaints of which are usage errors."""
+    module = _server("settings")
+    try:
+        return module.Settings(**given)
+    except ValueError as error:  # What pydantic raises is one; `errors()` has each complaint.
+        complaints: list[Any] = getattr(error, "errors", list)()
+        words = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in complaints
+        )
+        raise typer.BadParameter(words or str(error)) from None
+
+
+def _server(module: str) -> Any:
+    """A module of the coordinator, by name: the SDK never imports it."""
+    try:
+        return importlib.import_module(f"shardyard_coordinator.{module}")
+    except ModuleNotFoundError as error:
+        print(
+            f"shardyard: the service needs `{error.name}`; install it with: pip install 'shardyard[all]'",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2) from None
+
+
+def _state(given: Path | None) -> Path:
+    """The state directory, as the service finds it."""
+    return given if given is not None else Path(_server("settings").default_state_dir())

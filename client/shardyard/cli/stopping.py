@@ -1,0 +1,132 @@
+"""Stopping the service of a state directory: its jobs where asked, its process, then the Ray that it started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shardyard._sync.client import Client
+from shardyard._sync.job import Job
+from shardyard.errors import FailedPrecondition, ShardyardError
+
+_CANCEL_S = 60.0
+_DRAIN_S = 60.0
+_LIVE = "state != SUCCEEDED AND state != FAILED AND state != CANCELLED"
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What was stopped."""
+
+    state_dir: str
+    service: bool
+    ray: bool
+    cancelled: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = [f"cancelled {name}" for name in self.cancelled]
+        found += [f"{name} goes on at the next start" for name in self.kept]
+        found += ["the service has stopped"] if self.service else []
+        found += ["its Ray has stopped"] if self.ray else []
+        return found or [f"nothing runs for {self.state_dir}"]
+
+
+def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
+    """Stop it; whether live jobs are cancelled must be said where there are any.
+
+    Raises: FailedPrecondition where there are live jobs and nothing was said, or the process does not end.
+    """
+    record = _record(state_dir)
+    cancelled: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    if record is not None:
+        cancelled, kept = _settle_jobs(record["address"], cancel_jobs=cancel_jobs)
+        _end_process(record["pid"])
+    return Stopped(str(state_dir), record is not None, _stop_ray(state_dir), cancelled, kept)
+
+
+def is_service(pid: int) -> bool:
+    """Whether the process runs and is a coordinator: a number may have been given out again."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return any(b"shardyard" in word for word in words)
+    if Path("/proc/self").exists():
+        return False
+    with contextlib.suppress(OSError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def _record(state_dir: Path) -> dict[str, Any] | None:
+    """What the running service wrote about itself; None where none runs."""
+    try:
+        record = json.loads((state_dir / "coordinator.json").read_text())
+        return record if is_service(int(record["pid"])) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _settle_jobs(address: str, *, cancel_jobs: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(cancelled, kept) live jobs."""
+    with Client(address, reconnect_for=5) as client:
+        try:
+            live = list(client.jobs(filter=_LIVE))
+        except ShardyardError:
+            return (), ()  # It does not answer any more: the process is ended all the same.
+        names = tuple(job.id for job in live)
+        if not live or cancel_jobs is False:
+            return (), names
+        if cancel_jobs is None:
+            raise FailedPrecondition(
+                f"{len(live)} job{'s' * (len(live) != 1)} not ended ({', '.join(names[:5])}{' …' * (len(names) > 5)}): "
+                "stop with --cancel-jobs, or with --keep-jobs to let them go on at the next start",
+                reason="JOBS_LIVE",
+            )
+        _cancel(live)
+        return names, ()
+
+
+def _cancel(live: list[Job]) -> None:
+    """Cancel them all, then wait for them within one limit."""
+    for job in live:
+        with contextlib.suppress(FailedPrecondition):  # It ended by itself meanwhile.
+            job.cancel()
+    deadline = time.monotonic() + _CANCEL_S
+    for job in live:
+        job.wait(max(deadline - time.monotonic(), 0.1), check=False)
+
+
+def _end_process(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _DRAIN_S
+    while is_service(pid):
+        if time.monotonic() > deadline:
+            raise FailedPrecondition(f"process {pid} has not ended after {_DRAIN_S:.0f} s; its log says why")
+        time.sleep(0.05)
+
+
+def _stop_ray(state_dir: Path) -> bool:
+    """End the Ray of the state directory, where one runs."""
+    if not (state_dir / "ray.json").exists():
+        return False
+    # By name: the SDK never imports the coordinator; who has a state directory has it installed.
+    head = importlib.import_module("shardyard_coordinator.launch.ray_head").EmbeddedHead(state_dir, cpus=1)
+    ran = bool(head.alive())
+    asyncio.run(head.stop())
+    return ran

@@ -1,0 +1,122 @@
+"""`submit` and `plan`: a spec file, flags, or a file with flags on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shardyard.cli.flags import JobFlags, with_flags
+from shardyard.cli.options import Address, Json, Project, open_client
+
+if TYPE_CHECKING:
+    from shardyard._parse import Draft
+    from shardyard.specfile import SpecFile
+
+SpecPath = Annotated[Path | None, typer.Argument(metavar="FILE.yaml", help="A spec file; see examples/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Set a field, such as spec.optimization.max_steps=100."),
+]
+
+
+@with_flags
+def submit(
+    flags: JobFlags,
+    file: SpecPath = None,
+    *,
+    sets: Overrides = None,
+    job_id: Annotated[str | None, typer.Option("--job-id", "--name", help="The job's id [made from the task].")] = None,
+    watch: Annotated[bool, typer.Option("--watch/--detach", help="Follow the job, or return at once.")] = True,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Make every check, run nothing.")] = False,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Submit a job from a spec file, or by flags.
+
+    Flags go on top of the file, --set on top of both. Ctrl-C stops looking, never the job.
+    """
+    from shardyard.cli.output import print_json_line
+    from shardyard.cli.plain import to_plain
+    from shardyard.cli.watching import follow
+    from shardyard.errors import InvalidArgument
+
+    source, draft = _draft(file, sets or [], flags, job_id, project)
+    with open_client(address, project) as client:
+        if draft.uploads and not json:
+            for item in draft.uploads:
+                print(f"uploading {item.path} (what the service already has is not sent again)")
+        try:
+            job = client.create_job(draft, validate_only=validate_only)
+        except InvalidArgument as error:
+            raise (source.located(error) if source else error) from None
+        if json:
+            print_json_line(to_plain(job.info))
+        elif validate_only:
+            print("valid: nothing was submitted")
+        else:
+            print(f"submitted {job.id}" + ("" if watch else f"\n  shardyard watch {job.id}"))
+        if watch and not validate_only:
+            raise typer.Exit(follow(job, as_json=json))
+
+
+@with_flags
+def plan(
+    flags: JobFlags,
+    file: SpecPath = None,
+    *,
+    sets: Overrides = None,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Say what a job would need; nothing runs."""
+    from shardyard._convert import read, to_plain
+    from shardyard.cli.output import print_json
+    from shardyard.cli.plan_view import print_plan
+    from shardyard.errors import InvalidArgument
+    from shardyard.types import Plan
+
+    source, draft = _draft(file, sets or [], flags, None, project)
+    with open_client(address, project) as client:
+        try:
+            message = client.plan_message(draft)
+        except InvalidArgument as error:
+            raise (source.located(error) if source else error) from None
+    if json:
+        print_json(to_plain(message))
+    else:
+        print_plan(read(Plan, message))
+
+
+def _draft(
+    file: Path | None, sets: list[str], flags: JobFlags, job_id: str | None, project: str
+) -> tuple[SpecFile | None, Draft]:
+    """The job from file, flags and `--set`, in this order of precedence, the last winning.
+
+    Raises: UsageError for what is wrong here, before anything was sent.
+    """
+    import dataclasses
+
+    from shardyard._parse import draft_job
+    from shardyard.cli.flags import UsageError
+    from shardyard.errors import InvalidArgument
+    from shardyard.specfile import overridden, read_spec_file
+
+    given = flags.overrides()
+    if file is None and not given and not sets:
+        raise typer.BadParameter("give a spec file, or flags such as --task, --model and --train")
+    try:
+        source = read_spec_file(file) if file is not None else None
+        data = flags.merged(source.data if source else {})
+        if source is not None:
+            draft = dataclasses.replace(source, data=data).draft(project=project, overrides=sets)
+        else:
+            for override in sets:
+                data = overridden(data, override)
+            draft = draft_job(data, base=Path.cwd(), project=project)
+    except InvalidArgument as error:
+        raise UsageError.of(error) from None
+    return source, dataclasses.replace(draft, job_id=job_id) if job_id is not None else draft

@@ -1,0 +1,161 @@
+"""`watch`: a live view on a terminal, plain lines elsewhere; Ctrl-C leaves the job alone and says how to go on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shardyard.cli.options import Address, JobName, Json, Project, open_client
+
+if TYPE_CHECKING:
+    from shardyard._sync.job import Job
+    from shardyard.types import Event
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+def watch(
+    job: JobName,
+    after: Annotated[int, typer.Option("--after", min=0, help="Go on after this event.")] = 0,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Follow a job until it has ended. Ctrl-C stops looking, never the job."""
+    with open_client(address, project) as client:
+        raise typer.Exit(follow(client.job(job), after=after, as_json=json))
+
+
+def follow(job: Job, *, after: int = 0, as_json: bool = False) -> int:
+    """Print a job's events until it has ended; the exit code: 0 if it succeeded."""
+    view: Any = _JsonView() if as_json else _LiveView(job) if sys.stdout.isatty() else _LineView()
+    last = after
+    try:
+        with view:
+            for event in job.watch(after=after, min_interval=0.25):
+                view.show(event)
+                last = event.sequence
+    except KeyboardInterrupt:
+        if not as_json:
+            print(f"\nThe job goes on. To look again from here:\n  shardyard watch {job.id} --after {last}")
+        return EXIT_INTERRUPTED
+    info = job.refresh()
+    if not as_json:
+        _print_end(job)
+    return 0 if info.state == "succeeded" else EXIT_FAILED
+
+
+class _JsonView:
+    """One event a line."""
+
+    def __enter__(self) -> _JsonView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, event: Event) -> None:
+        """Print it."""
+        from shardyard.cli.output import print_json_line
+        from shardyard.cli.plain import event_to_plain
+
+        print_json_line(event_to_plain(event))
+
+
+class _LineView(_JsonView):
+    """One event a line, for people."""
+
+    def show(self, event: Event) -> None:
+        """Print it."""
+        from shardyard._lines import printable
+
+        print(printable(str(event)), flush=True)
+
+
+class _LiveView:
+    """Events scroll by; below them state, step, loss, speed, time left and the loss curve, kept up to date."""
+
+    def __init__(self, job: Job) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._job = job
+        self._state = job.state
+        self._progress: Any = None
+        self._losses: list[float] = []
+        self._evaluation: Any = None
+        self._since = time.monotonic()
+        self._live = Live(console=Console(highlight=False), refresh_per_second=4, get_renderable=self._render)
+
+    def __enter__(self) -> _LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._live.__exit__(*details)
+
+    def show(self, event: Event) -> None:
+        """Take the event into the view; what is not progress is printed above it."""
+        from rich.text import Text
+
+        from shardyard._lines import printable
+
+        if event.progress is not None:
+            self._progress = event.progress
+            self._losses.append(event.progress.loss)
+            return
+        self._state = event.state or self._state
+        self._evaluation = event.evaluation or self._evaluation
+        self._live.console.print(Text(printable(str(event))))
+
+    def _render(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        from shardyard._lines import curve, metrics_line, span
+
+        table = Table.grid(padding=(0, 2))
+        table.add_row(Text(self._job.id, style="bold"), Text(self._state, style="cyan"))
+        progress = self._progress
+        if progress is None:
+            return table
+        bar = ProgressBar(total=max(progress.total_steps, 1), completed=progress.step, width=30)
+        table.add_row(f"step {progress.step:,}/{progress.total_steps:,}", bar)
+        eta = "" if progress.eta is None else f"   ETA {span(progress.eta)}"
+        table.add_row(f"loss {progress.loss:.4g}", f"{progress.tokens_per_s:,.0f} tokens/s{eta}")
+        table.add_row("", Text(curve(self._losses), style="green"))
+        if self._evaluation is not None:
+            table.add_row(f"eval @{self._evaluation.step:,}", metrics_line(self._evaluation.metrics))
+        return table
+
+
+def _print_end(job: Job) -> None:
+    """What it left, or why it failed, and the next command."""
+    from shardyard._lines import metrics_line, printable
+
+    info = job.info
+    if info.state == "succeeded":
+        numbers = f": {metrics_line(info.evaluation.metrics)}" if info.evaluation is not None else ""
+        print(f"{info.id} succeeded{numbers}")
+        if info.model:
+            model = info.model.rsplit("/", 1)[-1]
+            print(f"  shardyard predict {model} 'some text'\n  shardyard download {model} ./{model}")
+        if info.output_dataset:
+            data_set = info.output_dataset.rsplit("/", 1)[-1]
+            print(f"  shardyard download dataset:{data_set} ./{data_set}")
+        return
+    failure = info.failure
+    print(f"{info.id} {info.state}" + (f": {failure.reason}: {printable(failure.message)}" if failure else ""))
+    if failure and failure.next_step:
+        print(f"  {printable(failure.next_step)}")
+    if failure and failure.log_tail:
+        print("  the last lines of the failing rank:")
+        for line in failure.log_tail.splitlines()[-20:]:
+            print(f"    {printable(line)}")
+    if info.state == "failed":
+        print(f"  shardyard logs {info.id}")

@@ -1,0 +1,193 @@
+"""Spec files: `{job_id?, job: {…}}` in proto JSON written as YAML; `--set path=value` on top.
+
+Scalars keep their text until the field's type is known: `labels: [no, yes]` are two words, not two truth values, and
+`1e-4` is a number. Aliases, tags and repeated keys are refused or bounded: a spec file comes from anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shardyard._parse import Draft, PlainScalar, draft_job
+from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
+
+MAX_BYTES = 2**20
+MAX_NODES = 20_000
+MAX_DEPTH = 64
+_CORE_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """What a spec file says, as plain data, and on which line each field stands."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[str, int]
+
+    def draft(self, *, project: str, overrides: Sequence[str] = ()) -> Draft:
+        """The job, with `path=value` overrides applied; paths in it are relative to the file.
+
+        Raises: InvalidArgument with everything that is wrong, each with field path and line.
+        """
+        data = self.data
+        for override in overrides:
+            data = overridden(data, override)
+        try:
+            return draft_job(data, base=self.path.parent, project=project)
+        except InvalidArgument as error:
+            raise self.located(error) from None
+
+    def located(self, error: InvalidArgument) -> InvalidArgument:
+        """The error with the line of each field that stands in the file; also for what the service refused."""
+        violations = [
+            Violation(violation.field, f"{violation.message}{self._place(violation.field)}", violation.reason)
+            for violation in error.violations
+        ]
+        made = invalid_fields(violations) if violations else InvalidArgument(error.message)
+        made.reason, made.metadata, made.retry_after = error.reason, error.metadata, error.retry_after
+        return made
+
+    def _place(self, field: str) -> str:
+        """` (file.yaml:12)`: the line of the field, or of the nearest field above it."""
+        path = _snake(field)
+        while path:
+            if path in self.lines:
+                return f" ({self.path.name}:{self.lines[path]})"
+            path = re.sub(r"(\.[^.\[]*|\[[^\]]*\])$", "", path) if re.search(r"[.\[]", path) else ""
+        return ""
+
+
+def read_spec_file(path: Path) -> SpecFile:
+    """Read a spec file.
+
+    Raises: InvalidArgument where it cannot be read or is not YAML of the form wanted, with the line.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise invalid("file", f"`{path}` cannot be read: {error.strerror}", reason="FILE_NOT_FOUND") from None
+    if len(raw) > MAX_BYTES:
+        raise invalid("file", f"`{path}` has {len(raw):,} bytes; a spec file has at most {MAX_BYTES:,}")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise invalid("file", f"`{path}` is not UTF-8: byte {error.start}") from None
+    return parse_spec(text, path)
+
+
+def parse_spec(text: str, path: Path) -> SpecFile:
+    """Read the text of a spec file.
+
+    Raises: InvalidArgument.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise invalid("file", f"`{path}` is not YAML: {_yaml_words(error)}") from None
+    finally:
+        loader.dispose()
+    if not isinstance(node, yaml.MappingNode):
+        raise invalid("file", f"`{path}` must hold `job:` with a `spec:` below it")
+    reader = _NodeReader(path)
+    data = reader.plain(node, "", 0)
+    if reader.violations:
+        raise invalid_fields(reader.violations)
+    return SpecFile(path, data, reader.lines)
+
+
+def overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
+    """The data with one `path=value` on top; the path is relative to the job, such as `spec.optimization.max_steps`.
+
+    Raises: InvalidArgument where it is not of that form.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.strip().removeprefix("job.").split(".")
+    if not equals or not all(keys):
+        raise invalid("set", f"`{override}`: write a path and a value, as in `spec.optimization.max_steps=100`")
+    value = _NodeReader(Path("--set")).plain(_composed(text, override), "", 0)
+    if keys == ["job_id"]:
+        return {**data, "job_id": value}
+    return {**data, "job": _with(data.get("job"), keys, value)}
+
+
+def _with(data: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of the mapping with one value put in, whichever way the names on the way are written."""
+    here = dict(data) if isinstance(data, dict) else {}
+    key = next((known for known in here if _snake(known) == _snake(keys[0])), keys[0])
+    here[key] = value if len(keys) == 1 else _with(here.get(key), keys[1:], value)
+    return here
+
+
+class _NodeReader:
+    """YAML nodes as plain data, scalars as their text; bounded in size and depth."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._nodes = 0
+        self.lines: dict[str, int] = {}
+        self.violations: list[Violation] = []
+
+    def plain(self, node: yaml.Node, path: str, depth: int) -> Any:
+        """The node's data; what is wrong with it is in `violations`."""
+        self._nodes += 1
+        if self._nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise invalid("file", f"`{self._path}` is too large or too deeply nested for a spec")
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        if not node.tag.startswith(_CORE_TAG) or "python/" in node.tag:
+            self._fail(path, f"the tag `{node.tag}` means nothing here", line)
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return dict(self._items(node, path, depth))
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(node.value)]
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return PlainScalar(node.value) if is_plain else str(node.value)
+
+    def _items(self, node: yaml.MappingNode, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+        seen: dict[str, int] = {}
+        for key, item in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                self._fail(path, "a name is wanted before the colon", line)
+                continue
+            name = str(key.value)
+            inner = f"{path}.{_snake(name)}" if path else _snake(name)
+            if name in seen:
+                self._fail(inner, f"given twice, first on line {seen[name]}", line)
+                continue
+            seen[name] = line
+            self.lines[inner] = line
+            yield name, self.plain(item, inner, depth + 1)
+
+    def _fail(self, path: str, message: str, line: int) -> None:
+        self.violations.append(Violation(path, f"{message} ({self._path.name}:{line})"))
+
+
+def _composed(text: str, override: str) -> yaml.Node:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        raise invalid("set", f"`{override}`: the value is not YAML: {_yaml_words(error)}") from None
+    finally:
+        loader.dispose()
+    return node if node is not None else yaml.ScalarNode(f"{_CORE_TAG}null", "")
+
+
+def _yaml_words(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f" on line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or str(error).splitlines()[0]}{place}"
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", lambda match: "_" + match[1].lower(), name)
