@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from shardyard_trainer.data.corpus import causal_frame
+from shardyard_trainer.tasks.modules import pool
 from shardyard_trainer.tokenization import encode_batch
 from shardyard_trainer.warm import WarmModel
 
@@ -79,17 +80,8 @@ def tensors(model: WarmModel, encoded: Sequence[Encoded]) -> dict[str, torch.Ten
     }
     if getattr(model.model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.tensor([each.type_ids + [0] * (longest - len(each.ids)) for each in encoded])
-    return inputs
-
-
-def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a text [B, D]: the mean over its tokens, or the first or the last token's."""
-    if pooling == "mean":
-        weights_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
-        return (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
-    if pooling == "cls":
-        return hidden_BTD[:, 0]
-    return hidden_BTD[torch.arange(len(hidden_BTD)), mask_BT.sum(1) - 1]
+    device = next(model.model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 @torch.inference_mode()
@@ -98,10 +90,10 @@ def hidden_states(model: WarmModel, encoded: Sequence[Encoded]) -> Iterator[tupl
     for batch in batches(encoded):
         inputs = tensors(model, [encoded[index] for index in batch])
         output = model.backbone(**inputs)
-        pooled = getattr(output, "pooler_output", None)
+        hidden_BTD, pooled_BD = output.last_hidden_state.cpu(), getattr(output, "pooler_output", None)
         for row, index in enumerate(batch):
             length = len(encoded[index].ids)
-            yield index, output.last_hidden_state[row, :length], torch.empty(0) if pooled is None else pooled[row]
+            yield index, hidden_BTD[row, :length], torch.empty(0) if pooled_BD is None else pooled_BD[row].cpu()
 
 
 @torch.inference_mode()
@@ -121,7 +113,7 @@ def head_outputs(model: WarmModel, encoded: Sequence[Encoded]) -> torch.Tensor:
     """The classification head's outputs, fp32 [len(encoded), C], in the order given."""
     parts: list[torch.Tensor | None] = [None] * len(encoded)
     for batch in batches(encoded):
-        logits_BC = _head_outputs_of(model, [encoded[index] for index in batch])
+        logits_BC = _head_outputs_of(model, [encoded[index] for index in batch]).cpu()
         for row, index in enumerate(batch):
             parts[index] = logits_BC[row]
     return torch.stack([part for part in parts if part is not None])

@@ -1,0 +1,273 @@
+"""Plans: every default resolved, exact arithmetic, all violations at once, and the same again when planned again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from helpers.tiny_folders import WORDS, save_folder
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.plan import plan
+
+GIB = 2**30
+CPU_NODE = {"memory_bytes": 8 * GIB, "cpus": 4}
+GPU_NODE = {"memory_bytes": 64 * GIB, "cpus": 32, "gpus": 8, "gpu_memory_bytes": 80 * GIB, "bf16": True}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with data and models, all of it allowed."""
+    rows = [f"the {WORDS[index % 11]} is {WORDS[index % 7]},{'good' if index % 2 else 'bad'}" for index in range(60)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "corpus.txt").write_text("\n".join("the dog is cute and the cat sleeps" for _ in range(200)) + "\n")
+    save_folder(tmp_path / "bert", "BertModel")
+    save_folder(tmp_path / "gpt2", "GPT2LMHeadModel")
+    return tmp_path
+
+
+def ask(root: Path, spec: dict[str, Any], node: dict[str, Any] | None = None) -> worker_pb2.PlanResult:
+    text = json.dumps(spec).replace("ROOT", str(root))
+    return planned(root, json_format.Parse(text, spec_pb2.JobSpec()), node)
+
+
+def planned(root: Path, spec: spec_pb2.JobSpec, node: dict[str, Any] | None = None) -> worker_pb2.PlanResult:
+    request = worker_pb2.PlanRequest(
+        spec=spec,
+        locations=worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(root.parent / f"{root.name}-cache")),
+        node_shape=worker_pb2.NodeShape(**(CPU_NODE if node is None else node)),
+    )
+    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
+
+
+def places(result: worker_pb2.PlanResult) -> list[tuple[str, str]]:
+    return [(violation.field, violation.reason) for violation in result.violations]
+
+
+def fine_tuning(**changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "fine_tuning": {"text_classification": {}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/reviews.csv"},
+        "optimization": {"epochs": 2, "global_batch_size": 8},
+    }
+    return {**spec, **changes}
+
+
+def pretraining(**changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "pretraining": {"causal_lm": {}, "sequence_length": 32},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2}}},
+        "tokenizer": {"train": {"vocab_size": 300}},
+        "train_data": {"uri": "ROOT/corpus.txt"},
+        "optimization": {"max_steps": 40},
+    }
+    return {**spec, **changes}
+
+
+def extraction(**changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "feature_extraction": {"data": {"uri": "ROOT/reviews.csv", "columns": {"text": "text"}}},
+        "model": {"uri": "ROOT/bert"},
+    }
+    return {**spec, **changes}
+
+
+def test_every_default_of_a_fine_tuning_is_resolved(root: Path) -> None:
+    result = ask(root, fine_tuning())
+    assert not result.violations
+    spec = result.plan.resolved_spec
+    task = spec.fine_tuning
+    assert (task.max_length, task.text_classification.pooling) == (32, spec_pb2.POOLING_MEAN)
+    assert list(task.text_classification.labels) == list(result.plan.labels) == ["bad", "good"]
+    assert spec.optimization.learning_rate == 5e-5
+    assert spec.optimization.precision == spec_pb2.PRECISION_FP32
+    assert spec.optimization.warmup_ratio == 0.1
+    assert spec.train_data.format == spec_pb2.DATA_FORMAT_CSV
+    assert (spec.resources.workers, spec.resources.gpus_per_worker, spec.resources.cpus_per_worker) == (1, 0, 1)
+    assert (spec.parallelism.zero_stage, spec.checkpoints.keep_last, spec.evaluation.holdout) == (0, 2, 0.1)
+    assert (result.plan.num_train_samples, result.plan.num_eval_samples) == (54, 6)
+    assert result.plan.total_steps == 14  # ⌈2 · 54 / 8⌉
+    assert spec.evaluation.every == 2
+    assert [warning.reason for warning in result.plan.warnings] == ["NEW_HEAD"]
+    assert json.loads(result.plan.deepspeed_config_json)["zero_optimization"] == {"stage": 0}
+
+
+def test_a_pretraining_counts_its_parameters_without_making_them(root: Path) -> None:
+    result = ask(root, pretraining())
+    assert not result.violations
+    vocabulary, width, layers, positions = 300, 32, 2, 32
+    block = 12 * width * width + 13 * width
+    assert result.plan.num_parameters <= vocabulary * width + positions * width + layers * block + 2 * width
+    assert result.plan.resolved_spec.optimization.learning_rate == 1e-3
+    assert result.plan.resolved_spec.train_data.document == spec_pb2.DOCUMENT_UNIT_LINE
+    assert result.plan.num_train_tokens == result.plan.num_train_samples * 32
+    assert result.plan.checkpoint_bytes == 12 * result.plan.num_parameters
+    assert result.plan.memory.verdict == plan_pb2.MEMORY_VERDICT_FITS
+
+
+ACCEPTED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("fine-tuning", fine_tuning(), CPU_NODE),
+    ("three workers", fine_tuning(resources={"workers": 3}), CPU_NODE),
+    ("pretraining", pretraining(), CPU_NODE),
+    ("masked", pretraining(
+        pretraining={"masked_lm": {}, "sequence_length": 16}, tokenizer=None, model={"uri": "ROOT/bert"}
+    ), CPU_NODE),
+    ("on GPUs", pretraining(resources={"workers": 4}), GPU_NODE),
+    ("extraction", extraction(), CPU_NODE),
+    ("vectors of tokens", extraction(
+        feature_extraction={"data": {"uri": "ROOT/corpus.txt"}, "output": "OUTPUT_LAST_HIDDEN_STATE", "max_length": 8}
+    ), CPU_NODE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "node"), [row[1:] for row in ACCEPTED], ids=[row[0] for row in ACCEPTED])
+def test_a_plans_spec_planned_again_is_the_same_plan(root: Path, spec: dict[str, Any], node: dict[str, Any]) -> None:
+    first = ask(root, {key: value for key, value in spec.items() if value is not None}, node)
+    assert not first.violations
+    again = planned(root, first.plan.resolved_spec, node)
+    assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+
+
+def test_workers_that_do_not_divide_get_exact_shares(root: Path) -> None:
+    batch = ask(root, fine_tuning(resources={"workers": 3})).plan.batch
+    assert list(batch.samples_per_rank) == [2, 3, 3]
+    assert batch.micro_batch_size == 3
+
+
+def test_the_defaults_on_gpus_are_one_gpu_and_bf16_at_stage_1(root: Path) -> None:
+    found = ask(root, pretraining(), GPU_NODE).plan
+    assert found.resolved_spec.resources.gpus_per_worker == 1
+    assert found.resolved_spec.optimization.precision == spec_pb2.PRECISION_BF16
+    assert found.resolved_spec.parallelism.zero_stage == 1
+    assert found.memory.available_bytes == 80 * GIB
+    assert found.slots == 1
+
+
+UNSUPPORTED, INVALID = "PRECISION_UNSUPPORTED", "SPEC_INVALID"
+BF16 = {"epochs": 1, "precision": "PRECISION_BF16"}
+CSV = {"uri": "ROOT/reviews.csv"}
+REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
+    ("nothing", {}, [("optimization", INVALID), ("task", INVALID)]),
+    ("micro batch",
+     fine_tuning(resources={"workers": 3},
+                 optimization={"max_steps": 1, "global_batch_size": 64, "micro_batch_size": 6}),
+     [("optimization.micro_batch_size", "BATCH_NOT_DIVISIBLE")]),
+    ("workers over batch", fine_tuning(resources={"workers": 9}), [("resources.workers", INVALID)]),
+    ("fp16", fine_tuning(optimization={"epochs": 1, "precision": "PRECISION_FP16"}),
+     [("optimization.precision", UNSUPPORTED)]),
+    ("bf16 on CPU", fine_tuning(optimization=BF16), [("optimization.precision", UNSUPPORTED)]),
+    ("bf16 at stage 0", fine_tuning(optimization=BF16, parallelism={"zero_stage": 0}),
+     [("optimization.precision", UNSUPPORTED), ("parallelism.zero_stage", UNSUPPORTED)]),
+    ("no duration", fine_tuning(optimization={}), [("optimization", INVALID)]),
+    ("too many steps", fine_tuning(optimization={"epochs": 1e300}), [("optimization.epochs", INVALID)]),
+    ("minimum over peak", fine_tuning(optimization={"epochs": 1, "learning_rate": 0.1, "min_learning_rate": 0.2}),
+     [("optimization.min_learning_rate", INVALID)]),
+    ("too long", fine_tuning(fine_tuning={"text_classification": {}, "max_length": 10**6}),
+     [("fine_tuning.max_length", INVALID)]),
+    ("cores", fine_tuning(resources={"cpus_per_worker": 99}), [("resources.cpus_per_worker", "TOO_LARGE_FOR_CLUSTER")]),
+    ("objective", pretraining(pretraining={"masked_lm": {}}), [("pretraining.masked_lm", "OBJECTIVE_UNSUPPORTED")]),
+    ("model and data and batch",
+     fine_tuning(model={"uri": "/etc/passwd"}, train_data={"uri": "ROOT/x.csv"},
+                 optimization={"epochs": 1, "micro_batch_size": 5}),
+     [("model.uri", "PATH_NOT_ALLOWED"), ("train_data.uri", "PATH_NOT_ALLOWED"),
+      ("optimization.micro_batch_size", "BATCH_NOT_DIVISIBLE")]),
+    ("extraction from nothing", extraction(model={"architecture": {"model_type": "bert"}}, train_data=CSV),
+     [("train_data", INVALID), ("model.architecture", INVALID)]),
+    ("extraction too long", extraction(feature_extraction={"data": CSV, "max_length": 99}),
+     [("feature_extraction.max_length", INVALID)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "expected"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_what_is_wrong_comes_back_all_at_once(
+    root: Path, spec: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    result = ask(root, spec)
+    assert places(result) == [(f"spec.{field}", reason) for field, reason in expected]
+    assert not result.HasField("plan")
+
+
+def test_the_batch_message_names_the_nearest_that_works(root: Path) -> None:
+    optimization = {"max_steps": 1, "global_batch_size": 64, "micro_batch_size": 6}
+    result = ask(root, fine_tuning(optimization=optimization, resources={"workers": 3}))
+    assert result.violations[0].message == (
+        "micro_batch 6 x accumulation 4 x workers 3 = 72, but global_batch_size is 64; "
+        "try micro_batch 8, accumulation 2, workers 4"
+    )
+
+
+def test_a_label_out_of_place_is_named_with_file_and_line(root: Path) -> None:
+    (root / "reviews.csv").write_text("text,label\na dog,good\na cat,bad\na film,meh\n")
+    result = ask(root, fine_tuning(fine_tuning={"text_classification": {"labels": ["good", "bad"]}}))
+    (found,) = result.violations
+    assert (found.reason, found.metadata["file"], found.metadata["line"]) == ("DATA_INVALID", "reviews.csv", "4")
+    assert "meh" in found.message
+
+
+def test_weights_that_are_not_finite_are_refused_at_submission(root: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = root / "bert" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["embeddings.LayerNorm.bias"][0] = float("nan")
+    save_file(tensors, path)
+    assert places(ask(root, fine_tuning())) == [("spec.model.uri", "MODEL_INVALID")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optimization": {"epochs": 1, "learning_rate": 0.0}}, "LEARNING_RATE_ZERO"),
+        ({"optimization": {"epochs": 1, "learning_rate": 5.0}}, "LEARNING_RATE_HIGH"),
+        ({"optimization": {"max_steps": 5, "warmup_steps": 5}}, "WARMUP_TOO_LONG"),
+        ({"optimization": {"epochs": 1, "global_batch_size": 99}}, "BATCH_OVER_DATA"),
+        ({"eval_data": {"uri": "ROOT/reviews.csv"}}, "SAME_DATA"),
+        ({"parallelism": {"compile": True}}, "COMPILE_ON_CPU"),
+    ],
+)
+def test_what_is_allowed_but_odd_is_warned_of(root: Path, changes: dict[str, Any], reason: str) -> None:
+    result = ask(root, fine_tuning(**changes))
+    assert not result.violations
+    assert reason in [warning.reason for warning in result.plan.warnings]
+
+
+def test_states_larger_than_memory_are_refused_and_activations_only_warn(root: Path) -> None:
+    small = ask(root, pretraining(), {"memory_bytes": 100_000, "cpus": 1})
+    assert places(small) == [("spec.model", "MODEL_DOES_NOT_FIT")]
+    tight = ask(root, pretraining(), {"memory_bytes": 300 * 10**6, "cpus": 1})
+    assert tight.plan.memory.verdict == plan_pb2.MEMORY_VERDICT_TIGHT
+    assert "MEMORY_TIGHT" in [warning.reason for warning in tight.plan.warnings]
+
+
+def test_many_layers_do_not_fit(root: Path) -> None:
+    model = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1000000}}}
+    assert [violation.reason for violation in ask(root, pretraining(model=model)).violations] == ["MODEL_DOES_NOT_FIT"]
+
+
+def test_a_changed_file_is_planned_anew_and_an_unchanged_one_is_remembered(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shardyard_trainer import plan as plan_module
+
+    built = []
+
+    def counting(build: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            built.append(arguments)
+            return build(*arguments)
+
+        return call
+
+    monkeypatch.setattr(plan_module, "build_task", counting(plan_module.build_task))
+    first = ask(root, fine_tuning())
+    assert ask(root, fine_tuning()) == first
+    assert len(built) == 1
+    with (root / "reviews.csv").open("a") as file:
+        file.write("a new dog,good\n")
+    assert ask(root, fine_tuning()).plan.num_train_samples == first.plan.num_train_samples + 1

@@ -1,0 +1,312 @@
+"""From a spec to what it would do: inspection and planning are one call (docs/planning.md).
+
+All violations come back at once, with paths from the Job on. The same request over the same files gives the same plan,
+and a plan's resolved spec, planned again, gives that plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer import memory, models, resolve
+from shardyard_trainer.arithmetic import Batch, BatchRefused, plan_batch, total_steps
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.deepspeed_config import deepspeed_config
+from shardyard_trainer.extraction import plan_extraction
+from shardyard_trainer.folder import signature
+from shardyard_trainer.inspect import check_weights
+from shardyard_trainer.plan_checks import check_spec, slots_of
+from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.parts import TrainableTask
+
+CPU_POSITIONS_AT_ONCE = 8192
+"""Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
+
+GPU_POSITIONS_AT_ONCE = 65536
+
+_T = TypeVar("_T")
+
+
+def plan(request: bytes) -> bytes:
+    """PlanRequest → PlanResult."""
+    call = worker_pb2.PlanRequest.FromString(request)
+    if _may_move(call.spec):
+        return _plan(call).SerializeToString()
+    result = _remembered(call.SerializeToString(deterministic=True), tuple(_identities(call)))
+    return result.SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _remembered(request: bytes, _identity: tuple[object, ...]) -> worker_pb2.PlanResult:
+    return _plan(worker_pb2.PlanRequest.FromString(request))
+
+
+def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
+    spec = spec_pb2.JobSpec()
+    spec.CopyFrom(call.spec)
+    resolve.fill_resources(spec, node_gpus=call.node_shape.gpus)
+    errors = check_spec(spec, call.node_shape)
+    if spec.WhichOneof("task") == "feature_extraction":
+        found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
+        return worker_pb2.PlanResult(plan=found) if not errors else _refused(errors)
+    task = _try(errors, lambda: build_task(spec, call.locations))
+    if task is not None:
+        errors.extend(_weight_errors(spec, task))
+    if task is None or errors:
+        errors.extend(_batch_errors(spec))
+        return _refused(errors)
+    planned = _try(errors, lambda: _plan_training(spec, task, call))
+    return worker_pb2.PlanResult(plan=planned) if not errors else _refused(errors)
+
+
+def _plan_training(
+    spec: spec_pb2.JobSpec, task: TrainableTask, call: worker_pb2.PlanRequest
+) -> plan_pb2.JobPlan | None:
+    resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
+    resolve.fill_task(spec, task)
+    for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
+        if source.WhichOneof("source"):
+            resolve.fill_source(source, resolve_source(source, call.locations, field=field))
+    shape = shape_of(task, spec, call.locations)
+    budget = _Budget(spec, call.node_shape, shape)
+    stage = spec.parallelism.zero_stage if spec.parallelism.HasField("zero_stage") else budget.choose_stage()
+    length = _longest_sample(task)
+    optimization = spec.optimization
+    batch, steps = _batch_and_steps(spec, task, most_at_once=budget.positions_at_once(stage) // length)
+    need = budget.memory(stage, positions=batch.micro_batch_size * length)
+    if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
+        raise _does_not_fit(spec, need, shape.num_parameters, stage)
+    every = None
+    if task.eval is not None:
+        every = resolve.evaluation_interval(
+            steps, num_train_samples=task.train.num_samples, global_batch_size=batch.global_batch_size
+        )
+    resolve.fill_batch(spec, batch, zero_stage=stage, evaluate_every=every)
+    config = deepspeed_config(
+        zero_stage=stage,
+        clip=optimization.clip,
+        precision="bf16" if budget.bf16 else "fp32",
+        micro_batch_size=batch.micro_batch_size,
+        workers=batch.workers,
+        on_gpu=budget.on_gpu,
+    )
+    return plan_pb2.JobPlan(
+        resolved_spec=spec,
+        batch=_batch_proto(batch),
+        deepspeed_config_json=json.dumps(config, sort_keys=True),
+        num_parameters=shape.num_parameters,
+        memory=need.to_proto(),
+        total_steps=steps,
+        num_train_samples=task.train.num_samples,
+        num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
+        num_train_tokens=task.train.num_tokens,
+        labels=list(task.export_config().get("labels") or ()),
+        checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=budget.bf16),
+        warnings=_warnings(spec, task, need, steps),
+        slots=slots_of(spec),
+    )
+
+
+class _Budget:
+    """The memory of one worker, and what it is spent on."""
+
+    def __init__(self, spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, shape: memory.Shape) -> None:
+        self.workers = spec.resources.workers
+        self.on_gpu = spec.resources.gpus_per_worker > 0
+        self.bf16 = spec.optimization.precision == spec_pb2.PRECISION_BF16
+        self.available = memory_of_worker(spec, node)
+        self._shape = shape
+
+    def choose_stage(self) -> int:
+        return memory.choose_stage(self._shape, workers=self.workers, bf16=self.bf16, available=self.available)
+
+    def positions_at_once(self, stage: int) -> int:
+        most = GPU_POSITIONS_AT_ONCE if self.on_gpu else CPU_POSITIONS_AT_ONCE
+        fitting = memory.positions_that_fit(self.memory(stage, positions=0), self._shape, bf16=self.bf16)
+        return most if fitting is None else min(most, fitting)
+
+    def memory(self, stage: int, *, positions: int) -> memory.Memory:
+        return memory.estimate(
+            self._shape,
+            zero_stage=stage,
+            workers=self.workers,
+            bf16=self.bf16,
+            positions=positions,
+            available=self.available,
+        )
+
+
+def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
+    """Bytes that one worker has: its GPU's, or its share of a node with as many workers as fit; 0: not known."""
+    if spec.resources.gpus_per_worker:
+        return node.gpu_memory_bytes
+    on_node = max(1, node.cpus // max(spec.resources.cpus_per_worker, 1)) if node.cpus else spec.resources.workers
+    return node.memory_bytes // max(1, min(spec.resources.workers, on_node))
+
+
+def shape_of(task: TrainableTask, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> memory.Shape:
+    """Counts the model without making it."""
+    module = models.build_module(task, spec, locations, meta=True)
+    config = task.choice.config
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    num_layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
+    is_language_model = task.unit == "token"
+    embeddings = int(config.vocab_size) * width
+    return memory.Shape(
+        num_parameters=num_parameters,
+        num_layers=num_layers,
+        width=width,
+        num_logits=int(config.vocab_size) if is_language_model else 0,
+        chunk=memory.LOSS_CHUNK if task.name == "causal_lm" else 0,
+        live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
+    )
+
+
+def _batch_and_steps(spec: spec_pb2.JobSpec, task: TrainableTask, *, most_at_once: int) -> tuple[Batch, int]:
+    optimization = spec.optimization
+    given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
+    kind = optimization.WhichOneof("duration")
+    try:
+        batch = plan_batch(
+            optimization.global_batch_size,
+            spec.resources.workers,
+            micro_batch_size=given,
+            most_at_once=max(most_at_once, 1),
+        )
+        steps = total_steps(
+            max_steps=optimization.max_steps if kind == "max_steps" else None,
+            epochs=optimization.epochs if kind == "epochs" else None,
+            num_samples=task.train.num_samples,
+            global_batch_size=optimization.global_batch_size,
+        )
+    except BatchRefused as error:
+        raise SpecError(f"spec.{error.field}", error.reason, str(error)) from error
+    return batch, steps
+
+
+def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
+    """What can be said of the batch though something else is not usable."""
+    optimization = spec.optimization
+    size = optimization.global_batch_size if optimization.HasField("global_batch_size") else resolve.GLOBAL_BATCH_SIZE
+    given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
+    if min(size, spec.resources.workers, given if given is not None else 1) < 1:
+        return
+    try:
+        plan_batch(size, spec.resources.workers, micro_batch_size=given, most_at_once=1)
+    except BatchRefused as error:
+        yield SpecError(f"spec.{error.field}", error.reason, str(error))
+
+
+def _weight_errors(spec: spec_pb2.JobSpec, task: TrainableTask) -> list[SpecError]:
+    """What is wrong with weights that nobody has looked into yet; a registered model was, when it came."""
+    kind = spec.model.WhichOneof("source")
+    if task.choice.folder is None or kind == "model":
+        return []
+    return [
+        SpecError(f"spec.model.{kind}", problem.reason, str(problem), problem.metadata)
+        for problem in check_weights(task.choice.folder)
+    ]
+
+
+def _longest_sample(task: TrainableTask) -> int:
+    lengths = task.train.lengths()
+    return task.length if lengths is None or not len(lengths) else max(int(lengths.max()), 1)
+
+
+def _checkpoint_bytes(num_parameters: int, *, stage: int, bf16: bool) -> int:
+    """The weights, AdamW's two moments, and from stage 1 on fp32 master weights."""
+    return num_parameters * ((2 if bf16 else 4) + 8 + (4 if stage else 0))
+
+
+def _batch_proto(batch: Batch) -> plan_pb2.BatchPlan:
+    return plan_pb2.BatchPlan(
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        accumulation_steps=batch.accumulation_steps,
+        workers=batch.workers,
+        samples_per_rank=batch.samples_per_rank,
+    )
+
+
+def _warnings(
+    spec: spec_pb2.JobSpec, task: TrainableTask, need: memory.Memory, steps: int
+) -> Iterator[job_pb2.Warning]:
+    optimization = spec.optimization
+    for reason, message, field in task.warnings:
+        yield job_pb2.Warning(reason=reason, message=message, field=field)
+    rate = "spec.optimization.learning_rate"
+    if optimization.learning_rate == 0:
+        yield job_pb2.Warning(reason="LEARNING_RATE_ZERO", message="at 0 nothing is learned", field=rate)
+    elif optimization.learning_rate > 1:
+        message = f"{optimization.learning_rate:g} is far over what AdamW can use (1e-5 to 1e-2)"
+        yield job_pb2.Warning(reason="LEARNING_RATE_HIGH", message=message, field=rate)
+    if optimization.WhichOneof("warmup") == "warmup_steps" and optimization.warmup_steps >= steps:
+        message = f"{optimization.warmup_steps} of {steps} steps: the learning rate never gets to its height"
+        yield job_pb2.Warning(reason="WARMUP_TOO_LONG", message=message, field="spec.optimization.warmup_steps")
+    if optimization.global_batch_size > task.train.num_samples:
+        message = f"{optimization.global_batch_size} is more than the {task.train.num_samples} samples there are"
+        yield job_pb2.Warning(reason="BATCH_OVER_DATA", message=message, field="spec.optimization.global_batch_size")
+    if need.verdict == plan_pb2.MEMORY_VERDICT_TIGHT:
+        message = (
+            f"{need.total:,} bytes of {need.available:,} by formula: it may not fit; "
+            "a smaller micro_batch_size or a higher zero_stage needs less"
+        )
+        yield job_pb2.Warning(reason="MEMORY_TIGHT", message=message, field="spec.resources")
+    if spec.parallelism.compile and not spec.resources.gpus_per_worker:
+        message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is seldom faster"
+        yield job_pb2.Warning(reason="COMPILE_ON_CPU", message=message, field="spec.parallelism.compile")
+
+
+def _does_not_fit(spec: spec_pb2.JobSpec, need: memory.Memory, num_parameters: int, stage: int) -> SpecError:
+    return SpecError(
+        "spec.model",
+        "MODEL_DOES_NOT_FIT",
+        f"{num_parameters:,} parameters need {need.states:,} bytes of states on each of {spec.resources.workers} "
+        f"workers at ZeRO stage {stage}, but a worker has {need.available:,}; use more workers, a higher zero_stage, "
+        "or a smaller model",
+        {"states_bytes": str(need.states), "available_bytes": str(need.available)},
+    )
+
+
+def _try(errors: list[SpecError], look: Callable[[], _T]) -> _T | None:
+    try:
+        return look()
+    except SpecError as error:
+        errors.extend(error.all())
+        return None
+
+
+def _refused(errors: list[SpecError]) -> worker_pb2.PlanResult:
+    return worker_pb2.PlanResult(
+        violations=[
+            worker_pb2.Violation(field=error.field, reason=error.reason, message=error.message, metadata=error.metadata)
+            for error in errors
+        ]
+    )
+
+
+def _may_move(spec: spec_pb2.JobSpec) -> bool:
+    """Whether it names something outside of this machine's files, which no signature can hold fast."""
+    return spec.model.WhichOneof("source") == "hub" or spec.tokenizer.WhichOneof("source") == "hub"
+
+
+def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
+    """Changes whenever a file does that the spec reads."""
+    spec = call.spec
+    for source in (spec.model, spec.tokenizer, spec.train_data, spec.eval_data, spec.feature_extraction.data):
+        kind = source.WhichOneof("source")
+        if kind in {"uri", "model", "dataset"}:
+            named = getattr(source, kind)
+            path = Path(call.locations.folders.get(named, "") if kind != "uri" else named)
+            try:
+                stat = path.stat()
+                yield signature(path) if path.is_dir() else (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            except (OSError, ValueError):
+                yield "not there"

@@ -1,0 +1,86 @@
+"""What is wrong with a spec whatever its model and data are: precision, resources, parts that do not go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError
+
+_TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
+
+
+def check_spec(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> list[SpecError]:
+    """All that is wrong; `spec` has its resources and precision filled in."""
+    errors = [*_check_resources(spec, node), *_check_precision(spec, node)]
+    if spec.resources.workers < 1 or spec.resources.cpus_per_worker < 1:
+        errors.append(SpecError("spec.resources", "SPEC_INVALID", "workers and cpus_per_worker must be at least 1"))
+    if spec.WhichOneof("task") == "feature_extraction":
+        for name in _TRAINING_ONLY:
+            if spec.HasField(name):  # type: ignore[arg-type]
+                errors.append(SpecError(f"spec.{name}", "SPEC_INVALID", "feature extraction has none; leave it out"))
+        return errors
+    return [*errors, *_check_optimization(spec.optimization)]
+
+
+def slots_of(spec: spec_pb2.JobSpec) -> int:
+    """Slots that the gang holds: a GPU is one, and without GPUs a core."""
+    resources = spec.resources
+    return resources.workers * (resources.gpus_per_worker or resources.cpus_per_worker)
+
+
+def _check_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterator[SpecError]:
+    resources = spec.resources
+    for name, wanted, there, what in (
+        ("gpus_per_worker", resources.gpus_per_worker, node.gpus, "GPUs"),
+        ("cpus_per_worker", resources.cpus_per_worker, node.cpus, "CPU cores"),
+    ):
+        if node.cpus and wanted > there:
+            yield SpecError(
+                f"spec.resources.{name}",
+                "TOO_LARGE_FOR_CLUSTER",
+                f"{wanted} {what} for one worker, but the largest node has {there}; ask for at most {there}",
+                {"largest": str(there)},
+            )
+
+
+def _check_precision(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterator[SpecError]:
+    precision, field = spec.optimization.precision, "spec.optimization.precision"
+    on_gpu = spec.resources.gpus_per_worker > 0
+    supported = {"supported": "fp32, bf16" if on_gpu and node.bf16 else "fp32"}
+    if precision == spec_pb2.PRECISION_FP16:
+        message = "fp16 is not trained with here: its narrow range needs loss scaling; use bf16 on GPUs, fp32 on CPUs"
+        yield SpecError(field, "PRECISION_UNSUPPORTED", message, supported)
+    elif precision == spec_pb2.PRECISION_BF16 and not on_gpu:
+        message = "bf16 on a CPU is up to 15 times slower than fp32; use fp32, or gpus_per_worker"
+        yield SpecError(field, "PRECISION_UNSUPPORTED", message, supported)
+    elif precision == spec_pb2.PRECISION_BF16 and not node.bf16:
+        message = "the cluster's GPUs do not compute bf16; use fp32"
+        yield SpecError(field, "PRECISION_UNSUPPORTED", message, supported)
+    parallelism = spec.parallelism
+    if precision == spec_pb2.PRECISION_BF16 and parallelism.HasField("zero_stage") and parallelism.zero_stage == 0:
+        message = "DeepSpeed's stage 0 trains bf16 wrongly (its first update is 0.74 of what it should be); use stage 1"
+        yield SpecError("spec.parallelism.zero_stage", "PRECISION_UNSUPPORTED", message, {"supported": "1, 2, 3"})
+
+
+def _check_optimization(optimization: spec_pb2.Optimization) -> Iterator[SpecError]:
+    field = "spec.optimization"
+    kind = optimization.WhichOneof("duration")
+    if kind is None:
+        yield SpecError(field, "SPEC_INVALID", "no duration: give max_steps or epochs")
+    elif kind == "epochs" and not (math.isfinite(optimization.epochs) and optimization.epochs > 0):
+        yield SpecError(f"{field}.epochs", "SPEC_INVALID", f"{optimization.epochs:g} must be finite and over 0")
+    elif kind == "max_steps" and optimization.max_steps < 1:
+        yield SpecError(f"{field}.max_steps", "SPEC_INVALID", f"{optimization.max_steps} must be at least 1")
+    for name in ("global_batch_size", "micro_batch_size"):
+        if optimization.HasField(name) and getattr(optimization, name) < 1:
+            yield SpecError(f"{field}.{name}", "SPEC_INVALID", f"{getattr(optimization, name)} must be at least 1")
+    given = optimization.HasField("learning_rate")
+    if given and optimization.min_learning_rate > optimization.learning_rate:
+        yield SpecError(
+            f"{field}.min_learning_rate",
+            "SPEC_INVALID",
+            f"{optimization.min_learning_rate:g} is more than the learning_rate of {optimization.learning_rate:g}",
+        )
