@@ -185,7 +185,6 @@ def load(
     Raises SpecError MODEL_INVALID, also where the weights lack a part of the backbone.
     """
     config = choice.config
-    config._attn_implementation = "sdpa"
     with _faster_gelu(config):
         try:
             if choice.is_fresh or meta:

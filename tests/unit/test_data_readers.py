@@ -1,0 +1,257 @@
+"""Data files of every kind: what is read, and what is refused with its line."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from google.protobuf import json_format
+
+from helpers import small_specs
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.columns import Row, read_rows
+from shardyard_trainer.data.errors import DataError, SpecError
+from shardyard_trainer.data.sources import resolve_source
+
+
+def read(path: Path, *, with_label: bool = True, **source: Any) -> list[Row]:
+    message = json_format.ParseDict({"uri": str(path), **source}, spec_pb2.DataSource())
+    root = path if path.is_dir() else path.parent
+    files = resolve_source(message, small_specs.locations(root))
+    return list(read_rows(files, message, with_label=with_label))
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+ACCEPTED = [
+    ("a.csv", "text,label\nhello,1\n", [("hello", "1")]),
+    ("a.csv", "\ufefftext,label\r\nhello,1\r\n", [("hello", "1")]),
+    ("a.csv", 'text,label\n"two\nlines",1\n"say ""hi""",0\n', [("two\nlines", "1"), ('say "hi"', "0")]),
+    ("a.csv", "label,text\n1,hello\n", [("hello", "1")]),
+    ("a.csv", "a film,1\nanother,0\n", [("a film", "1"), ("another", "0")]),
+    ("a.tsv", 'a "film\t1\nanother\t0\n', [('a "film', "1"), ("another", "0")]),
+    ("a.tsv", "sentence\tlabel\na film\t1\n", [("a film", "1")]),
+    ("a.jsonl", '{"text": "hello", "label": 1}\n\n{"label": 0, "text": "x"}\n', [("hello", 1), ("x", 0)]),
+    ("a.ndjson", '{"text": "hello", "label": ["a", "b"]}', [("hello", ["a", "b"])]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), ACCEPTED)
+def test_a_good_file_is_read(tmp_path: Path, name: str, content: str, expected: list[tuple[str, Any]]) -> None:
+    assert [(row.text, row.label) for row in read(write(tmp_path, name, content))] == expected
+
+
+def _nested(depth: int) -> str:
+    return '{"text": "x", "label": ' + "[" * depth + "]" * depth + "}\n"
+
+
+REFUSED = [
+    ("empty", "a.csv", "", {}, "the file is empty", 0),
+    ("empty lines", "a.txt", "\n \n", {}, "the file is empty", 0),
+    ("header only", "a.csv", "text,label\n", {}, "no rows after the header", 0),
+    ("missing column", "a.csv", "text,label\nx,1\n", {"columns": {"text": "txet"}}, "did you mean text?", 0),
+    ("mapped twice", "a.csv", "text,label\nx,1\n", {"columns": {"text": "text", "label": "text"}}, "mapped twice", 0),
+    ("column twice", "a.csv", "text,text\nx,1\n", {}, "names a column twice", 1),
+    ("bad bytes", "a.csv", b"text,label\nx,1\n\xff,0\n", {}, "byte 16 of the file (0xff) is not UTF-8", 3),
+    ("NUL", "a.csv", b"text,label\nx,1\na\0b,0\n", {}, "NUL", 3),
+    ("long line", "a.txt", b"x\n" + b"y" * (17 * 2**20), {}, "longer than 16 MiB", 2),
+    ("open quote", "a.csv", 'text,label\nx,1\n"open,0\ny,1\n', {}, "never closed", 3),
+    ("after a quote", "a.csv", 'text,label\n"a"b,1\n', {}, "follows a closing quote", 2),
+    ("wide row", "a.csv", "text,label\nx,1\na,b,c,d,0\n", {}, "5 values in a row of 2 columns", 3),
+    ("narrow row", "a.tsv", "text\tlabel\nx\n", {}, "1 values in a row of 2 columns", 2),
+    ("semicolons", "a.csv", "text;label\nx;1\n", {}, "is its delimiter ';'?", 0),
+    ("wrong mapping and semicolons", "a.csv", "text;label\nx;1\n", {"columns": {"label": "label"}}, "delimiter", 0),
+    ("two texts", "a.csv", "a,b,c\nx,y,z\n", {}, "several could be", 0),
+    ("no text", "a.csv", "1,2\n3,4\n", {}, "none holds text", 0),
+    ("NaN", "a.jsonl", '{"text": "x", "label": NaN}\n', {}, "NaN is no JSON number", 1),
+    ("overflow", "a.jsonl", '{"text": "x", "label": 1e999}\n', {}, "too large", 1),
+    ("doubled key", "a.jsonl", '{"text": "x", "text": "y"}\n', {}, "stands twice", 1),
+    ("deep", "a.jsonl", _nested(10_000), {}, "nested deeper than 64", 1),
+    ("cut", "a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "la', {}, "not JSON", 2),
+    ("no object", "a.jsonl", '["x"]\n', {}, "not a JSON object", 1),
+    ("huge integer", "a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}\n", {}, "not JSON", 1),
+    ("half a surrogate", "a.jsonl", '{"text": "\\ud800", "label": 1}\n', {}, "surrogate", 1),
+    ("escaped NUL", "a.jsonl", '{"text": "a\\u0000", "label": 1}\n', {}, "NUL", 1),
+    ("number for text", "a.jsonl", '{"text": 3, "label": 1}\n', {}, "must be text", 1),
+    ("text left out", "a.jsonl", '{"text": "x", "label": 1}\n{"label": 1}\n', {}, "missing", 2),
+    ("too many columns", "a.csv", ",".join(f"c{i}" for i in range(1025)) + "\n", {}, "at most 1,024", 1),
+    ("too many keys", "a.jsonl", "{" + ",".join(f'"c{i}": 1' for i in range(1025)) + "}", {}, "at most 1,024", 1),
+    ("no Parquet", "a.parquet", b"PAR1nonsense", {}, "not a Parquet file", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "source", "message", "line"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
+def test_a_bad_file_is_refused_with_its_line(
+    tmp_path: Path, name: str, content: str | bytes, source: dict[str, Any], message: str, line: int
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path, name, content), **source)
+    assert message in caught.value.message
+    assert (caught.value.reason, caught.value.line, caught.value.file) == ("DATA_INVALID", line, name)
+    assert caught.value.field.startswith("spec.train_data")
+    assert len(caught.value.message) < 1000
+
+
+def test_a_missing_column_is_said_of_its_field_with_those_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path, "a.csv", "review,stars\nx,1\n"), columns={"text": "review", "label": "star"})
+    assert caught.value.field == "spec.train_data.columns.label"
+    assert "review, stars" in caught.value.message and "did you mean stars?" in caught.value.message
+
+
+def test_a_line_of_a_hundred_megabytes_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("wb") as stream:
+        stream.truncate(0)
+        for _ in range(100):
+            stream.write(b"x" * 2**20)
+    tracemalloc.start()
+    with pytest.raises(DataError):
+        read(path, with_label=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_a_text_file_is_lines_or_one_document(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "one\r\n\ntwo\n")
+    assert [row.text for row in read(path, with_label=False)] == ["one", "two"]
+    assert [row.text for row in read(path, with_label=False, document="DOCUMENT_UNIT_FILE")] == ["one\n\ntwo\n"]
+
+
+def test_a_header_is_what_names_the_mapped_columns_or_what_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "review,stars\nfine,5\n")
+    assert [r.text for r in read(path, columns={"text": "review", "label": "stars"})] == ["fine"]
+    columns = {"text": "column_1", "label": "column_2"}
+    assert [r.text for r in read(path, header=False, columns=columns)] == ["review", "fine"]
+    assert [r.text for r in read(path, header=True)] == ["fine"]
+
+
+def test_a_second_text_is_read_where_there_is_one(tmp_path: Path) -> None:
+    rows = read(write(tmp_path, "a.csv", "text,text_pair,label\na,b,1\n"))
+    assert (rows[0].text, rows[0].text_pair, rows[0].label) == ("a", "b", "1")
+
+
+def _parquet(folder: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    rows = read(_parquet(tmp_path, text=["a", "b"], label=[1, 0]))
+    assert [(row.line, row.text, row.label) for row in rows] == [(1, "a", 1), (2, "b", 0)]
+
+
+def test_a_struct_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="struct"):
+        read(_parquet(tmp_path, text=[{"a": 1}], label=[1]))
+
+
+def test_a_list_of_numbers_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be text"):
+        read(_parquet(tmp_path, text=[[1, 2]], label=[1]))
+
+
+def test_a_damaged_page_is_refused(tmp_path: Path) -> None:
+    path = _parquet(tmp_path, text=[f"text number {i}" for i in range(5000)], label=list(range(5000)))
+    content = bytearray(path.read_bytes())
+    content[200:2000] = os.urandom(1800)
+    path.write_bytes(content)
+    with pytest.raises(DataError):
+        read(path)
+
+
+def test_a_parquet_bomb_is_refused_in_flat_memory(tmp_path: Path) -> None:
+    text = "x" * 2**20
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array([text]))
+    pq.write_table(pa.table({"text": rows, "label": [1] * 5000}), tmp_path / "a.parquet", row_group_size=5000)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**20
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="decodes to more than"):
+        read(tmp_path / "a.parquet")
+    assert pa.total_allocated_bytes() - before < 64 * 2**20
+
+
+def test_an_encrypted_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = _parquet(tmp_path, text=["a"], label=[1])
+    content = path.read_bytes()
+    path.write_bytes(b"PARE" + content[4:-4] + b"PARE")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        read(path)
+
+
+REFUSED_PATHS = [
+    ("/etc/passwd", "PATH_NOT_ALLOWED"),
+    ("{root}/../etc", "PATH_NOT_ALLOWED"),
+    ("file:///etc/passwd", "PATH_NOT_ALLOWED"),
+    ("relative/data.csv", "PATH_NOT_ALLOWED"),
+    ("http://169.254.169.254/", "ADDRESS_NOT_ALLOWED"),
+    ("simplecache::s3://bucket/x", "ADDRESS_NOT_ALLOWED"),
+    ("{root}/out/passwd", "PATH_NOT_ALLOWED"),
+    ("{root}/fifo", "PATH_NOT_ALLOWED"),
+    ("{root}/nothing", "PATH_NOT_ALLOWED"),
+    ("{root}/a\0b", "PATH_NOT_ALLOWED"),
+]
+
+
+@pytest.mark.parametrize(("uri", "reason"), REFUSED_PATHS)
+def test_a_path_outside_of_the_roots_is_refused_without_naming_them(tmp_path: Path, uri: str, reason: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "out").symlink_to("/etc")
+    os.mkfifo(root / "fifo")
+    source = spec_pb2.DataSource(uri=uri.format(root=root))
+    with pytest.raises(SpecError) as caught:
+        resolve_source(source, small_specs.locations(root))
+    assert (caught.value.reason, caught.value.field) == (reason, "spec.train_data.uri")
+    if "{root}" not in uri:
+        assert str(root) not in caught.value.message
+
+
+def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "x\n")
+    (tmp_path / "b.txt").symlink_to("/etc/hostname")
+    with pytest.raises(SpecError, match="link out of the folder"):
+        resolve_source(spec_pb2.DataSource(uri=str(tmp_path)), small_specs.locations(tmp_path))
+
+
+def test_a_folder_is_all_of_its_files_sorted_or_one_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("b.csv", "a.csv", "more/c.csv", "README.md"):
+        write(tmp_path, name, "text,label\nx,1\n")
+    source = spec_pb2.DataSource(dataset="projects/p/datasets/d")
+    where = small_specs.locations(tmp_path, **{"projects/p/datasets/d": tmp_path})
+    assert [file.name for file in resolve_source(source, where)] == ["a.csv", "b.csv", "more/c.csv"]
+    source.path = "more/c.csv"
+    assert [file.name for file in resolve_source(source, where)] == ["more/c.csv"]
+    source.path = "c.csv"
+    with pytest.raises(SpecError, match="there is no file"):
+        resolve_source(source, where)
+    source.path = "../x.csv"
+    with pytest.raises(SpecError) as caught:
+        resolve_source(source, where)
+    assert (caught.value.reason, caught.value.field) == ("PATH_NOT_ALLOWED", "spec.train_data.path")
+
+
+def test_a_data_set_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_source(spec_pb2.DataSource(dataset="projects/p/datasets/d"), small_specs.locations(tmp_path))
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+
+
+def test_files_of_several_formats_need_a_choice(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv", "text\nx\n")
+    write(tmp_path, "b.txt", "x\n")
+    with pytest.raises(SpecError, match="several formats"):
+        resolve_source(spec_pb2.DataSource(uri=str(tmp_path)), small_specs.locations(tmp_path))
