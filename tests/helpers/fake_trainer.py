@@ -69,7 +69,9 @@ class Rank:
         self._meeting.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
-        (self._meeting / f"pid-{self._rank}").write_text(str(os.getpid()))
+        draft = self._meeting / f"draft-{self._rank}"
+        draft.write_text(str(os.getpid()))
+        draft.rename(self._meeting / f"pid-{self._rank}")
         if self._script.leftover:
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             (self._meeting / f"child-{self._rank}").write_text(str(child.pid))

@@ -40,15 +40,15 @@ async def collect(
     """The events after `after`, up to the first of kind `until`; checks that they are dense."""
     events: list[worker_pb2.WorkerEvent] = []
     async with asyncio.timeout(timeout_s):
-        while not events or events[-1].WhichOneof("payload") != until:
+        while True:
             for raw in await launcher.events_after(key, after, timeout_s=5.0, limit=100):
                 event = worker_pb2.WorkerEvent.FromString(raw)
                 after += 1
                 assert event.sequence == after
                 events.append(event)
                 if event.WhichOneof("payload") == until:
-                    break
-    return events
+                    return events
+                assert event.WhichOneof("payload") != "ended", kinds(events)
 
 
 def kinds(events: list[worker_pb2.WorkerEvent]) -> list[str]:
@@ -61,8 +61,16 @@ def pids(events: list[worker_pb2.WorkerEvent]) -> list[int]:
     return next(list(event.ready.pids) for event in events if event.WhichOneof("payload") == "ready")
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is more than an entry that its parent has not taken away yet."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def gone(pid: int, timeout_s: float = 10.0) -> None:
-    """Waits until a process is no more."""
+    """Waits until a process runs no more."""
     async with asyncio.timeout(timeout_s):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        while runs(pid):
             await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.embedded_ray import Ray
 from helpers.fake_trainer import Script
-from helpers.launches import collect, fake_launch, gone, kinds, pids
+from helpers.launches import collect, fake_launch, gone, kinds, pids, runs
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.protocols import Presence
 from shardyard_coordinator.launch.spool import read_spool
@@ -85,7 +85,7 @@ async def test_a_killed_gang_is_gone_with_all_that_it_started_and_its_place_is_f
         events = await collect(ray.launcher, launch.key, until="progress")
         meeting = Path(launch.attempt_dir) / "meeting"
         await ray.launcher.kill(launch.key)
-        assert not any(psutil.pid_exists(pid) for pid in pids(events))
+        assert not any(runs(pid) for pid in pids(events))
         for rank in range(4):
             await gone(int((meeting / f"child-{rank}").read_text()))
         assert await ray.launcher.lookup(launch.key) == Presence.DEAD

@@ -7,11 +7,12 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame, unpack
+from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Unreachable
 from shardyard_coordinator.launch.ray_head import EmbeddedHead, HeadFailed
 
@@ -92,7 +93,8 @@ class AgentLink:
         if self._writer is None:
             raise Unreachable(self.message)
         number = next(self._numbers)
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
         try:
             async with asyncio.timeout(timeout_s):
                 self._writer.write(frame(pack(header | {"id": number}, body)))
@@ -180,7 +182,6 @@ class AgentLink:
         """Ends the agent when its head is gone: it would take Ray a minute to do so."""
         if self._head is None:
             return
-        alive: Callable[[], bool] = self._head.alive
-        while alive():
-            await asyncio.sleep(_HEAD_CHECK_S)
+        head = self._head
+        await until(lambda: not head.alive(), timeout_s=None, every_s=_HEAD_CHECK_S)
         kill_group(agent_pid)

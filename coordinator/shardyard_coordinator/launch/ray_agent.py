@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import ray
 from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_frame, unpack
+from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import AttemptKey, Launch, Presence
 from shardyard_coordinator.launch.ray_supervisor import ComputeActor, Supervisor
 
@@ -144,9 +145,8 @@ class Agent:
             async with asyncio.timeout(_STOP_S):
                 await handle.stop.remote()
         ray.kill(handle, no_restart=True)
-        async with asyncio.timeout(_GONE_S):
-            while await asyncio.to_thread(_find, _name(key)) is not None:
-                await asyncio.sleep(0.02)
+        if not await until(lambda: _find(_name(key)) is None, timeout_s=_GONE_S):
+            raise TimeoutError(f"supervisor {_name(key)} does not end")
         return b""
 
     async def _ask(self, key: AttemptKey, call: Callable[[Any], Any]) -> Any:

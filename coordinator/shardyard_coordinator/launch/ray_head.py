@@ -18,11 +18,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+from shardyard_coordinator.launch.poll import until
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
@@ -89,8 +91,8 @@ class EmbeddedHead:
             # To its process alone: a signal to the group makes it hang for half a minute.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGTERM)
-            await _until(lambda: not _is_process(record.pid, record.start_time), _STOP_TIMEOUT_S)
-        await _until(lambda: not _end_session(record), _REAP_TIMEOUT_S)
+            await until(lambda: not _is_process(record.pid, record.start_time), timeout_s=_STOP_TIMEOUT_S)
+        await until(lambda: not _end_session(record), timeout_s=_REAP_TIMEOUT_S)
         self._record = None
         self._record_path.unlink(missing_ok=True)
         # The sessions' logs go with it; attempts keep theirs in the storage.
@@ -146,7 +148,7 @@ class EmbeddedHead:
         self._save(HeadRecord(process.pid, start_time, "", str(temp_dir)))
         # Ray writes it when the node is complete; in a new folder no former Ray's can be found.
         address_file = temp_dir / "ray_current_cluster"
-        await _until(lambda: process.returncode is not None or _read(address_file) != "", _START_TIMEOUT_S)
+        await until(lambda: process.returncode is not None or _read(address_file) != "", timeout_s=_START_TIMEOUT_S)
         address = _read(address_file)
         if process.returncode is not None or not address:
             await self.stop()
@@ -214,16 +216,6 @@ async def _answers(address: str) -> bool:
         return False
     writer.close()
     return True
-
-
-async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Asks again and again; whether it came true."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.05)
-            return True
-    return False
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.compute_worker import answer, resolve
+from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch
 from shardyard_coordinator.launch.rank_env import rank_environment
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
@@ -45,6 +46,17 @@ class _Seat:
 
     node: str
     local_rank: int
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a rank runs: an entry such as `package.module:run`, its arguments, and its environment."""
+
+    entry: str
+    spec: bytes
+    rank: int
+    local_rank: int
+    environment: dict[str, str]
 
 
 class Supervisor:
@@ -148,7 +160,8 @@ class Supervisor:
         for rank, seat in enumerate(seats):
             # In this order: an actor does one thing after the other, and the second lasts as long as the attempt.
             where = self._ranks[rank].where.remote()
-            run = self._ranks[rank].run.remote(self._entry, spec, rank, seat.local_rank, environment, me)
+            orders = Orders(self._entry, spec, rank, seat.local_rank, environment)
+            run = self._ranks[rank].run.remote(orders, me)
             self._watches.append(asyncio.create_task(self._watch(attempt, rank, where, run)))
 
     async def _reserve(self, seats: list[_Seat]) -> PlacementGroup:
@@ -191,12 +204,10 @@ class Supervisor:
     async def _kill_ranks(self) -> None:
         for rank in range(len(self._ranks)):
             self._end_rank(rank)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GONE_TIMEOUT_S):
-                while any(_runs(pid) for pid in self._killed):
-                    await asyncio.sleep(0.01)
-                if self._watches:
-                    await asyncio.wait(self._watches)
+        await until(lambda: not any(_runs(pid) for pid in self._killed), timeout_s=_GONE_TIMEOUT_S)
+        if self._watches:
+            # For ranks of other nodes, Ray's word.
+            await asyncio.wait(self._watches, timeout=_GONE_TIMEOUT_S)
 
     def _end_rank(self, rank: int, *, gently: bool = False) -> None:
         # Once: the number may be another process's later.
@@ -238,20 +249,18 @@ class RankActor:
             probe.bind((address, 0))
             return f"tcp://{address}:{probe.getsockname()[1]}"
 
-    def run(
-        self, entry: str, spec: bytes, rank: int, local_rank: int, environment: dict[str, str], supervisor: Any
-    ) -> int:
+    def run(self, orders: Orders, supervisor: Any) -> int:
         """Runs the trainer to its end; its exit code."""
         # Before the first import of torch, which reads them.
-        os.environ.update(environment)
-        _redirect(Path(worker_pb2.AttemptSpec.FromString(spec).attempt_dir) / "logs", rank)
+        os.environ.update(orders.environment)
+        _redirect(Path(worker_pb2.AttemptSpec.FromString(orders.spec).attempt_dir) / "logs", orders.rank)
 
         def send(request: bytes) -> bytes:
             reply: bytes = ray.get(supervisor.report.remote(request))
             return reply
 
         try:
-            cast(Callable[..., None], resolve(entry))(spec, rank, local_rank, send)
+            cast(Callable[..., None], resolve(orders.entry))(orders.spec, orders.rank, orders.local_rank, send)
         except SystemExit as stop:
             # Ray would take it for the wish to end this actor, and lose the code.
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -1,0 +1,192 @@
+"""The supervisor core: numbers, directives, the fence, and which failure is the cause."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from helpers.clock import ManualClock
+from helpers.launches import kinds
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.launch.attempt import Attempt, RankExit, read_tail
+from shardyard_coordinator.launch.protocols import AttemptKey
+from shardyard_coordinator.launch.spool import Spool, read_spool
+
+
+class Gang:
+    """An attempt whose ranks are the test's lines; `kill` ends those that still run."""
+
+    def __init__(self, folder: Path, ranks: int = 2) -> None:
+        self.path = folder / "spool.bin"
+        self.spool = Spool(self.path)
+        self.clock = ManualClock()
+        self.attempt = Attempt(
+            AttemptKey("job", 3),
+            ranks=ranks,
+            spool=self.spool,
+            logs=folder / "logs",
+            clock=self.clock,
+            settle_s=0.05,
+        )
+        self.running = set(range(ranks))
+        self.killed: list[int] = []
+        self.task = asyncio.create_task(self.attempt.supervise(self._kill))
+
+    async def say(self, *events: worker_pb2.WorkerEvent, rank: int = 0, epoch: int = 3) -> worker_pb2.ReportReply:
+        request = worker_pb2.ReportRequest(epoch=epoch, rank=rank, events=events, durable=True)
+        return worker_pb2.ReportReply.FromString(await self.attempt.report(request.SerializeToString()))
+
+    def exit(self, rank: int, how: RankExit) -> None:
+        self.running.discard(rank)
+        self.attempt.rank_exited(rank, how)
+
+    async def events(self) -> list[worker_pb2.WorkerEvent]:
+        """All of them, when it is over."""
+        await self.task
+        return [worker_pb2.WorkerEvent.FromString(raw) for raw in read_spool(self.path, after=0)]
+
+    async def _kill(self) -> None:
+        for rank in sorted(self.running):
+            self.killed.append(rank)
+            self.exit(rank, RankExit(None, signal.SIGKILL))
+
+
+def progress(step: int) -> worker_pb2.WorkerEvent:
+    event = worker_pb2.WorkerEvent()
+    event.progress.step = step
+    return event
+
+
+def failure(reason: str, rank: int) -> worker_pb2.WorkerEvent:
+    event = worker_pb2.WorkerEvent()
+    event.failure.reason = reason
+    event.failure.message = f"{reason} of rank {rank}"
+    event.failure.rank = rank
+    return event
+
+
+GOOD = RankExit(0)
+BAD = RankExit(1)
+LOST = RankExit(None, signal.SIGKILL)
+ABORTED = RankExit(None, signal.SIGABRT)
+
+
+async def test_events_are_numbered_densely_and_the_end_is_the_last(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    await gang.say(progress(1), progress(2))
+    await gang.say(worker_pb2.WorkerEvent(warning={"reason": "SLOW"}), rank=1)  # type: ignore[arg-type]
+    gang.exit(0, GOOD)
+    gang.clock.advance(7.5)
+    gang.exit(1, GOOD)
+    events = await gang.events()
+    assert [(event.sequence, event.rank) for event in events] == [(1, 0), (2, 0), (3, 1), (4, -1)]
+    assert kinds(events) == ["progress", "progress", "warning", "ended"]
+    assert events[-1].ended.ok
+    assert events[-1].ended.duration.ToTimedelta().total_seconds() == 7.5
+
+
+CAUSES = [
+    ("the first of two reports", [(0, "DATA_ERROR"), (1, "STORAGE_FULL")], "DATA_ERROR", 0),
+    ("a lost rank over the symptom before it", [(0, "UNKNOWN"), (1, LOST)], "WORKER_LOST", 1),
+    ("a lost rank over the symptom after it", [(1, LOST), (0, "UNKNOWN")], "WORKER_LOST", 1),
+    ("a definite report over the loss after it", [(0, "CUDA_OOM"), (1, LOST)], "CUDA_OOM", 0),
+    ("a report over an abort before it", [(1, ABORTED), (0, "UNKNOWN")], "WORKER_LOST", 1),
+    ("a definite report over an abort before it", [(1, ABORTED), (0, "DATA_ERROR")], "DATA_ERROR", 0),
+    ("an exit without a report over a symptom", [(0, "NCCL_TIMEOUT"), (1, RankExit(3))], "UNKNOWN", 1),
+    ("the first of two symptoms", [(1, "UNKNOWN"), (0, "UNKNOWN")], "UNKNOWN", 1),
+]
+
+
+@pytest.mark.parametrize(("troubles", "reason", "rank"), [row[1:] for row in CAUSES], ids=[row[0] for row in CAUSES])
+async def test_the_cause_is_chosen_among_all_that_happened(
+    tmp_path: Path, troubles: list[tuple[int, str | RankExit]], reason: str, rank: int
+) -> None:
+    gang = Gang(tmp_path)
+    await gang.say(progress(41))
+    says = []
+    for who, what in troubles:
+        if isinstance(what, RankExit):
+            gang.exit(who, what)
+        else:
+            says.append(asyncio.create_task(gang.say(failure(what, who), rank=who)))
+            await asyncio.sleep(0)
+    events = await gang.events()
+    await asyncio.gather(*says)
+    assert kinds(events) == ["progress", "failure", "warning", "ended"]
+    cause = events[1].failure
+    assert (cause.reason, cause.rank, cause.step, cause.attempt) == (reason, rank, 41, 3)
+    assert events[2].rank == 1 - rank
+    assert not events[-1].ended.ok
+
+
+async def test_a_failed_gang_is_ended_and_its_other_ranks_are_no_failures(tmp_path: Path) -> None:
+    gang = Gang(tmp_path, ranks=4)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-2.stderr.log").write_text("\n".join(f"line {n}" for n in range(200)))
+    gang.exit(2, LOST)
+    events = await gang.events()
+    assert gang.killed == [0, 1, 3]
+    assert kinds(events) == ["failure", "ended"]
+    assert events[0].failure.metadata["signal"] == "SIGKILL"
+    assert events[0].failure.log_tail.split("\n") == [f"line {n}" for n in range(150, 200)]
+
+
+async def test_a_rank_that_exits_after_its_report_is_not_another_failure(tmp_path: Path) -> None:
+    gang = Gang(tmp_path, ranks=1)
+    said = asyncio.create_task(gang.say(failure("DATA_ERROR", 0)))
+    await asyncio.sleep(0)
+    gang.exit(0, BAD)
+    assert kinds(await gang.events()) == ["failure", "ended"]
+    # A reply that comes when the gang is over says so.
+    assert (await said).fenced
+
+
+async def test_another_epoch_and_a_fenced_gang_are_told_to_go(tmp_path: Path) -> None:
+    gang = Gang(tmp_path, ranks=1)
+    assert (await gang.say(progress(1), epoch=2)).fenced
+    assert not (await gang.say(progress(1))).fenced
+    gang.attempt.fence()
+    assert (await gang.say(progress(2))).fenced
+    gang.exit(0, LOST)
+    events = await gang.events()
+    assert kinds(events) == ["progress", "ended"]
+    assert not events[-1].ended.ok
+
+
+async def test_a_directive_comes_with_each_reply_after_it(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    assert not (await gang.say()).HasField("directive")
+    stop = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP, reason="PREEMPTED")
+    gang.attempt.direct(stop.SerializeToString())
+    for rank in range(2):
+        assert (await gang.say(rank=rank)).directive == stop
+    gang.task.cancel()
+
+
+async def test_a_poll_waits_for_the_next_event_and_no_longer(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    assert await gang.attempt.events_after(0, timeout_s=0.01, limit=10) == []
+    poll = asyncio.create_task(gang.attempt.events_after(1, timeout_s=10, limit=10))
+    await gang.say(progress(1))
+    assert not poll.done()
+    await gang.say(progress(2))
+    assert [worker_pb2.WorkerEvent.FromString(raw).sequence for raw in await poll] == [2]
+    gang.task.cancel()
+
+
+async def test_a_spool_that_cannot_be_written_ends_the_gang(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    os.close(gang.spool._fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await gang.say(progress(1))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await gang.task
+    assert gang.killed == [0, 1]
+
+
+def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
+    assert read_tail(tmp_path / "rank-0.stderr.log") == ""

@@ -1,0 +1,62 @@
+"""The spool: dense, read by path, cut at the first damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardyard_coordinator.launch.spool import MAX_READ_BYTES, Spool, read_spool
+
+
+async def test_what_was_appended_is_read_by_number_and_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "e000001" / "spool.bin"
+    spool = Spool(path)
+    spool.append([b"one", b"two"])
+    spool.append([b"three"])
+    await spool.sync()
+    assert spool.last == 3
+    assert spool.read(0, 10) == [b"one", b"two", b"three"]
+    assert spool.read(1, 1) == [b"two"]
+    assert spool.read(3, 10) == spool.read(9, 10) == []
+    assert read_spool(path, after=1) == [b"two", b"three"]
+    assert read_spool(path, after=0, limit=2) == [b"one", b"two"]
+    spool.close()
+
+
+def test_a_spool_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert read_spool(tmp_path / "spool.bin", after=0) == []
+
+
+DAMAGE = [
+    ("torn in the head", lambda blob: blob[:-8]),
+    ("torn in the payload", lambda blob: blob[:-1]),
+    ("another byte", lambda blob: blob[:-1] + b"!"),
+    ("zeros after the end", lambda blob: blob[: -len(b"three") - 8] + bytes(4096)),
+]
+
+
+@pytest.mark.parametrize("damage", [row[1] for row in DAMAGE], ids=[row[0] for row in DAMAGE])
+def test_a_damaged_end_is_cut_off_and_numbering_goes_on_before_it(tmp_path: Path, damage: object) -> None:
+    path = tmp_path / "spool.bin"
+    spool = Spool(path)
+    spool.append([b"one", b"two", b"three"])
+    spool.close()
+    assert callable(damage)
+    path.write_bytes(damage(path.read_bytes()))
+    assert read_spool(path, after=0) == [b"one", b"two"]
+    again = Spool(path)
+    assert again.last == 2
+    again.append([b"new"])
+    assert again.read(0, 10) == read_spool(path, after=0) == [b"one", b"two", b"new"]
+    again.close()
+
+
+def test_a_read_is_bounded_in_bytes_but_never_empty(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.bin")
+    large = bytes(MAX_READ_BYTES // 4 + 1)
+    spool.append([large] * 10)
+    assert 1 <= len(spool.read(0, 10)) < 4
+    spool.append([bytes(MAX_READ_BYTES + 1)])
+    assert len(spool.read(10, 10)) == 1
+    spool.close()
