@@ -70,7 +70,8 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         for each in error.errors():
-            print(f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            where = "".join(f"{part}: " for part in each["loc"])
+            print(where + each["msg"].removeprefix("Value error, "), file=sys.stderr)
         return EXIT_CONFIG
     return run_coordinator(settings)
 

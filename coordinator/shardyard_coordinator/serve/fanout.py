@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from shardyard.v1 import job_pb2, job_service_pb2
@@ -57,11 +57,13 @@ class Fanout:
         self._ring_size = ring_size
         self._jobs: dict[str, deque[Entry]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
-        self._unsubscribe = store.subscribe(self._feed)
+        self._unsubscribe: Callable[[], None] | None = store.subscribe(self._feed)
 
     def close(self) -> None:
-        """Takes no more events."""
-        self._unsubscribe()
+        """Takes no more events. Idempotent."""
+        unsubscribe, self._unsubscribe = self._unsubscribe, None
+        if unsubscribe is not None:
+            unsubscribe()
 
     def _feed(self, records: Sequence[EventRecord]) -> None:
         for record in records:

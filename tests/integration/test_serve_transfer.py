@@ -1,0 +1,259 @@
+"""Uploads and downloads: resumed where they stopped, checked, and never half of anything."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import google_crc32c
+import grpc
+import pytest
+
+from helpers.service import ANSWERS, PARENT, Service, refused, serving
+from helpers.uploads import MIB, chunk, header, messages, send_dataset, whole
+from shardyard.v1 import dataset_service_pb2 as pb
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.serve.limits import Limits
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as running:
+        yield running
+
+
+async def fetch(service: Service, name: str, path: str, offset: int = 0) -> bytes:
+    data = b""
+    request = pb.DownloadDatasetRequest(name=f"{PARENT}/datasets/{name}", path=path, offset=offset)
+    async for answer in service.datasets.DownloadDataset(request):
+        assert answer.chunk.offset == offset + len(data)
+        assert answer.chunk.crc32c == google_crc32c.value(answer.chunk.data)
+        data += answer.chunk.data
+    return data
+
+
+FILES = {"b/train.txt": b"ab" * (3 * MIB // 4), "a.txt": b"hello\n", "empty": b""}
+
+
+async def test_what_goes_up_comes_down(service: Service) -> None:
+    made = await send_dataset(service, "corpus", FILES)
+    assert made.state == pb.Dataset.STATE_READY and [file.path for file in made.files] == sorted(FILES)
+    assert made.size_bytes == sum(map(len, FILES.values()))
+    for path, data in FILES.items():
+        assert await fetch(service, "corpus", path) == data
+    assert await fetch(service, "corpus", "b/train.txt", 1_000_000) == FILES["b/train.txt"][1_000_000:]
+    listed = await service.datasets.ListDatasets(pb.ListDatasetsRequest(parent=PARENT))
+    assert [each.name for each in listed.datasets] == [made.name] and not listed.datasets[0].files
+
+
+async def test_an_upload_goes_on_where_it_stopped(service: Service) -> None:
+    request_id = str(uuid.uuid4())
+    top = header("corpus", FILES, request_id)
+    failure = await refused(service.datasets.CreateDataset(messages(top, *whole(FILES)[:1])))
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT and "files[0]" in failure.violations
+    half = await service.datasets.GetDataset(pb.GetDatasetRequest(name=f"{PARENT}/datasets/corpus"))
+    assert half.state == pb.Dataset.STATE_UPLOADING
+    committed = {file.path: file.committed_bytes for file in half.files}
+    assert committed == {"b/train.txt": MIB, "a.txt": 0, "empty": 0}
+    assert not (await service.datasets.ListDatasets(pb.ListDatasetsRequest(parent=PARENT))).datasets
+    made = await service.datasets.CreateDataset(messages(top, *whole(FILES)[1:]))
+    assert made.uid == half.uid and made.state == pb.Dataset.STATE_READY
+    again = await service.datasets.CreateDataset(messages(top))
+    assert again == made
+    assert await fetch(service, "corpus", "b/train.txt") == FILES["b/train.txt"]
+
+
+async def test_a_file_with_another_sha256_is_sent_anew(service: Service) -> None:
+    files = {"a.txt": b"hello"}
+    top = header("corpus", files)
+    failure = await refused(service.datasets.CreateDataset(messages(top, chunk(0, 0, b"HELLO"))))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.DATA_LOSS, "CHECKSUM_MISMATCH")
+    made = await service.datasets.CreateDataset(messages(top, chunk(0, 0, b"hello")))
+    assert made.state == pb.Dataset.STATE_READY
+
+
+async def test_a_second_upload_of_one_name_is_refused_while_the_first_lives(service: Service) -> None:
+    files = {"a.txt": b"hello"}
+    first = service.datasets.CreateDataset()
+    top = header("corpus", files)
+    await first.write(pb.CreateDatasetRequest(header=top))
+    for _ in range(200):
+        failure = await refused(service.datasets.CreateDataset(messages(top)))
+        if failure.reason == "UPLOAD_IN_PROGRESS":
+            break
+    assert (failure.code, failure.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_IN_PROGRESS")
+    await first.write(pb.CreateDatasetRequest(chunk=chunk(0, 0, b"hello")))
+    await first.done_writing()
+    assert (await first).state == pb.Dataset.STATE_READY
+
+
+ROWS = {
+    "no header": ([pb.CreateDatasetRequest(chunk=chunk(0, 0, b"x"))], "INVALID_ARGUMENT", "SPEC_INVALID", "header"),
+    "nothing at all": ([], "INVALID_ARGUMENT", "SPEC_INVALID", "header"),
+    "an empty message": ([pb.CreateDatasetRequest()], "INVALID_ARGUMENT", "SPEC_INVALID", "message"),
+    "two headers": (
+        [pb.CreateDatasetRequest(header=header("two", {"a": b"x"})) for _ in range(2)],
+        "INVALID_ARGUMENT",
+        "SPEC_INVALID",
+        "header",
+    ),
+    "a chunk over 1 MiB": (
+        list(messages(header("big", {"a": b"x" * 2 * MIB}), chunk(0, 0, b"x" * (MIB + 1)))),
+        "INVALID_ARGUMENT",
+        "CHUNK_TOO_LARGE",
+        "chunk.data",
+    ),
+    "a wrong crc32c": (
+        list(messages(header("crc", {"a": b"x"}), chunk(0, 0, b"x", 1))),
+        "DATA_LOSS",
+        "CRC_MISMATCH",
+        None,
+    ),
+    "a gap": (
+        list(messages(header("gap", {"a": b"xyz"}), chunk(0, 1, b"y"))),
+        "INVALID_ARGUMENT",
+        "SPEC_INVALID",
+        "chunk.offset",
+    ),
+    "more than announced": (
+        list(messages(header("more", {"a": b"x"}), chunk(0, 0, b"xyz"))),
+        "INVALID_ARGUMENT",
+        "SPEC_INVALID",
+        "chunk.data",
+    ),
+    "a file that was not announced": (
+        list(messages(header("other", {"a": b"x"}), chunk(1, 0, b"x"))),
+        "INVALID_ARGUMENT",
+        "SPEC_INVALID",
+        "chunk.file_index",
+    ),
+}
+PATHS = ["../../etc/passwd", "/etc/passwd", "a/../b", "a//b", "./a", "a/", "..", "a\\b", "a\x00b", "a\nb", "x" * 1025]
+
+
+@pytest.mark.parametrize("row", ROWS)
+async def test_a_wrong_upload_is_refused(service: Service, row: str) -> None:
+    sent, code, reason, field = ROWS[row]
+    failure = await refused(service.datasets.CreateDataset(iter(sent)))
+    assert (failure.code.name, failure.reason) == (code, reason)
+    if field is not None:
+        assert field in failure.violations
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_path_that_leaves_the_folder_is_refused(service: Service, path: str) -> None:
+    failure = await refused(service.datasets.CreateDataset(messages(header("bad", {path: b"x"}))))
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT and "header.files[0].path" in failure.violations
+    storage = service.parts.storage / "datasets"
+    assert list(storage.iterdir()) == []
+
+
+async def test_a_file_cannot_be_a_folder_too(service: Service) -> None:
+    failure = await refused(service.datasets.CreateDataset(messages(header("bad", {"a": b"x", "a/b": b"y"}))))
+    assert list(failure.violations) == ["header.files[0].path"]
+
+
+async def test_quotas_hold(tmp_path: Path) -> None:
+    async with serving(tmp_path, limits=Limits(max_upload_bytes=10, max_project_upload_bytes=15)) as service:
+        failure = await refused(send_dataset(service, "large", {"a": b"x" * 11}))
+        assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+        await send_dataset(service, "one", {"a": b"x" * 10})
+        failure = await refused(send_dataset(service, "two", {"a": b"x" * 6}))
+        assert failure.reason == "QUOTA_EXCEEDED" and "room for 5" in failure.message
+
+
+async def test_a_taken_name_is_refused(service: Service) -> None:
+    await send_dataset(service, "corpus", {"a": b"x"})
+    failure = await refused(send_dataset(service, "corpus", {"a": b"y"}))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.ALREADY_EXISTS, "DATASET_EXISTS")
+
+
+async def test_an_upload_that_falls_silent_ends_and_can_go_on(tmp_path: Path) -> None:
+    async with serving(tmp_path, limits=Limits(upload_idle_s=0.1)) as service:
+        call = service.datasets.CreateDataset()
+        await call.write(pb.CreateDatasetRequest(header=header("corpus", {"a": b"x"})))
+        failure = await refused(call)
+        assert failure.reason == "DEADLINE_EXCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("path", "offset", "code", "reason"),
+    [
+        ("a.txt", 7, "OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE"),
+        ("a.txt", -1, "INVALID_ARGUMENT", "SPEC_INVALID"),
+        ("b.txt", 0, "NOT_FOUND", "FILE_NOT_FOUND"),
+        ("../store.db", 0, "INVALID_ARGUMENT", "SPEC_INVALID"),
+        ("", 0, "INVALID_ARGUMENT", "SPEC_INVALID"),
+    ],
+)
+async def test_a_wrong_download_is_refused(service: Service, path: str, offset: int, code: str, reason: str) -> None:
+    await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
+    request = pb.DownloadDatasetRequest(name=f"{PARENT}/datasets/corpus", path=path, offset=offset)
+    failure = await refused(service.datasets.DownloadDataset(request).read())
+    assert (failure.code.name, failure.reason) == (code, reason)
+    assert await fetch(service, "corpus", "a.txt", 6) == b""
+
+
+async def test_a_deleted_data_set_is_gone_from_the_disk(service: Service) -> None:
+    made = await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
+    await service.datasets.DeleteDataset(pb.DeleteDatasetRequest(name=made.name))
+    assert (await refused(service.datasets.GetDataset(pb.GetDatasetRequest(name=made.name)))).reason == (
+        "DATASET_NOT_FOUND"
+    )
+    assert list((service.parts.storage / "datasets").iterdir()) == []
+
+
+def model_messages(name: str) -> Iterator[model_service_pb2.CreateModelRequest]:
+    files = {"config.json": b"{}"}
+    yield model_service_pb2.CreateModelRequest(header=header(name, files))
+    yield model_service_pb2.CreateModelRequest(chunk=whole(files)[0])
+
+
+async def test_a_model_is_looked_into_before_it_counts(service: Service) -> None:
+    made = await service.models.CreateModel(model_messages("bert"))
+    assert made.state == model_service_pb2.Model.STATE_READY and made.model_type == "bert" and made.num_parameters == 10
+    assert Path(made.path, "config.json").read_bytes() == b"{}"
+    answer = await service.models.Predict(
+        model_service_pb2.PredictRequest(model=made.name, instances=[model_service_pb2.Instance(text="hello")])
+    )
+    assert [each.generated_text for each in answer.predictions] == ["hello"]
+    vectors = await service.models.Embed(
+        model_service_pb2.EmbedRequest(model=made.name, instances=[model_service_pb2.Instance(text="hello")])
+    )
+    assert list(vectors.embeddings[0].values) == [5.0]
+
+
+async def test_a_model_that_does_not_load_leaves_nothing(tmp_path: Path) -> None:
+    def inspect(_request: bytes) -> bytes:
+        wrong = worker_pb2.Violation(field="config.json", reason="MODEL_INVALID", message="is not a config; send one")
+        return worker_pb2.InspectModelResult(violations=[wrong]).SerializeToString()
+
+    answers = {**ANSWERS, "shardyard_trainer.inspect:inspect_model": inspect}
+    async with serving(tmp_path, answers=answers) as service:
+        failure = await refused(service.models.CreateModel(model_messages("bert")))
+        assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID")
+        assert list((service.parts.storage / "models").iterdir()) == []
+        name = f"{PARENT}/models/bert"
+        gone = await refused(service.models.GetModel(model_service_pb2.GetModelRequest(name=name)))
+        assert gone.reason == "MODEL_NOT_FOUND"
+
+
+async def test_a_model_waits_for_a_worker_that_can_look_into_it(service: Service) -> None:
+    service.compute.available = False
+    sent = list(model_messages("bert"))
+    failure = await refused(service.models.CreateModel(iter(sent)))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "INSPECTION_UNAVAILABLE")
+    assert failure.retry_after_s
+    waiting = await refused(
+        service.models.Predict(
+            model_service_pb2.PredictRequest(
+                model=f"{PARENT}/models/bert", instances=[model_service_pb2.Instance(text="x")]
+            )
+        )
+    )
+    assert (waiting.code, waiting.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_READY")
+    service.compute.available = True
+    made = await service.models.CreateModel(iter(sent[:1]))
+    assert made.state == model_service_pb2.Model.STATE_READY
