@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+MOST_LINES = 60
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "protos" / "released.binpb"
 GENERATED = ("shardyard/v1", "shardyard/worker")
@@ -31,7 +32,8 @@ def main(names: list[str]) -> int:
         failed += not passed
         print(f"{'ok    ' if passed else 'FAILED'} {name:18} {time.monotonic() - started:5.1f} s", flush=True)
         if output:
-            print(output.rstrip(), flush=True)
+            lines = output.rstrip().splitlines()
+            print("\n".join(lines[-MOST_LINES:]), flush=True)
     return failed
 
 
@@ -97,6 +99,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
         "-m",
         "pytest",
         "-q",
+        "--tb=short",
         "-p",
         "no:cacheprovider",
         "tests/contract/test_house_sizes.py",
