@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from shardyard import types
@@ -29,10 +30,7 @@ def describe(event: types.Event) -> str:
             words = f": {data.message}" if data.message else ""
             return f"checkpoint of step {data.step:,} {data.change} ({size(data.size_bytes)}){words}"
         case types.AttemptChanged():
-            attempt = data.attempt
-            number = attempt.name.rsplit("/", 1)[-1]
-            resumed = f", from step {attempt.resumed_from_step:,}" if attempt.resumed_from_step else ""
-            return f"attempt {number} {attempt.state} on {attempt.workers} worker(s){resumed}{_why(attempt.failure)}"
+            return "attempt" if data.attempt is None else _attempt(data.attempt)
         case types.PendingInfo():
             return f"waits: {data.message or data.constraint}"
         case types.PhaseStarted():
@@ -61,9 +59,8 @@ def progress_line(progress: types.Progress) -> str:
     )
 
 
-def metrics_line(metrics: object) -> str:
+def metrics_line(metrics: Mapping[str, float]) -> str:
     """`accuracy 0.8946  loss 0.3012`."""
-    assert isinstance(metrics, dict)
     return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
 
 
@@ -113,6 +110,13 @@ def _state(data: types.StateChanged) -> str:
     before = "" if data.from_state == "unspecified" else f"{data.from_state} → "
     words = f": {data.message}" if data.message else ""
     return f"{before}{data.to}{words}{_why(data.failure)}"
+
+
+def _attempt(attempt: types.Attempt) -> str:
+    number = attempt.name.rsplit("/", 1)[-1]
+    workers = f"{attempt.workers} worker{'s' * (attempt.workers != 1)}"
+    resumed = f", from step {attempt.resumed_from_step:,}" if attempt.resumed_from_step else ""
+    return f"attempt {number} {attempt.state} on {workers}{resumed}{_why(attempt.failure)}"
 
 
 def _why(failure: types.FailureReport | None) -> str:

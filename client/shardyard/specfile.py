@@ -87,13 +87,10 @@ def parse_spec(text: str, path: Path) -> SpecFile:
 
     Raises: InvalidArgument.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        node = _composed(text)
+    except (yaml.YAMLError, RecursionError) as error:
         raise invalid("file", f"`{path}` is not YAML: {_yaml_words(error)}") from None
-    finally:
-        loader.dispose()
     if not isinstance(node, yaml.MappingNode):
         raise invalid("file", f"`{path}` must hold `job:` with a `spec:` below it")
     reader = _NodeReader(path)
@@ -112,7 +109,11 @@ def overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
     keys = path.strip().removeprefix("job.").split(".")
     if not equals or not all(keys):
         raise invalid("set", f"`{override}`: write a path and a value, as in `spec.optimization.max_steps=100`")
-    value = _NodeReader(Path("--set")).plain(_composed(text, override), "", 0)
+    try:
+        node = _composed(text) or yaml.ScalarNode(f"{_CORE_TAG}null", "")
+    except (yaml.YAMLError, RecursionError) as error:
+        raise invalid("set", f"`{override}`: the value is not YAML: {_yaml_words(error)}") from None
+    value = _NodeReader(Path("--set")).plain(node, "", 0)
     if keys == ["job_id"]:
         return {**data, "job_id": value}
     return {**data, "job": _with(data.get("job"), keys, value)}
@@ -172,15 +173,13 @@ class _NodeReader:
         self.violations.append(Violation(path, f"{message} ({self._path.name}:{line})"))
 
 
-def _composed(text: str, override: str) -> yaml.Node:
+def _composed(text: str) -> yaml.Node | None:
+    """The document's tree, nothing constructed; None: it is empty."""
     loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-    except yaml.YAMLError as error:
-        raise invalid("set", f"`{override}`: the value is not YAML: {_yaml_words(error)}") from None
+        return loader.get_single_node()
     finally:
         loader.dispose()
-    return node if node is not None else yaml.ScalarNode(f"{_CORE_TAG}null", "")
 
 
 def _yaml_words(error: Exception) -> str:

@@ -174,7 +174,7 @@ class StateChanged:
 class AttemptChanged:
     """An attempt's state changed."""
 
-    attempt: Attempt
+    attempt: Attempt | None
 
 
 @dataclass(frozen=True)

@@ -118,16 +118,18 @@ class JobFlags:
     def _sources(self, spec: dict[str, Any]) -> None:
         """Model, tokenizer and data; paths in flags are relative to the current folder, not to the file."""
         if self.model is not None:
-            spec["model"] = _here(self.model)
+            dropout = {"dropout": spec["model"]["dropout"]} if _has(spec.get("model"), "dropout") else {}
+            spec["model"] = {"uri": _here(self.model), **dropout}
         if self.architecture is not None:
             spec["model"] = {"architecture": {"model_type": self.architecture}}
         if self.tokenizer is not None:
             spec["tokenizer"] = _here(self.tokenizer)
         columns = {name: value for name in ("text", "text_pair", "label") if (value := getattr(self, name)) is not None}
-        for name, value in (("train_data", self.train), ("eval_data", self.eval)):
+        for field, value in (("train_data", self.train), ("eval_data", self.eval)):
+            name = _written(spec, field)
             if value is not None:
-                spec[name] = _with_columns(_here(value), columns)
-            elif columns and name in spec:
+                spec[name] = _with_source(spec.get(name), _here(value))
+            if columns and name in spec:
                 spec[name] = _with_columns(spec[name], columns)
 
     def _task_fields(self, spec: dict[str, Any]) -> None:
@@ -145,7 +147,7 @@ class JobFlags:
         body.update({name: length for name, length in lengths.items() if length is not None})
         if self.data is not None:
             columns = {} if self.text is None else {"text": self.text}
-            body["data"] = _with_columns(_here(self.data), columns)
+            body["data"] = _with_columns(_with_source(body.get("data"), _here(self.data)), columns)
         if not family and (body or inner):
             raise UsageError("give --task as well", reason="USAGE")
 
@@ -192,6 +194,17 @@ def _with_columns(source: Any, columns: Mapping[str, str]) -> Any:
     return whole
 
 
+def _with_source(written: Any, value: str) -> Any:
+    """Other data in the place of what the file names; columns, format and the like stay as they are."""
+    if not isinstance(written, Mapping):
+        return value
+    return {**{key: item for key, item in written.items() if key not in ("uri", "dataset")}, "uri": value}
+
+
+def _has(value: Any, key: str) -> bool:
+    return isinstance(value, Mapping) and key in value
+
+
 def _here(text: str) -> str:
     """A path that exists, made absolute: the spec file may lie elsewhere."""
     path = Path(text).expanduser()
@@ -200,8 +213,13 @@ def _here(text: str) -> str:
 
 def _put(spec: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
-        spec = spec.setdefault(next((known for known in spec if known in (name, _camel(name))), name), {})
-    spec[next((known for known in spec if known in (path[-1], _camel(path[-1]))), path[-1])] = value
+        spec = spec.setdefault(_written(spec, name), {})
+    spec[_written(spec, path[-1])] = value
+
+
+def _written(spec: Mapping[str, Any], name: str) -> str:
+    """The name as it is written in the spec already."""
+    return next((known for known in spec if known in (name, _camel(name))), name)
 
 
 def _camel(name: str) -> str:

@@ -1,0 +1,188 @@
+"""What `import shardyard` offers, and what it costs."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf.message import Message
+
+import shardyard
+from shardyard import types
+from shardyard.v1 import (
+    checkpoint_service_pb2,
+    dataset_service_pb2,
+    job_pb2,
+    log_service_pb2,
+    metric_service_pb2,
+    model_service_pb2,
+    plan_pb2,
+    server_service_pb2,
+    spec_pb2,
+    transfer_pb2,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+NAMES = [
+    "Aborted",
+    "AlreadyExists",
+    "Architecture",
+    "AsyncClient",
+    "AsyncDataset",
+    "AsyncJob",
+    "AsyncModel",
+    "Cancelled",
+    "CausalLm",
+    "Checkpoints",
+    "Client",
+    "Data",
+    "DataLoss",
+    "Dataset",
+    "DeadlineExceeded",
+    "Embedding",
+    "EvaluationPolicy",
+    "Event",
+    "FailedPrecondition",
+    "FeatureExtraction",
+    "Internal",
+    "InvalidArgument",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobInfo",
+    "JobSpec",
+    "MaskedLm",
+    "Model",
+    "NotFound",
+    "Optimization",
+    "OutOfRange",
+    "Parallelism",
+    "PermissionDenied",
+    "Plan",
+    "Prediction",
+    "Pretrained",
+    "RequestError",
+    "ResourceExhausted",
+    "Resources",
+    "Retry",
+    "ShardyardError",
+    "TextClassification",
+    "TrainedTokenizer",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Violation",
+]
+
+MIRRORED: dict[type, type[Message]] = {
+    types.Progress: job_pb2.Progress,
+    types.Evaluation: job_pb2.Evaluation,
+    types.Condition: job_pb2.Condition,
+    types.PendingInfo: job_pb2.PendingInfo,
+    types.FailureReport: job_pb2.FailureReport,
+    types.ResourceUsage: job_pb2.ResourceUsage,
+    types.JobInfo: job_pb2.Job,
+    types.Attempt: job_pb2.Attempt,
+    types.Checkpoint: checkpoint_service_pb2.Checkpoint,
+    types.StateChanged: job_pb2.StateChanged,
+    types.CheckpointChanged: job_pb2.CheckpointChanged,
+    types.Warning: job_pb2.Warning,
+    types.ModelRegistered: job_pb2.ModelRegistered,
+    types.DatasetRegistered: job_pb2.DatasetRegistered,
+    types.PhaseStarted: job_pb2.PhaseStarted,
+    types.CanaryPassed: job_pb2.CanaryPassed,
+    types.JobDeleted: job_pb2.JobDeleted,
+    types.BatchPlan: plan_pb2.BatchPlan,
+    types.MemoryPlan: plan_pb2.MemoryPlan,
+    types.Plan: plan_pb2.JobPlan,
+    types.LogLine: log_service_pb2.LogLine,
+    types.MetricPoint: metric_service_pb2.MetricPoint,
+    types.MetricSeries: metric_service_pb2.MetricSeries,
+    types.StoredFile: transfer_pb2.StoredFile,
+    types.ModelInfo: model_service_pb2.Model,
+    types.DatasetInfo: dataset_service_pb2.Dataset,
+    types.ClusterInfo: server_service_pb2.ClusterInfo,
+    types.ServerInfo: server_service_pb2.ServerInfo,
+    types.TokenCandidate: model_service_pb2.TokenCandidate,
+    types.Embedding: model_service_pb2.Embedding,
+    shardyard.Optimization: spec_pb2.Optimization,
+    shardyard.Parallelism: spec_pb2.Parallelism,
+    shardyard.Checkpoints: spec_pb2.CheckpointPolicy,
+    shardyard.EvaluationPolicy: spec_pb2.EvaluationPolicy,
+    shardyard.Retry: spec_pb2.RetryPolicy,
+    shardyard.Resources: spec_pb2.Resources,
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(shardyard.__all__) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_can_be_had_and_is_explained(name: str) -> None:
+    value = getattr(shardyard, name)
+    assert value.__doc__ and value.__name__ == name
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        _ = shardyard.Nope
+
+
+@pytest.mark.parametrize(("kind", "message"), MIRRORED.items(), ids=lambda value: value.__name__)
+def test_a_dataclass_has_every_field_of_its_message(kind: type, message: type[Message]) -> None:
+    ours = {field.name.replace("from_state", "from") for field in dataclasses.fields(kind)}
+    assert ours == set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_every_kind_of_event_is_read() -> None:
+    from shardyard._convert import read_event
+
+    for field in job_pb2.JobEvent.DESCRIPTOR.oneofs_by_name["payload"].fields:
+        event = job_pb2.JobEvent(sequence=1)
+        getattr(event, field.name).SetInParent()
+        made = read_event(event)
+        assert made.kind == field.name and made.data is not None
+        assert str(made).strip()
+
+
+def test_every_name_is_also_there_for_type_checkers() -> None:
+    tree = ast.parse(Path(shardyard.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(imported) == NAMES
+
+
+def modules_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_or_its_messages_brings_no_grpc() -> None:
+    assert "grpc" not in modules_after("import shardyard")
+    assert "grpc" not in modules_after("from shardyard.v1 import job_pb2")
+
+
+def test_the_client_brings_nothing_of_the_service_or_of_training() -> None:
+    found = modules_after("import shardyard; shardyard.Client; shardyard.AsyncClient")
+    assert not found & {"torch", "ray", "sqlalchemy", "typer", "rich", "yaml", "shardyard_coordinator"}
+
+
+def test_the_help_text_waits_for_none_of_the_heavy_packages() -> None:
+    code = "import sys; from shardyard.cli.app import run; run(['--help'])"
+    assert not modules_after(code) & {"grpc", "torch", "ray", "google.protobuf"}
+
+
+def test_the_sync_twin_is_what_the_async_source_gives() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "client/generate_sync.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

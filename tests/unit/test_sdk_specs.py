@@ -1,0 +1,305 @@
+"""Specs: typed, as plain data, as files; what is read, and every way to be told what is wrong."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardyard._parse import draft_job, duration_s
+from shardyard._sources import Source, classify
+from shardyard.errors import InvalidArgument
+from shardyard.specfile import overridden, parse_spec
+from shardyard.specs import (
+    Architecture,
+    CausalLm,
+    Checkpoints,
+    Data,
+    EvaluationPolicy,
+    FeatureExtraction,
+    JobSpec,
+    MaskedLm,
+    Optimization,
+    Parallelism,
+    Pretrained,
+    Resources,
+    Retry,
+    TextClassification,
+    TrainedTokenizer,
+)
+from shardyard.v1 import job_pb2, spec_pb2
+
+
+def spec_of(spec: dict[str, Any] | JobSpec) -> spec_pb2.JobSpec:
+    data = spec.to_dict() if isinstance(spec, JobSpec) else spec
+    return draft_job({"job": {"spec": data}}, base=Path("/nowhere"), project="default").job.spec
+
+
+def complaints(data: Any) -> dict[str, str]:
+    with pytest.raises(InvalidArgument) as caught:
+        draft_job(data, base=Path("/nowhere"), project="default")
+    return {violation.field: violation.message for violation in caught.value.violations}
+
+
+def test_a_typed_spec_fills_every_field() -> None:
+    spec = spec_of(
+        JobSpec(
+            TextClassification(
+                problem="multi_label", labels=("a", "b"), pooling="cls", label_smoothing=0.0, max_length=64
+            ),
+            model=Pretrained("hub:owner/bert@v1", dropout=0.0),
+            train_data=Data("server:/d", text="t", label="l", path="a.csv", format="csv", header=False, delimiter=";"),
+            eval_data="dataset:d-1",
+            tokenizer="model:tok",
+            optimization=Optimization(
+                epochs=2, global_batch_size=32, learning_rate=0.0, schedule="cosine", warmup_steps=0, seed=0, clip=0.0
+            ),
+            parallelism=Parallelism(zero_stage=0, compile=False),
+            resources=Resources(workers=2),
+            checkpoints=Checkpoints(every=5),
+            evaluation=EvaluationPolicy(holdout=0.0),
+            retry=Retry(max=0),
+            max_run_time=timedelta(hours=2),
+        )
+    )
+    task = spec.fine_tuning.text_classification
+    assert task.problem == spec_pb2.TextClassification.PROBLEM_MULTI_LABEL
+    assert (list(task.labels), task.pooling, task.HasField("label_smoothing")) == (["a", "b"], 2, True)
+    assert spec.fine_tuning.max_length == 64
+    assert (spec.model.hub.id, spec.model.hub.revision, spec.model.HasField("dropout")) == ("owner/bert", "v1", True)
+    assert (spec.train_data.uri, spec.train_data.delimiter, spec.train_data.HasField("header")) == ("/d", ";", True)
+    assert spec.eval_data.dataset == "projects/default/datasets/d-1"
+    assert spec.tokenizer.model == "projects/default/models/tok"
+    assert spec.optimization.HasField("learning_rate") and spec.optimization.HasField("seed")
+    assert spec.optimization.WhichOneof("warmup") == "warmup_steps"
+    assert spec.parallelism.HasField("zero_stage") and spec.retry.HasField("max")
+    assert spec.max_run_time.seconds == 7200
+
+
+@pytest.mark.parametrize(
+    ("task", "which"),
+    [
+        (CausalLm(), ("pretraining", "causal_lm")),
+        (MaskedLm(sequence_length=128, whole_word=True), ("pretraining", "masked_lm")),
+        (TextClassification(), ("fine_tuning", "text_classification")),
+    ],
+)
+def test_an_empty_task_is_still_the_task(task: Any, which: tuple[str, str]) -> None:
+    spec = spec_of(JobSpec(task))
+    assert spec.WhichOneof("task") == which[0]
+    inner = getattr(spec, which[0])
+    assert inner.HasField(which[1])
+
+
+def test_fresh_models_and_trained_tokenizers_are_typed_too() -> None:
+    spec = spec_of(
+        JobSpec(
+            CausalLm(sequence_length=64),
+            model=Architecture("gpt2", {"n_layer": 4, "tie": True}, dropout=0.0),
+            tokenizer=TrainedTokenizer("characters"),
+        )
+    )
+    assert spec.model.architecture.overrides["n_layer"] == 4
+    assert spec.tokenizer.train.algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS
+
+
+def test_feature_extraction_takes_data_as_a_string() -> None:
+    spec = spec_of(JobSpec(FeatureExtraction("server:/texts.csv", output="last_hidden_state"), model="hub:bert"))
+    assert spec.feature_extraction.data.uri == "/texts.csv"
+    assert spec.feature_extraction.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
+
+
+@pytest.mark.parametrize("value", ["mean", "MEAN", "POOLING_MEAN", "pooling_mean"])
+def test_short_and_prefixed_enum_values_are_read(value: str) -> None:
+    spec = spec_of({"fine_tuning": {"text_classification": {"pooling": value}}})
+    assert spec.fine_tuning.text_classification.pooling == spec_pb2.POOLING_MEAN
+
+
+def test_camel_case_names_are_read() -> None:
+    spec = spec_of({"fineTuning": {"textClassification": {}, "maxLength": 64}, "maxRunTime": "90s"})
+    assert (spec.fine_tuning.max_length, spec.max_run_time.seconds) == (64, 90)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1.5s", 1.5), ("250ms", 0.25), ("3d", 259200), (60, 60)],
+)
+def test_durations_are_read(text: Any, seconds: float) -> None:
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "2 fortnights", "h2", "", "nan"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    assert "no duration" in complaints({"job": {"spec": {"max_run_time": text}}})["job.spec.max_run_time"]
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "words"),
+    [
+        ({"job": {"spec": {"optimisation": {}}}}, "job.spec.optimisation", "did you mean `optimization`?"),
+        ({"job": {"sepc": {}}}, "job.sepc", "did you mean `spec`?"),
+        ({"spec": {}, "job": {}}, "spec", "write it under `job:`"),
+        ({"nonsense": 1, "job": {}}, "nonsense", "there are job_id and job"),
+        ({}, "job", "required"),
+        ({"job": {"priority": "hgih"}}, "job.priority", "did you mean `high`?"),
+        ({"job": {"labels": ["a"]}}, "job.labels", "names and values are wanted"),
+        ({"job": {"spec": 3}}, "job.spec", "where fields are wanted"),
+        ({"job": {"create_time": "now"}}, "job.create_time", "set by the service"),
+        ({"job": {"spec": {"optimization": {"max_steps": 1.5}}}}, "job.spec.optimization.max_steps", "whole number"),
+        ({"job": {"spec": {"optimization": {"max_steps": True}}}}, "job.spec.optimization.max_steps", "whole number"),
+        (
+            {"job": {"spec": {"optimization": {"global_batch_size": 2**31}}}},
+            "job.spec.optimization.global_batch_size",
+            "2147483647",
+        ),
+        ({"job": {"spec": {"optimization": {"clip": "lots"}}}}, "job.spec.optimization.clip", "a number is wanted"),
+        ({"job": {"spec": {"parallelism": {"compile": "perhaps"}}}}, "job.spec.parallelism.compile", "true or false"),
+        (
+            {"job": {"spec": {"fine_tuning": {"text_classification": {"labels": "a"}}}}},
+            "job.spec.fine_tuning.text_classification.labels",
+            "a list is wanted",
+        ),
+        (
+            {"job": {"spec": {"optimization": {"epochs": 1, "max_steps": 2}}}},
+            "job.spec.optimization.max_steps",
+            "`epochs` is given as well",
+        ),
+        ({"job": {"spec": {"pretraining": {}, "fine_tuning": {}}}}, "job.spec.fine_tuning", "exactly one"),
+        (
+            {"job": {"spec": {"model": {"architecture": {"overrides": 4}}}}},
+            "job.spec.model.architecture.overrides",
+            "names and values",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_field_and_the_rule(data: Any, field: str, words: str) -> None:
+    assert words in complaints(data)[field]
+
+
+def test_all_complaints_come_at_once() -> None:
+    found = complaints({"job": {"priority": "x", "spec": {"optimization": {"clip": "x", "seeds": 1}, "retry": 1}}})
+    assert sorted(found) == [
+        "job.priority",
+        "job.spec.optimization.clip",
+        "job.spec.optimization.seeds",
+        "job.spec.retry",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "source"),
+    [
+        ("data", "server:/data/x", Source("uri", "/data/x")),
+        ("model", "hub:owner/name@rev", Source("hub", "owner/name@rev")),
+        ("model", "owner/name", Source("hub", "owner/name")),
+        ("model", "model:m", Source("model", "projects/p/models/m")),
+        ("model", "projects/o/models/m", Source("model", "projects/o/models/m")),
+        ("data", "dataset:d", Source("dataset", "projects/p/datasets/d")),
+        ("tokenizer", "dataset:d", Source("dataset", "projects/p/datasets/d")),
+    ],
+)
+def test_a_string_means_a_source(kind: Any, text: str, source: Source) -> None:
+    assert classify(kind, text, base=Path("/nowhere"), project="p") == source
+
+
+def test_what_exists_here_wins_over_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    assert classify("model", "bert", base=tmp_path, project="p") == Source("local", str(tmp_path / "bert"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("data", "revews.csv", "did you mean `reviews.csv`?"),
+        ("data", "owner/name", "no such file or folder"),
+        ("model", "./bert", "no such folder"),
+        ("data", "server:relative", "an absolute path must follow"),
+        ("model", "hub:a/b/c", "must follow `hub:`"),
+        ("data", "projects/p/models/m", "a data is named"),
+        ("model", "dataset:d", "a model is named"),
+        ("data", "s3://bucket/x", "only files here"),
+        ("data", "http://169.254.169.254/", "only files here"),
+    ],
+)
+def test_a_string_that_means_nothing_says_why(kind: Any, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("a")
+    found = classify(kind, text, base=tmp_path, project="p")
+    assert isinstance(found, str) and words in found
+
+
+SPEC = """\
+job_id: mine
+job:
+  labels: {team: 007}
+  spec:
+    fine_tuning:
+      text_classification:
+        labels: [no, yes, 1]
+    model: hub:bert
+    optimization:
+      learning_rate: 1e-4
+      max_steps: 10
+    max_run_time: 90s
+"""
+
+
+def test_yaml_scalars_are_read_by_the_type_of_their_field() -> None:
+    draft = parse_spec(SPEC, Path("spec.yaml")).draft(project="default")
+    spec = draft.job.spec
+    assert draft.job_id == "mine"
+    assert list(spec.fine_tuning.text_classification.labels) == ["no", "yes", "1"]
+    assert spec.optimization.learning_rate == 1e-4
+    assert dict(draft.job.labels) == {"team": "007"}
+
+
+def test_overrides_go_on_top_in_order() -> None:
+    overrides = [
+        "spec.optimization.max_steps=100",
+        "job.spec.optimization.maxSteps=200",
+        "priority=high",
+        "job_id=other",
+    ]
+    draft = parse_spec(SPEC, Path("spec.yaml")).draft(project="default", overrides=overrides)
+    assert draft.job.spec.optimization.max_steps == 200
+    assert (draft.job.priority, draft.job_id) == (job_pb2.PRIORITY_HIGH, "other")
+
+
+@pytest.mark.parametrize("override", ["spec.optimization.max_steps", "=3", "spec..x=1", "spec.x=[1"])
+def test_an_override_of_another_form_is_refused(override: str) -> None:
+    with pytest.raises(InvalidArgument):
+        overridden({"job": {}}, override)
+
+
+def test_a_complaint_names_the_line() -> None:
+    text = SPEC.replace("learning_rate", "lerning_rate").replace("90s", "soon")
+    with pytest.raises(InvalidArgument) as caught:
+        parse_spec(text, Path("spec.yaml")).draft(project="default")
+    assert [str(violation).rsplit(" ", 1)[1] for violation in caught.value.violations] == [
+        "(spec.yaml:10)",
+        "(spec.yaml:12)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("job: [", "is not YAML"),
+        ("- a", "must hold `job:`"),
+        ("", "must hold `job:`"),
+        ("job: !!python/object/apply:os.system ['true']", "means nothing here"),
+        ("job: {spec: {}}\njob: {spec: {}}", "given twice"),
+        ("job: {? [a] : b}", "a name is wanted"),
+        ("job: " + "{a: " * 200 + "1" + "}" * 200, "too deeply nested"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\n"
+            "d: &d [*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d]",
+            "too large",
+        ),
+        ("job: {a: \x07}", "is not YAML"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        parse_spec(text, Path("spec.yaml")).draft(project="default")
