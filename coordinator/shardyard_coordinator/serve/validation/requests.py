@@ -93,7 +93,7 @@ def validate(request: Message) -> None:
     """Raises Refused with every violation of the request; clears what only the server sets."""
     if not request.DESCRIPTOR.full_name.startswith(_OURS):
         return
-    if isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest):
+    if isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest) and request.HasField("job"):
         clear_output_only(request.job)
     if found := _COUNTS.violations(request):
         raise refused_fields(found)
@@ -126,7 +126,7 @@ def _one_each(found: Found) -> Found:
 
 def _sizes(request: Message) -> Found:
     """What is too large to be looked into."""
-    if not isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest):
+    if not isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest) or not request.HasField("job"):
         return []
     found = []
     if (size := request.job.spec.ByteSize()) > spec.MAX_SPEC_BYTES:
