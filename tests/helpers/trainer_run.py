@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,7 +41,8 @@ TESTS = Path(__file__).parent.parent
 @dataclass
 class Scenario:
     """One attempt. `stop_at`: a directive to checkpoint and stop arrives when that step is reported; `poison`: the
-    steps (from 0) whose loss is made infinite; `die_at`: a trace point to be killed at, the n-th time it is passed."""
+    steps (from 0) whose loss is made infinite; `die_at`: a trace point to be killed at, the n-th time it is passed;
+    `full_at`: a trace point, the times of passing it at which the disk is full, and the rank that this happens to."""
 
     folder: str
     task: str = "gpt2"
@@ -56,6 +59,7 @@ class Scenario:
     stop_at: int = 0
     poison: list[int] = field(default_factory=list)
     die_at: tuple[str, int] = ("", 0)
+    full_at: tuple[str, list[int], int] = ("", [], 0)
 
     @property
     def attempt_dir(self) -> Path:
@@ -136,7 +140,7 @@ def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
     reporter: Reporter = PrintingReporter(sys.stdout, quiet=True)
     if gang.is_chief:
         reporter = SendingReporter(Supervisor(scenario).send, epoch=1, rank=0)
-    context = Context(attempt=scenario.spec(), gang=gang, reporter=reporter, trace=_trace(scenario))
+    context = Context(attempt=scenario.spec(), gang=gang, reporter=reporter, trace=_trace(scenario, gang.rank))
     task = TinyTask(scenario.task)
     config = train_config(context.attempt, num_train_samples=task.train.num_samples)
     engine = Engine(task.module(scenario.dropout), config, gang)
@@ -199,15 +203,16 @@ def _poison(engine: Engine, steps: list[int]) -> None:
     engine.train_step = train_step  # type: ignore[method-assign]
 
 
-def _trace(scenario: Scenario):  # type: ignore[no-untyped-def]
-    passed = 0
+def _trace(scenario: Scenario, rank: int):  # type: ignore[no-untyped-def]
+    passed: Counter[str] = Counter()
 
     def point(name: str) -> None:
-        nonlocal passed
-        if name == scenario.die_at[0]:
-            passed += 1
-            if passed == scenario.die_at[1]:
-                os.kill(os.getpid(), signal.SIGKILL)
+        passed[name] += 1
+        if (name, passed[name]) == tuple(scenario.die_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        full_point, times, full_rank = scenario.full_at
+        if name == full_point and passed[name] in times and rank == full_rank:
+            raise OSError(errno.ENOSPC, "No space left on device", str(scenario.attempt_dir))
 
     return point
 

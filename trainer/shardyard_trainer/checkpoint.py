@@ -165,7 +165,8 @@ class Checkpoints:
         except OSError as error:
             return _first_problem([error])
         free, total = self._free_bytes(folder.parent)
-        needed = int(self._predicted_bytes * 1.1) + max(GIB, total // 20)
+        # A twentieth of a very large disk is more than anybody needs in reserve.
+        needed = int(self._predicted_bytes * 1.1) + min(max(GIB, total // 20), 16 * GIB)
         if free >= needed:
             return None
         return RunFailed(

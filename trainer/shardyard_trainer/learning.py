@@ -37,7 +37,7 @@ class LearningWatch:
 
     def see_labels(self, inputs: dict[str, torch.Tensor]) -> None:
         """Counts the labels of a micro batch, up to a number that is enough for their entropy."""
-        labels = inputs.get("labels")
+        labels = inputs.get("labels", inputs.get("targets"))
         if self._is_judged or self._num_labels >= COUNTED_LABELS or labels is None or labels.is_floating_point():
             return
         values, counts = torch.unique(labels[labels >= 0], return_counts=True)

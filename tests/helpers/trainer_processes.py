@@ -1,0 +1,100 @@
+"""A gang of real trainer processes, started as the local launcher does it, with a supervisor that writes down."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from shardyard.worker.v1 import worker_pb2
+
+
+class TrainerGang:
+    """Starts one process a rank of `attempt`; `reply` answers each request, the default lets the gang go on."""
+
+    def __init__(
+        self,
+        attempt: worker_pb2.AttemptSpec,
+        reply: Callable[[worker_pb2.ReportRequest], worker_pb2.ReportReply] = lambda request: worker_pb2.ReportReply(),
+    ) -> None:
+        self._reply = reply
+        self._changed = threading.Condition()
+        self.events: list[worker_pb2.WorkerEvent] = []
+        self.request_times: dict[int, list[float]] = {}
+        folder = Path(attempt.attempt_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = folder / "spec.json"
+        spec.write_text(json_format.MessageToJson(attempt))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+        self.ranks = [self._start(spec, rank, environment) for rank in range(attempt.world_size)]
+
+    def _start(self, spec: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        ours, theirs = socket.socketpair()
+        numbers = ["--rank", str(rank), "--local-rank", str(rank), "--report-fd", str(theirs.fileno())]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shardyard_trainer", str(spec), *numbers],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
+        theirs.close()
+        threading.Thread(target=self._serve, args=[ours, rank], daemon=True).start()
+        return process
+
+    def _serve(self, channel: socket.socket, rank: int) -> None:
+        with channel:
+            while (head := _read(channel, 4)) is not None:
+                body = _read(channel, struct.unpack(">I", head)[0])
+                if body is None:
+                    return
+                request = worker_pb2.ReportRequest.FromString(body)
+                with self._changed:
+                    self.events += request.events
+                    self.request_times.setdefault(rank, []).append(time.monotonic())
+                    self._changed.notify_all()
+                reply = self._reply(request).SerializeToString()
+                channel.sendall(struct.pack(">I", len(reply)) + reply)
+
+    def wait_for(self, condition: Callable[[worker_pb2.WorkerEvent], bool], *, timeout_s: float = 60) -> None:
+        """Returns when an event fulfils the condition."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(map(condition, self.events)), timeout_s), self.kinds()
+
+    def wait(self, *, timeout_s: float = 90) -> list[int]:
+        """The exit codes."""
+        try:
+            return [rank.wait(timeout_s) for rank in self.ranks]
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
+
+    def kinds(self) -> list[str | None]:
+        return [event.WhichOneof("payload") for event in self.events]
+
+    def failures(self) -> list[worker_pb2.WorkerEvent]:
+        return [event for event in self.events if event.HasField("failure")]
+
+
+def _read(channel: socket.socket, length: int) -> bytes | None:
+    data = b""
+    while len(data) < length:
+        try:
+            part = channel.recv(length - len(data))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        data += part
+    return data
