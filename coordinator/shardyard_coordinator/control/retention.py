@@ -79,8 +79,10 @@ class Retention:
             except Exception:  # The edge of a supervised loop: a folder that cannot be removed ends nothing.
                 _log.exception("retention failed; it is tried again")
                 await asyncio.sleep(self._settings.retry_max_s)
+            # Not wait_for: on Python 3.11 it can swallow a cancellation that comes with the news.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _SWEEP_EVERY_S)
+                async with asyncio.timeout(_SWEEP_EVERY_S):
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _work(self) -> None:

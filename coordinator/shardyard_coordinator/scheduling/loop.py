@@ -139,8 +139,10 @@ class SchedulingLoop:
         ends_s = None if pause_s is None else self._clock.monotonic_s() + pause_s
         while True:
             left = _WATCH_CLUSTER_S if ends_s is None else min(ends_s - self._clock.monotonic_s(), _WATCH_CLUSTER_S)
+            # Not wait_for: on Python 3.11 it can swallow a cancellation that comes with the hint.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), max(left, 0.01))
+                async with asyncio.timeout(max(left, 0.01)):
+                    await self._hint.wait()
             if self._hint.is_set():
                 self._hint.clear()
                 return

@@ -44,7 +44,6 @@ def _pending(job: JobRecord, view: ClusterView, now: int) -> PendingJob:
             if node.gpus:
                 slots[_class(node)] = slots.get(_class(node), 0) + node.gpus
         wants = min(slots, key=lambda kind: (-slots[kind], kind)) if slots else GPU
-    not_before = -(-job.not_before_us // 1_000_000)
     return PendingJob(
         job=job.uid,
         order=job.id,
@@ -55,6 +54,6 @@ def _pending(job: JobRecord, view: ClusterView, now: int) -> PendingJob:
         queue=job.queue,
         user=job.creator,
         priority=job.priority,
-        not_before=min(not_before, now + _MAX_WAIT_S),
+        not_before=min(job.not_before_us // 1_000_000, now + _MAX_WAIT_S),
         waiting_since=job.waiting_us // 1_000_000,
     )

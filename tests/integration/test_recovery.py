@@ -1,0 +1,151 @@
+"""Killed at each named point, a coordinator that starts again leaves nothing undone, lost or done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.core import assert_dense, new_job, running_core, shown, states
+from helpers.repository import ROOT
+from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.seams import NullTrace, SystemClock
+from shardyard_coordinator.store.failures import StoreBroken, StoreLocked, StoreTooNew
+from shardyard_coordinator.store.store import open_store
+
+POINTS = [
+    "job.inserted",
+    "job.committed",
+    "decide.done",
+    "attempt.recorded",
+    "attempt.launched",
+    "attempt.confirmed",
+    "events.read",
+    "checkpoint.recorded",
+    "model.recorded",
+    "events.inserted",
+    "events.committed",
+    "events.acked",
+    "terminal.committed",
+    "lease.taken",
+    "migration.applied",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_coordinator_killed_at_any_point_goes_on_when_it_starts_again(tmp_path: Path, point: str) -> None:
+    script = [sys.executable, "-m", "helpers.crashing_run", str(tmp_path), point]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    child = await asyncio.create_subprocess_exec(*script, env=environment, cwd=ROOT)
+    assert await asyncio.wait_for(child.wait(), 60) == -signal.SIGKILL
+    launcher = ScriptedLauncher(script=whole_run)
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job(request_id="r-1", fingerprint=b"same"))
+        job = await core.until(job.uid, JobState.SUCCEEDED)
+        log = await core.events(job.uid)
+        told = await core.attempts(job.uid)
+        assert len(await core.all_jobs()) == 1
+    assert_dense(log)
+    assert states(log)[-1] == "SUCCEEDED" and states(log).count("SUCCEEDED") == 1
+    assert [attempt.epoch for attempt in told] == list(range(1, job.epoch + 1))
+    assert job.epoch <= 2
+    # One model event an attempt that came so far; none is told twice.
+    assert sum(shown(event) == "model" for event in log) == 1
+
+
+async def test_a_gang_that_outlives_its_coordinator_is_found_again_and_read_on(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        gang.canary()
+        gang.progress(1)
+        await core.when(job.uid, lambda job: job.last_step == 1)
+    gang.progress(2)
+    async with running_core(tmp_path, launcher) as core:
+        gang.progress(3)
+        job = await core.when(job.uid, lambda job: job.last_step == 3)
+        log = await core.events(job.uid)
+    assert_dense(log)
+    assert job.state is JobState.RUNNING and job.epoch == 1
+    assert [event.progress.step for event in log if event.HasField("progress")] == [1, 2, 3]
+
+
+async def test_a_gang_that_died_with_its_coordinator_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+    first = ScriptedLauncher()
+    async with running_core(tmp_path, first) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(first.gangs))
+        gang = first.newest()
+        gang.canary()
+        gang.checkpoint(2)
+        await core.when(job.uid, lambda job: bool(job.latest_checkpoint))
+    second = ScriptedLauncher(script=whole_run)
+    second.name = "local"
+    async with running_core(tmp_path, second) as core:
+        job = await core.until(job.uid, JobState.SUCCEEDED)
+        [lost, _] = await core.attempts(job.uid)
+    assert job.epoch == 2
+    assert job_pb2.FailureReport.FromString(lost.failure).reason == "WORKER_LOST"
+    assert len(second.newest().spec.resume_candidates) == 1
+
+
+async def test_a_cancel_that_was_recorded_is_carried_out_by_the_next_start(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, stop_grace_s=60) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        launcher.newest().canary()
+        await core.until(job.uid, JobState.RUNNING)
+        launcher.unreachable = True
+        await core.cancel(job)
+    launcher.unreachable = False
+    launcher.ignores_directives = False
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.until(job.uid, JobState.CANCELLED)
+    assert job.epoch == 1
+
+
+async def test_a_second_coordinator_on_the_store_is_refused_and_told_by_whom(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+    try:
+        with pytest.raises(StoreLocked) as refused:
+            await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+    finally:
+        await store.close()
+    assert refused.value.exit_code == 75
+    assert refused.value.pid == os.getpid() and refused.value.since_us > 0
+
+
+async def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    await _closed_store(tmp_path)
+    _sqlite(tmp_path, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreTooNew):
+        await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+
+
+async def test_a_hole_in_an_event_log_is_named(tmp_path: Path) -> None:
+    async with running_core(tmp_path, ScriptedLauncher(script=whole_run)) as core:
+        job = await core.submit(new_job())
+        await core.until(job.uid, JobState.SUCCEEDED)
+    _sqlite(tmp_path, "DELETE FROM event WHERE sequence = 5")
+    with pytest.raises(StoreBroken, match=job.uid):
+        await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+
+
+async def _closed_store(folder: Path) -> None:
+    store = await open_store(folder / "store.db", SystemClock(), NullTrace())
+    await store.close()
+
+
+def _sqlite(folder: Path, statement: str) -> None:
+    code = f"import sqlite3; c = sqlite3.connect({str(folder / 'store.db')!r}); c.execute({statement!r}); c.commit()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,130 @@
+"""Ways to end a job early, in every state it can be in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers.core import Core, assert_dense, new_job, running_core, states
+from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from shardyard.v1 import job_pb2, spec_pb2
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.states import AttemptState, JobState
+
+TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+async def test_a_queued_job_is_cancelled_at_once_and_again_without_effect(tmp_path: Path) -> None:
+    async with running_core(tmp_path, ScriptedLauncher(), schedule=False) as core:
+        job = await core.submit(new_job())
+        first, second = await core.cancel(job), await core.cancel(job)
+        log = await core.events(job.uid)
+    assert first.state is JobState.CANCELLED and first == second
+    assert states(log) == ["QUEUED", "CANCELLED"]
+
+
+@pytest.mark.parametrize("state", [JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING])
+async def test_a_gang_is_told_to_stop_and_cancelled_once_it_has(tmp_path: Path, state: JobState) -> None:
+    launcher = ScriptedLauncher()
+    launcher.ignores_directives = False
+    async with running_core(tmp_path, launcher) as core:
+        job = await _brought_to(core, launcher, state)
+        asked = await core.cancel(job)
+        assert asked.state is JobState.CANCELLING
+        job = await core.until(job.uid, *TERMINAL)
+        log = await core.events(job.uid)
+        [attempt] = await core.attempts(job.uid)
+    assert_dense(log)
+    assert states(log)[-2:] == ["CANCELLING", "CANCELLED"]
+    assert [each.reason for each in launcher.newest().directives] == ["CANCELLED"]
+    assert attempt.state is AttemptState.ENDED and not attempt.failure and not job.failure
+
+
+async def test_a_gang_that_does_not_listen_is_ended_by_force(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, stop_grace_s=0.05) as core:
+        job = await _brought_to(core, launcher, JobState.RUNNING)
+        await core.cancel(job)
+        job = await core.until(job.uid, *TERMINAL)
+    assert job.state is JobState.CANCELLED
+    assert launcher.newest().launch.key in launcher.killed
+
+
+async def test_a_cancel_meets_a_gang_that_ends_well_by_itself(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await _brought_to(core, launcher, JobState.FINALIZING)
+        await core.cancel(job)
+        launcher.newest().exported()
+        launcher.newest().ended()
+        job = await core.until(job.uid, *TERMINAL)
+    assert job.state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("outcome", [JobState.SUCCEEDED, JobState.FAILED])
+async def test_what_has_ended_otherwise_cannot_be_cancelled(tmp_path: Path, outcome: JobState) -> None:
+    launcher = ScriptedLauncher(script=whole_run if outcome is JobState.SUCCEEDED else _fail)
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.until(job.uid, outcome)
+        with pytest.raises(Refused) as refused:
+            await core.cancel(job)
+    assert refused.value.reason is Reason.INVALID_STATE
+    assert refused.value.metadata["state"] == outcome.value
+
+
+async def test_max_run_time_fails_the_job_and_keeps_its_checkpoints(tmp_path: Path) -> None:
+    spec = spec_pb2.JobSpec()
+    spec.max_run_time.FromMilliseconds(50)
+    launcher = ScriptedLauncher()
+    launcher.ignores_directives = False
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job(spec=spec))
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        gang.canary()
+        gang.progress(1)
+        gang.checkpoint(1)
+        job = await core.until(job.uid, *TERMINAL)
+    assert job.state is JobState.FAILED
+    assert job_pb2.FailureReport.FromString(job.failure).reason == "MAX_RUN_TIME"
+    assert job.latest_checkpoint.endswith("e1-s1")
+
+
+async def test_a_gang_that_never_gets_to_its_canary_is_tried_three_times(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    launcher.ignores_directives = False
+    async with running_core(tmp_path, launcher, start_timeout_s=0.05) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, job.epoch) == (JobState.FAILED, 3)
+    assert job_pb2.FailureReport.FromString(job.failure).reason == "ENGINE_START_TIMEOUT"
+
+
+async def test_a_failed_gang_that_does_not_end_is_ended_by_force(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, failure_grace_s=0.05) as core:
+        job = await _brought_to(core, launcher, JobState.RUNNING)
+        launcher.newest().failure("DATA_ERROR", rank=1)
+        job = await core.until(job.uid, *TERMINAL)
+    assert job.state is JobState.FAILED
+    assert job_pb2.FailureReport.FromString(job.failure).reason == "DATA_ERROR"
+
+
+def _fail(gang: object) -> None:
+    gang.failure("USER_CONFIG")  # type: ignore[attr-defined]
+    gang.ended(ok=False)  # type: ignore[attr-defined]
+
+
+async def _brought_to(core: Core, launcher: ScriptedLauncher, state: JobState) -> object:
+    job = await core.submit(new_job())
+    await core.when(job.uid, lambda job: bool(launcher.gangs) and job.state is not JobState.QUEUED)
+    gang = launcher.newest()
+    gang.ready()
+    if state is not JobState.PREPARING:
+        gang.canary()
+    if state is JobState.FINALIZING:
+        gang.finished(3)
+    return await core.until(job.uid, state)
