@@ -14,7 +14,29 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 
 WORDS = (
-    ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "small", "grey", "birds", "sing", "in", "old", "green", "trees", "near", "home"]
+    [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "small",
+        "grey",
+        "birds",
+        "sing",
+        "in",
+        "old",
+        "green",
+        "trees",
+        "near",
+        "home",
+    ]
 )
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {

@@ -89,12 +89,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "source", "message", "line"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
-)
+@pytest.mark.parametrize("case", [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_a_bad_file_is_refused_with_its_line(
-    tmp_path: Path, name: str, content: str | bytes, source: dict[str, Any], message: str, line: int
+    tmp_path: Path, case: tuple[str, str | bytes, dict[str, Any], str, int]
 ) -> None:
+    name, content, source, message, line = case
     with pytest.raises(DataError) as caught:
         read(write(tmp_path, name, content), **source)
     assert message in caught.value.message

@@ -5,6 +5,7 @@ Nothing of a model's folder is ever run, and only safetensors are read.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 FIELD = "spec.model"
 _MOST_LAYERS = 10_000
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
@@ -184,11 +185,12 @@ def load(
 
     Raises SpecError MODEL_INVALID, also where the weights lack a part of the backbone.
     """
-    config = choice.config
-    with _faster_gelu(config):
-        try:
-            if choice.is_fresh or meta:
-                return auto_class.from_config(config, dtype=torch.float32, **options), []
+    config = copy.deepcopy(choice.config)
+    own_names = _use_faster_gelu(config)
+    try:
+        if choice.is_fresh or meta:
+            model, info = auto_class.from_config(config, dtype=torch.float32, **options), None
+        else:
             model, info = auto_class.from_pretrained(
                 str(choice.folder),
                 config=config,
@@ -200,21 +202,11 @@ def load(
                 output_loading_info=True,
                 **options,
             )
-        except _LOADING_ERRORS as error:
-            raise SpecError(choice.field, "MODEL_INVALID", f"the model does not load: {_one_line(error)}") from error
-    lacking = sorted(info["missing_keys"])
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    strange = [name for name in lacking if name.startswith(prefix) and "pooler" not in name]
-    strange += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
-    if strange:
-        raise SpecError(
-            choice.field,
-            "MODEL_INVALID",
-            f"the weights lack {len(strange)} tensors of the configuration's shapes, {strange[0]} among them",
-            {"tensor": strange[0]},
-        )
-    _check_finite(model, choice)
-    return model, lacking
+    except LOADING_ERRORS as error:
+        raise SpecError(choice.field, "MODEL_INVALID", f"the model does not load: {_one_line(error)}") from error
+    for name in own_names:
+        setattr(model.config, name, "gelu_new")
+    return model, [] if info is None else _check_loaded(model, info, choice)
 
 
 @contextmanager
@@ -227,6 +219,22 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+def _check_loaded(model: Any, info: Mapping[str, Any], choice: ModelChoice) -> list[str]:
+    lacking = sorted(info["missing_keys"])
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    strange = [name for name in lacking if name.startswith(prefix) and "pooler" not in name]
+    strange += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
+    if strange:
+        raise SpecError(
+            choice.field,
+            "MODEL_INVALID",
+            f"the weights lack {len(strange)} tensors of the configuration's shapes, {strange[0]} among them",
+            {"tensor": strange[0]},
+        )
+    _check_finite(model, choice)
+    return lacking
 
 
 def _pretrained(folder: Path, commit: str, field: str) -> ModelChoice:
@@ -247,7 +255,7 @@ def _pretrained(folder: Path, commit: str, field: str) -> ModelChoice:
             config = transformers.AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {_one_line(error)}") from error
     return ModelChoice(config, folder, described, commit, field=field)
 
@@ -281,7 +289,7 @@ def _fresh(wanted: spec_pb2.Architecture, field: str) -> ModelChoice:
     try:
         with quiet():
             config = kind(**overrides)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise SpecError(
             f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {_one_line(error)}"
         ) from None
@@ -348,7 +356,7 @@ def _check_builds(choice: ModelChoice) -> None:
     try:
         with quiet(), torch.device("meta"):
             transformers.AutoModel.from_config(choice.config)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise SpecError(
             f"{choice.field}.overrides",
             "SPEC_INVALID",
@@ -364,20 +372,15 @@ def _check_finite(model: Any, choice: ModelChoice) -> None:
             )
 
 
-@contextmanager
-def _faster_gelu(config: Any) -> Iterator[None]:
-    """The tanh approximation of GELU by one kernel instead of seven: the same formula under another name.
+def _use_faster_gelu(config: Any) -> list[str]:
+    """Computes the tanh approximation of GELU by one kernel instead of seven: the same formula by another name.
 
-    The configuration keeps its own name for it, which is what is exported.
+    Returns the settings that are to have their own name again in what is exported.
     """
     names = [name for name in ("activation_function", "hidden_act") if getattr(config, name, None) == "gelu_new"]
     for name in names:
         setattr(config, name, "gelu_pytorch_tanh")
-    try:
-        yield
-    finally:
-        for name in names:
-            setattr(config, name, "gelu_new")
+    return names
 
 
 @contextmanager
