@@ -88,6 +88,8 @@ class Script:
     overlap: int = 0  # Events sent again after a reconnect, before the cursor.
     skip_once: int = 0  # Events that one WatchJob call leaves out: a gap.
     batch: int = 3
+    hold: bool = False  # A watch stays open after the last event.
+    state_after_create: int = job_pb2.STATE_QUEUED
     failures: dict[str, list[Failure]] = field(default_factory=dict)
     jobs: list[job_pb2.Job] = field(default_factory=list)
     page_size: int = 2
@@ -134,7 +136,8 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         job.name = f"{request.parent}/jobs/{request.job_id or 'made-12345678'}"
         job.uid, job.state = UID, job_pb2.STATE_QUEUED
         if not request.validate_only:
-            self.script.job = job
+            self.script.job.CopyFrom(job)
+            self.script.job.state = self.script.state_after_create
         return job
 
     async def PlanJob(self, request: Any, context: Any) -> Any:
@@ -196,6 +199,8 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
                 last_sequence=batch[-1].sequence,
                 job_uid=UID,
             )
+        if script.hold:
+            await asyncio.Event().wait()
         if cut is not None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the script")
 

@@ -1,0 +1,316 @@
+"""The command line as people and programs use it: a process, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from helpers.scripted_service import Failure, Script, a_job, a_story, serving
+from shardyard.cli.app import run
+from shardyard.v1 import job_pb2, log_service_pb2, metric_service_pb2, model_service_pb2
+
+COMMAND = [sys.executable, "-c", "from shardyard.cli import main; main()"]
+SPEC = """\
+job_id: mine
+job:
+  spec:
+    fine_tuning:
+      text_classification: {pooling: mean}
+    model: hub:owner/bert
+    train_data: {uri: reviews.csv, columns: {text: review}}
+    optimization:
+      epochs: 2
+"""
+
+
+def shardyard(address: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHARDYARD_ADDRESS": address, "COLUMNS": "200"}
+    return subprocess.run(
+        [*COMMAND, *arguments], input=text, capture_output=True, text=True, env=environment, timeout=30, check=False
+    )
+
+
+def a_spec(folder: Path, text: str = SPEC) -> Path:
+    (folder / "reviews.csv").write_text("review,label\ngood,1\n")
+    path = folder / "spec.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_spec_file_is_submitted_and_followed_to_its_end(tmp_path: Path) -> None:
+    script = Script(events=a_story(), state_after_create=job_pb2.STATE_SUCCEEDED)
+    with serving(script) as address:
+        done = shardyard(address, "submit", str(a_spec(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert "submitted mine" in done.stdout
+    assert "step 3/6" in done.stdout
+    assert "mine succeeded" in done.stdout
+    spec = script.asked("CreateJob")[0].job.spec
+    assert spec.train_data.dataset.startswith("projects/default/datasets/d-")
+    assert spec.train_data.columns.text == "review"
+
+
+def test_detach_returns_at_once_and_says_how_to_look(tmp_path: Path) -> None:
+    script = Script(events=a_story())
+    with serving(script) as address:
+        done = shardyard(address, "submit", str(a_spec(tmp_path)), "--detach", "--set", "spec.optimization.epochs=3")
+    assert (done.returncode, done.stdout.splitlines()[-1].strip()) == (0, "shardyard watch mine")
+    assert script.asked("CreateJob")[0].job.spec.optimization.epochs == 3
+    assert script.asked("WatchJob") == []
+
+
+def test_flags_alone_make_a_job(tmp_path: Path) -> None:
+    script = Script()
+    (tmp_path / "reviews.csv").write_text("review,sentiment\ngood,1\n")
+    with serving(script) as address:
+        done = shardyard(
+            address, "submit", "--detach", "--task", "text-classification", "--model", "hub:owner/bert",
+            "--train", str(tmp_path / "reviews.csv"), "--text", "review", "--label", "sentiment", "--epochs", "2",
+            "--workers", "2", "--lr", "1e-4", "--pooling", "mean", "--max-length", "64", "--priority", "high",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = script.asked("CreateJob")[0].job
+    assert job.priority == job_pb2.PRIORITY_HIGH
+    assert job.spec.fine_tuning.text_classification.pooling == 1
+    assert (job.spec.fine_tuning.max_length, job.spec.resources.workers) == (64, 2)
+    assert (job.spec.train_data.columns.text, job.spec.train_data.columns.label) == ("review", "sentiment")
+
+
+def test_flags_go_on_top_of_a_file_and_keep_what_stands_beside(tmp_path: Path) -> None:
+    script = Script()
+    (tmp_path / "other.csv").write_text("review,label\nbad,0\n")
+    with serving(script) as address:
+        done = shardyard(
+            address, "submit", str(a_spec(tmp_path)), "--detach", "--train", str(tmp_path / "other.csv"), "--lr", "0"
+        )
+    assert done.returncode == 0, done.stderr
+    spec = script.asked("CreateJob")[0].job.spec
+    assert spec.train_data.columns.text == "review"
+    assert spec.optimization.HasField("learning_rate") and spec.optimization.learning_rate == 0
+    assert [header.files[0].path for header in script.headers.values()] == ["other.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give a spec file, or flags"),
+        (("nope.yaml",), "cannot be read"),
+        (("--task", "x"), "is none of text-classification"),
+        (("--pooling", "mean"), "give --task as well"),
+        (("--task", "causal-lm", "--train", "nope.txt"), "no such file or folder"),
+        (("--nope",), "No such option"),
+        (("--task", "causal-lm", "--set", "x"), "write a path and a value"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_sends_nothing(arguments: tuple[str, ...], words: str) -> None:
+    done = shardyard("127.0.0.1:1", "submit", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = a_spec(tmp_path, SPEC.replace("epochs: 2", "epoch: 2"))
+    done = shardyard("127.0.0.1:1", "submit", str(path))
+    assert done.returncode == 2
+    assert "job.spec.optimization.epoch: unknown field `epoch`; did you mean `epochs`? (spec.yaml:9)" in done.stderr
+
+
+def test_what_the_service_refuses_is_named_with_its_line_too(tmp_path: Path) -> None:
+    refused = Failure(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "SPEC_INVALID",
+        violations=[("job.spec.optimization.epochs", "`2` is too many", "SPEC_INVALID")],
+    )
+    with serving(Script(failures={"CreateJob": [refused]})) as address:
+        done = shardyard(address, "submit", str(a_spec(tmp_path)), "--detach")
+    assert done.returncode == 1
+    assert "job.spec.optimization.epochs: `2` is too many (spec.yaml:9)" in done.stderr
+
+
+def test_a_job_that_fails_ends_the_watch_with_1() -> None:
+    job = a_job(state=job_pb2.STATE_FAILED)
+    job.failure.reason, job.failure.message, job.failure.log_tail = "DATA_CHANGED", "It changed.", "last\x1b[31m words"
+    events = a_story()[:3]
+    events.append(job_pb2.JobEvent(sequence=4, state=job_pb2.StateChanged(to=job_pb2.STATE_FAILED)))
+    with serving(Script(job=job, events=events)) as address:
+        done = shardyard(address, "watch", "story")
+    assert done.returncode == 1
+    assert "DATA_CHANGED: It changed." in done.stdout
+    assert "last\\x1b[31m words" in done.stdout and "\x1b" not in done.stdout
+
+
+def test_watch_prints_json_lines_for_programs() -> None:
+    script = Script(job=a_job(state=job_pb2.STATE_SUCCEEDED), events=a_story())
+    with serving(script) as address:
+        done = shardyard(address, "watch", "story", "--json", "--after", "3")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["sequence"] for line in lines] == list(range(4, 12))
+    assert lines[0]["progress"]["step"] == 1
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on() -> None:
+    script = Script(job=a_job(), events=a_story()[:7], hold=True)
+    with serving(script) as address:
+        process = subprocess.Popen(
+            [*COMMAND, "watch", "story", "--address", address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        seen = ""
+        while "step 4/6" not in seen:
+            seen += process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=10)
+    assert process.returncode == 130
+    # What was printed last may be printed again, never left out.
+    assert re.search(r"shardyard watch story --after [67]\n", out), out
+    assert "Traceback" not in error
+    assert script.asked("CancelJob") == []
+
+
+def test_on_a_terminal_the_view_shows_state_step_loss_and_curve() -> None:
+    script = Script(job=a_job(state=job_pb2.STATE_SUCCEEDED), events=a_story(30))
+    with serving(script) as address:
+        shown = on_a_terminal([*COMMAND, "watch", "story", "--address", address])
+    assert "step 30/30" in shown
+    assert "tokens/s" in shown
+    assert "█" in shown
+    assert "story succeeded" in shown
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """What a command shows on a pseudo-terminal until it ends."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    shown, deadline = b"", time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not select.select([leader], [], [], 0.2)[0]:
+            if process.poll() is not None:
+                break
+            continue
+        try:
+            shown += os.read(leader, 65536)
+        except OSError:  # The other end is closed.
+            break
+    process.wait(10)
+    os.close(leader)
+    return shown.decode(errors="replace")
+
+
+def test_lists_are_tables_for_people_and_json_for_programs() -> None:
+    jobs = [a_job(f"projects/default/jobs/j{number}") for number in range(3)]
+    with serving(Script(jobs=jobs)) as address:
+        table = shardyard(address, "jobs", "--filter", "state = RUNNING").stdout
+        data = json.loads(shardyard(address, "jobs", "--json", "--limit", "2").stdout)
+    assert [line.split()[0] for line in table.splitlines()] == ["JOB", "j0", "j1", "j2"]
+    assert [job["name"].rsplit("/", 1)[1] for job in data] == ["j0", "j1"]
+    assert data[0]["state"] == "running"
+
+
+def test_every_other_command_answers_in_both_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(instance: model_service_pb2.Instance) -> model_service_pb2.Prediction:
+        made = model_service_pb2.Prediction()
+        made.classification.label = "good"
+        made.classification.scores.add(label="good", score=0.75)
+        return made
+
+    series = metric_service_pb2.MetricSeries(metric="loss", total_points=2)
+    for step in (1, 2):
+        series.points.add(step=step, value=1 / step)
+    line = log_service_pb2.LogLine(attempt=1, rank=0, text="hello", level=2, stream=1)
+    script = Script(
+        job=a_job(), ready={"m"}, predict=answer, series=[series], log_lines=[line], files={"config.json": b"{}"}
+    )
+    path = a_spec(tmp_path)
+    rows: list[tuple[tuple[str, ...], str]] = [
+        (("get", "story"), "running"),
+        (("logs", "story"), "hello"),
+        (("metrics", "story", "loss"), "loss"),
+        (("plan", str(path)), "22,700,000"),
+        (("models",), "m"),
+        (("models", "m"), "config.json"),
+        (("datasets",), "m"),
+        (("predict", "m", "so cute"), "good 0.750"),
+        (("embed", "m", "so cute"), "[2]"),
+        (("upload", str(path)), "projects/default/datasets/d-"),
+        (("download", "m", str(tmp_path / "out")), str(tmp_path / "out")),
+        (("cancel", "story"), "cancelling"),
+        (("delete", "story"), "deleted projects/default/jobs/story"),
+    ]
+    with serving(script) as address:
+        for arguments, words in rows:
+            assert run([*arguments, "--address", address]) == 0, arguments
+            assert words in capsys.readouterr().out, arguments
+            assert run([*arguments, "--address", address, "--json"]) == 0, arguments
+            json.loads(capsys.readouterr().out)
+
+
+def test_texts_come_from_stdin_too() -> None:
+    script = Script(ready={"m"})
+    with serving(script) as address:
+        done = shardyard(address, "predict", "m", "--pairs", text="a\tb\nc\td\n")
+        wrong = shardyard(address, "predict", "m", "--pairs", text="a\n")
+    assert done.returncode == 0, done.stderr
+    assert [instance.pair.text for instance in script.asked("Predict")[0].instances] == ["a", "c"]
+    assert (wrong.returncode, "line 1" in wrong.stderr) == (2, True)
+
+
+def test_an_error_is_json_for_programs() -> None:
+    with serving(Script(job=a_job())) as address:
+        done = shardyard(address, "get", "nope", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["reason"] == "JOB_NOT_FOUND"
+
+
+def test_nobody_there_is_one_line_and_says_what_to_start() -> None:
+    done = shardyard("127.0.0.1:1", "jobs")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "shardyard serve" in done.stderr
+
+
+def test_doctor_looks_at_machine_and_service(tmp_path: Path) -> None:
+    with serving(Script()) as address:
+        done = shardyard(address, "doctor", "--state-dir", str(tmp_path))
+        findings = json.loads(shardyard(address, "doctor", "--json").stdout)
+    assert done.returncode == 0, done.stdout
+    assert "connected" in done.stdout
+    assert {finding["subject"] for finding in findings} >= {"Python", "CPU", "loopback", "service", "cluster"}
+
+
+def test_stop_without_a_service_says_so(tmp_path: Path) -> None:
+    done = shardyard("127.0.0.1:1", "stop", "--state-dir", str(tmp_path))
+    assert (done.returncode, done.stdout.strip()) == (0, f"nothing runs for {tmp_path}")
+
+
+def test_stop_never_ends_a_process_that_is_not_the_service(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (tmp_path / "coordinator.json").write_text(json.dumps({"pid": other.pid, "address": "127.0.0.1:1"}))
+        done = shardyard("127.0.0.1:1", "stop", "--state-dir", str(tmp_path))
+        assert (done.returncode, other.poll()) == (0, None)
+        other.kill()
+
+
+def test_without_the_extra_the_command_says_what_to_install() -> None:
+    code = (
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'typer' else found(name, *rest)\n"
+        "from shardyard.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'shardyard[cli]'" in done.stderr
