@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def test_sampling_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> Non
     assert sample(1, "the dog") != sample(2, "the dog")
 
 
+def test_the_lowest_temperature_is_greedy(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "GPT2LMHeadModel")
+    greedy, cold = (
+        ask(folder, "a", generation=pb.GenerationParameters(max_new_tokens=8, temperature=temperature))
+        for temperature in (0.0, 1e-300)
+    )
+    assert greedy == cold
+
+
 def test_a_text_goes_on_past_the_models_window(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, "GPT2LMHeadModel", eos_token_id=None)
     transformers.AutoTokenizer.from_pretrained(folder)
@@ -177,6 +187,36 @@ def test_an_instance_without_input_is_named(tmp_path: Path) -> None:
     assert places(worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))) == [
         ("instances[1]", "SPEC_INVALID")
     ]
+
+
+def test_a_head_that_is_not_there_makes_a_backbone_not_a_random_answer(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertModel")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
+    assert places(ask(folder, "a")) == [("model", "TASK_MISMATCH")]
+    assert not ask_vectors(folder, "a").violations
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"format": 2},
+        {"task": "mining"},
+        {"labels": [1, 2]},
+        {"labels": ["a", "b", "c"]},
+        {"max_length": "long"},
+        {"max_length": 0},
+        {"pooling": "max"},
+        {"problem": 3},
+    ],
+)
+def test_a_false_description_is_refused(tmp_path: Path, described: dict[str, Any]) -> None:
+    folder = save_folder(tmp_path, "BertForSequenceClassification")
+    good = {"format": 1, "task": "text_classification", "labels": ["a", "b"], "problem": "single_label"}
+    (folder / "shardyard.json").write_text(json.dumps(good))
+    assert not ask(folder, "a").violations
+    (folder / "shardyard.json").write_text(json.dumps({**good, **described}))
+    assert places(ask(folder, "a")) == [("model", "MODEL_INVALID")]
 
 
 def test_a_folder_that_is_gone_is_no_crash(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures, forward, warm
+from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.folder import FolderInvalid
 from shardyard_trainer.model_card import Subject, model_card, sha256
@@ -171,7 +172,7 @@ def _verify(folder: Path, trained: _Trained) -> None:
     live = trained.module
     if any(hasattr(parameter, "ds_id") for parameter in live.parameters()):
         # At ZeRO-3 a forward pass of one rank alone would wait for the others for ever.
-        live = build_module(task, trained.attempt.spec, trained.attempt.locations)
+        live = build_module(task, resolved_spec(trained.attempt), trained.attempt.locations)
         live.load_state_dict(trained.state_dict)
     samples = [SampleRef(0, index) for index in range(min(_COMPARED_SAMPLES, task.train.num_samples))]
     wanted, found = _compare(live, loaded, task.train.micro_batch(samples))

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from shardyard.v1 import job_pb2, model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import forward
+from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.context import Context
 from shardyard_trainer.data.columns import Row
 from shardyard_trainer.data.errors import DataError
@@ -34,7 +35,7 @@ from shardyard_trainer.shards import fsync_folder
 def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     """One rank's part of the job; on rank 0 also its end. Raises RunFailed, SpecError."""
     context.phase("loading model")
-    extraction, _ = read_extraction(attempt.spec, attempt.locations)
+    extraction, _ = read_extraction(resolved_spec(attempt), attempt.locations)
     extraction.model.model.to(context.gang.device)
     rows = extraction.rows()
     if attempt.plan.num_train_samples and attempt.plan.num_train_samples != len(rows):
@@ -173,7 +174,7 @@ def _describe(folder: Path) -> model_service_pb2.Model:
 
 def _working_folder(attempt: worker_pb2.AttemptSpec, rows: Sequence[Row]) -> Path:
     """In the job's folder, named after what its files depend on: those of other data are never taken."""
-    digest = hashlib.sha256(attempt.spec.SerializeToString(deterministic=True))
+    digest = hashlib.sha256(resolved_spec(attempt).SerializeToString(deterministic=True))
     for row in rows:
         digest.update(f"{row.text}\0{row.text_pair or ''}\0".encode())
     return Path(attempt.job_dir or attempt.attempt_dir, f"features-{digest.hexdigest()[:16]}")

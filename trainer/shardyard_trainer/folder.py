@@ -73,17 +73,29 @@ def read_folder(path: Path) -> ModelFolder:
                 file=name,
             )
     model_type = known_model_type(config.get("model_type"))
-    trained = read_json(path / "shardyard.json") if (path / "shardyard.json").is_file() else {}
-    if trained:
-        labels = trained.get("labels") or []
-        if trained.get("format") != 1 or not isinstance(trained.get("task"), str) or not _texts(labels):
-            raise FolderInvalid("shardyard.json is not one of format 1 with a task and labels", file="shardyard.json")
-        return ModelFolder(
-            path, config, model_type, trained["task"], trained.get("problem") or "", tuple(labels), trained
-        )
+    if (path / "shardyard.json").is_file():
+        return _trained_here(path, config, model_type, read_json(path / "shardyard.json"))
     task = _task_of(config)
     labels = _labels_of(config) if task == "text_classification" else ()
     return ModelFolder(path, config, model_type, task, _problem_of(config, labels) if labels else "", labels)
+
+
+def _trained_here(path: Path, config: Mapping[str, Any], model_type: str, trained: Mapping[str, Any]) -> ModelFolder:
+    labels, length = trained.get("labels") or [], trained.get("max_length")
+    problem, pooling = trained.get("problem") or "", trained.get("pooling") or ""
+    rules = {
+        "format": trained.get("format") == 1,
+        "task": trained.get("task") in set(_TASKS.values()),
+        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "problem": problem in {"", *_PROBLEMS.values()},
+        "pooling": pooling in {"", "mean", "cls", "last"},
+        "max_length": length is None or (type(length) is int and length >= 1),
+    }
+    wrong = [name for name, holds in rules.items() if not holds]
+    if wrong:
+        value = str(trained.get(wrong[0]))[:100]
+        raise FolderInvalid(f"shardyard.json has a {wrong[0]} that is none: {value!r}", file="shardyard.json")
+    return ModelFolder(path, config, model_type, trained["task"], problem, tuple(labels), trained)
 
 
 def read_json(path: Path, *, what: str = "") -> dict[str, Any]:
@@ -146,7 +158,3 @@ def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _problem_of(config: Mapping[str, Any], labels: tuple[str, ...]) -> str:
     named = _PROBLEMS.get(str(config.get("problem_type")))
     return named or ("regression" if len(labels) == 1 else "single_label")
-
-
-def _texts(values: object) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)

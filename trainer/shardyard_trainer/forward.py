@@ -50,10 +50,12 @@ def encode(model: WarmModel, texts: Sequence[tuple[str, str | None]], max_length
 
 def encode_prompts(model: WarmModel, texts: Sequence[str]) -> list[Encoded]:
     """Texts to be continued: behind the token that a document begins with in training, and with no end."""
-    before = list(causal_frame(model.tokenizer).before) or [model.tokenizer.pad_token_id or 0]
+    before = list(causal_frame(model.tokenizer).before)
     with _TOKENIZING:
         found = model.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [Encoded(before + list(ids), [0] * (len(before) + len(ids))) for ids in found]
+    # A model without a begin token still needs one token to go on from.
+    prompts = [before + list(ids) or [model.tokenizer.pad_token_id or 0] for ids in found]
+    return [Encoded(prompt, [0] * len(prompt)) for prompt in prompts]
 
 
 def batches(encoded: Sequence[Encoded]) -> Iterator[list[int]]:

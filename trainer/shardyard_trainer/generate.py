@@ -85,9 +85,9 @@ def choose(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generato
     """The next token: the likeliest, or one drawn from the nucleus of probability top_p (Holtzman et al., 2020)."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    probabilities_V, tokens_V = (
-        (logits_V.double() / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
-    )
+    # Less than the largest before the division: the smallest temperature then gives 0 and minus infinity, never NaN.
+    scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
+    probabilities_V, tokens_V = scaled_V.softmax(-1).sort(descending=True, stable=True)
     before_V = probabilities_V.cumsum(-1) - probabilities_V
     kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
     return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])

@@ -19,16 +19,6 @@ from shardyard_trainer import weights
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
 
 _UNSAFE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-LOADING_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    OSError,
-    ImportError,
-    ArithmeticError,
-)
 _TOKENIZERS = (
     "tokenizer.json",
     "vocab.txt",
@@ -87,6 +77,7 @@ def _look_into(
     num_parameters = 0
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
         gather(lambda: _check_loads(found[0], tensors))
+        gather(lambda: _check_head(found[0]))
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
     return tuple(problems), (found[0] if found else None), num_parameters
 
@@ -144,12 +135,10 @@ def _check_tokenizer(folder: Path, vocab_size: object) -> None:
 def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     """Loads the backbone by transformers, once it is known that config.json asks for no more than the file holds."""
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModel
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from shardyard_trainer.models import LOADING_ERRORS, quiet
+
     num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
     if isinstance(num_layers, int) and num_layers > len(tensors):
         raise FolderInvalid(
@@ -165,20 +154,34 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
             raise FolderInvalid(
                 f"config.json asks for {wanted} parameters, but the weights have {stored}", file="config.json"
             )
-        _, info = AutoModel.from_pretrained(
-            folder.path,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (*LOADING_ERRORS, StrictDataclassError) as error:
+        with quiet():
+            _, info = AutoModel.from_pretrained(
+                folder.path,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
         raise FolderInvalid(f"the model does not load: {str(error)[:400]}", file="config.json") from error
     _refuse_strangers(info)
+
+
+def _check_head(folder: ModelFolder) -> None:
+    """A head of our own has as many outputs as there are labels."""
+    path = folder.path / "head.safetensors"
+    if not path.is_file():
+        return
+    header = weights.read_header(path)
+    weights.check_finite(path, header)
+    shapes = {tensor.name: tensor.shape for tensor in header}
+    outputs = max(len(folder.labels), 1)
+    if shapes.get("bias") != (outputs,) or len(shapes.get("weight", ())) != 2 or shapes["weight"][0] != outputs:
+        raise FolderInvalid(f"head.safetensors is no head of {outputs} outputs: {shapes}"[:300], file=path.name)
 
 
 def _refuse_strangers(info: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import resolve_source
 
@@ -52,7 +53,7 @@ def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
     name = attempt.job_name.rpartition("/")[2] or "model"
     parts = [
         _front_matter(subject),
-        f"# {name}\n\n{_what(subject, attempt.spec)}",
+        f"# {name}\n\n{_what(subject, resolved_spec(attempt))}",
         f"## Use it\n\n```python\n{usage(subject)}```",
         f"## Results\n\n{_table(subject.metrics)}",
         f"## Receipt\n\n{_receipt(attempt)}",
@@ -125,7 +126,7 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 
 def _receipt(attempt: worker_pb2.AttemptSpec) -> str:
-    spec = attempt.spec
+    spec = resolved_spec(attempt)
     lines = [
         f"* Job `{attempt.job_name}`, uid `{attempt.job_uid}`, attempt {attempt.epoch}",
         f"* {attempt.plan.total_steps or spec.optimization.max_steps} steps of {spec.optimization.global_batch_size} "

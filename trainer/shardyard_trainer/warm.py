@@ -9,16 +9,19 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
+from shardyard_trainer.models import LOADING_ERRORS, quiet
 from shardyard_trainer.tokenization import load_tokenizer
 
 BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"
@@ -90,52 +93,65 @@ class ModelCache:
 
 def load(path: Path) -> WarmModel:
     """Loads a folder for inference, in fp32, on the CPU. Raises FolderInvalid."""
-    import transformers
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     folder = read_folder(path)
-    kind = {
-        "text_classification": transformers.AutoModelForSequenceClassification,
-        "causal_lm": transformers.AutoModelForCausalLM,
-        "masked_lm": transformers.AutoModelForMaskedLM,
-    }.get(folder.task if not (path / "head.safetensors").is_file() else "", transformers.AutoModel)
-    # transformers raises errors of many types for a folder that is not whole; a model that is READY was inspected.
     try:
         tokenizer = load_tokenizer(path, field="model")
-        model, info = kind.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
     except SpecError as error:
         raise FolderInvalid(error.message, reason=error.reason) from error
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise FolderInvalid(f"the model does not load: {str(error)[:400]}") from error
-    lacking = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    has_own_head = (path / "head.safetensors").is_file()
+    model, lacking = _load_model(path, "" if has_own_head else folder.task)
+    if lacking and not folder.trained and folder.task:
+        # A backbone whose configuration tells of a head that is not there: a drawn one would answer at random.
+        folder = replace(folder, task="", labels=())
+        model, lacking = _load_model(path, "")
     if lacking:
         raise FolderInvalid(f"the weights lack {lacking[0]!r}, which would be drawn at random", tensor=lacking[0])
-    if info["missing_keys"]:
-        model.base_model.pooler = None  # transformers would have drawn it at random
     model.eval().requires_grad_(False)
     config = model.config
+    head = read_head(path) if has_own_head else None
+    if folder.task == "text_classification":
+        outputs = head.out_features if head is not None else config.num_labels
+        if outputs != max(len(folder.labels), 1):
+            raise FolderInvalid(f"the head has {outputs} outputs for {len(folder.labels)} labels", file="config.json")
     return WarmModel(
         folder=folder,
         tokenizer=tokenizer,
         model=model,
-        head=read_head(path) if (path / "head.safetensors").is_file() else None,
+        head=head,
         is_causal=architectures.is_causal(config.model_type),
         longest=architectures.longest(config),
         size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
     )
 
 
+def _load_model(path: Path, task: str) -> tuple[Any, list[str]]:
+    """The model by transformers, and the names of weights that the folder lacks; a missing pooler is left out."""
+    kind = {
+        "text_classification": transformers.AutoModelForSequenceClassification,
+        "causal_lm": transformers.AutoModelForCausalLM,
+        "masked_lm": transformers.AutoModelForMaskedLM,
+    }.get(task, transformers.AutoModel)
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except LOADING_ERRORS as error:
+        raise FolderInvalid(f"the model does not load: {str(error)[:400]}") from error
+    poolers = [name for name in info["missing_keys"] if "pooler" in name]
+    if poolers:
+        model.base_model.pooler = None
+    return model, sorted(set(info["missing_keys"]) - set(poolers))
+
+
 def read_head(path: Path) -> nn.Linear:
     """The head of a folder whose architecture transformers has no head for."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(path / "head.safetensors")
-    head = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
-    head.load_state_dict(tensors)
+    try:
+        tensors = load_file(path / "head.safetensors")
+        head = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
+        head.load_state_dict(tensors)
+    except LOADING_ERRORS as error:
+        raise FolderInvalid(f"the head does not load: {str(error)[:400]}", file="head.safetensors") from error
     return head.eval().requires_grad_(False)
 
 
