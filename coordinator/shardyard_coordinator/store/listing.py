@@ -100,7 +100,7 @@ def _test(condition: Condition) -> ColumnElement[bool]:
     if column is None:
         raise Refused(Reason.FILTER_INVALID, f"there is no field {condition.field!r}; one of {', '.join(_FIELDS)}")
     if condition.op == ":":
-        return column.contains(str(condition.value), autoescape=True)
+        return column.icontains(str(condition.value), autoescape=True)
     return _compare(condition.op)(column, condition.value)  # type: ignore[no-any-return]
 
 
@@ -110,7 +110,7 @@ def _label_test(condition: Condition) -> ColumnElement[bool]:
     if condition.op == ":" and condition.value == "*":
         return exists().where(same)
     if condition.op == ":":
-        return exists().where(same, _label.value.contains(str(condition.value), autoescape=True))
+        return exists().where(same, _label.value.icontains(str(condition.value), autoescape=True))
     if condition.op == "!=":
         return not_(exists().where(same, _label.value == condition.value))
     return exists().where(same, _compare(condition.op)(_label.value, condition.value))

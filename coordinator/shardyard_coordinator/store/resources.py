@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from shardyard_coordinator.domain.errors import Refused
@@ -15,6 +15,7 @@ from shardyard_coordinator.domain.records import FileRecord, NewUpload, Resource
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import tables
+from shardyard_coordinator.store.sql import Prepared
 
 _resource, _file, _plan = tables.resource.c, tables.resource_file.c, tables.plan.c
 _FIELDS = tuple(field.name for field in dataclasses.fields(ResourceRecord))
@@ -23,6 +24,14 @@ _NOT_FOUND = {ResourceKind.MODEL: Reason.MODEL_NOT_FOUND, ResourceKind.DATASET: 
 _EXISTS = {ResourceKind.MODEL: Reason.MODEL_EXISTS, ResourceKind.DATASET: Reason.DATASET_EXISTS}
 _IN_USE = {ResourceKind.MODEL: Reason.MODEL_IN_USE, ResourceKind.DATASET: Reason.DATASET_IN_USE}
 _WORDS = {ResourceKind.MODEL: "model", ResourceKind.DATASET: "data set"}
+_BY_NAME = Prepared(
+    select(*_COLUMNS).where(
+        _resource.kind == bindparam("kind"),
+        _resource.project == bindparam("project"),
+        _resource.resource_id == bindparam("resource_id"),
+        _resource.tombstone == "",
+    )
+)
 _TERMINAL = tuple(state.value for state in JobState if state.is_terminal)
 
 
@@ -140,13 +149,7 @@ def require_resource(conn: Connection, uid: str) -> ResourceRecord:
 
 
 def _find(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord | None:
-    mine = (
-        _resource.kind == kind.value,
-        _resource.project == project,
-        _resource.resource_id == resource_id,
-        _resource.tombstone == "",
-    )
-    row = conn.execute(select(*_COLUMNS).where(*mine)).first()
+    row = _BY_NAME.run(conn, kind=kind.value, project=project, resource_id=resource_id).first()
     return None if row is None else _from_row(row)
 
 

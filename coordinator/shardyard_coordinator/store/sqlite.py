@@ -116,7 +116,7 @@ def meaning(error: DBAPIError, path: Path) -> Refused | StoreFailure | None:
         return Refused(Reason.STORE_FULL, f"the disk of {path} is full; free some space", retry_after_s=5)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Refused(Reason.STORE_BUSY, f"another process holds {path}; it is tried again", retry_after_s=1)
-    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
         return StoreDead(f"{path}: {error.orig}")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreBroken(f"{path}: {error.orig}")

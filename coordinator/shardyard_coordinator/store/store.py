@@ -14,6 +14,8 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import EventRecord
 from shardyard_coordinator.seams import Actor, Clock, Trace
 from shardyard_coordinator.store import sqlite, tables
@@ -64,6 +66,7 @@ class Store:
         self.secret = secret
         self.term = term
         self.failed: asyncio.Future[StoreFailure] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
         self._engine = engine
         self._conn = conn
         self._lock = lock
@@ -82,7 +85,10 @@ class Store:
         return result
 
     async def read(self, query: Callable[[Connection], _T]) -> _T:
-        """Runs `query` on one snapshot, in a thread of the readers; it cannot write."""
+        """Runs `query` on one snapshot, in a thread of the readers; it cannot write.
+
+        Raises: what the query raised; Refused STORE_BUSY, STORE_UNAVAILABLE.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
 
     def subscribe(self, callback: Callable[[Sequence[EventRecord]], None]) -> Callable[[], None]:
@@ -105,7 +111,11 @@ class Store:
             with self._reading.begin() as conn:
                 return query(conn)
         except DBAPIError as error:
-            raise (sqlite.meaning(error, self.path) or error) from error
+            found = sqlite.meaning(error, self.path)
+            if isinstance(found, StoreFailure):
+                self._loop.call_soon_threadsafe(self._fail, found)
+                found = Refused(Reason.STORE_UNAVAILABLE, f"the store cannot be read: {found}", retry_after_s=5)
+            raise (found or error) from error
 
     def _tell(self, events: Sequence[EventRecord]) -> None:
         for callback in tuple(self._subscribers):

@@ -1,0 +1,90 @@
+"""What is kept on the storage, and what goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from helpers.core import ACTOR, assert_dense, new_job, running_core, shown
+from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher
+from shardyard.v1 import spec_pb2
+from shardyard_coordinator.domain.records import CheckpointState
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.store import checkpoints, jobs
+
+
+def checkpoint(gang: ScriptedGang, step: int, loss: float) -> Path:
+    folder = Path(gang.launch.attempt_dir) / f"step-{step:09}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "shard.bin").write_bytes(b"x")
+    gang.checkpoint(step, loss=loss)
+    return folder
+
+
+async def test_the_newest_and_the_best_stay_and_the_others_go_with_an_event(tmp_path: Path) -> None:
+    spec = spec_pb2.JobSpec()
+    spec.checkpoints.keep_last = 1
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job(spec=spec))
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        folders = [checkpoint(gang, step, loss) for step, loss in [(1, 0.9), (2, 0.1), (3, 0.5), (4, 0.6)]]
+
+        async def kept() -> list[int]:
+            held = await core.store.read(lambda conn: checkpoints.list_checkpoints(conn, job.uid))
+            return [each.step for each in held if each.state is not CheckpointState.DELETED]
+
+        await core.when(job.uid, lambda job: job.latest_checkpoint.endswith("s4"))
+        while await kept() != [4, 2]:
+            await core.when(job.uid, lambda job, seen=job.last_sequence: job.last_sequence > seen)
+        log = await core.events(job.uid)
+        job = await core.job(job.uid)
+    assert_dense(log)
+    assert [folder.exists() for folder in folders] == [False, True, False, True]
+    assert job.best_checkpoint.endswith("e1-s2")
+    assert [shown(event) for event in log].count("checkpoint") == 6
+
+
+async def test_a_deleted_job_leaves_no_checkpoint_and_its_logs_for_a_day(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        folder = checkpoint(gang, 1, 0.5)
+        log = Path(gang.launch.attempt_dir) / "logs" / "rank-0.stdout.log"
+        log.parent.mkdir()
+        log.write_text("hello\n")
+        gang.failure("USER_CONFIG")
+        gang.ended(ok=False)
+        await core.until(job.uid, JobState.FAILED)
+        now_us = core.clock.now_us()
+        await core.store.write(
+            lambda conn: jobs.delete_job(conn, "default", "job", "", actor=ACTOR, now_us=now_us - 10), ACTOR
+        )
+        await core.collector.retention.sweep()
+        assert (folder.exists(), log.exists()) == (False, True)
+        later = now_us - 2 * 86_400_000_000
+        await core.store.write(lambda conn: _age(conn, job.uid, later), ACTOR)
+        await core.collector.retention.sweep()
+        assert not log.exists()
+        assert await core.events(job.uid) == []
+        assert (await core.job(job.uid)).deleted_us == later
+
+
+async def test_a_sweep_removes_old_folders_that_have_no_row_and_nothing_else(tmp_path: Path) -> None:
+    models = tmp_path / "storage" / "models"
+    names = {"a" * 32: 0.0, "b" * 32: None, "not-a-uid": 0.0}
+    for name, age in names.items():
+        (models / name).mkdir(parents=True)
+        if age is not None:
+            os.utime(models / name, (age, age))
+    async with running_core(tmp_path, ScriptedLauncher()) as core:
+        await core.collector.retention.sweep()
+    assert sorted(path.name for path in models.iterdir()) == ["b" * 32, "not-a-uid"]
+
+
+def _age(conn: object, uid: str, deleted_us: int) -> None:
+    jobs.change_job(conn, uid, deleted_us, {"deleted_us": deleted_us})  # type: ignore[arg-type]

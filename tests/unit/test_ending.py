@@ -1,0 +1,91 @@
+"""Causes and their verdicts, and what a scanned storage says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.control.ending import cause_of
+from shardyard_coordinator.control.manifests import find_checkpoints
+from shardyard_coordinator.control.retention import remove_checkpoint
+from shardyard_coordinator.domain.advice import ADVICE
+from shardyard_coordinator.domain.causes import VERDICTS, Cause
+
+
+def test_every_cause_has_a_verdict_and_an_advice() -> None:
+    assert set(VERDICTS) == set(ADVICE) == set(Cause)
+
+
+def test_a_cause_that_nobody_knows_is_unknown() -> None:
+    assert cause_of(job_pb2.FailureReport(reason="NEW_THING")) is Cause.UNKNOWN
+    assert cause_of(job_pb2.FailureReport(reason="WORKER_LOST")) is Cause.WORKER_LOST
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_back_off_is_bounded_and_never_negative(cause: Cause) -> None:
+    rng = random.Random(1)
+    assert all(0 <= VERDICTS[cause].backoff(n, rng) <= 300 for n in range(1, 40))
+
+
+def test_a_lost_worker_is_tried_for_ever_while_checkpoints_are_made_and_five_times_without() -> None:
+    lost = VERDICTS[Cause.WORKER_LOST]
+    assert lost.may_retry(1000, made_progress=True)
+    assert [lost.may_retry(n, made_progress=False) for n in (1, 5, 6)] == [True, True, False]
+
+
+def manifest(folder: Path, *, step: int, epoch: int = 1, **changes: Any) -> Path:
+    """A manifest as the trainer writes it."""
+    body: dict[str, Any] = {
+        "format": 1,
+        "job_uid": "j",
+        "epoch": epoch,
+        "step": step,
+        "world_size": 2,
+        "zero_stage": 1,
+        "created_us": 5,
+        "size_bytes": 7,
+        "files": [],
+        "cursor": {},
+        "metrics": {"loss": 0.5},
+        "versions": {"name": "ünïcode"},
+    }
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    body["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    body.update(changes)
+    path = folder / f"e{epoch:06}" / f"step-{step:09}" / "manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(body))
+    return path
+
+
+def test_whole_checkpoints_of_earlier_attempts_are_found(tmp_path: Path) -> None:
+    manifest(tmp_path, step=10)
+    manifest(tmp_path, step=20, epoch=2)
+    manifest(tmp_path, step=30, epoch=3)
+    found = find_checkpoints(tmp_path, "j", below_epoch=3)
+    assert [(each.epoch, each.step, each.size_bytes, each.workers) for each in found] == [(1, 10, 7, 2), (2, 20, 7, 2)]
+
+
+@pytest.mark.parametrize("changes", [{"size_bytes": 8}, {"job_uid": "other"}, {"sha256": ""}, {"world_size": 3}])
+def test_a_manifest_that_was_changed_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+    manifest(tmp_path, step=10, **changes)
+    assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"sha256": 1}'])
+def test_bytes_that_are_no_manifest_are_passed_over(tmp_path: Path, content: bytes) -> None:
+    manifest(tmp_path, step=10).write_bytes(content)
+    assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
+
+
+def test_a_checkpoint_is_removed_manifest_first_and_again_without_error(tmp_path: Path) -> None:
+    path = manifest(tmp_path, step=10)
+    remove_checkpoint(path.parent)
+    remove_checkpoint(path.parent)
+    assert not path.parent.exists()

@@ -1,0 +1,218 @@
+"""The policy's invariants (docs/scheduling.md) over random snapshots, and its choices by example."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardyard_coordinator.scheduling.explain import explain
+from shardyard_coordinator.scheduling.policy import (
+    Backfill,
+    Constraint,
+    NodeInfo,
+    NodeState,
+    Nothing,
+    PendingJob,
+    Policy,
+    RunningJob,
+    Snapshot,
+    Start,
+    admits,
+    decide,
+    free_slots,
+    place,
+    ranked,
+)
+
+NOW = 1000
+ACCELERATORS = ("cpu", "gpu")
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    nodes = tuple(
+        NodeInfo(f"n{index}", draw(st.integers(0, 9)), draw(st.sampled_from(ACCELERATORS)), 0, draw(_STATES))
+        for index in range(draw(st.integers(0, 5)))
+    )
+    free = {node.id: node.slots for node in nodes}
+    running = []
+    for index in range(draw(st.integers(0, 3))):
+        usable = [node for node in nodes if free[node.id] > 0]
+        if usable:
+            node = draw(st.sampled_from(usable))
+            held = draw(st.integers(1, free[node.id]))
+            free[node.id] -= held
+            running.append(RunningJob(f"r{index}", 1, ((node.id, held),), 1))
+    pending = tuple(
+        PendingJob(
+            job=f"p{index}",
+            order=index,
+            epoch=draw(st.integers(0, 2)),
+            sizes=draw(st.sampled_from([(1,), (2,), (4,), (8,), (4, 2, 1), (16,)])),
+            slots_per_worker=draw(st.sampled_from([1, 1, 2, 3])),
+            accelerator=draw(st.sampled_from(ACCELERATORS)),
+            priority=draw(st.integers(1, 4)),
+            not_before=draw(st.sampled_from([0, 0, 0, NOW + 50])),
+            avoid_nodes=draw(st.sampled_from([frozenset(), frozenset({"n0"})])),
+        )
+        for index in range(draw(st.integers(0, 8)))
+    )
+    return Snapshot(pending, tuple(running), nodes)
+
+
+_STATES = st.sampled_from([NodeState.READY] * 4 + [NodeState.CORDONED, NodeState.DRAINING, NodeState.SUSPECT])
+
+
+def starts_of(snapshot: Snapshot, policy: Policy = Policy()) -> list[Start]:  # noqa: B008
+    return [each for each in decide(snapshot, NOW, policy) if isinstance(each, Start)]
+
+
+def applied(snapshot: Snapshot, starts: Sequence[Start]) -> Snapshot:
+    by_id = {job.job: job for job in snapshot.pending}
+    started = {start.job for start in starts}
+    gangs = [RunningJob(s.job, s.epoch, s.placement, by_id[s.job].slots_per_worker) for s in starts]
+    left = tuple(job for job in snapshot.pending if job.job not in started)
+    return replace(snapshot, pending=left, running=(*snapshot.running, *gangs))
+
+
+@given(snapshots())
+@settings(max_examples=300, deadline=None)
+def test_no_slot_is_held_twice_and_every_gang_starts_whole_where_it_may(snapshot: Snapshot) -> None:
+    starts = starts_of(snapshot)
+    nodes = {node.id: node for node in snapshot.nodes}
+    by_id = {job.job: job for job in snapshot.pending}
+    held = dict.fromkeys(nodes, 0)
+    for start in starts:
+        job = by_id[start.job]
+        assert start.workers in job.sizes and start.epoch == job.epoch + 1
+        assert sum(workers for _, workers in start.placement) == start.workers
+        assert len({node for node, _ in start.placement}) == len(start.placement)
+        assert job.not_before <= NOW
+        for node, workers in start.placement:
+            assert workers > 0 and admits(nodes[node], job)
+            held[node] += workers * job.slots_per_worker
+    free = free_slots(snapshot)
+    assert all(held[node] <= free[node] for node in nodes)
+
+
+@given(snapshots(), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_the_order_of_the_rows_does_not_matter(snapshot: Snapshot, rng: random.Random) -> None:
+    shuffled = Snapshot(
+        tuple(rng.sample(snapshot.pending, len(snapshot.pending))),
+        tuple(rng.sample(snapshot.running, len(snapshot.running))),
+        tuple(rng.sample(snapshot.nodes, len(snapshot.nodes))),
+    )
+    assert decide(shuffled, NOW, Policy()) == decide(snapshot, NOW, Policy())
+
+
+@given(snapshots())
+@settings(max_examples=200, deadline=None)
+def test_deciding_again_after_applying_starts_nothing_and_leaves_nobody_behind_who_fits(snapshot: Snapshot) -> None:
+    after = applied(snapshot, starts_of(snapshot))
+    assert starts_of(after) == []
+    free = free_slots(after)
+    for job in after.pending:
+        if job.not_before <= NOW:
+            assert not any(place(job, size, after.nodes, free) for size in job.sizes)
+
+
+@given(snapshots(), st.sampled_from(Backfill))
+@settings(max_examples=200, deadline=None)
+def test_every_job_starts_or_is_told_what_it_waits_for(snapshot: Snapshot, backfill: Backfill) -> None:
+    policy = Policy(backfill)
+    decisions = decide(snapshot, NOW, policy)
+    starting = {each.job for each in decisions if isinstance(each, Start)}
+    waiting = explain(snapshot, NOW, policy)
+    assert starting | set(waiting) == {job.job for job in snapshot.pending}
+    assert not starting & set(waiting)
+    assert sum(each.count for each in decisions if isinstance(each, Nothing)) == len(waiting)
+
+
+@given(snapshots(), st.integers(0, 7))
+@settings(max_examples=100, deadline=None)
+def test_a_higher_priority_never_worsens_a_rank(snapshot: Snapshot, which: int) -> None:
+    if which >= len(snapshot.pending):
+        return
+    raised = [replace(job, priority=5) if at == which else job for at, job in enumerate(snapshot.pending)]
+    target = snapshot.pending[which].job
+    before = [job.job for job in ranked(snapshot.pending)].index(target)
+    assert [job.job for job in ranked(raised)].index(target) <= before
+
+
+def test_another_process_with_another_hash_seed_decides_the_same() -> None:
+    code = (
+        "from shardyard_coordinator.scheduling.policy import *\n"
+        "pending = tuple(PendingJob(f'p{i}', i % 7, 0, (i % 3 + 1,), 1, priority=i % 2,"
+        " avoid_nodes=frozenset({f'n{i % 5}', 'n1'})) for i in range(30))\n"
+        "nodes = tuple(NodeInfo(f'n{i}', 3 + i % 3) for i in range(6))\n"
+        "print(decide(Snapshot(pending, (), nodes), 5, Policy()))\n"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(answers) == 1
+
+
+def test_the_fullest_node_that_suffices_is_taken() -> None:
+    nodes = (NodeInfo("a", 8), NodeInfo("b", 4), NodeInfo("c", 3))
+    [start] = starts_of(Snapshot((PendingJob("p", 1, 0, (3,), 1),), (), nodes))
+    assert start.placement == (("c", 3),)
+
+
+def test_a_gang_larger_than_a_node_takes_the_emptiest_nodes_and_the_rest_tightly() -> None:
+    nodes = (NodeInfo("a", 4), NodeInfo("b", 4), NodeInfo("c", 2), NodeInfo("d", 3))
+    [start] = starts_of(Snapshot((PendingJob("p", 1, 0, (10,), 1),), (), nodes))
+    assert start.placement == (("a", 4), ("b", 4), ("c", 2))
+
+
+def test_a_worker_never_splits_over_nodes() -> None:
+    nodes = (NodeInfo("a", 3), NodeInfo("b", 3))
+    waiting = explain(Snapshot((PendingJob("p", 1, 0, (3,), 2),), (), nodes), NOW, Policy())
+    assert waiting["p"].constraint is Constraint.NO_SUCH_NODE
+
+
+JOB = PendingJob("p", 9, 0, (4,), 1)
+BUSY = (RunningJob("r", 1, (("a", 3),), 1),)
+REASONS = [
+    (Snapshot((JOB,), (), (), connected=False), Constraint.CLUSTER_UNREACHABLE, "not connected"),
+    (Snapshot((replace(JOB, not_before=NOW + 9),), (), (NodeInfo("a", 4),)), Constraint.NOT_BEFORE, "9 s"),
+    (Snapshot((JOB,), (), (NodeInfo("a", 2),)), Constraint.NO_SUCH_NODE, "needs 4 slots"),
+    (Snapshot((JOB,), BUSY, (NodeInfo("a", 4),)), Constraint.INSUFFICIENT_SLOTS, "needs 4 slots, 1 free"),
+    (
+        Snapshot(
+            (replace(JOB, slots_per_worker=4, sizes=(1,)),),
+            (RunningJob("r", 1, (("a", 2), ("b", 2)), 1),),
+            (NodeInfo("a", 4), NodeInfo("b", 4)),
+        ),
+        Constraint.FRAGMENTED,
+        "needs 4 slots, 4 free, but not",
+    ),
+]
+
+
+@pytest.mark.parametrize(("snapshot", "constraint", "words"), REASONS, ids=[each[1].value for each in REASONS])
+def test_the_first_constraint_that_fails_is_told_with_numbers(
+    snapshot: Snapshot, constraint: Constraint, words: str
+) -> None:
+    waiting = explain(snapshot, NOW, Policy())["p"]
+    assert waiting.constraint is constraint
+    assert words in waiting.message
+
+
+def test_without_backfill_the_first_that_does_not_fit_holds_the_others() -> None:
+    small = PendingJob("q", 10, 0, (1,), 1)
+    snapshot = Snapshot((JOB, small), BUSY, (NodeInfo("a", 4),))
+    assert [start.job for start in starts_of(snapshot)] == ["q"]
+    assert starts_of(snapshot, Policy(Backfill.NONE)) == []
+    assert explain(snapshot, NOW, Policy(Backfill.NONE))["q"].constraint is Constraint.RANK
