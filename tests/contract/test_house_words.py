@@ -16,7 +16,7 @@ DANGEROUS = re.compile(
     r"|weights_only\s*=\s*False|\bos\.system\(|\beval\(\s*input|--no-verify"
 )
 MOCKS = re.compile(r"\bunittest\.mock\b|\bMagicMock\b|\bmonkeypatch\.setattr\b")
-PLACES = re.compile(r"/(work|home|root|farm|Users)/[a-z.]|/tmp/[a-z]")
+PLACES = re.compile(r"/(work|home|root|farm|Users)/[a-z.]")
 # Three edges only: what a caller sends, what a loop meets, what a worker raises (and the process that answers for it).
 CATCHES_ALL = re.compile(r"^\s*except\s*(\(?\s*(Base)?Exception\b[^:]*)?:", re.MULTILINE)
 EDGES = re.compile(r"#.*\bedge\b")

@@ -69,3 +69,4 @@ async def test_closing_ends_the_processes(tmp_path: Path) -> None:
     pid = int(await processes.call("helpers.fake_compute:pid", b"", deadline_s=20))
     await processes.close()
     await gone(pid)
+    assert not Path(f"/proc/{pid}").exists()

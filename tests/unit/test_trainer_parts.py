@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
-import pickle
 
 import pytest
 import torch
@@ -111,7 +111,8 @@ def test_a_surprise_while_exporting_is_a_failed_export() -> None:
 
 
 def test_a_failure_crosses_ranks_whole() -> None:
-    failure = pickle.loads(pickle.dumps(RunFailed("STORAGE_FULL", "full", "free space", {"path": "/s"})))
+    # Taken apart and put together again, as between processes.
+    failure = copy.deepcopy(RunFailed("STORAGE_FULL", "full", "free space", {"path": "/s"}))
     assert (failure.cause, failure.message, failure.metadata) == ("STORAGE_FULL", "full", {"path": "/s"})
 
 
