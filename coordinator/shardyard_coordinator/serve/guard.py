@@ -8,6 +8,7 @@ validation, the method itself. An exception's text goes to the log only, under a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -92,6 +93,8 @@ class Guard:
         self._in_flight = InFlight(limits)
         self._streams: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._calls = itertools.count(1)
+        self._run = secrets.token_hex(4)
 
     def drain(self) -> None:
         """Ends every stream, and every one that is still to come, with DRAINING."""
@@ -211,7 +214,7 @@ class Guard:
         if remaining is None or remaining > 3e7:  # grpc gives an endless deadline as a huge one.
             remaining = default_s
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
-        return Call(method.path, LOCAL_PRINCIPAL, secrets.token_hex(8), deadline)
+        return Call(method.path, LOCAL_PRINCIPAL, f"{self._run}-{next(self._calls):x}", deadline)
 
 
 def _authorise(call: Call) -> None:

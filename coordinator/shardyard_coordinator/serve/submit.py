@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
+import random
 import string
-import uuid
 
 from sqlalchemy import Connection
 
@@ -22,6 +21,8 @@ from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store import encode, jobs
 
 DEFAULT_QUEUE = "default"
+# Seeded by the system once: asking the system for every id costs as much as a whole validation.
+_RANDOM = random.Random()
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
@@ -105,7 +106,7 @@ def new_job(
     return NewJob(
         project=project,
         job_id=request.job_id if request.HasField("job_id") else make_id(task),
-        uid=uuid.uuid4().hex,
+        uid=f"{_RANDOM.getrandbits(128):032x}",
         request_id=request.request_id,
         fingerprint=fingerprint,
         display_name=job.display_name,
@@ -146,7 +147,7 @@ def task_of(spec: spec_pb2.JobSpec) -> str:
 
 def make_id(task: str) -> str:
     """Such as `text-classification-ab12cd34`."""
-    return f"{task.replace('_', '-')}-{''.join(secrets.choice(_ALPHABET) for _ in range(8))}"
+    return f"{task.replace('_', '-')}-{''.join(_RANDOM.choices(_ALPHABET, k=8))}"
 
 
 def request_fingerprint(request: job_service_pb2.CreateJobRequest) -> bytes:

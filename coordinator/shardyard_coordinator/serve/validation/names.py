@@ -50,15 +50,12 @@ def parse(kind: str, name: str) -> Name:
 
 def name_complaint(kind: str, name: str) -> str | None:
     """What is wrong with a resource name of the kind; None: nothing."""
-    pattern = PATTERNS[kind]
-    example = re.sub(r"\{attempt\}", "1", re.sub(r"\{step\}", "100", pattern)).replace("{project}", "default")
-    example = re.sub(r"\{(\w+)\}", r"my-\1", example)
+    pattern, shape = PATTERNS[kind], _SHAPES[kind]
     if not name:
-        return f"is missing; give a name `{pattern}`, such as {show(example)}"
+        return f"is missing; give a name `{pattern}`, such as {_example(pattern)}"
     parts = name.split("/")
-    shape = _SHAPES[kind]
     if len(name) > 512 or len(parts) != 2 * len(shape) or tuple(parts[::2]) != shape:
-        return f"{show(name)} is not of the form `{pattern}`; such as {show(example)}"
+        return f"{show(name)} is not of the form `{pattern}`; such as {_example(pattern)}"
     for collection, part in zip(parts[::2], parts[1::2], strict=True):
         if collection == "checkpoints":
             if not _CHECKPOINT.fullmatch(part):
@@ -66,6 +63,11 @@ def name_complaint(kind: str, name: str) -> str | None:
         elif complaint := id_complaint(part):
             return f"{show(name)}: {complaint}"
     return None
+
+
+def _example(pattern: str) -> str:
+    example = pattern.replace("{attempt}", "1").replace("{step}", "100").replace("{project}", "default")
+    return "`" + re.sub(r"\{(\w+)\}", r"my-\1", example) + "`"
 
 
 def project_name(project: str) -> str:
