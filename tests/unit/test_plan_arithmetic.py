@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shardyard.v1 import plan_pb2
 from shardyard_trainer.arithmetic import BatchRefused, deal, nearest_that_works, plan_batch, total_steps
-from shardyard_trainer.memory import Shape, choose_stage, estimate, states
+from shardyard_trainer.memory import Gang, Shape, choose_stage, estimate, states
 
 SMALL = Shape(num_parameters=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5)
 
@@ -98,12 +98,14 @@ def test_states_follow_the_formulas(stage: int, workers: int, bf16: bool, bytes_
     ],
 )
 def test_the_stage_is_a_memory_decision(workers: int, bf16: bool, available: int, stage: int) -> None:
-    assert choose_stage(SMALL, workers=workers, bf16=bf16, available=available) == stage
+    gang = Gang(workers=workers, bf16=bf16, on_gpu=bf16, available=available)
+    assert choose_stage(SMALL, gang) == stage
 
 
 def test_only_states_that_exceed_memory_do_not_fit() -> None:
     def verdict(available: int) -> int:
-        return estimate(SMALL, zero_stage=0, workers=1, bf16=False, positions=4096, available=available).verdict
+        gang = Gang(workers=1, bf16=False, on_gpu=False, available=available)
+        return estimate(SMALL, gang, zero_stage=0, positions=4096).verdict
 
     assert verdict(0) == plan_pb2.MEMORY_VERDICT_UNSPECIFIED
     assert verdict(15 * 10**6) == plan_pb2.MEMORY_VERDICT_NO_FIT

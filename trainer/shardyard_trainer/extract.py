@@ -25,8 +25,7 @@ from shardyard_trainer import forward
 from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.context import Context
 from shardyard_trainer.data.columns import Row
-from shardyard_trainer.data.errors import DataError
-from shardyard_trainer.extraction import FIELD, Extraction, num_shards, read_extraction
+from shardyard_trainer.extraction import Extraction, num_shards, read_extraction
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.model_card import sha256
 from shardyard_trainer.shards import fsync_folder
@@ -39,10 +38,10 @@ def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     extraction.model.model.to(context.gang.device)
     rows = extraction.rows()
     if attempt.plan.num_train_samples and attempt.plan.num_train_samples != len(rows):
-        raise DataError(
+        raise RunFailed(
+            "DATA_CHANGED",
             f"the data has {len(rows)} texts, but had {attempt.plan.num_train_samples} when the job was submitted",
-            field=f"{FIELD}.data",
-            reason="DATA_CHANGED",
+            "submit the job again, or give back the data that it was submitted with",
         )
     folder = _working_folder(attempt, rows)
     total = num_shards(len(rows), extraction.rows_per_shard)
@@ -142,21 +141,20 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
     }
     (folder / "features.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     target = Path(context.attempt.export_dir)
-    building = target.with_name(f".{target.name}.e{context.attempt.epoch:06}")
-    shutil.rmtree(building, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(folder, building)
-    for path in building.iterdir():
+    for path in folder.iterdir():
+        if path.name.startswith("."):  # what an attempt that was killed had begun
+            path.unlink()
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    fsync_folder(building)
+    fsync_folder(folder)
     if target.exists():
         shutil.rmtree(target)
-    building.rename(target)
+    folder.rename(target)
     fsync_folder(target.parent)
     exported = worker_pb2.Exported(path=str(target), model=_describe(target), is_dataset=True)
     context.report(worker_pb2.WorkerEvent(exported=exported))
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe(folder: Path) -> model_service_pb2.Model:

@@ -5,7 +5,7 @@ P parameters, W workers, V vocabulary, D width, L layers; all results in bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shardyard.v1 import plan_pb2
 
@@ -39,6 +39,21 @@ class Shape:
     num_logits: int
     chunk: int
     live_parameters: int
+
+
+@dataclass(frozen=True)
+class Gang:
+    """What the formulas ask of the workers; `available` is what one of them has, 0: not known."""
+
+    workers: int
+    bf16: bool
+    on_gpu: bool
+    available: int
+
+    @property
+    def process(self) -> int:
+        """Bytes of the process itself."""
+        return GPU_PROCESS_BYTES if self.on_gpu else CPU_PROCESS_BYTES
 
 
 @dataclass(frozen=True)
@@ -89,10 +104,10 @@ class Memory:
         )
 
 
-def estimate(shape: Shape, *, zero_stage: int, workers: int, bf16: bool, positions: int, available: int) -> Memory:
+def estimate(shape: Shape, gang: Gang, *, zero_stage: int, positions: int) -> Memory:
     """Memory of one worker that computes `positions` token positions at once."""
-    parameters, gradients, optimizer = states(shape, zero_stage=zero_stage, workers=workers, bf16=bf16)
-    scale = 0.5 if bf16 else 1.0
+    parameters, gradients, optimizer = states(shape, zero_stage=zero_stage, workers=gang.workers, bf16=gang.bf16)
+    scale = 0.5 if gang.bf16 else 1.0
     held = min(positions, shape.chunk) if shape.chunk else positions
     return Memory(
         parameters=parameters,
@@ -100,8 +115,8 @@ def estimate(shape: Shape, *, zero_stage: int, workers: int, bf16: bool, positio
         optimizer=optimizer,
         activations=int(positions * activation_bytes_per_position(shape) * scale),
         logits=LOGIT_TENSORS * 4 * shape.num_logits * held,
-        process=GPU_PROCESS_BYTES if bf16 else CPU_PROCESS_BYTES,
-        available=available,
+        process=gang.process,
+        available=gang.available,
     )
 
 
@@ -132,30 +147,29 @@ def _part(total: int, workers: int) -> int:
     return -(-total // workers)
 
 
-def positions_that_fit(memory: Memory, shape: Shape, *, bf16: bool) -> int | None:
+def positions_that_fit(shape: Shape, gang: Gang, *, zero_stage: int) -> int | None:
     """Token positions whose activations fit beside the states, with the TIGHT margin; None: not known."""
-    if not memory.available:
+    if not gang.available:
         return None
-    room = TIGHT * memory.available - memory.states - memory.process
-    each = activation_bytes_per_position(shape) * (0.5 if bf16 else 1.0)
+    room = TIGHT * gang.available - estimate(shape, gang, zero_stage=zero_stage, positions=0).total
+    each = activation_bytes_per_position(shape) * (0.5 if gang.bf16 else 1.0)
     logits = LOGIT_TENSORS * 4 * shape.num_logits
     if shape.chunk:
         room, logits = room - logits * shape.chunk, 0
     return max(0, int(room / max(each + logits, 1)))
 
 
-def choose_stage(shape: Shape, *, workers: int, bf16: bool, available: int) -> int:
+def choose_stage(shape: Shape, gang: Gang) -> int:
     """The lowest stage whose states fit: a memory decision only.
 
     0 on one worker in fp32, 1 on several; bf16 starts at 1, since DeepSpeed's stage 0 trains bf16 wrongly.
     """
-    base = 0 if workers == 1 and not bf16 else 1
-    if not available or workers == 1:
+    base = 0 if gang.workers == 1 and not gang.bf16 else 1
+    if not gang.available or gang.workers == 1:
         return base
-    empty = Memory(0, 0, 0, 0, 0, GPU_PROCESS_BYTES if bf16 else CPU_PROCESS_BYTES, available)
-    for stage in range(base, 4):
-        weights, gradients, optimizer = states(shape, zero_stage=stage, workers=workers, bf16=bf16)
-        tried = replace(empty, parameters=weights, gradients=gradients, optimizer=optimizer)
-        if tried.total <= TIGHT * available:
-            return stage
-    return 3
+    fitting = (
+        stage
+        for stage in range(base, 4)
+        if estimate(shape, gang, zero_stage=stage, positions=0).total <= TIGHT * gang.available
+    )
+    return next(fitting, 3)

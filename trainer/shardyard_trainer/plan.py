@@ -75,12 +75,13 @@ def _plan_training(
         if source.WhichOneof("source"):
             resolve.fill_source(source, resolve_source(source, call.locations, field=field))
     shape = shape_of(task, spec, call.locations)
-    budget = _Budget(spec, call.node_shape, shape)
-    stage = spec.parallelism.zero_stage if spec.parallelism.HasField("zero_stage") else budget.choose_stage()
+    gang = gang_of(spec, call.node_shape)
+    parallelism = spec.parallelism
+    stage = parallelism.zero_stage if parallelism.HasField("zero_stage") else memory.choose_stage(shape, gang)
     length = _longest_sample(task)
     optimization = spec.optimization
-    batch, steps = _batch_and_steps(spec, task, most_at_once=budget.positions_at_once(stage) // length)
-    need = budget.memory(stage, positions=batch.micro_batch_size * length)
+    batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, stage) // length)
+    need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length)
     if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
         raise _does_not_fit(spec, need, shape.num_parameters, stage)
     every = None
@@ -92,10 +93,10 @@ def _plan_training(
     config = deepspeed_config(
         zero_stage=stage,
         clip=optimization.clip,
-        precision="bf16" if budget.bf16 else "fp32",
+        precision="bf16" if gang.bf16 else "fp32",
         micro_batch_size=batch.micro_batch_size,
         workers=batch.workers,
-        on_gpu=budget.on_gpu,
+        on_gpu=gang.on_gpu,
     )
     return plan_pb2.JobPlan(
         resolved_spec=spec,
@@ -108,39 +109,26 @@ def _plan_training(
         num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
         num_train_tokens=task.train.num_tokens,
         labels=list(task.export_config().get("labels") or ()),
-        checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=budget.bf16),
+        checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
         warnings=_warnings(spec, task, need, steps),
         slots=slots_of(spec),
     )
 
 
-class _Budget:
-    """The memory of one worker, and what it is spent on."""
+def gang_of(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> memory.Gang:
+    """The workers as the memory formulas see them."""
+    return memory.Gang(
+        workers=spec.resources.workers,
+        bf16=spec.optimization.precision == spec_pb2.PRECISION_BF16,
+        on_gpu=spec.resources.gpus_per_worker > 0,
+        available=memory_of_worker(spec, node),
+    )
 
-    def __init__(self, spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, shape: memory.Shape) -> None:
-        self.workers = spec.resources.workers
-        self.on_gpu = spec.resources.gpus_per_worker > 0
-        self.bf16 = spec.optimization.precision == spec_pb2.PRECISION_BF16
-        self.available = memory_of_worker(spec, node)
-        self._shape = shape
 
-    def choose_stage(self) -> int:
-        return memory.choose_stage(self._shape, workers=self.workers, bf16=self.bf16, available=self.available)
-
-    def positions_at_once(self, stage: int) -> int:
-        most = GPU_POSITIONS_AT_ONCE if self.on_gpu else CPU_POSITIONS_AT_ONCE
-        fitting = memory.positions_that_fit(self.memory(stage, positions=0), self._shape, bf16=self.bf16)
-        return most if fitting is None else min(most, fitting)
-
-    def memory(self, stage: int, *, positions: int) -> memory.Memory:
-        return memory.estimate(
-            self._shape,
-            zero_stage=stage,
-            workers=self.workers,
-            bf16=self.bf16,
-            positions=positions,
-            available=self.available,
-        )
+def _positions_at_once(shape: memory.Shape, gang: memory.Gang, stage: int) -> int:
+    most = GPU_POSITIONS_AT_ONCE if gang.on_gpu else CPU_POSITIONS_AT_ONCE
+    fitting = memory.positions_that_fit(shape, gang, zero_stage=stage)
+    return most if fitting is None else min(most, fitting)
 
 
 def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:

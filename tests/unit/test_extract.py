@@ -1,0 +1,106 @@
+"""A feature extraction goes on where an attempt left off, and takes nothing of other data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from helpers.tiny_folders import save_folder
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer import extraction
+from shardyard_trainer.context import Context
+from shardyard_trainer.extract import run
+from shardyard_trainer.failures import RunFailed
+from shardyard_trainer.gang import Gang
+from shardyard_trainer.report import PrintingReporter
+
+
+class Recorder(PrintingReporter):
+    """Keeps the events; its directive is what the test says after so many progress events."""
+
+    def __init__(self, *, stop_after: int | None = None) -> None:
+        super().__init__(io.StringIO())
+        self.events: list[worker_pb2.WorkerEvent] = []
+        self._stop_after = stop_after
+
+    def emit(self, event: worker_pb2.WorkerEvent, *, durable: bool = False) -> None:
+        self.events.append(event)
+        made = [each for each in self.events if each.WhichOneof("payload") == "progress"]
+        if self._stop_after is not None and len(made) >= self._stop_after:
+            self.directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason="CANCELLED")
+
+    def kinds(self) -> list[str]:
+        return [event.WhichOneof("payload") or "" for event in self.events]
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> worker_pb2.AttemptSpec:
+    monkeypatch.setitem(extraction.ROWS_PER_SHARD, spec_pb2.FeatureExtraction.OUTPUT_POOLED, 4)
+    save_folder(tmp_path / "model", "BertModel")
+    (tmp_path / "texts.txt").write_text("\n".join(["the dog", "a cat", "my film"] * 6) + "\n")
+    spec = spec_pb2.JobSpec(
+        feature_extraction=spec_pb2.FeatureExtraction(data=spec_pb2.DataSource(uri=str(tmp_path / "texts.txt"))),
+        model=spec_pb2.ModelSource(uri=str(tmp_path / "model")),
+    )
+    return worker_pb2.AttemptSpec(
+        epoch=1,
+        spec=spec,
+        locations=worker_pb2.Locations(data_roots=[str(tmp_path)], cache_dir=str(tmp_path / "cache")),
+        job_dir=str(tmp_path / "job"),
+        export_dir=str(tmp_path / "datasets" / "uid"),
+    )
+
+
+def extract(attempt: worker_pb2.AttemptSpec, reporter: Recorder) -> Recorder:
+    gang = Gang(rank=0, world_size=1, device=torch.device("cpu"))
+    run(attempt, Context(attempt=attempt, gang=gang, reporter=reporter, trace=lambda name: None))
+    return reporter
+
+
+def working_files(attempt: worker_pb2.AttemptSpec) -> dict[str, Any]:
+    return {path.name: path.stat().st_mtime_ns for path in Path(attempt.job_dir).rglob("*.parquet")}
+
+
+def test_a_stopped_extraction_goes_on_without_making_a_file_twice(attempt: worker_pb2.AttemptSpec) -> None:
+    first = extract(attempt, Recorder(stop_after=1))
+    assert first.kinds()[-1] == "stopped"
+    made = working_files(attempt)
+    assert sorted(made) == ["features-000000.parquet", "features-000001.parquet"]
+    (next(Path(attempt.job_dir).glob("features-*")) / ".features-000003.parquet.1").write_bytes(b"half")
+    attempt.epoch = 2
+    second = extract(attempt, Recorder())
+    resumed = next(event.resumed for event in second.events if event.WhichOneof("payload") == "resumed")
+    assert resumed.step == 2
+    assert second.kinds()[-1] == "exported"
+    folder = Path(attempt.export_dir)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *(f"features-{index:06}.parquet" for index in range(5)),
+        "features.json",
+    ]
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [row["row"] for row in rows] == list(range(18))
+    assert rows[0]["vector"] == pytest.approx(rows[3]["vector"], abs=1e-5)
+    assert {file.path for file in second.events[-1].exported.model.files} == {path.name for path in folder.iterdir()}
+    assert not working_files(attempt)
+
+
+def test_files_of_other_data_are_not_taken(attempt: worker_pb2.AttemptSpec, tmp_path: Path) -> None:
+    extract(attempt, Recorder(stop_after=1))
+    (tmp_path / "texts.txt").write_text("very good\n")
+    done = extract(attempt, Recorder())
+    assert next(event.resumed.step for event in done.events if event.HasField("resumed")) == 0
+    assert [path.name for path in Path(attempt.export_dir).glob("*.parquet")] == ["features-000000.parquet"]
+
+
+def test_data_that_changed_since_the_plan_is_refused(attempt: worker_pb2.AttemptSpec) -> None:
+    attempt.plan.CopyFrom(plan_pb2.JobPlan(num_train_samples=17))
+    with pytest.raises(RunFailed) as failed:
+        extract(attempt, Recorder())
+    assert failed.value.cause == "DATA_CHANGED"
+    assert not Path(attempt.export_dir).exists()
