@@ -1,0 +1,130 @@
+"""A whole coordinator as a process: how it starts, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from pydantic import ValidationError
+
+from shardyard.v1 import job_service_pb2, job_service_pb2_grpc
+from shardyard_coordinator.settings import Settings, is_loopback
+
+MAIN = [sys.executable, "-m", "shardyard_coordinator.main"]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "SHARDYARD_STATE_DIR": str(folder),
+        "SHARDYARD_LISTEN": "127.0.0.1:0",
+        "SHARDYARD_LAUNCHER": "local",
+        **more,
+    }
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A coordinator and its address."""
+    process = subprocess.Popen(MAIN, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "next: " in line and line.rstrip().endswith("shardyard submit FILE.yaml"), line
+        yield process, line.split("serves on ")[1].split(";")[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    folder = tmp_path_factory.mktemp("state")
+    with running(folder) as (process, address):
+        yield process, address, folder
+
+
+def test_it_serves_and_says_where(coordinator: tuple[subprocess.Popen[str], str, Path]) -> None:
+    process, address, folder = coordinator
+    assert json.loads((folder / "coordinator.json").read_text()) == {"pid": process.pid, "address": address}
+    with grpc.insecure_channel(address) as channel:
+        stub = job_service_pb2_grpc.JobServiceStub(channel)
+        assert not stub.ListJobs(job_service_pb2.ListJobsRequest(parent="projects/default"), timeout=10).jobs
+
+
+def test_it_listens_on_loopback_alone_and_is_small(coordinator: tuple[subprocess.Popen[str], str, Path]) -> None:
+    process = psutil.Process(coordinator[0].pid)
+    listening = [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert [ip.removeprefix("::ffff:") for ip in listening] == ["127.0.0.1"]
+    assert process.memory_info().rss < 150 * 1024 * 1024
+
+
+def test_a_second_coordinator_on_the_store_exits_75(coordinator: tuple[subprocess.Popen[str], str, Path]) -> None:
+    process, _, folder = coordinator
+    second = subprocess.run(MAIN, env=environment(folder), capture_output=True, text=True, timeout=60)
+    assert second.returncode == 75 and str(process.pid) in second.stderr
+
+
+def test_a_taken_address_exits_69(coordinator: tuple[subprocess.Popen[str], str, Path], tmp_path: Path) -> None:
+    taken = environment(tmp_path, SHARDYARD_LISTEN=coordinator[1])
+    second = subprocess.run(MAIN, env=taken, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 69 and coordinator[1] in second.stderr
+
+
+def test_sigterm_ends_it_in_order_and_nothing_is_left(tmp_path: Path) -> None:
+    with running(tmp_path) as (process, _):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert not (tmp_path / "coordinator.json").exists()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+
+
+def test_another_address_than_loopback_is_refused_without_insecure(tmp_path: Path) -> None:
+    open_to_all = environment(tmp_path, SHARDYARD_LISTEN="0.0.0.0:0")
+    refused = subprocess.run(MAIN, env=open_to_all, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 78 and "--insecure" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"listen": "192.168.1.5:7400"}, "loopback"),
+        ({"listen": ":7400"}, "loopback"),
+        ({"data_roots": ("data",)}, "absolute"),
+        ({"projects": "Upper"}, "upper case"),
+        ({"cpus": 0}, "greater than"),
+        ({"launcher": "slurm"}, "ray"),
+        ({"nonsense": 1}, "not permitted"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, object], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        Settings(**changes)  # type: ignore[arg-type]
+
+
+def test_settings_come_by_keyword_then_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHARDYARD_DATA_ROOTS", "/data, /more")
+    monkeypatch.setenv("SHARDYARD_STATE_DIR", str(tmp_path))
+    settings = Settings(projects=("team",))  # type: ignore[arg-type]
+    assert settings.data_roots == ("/data", "/more") and settings.projects == ("default", "team")
+    assert settings.storage == tmp_path / "storage" and settings.listen == "127.0.0.1:7400"
+    assert Settings(listen="0.0.0.0:1", insecure=True).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("", False), ("example.org", False)]
+)
+def test_loopback_is_told_from_the_rest(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
