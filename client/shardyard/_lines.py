@@ -124,4 +124,12 @@ def _why(failure: types.FailureReport | None) -> str:
         return ""
     rank = "" if failure.rank is None else f" on rank {failure.rank}"
     step = "" if failure.step is None else f" at step {failure.step:,}"
-    return f" ({failure.reason}{rank}{step}: {failure.message} {failure.next_step})".replace(" )", ")")
+    return f" ({failure.reason}{rank}{step}: {sentences(failure.message, failure.next_step)})"
+
+
+def sentences(*parts: str) -> str:
+    """What is not empty as one text: a part that does not end as a sentence is set off from the next."""
+    made = ""
+    for part in filter(None, parts):
+        made += part if not made else f" {part}" if made.endswith((".", "!", "?")) else f"; {part}"
+    return made

@@ -7,7 +7,7 @@ Scalars keep their text until the field's type is known: `labels: [no, yes]` are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,27 @@ class SpecFile:
     path: Path
     data: dict[str, Any]
     lines: dict[str, int]
+    changed: Collection[str] = frozenset()
 
     def draft(self, *, project: str, overrides: Sequence[str] = ()) -> Draft:
         """The job, with `path=value` overrides applied; paths in it are relative to the file.
 
         Raises: InvalidArgument with everything that is wrong, each with field path and line.
         """
-        data = self.data
+        source = self
         for override in overrides:
-            data = overridden(data, override)
+            source = source.with_data(overridden(source.data, override))
         try:
-            return draft_job(data, base=self.path.parent, project=project)
+            return draft_job(source.data, base=self.path.parent, project=project)
         except InvalidArgument as error:
-            raise self.located(error) from None
+            raise source.located(error) from None
+
+    def with_data(self, data: dict[str, Any]) -> SpecFile:
+        """The same file with other data on top: what differs has no line any more."""
+        changed = set(_differences(self.data, data, ""))
+        return SpecFile(
+            self.path, data, {path: line for path, line in self.lines.items() if path not in changed}, changed
+        )
 
     def located(self, error: InvalidArgument) -> InvalidArgument:
         """The error with the line of each field that stands in the file; also for what the service refused."""
@@ -58,6 +66,8 @@ class SpecFile:
         """` (file.yaml:12)`: the line of the field, or of the nearest field above it."""
         path = _snake(field)
         while path:
+            if path in self.changed:
+                return " (from the command line)"
             if path in self.lines:
                 return f" ({self.path.name}:{self.lines[path]})"
             path = re.sub(r"(\.[^.\[]*|\[[^\]]*\])$", "", path) if re.search(r"[.\[]", path) else ""
@@ -125,6 +135,17 @@ def _with(data: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
     key = next((known for known in here if _snake(known) == _snake(keys[0])), keys[0])
     here[key] = value if len(keys) == 1 else _with(here.get(key), keys[1:], value)
     return here
+
+
+def _differences(before: Any, after: Any, path: str) -> Iterator[str]:
+    """Paths of the fields that are new or other in `after`."""
+    for key, value in after.items():
+        inner = f"{path}.{_snake(key)}" if path else _snake(key)
+        old = before.get(key) if isinstance(before, dict) else None
+        if isinstance(value, dict):
+            yield from _differences(old, value, inner)
+        elif value != old:
+            yield inner
 
 
 class _NodeReader:

@@ -12,6 +12,7 @@ from shardyard._async import runtime
 from shardyard._async.connection import AsyncConnection
 from shardyard._async.resources import AsyncDataset, AsyncModel, pages
 from shardyard._convert import read, read_event
+from shardyard._lines import sentences
 from shardyard._names import last_part
 from shardyard._requests import event_kinds
 from shardyard.errors import (
@@ -274,7 +275,7 @@ def _job_error(info: JobInfo) -> JobFailed | JobCancelled:
     if info.state == "cancelled":
         return JobCancelled(f"{info.name} was cancelled", job=info.name, reason="CANCELLED", info=info)
     reason = failure.reason if failure else "UNKNOWN"
-    words = f"{failure.message} {failure.next_step}".strip() if failure else "no report was left"
+    words = sentences(failure.message, failure.next_step) if failure else "no report was left"
     return JobFailed(f"{info.name} failed: {reason}: {words}", job=info.name, reason=reason, info=info)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from shardyard._convert import read, read_event
+from shardyard._lines import sentences
 from shardyard._names import last_part
 from shardyard._requests import event_kinds
 from shardyard._sync import runtime
@@ -271,7 +272,7 @@ def _job_error(info: JobInfo) -> JobFailed | JobCancelled:
     if info.state == "cancelled":
         return JobCancelled(f"{info.name} was cancelled", job=info.name, reason="CANCELLED", info=info)
     reason = failure.reason if failure else "UNKNOWN"
-    words = f"{failure.message} {failure.next_step}".strip() if failure else "no report was left"
+    words = sentences(failure.message, failure.next_step) if failure else "no report was left"
     return JobFailed(f"{info.name} failed: {reason}: {words}", job=info.name, reason=reason, info=info)
 
 

@@ -234,16 +234,24 @@ def _resource(client: Client, name: str) -> Any:
 
 def _show(info: Any, *, json: bool) -> None:
     """A model or data set with its files."""
-    from shardyard._lines import size
+    from shardyard._lines import metrics_line, size
     from shardyard.cli.output import print_json, print_pairs
     from shardyard.cli.plain import to_plain
 
     if json:
         print_json(to_plain(info))
         return
-    skipped = ("files", "create_time", "size_bytes", "uid")
-    plain = {key: value for key, value in to_plain(info).items() if key not in skipped}
-    print_pairs([(key, str(value)) for key, value in plain.items() if value])
+    rows = []
+    for key, value in to_plain(info).items():
+        if key in ("files", "create_time", "size_bytes", "uid") or not value:
+            continue
+        words = (
+            metrics_line(value) if isinstance(value, dict) else ", ".join(value) if isinstance(value, list) else value
+        )
+        rows.append(
+            (key.replace("_", " ").removeprefix("num "), f"{words:,}" if isinstance(words, int) else str(words))
+        )
+    print_pairs(rows)
     for file in info.files:
         print(f"  {size(file.size_bytes):>10}  {file.path}")
 

@@ -42,7 +42,7 @@ def list_jobs(
 
 def get(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
     """Show a job: what it is, how far it is, what it left."""
-    from shardyard._lines import printable
+    from shardyard._lines import printable, sentences
     from shardyard.cli.output import print_json, print_pairs
     from shardyard.cli.plain import to_plain
 
@@ -62,7 +62,7 @@ def get(job: JobName, address: Address = None, project: Project = "default", jso
             ("step", _step(info)),
             ("loss", _loss(info)),
             ("evaluation", _numbers(info)),
-            ("failure", f"{failure.reason}: {failure.message} {failure.next_step}" if failure else ""),
+            ("failure", f"{failure.reason}: {sentences(failure.message, failure.next_step)}" if failure else ""),
             ("attempts", str(info.attempt_count)),
             ("checkpoint", info.latest_checkpoint),
             ("model", info.model),

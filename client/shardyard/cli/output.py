@@ -39,7 +39,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
         print(empty)
         return
     wide = None if sys.stdout.isatty() else 200  # A pipe has no width: lines are not to be folded at 80.
-    Console(highlight=False, width=wide).print(table)
+    console = Console(highlight=False, width=wide)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():  # Every cell is filled up to its column's width, the last one too.
+        print(line.rstrip())
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:

@@ -111,12 +111,10 @@ def _draft(
     try:
         source = read_spec_file(file) if file is not None else None
         data = flags.merged(source.data if source else {})
-        if source is not None:
-            draft = dataclasses.replace(source, data=data).draft(project=project, overrides=sets)
-        else:
-            for override in sets:
-                data = overridden(data, override)
-            draft = draft_job(data, base=Path.cwd(), project=project)
+        for override in sets:
+            data = overridden(data, override)
+        source = source.with_data(data) if source else None
+        draft = source.draft(project=project) if source else draft_job(data, base=Path.cwd(), project=project)
     except InvalidArgument as error:
         raise UsageError.of(error) from None
     return source, dataclasses.replace(draft, job_id=job_id) if job_id is not None else draft

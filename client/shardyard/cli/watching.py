@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,7 +87,7 @@ class _LiveView:
         self._progress: Any = None
         self._losses: list[float] = []
         self._evaluation: Any = None
-        self._since = time.monotonic()
+        self._phase = ""
         self._live = Live(console=Console(highlight=False), refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> _LiveView:
@@ -103,10 +102,15 @@ class _LiveView:
         from rich.text import Text
 
         from shardyard._lines import printable
+        from shardyard.types import PhaseStarted
 
+        self._phase = ""
         if event.progress is not None:
             self._progress = event.progress
             self._losses.append(event.progress.loss)
+            return
+        if isinstance(event.data, PhaseStarted):
+            self._phase = event.data.phase
             return
         self._state = event.state or self._state
         self._evaluation = event.evaluation or self._evaluation
@@ -120,7 +124,8 @@ class _LiveView:
         from shardyard._lines import curve, metrics_line, span
 
         table = Table.grid(padding=(0, 2))
-        table.add_row(Text(self._job.id, style="bold"), Text(self._state, style="cyan"))
+        phase = f" · {self._phase}" if self._phase else ""
+        table.add_row(Text(self._job.id, style="bold"), Text(f"{self._state}{phase}", style="cyan"))
         progress = self._progress
         if progress is None:
             return table
