@@ -24,7 +24,7 @@ from shardyard.specs import (
 )
 
 WORKERS = 2
-SMALL_GPT2 = Architecture("gpt2", {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 64})
+SMALL_GPT2 = Architecture("gpt2", {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 64}, dropout=0.0)
 SEED = 0
 
 
