@@ -135,6 +135,7 @@ class ScriptedLauncher:
         self.unreachable = False
         self.duplicate = False
         self.ignores_directives = True
+        self.kills_fail = False
 
     async def start(self) -> None:
         return None
@@ -184,6 +185,8 @@ class ScriptedLauncher:
 
     async def kill(self, key: AttemptKey) -> None:
         self._reach()
+        if self.kills_fail:
+            raise Unreachable("scripted not to confirm")
         self.killed.append(key)
         gang = self.gangs.get(key)
         if gang is not None:

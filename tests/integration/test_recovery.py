@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from helpers.core import assert_dense, new_job, running_core, shown, states
+from helpers.crashing_run import SPEC, run_with_checkpoints
 from helpers.repository import ROOT
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.records import CheckpointState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace, SystemClock
+from shardyard_coordinator.store import checkpoints
 from shardyard_coordinator.store.failures import StoreBroken, StoreLocked, StoreTooNew
 from shardyard_coordinator.store.store import open_store
 
@@ -34,6 +37,8 @@ POINTS = [
     "events.committed",
     "events.acked",
     "terminal.committed",
+    "delete.recorded",
+    "delete.unlinked",
     "lease.taken",
     "migration.applied",
 ]
@@ -45,13 +50,17 @@ async def test_a_coordinator_killed_at_any_point_goes_on_when_it_starts_again(tm
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     child = await asyncio.create_subprocess_exec(*script, env=environment, cwd=ROOT)
     assert await asyncio.wait_for(child.wait(), 60) == -signal.SIGKILL
-    launcher = ScriptedLauncher(script=whole_run)
+    launcher = ScriptedLauncher(script=run_with_checkpoints)
     async with running_core(tmp_path, launcher) as core:
-        job = await core.submit(new_job(request_id="r-1", fingerprint=b"same"))
+        job = await core.submit(new_job(spec=SPEC, request_id="r-1", fingerprint=b"same"))
         job = await core.until(job.uid, JobState.SUCCEEDED)
         log = await core.events(job.uid)
         told = await core.attempts(job.uid)
         assert len(await core.all_jobs()) == 1
+        await core.collector.retention.sweep()
+        left = await core.store.read(lambda conn: checkpoints.list_checkpoints(conn, job.uid))
+    assert all(Path(each.path).exists() for each in left if each.state is CheckpointState.COMMITTED and each.step < 3)
+    assert not any(each.state is CheckpointState.DELETING for each in left)
     assert_dense(log)
     assert states(log)[-1] == "SUCCEEDED" and states(log).count("SUCCEEDED") == 1
     assert [attempt.epoch for attempt in told] == list(range(1, job.epoch + 1))
@@ -112,6 +121,19 @@ async def test_a_cancel_that_was_recorded_is_carried_out_by_the_next_start(tmp_p
     async with running_core(tmp_path, launcher) as core:
         job = await core.until(job.uid, JobState.CANCELLED)
     assert job.epoch == 1
+
+
+async def test_a_failure_that_was_recorded_without_its_end_is_ended_after_the_next_start(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        launcher.newest().failure("DATA_ERROR")
+        launcher.newest().progress(1)
+        await core.when(job.uid, lambda job: job.last_step == 1)
+    async with running_core(tmp_path, launcher, failure_grace_s=0.05) as core:
+        job = await core.until(job.uid, JobState.FAILED)
+    assert job_pb2.FailureReport.FromString(job.failure).reason == "DATA_ERROR"
 
 
 async def test_a_second_coordinator_on_the_store_is_refused_and_told_by_whom(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from helpers.core import Core, assert_dense, new_job, running_core, states
-from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 
 TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
@@ -40,6 +41,21 @@ async def test_a_gang_is_told_to_stop_and_cancelled_once_it_has(tmp_path: Path, 
     assert states(log)[-2:] == ["CANCELLING", "CANCELLED"]
     assert [each.reason for each in launcher.newest().directives] == ["CANCELLED"]
     assert attempt.state is AttemptState.ENDED and not attempt.failure and not job.failure
+
+
+async def test_a_job_that_recovers_is_cancelled_once_its_gang_is_confirmed_gone(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, poll_s=0.02) as core:
+        job = await _brought_to(core, launcher, JobState.RUNNING)
+        launcher.kills_fail = True
+        launcher.newest().die()
+        await core.until(job.uid, JobState.RECOVERING)
+        asked = await core.cancel(job)
+        assert asked.state is JobState.CANCELLING
+        launcher.kills_fail = False
+        job = await core.until(job.uid, *TERMINAL)
+        log = await core.events(job.uid)
+    assert states(log)[-3:] == ["RECOVERING", "CANCELLING", "CANCELLED"]
 
 
 async def test_a_gang_that_does_not_listen_is_ended_by_force(tmp_path: Path) -> None:
@@ -113,12 +129,12 @@ async def test_a_failed_gang_that_does_not_end_is_ended_by_force(tmp_path: Path)
     assert job_pb2.FailureReport.FromString(job.failure).reason == "DATA_ERROR"
 
 
-def _fail(gang: object) -> None:
-    gang.failure("USER_CONFIG")  # type: ignore[attr-defined]
-    gang.ended(ok=False)  # type: ignore[attr-defined]
+def _fail(gang: ScriptedGang) -> None:
+    gang.failure("USER_CONFIG")
+    gang.ended(ok=False)
 
 
-async def _brought_to(core: Core, launcher: ScriptedLauncher, state: JobState) -> object:
+async def _brought_to(core: Core, launcher: ScriptedLauncher, state: JobState) -> JobRecord:
     job = await core.submit(new_job())
     await core.when(job.uid, lambda job: bool(launcher.gangs) and job.state is not JobState.QUEUED)
     gang = launcher.newest()

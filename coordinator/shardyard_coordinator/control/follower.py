@@ -78,6 +78,7 @@ class Follower:
         """Makes sure that the gang is there; False: the attempt has ended."""
         job, attempt = await self._store.read(self._load)
         self._after = attempt.high_water
+        self._watch_times(job, attempt)
         if attempt.state is AttemptState.ENDED:
             return False
         if attempt.state is not AttemptState.STARTING:
@@ -194,16 +195,15 @@ class Follower:
         if recorded.ended is not None:
             self._trace.point("terminal.committed")
             return True
-        self._watch_times(recorded)
+        self._watch_times(recorded.job, recorded.attempt)
         return False
 
-    def _watch_times(self, recorded: Recorded) -> None:
+    def _watch_times(self, job: JobRecord, attempt: AttemptRecord) -> None:
         """Deadlines run on the monotonic clock; the wall only tells how long an earlier life has run already."""
         now_s = self._clock.monotonic_s()
-        job = recorded.job
         if job.state is not JobState.PREPARING:
             self._start_by_s = 0.0
-        if recorded.attempt.failure and self._end_by_s is None:
+        if attempt.failure and self._end_by_s is None:
             self._end_by_s = now_s + self._settings.failure_grace_s
         limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
         if limit_s and job.start_us and self._run_by_s is None:

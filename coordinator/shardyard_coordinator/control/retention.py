@@ -45,6 +45,8 @@ class Retention:
         self._due: set[str] = set()
         self._deleted: set[str] = set()
         self._wake = asyncio.Event()
+        # What one pass removes, another would find gone.
+        self._alone = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -94,8 +96,9 @@ class Retention:
 
     async def thin(self, job_uid: str) -> None:
         """Removes the checkpoints that a job keeps no longer: all but the newest, and the best."""
-        for record in await self._store.write(lambda conn: self._choose(conn, job_uid), SYSTEM):
-            await self._remove(record)
+        async with self._alone:
+            for record in await self._store.write(lambda conn: self._choose(conn, job_uid), SYSTEM):
+                await self._remove(record)
 
     def _choose(self, conn: Connection, job_uid: str) -> list[CheckpointRecord]:
         job = jobs.get_job_by_uid(conn, job_uid)
@@ -134,6 +137,10 @@ class Retention:
 
     async def remove_checkpoints_of(self, job_uid: str) -> None:
         """Removes the checkpoints of a deleted job at once; its logs stay until it is purged."""
+        async with self._alone:
+            await self._remove_checkpoints_of(job_uid)
+
+    async def _remove_checkpoints_of(self, job_uid: str) -> None:
         folder = self._settings.job_dir(job_uid)
         found = await asyncio.to_thread(lambda: sorted(folder.glob("e*/step-*")))
         for each in found:
@@ -141,6 +148,10 @@ class Retention:
 
     async def sweep(self) -> None:
         """Finishes what was begun, purges what is over, and removes what belongs to nothing."""
+        async with self._alone:
+            await self._sweep()
+
+    async def _sweep(self) -> None:
         for record in await self._store.read(checkpoints.deleting_checkpoints):
             await self._remove(record)
         for job in await self._store.read(jobs.deleted_jobs):
@@ -157,7 +168,7 @@ class Retention:
 
     async def _purge(self, job_uid: str, deleted_us: int) -> None:
         """Events and logs go a day after the deletion; the row goes when its request id may be forgotten."""
-        await self.remove_checkpoints_of(job_uid)
+        await self._remove_checkpoints_of(job_uid)
         age_s = (self._clock.now_us() - deleted_us) / 1e6
         if age_s < _DAY_S:
             return
