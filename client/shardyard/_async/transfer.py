@@ -106,7 +106,7 @@ def _upload_delay(error: RequestError, patience: Patience) -> float:
     Raises: the error where it may not.
     """
     if isinstance(error, Aborted) and error.reason == "UPLOAD_IN_PROGRESS":
-        return 1.0  # Somebody sends the very same files: wait for them.
+        return error.retry_after or 1.0  # Somebody sends the very same files: wait for them.
     if isinstance(error, DataLoss) and error.reason == "CRC_MISMATCH":
         return 0.0
     return patience.after(error)

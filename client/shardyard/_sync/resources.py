@@ -107,7 +107,7 @@ class Model:
         self._connection.call(self._connection.models.DeleteModel, request)
 
     def _ask(self, method: Any, request: Any, instances: list[Any], start: int, field: str) -> list[Any]:
-        """The answers to one batch, in halves where they would be too large for one message."""
+        """The answers to one batch, in parts where they would be too large for one message."""
         del request.instances[:]
         request.instances.extend(instances)
         try:
@@ -117,9 +117,12 @@ class Model:
         except ResourceExhausted as error:
             if error.reason != "RESPONSE_TOO_LARGE" or len(instances) == 1:
                 raise
-        half = len(instances) // 2
-        first = self._ask(method, request, instances[:half], start, field)
-        return first + self._ask(method, request, instances[half:], start + half, field)
+            fits = int(error.metadata.get("fits", 0)) or len(instances) // 2
+        answers: list[Any] = []
+        size = min(fits, len(instances) - 1)
+        for at in range(0, len(instances), size):
+            answers += self._ask(method, request, instances[at : at + size], start + at, field)
+        return answers
 
 
 class Dataset:
