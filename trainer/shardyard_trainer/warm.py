@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel  # Its import takes seconds: a process is warm only once it has it.
 
 from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError
@@ -40,7 +41,7 @@ class WarmModel:
 
     folder: ModelFolder
     tokenizer: Any
-    model: nn.Module
+    model: PreTrainedModel
     head: nn.Linear | None
     is_causal: bool
     longest: int | None
@@ -49,15 +50,13 @@ class WarmModel:
     @property
     def backbone(self) -> nn.Module:
         """The part that gives `last_hidden_state`."""
-        model: Any = self.model
-        backbone: nn.Module = model.base_model
+        backbone: nn.Module = self.model.base_model
         return backbone
 
     @property
     def width(self) -> int:
         """Numbers in one token's vector."""
-        config: Any = self.model.config
-        return int(config.hidden_size)
+        return int(self.model.config.hidden_size)
 
 
 class ModelCache:
