@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,10 @@ def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
 def train_tokenizer(
     wanted: spec_pb2.TrainedTokenizer, texts: Iterable[str], special: SpecialTokens
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on the texts, the same for the same texts. Raises SpecError for a size too small."""
+    """A tokenizer trained on the texts, which are gone through up to twice; the same texts give the same tokenizer.
+
+    UNIGRAM may differ in pieces of equal score that only just came in. Raises SpecError for a size too small.
+    """
     algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
     size = wanted.vocab_size if wanted.HasField("vocab_size") else DEFAULT_VOCAB_SIZE
     check_trained(wanted)
@@ -95,7 +98,7 @@ def train_tokenizer(
         spec_pb2.TrainedTokenizer.ALGORITHM_UNIGRAM: _unigram,
         spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS: _characters,
     }[algorithm]
-    backend = build(iter(texts), size, special)
+    backend = build(texts, size, special)
     if special.cls and special.sep:
         _add_frame(backend, special)
     roles = {f"{role}_token": token for role, token in special._asdict().items() if token}
@@ -181,7 +184,8 @@ def _load(folder: Path, field: str) -> Any:
     except (ValueError, OSError, KeyError, ImportError, TypeError, AttributeError) as first:
         # Without a config.json beside it transformers does not know the class; the file itself says all that is needed.
         if not (folder / "tokenizer.json").is_file():
-            raise SpecError(field, "MODEL_INVALID", f"the tokenizer does not load: {_one_line(first)}") from None
+            message = f"no tokenizer.json, and without it: {_one_line(first)}; save it with save_pretrained"
+            raise SpecError(field, "TOKENIZER_MISSING", message) from None
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
@@ -192,7 +196,7 @@ def _one_line(error: Exception) -> str:
     return shorten(" ".join(str(error).split()))
 
 
-def _byte_bpe(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
+def _byte_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
     backend = Tokenizer(backends.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -202,33 +206,52 @@ def _byte_bpe(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokeni
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(iter(texts), trainer)
     return backend
 
 
-def _wordpiece(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
-    backend = Tokenizer(backends.WordPiece(unk_token=special.unk))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+def _wordpiece(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    characters = {c for text in texts for c in normalizer.normalize_str(text) if not c.isspace()}
+    # The library numbers the continuing characters in the order of a hash table, another one in every run, and breaks
+    # ties by number: named beforehand, they have theirs. The vocabulary is then put into a tokenizer to which they
+    # are no special tokens.
+    pinned = [f"##{c}" for c in sorted(characters)]
+    trained = Tokenizer(backends.WordPiece(unk_token=special.unk))
+    trained.normalizer = normalizer
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names = [*special.names(), *pinned]
+    trainer = training.WordPieceTrainer(vocab_size=size, special_tokens=names, show_progress=False)
+    trained.train_from_iterator(iter(texts), trainer)
+    backend = Tokenizer(backends.WordPiece(trained.get_vocab(), unk_token=special.unk))
+    backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    trainer = training.WordPieceTrainer(vocab_size=size, special_tokens=special.names(), show_progress=False)
-    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens(special.names())
     return backend
 
 
-def _unigram(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
-    backend = Tokenizer(backends.Unigram())
-    backend.normalizer = normalizers.NFKC()
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
+def _unigram(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
+    trained = Tokenizer(backends.Unigram())
+    trained.normalizer = normalizers.NFKC()
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = training.UnigramTrainer(
         vocab_size=size, special_tokens=special.names(), unk_token=special.unk, show_progress=False
     )
-    backend.train_from_iterator(texts, trainer)
+    trained.train_from_iterator(iter(texts), trainer)
+    # Pieces of equal score come in another order in every run, and the scores' last bits depend on threads.
+    pieces = [(piece, round(score, 6)) for piece, score in json.loads(trained.to_str())["model"]["vocab"]]
+    first = [(token, 0.0) for token in special.names()]
+    ordinary = sorted((p for p in pieces if p[0] not in special), key=lambda piece: (-piece[1], piece[0]))
+    backend = Tokenizer(backends.Unigram([*first, *ordinary], unk_id=special.names().index(special.unk)))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(special.names())
     return backend
 
 
-def _characters(texts: Iterator[str], size: int, special: SpecialTokens) -> Tokenizer:
+def _characters(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
     found: set[str] = set()
     for text in texts:
         found.update(text)

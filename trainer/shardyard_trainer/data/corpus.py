@@ -103,14 +103,21 @@ def load_corpus(
     )
 
     def build(target: Path) -> None:
-        _tokenise(iter_texts(files, source, field=field), tokenizer, frame, whole_words, target)
+        _tokenise(Texts(files, source, field=field), tokenizer, frame, whole_words, target)
 
     return TokenStore.open(build_once(cache_dir / "corpora" / key, build))
 
 
-def iter_texts(files: list[DataFile], source: spec_pb2.DataSource, *, field: str) -> Iterator[str]:
-    """The documents of a source, in order."""
-    return (row.text for row in read_rows(files, source, with_label=False, field=field))
+class Texts:
+    """The documents of a source, in order; read anew each time they are gone through."""
+
+    def __init__(self, files: list[DataFile], source: spec_pb2.DataSource, *, field: str) -> None:
+        self._files = files
+        self._source = source
+        self._field = field
+
+    def __iter__(self) -> Iterator[str]:
+        return (row.text for row in read_rows(self._files, self._source, with_label=False, field=self._field))
 
 
 def whole(store: TokenStore) -> Corpus:

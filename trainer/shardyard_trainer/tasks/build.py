@@ -266,7 +266,7 @@ class _Builder:
         else:
             special = tokenization.BERT
         source = self._spec.train_data
-        texts = corpora.iter_texts(files, source, field="spec.train_data")
+        texts = corpora.Texts(files, source, field="spec.train_data")
         wanted = self._spec.tokenizer.train
         layout = [source.columns.text, source.columns.text_pair, source.document, source.delimiter, source.header]
         key = f"{files_fingerprint(files)}:{layout}"

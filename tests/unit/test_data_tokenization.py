@@ -1,0 +1,201 @@
+"""Tokenizers trained and given, and the cache that they and the tokens lie in."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import small_specs, tiny_folders
+from shardyard.v1 import spec_pb2
+from shardyard_trainer import tokenization
+from shardyard_trainer.data.corpus import Blocks, Corpus, causal_frame, load_corpus
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint
+
+BYTE_BPE, WORDPIECE, UNIGRAM, CHARACTERS = (
+    spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE,
+    spec_pb2.TrainedTokenizer.ALGORITHM_WORDPIECE,
+    spec_pb2.TrainedTokenizer.ALGORITHM_UNIGRAM,
+    spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS,
+)
+TEXTS = small_specs.sentences(300)
+
+
+def trained(algorithm: spec_pb2.TrainedTokenizer.Algorithm.ValueType, special: tokenization.SpecialTokens) -> object:
+    size = None if algorithm == CHARACTERS else 300
+    return tokenization.train_tokenizer(spec_pb2.TrainedTokenizer(algorithm=algorithm, vocab_size=size), TEXTS, special)
+
+
+@pytest.mark.parametrize("algorithm", [BYTE_BPE, WORDPIECE, UNIGRAM, CHARACTERS])
+@pytest.mark.parametrize("special", [tokenization.CAUSAL, tokenization.BERT, tokenization.ROBERTA])
+def test_a_trained_tokenizer_has_its_special_tokens_and_gives_the_text_back(
+    tmp_path: Path,
+    algorithm: spec_pb2.TrainedTokenizer.Algorithm.ValueType,
+    special: tokenization.SpecialTokens,
+) -> None:
+    first, second = trained(algorithm, special), trained(algorithm, special)
+    assert first.get_vocab() == second.get_vocab()  # type: ignore[attr-defined]
+    first.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    tokenizer = tokenization.load_tokenizer(tmp_path)
+    assert len(tokenizer) <= 300 + len(special.names())
+    for role, token in special._asdict().items():
+        assert getattr(tokenizer, f"{role}_token") == (token or None)
+    ids = tokenizer(TEXTS[0])["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == TEXTS[0]
+    if special.cls:
+        assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+def test_byte_bpe_knows_every_text() -> None:
+    tokenizer = trained(BYTE_BPE, tokenization.CAUSAL)
+    text = "Ünïcödé 日本 🙂\t\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text  # type: ignore[attr-defined, operator]
+
+
+def test_characters_are_those_of_the_corpus_line_breaks_included() -> None:
+    wanted = spec_pb2.TrainedTokenizer(algorithm=CHARACTERS)
+    tokenizer = tokenization.train_tokenizer(wanted, ["ab\nc", "b d"], tokenization.CAUSAL)
+    assert set(tokenizer.get_vocab()) - set(tokenization.CAUSAL) == set("abcd \n")
+    ids = tokenizer("a\nz")["input_ids"]
+    assert len(ids) == 3 and ids[2] == tokenizer.unk_token_id
+
+
+def test_fixed_padding_and_truncation_are_taken_off(tmp_path: Path) -> None:
+    given = tiny_folders.bert_tokenizer()
+    given.backend_tokenizer.enable_padding(length=24)
+    given.backend_tokenizer.enable_truncation(3)
+    given.save_pretrained(tmp_path)
+    tokenizer = tokenization.load_tokenizer(tmp_path)
+    assert len(tokenizer("the dog is very cute")["input_ids"]) == 7
+    ids, _ = tokenization.encode_batch(tokenizer, ["the dog is very cute", "dog"], None, 5)
+    assert [len(row) for row in ids] == [5, 3]
+    assert tokenizer.backend_tokenizer.truncation is None
+    assert len(tokenizer("the dog is very cute")["input_ids"]) == 7
+
+
+def test_the_longer_text_of_a_pair_is_cut_first() -> None:
+    tokenizer = tokenization.prepare(tiny_folders.bert_tokenizer())
+    ids, types = tokenization.encode_batch(tokenizer, ["the dog is very very cute"], ["a cat"], 8)
+    assert tokenizer.decode(ids[0]) == "[CLS] the dog is [SEP] a cat [SEP]"
+    assert types[0] == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_an_empty_text_still_has_a_token() -> None:
+    tokenizer = tokenization.prepare(tiny_folders.gpt2_tokenizer())
+    assert tokenization.encode_batch(tokenizer, ["", "a"], None, 8)[0][0] == [tokenizer.eos_token_id]
+
+
+def test_a_folder_is_built_once_by_whoever_comes_first(tmp_path: Path) -> None:
+    built: list[int] = []
+
+    def build(target: Path) -> None:
+        built.append(1)
+        (target / "a").write_text("1")
+        time.sleep(0.05)  # the others are to arrive meanwhile
+
+    threads = [threading.Thread(target=build_once, args=(tmp_path / "x", build)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert (tmp_path / "x" / "a").read_text() == "1"
+
+
+def test_a_build_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    def fail(target: Path) -> None:
+        (target / "half").write_text("")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        build_once(tmp_path / "x", fail)
+    assert not (tmp_path / "x").exists()
+    assert build_once(tmp_path / "x", lambda target: (target / "a").touch()).is_dir()
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a"]
+
+
+def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path, "<u2")
+    writer.add([[1, 2], []], bytes=[3, 0])
+    writer.add([[7]], bytes=[1])
+    writer.add_array("types", np.zeros(3, np.uint8))
+    writer.finish(name="x")
+    store = TokenStore.open(tmp_path)
+    assert (store.tokens.tolist(), store.offsets.tolist(), store.lengths().tolist()) == (
+        [1, 2, 7],
+        [0, 2, 2, 3],
+        [2, 0, 1],
+    )
+    assert (store.arrays["bytes"].tolist(), store.meta) == ([3, 0, 1], {"name": "x"})
+
+
+def test_a_fingerprint_is_of_the_bytes_not_of_the_name(tmp_path: Path) -> None:
+    def fingerprint(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        source = spec_pb2.DataSource(uri=str(tmp_path / name))
+        return files_fingerprint(resolve_source(source, small_specs.locations(tmp_path)))
+
+    assert fingerprint("a.txt", "x\n") == fingerprint("b.txt", "x\n") != fingerprint("a.txt", "y\n")
+
+
+def test_a_corpus_is_tokenised_once_and_again_when_a_byte_changes(tmp_path: Path) -> None:
+    path = small_specs.write_corpus(tmp_path)
+    source = spec_pb2.DataSource(uri=str(path))
+    tokenizer = tokenization.prepare(tiny_folders.gpt2_tokenizer())
+
+    def load() -> TokenStore:
+        files = resolve_source(source, small_specs.locations(tmp_path))
+        frame = causal_frame(tokenizer)
+        return load_corpus(files, source, tokenizer, frame, whole_words=False, cache_dir=tmp_path / "cache")
+
+    first, again = load(), load()
+    assert first.tokens.tolist() == again.tokens.tolist()
+    assert len(list((tmp_path / "cache/corpora").glob("[!.]*"))) == 1
+    path.write_text(path.read_text() + "one more\n")
+    assert load().num_sequences == first.num_sequences + 1
+    assert first.meta["num_bytes"] == sum(len(text) for text in small_specs.sentences(200))
+
+
+@pytest.mark.parametrize("length", [7, 16, 64])
+def test_blocks_are_a_pure_function_and_cover_the_stream(length: int) -> None:
+    starts = np.array([0, 5, 6, 40, 90])
+    corpus = Corpus(np.arange(100), starts, None, 100)
+    blocks = Blocks(corpus, length, seed=3, shuffle=True, overlap=1)
+    for data_epoch in (0, 1, 2):
+        seen = [blocks.block(data_epoch, i)[0][:-1] for i in range(blocks.num_blocks)]
+        flat = np.concatenate(seen)
+        assert len(set(flat.tolist())) == len(flat) == blocks.num_blocks * length
+        again = Blocks(corpus, length, seed=3, shuffle=True, overlap=1)
+        assert all(np.array_equal(again.block(data_epoch, i)[0][:-1], part) for i, part in enumerate(seen))
+    places, begins = blocks.block(0, 0)
+    expected = np.isin(places, starts)
+    expected[0] = True
+    assert np.array_equal(begins, expected)
+
+
+def test_tinyshakespeare_has_65_characters(tmp_path: Path) -> None:
+    text = (small_specs.shared_data("tinyshakespeare") / "input.txt").read_text()
+    wanted = spec_pb2.TrainedTokenizer(algorithm=CHARACTERS)
+    tokenizer = tokenization.train_tokenizer(wanted, [text], tokenization.CAUSAL)
+    assert len(tokenizer) - len(tokenization.CAUSAL.names()) == 65
+
+
+def test_gpt2s_real_tokenizer_pads_with_its_end(tmp_path: Path) -> None:
+    folder = small_specs.shared_data("tokenizers") / "gpt2"
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder / name, tmp_path / name)
+    with pytest.raises(SpecError) as caught:
+        tokenization.load_tokenizer(tmp_path)
+    assert caught.value.reason == "TOKENIZER_MISSING"
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    tokenizer = tokenization.load_tokenizer(tmp_path)
+    assert "<|endoftext|>" in tokenization.ensure_pad(tokenizer)
+    assert tokenizer.decode(tokenizer("Hello, my dog is cute")["input_ids"]) == "Hello, my dog is cute"
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 50256
