@@ -25,6 +25,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Cluster, Parts, raise_violations
+from shardyard_coordinator.serve.together import ReadsTogether
 from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import resources
 
@@ -32,6 +33,14 @@ PLAN_FUNCTION = "shardyard_trainer.plan:plan"
 INSPECTION_S = 30.0
 PLANNER_VERSION = version("shardyard")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where what a spec names lies, and what the files behind its URIs are known by."""
+
+    locations: worker_pb2.Locations
+    identity: bytes
 
 
 @dataclass(frozen=True)
@@ -54,24 +63,35 @@ class Plans:
         self._kept: OrderedDict[bytes, Planned] = OrderedDict()
         self._num_kept = kept
         self._asked: dict[bytes, asyncio.Future[Planned]] = {}
+        self._rows = ReadsTogether(parts.store)
+        self._files = ReadsTogether(parts.store)
 
-    async def plan(self, spec: spec_pb2.JobSpec, call: Call, where: worker_pb2.Locations) -> Planned:
+    async def plan(self, spec: spec_pb2.JobSpec, call: Call, located: Located) -> Planned:
         """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
         view = await self._cluster.view()
         check_fits(view, spec.resources.workers or 1, spec.resources.gpus_per_worker, spec.resources.cpus_per_worker)
-        request = worker_pb2.PlanRequest(spec=spec, locations=where, node_shape=node_shape(view))
-        fingerprint = await self._fingerprint(request)
+        request = worker_pb2.PlanRequest(spec=spec, locations=located.locations, node_shape=node_shape(view))
+        fingerprint = _fingerprint(request, located)
         planned = self._kept.get(fingerprint)
         if planned is None:
             planned = await self._once(fingerprint, request, call)
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
 
-    def resolve(self, conn: Connection, spec: spec_pb2.JobSpec) -> worker_pb2.Locations:
-        """Where what the spec names lies; inside a read. Refused ACCESS_DENIED, MODEL_NOT_FOUND …"""
+    def reads(self, spec: spec_pb2.JobSpec) -> ReadsTogether:
+        """Where to look: apart for specs that name files, so that a file system that hangs holds up no others."""
+        return self._files if next(find_uris(spec, ""), None) else self._rows
+
+    def locate(self, conn: Connection, spec: spec_pb2.JobSpec) -> Located:
+        """Where what the spec names lies; inside a read, for it looks at files. Refused ACCESS_DENIED, MODEL_NOT_FOUND,
+        PATH_NOT_ALLOWED …
+        """
         for name in referenced(spec):
             self._parts.check_project(name.split("/")[1])
-        return locations(conn, spec, data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+        uris = list(find_uris(spec, "job.spec"))
+        identity = identify(uris, self._parts.data_roots) if uris else b""
+        found = locations(conn, spec, data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+        return Located(found, identity)
 
     async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call) -> Planned:
         """Many callers with one fingerprint share one question; a caller that leaves does not end it."""
@@ -106,14 +126,13 @@ class Plans:
                 self._kept.popitem(last=False)
         return planned
 
-    async def _fingerprint(self, request: worker_pb2.PlanRequest) -> bytes:
-        """Of the spec, where everything lies (folders are named by uid), the files behind URIs, node and planner."""
-        digest = hashlib.sha256(f"1 {PLANNER_VERSION}\n".encode())
-        digest.update(request.SerializeToString(deterministic=True))
-        uris = list(find_uris(request.spec, "job.spec"))
-        if uris:
-            digest.update(await asyncio.to_thread(identify, uris, self._parts.data_roots))
-        return digest.digest()
+
+def _fingerprint(request: worker_pb2.PlanRequest, located: Located) -> bytes:
+    """Of the spec, where everything lies (folders are named by uid), the files behind URIs, node and planner."""
+    digest = hashlib.sha256(f"1 {PLANNER_VERSION}\n".encode())
+    digest.update(request.SerializeToString(deterministic=True))
+    digest.update(located.identity)
+    return digest.digest()
 
 
 def _planned(data: bytes) -> Planned:

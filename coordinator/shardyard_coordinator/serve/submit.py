@@ -9,14 +9,13 @@ import string
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2, spec_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.locations import referenced
 from shardyard_coordinator.domain.errors import FieldViolation, Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import JobRecord, NewJob
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Parts
-from shardyard_coordinator.serve.plans import Planned, Plans
+from shardyard_coordinator.serve.plans import Located, Planned, Plans
 from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store import encode, jobs
 
@@ -40,14 +39,14 @@ class Submitter:
         project = parts.name("project", request.parent).project
         fingerprint = request_fingerprint(request)
 
-        def look(conn: Connection) -> JobRecord | worker_pb2.Locations:
+        def look(conn: Connection) -> JobRecord | Located:
             if request.request_id and not request.validate_only:
                 known = jobs.find_request(conn, call.principal, request.request_id, fingerprint)
                 if known is not None:
                     return known
-            return self._plans.resolve(conn, request.job.spec)
+            return self._plans.locate(conn, request.job.spec)
 
-        found = await parts.store.read(look)
+        found = await self._plans.reads(request.job.spec).read(look)
         if isinstance(found, JobRecord):
             return encode.job_to_proto(found)
         queue = queue_of(request.job)
@@ -72,9 +71,10 @@ class Submitter:
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
         """What the job would need."""
         self._parts.name("project", request.parent)
-        where = await self._parts.store.read(lambda conn: self._plans.resolve(conn, request.job.spec))
+        spec = request.job.spec
+        located = await self._plans.reads(spec).read(lambda conn: self._plans.locate(conn, spec))
         queue_of(request.job)
-        planned = await self._plans.plan(request.job.spec, call, where)
+        planned = await self._plans.plan(request.job.spec, call, located)
         return plan_pb2.JobPlan.FromString(planned.plan)
 
     async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob) -> job_pb2.Job:
