@@ -20,6 +20,8 @@ _CONNECT_TIMEOUT_S = 90.0
 _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MAX_S = 15.0
 _HEAD_CHECK_S = 0.5
+# Longer than it takes to start an agent: that alone is nothing to tell anybody.
+_PATIENCE_S = 8.0
 
 _log = logging.getLogger(__name__)
 
@@ -86,17 +88,19 @@ class AgentLink:
                 await self.ask(header, body, timeout_s=_CONNECT_TIMEOUT_S)
 
     async def ask(self, header: Header, body: bytes = b"", *, timeout_s: float) -> bytes:
-        """The agent's answer.
+        """The agent's answer. Where none is connected yet, waits for one as long as for an answer.
 
         Raises: Unreachable where there is no agent, it goes away, or does not answer in time; AgentError.
         """
-        if self._writer is None:
+        if not await until(lambda: self._writer is not None, timeout_s=min(timeout_s, _PATIENCE_S)):
             raise Unreachable(self.message)
         number = next(self._numbers)
         answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
             async with asyncio.timeout(timeout_s):
+                if self._writer is None:
+                    raise Unreachable(self.message)
                 self._writer.write(frame(pack(header | {"id": number}, body)))
                 reply, result = await answer
         except TimeoutError:

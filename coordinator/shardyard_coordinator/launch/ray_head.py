@@ -1,7 +1,7 @@
 """A private Ray on loopback: started once, left running when the coordinator dies, and found again.
 
 `ray.json` in the state directory says which process it is; a process id counts only with its start time. Ray itself is
-not imported: its command line is run. What is odd here has its reason in docs/ray.md.
+not imported: its command line is run. What is odd here has its reason in docs/worker-protocol.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -80,13 +80,19 @@ class EmbeddedHead:
 
     def alive(self) -> bool:
         """Whether the head's process runs."""
-        return self._record is not None and _is_process(self._record.pid, self._record.start_time)
+        return (
+            self._record is not None
+            and self._record.pid != 0
+            and _is_process(self._record.pid, self._record.start_time)
+        )
 
     async def stop(self) -> None:
         """Ends the head and all of its processes, and nothing of any other Ray."""
         record = self._record
         if record is None:
             return
+        if record.pid == 0:
+            record = self._record = _find_process(record)
         if self.alive():
             # To its process alone: a signal to the group makes it hang for half a minute.
             with contextlib.suppress(ProcessLookupError):
@@ -125,6 +131,7 @@ class EmbeddedHead:
         # Short, since it is part of the paths of sockets, and closed to others: Ray opens its own folder to everybody.
         temp_dir = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp")) / "r"
         temp_dir.mkdir()
+        self._save(HeadRecord(0, 0.0, "", str(temp_dir)))
         environment = self.environment() | {"RAY_TMPDIR": str(temp_dir)}
         environment.pop("RAY_ADDRESS", None)
         with self._log_path.open("ab") as log:
@@ -177,6 +184,9 @@ def _end_session(record: HeadRecord) -> bool:
     Two agents outlive a head that was killed, under other names; a session id may have been given out again, but
     not to processes older than the head.
     """
+    if record.pid == 0:
+        # Not a session of ours: it is where processes from outside a container seem to be.
+        return False
     found = False
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
@@ -187,6 +197,17 @@ def _end_session(record: HeadRecord) -> bool:
                 found = True
                 process.kill()
     return found
+
+
+def _find_process(record: HeadRecord) -> HeadRecord:
+    """The record of a head whose start was cut short: only its folder is known, which is in its command line."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            started = _start_time(process.pid)
+            if started is not None and record.temp_dir in command and "ray.scripts.scripts" in command:
+                return replace(record, pid=process.pid, start_time=started)
+    return record
 
 
 def _is_process(pid: int, start_time: float) -> bool:

@@ -69,6 +69,8 @@ class RayLauncher:
     async def cluster(self) -> ClusterView:
         """The cluster as it is now; with its last known id where it does not answer."""
         try:
+            if not self.link.connected:
+                raise Unreachable(self.link.message)
             header, _ = unpack(await self.link.ask({"method": "nodes"}, timeout_s=_ASK_S))
         except (Unreachable, AgentError) as error:
             self._view = replace(self._view, connected=False, nodes=(), message=str(error))
