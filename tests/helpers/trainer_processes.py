@@ -62,12 +62,12 @@ class TrainerGang:
                 reply = self._reply(request).SerializeToString()
                 channel.sendall(struct.pack(">I", len(reply)) + reply)
 
-    def wait_for(self, condition: Callable[[worker_pb2.WorkerEvent], bool], *, timeout_s: float = 60) -> None:
+    def wait_for(self, condition: Callable[[worker_pb2.WorkerEvent], bool], *, timeout_s: float = 120) -> None:
         """Returns when an event fulfils the condition."""
         with self._changed:
             assert self._changed.wait_for(lambda: any(map(condition, self.events)), timeout_s), self.kinds()
 
-    def wait(self, *, timeout_s: float = 90) -> list[int]:
+    def wait(self, *, timeout_s: float = 280) -> list[int]:
         """The exit codes."""
         try:
             return [rank.wait(timeout_s) for rank in self.ranks]

@@ -161,7 +161,7 @@ def export(engine_module, state_dict, task, attempt, metrics, *, folder):  # typ
     return worker_pb2.Exported(path=str(folder))
 
 
-def run_gang(folder: Path, scenarios: list[Scenario], *, timeout_s: float = 110) -> list[int]:
+def run_gang(folder: Path, scenarios: list[Scenario], *, timeout_s: float = 280) -> list[int]:
     """Runs scenarios of one world size as subprocesses; their exit codes."""
     world_size = scenarios[0].world_size
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,13 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int],
         for task in ("gpt2", "bert")
         for stage in STAGES
     }
+    # A batch of 3 in micro batches of 1: one rank makes two backward calls with one sample.
+    scenarios |= {
+        ("dummy", stage): Scenario(
+            str(folder / f"dummy-{stage}"), zero_stage=stage, world_size=2, batch_size=3, micro_batch_size=1
+        )
+        for stage in (2, 3)
+    }
     codes = run_gang(folder, list(scenarios.values()))
     assert codes == [0, 0], (folder / "rank-0.log").read_text()[-3000:]
     return scenarios
@@ -59,6 +66,16 @@ def test_two_ranks_with_unequal_tokens_have_the_losses_of_plain_pytorch(
 ) -> None:
     scenario = two_ranks[task, zero_stage]
     losses, norms = reference_losses(TinyTask(task), config_of(scenario))
+    assert worst(scenario.series("loss"), losses) < 1e-5
+    assert worst(scenario.series("grad_norm"), norms) < 1e-5
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_rank_short_of_samples_calls_backward_as_often_and_changes_nothing(
+    two_ranks: dict[tuple[str, int], Scenario], zero_stage: int
+) -> None:
+    scenario = two_ranks["dummy", zero_stage]
+    losses, norms = reference_losses(TinyTask("gpt2"), config_of(scenario))
     assert worst(scenario.series("loss"), losses) < 1e-5
     assert worst(scenario.series("grad_norm"), norms) < 1e-5
 

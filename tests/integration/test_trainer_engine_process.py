@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,6 +125,20 @@ def test_a_fenced_rank_exits_at_once_and_leaves_nothing_more(tmp_path: Path, sta
     gang = start(attempt_of(tmp_path, world_size=1, steps=1_000_000), reply)
     assert gang.wait() == [3]
     assert not list((tmp_path / "e000001").glob("step-*/manifest.json"))
+
+
+def test_a_rank_whose_peers_never_come_ends_with_what_it_waited_for(tmp_path: Path) -> None:
+    attempt = attempt_of(tmp_path)
+    (tmp_path / "e000001").mkdir()
+    sent = tmp_path / "sent"
+    program = (
+        "import sys; from pathlib import Path; from shardyard_trainer import entry; entry.START_LIMIT_S = 0.5\n"
+        f"entry.run(bytes.fromhex(sys.argv[1]), 0, 0, lambda request: Path({str(sent)!r}).write_bytes(request) * b'')"
+    )
+    command = [sys.executable, "-c", program, attempt.SerializeToString().hex()]
+    assert subprocess.run(command, timeout=280).returncode == 1
+    failure = worker_pb2.ReportRequest.FromString(sent.read_bytes()).events[0].failure
+    assert failure.reason == "ENGINE_START_TIMEOUT" and "the ranks to meet" in failure.message
 
 
 def test_bad_data_is_the_users_failure_and_names_the_line(tmp_path: Path, start: Callable[..., TrainerGang]) -> None:

@@ -71,10 +71,10 @@ class _RankRun:
         context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
         self._report_ready(context)
         if attempt.spec.WhichOneof("task") == "feature_extraction":
-            from shardyard_trainer import extract  # Only this task needs it.
+            from shardyard_trainer.extract import run as extract  # Only this task needs it.
 
             self._enter("extracting")
-            extract.run(attempt, context)
+            extract(attempt, context)
         else:
             self._train(context)
         gang.wait_for_all()

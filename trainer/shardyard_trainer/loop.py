@@ -144,13 +144,14 @@ def _counts(batch: RankBatch) -> list[float]:
 
 
 def _decide(run: Run) -> Decision:
-    """What is to follow the step that is about to begin; the end of the run has its own evaluation and checkpoint."""
+    """What is to follow the step that is about to begin; canary and end have their own evaluation and checkpoint."""
     step, total = run.state.step + 1, run.config.total_steps
+    is_between = (CANARY_STEP if run.is_fresh else 0) < step < total
     now_s = time.monotonic()
     return Decision(
         log=float(now_s - run.log.last_flush_s >= run.config.log_interval_s),
-        evaluate=float(step % run.config.evaluate_every == 0 and step < total),
-        save=float(step < total and _is_checkpoint_due(run, step, now_s)),
+        evaluate=float(is_between and step % run.config.evaluate_every == 0),
+        save=float(is_between and _is_checkpoint_due(run, step, now_s)),
         action=float(run.context.reporter.directive.action),
     )
 
