@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Connection
 
 from helpers.core import ACTOR, assert_dense, new_job, running_core, shown, states
@@ -183,6 +185,50 @@ async def test_retry_max_bounds_the_attempts(tmp_path: Path) -> None:
         job = await core.submit(new_job(spec=spec))
         job = await core.until(job.uid, *TERMINAL)
     assert (job.state, job.epoch) == (JobState.FAILED, 1)
+
+
+BUDGETS = [
+    ("HUNG", lambda epoch: 10 * epoch, False, 4),
+    ("HUNG", lambda epoch: 10 * epoch, True, 4),
+    ("UNKNOWN", lambda epoch: 10 * epoch, True, 3),
+    ("HOST_OOM", lambda epoch: 10 * epoch, False, 2),
+    ("WORKER_LOST", lambda epoch: 10 * epoch, False, 6),
+    ("WORKER_LOST", lambda _epoch: 7, True, 3),
+    ("A_NEW_CAUSE", lambda epoch: 10 * epoch, False, 3),
+]
+
+
+@pytest.mark.parametrize(("reason", "step", "commits", "attempts"), BUDGETS)
+async def test_a_cause_has_its_budget_and_the_same_step_three_times_is_a_loop(
+    tmp_path: Path, reason: str, step: Callable[[int], int], commits: bool, attempts: int
+) -> None:
+    def script(gang: ScriptedGang) -> None:
+        epoch = gang.launch.key.epoch
+        if commits:
+            gang.checkpoint(epoch)
+        gang.failure(reason, step=step(epoch))
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, job.epoch) == (JobState.FAILED, attempts)
+
+
+async def test_a_lost_worker_is_replaced_as_often_as_checkpoints_are_made(tmp_path: Path) -> None:
+    def script(gang: ScriptedGang) -> None:
+        epoch = gang.launch.key.epoch
+        if epoch > 12:
+            whole_run(gang, steps=20)
+            return
+        gang.checkpoint(epoch)
+        gang.failure("WORKER_LOST", step=epoch)
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, job.epoch) == (JobState.SUCCEEDED, 13)
 
 
 async def test_a_corrupt_checkpoint_is_told_and_is_no_resume_point_any_more(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from shardyard_coordinator.store import attempts, encode, events, jobs
 
 # Losing the same step again and again is a loop, whatever the budget.
 MAX_FAILURES_AT_STEP = 3
+_REFILL_US = 3_600_000_000
 _NOT_COUNTED = (Cause.PREEMPTED, Cause.DRAINED)
 
 
@@ -133,7 +134,7 @@ def _retry_or_fail(
     cause = cause_of(report)
     verdict = VERDICTS[cause]
     progress = attempt.committed > 0
-    tally = _count(job, cause, report.step, progress=progress)
+    tally = _count(job, cause, report.step, refilled=_refills(verdict, attempt, progress=progress))
     failure = report.SerializeToString()
     changes = {
         "failures": tally.failures,
@@ -152,9 +153,15 @@ def _retry_or_fail(
     return jobs.move(conn, job, JobState.QUEUED, now_us=now_us, message=message, changes=changes).job
 
 
-def _count(job: JobRecord, cause: Cause, step: int, *, progress: bool) -> _Tally:
+def _refills(verdict: Verdict, attempt: AttemptRecord, *, progress: bool) -> bool:
+    """Whether the attempt has made up for the failures before it: by a checkpoint where the cause is nobody's fault,
+    else by an hour that ended with one."""
+    return progress and (verdict.retries is None or attempt.end_us - attempt.create_us >= _REFILL_US)
+
+
+def _count(job: JobRecord, cause: Cause, step: int, *, refilled: bool) -> _Tally:
     same = job.failure_cause == cause.value
-    in_row = job.failures_in_row + 1 if same and not progress else 1
+    in_row = job.failures_in_row + 1 if same and not refilled else 1
     at_step = job.failures_at_step + 1 if same and step and step == job.failure_step else 1
     return _Tally(job.failures + (cause not in _NOT_COUNTED), in_row, at_step)
 
