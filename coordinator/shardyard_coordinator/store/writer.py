@@ -1,4 +1,4 @@
-"""The one writer: a thread that commits whatever is waiting as one transaction (docs/store.md).
+"""The one writer: a thread that commits whatever is waiting as one transaction (docs/reliability.md).
 
 Each operation runs in a savepoint, so a refusal or a conflict reaches its own caller and nobody else. Every commit
 begins by moving the lease row: no row moved means that a newer coordinator holds it, and this one may not write.
