@@ -184,9 +184,15 @@ class Coordinator:
         stop_cluster = self._interrupted and not live
         await compute.close()
         await running.launcher.close(stop_cluster=stop_cluster)
-        if self._settings.launcher is LauncherKind.RAY and not stop_cluster:
-            what = f"{live} attempt{'s' * (live != 1)} and Ray go on" if live else "Ray goes on"
-            print(f"{what}; `shardyard serve` takes up again, `shardyard stop` ends it", file=self._output, flush=True)
+        if not stop_cluster and (text := self._what_goes_on(live)):
+            print(text, file=self._output, flush=True)
+
+    def _what_goes_on(self, live: int) -> str:
+        attempts_ = f"{live} attempt{'s' * (live != 1)}"
+        if self._settings.launcher is LauncherKind.LOCAL:
+            return f"{attempts_} ended too; `shardyard serve` goes on from the last checkpoint" * bool(live)
+        what = f"{attempts_} and Ray go on" if live else "Ray goes on"
+        return f"{what}; `shardyard serve` takes up again, `shardyard stop [--cancel-jobs | --keep-jobs]` ends it"
 
     def _doors(self) -> tuple[Launcher, Compute]:
         settings = self._settings

@@ -531,12 +531,11 @@ async def test_a_deadline_in_the_past_has_no_effect(service: Service) -> None:
 
 
 async def test_a_defect_is_told_by_an_id_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(tmp_path) as service:
+    def broken(_request: bytes) -> bytes:
+        raise RuntimeError("secret")
 
-        async def broken(_query: Any) -> Any:
-            raise RuntimeError("secret")
-
-        service.store.read = broken  # type: ignore[method-assign]
-        failure = await refused(service.jobs.GetJob(jobs.GetJobRequest(name=STORY)))
+    async with serving(tmp_path, answers={"shardyard_trainer.plan:plan": broken}) as service:
+        await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
+        failure = await refused(service.jobs.CreateJob(submission("story")))
         assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
         assert "secret" not in str(failure) and failure.metadata["error_id"] in caplog.text

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from helpers.scripted_compute import ScriptedCompute
 from helpers.service import PARENT, Service, a_spec, create, refused, serving
 from shardyard.v1 import job_pb2, server_service_pb2
 from shardyard.v1 import job_service_pb2 as pb
@@ -262,12 +263,32 @@ async def test_the_heavy_calls_are_bounded(tmp_path: Path) -> None:
         assert failure.retry_after_s
 
 
+class SlowCompute(ScriptedCompute):
+    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+
 async def test_a_call_that_takes_too_long_says_so(tmp_path: Path) -> None:
-    async with serving(tmp_path, limits=Limits(unary_timeout_s=0.05)) as service:
-
-        async def slow(_query: object) -> object:
-            await asyncio.sleep(60)
-
-        service.store.read = slow  # type: ignore[method-assign, assignment]
-        failure = await refused(service.jobs.GetJob(pb.GetJobRequest(name=f"{PARENT}/jobs/x")))
+    (tmp_path / "corpus.txt").write_text("x\n")
+    slow = serving(tmp_path, limits=Limits(unary_timeout_s=0.05), compute=SlowCompute({}), data_roots=(str(tmp_path),))
+    async with slow as service:
+        failure = await refused(service.jobs.CreateJob(create(job=a_job(service))))
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+
+
+async def test_waiting_ends_when_the_service_does(service: Service) -> None:
+    await service.jobs.CreateJob(create("first", a_job(service)))
+    waiting = asyncio.ensure_future(service.jobs.WaitJob(pb.WaitJobRequest(name=f"{PARENT}/jobs/first")))
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(service.app.stop(10), 5)
+    assert (await waiting).state == job_pb2.STATE_QUEUED
+
+
+async def test_a_call_without_a_message_harms_nobody(service: Service) -> None:
+    path = "/shardyard.v1.JobService/GetJob"
+    call = service.channel.stream_unary(path)(iter([]), timeout=2)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    assert raised.value.code() not in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL)
+    assert (await service.jobs.ListJobs(pb.ListJobsRequest(parent=PARENT))) is not None

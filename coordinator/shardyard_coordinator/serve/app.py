@@ -100,6 +100,7 @@ class App:
     async def stop(self, grace_s: float) -> None:
         """NOT_SERVING, streams end with DRAINING, unary calls finish within the grace."""
         self.health.set_serving(False)
+        self._fanout.drain()
         await self._server.stop(grace_s)
         self._fanout.close()
 

@@ -57,7 +57,16 @@ class Fanout:
         self._ring_size = ring_size
         self._jobs: dict[str, deque[Entry]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self.draining = False
         self._unsubscribe: Callable[[], None] | None = store.subscribe(self._feed)
+
+    def drain(self) -> None:
+        """Wakes everybody who waits: the service is about to stop."""
+        self.draining = True
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def close(self) -> None:
         """Takes no more events. Idempotent."""

@@ -111,7 +111,7 @@ class JobService:
         return encode.job_to_proto(job)
 
     async def wait(self, request: pb.WaitJobRequest, call: Call) -> job_pb2.Job:
-        """The job when it has ended, or as it is when the time is over."""
+        """The job when it has ended, or as it is when the time is over or the service is stopping."""
         loop = asyncio.get_running_loop()
         timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9 if request.HasField("timeout") else MAX_WAIT_S
         until = loop.time() + min(timeout_s, MAX_WAIT_S)
@@ -123,7 +123,7 @@ class JobService:
             with self._fanout.interest(uid) as waiter:
                 current = await self._parts.store.read(lambda conn: jobs.get_job_by_uid(conn, uid))
                 job = current or job
-                if job.state.is_terminal or loop.time() >= until:
+                if job.state.is_terminal or loop.time() >= until or self._fanout.draining:
                     return encode.job_to_proto(job)
                 await self._fanout.changed(waiter, until - loop.time())
 

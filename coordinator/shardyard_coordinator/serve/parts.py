@@ -93,6 +93,7 @@ class Cluster:
         """Waits a little where the last answer is very old; a cluster that does not answer holds nobody up."""
         age_s = time.monotonic() - self._asked_s
         if age_s > self._keep_s and self._asking is None:
+            self._asked_s = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         if age_s > 10 * self._keep_s and self._asking is not None:
             await asyncio.wait({self._asking}, timeout=self._wait_s)
@@ -101,7 +102,6 @@ class Cluster:
     async def _ask(self) -> None:
         try:
             self._view = await self._launcher.cluster()
-            self._asked_s = time.monotonic()
         finally:
             self._asking = None
 
