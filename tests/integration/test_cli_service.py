@@ -1,0 +1,106 @@
+"""`serve` and `stop`: a service of one's own, started and ended from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from shardyard.cli import main; main()"]
+
+
+@contextmanager
+def served(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service without Ray on a free port: its process and address."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--listen", "127.0.0.1:0", "--launcher", "local", "--state-dir", str(state), "--cpus", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        greeting = process.stdout.readline()
+        found = re.search(r"serves on (\S+?);", greeting)
+        assert found, greeting
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def shardyard(*arguments: str, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHARDYARD_ADDRESS": address}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+
+
+def test_a_service_is_started_looked_at_and_stopped(tmp_path: Path) -> None:
+    with served(tmp_path / "state") as (process, address):
+        looked = shardyard("doctor", "--json", address=address)
+        stopped = shardyard("stop", "--state-dir", str(tmp_path / "state"), "--json")
+        assert process.wait(20) == 0
+    assert looked.returncode == 0
+    assert any(found["subject"] == "cluster" and found["verdict"] == "works" for found in json.loads(looked.stdout))
+    assert (stopped.returncode, json.loads(stopped.stdout)["service"]) == (0, True)
+    assert not (tmp_path / "state" / "coordinator.json").exists()
+
+
+def test_live_jobs_are_not_ended_unless_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("some words to learn\n" * 50)
+    submit = (
+        "submit", "--detach", "--job-id", "mine", "--task", "causal-lm", "--architecture", "gpt2", "--max-steps", "9",
+        "--train", str(tmp_path / "corpus.txt"), "--sequence-length", "16",
+        "--set", "spec.tokenizer.train.algorithm=characters", "--set", "spec.model.architecture.overrides={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 16}",
+    )  # fmt: skip
+    with served(tmp_path / "state") as (process, address):
+        assert shardyard(*submit, address=address).returncode == 0
+        unsaid = shardyard("stop", "--state-dir", str(tmp_path / "state"))
+        if unsaid.returncode == 0:  # The job was faster.
+            return
+        assert (unsaid.returncode, process.poll()) == (1, None)
+        assert "--cancel-jobs" in unsaid.stderr and "mine" in unsaid.stderr
+        said = shardyard("stop", "--state-dir", str(tmp_path / "state"), "--keep-jobs")
+        assert process.wait(30) == 0
+    assert said.returncode == 0, said.stderr
+    assert "the service has stopped" in said.stdout
+
+
+def test_ctrl_c_ends_a_service_that_has_nothing_to_do(tmp_path: Path) -> None:
+    with served(tmp_path / "state") as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--listen", "0.0.0.0:7400"), "not a loopback address"),
+        (("--launcher", "slurm"), "launcher"),
+        (("--data-root", "relative"), "not an absolute path"),
+        (("--project", "A B"), "projects"),
+        (("--cpus", "0"), "cpus"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_usage_error(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = shardyard("serve", "--state-dir", str(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_without_the_service_installed_serve_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['shardyard_coordinator'] = None\n"
+        "from shardyard.cli.app import run; sys.exit(run(['serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'shardyard[all]'" in done.stderr
