@@ -25,11 +25,14 @@ from pathlib import Path
 import psutil
 
 from shardyard_coordinator.launch.poll import until
+from shardyard_coordinator.launch.rank_env import FOREIGN
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _REAP_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 200_000_000
+_TEMP_ROOT = Path("/tmp")
+_TEMP_PREFIX = "sy-"
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +105,9 @@ class EmbeddedHead:
         self._record = None
         self._record_path.unlink(missing_ok=True)
         # The sessions' logs go with it; attempts keep theirs in the storage.
-        await asyncio.to_thread(shutil.rmtree, Path(record.temp_dir).parent, ignore_errors=True)
+        folder = Path(record.temp_dir).parent
+        if folder.parent == _TEMP_ROOT and folder.name.startswith(_TEMP_PREFIX):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
         """Variables for whatever speaks to this Ray."""
@@ -118,7 +123,8 @@ class EmbeddedHead:
         }
         if self._record:
             variables["RAY_ADDRESS"] = self._record.address
-        return {**os.environ, **variables, **self._extra}
+        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        return {**inherited, **variables, **self._extra}
 
     def _address(self) -> str:
         assert self._record is not None
@@ -129,7 +135,7 @@ class EmbeddedHead:
         if not self._token_path.exists():
             _write_private(self._token_path, secrets.token_hex(32))
         # Short, since it is part of the paths of sockets, and closed to others: Ray opens its own folder to everybody.
-        temp_dir = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp")) / "r"
+        temp_dir = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=_TEMP_ROOT)) / "r"
         temp_dir.mkdir()
         self._save(HeadRecord(0, 0.0, "", str(temp_dir)))
         environment = self.environment() | {"RAY_TMPDIR": str(temp_dir)}
