@@ -254,3 +254,20 @@ def test_files_of_several_formats_need_a_choice(tmp_path: Path) -> None:
     write(tmp_path, "b.txt", "x\n")
     with pytest.raises(SpecError, match="several formats"):
         resolve_source(spec_pb2.DataSource(uri=str(tmp_path)), small_specs.locations(tmp_path))
+
+
+REAL = [
+    ("sst2", "train.tsv", {}, 6920, ("a stirring , funny and finally transporting", "1")),
+    ("stsb", "stsb-en-dev.csv", {"columns": {"text": "column_1", "textPair": "column_2"}}, 1500, ("A man with", "5.0")),
+    ("ag_news", "test.csv", {"columns": {"text": "column_3", "label": "column_1"}}, 7600, ("Unions representing", "3")),
+    ("sms_spam", "sms.tsv", {"columns": {"text": "column_2", "label": "column_1"}}, 5574, ("Go until", "ham")),
+]
+
+
+@pytest.mark.parametrize("case", REAL, ids=[row[0] for row in REAL])
+def test_real_files_are_read_whole(case: tuple[str, str, dict[str, Any], int, tuple[str, str]]) -> None:
+    folder, name, source, number, (start, label) = case
+    rows = read(small_specs.shared_data(folder) / name, **source)
+    assert len(rows) == number
+    assert rows[0].text.startswith(start)
+    assert rows[0].label == label

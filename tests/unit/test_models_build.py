@@ -241,6 +241,12 @@ def test_a_folder_that_is_no_model_is_refused(
     assert (error.reason, message in error.message) == (reason, True), error.message
 
 
+def test_a_folder_with_a_link_out_of_the_roots_is_refused(tmp_path: Path, bert: Path) -> None:
+    (bert / "notes.txt").symlink_to("/etc/hostname")
+    error = refused(tmp_path, classification_spec(write_labelled(tmp_path / "a.csv"), by_uri(bert)))
+    assert (error.reason, error.field) == ("PATH_NOT_ALLOWED", "spec.model.uri")
+
+
 def test_a_text_longer_than_the_model_can_address_is_refused(tmp_path: Path, bert: Path) -> None:
     spec = classification_spec(write_labelled(tmp_path / "a.csv"), by_uri(bert))
     spec.fine_tuning.max_length = 33
@@ -338,6 +344,14 @@ MISSING = [
     ("a/b/c", "", "SPEC_INVALID", "spec.model.hub.id"),
     ("../x", "", "SPEC_INVALID", "spec.model.hub.id"),
 ]
+
+
+def test_a_download_that_was_cut_off_is_made_again(tmp_path: Path, hub: type[_Hub]) -> None:
+    found = resolve_hub(spec_pb2.HubModel(id="me/bert"), tmp_path / "cache")
+    (found.folder / "model.safetensors").unlink()
+    (tmp_path / "cache/hub/complete" / COMMIT).unlink()
+    again = resolve_hub(spec_pb2.HubModel(id="me/bert", revision=COMMIT), tmp_path / "cache")
+    assert (again.folder / "model.safetensors").is_file()
 
 
 @pytest.mark.usefixtures("hub")

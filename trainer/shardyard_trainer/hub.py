@@ -46,7 +46,8 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     endpoint = os.environ.get("HF_ENDPOINT") or None
     revision = hub.revision or "main"
     try:
-        info = HfApi(endpoint=endpoint).model_info(hub.id, revision=revision, timeout=_TIMEOUT_S)
+        # No token: what the server's account may read is not for everybody who may submit.
+        info = HfApi(endpoint=endpoint, token=False).model_info(hub.id, revision=revision, timeout=_TIMEOUT_S)
         files = {sibling.rfilename for sibling in info.siblings or []}
         _check_files(hub, files, field)
         folder = snapshot_download(
@@ -54,6 +55,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
             revision=info.sha,
             cache_dir=target,
             endpoint=endpoint,
+            token=False,
             allow_patterns=_WANTED,
             # Other frameworks' weights and demos lie in folders of their own.
             ignore_patterns=["*/*"],
@@ -79,10 +81,19 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
             "HUB_UNREACHABLE",
             f"the Hub cannot be reached ({type(error).__name__}); try again, or upload the model",
         ) from None
+    _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
+    _complete(target, str(info.sha)).touch()
     return HubFolder(Path(folder), str(info.sha))
 
 
+def _complete(target: Path, commit: str) -> Path:
+    # A download that was cut off leaves a folder that looks like a whole one.
+    return target / "complete" / commit
+
+
 def _cached(hub: spec_pb2.HubModel, target: Path) -> Path | None:
+    if not _complete(target, hub.revision).is_file():
+        return None
     try:
         return Path(snapshot_download(hub.id, revision=hub.revision, cache_dir=target, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):

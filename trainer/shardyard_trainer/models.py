@@ -121,6 +121,9 @@ def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> 
         folder = resolve_uri(source.uri, locations, field=f"{field}.uri")
         if not folder.is_dir():
             raise SpecError(f"{field}.uri", "PATH_NOT_ALLOWED", f"{shorten(source.uri)!r} is a file; give its folder")
+        for path in folder.iterdir():
+            # What lies in the folder is opened by libraries that follow links.
+            resolve_uri(str(path), locations, field=f"{field}.uri")
         return folder, ""
     name = getattr(source, kind)
     reason = "DATASET_NOT_FOUND" if kind == "dataset" else "MODEL_NOT_FOUND"

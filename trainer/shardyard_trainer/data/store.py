@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def files_fingerprint(files: Iterable[DataFile]) -> str:
     """Of the files' bytes, formats and order; names and places do not count."""
     total = hashlib.sha256()
     for file in files:
-        total.update(f"{file.format}:{_sha256(file)};".encode())
+        stat = file.path.stat()
+        digest = _sha256(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        total.update(f"{file.format}:{digest};".encode())
     return total.hexdigest()
 
 
@@ -128,7 +131,9 @@ class TokenWriter:
         self._sizes[name] = (dtype, size + len(values))
 
 
-def _sha256(file: DataFile) -> str:
+@lru_cache(maxsize=4096)
+def _sha256(file: DataFile, _identity: tuple[int, int, int]) -> str:
+    # Remembered while nothing of the file changes: one build asks for it several times.
     digest = hashlib.sha256()
     with open_regular(file.path, file.name) as stream:
         try:
