@@ -16,13 +16,13 @@ from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import memory, models, resolve
 from shardyard_trainer.arithmetic import Batch, BatchRefused, plan_batch, total_steps
-from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.deepspeed_config import deepspeed_config
 from shardyard_trainer.extraction import plan_extraction
 from shardyard_trainer.folder import signature
 from shardyard_trainer.inspect import check_weights
-from shardyard_trainer.plan_checks import check_spec, slots_of
+from shardyard_trainer.plan_checks import check_rates, check_spec, slots_of
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.parts import TrainableTask
 
@@ -70,6 +70,7 @@ def _plan_training(
     spec: spec_pb2.JobSpec, task: TrainableTask, call: worker_pb2.PlanRequest
 ) -> plan_pb2.JobPlan | None:
     resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
+    raise_all(check_rates(spec.optimization))
     resolve.fill_task(spec, task)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
         if source.WhichOneof("source"):

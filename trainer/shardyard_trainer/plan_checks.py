@@ -11,18 +11,28 @@ from shardyard_trainer.data.errors import SpecError
 
 _TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
 
+_LONGEST_RUN_S = 10 * 366 * 86400
+
 
 def check_spec(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> list[SpecError]:
     """All that is wrong; `spec` has its resources and precision filled in."""
     errors = [*_check_resources(spec, node), *_check_precision(spec, node)]
     if spec.resources.workers < 1 or spec.resources.cpus_per_worker < 1:
         errors.append(SpecError("spec.resources", "SPEC_INVALID", "workers and cpus_per_worker must be at least 1"))
+    duration = spec.max_run_time
+    if spec.HasField("max_run_time") and not _is_run_time(duration.seconds, duration.nanos):
+        message = f"{duration.seconds} s and {duration.nanos} ns: more than 0 and at most 10 years"
+        errors.append(SpecError("spec.max_run_time", "SPEC_INVALID", message))
     if spec.WhichOneof("task") == "feature_extraction":
         for name in _TRAINING_ONLY:
             if spec.HasField(name):  # type: ignore[arg-type]
                 errors.append(SpecError(f"spec.{name}", "SPEC_INVALID", "feature extraction has none; leave it out"))
         return errors
     return [*errors, *_check_optimization(spec.optimization)]
+
+
+def _is_run_time(seconds: int, nanos: int) -> bool:
+    return 0 <= seconds <= _LONGEST_RUN_S and 0 <= nanos < 10**9 and seconds + nanos > 0
 
 
 def slots_of(spec: spec_pb2.JobSpec) -> int:
@@ -77,10 +87,15 @@ def _check_optimization(optimization: spec_pb2.Optimization) -> Iterator[SpecErr
     for name in ("global_batch_size", "micro_batch_size"):
         if optimization.HasField(name) and getattr(optimization, name) < 1:
             yield SpecError(f"{field}.{name}", "SPEC_INVALID", f"{getattr(optimization, name)} must be at least 1")
-    given = optimization.HasField("learning_rate")
-    if given and optimization.min_learning_rate > optimization.learning_rate:
+    if optimization.HasField("learning_rate"):
+        yield from check_rates(optimization)
+
+
+def check_rates(optimization: spec_pb2.Optimization) -> Iterator[SpecError]:
+    """That the schedule does not end over its height, the learning rate being known."""
+    if optimization.min_learning_rate > optimization.learning_rate:
         yield SpecError(
-            f"{field}.min_learning_rate",
+            "spec.optimization.min_learning_rate",
             "SPEC_INVALID",
             f"{optimization.min_learning_rate:g} is more than the learning_rate of {optimization.learning_rate:g}",
         )
