@@ -16,7 +16,7 @@ from typing import Literal
 
 import google_crc32c
 
-from shardyard.errors import DataLoss, invalid
+from shardyard.errors import DataLoss, InvalidArgument, invalid
 
 CHUNK_BYTES = 2**20
 MAX_FILES = 100_000
@@ -52,13 +52,25 @@ class Package:
         """Bytes in all."""
         return sum(file.size_bytes for file in self.files)
 
+    def check_unchanged(self) -> None:
+        """Look whether every file still has the size that it was hashed with.
+
+        Raises: InvalidArgument.
+        """
+        for file in self.files:
+            if not file.source.is_file() or file.source.stat().st_size != file.size_bytes:
+                raise _changed(file.source)
+
 
 def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
     """The file, or all files of the folder but hidden ones, hashed.
 
     Raises: InvalidArgument where there is nothing to send, or more than 100,000 files.
     """
-    files = tuple(_hashed(name, source) for name, source in sorted(_listed(path, kind)))
+    try:
+        files = tuple(_hashed(name, source) for name, source in sorted(_listed(path, kind)))
+    except OSError as error:
+        raise invalid("path", f"`{error.filename}` cannot be read: {error.strerror}") from None
     if not files:
         raise invalid("path", f"`{path}` has no files")
     digest = hashlib.sha256()
@@ -77,7 +89,7 @@ def chunks(file: LocalFile, offset: int) -> Iterator[tuple[int, bytes, int]]:
         while offset < file.size_bytes:
             data = source.read(min(CHUNK_BYTES, file.size_bytes - offset))
             if not data:
-                raise invalid("path", f"`{file.source}` has changed while it was sent; submit again")
+                raise _changed(file.source)
             yield offset, data, google_crc32c.value(data)
             offset += len(data)
 
@@ -190,6 +202,10 @@ def without_other_weights(found: Sequence[tuple[str, Path]]) -> list[tuple[str, 
 
 def _hashed(name: str, source: Path) -> LocalFile:
     return LocalFile(name, source, source.stat().st_size, sha256_of(source))
+
+
+def _changed(source: Path) -> InvalidArgument:
+    return invalid("path", f"`{source}` has changed while it was sent; try again when it is at rest")
 
 
 def _safe(path: str) -> Path:

@@ -224,7 +224,10 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
-        message = f"no service answers at {address}; start one with `shardyard serve`"
+        if "connect" in message.lower():
+            message = f"no service answers at {address}; start one with `shardyard serve`"
+        else:
+            message = f"the connection to {address} broke: {message}"
     return kind(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
 
 

@@ -100,6 +100,7 @@ class Script:
     download_cuts: list[int] = field(default_factory=list)
     corrupt_downloads: int = 0
     upload_cuts: list[int] = field(default_factory=list)  # Bytes that a CreateDataset call takes before it is cut.
+    on_upload_cut: Callable[[], Any] = lambda: None
     uploads: dict[str, dict[str, bytearray]] = field(default_factory=dict)
     headers: dict[str, transfer_pb2.UploadHeader] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
@@ -258,6 +259,7 @@ class _Files(_Service):
             body += chunk.data
             taken += len(chunk.data)
             if limit is not None and taken >= limit:
+                script.on_upload_cut()
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the script")
         script.ready.add(header.resource_id)
         return self.resource(f"{header.parent}/{self.collection}/{header.resource_id}", kind)

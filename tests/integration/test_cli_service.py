@@ -59,7 +59,8 @@ def test_live_jobs_are_not_ended_unless_that_is_said(tmp_path: Path) -> None:
     submit = (
         "submit", "--detach", "--job-id", "mine", "--task", "causal-lm", "--architecture", "gpt2", "--max-steps", "9",
         "--train", str(tmp_path / "corpus.txt"), "--sequence-length", "16",
-        "--set", "spec.tokenizer.train.algorithm=characters", "--set", "spec.model.architecture.overrides={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 16}",
+        "--set", "spec.tokenizer.train.algorithm=characters",
+        "--set", "spec.model.architecture.overrides={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 16}",
     )  # fmt: skip
     with served(tmp_path / "state") as (process, address):
         assert shardyard(*submit, address=address).returncode == 0

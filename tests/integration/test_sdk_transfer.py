@@ -133,3 +133,10 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     with serving(script) as address, Client(address) as client, pytest.raises(DataLoss, match="outside the folder"):
         client.model("m").download(tmp_path / "model")
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_file_that_changes_while_it_is_sent_is_refused_and_not_tried_for_ever(tmp_path: Path) -> None:
+    script, path = Script(upload_cuts=[1]), a_file(tmp_path)
+    script.on_upload_cut = lambda: path.write_bytes(b"shorter")
+    with serving(script) as address, Client(address) as client, pytest.raises(InvalidArgument, match="has changed"):
+        client.upload_dataset(path)

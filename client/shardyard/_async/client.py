@@ -28,7 +28,7 @@ _INSPECT_S = 120.0  # Model and data are looked into before the answer.
 
 
 class AsyncClient:
-    """A connection to a Shardyard service; a context manager.
+    """A connection to a Shardyard service; a context manager, made where it is used.
 
     `address` is `host:port`; unset it is SHARDYARD_ADDRESS, else 127.0.0.1:7400. A call that the service
     puts off and a stream that breaks are tried again for `reconnect_for` seconds without progress.

@@ -12,7 +12,7 @@ import grpc
 from shardyard._async import runtime
 from shardyard._names import parent_name
 from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_token_address, retry_delay
-from shardyard.errors import from_rpc
+from shardyard.errors import Unavailable, from_rpc
 from shardyard.v1 import (
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
@@ -89,6 +89,19 @@ class AsyncConnection:
                 delay = retry_delay(ours, time.monotonic() - start, self.reconnect_for)
                 if delay is None:
                     raise ours from None
+            await runtime.sleep(delay)
+
+    async def call_patiently(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
+        """Make a unary call that changes nothing, again while nobody answers.
+
+        Raises: RequestError; Unavailable after `reconnect_for` seconds.
+        """
+        patience = self.patience()
+        while True:
+            try:
+                return await self.call(method, request, timeout=timeout)
+            except Unavailable as error:
+                delay = patience.after(error)
             await runtime.sleep(delay)
 
     async def streaming(

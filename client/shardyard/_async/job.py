@@ -21,7 +21,6 @@ from shardyard.errors import (
     FailedPrecondition,
     JobCancelled,
     JobFailed,
-    Unavailable,
     invalid,
 )
 from shardyard.types import Attempt, Checkpoint, Event, JobInfo, LogLine, MetricSeries
@@ -128,7 +127,9 @@ class AsyncJob:
             left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
             if left <= 0:
                 raise DeadlineExceeded(f"{self.name} is {self.state} after {timeout} s", reason="DEADLINE_EXCEEDED")
-            await self._wait_once(left)
+            request = job_service_pb2.WaitJobRequest(name=self.name, timeout=_duration(left))
+            method = self._connection.jobs.WaitJob
+            self.message = await self._connection.call_patiently(method, request, timeout=left + 30)
         info = self.info
         if check and info.state != "succeeded":
             raise _job_error(info)
@@ -253,21 +254,9 @@ class AsyncJob:
 
     async def _has_ended_by(self, cursor: int) -> bool:
         """Whether a stream that ended before any terminal event may have: the job has ended, all of it was seen."""
-        info = await self.refresh()
-        return info.is_terminal and info.last_event_sequence <= cursor
-
-    async def _wait_once(self, seconds: float) -> None:
-        """One WaitJob, made again while the service is away."""
-        request = job_service_pb2.WaitJobRequest(name=self.name, timeout=_duration(seconds))
-        patience = self._connection.patience()
-        while True:
-            try:
-                method = self._connection.jobs.WaitJob
-                self.message = await self._connection.call(method, request, timeout=seconds + 30)
-                return
-            except Unavailable as error:
-                delay = patience.after(error)
-            await runtime.sleep(delay)
+        request = job_service_pb2.GetJobRequest(name=self.name)
+        self.message = await self._connection.call_patiently(self._connection.jobs.GetJob, request)
+        return self.info.is_terminal and self.message.last_event_sequence <= cursor
 
 
 def _job_error(info: JobInfo) -> JobFailed | JobCancelled:

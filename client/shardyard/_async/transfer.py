@@ -32,6 +32,7 @@ async def upload(connection: AsyncConnection, path: Path, collection: Collection
     patience = connection.patience()
     committed = -1
     while True:
+        content.check_unchanged()
         known = await _get(connection, collection, name)
         if known is not None and known.state == _READY:
             return known

@@ -13,7 +13,7 @@ import grpc
 from shardyard._names import parent_name
 from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_token_address, retry_delay
 from shardyard._sync import runtime
-from shardyard.errors import from_rpc
+from shardyard.errors import Unavailable, from_rpc
 from shardyard.v1 import (
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
@@ -90,6 +90,19 @@ class Connection:
                 delay = retry_delay(ours, time.monotonic() - start, self.reconnect_for)
                 if delay is None:
                     raise ours from None
+            runtime.sleep(delay)
+
+    def call_patiently(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
+        """Make a unary call that changes nothing, again while nobody answers.
+
+        Raises: RequestError; Unavailable after `reconnect_for` seconds.
+        """
+        patience = self.patience()
+        while True:
+            try:
+                return self.call(method, request, timeout=timeout)
+            except Unavailable as error:
+                delay = patience.after(error)
             runtime.sleep(delay)
 
     def streaming(

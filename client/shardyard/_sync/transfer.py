@@ -33,6 +33,7 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
     patience = connection.patience()
     committed = -1
     while True:
+        content.check_unchanged()
         known = _get(connection, collection, name)
         if known is not None and known.state == _READY:
             return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,6 +66,9 @@ def run(arguments: Sequence[str]) -> int:
     from shardyard.errors import ShardyardError
 
     as_json = "--json" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A terminal without Unicode shows `?`, it ends nothing.
+            stream.reconfigure(errors="replace")
     try:
         code = make_app()(list(arguments), standalone_mode=False)
     except CliError as error:
@@ -77,6 +81,9 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `shardyard jobs | head`: nobody reads on.
         sys.stderr.close()
+        return EXIT_ERROR
+    except OSError as error:  # A disk that is full, a folder that cannot be written: nobody's mistake here.
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except ShardyardError as error:
         print_error(error, as_json=as_json)
