@@ -64,9 +64,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(first, first + _CHUNK)
             hidden, targets = hidden_ND[part], targets_N[part]
             logits = F.linear(hidden, weight_VD, bias_V).float()
-            loss += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+            counts, places = targets != IGNORED, targets.clamp(min=0)[:, None]
+            log_total = logits.logsumexp(-1, keepdim=True)
+            loss += (log_total - logits.gather(1, places)).squeeze(1).mul(counts).sum()
             if with_gradient:
-                error = _error(logits, targets).to(weight_VD.dtype)
+                # The gradient by the logits, in their memory: softmax minus one-hot.
+                error = logits.sub_(log_total).exp_()
+                error.scatter_add_(1, places, torch.full_like(log_total, -1.0))
+                error = error.mul_(counts[:, None]).to(weight_VD.dtype)
                 grad_hidden[part] = error @ weight_VD
                 _accumulate(grad_weight, error, hidden)
                 if grad_bias is not None:
@@ -82,14 +87,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # In place: nobody else has these tensors, and the weight's is the largest of the step.
         bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.bias_dtype)
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), bias, None, None
-
-
-def _error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The gradient of the summed cross-entropy by the logits, in their memory."""
-    counts = targets != IGNORED
-    error = logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_()
-    error.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(error[:, :1], -1.0))
-    return error.mul_(counts[:, None])
 
 
 def _accumulate(total_VD: torch.Tensor, error_NV: torch.Tensor, hidden_ND: torch.Tensor) -> None:
