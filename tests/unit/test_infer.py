@@ -275,6 +275,14 @@ def test_a_length_over_the_models_is_refused(tmp_path: Path) -> None:
     assert not ask_vectors(folder, "a " * 100, max_length=32).violations
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_no_length_is_too_short_to_be_kept(tmp_path: Path, length: int) -> None:
+    folder = save_folder(tmp_path, "BertModel")
+    output = spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
+    reply = ask_vectors(folder, "a " * 100, ("a", "dog " * 100), max_length=length, output=output)
+    assert [list(embedding.shape) for embedding in reply.response.embeddings] == [[length, 16], [length, 16]]
+
+
 def test_models_are_loaded_once_and_the_oldest_is_given_up_under_the_budget(tmp_path: Path) -> None:
     folders = [save_folder(tmp_path / str(index), "BertModel") for index in range(3)]
     loaded: list[Path] = []

@@ -167,8 +167,9 @@ def encode_batch(
     )
     # The call leaves its truncation on the backend.
     prepare(tokenizer)
-    ids = [list(row) or [_blank(tokenizer)] for row in encoded["input_ids"]]
-    types = [list(row) or [0] for row in encoded["token_type_ids"]]
+    # Where the special tokens alone are more than max_length, the tokenizer cuts nothing.
+    ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in encoded["input_ids"]]
+    types = [list(row[:max_length]) or [0] for row in encoded["token_type_ids"]]
     return ids, types
 
 
