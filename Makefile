@@ -42,7 +42,7 @@ prove: $(INSTALLED)
 	@$(BIN)/python -m pytest -m prove --durations=0 $(TESTS)
 
 check: $(INSTALLED)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/check.py
+	@$(BIN)/python tools/check.py
 
 format: $(INSTALLED)
 	@$(BIN)/ruff format && $(BIN)/ruff check --fix

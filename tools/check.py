@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 MOST_LINES = 60
 ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
 RELEASED = ROOT / "protos" / "released.binpb"
 GENERATED = ("shardyard/v1", "shardyard/worker")
 
@@ -42,7 +44,13 @@ def command(*arguments: str) -> Callable[[], str | None]:
 
     def run() -> str | None:
         done = subprocess.run(
-            arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            arguments,
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
         return None if done.returncode == 0 else done.stdout or f"exit code {done.returncode}"
 
