@@ -13,7 +13,6 @@ from pathlib import Path
 import deepspeed
 import torch
 from google.protobuf import json_format
-from shardyard_trainer.tasks.build import build_task
 
 from gate import Gate
 from shardyard.worker.v1 import worker_pb2
@@ -22,6 +21,7 @@ from shardyard_trainer.engine import decay_groups, start_gang
 from shardyard_trainer.models import build_module
 from shardyard_trainer.order import Order
 from shardyard_trainer.tasks.base import MicroBatch, Samples
+from shardyard_trainer.tasks.build import build_task
 
 
 def main(spec_file: str, num_batches: int) -> None:

@@ -92,8 +92,8 @@ def different_files(fresh: Path, committed: Path) -> list[str]:
 
 
 CHECKS: dict[str, Callable[[], str | None]] = {
-    "format": command("ruff", "format", "--check"),
-    "lint": command("ruff", "check"),
+    "format": command("ruff", "format", "--check", "--no-cache"),
+    "lint": command("ruff", "check", "--no-cache"),
     "types": command("mypy"),
     "types-of-users": command("pyright"),
     "imports": command("lint-imports", "--no-cache"),

@@ -1,4 +1,4 @@
-"""The tables (docs/reliability.md): what is filtered, ordered or decided on has a column, everything else is protobuf bytes.
+"""The tables (docs/reliability.md): what is filtered, ordered or decided on has a column, all else is protobuf bytes.
 
 Times are BIGINT microseconds UTC, 0 where there is none; there is nothing here that PostgreSQL could not hold.
 """
