@@ -53,6 +53,7 @@ def end_attempt(conn: Connection, job_uid: str, epoch: int, *, ok: bool, rng: ra
     changes: dict[str, Any] = {"slot_seconds": job.slot_seconds + held_s * attempt.workers * attempt.slots_per_worker}
     if job.conditions:
         changes["conditions"] = None
+        _end_conditions(conn, job, now_us)
     attempt = attempts.move_attempt(
         conn, job, attempt, AttemptState.ENDED, now_us=now_us, changes={"failure": report or None}
     )
@@ -62,6 +63,14 @@ def end_attempt(conn: Connection, job_uid: str, epoch: int, *, ok: bool, rng: ra
     if attempt.exported:
         return _succeed(conn, job, ok=ok, now_us=now_us)
     return _retry_or_fail(conn, job, attempt, job_pb2.FailureReport.FromString(report), rng=rng, now_us=now_us)
+
+
+def _end_conditions(conn: Connection, job: JobRecord, now_us: int) -> None:
+    """What was true of the gang is not true of what follows it."""
+    held = job_pb2.Job.FromString(job.conditions).conditions
+    over = [job_pb2.Condition(type=each.type, active=False, time=encode.timestamp(now_us)) for each in held]
+    told = [encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=each), job.epoch) for each in over]
+    events.append(conn, job.uid, told, now_us)
 
 
 def _current(conn: Connection, job_uid: str, epoch: int) -> tuple[JobRecord, AttemptRecord]:

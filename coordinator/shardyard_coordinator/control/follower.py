@@ -112,7 +112,8 @@ class Follower:
         found = await asyncio.to_thread(
             find_checkpoints, self._settings.job_dir(job.uid), job.uid, below_epoch=self.key.epoch
         )
-        await self._write(lambda conn: self._record_found(conn, found))
+        if found:
+            await self._write(lambda conn: self._record_found(conn, found))
 
         def build(conn: Connection) -> Launch:
             return build_launch(conn, *self._load(conn), view, self._settings)

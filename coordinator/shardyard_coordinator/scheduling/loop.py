@@ -33,6 +33,8 @@ from shardyard_coordinator.store.store import Store
 _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
+# Jobs whose numbers are brought up to date in one pass, the first in line first.
+_MAX_QUIET = 256
 
 
 class SchedulingLoop:
@@ -108,17 +110,15 @@ class SchedulingLoop:
         self._collector.follow(AttemptKey(start.job, start.epoch))
 
     async def _tell(self, by_uid: Mapping[str, JobRecord], waiting: Mapping[str, Waiting]) -> None:
-        """Records why jobs wait where the reason is another one than before."""
-        told = {
-            uid: info
-            for uid, wait in waiting.items()
-            if (info := _pending_info(wait)).constraint != _held(by_uid[uid]).constraint
-        }
-        if not told:
+        """Records why jobs wait: with an event where the reason is another one, without where its numbers are."""
+        changed = {uid: info for uid, wait in waiting.items() if (info := _pending_info(wait)) != _held(by_uid[uid])}
+        told = {uid: info for uid, info in changed.items() if info.constraint != _held(by_uid[uid]).constraint}
+        quiet = {uid: info for uid, info in changed.items() if uid not in told}
+        if not changed:
             return
 
         def record(conn: Connection) -> None:
-            for uid, info in told.items():
+            for uid, info in [*told.items(), *list(quiet.items())[:_MAX_QUIET]]:
                 _record_pending(conn, uid, info, self._clock.now_us())
 
         await self._store.write(record, SYSTEM)
@@ -177,7 +177,9 @@ def _pending_info(wait: Waiting) -> job_pb2.PendingInfo:
 
 def _record_pending(conn: Connection, uid: str, info: job_pb2.PendingInfo, now_us: int) -> None:
     job = jobs.get_job_by_uid(conn, uid)
-    if job is None or job.state is not JobState.QUEUED or _held(job).constraint == info.constraint:
+    if job is None or job.state is not JobState.QUEUED or _held(job) == info:
         return
     jobs.change_job(conn, uid, now_us, {"pending": info.SerializeToString()})
+    if _held(job).constraint == info.constraint:
+        return
     events.append(conn, uid, [encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info))], now_us)
