@@ -125,6 +125,7 @@ async def running_core(
     clock: Clock | None = None,
     trace: Trace | None = None,
     schedule: bool = True,
+    rng: random.Random | None = None,
     **settings: float,
 ) -> AsyncIterator[Core]:
     """A coordinator's core on `folder`, as it starts and stops."""
@@ -132,7 +133,7 @@ async def running_core(
     store = await open_store(folder / "store.db", clock, trace)
     quick = {"poll_s": 0.2, "retry_min_s": 0.01, "retry_max_s": 0.05, **settings}
     made = ControlSettings(storage=folder / "storage", **quick)
-    collector = Collector(store, launcher, clock, trace, made, rng=NoWait())
+    collector = Collector(store, launcher, clock, trace, made, rng=rng or NoWait())
     loop = SchedulingLoop(store, launcher, collector, clock, trace)
     try:
         await recover(store, collector, trace)

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from helpers.core import ACTOR, assert_dense, new_job, running_core, shown, states
+from helpers.manifests import write_manifest
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2, model_service_pb2, spec_pb2, transfer_pb2
 from shardyard_coordinator.domain.records import CheckpointState, ResourceKind
@@ -261,6 +262,37 @@ async def test_a_corrupt_checkpoint_is_told_and_is_no_resume_point_any_more(tmp_
     told = [event.checkpoint for event in log if event.HasField("checkpoint")]
     assert told[-1].message == "model.bin: xxh3"
     assert job.latest_checkpoint == job.best_checkpoint == f"{job.name}/checkpoints/e1-s2"
+
+
+async def test_data_that_is_gone_before_the_launch_fails_the_job(tmp_path: Path) -> None:
+    spec = spec_pb2.JobSpec(train_data=spec_pb2.DataSource(dataset="projects/default/datasets/gone"))
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job(spec=spec))
+        job = await core.until(job.uid, *TERMINAL)
+        [attempt] = await core.attempts(job.uid)
+    report = job_pb2.FailureReport.FromString(job.failure)
+    assert (job.state, report.reason) == (JobState.FAILED, "DATA_NOT_FOUND")
+    assert "projects/default/datasets/gone" in report.message
+    assert attempt.state is AttemptState.ENDED and not launcher.gangs
+
+
+async def test_a_checkpoint_whose_report_was_lost_is_a_resume_point_all_the_same(tmp_path: Path) -> None:
+    def script(gang: ScriptedGang) -> None:
+        if gang.launch.key.epoch == 1:
+            write_manifest(Path(gang.spec.job_dir), gang.spec.job_uid, epoch=1, step=6)
+            gang.failure("WORKER_LOST", step=7)
+            gang.ended(ok=False)
+            return
+        whole_run(gang, steps=8)
+
+    launcher = ScriptedLauncher(script=script)
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+        log = await core.events(job.uid)
+    assert [path[-14:] for path in launcher.newest().spec.resume_candidates] == ["step-000000006"]
+    assert [event.checkpoint.step for event in log if event.HasField("checkpoint")] == [6, 8]
 
 
 async def test_a_result_is_described_and_its_name_gives_way_to_one_that_is_taken(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.manifests import write_manifest
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.control.ending import cause_of
 from shardyard_coordinator.control.manifests import find_checkpoints
@@ -39,53 +38,28 @@ def test_a_lost_worker_is_tried_for_ever_while_checkpoints_are_made_and_five_tim
     assert [lost.may_retry(n, made_progress=False) for n in (1, 5, 6)] == [True, True, False]
 
 
-def manifest(folder: Path, *, step: int, epoch: int = 1, **changes: Any) -> Path:
-    """A manifest as the trainer writes it."""
-    body: dict[str, Any] = {
-        "format": 1,
-        "job_uid": "j",
-        "epoch": epoch,
-        "step": step,
-        "world_size": 2,
-        "zero_stage": 1,
-        "created_us": 5,
-        "size_bytes": 7,
-        "files": [],
-        "cursor": {},
-        "metrics": {"loss": 0.5},
-        "versions": {"name": "ünïcode"},
-    }
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    body["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    body.update(changes)
-    path = folder / f"e{epoch:06}" / f"step-{step:09}" / "manifest.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(body))
-    return path
-
-
 def test_whole_checkpoints_of_earlier_attempts_are_found(tmp_path: Path) -> None:
-    manifest(tmp_path, step=10)
-    manifest(tmp_path, step=20, epoch=2)
-    manifest(tmp_path, step=30, epoch=3)
+    write_manifest(tmp_path, "j", step=10)
+    write_manifest(tmp_path, "j", step=20, epoch=2)
+    write_manifest(tmp_path, "j", step=30, epoch=3)
     found = find_checkpoints(tmp_path, "j", below_epoch=3)
     assert [(each.epoch, each.step, each.size_bytes, each.workers) for each in found] == [(1, 10, 7, 2), (2, 20, 7, 2)]
 
 
 @pytest.mark.parametrize("changes", [{"size_bytes": 8}, {"job_uid": "other"}, {"sha256": ""}, {"world_size": 3}])
 def test_a_manifest_that_was_changed_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
-    manifest(tmp_path, step=10, **changes)
+    write_manifest(tmp_path, "j", step=10, **changes)
     assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"sha256": 1}'])
 def test_bytes_that_are_no_manifest_are_passed_over(tmp_path: Path, content: bytes) -> None:
-    manifest(tmp_path, step=10).write_bytes(content)
+    write_manifest(tmp_path, "j", step=10).write_bytes(content)
     assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
 
 
 def test_a_checkpoint_is_removed_manifest_first_and_again_without_error(tmp_path: Path) -> None:
-    path = manifest(tmp_path, step=10)
+    path = write_manifest(tmp_path, "j", step=10)
     remove_checkpoint(path.parent)
     remove_checkpoint(path.parent)
     assert not path.parent.exists()

@@ -90,6 +90,8 @@ class Follower:
         try:
             launch = await self._prepare(job)
         except Refused as refused:
+            if refused.retry_after_s is not None:  # The store's trouble, not the job's.
+                raise
             await self._lose(job_pb2.FailureReport(reason=Cause.DATA_NOT_FOUND.value, message=refused.message))
             return False
         await self._reach(lambda: self._launcher.ensure(launch))

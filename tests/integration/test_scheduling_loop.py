@@ -1,0 +1,119 @@
+"""The loop: whole gangs, by priority and submission, and every wait with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers.clock import ManualClock
+from helpers.core import NoWait, assert_dense, new_job, running_core, shown
+from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.records import JobRecord
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.launch.protocols import AttemptKey, Node
+
+FOUR = (Node("node-1", "127.0.0.1", 4, 0, 1 << 30),)
+PENDING = job_pb2.PendingInfo
+
+
+def pending(job: JobRecord) -> job_pb2.PendingInfo:
+    return PENDING.FromString(job.pending)
+
+
+async def test_a_gang_waits_for_all_its_slots_and_says_how_many_are_missing(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(nodes=FOUR)
+    async with running_core(tmp_path, launcher) as core:
+        first = await core.submit(new_job("first", workers=3))
+        await core.until(first.uid, JobState.PREPARING)
+        second = await core.submit(new_job("second", workers=2))
+        waiting = await core.when(second.uid, lambda job: bool(job.pending))
+        assert pending(waiting).constraint == PENDING.CONSTRAINT_INSUFFICIENT_SLOTS
+        assert (pending(waiting).needed_slots, pending(waiting).free_slots, pending(waiting).position) == (2, 1, 1)
+        assert await core.loop.cluster_slots() == (4, 1)
+        third = await core.submit(new_job("third", workers=1))
+        await core.until(third.uid, JobState.PREPARING)
+        await core.when(second.uid, lambda job: pending(job).free_slots == 0)
+        await core.when(first.uid, lambda _: AttemptKey(first.uid, 1) in launcher.gangs)
+        whole_run(launcher.gangs[AttemptKey(first.uid, 1)])
+        started = await core.until(second.uid, JobState.PREPARING)
+        log = await core.events(second.uid)
+        assert await core.loop.cluster_slots() == (4, 1)
+    assert_dense(log)
+    assert [shown(event) for event in log][:3] == ["QUEUED", "pending", "PREPARING"]
+    assert not started.pending
+
+
+async def test_the_higher_priority_starts_first_then_the_earlier_submission(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(nodes=FOUR, script=whole_run)
+    async with running_core(tmp_path, launcher, schedule=False) as core:
+        made = [
+            await core.submit(new_job(name, workers=4, priority=priority))
+            for name, priority in [
+                ("low", job_pb2.PRIORITY_BEST_EFFORT),
+                ("early", job_pb2.PRIORITY_NORMAL),
+                ("late", job_pb2.PRIORITY_NORMAL),
+                ("high", job_pb2.PRIORITY_HIGH),
+            ]
+        ]
+        core.loop.start()
+        for job in made:
+            await core.until(job.uid, JobState.SUCCEEDED)
+    order = [gang.spec.job_name.rsplit("/", 1)[1] for gang in launcher.gangs.values()]
+    assert order == ["high", "early", "late", "low"]
+
+
+async def test_what_no_node_could_hold_waits_with_that_reason_until_one_comes(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(nodes=FOUR)
+    async with running_core(tmp_path, launcher, schedule=False) as core:
+        job = await core.submit(new_job(workers=8))
+        await core.loop.step()
+        assert pending(await core.job(job.uid)).constraint == PENDING.CONSTRAINT_NO_SUCH_NODE
+        launcher.nodes = (*FOUR, Node("node-2", "127.0.0.2", 4, 0, 1 << 30))
+        await core.loop.step()
+        job = await core.until(job.uid, JobState.PREPARING)
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+    assert launcher.newest().spec.rendezvous.startswith("tcp://127.0.0.1:")
+    assert launcher.newest().launch.placement == (("node-1", 4), ("node-2", 4))
+
+
+async def test_without_a_cluster_everything_waits_and_says_so(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(script=whole_run)
+    launcher.unreachable = True
+    async with running_core(tmp_path, launcher, schedule=False) as core:
+        job = await core.submit(new_job())
+        await core.loop.step()
+        assert pending(await core.job(job.uid)).constraint == PENDING.CONSTRAINT_CLUSTER_UNREACHABLE
+        launcher.unreachable = False
+        await core.loop.step()
+        await core.until(job.uid, JobState.SUCCEEDED)
+
+
+async def test_a_back_off_is_waited_for_by_the_clock_and_a_jump_back_of_years_changes_little(tmp_path: Path) -> None:
+    class Longest(NoWait):
+        def uniform(self, a: float, b: float) -> float:
+            return max(a, b)
+
+    def script(gang: ScriptedGang) -> None:
+        if gang.launch.key.epoch > 1:
+            whole_run(gang)
+            return
+        gang.failure("HUNG", step=3)
+        gang.ended(ok=False)
+
+    clock = ManualClock()
+    launcher = ScriptedLauncher(script=script)
+    async with running_core(tmp_path, launcher, schedule=False, clock=clock, rng=Longest()) as core:
+        job = await core.submit(new_job())
+        await core.loop.step()
+        job = await core.when(job.uid, lambda job: job.state is JobState.QUEUED and job.epoch == 1)
+        left_s = await core.loop.step()
+        assert left_s is not None and 9 <= left_s <= 10
+        info = pending(await core.job(job.uid))
+        assert info.constraint == PENDING.CONSTRAINT_NOT_BEFORE
+        clock.jump_wall(-10 * 365 * 86_400)
+        left_s = await core.loop.step()
+        assert left_s is not None and left_s <= 300
+        clock.jump_wall(10 * 365 * 86_400)
+        clock.advance(11)
+        await core.loop.step()
+        await core.until(job.uid, JobState.SUCCEEDED)
