@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 
 from helpers.embedded_ray import Ray
+from helpers.launches import gone
 from shardyard_coordinator.launch.protocols import ComputeFailed
 
 
@@ -22,3 +24,8 @@ async def test_a_warm_actor_answers_fails_and_is_replaced_when_late_dead_or_larg
     with pytest.raises(ComputeFailed):
         await ray.compute.call("helpers.fake_compute:die", b"", deadline_s=30)
     assert await ray.compute.call("helpers.fake_compute:pid", b"", deadline_s=30) != second
+    # One that dies while nobody asks it anything fails no call.
+    idle = await ray.compute.call("helpers.fake_compute:pid", b"", deadline_s=30)
+    psutil.Process(int(idle)).kill()
+    await gone(int(idle))
+    assert await ray.compute.call("helpers.fake_compute:echo", b"on", deadline_s=30) == b"on"

@@ -176,7 +176,10 @@ class Agent:
 
 
 class ComputePool:
-    """Warm actors, each for one call at a time; one that is late, too large or dead is replaced."""
+    """Warm actors, each for one call at a time; one that is late, too large or dead is replaced.
+
+    A call goes on when its caller has gone away: to end its actor would cost the next caller seconds.
+    """
 
     def __init__(self, settings: Header) -> None:
         self._settings = settings
@@ -193,7 +196,7 @@ class ComputePool:
         until = asyncio.get_running_loop().time() + deadline_s
         try:
             async with asyncio.timeout_at(until):
-                actor = await self._idle.get()
+                actor = await self._living()
         except TimeoutError:
             raise Unavailable(f"no compute actor was free within {deadline_s} s") from None
         kept = False
@@ -209,6 +212,18 @@ class ComputePool:
             else:
                 ray.kill(actor, no_restart=True)
                 self._add()
+
+    async def _living(self) -> Any:
+        """An idle actor; one that died meanwhile is replaced, and fails nobody's call."""
+        while True:
+            actor = await self._idle.get()
+            try:
+                await actor.ready.remote()
+            except ray.exceptions.RayError as error:
+                _log.warning("an idle compute actor is gone: %s", error)
+                self._add()
+            else:
+                return actor
 
     def _add(self) -> None:
         task = asyncio.create_task(self._start_one())

@@ -36,6 +36,7 @@ from shardyard_coordinator.seams import SystemClock
 
 _RESERVE_TIMEOUT_S = 60.0
 _GONE_TIMEOUT_S = 10.0
+_ASK_TIMEOUT_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -196,10 +197,19 @@ class Supervisor:
         except ray.exceptions.RayTaskError as error:
             how = RankExit(1, detail=str(error)[-2000:])
         except ray.exceptions.RayError as error:
-            how = RankExit(None, detail=str(error).partition("\n")[0][:500])
+            how = await self._how_lost(rank, error)
         attempt.rank_exited(rank, how)
         # It is done: its process and what it holds are not kept for the others.
         self._end_rank(rank, gently=how.code is not None)
+
+    async def _how_lost(self, rank: int, error: ray.exceptions.RayError) -> RankExit:
+        """The actor's error comes at once; whether its node is to blame, the list of nodes says."""
+        node, _ = self._pids.get(rank, ("", 0))
+        with contextlib.suppress(TimeoutError):
+            nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), _ASK_TIMEOUT_S)
+            if node and not any(one["NodeID"] == node and one["Alive"] for one in nodes):
+                return RankExit(None, detail=f"node {node} of rank {rank} is gone", cause=Cause.NODE_LOST)
+        return RankExit(None, detail=str(error).partition("\n")[0][:500])
 
     async def _kill_ranks(self) -> None:
         for rank in range(len(self._ranks)):
