@@ -188,6 +188,33 @@ def test_a_language_models_card_runs(kind: str, tmp_path: Path, monkeypatch: pyt
     assert names["logits"].shape[-1] == module.model.config.vocab_size
 
 
+@pytest.mark.parametrize(
+    ("model_type", "auto", "names"),
+    [
+        ("llama", transformers.AutoModelForCausalLM, {}),
+        ("gpt_neox", transformers.AutoModelForCausalLM, {}),
+        ("distilbert", transformers.AutoModelForMaskedLM, {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}),
+        ("roberta", transformers.AutoModelForMaskedLM, {}),
+    ],
+)
+def test_other_architectures_are_exported_whole(
+    model_type: str, auto: Any, names: dict[str, int], tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    common = {"vocab_size": 300, "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.AutoConfig.for_model(model_type, **common, **(names or sizes))
+    model = auto.from_config(config)
+    is_causal = auto is transformers.AutoModelForCausalLM
+    module = CausalLm(model, plain_output_layer=True) if is_causal else MaskedLm(model)
+    tokenizer = prepare(gpt2_tokenizer() if is_causal else bert_tokenizer())
+    task = FakeTask("causal_lm" if is_causal else "masked_lm", ModelChoice(config, None), tokenizer, {})
+    result = export_model(module, module.state_dict(), task, attempt(tmp_path), {}, folder=tmp_path / "m")  # type: ignore[arg-type]
+    assert result.model.num_parameters == sum(parameter.numel() for parameter in module.parameters())
+    _, info = auto.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
 def test_the_card_has_the_receipt(tmp_path: Path) -> None:
     _, folder, _ = exported("bert-mean", tmp_path)
     card = (folder / "README.md").read_text()

@@ -36,7 +36,8 @@ class WarmModel:
     """A loaded model, ready to be asked.
 
     `model` is an `AutoModelFor…` where transformers has the task's head, else the backbone; `head` [C, D] is then
-    applied to what `pooling` makes of the last hidden state. `longest` is how many tokens the model can address.
+    applied to what `pooling` makes of the last hidden state. `longest` is how many tokens the model can address;
+    `strangers` are tensors of the folder that the model has no place for.
     """
 
     folder: ModelFolder
@@ -46,6 +47,7 @@ class WarmModel:
     is_causal: bool
     longest: int | None
     size_bytes: int
+    strangers: tuple[str, ...]
 
     @property
     def backbone(self) -> nn.Module:
@@ -98,11 +100,11 @@ def load(path: Path) -> WarmModel:
     except SpecError as error:
         raise FolderInvalid(error.message, reason=error.reason) from error
     has_own_head = (path / "head.safetensors").is_file()
-    model, lacking = _load_model(path, "" if has_own_head else folder.task)
+    model, lacking, strangers = _load_model(path, "" if has_own_head else folder.task)
     if lacking and not folder.trained and folder.task:
         # A backbone whose configuration tells of a head that is not there: a drawn one would answer at random.
         folder = replace(folder, task="", labels=())
-        model, lacking = _load_model(path, "")
+        model, lacking, strangers = _load_model(path, "")
     if lacking:
         raise FolderInvalid(f"the weights lack {lacking[0]!r}, which would be drawn at random", tensor=lacking[0])
     model.eval().requires_grad_(False)
@@ -120,11 +122,14 @@ def load(path: Path) -> WarmModel:
         is_causal=architectures.is_causal(config.model_type),
         longest=architectures.longest(config),
         size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        strangers=tuple(strangers),
     )
 
 
-def _load_model(path: Path, task: str) -> tuple[Any, list[str]]:
-    """The model by transformers, and the names of weights that the folder lacks; a missing pooler is left out."""
+def _load_model(path: Path, task: str) -> tuple[Any, list[str], list[str]]:
+    """The model by transformers, the names of weights that the folder lacks (a missing pooler is left out), and of
+    those that it has too many.
+    """
     kind = {
         "text_classification": transformers.AutoModelForSequenceClassification,
         "causal_lm": transformers.AutoModelForCausalLM,
@@ -140,7 +145,7 @@ def _load_model(path: Path, task: str) -> tuple[Any, list[str]]:
     poolers = [name for name in info["missing_keys"] if "pooler" in name]
     if poolers:
         model.base_model.pooler = None
-    return model, sorted(set(info["missing_keys"]) - set(poolers))
+    return model, sorted(set(info["missing_keys"]) - set(poolers)), sorted(info["unexpected_keys"])
 
 
 def read_head(path: Path) -> nn.Linear:
