@@ -26,7 +26,7 @@ def print_plan(plan: Plan) -> None:
             ("samples", f"{plan.num_train_samples:,} to train, {plan.num_eval_samples:,} to evaluate"),
             ("tokens", f"{plan.num_train_tokens:,}" if plan.num_train_tokens else ""),
             ("labels", ", ".join(plan.labels[:10]) + (" …" if len(plan.labels) > 10 else "")),
-            ("batch", batch_line(plan.batch) if plan.batch is not None else ""),
+            ("batch", batch_line(plan.batch) if plan.batch is not None and plan.batch.global_batch_size else ""),
             ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
             ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),
             ("slots", str(plan.slots)),
