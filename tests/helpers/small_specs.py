@@ -13,31 +13,29 @@ from google.protobuf import json_format
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 
-WORDS = (
-    [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "while",
-        "seven",
-        "small",
-        "grey",
-        "birds",
-        "sing",
-        "in",
-        "old",
-        "green",
-        "trees",
-        "near",
-        "home",
-    ]
-)
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "small",
+    "grey",
+    "birds",
+    "sing",
+    "in",
+    "old",
+    "green",
+    "trees",
+    "near",
+    "home",
+]
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 32},
