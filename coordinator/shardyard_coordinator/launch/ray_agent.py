@@ -222,6 +222,9 @@ class ComputePool:
             except ray.exceptions.RayError as error:
                 _log.warning("an idle compute actor is gone: %s", error)
                 self._add()
+            except asyncio.CancelledError:
+                self._idle.put_nowait(actor)
+                raise
             else:
                 return actor
 
