@@ -106,7 +106,7 @@ def fetch(*, fallback: bool) -> tuple[Path | None, material.Material]:
 def pretrain(client: shardyard.Client, data: material.Material, *, fallback: bool) -> str:
     """Chapter 2; the language model's name."""
     chapter(2, "Pretrain a small GPT-2 on the text alone (2 workers, ZeRO-2)")
-    spec = story.pretraining(data.unlabelled, steps=500 if fallback else 600, vocab_size=2048 if fallback else 4096)
+    spec = story.pretraining(data.unlabelled, steps=800 if fallback else 600, vocab_size=2048 if fallback else 4096)
     outcome = story.run_job(client, spec, "small-gpt2")
     show.write_a_sentence(client, outcome.model, "Return the" if fallback else "The film is")
     return outcome.model
