@@ -18,7 +18,6 @@ from torch import nn
 from helpers.tiny_folders import bert_config, bert_tokenizer, gpt2_config, gpt2_tokenizer
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer import export as export_module
 from shardyard_trainer.export import dry_run, export_model
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.infer import predict
@@ -264,14 +263,10 @@ def test_weights_that_are_not_the_live_models_are_refused(tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".m*"))
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     module, task = trained("bert-mean")
-
-    def full(folder: Path) -> None:
-        raise OSError(28, "No space left on device", str(folder))
-
-    monkeypatch.setattr(export_module, "_sync", full)
-    with pytest.raises(RunFailed) as failed:
-        export_model(module, module.state_dict(), task, attempt(tmp_path), {}, folder=tmp_path / "m")  # type: ignore[arg-type]
-    assert failed.value.cause == "STORAGE_FULL"
-    assert not (tmp_path / "m").exists()
+    (tmp_path / "models").write_text("a file where the folder should be")
+    folder = tmp_path / "models" / "m"
+    with pytest.raises(RunFailed, match="models") as failed:
+        export_model(module, module.state_dict(), task, attempt(tmp_path), {}, folder=folder)  # type: ignore[arg-type]
+    assert failed.value.cause == "EXPORT_FAILED"
