@@ -46,7 +46,7 @@ def test_whole_checkpoints_of_earlier_attempts_are_found(tmp_path: Path) -> None
     assert [(each.epoch, each.step, each.size_bytes, each.workers) for each in found] == [(1, 10, 7, 2), (2, 20, 7, 2)]
 
 
-@pytest.mark.parametrize("changes", [{"size_bytes": 8}, {"job_uid": "other"}, {"sha256": ""}, {"world_size": 3}])
+@pytest.mark.parametrize("changes", [{"size_bytes": 8}, {"zero_stage": 3}, {"sha256": ""}, {"world_size": 3}])
 def test_a_manifest_that_was_changed_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_manifest(tmp_path, "j", step=10, **changes)
     assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
@@ -63,3 +63,8 @@ def test_a_checkpoint_is_removed_manifest_first_and_again_without_error(tmp_path
     remove_checkpoint(path.parent)
     remove_checkpoint(path.parent)
     assert not path.parent.exists()
+
+
+def test_a_whole_manifest_in_another_jobs_folder_is_none(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "other", step=10)
+    assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
