@@ -111,6 +111,9 @@ class ModelService:
         return reply.response
 
     async def _folder(self, name: str) -> str:
-        record, _ = await find(self._parts, _KIND, name)
+        parsed = self._parts.name("model", name)
+        record = await self._parts.store.read(
+            lambda conn: resources.get_resource(conn, _KIND, parsed.project, parsed.id)
+        )
         ready(record)
         return record.path

@@ -11,6 +11,7 @@ from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.parts import Cluster, Parts
 from shardyard_coordinator.store import encode
 
+VERSION = version("shardyard")
 TASKS = ("causal_lm", "masked_lm", "text_classification", "feature_extraction")
 MODEL_FAMILIES = ("bert", "gpt2", "llama", "distilbert", "roberta")
 
@@ -45,7 +46,7 @@ class ServerService:
         parts = self._parts
         limits = {name: int(value) for name, value in dataclasses.asdict(parts.limits).items()}
         return pb.ServerInfo(
-            version=version("shardyard"),
+            version=VERSION,
             store_id=parts.store.store_id,
             limits=limits,
             tasks=TASKS,
