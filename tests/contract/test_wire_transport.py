@@ -58,7 +58,8 @@ async def test_another_protocol_is_hung_up_on(service: Service) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await writer.drain()
-    await asyncio.wait_for(reader.read(), 10)
+    answered = await asyncio.wait_for(reader.read(), 10)
+    assert b"200" not in answered and reader.at_eof()
     writer.close()
 
 
