@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import random
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import BertModel
 
+from helpers.served import served
 from helpers.tiny_folders import WORDS, bert_config, bert_tokenizer
-
-BIN = Path(sys.executable).parent
-START_S = 60.0
-STOP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -65,51 +57,8 @@ def fill(folder: Path) -> None:
 @contextlib.contextmanager
 def workplace(folder: Path) -> Iterator[Workplace]:
     """The folder with its files, and a service with the local launcher until the end."""
-    home, state = folder / "here", folder / "state"
+    home = folder / "here"
     home.mkdir()
     fill(home)
-    address = f"127.0.0.1:{free_port()}"
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "SHARDYARD_ADDRESS": address,
-        "SHARDYARD_STATE_DIR": str(state),
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "120",
-    }
-    with (folder / "serve.log").open("wb") as log:
-        service = subprocess.Popen(
-            [BIN / "shardyard", "serve", "--address", address, "--launcher", "local"],
-            cwd=home,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until_it_listens(address, service, folder / "serve.log")
-        yield Workplace(home, address, environment)
-    finally:
-        service.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            service.wait(timeout=STOP_S)
-        service.kill()
-        service.wait()
-
-
-def wait_until_it_listens(address: str, service: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the port accepts connections. Raises RuntimeError with the service's log otherwise."""
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and service.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return
-        time.sleep(0.05)
-    raise RuntimeError(f"`shardyard serve` did not start: {log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with served(folder / "service", "local") as service:
+        yield Workplace(home, service.address, service.environment)

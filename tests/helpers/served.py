@@ -1,0 +1,168 @@
+"""A real service as a process: started, killed with -9, started again on the same state, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+import shardyard
+
+BIN = Path(sys.executable).parent
+START_S = 60.0
+STOP_S = 60.0
+
+
+@dataclass
+class Served:
+    """A service on its own state folder and port."""
+
+    folder: Path
+    launcher: str
+    options: Sequence[str] = ()
+    address: str = ""
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.address = self.address or f"127.0.0.1:{free_port()}"
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return self.folder / "state"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads the command line to this service."""
+        return {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "SHARDYARD_ADDRESS": self.address,
+            "SHARDYARD_STATE_DIR": str(self.state),
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "120",
+        }
+
+    def start(self) -> None:
+        """Starts it and returns when the port accepts connections."""
+        with (self.folder / "serve.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [BIN / "shardyard", "serve", "--listen", self.address, "--launcher", self.launcher, *self.options],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_until_it_listens(self.address, self.process, self.folder / "serve.log")
+
+    def kill(self) -> None:
+        """Ends the coordinator with SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ends the service and its embedded Ray in good order, whatever state it is in."""
+        command = [BIN / "shardyard", "stop", "--cancel-jobs"]
+        subprocess.run(command, env=self.environment, capture_output=True, timeout=STOP_S, check=False)
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=STOP_S)
+        self.process.kill()
+        self.process.wait()
+
+    def run(self, *command: str, cwd: Path | None = None, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the environment of this service."""
+        return subprocess.run(
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+@contextlib.contextmanager
+def served(folder: Path, launcher: str, *options: str) -> Iterator[Served]:
+    """A service that runs, and is gone at the end."""
+    service = Served(folder, launcher, options)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def wait_until_it_listens(address: str, service: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the port accepts connections. Raises RuntimeError with the service's log otherwise."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and service.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"`shardyard serve` did not start: {log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_pids(state: Path, job_uid: str) -> dict[int, int]:
+    """The process of each rank of a job's gang, found by the log that it writes: {rank: pid}."""
+    found: dict[int, int] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            target = str(Path(f"/proc/{process.pid}/fd/2").readlink())
+            if f"/jobs/{job_uid}/" in target and target.startswith(str(state)):
+                found[int(Path(target).name.split(".")[0].removeprefix("rank-"))] = process.pid
+    return found
+
+
+def pids_of(state: Path) -> set[int]:
+    """Every process whose environment or command line names the state folder, and all that they started."""
+    found: set[int] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            named = str(state) in " ".join(process.cmdline()) or process.environ().get("SHARDYARD_STATE_DIR") == str(
+                state
+            )
+            if named and process.pid != os.getpid():
+                found |= {process.pid, *(child.pid for child in process.children(recursive=True))}
+    return found
+
+
+def wait_for_step(job: shardyard.Job, step: int) -> int:
+    """Watches until progress has reached a step; the cursor of that event."""
+    for event in job.watch():
+        if event.progress is not None and event.progress.step >= step:
+            return event.sequence
+    raise AssertionError(f"{job.id} ended before step {step}")
+
+
+def state_dir() -> Path:
+    """A new folder with a short path: the paths of Ray's sockets have to fit into 107 characters."""
+    return Path(tempfile.mkdtemp(prefix="sy-"))
+
+
+def interrupt(pid: int) -> None:
+    """SIGKILL to one process."""
+    os.kill(pid, signal.SIGKILL)
