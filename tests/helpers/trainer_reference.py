@@ -8,11 +8,16 @@ from helpers.trainer_tasks import TinyTask
 from shardyard_trainer.config import TrainConfig
 from shardyard_trainer.engine import decay_groups
 from shardyard_trainer.order import Order
+from shardyard_trainer.tasks.base import Task
 
 
 def reference_losses(task: TinyTask, config: TrainConfig) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of every step."""
-    module = task.module()
+    return plain_losses(task, task.module(), config)
+
+
+def plain_losses(task: Task, module: torch.nn.Module, config: TrainConfig) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of every step of a module without dropout."""
     optimizer = torch.optim.AdamW(decay_groups(module, config.weight_decay), betas=config.betas, fused=True)
     order = Order(
         num_samples=task.train.num_samples,

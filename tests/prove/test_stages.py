@@ -1,0 +1,95 @@
+"""The real BERT has the losses of plain PyTorch at every ZeRO stage, on one worker and on two."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.small_specs import classification_spec, locations, shared_data
+from helpers.trainer_processes import TrainerGang
+from helpers.trainer_reference import plain_losses
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.config import train_config
+from shardyard_trainer.models import build_module
+from shardyard_trainer.tasks.build import build_task
+
+STEPS = 30
+pytestmark = pytest.mark.prove
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    rows = [line.rsplit("\t", 1) for line in (shared_data("sst2") / "train.tsv").read_text().splitlines()[:480]]
+    with (folder / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    (folder / "bert").symlink_to(bert)
+    return folder
+
+
+def spec_of(folder: Path) -> spec_pb2.JobSpec:
+    spec = classification_spec(
+        folder / "train.csv",
+        {"model": "projects/default/models/bert", "dropout": 0},
+        classify={"pooling": "POOLING_MEAN"},
+    )
+    spec.fine_tuning.max_length = 64
+    optimization = spec.optimization
+    optimization.max_steps, optimization.global_batch_size, optimization.learning_rate = STEPS, 16, 1e-4
+    spec.evaluation.holdout = 0
+    return spec
+
+
+def attempt_of(folder: Path, name: str, stage: int, workers: int) -> worker_pb2.AttemptSpec:
+    spec = spec_of(folder)
+    spec.parallelism.zero_stage = stage
+    spec.resources.workers = workers
+    attempt_dir = folder / name / "e000001"
+    return worker_pb2.AttemptSpec(
+        job_name="projects/default/jobs/stages",
+        job_uid="0" * 32,
+        epoch=1,
+        spec=spec,
+        locations=locations(folder, **{"projects/default/models/bert": (folder / "bert").resolve()}),
+        job_dir=str(folder / name),
+        attempt_dir=str(attempt_dir),
+        export_dir=str(folder / name / "model"),
+        world_size=workers,
+        threads_per_rank=1,
+        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[float]:
+    attempt = attempt_of(folder, "reference", 0, 1)
+    torch.manual_seed(0)
+    task = build_task(attempt.spec, attempt.locations)
+    module = build_module(task, attempt.spec, attempt.locations)
+    config = train_config(attempt, num_train_samples=task.train.num_samples)
+    losses, _ = plain_losses(task, module, config)
+    return losses
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_real_bert_has_the_losses_of_plain_pytorch(
+    folder: Path, expected: list[float], stage: int, workers: int
+) -> None:
+    gang = TrainerGang(attempt_of(folder, f"z{stage}-w{workers}", stage, workers))
+    assert gang.wait() == [0] * workers
+    losses = {
+        point.step: point.value
+        for event in gang.events
+        for series in event.metrics.series
+        if series.metric == "loss"
+        for point in series.points
+    }
+    assert list(losses) == list(range(1, STEPS + 1))
+    worst = max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected))
+    print(f"ZeRO-{stage} on {workers}: worst relative difference {worst:.2e}")
+    assert worst < 1e-5
