@@ -25,6 +25,8 @@ from shardyard.errors import Violation, invalid_fields
 from shardyard.v1 import job_pb2, spec_pb2
 
 MAX_DEPTH = 32
+# What google.protobuf.Duration can hold.
+MAX_DURATION_S = 315_576_000_000
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SOURCES: dict[str, Kind] = {"ModelSource": "model", "DataSource": "data", "TokenizerSource": "tokenizer"}
 _INT_RANGES = {
@@ -140,6 +142,8 @@ class Reader:
             seconds = duration_s(item)
             if seconds is None:
                 self.fail(path, f"{_shown(item)} is no duration; write `90s`, `30m`, `2h` or `1h30m`")
+            elif abs(seconds) > MAX_DURATION_S:
+                self.fail(path, f"{_shown(item)} is longer than 10,000 years; write a shorter one")
             else:
                 target.FromNanoseconds(round(seconds * 1e9))
         elif full_name == "google.protobuf.Timestamp":

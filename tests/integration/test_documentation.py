@@ -21,7 +21,7 @@ from helpers.workplace import Workplace, workplace
 
 LANGUAGES = {"python", "console", "yaml", "json", "proto", "text"}
 # Installing, and what would start or stop the service that the examples run against.
-LOOKED_AT_ONLY = ("make", "git", "pip", "python3", "cd", "shardyard serve", "shardyard stop")
+LOOKED_AT_ONLY = ("make", "git", "pip", "python3", "cd", ".", "ln", "shardyard serve", "shardyard stop")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 EXAMPLES = {path: fences(path, ROOT) for path in PAGES}
 

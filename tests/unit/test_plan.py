@@ -97,7 +97,7 @@ def test_every_default_of_a_fine_tuning_is_resolved(root: Path) -> None:
     assert (spec.parallelism.zero_stage, spec.checkpoints.keep_last, spec.evaluation.holdout) == (0, 2, 0.1)
     assert (result.plan.num_train_samples, result.plan.num_eval_samples) == (54, 6)
     assert result.plan.total_steps == 14  # ⌈2 · 54 / 8⌉
-    assert spec.evaluation.every == 2
+    assert spec.evaluation.every == 7, "a pass over the data"
     assert [warning.reason for warning in result.plan.warnings] == ["NEW_HEAD"]
     assert json.loads(result.plan.deepspeed_config_json)["zero_optimization"] == {"stage": 0}
 

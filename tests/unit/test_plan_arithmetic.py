@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardyard.v1 import plan_pb2
-from shardyard_trainer.arithmetic import BatchRefused, deal, nearest_that_works, plan_batch, total_steps
+from shardyard_trainer.arithmetic import (
+    BatchRefused,
+    deal,
+    evaluation_interval,
+    nearest_that_works,
+    plan_batch,
+    total_steps,
+)
 from shardyard_trainer.memory import Gang, Shape, choose_stage, estimate, states
 
 SMALL = Shape(num_parameters=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5)
@@ -111,3 +118,11 @@ def test_only_states_that_exceed_memory_do_not_fit() -> None:
     assert verdict(15 * 10**6) == plan_pb2.MEMORY_VERDICT_NO_FIT
     assert verdict(17 * 10**6) == plan_pb2.MEMORY_VERDICT_TIGHT
     assert verdict(10**9) == plan_pb2.MEMORY_VERDICT_FITS
+
+
+@pytest.mark.parametrize(
+    ("steps", "samples", "expected"),
+    [(434, 6920, 217), (217, 6920, 217), (600, 10**6, 60), (120, 160, 12), (3, 10**6, 1), (1, 1, 1)],
+)
+def test_evaluations_come_once_a_pass_and_at_most_ten_times(steps: int, samples: int, expected: int) -> None:
+    assert evaluation_interval(steps, num_train_samples=samples, global_batch_size=32) == expected

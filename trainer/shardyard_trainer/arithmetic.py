@@ -121,3 +121,13 @@ def total_steps(*, max_steps: int | None, epochs: float | None, num_samples: int
         given = f"{max_steps} steps" if max_steps is not None else f"{epochs} epochs of {num_samples} samples"
         raise BatchRefused(f"{given} are more than 2^53 steps; ask for fewer", field=field, reason="SPEC_INVALID")
     return steps
+
+
+def evaluation_interval(total_steps: int, *, num_train_samples: int, global_batch_size: int) -> int:
+    """Steps between two evaluations: a pass over the data, but at least a tenth of the run.
+
+    Where a pass is longer than the run it is a tenth of the run. An evaluation costs about a third of a pass over as many samples, so more often would slow short runs down.
+    """
+    steps_a_pass = -(-num_train_samples // global_batch_size)
+    tenth = max(-(-total_steps // 10), 1)
+    return max(steps_a_pass, tenth) if steps_a_pass <= total_steps else tenth

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.arithmetic import evaluation_interval
 from shardyard_trainer.schedule import Schedule
 
 _SCHEDULES = {
@@ -84,7 +85,8 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
         gpus_per_worker=spec.resources.gpus_per_worker,
         checkpoint_every=spec.checkpoints.every,
         checkpoint_bytes=attempt.plan.checkpoint_bytes,
-        evaluate_every=spec.evaluation.every or _default_evaluation(total_steps, batch_size, num_train_samples),
+        evaluate_every=spec.evaluation.every
+        or evaluation_interval(total_steps, num_train_samples=num_train_samples, global_batch_size=batch_size),
         log_interval_s=max(attempt.log_interval_s, 0.0) or 1.0,
     )
 
@@ -110,9 +112,3 @@ def _zero_stage(spec: spec_pb2.JobSpec, workers: int, on_gpu: bool) -> int:
     if spec.parallelism.HasField("zero_stage"):
         return spec.parallelism.zero_stage
     return 1 if workers > 1 or on_gpu else 0
-
-
-def _default_evaluation(total_steps: int, batch_size: int, num_train_samples: int) -> int:
-    """Once a pass over the data; a tenth of the run where that is less than a pass."""
-    steps_per_pass = -(-num_train_samples // batch_size)
-    return steps_per_pass if steps_per_pass <= total_steps else -(-total_steps // 10)

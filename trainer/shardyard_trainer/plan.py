@@ -15,7 +15,7 @@ from typing import TypeVar
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import memory, models, resolve
-from shardyard_trainer.arithmetic import Batch, BatchRefused, plan_batch, total_steps
+from shardyard_trainer.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.deepspeed_config import deepspeed_config
@@ -87,7 +87,7 @@ def _plan_training(
         raise _does_not_fit(spec, need, shape.num_parameters, stage)
     every = None
     if task.eval is not None:
-        every = resolve.evaluation_interval(
+        every = evaluation_interval(
             steps, num_train_samples=task.train.num_samples, global_batch_size=batch.global_batch_size
         )
     resolve.fill_batch(spec, batch, zero_stage=stage, evaluate_every=every)

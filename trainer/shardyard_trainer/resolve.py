@@ -104,11 +104,6 @@ def fill_source(source: spec_pb2.DataSource, files: list[DataFile]) -> None:
         source.document = spec_pb2.DOCUMENT_UNIT_LINE
 
 
-def evaluation_interval(total_steps: int, *, num_train_samples: int, global_batch_size: int) -> int:
-    """Once a pass over the data, or a tenth of the run where that comes first."""
-    return max(min(-(-num_train_samples // global_batch_size), -(-total_steps // 10)), 1)
-
-
 def _fill(message: Any, **values: Any) -> None:
     for name, value in values.items():
         if not message.HasField(name):

@@ -1056,7 +1056,7 @@ class EvaluationPolicy(_message.Message):
     EVERY_FIELD_NUMBER: _builtins.int
     HOLDOUT_FIELD_NUMBER: _builtins.int
     every: _builtins.int
-    """Optimizer steps between two, at least 1; unset: once a pass over the data, or a tenth of the run. The end always makes one."""
+    """Optimizer steps between two, at least 1; unset: a pass over the data, but at least a tenth of the run. The end always makes one."""
     holdout: _builtins.float
     """Without `eval_data`: the part of the training data held out, 0 to 0.5; unset: 0.1; 0: no evaluation."""
     def __init__(

@@ -132,6 +132,30 @@ class JobRecord:
         return f"{self.name}/checkpoints/e{epoch}-s{step}"
 
 
+class QueuedJob(NamedTuple):
+    """What the scheduling loop reads of a job that waits; `position` is its place in line, from 1."""
+
+    id: int
+    uid: str
+    epoch: int
+    version: int
+    queue: str
+    priority: int
+    creator: str
+    workers: int
+    gpus_per_worker: int
+    cpus_per_worker: int
+    not_before_us: int
+    waiting_us: int
+    pending: bytes | None
+    position: int
+
+    @property
+    def slots_per_worker(self) -> int:
+        """Slots of one worker."""
+        return self.gpus_per_worker or self.cpus_per_worker
+
+
 class CreatedJob(NamedTuple):
     """What became of a submission; `existed`: the request id had already made it."""
 

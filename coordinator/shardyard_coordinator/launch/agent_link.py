@@ -132,6 +132,9 @@ class AgentLink:
         # Stated either way: a token in the home folder would else switch authentication on.
         environment.setdefault("RAY_AUTH_MODE", "disabled")
         environment["RAY_ADDRESS"] = self.address
+        if self.address.startswith("127."):
+            # Else Ray turns a loopback address into the machine's outer one, where nobody listens.
+            environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         with self._log_path.open("ab") as log:
             process, ours = await start_child(
                 [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardyard_coordinator.scheduling.policy import Blocked, Constraint, PendingJob, Policy, Snapshot, admit, ranked
@@ -23,12 +23,12 @@ class Waiting:
 def explain(snapshot: Snapshot, now: int, policy: Policy) -> dict[str, Waiting]:
     """Every pending job that would not start now, by its id."""
     _, waiting = admit(snapshot, now, policy)
-    return waits(snapshot, waiting, now)
-
-
-def waits(snapshot: Snapshot, waiting: Sequence[tuple[PendingJob, Blocked]], now: int) -> dict[str, Waiting]:
-    """The same for a pass that has been made."""
     positions = {job.job: position for position, job in enumerate(ranked(snapshot.pending), 1)}
+    return waits(waiting, positions, now)
+
+
+def waits(waiting: Sequence[tuple[PendingJob, Blocked]], positions: Mapping[str, int], now: int) -> dict[str, Waiting]:
+    """The same for a pass that has been made; `positions` are the places in line."""
     return {job.job: _waiting(blocked, positions[job.job], now) for job, blocked in waiting}
 
 

@@ -3,6 +3,10 @@
 A pass is made when something has changed (a job's state, the cluster) or a back-off ends; each start is a transaction
 of its own, guarded by what was read, so a stale decision changes nothing. Why the others wait is told when the reason
 changes, not when its numbers do.
+
+A long queue must not cost those who submit to it. So a pass decides in a thread of the readers, the loop rests after it
+in proportion to the time that it took, a pass tells so many reasons and no more, and where nothing is free it looks at
+those alone whose reasons may have to be told; every few seconds at all the others too.
 """
 
 from __future__ import annotations
@@ -10,8 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection
@@ -19,7 +26,7 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.domain.errors import Refused
-from shardyard_coordinator.domain.records import AttemptRecord, EventKind, EventRecord, JobRecord
+from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord, QueuedJob
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launcher
@@ -27,14 +34,31 @@ from shardyard_coordinator.scheduling.explain import Waiting, waits
 from shardyard_coordinator.scheduling.policy import Policy, Start, admit, free_slots
 from shardyard_coordinator.scheduling.snapshot import load_snapshot, slots_of
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
-from shardyard_coordinator.store import attempts, encode, events, jobs, listing
+from shardyard_coordinator.store import attempts, encode, jobs, queue
 from shardyard_coordinator.store.store import Store
 
 _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
-# Jobs whose numbers are brought up to date in one pass, the first in line first.
+# Jobs whose numbers are brought up to date in one pass, the first in line first; and whose reasons are told.
 _MAX_QUIET = 256
+_MAX_TOLD = 256
+_TELL_ON_S = 0.2
+_LOOK_AT_ALL_S = 10.0
+# A pass takes at most a fifth of the time.
+_REST = 4.0
+_MAX_REST_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass has decided; `untold` and `unseen` say that it left out some."""
+
+    starts: tuple[tuple[QueuedJob, Start], ...]
+    reasons: tuple[tuple[QueuedJob, job_pb2.PendingInfo, bool], ...]
+    ends: float | None
+    untold: bool
+    unseen: bool
 
 
 class SchedulingLoop:
@@ -49,6 +73,7 @@ class SchedulingLoop:
         self._policy = Policy()
         self._hint = asyncio.Event()
         self._seen: ClusterView | None = None
+        self._all_due_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe = store.subscribe(self._hear)
 
@@ -72,26 +97,36 @@ class SchedulingLoop:
         return sum(slots_of(node) for node in view.nodes), sum(free_slots(snapshot).values())
 
     async def step(self) -> float | None:
-        """One pass; answers the seconds until the next back-off ends, None where nobody backs off."""
+        """One pass; answers the seconds until the next one is due by itself, None where none is."""
         view = await self._launcher.cluster()
+        whole = view != self._seen or self._clock.monotonic_s() >= self._all_due_s
         self._seen = view
-        queued, live = await self._store.read(_load)
-        if not queued:
+        look = partial(_look, view=view, now_us=self._clock.now_us(), policy=self._policy, whole=whole)
+        made = await self._store.read(look)
+        if made is None:
             return None
-        now_us = self._clock.now_us()
-        snapshot = load_snapshot(queued, live, view, now_us)
-        now = now_us // 1_000_000
-        starts, waiting = admit(snapshot, now, self._policy)
         self._trace.point("decide.done")
-        by_uid = {job.uid: job for job in queued}
-        for start in starts:
-            await self._apply(by_uid[start.job], start, view)
-        await self._tell(by_uid, waits(snapshot, waiting, now))
-        ends = [blocked.until for _, blocked in waiting if blocked.until]
-        return max(min(ends) - self._clock.now_us() / 1e6, 0.0) if ends else None
+        for job, start in made.starts:
+            await self._apply(job, start, view)
+        await self._tell(made)
+        return self._due(made, whole=whole)
 
-    async def _apply(self, job: JobRecord, start: Start, view: ClusterView) -> None:
+    def _due(self, made: _Pass, *, whole: bool) -> float | None:
+        now_s = self._clock.monotonic_s()
+        if whole:
+            self._all_due_s = now_s if made.untold else now_s + _LOOK_AT_ALL_S
+        due = [max(made.ends - self._clock.now_us() / 1e6, 0.0)] if made.ends is not None else []
+        if made.untold:
+            due.append(_TELL_ON_S)
+        if made.unseen:
+            due.append(max(self._all_due_s - now_s, _TELL_ON_S))
+        return min(due, default=None)
+
+    async def _apply(self, queued: QueuedJob, start: Start, view: ClusterView) -> None:
         def record(conn: Connection) -> None:
+            job = jobs.get_job_by_uid(conn, queued.uid)
+            if job is None or job.state is not JobState.QUEUED or job.epoch != queued.epoch:
+                raise StaleWrite(f"job {queued.uid} is no longer queued after attempt {queued.epoch}")
             attempts.start_attempt(
                 conn,
                 job,
@@ -109,22 +144,19 @@ class SchedulingLoop:
         self._trace.point("attempt.recorded")
         self._collector.follow(AttemptKey(start.job, start.epoch))
 
-    async def _tell(self, by_uid: Mapping[str, JobRecord], waiting: Mapping[str, Waiting]) -> None:
+    async def _tell(self, made: _Pass) -> None:
         """Records why jobs wait: with an event where the reason is another one, without where its numbers are."""
-        changed = {uid: info for uid, wait in waiting.items() if (info := _pending_info(wait)) != _held(by_uid[uid])}
-        told = {uid: info for uid, info in changed.items() if info.constraint != _held(by_uid[uid]).constraint}
-        quiet = {uid: info for uid, info in changed.items() if uid not in told}
-        if not changed:
+        if not made.reasons:
             return
-
-        def record(conn: Connection) -> None:
-            for uid, info in [*told.items(), *list(quiet.items())[:_MAX_QUIET]]:
-                _record_pending(conn, uid, info, self._clock.now_us())
-
-        await self._store.write(record, SYSTEM)
+        rows = []
+        for job, info, is_new in made.reasons:
+            event = encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info)) if is_new else None
+            rows.append((job, info.SerializeToString(), event))
+        await self._store.write(partial(_record, rows=rows, now_us=self._clock.now_us()), SYSTEM)
 
     async def _run(self) -> None:
         while True:
+            begun_s = time.monotonic()
             try:
                 pause_s = await self.step()
             except Refused as refused:
@@ -132,6 +164,7 @@ class SchedulingLoop:
             except Exception:  # The edge of a supervised loop: a defect must not end the queue.
                 _log.exception("a scheduling pass failed; it is made again")
                 pause_s = _RETRY_S
+            await asyncio.sleep(min((time.monotonic() - begun_s) * _REST, _MAX_REST_S))
             await self._wait(pause_s)
 
     async def _wait(self, pause_s: float | None) -> None:
@@ -156,12 +189,38 @@ class SchedulingLoop:
             self._hint.set()
 
 
-def _load(conn: Connection) -> tuple[list[JobRecord], list[AttemptRecord]]:
-    return listing.jobs_in(conn, JobState.QUEUED), attempts.live_attempts(conn)
+def _look(conn: Connection, view: ClusterView, now_us: int, policy: Policy, *, whole: bool) -> _Pass | None:
+    """Loads and decides; None where nobody waits."""
+    live = attempts.live_attempts(conn)
+    whole = whole or any(free_slots(load_snapshot((), live, view, now_us)).values())
+    most = 2 * _MAX_QUIET + _MAX_TOLD
+    queued = queue.all_queued(conn) if whole else queue.some_queued(conn, _MAX_QUIET, most)
+    if not queued:
+        return None
+    now = now_us // 1_000_000
+    starts, waiting = admit(load_snapshot(queued, live, view, now_us), now, policy)
+    by_uid = {job.uid: job for job in queued}
+    positions = {job.uid: job.position for job in queued}
+    told, quiet = [], []
+    for uid, wait in waits(waiting, positions, now).items():
+        job, info = by_uid[uid], _pending_info(wait)
+        held = job_pb2.PendingInfo.FromString(job.pending or b"")
+        if info.constraint != held.constraint:
+            told.append((job, info, True))
+        elif info != held:
+            quiet.append((job, info, False))
+    return _Pass(
+        starts=tuple((by_uid[start.job], start) for start in starts),
+        reasons=(*told[:_MAX_TOLD], *quiet[:_MAX_QUIET]),
+        ends=min((blocked.until for _, blocked in waiting if blocked.until), default=None),
+        untold=len(told) > _MAX_TOLD,
+        unseen=not whole and len(queued) >= _MAX_QUIET,
+    )
 
 
-def _held(job: JobRecord) -> job_pb2.PendingInfo:
-    return job_pb2.PendingInfo.FromString(job.pending)
+def _record(conn: Connection, rows: Sequence[tuple[QueuedJob, bytes, EventDraft | None]], now_us: int) -> None:
+    for job, info, event in rows:
+        queue.set_pending(conn, job, info, event, now_us)
 
 
 def _pending_info(wait: Waiting) -> job_pb2.PendingInfo:
@@ -173,13 +232,3 @@ def _pending_info(wait: Waiting) -> job_pb2.PendingInfo:
         position=wait.position,
         until=Timestamp(seconds=wait.until) if wait.until else None,
     )
-
-
-def _record_pending(conn: Connection, uid: str, info: job_pb2.PendingInfo, now_us: int) -> None:
-    job = jobs.get_job_by_uid(conn, uid)
-    if job is None or job.state is not JobState.QUEUED or _held(job) == info:
-        return
-    jobs.change_job(conn, uid, now_us, {"pending": info.SerializeToString()})
-    if _held(job).constraint == info.constraint:
-        return
-    events.append(conn, uid, [encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info))], now_us)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardyard_coordinator.domain.records import AttemptRecord, JobRecord
+from shardyard_coordinator.domain.records import AttemptRecord, QueuedJob
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.scheduling.policy import CPU, NodeInfo, PendingJob, RunningJob, Snapshot
 
@@ -14,7 +14,7 @@ GPU = "gpu"
 
 
 def load_snapshot(
-    queued: Sequence[JobRecord], live: Sequence[AttemptRecord], view: ClusterView, now_us: int
+    queued: Sequence[QueuedJob], live: Sequence[AttemptRecord], view: ClusterView, now_us: int
 ) -> Snapshot:
     """The snapshot; without a connection there are no nodes."""
     now = now_us // 1_000_000
@@ -35,7 +35,7 @@ def _class(node: Node) -> str:
     return (node.accelerator or GPU) if node.gpus else CPU
 
 
-def _pending(job: JobRecord, view: ClusterView, now: int) -> PendingJob:
+def _pending(job: QueuedJob, view: ClusterView, now: int) -> PendingJob:
     wants = CPU
     if job.gpus_per_worker:
         # A job does not name an accelerator: it takes the kind of which the cluster has the most.

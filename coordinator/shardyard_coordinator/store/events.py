@@ -79,8 +79,8 @@ def events_after(conn: Connection, job_uid: str, after: int, limit: int) -> list
     """At most `limit` events with a sequence over `after`, in order."""
     rows = _AFTER.run(conn, job=job_uid, after=after, most=limit)
     return [
-        EventRecord(row.position, row.job_uid, row.sequence, row.time_us, row.attempt, EventKind(row.kind), row.payload)
-        for row in rows
+        EventRecord(position, uid, sequence, time_us, attempt, EventKind(kind), payload)
+        for position, uid, sequence, time_us, attempt, kind, payload in rows
     ]
 
 

@@ -181,8 +181,9 @@ def find_request(conn: Connection, principal: str, request_id: str, fingerprint:
     row = _FIND_REQUEST.run(conn, principal=principal, request_id=request_id).first()
     if row is None:
         return None
-    job = get_job_by_uid(conn, row.job_uid)
-    if bytes(row.fingerprint) != fingerprint:
+    known, job_uid = row
+    job = get_job_by_uid(conn, job_uid)
+    if known != fingerprint:
         first = job.name if job is not None else ""
         raise Refused(
             Reason.REQUEST_ID_REUSED,
@@ -328,7 +329,7 @@ def purge_job(conn: Connection, job_uid: str) -> None:
     conn.execute(delete(tables.job).where(_job.uid == job_uid, _job.deleted_us > 0))
 
 
-def from_row(row: Row[Any]) -> JobRecord:
+def from_row(row: Row[Any] | tuple[Any, ...]) -> JobRecord:
     """A row of COLUMNS as a record."""
     values = list(row)
     for index in _BYTES:

@@ -11,7 +11,6 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Condition, JobRecord
-from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.jobs import COLUMNS, from_row
 
@@ -57,12 +56,6 @@ def list_jobs(
     Raises: Refused FILTER_INVALID for a field or operator that there is not.
     """
     statement = jobs_statement(project, conditions, order_by, desc=desc, after=after, limit=limit, full=full)
-    return [from_row(row) for row in conn.execute(statement)]
-
-
-def jobs_in(conn: Connection, state: JobState) -> list[JobRecord]:
-    """All jobs in a state, in the order of their submission, without their specs."""
-    statement = select(*_BASIC).where(_job.state == state.value, _job.deleted_us == 0).order_by(_job.id)
     return [from_row(row) for row in conn.execute(statement)]
 
 

@@ -255,7 +255,7 @@ def _exists(kind: ResourceKind, name: str) -> Refused:
     )
 
 
-def _from_row(row: Row[Any]) -> ResourceRecord:
+def _from_row(row: Row[Any] | tuple[Any, ...]) -> ResourceRecord:
     values = dict(zip(_FIELDS, row, strict=True))
     values["kind"] = ResourceKind(values["kind"])
     values["state"] = ResourceState(values["state"])

@@ -25,7 +25,7 @@ from shardyard_coordinator.domain.records import EventRecord
 from shardyard_coordinator.seams import Actor, Clock
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.failures import StoreFailure, StoreLost
-from shardyard_coordinator.store.sql import Prepared, begin_events
+from shardyard_coordinator.store.sql import Prepared, begin_events, execute
 from shardyard_coordinator.store.sqlite import meaning
 
 MAX_BATCH = 256
@@ -129,7 +129,7 @@ class Writer:
     def _commit(self, batch: list[Write]) -> None:
         """One transaction; whatever goes wrong with it as a whole goes to every caller of the batch."""
         outcomes: list[_Outcome] = []
-        events: list[EventRecord] = []
+        events: list[EventRecord] | None = None
         try:
             if self._failure is not None:
                 raise self._failure
@@ -139,9 +139,9 @@ class Writer:
                 outcomes = [self._apply(write, events) for write in batch]
             self._commits += 1
         except DBAPIError as error:
-            outcomes, events = self._spoilt(batch, meaning(error, self._path) or error), []
+            outcomes, events = self._spoilt(batch, meaning(error, self._path) or error), None
         except StoreFailure as error:
-            outcomes, events = self._spoilt(batch, error), []
+            outcomes, events = self._spoilt(batch, error), None
         self._loop.call_soon_threadsafe(self._deliver, events, outcomes)
 
     def _renew(self) -> None:
@@ -151,17 +151,17 @@ class Writer:
 
     def _apply(self, write: Write, events: list[EventRecord]) -> _Outcome:
         before = len(events)
-        self._conn.exec_driver_sql("SAVEPOINT operation")
+        execute(self._conn, "SAVEPOINT operation")
         try:
             value = write.operation(self._conn)
         except Exception as error:  # The edge between one caller's operation and everybody else's commit.
             if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
                 raise
-            self._conn.exec_driver_sql("ROLLBACK TO operation")
-            self._conn.exec_driver_sql("RELEASE operation")
+            execute(self._conn, "ROLLBACK TO operation")
+            execute(self._conn, "RELEASE operation")
             del events[before:]
             return _Outcome(write, None, error)
-        self._conn.exec_driver_sql("RELEASE operation")
+        execute(self._conn, "RELEASE operation")
         return _Outcome(write, value, None)
 
     def _spoilt(self, batch: list[Write], error: BaseException) -> list[_Outcome]:
@@ -173,8 +173,9 @@ class Writer:
             _log.error("a transaction failed (%s)", batch[0].actor.method, exc_info=error)
         return [_Outcome(write, None, error) for write in batch]
 
-    def _deliver(self, events: list[EventRecord], outcomes: list[_Outcome]) -> None:
-        if events:
+    def _deliver(self, events: list[EventRecord] | None, outcomes: list[_Outcome]) -> None:
+        """`events` of a commit, which may have none; None: nothing was committed."""
+        if events is not None:
             self._tell(events)
         for outcome in outcomes:
             self._waiting_bytes -= outcome.write.size_bytes
