@@ -33,7 +33,12 @@ class TrainerGang:
         folder.mkdir(parents=True, exist_ok=True)
         spec = folder / "spec.json"
         spec.write_text(json_format.MessageToJson(attempt))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **({} if attempt.spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
+        }
         self.ranks = [self._start(spec, rank, environment) for rank in range(attempt.world_size)]
 
     def _start(self, spec: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
