@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,13 +11,17 @@ from pathlib import Path
 import google_crc32c
 import grpc
 import pytest
+from sqlalchemy import Connection
 
 from helpers.service import ANSWERS, PARENT, Service, refused, serving
 from helpers.uploads import MIB, chunk, header, messages, send_dataset, whole
 from shardyard.v1 import dataset_service_pb2 as pb
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.records import ResourceKind
+from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.store import resources
 
 
 @pytest.fixture
@@ -162,6 +168,69 @@ async def test_quotas_hold(tmp_path: Path) -> None:
         await send_dataset(service, "one", {"a": b"x" * 10})
         failure = await refused(send_dataset(service, "two", {"a": b"x" * 6}))
         assert failure.reason == "QUOTA_EXCEEDED" and "room for 5" in failure.message
+
+
+async def test_a_finished_upload_is_answered_again_whatever_the_quota_has_left(tmp_path: Path) -> None:
+    async with serving(tmp_path, limits=Limits(max_project_upload_bytes=15)) as service:
+        request_id = str(uuid.uuid4())
+        made = await send_dataset(service, "one", {"a": b"x" * 10}, request_id)
+        assert await send_dataset(service, "one", {"a": b"x" * 10}, request_id) == made
+
+
+async def test_what_is_being_uploaded_cannot_be_deleted(service: Service) -> None:
+    name, files = f"{PARENT}/datasets/corpus", {"a": b"x" * MIB, "b": b"y"}
+    first, *rest = whole(files)
+    call = service.datasets.CreateDataset()
+    await call.write(pb.CreateDatasetRequest(header=header("corpus", files)))
+    await call.write(pb.CreateDatasetRequest(chunk=first))
+    while not list((service.parts.storage / "datasets").glob("*/a")):
+        await asyncio.sleep(0.01)
+    failure = await refused(service.datasets.DeleteDataset(pb.DeleteDatasetRequest(name=name)))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_IN_PROGRESS")
+    for each in rest:
+        await call.write(pb.CreateDatasetRequest(chunk=each))
+    await call.done_writing()
+    assert (await call).state == pb.Dataset.STATE_READY
+
+
+async def test_a_broken_off_upload_can_be_deleted(service: Service) -> None:
+    await refused(service.datasets.CreateDataset(messages(header("corpus", FILES))))
+    await service.datasets.DeleteDataset(pb.DeleteDatasetRequest(name=f"{PARENT}/datasets/corpus"))
+    assert list((service.parts.storage / "datasets").iterdir()) == []
+    assert (await send_dataset(service, "corpus", FILES)).state == pb.Dataset.STATE_READY
+
+
+async def test_an_upload_that_a_sweep_takes_away_is_told_so(service: Service) -> None:
+    call = service.datasets.CreateDataset()
+    await call.write(pb.CreateDatasetRequest(header=header("corpus", {"a": b"x"})))
+    while not (folders := list((service.parts.storage / "datasets").glob("*/a"))):
+        await asyncio.sleep(0.01)
+    uid = folders[0].parent.name
+
+    def sweep(conn: Connection) -> None:
+        resources.begin_delete(conn, ResourceKind.DATASET, "default", "corpus")
+        resources.finish_delete(conn, uid)
+
+    await service.store.write(sweep, SYSTEM)
+    await call.write(pb.CreateDatasetRequest(chunk=chunk(0, 0, b"x")))
+    assert (await refused(call)).reason == "DATASET_NOT_FOUND"
+
+
+async def test_a_full_storage_is_told_and_the_upload_goes_on_when_there_is_space(service: Service) -> None:
+    files, request_id = {"a": bytes(range(256)) * (6 * MIB // 256)}, str(uuid.uuid4())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MIB + 1000, hard))
+    try:
+        failure = await refused(send_dataset(service, "corpus", files, request_id))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_FULL")
+    half = await service.datasets.GetDataset(pb.GetDatasetRequest(name=f"{PARENT}/datasets/corpus"))
+    done = half.files[0].committed_bytes
+    assert done == 4 * MIB
+    top = header("corpus", files, request_id)
+    made = await service.datasets.CreateDataset(messages(top, *whole(files)[done // MIB :]))
+    assert made.state == pb.Dataset.STATE_READY
 
 
 async def test_a_taken_name_is_refused(service: Service) -> None:

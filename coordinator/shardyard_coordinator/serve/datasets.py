@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import cast
 
 from google.protobuf import empty_pb2
@@ -14,7 +13,7 @@ from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import download, find
 from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts
 from shardyard_coordinator.serve.tokens import Pages
-from shardyard_coordinator.serve.uploads import UploadMessage, Uploads, discard
+from shardyard_coordinator.serve.uploads import UploadMessage, Uploads
 from shardyard_coordinator.store import encode, resources
 
 _KIND = ResourceKind.DATASET
@@ -72,8 +71,7 @@ class DatasetService:
 
     async def delete(self, request: pb.DeleteDatasetRequest, call: Call) -> empty_pb2.Empty:
         """Deletes a data set that no live job reads."""
-        record, _ = await find(self._parts, _KIND, request.name)
-        await discard(self._parts, record, Path(record.path), call)
+        await self._uploads.delete(_KIND, request.name, call)
         return empty_pb2.Empty()
 
     async def download(

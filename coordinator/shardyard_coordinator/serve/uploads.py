@@ -8,13 +8,15 @@ for a model, loads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
+import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import google_crc32c
 from sqlalchemy import Connection
@@ -25,6 +27,7 @@ from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
 from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.downloads import find
 from shardyard_coordinator.serve.parts import Parts, raise_violations
 from shardyard_coordinator.store import resources
 
@@ -47,12 +50,7 @@ class Uploads:
         """The resource, READY."""
         header = await self._header(messages)
         project = self._parts.name("project", header.parent).project
-        key = (kind, project, header.resource_id)
-        if key in self._live:
-            text = f"`{header.resource_id}` is being uploaded by another call; wait for it, or choose another id"
-            raise Refused(Reason.UPLOAD_IN_PROGRESS, text, retry_after_s=5.0)
-        self._live.add(key)
-        try:
+        with self._alone(kind, project, header.resource_id), _storage_errors():
             record, files = await self._begin(kind, project, header, call)
             if record.state is ResourceState.READY:
                 return record
@@ -63,9 +61,24 @@ class Uploads:
             await self._verify(record, folder, files, call)
             description = await self._inspect(record, folder, call) if kind is ResourceKind.MODEL else b""
             self._parts.trace.point("upload.verified")
-            return await self._parts.store.write(
-                lambda conn: resources.finish_upload(conn, record.uid, description), call.actor
-            )
+            return await self._parts.store.write(lambda conn: _finish(conn, record, description), call.actor)
+
+    async def delete(self, kind: ResourceKind, name: str, call: Call) -> None:
+        """Removes a resource; Refused where a live job reads it or it is being uploaded at the moment."""
+        record, _ = await find(self._parts, kind, name)
+        with self._alone(kind, record.project, record.resource_id):
+            await discard(self._parts, record, Path(record.path), call)
+
+    @contextlib.contextmanager
+    def _alone(self, kind: ResourceKind, project: str, resource_id: str) -> Iterator[None]:
+        """Holds the resource; Refused UPLOAD_IN_PROGRESS where another call does."""
+        key = (kind, project, resource_id)
+        if key in self._live:
+            text = f"`{resource_id}` is being uploaded or deleted by another call; wait for it, or choose another id"
+            raise Refused(Reason.UPLOAD_IN_PROGRESS, text, retry_after_s=5.0)
+        self._live.add(key)
+        try:
+            yield
         finally:
             self._live.discard(key)
 
@@ -105,9 +118,11 @@ class Uploads:
         now_us = parts.clock.now_us()
 
         def begin(conn: Connection) -> tuple[ResourceRecord, list[FileRecord]]:
-            self._check_quota(conn, project, total, free)
             record = resources.begin_upload(conn, new, call.actor, now_us)
-            return record, resources.list_files(conn, record.uid)
+            files = resources.list_files(conn, record.uid)
+            if record.state is not ResourceState.READY:
+                self._check_quota(conn, project, total, free + sum(file.committed_bytes for file in files))
+            return record, files
 
         return await parts.store.write(begin, call.actor)
 
@@ -139,6 +154,7 @@ class Uploads:
     ) -> None:
         """Writes the chunks; whatever ends it, what arrived is committed."""
         committed = [file.committed_bytes for file in files]
+        missing = record.size_bytes - sum(committed)
         await asyncio.to_thread(_prepare, folder, files)
         writer = _Writer(folder, files, committed)
 
@@ -152,7 +168,7 @@ class Uploads:
                 self._parts.trace.point("upload.part")
 
         try:
-            while any(size < file.size_bytes for size, file in zip(committed, files, strict=True)):
+            while missing:
                 message = await self._next(messages)
                 if message is None:
                     raise _ended_early(files, committed)
@@ -161,18 +177,15 @@ class Uploads:
                         [FieldViolation("header", "came twice; an upload has one, first; send chunks")]
                     )
                 _check_chunk(message.chunk, files, committed, self._parts.limits.max_chunk_bytes)
-                try:
-                    await asyncio.to_thread(writer.write, message.chunk)
-                except OSError as error:
-                    text = (
-                        f"the storage cannot be written: {error.strerror}; try again when the operator has made space"
-                    )
-                    raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0) from error
+                await asyncio.to_thread(writer.write, message.chunk)
+                missing -= len(message.chunk.data)
                 if writer.unsynced >= _COMMIT_BYTES:
                     await commit()
         finally:
-            await asyncio.shield(commit())
-            await asyncio.to_thread(writer.close)
+            try:
+                await asyncio.shield(commit())
+            finally:
+                await asyncio.to_thread(writer.close)
 
     async def _verify(self, record: ResourceRecord, folder: Path, files: list[FileRecord], call: Call) -> None:
         """Compares every sha256; a file that differs begins anew."""
@@ -212,51 +225,78 @@ async def discard(parts: Parts, record: ResourceRecord, folder: Path, call: Call
     await parts.store.write(lambda conn: resources.finish_delete(conn, record.uid), call.actor)
 
 
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Turns what the storage answers, such as that it is full, into Refused STORAGE_FULL."""
+    try:
+        yield
+    except OSError as error:
+        text = f"the storage cannot be written: {error.strerror}; try again when the operator has made space"
+        raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0) from error
+
+
+def _finish(conn: Connection, record: ResourceRecord, description: bytes) -> ResourceRecord:
+    """READY; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND where a sweep has taken it for abandoned."""
+    resources.get_resource(conn, record.kind, record.project, record.resource_id)
+    return resources.finish_upload(conn, record.uid, description)
+
+
 class _Writer:
-    """Appends chunks to files; blocks, and is used by one thread at a time."""
+    """Appends chunks to files; blocks. A call that was cancelled may still be writing when the next one comes."""
 
     def __init__(self, folder: Path, files: list[FileRecord], committed: list[int]) -> None:
         self._folder = folder
         self._files = files
         self._committed = committed
-        self._open: BinaryIO | None = None
+        self._open: FileIO | None = None
         self._at = -1
         self._touched: set[int] = set()
+        self._lock = threading.Lock()
+        self._closed = False
         self.unsynced = 0
 
     def write(self, chunk: transfer_pb2.Chunk) -> None:
-        """Appends a checked chunk."""
-        if self._at != chunk.file_index:
-            self._sync_file()
-            self._at = chunk.file_index
-            path = self._folder / self._files[self._at].path
-            self._open = open(path, "r+b")  # noqa: SIM115 - kept open over many chunks.
-            self._open.seek(chunk.offset)
-        assert self._open is not None
-        self._open.write(chunk.data)
-        self._committed[self._at] += len(chunk.data)
-        self._touched.add(self._at)
-        self.unsynced += len(chunk.data)
+        """Appends a checked chunk; nothing once it is closed."""
+        with self._lock:
+            if self._closed:
+                return
+            if self._at != chunk.file_index:
+                self._sync_file()
+                self._release()
+                self._at = chunk.file_index
+                path = self._folder / self._files[self._at].path
+                # Unbuffered: what a full disk has refused is not tried again by a flush.
+                self._open = open(path, "r+b", buffering=0)  # noqa: SIM115 - kept open over many chunks.
+                self._open.seek(chunk.offset)
+            assert self._open is not None
+            rest = memoryview(chunk.data)
+            while rest:
+                rest = rest[self._open.write(rest) :]
+            self._committed[self._at] += len(chunk.data)
+            self._touched.add(self._at)
+            self.unsynced += len(chunk.data)
 
     def sync(self) -> list[int]:
         """Makes what was written durable; the files that it was written to."""
-        if self._open is not None:
-            self._open.flush()
-            os.fsync(self._open.fileno())
-        touched, self._touched, self.unsynced = sorted(self._touched), set(), 0
-        return touched
+        with self._lock:
+            self._sync_file()
+            touched, self._touched, self.unsynced = sorted(self._touched), set(), 0
+            return touched
 
     def close(self) -> None:
-        """Lets go of the open file."""
+        """Lets go of the open file; nothing is written from here on."""
+        with self._lock:
+            self._closed = True
+            self._release()
+
+    def _release(self) -> None:
         if self._open is not None:
             self._open.close()
             self._open = None
 
     def _sync_file(self) -> None:
         if self._open is not None:
-            self._open.flush()
             os.fsync(self._open.fileno())
-            self._open.close()
 
 
 def _prepare(folder: Path, files: list[FileRecord]) -> None:
