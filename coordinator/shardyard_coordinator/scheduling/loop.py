@@ -45,8 +45,8 @@ _MAX_QUIET = 256
 _MAX_TOLD = 256
 _TELL_ON_S = 0.2
 _LOOK_AT_ALL_S = 10.0
-# A pass takes at most a fifth of the time.
-_REST = 4.0
+# A pass takes at most a tenth of the time.
+_REST = 9.0
 _MAX_REST_S = 1.0
 
 

@@ -57,6 +57,7 @@ class Fanout:
         self._ring_size = ring_size
         self._jobs: dict[str, deque[Entry]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._fed = 0
         self.draining = False
         self._unsubscribe: Callable[[], None] | None = store.subscribe(self._feed)
 
@@ -78,6 +79,7 @@ class Fanout:
         for record in records:
             entry = Entry(record)
             self._ring.append(entry)
+            self._fed += 1
             self._jobs.setdefault(record.job_uid, deque()).append(entry)
             for waiter in self._waiting.pop(record.job_uid, ()):
                 if not waiter.done():
@@ -112,6 +114,14 @@ class Fanout:
         """The newest sequence in the ring; 0: the ring has none of the job."""
         own = self._jobs.get(job_uid)
         return own[-1].record.sequence if own else 0
+
+    def mark(self) -> int:
+        """For `lapped`, taken before looking."""
+        return self._fed
+
+    def lapped(self, mark: int) -> bool:
+        """Whether the ring has turned over since the mark: what a job has had since may stand in the store alone."""
+        return self._fed - mark > self._ring_size
 
     async def after(self, job_uid: str, cursor: int) -> list[Entry]:
         """The next events after the cursor, at most a batch; in order, but the first may leave a gap that expired."""

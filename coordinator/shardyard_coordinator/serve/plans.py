@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Cluster, Parts, raise_violations
-from shardyard_coordinator.serve.together import ReadsTogether
+from shardyard_coordinator.serve.together import LooksTogether, ReadsTogether
 from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import resources
 
@@ -65,15 +65,39 @@ class Plans:
         self._asked: dict[bytes, asyncio.Future[Planned]] = {}
         self._rows = ReadsTogether(parts.store)
         self._files = ReadsTogether(parts.store)
+        self._looks: LooksTogether[tuple[tuple[str, str], ...], bytes] = LooksTogether(
+            lambda uris: identify(uris, parts.data_roots)
+        )
+
+    async def at_hand(self, spec: spec_pb2.JobSpec) -> Planned | None:
+        """The plan of a spec that names nothing in the store, where it is in memory, for the files as they are now.
+
+        Refuses nothing: None says that the store has to be asked, and why the spec cannot be planned if it cannot.
+        """
+        if referenced(spec):
+            return None
+        uris = tuple(find_uris(spec, "job.spec"))
+        view = await self._cluster.view()
+        try:
+            identity = await self._looks.at(uris) if uris else b""
+            planned = self._kept.get(_fingerprint(spec, Located(self._nothing_named(), identity), view))
+            if planned is not None:
+                check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
+        except Refused:
+            return None
+        return planned
+
+    def _nothing_named(self) -> worker_pb2.Locations:
+        return worker_pb2.Locations(data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
 
     async def plan(self, spec: spec_pb2.JobSpec, call: Call, located: Located) -> Planned:
         """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
         view = await self._cluster.view()
         check_fits(view, spec.resources.workers or 1, spec.resources.gpus_per_worker, spec.resources.cpus_per_worker)
-        request = worker_pb2.PlanRequest(spec=spec, locations=located.locations, node_shape=node_shape(view))
-        fingerprint = _fingerprint(request, located)
+        fingerprint = _fingerprint(spec, located, view)
         planned = self._kept.get(fingerprint)
         if planned is None:
+            request = worker_pb2.PlanRequest(spec=spec, locations=located.locations, node_shape=node_shape(view))
             planned = await self._once(fingerprint, request, call)
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
@@ -127,10 +151,12 @@ class Plans:
         return planned
 
 
-def _fingerprint(request: worker_pb2.PlanRequest, located: Located) -> bytes:
+def _fingerprint(spec: spec_pb2.JobSpec, located: Located, view: ClusterView) -> bytes:
     """Of the spec, where everything lies (folders are named by uid), the files behind URIs, node and planner."""
-    digest = hashlib.sha256(f"1 {PLANNER_VERSION}\n".encode())
-    digest.update(request.SerializeToString(deterministic=True))
+    digest = hashlib.sha256(f"2 {PLANNER_VERSION}\n".encode())
+    for part in (spec, located.locations, node_shape(view)):
+        data = part.SerializeToString(deterministic=True)
+        digest.update(len(data).to_bytes(8, "little") + data)
     digest.update(located.identity)
     return digest.digest()
 
@@ -167,7 +193,7 @@ def find_uris(message: Message, path: str) -> Iterator[tuple[str, str]]:
             yield from find_uris(value, f"{path}.{field.name}")
 
 
-def identify(uris: list[tuple[str, str]], roots: tuple[str, ...]) -> bytes:
+def identify(uris: Sequence[tuple[str, str]], roots: tuple[str, ...]) -> bytes:
     """Path, inode, size and time of what the URIs name; Refused where one is not under a root or not regular.
 
     The worker that opens it checks again: what is checked here may have been replaced by then.

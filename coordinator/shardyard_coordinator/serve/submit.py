@@ -39,18 +39,14 @@ class Submitter:
         project = parts.name("project", request.parent).project
         fingerprint = request_fingerprint(request)
 
-        def look(conn: Connection) -> JobRecord | Located:
-            if request.request_id and not request.validate_only:
-                known = jobs.find_request(conn, call.principal, request.request_id, fingerprint)
-                if known is not None:
-                    return known
-            return self._plans.locate(conn, request.job.spec)
-
-        found = await self._plans.reads(request.job.spec).read(look)
-        if isinstance(found, JobRecord):
-            return encode.job_to_proto(found)
+        planned = await self._plans.at_hand(request.job.spec)
+        if planned is None:
+            found = await self._look(request, call, fingerprint)
+            if isinstance(found, JobRecord):
+                return encode.job_to_proto(found)
+            queue_of(request.job)
+            planned = await self._plans.plan(request.job.spec, call, found)
         queue = queue_of(request.job)
-        planned = await self._plans.plan(request.job.spec, call, found)
         new = new_job(request, project, queue, planned, fingerprint)
         parts.trace.point("create.validated")
         if request.validate_only:
@@ -67,6 +63,21 @@ class Submitter:
         answer = encode.job_to_proto(job)
         parts.trace.point("job.replied")
         return answer
+
+    async def _look(
+        self, request: job_service_pb2.CreateJobRequest, call: Call, fingerprint: bytes
+    ) -> JobRecord | Located:
+        """The job that the request has made already, so that a retry is not planned again; else what to plan with."""
+        spec = request.job.spec
+
+        def look(conn: Connection) -> JobRecord | Located:
+            if request.request_id and not request.validate_only:
+                known = jobs.find_request(conn, call.principal, request.request_id, fingerprint)
+                if known is not None:
+                    return known
+            return self._plans.locate(conn, spec)
+
+        return await self._plans.reads(spec).read(look)
 
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
         """What the job would need."""

@@ -43,16 +43,18 @@ class Watcher:
 
     async def watch(self, request: job_service_pb2.WatchJobRequest, call: Call) -> AsyncIterator[bytes]:
         """Answers encoded WatchJobResponses; ends after the batch with the terminal event."""
-        name = self._parts.name("job", request.name)
+        name, mark = self._parts.name("job", request.name), self._fanout.mark()
         job = await self._parts.store.read(lambda conn: _find(conn, name.project, name.id, request))
         self._watching += 1
         try:
-            async for batch in self._batches(job, request):
+            async for batch in self._batches(job, request, mark):
                 yield batch
         finally:
             self._watching -= 1
 
-    async def _batches(self, job: JobRecord, request: job_service_pb2.WatchJobRequest) -> AsyncIterator[bytes]:
+    async def _batches(
+        self, job: JobRecord, request: job_service_pb2.WatchJobRequest, mark: int
+    ) -> AsyncIterator[bytes]:
         cursor, kinds = request.after_sequence, frozenset(int(kind) for kind in request.kinds)
         interval_s = self._interval(request)
         first = job_service_pb2.WatchJobResponse(job_uid=job.uid, min_interval=_duration(interval_s))
@@ -62,7 +64,8 @@ class Watcher:
         ended, known = job.state.is_terminal, job.last_sequence
         while True:
             with self._fanout.interest(job.uid) as waiter:
-                known = max(known, self._fanout.latest(job.uid))
+                known = max(known, self._fanout.latest(job.uid), cursor + self._fanout.lapped(mark))
+                mark = self._fanout.mark()
                 if known <= cursor and not head:
                     if ended:
                         return

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shardyard.v1 import checkpoint_service_pb2, dataset_service_pb2, job_pb2, model_service_pb2, spec_pb2, transfer_pb2
+from shardyard.v1 import checkpoint_service_pb2, dataset_service_pb2, job_pb2, model_service_pb2, transfer_pb2
 from shardyard_coordinator.domain.records import (
     AttemptRecord,
     CheckpointRecord,
@@ -44,8 +44,10 @@ def job_to_proto(record: JobRecord, *, full: bool = True) -> job_pb2.Job:
     """The job as clients see it; without `full`: without spec, resolved_spec and annotations."""
     job = job_pb2.Job.FromString(record.description)
     if full:
-        job.spec.CopyFrom(spec_pb2.JobSpec.FromString(record.spec))
-        job.resolved_spec.CopyFrom(spec_pb2.JobSpec.FromString(record.resolved_spec))
+        job.spec.SetInParent()
+        job.spec.ParseFromString(record.spec)
+        job.resolved_spec.SetInParent()
+        job.resolved_spec.ParseFromString(record.resolved_spec)
     else:
         job.annotations.clear()
     job.name, job.uid, job.etag = record.name, record.uid, record.etag
@@ -53,7 +55,8 @@ def job_to_proto(record: JobRecord, *, full: bool = True) -> job_pb2.Job:
     job.queue = f"queues/{record.queue}"
     job.priority = record.priority  # type: ignore[assignment]
     job.state = _STATES[record.state]
-    job.conditions.extend(job_pb2.Job.FromString(record.conditions).conditions)
+    if record.conditions:
+        job.conditions.extend(job_pb2.Job.FromString(record.conditions).conditions)
     if record.progress:
         job.progress.ParseFromString(record.progress)
     if record.evaluation:
@@ -163,7 +166,7 @@ def timestamp(us: int) -> Timestamp:
 
 def _set(field: Timestamp, us: int) -> None:
     if us:
-        field.CopyFrom(timestamp(us))
+        field.seconds, field.nanos = us // 1_000_000, us % 1_000_000 * 1000
 
 
 def _files(files: Sequence[FileRecord]) -> list[transfer_pb2.StoredFile]:

@@ -81,7 +81,8 @@ class Store:
         A caller that is cancelled does not cancel its operation. Raises: what the operation raised; Refused STORE_FULL,
         STORE_BUSY, STORE_UNAVAILABLE, OVERLOADED.
         """
-        result: _T = await asyncio.shield(self._writer.submit(operation, actor, size_bytes))
+        # A cancelled caller cancels the future alone: the writer has the operation, and passes over the future.
+        result: _T = await self._writer.submit(operation, actor, size_bytes)
         return result
 
     async def read(self, query: Callable[[Connection], _T]) -> _T:
