@@ -18,6 +18,7 @@ from shardyard.v1 import job_service_pb2 as pb
 from shardyard_coordinator.domain.records import EventKind, EventRecord
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.watch import Intervals
 from shardyard_coordinator.store import encode, events, jobs
 
 NAME = f"{PARENT}/jobs/story"
@@ -182,6 +183,25 @@ async def test_the_ring_and_the_store_tell_the_same(tmp_path: Path) -> None:
         await finish(service)
         sequences = [event.sequence for batch in await watching for event in batch.events]
         assert sequences == list(range(1, 303))
+
+
+async def test_what_left_the_ring_while_a_watcher_was_busy_is_not_missed(tmp_path: Path) -> None:
+    async with serving(tmp_path, intervals=Intervals(heartbeat_s=0.1, most_s=1.0)) as service:
+        await submit(service)
+        other = create("other")
+        other.job.spec.train_data.dataset = f"{PARENT}/datasets/corpus"
+        service.app._fanout._ring_size = 5
+        call = service.jobs.WatchJob(pb.WatchJobRequest(name=NAME, min_interval=duration_pb2.Duration(seconds=1)))
+        sequences = [event.sequence for event in (await call.read()).events]
+        await emit(service, 3)
+        await finish(service)
+        uid = (await service.jobs.CreateJob(other)).uid
+        draft = encode.draft(EventKind.PROGRESS, job_pb2.JobEvent(progress=job_pb2.Progress(step=1)), 1)
+        await service.store.write(lambda conn: events.append(conn, uid, [draft] * 10, 1), SYSTEM)
+        async with asyncio.timeout(5):
+            while (batch := await call.read()) is not grpc.aio.EOF:
+                sequences += [event.sequence for event in batch.events]
+        assert sequences == [1, 2, 3, 4, 5]
 
 
 async def test_a_drain_ends_streams_with_draining_and_is_told_by_health(service: Service) -> None:
