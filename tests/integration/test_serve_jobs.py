@@ -232,6 +232,21 @@ async def test_what_the_planner_finds_wrong_is_told(
             assert list(failure.violations) == [f"job.spec.f{at}" for at in range(len(reasons))]
 
 
+@pytest.mark.parametrize("character", ["x", "é", "中", "😀"])
+@pytest.mark.parametrize("count", [1, 40])
+async def test_a_long_refusal_in_any_script_reaches_the_caller(tmp_path: Path, character: str, count: int) -> None:
+    def plan(_request: bytes) -> bytes:
+        long = {"field": "spec.f", "reason": "DATA_INVALID", "message": character * 1000}
+        wrong = [worker_pb2.Violation(**long, metadata={"file": character * 300, "value": character * 300})] * count
+        return worker_pb2.PlanResult(violations=wrong).SerializeToString()
+
+    (tmp_path / "corpus.txt").write_text("x\n")
+    async with serving(tmp_path, answers={"shardyard_trainer.plan:plan": plan}, data_roots=(str(tmp_path),)) as service:
+        failure = await refused(service.jobs.CreateJob(create(job=a_job(service))))
+        assert failure.reason == "DATA_INVALID" and failure.metadata["violations_total"] == str(count)
+        assert failure.violations["job.spec.f"].startswith(character * 100)
+
+
 async def test_the_service_tells_about_itself(service: Service) -> None:
     info = await service.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())
     assert info.store_id == service.store.store_id and info.limits["max_message_bytes"] == 4 * 1024 * 1024

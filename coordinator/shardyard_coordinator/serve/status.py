@@ -1,7 +1,8 @@
 """What an error looks like on the wire: a google.rpc.Status with one ErrorInfo, and BadRequest, RetryInfo.
 
-Status details travel in trailers. From 8 KiB of metadata on, clients see RESOURCE_EXHAUSTED at random instead of the
-error, so all details of one error stay under 6 KiB: what does not fit is counted in `violations_total`.
+Status details travel in trailers, and the message beside them, each byte that is not ASCII as three. From 8 KiB of
+metadata on, clients see RESOURCE_EXHAUSTED at random instead of the error, so all details of one error stay under
+6 KiB: what does not fit is counted in `violations_total`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from shardyard_coordinator.domain.errors import Refused
 DOMAIN: Final = "shardyard.dev"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 MAX_DETAILS_BYTES: Final = 6 * 1024
-MAX_MESSAGE_CHARACTERS: Final = 400
-MAX_METADATA_CHARACTERS: Final = 200
+MAX_MESSAGE_BYTES: Final = 480
+MAX_METADATA_BYTES: Final = 200
 
 
 def encode(refused: Refused) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Code, message and trailing metadata of a refusal."""
-    message = cut(refused.message, MAX_MESSAGE_CHARACTERS)
+    message = cut(refused.message, MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=code_pb2.Code.Value(refused.code.value), message=message)
-    metadata = {key[:64]: cut(value, MAX_METADATA_CHARACTERS) for key, value in list(refused.metadata.items())[:16]}
+    metadata = {key[:64]: cut(value, MAX_METADATA_BYTES) for key, value in list(refused.metadata.items())[:16]}
     if refused.violations:
         metadata["violations_total"] = str(len(refused.violations))
     status.details.add().Pack(
@@ -46,8 +47,8 @@ def _add_violations(status: status_pb2.Status, refused: Refused) -> None:
     bad = error_details_pb2.BadRequest()
     for violation in refused.violations:
         entry = error_details_pb2.BadRequest.FieldViolation(
-            field=cut(violation.field, MAX_METADATA_CHARACTERS),
-            description=cut(violation.message, MAX_MESSAGE_CHARACTERS),
+            field=cut(violation.field, MAX_METADATA_BYTES),
+            description=cut(violation.message, MAX_MESSAGE_BYTES),
             reason=violation.reason.value,
         )
         size = entry.ByteSize() + 3
@@ -59,5 +60,6 @@ def _add_violations(status: status_pb2.Status, refused: Refused) -> None:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, or its beginning with `…` where it is longer than `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """The text, or its beginning with `…` where it has more than `limit` bytes."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
