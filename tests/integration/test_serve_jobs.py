@@ -18,6 +18,7 @@ from shardyard.v1 import job_pb2, server_service_pb2
 from shardyard.v1 import job_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.tokens import Pages, Tokens
 
 
 @pytest.fixture
@@ -298,6 +299,26 @@ async def test_waiting_ends_when_the_service_does(service: Service) -> None:
     await asyncio.sleep(0.05)
     await asyncio.wait_for(service.app.stop(10), 5)
     assert (await waiting).state == job_pb2.STATE_QUEUED
+
+
+async def test_those_who_wait_hold_up_no_other_call(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("x\n")
+    async with serving(tmp_path, limits=Limits(max_unary=1), data_roots=(str(tmp_path),)) as service:
+        made = await service.jobs.CreateJob(create("first", a_job(service)))
+        waiting = [asyncio.ensure_future(service.jobs.WaitJob(pb.WaitJobRequest(name=made.name))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert (await service.jobs.GetJob(pb.GetJobRequest(name=made.name))).uid == made.uid
+        await service.jobs.CancelJob(pb.CancelJobRequest(name=made.name))
+        assert {(await each).state for each in waiting} == {job_pb2.STATE_CANCELLED}
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([400, 400, 400], 2), ([2000, 1], 1), ([1], 1), ([], 0)])
+def test_every_page_ends_at_a_mebibyte_but_holds_one(sizes: list[int], expected: int) -> None:
+    pages = Pages(Tokens(b"x"), "attempts", pb.ListAttemptsRequest(page_size=1000))
+    page, token = pages.fill(
+        sizes, lambda size: job_pb2.Attempt(failure=job_pb2.FailureReport(log_tail="x" * size * 1024)), lambda size: 1
+    )
+    assert (len(page), bool(token)) == (expected, expected < len(sizes))
 
 
 async def test_a_call_without_a_message_harms_nobody(service: Service) -> None:

@@ -59,10 +59,7 @@ class CheckpointService:
             return job, checkpoints.list_checkpoints(conn, job.uid, after=begin, limit=pages.size + 1)
 
         job, found = await self._parts.store.read(query)
-        response = pb.ListCheckpointsResponse(
-            checkpoints=[encode.checkpoint_to_proto(job, each) for each in found[: pages.size]]
+        page, token = pages.fill(
+            found, lambda each: encode.checkpoint_to_proto(job, each), lambda each: (each.step, each.epoch)
         )
-        if len(found) > pages.size:
-            last = found[pages.size - 1]
-            response.next_page_token = pages.next((last.step, last.epoch))
-        return response
+        return pb.ListCheckpointsResponse(checkpoints=page, next_page_token=token)

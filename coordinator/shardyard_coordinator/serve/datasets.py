@@ -11,7 +11,7 @@ from shardyard.v1 import dataset_service_pb2 as pb
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import download, find
-from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts
+from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import UploadMessage, Uploads
 from shardyard_coordinator.store import encode, resources
@@ -58,16 +58,8 @@ class DatasetService:
         found = await self._parts.store.read(
             lambda conn: resources.list_resources(conn, _KIND, project, after=after, limit=pages.size + 1)
         )
-        response, size = pb.ListDatasetsResponse(), 0
-        for record in found[: pages.size]:
-            dataset = encode.resource_to_dataset(record)
-            size += dataset.ByteSize()
-            if size > MAX_PAGE_BYTES and response.datasets:
-                break
-            response.datasets.append(dataset)
-        if len(found) > len(response.datasets):
-            response.next_page_token = pages.next(found[len(response.datasets) - 1].id)
-        return response
+        page, token = pages.fill(found, encode.resource_to_dataset, lambda record: record.id)
+        return pb.ListDatasetsResponse(datasets=page, next_page_token=token)
 
     async def delete(self, request: pb.DeleteDatasetRequest, call: Call) -> empty_pb2.Empty:
         """Deletes a data set that no live job reads."""

@@ -125,7 +125,7 @@ class Guard:
             call = self._call(method, context, self._limits.unary_timeout_s)
             try:
                 _authorise(call)
-                with self._in_flight.unary(method.path):
+                with self._in_flight.unary(method.path, call.principal):
                     request = self._parse(method, data)
                     async with asyncio.timeout_at(call.deadline_s):
                         return (await behaviour(request, call)).SerializeToString()

@@ -14,7 +14,7 @@ from shardyard_coordinator.domain.records import AttemptRecord, JobRecord
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.filters import parse_filter, parse_order
-from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts
+from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.submit import Submitter
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.watch import Watcher
@@ -76,17 +76,10 @@ class JobService:
                 full=full,
             )
         )
-        response, size = pb.ListJobsResponse(), 0
-        for job in found[: pages.size]:
-            message = encode.job_to_proto(job, full=full)
-            size += message.ByteSize()
-            if size > MAX_PAGE_BYTES and response.jobs:
-                break
-            response.jobs.append(message)
-        if len(found) > len(response.jobs):
-            last = found[len(response.jobs) - 1]
-            response.next_page_token = pages.next(listing.order_key(last, order_by))
-        return response
+        page, token = pages.fill(
+            found, lambda job: encode.job_to_proto(job, full=full), lambda job: listing.order_key(job, order_by)
+        )
+        return pb.ListJobsResponse(jobs=page, next_page_token=token)
 
     async def delete(self, request: pb.DeleteJobRequest, call: Call) -> empty_pb2.Empty:
         """Deletes a job that has ended."""
@@ -138,12 +131,10 @@ class JobService:
             return job, attempts.list_attempts(conn, job.uid, after_epoch=after, limit=pages.size + 1)
 
         job, found = await self._parts.store.read(query)
-        response = pb.ListAttemptsResponse(
-            attempts=[encode.attempt_to_proto(job, attempt) for attempt in found[: pages.size]]
+        page, token = pages.fill(
+            found, lambda attempt: encode.attempt_to_proto(job, attempt), lambda attempt: attempt.epoch
         )
-        if len(found) > pages.size:
-            response.next_page_token = pages.next(found[pages.size - 1].epoch)
-        return response
+        return pb.ListAttemptsResponse(attempts=page, next_page_token=token)
 
     async def _job(self, name: str) -> JobRecord:
         parsed = self._parts.name("job", name)

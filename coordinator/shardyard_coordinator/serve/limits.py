@@ -18,6 +18,8 @@ HEAVY_METHODS = frozenset(
         "/shardyard.v1.ModelService/Embed",
     }
 )
+# They hold nothing but a place: as many may wait as may watch, and those that wait hold up no other call.
+WAITING_METHODS = frozenset({"/shardyard.v1.JobService/WaitJob"})
 UPLOAD_METHODS = frozenset({"/shardyard.v1.ModelService/CreateModel", "/shardyard.v1.DatasetService/CreateDataset"})
 
 
@@ -52,8 +54,12 @@ class InFlight:
         self._rng = random.Random()
 
     @contextmanager
-    def unary(self, path: str) -> Iterator[None]:
+    def unary(self, path: str, principal: str) -> Iterator[None]:
         """Holds one place of a unary call; raises Refused OVERLOADED where there is none."""
+        if path in WAITING_METHODS:
+            with self.stream(path, principal):
+                yield
+            return
         heavy = path in HEAVY_METHODS
         if self._unary >= self._limits.max_unary:
             raise self._too_much(Reason.OVERLOADED, f"{self._unary} calls are in flight, the most allowed")

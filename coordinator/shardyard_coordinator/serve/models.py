@@ -11,7 +11,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import download, find, ready
-from shardyard_coordinator.serve.parts import MAX_PAGE_BYTES, Parts, raise_violations
+from shardyard_coordinator.serve.parts import Parts, raise_violations
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
 from shardyard_coordinator.store import encode, resources
@@ -63,16 +63,8 @@ class ModelService:
         found = await self._parts.store.read(
             lambda conn: resources.list_resources(conn, _KIND, project, after=after, limit=pages.size + 1)
         )
-        response, size = pb.ListModelsResponse(), 0
-        for record in found[: pages.size]:
-            model = encode.resource_to_model(record)
-            size += model.ByteSize()
-            if size > MAX_PAGE_BYTES and response.models:
-                break
-            response.models.append(model)
-        if len(found) > len(response.models):
-            response.next_page_token = pages.next(found[len(response.models) - 1].id)
-        return response
+        page, token = pages.fill(found, encode.resource_to_model, lambda record: record.id)
+        return pb.ListModelsResponse(models=page, next_page_token=token)
 
     async def delete(self, request: pb.DeleteModelRequest, call: Call) -> empty_pb2.Empty:
         """Deletes a model that no live job reads."""

@@ -24,8 +24,6 @@ from shardyard_coordinator.store.store import Store
 
 log = logging.getLogger(__name__)
 
-MAX_PAGE_BYTES = 1024 * 1024
-
 
 @dataclass(frozen=True)
 class Parts:

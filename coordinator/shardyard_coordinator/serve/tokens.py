@@ -11,15 +11,19 @@ import binascii
 import hashlib
 import hmac
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 
+MAX_PAGE_BYTES = 1024 * 1024
 _VERSION = b"\x01"
 _MAC_BYTES = 16
+_Record = TypeVar("_Record")
+_Message = TypeVar("_Message", bound=Message)
 
 
 class Tokens:
@@ -60,7 +64,7 @@ class Pages:
         self.size = min(request.page_size or 50, 1000)
 
     def after(self) -> Any:
-        """Where the page begins: what `next` was given for the page before; None: the first page.
+        """Where the page begins: the key of the last record of the page before; None: the first page.
 
         Raises: Refused PAGE_TOKEN_INVALID.
         """
@@ -75,9 +79,25 @@ class Pages:
             )
             raise refused_fields([FieldViolation("page_token", text, Reason.PAGE_TOKEN_INVALID)]) from None
 
-    def next(self, last: Any) -> str:
-        """The token of the page that begins after `last`."""
-        return self._tokens.make(self._kind, self._binding, last)
+    def fill(
+        self, found: Sequence[_Record], encode: Callable[[_Record], _Message], key: Callable[[_Record], Any]
+    ) -> tuple[list[_Message], str]:
+        """The page's messages, and the token of the next page, which is empty after the last.
+
+        `found` are the records after the last page's, at most one more than a page. A page ends at its count or at
+        1 MiB, whichever is first.
+        """
+        page: list[_Message] = []
+        size = 0
+        for record in found[: self.size]:
+            message = encode(record)
+            size += message.ByteSize()
+            if size > MAX_PAGE_BYTES and page:
+                break
+            page.append(message)
+        if len(found) == len(page):
+            return page, ""
+        return page, self._tokens.make(self._kind, self._binding, key(found[len(page) - 1]))
 
 
 def cursor_invalid(field: str, cursor: str) -> Refused:
