@@ -49,12 +49,12 @@ EXIT_CONFIG = 78
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Runs a coordinator until it is told to stop; the exit code of its process.
 
-    0: stopped in order. 69: the address is taken. 75: another coordinator is on the store, or took it over. 74: the
+    0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store, or took it over. 74: the
     disk failed. 65, 78: the store is broken, or of a newer version.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
     except StoreFailure as failure:
         print(failure, file=errors)

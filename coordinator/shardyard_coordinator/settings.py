@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +61,17 @@ class Settings(BaseSettings):
         for root in value:
             if not Path(root).is_absolute():
                 raise ValueError(f"the data root {root!r} is not an absolute path; give one")
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        _, colon, port = value.rpartition(":")
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+            raise ValueError(
+                f"{value!r} is not HOST:PORT with a port from 0 (any that is free) to 65535; "
+                "listen on 127.0.0.1:7400, or on [::1]:7400"
+            )
         return value
 
     @field_validator("projects")

@@ -80,6 +80,12 @@ def test_a_taken_address_exits_69(coordinator: tuple[subprocess.Popen[str], str,
     assert second.returncode == 69 and coordinator[1] in second.stderr
 
 
+def test_a_state_folder_that_cannot_be_made_exits_69(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = subprocess.run(MAIN, env=environment(tmp_path / "file"), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 69 and str(tmp_path / "file") in ended.stderr and "Traceback" not in ended.stderr
+
+
 def test_sigterm_ends_it_in_order_and_nothing_is_left(tmp_path: Path) -> None:
     with running(tmp_path) as (process, _):
         children = psutil.Process(process.pid).children(recursive=True)
@@ -102,6 +108,9 @@ def test_another_address_than_loopback_is_refused_without_insecure(tmp_path: Pat
     [
         ({"listen": "192.168.1.5:7400"}, "loopback"),
         ({"listen": ":7400"}, "loopback"),
+        ({"listen": "127.0.0.1"}, "HOST:PORT"),
+        ({"listen": "127.0.0.1:99999"}, "65535"),
+        ({"listen": "127.0.0.1:http"}, "HOST:PORT"),
         ({"data_roots": ("data",)}, "absolute"),
         ({"projects": "Upper"}, "upper case"),
         ({"cpus": 0}, "greater than"),
