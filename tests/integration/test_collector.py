@@ -33,7 +33,6 @@ async def test_a_job_goes_from_queued_to_a_registered_model(tmp_path: Path) -> N
         "attempt STARTING",
         "attempt ACTIVE",
         "phase",
-        "attempt ACTIVE",
         "progress",
         "canary",
         "RUNNING",

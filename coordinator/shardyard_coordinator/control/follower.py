@@ -21,18 +21,30 @@ from shardyard_coordinator.control.attempt_spec import build_launch
 from shardyard_coordinator.control.manifests import find_checkpoints
 from shardyard_coordinator.control.recording import Recorded, record_checkpoint, record_events, with_condition
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.control.storage import probe, storage_failure
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, EventKind, JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
-from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Launcher, Presence, Unreachable
+from shardyard_coordinator.launch.protocols import (
+    AttemptKey,
+    ClusterView,
+    Launch,
+    Launcher,
+    Presence,
+    StorageFailed,
+    Unreachable,
+)
 from shardyard_coordinator.launch.spool import SPOOL_NAME, read_spool
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
 from shardyard_coordinator.store import attempts, encode, events, jobs
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
+
+# A gang that has made no step has nothing to finish, and hears no directive while it loads.
+_UNBEGUN_GRACE_S = 3.0
 
 
 class Follower:
@@ -78,6 +90,9 @@ class Follower:
         """Makes sure that the gang is there; False: the attempt has ended."""
         job, attempt = await self._store.read(self._load)
         self._after = attempt.high_water
+        # Told by an earlier life, to be taken back by this one.
+        held = job_pb2.Job.FromString(job.conditions).conditions
+        self._unreachable = any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held)
         self._watch_times(job, attempt)
         if attempt.state is AttemptState.ENDED:
             return False
@@ -85,21 +100,35 @@ class Follower:
             return True
         if await self._reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
             return True  # The next question finds it lost.
-        if job.state is JobState.CANCELLING:
+        if self._is_elsewhere(attempt, await self._connected()) or job.state is JobState.CANCELLING:
             return True
         try:
             launch = await self._prepare(job)
+            await self._reach(lambda: self._ensure(launch))
         except Refused as refused:
             if refused.retry_after_s is not None:  # The store's trouble, not the job's.
                 raise
             await self._lose(job_pb2.FailureReport(reason=Cause.DATA_NOT_FOUND.value, message=refused.message))
             return False
-        await self._reach(lambda: self._launcher.ensure(launch))
+        except StorageFailed as failed:
+            await self._lose(storage_failure(failed))
+            return False
         self._trace.point("attempt.launched")
         with contextlib.suppress(StaleWrite):
             await self._write(self._confirm)
             self._trace.point("attempt.confirmed")
         return True
+
+    async def _ensure(self, launch: Launch) -> None:
+        """Launches, unless the job has been cancelled meanwhile: a cluster that cannot launch must not hold that up."""
+        job, _ = await self._store.read(self._load)
+        if job.state is JobState.PREPARING:
+            await self._launcher.ensure(launch)
+
+    def _is_elsewhere(self, attempt: AttemptRecord, view: ClusterView) -> bool:
+        """Whether the attempt was given to a cluster that is no more; a local gang's new home is as good as its old."""
+        known = bool(attempt.cluster_id) and self._launcher.name != "local"
+        return known and attempt.cluster_id != view.cluster_id
 
     def _load(self, conn: Connection) -> tuple[JobRecord, AttemptRecord]:
         job = jobs.get_job_by_uid(conn, self.key.job_uid)
@@ -129,7 +158,7 @@ class Follower:
 
     def _confirm(self, conn: Connection) -> None:
         job, attempt = self._load(conn)
-        if attempt.state is AttemptState.STARTING:
+        if attempt.state is AttemptState.STARTING and job.state is JobState.PREPARING:
             attempts.move_attempt(conn, job, attempt, AttemptState.ACTIVE, now_us=self._clock.now_us())
 
     async def _follow(self) -> None:
@@ -208,6 +237,8 @@ class Follower:
             self._start_by_s = 0.0
         if attempt.failure and self._end_by_s is None:
             self._end_by_s = now_s + self._settings.failure_grace_s
+        if self._stop_by_s is not None:
+            return  # Told to stop already.
         limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
         if limit_s and job.start_us and self._run_by_s is None:
             ran_s = (self._clock.now_us() - job.start_us) / 1e6
@@ -229,17 +260,23 @@ class Follower:
             reason = reason or JobState.CANCELLED.value
         elif _over(self._run_by_s, now_s):
             reason = reason or Cause.MAX_RUN_TIME.value
-        elif self._start_by_s and job.state is JobState.PREPARING and _over(self._start_by_s, now_s):
+        elif self._is_late(job, now_s):
             reason = reason or Cause.ENGINE_START_TIMEOUT.value
         if reason:
-            await self._stop(reason)
+            begun = bool(attempt.last_step or attempt.committed)
+            await self._stop(reason, grace_s=self._settings.stop_grace_s if begun else _UNBEGUN_GRACE_S)
         return False
 
-    async def _stop(self, reason: str) -> None:
+    def _is_late(self, job: JobRecord, now_s: float) -> bool:
+        """Whether the gang should have come to its first steps; of one that does not answer nothing is known."""
+        waits = job.state is JobState.PREPARING and not self._unreachable
+        return bool(self._start_by_s) and waits and _over(self._start_by_s, now_s)
+
+    async def _stop(self, reason: str, *, grace_s: float) -> None:
         await self._write(
             lambda conn: ending.stop_attempt(conn, self.key.job_uid, self.key.epoch, reason, self._clock.now_us())
         )
-        self._stop_by_s = self._clock.monotonic_s() + self._settings.stop_grace_s
+        self._stop_by_s = self._clock.monotonic_s() + min(grace_s, self._settings.stop_grace_s)
         self._start_by_s, self._run_by_s = 0.0, None
         directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason=reason)
         with contextlib.suppress(LookupError, Unreachable):
@@ -256,11 +293,20 @@ class Follower:
         if left and await self._record(left):
             return True
         _, attempt = await self._store.read(self._load)
-        other = bool(attempt.cluster_id) and attempt.cluster_id != view.cluster_id and self._launcher.name != "local"
-        cause = Cause.RAY_LOST if other else Cause.WORKER_LOST
-        text = "" if other else "the gang ended with its supervisor"
-        await self._lose(job_pb2.FailureReport(reason=cause.value, message=text))
+        await self._lose(await self._why_gone(attempt, view))
         return True
+
+    async def _why_gone(self, attempt: AttemptRecord, view: ClusterView) -> job_pb2.FailureReport:
+        if self._is_elsewhere(attempt, view):
+            return job_pb2.FailureReport(reason=Cause.RAY_LOST.value)
+        # A supervisor that cannot spool ends without a word.
+        folder = self._settings.attempt_dir(self.key.job_uid, self.key.epoch)
+        try:
+            await asyncio.to_thread(probe, folder)
+        except StorageFailed as failed:
+            return storage_failure(failed)
+        text = "the gang ended with its supervisor"
+        return job_pb2.FailureReport(reason=Cause.WORKER_LOST.value, message=text)
 
     def _read_spool(self) -> list[bytes]:
         folder = self._settings.attempt_dir(self.key.job_uid, self.key.epoch)

@@ -38,9 +38,13 @@ def _read(path: Path, job_uid: str, epoch: int, step: int) -> CheckpointRecord |
             raise ValueError("it is too large")
         manifest = json.loads(path.read_bytes())
         _verify(manifest, job_uid, epoch, step)
+        return _record(path, manifest, job_uid, epoch, step)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("%s is not a manifest: %s", path, error)
         return None
+
+
+def _record(path: Path, manifest: dict[str, Any], job_uid: str, epoch: int, step: int) -> CheckpointRecord:
     metrics = {str(name): float(value) for name, value in (manifest.get("metrics") or {}).items()}
     return CheckpointRecord(
         job_uid=job_uid,

@@ -6,6 +6,7 @@ The attempt's high-water mark moves in the same transaction, so an event deliver
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,8 +128,9 @@ class _Recording:
         self._changes["last_step"] = resumed.step
         self._attempt_changes.update(resumed_from_step=resumed.step, last_step=resumed.step)
         self._flush()
-        attempts.tell_attempt(self._conn, self._job, self._attempt, self._now_us)
-        self._reload()
+        if resumed.step:
+            attempts.tell_attempt(self._conn, self._job, self._attempt, self._now_us)
+            self._reload()
 
     def _on_checkpoint(self, report: worker_pb2.CheckpointReport) -> None:
         self._flush()
@@ -304,5 +306,5 @@ def with_condition(held: bytes, condition: job_pb2.Condition) -> bytes:
 
 def _value(record: CheckpointRecord) -> float | None:
     """What checkpoints are compared by: the loss of their evaluation."""
-    found = job_pb2.Evaluation.FromString(record.metrics).metrics
-    return found.get("loss")
+    found = job_pb2.Evaluation.FromString(record.metrics).metrics.get("loss")
+    return found if found is not None and math.isfinite(found) else None

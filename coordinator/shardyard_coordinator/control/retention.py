@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,14 @@ from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.control.manifests import MANIFEST
 from shardyard_coordinator.control.recording import forget_checkpoint, tell_checkpoint
 from shardyard_coordinator.control.settings import ControlSettings
-from shardyard_coordinator.domain.records import CheckpointRecord, CheckpointState, EventKind, EventRecord, ResourceKind
+from shardyard_coordinator.domain.records import (
+    CheckpointRecord,
+    CheckpointState,
+    EventKind,
+    EventRecord,
+    ResourceKind,
+    ResourceRecord,
+)
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
 from shardyard_coordinator.store import attempts, checkpoints, events, jobs, resources
 from shardyard_coordinator.store.store import Store
@@ -75,12 +82,13 @@ class Retention:
             try:
                 now_s = self._clock.monotonic_s()
                 if swept_s is None or now_s - swept_s >= _SWEEP_EVERY_S:
-                    await self.sweep()
                     swept_s = now_s
+                    await self.sweep()
                 await self._work()
-            except Exception:  # The edge of a supervised loop: a folder that cannot be removed ends nothing.
+            except Exception:  # The edge of a supervised loop: a store that is full for the moment ends nothing.
                 _log.exception("retention failed; it is tried again")
                 await asyncio.sleep(self._settings.retry_max_s)
+                continue
             # Not wait_for: on Python 3.11 it can swallow a cancellation that comes with the news.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP_EVERY_S):
@@ -88,17 +96,21 @@ class Retention:
             self._wake.clear()
 
     async def _work(self) -> None:
-        while self._due or self._deleted:
-            if self._deleted:
-                await self.remove_checkpoints_of(self._deleted.pop())
-            else:
-                await self.thin(self._due.pop())
+        while self._deleted:
+            await self.remove_checkpoints_of(self._deleted.pop())
+        while self._due:
+            job_uid = self._due.pop()
+            try:
+                await self.thin(job_uid)
+            except BaseException:
+                self._due.add(job_uid)
+                raise
 
     async def thin(self, job_uid: str) -> None:
         """Removes the checkpoints that a job keeps no longer: all but the newest, and the best."""
         async with self._alone:
             for record in await self._store.write(lambda conn: self._choose(conn, job_uid), SYSTEM):
-                await self._remove(record)
+                await _each(self._remove(record))
 
     def _choose(self, conn: Connection, job_uid: str) -> list[CheckpointRecord]:
         job = jobs.get_job_by_uid(conn, job_uid)
@@ -138,7 +150,7 @@ class Retention:
     async def remove_checkpoints_of(self, job_uid: str) -> None:
         """Removes the checkpoints of a deleted job at once; its logs stay until it is purged."""
         async with self._alone:
-            await self._remove_checkpoints_of(job_uid)
+            await _each(self._remove_checkpoints_of(job_uid))
 
     async def _remove_checkpoints_of(self, job_uid: str) -> None:
         folder = self._settings.job_dir(job_uid)
@@ -153,14 +165,13 @@ class Retention:
 
     async def _sweep(self) -> None:
         for record in await self._store.read(checkpoints.deleting_checkpoints):
-            await self._remove(record)
+            await _each(self._remove(record))
         for job in await self._store.read(jobs.deleted_jobs):
-            await self._purge(job.uid, job.deleted_us)
+            await _each(self._purge(job.uid, job.deleted_us))
         for resource in await self._store.read(resources.deleting_resources):
-            await asyncio.to_thread(_remove_tree, Path(resource.path))
-            await self._store.write(partial(resources.finish_delete, uid=resource.uid), SYSTEM)
+            await _each(self._finish_delete(resource))
         await self._sweep_uploads()
-        await self._sweep_folders()
+        await _each(self._sweep_folders())
         keep_s = self._settings.event_retention_s
         if keep_s:
             before = self._clock.now_us() - round(keep_s * 1e6)
@@ -183,8 +194,11 @@ class Retention:
                 resources.begin_delete, kind=upload.kind, project=upload.project, resource_id=upload.resource_id
             )
             await self._store.write(begin, SYSTEM)
-            await asyncio.to_thread(_remove_tree, Path(upload.path))
-            await self._store.write(partial(resources.finish_delete, uid=upload.uid), SYSTEM)
+            await _each(self._finish_delete(upload))
+
+    async def _finish_delete(self, resource: ResourceRecord) -> None:
+        await asyncio.to_thread(_remove_tree, Path(resource.path))
+        await self._store.write(partial(resources.finish_delete, uid=resource.uid), SYSTEM)
 
     async def _sweep_folders(self) -> None:
         """Exports and uploads without a row, older than a day, and of no live attempt."""
@@ -193,6 +207,14 @@ class Retention:
             known = await self._store.read(partial(resources.known_uids, kind=kind))
             folder = self._settings.storage / kind.value
             await asyncio.to_thread(_remove_unknown, folder, known | live, self._settings.sweep_after_s, self._clock)
+
+
+async def _each(removal: Coroutine[None, None, None]) -> None:
+    """One removal of many: what cannot be removed now stays for a later sweep, and keeps nothing else from going."""
+    try:
+        await removal
+    except OSError as error:
+        _log.warning("not removed: %s", error)
 
 
 def remove_checkpoint(folder: Path) -> None:

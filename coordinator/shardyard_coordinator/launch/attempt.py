@@ -84,15 +84,21 @@ class Attempt:
         Raises: OSError where the spool cannot be written; the gang is gone then, too.
         """
         await _first_of(self._trouble, self._all_exited)
-        if self._broken is not None:
+        try:
+            if self._broken is not None:
+                raise self._broken
+            if self._troubles:
+                # Not wait_for: on Python 3.11 it can swallow a cancellation.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settle_s):
+                        await self._all_exited.wait()
+                await self._decide()
+                await kill()
+        except OSError:
+            self.fence()
             await kill()
             await self._all_exited.wait()
-            raise self._broken
-        if self._troubles:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_exited.wait(), self._settle_s)
-            await self._decide()
-            await kill()
+            raise
         await self._all_exited.wait()
         await self._end()
 
@@ -158,6 +164,11 @@ class Attempt:
     def closed(self) -> bool:
         """Whether the gang was fenced, or has ended."""
         return self._closed
+
+    @property
+    def doomed(self) -> bool:
+        """Whether its ranks are being ended, so that one that starts now is to be ended, too."""
+        return self._decided.is_set()
 
     @property
     def ended(self) -> asyncio.Event:

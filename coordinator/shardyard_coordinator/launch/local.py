@@ -23,7 +23,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
-from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence
+from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
 from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import Clock
@@ -42,7 +42,7 @@ class _Gang:
 
     attempt: Attempt
     spool: Spool
-    gpus: list[int]
+    gpus: list[str]
     ranks: list[asyncio.subprocess.Process] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -68,8 +68,8 @@ class LocalLauncher:
     ) -> None:
         self._clock = clock
         self._cpus = cpus or len(os.sched_getaffinity(0))
-        self._gpus = _count_gpus() if gpus is None else gpus
-        self._free_gpus = list(range(self._gpus))
+        self._free_gpus = _visible_gpus(gpus)
+        self._gpus = len(self._free_gpus)
         self._program = program
         self._environment = dict(environment or {})
         self._settle_s = settle_s
@@ -96,7 +96,10 @@ class LocalLauncher:
         if launch.key in self._gangs or launch.key in self._dead:
             return
         folder = Path(launch.attempt_dir)
-        spool = await asyncio.to_thread(_prepare, folder, launch.spec)
+        try:
+            spool = await asyncio.to_thread(_prepare, folder, launch.spec)
+        except OSError as error:
+            raise StorageFailed.of(error) from error
         if launch.key in self._gangs:
             spool.close()
             return
@@ -108,14 +111,13 @@ class LocalLauncher:
             clock=self._clock,
             settle_s=self._settle_s,
         )
-        gpus = [self._free_gpus.pop(0) for _ in range(launch.workers * launch.gpus_per_worker)]
+        needed = launch.workers * launch.gpus_per_worker
+        gpus, self._free_gpus = self._free_gpus[:needed], self._free_gpus[needed:]
         gang = self._gangs[launch.key] = _Gang(attempt, spool, gpus)
-        gang.tasks.append(asyncio.create_task(self._supervise(gang)))
-        for rank in range(launch.workers):
-            try:
-                await self._start_rank(gang, launch, rank)
-            except OSError as error:
-                attempt.rank_exited(rank, RankExit(None, detail=f"not started: {error}"))
+        starting = asyncio.create_task(self._start_ranks(gang, launch))
+        gang.tasks += [starting, asyncio.create_task(self._supervise(gang))]
+        # Whoever asked may go away: every rank is begun and its end told, or the gang would never end.
+        await asyncio.shield(starting)
 
     async def lookup(self, key: AttemptKey) -> Presence:
         """ALIVE until killed, its end included; gangs of a former process are ABSENT."""
@@ -138,7 +140,9 @@ class LocalLauncher:
             return
         gang.attempt.fence()
         await _kill_ranks(gang)
-        await asyncio.gather(*gang.tasks)
+        # Not gather: cancelled, it would cancel those who tell the ranks' ends. Ranks that start now bring new tasks.
+        while pending := [task for task in gang.tasks if not task.done()]:
+            await asyncio.wait(pending)
         if self._gangs.pop(key, None) is not None:
             self._dead.add(key)
             gang.spool.close()
@@ -154,9 +158,22 @@ class LocalLauncher:
         except OSError:
             # Without a spool nothing more can be said of the gang: it counts as lost.
             _log.exception("the spool of %s cannot be written", gang.attempt.key)
-            self._gangs.pop(gang.attempt.key, None)
-            self._dead.add(gang.attempt.key)
+            if self._gangs.pop(gang.attempt.key, None) is not None:
+                self._dead.add(gang.attempt.key)
+                gang.spool.close()
         self._free_gpus.extend(gang.gpus)
+
+    async def _start_ranks(self, gang: _Gang, launch: Launch) -> None:
+        for rank in range(launch.workers):
+            if gang.attempt.doomed:
+                gang.attempt.rank_exited(rank, RankExit(None))
+                continue
+            try:
+                if launch.workers * launch.gpus_per_worker > len(gang.gpus):
+                    raise OSError("its GPUs are still held by another gang")
+                await self._start_rank(gang, launch, rank)
+            except OSError as error:
+                gang.attempt.rank_exited(rank, RankExit(None, detail=f"not started: {error}"))
 
     async def _start_rank(self, gang: _Gang, launch: Launch, rank: int) -> None:
         folder = Path(launch.attempt_dir)
@@ -182,7 +199,7 @@ class LocalLauncher:
             )
         gang.ranks.append(process)
         gang.tasks.append(asyncio.create_task(_watch_rank(gang.attempt, rank, process, ours)))
-        if gang.attempt.closed:
+        if gang.attempt.doomed:
             await _kill_ranks(gang)
 
 
@@ -224,6 +241,12 @@ def _prepare(folder: Path, spec: bytes) -> Spool:
     return Spool(folder / SPOOL_NAME)
 
 
-def _count_gpus() -> int:
-    """NVIDIA devices of this machine."""
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+def _visible_gpus(count: int | None) -> list[str]:
+    """The first `count` devices, else all NVIDIA devices of this machine; of those that this process may use."""
+    devices = [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+    numbers = [str(number) for number in range(len(devices) if count is None else count)]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return numbers
+    names = [name.strip() for name in allowed.split(",") if name.strip()]
+    return numbers if count is not None and count > len(names) else names[: len(numbers)]

@@ -6,6 +6,7 @@ Each has a Ray and a local variant here, and a scripted one in the tests. What c
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -71,6 +72,19 @@ class Unreachable(Exception):
     """The cluster, or an attempt on it, does not answer: nothing is known about it."""
 
 
+class StorageFailed(Exception):
+    """The attempt's folder cannot be written; `full`: for lack of space."""
+
+    def __init__(self, text: str, *, full: bool = False) -> None:
+        super().__init__(text)
+        self.full = full
+
+    @classmethod
+    def of(cls, error: OSError) -> StorageFailed:
+        """What the system's error means."""
+        return cls(str(error), full=error.errno in (errno.ENOSPC, errno.EDQUOT))
+
+
 class Launcher(Protocol):
     """Runs attempts. Every method but `start` and `close` may raise Unreachable."""
 
@@ -86,7 +100,10 @@ class Launcher(Protocol):
         """The cluster as it is now; never raises Unreachable."""
 
     async def ensure(self, launch: Launch) -> None:
-        """Starts the attempt unless its supervisor is there already."""
+        """Starts the attempt unless its supervisor is there already.
+
+        Raises: Unreachable; StorageFailed.
+        """
 
     async def lookup(self, key: AttemptKey) -> Presence:
         """Whether the attempt's supervisor is there."""

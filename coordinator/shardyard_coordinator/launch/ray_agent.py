@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import ray
 from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_frame, unpack
 from shardyard_coordinator.launch.poll import until
-from shardyard_coordinator.launch.protocols import AttemptKey, Launch, Presence
+from shardyard_coordinator.launch.protocols import AttemptKey, Launch, Presence, StorageFailed
 from shardyard_coordinator.launch.ray_supervisor import ComputeActor, Supervisor
 
 NAMESPACE = "shardyard"
@@ -94,6 +94,8 @@ class Agent:
             reply |= {"error": "timeout", "text": str(error) or "no answer in time"}
         except Unavailable as error:
             reply |= {"error": "unavailable", "text": str(error)}
+        except StorageFailed as error:
+            reply |= {"error": "full" if error.full else "unwritable", "text": str(error)}
         except ray.exceptions.RayError as error:
             _log.warning("%s: %s", header["method"], error)
             reply |= {"error": "ray", "text": str(error).partition("\n")[0]}
@@ -117,7 +119,12 @@ class Agent:
         )
         handle = await asyncio.to_thread(_supervisor, launch, self._entry)
         self._handles[key] = handle
-        await handle.ensure.remote()
+        try:
+            await handle.ensure.remote()
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, OSError):
+                raise StorageFailed.of(error.cause) from error
+            raise
         return b""
 
     async def _lookup(self, header: Header, body: bytes) -> bytes:

@@ -17,6 +17,7 @@ from shardyard_coordinator.launch.protocols import (
     Launch,
     Node,
     Presence,
+    StorageFailed,
     Unreachable,
 )
 from shardyard_coordinator.launch.ray_head import EmbeddedHead
@@ -122,6 +123,8 @@ class RayLauncher:
         except AgentError as error:
             if error.kind == "lookup":
                 raise LookupError(str(error)) from error
+            if error.kind in ("full", "unwritable"):
+                raise StorageFailed(str(error), full=error.kind == "full") from error
             raise Unreachable(str(error)) from error
 
 

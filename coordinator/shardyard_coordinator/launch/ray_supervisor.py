@@ -99,8 +99,7 @@ class Supervisor:
         self._started().fence()
         await self._kill_ranks()
         if self._task is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._task), _GONE_TIMEOUT_S)
+            await asyncio.wait([self._task], timeout=_GONE_TIMEOUT_S)
 
     def _started(self) -> Attempt:
         if self._attempt is None:
@@ -119,7 +118,12 @@ class Supervisor:
     async def _run(self, attempt: Attempt) -> None:
         supervising = asyncio.create_task(attempt.supervise(self._kill_ranks))
         try:
-            await self._start_ranks(attempt)
+            try:
+                await self._start_ranks(attempt)
+            except ray.exceptions.RayError as error:
+                # Those that are watched tell their end themselves, once they are ended for the others.
+                for rank in range(len(self._watches), self._launch.workers):
+                    attempt.rank_exited(rank, RankExit(None, detail=str(error).partition("\n")[0][:500]))
             await supervising
         except OSError:
             # Without a spool nothing more can be said: the attempt counts as lost when this actor is gone.
@@ -206,7 +210,8 @@ class Supervisor:
         """The actor's error comes at once; whether its node is to blame, the list of nodes says."""
         node, _ = self._pids.get(rank, ("", 0))
         with contextlib.suppress(TimeoutError):
-            nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), _ASK_TIMEOUT_S)
+            async with asyncio.timeout(_ASK_TIMEOUT_S):
+                nodes = await asyncio.to_thread(ray.nodes)
             if node and not any(one["NodeID"] == node and one["Alive"] for one in nodes):
                 return RankExit(None, detail=f"node {node} of rank {rank} is gone", cause=Cause.NODE_LOST)
         return RankExit(None, detail=str(error).partition("\n")[0][:500])
