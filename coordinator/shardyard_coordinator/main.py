@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute
 from shardyard_coordinator.launch.protocols import Compute, Launcher
-from shardyard_coordinator.launch.ray_head import EmbeddedHead
+from shardyard_coordinator.launch.ray_head import EmbeddedHead, start_time
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
@@ -49,8 +50,8 @@ EXIT_CONFIG = 78
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Runs a coordinator until it is told to stop; the exit code of its process.
 
-    0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store, or took it over. 74: the
-    disk failed. 65, 78: the store is broken, or of a newer version.
+    0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store,
+    or took it over. 74: the disk failed. 65, 78: the store is broken, or of a newer version.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -110,9 +111,10 @@ class Coordinator:
 
     async def run(self) -> int:
         """Starts, serves until a signal or the store ends it, and stops; raises StoreFailure, OSError."""
-        with self._signals():
+        with self._signals(), contextlib.ExitStack() as stack:
             async with self._running() as running:
                 self._greet(running)
+                stack.enter_context(_few_collections())
                 running.store.failed.add_done_callback(lambda _: self._stop.set())
                 await self._stop.wait()
                 if running.store.failed.done():
@@ -237,6 +239,19 @@ class Coordinator:
         print(text, file=self._output, flush=True)
 
 
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """What start-up has made is here to stay: collections that walk over it would hold the loop for 100 ms each."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def _make_folders(control: ControlSettings) -> None:
     for name in ("jobs", "models", "datasets", "cache"):
         (control.storage / name).mkdir(parents=True, exist_ok=True)
@@ -245,7 +260,8 @@ def _make_folders(control: ControlSettings) -> None:
 def _write_record(path: Path, address: str) -> None:
     """For `shardyard stop`: which process serves this state directory, and where."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"pid": os.getpid(), "address": address}) + "\n")
+    record = {"pid": os.getpid(), "start_ticks": int(start_time(os.getpid()) or 0), "address": address}
+    temporary.write_text(json.dumps(record) + "\n")
     temporary.replace(path)
 
 
