@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from helpers.clock import ManualClock
-from helpers.core import NoWait, assert_dense, new_job, running_core, shown
+from helpers.core import ACTOR, NoWait, assert_dense, new_job, running_core, shown
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import AttemptKey, Node
+from shardyard_coordinator.scheduling.loop import TELL_ON_S
+from shardyard_coordinator.store import jobs
 
 FOUR = (Node("node-1", "127.0.0.1", 4, 0, 1 << 30),)
 PENDING = job_pb2.PendingInfo
@@ -117,3 +121,54 @@ async def test_a_back_off_is_waited_for_by_the_clock_and_a_jump_back_of_years_ch
         clock.advance(11)
         await core.loop.step()
         await core.until(job.uid, JobState.SUCCEEDED)
+
+
+async def test_a_line_longer_than_one_pass_tells_is_told_whole_with_everybodys_place(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(nodes=FOUR)
+    clock = ManualClock()
+    async with running_core(tmp_path, launcher, schedule=False, clock=clock) as core:
+        await core.submit(new_job("first", workers=4))
+        await core.loop.step()
+
+        def line(conn: Connection) -> list[JobRecord]:
+            made = [new_job(f"job-{at}") for at in range(600)]
+            return [jobs.create_job(conn, new, ACTOR, 1).job for new in made]
+
+        waiting = await core.store.write(line, ACTOR)
+        passes = 0
+        while await core.loop.step() == TELL_ON_S:
+            passes += 1
+        assert passes == 2
+        infos = [pending(await core.job(job.uid)) for job in waiting]
+        assert [info.position for info in infos] == list(range(1, 601))
+        assert {info.constraint for info in infos} == {PENDING.CONSTRAINT_INSUFFICIENT_SLOTS}
+        for job in waiting[::100]:
+            assert [shown(event) for event in await core.events(job.uid)] == ["QUEUED", "pending"]
+        launcher.unreachable = True
+        while await core.loop.step() == TELL_ON_S:
+            pass
+        last = pending(await core.job(waiting[-1].uid))
+        assert last.constraint == PENDING.CONSTRAINT_CLUSTER_UNREACHABLE
+
+
+async def test_places_deep_in_a_long_line_are_brought_up_to_date_in_time(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(nodes=FOUR)
+    clock = ManualClock()
+    async with running_core(tmp_path, launcher, schedule=False, clock=clock) as core:
+        await core.submit(new_job("first", workers=4))
+
+        def line(conn: Connection) -> list[JobRecord]:
+            return [jobs.create_job(conn, new_job(f"job-{at}"), ACTOR, 1).job for at in range(300)]
+
+        waiting = await core.store.write(line, ACTOR)
+        while await core.loop.step() == TELL_ON_S:
+            pass
+        await core.cancel(waiting[0])
+        left_s = await core.loop.step()
+        assert pending(await core.job(waiting[1].uid)).position == 1
+        assert pending(await core.job(waiting[-1].uid)).position == 300
+        assert left_s is not None
+        for _ in range(2):
+            clock.advance(left_s)
+            await core.loop.step()
+        assert pending(await core.job(waiting[-1].uid)).position == 299

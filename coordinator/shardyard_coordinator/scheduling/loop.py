@@ -43,7 +43,7 @@ _RETRY_S = 1.0
 # Jobs whose numbers are brought up to date in one pass, the first in line first; and whose reasons are told.
 _MAX_QUIET = 256
 _MAX_TOLD = 256
-_TELL_ON_S = 0.2
+TELL_ON_S = 0.2
 _LOOK_AT_ALL_S = 10.0
 # A pass takes at most a tenth of the time.
 _REST = 9.0
@@ -117,9 +117,9 @@ class SchedulingLoop:
             self._all_due_s = now_s if made.untold else now_s + _LOOK_AT_ALL_S
         due = [max(made.ends - self._clock.now_us() / 1e6, 0.0)] if made.ends is not None else []
         if made.untold:
-            due.append(_TELL_ON_S)
+            due.append(TELL_ON_S)
         if made.unseen:
-            due.append(max(self._all_due_s - now_s, _TELL_ON_S))
+            due.append(max(self._all_due_s - now_s, TELL_ON_S))
         return min(due, default=None)
 
     async def _apply(self, queued: QueuedJob, start: Start, view: ClusterView) -> None:
