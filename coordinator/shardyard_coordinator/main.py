@@ -27,7 +27,7 @@ from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute
 from shardyard_coordinator.launch.protocols import Compute, Launcher
-from shardyard_coordinator.launch.ray_head import EmbeddedHead, start_time
+from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
@@ -260,7 +260,7 @@ def _make_folders(control: ControlSettings) -> None:
 def _write_record(path: Path, address: str) -> None:
     """For `shardyard stop`: which process serves this state directory, and where."""
     temporary = path.with_suffix(".tmp")
-    record = {"pid": os.getpid(), "start_ticks": int(start_time(os.getpid()) or 0), "address": address}
+    record = {"pid": os.getpid(), "start_ticks": int(started_at(os.getpid()) or 0), "address": address}
     temporary.write_text(json.dumps(record) + "\n")
     temporary.replace(path)
 

@@ -297,9 +297,11 @@ def test_stop_without_a_service_says_so(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, f"nothing runs for {tmp_path}")
 
 
-def test_stop_never_ends_a_process_that_is_not_the_service(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as other:
-        (tmp_path / "coordinator.json").write_text(json.dumps({"pid": other.pid, "address": "127.0.0.1:1"}))
+@pytest.mark.parametrize("name", ["sleep", "shardyard-sleep"])
+def test_stop_never_ends_a_process_that_is_not_the_service(tmp_path: Path, name: str) -> None:
+    with subprocess.Popen([name, "60"], executable="sleep") as other:
+        record = {"pid": other.pid, "start_ticks": 1, "address": "127.0.0.1:1"}
+        (tmp_path / "coordinator.json").write_text(json.dumps(record))
         done = shardyard("127.0.0.1:1", "stop", "--state-dir", str(tmp_path))
         assert (done.returncode, other.poll()) == (0, None)
         other.kill()

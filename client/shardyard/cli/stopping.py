@@ -55,17 +55,23 @@ def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
     kept: tuple[str, ...] = ()
     if record is not None:
         cancelled, kept = _settle_jobs(record["address"], cancel_jobs=cancel_jobs)
-        _end_process(record["pid"])
+        _end_process(record)
     return Stopped(str(state_dir), record is not None, _stop_ray(state_dir), cancelled, kept)
 
 
-def is_service(pid: int) -> bool:
-    """Whether the process runs and is a coordinator: a number may have been given out again."""
+def start_ticks(pid: int) -> int:
+    """When a process started, in ticks since boot; 0 where it is gone, or the system does not tell."""
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return any(b"shardyard" in word for word in words)
+        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return 0 if stat[0] in "ZX" else int(stat[19])
+    return 0
+
+
+def is_service(record: dict[str, Any]) -> bool:
+    """Whether the process that wrote the record runs still: its number may have been given out again."""
+    pid, started = int(record["pid"]), int(record["start_ticks"])
     if Path("/proc/self").exists():
-        return False
+        return bool(started) and start_ticks(pid) == started
     with contextlib.suppress(OSError):
         os.kill(pid, 0)
         return True
@@ -76,7 +82,7 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
     """What the running service wrote about itself; None where none runs."""
     try:
         record = json.loads((state_dir / "coordinator.json").read_text())
-        return record if is_service(int(record["pid"])) else None
+        return record if is_service(record) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -111,11 +117,12 @@ def _cancel(live: list[Job]) -> None:
         job.wait(max(deadline - time.monotonic(), 0.1), check=False)
 
 
-def _end_process(pid: int) -> None:
+def _end_process(record: dict[str, Any]) -> None:
+    pid = int(record["pid"])
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _DRAIN_S
-    while is_service(pid):
+    while is_service(record):
         if time.monotonic() > deadline:
             raise FailedPrecondition(f"process {pid} has not ended after {_DRAIN_S:.0f} s; its log says why")
         time.sleep(0.05)

@@ -157,7 +157,7 @@ class EmbeddedHead:
                 start_new_session=True,
             )
         self._process = process
-        start_time = _start_time(process.pid) or 0.0
+        start_time = started_at(process.pid) or 0.0
         self._save(HeadRecord(process.pid, start_time, "", str(temp_dir)))
         # Ray writes it when the node is complete; in a new folder no former Ray's can be found.
         address_file = temp_dir / "ray_current_cluster"
@@ -198,7 +198,7 @@ def _end_session(record: HeadRecord) -> bool:
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             if os.getsid(process.pid) != record.pid:
                 continue
-            started = _start_time(process.pid)
+            started = started_at(process.pid)
             if started is not None and started >= record.start_time:
                 found = True
                 process.kill()
@@ -210,17 +210,17 @@ def _find_process(record: HeadRecord) -> HeadRecord:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()
-            started = _start_time(process.pid)
+            started = started_at(process.pid)
             if started is not None and record.temp_dir in command and "ray.scripts.scripts" in command:
                 return replace(record, pid=process.pid, start_time=started)
     return record
 
 
 def _is_process(pid: int, start_time: float) -> bool:
-    return _start_time(pid) == start_time
+    return started_at(pid) == start_time
 
 
-def _start_time(pid: int) -> float | None:
+def started_at(pid: int) -> float | None:
     """When a process started, in units that mean something only here; None where it is gone.
 
     On Linux in ticks since boot: psutil's seconds since 1970 change when somebody sets the clock.
