@@ -99,7 +99,7 @@ def test_files_of_other_data_are_not_taken(attempt: worker_pb2.AttemptSpec, tmp_
 
 
 def test_data_that_changed_since_the_plan_is_refused(attempt: worker_pb2.AttemptSpec) -> None:
-    attempt.plan.CopyFrom(plan_pb2.JobPlan(num_train_samples=17))
+    attempt.plan.CopyFrom(plan_pb2.JobPlan(data_fingerprint="of other files"))
     with pytest.raises(RunFailed) as failed:
         extract(attempt, Recorder())
     assert failed.value.cause == "DATA_CHANGED"

@@ -25,6 +25,7 @@ from shardyard_trainer import forward
 from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.context import Context
 from shardyard_trainer.data.columns import Row
+from shardyard_trainer.data.identity import check_same_data
 from shardyard_trainer.extraction import Extraction, num_shards, read_extraction
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.model_card import sha256
@@ -33,16 +34,11 @@ from shardyard_trainer.shards import fsync_folder
 
 def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     """One rank's part of the job; on rank 0 also its end. Raises RunFailed, SpecError."""
+    check_same_data(resolved_spec(attempt), attempt.locations, attempt.plan)
     context.phase("loading model")
     extraction, _ = read_extraction(resolved_spec(attempt), attempt.locations)
     extraction.model.model.to(context.gang.device)
     rows = extraction.rows()
-    if attempt.plan.num_train_samples and attempt.plan.num_train_samples != len(rows):
-        raise RunFailed(
-            "DATA_CHANGED",
-            f"the data has {len(rows)} texts, but had {attempt.plan.num_train_samples} when the job was submitted",
-            "submit the job again, or give back the data that it was submitted with",
-        )
     folder = _working_folder(attempt, rows)
     total = num_shards(len(rows), extraction.rows_per_shard)
     try:

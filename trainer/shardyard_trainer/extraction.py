@@ -10,6 +10,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import memory, models, resolve, warm
 from shardyard_trainer.data.columns import Row, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import DataFile, resolve_source
 from shardyard_trainer.folder import FolderInvalid
 from shardyard_trainer.inspect import check_weights
@@ -114,6 +115,7 @@ def plan_extraction(
         total_steps=num_shards(num_rows, found.rows_per_shard),
         num_train_samples=num_rows,
         slots=slots_of(spec),
+        data_fingerprint=data_fingerprint(spec, locations),
     )
 
 

@@ -17,6 +17,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import memory, models, resolve
 from shardyard_trainer.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
 from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.deepspeed_config import deepspeed_config
 from shardyard_trainer.extraction import plan_extraction
@@ -113,6 +114,7 @@ def _plan_training(
         checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
         warnings=_warnings(spec, task, need, steps),
         slots=slots_of(spec),
+        data_fingerprint=data_fingerprint(spec, call.locations),
     )
 
 

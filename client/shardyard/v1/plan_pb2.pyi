@@ -68,6 +68,7 @@ class JobPlan(_message.Message):
     CHECKPOINT_BYTES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    DATA_FINGERPRINT_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -84,6 +85,8 @@ class JobPlan(_message.Message):
     """Bytes on disk that one checkpoint takes."""
     slots: _builtins.int
     """Slots that the gang holds while it runs."""
+    data_fingerprint: _builtins.str
+    """Of the bytes of all data files in their order (hexadecimal sha256): a job whose data is other when an attempt starts fails with DATA_CHANGED. Empty: not compared."""
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
@@ -120,10 +123,11 @@ class JobPlan(_message.Message):
         checkpoint_bytes: _builtins.int = ...,
         warnings: _abc.Iterable[_job_pb2.Warning] | None = ...,
         slots: _builtins.int = ...,
+        data_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "memory", b"memory", "resolved_spec", b"resolved_spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "deepspeed_config_json", b"deepspeed_config_json", "labels", b"labels", "memory", b"memory", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "labels", b"labels", "memory", b"memory", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,53 @@
+"""Data that is no longer what a job was submitted with ends the job before its first step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from helpers.small_specs import locations
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard_trainer.data.identity import check_same_data, data_fingerprint
+from shardyard_trainer.failures import RunFailed
+
+
+def accepted(folder: Path) -> tuple[spec_pb2.JobSpec, plan_pb2.JobPlan]:
+    for name in ("train.csv", "eval.csv"):
+        (folder / name).write_text("text,label\nfine,1\n")
+    spec = spec_pb2.JobSpec(
+        train_data=spec_pb2.DataSource(uri=str(folder / "train.csv")),
+        eval_data=spec_pb2.DataSource(uri=str(folder / "eval.csv")),
+    )
+    return spec, plan_pb2.JobPlan(data_fingerprint=data_fingerprint(spec, locations(folder)))
+
+
+def test_the_same_bytes_are_the_same_data_whenever_they_were_written(tmp_path: Path) -> None:
+    spec, plan = accepted(tmp_path)
+    os.utime(tmp_path / "train.csv", (1, 1))
+    check_same_data(spec, locations(tmp_path), plan)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "eval.csv"])
+def test_other_bytes_are_data_changed(tmp_path: Path, name: str) -> None:
+    spec, plan = accepted(tmp_path)
+    (tmp_path / name).write_text("text,label\nfine,2\n")
+    with pytest.raises(RunFailed) as failed:
+        check_same_data(spec, locations(tmp_path), plan)
+    assert failed.value.cause == "DATA_CHANGED"
+    assert failed.value.metadata["fingerprint"] not in ("", plan.data_fingerprint)
+
+
+def test_a_file_that_went_is_data_not_found(tmp_path: Path) -> None:
+    spec, plan = accepted(tmp_path)
+    (tmp_path / "eval.csv").unlink()
+    with pytest.raises(RunFailed) as failed:
+        check_same_data(spec, locations(tmp_path), plan)
+    assert failed.value.cause == "DATA_NOT_FOUND"
+
+
+def test_a_plan_without_a_fingerprint_is_compared_with_nothing(tmp_path: Path) -> None:
+    spec, _ = accepted(tmp_path)
+    (tmp_path / "train.csv").unlink()
+    check_same_data(spec, locations(tmp_path), plan_pb2.JobPlan())

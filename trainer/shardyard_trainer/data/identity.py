@@ -1,0 +1,51 @@
+"""Whether the data is still what was looked into at submission: a job trains on that, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import DataError, SpecError
+from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.store import files_fingerprint, fingerprint_of
+from shardyard_trainer.failures import RunFailed
+
+
+def data_fingerprint(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> str:
+    """Of the bytes and the order of all data files that a spec names. Raises SpecError where one is not there."""
+    return fingerprint_of(
+        {field: files_fingerprint(resolve_source(source, locations, field=field)) for field, source in _sources(spec)}
+    )
+
+
+def check_same_data(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, plan: plan_pb2.JobPlan) -> None:
+    """Raises RunFailed DATA_NOT_FOUND or DATA_CHANGED; a plan without a fingerprint is compared with nothing."""
+    if not plan.data_fingerprint:
+        return
+    try:
+        found = data_fingerprint(spec, locations)
+    except (SpecError, FileNotFoundError) as error:
+        message = error.message if isinstance(error, SpecError) else f"{error.filename} is not there"
+        raise RunFailed(
+            "DATA_NOT_FOUND",
+            f"the data that the job was submitted with cannot be read any more: {message}",
+            "bring it back, or submit the job with its new place",
+            error.metadata if isinstance(error, DataError) else None,
+        ) from error
+    if found != plan.data_fingerprint:
+        raise RunFailed(
+            "DATA_CHANGED",
+            "the data files are not those that were looked into when the job was submitted",
+            "submit the job again with the data as it is, or bring back what was there",
+            {"fingerprint": found, "planned_fingerprint": plan.data_fingerprint},
+        )
+
+
+def _sources(spec: spec_pb2.JobSpec) -> Iterator[tuple[str, spec_pb2.DataSource]]:
+    named = {
+        "spec.train_data": spec.train_data,
+        "spec.eval_data": spec.eval_data,
+        "spec.feature_extraction.data": spec.feature_extraction.data,
+    }
+    return ((field, source) for field, source in named.items() if source.WhichOneof("source"))
