@@ -42,6 +42,7 @@ ACCEPTED = [
     ("a.tsv", "sentence\tlabel\na film\t1\n", [("a film", "1")]),
     ("a.jsonl", '{"text": "hello", "label": 1}\n\n{"label": 0, "text": "x"}\n', [("hello", 1), ("x", 0)]),
     ("a.ndjson", '{"text": "hello", "label": ["a", "b"]}', [("hello", ["a", "b"])]),
+    ("a.jsonl", '{"text": "no label"}\n{"text": "x", "label": ["a"]}\n', [("no label", None), ("x", ["a"])]),
 ]
 
 
@@ -70,6 +71,16 @@ REFUSED = [
     ("narrow row", "a.tsv", "text\tlabel\nx\n", {}, "1 values in a row of 2 columns", 2),
     ("semicolons", "a.csv", "text;label\nx;1\n", {}, "is its delimiter ';'?", 0),
     ("wrong mapping and semicolons", "a.csv", "text;label\nx;1\n", {"columns": {"label": "label"}}, "delimiter", 0),
+    ("header not known", "a.csv", "Review,Stars\nfine,5\n", {}, "(Review, Stars) was not taken for a header", 0),
+    ("all empty", "a.csv", "text,label\n,1\n  ,0\n", {}, "the text of every row is empty", 0),
+    (
+        "second text later",
+        "a.jsonl",
+        '{"text": "a", "label": 1}\n{"text": "b", "text_pair": "c", "label": 0}\n',
+        {},
+        "missing",
+        1,
+    ),
     ("two texts", "a.csv", "a,b,c\nx,y,z\n", {}, "several could be", 0),
     ("no text", "a.csv", "1,2\n3,4\n", {}, "none holds text", 0),
     ("NaN", "a.jsonl", '{"text": "x", "label": NaN}\n', {}, "NaN is no JSON number", 1),
@@ -97,7 +108,8 @@ def test_a_bad_file_is_refused_with_its_line(
     with pytest.raises(DataError) as caught:
         read(write(tmp_path, name, content), **source)
     assert message in caught.value.message
-    assert (caught.value.reason, caught.value.line, caught.value.file) == ("DATA_INVALID", line, name)
+    named = "" if "every row" in message else name
+    assert (caught.value.reason, caught.value.line, caught.value.file) == ("DATA_INVALID", line, named)
     assert caught.value.field.startswith("spec.train_data")
     assert len(caught.value.message) < 1000
 
@@ -155,6 +167,26 @@ def test_parquet_is_read(tmp_path: Path) -> None:
 def test_a_struct_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="struct"):
         read(_parquet(tmp_path, text=[{"a": 1}], label=[1]))
+
+
+def test_records_that_nobody_asked_for_are_left_out(tmp_path: Path) -> None:
+    (row,) = read(_parquet(tmp_path, meta=[{"a": 1}], text=["a"], label=[1]))
+    assert (row.text, row.label) == ("a", 1)
+
+
+def test_what_pandas_and_duckdb_write_is_read(tmp_path: Path) -> None:
+    columns = {
+        "text": pa.array(["a", "b"], pa.large_string()).dictionary_encode(),
+        "label": pa.array(["1.5", None]).cast(pa.decimal128(9, 1)),
+    }
+    assert [(row.text, row.label) for row in read(_parquet(tmp_path, **columns))] == [("a", 1.5), ("b", None)]
+
+
+def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([["a"], [1], [2]], names=["text", "label", "label"]), path)
+    with pytest.raises(DataError, match="twice"):
+        read(path)
 
 
 def test_a_list_of_numbers_is_no_text(tmp_path: Path) -> None:

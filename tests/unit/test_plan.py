@@ -14,6 +14,8 @@ from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.plan import plan
+from shardyard_trainer.tasks.base import SampleRef
+from shardyard_trainer.tasks.build import build_task
 
 GIB = 2**30
 CPU_NODE = {"memory_bytes": 8 * GIB, "cpus": 4}
@@ -185,6 +187,12 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
                  optimization={"epochs": 1, "micro_batch_size": 5}),
      [("model.uri", "PATH_NOT_ALLOWED"), ("train_data.uri", "PATH_NOT_ALLOWED"),
       ("optimization.micro_batch_size", "BATCH_NOT_DIVISIBLE")]),
+    *[
+        (f"no text model: {kind}", fine_tuning(model={"architecture": {"model_type": kind}},
+                                               tokenizer={"train": {"vocab_size": 300}}),
+         [("fine_tuning.text_classification", "OBJECTIVE_UNSUPPORTED")])
+        for kind in ("t5", "vit", "clip", "gemma3", "wav2vec2")
+    ],
     ("extraction from nothing", extraction(model={"architecture": {"model_type": "bert"}}, train_data=CSV),
      [("train_data", INVALID), ("model.architecture", INVALID)]),
     ("extraction too long", extraction(feature_extraction={"data": CSV, "max_length": 99}),
@@ -243,6 +251,32 @@ def test_what_is_allowed_but_odd_is_warned_of(root: Path, changes: dict[str, Any
     result = ask(root, fine_tuning(**changes))
     assert not result.violations
     assert reason in [warning.reason for warning in result.plan.warnings]
+
+
+def test_the_lot_leaves_each_class_a_text_to_train_on(root: Path) -> None:
+    (root / "reviews.csv").write_text("text,label\n" + "the dog,common\n" * 8 + "the cat,rare\n")
+    evaluation = {"holdout": 0.5}
+    for seed in range(6):
+        optimization = {"epochs": 1, "global_batch_size": 4, "seed": seed}
+        result = ask(root, fine_tuning(optimization=optimization, evaluation=evaluation))
+        locations = worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
+        train = build_task(result.plan.resolved_spec, locations).train
+        labels = train.micro_batch([SampleRef(0, index) for index in range(train.num_samples)]).inputs["labels"]
+        assert set(labels.tolist()) == {0, 1}
+        was_told = "RARE_LABELS" in [warning.reason for warning in result.plan.warnings]
+        assert was_told == (train.num_samples == 6)
+
+
+def test_one_label_of_several_is_enough_and_its_plan_can_be_planned_again(root: Path) -> None:
+    (root / "a.jsonl").write_text('{"text": "the dog", "label": ["cute"]}\n{"text": "the cat"}\n')
+    spec = fine_tuning(
+        fine_tuning={"text_classification": {"problem": "PROBLEM_MULTI_LABEL"}},
+        train_data={"uri": "ROOT/a.jsonl"},
+        evaluation={"holdout": 0},
+    )
+    first = ask(root, spec).plan
+    assert list(first.labels) == ["cute"]
+    assert planned(root, first.resolved_spec).plan == first
 
 
 def test_states_larger_than_memory_are_refused_and_activations_only_warn(root: Path) -> None:

@@ -82,6 +82,12 @@ _HEAD_ON_FIRST_TOKEN = frozenset(
         "deberta-v2",
     }
 )
+_TEXT_MODELS = (
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+)
 _DROPOUT_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate")
 
 
@@ -95,11 +101,18 @@ def is_causal(model_type: str) -> bool:
 
 def objectives(config: Any) -> list[str]:
     """The pretraining objectives that an architecture supports."""
-    if getattr(config, "is_encoder_decoder", False):
+    if not reads_text(config):
         return []
     if is_causal(config.model_type):
         return ["causal_lm"]
     return ["masked_lm"] if config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else []
+
+
+def reads_text(config: Any) -> bool:
+    """Whether the architecture makes one vector of each token of a text: no encoder-decoder, and nothing composite."""
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+        return False
+    return any(config.model_type in names for names in _TEXT_MODELS)
 
 
 def native_pooling(model_type: str) -> str:
@@ -114,6 +127,8 @@ def position_offset(config: Any) -> int:
     """What the model's own positions begin at."""
     if config.model_type not in POSITIONS_AFTER_PADDING:
         return 0
+    if config.model_type == "mpnet":
+        return 2  # It takes 1 for its padding, whatever its configuration says.
     return int(config.pad_token_id or 0) + 1
 
 

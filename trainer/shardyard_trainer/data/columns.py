@@ -10,7 +10,7 @@ from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
-from shardyard_trainer.data.readers import Layout, Table, delimiter_hint, open_table
+from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 
 _LOOKED_AT = 200
@@ -30,12 +30,24 @@ class Row:
 def read_rows(
     files: list[DataFile], source: spec_pb2.DataSource, *, with_label: bool, field: str = "spec.train_data"
 ) -> Iterator[Row]:
-    """The rows of all files, in order. Raises DataError, said of `field`."""
+    """The rows of all files, in order. Raises DataError, said of `field`, at the end also where no row has a text."""
+    is_blank = True
     for file in files:
         try:
-            yield from _file_rows(file, source, with_label=with_label)
+            for row in _file_rows(file, source, with_label=with_label):
+                is_blank = is_blank and not row.text.strip()
+                yield row
         except DataError as error:
             raise error.at(f"{field}.columns.{error.column}" if error.column in _MAPPED else field) from None
+    if is_blank:
+        raise DataError("the text of every row is empty", field=field)
+
+
+def layout_key(source: spec_pb2.DataSource) -> list[str | int]:
+    """All of a source that decides what `read_rows` makes of the same files."""
+    columns = source.columns
+    header = int(source.header) if source.HasField("header") else -1
+    return [columns.text, columns.text_pair, columns.label, source.delimiter, source.document, header]
 
 
 _MAPPED = ("text", "text_pair", "label")
@@ -68,7 +80,7 @@ def _choose(
         if name not in table.columns:
             raise DataError(
                 f"no column {shorten(name)!r}; there are: {listed(table.columns)}"
-                f"{nearest(name, table.columns)}{delimiter_hint(table)}",
+                f"{nearest(name, [*table.columns, *table.untaken])}{layout_hint(table)}",
                 file=table.file.name,
                 column=part,
                 value=name,
@@ -102,7 +114,7 @@ def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> s
         return texts[0]
     which = f"several could be ({listed(texts)})" if texts else "none holds text"
     raise DataError(
-        f"no column `text`, and {which} of: {listed(table.columns)}; name it in columns.text{delimiter_hint(table)}",
+        f"no column `text`, and {which} of: {listed(table.columns)}; name it in columns.text{layout_hint(table)}",
         file=table.file.name,
         column="text",
     )
@@ -115,7 +127,7 @@ def _only_other_column(table: Table, taken: dict[str, str]) -> str:
     which = f"several could be ({listed(free)})" if free else "there is no other"
     raise DataError(
         f"no column `label`, and {which}; name it in columns.label (there are: {listed(table.columns)})"
-        f"{delimiter_hint(table)}",
+        f"{layout_hint(table)}",
         file=table.file.name,
         column="label",
     )

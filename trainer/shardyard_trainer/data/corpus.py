@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer import tokenization
-from shardyard_trainer.data.columns import read_rows
+from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
 
-CORPUS_VERSION = 1
+CORPUS_VERSION = 2
 _BATCH_TEXTS = 512
 # A whole file as one document is tokenised in pieces of about this many characters, cut at line breaks.
 _PIECE = 2**20
@@ -98,7 +98,7 @@ def load_corpus(
             "tokenizer": tokenization.fingerprint(tokenizer),
             "frame": frame,
             "whole_words": whole_words,
-            "columns": [source.columns.text, source.document, source.delimiter, _optional_header(source)],
+            "layout": layout_key(source),
         }
     )
 
@@ -198,10 +198,6 @@ def _slice(store: TokenStore, first: int, last: int, num_bytes: int) -> Corpus:
     return Corpus(
         store.tokens[first:last], np.unique(starts), None if continues is None else continues[first:last], num_bytes
     )
-
-
-def _optional_header(source: spec_pb2.DataSource) -> int:
-    return int(source.header) if source.HasField("header") else -1
 
 
 def _tokenise(

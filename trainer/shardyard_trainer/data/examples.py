@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer import tokenization
-from shardyard_trainer.data.columns import Row, read_rows
+from shardyard_trainer.data.columns import Row, layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.labels import (
     MULTI_LABEL,
@@ -26,7 +26,7 @@ from shardyard_trainer.data.labels import (
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
 
-EXAMPLES_VERSION = 1
+EXAMPLES_VERSION = 2
 _BATCH_TEXTS = 512
 
 
@@ -59,7 +59,6 @@ def load_examples(
 ) -> Examples:
     """Reads, checks and tokenises a source once. `labels` empty: those that are found. Raises DataError, SpecError."""
     given = tuple(labels)
-    columns = source.columns
     key = fingerprint_of(
         {
             "version": EXAMPLES_VERSION,
@@ -68,8 +67,7 @@ def load_examples(
             "max_length": max_length,
             "problem": int(problem),
             "labels": given,
-            "columns": [columns.text, columns.text_pair, columns.label],
-            "layout": [source.delimiter, source.document, source.header if source.HasField("header") else -1],
+            "layout": layout_key(source),
         }
     )
 

@@ -49,7 +49,7 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
             raise SpecError(_FIELD, "SPEC_INVALID", "labels are given, but a regression has none; leave them out")
         return LabelSchema(problem, ())
     if given:
-        check_labels(given)
+        check_labels(given, problem)
         return LabelSchema(problem, tuple(given))
     if len(seen) > _MOST_LABELS:
         raise DataError(
@@ -62,14 +62,14 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
     return LabelSchema(problem, tuple(sorted(seen, key=_sort_key(seen))))
 
 
-def check_labels(given: Sequence[str]) -> None:
-    """Raises SpecError where given labels are doubled or empty."""
+def check_labels(given: Sequence[str], problem: Problem) -> None:
+    """Raises SpecError where given labels are doubled, empty or too few."""
     doubled = sorted({label for label in given if list(given).count(label) > 1}) if len(set(given)) < len(given) else []
     if doubled:
         raise SpecError(_FIELD, "SPEC_INVALID", f"a label stands twice: {listed(doubled)}")
     if any(not label.strip() for label in given):
         raise SpecError(_FIELD, "SPEC_INVALID", "a label is empty")
-    if len(given) < 2:
+    if len(given) < 2 and problem != MULTI_LABEL:
         raise SpecError(_FIELD, "SPEC_INVALID", f"one label ({shorten(given[0])}); a classifier needs at least 2")
 
 

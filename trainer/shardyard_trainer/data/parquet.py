@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +18,13 @@ _ALWAYS_ALLOWED_BYTES = 256 * 2**20
 _BATCH_ROWS = 512
 
 
-def read_parquet(file: DataFile, most_columns: int) -> tuple[tuple[str, ...], Iterator[tuple[int, Sequence[Any]]]]:
-    """A file's column names, and its rows as (row from 1, cells). Raises DataError, also from the iterator."""
+def read_parquet(
+    file: DataFile, most_columns: int, *, needed: Container[str] = ()
+) -> tuple[tuple[str, ...], Iterator[tuple[int, Sequence[Any]]]]:
+    """A file's column names, and its rows as (row from 1, cells). Raises DataError, also from the iterator.
+
+    Columns of records are left out; one of a `needed` name is refused.
+    """
     stream = open_regular(file.path, file.name)
     try:
         opened = pq.ParquetFile(stream)
@@ -33,11 +38,13 @@ def read_parquet(file: DataFile, most_columns: int) -> tuple[tuple[str, ...], It
         raise DataError("the file has no rows", file=file.name)
     if len(names) > most_columns:
         raise DataError(f"{len(names):,} columns; at most {most_columns:,}", file=file.name)
-    _check_types(file, opened.schema_arrow)
-    return tuple(names), _rows(file, opened)
+    flat = [field.name for field in opened.schema_arrow if _is_flat(file, field, needed)]
+    if not flat:
+        raise DataError("all columns are records; text and labels are strings, numbers or lists", file=file.name)
+    return tuple(flat), _rows(file, opened, flat if len(flat) < len(names) else None)
 
 
-def _rows(file: DataFile, opened: Any) -> Iterator[tuple[int, Sequence[Any]]]:
+def _rows(file: DataFile, opened: Any, columns: list[str] | None) -> Iterator[tuple[int, Sequence[Any]]]:
     size = file.path.stat().st_size
     allowed = max(_ALWAYS_ALLOWED_BYTES, _LARGEST_RATIO * size)
     declared = sum(opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups))
@@ -45,7 +52,7 @@ def _rows(file: DataFile, opened: Any) -> Iterator[tuple[int, Sequence[Any]]]:
     if declared > allowed:
         raise DataError(f"decodes to {declared:,} bytes; for its size at most {allowed:,}", file=file.name)
     try:
-        for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
+        for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             for cells in zip(*(_values(column) for column in batch.columns), strict=True):
                 row += 1
                 for cell in cells:
@@ -67,6 +74,8 @@ def _values(column: Any) -> Iterator[Any]:
         # One Python string a distinct value; a row only points at it.
         values = column.dictionary.to_pylist()
         return (None if index is None else values[index] for index in column.indices.to_pylist())
+    if pa.types.is_decimal(column.type):
+        return (None if value is None else float(value) for value in column.to_pylist())
     return iter(column.to_pylist())
 
 
@@ -74,15 +83,17 @@ def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _check_types(file: DataFile, schema: Any) -> None:
-    for field in schema:
-        kind = field.type
-        if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_union(kind):
-            raise DataError(
-                f"column {field.name!r} is {kind}; text and labels are strings, numbers or lists of them",
-                file=file.name,
-                column=field.name,
-            )
+def _is_flat(file: DataFile, field: Any, needed: Container[str]) -> bool:
+    kind = field.type
+    if not (pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_union(kind)):
+        return True
+    if field.name in needed:
+        raise DataError(
+            f"column {field.name!r} is {kind}; text and labels are strings, numbers or lists of them",
+            file=file.name,
+            column=field.name,
+        )
+    return False
 
 
 def _first_line(error: Exception) -> str:

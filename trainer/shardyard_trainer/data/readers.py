@@ -6,7 +6,8 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 from shardyard.v1 import spec_pb2
@@ -17,6 +18,7 @@ from shardyard_trainer.data.sources import DataFile
 
 MOST_COLUMNS = 1024
 _DEEPEST_JSON = 64
+_ROWS_WITH_ALL_KEYS = 200
 _OTHER_DELIMITERS = ";\t|,"
 
 
@@ -45,11 +47,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Table:
-    """A file's columns, and its rows as (line, cells); cells are strings, numbers, booleans, None or lists."""
+    """A file's columns, and its rows as (line, cells); cells are strings, numbers, booleans, None or lists.
+
+    `untaken` is the first line where nobody said whether it is a header, and it was not taken for one.
+    """
 
     file: DataFile
     columns: tuple[str, ...]
     rows: Iterator[tuple[int, Sequence[Any]]]
+    untaken: tuple[str, ...] = ()
 
     def index(self, name: str) -> int:
         """Where a column stands."""
@@ -128,10 +134,11 @@ def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[st
         body = rows
     else:
         columns = tuple(f"column_{i + 1}" for i in range(len(cells)))
-        body = _chain(first, rows)
+        body = chain([first], rows)
     if len(columns) > MOST_COLUMNS:
         raise DataError(f"{len(columns):,} columns; at most {MOST_COLUMNS:,}", file=file.name, line=line)
-    return _checked(file, columns, _same_width(file, columns, body), header_only=has_header)
+    table = _checked(file, columns, _same_width(file, columns, body), header_only=has_header)
+    return table if has_header or layout.header is not None else replace(table, untaken=tuple(stripped))
 
 
 def _same_width(file: DataFile, columns: tuple[str, ...], rows: Iterator[tuple[int, list[str]]]) -> Iterator[Any]:
@@ -150,25 +157,34 @@ def _check_names(file: DataFile, columns: tuple[str, ...], line: int) -> None:
         raise DataError(f"the header names a column twice: {listed(doubled)}", file=file.name, line=line)
 
 
-def delimiter_hint(table: Table) -> str:
-    """What to say where a delimited file has one column only and perhaps another delimiter."""
-    if table.file.format not in (spec_pb2.DATA_FORMAT_CSV, spec_pb2.DATA_FORMAT_TSV) or len(table.columns) > 1:
+def layout_hint(table: Table) -> str:
+    """What to say where a delimited file perhaps has another delimiter, or a header that was not taken for one."""
+    if table.file.format not in (spec_pb2.DATA_FORMAT_CSV, spec_pb2.DATA_FORMAT_TSV):
         return ""
-    _, first = next(read_lines(table.file))
-    found = [d for d in _OTHER_DELIMITERS if d in first]
-    names = {"\t": "a tab (format TSV)"}
-    return f"; the file has one column: is its delimiter {names.get(found[0], repr(found[0]))}?" if found else ""
+    if len(table.columns) == 1:
+        _, first = next(read_lines(table.file))
+        found = [d for d in _OTHER_DELIMITERS if d in first]
+        names = {"\t": "a tab (format TSV)"}
+        if found:
+            return f"; the file has one column: is its delimiter {names.get(found[0], repr(found[0]))}?"
+    if not table.untaken:
+        return ""
+    return (
+        f"; the first line ({listed(table.untaken, most=8)}) was not taken for a header, as none of its names "
+        "is mapped or is `text` or `label`: map them in columns, or set header"
+    )
 
 
 def _jsonl_table(file: DataFile, layout: Layout) -> Table:
     rows = _jsonl_rows(file)
-    first = next(rows, None)
-    if first is None:
+    # A key may be missing where it has no value: one row alone does not tell them all.
+    head = list(islice(rows, _ROWS_WITH_ALL_KEYS))
+    if not head:
         raise DataError("the file is empty", file=file.name)
-    columns = tuple(first[1])
+    columns = tuple(dict.fromkeys(name for _, row in head for name in row))
     if len(columns) > MOST_COLUMNS:
-        raise DataError(f"{len(columns):,} keys; at most {MOST_COLUMNS:,}", file=file.name, line=first[0])
-    cells = ((line, [row.get(name) for name in columns]) for line, row in _chain(first, rows))
+        raise DataError(f"{len(columns):,} keys; at most {MOST_COLUMNS:,}", file=file.name, line=head[0][0])
+    cells = ((line, [row.get(name) for name in columns]) for line, row in chain(head, rows))
     return Table(file, columns, cells)
 
 
@@ -229,7 +245,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet_table(file: DataFile, layout: Layout) -> Table:
-    columns, rows = read_parquet(file, MOST_COLUMNS)
+    columns, rows = read_parquet(file, MOST_COLUMNS, needed=layout.names)
+    _check_names(file, columns, 0)
     return Table(file, columns, rows)
 
 
@@ -237,9 +254,4 @@ def _checked(file: DataFile, columns: tuple[str, ...], rows: Iterator[Any], *, h
     first = next(rows, None)
     if first is None:
         raise DataError("no rows after the header" if header_only else "the file is empty", file=file.name)
-    return Table(file, columns, _chain(first, rows))
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+    return Table(file, columns, chain([first], rows))

@@ -12,9 +12,10 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures, models, tokenization
 from shardyard_trainer.data import corpus as corpora
-from shardyard_trainer.data.errors import DataError, SpecError, raise_all
+from shardyard_trainer.data.columns import layout_key
+from shardyard_trainer.data.errors import DataError, SpecError, listed, raise_all
 from shardyard_trainer.data.examples import Examples, load_examples
-from shardyard_trainer.data.labels import SINGLE_LABEL, LabelSchema, check_labels
+from shardyard_trainer.data.labels import SINGLE_LABEL, check_labels
 from shardyard_trainer.data.sources import DataFile, resolve_source
 from shardyard_trainer.data.store import files_fingerprint
 from shardyard_trainer.models import ModelChoice
@@ -125,10 +126,10 @@ class _Builder:
         fine_tuning = self._spec.fine_tuning
         wanted = fine_tuning.text_classification
         problem = wanted.problem or SINGLE_LABEL
-        choice = self._try(lambda: models.choose_model(self._spec.model, self._locations))
+        choice = self._try(self._choose_classifier)
         train_files, eval_files = self._files()
         if wanted.labels:
-            self._try(lambda: check_labels(wanted.labels))
+            self._try(lambda: check_labels(wanted.labels, problem))
         if wanted.label_smoothing and problem != SINGLE_LABEL:
             place = "spec.fine_tuning.text_classification.label_smoothing"
             self._errors.append(SpecError(place, "SPEC_INVALID", f"{wanted.label_smoothing:g}: for single labels only"))
@@ -174,7 +175,7 @@ class _Builder:
             train_index = np.arange(train.store.num_sequences)
             evaluation = samples(held_out, np.arange(held_out.store.num_sequences))
         else:
-            train_index, eval_index = self._split(train.store.num_sequences, train.schema)
+            train_index, eval_index = self._split(train)
             evaluation = samples(train, eval_index) if len(eval_index) else None
         task = TextClassificationTask(
             choice,
@@ -188,15 +189,46 @@ class _Builder:
         )
         return self._done(task)
 
-    def _split(self, num_samples: int, schema: LabelSchema) -> tuple[np.ndarray, np.ndarray]:
-        del schema
-        holdout = self._holdout()
+    def _split(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        num_samples, holdout = examples.store.num_sequences, self._holdout()
         # By lot, not the last ones: labelled data often comes sorted by label.
         order = np.random.default_rng([self._spec.optimization.seed, 0x401D]).permutation(num_samples)
         held = round(num_samples * holdout) or int(holdout > 0)
         if num_samples - held < 1:
             raise DataError(f"{num_samples} row: nothing would be left to train on; give eval_data, or holdout 0")
-        return np.sort(order[held:]), np.sort(order[:held])
+        train, held_out = order[held:], order[:held]
+        if examples.schema.problem == SINGLE_LABEL:
+            train, held_out = self._keep_classes(train, held_out, examples)
+        return np.sort(train), np.sort(held_out)
+
+    def _keep_classes(
+        self, train: np.ndarray, held_out: np.ndarray, examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Gives one text back to training for each class of which the lot held out all."""
+        labels: np.ndarray = examples.store.arrays["labels"]
+        lost = np.setdiff1d(labels[held_out], labels[train])
+        if not len(lost):
+            return train, held_out
+        back = np.asarray([held_out[labels[held_out] == label][0] for label in lost])
+        left = np.setdiff1d(held_out, back)
+        names = [examples.schema.labels[label] for label in lost]
+        message = f"{len(back)} texts stay in training, as no other has their labels: {listed(names, most=8)}"
+        if not len(left):
+            message += "; nothing is left to evaluate on: give more data, or eval_data"
+        self._warnings.append(TaskWarning("RARE_LABELS", message, "spec.train_data"))
+        return np.concatenate([train, back]), left
+
+    def _choose_classifier(self) -> ModelChoice:
+        choice = models.choose_model(self._spec.model, self._locations)
+        if not architectures.reads_text(choice.config):
+            raise SpecError(
+                "spec.fine_tuning.text_classification",
+                "OBJECTIVE_UNSUPPORTED",
+                f"{choice.config.model_type} is no model that reads a text into one vector a token; "
+                f"it can be trained for: {', '.join(architectures.objectives(choice.config)) or 'none'}",
+                {"supported": ",".join(architectures.objectives(choice.config))},
+            )
+        return choice
 
     def _choose(self, objective: str | None) -> ModelChoice:
         choice = models.choose_model(self._spec.model, self._locations)
@@ -268,8 +300,7 @@ class _Builder:
         source = self._spec.train_data
         texts = corpora.Texts(files, source, field="spec.train_data")
         wanted = self._spec.tokenizer.train
-        layout = [source.columns.text, source.columns.text_pair, source.document, source.delimiter, source.header]
-        key = f"{files_fingerprint(files)}:{layout}"
+        key = f"{files_fingerprint(files)}:{layout_key(source)}"
         return tokenization.cached_tokenizer(wanted, texts, special, data_fingerprint=key, cache_dir=self._cache_dir)
 
     def _corpora(
