@@ -6,6 +6,7 @@ After every row the service still serves and nothing was written.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ async def test_a_link_out_of_the_data_root_is_refused(service: Service) -> None:
     inside = submission(spec__train_data__uri=f"{root}/a.txt")
     inside.validate_only = True
     await service.jobs.CreateJob(inside)
+
+
+async def test_a_name_that_is_not_utf8_harms_nobody(service: Service) -> None:
+    folder = Path(service.parts.data_roots[0], "odd")
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x\n")
+    request = submission(spec__train_data__uri=str(folder))
+    request.validate_only = True
+    await service.jobs.CreateJob(request)  # What is in the files is the planner's business.
 
 
 async def test_the_allowed_root_is_not_told(service: Service) -> None:

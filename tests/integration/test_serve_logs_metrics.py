@@ -16,6 +16,7 @@ from shardyard.v1 import log_service_pb2 as logs_pb
 from shardyard.v1 import metric_service_pb2 as metrics_pb
 from shardyard_coordinator.domain.records import MetricPoint
 from shardyard_coordinator.seams import SYSTEM
+from shardyard_coordinator.serve import logfiles
 from shardyard_coordinator.store import metrics
 
 NAME = f"{PARENT}/jobs/story"
@@ -105,6 +106,21 @@ async def test_long_and_undecodable_lines_are_cut_and_shown(service: Service) ->
     found = texts(await tail(service))
     assert all(len(text) <= 16 * 1024 for text in found)
     assert found[-3:] == ["��", "", "end"]
+
+
+async def test_a_serious_line_is_found_behind_many_that_are_not(service: Service) -> None:
+    file = await log_file(service, "rank-0.stdout.log")
+    file.write_text(("2026-01-31 12:00:00 DEBUG " + "x" * 8000 + "\n") * 2200 + "2026-01-31 12:00:00 ERROR it broke\n")
+    assert file.stat().st_size > logfiles.MAX_READ_BYTES
+    assert texts(await tail(service, min_level=logs_pb.LOG_LEVEL_ERROR)) == ["2026-01-31 12:00:00 ERROR it broke"]
+
+
+async def test_a_gang_of_many_ranks_has_a_cursor_that_goes_on(service: Service) -> None:
+    for rank in range(1500):
+        (await log_file(service, f"rank-{rank}.stdout.log")).write_text("x\n")
+    batches = await tail(service)
+    assert len(texts(batches)) == 1500 and len(batches[-1].cursor) > 20_000
+    assert texts(await tail(service, cursor=batches[-1].cursor)) == []
 
 
 async def test_a_log_cursor_of_another_job_is_refused(service: Service) -> None:

@@ -173,8 +173,6 @@ class Job:
 
         with runtime.closing(self._connection.streaming(self._connection.logs.TailLogs, request)) as stream:
             for batch in stream:
-                if batch.dropped:
-                    yield LogLine(0, 0, "stderr", "warning", None, f"({batch.dropped} lines left out)")
                 for line in batch.lines:
                     yield read(LogLine, line)
                 cursor = batch.cursor or cursor

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshardyard/v1/log_service.proto\x12\x0cshardyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\x0fTailLogsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x04rank\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00R\x04rank\x88\x01\x01\x12&\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01H\x01R\x07\x61ttempt\x88\x01\x01\x12=\n\tmin_level\x18\x04 \x01(\x0e\x32\x16.shardyard.v1.LogLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08minLevel\x12!\n\x06\x63ursor\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01R\x06\x63ursor\x12\x16\n\x06\x66ollow\x18\x06 \x01(\x08R\x06\x66ollow\x12*\n\ntail_lines\x18\x07 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00R\ttailLinesB\x07\n\x05_rankB\n\n\x08_attempt\"\xda\x01\n\x07LogLine\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x05R\x07\x61ttempt\x12\x12\n\x04rank\x18\x02 \x01(\x05R\x04rank\x12/\n\x06stream\x18\x03 \x01(\x0e\x32\x17.shardyard.v1.LogStreamR\x06stream\x12,\n\x05level\x18\x04 \x01(\x0e\x32\x16.shardyard.v1.LogLevelR\x05level\x12.\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04text\x18\x06 \x01(\tR\x04text\"q\n\x10TailLogsResponse\x12+\n\x05lines\x18\x01 \x03(\x0b\x32\x15.shardyard.v1.LogLineR\x05lines\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor\x12\x18\n\x07\x64ropped\x18\x03 \x01(\x03R\x07\x64ropped*z\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04*U\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32Y\n\nLogService\x12K\n\x08TailLogs\x12\x1d.shardyard.v1.TailLogsRequest\x1a\x1e.shardyard.v1.TailLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshardyard/v1/log_service.proto\x12\x0cshardyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\x0fTailLogsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x04rank\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00R\x04rank\x88\x01\x01\x12&\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01H\x01R\x07\x61ttempt\x88\x01\x01\x12=\n\tmin_level\x18\x04 \x01(\x0e\x32\x16.shardyard.v1.LogLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08minLevel\x12!\n\x06\x63ursor\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\x06\x63ursor\x12\x16\n\x06\x66ollow\x18\x06 \x01(\x08R\x06\x66ollow\x12*\n\ntail_lines\x18\x07 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00R\ttailLinesB\x07\n\x05_rankB\n\n\x08_attempt\"\xda\x01\n\x07LogLine\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x05R\x07\x61ttempt\x12\x12\n\x04rank\x18\x02 \x01(\x05R\x04rank\x12/\n\x06stream\x18\x03 \x01(\x0e\x32\x17.shardyard.v1.LogStreamR\x06stream\x12,\n\x05level\x18\x04 \x01(\x0e\x32\x16.shardyard.v1.LogLevelR\x05level\x12.\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04text\x18\x06 \x01(\tR\x04text\"W\n\x10TailLogsResponse\x12+\n\x05lines\x18\x01 \x03(\x0b\x32\x15.shardyard.v1.LogLineR\x05lines\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor*z\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04*U\n\tLogStream\x12\x1a\n\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32Y\n\nLogService\x12K\n\x08TailLogs\x12\x1d.shardyard.v1.TailLogsRequest\x1a\x1e.shardyard.v1.TailLogsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,19 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TAILLOGSREQUEST'].fields_by_name['min_level']._loaded_options = None
   _globals['_TAILLOGSREQUEST'].fields_by_name['min_level']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_TAILLOGSREQUEST'].fields_by_name['cursor']._loaded_options = None
-  _globals['_TAILLOGSREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\006r\004\030\200\200\001'
+  _globals['_TAILLOGSREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\006r\004\030\200\200@'
   _globals['_TAILLOGSREQUEST'].fields_by_name['tail_lines']._loaded_options = None
   _globals['_TAILLOGSREQUEST'].fields_by_name['tail_lines']._serialized_options = b'\272H\010\032\006\030\240\215\006(\000'
-  _globals['_LOGLEVEL']._serialized_start=718
-  _globals['_LOGLEVEL']._serialized_end=840
-  _globals['_LOGSTREAM']._serialized_start=842
-  _globals['_LOGSTREAM']._serialized_end=927
+  _globals['_LOGLEVEL']._serialized_start=692
+  _globals['_LOGLEVEL']._serialized_end=814
+  _globals['_LOGSTREAM']._serialized_start=816
+  _globals['_LOGSTREAM']._serialized_end=901
   _globals['_TAILLOGSREQUEST']._serialized_start=82
   _globals['_TAILLOGSREQUEST']._serialized_end=380
   _globals['_LOGLINE']._serialized_start=383
   _globals['_LOGLINE']._serialized_end=601
   _globals['_TAILLOGSRESPONSE']._serialized_start=603
-  _globals['_TAILLOGSRESPONSE']._serialized_end=716
-  _globals['_LOGSERVICE']._serialized_start=929
-  _globals['_LOGSERVICE']._serialized_end=1018
+  _globals['_TAILLOGSRESPONSE']._serialized_end=690
+  _globals['_LOGSERVICE']._serialized_start=903
+  _globals['_LOGSERVICE']._serialized_end=992
 # @@protoc_insertion_point(module_scope)

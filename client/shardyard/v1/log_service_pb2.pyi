@@ -150,7 +150,7 @@ class LogLine(_message.Message):
     level: Global___LogLevel.ValueType
     """How serious it is."""
     text: _builtins.str
-    """The line, without its line break; cut at 16 KiB."""
+    """The line, without its line break; cut at 16,384 characters."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was written, where the line says so."""
@@ -181,11 +181,8 @@ class TailLogsResponse(_message.Message):
 
     LINES_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
-    DROPPED_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Goes on after this batch."""
-    dropped: _builtins.int
-    """Lines left out because the reader was too slow."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
         """In the order written, rank by rank."""
@@ -195,11 +192,10 @@ class TailLogsResponse(_message.Message):
         *,
         lines: _abc.Iterable[Global___LogLine] | None = ...,
         cursor: _builtins.str = ...,
-        dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "dropped", b"dropped", "lines", b"lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "lines", b"lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shardyard/v1/metric_service.proto\x12\x0cshardyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\x13QueryMetricsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\"\n\x07metrics\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@R\x07metrics\x12\"\n\nmax_points\x18\x03 \x01(\x05H\x00R\tmaxPoints\x88\x01\x01\x12!\n\x0c\x61ll_attempts\x18\x04 \x01(\x08R\x0b\x61llAttempts\x12\"\n\x08min_step\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x07minStep\x12\"\n\x08max_step\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x07maxStepB\r\n\x0b_max_points\"\x81\x01\n\x0bMetricPoint\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x05R\x07\x61ttempt\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12.\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x14\n\x05value\x18\x04 \x01(\x01R\x05value\"|\n\x0cMetricSeries\x12\x16\n\x06metric\x18\x01 \x01(\tR\x06metric\x12\x31\n\x06points\x18\x02 \x03(\x0b\x32\x19.shardyard.v1.MetricPointR\x06points\x12!\n\x0ctotal_points\x18\x03 \x01(\x03R\x0btotalPoints\"i\n\x14QueryMetricsResponse\x12\x32\n\x06series\x18\x01 \x03(\x0b\x32\x1a.shardyard.v1.MetricSeriesR\x06series\x12\x1d\n\nmax_points\x18\x02 \x01(\x05R\tmaxPoints\"o\n\x13WatchMetricsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\"\n\x07metrics\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@R\x07metrics\x12 \n\x06\x63ursor\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x63ursor\"|\n\x14WatchMetricsResponse\x12\x32\n\x06series\x18\x01 \x03(\x0b\x32\x1a.shardyard.v1.MetricSeriesR\x06series\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor\x12\x18\n\x07\x64ropped\x18\x03 \x01(\x03R\x07\x64ropped2\xbf\x01\n\rMetricService\x12U\n\x0cQueryMetrics\x12!.shardyard.v1.QueryMetricsRequest\x1a\".shardyard.v1.QueryMetricsResponse\x12W\n\x0cWatchMetrics\x12!.shardyard.v1.WatchMetricsRequest\x1a\".shardyard.v1.WatchMetricsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shardyard/v1/metric_service.proto\x12\x0cshardyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\x13QueryMetricsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\"\n\x07metrics\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@R\x07metrics\x12\"\n\nmax_points\x18\x03 \x01(\x05H\x00R\tmaxPoints\x88\x01\x01\x12!\n\x0c\x61ll_attempts\x18\x04 \x01(\x08R\x0b\x61llAttempts\x12\"\n\x08min_step\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x07minStep\x12\"\n\x08max_step\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x07maxStepB\r\n\x0b_max_points\"\x81\x01\n\x0bMetricPoint\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x05R\x07\x61ttempt\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12.\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x14\n\x05value\x18\x04 \x01(\x01R\x05value\"|\n\x0cMetricSeries\x12\x16\n\x06metric\x18\x01 \x01(\tR\x06metric\x12\x31\n\x06points\x18\x02 \x03(\x0b\x32\x19.shardyard.v1.MetricPointR\x06points\x12!\n\x0ctotal_points\x18\x03 \x01(\x03R\x0btotalPoints\"i\n\x14QueryMetricsResponse\x12\x32\n\x06series\x18\x01 \x03(\x0b\x32\x1a.shardyard.v1.MetricSeriesR\x06series\x12\x1d\n\nmax_points\x18\x02 \x01(\x05R\tmaxPoints\"p\n\x13WatchMetricsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\"\n\x07metrics\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10@R\x07metrics\x12!\n\x06\x63ursor\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x06\x63ursor\"b\n\x14WatchMetricsResponse\x12\x32\n\x06series\x18\x01 \x03(\x0b\x32\x1a.shardyard.v1.MetricSeriesR\x06series\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor2\xbf\x01\n\rMetricService\x12U\n\x0cQueryMetrics\x12!.shardyard.v1.QueryMetricsRequest\x1a\".shardyard.v1.QueryMetricsResponse\x12W\n\x0cWatchMetrics\x12!.shardyard.v1.WatchMetricsRequest\x1a\".shardyard.v1.WatchMetricsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHMETRICSREQUEST'].fields_by_name['metrics']._loaded_options = None
   _globals['_WATCHMETRICSREQUEST'].fields_by_name['metrics']._serialized_options = b'\272H\005\222\001\002\020@'
   _globals['_WATCHMETRICSREQUEST'].fields_by_name['cursor']._loaded_options = None
-  _globals['_WATCHMETRICSREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\005r\003\030\200 '
+  _globals['_WATCHMETRICSREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\006r\004\030\200\200\004'
   _globals['_QUERYMETRICSREQUEST']._serialized_start=85
   _globals['_QUERYMETRICSREQUEST']._serialized_end=320
   _globals['_METRICPOINT']._serialized_start=323
@@ -51,9 +51,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUERYMETRICSRESPONSE']._serialized_start=580
   _globals['_QUERYMETRICSRESPONSE']._serialized_end=685
   _globals['_WATCHMETRICSREQUEST']._serialized_start=687
-  _globals['_WATCHMETRICSREQUEST']._serialized_end=798
-  _globals['_WATCHMETRICSRESPONSE']._serialized_start=800
-  _globals['_WATCHMETRICSRESPONSE']._serialized_end=924
-  _globals['_METRICSERVICE']._serialized_start=927
-  _globals['_METRICSERVICE']._serialized_end=1118
+  _globals['_WATCHMETRICSREQUEST']._serialized_end=799
+  _globals['_WATCHMETRICSRESPONSE']._serialized_start=801
+  _globals['_WATCHMETRICSRESPONSE']._serialized_end=899
+  _globals['_METRICSERVICE']._serialized_start=902
+  _globals['_METRICSERVICE']._serialized_end=1093
 # @@protoc_insertion_point(module_scope)

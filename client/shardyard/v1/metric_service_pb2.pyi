@@ -201,11 +201,8 @@ class WatchMetricsResponse(_message.Message):
 
     SERIES_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
-    DROPPED_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Goes on after this batch."""
-    dropped: _builtins.int
-    """Points left out because the reader was too slow."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSeries]:
         """New points a series."""
@@ -215,11 +212,10 @@ class WatchMetricsResponse(_message.Message):
         *,
         series: _abc.Iterable[Global___MetricSeries] | None = ...,
         cursor: _builtins.str = ...,
-        dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "dropped", b"dropped", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "series", b"series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from shardyard.v1 import log_service_pb2 as pb
 MAX_TEXT: Final = 16 * 1024
 MAX_BATCH_LINES: Final = 1000
 MAX_BATCH_BYTES: Final = 512 * 1024
+MAX_READ_BYTES: Final = 16 * 1024 * 1024
 _BLOCK: Final = 128 * 1024
 _FILE: Final = re.compile(r"rank-(0|[1-9][0-9]{0,5})\.(stdout|stderr)\.log")
 _LINE: Final = re.compile(
@@ -77,23 +78,24 @@ def sources(job_dir: Path, chosen: Chosen) -> list[Source]:
 def read(
     found: list[Source], offsets: Mapping[str, int], chosen: Chosen, *, whole: frozenset[int] | None
 ) -> tuple[list[pb.LogLine], dict[str, int]]:
-    """A batch of lines after the offsets, and the offsets after it.
+    """A batch of lines after the offsets, and the offsets after it, which pass lines that are not asked for too.
 
     A last line without a line break is still being written and left for later, unless its attempt is in `whole`: the
     attempts that have ended; None: all.
     """
     lines: list[pb.LogLine] = []
     after = dict(offsets)
-    size = 0
+    size = read_bytes = 0
     for source in found:
         ended = whole is None or source.attempt in whole
         for raw, offset in _lines(source.path, after.get(source.key, 0), ended=ended):
             after[source.key] = offset
+            read_bytes += len(raw)
             line = parse(source, raw)
             if line.level >= chosen.min_level:
                 lines.append(line)
                 size += len(line.text) + 32
-            if len(lines) >= MAX_BATCH_LINES or size >= MAX_BATCH_BYTES:
+            if len(lines) >= MAX_BATCH_LINES or size >= MAX_BATCH_BYTES or read_bytes >= MAX_READ_BYTES:
                 return lines, after
     return lines, after
 

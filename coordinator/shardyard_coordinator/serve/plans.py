@@ -207,20 +207,19 @@ def identify(uris: Sequence[tuple[str, str]], roots: tuple[str, ...]) -> bytes:
             refused.append(sources.not_allowed(field, uri))
             continue
         try:
-            found = os.stat(real)  # noqa: PTH116 - one call, its mode is needed too.
+            digest.update(os.fsencode(_identity(Path(real))))
         except OSError:
             refused.append(sources.not_allowed(field, uri))
-            continue
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            refused.append(sources.not_allowed(field, uri))
-            continue
-        digest.update(_identity(Path(real), found).encode())
     if refused:
         raise refused_fields(refused)
     return digest.digest()
 
 
-def _identity(path: Path, found: os.stat_result) -> str:
+def _identity(path: Path) -> str:
+    """Raises: OSError where it is not there, or no regular file or folder."""
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise OSError(f"{path} is neither a file nor a folder")
     text = f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns}\n"
     if stat.S_ISDIR(found.st_mode):
         for folder, _, files in os.walk(path):
