@@ -2,7 +2,7 @@
 
 Each attempt that is ensured becomes a `ScriptedGang` in `launcher.gangs[key]`; the test emits events on it, or gives a
 `script` that is run for every gang as it starts. Faults are switches: `unreachable`, `gang.die()`, `lose_cluster()`,
-`duplicate` (every answer begins one event too early).
+`duplicate` (every answer begins one event too early), `ensure_error` (what every launch raises).
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class ScriptedLauncher:
         self.duplicate = False
         self.ignores_directives = True
         self.kills_fail = False
+        self.ensure_error: Exception | None = None
 
     async def start(self) -> None:
         return None
@@ -150,6 +151,8 @@ class ScriptedLauncher:
 
     async def ensure(self, launch: Launch) -> None:
         self._reach()
+        if self.ensure_error is not None:
+            raise self.ensure_error
         if launch.key in self.gangs:
             return
         gang = ScriptedGang(launch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
@@ -42,9 +43,6 @@ from shardyard_coordinator.store import attempts, encode, events, jobs
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
-
-# A gang that has made no step has nothing to finish, and hears no directive while it loads.
-_UNBEGUN_GRACE_S = 3.0
 
 
 class Follower:
@@ -260,17 +258,12 @@ class Follower:
             reason = reason or JobState.CANCELLED.value
         elif _over(self._run_by_s, now_s):
             reason = reason or Cause.MAX_RUN_TIME.value
-        elif self._is_late(job, now_s):
+        elif self._start_by_s and job.state is JobState.PREPARING and _over(self._start_by_s, now_s):
             reason = reason or Cause.ENGINE_START_TIMEOUT.value
         if reason:
             begun = bool(attempt.last_step or attempt.committed)
-            await self._stop(reason, grace_s=self._settings.stop_grace_s if begun else _UNBEGUN_GRACE_S)
+            await self._stop(reason, grace_s=self._settings.stop_grace_s if begun else self._settings.unbegun_grace_s)
         return False
-
-    def _is_late(self, job: JobRecord, now_s: float) -> bool:
-        """Whether the gang should have come to its first steps; of one that does not answer nothing is known."""
-        waits = job.state is JobState.PREPARING and not self._unreachable
-        return bool(self._start_by_s) and waits and _over(self._start_by_s, now_s)
 
     async def _stop(self, reason: str, *, grace_s: float) -> None:
         await self._write(
@@ -362,6 +355,9 @@ class Follower:
 
     async def _tell_unreachable(self, *, active: bool, message: str) -> None:
         self._unreachable = active
+        if self._start_by_s:
+            # Of a gang that does not answer nothing is known, neither that it is late.
+            self._start_by_s = math.inf if active else self._clock.monotonic_s() + self._settings.start_timeout_s
         with contextlib.suppress(StaleWrite):
             await self._write(lambda conn: self._record_unreachable(conn, active=active, message=message))
 

@@ -1,0 +1,134 @@
+"""What may befall an attempt between its row and its end: storage, cluster and coordinator go away under it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from helpers.core import Core, new_job, running_core, shown
+from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.records import JobRecord
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.launch.protocols import StorageFailed, Unreachable
+
+TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+def reason(job: JobRecord) -> str:
+    return job_pb2.FailureReport.FromString(job.failure).reason
+
+
+def is_unreachable(job: JobRecord) -> bool:
+    return bool(job_pb2.Job.FromString(job.conditions).conditions)
+
+
+async def running_job(core: Core, launcher: ScriptedLauncher) -> JobRecord:
+    job = await core.submit(new_job())
+    await core.when(job.uid, lambda _: bool(launcher.gangs))
+    launcher.newest().canary()
+    return await core.until(job.uid, JobState.RUNNING)
+
+
+async def test_unreachable_told_by_one_coordinator_is_taken_back_by_the_next(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await running_job(core, launcher)
+        launcher.unreachable = True
+        await core.when(job.uid, is_unreachable)
+    launcher.unreachable = False
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.when(job.uid, lambda job: not is_unreachable(job))
+        log = await core.events(job.uid)
+    assert job.state is JobState.RUNNING
+    assert [event.condition.active for event in log if event.HasField("condition")] == [True, False]
+
+
+async def test_what_was_to_start_on_a_cluster_that_is_no_more_is_placed_anew(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    launcher.ensure_error = Unreachable("scripted not to launch")
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, is_unreachable)
+    launcher.ensure_error = None
+    launcher.lose_cluster()
+    launcher.script = whole_run
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.until(job.uid, *TERMINAL)
+        first, _ = await core.attempts(job.uid)
+    assert (job.state, job.epoch) == (JobState.SUCCEEDED, 2)
+    assert job_pb2.FailureReport.FromString(first.failure).reason == "RAY_LOST"
+    assert [key.epoch for key in launcher.gangs] == [2]
+
+
+async def test_a_job_whose_launch_does_not_succeed_can_be_cancelled(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    launcher.ensure_error = Unreachable("scripted not to launch")
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, is_unreachable)
+        await core.cancel(job)
+        job = await core.until(job.uid, *TERMINAL)
+    assert job.state is JobState.CANCELLED and not launcher.gangs
+
+
+@pytest.mark.parametrize(("full", "expected"), [(True, "STORAGE_FULL"), (False, "STORAGE_NOT_WRITABLE")])
+async def test_a_folder_that_cannot_be_written_at_the_launch_fails_the_job(
+    tmp_path: Path, full: bool, expected: str
+) -> None:
+    launcher = ScriptedLauncher()
+    launcher.ensure_error = StorageFailed("scripted", full=full)
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, reason(job), job.epoch) == (JobState.FAILED, expected, 1)
+
+
+async def test_a_supervisor_that_could_not_spool_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await running_job(core, launcher)
+        folder = core.collector.settings.job_dir(job.uid)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.write_text("in the way")
+        launcher.newest().die()
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, reason(job)) == (JobState.FAILED, "STORAGE_NOT_WRITABLE")
+
+
+async def test_a_gang_that_has_made_no_step_is_not_waited_for(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, stop_grace_s=60.0, unbegun_grace_s=0.02) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        await core.cancel(job)
+        job = await core.until(job.uid, *TERMINAL, timeout_s=10.0)
+    assert job.state is JobState.CANCELLED
+
+
+async def test_a_gang_that_does_not_answer_is_not_late(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, start_timeout_s=0.3) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        launcher.unreachable = True
+        await core.when(job.uid, is_unreachable)
+        await asyncio.sleep(0.5)
+        launcher.newest().canary()
+        launcher.unreachable = False
+        job = await core.until(job.uid, JobState.RUNNING, *TERMINAL)
+        log = await core.events(job.uid)
+    assert job.state is JobState.RUNNING and job.epoch == 1
+    assert "attempt STOPPING" not in [shown(event) for event in log]
+
+
+async def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await running_job(core, launcher)
+        for step, loss in [(1, float("nan")), (2, 0.5), (3, float("nan"))]:
+            launcher.newest().checkpoint(step, loss=loss)
+        job = await core.when(job.uid, lambda job: job.latest_checkpoint.endswith("s3"))
+    assert job.best_checkpoint.endswith("e1-s2")
