@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,20 @@ from helpers.fake_trainer import Script
 from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.local import LocalLauncher
-from shardyard_coordinator.launch.protocols import Presence
+from shardyard_coordinator.launch.protocols import Presence, StorageFailed
 from shardyard_coordinator.launch.spool import read_spool
 from shardyard_coordinator.seams import SystemClock
 
 ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
+
+
+def break_spool(path: Path) -> None:
+    """Lets every further write to it fail, as a full or broken disk does."""
+    for link in Path("/proc/self/fd").iterdir():
+        if link.exists() and link.resolve() == path.resolve():
+            read_only = os.open(path, os.O_RDONLY)
+            os.dup2(read_only, int(link.name))
+            os.close(read_only)
 
 
 @pytest.fixture
@@ -108,6 +119,81 @@ async def test_ranks_see_only_the_threads_they_were_given(launcher: LocalLaunche
     [pid] = pids(await collect(launcher, launch.key, until="progress"))
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert {b"OMP_NUM_THREADS=1", b"OMP_WAIT_POLICY=PASSIVE", b"DS_ACCELERATOR=cpu"} <= set(environment)
+
+
+async def test_whoever_asked_for_a_gang_may_go_away_while_it_starts(launcher: LocalLauncher, tmp_path: Path) -> None:
+    launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.01), workers=3)
+    asking = asyncio.create_task(launcher.ensure(launch))
+    while await launcher.lookup(launch.key) is not Presence.ALIVE:
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    async with asyncio.timeout(10):
+        await launcher.kill(launch.key)
+    assert await launcher.lookup(launch.key) == Presence.DEAD
+
+
+async def test_a_kill_that_is_given_up_leaves_the_gang_to_the_next(launcher: LocalLauncher, tmp_path: Path) -> None:
+    launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.01))
+    await launcher.ensure(launch)
+    ranks = pids(await collect(launcher, launch.key, until="progress"))
+    killing = asyncio.create_task(launcher.kill(launch.key))
+    await asyncio.sleep(0)
+    killing.cancel()
+    await asyncio.gather(killing, return_exceptions=True)
+    async with asyncio.timeout(10):
+        await launcher.close(stop_cluster=True)
+    for pid in ranks:
+        await gone(pid)
+
+
+async def test_a_folder_that_cannot_be_made_is_the_storages_failure(launcher: LocalLauncher, tmp_path: Path) -> None:
+    launch = fake_launch(tmp_path, Script())
+    folder = Path(launch.attempt_dir)
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    with pytest.raises(StorageFailed) as failed:
+        await launcher.ensure(launch)
+    assert not failed.value.full
+    assert await launcher.lookup(launch.key) == Presence.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("allowed", "count", "seen"),
+    [("", 2, [b"0", b"1"]), ("3,5,7", 2, [b"3", b"5"]), ("GPU-a,GPU-b", None, [])],
+)
+async def test_ranks_share_the_gpus_that_the_service_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: str, count: int | None, seen: list[bytes]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    local = LocalLauncher(
+        clock=SystemClock(), gpus=count, program="helpers.fake_trainer", environment=ENVIRONMENT, settle_s=0.05
+    )
+    [node] = (await local.cluster()).nodes
+    assert node.gpus == len(seen)
+    if not seen:
+        return
+    for _ in range(2):
+        launch = replace(fake_launch(tmp_path, Script(steps=10_000, step_s=0.01)), gpus_per_worker=1)
+        await local.ensure(launch)
+        ranks = pids(await collect(local, launch.key, until="progress"))
+        told = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in ranks]
+        assert [b"CUDA_VISIBLE_DEVICES=" + name for name in seen] == [
+            next(each for each in environment if each.startswith(b"CUDA_VISIBLE_DEVICES=")) for environment in told
+        ]
+        await local.kill(launch.key)
+
+
+async def test_a_spool_that_breaks_ends_the_gang(launcher: LocalLauncher, tmp_path: Path) -> None:
+    launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.01))
+    await launcher.ensure(launch)
+    ranks = pids(await collect(launcher, launch.key, until="progress"))
+    break_spool(Path(launch.attempt_dir) / "spool.bin")
+    for pid in ranks:
+        await gone(pid)
+    async with asyncio.timeout(10):
+        while await launcher.lookup(launch.key) is not Presence.DEAD:
+            await asyncio.sleep(0.01)
 
 
 COORDINATOR = """

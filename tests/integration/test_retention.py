@@ -47,6 +47,28 @@ async def test_the_newest_and_the_best_stay_and_the_others_go_with_an_event(tmp_
     assert [shown(event) for event in log].count("checkpoint") == 6
 
 
+async def test_what_cannot_be_removed_keeps_nothing_else_from_going(tmp_path: Path) -> None:
+    spec = spec_pb2.JobSpec()
+    spec.checkpoints.keep_last = 1
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job(spec=spec))
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        in_the_way = Path(gang.launch.attempt_dir) / "step-000000001"
+        in_the_way.parent.mkdir(parents=True)
+        in_the_way.write_text("not a folder")
+        gang.checkpoint(1, loss=0.9)
+        folders = [checkpoint(gang, step, loss) for step, loss in [(2, 0.5), (3, 0.1)]]
+        await core.when(job.uid, lambda job: job.latest_checkpoint.endswith("s3"))
+        await core.collector.retention.thin(job.uid)
+        await core.collector.retention.sweep()
+        held = await core.store.read(lambda conn: checkpoints.list_checkpoints(conn, job.uid))
+    assert [folder.exists() for folder in folders] == [False, True]
+    states = {each.step: each.state for each in held}
+    assert (states[1], states[2]) == (CheckpointState.DELETING, CheckpointState.DELETED)
+
+
 async def test_a_deleted_job_leaves_no_checkpoint_and_its_logs_for_a_day(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:

@@ -190,3 +190,12 @@ async def test_a_spool_that_cannot_be_written_ends_the_gang(tmp_path: Path) -> N
 
 def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
     assert read_tail(tmp_path / "rank-0.stderr.log") == ""
+
+
+async def test_a_spool_that_breaks_while_the_cause_is_chosen_ends_the_ranks_all_the_same(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    gang.exit(1, LOST)
+    gang.spool.close()
+    with pytest.raises(OSError):
+        await gang.task
+    assert gang.killed == [0]
