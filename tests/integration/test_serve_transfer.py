@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from helpers.service import ANSWERS, PARENT, Service, refused, serving
 from helpers.uploads import MIB, chunk, header, messages, send_dataset, whole
 from shardyard.v1 import dataset_service_pb2 as pb
-from shardyard.v1 import model_service_pb2
+from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.seams import SYSTEM
@@ -154,6 +154,18 @@ async def test_a_path_that_leaves_the_folder_is_refused(service: Service, path: 
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT and "header.files[0].path" in failure.violations
     storage = service.parts.storage / "datasets"
     assert list(storage.iterdir()) == []
+
+
+async def test_a_header_whose_answer_would_be_too_large_is_refused(service: Service) -> None:
+    top = header("many", {f"{'folder/' * 140}f{at}": b"" for at in range(3200)})
+    failure = await refused(service.datasets.CreateDataset(messages(top)))
+    assert "3 MiB" in failure.violations["header.files"]
+
+
+async def test_sizes_beyond_every_integer_are_over_quota(service: Service) -> None:
+    files = [transfer_pb2.UploadFile(path=path, size_bytes=2**63 - 1, sha256="0" * 64) for path in ("a", "b")]
+    top = transfer_pb2.UploadHeader(parent=PARENT, resource_id="x", request_id=str(uuid.uuid4()), files=files)
+    assert (await refused(service.datasets.CreateDataset(messages(top)))).reason == "QUOTA_EXCEEDED"
 
 
 async def test_a_file_cannot_be_a_folder_too(service: Service) -> None:

@@ -39,7 +39,7 @@ class UploadHeader(_message.Message):
     """For people; up to 128 characters."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadFile]:
-        """The files, with distinct paths; 1 to 100,000."""
+        """The files, with distinct paths; 1 to 100,000, in a header of at most 3 MiB."""
 
     def __init__(
         self,

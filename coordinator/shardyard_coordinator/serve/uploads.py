@@ -104,6 +104,8 @@ class Uploads:
         """The row, new or of an earlier try; Refused where a quota, the disk or another resource is in the way."""
         parts, uid = self._parts, uuid.uuid4().hex
         total = sum(file.size_bytes for file in header.files)
+        if total > (most := parts.limits.max_upload_bytes):
+            raise _over_quota(f"{total:,} bytes; an upload has at most {most:,}; leave out what is not needed")
         free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
         new = NewUpload(
             kind=kind,
@@ -127,18 +129,11 @@ class Uploads:
         return await parts.store.write(begin, call.actor)
 
     def _check_quota(self, conn: Connection, project: str, total: int, free: int) -> None:
-        limits = self._parts.limits
-        if total > limits.max_upload_bytes:
-            text = f"{total:,} bytes; an upload has at most {limits.max_upload_bytes:,}; leave out what is not needed"
-            raise Refused(
-                Reason.QUOTA_EXCEEDED, text, violations=[FieldViolation("header.files", text, Reason.QUOTA_EXCEEDED)]
-            )
         used = sum(_used(conn, kind, project) for kind in ResourceKind)
-        if used + total > limits.max_project_upload_bytes:
-            room = max(limits.max_project_upload_bytes - used, 0)
-            text = f"{total:,} bytes, but projects/{project} has room for {room:,}; delete what is not needed"
-            raise Refused(
-                Reason.QUOTA_EXCEEDED, text, violations=[FieldViolation("header.files", text, Reason.QUOTA_EXCEEDED)]
+        room = max(self._parts.limits.max_project_upload_bytes - used, 0)
+        if total > room:
+            raise _over_quota(
+                f"{total:,} bytes, but projects/{project} has room for {room:,}; delete what is not needed"
             )
         if total > free - 64 * 1024 * 1024:
             text = f"{total:,} bytes, but the storage has {free:,} free; ask the operator for space"
@@ -235,6 +230,11 @@ def _storage_errors() -> Iterator[None]:
         raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0) from error
 
 
+def _over_quota(text: str) -> Refused:
+    violation = FieldViolation("header.files", text, Reason.QUOTA_EXCEEDED)
+    return Refused(Reason.QUOTA_EXCEEDED, text, violations=[violation])
+
+
 def _finish(conn: Connection, record: ResourceRecord, description: bytes) -> ResourceRecord:
     """READY; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND where a sweep has taken it for abandoned."""
     resources.get_resource(conn, record.kind, record.project, record.resource_id)
@@ -319,7 +319,7 @@ def _check_chunk(chunk: transfer_pb2.Chunk, files: list[FileRecord], committed: 
         raise refused_fields([FieldViolation("chunk.data", text, Reason.CHUNK_TOO_LARGE)])
     file, have = files[chunk.file_index], committed[chunk.file_index]
     if chunk.offset != have:
-        text = f"`{chunk.offset}`: {have} bytes of {file.path} have arrived; go on at committed_bytes of GetDataset"
+        text = f"`{chunk.offset}`: a chunk begins where the last one ended, at {have} of {file.path}; go on from there"
         raise refused_fields([FieldViolation("chunk.offset", text)])
     if have + len(chunk.data) > file.size_bytes:
         text = (

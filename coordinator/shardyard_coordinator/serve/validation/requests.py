@@ -30,6 +30,8 @@ from shardyard_coordinator.serve.validation.text import (
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
 MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_SHOWN_INSTANCES: Final = 100
+# The answer lists the same files with how much of each has arrived, and clients take 4 MiB.
+MAX_HEADER_BYTES: Final = 3 * 1024 * 1024
 MAX_CONDITIONS_FIELDS: Final = 64
 
 OUTPUT_ONLY: Final = (
@@ -258,6 +260,10 @@ def _check_header(header: transfer_pb2.UploadHeader, found: Found) -> None:
         found.append(FieldViolation("header.request_id", complaint))
     if complaint := control_complaint(header.display_name):
         found.append(FieldViolation("header.display_name", complaint))
+    if (size := header.ByteSize()) > MAX_HEADER_BYTES:
+        text = f"{size:,} bytes in {len(header.files):,} files; a header has at most {MAX_HEADER_BYTES:,} (3 MiB); "
+        found.append(FieldViolation("header.files", text + "join small files into fewer"))
+        return
     seen: set[str] = set()
     folders = {parent for file in header.files for parent in _parents(file.path)}
     for at, file in enumerate(header.files):

@@ -50,7 +50,7 @@ def id_complaint(value: str) -> str | None:
         return None
     rule = "an id has 1 to 63 of a-z, 0-9 and -, begins with a letter and ends with a letter or digit"
     if not value:
-        return f"an empty id; {rule}"
+        return f"an empty id; {rule}; choose one"
     for each in value:
         if "A" <= each <= "Z":
             return f"{show(value)} has the upper case {each}; {rule}; use {show(value.lower()[:63])}"
