@@ -219,6 +219,20 @@ def test_a_false_description_is_refused(tmp_path: Path, described: dict[str, Any
     assert places(ask(folder, "a")) == [("model", "MODEL_INVALID")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("T5ForSequenceClassification", transformers.T5Config(d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=32)),
+        ("ViTModel", transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)),
+    ],
+)
+def test_a_model_that_does_not_read_a_text_token_by_token_is_refused(tmp_path: Path, kind: str, config: Any) -> None:
+    folder = save_folder(tmp_path / "m", "BertModel")
+    getattr(transformers, kind)(config).save_pretrained(folder)
+    assert places(ask(folder, "a")) == [("model", "TASK_MISMATCH")]
+    assert places(ask_vectors(folder, "a")) == [("model", "TASK_MISMATCH")]
+
+
 def test_a_folder_that_is_gone_is_no_crash(tmp_path: Path) -> None:
     assert places(ask(tmp_path / "nowhere", "a")) == [("model", "MODEL_INVALID")]
 

@@ -188,6 +188,11 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
      [("model.uri", "PATH_NOT_ALLOWED"), ("train_data.uri", "PATH_NOT_ALLOWED"),
       ("optimization.micro_batch_size", "BATCH_NOT_DIVISIBLE")]),
     *[
+        (f"sees ahead: {kind}", pretraining(model={"architecture": {"model_type": kind}}),
+         [("pretraining.causal_lm", "OBJECTIVE_UNSUPPORTED")])
+        for kind in ("bert-generation", "cpmant")
+    ],
+    *[
         (f"no text model: {kind}", fine_tuning(model={"architecture": {"model_type": kind}},
                                                tokenizer={"train": {"vocab_size": 300}}),
          [("fine_tuning.text_classification", "OBJECTIVE_UNSUPPORTED")])

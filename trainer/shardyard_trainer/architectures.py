@@ -82,6 +82,10 @@ _HEAD_ON_FIRST_TOKEN = frozenset(
         "deberta-v2",
     }
 )
+# They have a causal head, but without further inputs look at the tokens that it is to predict.
+_SEES_AHEAD = frozenset({"bert-generation", "cpmant", "xlnet"})
+# Causal models whose classification head is not one linear layer named `score`.
+_HEAD_OF_ITS_OWN = frozenset({"ctrl", "modernbert-decoder"})
 _TEXT_MODELS = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -94,7 +98,8 @@ _DROPOUT_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate")
 def is_causal(model_type: str) -> bool:
     """Whether the architecture reads from left to right: it has a causal head and no masked one."""
     return (
-        model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        model_type not in _SEES_AHEAD
+        and model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
 
@@ -120,7 +125,7 @@ def native_pooling(model_type: str) -> str:
     if model_type in _HEAD_ON_FIRST_TOKEN:
         return "cls"
     has_head = model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    return "last" if has_head and is_causal(model_type) else ""
+    return "last" if has_head and is_causal(model_type) and model_type not in _HEAD_OF_ITS_OWN else ""
 
 
 def position_offset(config: Any) -> int:

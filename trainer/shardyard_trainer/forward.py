@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from shardyard_trainer import architectures
 from shardyard_trainer.data.corpus import causal_frame
-from shardyard_trainer.tasks.modules import pool
+from shardyard_trainer.tasks.modules import pool, text_logits
 from shardyard_trainer.tokenization import encode_batch
 from shardyard_trainer.warm import WarmModel
 
@@ -124,11 +125,6 @@ def head_outputs(model: WarmModel, encoded: Sequence[Encoded]) -> torch.Tensor:
 def _head_outputs_of(model: WarmModel, encoded: Sequence[Encoded]) -> torch.Tensor:
     inputs = tensors(model, encoded)
     if model.head is not None:
-        hidden_BTD = model.backbone(**inputs).last_hidden_state
-        return model.head(pool(hidden_BTD, inputs["attention_mask"], model.folder.pooling))  # type: ignore[no-any-return]
-    score = getattr(model.model, "score", None)
-    if model.is_causal and score is not None:
-        # transformers looks for the last token by its id, which fails where padding and end of text share one.
-        hidden_BTD = model.backbone(**inputs).last_hidden_state
-        return score(pool(hidden_BTD, inputs["attention_mask"], "last"))  # type: ignore[no-any-return]
-    return model.model(**inputs).logits  # type: ignore[no-any-return]
+        return text_logits(model.model, model.head, inputs, pooling=model.folder.pooling)
+    native = architectures.native_pooling(model.model.config.model_type)
+    return text_logits(model.model, None, inputs, pooling=native)

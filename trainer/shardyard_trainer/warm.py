@@ -109,6 +109,10 @@ def load(path: Path) -> WarmModel:
         raise FolderInvalid(f"the weights lack {lacking[0]!r}, which would be drawn at random", tensor=lacking[0])
     model.eval().requires_grad_(False)
     config = model.config
+    if not architectures.reads_text(config):
+        raise FolderInvalid(
+            f"{config.model_type} is no model that reads a text into one vector a token", reason="TASK_MISMATCH"
+        )
     head = read_head(path) if has_own_head else None
     if folder.task == "text_classification":
         outputs = head.out_features if head is not None else config.num_labels

@@ -142,19 +142,9 @@ class TextClassifier(HuggingFaceModule):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        logits_BC = self._logits(inputs)
+        logits_BC = text_logits(self.model, self.own_head, inputs, pooling=self._pooling, dropout=self.dropout)
         loss = logits_BC.new_zeros((), dtype=torch.float32) if labels is None else self._loss(logits_BC.float(), labels)
         return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
-
-    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.own_head is None and self._pooling == "cls":
-            return self.model(**inputs).logits  # type: ignore[no-any-return]
-        hidden_BTD = self.backbone(**inputs).last_hidden_state
-        pooled_BD = pool(hidden_BTD, inputs["attention_mask"], self._pooling)
-        if self.own_head is not None:
-            return self.own_head(self.dropout(pooled_BD))  # type: ignore[no-any-return]
-        # transformers' own forward pass looks for the last token by its id, which fails where padding shares it.
-        return self.model.score(pooled_BD)  # type: ignore[no-any-return]
 
     def _loss(self, logits_BC: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self._problem == _TEXT.PROBLEM_REGRESSION:
@@ -163,6 +153,25 @@ class TextClassifier(HuggingFaceModule):
             return F.binary_cross_entropy_with_logits(logits_BC, labels.float(), reduction="none").mean(-1).sum()
         smoothing = self._label_smoothing if self.training else 0.0
         return F.cross_entropy(logits_BC, labels, reduction="sum", label_smoothing=smoothing)
+
+
+def text_logits(
+    model: Any,
+    own_head: nn.Linear | None,
+    inputs: dict[str, torch.Tensor],
+    *,
+    pooling: str,
+    dropout: nn.Module | None = None,
+) -> torch.Tensor:
+    """A text's outputs [B, C]: by our own head where there is one, else by the model's, which `pooling` describes."""
+    if own_head is None and pooling != "last":
+        return model(**inputs).logits  # type: ignore[no-any-return]
+    hidden_BTD = model.base_model(**inputs).last_hidden_state
+    pooled_BD = pool(hidden_BTD, inputs["attention_mask"], pooling)
+    if own_head is not None:
+        return own_head(pooled_BD if dropout is None else dropout(pooled_BD))  # type: ignore[no-any-return]
+    # transformers' own forward pass looks for the last token by its id, which fails where padding shares it.
+    return model.score(pooled_BD)  # type: ignore[no-any-return]
 
 
 def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
