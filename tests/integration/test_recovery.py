@@ -15,7 +15,7 @@ from helpers.core import assert_dense, new_job, running_core, shown, states
 from helpers.crashing_run import SPEC, run_with_checkpoints
 from helpers.repository import ROOT
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
-from shardyard.v1 import job_pb2
+from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.domain.records import CheckpointState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace, SystemClock
@@ -90,8 +90,10 @@ async def test_a_gang_that_outlives_its_coordinator_is_found_again_and_read_on(t
 
 async def test_a_gang_that_died_with_its_coordinator_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     first = ScriptedLauncher()
+    spec = spec_pb2.JobSpec()
+    spec.retry.max = 0  # That the service was stopped is no failure of the job.
     async with running_core(tmp_path, first) as core:
-        job = await core.submit(new_job())
+        job = await core.submit(new_job(spec=spec))
         await core.when(job.uid, lambda _: bool(first.gangs))
         gang = first.newest()
         gang.canary()
@@ -103,7 +105,7 @@ async def test_a_gang_that_died_with_its_coordinator_resumes_from_its_checkpoint
         job = await core.until(job.uid, JobState.SUCCEEDED)
         [lost, _] = await core.attempts(job.uid)
     assert job.epoch == 2
-    assert job_pb2.FailureReport.FromString(lost.failure).reason == "WORKER_LOST"
+    assert job_pb2.FailureReport.FromString(lost.failure).reason == "DRAINED"
     assert len(second.newest().spec.resume_candidates) == 1
 
 

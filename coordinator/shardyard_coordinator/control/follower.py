@@ -286,10 +286,10 @@ class Follower:
         if left and await self._record(left):
             return True
         _, attempt = await self._store.read(self._load)
-        await self._lose(await self._why_gone(attempt, view))
+        await self._lose(await self._why_gone(attempt, view, presence))
         return True
 
-    async def _why_gone(self, attempt: AttemptRecord, view: ClusterView) -> job_pb2.FailureReport:
+    async def _why_gone(self, attempt: AttemptRecord, view: ClusterView, presence: Presence) -> job_pb2.FailureReport:
         if self._is_elsewhere(attempt, view):
             return job_pb2.FailureReport(reason=Cause.RAY_LOST.value)
         # A supervisor that cannot spool ends without a word.
@@ -298,6 +298,10 @@ class Follower:
             await asyncio.to_thread(probe, folder)
         except StorageFailed as failed:
             return storage_failure(failed)
+        if self._launcher.name == "local" and presence is Presence.ABSENT:
+            # Stopping the service is no failure of the job, and does not use up its retries.
+            text = "the gang ended with the coordinator that ran it"
+            return job_pb2.FailureReport(reason=Cause.DRAINED.value, message=text)
         text = "the gang ended with its supervisor"
         return job_pb2.FailureReport(reason=Cause.WORKER_LOST.value, message=text)
 

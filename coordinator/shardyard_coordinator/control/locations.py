@@ -25,13 +25,18 @@ def locations(
     """
     found = worker_pb2.Locations(data_roots=data_roots, cache_dir=cache_dir)
     for name in referenced(spec):
-        _, project, kind_text, resource_id = name.split("/")
-        kind = ResourceKind(kind_text)
-        record = resources.get_resource(conn, kind, project, resource_id)
-        if record.state is not ResourceState.READY:
-            raise Refused(_NOT_READY[kind], f"{name} is still being uploaded; finish the upload first")
-        found.folders[name] = record.path
+        found.folders[name] = folder_of(conn, name)
     return found
+
+
+def folder_of(conn: Connection, name: str) -> str:
+    """The folder of a model or data set. Raises: Refused as `locations`."""
+    _, project, kind_text, resource_id = name.split("/")
+    kind = ResourceKind(kind_text)
+    record = resources.get_resource(conn, kind, project, resource_id)
+    if record.state is not ResourceState.READY:
+        raise Refused(_NOT_READY[kind], f"{name} is still being uploaded; finish the upload first")
+    return record.path
 
 
 def referenced(spec: spec_pb2.JobSpec) -> tuple[str, ...]:
