@@ -137,7 +137,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from shardyard_trainer.models import LOADING_ERRORS, quiet
+    from shardyard_trainer.loading import LOADING_ERRORS, quiet
 
     num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
     if isinstance(num_layers, int) and num_layers > len(tensors):

@@ -5,29 +5,24 @@ Nothing of a model's folder is ever run, and only safetensors are read.
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
-from google.protobuf import json_format
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers.utils import logging as transformers_logging
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures
-from shardyard_trainer.data.errors import SpecError, listed, nearest, raise_all, shorten
+from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder
+from shardyard_trainer.fresh import canonical_names, check_builds, fresh_config
 from shardyard_trainer.hub import resolve_hub
+from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
 
 if TYPE_CHECKING:
     from shardyard_trainer.tasks.base import Task
@@ -35,20 +30,6 @@ if TYPE_CHECKING:
     from shardyard_trainer.tasks.parts import TrainableTask
 
 FIELD = "spec.model"
-_MOST_LAYERS = 10_000
-LOADING_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    OSError,
-    ImportError,
-    ArithmeticError,
-    AssertionError,
-    StrictDataclassError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -66,14 +47,6 @@ class ModelChoice:
     def is_fresh(self) -> bool:
         """Whether it starts from random weights."""
         return self.folder is None
-
-    def tensor_names(self) -> frozenset[str]:
-        """The names of the tensors in the folder's safetensors files."""
-        names: set[str] = set()
-        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else []:
-            with _safe_file(path, self.field) as file:
-                names.update(file.keys())
-        return frozenset(names)
 
 
 def build_module(
@@ -101,7 +74,9 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     if kind is None:
         raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model or architecture")
     if kind == "architecture":
-        choice = _fresh(source.architecture, f"{field}.architecture")
+        place = f"{field}.architecture"
+        config, overrides = fresh_config(source.architecture, place)
+        choice = ModelChoice(config, None, overrides=overrides, field=place)
     else:
         folder, commit = find_folder(source, locations, field=field)
         choice = _pretrained(folder, commit, f"{field}.{kind}")
@@ -160,11 +135,11 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
         if hasattr(config, f"{role}_token_id"):
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
     if (
-        "max_position_embeddings" not in _canonical(config, choice.overrides)
+        "max_position_embeddings" not in canonical_names(config, choice.overrides)
         and architectures.longest(config) is not None
     ):
         config.max_position_embeddings = length + architectures.position_offset(config)
-    _check_builds(replace(choice, config=config))
+    check_builds(config, choice.field)
     return replace(choice, config=config)
 
 
@@ -175,69 +150,6 @@ def check_length(choice: ModelChoice, length: int, *, field: str) -> None:
         raise SpecError(
             field, "SPEC_INVALID", f"{length:,} is more than the {most:,} tokens that the model can address"
         )
-
-
-def load(
-    auto_class: Any,
-    choice: ModelChoice,
-    *,
-    meta: bool,
-    **options: Any,
-) -> tuple[Any, list[str]]:
-    """A transformers model of the choice, and the names of its tensors that the weights lack: heads and poolers.
-
-    Raises SpecError MODEL_INVALID, also where the weights lack a part of the backbone.
-    """
-    config = copy.deepcopy(choice.config)
-    own_names = _use_faster_gelu(config)
-    try:
-        if choice.is_fresh or meta:
-            model, info = auto_class.from_config(config, dtype=torch.float32, **options), None
-        else:
-            model, info = auto_class.from_pretrained(
-                str(choice.folder),
-                config=config,
-                # Without it transformers takes the checkpoint's own type.
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-    except LOADING_ERRORS as error:
-        raise SpecError(choice.field, "MODEL_INVALID", f"the model does not load: {_one_line(error)}") from error
-    for name in own_names:
-        setattr(model.config, name, "gelu_new")
-    return model, [] if info is None else _check_loaded(model, info, choice)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers says nothing and draws no bars: what is to be known is in warnings of the task."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-
-
-def _check_loaded(model: Any, info: Mapping[str, Any], choice: ModelChoice) -> list[str]:
-    lacking = sorted(info["missing_keys"])
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    strange = [name for name in lacking if name.startswith(prefix) and "pooler" not in name]
-    strange += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
-    if strange:
-        raise SpecError(
-            choice.field,
-            "MODEL_INVALID",
-            f"the weights lack {len(strange)} tensors of the configuration's shapes, {strange[0]} among them",
-            {"tensor": strange[0]},
-        )
-    _check_finite(model, choice)
-    return lacking
 
 
 def _pretrained(folder: Path, commit: str, field: str) -> ModelChoice:
@@ -259,7 +171,7 @@ def _pretrained(folder: Path, commit: str, field: str) -> ModelChoice:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
     except LOADING_ERRORS as error:
-        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {_one_line(error)}") from error
+        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from error
     return ModelChoice(config, folder, described, commit, field=field)
 
 
@@ -276,141 +188,6 @@ def _check_index(folder: Path, field: str) -> None:
             raise SpecError(
                 field, "MODEL_INVALID", f"{index.name} names {shorten(name)!r}, which is no file of the folder"
             )
-
-
-def _fresh(wanted: spec_pb2.Architecture, field: str) -> ModelChoice:
-    known = architectures.known_types()
-    if wanted.model_type not in known:
-        raise SpecError(
-            f"{field}.model_type",
-            "SPEC_INVALID",
-            f"transformers has no model type {shorten(wanted.model_type)!r}{nearest(wanted.model_type, known)}",
-        )
-    kind = transformers.CONFIG_MAPPING[wanted.model_type]
-    default = kind()
-    overrides = _checked_overrides(json_format.MessageToDict(wanted.overrides), default, f"{field}.overrides")
-    try:
-        with quiet():
-            config = kind(**overrides)
-    except LOADING_ERRORS as error:
-        raise SpecError(
-            f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {_one_line(error)}"
-        ) from None
-    _check_sizes(config, field)
-    return ModelChoice(config, None, overrides=overrides, field=field)
-
-
-def _checked_overrides(given: Mapping[str, Any], default: Any, field: str) -> dict[str, Any]:
-    known = {**default.to_dict(), **dict.fromkeys(default.attribute_map)}
-    checked: dict[str, Any] = {}
-    errors: list[SpecError] = []
-    for name, value in given.items():
-        place = f"{field}.{shorten(name)}"
-        if name not in known or name in ("model_type", "transformers_version", "dtype", "auto_map"):
-            errors.append(
-                SpecError(place, "SPEC_INVALID", f"{default.model_type} has no such setting{nearest(name, known)}")
-            )
-            continue
-        before = getattr(default, name, None)
-        # Struct knows one kind of number: an integer is one again where it is whole and nothing else is meant.
-        whole = isinstance(value, float) and value.is_integer() and not isinstance(before, float)
-        after = int(value) if whole and not isinstance(before, bool) else value
-        if isinstance(before, bool | int | float | str) and not _same_kind(before, after):
-            errors.append(
-                SpecError(place, "SPEC_INVALID", f"{shorten(str(value))} is no {type(before).__name__}, as {before} is")
-            )
-            continue
-        checked[name] = after
-    raise_all(errors)
-    return checked
-
-
-def _same_kind(before: Any, after: Any) -> bool:
-    if isinstance(before, bool) or isinstance(after, bool):
-        return isinstance(before, bool) and isinstance(after, bool)
-    if isinstance(before, float):
-        return isinstance(after, int | float) and math.isfinite(after)
-    return isinstance(after, type(before))
-
-
-def _check_sizes(config: Any, field: str) -> None:
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    for name in names:
-        value = getattr(config, name, None)
-        own = config.attribute_map.get(name, name)
-        if isinstance(value, int) and value < 1:
-            raise SpecError(f"{field}.overrides.{own}", "SPEC_INVALID", f"{value}: at least 1")
-    layers = getattr(config, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:
-        own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        raise SpecError(
-            f"{field}.overrides.{own}",
-            "MODEL_DOES_NOT_FIT",
-            f"{layers:,} layers; at most {_MOST_LAYERS:,} are planned for",
-        )
-
-
-def _canonical(config: Any, overrides: Mapping[str, Any]) -> set[str]:
-    own = {value: name for name, value in config.attribute_map.items()}
-    return {own.get(name, name) for name in overrides}
-
-
-def _check_builds(choice: ModelChoice) -> None:
-    try:
-        with quiet(), torch.device("meta"):
-            transformers.AutoModel.from_config(choice.config)
-    except LOADING_ERRORS as error:
-        raise SpecError(
-            f"{choice.field}.overrides",
-            "SPEC_INVALID",
-            f"no {choice.config.model_type} can be made so: {_one_line(error)}",
-        ) from None
-
-
-def _check_finite(model: Any, choice: ModelChoice) -> None:
-    for name, tensor in model.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise SpecError(
-                choice.field, "MODEL_INVALID", f"the tensor {name} has values that are not finite", {"tensor": name}
-            )
-
-
-def _use_faster_gelu(config: Any) -> list[str]:
-    """Computes the tanh approximation of GELU by one kernel instead of seven: the same formula by another name.
-
-    Returns the settings that are to have their own name again in what is exported.
-    """
-    names = [name for name in ("activation_function", "hidden_act") if getattr(config, name, None) == "gelu_new"]
-    for name in names:
-        setattr(config, name, "gelu_pytorch_tanh")
-    return names
-
-
-@contextmanager
-def _safe_file(path: Path, field: str) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise SpecError(field, "MODEL_INVALID", f"{path.name}: {_one_line(error)}", {"file": path.name}) from None
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300]
-
-
-def labels_of(choice: ModelChoice) -> tuple[str, ...]:
-    """The labels of the classification head in the choice's folder; empty: it has none."""
-    described = choice.described
-    if described is None or described.task != "text_classification":
-        return ()
-    return described.labels
-
-
-def names_listed(labels: tuple[str, ...]) -> str:
-    """Labels as a message shows them."""
-    return listed(labels, most=8)
 
 
 def has_head(choice: ModelChoice) -> bool:

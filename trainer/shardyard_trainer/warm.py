@@ -22,7 +22,7 @@ from transformers import PreTrainedModel  # Its import takes seconds: a process 
 from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
-from shardyard_trainer.models import LOADING_ERRORS, quiet
+from shardyard_trainer.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.tokenization import load_tokenizer
 
 BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from shardyard_trainer import architectures, models
+from shardyard_trainer import architectures, loading
 from shardyard_trainer.data.corpus import Blocks, Corpus
 from shardyard_trainer.losses import IGNORED
 from shardyard_trainer.models import ModelChoice
@@ -106,7 +106,7 @@ class CausalLmTask:
 
     def make_module(self, *, meta: bool) -> CausalLm:
         """The model with its own output layer."""
-        model, _ = models.load(transformers.AutoModelForCausalLM, self.choice, meta=meta)
+        model, _ = loading.load(transformers.AutoModelForCausalLM, self.choice, meta=meta)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         return CausalLm(model, plain_output_layer=self.choice.config.model_type in architectures.PLAIN_OUTPUT_LAYER)

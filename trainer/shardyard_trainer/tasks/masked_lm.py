@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from shardyard_trainer import architectures, models
+from shardyard_trainer import architectures, loading
 from shardyard_trainer.data.corpus import Blocks, Corpus
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
@@ -169,7 +169,7 @@ class MaskedLmTask:
 
     def make_module(self, *, meta: bool) -> MaskedLm:
         """The model with its masked-LM head."""
-        model, _ = models.load(transformers.AutoModelForMaskedLM, self.choice, meta=meta)
+        model, _ = loading.load(transformers.AutoModelForMaskedLM, self.choice, meta=meta)
         return MaskedLm(model)
 
     def metrics(self) -> MaskedMetrics:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer import architectures, models
-from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer import architectures, loading, models
+from shardyard_trainer.data.errors import SpecError, listed
 from shardyard_trainer.data.examples import Examples
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
 from shardyard_trainer.models import ModelChoice
@@ -156,7 +156,7 @@ class TextClassificationTask:
             options["ignore_mismatched_sizes"] = True
         if choice.is_fresh or meta:
             options.pop("ignore_mismatched_sizes", None)
-        model, _ = models.load(auto, choice, meta=meta, **options)
+        model, _ = loading.load(auto, choice, meta=meta, **options)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         head = None if self._is_native else self._own_head(model.config, meta=meta)
@@ -227,8 +227,8 @@ def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_h
         raise SpecError(
             f"{_FIELD}.new_head",
             "LABEL_MISMATCH",
-            f"the model's head is {described.problem} with {len(own)} labels ({models.names_listed(own)}), the data "
-            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({models.names_listed(ours)}); set new_head for a new one",
+            f"the model's head is {described.problem} with {len(own)} labels ({listed(own, most=8)}), the data "
+            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); set new_head for a new one",
         )
     # A head that was trained on another vector of the text is of no use.
     return default_pooling(choice) == pooling

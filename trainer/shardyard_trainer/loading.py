@@ -1,0 +1,123 @@
+"""Transformers' models, loaded without running code of their folders, and the errors that it ends in.
+
+Whatever transformers raises for a folder or a configuration is the fault of that folder or configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from shardyard_trainer.data.errors import SpecError
+
+if TYPE_CHECKING:
+    from shardyard_trainer.models import ModelChoice
+
+LOADING_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+    SafetensorError,
+)
+
+
+def load(
+    auto_class: Any,
+    choice: ModelChoice,
+    *,
+    meta: bool,
+    **options: Any,
+) -> tuple[Any, list[str]]:
+    """A transformers model of the choice, and the names of its tensors that the weights lack: heads and poolers.
+
+    Raises SpecError MODEL_INVALID, also where the weights lack a part of the backbone.
+    """
+    config = copy.deepcopy(choice.config)
+    own_names = _use_faster_gelu(config)
+    try:
+        if choice.is_fresh or meta:
+            model, info = auto_class.from_config(config, dtype=torch.float32, **options), None
+        else:
+            model, info = auto_class.from_pretrained(
+                str(choice.folder),
+                config=config,
+                # Without it transformers takes the checkpoint's own type.
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except LOADING_ERRORS as error:
+        raise SpecError(choice.field, "MODEL_INVALID", f"the model does not load: {one_line(error)}") from error
+    for name in own_names:
+        setattr(model.config, name, "gelu_new")
+    return model, [] if info is None else _check_loaded(model, info, choice)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers says nothing and draws no bars: what is to be known is in warnings of the task."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def one_line(error: BaseException) -> str:
+    """What transformers says, fit for a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300]
+
+
+def _check_loaded(model: Any, info: Mapping[str, Any], choice: ModelChoice) -> list[str]:
+    lacking = sorted(info["missing_keys"])
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    strange = [name for name in lacking if name.startswith(prefix) and "pooler" not in name]
+    strange += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
+    if strange:
+        raise SpecError(
+            choice.field,
+            "MODEL_INVALID",
+            f"the weights lack {len(strange)} tensors of the configuration's shapes, {strange[0]} among them",
+            {"tensor": strange[0]},
+        )
+    _check_finite(model, choice)
+    return lacking
+
+
+def _check_finite(model: Any, choice: ModelChoice) -> None:
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise SpecError(
+                choice.field, "MODEL_INVALID", f"the tensor {name} has values that are not finite", {"tensor": name}
+            )
+
+
+def _use_faster_gelu(config: Any) -> list[str]:
+    """Computes the tanh approximation of GELU by one kernel instead of seven: the same formula by another name.
+
+    Returns the settings that are to have their own name again in what is exported.
+    """
+    names = [name for name in ("activation_function", "hidden_act") if getattr(config, name, None) == "gelu_new"]
+    for name in names:
+        setattr(config, name, "gelu_pytorch_tanh")
+    return names
