@@ -25,8 +25,9 @@ from shardyard_trainer import architectures, forward, warm
 from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.folder import FolderInvalid
+from shardyard_trainer.loading import quiet
 from shardyard_trainer.model_card import Subject, model_card, sha256
-from shardyard_trainer.models import build_module, quiet
+from shardyard_trainer.models import build_module
 from shardyard_trainer.shards import fsync_folder
 from shardyard_trainer.tasks.base import MicroBatch, SampleRef, Task, TaskModule
 
