@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from helpers.scripted_compute import ScriptedCompute
 from helpers.service import PARENT, Service, a_spec, create, refused, serving
+from helpers.service import plan as take_as_it_is
 from shardyard.v1 import job_pb2, server_service_pb2
 from shardyard.v1 import job_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
@@ -231,6 +232,23 @@ async def test_what_the_planner_finds_wrong_is_told(
         assert (failure.code, failure.reason, failure.metadata["line"]) == (code, reason, "7")
         if code is not grpc.StatusCode.UNAVAILABLE:
             assert list(failure.violations) == [f"job.spec.f{at}" for at in range(len(reasons))]
+
+
+async def test_what_the_plan_warns_of_stands_in_the_jobs_log_from_the_start(tmp_path: Path) -> None:
+    def plan(request: bytes) -> bytes:
+        result = worker_pb2.PlanResult.FromString(take_as_it_is(request))
+        result.plan.warnings.add(reason="NEW_HEAD", message="a new one is started", field="spec.model.uri")
+        return result.SerializeToString()
+
+    (tmp_path / "corpus.txt").write_text("x\n")
+    async with serving(tmp_path, answers={"shardyard_trainer.plan:plan": plan}, data_roots=(str(tmp_path),)) as service:
+        made = await service.jobs.CreateJob(create("first", a_job(service)))
+        assert made.last_event_sequence == 2
+        await service.jobs.CancelJob(pb.CancelJobRequest(name=made.name))
+        responses = [response async for response in service.jobs.WatchJob(pb.WatchJobRequest(name=made.name))]
+        events = [event for response in responses for event in response.events]
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert (events[1].warning.reason, events[1].warning.field) == ("NEW_HEAD", "spec.model.uri")
 
 
 @pytest.mark.parametrize("character", ["x", "é", "中", "😀"])

@@ -35,7 +35,10 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to accept. `description` is a Job with only labels, annotations and external_uri."""
+    """A job to accept. `description` is a Job with only labels, annotations and external_uri.
+
+    `warnings` are events of what its plan warns of: they follow the first one.
+    """
 
     project: str
     job_id: str
@@ -55,6 +58,7 @@ class NewJob:
     gpus_per_worker: int
     cpus_per_worker: int
     uses: tuple[str, ...] = ()
+    warnings: tuple[EventDraft, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2, spec_pb2
 from shardyard_coordinator.control.locations import referenced
 from shardyard_coordinator.domain.errors import FieldViolation, Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import JobRecord, NewJob
+from shardyard_coordinator.domain.records import EventDraft, EventKind, JobRecord, NewJob
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.plans import Located, Planned, Plans
@@ -133,7 +133,13 @@ def new_job(
         gpus_per_worker=planned.gpus_per_worker,
         cpus_per_worker=planned.cpus_per_worker,
         uses=tuple(referenced(job.spec)),
+        warnings=_warnings_of(planned.plan),
     )
+
+
+def _warnings_of(plan: bytes) -> tuple[EventDraft, ...]:
+    warnings = plan_pb2.JobPlan.FromString(plan).warnings
+    return tuple(encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning)) for warning in warnings)
 
 
 def queue_of(job: job_pb2.Job) -> str:

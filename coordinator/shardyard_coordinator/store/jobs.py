@@ -93,7 +93,7 @@ ANY_ETAG = ("", "*")
 
 
 def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> CreatedJob:
-    """Accepts a job: request id, row, labels and event 1, in the caller's transaction.
+    """Accepts a job: request id, row, labels, event 1 and its plan's warnings, in the caller's transaction.
 
     The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED.
     """
@@ -113,7 +113,7 @@ def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> Crea
         _INSERT_LABEL.run_many(conn, [{"job_uid": new.uid, "key": k, "value": v} for k, v in new.labels.items()])
     if new.uses:
         _INSERT_USE.run_many(conn, [{"job_uid": new.uid, "resource": name} for name in sorted(set(new.uses))])
-    events.insert_at(conn, new.uid, 1, [_ACCEPTED], now_us)
+    events.insert_at(conn, new.uid, 1, [_ACCEPTED, *new.warnings], now_us)
     return CreatedJob(job, existed=False)
 
 
@@ -135,7 +135,7 @@ def _insert(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> JobReco
         "workers": new.workers,
         "gpus_per_worker": new.gpus_per_worker,
         "cpus_per_worker": new.cpus_per_worker,
-        "last_sequence": 1,
+        "last_sequence": 1 + len(new.warnings),
         "create_us": now_us,
         "update_us": now_us,
         "waiting_us": now_us,
