@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.arithmetic import evaluation_interval
+from shardyard_trainer.arithmetic import evaluation_interval, total_steps
 from shardyard_trainer.schedule import Schedule
 
 _SCHEDULES = {
@@ -54,7 +54,7 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
     spec = resolved_spec(attempt)
     opt = spec.optimization
     batch_size = opt.global_batch_size if opt.HasField("global_batch_size") else 32
-    total_steps = _total_steps(opt, batch_size, num_train_samples)
+    steps = _total_steps(opt, batch_size, num_train_samples)
     workers = max(attempt.world_size, 1)
     share = -(-batch_size // workers)
     on_gpu = spec.resources.gpus_per_worker > 0
@@ -62,7 +62,7 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
         opt.micro_batch_size if opt.HasField("micro_batch_size") else min(share, 32)
     )
     return TrainConfig(
-        total_steps=total_steps,
+        total_steps=steps,
         batch_size=batch_size,
         micro_batch_size=min(planned, share),
         seed=opt.seed,
@@ -70,8 +70,8 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
             kind=_SCHEDULES[opt.schedule],
             peak=opt.learning_rate if opt.HasField("learning_rate") else 5e-5,
             minimum=opt.min_learning_rate,
-            warmup_steps=_warmup_steps(opt, total_steps),
-            total_steps=total_steps,
+            warmup_steps=_warmup_steps(opt, steps),
+            total_steps=steps,
         ),
         weight_decay=opt.weight_decay if opt.HasField("weight_decay") else 0.01,
         betas=(
@@ -86,19 +86,21 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
         checkpoint_every=spec.checkpoints.every,
         checkpoint_bytes=attempt.plan.checkpoint_bytes,
         evaluate_every=spec.evaluation.every
-        or evaluation_interval(total_steps, num_train_samples=num_train_samples, global_batch_size=batch_size),
+        or evaluation_interval(steps, num_train_samples=num_train_samples, global_batch_size=batch_size),
         log_interval_s=max(attempt.log_interval_s, 0.0) or 1.0,
     )
 
 
 def _total_steps(opt: spec_pb2.Optimization, batch_size: int, num_train_samples: int) -> int:
-    match opt.WhichOneof("duration"):
-        case "max_steps":
-            return opt.max_steps
-        case "epochs":
-            return max(math.ceil(opt.epochs * num_train_samples / batch_size), 1)
-        case _:
-            raise ValueError("optimization.max_steps or optimization.epochs is required")
+    kind = opt.WhichOneof("duration")
+    if kind is None:
+        raise ValueError("optimization.max_steps or optimization.epochs is required")
+    return total_steps(
+        max_steps=opt.max_steps if kind == "max_steps" else None,
+        epochs=opt.epochs if kind == "epochs" else None,
+        num_samples=num_train_samples,
+        global_batch_size=batch_size,
+    )
 
 
 def _warmup_steps(opt: spec_pb2.Optimization, total_steps: int) -> int:
