@@ -63,6 +63,19 @@ async def test_what_was_to_start_on_a_cluster_that_is_no_more_is_placed_anew(tmp
     assert [key.epoch for key in launcher.gangs] == [2]
 
 
+async def test_a_cluster_that_is_replaced_while_a_gang_starts_is_not_given_that_gang(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(script=whole_run)
+    launcher.ensure_error = Unreachable("scripted not to launch")
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, is_unreachable)
+        launcher.lose_cluster()
+        launcher.ensure_error = None
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, job.epoch) == (JobState.SUCCEEDED, 2)
+    assert [key.epoch for key in launcher.gangs] == [2]
+
+
 async def test_a_job_whose_launch_does_not_succeed_can_be_cancelled(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     launcher.ensure_error = Unreachable("scripted not to launch")

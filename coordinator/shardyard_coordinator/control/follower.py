@@ -98,7 +98,7 @@ class Follower:
             return True
         if await self._reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
             return True  # The next question finds it lost.
-        if self._is_elsewhere(attempt, await self._connected()) or job.state is JobState.CANCELLING:
+        if job.state is JobState.CANCELLING:
             return True
         try:
             launch = await self._prepare(job)
@@ -111,6 +111,9 @@ class Follower:
         except StorageFailed as failed:
             await self._lose(storage_failure(failed))
             return False
+        if self._is_elsewhere(attempt, await self._connected()):
+            await self._lose(job_pb2.FailureReport(reason=Cause.RAY_LOST.value))
+            return False
         self._trace.point("attempt.launched")
         with contextlib.suppress(StaleWrite):
             await self._write(self._confirm)
@@ -118,9 +121,9 @@ class Follower:
         return True
 
     async def _ensure(self, launch: Launch) -> None:
-        """Launches, unless the job has been cancelled meanwhile: a cluster that cannot launch must not hold that up."""
-        job, _ = await self._store.read(self._load)
-        if job.state is JobState.PREPARING:
+        """Launches, unless there is no sense in it any more: the job was cancelled, the nodes chosen are no more."""
+        job, attempt = await self._store.read(self._load)
+        if job.state is JobState.PREPARING and not self._is_elsewhere(attempt, await self._view()):
             await self._launcher.ensure(launch)
 
     def _is_elsewhere(self, attempt: AttemptRecord, view: ClusterView) -> bool:
@@ -333,13 +336,13 @@ class Follower:
         await self._write(lambda conn: attempts.release_attempt(conn, self.key.job_uid, self.key.epoch))
 
     async def _connected(self) -> ClusterView:
-        async def view() -> ClusterView:
-            seen = await self._launcher.cluster()
-            if not seen.connected:
-                raise Unreachable(seen.message)
-            return seen
+        return await self._reach(self._view)
 
-        return await self._reach(view)
+    async def _view(self) -> ClusterView:
+        seen = await self._launcher.cluster()
+        if not seen.connected:
+            raise Unreachable(seen.message)
+        return seen
 
     async def _reach(self, ask: Callable[[], Coroutine[None, None, _T]], *, tell: bool = True) -> _T:
         """Asks until there is an answer; meanwhile the job has the condition UNREACHABLE."""
