@@ -337,6 +337,7 @@ class Plan:
     checkpoint_bytes: int
     warnings: tuple[Warning, ...]
     slots: int
+    data_fingerprint: str
 
 
 @dataclass(frozen=True)
