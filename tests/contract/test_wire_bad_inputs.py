@@ -108,7 +108,8 @@ async def test_a_name_that_is_not_utf8_harms_nobody(service: Service) -> None:
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x\n")
     request = submission(spec__train_data__uri=str(folder))
     request.validate_only = True
-    await service.jobs.CreateJob(request)  # What is in the files is the planner's business.
+    made = await service.jobs.CreateJob(request)
+    assert made.resolved_spec.train_data.uri == str(folder)  # What is in the files is the planner's business.
 
 
 async def test_the_allowed_root_is_not_told(service: Service) -> None:
@@ -129,6 +130,24 @@ async def test_all_violations_come_at_once(service: Service) -> None:
         "job.spec.resources.workers",
     }
     assert failure.metadata["violations_total"] == "5"
+
+
+async def test_everything_that_cannot_be_read_is_told_at_once(service: Service) -> None:
+    request = submission(spec__train_data__dataset=f"{PARENT}/datasets/nope", spec__model__model=f"{PARENT}/models/no")
+    request.job.spec.eval_data.uri = "/etc/passwd"
+    failure = await refused(service.jobs.CreateJob(request))
+    assert failure.reasons == {
+        "job.spec.model.model": "MODEL_NOT_FOUND",
+        "job.spec.train_data.dataset": "DATASET_NOT_FOUND",
+        "job.spec.eval_data.uri": "PATH_NOT_ALLOWED",
+    }
+
+
+async def test_control_characters_reach_no_terminal(service: Service) -> None:
+    request = submission()
+    request.job.annotations["\x1b[31m"] = "\0"
+    failure = await refused(service.jobs.CreateJob(request))
+    assert list(failure.violations) == ['job.annotations["U+001B[31m"]'] and "\x1b" not in failure.message
 
 
 async def test_four_hundred_violations_fit_into_the_details(service: Service) -> None:

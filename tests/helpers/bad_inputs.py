@@ -177,10 +177,12 @@ ROWS: dict[str, Row] = {
     "58 chained": uri_row("simplecache::s3://bucket/x", "chained", reason="ADDRESS_NOT_ALLOWED"),
     "a relative path": uri_row("data/x", "absolute"),
     "82 a model of another project": Row(
-        lambda: submission(spec__model__model="projects/nope/models/m"), PD, "ACCESS_DENIED", None, ("nope",)
+        lambda: submission(spec__model__model="projects/nope/models/m"), PD, "ACCESS_DENIED", "job.spec.model.model",
+        ("nope",),
     ),
     "a model that is not there": Row(
-        lambda: submission(spec__model__model=f"{PARENT}/models/nope"), NF, "MODEL_NOT_FOUND", None, ("nope",)
+        lambda: submission(spec__model__model=f"{PARENT}/models/nope"), NF, "MODEL_NOT_FOUND", "job.spec.model.model",
+        ("nope", "upload it first"),
     ),
     "a model's name": number("model__model", "bert", "`bert`", "projects/{project}/models/{model}"),
     "no model type": number("model__architecture__model_type", "", "fill"),
@@ -228,7 +230,8 @@ ROWS: dict[str, Row] = {
         "job.spec.resources.workers", ("10000", "8"),
     ),
     "113 too many GPUs": Row(
-        lambda: submission(spec__resources__gpus_per_worker=16), FP, "TOO_LARGE_FOR_CLUSTER", None, ("16 GPUs",)
+        lambda: submission(spec__resources__gpus_per_worker=16), FP, "TOO_LARGE_FOR_CLUSTER",
+        "job.spec.resources.gpus_per_worker", ("16 GPUs",),
     ),
     "116 no run time": number("max_run_time", duration_pb2.Duration(), "10 years"),
     "116 negative run time": number("max_run_time", duration_pb2.Duration(seconds=-1), "10 years"),
@@ -245,7 +248,8 @@ ROWS: dict[str, Row] = {
     "no training data": edited(remove("spec.train_data"), "job.spec.train_data", "required"),
     "no data source": edited(remove("spec.train_data.dataset"), "job.spec.train_data.source", "uri, dataset"),
     "data set that is not there": Row(
-        lambda: submission(spec__train_data__dataset=f"{PARENT}/datasets/nope"), NF, "DATASET_NOT_FOUND", None
+        lambda: submission(spec__train_data__dataset=f"{PARENT}/datasets/nope"), NF, "DATASET_NOT_FOUND",
+        "job.spec.train_data.dataset", ("nope", "upload it first"),
     ),
     "133 one column twice": edited(
         lambda made: made.spec.train_data.columns.MergeFrom(spec_pb2.ColumnMapping(text="x", label="x")),

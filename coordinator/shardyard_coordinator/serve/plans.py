@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +19,9 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.control.locations import locations, referenced
+from shardyard_coordinator.control.locations import folder_of, locations, referenced
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
-from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.reasons import Code, Reason
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Cluster, Parts, raise_violations
@@ -108,14 +108,27 @@ class Plans:
 
     def locate(self, conn: Connection, spec: spec_pb2.JobSpec) -> Located:
         """Where what the spec names lies; inside a read, for it looks at files. Refused ACCESS_DENIED, MODEL_NOT_FOUND,
-        PATH_NOT_ALLOWED …
+        PATH_NOT_ALLOWED … with every field that they are about.
         """
-        for name in referenced(spec):
-            self._parts.check_project(name.split("/")[1])
         uris = list(find_uris(spec, "job.spec"))
-        identity = identify(uris, self._parts.data_roots) if uris else b""
-        found = locations(conn, spec, data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+        try:
+            for name in referenced(spec):
+                self._parts.check_project(name.split("/")[1])
+            identity = identify(uris, self._parts.data_roots) if uris else b""
+            found = locations(conn, spec, data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+        except Refused as refused:
+            raise self._explained(conn, spec, refused) from None
         return Located(found, identity)
+
+    def _explained(self, conn: Connection, spec: spec_pb2.JobSpec, refused: Refused) -> Refused:
+        """The refusal with all fields that name what cannot be read; if a right is missing, with those alone."""
+        named = list(find_names(spec, "job.spec"))
+        denied = _complaints(named, lambda name: self._parts.check_project(name.split("/")[1]))
+        if denied:
+            return refused_fields(denied)
+        # What was wrong with paths is in the refusal: they are looked at before names are.
+        found = [*_complaints(named, lambda name: folder_of(conn, name)), *refused.violations]
+        return refused_fields(found) if found else refused
 
     async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call) -> Planned:
         """Many callers with one fingerprint share one question; a caller that leaves does not end it."""
@@ -180,17 +193,38 @@ def is_pinned(spec: spec_pb2.JobSpec) -> bool:
     return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
+def _complaints(fields: Sequence[tuple[str, str]], check: Callable[[str], object]) -> list[FieldViolation]:
+    """What a check says of each value."""
+    found = []
+    for field, value in fields:
+        try:
+            check(value)
+        except Refused as refused:
+            step = "; upload it first, or name another" if refused.code is Code.NOT_FOUND else ""
+            found.append(FieldViolation(field, refused.message + step, refused.reason, refused.metadata))
+    return found
+
+
 def find_uris(message: Message, path: str) -> Iterator[tuple[str, str]]:
     """Every `uri` of a spec with its field path."""
+    return _find_texts(message, path, ("uri",))
+
+
+def find_names(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    """Every name of a model or data set in a spec, with its field path."""
+    return _find_texts(message, path, ("model", "dataset"))
+
+
+def _find_texts(message: Message, path: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for field, value in message.ListFields():
-        if field.name == "uri" and field.type == FieldDescriptor.TYPE_STRING:
-            yield f"{path}.uri", value
+        if field.name in names and field.type == FieldDescriptor.TYPE_STRING:
+            yield f"{path}.{field.name}", value
         elif (
             field.message_type is not None
             and not field.is_repeated
             and field.message_type.file.package == "shardyard.v1"
         ):
-            yield from find_uris(value, f"{path}.{field.name}")
+            yield from _find_texts(value, f"{path}.{field.name}", names)
 
 
 def identify(uris: Sequence[tuple[str, str]], roots: tuple[str, ...]) -> bytes:
@@ -242,21 +276,18 @@ def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_w
     if not view.nodes:
         return
     largest = sum(_workers_on(node, gpus_per_worker, max(cpus_per_worker, 1)) for node in view.nodes)
-    if workers > largest:
-        each = f"{gpus_per_worker} GPUs" if gpus_per_worker else f"{max(cpus_per_worker, 1)} CPU cores"
-        raise Refused(
-            Reason.TOO_LARGE_FOR_CLUSTER,
-            f"{workers} workers of {each} each, but the whole cluster holds at most {largest} of them; "
-            f"ask for at most {largest} workers" + ("" if largest else " of fewer cores or GPUs"),
-            metadata={"largest": str(largest)},
-            violations=[
-                FieldViolation(
-                    "job.spec.resources.workers",
-                    f"{workers} is over {largest}; ask for fewer",
-                    Reason.TOO_LARGE_FOR_CLUSTER,
-                )
-            ],
-        )
+    if workers <= largest:
+        return
+    each = f"{gpus_per_worker} GPUs" if gpus_per_worker else f"{max(cpus_per_worker, 1)} CPU cores"
+    if largest:
+        field = "workers"
+        text = f"`{workers}` workers of {each} each; the whole cluster holds at most {largest}; ask for at most that"
+    else:
+        field = "gpus_per_worker" if gpus_per_worker else "cpus_per_worker"
+        most = max(node.gpus if gpus_per_worker else node.cpus for node in view.nodes)
+        text = f"a worker of {each} fits on no node; the largest has {most}; ask for at most that"
+    violation = FieldViolation(f"job.spec.resources.{field}", text, Reason.TOO_LARGE_FOR_CLUSTER)
+    raise Refused(Reason.TOO_LARGE_FOR_CLUSTER, text, metadata={"largest": str(largest)}, violations=[violation])
 
 
 def _workers_on(node: Node, gpus: int, cpus: int) -> int:

@@ -14,6 +14,7 @@ from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.serve.validation.text import code_point, is_control
 
 DOMAIN: Final = "shardyard.dev"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -60,6 +61,8 @@ def _add_violations(status: status_pb2.Status, refused: Refused) -> None:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, or its beginning with `…` where it has more than `limit` bytes."""
+    """The text without what steers terminals; its beginning with `…` where it has more than `limit` bytes."""
+    if not text.isprintable():
+        text = "".join(code_point(each) if is_control(each) and each != "\n" else each for each in text)
     data = text.encode("utf-8", "replace")
     return text if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"

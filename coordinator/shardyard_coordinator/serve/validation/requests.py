@@ -201,7 +201,8 @@ def _check_watch(request: jobs.WatchJobRequest, found: Found) -> None:
 
 def _check_wait(request: jobs.WaitJobRequest, found: Found) -> None:
     if request.timeout.seconds < 0 or request.timeout.nanos < 0:
-        text = f"`{request.timeout.seconds} s` is under 0; give 0 to 60 s, or leave it out for 60 s"
+        seconds = request.timeout.seconds + request.timeout.nanos / 1e9
+        text = f"`{seconds:g} s` is under 0; give 0 to 60 s, or leave it out for 60 s"
         found.append(FieldViolation("timeout", text))
 
 
