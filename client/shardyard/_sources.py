@@ -66,4 +66,4 @@ def _missing(kind: Kind, text: str, path: Path) -> str:
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.6)
     hint = f"; did you mean `{Path(text).parent / near[0]}`?" if near else ""
     what = {"model": "folder", "data": "file or folder", "tokenizer": "folder"}[kind]
-    return f"`{text}`: no such {what} here (looked at {path}){hint}; a path on the server is written `server:/path`"
+    return f"`{text}`: no such {what} here (looked at {path}); a path on the server is written `server:/path`{hint}"

@@ -225,7 +225,7 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
         if "connect" in message.lower():
-            message = f"no service answers at {address}; start one with `shardyard serve`"
+            message = f"no service answers at {address}; start one with `shardyard serve --address {address}`"
         else:
             message = f"the connection to {address} broke: {message}"
     return kind(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
