@@ -80,8 +80,8 @@ def test_a_stopped_extraction_goes_on_without_making_a_file_twice(attempt: worke
     assert second.kinds()[-1] == "exported"
     folder = Path(attempt.export_dir)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "_features.json",
         *(f"features-{index:06}.parquet" for index in range(5)),
-        "features.json",
     ]
     rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert [row["row"] for row in rows] == list(range(18))

@@ -135,7 +135,8 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
         "max_length": extraction.max_length,
         "normalize": extraction.normalize,
     }
-    (folder / "features.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # The leading underscore lets readers of a folder of Parquet files pass over it.
+    (folder / "_features.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     target = Path(context.attempt.export_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():

@@ -130,7 +130,8 @@ def _receipt(attempt: worker_pb2.AttemptSpec) -> str:
     lines = [
         f"* Job `{attempt.job_name}`, uid `{attempt.job_uid}`, attempt {attempt.epoch}",
         f"* {attempt.plan.total_steps or spec.optimization.max_steps} steps of {spec.optimization.global_batch_size} "
-        f"samples on {attempt.world_size} workers, ZeRO stage {spec.parallelism.zero_stage}, "
+        f"samples on {attempt.world_size} worker{'s' * (attempt.world_size != 1)}, "
+        f"ZeRO stage {spec.parallelism.zero_stage}, "
         f"seed {spec.optimization.seed}",
         "* " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         *_data_lines("training data", spec.train_data, attempt.locations),

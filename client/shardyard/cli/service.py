@@ -23,7 +23,14 @@ StateDir = Annotated[
 def serve(
     *,
     listen: Annotated[
-        str | None, typer.Option("--listen", "--address", help="host:port [127.0.0.1:7400].", show_default=False)
+        str | None,
+        typer.Option(
+            "--listen",
+            "--address",
+            envvar="SHARDYARD_ADDRESS",
+            help="host:port [127.0.0.1:7400].",
+            show_default=False,
+        ),
     ] = None,
     state_dir: StateDir = None,
     storage_root: Annotated[

@@ -58,9 +58,9 @@ class GuardedServer:
         try:
             port = cast(int, self._server.add_insecure_port(address))
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
+            raise OSError(_no_port(address)) from error
         if port == 0:
-            raise OSError(f"cannot listen on {address}")
+            raise OSError(_no_port(address))
         return port
 
     async def start(self) -> None:
@@ -215,6 +215,13 @@ class Guard:
             remaining = default_s
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         return Call(method.path, LOCAL_PRINCIPAL, f"{self._run}-{next(self._calls):x}", deadline)
+
+
+def _no_port(address: str) -> str:
+    return (
+        f"cannot listen on {address}: the port is taken, or the address is not this machine's; "
+        "choose another one with --listen, or end what listens there (`shardyard stop`)"
+    )
 
 
 def _authorise(call: Call) -> None:

@@ -278,7 +278,8 @@ def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_w
     largest = sum(_workers_on(node, gpus_per_worker, max(cpus_per_worker, 1)) for node in view.nodes)
     if workers <= largest:
         return
-    each = f"{gpus_per_worker} GPUs" if gpus_per_worker else f"{max(cpus_per_worker, 1)} CPU cores"
+    size, unit = (gpus_per_worker, "GPU") if gpus_per_worker else (max(cpus_per_worker, 1), "CPU core")
+    each = f"{size} {unit}{'s' * (size > 1)}"
     if largest:
         field = "workers"
         text = f"`{workers}` workers of {each} each; the whole cluster holds at most {largest}; ask for at most that"

@@ -49,7 +49,8 @@ def start_attempt(
             create_us=now_us,
         )
     )
-    message = f"attempt {epoch} on {', '.join(sorted(set(nodes)))}"
+    # A node's id is 56 digits on Ray; the first ones tell nodes apart, and the attempt has them whole.
+    message = f"attempt {epoch} on {', '.join(node[:12] for node in sorted(set(nodes)))}"
     changes = {"epoch": epoch, "not_before_us": 0, "failure": None}
     moved = jobs.move(conn, job, JobState.PREPARING, now_us=now_us, message=message, changes=changes).job
     attempt = require_attempt(conn, job.uid, epoch)

@@ -199,7 +199,9 @@ def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:
     row = _BY_NAME.run(conn, project=project, job_id=job_id).first()
     if row is None:
         name = f"projects/{project}/jobs/{job_id}"
-        raise Refused(Reason.JOB_NOT_FOUND, f"there is no job {name}", metadata={"job": name})
+        raise Refused(
+            Reason.JOB_NOT_FOUND, f"there is no job `{name}`; list them with ListJobs", metadata={"job": name}
+        )
     return from_row(row)
 
 

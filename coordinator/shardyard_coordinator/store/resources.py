@@ -20,6 +20,7 @@ from shardyard_coordinator.store.sql import Prepared
 _resource, _file, _plan = tables.resource.c, tables.resource_file.c, tables.plan.c
 _FIELDS = tuple(field.name for field in dataclasses.fields(ResourceRecord))
 _COLUMNS = tuple(_resource[name] for name in _FIELDS)
+_LISTS = {ResourceKind.MODEL: "ListModels", ResourceKind.DATASET: "ListDatasets"}
 _NOT_FOUND = {ResourceKind.MODEL: Reason.MODEL_NOT_FOUND, ResourceKind.DATASET: Reason.DATASET_NOT_FOUND}
 _EXISTS = {ResourceKind.MODEL: Reason.MODEL_EXISTS, ResourceKind.DATASET: Reason.DATASET_EXISTS}
 _IN_USE = {ResourceKind.MODEL: Reason.MODEL_IN_USE, ResourceKind.DATASET: Reason.DATASET_IN_USE}
@@ -139,7 +140,11 @@ def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id
     record = _find(conn, kind, project, resource_id)
     if record is None:
         name = f"projects/{project}/{kind.value}/{resource_id}"
-        raise Refused(_NOT_FOUND[kind], f"there is no {_WORDS[kind]} {name}", metadata={_WORDS[kind]: name})
+        raise Refused(
+            _NOT_FOUND[kind],
+            f"there is no {_WORDS[kind]} `{name}`; list them with {_LISTS[kind]}",
+            metadata={_WORDS[kind]: name},
+        )
     return record
 
 

@@ -99,7 +99,12 @@ def _one(row: Row) -> str:
     if isinstance(label, int):
         return str(label)
     if not isinstance(label, str) or not label.strip():
-        raise _wrong(row, "the label is missing" if label is None or label == "" else "a class is a word or a number")
+        raise _wrong(
+            row,
+            "the label is missing; fill it in, or remove the row"
+            if label is None or label == ""
+            else "a class is a word or a number",
+        )
     return label.strip()
 
 

@@ -147,6 +147,8 @@ def _same_width(file: DataFile, columns: tuple[str, ...], rows: Iterator[tuple[i
             hint = ""
             if file.format == spec_pb2.DATA_FORMAT_CSV and len(cells) > len(columns):
                 hint = "; a value that has the delimiter in it must be quoted"
+                if len(columns) == 1:
+                    hint = "; is another character between the columns? name it in delimiter"
             raise DataError(f"{len(cells)} values in a row of {len(columns)} columns{hint}", file=file.name, line=line)
         yield line, cells
 

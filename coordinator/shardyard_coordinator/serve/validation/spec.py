@@ -44,7 +44,8 @@ def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> boo
     if message.WhichOneof(oneof) is not None:
         return False
     members = ", ".join(field.name for field in message.DESCRIPTOR.oneofs_by_name[oneof].fields)
-    found.append(FieldViolation(f"{path}.{oneof}", f"is missing; exactly one is required; set one of {members}"))
+    text = f"is missing; exactly one is required; set one of {members} in {path.removeprefix('job.')}"
+    found.append(FieldViolation(f"{path}.{oneof}", text))
     return True
 
 
