@@ -27,6 +27,7 @@ def test_the_same_bytes_are_the_same_data_whenever_they_were_written(tmp_path: P
     spec, plan = accepted(tmp_path)
     os.utime(tmp_path / "train.csv", (1, 1))
     check_same_data(spec, locations(tmp_path), plan)
+    assert data_fingerprint(spec, locations(tmp_path)) == plan.data_fingerprint
 
 
 @pytest.mark.parametrize("name", ["train.csv", "eval.csv"])
@@ -50,4 +51,6 @@ def test_a_file_that_went_is_data_not_found(tmp_path: Path) -> None:
 def test_a_plan_without_a_fingerprint_is_compared_with_nothing(tmp_path: Path) -> None:
     spec, _ = accepted(tmp_path)
     (tmp_path / "train.csv").unlink()
-    check_same_data(spec, locations(tmp_path), plan_pb2.JobPlan())
+    plan = plan_pb2.JobPlan()
+    check_same_data(spec, locations(tmp_path), plan)
+    assert plan.data_fingerprint == ""
