@@ -122,9 +122,12 @@ class Rank:
     def _is_gone(self, peer: int) -> bool:
         try:
             pid = (self._meeting / f"pid-{peer}").read_text()
+        except FileNotFoundError:
+            return False  # It has not started yet.
+        try:
             status = Path(f"/proc/{pid}/stat").read_text()
         except FileNotFoundError:
-            return (self._meeting / f"pid-{peer}").exists()
+            return True
         return status.rsplit(")", 1)[1].split()[0] == "Z"
 
     def _pids(self) -> list[int]:
