@@ -41,8 +41,9 @@ _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
 # Jobs whose numbers are brought up to date in one pass, the first in line first; and whose reasons are told.
-_MAX_QUIET = 256
-_MAX_TOLD = 256
+_MAX_QUIET = 64
+_MAX_TOLD = 64
+_ROWS_A_WRITE = 16
 TELL_ON_S = 0.2
 _LOOK_AT_ALL_S = 10.0
 # A pass takes at most a tenth of the time.
@@ -152,7 +153,10 @@ class SchedulingLoop:
         for job, info, is_new in made.reasons:
             event = encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info)) if is_new else None
             rows.append((job, info.SerializeToString(), event))
-        await self._store.write(partial(_record, rows=rows, now_us=self._clock.now_us()), SYSTEM)
+        # A few at a time: callers who submit meanwhile wait for one such write at most.
+        for first in range(0, len(rows), _ROWS_A_WRITE):
+            some = rows[first : first + _ROWS_A_WRITE]
+            await self._store.write(partial(_record, rows=some, now_us=self._clock.now_us()), SYSTEM)
 
     async def _run(self) -> None:
         while True:
