@@ -84,6 +84,8 @@ def train_tokenizer(text: Path, target: Path) -> None:
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train([str(text)], vocab_size=16_384, special_tokens=["<|endoftext|>"], show_progress=False)
     tokenizer.save(str(target))
+    # A bare tokenizer.json does not say which of its tokens ends a text.
+    (target.parent / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}\n', encoding="utf-8")
 
 
 def measure(kind: str, workload: Workload, *, blocks: int, steps: int) -> dict[str, list[Block]]:
