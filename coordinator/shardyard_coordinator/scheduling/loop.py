@@ -41,8 +41,8 @@ _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
 # Jobs whose numbers are brought up to date in one pass, the first in line first; and whose reasons are told.
-_MAX_QUIET = 64
-_MAX_TOLD = 64
+_MAX_QUIET = 256
+_MAX_TOLD = 256
 _ROWS_A_WRITE = 16
 TELL_ON_S = 0.2
 _LOOK_AT_ALL_S = 10.0
