@@ -19,7 +19,7 @@ from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import Launcher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Actor, Clock, NullTrace, SystemClock, Trace
-from shardyard_coordinator.store import attempts, encode, events, jobs, listing
+from shardyard_coordinator.store import attempts, encode, events, jobs, listing, submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 ACTOR = Actor("local", "CreateJob")
@@ -70,7 +70,7 @@ class Core:
     clock: Clock
 
     async def submit(self, new: NewJob) -> JobRecord:
-        write = lambda conn: jobs.create_job(conn, new, ACTOR, self.clock.now_us())  # noqa: E731
+        write = lambda conn: submissions.create_job(conn, new, ACTOR, self.clock.now_us())  # noqa: E731
         return (await self.store.write(write, ACTOR)).job
 
     async def all_jobs(self) -> list[JobRecord]:

@@ -14,7 +14,7 @@ from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import spec_pb2
 from shardyard_coordinator.domain.records import CreatedJob
 from shardyard_coordinator.domain.states import JobState
-from shardyard_coordinator.store import jobs
+from shardyard_coordinator.store import submissions
 
 SPEC = spec_pb2.JobSpec(checkpoints=spec_pb2.CheckpointPolicy(keep_last=1))
 
@@ -35,7 +35,7 @@ async def main(folder: Path, point: str) -> None:
         new = new_job(request_id="r-1", fingerprint=b"same", spec=SPEC)
 
         def create(conn: Connection) -> CreatedJob:
-            created = jobs.create_job(conn, new, ACTOR, core.clock.now_us())
+            created = submissions.create_job(conn, new, ACTOR, core.clock.now_us())
             trace.point("job.inserted")
             return created
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from helpers.core import ACTOR, new_job
 from shardyard_coordinator.seams import NullTrace, SystemClock
-from shardyard_coordinator.store import jobs
+from shardyard_coordinator.store import submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 
@@ -23,7 +23,7 @@ async def main(folder: Path, prefix: str) -> None:
 async def caller(store: Store, prefix: str) -> None:
     for number in range(1_000_000):
         new = new_job(f"{prefix}-{number}", request_id=f"{prefix}-{number}", fingerprint=b"same")
-        created = await store.write(lambda conn, new=new: jobs.create_job(conn, new, ACTOR, 1), ACTOR)
+        created = await store.write(lambda conn, new=new: submissions.create_job(conn, new, ACTOR, 1), ACTOR)
         print(created.job.uid, flush=True)
 
 

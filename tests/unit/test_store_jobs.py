@@ -22,7 +22,7 @@ from shardyard_coordinator.domain.records import Condition, EventKind, EventReco
 from shardyard_coordinator.domain.states import TRANSITIONS, JobState, may_move
 from shardyard_coordinator.domain.steps import IllegalMove, StaleWrite
 from shardyard_coordinator.seams import Actor, NullTrace
-from shardyard_coordinator.store import encode, events, jobs, listing, tables
+from shardyard_coordinator.store import encode, events, jobs, listing, submissions, tables
 from shardyard_coordinator.store.store import Store, open_store
 
 
@@ -34,7 +34,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 async def create(store: Store, new: NewJob, now_us: int = 1, actor: Actor = ACTOR) -> JobRecord:
-    return (await store.write(lambda conn: jobs.create_job(conn, new, actor, now_us), actor)).job
+    return (await store.write(lambda conn: submissions.create_job(conn, new, actor, now_us), actor)).job
 
 
 async def test_a_hundred_concurrent_submissions_with_one_request_id_make_one_job(store: Store) -> None:
@@ -65,7 +65,7 @@ async def test_a_taken_id_is_refused_and_leaves_no_request_behind(store: Store) 
     with pytest.raises(Refused) as refused:
         await create(store, new_job("job", request_id="r-1", fingerprint=b"one"))
     assert refused.value.reason is Reason.JOB_EXISTS
-    assert await store.read(lambda conn: jobs.find_request(conn, "local", "r-1", b"one")) is None
+    assert await store.read(lambda conn: submissions.find_request(conn, "local", "r-1", b"one")) is None
 
 
 async def test_the_record_that_create_answers_is_the_row(store: Store) -> None:
@@ -185,7 +185,7 @@ async def test_a_deleted_job_frees_its_name_and_keeps_its_last_event(store: Stor
     log = await store.read(lambda conn: events.events_after(conn, job.uid, 0, 100))
     assert [record.kind for record in log][-1] is EventKind.DELETED
     assert again.uid != job.uid
-    found = await store.read(lambda conn: jobs.find_request(conn, "local", "r-1", b"one"))
+    found = await store.read(lambda conn: submissions.find_request(conn, "local", "r-1", b"one"))
     assert found is not None and found.deleted_us == 3
     await store.write(lambda conn: jobs.purge_job(conn, job.uid), ACTOR)
     assert await store.read(lambda conn: jobs.get_job_by_uid(conn, job.uid)) is None

@@ -20,7 +20,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, MetricPoint, NewUpload, ResourceKind, ResourceState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.store import encode, jobs, metrics, resources
+from shardyard_coordinator.store import encode, jobs, metrics, resources, submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 FILES = (FileRecord("a.json", 3, "0" * 64), FileRecord("b.bin", 5, "1" * 64))
@@ -133,7 +133,7 @@ async def test_only_what_is_ready_is_listed_the_newest_first(store: Store) -> No
 async def test_what_a_live_job_reads_cannot_be_deleted(store: Store) -> None:
     made = await store.write(lambda conn: resources.begin_upload(conn, upload(), ACTOR, 1), ACTOR)
     new = new_job(uses=(made.name,))
-    await store.write(lambda conn: jobs.create_job(conn, new, ACTOR, 1), ACTOR)
+    await store.write(lambda conn: submissions.create_job(conn, new, ACTOR, 1), ACTOR)
     delete = lambda conn: resources.begin_delete(conn, ResourceKind.DATASET, "default", "data")  # noqa: E731
     with pytest.raises(Refused) as refused:
         await store.write(delete, ACTOR)

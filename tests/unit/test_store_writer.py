@@ -24,9 +24,20 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Condition
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.store import attempts, events, jobs, listing, metrics, resources, tables, writer
+from shardyard_coordinator.store import (
+    attempts,
+    events,
+    jobs,
+    listing,
+    metrics,
+    queue,
+    resources,
+    submissions,
+    tables,
+    writer,
+)
 from shardyard_coordinator.store.failures import StoreLost
-from shardyard_coordinator.store.sql import Prepared
+from shardyard_coordinator.store.sql import Prepared, PreparedInsert
 from shardyard_coordinator.store.store import Store, open_store
 
 
@@ -40,7 +51,7 @@ async def test_a_newer_lease_ends_the_writer_and_nothing_is_written(tmp_path: Pa
     await store.write(steal, ACTOR)
     for _ in range(2):
         with pytest.raises(Refused) as refused:
-            await store.write(lambda conn: jobs.create_job(conn, new_job(), ACTOR, 1), ACTOR)
+            await store.write(lambda conn: submissions.create_job(conn, new_job(), ACTOR, 1), ACTOR)
         assert refused.value.reason is Reason.STORE_UNAVAILABLE
     assert isinstance(await store.failed, StoreLost)
     assert await store.read(lambda conn: listing.list_jobs(conn, "default")) == []
@@ -58,11 +69,11 @@ async def test_a_full_or_busy_disk_refuses_the_whole_batch_and_the_next_one_goes
     def fail(_conn: Any) -> None:
         raise OperationalError("COMMIT", {}, _sqlite_error(code))
 
-    create = lambda conn: jobs.create_job(conn, new_job(), ACTOR, 1)  # noqa: E731
+    create = lambda conn: submissions.create_job(conn, new_job(), ACTOR, 1)  # noqa: E731
     results = await asyncio.gather(store.write(create, ACTOR), store.write(fail, ACTOR), return_exceptions=True)
     assert [getattr(each, "reason", None) for each in results][1] is reason
     assert not store.failed.done()
-    later = await store.write(lambda conn: jobs.create_job(conn, new_job("later"), ACTOR, 1), ACTOR)
+    later = await store.write(lambda conn: submissions.create_job(conn, new_job("later"), ACTOR, 1), ACTOR)
     assert later.job.job_id == "later"
     await store.close()
 
@@ -82,7 +93,7 @@ async def test_a_disk_that_fails_ends_the_process(tmp_path: Path) -> None:
 
 async def test_a_caller_that_leaves_does_not_cancel_its_write(tmp_path: Path) -> None:
     store = await opened(tmp_path)
-    task = asyncio.create_task(store.write(lambda conn: jobs.create_job(conn, new_job(), ACTOR, 1), ACTOR))
+    task = asyncio.create_task(store.write(lambda conn: submissions.create_job(conn, new_job(), ACTOR, 1), ACTOR))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -161,10 +172,10 @@ async def test_every_statement_that_runs_compiles_for_postgresql(tmp_path: Path)
             await core.store.write(lambda conn: jobs.purge_job(conn, job.uid), ACTOR)
     finally:
         event.remove(Engine, "before_execute", catch)
-    prepared = [
-        each for module in (jobs, events, writer) for each in vars(module).values() if isinstance(each, Prepared)
-    ]
-    assert len(seen) > 50 and len(prepared) > 5
+    hot = [each for module in (jobs, events, queue, submissions, writer) for each in vars(module).values()]
+    prepared = [each for each in hot if isinstance(each, Prepared)]
+    prepared += [each.of(2) for each in hot if isinstance(each, PreparedInsert)]
+    assert len(seen) > 50 and len(prepared) > 12
     dialect = postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]
     for element in [*seen, *(each.statement for each in prepared)]:
         assert str(element.compile(dialect=dialect))

@@ -68,7 +68,8 @@ def test_a_causal_model_sees_nothing_of_the_document_before(tmp_path: Path, mode
             return module.backbone(input_ids=tokens, use_cache=False, **more).last_hidden_state[0, second:]
 
     kept_apart = {"position_ids": positions[row : row + 1]}
-    assert torch.equal(hidden(ids, **kept_apart), hidden(changed, **kept_apart))
+    # Not to the bit: experts sum in the order of the tokens that they get.
+    torch.testing.assert_close(hidden(ids, **kept_apart), hidden(changed, **kept_apart), rtol=1e-5, atol=1e-6)
     alone = hidden(ids, **kept_apart)[: int(begins[2] - second) if len(begins) > 2 else None]
     with torch.no_grad():
         by_itself = module.backbone(input_ids=ids[:, second : second + len(alone)], use_cache=False)

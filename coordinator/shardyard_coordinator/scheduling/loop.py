@@ -5,8 +5,8 @@ of its own, guarded by what was read, so a stale decision changes nothing. Why t
 changes, not when its numbers do.
 
 A long queue must not cost those who submit to it. So a pass decides in a thread of the readers, the loop rests after it
-in proportion to the time that it took, a pass tells so many reasons and no more, and where nothing is free it looks at
-those alone whose reasons may have to be told; every few seconds at all the others too.
+in proportion to the time that it took, and a pass tells so many reasons and no more: to the first in line, to who has
+none yet, and to a stretch of the others, which moves on with every pass. Where nothing is free it reads nobody else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,7 +31,7 @@ from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launcher
 from shardyard_coordinator.scheduling.explain import Waiting, waits
-from shardyard_coordinator.scheduling.policy import Policy, Start, admit, free_slots
+from shardyard_coordinator.scheduling.policy import Blocked, PendingJob, Policy, Start, admit, free_slots
 from shardyard_coordinator.scheduling.snapshot import load_snapshot, slots_of
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
 from shardyard_coordinator.store import attempts, encode, jobs, queue
@@ -40,26 +40,35 @@ from shardyard_coordinator.store.store import Store
 _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
-# Jobs whose numbers are brought up to date in one pass, the first in line first; and whose reasons are told.
-_MAX_QUIET = 256
+# The first in line, whose numbers every pass brings up to date; how many others a pass looks at; and at most how many
+# reasons, and as many numbers, it writes.
+_FIRST = 256
+_STRETCH = 512
 _MAX_TOLD = 256
+_MAX_READ = 2 * _FIRST + _STRETCH
 _ROWS_A_WRITE = 16
 TELL_ON_S = 0.2
-_LOOK_AT_ALL_S = 10.0
+LOOK_ON_S = 2.0
 # A pass takes at most a tenth of the time.
 _REST = 9.0
 _MAX_REST_S = 1.0
+# Why a job waits, and whether that is another reason than before.
+_Reason = tuple[QueuedJob, job_pb2.PendingInfo, bool]
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one pass has decided; `untold` and `unseen` say that it left out some."""
+    """What one pass has decided.
+
+    `ends`: when the first back-off does, in seconds. `place`: after which the next pass looks on; `more_s`: how soon it
+    should, None where the whole line has been seen.
+    """
 
     starts: tuple[tuple[QueuedJob, Start], ...]
-    reasons: tuple[tuple[QueuedJob, job_pb2.PendingInfo, bool], ...]
+    reasons: tuple[_Reason, ...]
     ends: float | None
-    untold: bool
-    unseen: bool
+    place: int
+    more_s: float | None
 
 
 class SchedulingLoop:
@@ -74,7 +83,7 @@ class SchedulingLoop:
         self._policy = Policy()
         self._hint = asyncio.Event()
         self._seen: ClusterView | None = None
-        self._all_due_s = 0.0
+        self._place = _FIRST
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe = store.subscribe(self._hear)
 
@@ -99,10 +108,8 @@ class SchedulingLoop:
 
     async def step(self) -> float | None:
         """One pass; answers the seconds until the next one is due by itself, None where none is."""
-        view = await self._launcher.cluster()
-        whole = view != self._seen or self._clock.monotonic_s() >= self._all_due_s
-        self._seen = view
-        look = partial(_look, view=view, now_us=self._clock.now_us(), policy=self._policy, whole=whole)
+        self._seen = view = await self._launcher.cluster()
+        look = partial(_look, view=view, now_us=self._clock.now_us(), policy=self._policy, place=self._place)
         made = await self._store.read(look)
         if made is None:
             return None
@@ -110,17 +117,10 @@ class SchedulingLoop:
         for job, start in made.starts:
             await self._apply(job, start, view)
         await self._tell(made)
-        return self._due(made, whole=whole)
-
-    def _due(self, made: _Pass, *, whole: bool) -> float | None:
-        now_s = self._clock.monotonic_s()
-        if whole:
-            self._all_due_s = now_s if made.untold else now_s + _LOOK_AT_ALL_S
-        due = [max(made.ends - self._clock.now_us() / 1e6, 0.0)] if made.ends is not None else []
-        if made.untold:
-            due.append(TELL_ON_S)
-        if made.unseen:
-            due.append(max(self._all_due_s - now_s, TELL_ON_S))
+        self._place = made.place
+        due = [made.more_s] if made.more_s is not None else []
+        if made.ends is not None:
+            due.append(max(made.ends - self._clock.now_us() / 1e6, 0.0))
         return min(due, default=None)
 
     async def _apply(self, queued: QueuedJob, start: Start, view: ClusterView) -> None:
@@ -149,14 +149,14 @@ class SchedulingLoop:
         """Records why jobs wait: with an event where the reason is another one, without where its numbers are."""
         if not made.reasons:
             return
-        rows = []
+        rows: list[tuple[QueuedJob, bytes, EventDraft | None]] = []
         for job, info, is_new in made.reasons:
             event = encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info)) if is_new else None
             rows.append((job, info.SerializeToString(), event))
         # A few at a time: callers who submit meanwhile wait for one such write at most.
         for first in range(0, len(rows), _ROWS_A_WRITE):
             some = rows[first : first + _ROWS_A_WRITE]
-            await self._store.write(partial(_record, rows=some, now_us=self._clock.now_us()), SYSTEM)
+            await self._store.write(partial(queue.set_pending, rows=some, now_us=self._clock.now_us()), SYSTEM)
 
     async def _run(self) -> None:
         while True:
@@ -193,38 +193,59 @@ class SchedulingLoop:
             self._hint.set()
 
 
-def _look(conn: Connection, view: ClusterView, now_us: int, policy: Policy, *, whole: bool) -> _Pass | None:
+def _look(conn: Connection, view: ClusterView, now_us: int, policy: Policy, place: int) -> _Pass | None:
     """Loads and decides; None where nobody waits."""
     live = attempts.live_attempts(conn)
-    whole = whole or any(free_slots(load_snapshot((), live, view, now_us)).values())
-    most = 2 * _MAX_QUIET + _MAX_TOLD
-    queued = queue.all_queued(conn) if whole else queue.some_queued(conn, _MAX_QUIET, most)
+    if any(free_slots(load_snapshot((), live, view, now_us)).values()):
+        queued, cut = queue.all_queued(conn), False
+    else:
+        queued = queue.some_queued(conn, _FIRST, place, place + _STRETCH, _MAX_READ)
+        cut = len(queued) == _MAX_READ
     if not queued:
         return None
     now = now_us // 1_000_000
     starts, waiting = admit(load_snapshot(queued, live, view, now_us), now, policy)
     by_uid = {job.uid: job for job in queued}
-    positions = {job.uid: job.position for job in queued}
+    due = {job.uid: job for job in queued if _is_due(job, place)}
+    told, quiet = _reasons([each for each in waiting if each[0].job in due], due, now)
+    left = [job.position for job, _, _ in told[_MAX_TOLD:]] + [queued[-1].position + 1] * cut
+    # Where reasons have changed, those of who comes next most likely have, too.
+    hurry = bool(left) or any(job.pending for job, _, _ in told)
+    return _Pass(
+        starts=tuple((by_uid[start.job], start) for start in starts),
+        reasons=(*told[:_MAX_TOLD], *quiet[:_MAX_TOLD]),
+        ends=min((blocked.until for _, blocked in waiting if blocked.until), default=None),
+        place=_next_place(place, min(left, default=None), ends=queued[-1].position < place + _STRETCH),
+        more_s=None if len(queued) <= _FIRST else TELL_ON_S if hurry else LOOK_ON_S,
+    )
+
+
+def _is_due(job: QueuedJob, place: int) -> bool:
+    """Whether a pass over the stretch after `place` says why the job waits."""
+    in_turn = job.position <= _FIRST or place < job.position <= place + _STRETCH
+    return in_turn or job.pending is None or job.not_before_us > 0
+
+
+def _next_place(place: int, left: int | None, *, ends: bool) -> int:
+    """Where the next stretch begins: here again if somebody of it is left, at the first one after the line's end."""
+    if left is not None and left <= place + _STRETCH:
+        return place
+    return _FIRST if ends else place + _STRETCH
+
+
+def _reasons(
+    waiting: Sequence[tuple[PendingJob, Blocked]], jobs_: Mapping[str, QueuedJob], now: int
+) -> tuple[list[_Reason], list[_Reason]]:
+    """Those to be told with an event, and those of whom only numbers have changed; in the order of the line."""
     told, quiet = [], []
-    for uid, wait in waits(waiting, positions, now).items():
-        job, info = by_uid[uid], _pending_info(wait)
+    for uid, wait in waits(waiting, {uid: job.position for uid, job in jobs_.items()}, now).items():
+        job, info = jobs_[uid], _pending_info(wait)
         held = job_pb2.PendingInfo.FromString(job.pending or b"")
         if info.constraint != held.constraint:
             told.append((job, info, True))
         elif info != held:
             quiet.append((job, info, False))
-    return _Pass(
-        starts=tuple((by_uid[start.job], start) for start in starts),
-        reasons=(*told[:_MAX_TOLD], *quiet[:_MAX_QUIET]),
-        ends=min((blocked.until for _, blocked in waiting if blocked.until), default=None),
-        untold=len(told) > _MAX_TOLD,
-        unseen=not whole and len(queued) >= _MAX_QUIET,
-    )
-
-
-def _record(conn: Connection, rows: Sequence[tuple[QueuedJob, bytes, EventDraft | None]], now_us: int) -> None:
-    for job, info, event in rows:
-        queue.set_pending(conn, job, info, event, now_us)
+    return told, quiet
 
 
 def _pending_info(wait: Waiting) -> job_pb2.PendingInfo:

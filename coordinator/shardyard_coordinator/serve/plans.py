@@ -10,28 +10,31 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from sqlalchemy import Connection
 
-from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.locations import folder_of, locations, referenced
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Code, Reason
+from shardyard_coordinator.domain.records import EventDraft, EventKind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Cluster, Parts, raise_violations
-from shardyard_coordinator.serve.together import LooksTogether, ReadsTogether
+from shardyard_coordinator.serve.together import Together, looks_together, reads_together
 from shardyard_coordinator.serve.validation import sources
-from shardyard_coordinator.store import resources
+from shardyard_coordinator.store import encode, resources
 
 PLAN_FUNCTION = "shardyard_trainer.plan:plan"
 INSPECTION_S = 30.0
-PLANNER_VERSION = version("shardyard")
+_PLANNER = f"2 {version('shardyard')}\n".encode()
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -52,6 +55,7 @@ class Planned:
     workers: int
     gpus_per_worker: int
     cpus_per_worker: int
+    warnings: tuple[EventDraft, ...]
 
 
 class Plans:
@@ -63,11 +67,12 @@ class Plans:
         self._kept: OrderedDict[bytes, Planned] = OrderedDict()
         self._num_kept = kept
         self._asked: dict[bytes, asyncio.Future[Planned]] = {}
-        self._rows = ReadsTogether(parts.store)
-        self._files = ReadsTogether(parts.store)
-        self._looks: LooksTogether[tuple[tuple[str, str], ...], bytes] = LooksTogether(
-            lambda uris: identify(uris, parts.data_roots)
-        )
+        self._rows = reads_together(parts.store)
+        self._files = reads_together(parts.store)
+        self._looks = looks_together(partial(identify, roots=parts.data_roots))
+        nothing_named = worker_pb2.Locations(data_roots=parts.data_roots, cache_dir=parts.cache_dir)
+        self._nothing_named = nothing_named.SerializeToString(deterministic=True)
+        self._shaped: tuple[ClusterView | None, bytes] = (None, b"")
 
     async def at_hand(self, spec: spec_pb2.JobSpec) -> Planned | None:
         """The plan of a spec that names nothing in the store, where it is in memory, for the files as they are now.
@@ -79,22 +84,26 @@ class Plans:
         uris = tuple(find_uris(spec, "job.spec"))
         view = await self._cluster.view()
         try:
-            identity = await self._looks.at(uris) if uris else b""
-            planned = self._kept.get(_fingerprint(spec, Located(self._nothing_named(), identity), view))
+            identity = await self._looks.ask(uris) if uris else b""
+            planned = self._kept.get(_fingerprint(spec, self._nothing_named, identity, self._shape(view)))
             if planned is not None:
                 check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         except Refused:
             return None
         return planned
 
-    def _nothing_named(self) -> worker_pb2.Locations:
-        return worker_pb2.Locations(data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+    def _shape(self, view: ClusterView) -> bytes:
+        """Of the view's largest node; a view serves many calls."""
+        if self._shaped[0] is not view:
+            self._shaped = (view, node_shape(view).SerializeToString(deterministic=True))
+        return self._shaped[1]
 
     async def plan(self, spec: spec_pb2.JobSpec, call: Call, located: Located) -> Planned:
         """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
         view = await self._cluster.view()
         check_fits(view, spec.resources.workers or 1, spec.resources.gpus_per_worker, spec.resources.cpus_per_worker)
-        fingerprint = _fingerprint(spec, located, view)
+        places = located.locations.SerializeToString(deterministic=True)
+        fingerprint = _fingerprint(spec, places, located.identity, self._shape(view))
         planned = self._kept.get(fingerprint)
         if planned is None:
             request = worker_pb2.PlanRequest(spec=spec, locations=located.locations, node_shape=node_shape(view))
@@ -102,7 +111,7 @@ class Plans:
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
 
-    def reads(self, spec: spec_pb2.JobSpec) -> ReadsTogether:
+    def reads(self, spec: spec_pb2.JobSpec) -> Together[Callable[[Connection], Any], Any]:
         """Where to look: apart for specs that name files, so that a file system that hangs holds up no others."""
         return self._files if next(find_uris(spec, ""), None) else self._rows
 
@@ -164,13 +173,12 @@ class Plans:
         return planned
 
 
-def _fingerprint(spec: spec_pb2.JobSpec, located: Located, view: ClusterView) -> bytes:
+def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: bytes) -> bytes:
     """Of the spec, where everything lies (folders are named by uid), the files behind URIs, node and planner."""
-    digest = hashlib.sha256(f"2 {PLANNER_VERSION}\n".encode())
-    for part in (spec, located.locations, node_shape(view)):
-        data = part.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(_PLANNER)
+    for data in (spec.SerializeToString(deterministic=True), places, shape):
         digest.update(len(data).to_bytes(8, "little") + data)
-    digest.update(located.identity)
+    digest.update(identity)
     return digest.digest()
 
 
@@ -183,6 +191,7 @@ def _planned(data: bytes) -> Planned:
         workers=max(resources_.workers, 1),
         gpus_per_worker=resources_.gpus_per_worker,
         cpus_per_worker=max(resources_.cpus_per_worker, 1),
+        warnings=tuple(encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning)) for warning in plan.warnings),
     )
 
 

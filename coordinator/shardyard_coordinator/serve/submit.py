@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import string
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
@@ -12,12 +13,15 @@ from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2, spec_pb2
 from shardyard_coordinator.control.locations import referenced
 from shardyard_coordinator.domain.errors import FieldViolation, Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import EventDraft, EventKind, JobRecord, NewJob
+from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
+from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.plans import Located, Planned, Plans
+from shardyard_coordinator.serve.together import Together, writes_together
 from shardyard_coordinator.serve.validation import names
-from shardyard_coordinator.store import encode, jobs
+from shardyard_coordinator.store import encode, jobs, submissions
+from shardyard_coordinator.store.submissions import Submission
 
 DEFAULT_QUEUE = "default"
 # Seeded by the system once: asking the system for every id costs as much as a whole validation.
@@ -31,6 +35,7 @@ class Submitter:
     def __init__(self, parts: Parts, plans: Plans) -> None:
         self._parts = parts
         self._plans = plans
+        self._creates: Together[Submission, CreatedJob] = writes_together(parts.store, self._insert, SYSTEM)
 
     async def create(self, request: job_service_pb2.CreateJobRequest, call: Call) -> job_pb2.Job:
         """The job, accepted durably; or, with `validate_only`, as it would be."""
@@ -47,22 +52,20 @@ class Submitter:
             queue_of(request.job)
             planned = await self._plans.plan(request.job.spec, call, found)
         queue = queue_of(request.job)
-        new = new_job(request, project, queue, planned, fingerprint)
+        new = new_job(request, project, queue, planned, fingerprint=fingerprint, now_us=parts.clock.now_us())
         parts.trace.point("create.validated")
         if request.validate_only:
             return await self._preview(request, new)
-        now_us = parts.clock.now_us()
-
-        def insert(conn: Connection) -> JobRecord:
-            created = jobs.create_job(conn, new, call.actor, now_us)
-            parts.trace.point("job.inserted")
-            return created.job
-
-        job = await parts.store.write(insert, call.actor, size_bytes=request.ByteSize())
+        created = await self._creates.ask(Submission(new, call.actor))
         parts.trace.point("job.committed")
-        answer = encode.job_to_proto(job)
+        answer = encode.job_to_proto(created.job)
         parts.trace.point("job.replied")
         return answer
+
+    def _insert(self, conn: Connection, items: Sequence[Submission]) -> Sequence[CreatedJob | Exception]:
+        created = submissions.create_jobs(conn, items, self._parts.clock.now_us())
+        self._parts.trace.point("job.inserted")
+        return created
 
     async def _look(
         self, request: job_service_pb2.CreateJobRequest, call: Call, fingerprint: bytes
@@ -72,18 +75,19 @@ class Submitter:
 
         def look(conn: Connection) -> JobRecord | Located:
             if request.request_id and not request.validate_only:
-                known = jobs.find_request(conn, call.principal, request.request_id, fingerprint)
+                known = submissions.find_request(conn, call.principal, request.request_id, fingerprint)
                 if known is not None:
                     return known
             return self._plans.locate(conn, spec)
 
-        return await self._plans.reads(spec).read(look)
+        found: JobRecord | Located = await self._plans.reads(spec).ask(look)
+        return found
 
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
         """What the job would need."""
         self._parts.name("project", request.parent)
         spec = request.job.spec
-        located = await self._plans.reads(spec).read(lambda conn: self._plans.locate(conn, spec))
+        located = await self._plans.reads(spec).ask(lambda conn: self._plans.locate(conn, spec))
         queue_of(request.job)
         planned = await self._plans.plan(request.job.spec, call, located)
         return plan_pb2.JobPlan.FromString(planned.plan)
@@ -108,7 +112,13 @@ class Submitter:
 
 
 def new_job(
-    request: job_service_pb2.CreateJobRequest, project: str, queue: str, planned: Planned, fingerprint: bytes
+    request: job_service_pb2.CreateJobRequest,
+    project: str,
+    queue: str,
+    planned: Planned,
+    *,
+    fingerprint: bytes,
+    now_us: int,
 ) -> NewJob:
     """The row of a job that has been planned."""
     job = request.job
@@ -117,7 +127,7 @@ def new_job(
     return NewJob(
         project=project,
         job_id=request.job_id if request.HasField("job_id") else make_id(task),
-        uid=f"{_RANDOM.getrandbits(128):032x}",
+        uid=make_uid(now_us),
         request_id=request.request_id,
         fingerprint=fingerprint,
         display_name=job.display_name,
@@ -133,13 +143,8 @@ def new_job(
         gpus_per_worker=planned.gpus_per_worker,
         cpus_per_worker=planned.cpus_per_worker,
         uses=tuple(referenced(job.spec)),
-        warnings=_warnings_of(planned.plan),
+        warnings=planned.warnings,
     )
-
-
-def _warnings_of(plan: bytes) -> tuple[EventDraft, ...]:
-    warnings = plan_pb2.JobPlan.FromString(plan).warnings
-    return tuple(encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning)) for warning in warnings)
 
 
 def queue_of(job: job_pb2.Job) -> str:
@@ -160,6 +165,12 @@ def task_of(spec: spec_pb2.JobSpec) -> str:
     if task == "fine_tuning":
         return str(spec.fine_tuning.WhichOneof("task"))
     return task
+
+
+def make_uid(now_us: int) -> str:
+    """A UUID version 7 (RFC 9562), without its hyphens: what is made at one time lies together in every index."""
+    random_a, random_b = _RANDOM.getrandbits(12), _RANDOM.getrandbits(62)
+    return f"{now_us // 1000 << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b:032x}"
 
 
 def make_id(task: str) -> str:

@@ -1,37 +1,44 @@
-"""Reads that come at once are made together: one snapshot and one hop to a thread for all of them.
+"""What comes at once is made together: one transaction and one hop to a thread for all of it.
 
-A submission reads little; the transaction and the hop around it cost more than what is read. The same goes for looks at
-files, which many submissions have in common.
+A submission reads and writes little; the transaction and the hop around it cost more than what is in them. The same
+goes for looks at files, which many submissions have in common.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
+from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
-_Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
+_Key = TypeVar("_Key", bound=Hashable)
 _MOST = 64
+# After so many at a time the next ones are waited for a little: a few at a time make the threads take turns at the
+# interpreter, which costs more than what they do.
+_GATHER_FROM = 8
 
 
-class ReadsTogether:
-    """Runs queries on the store, those that wait in one read; what a query raises reaches only its caller."""
+class Together(Generic[_Item, _T]):
+    """Has `make` answer for the items that wait, each with a value or an exception, which reaches only its caller."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._waiting: list[tuple[Callable[[Connection], Any], asyncio.Future[Any]]] = []
+    def __init__(
+        self, make: Callable[[Sequence[_Item]], Awaitable[Sequence[_T | Exception]]], *, gather_s: float = 0.0
+    ) -> None:
+        self._make = make
+        self._gather_s = gather_s
+        self._waiting: list[tuple[_Item, asyncio.Future[_T]]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def read(self, query: Callable[[Connection], _T]) -> _T:
-        """The query's answer."""
+    async def ask(self, item: _Item) -> _T:
+        """The item's answer. A caller that is cancelled does not take its item back."""
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((query, done))
+        self._waiting.append((item, done))
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         return await done
@@ -40,62 +47,58 @@ class ReadsTogether:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                queries = [query for query, _ in batch]
-                try:
-                    outcomes = await self._store.read(partial(_outcomes, queries=queries))
-                except Exception as error:  # The edge between the read as a whole and everybody who waits for it.
-                    outcomes = [(None, error)] * len(batch)
-                for (_, done), (value, raised) in zip(batch, outcomes, strict=True):
+                answers = await self._answers([item for item, _ in batch])
+                for (_, done), answer in zip(batch, answers, strict=True):
                     if done.done():  # The caller went away.
                         continue
-                    if raised is not None:
-                        done.set_exception(raised)
+                    if isinstance(answer, Exception):
+                        done.set_exception(answer)
                     else:
-                        done.set_result(value)
+                        done.set_result(answer)
+                if len(batch) >= _GATHER_FROM:
+                    await asyncio.sleep(self._gather_s)
         finally:
             self._running = None
 
-
-class LooksTogether(Generic[_Key, _T]):
-    """Calls `look(key)` in a thread; who asks for the same key before its look has begun shares it."""
-
-    def __init__(self, look: Callable[[_Key], _T]) -> None:
-        self._look = look
-        self._waiting: dict[_Key, asyncio.Future[_T]] = {}
-        self._running: asyncio.Task[None] | None = None
-
-    async def at(self, key: _Key) -> _T:
-        """What the look answers, or raises."""
-        done = self._waiting.get(key)
-        if done is None:
-            done = self._waiting[key] = asyncio.get_running_loop().create_future()
-            if self._running is None:
-                self._running = asyncio.create_task(self._run())
-        return await asyncio.shield(done)
-
-    async def _run(self) -> None:
+    async def _answers(self, items: Sequence[_Item]) -> Sequence[_T | Exception]:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, {}
-                outcomes = await asyncio.to_thread(
-                    lambda keys: [_outcome(key, self._look) for key in keys], list(batch)
-                )
-                for done, (value, raised) in zip(batch.values(), outcomes, strict=True):
-                    if raised is not None:
-                        done.set_exception(raised)
-                        done.exception()  # Seen here, where every caller has left; the callers see it too.
-                    else:
-                        done.set_result(value)
-        finally:
-            self._running = None
+            return await self._make(items)
+        except Exception as error:  # The edge between the whole and everybody who waits for a part of it.
+            return [error] * len(items)
 
 
-def _outcomes(conn: Connection, queries: Sequence[Callable[[Connection], Any]]) -> list[tuple[Any, Exception | None]]:
-    return [_outcome(conn, query) for query in queries]
+def reads_together(store: Store) -> Together[Callable[[Connection], Any], Any]:
+    """Runs queries on one snapshot of the store."""
+
+    async def make(queries: Sequence[Callable[[Connection], Any]]) -> Sequence[Any]:
+        return await store.read(lambda conn: [_attempt(query, conn) for query in queries])
+
+    return Together(make)
 
 
-def _outcome(subject: Any, query: Callable[[Any], Any]) -> tuple[Any, Exception | None]:
+def looks_together(look: Callable[[_Key], _T]) -> Together[_Key, _T]:
+    """Calls `look(key)` in a thread, once for all who ask for the same key before it begins."""
+
+    async def make(keys: Sequence[_Key]) -> Sequence[_T | Exception]:
+        found = await asyncio.to_thread(lambda: {key: _attempt(look, key) for key in dict.fromkeys(keys)})
+        return [found[key] for key in keys]
+
+    return Together(make, gather_s=0.003)
+
+
+def writes_together(
+    store: Store, write: Callable[[Connection, Sequence[_Item]], Sequence[_T | Exception]], actor: Actor
+) -> Together[_Item, _T]:
+    """Hands many items to one operation of the store, in one commit."""
+
+    async def make(items: Sequence[_Item]) -> Sequence[_T | Exception]:
+        return await store.write(lambda conn: write(conn, items), actor)
+
+    return Together(make, gather_s=0.01)
+
+
+def _attempt(query: Callable[[Any], _T], subject: Any) -> _T | Exception:
     try:
-        return query(subject), None
-    except Exception as error:  # The edge between one caller's query and everybody else's read.
-        return None, error
+        return query(subject)
+    except Exception as error:  # The edge between one caller's query and everybody else's.
+        return error

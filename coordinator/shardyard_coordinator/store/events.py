@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord
 from shardyard_coordinator.store import tables
-from shardyard_coordinator.store.sql import Prepared, note_events
+from shardyard_coordinator.store.sql import Prepared, PreparedInsert, note_events
 
 _event, _job = tables.event.c, tables.job.c
 
@@ -23,10 +23,10 @@ _TAKE = Prepared(
     )
     .returning(_job.last_sequence)
 )
-_INSERT = Prepared(
-    insert(tables.event)
-    .values({name: bindparam(name) for name in ("job_uid", "sequence", "time_us", "attempt", "kind", "payload")})
-    .returning(_event.position)
+_INSERT = PreparedInsert(
+    tables.event,
+    ("job_uid", "sequence", "time_us", "attempt", "kind", "payload"),
+    returning=("job_uid", "sequence", "position"),
 )
 _COLUMNS = (
     _event.position,
@@ -57,20 +57,31 @@ def insert_at(
     conn: Connection, job_uid: str, first: int, drafts: Sequence[EventDraft], now_us: int
 ) -> list[EventRecord]:
     """Records events whose sequences, from `first` on, the caller has taken from the job's row."""
-    records = []
-    for sequence, draft in enumerate(drafts, first):
-        position = _INSERT.run(
-            conn,
-            job_uid=job_uid,
-            sequence=sequence,
-            time_us=now_us,
-            attempt=draft.attempt,
-            kind=int(draft.kind),
-            payload=draft.payload,
-        ).scalar_one()
-        records.append(
-            EventRecord(position, job_uid, sequence, now_us, draft.attempt, draft.kind, draft.payload),
-        )
+    return insert_logs(conn, [(job_uid, first, drafts)], now_us)
+
+
+def insert_logs(
+    conn: Connection, logs: Sequence[tuple[str, int, Sequence[EventDraft]]], now_us: int
+) -> list[EventRecord]:
+    """The same for several jobs: (uid, first sequence, drafts) of each."""
+    rows = [
+        {
+            "job_uid": job_uid,
+            "sequence": sequence,
+            "time_us": now_us,
+            "attempt": draft.attempt,
+            "kind": int(draft.kind),
+            "payload": draft.payload,
+        }
+        for job_uid, first, drafts in logs
+        for sequence, draft in enumerate(drafts, first)
+    ]
+    positions = {(uid, sequence): position for uid, sequence, position in _INSERT.run(conn, rows)}
+    records = [
+        EventRecord(positions[job_uid, sequence], job_uid, sequence, now_us, draft.attempt, draft.kind, draft.payload)
+        for job_uid, first, drafts in logs
+        for sequence, draft in enumerate(drafts, first)
+    ]
     note_events(conn, records)
     return records
 

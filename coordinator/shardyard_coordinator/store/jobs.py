@@ -1,24 +1,21 @@
-"""Operations on jobs: accepted once, moved by one function, listed in stable pages."""
+"""Operations on jobs: found, moved by one function, cancelled, deleted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import (
     JOB_FIELDS,
-    CreatedJob,
     EventDraft,
     EventKind,
     JobRecord,
     Moved,
-    NewJob,
 )
 from shardyard_coordinator.domain.states import JobState, may_move
 from shardyard_coordinator.domain.steps import IllegalMove, StaleWrite
@@ -43,155 +40,13 @@ _BYTES = tuple(
     )
 )
 _STATE = JOB_FIELDS.index("state")
-_CREATED = (
-    "uid",
-    "project",
-    "job_id",
-    "display_name",
-    "description",
-    "queue",
-    "priority",
-    "task",
-    "creator",
-    "state",
-    "spec",
-    "resolved_spec",
-    "plan",
-    "workers",
-    "gpus_per_worker",
-    "cpus_per_worker",
-    "last_sequence",
-    "create_us",
-    "update_us",
-    "waiting_us",
-)
-_INSERT = Prepared(
-    insert(tables.job).values({name: bindparam(name) for name in _CREATED}).returning(_job.id),
-)
-_INSERT_REQUEST = Prepared(
-    insert(tables.request).values(
-        {name: bindparam(name) for name in ("principal", "request_id", "fingerprint", "job_uid")}
-    )
-)
-_INSERT_LABEL = Prepared(
-    insert(tables.label).values({name: bindparam(name) for name in ("job_uid", "key", "value")}),
-)
-_INSERT_USE = Prepared(insert(tables.job_use).values({name: bindparam(name) for name in ("job_uid", "resource")}))
-_FIND_REQUEST = Prepared(
-    select(_request.fingerprint, _request.job_uid).where(
-        _request.principal == bindparam("principal"), _request.request_id == bindparam("request_id")
-    )
-)
 _BY_UID = Prepared(select(*COLUMNS).where(_job.uid == bindparam("uid")))
 _BY_NAME = Prepared(
     select(*COLUMNS).where(
         _job.project == bindparam("project"), _job.job_id == bindparam("job_id"), _job.deleted_us == 0
     )
 )
-_ACCEPTED = encode.state_changed(None, JobState.QUEUED)
 ANY_ETAG = ("", "*")
-
-
-def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> CreatedJob:
-    """Accepts a job: request id, row, labels, event 1 and its plan's warnings, in the caller's transaction.
-
-    The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED.
-    """
-    if new.request_id:
-        found = find_request(conn, actor.principal, new.request_id, new.fingerprint)
-        if found is not None:
-            return CreatedJob(found, existed=True)
-        _INSERT_REQUEST.run(
-            conn,
-            principal=actor.principal,
-            request_id=new.request_id,
-            fingerprint=new.fingerprint,
-            job_uid=new.uid,
-        )
-    job = _insert(conn, new, actor, now_us)
-    if new.labels:
-        _INSERT_LABEL.run_many(conn, [{"job_uid": new.uid, "key": k, "value": v} for k, v in new.labels.items()])
-    if new.uses:
-        _INSERT_USE.run_many(conn, [{"job_uid": new.uid, "resource": name} for name in sorted(set(new.uses))])
-    events.insert_at(conn, new.uid, 1, [_ACCEPTED, *new.warnings], now_us)
-    return CreatedJob(job, existed=False)
-
-
-def _insert(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> JobRecord:
-    values: dict[str, Any] = {
-        "uid": new.uid,
-        "project": new.project,
-        "job_id": new.job_id,
-        "display_name": new.display_name,
-        "description": new.description,
-        "queue": new.queue,
-        "priority": new.priority,
-        "task": new.task,
-        "creator": actor.principal,
-        "state": JobState.QUEUED.value,
-        "spec": new.spec,
-        "resolved_spec": new.resolved_spec,
-        "plan": new.plan,
-        "workers": new.workers,
-        "gpus_per_worker": new.gpus_per_worker,
-        "cpus_per_worker": new.cpus_per_worker,
-        "last_sequence": 1 + len(new.warnings),
-        "create_us": now_us,
-        "update_us": now_us,
-        "waiting_us": now_us,
-    }
-    try:
-        values["id"] = _INSERT.run(conn, **values).scalar_one()
-    except IntegrityError as error:
-        name = f"projects/{new.project}/jobs/{new.job_id}"
-        raise Refused(
-            Reason.JOB_EXISTS, f"{name} exists; choose another job_id, or leave it out", metadata={"job": name}
-        ) from error
-    values["state"] = JobState.QUEUED
-    return JobRecord(**{**_FRESH, **values})
-
-
-_FRESH: Mapping[str, Any] = {
-    **dict.fromkeys(("progress", "evaluation", "failure", "pending", "conditions"), b""),
-    **dict.fromkeys(("latest_checkpoint", "best_checkpoint", "model", "output_dataset", "failure_cause"), ""),
-    **dict.fromkeys(
-        (
-            "epoch",
-            "recomputed_steps",
-            "last_step",
-            "not_before_us",
-            "failures",
-            "failures_in_row",
-            "failure_step",
-            "failures_at_step",
-            "start_us",
-            "end_us",
-            "deleted_us",
-        ),
-        0,
-    ),
-    "version": 1,
-    "best_value": None,
-    "slot_seconds": 0.0,
-}
-
-
-def find_request(conn: Connection, principal: str, request_id: str, fingerprint: bytes) -> JobRecord | None:
-    """The job that the request id has made; None: it is new. Raises: Refused REQUEST_ID_REUSED for another request."""
-    row = _FIND_REQUEST.run(conn, principal=principal, request_id=request_id).first()
-    if row is None:
-        return None
-    known, job_uid = row
-    job = get_job_by_uid(conn, job_uid)
-    if known != fingerprint:
-        first = job.name if job is not None else ""
-        raise Refused(
-            Reason.REQUEST_ID_REUSED,
-            f"request_id {request_id} was used for another request, which made {first or 'a job since deleted'}; "
-            "make a new one",
-            metadata={"first_job": first, "request_id": request_id},
-        )
-    return job
 
 
 def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:

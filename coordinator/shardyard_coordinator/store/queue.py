@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, or_, select, update
@@ -13,21 +14,29 @@ from shardyard_coordinator.store.sql import Prepared
 
 _job = tables.job.c
 _FIELDS = tuple(name for name in QueuedJob._fields if name != "position")
-_RANKED = (
+# Everybody's place in line, from the index `job_line` alone: a job's row is long, and is read where it is asked for.
+_LINE = (
     select(
-        *(_job[name] for name in _FIELDS),
+        _job.id,
+        _job.not_before_us,
+        _job.pending,
         func.row_number().over(order_by=(_job.priority.desc(), _job.id)).label("position"),
     )
     .where(_job.state == bindparam("state"), _job.deleted_us == 0)
     .subquery()
 )
-_ALL = Prepared(select(_RANKED).order_by(_RANKED.c.position))
+_QUEUED = select(*(_job[name] for name in _FIELDS), _LINE.c.position).join(_LINE, _job.id == _LINE.c.id)
+_ALL = Prepared(_QUEUED.order_by(_LINE.c.position))
 _SOME = Prepared(
-    select(_RANKED)
-    .where(
-        or_(_RANKED.c.position <= bindparam("first"), _RANKED.c.pending.is_(None), _RANKED.c.not_before_us > 0),
+    _QUEUED.where(
+        or_(
+            _LINE.c.position <= bindparam("first"),
+            _LINE.c.position.between(bindparam("after") + 1, bindparam("until")),
+            _LINE.c.pending.is_(None),
+            _LINE.c.not_before_us > 0,
+        )
     )
-    .order_by(_RANKED.c.position)
+    .order_by(_LINE.c.position)
     .limit(bindparam("most"))
 )
 _SET_PENDING = Prepared(
@@ -48,14 +57,20 @@ def all_queued(conn: Connection) -> list[QueuedJob]:
     return [QueuedJob(*row) for row in _ALL.run(conn, state=JobState.QUEUED.value)]
 
 
-def some_queued(conn: Connection, first: int, most: int) -> list[QueuedJob]:
-    """At most `most`, in the order of the line: the `first` of it, who has no reason yet, and who backs off."""
-    return [QueuedJob(*row) for row in _SOME.run(conn, state=JobState.QUEUED.value, first=first, most=most)]
+def some_queued(conn: Connection, first: int, after: int, until: int, most: int) -> list[QueuedJob]:
+    """At most `most`, in the order of the line: the `first` of it, those in the places over `after` and up to `until`,
+    who has no reason yet, and who backs off.
+    """
+    places = {"first": first, "after": after, "until": until, "most": most}
+    return [QueuedJob(*row) for row in _SOME.run(conn, state=JobState.QUEUED.value, **places)]
 
 
-def set_pending(conn: Connection, job: QueuedJob, info: bytes, event: EventDraft | None, now_us: int) -> None:
-    """Records why a job waits, with an event if there is one; nothing where the job has changed since it was read."""
-    values: dict[str, Any] = {"job": job.uid, "seen": job.version, "queued": JobState.QUEUED.value, "now": now_us}
-    row = _SET_PENDING.run(conn, info=info, count=int(event is not None), **values).first()
-    if row is not None and event is not None:
-        events.insert_at(conn, job.uid, row[0], [event], now_us)
+def set_pending(conn: Connection, rows: Sequence[tuple[QueuedJob, bytes, EventDraft | None]], now_us: int) -> None:
+    """Records why jobs wait, with an event if there is one; nothing where a job has changed since it was read."""
+    logs = []
+    for job, info, event in rows:
+        values: dict[str, Any] = {"job": job.uid, "seen": job.version, "queued": JobState.QUEUED.value, "now": now_us}
+        row = _SET_PENDING.run(conn, info=info, count=int(event is not None), **values).first()
+        if row is not None and event is not None:
+            logs.append((job.uid, row[0], [event]))
+    events.insert_logs(conn, logs, now_us)

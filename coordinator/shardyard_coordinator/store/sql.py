@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Dialect, Table, bindparam, insert
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from shardyard_coordinator.domain.records import EventRecord
 
 _EVENTS = "shardyard.events"
+_T = TypeVar("_T")
 
 
 class Rows:
@@ -53,12 +54,6 @@ class Prepared:
         given = {**fixed, **values} if fixed else values
         return execute(conn, sql, given if order is None else [given[name] for name in order])
 
-    def run_many(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Executes it once a row. Raises: DBAPIError."""
-        sql, order, fixed = self.compiled(conn.dialect)
-        full = [{**fixed, **row} for row in rows]
-        conn.exec_driver_sql(sql, full if order is None else [tuple(row[name] for name in order) for row in full])
-
     def compiled(self, dialect: Dialect) -> tuple[str, Sequence[str] | None, dict[str, Any]]:
         """The SQL, the order of its parameters (None: by name) and those with a value of their own."""
         found = self._compiled.get(dialect.name)
@@ -69,6 +64,51 @@ class Prepared:
             fixed = {name: value for name, value in compiled.params.items() if value is not None}
             found = self._compiled[dialect.name] = (str(compiled), order, fixed)
         return found
+
+
+class PreparedInsert:
+    """An INSERT of many rows, compiled once a number of rows: a call of the driver costs more than a row.
+
+    For the columns that `Prepared` is for. `returning` names what is answered of each row, in no order.
+    """
+
+    _MOST = 64
+
+    def __init__(self, table: Table, names: Iterable[str], *, returning: Sequence[str] = ()) -> None:
+        wanted = set(names)
+        self._table = table
+        self._names = [column.name for column in table.columns if column.name in wanted]
+        self._returning = returning
+        self._prepared: dict[int, Prepared] = {}
+
+    def run(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """Inserts the rows. Raises: DBAPIError."""
+        found: list[tuple[Any, ...]] = []
+        first = 0
+        while first < len(rows):
+            # By powers of two, so that there are few statements.
+            count = min(self._MOST, 1 << (len(rows) - first).bit_length() - 1)
+            found += self._run(conn, rows[first : first + count])
+            first += count
+        return found
+
+    def _run(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> Rows:
+        sql, order, _ = self.of(len(rows)).compiled(conn.dialect)
+        if order is not None:
+            return execute(conn, sql, [row[name] for row in rows for name in self._names])
+        return execute(conn, sql, {f"{name}_{at}": row[name] for at, row in enumerate(rows) for name in self._names})
+
+    def of(self, count: int) -> Prepared:
+        """The statement for so many rows."""
+        prepared = self._prepared.get(count)
+        if prepared is None:
+            values: list[dict[str, Any]] = [
+                {name: bindparam(f"{name}_{at}") for name in self._names} for at in range(count)
+            ]
+            columns = [self._table.columns[name] for name in self._returning]
+            statement = insert(self._table).values(values)
+            prepared = self._prepared[count] = Prepared(statement.returning(*columns) if columns else statement)
+        return prepared
 
 
 def execute(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Rows:
@@ -82,6 +122,27 @@ def execute(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any
         raise DBAPIError.instance(sql, None, error, kind, dialect=conn.dialect) from error
     finally:
         cursor.close()
+
+
+def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tuple[_T | None, Exception | None]:
+    """What an operation answers, or what it raises: then it has changed nothing, and has no event to tell.
+
+    Raises: DBAPIError, where it is not about the operation's own values.
+    """
+    events: list[EventRecord] = conn.info[_EVENTS]
+    before = len(events)
+    execute(conn, "SAVEPOINT operation")
+    try:
+        value = operation(conn)
+    except Exception as error:  # The edge between one caller's operation and everybody else's commit.
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
+            raise
+        execute(conn, "ROLLBACK TO operation")
+        execute(conn, "RELEASE operation")
+        del events[before:]
+        return None, error
+    execute(conn, "RELEASE operation")
+    return value, None
 
 
 def begin_events(conn: Connection) -> list[EventRecord]:

@@ -107,7 +107,8 @@ job = Table(
     _number("waiting_us"),
     _number("deleted_us"),
     UniqueConstraint("project", "job_id", "deleted_us", name="job_name"),
-    Index("job_by_state", "state"),
+    # All that a scheduling pass reads of those who wait for long.
+    Index("job_line", "state", "deleted_us", "priority", "id", "not_before_us", "pending"),
     Index("job_by_create", "project", "create_us", "id"),
     sqlite_autoincrement=True,
 )

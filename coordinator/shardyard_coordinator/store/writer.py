@@ -1,8 +1,5 @@
 """The one writer: a thread that commits whatever is waiting as one transaction (docs/reliability.md).
 
-Where many write at once it lets them gather first: commits of a few each make the writer and the event loop take turns
-at the interpreter, which costs more than what they do.
-
 Each operation runs in a savepoint, so a refusal or a conflict reaches its own caller and nobody else. Every commit
 begins by moving the lease row: no row moved means that a newer coordinator holds it, and this one may not write.
 Events are told after their commit and before the callers hear of it.
@@ -14,14 +11,13 @@ import asyncio
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -29,7 +25,7 @@ from shardyard_coordinator.domain.records import EventRecord
 from shardyard_coordinator.seams import Actor, Clock
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.failures import StoreFailure, StoreLost
-from shardyard_coordinator.store.sql import Prepared, begin_events, execute
+from shardyard_coordinator.store.sql import Prepared, begin_events, in_savepoint
 from shardyard_coordinator.store.sqlite import meaning
 
 MAX_BATCH = 256
@@ -37,9 +33,6 @@ MAX_BATCH_BYTES = 4 << 20
 MAX_WAITING = 4096
 MAX_WAITING_BYTES = 64 << 20
 LEASE_US = 10_000_000
-# After a commit of so many the next one waits a little for others; it still has room for all of them.
-GATHER_FROM = 8
-GATHER_S = 0.01
 
 _log = logging.getLogger(__name__)
 _lease = tables.lease.c
@@ -111,13 +104,10 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        batch: list[Write] = []
         while True:
             first = self._queue.get()
             if first is None:
                 return
-            if len(batch) >= GATHER_FROM:
-                time.sleep(GATHER_S)
             batch, ended = self._take(first)
             self._commit(batch)
             if ended:
@@ -146,7 +136,7 @@ class Writer:
             with self._conn.begin():
                 events = begin_events(self._conn)
                 self._renew()
-                outcomes = [self._apply(write, events) for write in batch]
+                outcomes = [_Outcome(write, *in_savepoint(self._conn, write.operation)) for write in batch]
             self._commits += 1
         except DBAPIError as error:
             outcomes, events = self._spoilt(batch, meaning(error, self._path) or error), None
@@ -158,21 +148,6 @@ class Writer:
         until = self._clock.now_us() + LEASE_US
         if _RENEW.run(self._conn, term=self._term, seen=self._commits, until=until).rowcount != 1:
             raise StoreLost(f"another coordinator has taken the store {self._path}")
-
-    def _apply(self, write: Write, events: list[EventRecord]) -> _Outcome:
-        before = len(events)
-        execute(self._conn, "SAVEPOINT operation")
-        try:
-            value = write.operation(self._conn)
-        except Exception as error:  # The edge between one caller's operation and everybody else's commit.
-            if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
-                raise
-            execute(self._conn, "ROLLBACK TO operation")
-            execute(self._conn, "RELEASE operation")
-            del events[before:]
-            return _Outcome(write, None, error)
-        execute(self._conn, "RELEASE operation")
-        return _Outcome(write, value, None)
 
     def _spoilt(self, batch: list[Write], error: BaseException) -> list[_Outcome]:
         if isinstance(error, StoreFailure):

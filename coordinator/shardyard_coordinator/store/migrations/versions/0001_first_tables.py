@@ -141,7 +141,8 @@ def _job() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("job_by_create", "job", ["project", "create_us", "id"], unique=False)
-    op.create_index("job_by_state", "job", ["state"], unique=False)
+    line = ["state", "deleted_us", "priority", "id", "not_before_us", "pending"]
+    op.create_index("job_line", "job", line, unique=False)
 
 
 def _job_use() -> None:

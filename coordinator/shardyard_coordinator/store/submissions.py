@@ -1,0 +1,183 @@
+"""Accepting jobs: exactly once, however often and however many at a time they are submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.exc import IntegrityError
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.seams import Actor
+from shardyard_coordinator.store import encode, events, tables
+from shardyard_coordinator.store.jobs import get_job_by_uid
+from shardyard_coordinator.store.sql import Prepared, PreparedInsert, in_savepoint
+
+_request = tables.request.c
+_CREATED = (
+    "uid",
+    "project",
+    "job_id",
+    "display_name",
+    "description",
+    "queue",
+    "priority",
+    "task",
+    "creator",
+    "state",
+    "spec",
+    "resolved_spec",
+    "plan",
+    "workers",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "last_sequence",
+    "create_us",
+    "update_us",
+    "waiting_us",
+)
+_INSERT_JOB = PreparedInsert(tables.job, _CREATED, returning=("uid", "id"))
+_INSERT_REQUEST = PreparedInsert(tables.request, ("principal", "request_id", "fingerprint", "job_uid"))
+_INSERT_LABEL = PreparedInsert(tables.label, ("job_uid", "key", "value"))
+_INSERT_USE = PreparedInsert(tables.job_use, ("job_uid", "resource"))
+_FIND_REQUEST = Prepared(
+    select(_request.fingerprint, _request.job_uid).where(
+        _request.principal == bindparam("principal"), _request.request_id == bindparam("request_id")
+    )
+)
+_ACCEPTED = encode.state_changed(None, JobState.QUEUED)
+_FRESH: Mapping[str, Any] = {
+    **dict.fromkeys(("progress", "evaluation", "failure", "pending", "conditions"), b""),
+    **dict.fromkeys(("latest_checkpoint", "best_checkpoint", "model", "output_dataset", "failure_cause"), ""),
+    **dict.fromkeys(
+        (
+            "epoch",
+            "recomputed_steps",
+            "last_step",
+            "not_before_us",
+            "failures",
+            "failures_in_row",
+            "failure_step",
+            "failures_at_step",
+            "start_us",
+            "end_us",
+            "deleted_us",
+        ),
+        0,
+    ),
+    "version": 1,
+    "best_value": None,
+    "slot_seconds": 0.0,
+}
+
+
+class Submission(NamedTuple):
+    """A job to be accepted, and who asks for it."""
+
+    new: NewJob
+    actor: Actor
+
+
+def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> CreatedJob:
+    """Accepts a job: request id, row, labels, event 1 and its plan's warnings, in the caller's transaction.
+
+    The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED.
+    """
+    if new.request_id:
+        found = find_request(conn, actor.principal, new.request_id, new.fingerprint)
+        if found is not None:
+            return CreatedJob(found, existed=True)
+    try:
+        [job] = _insert(conn, [Submission(new, actor)], now_us)
+    except IntegrityError as error:
+        name = f"projects/{new.project}/jobs/{new.job_id}"
+        raise Refused(
+            Reason.JOB_EXISTS, f"{name} exists; choose another job_id, or leave it out", metadata={"job": name}
+        ) from error
+    return CreatedJob(job, existed=False)
+
+
+def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[CreatedJob | Exception]:
+    """Accepts many, each as `create_job` would by itself: with a few statements where all of them are new."""
+    made, _ = in_savepoint(conn, partial(_insert, submissions=submissions, now_us=now_us))
+    if made is not None:
+        return [CreatedJob(job, existed=False) for job in made]
+    outcomes: list[CreatedJob | Exception] = []
+    for new, actor in submissions:
+        created, error = in_savepoint(conn, partial(create_job, new=new, actor=actor, now_us=now_us))
+        outcomes.append(created or error or AssertionError("neither made nor refused"))
+    return outcomes
+
+
+def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[JobRecord]:
+    """Raises: IntegrityError where a name or a request id is taken."""
+    requests = [
+        {
+            "principal": actor.principal,
+            "request_id": new.request_id,
+            "fingerprint": new.fingerprint,
+            "job_uid": new.uid,
+        }
+        for new, actor in submissions
+        if new.request_id
+    ]
+    _INSERT_REQUEST.run(conn, requests)
+    rows = [_row(each, now_us) for each in submissions]
+    ids = dict(_INSERT_JOB.run(conn, rows))
+    labels = [
+        {"job_uid": new.uid, "key": key, "value": value} for new, _ in submissions for key, value in new.labels.items()
+    ]
+    _INSERT_LABEL.run(conn, labels)
+    uses = [{"job_uid": new.uid, "resource": name} for new, _ in submissions for name in sorted(set(new.uses))]
+    _INSERT_USE.run(conn, uses)
+    events.insert_logs(conn, [(new.uid, 1, (_ACCEPTED, *new.warnings)) for new, _ in submissions], now_us)
+    return [JobRecord(**{**_FRESH, **row, "id": ids[row["uid"]], "state": JobState.QUEUED}) for row in rows]
+
+
+def _row(submission: Submission, now_us: int) -> dict[str, Any]:
+    new = submission.new
+    return {
+        "uid": new.uid,
+        "project": new.project,
+        "job_id": new.job_id,
+        "display_name": new.display_name,
+        "description": new.description,
+        "queue": new.queue,
+        "priority": new.priority,
+        "task": new.task,
+        "creator": submission.actor.principal,
+        "state": JobState.QUEUED.value,
+        "spec": new.spec,
+        "resolved_spec": new.resolved_spec,
+        "plan": new.plan,
+        "workers": new.workers,
+        "gpus_per_worker": new.gpus_per_worker,
+        "cpus_per_worker": new.cpus_per_worker,
+        "last_sequence": 1 + len(new.warnings),
+        "create_us": now_us,
+        "update_us": now_us,
+        "waiting_us": now_us,
+    }
+
+
+def find_request(conn: Connection, principal: str, request_id: str, fingerprint: bytes) -> JobRecord | None:
+    """The job that the request id has made; None: it is new. Raises: Refused REQUEST_ID_REUSED for another request."""
+    row = _FIND_REQUEST.run(conn, principal=principal, request_id=request_id).first()
+    if row is None:
+        return None
+    known, job_uid = row
+    job = get_job_by_uid(conn, job_uid)
+    if known != fingerprint:
+        first = job.name if job is not None else ""
+        raise Refused(
+            Reason.REQUEST_ID_REUSED,
+            f"request_id {request_id} was used for another request, which made {first or 'a job since deleted'}; "
+            "make a new one",
+            metadata={"first_job": first, "request_id": request_id},
+        )
+    return job
