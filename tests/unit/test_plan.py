@@ -249,13 +249,26 @@ def test_weights_that_are_not_finite_are_refused_at_submission(root: Path) -> No
         ({"optimization": {"max_steps": 5, "warmup_steps": 5}}, "WARMUP_TOO_LONG"),
         ({"optimization": {"epochs": 1, "global_batch_size": 99}}, "BATCH_OVER_DATA"),
         ({"eval_data": {"uri": "ROOT/reviews.csv"}}, "SAME_DATA"),
+        ({"train_data": {"uri": "ROOT/split"}}, "TEST_DATA_TRAINED_ON"),
+        ({"train_data": {"uri": "ROOT/split"}, "eval_data": {"uri": "ROOT/split/sst-test.csv"}}, "SAME_DATA"),
         ({"parallelism": {"compile": True}}, "COMPILE_ON_CPU"),
     ],
 )
 def test_what_is_allowed_but_odd_is_warned_of(root: Path, changes: dict[str, Any], reason: str) -> None:
+    (root / "split").mkdir()
+    for name in ("sst-test.csv", "latest.csv"):
+        shutil.copy(root / "reviews.csv", root / "split" / name)
     result = ask(root, fine_tuning(**changes))
     assert not result.violations
     assert reason in [warning.reason for warning in result.plan.warnings]
+
+
+def test_files_that_are_all_for_tests_are_meant(root: Path) -> None:
+    (root / "test").mkdir()
+    shutil.copy(root / "reviews.csv", root / "test" / "reviews.csv")
+    assert "TEST_DATA_TRAINED_ON" not in [
+        warning.reason for warning in ask(root, fine_tuning(train_data={"uri": "ROOT/test"})).plan.warnings
+    ]
 
 
 def test_the_lot_leaves_each_class_a_text_to_train_on(root: Path) -> None:

@@ -109,7 +109,12 @@ def predict(
         return
     for item, answer in zip(inputs, answers, strict=True):
         shown = item if isinstance(item, str) else " | ".join(item)
-        print(f"{answer_line(answer)}\t{printable(shown)}")
+        # A continuation is read behind its prompt; other answers are of one length, and stand first.
+        print(
+            printable(shown) + answer_line(answer)
+            if answer.text is not None
+            else f"{answer_line(answer)}\t{printable(shown)}"
+        )
 
 
 def embed(

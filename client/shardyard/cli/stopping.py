@@ -31,6 +31,7 @@ class Stopped:
     ray: bool
     cancelled: tuple[str, ...]
     kept: tuple[str, ...]
+    not_cancelled: bool
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -42,7 +43,12 @@ class Stopped:
         found += [f"{name} goes on at the next start" for name in self.kept]
         found += ["the service has stopped"] if self.service else []
         found += ["its Ray has stopped"] if self.ray else []
-        return found or [f"nothing runs for {self.state_dir}"]
+        found = found or [f"nothing runs for {self.state_dir}"]
+        if self.not_cancelled:
+            found.append(
+                "no service answered, so nothing was cancelled: jobs that have not ended go on at its next start"
+            )
+        return found
 
 
 def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
@@ -51,12 +57,19 @@ def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
     Raises: FailedPrecondition where there are live jobs and nothing was said, or the process does not end.
     """
     record = _record(state_dir)
-    cancelled: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
+    settled = None
     if record is not None:
-        cancelled, kept = _settle_jobs(record["address"], cancel_jobs=cancel_jobs)
+        settled = _settle_jobs(record["address"], cancel_jobs=cancel_jobs)
         _end_process(record)
-    return Stopped(str(state_dir), record is not None, _stop_ray(state_dir), cancelled, kept)
+    cancelled, kept = settled or ((), ())
+    return Stopped(
+        str(state_dir),
+        service=record is not None,
+        ray=_stop_ray(state_dir),
+        cancelled=cancelled,
+        kept=kept,
+        not_cancelled=bool(cancel_jobs) and settled is None,
+    )
 
 
 def start_ticks(pid: int) -> int:
@@ -87,13 +100,13 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _settle_jobs(address: str, *, cancel_jobs: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(cancelled, kept) live jobs."""
+def _settle_jobs(address: str, *, cancel_jobs: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """(cancelled, kept) live jobs; None where the service does not answer: the process is ended all the same."""
     with Client(address, reconnect_for=5) as client:
         try:
             live = list(client.jobs(filter=_LIVE))
         except ShardyardError:
-            return (), ()  # It does not answer any more: the process is ended all the same.
+            return None
         names = tuple(job.id for job in live)
         if not live or cancel_jobs is False:
             return (), names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
 
 _MOST_FILES = 1_000_000
+_FOR_TESTS = frozenset({"test", "dev", "val", "valid", "validation", "eval"})
 
 _FORMATS = {
     ".txt": spec_pb2.DATA_FORMAT_TEXT,
@@ -60,6 +62,11 @@ def resolve_source(
     if base.is_file():
         return [_file(base, base.name, source.format, field)]
     return _walk(base, source.format, inside, field, origin)
+
+
+def is_for_tests(name: str) -> bool:
+    """Whether a file is called after a part of a data set that nobody trains on, such as `test.csv`, `a/dev-0.tsv`."""
+    return not _FOR_TESTS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Path:

@@ -16,7 +16,7 @@ from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.errors import DataError, SpecError, listed, raise_all
 from shardyard_trainer.data.examples import Examples, load_examples
 from shardyard_trainer.data.labels import SINGLE_LABEL, check_labels
-from shardyard_trainer.data.sources import DataFile, resolve_source
+from shardyard_trainer.data.sources import DataFile, is_for_tests, resolve_source
 from shardyard_trainer.data.store import files_fingerprint
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.causal_lm import CausalLmTask, CausalSamples
@@ -245,11 +245,15 @@ class _Builder:
     def _files(self) -> tuple[list[DataFile] | None, list[DataFile] | None]:
         spec = self._spec
         train = self._try(lambda: resolve_source(spec.train_data, self._locations))
+        for_tests = [file.name for file in train or () if is_for_tests(file.name)]
+        if train and 0 < len(for_tests) < len(train):
+            message = f"all {len(train)} files are trained on, {listed(for_tests)} too; name one with path if not meant"
+            self._warnings.append(TaskWarning("TEST_DATA_TRAINED_ON", message, "spec.train_data.path"))
         if not spec.HasField("eval_data"):
             return train, None
         held_out = self._try(lambda: resolve_source(spec.eval_data, self._locations, field="spec.eval_data"))
-        if train and held_out and {file.path for file in train} == {file.path for file in held_out}:
-            message = "training and evaluation data are the same: the evaluation says nothing about new data"
+        if train and held_out and {file.path for file in train} & {file.path for file in held_out}:
+            message = "the training data has files of the evaluation data, which then says little about new data"
             self._warnings.append(TaskWarning("SAME_DATA", message, "spec.eval_data"))
         return train, held_out
 
