@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from shardyard import types
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_TALLEST = 1e300  # Beyond it a sum or a difference may be infinite.
 
 
 def event_line(event: types.Event) -> str:
@@ -65,7 +66,11 @@ def metrics_line(metrics: Mapping[str, float]) -> str:
 
 
 def curve(values: list[float], width: int = 40) -> str:
-    """The numbers as a row of blocks, the last `width` buckets; one bucket is the mean of its numbers."""
+    """The numbers as a row of blocks, the last `width` buckets; one bucket is the mean of its numbers.
+
+    NaN and infinity have no height and are left out.
+    """
+    values = [value for value in values if abs(value) < _TALLEST]
     if not values:
         return ""
     count = min(width, len(values))

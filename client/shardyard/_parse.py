@@ -105,7 +105,7 @@ class Reader:
                     self.fail(inner, f"`{chosen[oneof.name]}` is given as well; exactly one of them is wanted")
                     continue
                 chosen[oneof.name] = found.name
-            if item is None or _is_null(item):
+            if item is None or is_null(item):
                 continue
             if found.name == "uri" and kind is not None and isinstance(item, str):
                 self._source(message, kind, item, inner)
@@ -247,7 +247,7 @@ def draft_job(value: Mapping[str, Any], *, base: Path, project: str) -> Draft:
     job_id = value.get("job_id", value.get("jobId"))
     if reader.violations:
         raise invalid_fields(reader.violations)
-    return Draft(job, None if job_id is None or _is_null(job_id) else str(job_id), tuple(reader.uploads))
+    return Draft(job, None if job_id is None or is_null(job_id) else str(job_id), tuple(reader.uploads))
 
 
 def duration_s(item: Any) -> float | None:
@@ -270,7 +270,7 @@ def native(value: Any) -> Any:
         return [native(item) for item in value]
     if not isinstance(value, PlainScalar):
         return value
-    if _is_null(value):
+    if is_null(value):
         return None
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
@@ -301,7 +301,8 @@ def _names(descriptor: Any) -> list[str]:
     return [str(item.name) for item in descriptor.fields]
 
 
-def _is_null(item: Any) -> bool:
+def is_null(item: Any) -> bool:
+    """Whether an unquoted YAML scalar says that there is nothing."""
     return isinstance(item, PlainScalar) and item in ("", "~", "null", "Null", "NULL")
 
 

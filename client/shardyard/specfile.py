@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
-from shardyard._parse import Draft, PlainScalar, draft_job
+from shardyard._parse import Draft, PlainScalar, draft_job, is_null
 from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
 
 MAX_BYTES = 2**20
 MAX_NODES = 20_000
 MAX_DEPTH = 64
+# Fields that may be written as a string, and what names a source in the mapping that the string is short for.
+_SOURCES = ("train_data", "eval_data", "data", "model", "tokenizer")
+_SOURCE_KEYS = ("uri", "hub", "model", "dataset", "architecture", "train")
 _CORE_TAG = "tag:yaml.org,2002:"
 
 
@@ -129,19 +132,34 @@ def overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
     return {**data, "job": _with(data.get("job"), keys, value)}
 
 
-def _with(data: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy of the mapping with one value put in, whichever way the names on the way are written."""
-    here = dict(data) if isinstance(data, dict) else {}
+def _with(data: Any, keys: Sequence[str], value: Any, path: str = "job") -> dict[str, Any]:
+    """A copy of the mapping at `path` with one value put in, whichever way the names on the way are written."""
+    here = _opened(data, path, keys[0])
     key = next((known for known in here if _snake(known) == _snake(keys[0])), keys[0])
-    here[key] = value if len(keys) == 1 else _with(here.get(key), keys[1:], value)
+    here[key] = value if len(keys) == 1 else _with(here.get(key), keys[1:], value, f"{path}.{_snake(key)}")
     return here
+
+
+def _opened(data: Any, path: str, key: str) -> dict[str, Any]:
+    """What stands at `path` as a mapping into which `key` can be put.
+
+    Raises: InvalidArgument where a value stands that has no fields.
+    """
+    if isinstance(data, dict):
+        return dict(data)
+    if data is None or data == "" or is_null(data):
+        return {}
+    if not isinstance(data, str) or path.rsplit(".", 1)[-1] not in _SOURCES:
+        raise invalid(path, f"`{data}` stands there, which has no field `{key}`; set it as a whole: `--set {path}=…`")
+    return {} if _snake(key) in _SOURCE_KEYS else {"uri": data}
 
 
 def _differences(before: Any, after: Any, path: str) -> Iterator[str]:
     """Paths of the fields that are new or other in `after`."""
     for key, value in after.items():
         inner = f"{path}.{_snake(key)}" if path else _snake(key)
-        old = before.get(key) if isinstance(before, dict) else None
+        whole = before if key == "uri" else None  # A source may have been written as a string.
+        old = before.get(key) if isinstance(before, dict) else whole
         if isinstance(value, dict):
             yield from _differences(old, value, inner)
         elif value != old:

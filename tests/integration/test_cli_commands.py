@@ -191,6 +191,23 @@ def test_on_a_terminal_the_view_shows_state_step_loss_and_curve() -> None:
     assert "story succeeded" in shown
 
 
+def test_a_run_that_diverged_is_shown_to_its_end_and_is_json() -> None:
+    job = a_job(state=job_pb2.STATE_FAILED)
+    job.failure.reason, job.failure.next_step = "LOSS_DIVERGED", "Try a lower learning rate."
+    events = a_story(6)
+    for event in events:
+        if event.HasField("progress") and event.progress.step > 3:
+            event.progress.loss = float("nan")
+    with serving(Script(job=job, events=events)) as address:
+        shown = on_a_terminal([*COMMAND, "watch", "story", "--address", address])
+        printed = shardyard(address, "watch", "story", "--json").stdout
+    assert "LOSS_DIVERGED" in shown and "Try a lower learning rate." in shown
+    assert "Traceback" not in shown
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in printed.splitlines()]
+    losses = [line["progress"]["loss"] for line in lines if "progress" in line]
+    assert losses[3:] == [None] * 3 and None not in losses[:3]
+
+
 def on_a_terminal(command: list[str]) -> str:
     """What a command shows on a pseudo-terminal until it ends."""
     leader, follower = pty.openpty()

@@ -153,6 +153,8 @@ def test_predict_options_of_two_tasks_are_refused() -> None:
 def test_lines_for_people() -> None:
     assert curve([3.0, 2.0, 1.0]) == "█▅▁" or curve([3.0, 2.0, 1.0])[0] == "█"
     assert curve([1.0, 1.0]) == "▁▁" and curve([]) == ""
+    assert curve([1.0, float("nan"), 2.0, float("inf"), -float("inf"), 1e308, -1e308]) == "▁█"
+    assert curve([float("nan")]) == ""
     assert (span(3723), span(42), size(1536), size(3)) == ("1:02:03", "0:42", "1.5 KiB", "3 B")
     assert printable("a\x1b[31mb") == "a\\x1b[31mb"
 

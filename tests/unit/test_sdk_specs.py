@@ -272,6 +272,37 @@ def test_an_override_of_another_form_is_refused(override: str) -> None:
         overridden({"job": {}}, override)
 
 
+@pytest.mark.parametrize(
+    ("before", "override", "after"),
+    [
+        ({"train_data": "a.csv"}, "spec.train_data.header=true", {"train_data": {"uri": "a.csv", "header": "true"}}),
+        ({"evalData": "a.csv"}, "spec.eval_data.path=b", {"evalData": {"uri": "a.csv", "path": "b"}}),
+        ({"model": "./bert"}, "spec.model.dropout=0.1", {"model": {"uri": "./bert", "dropout": "0.1"}}),
+        ({"model": "./bert"}, "spec.model.hub.id=owner/bert", {"model": {"hub": {"id": "owner/bert"}}}),
+        ({"train_data": "a.csv"}, "spec.train_data.dataset=d", {"train_data": {"dataset": "d"}}),
+        ({"train_data": None}, "spec.train_data.uri=b", {"train_data": {"uri": "b"}}),
+    ],
+)
+def test_an_override_keeps_the_source_that_is_written_as_a_string(before: Any, override: str, after: Any) -> None:
+    assert overridden({"job": {"spec": before}}, override) == {"job": {"spec": after}}
+
+
+@pytest.mark.parametrize("spec", [{"optimization": "fast"}, {"optimization": ["fast"]}, {"optimization": 2.0}])
+def test_an_override_below_a_value_without_fields_is_refused(spec: Any) -> None:
+    with pytest.raises(InvalidArgument, match="stands there, which has no field `epochs`"):
+        overridden({"job": {"spec": spec}}, "spec.optimization.epochs=1")
+
+
+def test_a_source_that_an_override_goes_into_is_still_uploaded_and_keeps_its_line(tmp_path: Path) -> None:
+    source = parse_spec("job:\n  spec:\n    train_data: a.csv\n", tmp_path / "spec.yaml")
+    with pytest.raises(InvalidArgument, match=r"a\.csv.*\(spec\.yaml:3\)"):
+        source.draft(project="default", overrides=["spec.train_data.header=true"])
+    (tmp_path / "a.csv").write_text("text\n")
+    draft = source.draft(project="default", overrides=["spec.train_data.header=true"])
+    assert [upload.path for upload in draft.uploads] == [tmp_path / "a.csv"]
+    assert draft.job.spec.train_data.header
+
+
 def test_a_complaint_names_the_line() -> None:
     text = SPEC.replace("learning_rate", "lerning_rate").replace("90s", "soon")
     with pytest.raises(InvalidArgument) as caught:
