@@ -149,6 +149,25 @@ def test_a_header_is_what_names_the_mapped_columns_or_what_is_said(tmp_path: Pat
     assert [r.text for r in read(path, header=True)] == ["fine"]
 
 
+@pytest.mark.parametrize("name", ["review", "Review_Text", "body.raw"])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_header_over_one_column_is_not_taken_for_a_text(tmp_path: Path, name: str, ending: str) -> None:
+    path = write(tmp_path, f"a.{ending}", f"{name}\na fine film\nawful\nnot bad\n")
+    with pytest.raises(DataError) as caught:
+        read(path, with_label=False)
+    assert f"the first line ({name}) was not taken for a header" in caught.value.message
+    assert caught.value.field == "spec.train_data.columns.text"
+    assert [row.text for row in read(path, with_label=False, header=False)] == [name, "a fine film", "awful", "not bad"]
+    for source in ({"header": True}, {"columns": {"text": name}}):
+        assert [row.text for row in read(path, with_label=False, **source)] == ["a fine film", "awful", "not bad"]
+
+
+@pytest.mark.parametrize("lines", [["Great!", "a fine film"], ["1984", "a fine film"], ["fox", "dog", "two words"]])
+def test_one_column_without_a_header_is_read_from_its_first_line(tmp_path: Path, lines: list[str]) -> None:
+    path = write(tmp_path, "a.csv", "\n".join(lines) + "\n")
+    assert [row.text for row in read(path, with_label=False)] == lines
+
+
 def test_a_second_text_is_read_where_there_is_one(tmp_path: Path) -> None:
     rows = read(write(tmp_path, "a.csv", "text,text_pair,label\na,b,1\n"))
     assert (rows[0].text, rows[0].text_pair, rows[0].label) == ("a", "b", "1")

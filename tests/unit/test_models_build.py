@@ -26,6 +26,11 @@ from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.modules import HuggingFaceModule
 from shardyard_trainer.tasks.parts import TrainableTask
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    "max_position_embeddings",
+)
+
 
 def built(tmp_path: Path, spec: spec_pb2.JobSpec) -> tuple[TrainableTask, HuggingFaceModule]:
     task = build_task(spec, locations(tmp_path))
@@ -134,6 +139,24 @@ def test_a_new_head_of_the_same_shape_is_new(tmp_path: Path, bert: Path) -> None
     assert all(
         torch.equal(t, load_file(folder / "model.safetensors")[f"bert.{n}"]) for n, t in backbone_of(module).items()
     )
+
+
+@pytest.mark.parametrize("kind", ["ModernBert", "MPNet"])
+@pytest.mark.parametrize("names", [["LABEL_0", "LABEL_1"], ["bad", "good"]])
+def test_a_head_that_only_its_own_class_can_use_is_put_aside(tmp_path: Path, kind: str, names: list[str]) -> None:
+    sizes = {name: getattr(tiny_folders.bert_config(), name) for name in _SIZES}
+    config = getattr(transformers, f"{kind}Config")(**sizes, pad_token_id=0, id2label=dict(enumerate(names)))
+    folder = tmp_path / "model"
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
+    tiny_folders.bert_tokenizer().save_pretrained(folder)
+    task, module = built(tmp_path, classification_spec(write_labelled(tmp_path / "a.csv"), by_uri(folder)))
+    assert [(warning.reason, warning.message) for warning in task.warnings] == [
+        ("NEW_HEAD", "the model's head is put aside: a new one is started")
+    ]
+    weights = load_file(folder / "model.safetensors").values()
+    assert all(any(torch.equal(tensor, known) for known in weights) for tensor in backbone_of(module).values())
+    batch = task.train.micro_batch([SampleRef(0, 0)])
+    assert module(**batch.inputs, return_outputs=True).outputs["logits"].shape == (1, 2)
 
 
 def test_masked_pretraining_goes_on_and_is_fine_tuned_from(tmp_path: Path, bert: Path) -> None:

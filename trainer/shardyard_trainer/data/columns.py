@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,6 +15,8 @@ from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_tabl
 from shardyard_trainer.data.sources import DataFile
 
 _LOOKED_AT = 200
+_NAME = re.compile(r"[^\W\d](?:[\w.-]{0,62}\w)?")
+"""What a column may be called: one word that begins with a letter and ends as no sentence does."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> s
         return "text"
     texts = [name for name in free if _looks_like_text([cells[table.index(name)] for _, cells in head])]
     if len(texts) == 1:
+        _refuse_untaken_header(table, head)
         return texts[0]
     which = f"several could be ({listed(texts)})" if texts else "none holds text"
     raise DataError(
@@ -118,6 +122,19 @@ def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> s
         file=table.file.name,
         column="text",
     )
+
+
+def _refuse_untaken_header(table: Table, head: list[Any]) -> None:
+    """Raises DataError where one word stands over a single column of texts that are none: it may be its name."""
+    if len(table.untaken) != 1 or not _NAME.fullmatch(table.untaken[0]):
+        return
+    others = [cells[0].strip() for _, cells in head[1:]]
+    if sum(not _NAME.fullmatch(text) for text in others) * 2 > len(others):
+        raise DataError(
+            f"the first of the texts is one word, which may be the column's name{layout_hint(table)}",
+            file=table.file.name,
+            column="text",
+        )
 
 
 def _only_other_column(table: Table, taken: dict[str, str]) -> str:

@@ -231,7 +231,13 @@ def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_h
             f"{_PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); set new_head for a new one",
         )
     # A head that was trained on another vector of the text is of no use.
-    return default_pooling(choice) == pooling
+    return default_pooling(choice) == pooling and _is_loadable(choice, pooling)
+
+
+def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
+    # Neither transformers' own head that reads this vector nor ours: a head inside of a class that is not used here.
+    is_native = architectures.native_pooling(choice.config.model_type) == pooling
+    return is_native or (choice.folder is not None and (choice.folder / "head.safetensors").is_file())
 
 
 def _without_pooler(config: Any) -> dict[str, Any]:
