@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from helpers.trainer_run import Scenario, run_gang, run_scenario, solo_gang
 from shardyard.v1 import job_pb2
@@ -42,6 +45,19 @@ def test_a_disk_that_is_full_at_the_start_is_found_by_the_canary(tmp_path: Path)
     assert failure is not None and failure.cause == "STORAGE_FULL"
     assert not scenario.checkpoints() and "canary" not in scenario.kinds()
     assert not (scenario.attempt_dir / "step-000000002").exists()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_nothing_is_written_for_a_checkpoint_but_what_its_manifest_names(tmp_path: Path, zero_stage: int) -> None:
+    scenario = Scenario(str(tmp_path), zero_stage=zero_stage, steps=4, checkpoint_every=4)
+    assert run_scenario(scenario, solo_gang()) is None
+    steps = {path.name for path in scenario.attempt_dir.iterdir()} - {"events"}
+    assert steps == {"step-000000002", "step-000000004"}
+    for step in (2, 4):
+        folder = scenario.attempt_dir / f"step-{step:09}"
+        named = {file["path"] for file in json.loads((folder / "manifest.json").read_text())["files"]}
+        assert {path.name for path in folder.iterdir()} == named | {"manifest.json"}
+        assert len(named) == (1 if zero_stage == 0 else 2), "the model's states, and the optimizer's"
 
 
 def test_torchs_word_for_a_full_disk_is_understood() -> None:

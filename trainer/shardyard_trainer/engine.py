@@ -114,6 +114,8 @@ class Engine:
         )
         self._writer = _CheckpointEngine()
         self._deepspeed.checkpoint_engine = self._writer
+        # It copies scripts beside each checkpoint, past the writer: on a full disk rank 0 alone would raise.
+        self._deepspeed._copy_recovery_script = _write_no_script
         if config.compile:
             self._deepspeed.compile()
 
@@ -233,6 +235,10 @@ class _CheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
     def save(self, state_dict: Any, path: str) -> None:
         assert self.shards is not None
         self.shards.write(state_dict, Path(path))
+
+
+def _write_no_script(save_path: str) -> None:
+    """In place of DeepSpeed's scripts for another format: no manifest names them, and nothing here reads them."""
 
 
 def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
