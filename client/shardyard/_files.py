@@ -7,6 +7,7 @@ An upload is named by its content: `d-` (data) or `m-` (model) and 32 hexadecima
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from shardyard.errors import DataLoss, InvalidArgument, invalid
 
 CHUNK_BYTES = 2**20
 MAX_FILES = 100_000
+_MOST_NAMED = 3
 # Weights in a form that could run code, or that torch does not read; left out where safetensors are there.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".pkl")
 
@@ -155,6 +157,30 @@ class Download:
         self._part.replace(self.target)
 
 
+def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
+    """(staging, folder), both absolute: the folder beside it in which a download of these files is put together.
+
+    Raises: InvalidArgument where a file of another model or data set would stand beside them in the end.
+    """
+    folder = folder.resolve()  # `.` and `..` have no name of their own.
+    if not folder.name:
+        raise invalid("folder", f"`{folder}` is no folder to download into; give one below it")
+    if folder.exists() and not folder.is_dir():
+        raise invalid("folder", f"`{folder}` is not a folder; give another name")
+    staging = folder.with_name(folder.name + ".partial")
+    wanted = {_safe(path).as_posix() for path in paths}
+    for place, known in ((folder, wanted), (staging, wanted | {f"{path}.part" for path in wanted})):
+        others = list(itertools.islice((name for name, _ in _visible(place) if name not in known), _MOST_NAMED))
+        if others:
+            raise invalid(
+                "folder",
+                f"`{place}` has files that do not belong to the download, such as "
+                f"{', '.join(map(_printable, others))}; download into another folder, or empty this one first",
+            )
+    staging.mkdir(parents=True, exist_ok=True)
+    return staging, folder
+
+
 def publish(staging: Path, folder: Path) -> None:
     """Put the whole download in its place: one rename where nothing is there, else file by file."""
     if not folder.exists():
@@ -180,17 +206,21 @@ def _listed(path: Path, kind: Literal["datasets", "models"]) -> list[tuple[str, 
         return [(path.name, path)]
     if not path.is_dir():
         raise invalid("path", f"`{path}` is not a {'folder' if kind == 'models' else 'file or folder'}")
-    found: list[tuple[str, Path]] = []
+    found = list(itertools.islice(_visible(path), MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise invalid("path", f"`{path}` has more than {MAX_FILES:,} files")
+    return without_other_weights(found) if kind == "models" else found
+
+
+def _visible(path: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder but hidden ones, each with its path inside it; none where there is no folder."""
     # Links to folders are not followed: they may lead in a circle. Links to files are: the Hub's cache is made of them.
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
+        for name in sorted(names):
             source = Path(folder) / name
             if not name.startswith(".") and source.is_file():
-                found.append((source.relative_to(path).as_posix(), source))
-        if len(found) > MAX_FILES:
-            raise invalid("path", f"`{path}` has more than {MAX_FILES:,} files")
-    return without_other_weights(found) if kind == "models" else found
+                yield source.relative_to(path).as_posix(), source
 
 
 def without_other_weights(found: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:

@@ -280,10 +280,10 @@ def test_every_other_command_answers_in_both_forms(tmp_path: Path, capsys: pytes
 def test_texts_come_from_stdin_too() -> None:
     script = Script(ready={"m"})
     with serving(script) as address:
-        done = shardyard(address, "predict", "m", "--pairs", text="a\tb\nc\td\n")
+        done = shardyard(address, "predict", "m", "--pairs", text="\ufeffa\tb\nc\u2028\td\n")
         wrong = shardyard(address, "predict", "m", "--pairs", text="a\n")
     assert done.returncode == 0, done.stderr
-    assert [instance.pair.text for instance in script.asked("Predict")[0].instances] == ["a", "c"]
+    assert [instance.pair.text for instance in script.asked("Predict")[0].instances] == ["a", "c\u2028"]
     assert (wrong.returncode, "line 1" in wrong.stderr) == (2, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,38 @@ def test_what_is_already_there_is_not_fetched_again_but_what_differs_is(tmp_path
     assert (tmp_path / "model/config.json").read_bytes() == b"{}"
     fetched = [request.path for request in script.asked("DownloadModel")]
     assert fetched.count("config.json") == 2 and fetched.count("model.safetensors") == 1
+
+
+def test_an_empty_current_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    script = Script(ready={"m"}, files=FILES)
+    with serving(script) as address, Client(address) as client, chdir(tmp_path / "here"):
+        client.model("m").download(Path())
+        client.model("m").download("./")
+    assert (tmp_path / "here/sub/empty").read_bytes() == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_root_and_a_file_are_no_folder_to_download_into(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with serving(Script(ready={"m"}, files=FILES)) as address, Client(address) as client:
+        with pytest.raises(InvalidArgument, match="give one below it"):
+            client.model("m").download("/")
+        with pytest.raises(InvalidArgument, match="is not a folder"):
+            client.model("m").download(tmp_path / "file")
+
+
+@pytest.mark.parametrize("place", ["model", "model.partial"])
+def test_a_folder_with_files_of_another_model_is_refused_before_anything_is_fetched(place: str, tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files=FILES)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "head.safetensors").write_bytes(b"of another model")
+    with serving(script) as address, Client(address) as client:
+        with pytest.raises(InvalidArgument, match=r"head\.safetensors; download into another folder"):
+            client.model("m").download(tmp_path / "model")
+        assert script.asked("DownloadModel") == []
+        (tmp_path / place / "head.safetensors").rename(tmp_path / place / ".notes")
+        client.model("m").download(tmp_path / "model")
 
 
 def test_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import grpc
 
-from shardyard._files import Download, LocalFile, Package, chunks, package, publish
+from shardyard._files import Download, LocalFile, Package, chunks, make_staging, package, publish
 from shardyard._names import full_name
 from shardyard._retry import Patience
 from shardyard._sync import runtime
@@ -52,14 +52,13 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
 def download(connection: Connection, collection: Collection, resource: Any, folder: Path) -> Path:
     """All files of a Model or Dataset message into `folder`, which then is whole; a broken download goes on.
 
-    Raises: RequestError; DataLoss where a file is not what was announced.
+    Raises: RequestError, also where the folder has other files; DataLoss where a file is not what was announced.
     """
-    staging = folder.with_name(folder.name + ".partial")
-    staging.mkdir(parents=True, exist_ok=True)
+    staging, place = runtime.in_thread(make_staging, folder, [file.path for file in resource.files])
     for file in resource.files:
-        wanted = Download(staging, folder, file.path, file.size_bytes, file.sha256)
+        wanted = Download(staging, place, file.path, file.size_bytes, file.sha256)
         _download_file(connection, collection, resource.name, wanted)
-    runtime.in_thread(publish, staging, folder)
+    runtime.in_thread(publish, staging, place)
     return folder
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shardyard.cli.options import Address, Json, ModelName, Project, open_client
+from shardyard.cli.texts import read_inputs
 
 if TYPE_CHECKING:
     from shardyard._sync.client import Client
@@ -93,7 +92,7 @@ def predict(
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
 
-    inputs = _inputs(texts, file, pairs=pairs)
+    inputs = read_inputs(texts, file, pairs=pairs)
     with open_client(address, project) as client:
         answers = client.model(model).predict(
             inputs,
@@ -136,7 +135,7 @@ def embed(
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
 
-    inputs = _inputs(texts, file, pairs=pairs)
+    inputs = read_inputs(texts, file, pairs=pairs)
     with open_client(address, project) as client:
         options: Any = {"output": output, "pooling": pooling}  # Checked there, with the words of the service.
         vectors = client.model(model).embed(inputs, max_length=max_length, normalize=normalize, **options)
@@ -259,26 +258,3 @@ def _show(info: Any, *, json: bool) -> None:
     print_pairs(rows)
     for file in info.files:
         print(f"  {size(file.size_bytes):>10}  {file.path}")
-
-
-def _inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
-    """The texts or pairs from arguments, a file, or stdin."""
-    if texts:
-        if not pairs:
-            return list(texts)
-        if len(texts) % 2:
-            raise typer.BadParameter("--pairs wants two texts for each pair")
-        return list(zip(texts[::2], texts[1::2], strict=True))
-    if file is None and sys.stdin.isatty():
-        raise typer.BadParameter("give texts, --file, or one text a line on stdin")
-    try:
-        lines = (file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"`{file}` cannot be read: {error}") from None
-    if not pairs:
-        return [line for line in lines if line]
-    found = [tuple(line.split("\t")) for line in lines if line]
-    for number, pair in enumerate(found, start=1):
-        if len(pair) != 2:
-            raise typer.BadParameter(f"line {number}: a pair is two texts with a tab between them")
-    return found

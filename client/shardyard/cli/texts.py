@@ -1,0 +1,52 @@
+"""The texts that `predict` and `embed` are asked with: arguments, a file, or stdin."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
+    """The texts or pairs, in order.
+
+    Raises: BadParameter, with the number of the line where one is wrong.
+    """
+    if texts:
+        if not pairs:
+            return list(texts)
+        if len(texts) % 2:
+            raise typer.BadParameter("--pairs wants two texts for each pair")
+        return list(zip(texts[::2], texts[1::2], strict=True))
+    if file is None and sys.stdin.isatty():
+        raise typer.BadParameter("give texts, --file, or one text a line on stdin")
+    try:
+        raw = file.read_bytes() if file is not None else sys.stdin.buffer.read()
+    except OSError as error:
+        raise typer.BadParameter(f"`{file}` cannot be read: {error.strerror}") from None
+    lines = list(_lines(raw))
+    return [_pair(number, line) for number, line in enumerate(lines, start=1)] if pairs else lines
+
+
+def _lines(raw: bytes) -> Iterator[str]:
+    """The lines of a UTF-8 file. Only a line feed ends one: what else Python takes for an end may stand in a text."""
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").split(b"\n"), start=1):
+        try:
+            text = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise typer.BadParameter(f"line {number}: byte {error.start + 1} is not UTF-8; save it as UTF-8") from None
+        if text:
+            yield text
+        elif raw.strip(b"\r\n"):  # A file of nothing but line ends has no texts.
+            raise typer.BadParameter(f"line {number}: is blank, but every line has an answer; remove it")
+
+
+def _pair(number: int, line: str) -> tuple[str, ...]:
+    pair = tuple(line.split("\t"))
+    if len(pair) != 2:
+        raise typer.BadParameter(f"line {number}: a pair is two texts with a tab between them")
+    return pair
