@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -100,13 +101,15 @@ def test_a_folder_is_built_once_by_whoever_comes_first(tmp_path: Path) -> None:
         (target / "a").write_text("1")
         time.sleep(0.05)  # the others are to arrive meanwhile
 
-    threads = [threading.Thread(target=build_once, args=(tmp_path / "x", build)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(built) == 1
-    assert (tmp_path / "x" / "a").read_text() == "1"
+    for times in (1, 2):
+        threads = [threading.Thread(target=build_once, args=(tmp_path / "x", build)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(built) == times
+        assert (tmp_path / "x" / "a").read_text() == "1"
+        (tmp_path / "x" / "a").write_text("")  # damaged: it is built anew, once as well
 
 
 def test_a_build_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:
@@ -118,7 +121,7 @@ def test_a_build_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) ->
         build_once(tmp_path / "x", fail)
     assert not (tmp_path / "x").exists()
     assert build_once(tmp_path / "x", lambda target: (target / "a").touch()).is_dir()
-    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a"]
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"a", "sizes.json"}
 
 
 def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -134,6 +137,53 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
         [2, 0, 1],
     )
     assert (store.arrays["bytes"].tolist(), store.meta) == ([3, 0, 1], {"name": "x"})
+
+
+def test_a_store_that_is_cut_short_is_not_opened(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path, "<u2")
+    writer.add([[1, 2, 3]])
+    writer.finish()
+    os.truncate(tmp_path / "tokens.bin", 4)
+    with pytest.raises(ValueError, match="file size"):
+        TokenStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokens.bin", "offsets.bin", "sizes.json"])
+@pytest.mark.parametrize("length", [0, 8, None])
+def test_a_damaged_corpus_is_tokenised_again(tmp_path: Path, name: str, length: int | None) -> None:
+    source = spec_pb2.DataSource(uri=str(small_specs.write_corpus(tmp_path)))
+    files = resolve_source(source, small_specs.locations(tmp_path))
+    tokenizer = tokenization.prepare(tiny_folders.gpt2_tokenizer())
+
+    def load() -> tuple[list[int], list[int]]:
+        frame = causal_frame(tokenizer)
+        store = load_corpus(files, source, tokenizer, frame, whole_words=False, cache_dir=tmp_path / "cache")
+        return store.tokens.tolist(), store.offsets.tolist()
+
+    first = load()
+    (path,) = (tmp_path / "cache/corpora").glob(f"*/{name}")
+    if length is None:
+        path.unlink()
+    else:
+        os.truncate(path, length)
+    assert load() == first
+    inode = path.stat().st_ino
+    load()
+    assert path.stat().st_ino == inode, "what is whole is left alone"
+
+
+def test_a_damaged_tokenizer_is_trained_again(tmp_path: Path) -> None:
+    def cached() -> dict[str, int]:
+        wanted = spec_pb2.TrainedTokenizer(vocab_size=300)
+        tokenizer = tokenization.cached_tokenizer(
+            wanted, TEXTS, tokenization.CAUSAL, data_fingerprint="x", cache_dir=tmp_path
+        )
+        return tokenizer.get_vocab()
+
+    first = cached()
+    (path,) = tmp_path.glob("tokenizers/*/tokenizer.json")
+    os.truncate(path, 0)
+    assert cached() == first
 
 
 def test_a_fingerprint_is_of_the_bytes_not_of_the_name(tmp_path: Path) -> None:

@@ -163,6 +163,12 @@ def test_a_classifiers_labels_are_those_of_the_data_sorted(tmp_path: Path) -> No
     assert build(tmp_path, classification_spec(train)).labels == ("10", "a", "b")  # type: ignore[attr-defined]
     given = classification_spec(train, classify={"labels": ["b", "10", "a"]})
     assert build(tmp_path, given).labels == ("b", "10", "a")  # type: ignore[attr-defined]
+    rows = [(f"text {i}", label) for i, label in enumerate(["none", "null"] * 5)]
+    train = write_labelled(tmp_path / "c.csv", rows)
+    assert build(tmp_path, classification_spec(train)).labels == ("none", "null")  # type: ignore[attr-defined]
+    train = write_labelled(tmp_path / "d.csv", [*rows[:9:2], ("x", "nan"), ("y", "nan"), ("z", "nan")])
+    given = classification_spec(train, classify={"labels": ["nan", "none"]})
+    assert build(tmp_path, given).labels == ("nan", "none")  # type: ignore[attr-defined]
 
 
 def test_texts_are_padded_on_the_right_and_cut_to_the_longest(tmp_path: Path) -> None:
@@ -362,6 +368,9 @@ def test_what_is_wrong_with_model_and_data_is_said_at_once(tmp_path: Path) -> No
         ([("x", "1.5"), ("y", "high")], {"problem": "PROBLEM_REGRESSION"}, "finite number", 3),
         ([("x", "1.5"), ("y", "nan")], {"problem": "PROBLEM_REGRESSION"}, "finite number", 3),
         ([("x", "a"), ("y", "")], {}, "label is missing", 3),
+        ([("x", "a"), ("y", "b"), ("z", "NaN")], {}, "label 'NaN': the label is missing", 4),
+        ([("x", "a"), ("y", "<NA>"), ("z", "b")], {"labels": ["a", "b"]}, "label is missing", 3),
+        ([("x", "a|b"), ("y", "nan")], {"problem": "PROBLEM_MULTI_LABEL"}, "label is missing", 3),
     ],
 )
 def test_a_bad_label_is_refused_with_its_line(

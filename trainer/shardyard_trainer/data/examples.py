@@ -99,7 +99,7 @@ def _tokenise(
     has_pairs: bool | None = None
     while batch := list(islice(rows, _BATCH_TEXTS)):
         for row in batch:
-            label = parse_label(row, problem)
+            label = parse_label(row, problem, given)
             for name in _names(label):
                 if known is not None and name not in index:
                     raise unknown_label(known, name, row.file, row.line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,9 @@ REGRESSION = spec_pb2.TextClassification.PROBLEM_REGRESSION
 
 _FIELD = "spec.fine_tuning.text_classification.labels"
 _MOST_LABELS = 10_000
+_MISSING = "the label is missing; fill it in, or remove the row"
+_NO_VALUE = frozenset({"nan", "<na>"})
+"""What pandas writes for a value that is not there; a class of that name is one that the spec names."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,13 @@ class LabelSchema:
         return max(1, len(self.labels))
 
 
-def parse_label(row: Row, problem: Problem) -> str | tuple[str, ...] | float:
-    """What a row's label says. Raises DataError with its line."""
+def parse_label(row: Row, problem: Problem, given: Collection[str] = ()) -> str | tuple[str, ...] | float:
+    """What a row's label says; `given` are the spec's labels. Raises DataError with its line."""
     if problem == REGRESSION:
         return _number(row)
     if problem == MULTI_LABEL:
-        return _several(row)
-    return _one(row)
+        return _several(row, given)
+    return _one(row, given)
 
 
 def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> LabelSchema:
@@ -88,7 +91,7 @@ def _sort_key(seen: set[str]) -> Any:
     return (lambda label: (int(label), label)) if integers else str
 
 
-def _one(row: Row) -> str:
+def _one(row: Row, given: Collection[str]) -> str:
     label = row.label
     if isinstance(label, bool):
         return str(label).lower()
@@ -98,17 +101,17 @@ def _one(row: Row) -> str:
         raise _wrong(row, "a class is a word or a whole number")
     if isinstance(label, int):
         return str(label)
+    if label is None or label == "":
+        raise _wrong(row, _MISSING)
     if not isinstance(label, str) or not label.strip():
-        raise _wrong(
-            row,
-            "the label is missing; fill it in, or remove the row"
-            if label is None or label == ""
-            else "a class is a word or a number",
-        )
-    return label.strip()
+        raise _wrong(row, "a class is a word or a number")
+    name = label.strip()
+    if name.casefold() in _NO_VALUE and name not in given:
+        raise _wrong(row, _MISSING)
+    return name
 
 
-def _several(row: Row) -> tuple[str, ...]:
+def _several(row: Row, given: Collection[str]) -> tuple[str, ...]:
     label = row.label
     if label is None:
         return ()
@@ -118,7 +121,7 @@ def _several(row: Row) -> tuple[str, ...]:
         parts = label
     else:
         parts = [label]
-    names = tuple(_one(Row(row.file, row.line, "", None, part)) for part in parts)
+    names = tuple(_one(Row(row.file, row.line, "", None, part), given) for part in parts)
     return tuple(dict.fromkeys(names))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,32 +19,65 @@ from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile, open_regular
 
 _CHUNK = 2**20
+_SIZES = "sizes.json"
 
 
 def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
-    """The folder, built by `build(target)` where it is not there yet.
+    """The folder, built by `build(target)` where it is not there yet, or is not as it was built.
 
     Processes that come meanwhile wait for the one that builds; a build that fails or is killed leaves nothing under
     the folder's name.
     """
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f".{folder.name}.lock", "w") as lock:
         # The kernel frees it with the process: a killed builder blocks nobody.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():
+        if is_whole(folder):
             return folder
         target = folder.parent / f".{folder.name}.building"
         shutil.rmtree(target, ignore_errors=True)
+        if folder.exists():
+            # At once out of the way: nobody finds it half removed.
+            folder.replace(target)
+            shutil.rmtree(target)
         target.mkdir()
         try:
             build(target)
+            _seal(target)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
         target.replace(folder)
+        _fsync(folder.parent)
     return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of `build_once` is there, each of its files as long as it was written."""
+    try:
+        sizes = json.loads((folder / _SIZES).read_bytes())
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _seal(folder: Path) -> None:
+    """Notes the files' sizes and makes them durable: what lies under the final name is complete after a power cut."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    (folder / _SIZES).write_text(json.dumps(sizes))
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def files_fingerprint(files: Iterable[DataFile]) -> str:
@@ -72,10 +106,10 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """Maps a store that a `TokenWriter` wrote."""
+        """Maps a store that a `TokenWriter` wrote. Raises ValueError where a file is shorter than the store says."""
         meta = json.loads((folder / "meta.json").read_text())
         arrays = {
-            name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
+            name: np.memmap(folder / f"{name}.bin", dtype, "r", shape=(size,)) if size else np.zeros(0, dtype)
             for name, (dtype, size) in meta["arrays"].items()
         }
         return cls(arrays.pop("tokens"), arrays.pop("offsets"), arrays, meta["user"])
