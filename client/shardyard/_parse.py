@@ -20,6 +20,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from shardyard._convert import enum_prefix, is_map, is_repeated
+from shardyard._scalars import PlainScalar, is_null
 from shardyard._sources import Kind, classify
 from shardyard.errors import Violation, invalid_fields
 from shardyard.v1 import job_pb2, spec_pb2
@@ -35,10 +36,6 @@ _INT_RANGES = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
-
-
-class PlainScalar(str):
-    """An unquoted YAML scalar: text that may mean a number, a truth value or nothing."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ class Reader:
                 return
             try:
                 target.update(native(item))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 self.fail(path, str(error))
         else:
             target.SetInParent()  # An empty objective (`causal_lm: {}`) is a choice too.
@@ -181,7 +178,7 @@ class Reader:
             return str(item)
         if found.cpp_type in _INT_RANGES:
             return self._int(_INT_RANGES[found.cpp_type], item, path)
-        return self._checked(_number(item), item, path, "a number is wanted")
+        return self._checked(_float(item), item, path, "a number is wanted, at most 1.8e308")
 
     def _enum(self, descriptor: EnumDescriptor, item: Any, path: str) -> int | None:
         prefix = enum_prefix(descriptor)
@@ -199,7 +196,7 @@ class Reader:
 
     def _int(self, limits: tuple[int, int], item: Any, path: str) -> Any:
         number = _number(item)
-        if number is None or not float(number).is_integer():
+        if number is None or (isinstance(number, float) and not number.is_integer()):
             return self._checked(None, item, path, "a whole number is wanted")
         whole = int(number)
         if not limits[0] <= whole <= limits[1]:
@@ -254,8 +251,8 @@ def duration_s(item: Any) -> float | None:
     """Seconds of `90s`, `1h30m`, a number of seconds or a timedelta; None where it is none of them."""
     if isinstance(item, timedelta):
         return item.total_seconds()
-    if (number := _number(item)) is not None:
-        return float(number) if math.isfinite(number) else None
+    if (seconds := _float(item)) is not None:
+        return seconds if math.isfinite(seconds) else None
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(item))
     if not parts or "".join(number + unit for number, unit in parts) != str(item).replace(" ", ""):
         return None
@@ -292,6 +289,15 @@ def _number(item: Any) -> int | float | None:
     return None
 
 
+def _float(item: Any) -> float | None:
+    """A number that a float can hold, as one; None where it is none."""
+    number = _number(item)
+    try:
+        return None if number is None else float(number)
+    except OverflowError:
+        return None
+
+
 def _field(descriptor: Any, key: str) -> FieldDescriptor | None:
     found: FieldDescriptor | None = descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(key)
     return found
@@ -299,11 +305,6 @@ def _field(descriptor: Any, key: str) -> FieldDescriptor | None:
 
 def _names(descriptor: Any) -> list[str]:
     return [str(item.name) for item in descriptor.fields]
-
-
-def is_null(item: Any) -> bool:
-    """Whether an unquoted YAML scalar says that there is nothing."""
-    return isinstance(item, PlainScalar) and item in ("", "~", "null", "Null", "NULL")
 
 
 def _shown(item: Any) -> str:

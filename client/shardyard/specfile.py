@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from shardyard._parse import Draft, PlainScalar, draft_job, is_null
+from shardyard._parse import Draft, draft_job
+from shardyard._scalars import PlainScalar, is_empty
 from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
 
 MAX_BYTES = 2**20
@@ -147,7 +148,7 @@ def _opened(data: Any, path: str, key: str) -> dict[str, Any]:
     """
     if isinstance(data, dict):
         return dict(data)
-    if data is None or data == "" or is_null(data):
+    if is_empty(data):
         return {}
     if not isinstance(data, str) or path.rsplit(".", 1)[-1] not in _SOURCES:
         raise invalid(path, f"`{data}` stands there, which has no field `{key}`; set it as a whole: `--set {path}=…`")

@@ -172,6 +172,14 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
             "job.spec.model.architecture.overrides",
             "names and values",
         ),
+        ({"job": {"spec": {"optimization": {"max_steps": 10**310}}}}, "job.spec.optimization.max_steps", "to 922337"),
+        ({"job": {"spec": {"optimization": {"clip": "9" * 310}}}}, "job.spec.optimization.clip", "at most 1.8e308"),
+        ({"job": {"spec": {"max_run_time": 10**310}}}, "job.spec.max_run_time", "no duration"),
+        (
+            {"job": {"spec": {"model": {"architecture": {"overrides": {"n_layer": 10**310}}}}}},
+            "job.spec.model.architecture.overrides",
+            "too large",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_field_and_the_rule(data: Any, field: str, words: str) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Self, get_type_hints
 
 import typer
 
-from shardyard.errors import InvalidArgument
+from shardyard._scalars import is_empty
+from shardyard.errors import InvalidArgument, invalid
 
 TASKS = {
     "text-classification": ("fine_tuning", "text_classification"),
@@ -100,14 +101,17 @@ class JobFlags:
     def merged(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """A spec file's content with the flags on top.
 
-        Raises: UsageError for a task that does not exist, or flags without the task that they belong to.
+        Raises: UsageError for a task that does not exist, or flags without the task that they belong to;
+        InvalidArgument where the file has a value in the place of the fields that a flag goes into.
         """
         made: dict[str, Any] = _copy(data)
-        job = made.setdefault("job", {})
+        if not self.overrides():
+            return made
+        job = _below(made, "job")
         for name in ("priority", "display_name"):
             if (value := getattr(self, name)) is not None:
-                job[name] = value
-        spec = job.setdefault("spec", {})
+                job[_written(job, name)] = value
+        spec = _below(job, "spec", "job")
         for name, path in PATHS.items():
             if (value := getattr(self, name)) is not None:
                 _put(spec, path, value)
@@ -130,26 +134,25 @@ class JobFlags:
             if value is not None:
                 spec[name] = _with_source(spec.get(name), _here(value))
             if columns and name in spec:
-                spec[name] = _with_columns(spec[name], columns)
+                spec[name] = _with_columns(spec[name], columns, f"job.spec.{field}")
 
     def _task_fields(self, spec: dict[str, Any]) -> None:
         """The task, and the flags that are fields of it."""
         if self.task is not None and self.task.replace("_", "-") not in TASKS:
             raise UsageError(f"--task: `{self.task}` is none of {', '.join(TASKS)}", reason="USAGE")
-        family, objective = TASKS[self.task.replace("_", "-")] if self.task is not None else _family(spec)
-        body = spec.setdefault(family, {}) if family else {}
-        inner = body.setdefault(objective, {}) if objective else body
-        wanted = {"problem": self.problem, "pooling": self.pooling}
-        for name, value in wanted.items():
-            if value is not None:
-                inner[name] = value
         lengths = {"max_length": self.max_length, "sequence_length": self.sequence_length}
-        body.update({name: length for name, length in lengths.items() if length is not None})
+        wanted = {"problem": self.problem, "pooling": self.pooling}
+        if all(value is None for value in (self.task, self.data, *lengths.values(), *wanted.values())):
+            return
+        family, objective = TASKS[self.task.replace("_", "-")] if self.task is not None else _family(spec)
+        body = _below(spec, family, "job.spec")
+        inner = _below(body, objective, f"job.spec.{family}") if objective else body
+        for fields, values in ((inner, wanted), (body, lengths)):
+            fields.update({_written(fields, name): value for name, value in values.items() if value is not None})
         if self.data is not None:
             columns = {} if self.text is None else {"text": self.text}
-            body["data"] = _with_columns(_with_source(body.get("data"), _here(self.data)), columns)
-        if not family and (body or inner):
-            raise UsageError("give --task as well", reason="USAGE")
+            source = _with_source(body.get("data"), _here(self.data))
+            body["data"] = _with_columns(source, columns, f"job.spec.{family}.data")
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -175,22 +178,24 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _family(spec: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The task that the spec has already; empty: none."""
+def _family(spec: dict[str, Any]) -> tuple[str, str | None]:
+    """The task that the spec has already.
+
+    Raises: UsageError where it has none.
+    """
     for family, objective in TASKS.values():
-        written = next((name for name in spec if name in (family, _camel(family))), None)
-        if written is not None and (
-            objective is None or objective in spec[written] or _camel(objective) in spec[written]
-        ):
-            return written, next((name for name in spec[written] if name in (objective, _camel(objective or ""))), None)
-    return "", None
+        if _written(spec, family) in spec:
+            body = _below(spec, family, "job.spec")
+            if objective is None or _written(body, objective) in body:
+                return family, objective
+    raise UsageError("give --task as well", reason="USAGE")
 
 
-def _with_columns(source: Any, columns: Mapping[str, str]) -> Any:
+def _with_columns(source: Any, columns: Mapping[str, str], path: str) -> Any:
     if not columns:
         return source
     whole = dict(source) if isinstance(source, Mapping) else {"uri": source}
-    whole["columns"] = {**whole.get("columns", {}), **columns}
+    _below(whole, "columns", path).update(columns)
     return whole
 
 
@@ -212,9 +217,24 @@ def _here(text: str) -> str:
 
 
 def _put(spec: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    here = "job.spec"
     for name in path[:-1]:
-        spec = spec.setdefault(_written(spec, name), {})
+        spec, here = _below(spec, name, here), f"{here}.{name}"
     spec[_written(spec, path[-1])] = value
+
+
+def _below(parent: dict[str, Any], name: str, path: str = "") -> dict[str, Any]:
+    """The fields under a name of the mapping at `path`, made where there are none.
+
+    Raises: InvalidArgument where a value stands there.
+    """
+    written = _written(parent, name)
+    value = {} if is_empty(parent.get(written)) else parent[written]
+    if not isinstance(value, dict):
+        field = f"{path}.{name}" if path else name
+        raise invalid(field, f"`{value}` where fields are wanted; write them below it, or give no flag for one of them")
+    parent[written] = value
+    return value
 
 
 def _written(spec: Mapping[str, Any], name: str) -> str:

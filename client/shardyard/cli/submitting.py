@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -103,18 +103,33 @@ def _draft(
     from shardyard._parse import draft_job
     from shardyard.cli.flags import UsageError
     from shardyard.errors import InvalidArgument
-    from shardyard.specfile import overridden, read_spec_file
+    from shardyard.specfile import read_spec_file
 
     given = flags.overrides()
     if file is None and not given and not sets:
         raise typer.BadParameter("give a spec file, or flags such as --task, --model and --train")
     try:
         source = read_spec_file(file) if file is not None else None
-        data = flags.merged(source.data if source else {})
-        for override in sets:
-            data = overridden(data, override)
+        data = _merged(source, flags, sets)
         source = source.with_data(data) if source else None
         draft = source.draft(project=project) if source else draft_job(data, base=Path.cwd(), project=project)
     except InvalidArgument as error:
         raise UsageError.of(error) from None
     return source, dataclasses.replace(draft, job_id=job_id) if job_id is not None else draft
+
+
+def _merged(source: SpecFile | None, flags: JobFlags, sets: list[str]) -> dict[str, Any]:
+    """The file's content with flags and `--set` on top.
+
+    Raises: InvalidArgument, with the line where something stands in their way.
+    """
+    from shardyard.errors import InvalidArgument
+    from shardyard.specfile import overridden
+
+    try:
+        data = flags.merged(source.data if source else {})
+        for override in sets:
+            data = overridden(data, override)
+    except InvalidArgument as error:
+        raise (source.located(error) if source else error) from None
+    return data
