@@ -319,3 +319,38 @@ def test_a_changed_file_is_planned_anew_and_an_unchanged_one_is_remembered(root:
     with (root / "reviews.csv").open("a") as file:
         file.write("a new dog,good\n")
     assert ask(root, fine_tuning()).plan.num_train_samples == first.plan.num_train_samples + 1
+
+
+CACHED: list[tuple[str, dict[str, Any]]] = [
+    ("labels", fine_tuning()),
+    ("given labels", fine_tuning(fine_tuning={"text_classification": {"labels": ["good", "bad"]}})),
+    ("labels of both", fine_tuning(eval_data={"uri": "ROOT/reviews.csv"})),
+    ("several labels", fine_tuning(fine_tuning={"text_classification": {"problem": "PROBLEM_MULTI_LABEL"}})),
+    ("lines", pretraining()),
+    ("a tokenizer of which nothing is said", pretraining(tokenizer={"train": {}})),
+    ("characters", pretraining(tokenizer={"train": {"algorithm": "ALGORITHM_CHARACTERS"}})),
+]
+
+
+@pytest.mark.parametrize("spec", [row[1] for row in CACHED], ids=[row[0] for row in CACHED])
+def test_a_job_tokenises_nothing_that_its_plan_has_tokenised(root: Path, spec: dict[str, Any]) -> None:
+    result = ask(root, spec)
+    assert not result.violations
+    cached = sorted(cache_of(root).glob("*/*"))
+    assert cached
+    task = build_task(
+        result.plan.resolved_spec, worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
+    )
+    assert task.train.num_samples == result.plan.num_train_samples
+    assert sorted(cache_of(root).glob("*/*")) == cached
+
+
+def test_labels_in_another_order_are_other_classes(root: Path) -> None:
+    found = ask(root, fine_tuning(evaluation={"holdout": 0.5})).plan.resolved_spec
+    where = worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
+    assert list(found.fine_tuning.text_classification.labels) == ["bad", "good"]
+    samples = [SampleRef(0, i) for i in range(8)]
+    first = build_task(found, where).train.micro_batch(samples).inputs["labels"]
+    found.fine_tuning.text_classification.labels[:] = ["good", "bad"]
+    other = build_task(found, where).train.micro_batch(samples).inputs["labels"]
+    assert other.tolist() == (1 - first).tolist()

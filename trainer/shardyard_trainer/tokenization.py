@@ -89,8 +89,7 @@ def train_tokenizer(
 
     UNIGRAM may differ in pieces of equal score that only just came in. Raises SpecError for a size too small.
     """
-    algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
-    size = wanted.vocab_size if wanted.HasField("vocab_size") else DEFAULT_VOCAB_SIZE
+    algorithm, size = _algorithm_and_size(wanted)
     check_trained(wanted)
     build = {
         spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE: _byte_bpe,
@@ -109,7 +108,7 @@ def train_tokenizer(
 
 def check_trained(wanted: spec_pb2.TrainedTokenizer) -> None:
     """Raises SpecError where algorithm and size do not go together."""
-    algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
+    algorithm, _ = _algorithm_and_size(wanted)
     place = f"{_FIELD}.train.vocab_size"
     if not wanted.HasField("vocab_size"):
         return
@@ -125,6 +124,13 @@ def check_trained(wanted: spec_pb2.TrainedTokenizer) -> None:
         )
 
 
+def _algorithm_and_size(
+    wanted: spec_pb2.TrainedTokenizer,
+) -> tuple[spec_pb2.TrainedTokenizer.Algorithm.ValueType, int]:
+    algorithm = wanted.algorithm or spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
+    return algorithm, wanted.vocab_size if wanted.HasField("vocab_size") else DEFAULT_VOCAB_SIZE
+
+
 def cached_tokenizer(
     wanted: spec_pb2.TrainedTokenizer,
     texts: Iterable[str],
@@ -135,7 +141,7 @@ def cached_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """As `train_tokenizer`, trained once for the same data and settings, whichever process comes first."""
     check_trained(wanted)
-    key = json.dumps([TRAINED_VERSION, data_fingerprint, wanted.algorithm, wanted.vocab_size, special])
+    key = json.dumps([TRAINED_VERSION, data_fingerprint, *_algorithm_and_size(wanted), special])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
     folder = build_once(
         cache_dir / "tokenizers" / fingerprint,

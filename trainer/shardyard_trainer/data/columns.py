@@ -47,10 +47,11 @@ def read_rows(
 
 
 def layout_key(source: spec_pb2.DataSource) -> list[str | int]:
-    """All of a source that decides what `read_rows` makes of the same files."""
+    """All of a source that decides what `read_rows` makes of the same files, the same for a source and as resolved."""
     columns = source.columns
+    document = source.document or spec_pb2.DOCUMENT_UNIT_LINE
     header = int(source.header) if source.HasField("header") else -1
-    return [columns.text, columns.text_pair, columns.label, source.delimiter, source.document, header]
+    return [columns.text, columns.text_pair, columns.label, source.delimiter, document, header]
 
 
 _MAPPED = ("text", "text_pair", "label")

@@ -24,7 +24,14 @@ from shardyard_trainer.data.labels import (
     unknown_label,
 )
 from shardyard_trainer.data.sources import DataFile
-from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import (
+    TokenStore,
+    TokenWriter,
+    build_once,
+    files_fingerprint,
+    fingerprint_of,
+    is_whole,
+)
 
 EXAMPLES_VERSION = 2
 _BATCH_TEXTS = 512
@@ -59,17 +66,20 @@ def load_examples(
 ) -> Examples:
     """Reads, checks and tokenises a source once. `labels` empty: those that are found. Raises DataError, SpecError."""
     given = tuple(labels)
-    key = fingerprint_of(
-        {
-            "version": EXAMPLES_VERSION,
-            "files": files_fingerprint(files),
-            "tokenizer": tokenization.fingerprint(tokenizer),
-            "max_length": max_length,
-            "problem": int(problem),
-            "labels": given,
-            "layout": layout_key(source),
-        }
-    )
+    key = {
+        "version": EXAMPLES_VERSION,
+        "files": files_fingerprint(files),
+        "tokenizer": tokenization.fingerprint(tokenizer),
+        "max_length": max_length,
+        "problem": int(problem),
+        "layout": layout_key(source),
+    }
+    # A plan found these labels, and has tokenised the same for it, if it was not given them.
+    found = cache_dir / "examples" / fingerprint_of({**key, "labels": ()})
+    if given and is_whole(found):
+        store = TokenStore.open(found)
+        if tuple(store.meta["labels"]) == given:
+            return Examples(store, LabelSchema(problem, given))
 
     def build(target: Path) -> None:
         rows = read_rows(files, source, with_label=True, field=field)
@@ -79,7 +89,8 @@ def load_examples(
             # What is found while rows are put together is said of the source that they came from.
             raise (error if error.field.startswith(field) else error.at(field)) from None
 
-    store = TokenStore.open(build_once(cache_dir / "examples" / key, build))
+    folder = cache_dir / "examples" / fingerprint_of({**key, "labels": given})
+    store = TokenStore.open(build_once(folder, build))
     return Examples(store, LabelSchema(problem, tuple(store.meta["labels"])))
 
 
