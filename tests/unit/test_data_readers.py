@@ -37,6 +37,10 @@ ACCEPTED = [
     ("a.csv", "\ufefftext,label\r\nhello,1\r\n", [("hello", "1")]),
     ("a.csv", 'text,label\n"two\nlines",1\n"say ""hi""",0\n', [("two\nlines", "1"), ('say "hi"', "0")]),
     ("a.csv", "label,text\n1,hello\n", [("hello", "1")]),
+    ("a.csv", "text,label,,\nhello,1,,\n", [("hello", "1")]),
+    ("a.csv", ",text,label\n0,hello,1\n", [("hello", "1")]),
+    ("a.csv", "id,text,label,id\n0,hello,1,0\n", [("hello", "1")]),
+    ("a.tsv", '"Great"\t1\n"" or "a"\t0\n"\t1\n', [('"Great"', "1"), ('"" or "a"', "0"), ('"', "1")]),
     ("a.csv", "a film,1\nanother,0\n", [("a film", "1"), ("another", "0")]),
     ("a.tsv", 'a "film\t1\nanother\t0\n', [('a "film', "1"), ("another", "0")]),
     ("a.tsv", "sentence\tlabel\na film\t1\n", [("a film", "1")]),
@@ -61,7 +65,12 @@ REFUSED = [
     ("header only", "a.csv", "text,label\n", {}, "no rows after the header", 0),
     ("missing column", "a.csv", "text,label\nx,1\n", {"columns": {"text": "txet"}}, "did you mean text?", 0),
     ("mapped twice", "a.csv", "text,label\nx,1\n", {"columns": {"text": "text", "label": "text"}}, "mapped twice", 0),
-    ("column twice", "a.csv", "text,text\nx,1\n", {}, "names a column twice", 1),
+    ("column twice", "a.csv", "text,text,label\nx,y,1\n", {}, "2 columns are called 'text'", 0),
+    ("label twice", "a.csv", "text,label,label\nx,0,1\n", {}, "2 columns are called 'label'", 0),
+    ("pair twice", "a.csv", "text,text_pair,label,text_pair\nx,y,1,z\n", {}, "are called 'text_pair'", 0),
+    ("mapped, twice", "a.csv", "a,a,label\nx,y,1\n", {"columns": {"text": "a"}}, "2 columns are called 'a'", 0),
+    ("two of a name", "a.csv", "label,a,a\n1,x,y\n", {}, "several could be (a, a)", 0),
+    ("quoted TSV", "a.tsv", 'text\tlabel\nfine\t1\n"so ""fine"""\t1\n', {}, "give format CSV and a tab", 3),
     ("bad bytes", "a.csv", b"text,label\nx,1\n\xff,0\n", {}, "byte 16 of the file (0xff) is not UTF-8", 3),
     ("NUL", "a.csv", b"text,label\nx,1\na\0b,0\n", {}, "NUL", 3),
     ("long line", "a.txt", b"x\n" + b"y" * (17 * 2**20), {}, "longer than 16 MiB", 2),
@@ -168,6 +177,22 @@ def test_one_column_without_a_header_is_read_from_its_first_line(tmp_path: Path,
     assert [row.text for row in read(path, with_label=False)] == lines
 
 
+def test_a_cell_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text,,\nfine,x,1\n")
+    assert [row.label for row in read(path, columns={"label": "column_3"})] == ["1"]
+
+
+def test_a_label_that_stands_twice_is_of_no_matter_where_none_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text,label,label\nfine,0,1\n")
+    assert [row.text for row in read(path, with_label=False)] == ["fine"]
+
+
+def test_a_tsv_with_quotes_is_read_as_csv_with_tabs(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", 'text\tlabel\n"so ""fine"""\t1\n"two\twords"\t0\n')
+    rows = read(path, format="DATA_FORMAT_CSV", delimiter="\t")
+    assert [(row.text, row.label) for row in rows] == [('so "fine"', "1"), ("two\twords", "0")]
+
+
 def test_a_second_text_is_read_where_there_is_one(tmp_path: Path) -> None:
     rows = read(write(tmp_path, "a.csv", "text,text_pair,label\na,b,1\n"))
     assert (rows[0].text, rows[0].text_pair, rows[0].label) == ("a", "b", "1")
@@ -204,7 +229,7 @@ def test_what_pandas_and_duckdb_write_is_read(tmp_path: Path) -> None:
 def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table([["a"], [1], [2]], names=["text", "label", "label"]), path)
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError, match="twice: label"):
         read(path)
 
 

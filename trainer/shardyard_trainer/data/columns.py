@@ -100,6 +100,7 @@ def _choose(
         taken["text"] = _only_text_column(table, head, taken)
     if with_label and "label" not in taken:
         taken["label"] = _only_other_column(table, taken)
+    _refuse_doubles(table, taken)
     pair = taken.get("text_pair")
     label = taken.get("label")
     return (
@@ -107,6 +108,15 @@ def _choose(
         None if pair is None else table.index(pair),
         None if label is None else table.index(label),
     )
+
+
+def _refuse_doubles(table: Table, taken: dict[str, str]) -> None:
+    for part, name in taken.items():
+        if (times := table.columns.count(name)) > 1:
+            message = (
+                f"{times} columns are called {shorten(name)!r}, so it is not known which is the {part}; rename one"
+            )
+            raise DataError(message, file=table.file.name, column=part, value=name)
 
 
 def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> str:

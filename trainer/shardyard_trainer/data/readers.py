@@ -18,7 +18,7 @@ from shardyard_trainer.data.sources import DataFile
 
 MOST_COLUMNS = 1024
 _DEEPEST_JSON = 64
-_ROWS_WITH_ALL_KEYS = 200
+_ROWS_LOOKED_AT = 200
 _OTHER_DELIMITERS = ";\t|,"
 
 
@@ -91,8 +91,31 @@ def _csv_table(file: DataFile, layout: Layout) -> Table:
 
 
 def _tsv_table(file: DataFile, layout: Layout) -> Table:
-    delimiter = layout.delimiter or "\t"
-    return _delimited(file, layout, ((n, line.split(delimiter)) for n, line in read_lines(file) if line))
+    return _delimited(file, layout, _tsv_rows(file, layout.delimiter or "\t"))
+
+
+def _tsv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    looked_at = 0
+    for number, line in read_lines(file):
+        if not line:
+            continue
+        cells = line.split(delimiter)
+        if looked_at < _ROWS_LOOKED_AT and (quoted := next(filter(_is_quoted, cells), None)) is not None:
+            raise DataError(
+                f"{shorten(quoted)} is quoted, and TSV is read without quoting: give format CSV and a tab as delimiter",
+                file=file.name,
+                line=number,
+                value=quoted,
+            )
+        looked_at += 1
+        yield number, cells
+
+
+def _is_quoted(cell: str) -> bool:
+    """Whether quotes stand around a cell that has some inside, all of them doubled."""
+    inside = cell[1:-1]
+    is_framed = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return is_framed and '""' in inside and '"' not in inside.replace('""', "")
 
 
 def _csv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -129,8 +152,8 @@ def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[st
     stripped = [cell.strip() for cell in cells]
     has_header = layout.header if layout.header is not None else bool(layout.names & set(stripped))
     if has_header:
-        columns = tuple(stripped)
-        _check_names(file, columns, line)
+        # Spreadsheets write empty cells to the right of a header, pandas one over its index.
+        columns = tuple(name or f"column_{i + 1}" for i, name in enumerate(stripped))
         body = rows
     else:
         columns = tuple(f"column_{i + 1}" for i in range(len(cells)))
@@ -151,12 +174,6 @@ def _same_width(file: DataFile, columns: tuple[str, ...], rows: Iterator[tuple[i
                     hint = "; is another character between the columns? name it in delimiter"
             raise DataError(f"{len(cells)} values in a row of {len(columns)} columns{hint}", file=file.name, line=line)
         yield line, cells
-
-
-def _check_names(file: DataFile, columns: tuple[str, ...], line: int) -> None:
-    doubled = sorted({name for name in columns if columns.count(name) > 1})
-    if doubled:
-        raise DataError(f"the header names a column twice: {listed(doubled)}", file=file.name, line=line)
 
 
 def layout_hint(table: Table) -> str:
@@ -180,7 +197,7 @@ def layout_hint(table: Table) -> str:
 def _jsonl_table(file: DataFile, layout: Layout) -> Table:
     rows = _jsonl_rows(file)
     # A key may be missing where it has no value: one row alone does not tell them all.
-    head = list(islice(rows, _ROWS_WITH_ALL_KEYS))
+    head = list(islice(rows, _ROWS_LOOKED_AT))
     if not head:
         raise DataError("the file is empty", file=file.name)
     columns = tuple(dict.fromkeys(name for _, row in head for name in row))
@@ -248,7 +265,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parquet_table(file: DataFile, layout: Layout) -> Table:
     columns, rows = read_parquet(file, MOST_COLUMNS, needed=layout.names)
-    _check_names(file, columns, 0)
+    if doubled := sorted({name for name in columns if columns.count(name) > 1}):
+        raise DataError(f"a column's name stands twice: {listed(doubled)}", file=file.name)
     return Table(file, columns, rows)
 
 
