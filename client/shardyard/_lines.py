@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from shardyard import types
 
@@ -84,6 +84,12 @@ def curve(values: list[float], width: int = 40) -> str:
 def clock(time: datetime | None) -> str:
     """The time of day here."""
     return "--:--:--" if time is None else time.astimezone().strftime("%H:%M:%S")
+
+
+def moment(time: datetime | None, *, now: datetime | None = None) -> str:
+    """The time of day here, behind its date where that is not today's; `now` says when it is [now]."""
+    is_today = time is None or time.astimezone().date() == (now or datetime.now(UTC)).astimezone().date()
+    return clock(time) if is_today or time is None else f"{time.astimezone():%Y-%m-%d} {clock(time)}"
 
 
 def span(duration: timedelta | float) -> str:

@@ -159,11 +159,12 @@ def test_watch_prints_json_lines_for_programs() -> None:
     assert lines[0]["progress"]["step"] == 1
 
 
-def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on() -> None:
-    script = Script(job=a_job(), events=a_story()[:7], hold=True)
+@pytest.mark.parametrize(("project", "name"), [("default", "story"), ("nlp", "projects/nlp/jobs/story")])
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(project: str, name: str) -> None:
+    script = Script(job=a_job(f"projects/{project}/jobs/story"), events=a_story()[:7], hold=True)
     with serving(script) as address:
         process = subprocess.Popen(
-            [*COMMAND, "watch", "story", "--address", address],
+            [*COMMAND, "watch", "story", "--project", project, "--address", address],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -174,11 +175,22 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on() -> None:
             seen += process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=10)
-    assert process.returncode == 130
-    # What was printed last may be printed again, never left out.
-    assert re.search(r"shardyard watch story --after [67]\n", out), out
-    assert "Traceback" not in error
-    assert script.asked("CancelJob") == []
+        assert process.returncode == 130
+        # What was printed last may be printed again, never left out.
+        again = re.search(rf"shardyard (watch {name} --after [67] --address {address})\n", out)
+        assert again, out
+        assert "Traceback" not in error
+        assert script.asked("CancelJob") == []
+        script.hold, script.events, script.job.state = False, a_story(), job_pb2.STATE_SUCCEEDED
+        script.job.model, script.job.output_dataset = f"projects/{project}/models/m", f"projects/{project}/datasets/d"
+        done = shardyard("127.0.0.1:1", *again[1].split())
+    assert done.returncode == 0, done.stderr
+    model, data_set = ("m", "dataset:d") if project == "default" else (script.job.model, script.job.output_dataset)
+    assert [line.strip() for line in done.stdout.splitlines()[-3:]] == [
+        f"shardyard predict {model} 'some text' --address {address}",
+        f"shardyard download {model} ./m --address {address}",
+        f"shardyard download {data_set} ./d --address {address}",
+    ]
 
 
 def test_on_a_terminal_the_view_shows_state_step_loss_and_curve() -> None:
@@ -231,10 +243,12 @@ def on_a_terminal(command: list[str]) -> str:
 
 def test_lists_are_tables_for_people_and_json_for_programs() -> None:
     jobs = [a_job(f"projects/default/jobs/j{number}") for number in range(3)]
+    jobs[0].create_time.FromJsonString("2020-06-15T12:00:00Z")
     with serving(Script(jobs=jobs)) as address:
         table = shardyard(address, "jobs", "--filter", "state = RUNNING").stdout
         data = json.loads(shardyard(address, "jobs", "--json", "--limit", "2").stdout)
     assert [line.split()[0] for line in table.splitlines()] == ["JOB", "j0", "j1", "j2"]
+    assert "2020-06-15 " in table.splitlines()[1]
     assert [job["name"].rsplit("/", 1)[1] for job in data] == ["j0", "j1"]
     assert data[0]["state"] == "running"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime, timedelta
 
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from shardyard import errors
 from shardyard._files import package
-from shardyard._lines import curve, printable, size, span
+from shardyard._lines import curve, moment, printable, size, span
 from shardyard._names import full_name
 from shardyard._requests import PredictOptions, batches
 from shardyard._retry import Patience, is_loopback, retry_delay
@@ -157,6 +158,13 @@ def test_lines_for_people() -> None:
     assert curve([float("nan")]) == ""
     assert (span(3723), span(42), size(1536), size(3)) == ("1:02:03", "0:42", "1.5 KiB", "3 B")
     assert printable("a\x1b[31mb") == "a\\x1b[31mb"
+
+
+def test_a_time_of_another_day_has_its_date() -> None:
+    noon = datetime(2026, 3, 4, 12).astimezone()
+    assert moment(noon, now=noon + timedelta(hours=3)) == "12:00:00"
+    assert moment(noon, now=noon + timedelta(hours=13)) == "2026-03-04 12:00:00"
+    assert moment(None) == "--:--:--"
 
 
 def test_a_failure_in_an_event_names_rank_and_step() -> None:

@@ -52,7 +52,7 @@ def datasets(
     json: Json = False,
 ) -> None:
     """List data sets, or show one with its files."""
-    from shardyard._lines import clock, size
+    from shardyard._lines import moment, size
     from shardyard.cli.output import print_json, print_table
     from shardyard.cli.plain import to_plain
 
@@ -64,7 +64,7 @@ def datasets(
     if json:
         print_json([to_plain(info) for _, info in found])
         return
-    rows = [(name, i.display_name, size(i.size_bytes), clock(i.create_time), i.source_job) for name, i in found]
+    rows = [(name, i.display_name, size(i.size_bytes), moment(i.create_time), i.source_job) for name, i in found]
     print_table(("DATASET", "NAME", "SIZE", "CREATED", "WRITTEN BY"), rows, empty="no data sets")
 
 

@@ -23,7 +23,7 @@ def list_jobs(
     json: Json = False,
 ) -> None:
     """List jobs, the newest first."""
-    from shardyard._lines import clock
+    from shardyard._lines import moment
     from shardyard.cli.output import print_json, print_table
     from shardyard.cli.plain import to_plain
 
@@ -34,7 +34,7 @@ def list_jobs(
         print_json([to_plain(info) for info in infos])
         return
     rows = [
-        (info.id, info.state, _step(info), _loss(info), _numbers(info), clock(info.create_time), info.display_name)
+        (info.id, info.state, _step(info), _loss(info), _numbers(info), moment(info.create_time), info.display_name)
         for info in infos
     ]
     print_table(("JOB", "STATE", "STEP", "LOSS", "EVALUATION", "CREATED", "NAME"), rows, empty="no jobs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,3 +26,15 @@ def open_client(address: str | None, project: str) -> Client:
     from shardyard._sync.client import Client  # Here: gRPC takes longer to import than --help may.
 
     return Client(address, project=project)
+
+
+def command_line(verb: str, name: str, *arguments: str, address: str | None) -> str:
+    """A command about the resource of that full name, as it is to be typed in this shell.
+
+    The name is short where the project is the one that a command takes here; `address` is what this command was given.
+    """
+    _, project, collection, resource_id = name.split("/")
+    if project == (os.environ.get("SHARDYARD_PROJECT") or "default"):
+        name = f"dataset:{resource_id}" if collection == "datasets" else resource_id
+    known = address in (None, os.environ.get("SHARDYARD_ADDRESS"))
+    return shlex.join(["shardyard", verb, name, *arguments, *([] if known else ["--address", str(address)])])

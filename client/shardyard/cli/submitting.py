@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli.flags import JobFlags, with_flags
-from shardyard.cli.options import Address, Json, Project, open_client
+from shardyard.cli.options import Address, Json, Project, command_line, open_client
 
 if TYPE_CHECKING:
     from shardyard._parse import Draft
@@ -57,9 +57,9 @@ def submit(
         elif validate_only:
             print("valid: nothing was submitted")
         else:
-            print(f"submitted {job.id}" + ("" if watch else f"\n  shardyard watch {job.id}"))
+            print(f"submitted {job.id}" + ("" if watch else f"\n  {command_line('watch', job.name, address=address)}"))
         if watch and not validate_only:
-            raise typer.Exit(follow(job, as_json=json))
+            raise typer.Exit(follow(job, as_json=json, address=address))
 
 
 @with_flags

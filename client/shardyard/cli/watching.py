@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardyard.cli.options import Address, JobName, Json, Project, open_client
+from shardyard.cli.options import Address, JobName, Json, Project, command_line, open_client
 
 if TYPE_CHECKING:
     from shardyard._sync.job import Job
@@ -26,11 +26,14 @@ def watch(
 ) -> None:
     """Follow a job until it has ended. Ctrl-C stops looking, never the job."""
     with open_client(address, project) as client:
-        raise typer.Exit(follow(client.job(job), after=after, as_json=json))
+        raise typer.Exit(follow(client.job(job), after=after, as_json=json, address=address))
 
 
-def follow(job: Job, *, after: int = 0, as_json: bool = False) -> int:
-    """Print a job's events until it has ended; the exit code: 0 if it succeeded."""
+def follow(job: Job, *, after: int = 0, as_json: bool = False, address: str | None = None) -> int:
+    """Print a job's events until it has ended; the exit code: 0 if it succeeded.
+
+    `address` is what the command was given; the commands that are printed repeat it.
+    """
     view: Any = _JsonView() if as_json else _LiveView(job) if sys.stdout.isatty() else _LineView()
     last = after
     try:
@@ -40,11 +43,12 @@ def follow(job: Job, *, after: int = 0, as_json: bool = False) -> int:
                 last = event.sequence
     except KeyboardInterrupt:
         if not as_json:
-            print(f"\nThe job goes on. To look again from here:\n  shardyard watch {job.id} --after {last}")
+            again = command_line("watch", job.name, "--after", str(last), address=address)
+            print(f"\nThe job goes on. To look again from here:\n  {again}")
         return EXIT_INTERRUPTED
     info = job.refresh()
     if not as_json:
-        _print_end(job)
+        _print_end(job, address)
     return 0 if info.state == "succeeded" else EXIT_FAILED
 
 
@@ -139,20 +143,19 @@ class _LiveView:
         return table
 
 
-def _print_end(job: Job) -> None:
+def _print_end(job: Job, address: str | None) -> None:
     """What it left, or why it failed, and the next command."""
     from shardyard._lines import metrics_line, printable
+    from shardyard._names import last_part
 
     info = job.info
     if info.state == "succeeded":
         numbers = f": {metrics_line(info.evaluation.metrics)}" if info.evaluation is not None else ""
         print(f"{info.id} succeeded{numbers}")
         if info.model:
-            model = info.model.rsplit("/", 1)[-1]
-            print(f"  shardyard predict {model} 'some text'\n  shardyard download {model} ./{model}")
-        if info.output_dataset:
-            data_set = info.output_dataset.rsplit("/", 1)[-1]
-            print(f"  shardyard download dataset:{data_set} ./{data_set}")
+            print(f"  {command_line('predict', info.model, 'some text', address=address)}")
+        for made in filter(None, (info.model, info.output_dataset)):
+            print(f"  {command_line('download', made, f'./{last_part(made)}', address=address)}")
         return
     failure = info.failure
     print(f"{info.id} {info.state}" + (f": {failure.reason}: {printable(failure.message)}" if failure else ""))
@@ -163,4 +166,4 @@ def _print_end(job: Job) -> None:
         for line in failure.log_tail.splitlines()[-20:]:
             print(f"    {printable(line)}")
     if info.state == "failed":
-        print(f"  shardyard logs {info.id}")
+        print(f"  {command_line('logs', info.name, address=address)}")
