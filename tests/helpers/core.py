@@ -10,16 +10,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
-from shardyard_coordinator.domain.records import JobRecord, NewJob
+from shardyard_coordinator.domain.records import JobRecord, NewJob, NewUpload, ResourceKind
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import Launcher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Actor, Clock, NullTrace, SystemClock, Trace
-from shardyard_coordinator.store import attempts, encode, events, jobs, listing, submissions
+from shardyard_coordinator.store import attempts, encode, events, jobs, listing, resources, submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 ACTOR = Actor("local", "CreateJob")
@@ -50,6 +52,14 @@ def new_job(job_id: str = "job", *, workers: int = 1, **overrides: object) -> Ne
         cpus_per_worker=1,
     )
     return replace(made, **overrides)  # type: ignore[arg-type]
+
+
+def add_model(conn: Connection, resource_id: str = "m") -> str:
+    """A model that is ready; answers its name."""
+    uid = f"{abs(hash(resource_id)):032x}"
+    new = NewUpload(ResourceKind.MODEL, "default", resource_id, uid, f"/models/{uid}", "", "", ())
+    made = resources.register_output(conn, new, source_job="", creator="local", description=b"", now_us=1)
+    return made.name
 
 
 class NoWait(random.Random):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
 
-from helpers.core import ACTOR, assert_dense, new_job, running_core, shown, states
+from helpers.core import ACTOR, add_model, assert_dense, new_job, running_core, shown, states
 from helpers.manifests import write_manifest
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2, model_service_pb2, spec_pb2, transfer_pb2
@@ -315,8 +316,24 @@ async def test_a_result_is_described_and_its_name_gives_way_to_one_that_is_taken
         await core.store.write(_delete, ACTOR)
         second = await core.until((await core.submit(new_job())).uid, *TERMINAL)
         names = await core.store.read(lambda conn: resources.list_resources(conn, ResourceKind.MODEL, "default"))
-    assert second.model == f"projects/default/models/job-{second.uid[:8]}"
+    assert second.model == f"projects/default/models/job-{second.uid[-8:]}"
     assert [each.name for each in names] == [second.model, first.model]
+
+
+async def test_a_result_is_registered_whatever_names_are_taken(tmp_path: Path) -> None:
+    def script(gang: ScriptedGang) -> None:
+        gang.canary()
+        gang.finished(1)
+        gang.exported(model_service_pb2.Model(model_type="bert", task="causal_lm"))
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script), schedule=False) as core:
+        job = await core.submit(new_job())
+        for taken in ("job", f"job-{job.uid[-8:]}"):
+            await core.store.write(partial(add_model, resource_id=taken), ACTOR)
+        await core.loop.step()
+        ended = await core.until(job.uid, *TERMINAL)
+    assert (ended.state, ended.model) == (JobState.SUCCEEDED, f"projects/default/models/job-{job.uid}")
 
 
 def _delete(conn: Connection) -> None:

@@ -19,7 +19,7 @@ from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.protocols import Presence, StorageFailed
-from shardyard_coordinator.launch.spool import read_spool
+from shardyard_coordinator.launch.spool import SPOOL_NAME, read_spool
 from shardyard_coordinator.seams import SystemClock
 
 ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
@@ -52,7 +52,7 @@ async def test_a_gang_of_two_reports_in_order_and_ends_well(launcher: LocalLaunc
     assert await launcher.lookup(launch.key) == Presence.ALIVE
     await launcher.kill(launch.key)
     assert await launcher.lookup(launch.key) == Presence.DEAD
-    assert len(read_spool(Path(launch.attempt_dir) / "spool.bin", after=0)) == 7
+    assert len(read_spool(Path(launch.attempt_dir) / SPOOL_NAME, after=0)) == 7
 
 
 DEATHS = [
@@ -111,6 +111,9 @@ async def test_a_killed_gang_is_gone_with_all_that_it_started(launcher: LocalLau
     with pytest.raises(LookupError):
         await launcher.events_after(launch.key, 0, timeout_s=1.0, limit=1)
     await launcher.kill(launch.key)
+    # Whoever killed it knows why: the spool says nothing of an end, nor of a failure.
+    told = [worker_pb2.WorkerEvent.FromString(raw) for raw in read_spool(Path(launch.attempt_dir) / SPOOL_NAME, 0)]
+    assert told and not {"failure", "ended"} & set(kinds(told))
 
 
 async def test_ranks_see_only_the_threads_they_were_given(launcher: LocalLauncher, tmp_path: Path) -> None:

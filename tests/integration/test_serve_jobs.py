@@ -205,6 +205,15 @@ async def test_without_a_worker_nothing_is_accepted_but_what_is_known(service: S
     assert (await service.jobs.CreateJob(request)).uid == made.uid
 
 
+async def test_a_caller_in_a_hurry_ends_neither_the_worker_nor_the_question_of_others(service: Service) -> None:
+    service.compute.answer_after(2.0)
+    hurried = service.jobs.CreateJob(create("hurried", a_job(service)), timeout=1.5)
+    patient = service.jobs.CreateJob(create("patient", a_job(service)), timeout=20)
+    assert (await refused(hurried)).reason == "INSPECTION_UNAVAILABLE"
+    assert (await patient).state == job_pb2.STATE_QUEUED
+    assert service.compute.deadlines_s == [30.0]
+
+
 @pytest.mark.parametrize(
     ("reasons", "code", "reason"),
     [

@@ -180,6 +180,10 @@ async def test_quotas_hold(tmp_path: Path) -> None:
         await send_dataset(service, "one", {"a": b"x" * 10})
         failure = await refused(send_dataset(service, "two", {"a": b"x" * 6}))
         assert failure.reason == "QUOTA_EXCEEDED" and "room for 5" in failure.message
+        # Announced and cut off: it may go on, so its room is held.
+        await refused(service.datasets.CreateDataset(messages(header("begun", {"a": b"x" * 4}))))
+        failure = await refused(send_dataset(service, "three", {"a": b"x" * 2}))
+        assert failure.reason == "QUOTA_EXCEEDED" and "room for 1" in failure.message
 
 
 async def test_a_finished_upload_is_answered_again_whatever_the_quota_has_left(tmp_path: Path) -> None:

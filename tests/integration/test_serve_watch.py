@@ -174,6 +174,16 @@ async def test_an_expired_cursor_is_told_with_the_oldest_sequence(service: Servi
     assert batches[-1].events[-1].state.to == job_pb2.STATE_CANCELLED
 
 
+async def test_the_events_of_a_purged_job_are_not_passed_over_in_silence(service: Service) -> None:
+    await emit(service, 3)
+    await finish(service)
+    uid = (await service.jobs.GetJob(pb.GetJobRequest(name=NAME))).uid
+    await service.jobs.DeleteJob(pb.DeleteJobRequest(name=NAME))
+    await service.store.write(lambda conn: jobs.purge_events(conn, uid), SYSTEM)
+    call = service.jobs.WatchJob(pb.WatchJobRequest(name=NAME, job_uid=uid, after_sequence=2))
+    assert (await refused(call.read())).reason == "CURSOR_EXPIRED"
+
+
 async def test_the_ring_and_the_store_tell_the_same(tmp_path: Path) -> None:
     async with serving(tmp_path) as service:
         await submit(service)

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from helpers.clock import ManualClock
-from helpers.core import ACTOR, new_job
+from helpers.core import ACTOR, add_model, new_job
 from shardyard.v1 import job_pb2, job_service_pb2
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -22,6 +22,7 @@ from shardyard_coordinator.domain.records import Condition, EventKind, EventReco
 from shardyard_coordinator.domain.states import TRANSITIONS, JobState, may_move
 from shardyard_coordinator.domain.steps import IllegalMove, StaleWrite
 from shardyard_coordinator.seams import Actor, NullTrace
+from shardyard_coordinator.serve.submit import make_uid
 from shardyard_coordinator.store import encode, events, jobs, listing, submissions, tables
 from shardyard_coordinator.store.store import Store, open_store
 
@@ -69,6 +70,7 @@ async def test_a_taken_id_is_refused_and_leaves_no_request_behind(store: Store) 
 
 
 async def test_the_record_that_create_answers_is_the_row(store: Store) -> None:
+    await store.write(add_model, ACTOR)
     made = await create(store, new_job(display_name="x", labels={"a": "b"}, uses=("projects/default/models/m",)))
     assert await store.read(lambda conn: jobs.get_job(conn, "default", "job")) == made
     assert await store.read(lambda conn: jobs.get_job_by_uid(conn, made.uid)) == made
@@ -245,3 +247,29 @@ async def test_an_unknown_field_or_operator_is_refused(store: Store) -> None:
         with pytest.raises(Refused) as refused:
             await store.read(lambda conn, c=condition: listing.list_jobs(conn, "default", conditions=[c]))
         assert refused.value.reason is Reason.FILTER_INVALID
+
+
+async def test_a_page_of_whole_jobs_ends_with_the_one_that_is_over_its_bytes(store: Store) -> None:
+    for at in range(100):
+        new = replace(new_job(f"job-{at}"), spec=b"s" * 600, resolved_spec=b"r" * 400, plan=b"p" * 9000)
+        await create(store, new, now_us=at)
+    page = await store.read(lambda conn: listing.list_jobs(conn, "default", limit=1000, full=True, max_bytes=5500))
+    assert [job.job_id for job in page] == [f"job-{at}" for at in range(99, 93, -1)]
+    assert all(job.spec and job.resolved_spec and not job.plan for job in page)
+
+
+async def test_of_deleted_jobs_only_those_with_something_left_are_looked_at(store: Store) -> None:
+    for name, deleted_us in (("purged", 1000), ("fresh", 2000), ("forgotten", 100)):
+        job = await create(store, new_job(name))
+        await store.write(lambda c, n=name: jobs.request_cancel(c, "default", n, "", actor=ACTOR, now_us=2), ACTOR)
+        delete = partial(jobs.delete_job, project="default", job_id=name, etag="", actor=ACTOR, now_us=deleted_us)
+        await store.write(delete, ACTOR)
+        if name != "fresh":
+            await store.write(partial(jobs.purge_events, job_uid=job.uid), ACTOR)
+    left = await store.read(partial(jobs.deleted_jobs, purged_before_us=500))
+    assert sorted(deleted_us for _, deleted_us in left) == [100, 2000]
+
+
+async def test_etags_of_jobs_made_in_one_moment_differ(store: Store) -> None:
+    one, two = [await create(store, new_job(name, uid=make_uid(1_700_000_000_000_000))) for name in ("a", "b")]
+    assert one.version == two.version and one.etag != two.etag

@@ -133,7 +133,12 @@ async def test_only_what_is_ready_is_listed_the_newest_first(store: Store) -> No
 async def test_what_a_live_job_reads_cannot_be_deleted(store: Store) -> None:
     made = await store.write(lambda conn: resources.begin_upload(conn, upload(), ACTOR, 1), ACTOR)
     new = new_job(uses=(made.name,))
-    await store.write(lambda conn: submissions.create_job(conn, new, ACTOR, 1), ACTOR)
+    create = lambda conn: submissions.create_job(conn, new, ACTOR, 1)  # noqa: E731
+    with pytest.raises(Refused) as refused:
+        await store.write(create, ACTOR)
+    assert refused.value.reason is Reason.DATASET_NOT_READY
+    await store.write(lambda conn: resources.finish_upload(conn, made.uid, b""), ACTOR)
+    await store.write(create, ACTOR)
     delete = lambda conn: resources.begin_delete(conn, ResourceKind.DATASET, "default", "data")  # noqa: E731
     with pytest.raises(Refused) as refused:
         await store.write(delete, ACTOR)

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from helpers.clock import ManualClock
-from helpers.core import ACTOR, new_job
+from helpers.core import ACTOR, add_model, new_job
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, EventDraft, EventKind, EventRecord, NewJob
@@ -34,6 +34,7 @@ async def accept(store: Store, *new: NewJob) -> Sequence[CreatedJob | Exception]
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 150])
 async def test_each_of_many_is_a_row_with_its_labels_uses_and_events(store: Store, count: int) -> None:
+    await store.write(add_model, ACTOR)
     told: list[EventRecord] = []
     store.subscribe(told.extend)
     warning = EventDraft(EventKind.WARNING, b"")
@@ -71,14 +72,16 @@ async def test_what_is_wrong_with_one_of_many_is_told_of_it_alone_and_leaves_not
         new_job("again", request_id="r-0", fingerprint=b"zero"),
         new_job("reused", request_id="r-0", fingerprint=b"other"),
         new_job("twice", request_id="r-1", fingerprint=b"one"),
+        new_job("reader", request_id="r-3", uses=("projects/default/models/gone",)),
         new_job("two"),
     )
-    one, taken, again, reused, twice, two = made
+    one, taken, again, reused, twice, reader, two = made
     assert isinstance(one, CreatedJob) and not one.existed
     assert isinstance(taken, Refused) and taken.reason is Reason.JOB_EXISTS
     assert isinstance(again, CreatedJob) and again.existed and again.job.job_id == "taken"
     assert isinstance(reused, Refused) and reused.reason is Reason.REQUEST_ID_REUSED
     assert isinstance(twice, CreatedJob) and twice.existed and twice.job.uid == one.job.uid
+    assert isinstance(reader, Refused) and reader.reason is Reason.MODEL_NOT_FOUND
     assert isinstance(two, CreatedJob) and not two.existed
     assert {event.job_uid for event in told} == {one.job.uid, two.job.uid}
     assert await store.read(lambda conn: submissions.find_request(conn, "local", "r-2", b"two")) is None

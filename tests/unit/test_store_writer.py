@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import ClauseElement
 
 from helpers.clock import ManualClock
-from helpers.core import ACTOR, new_job, running_core
+from helpers.core import ACTOR, add_model, new_job, running_core
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -151,6 +151,7 @@ async def test_every_statement_that_runs_compiles_for_postgresql(tmp_path: Path)
     event.listen(Engine, "before_execute", catch)
     try:
         async with running_core(tmp_path, ScriptedLauncher(script=whole_run)) as core:
+            await core.store.write(add_model, ACTOR)
             job = await core.submit(new_job(labels={"a": "b"}, uses=("projects/default/models/m",)))
             await core.until(job.uid, JobState.SUCCEEDED)
             conditions = [Condition(field, "=", "x") for field in ("state", "labels.a")]

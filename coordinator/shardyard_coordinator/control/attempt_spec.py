@@ -14,7 +14,6 @@ from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node
 from shardyard_coordinator.store import checkpoints
 
-_PORTS = range(20_000, 32_000)
 FEATURE_EXTRACTION = "feature_extraction"
 
 
@@ -41,7 +40,8 @@ def build_launch(
         resume_candidates=_paths(candidates, settings),
         world_size=attempt.workers,
         threads_per_rank=job.cpus_per_worker,
-        rendezvous=_rendezvous(attempt, view, settings),
+        # A file: a TCPStore listens on every interface. A launcher that spreads the gang over nodes gives another.
+        rendezvous=f"file://{settings.attempt_dir(job.uid, attempt.epoch) / 'rendezvous'}",
         log_interval_s=settings.log_interval_s,
         node_shape=_shape(attempt, view),
     )
@@ -68,15 +68,6 @@ def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings
 
 def _paths(candidates: Sequence[CheckpointRecord], settings: ControlSettings) -> list[str]:
     return [str(settings.checkpoint_dir(each.job_uid, each.epoch, each.step)) for each in candidates]
-
-
-def _rendezvous(attempt: AttemptRecord, view: ClusterView, settings: ControlSettings) -> str:
-    """A file on one node: a TCPStore listens on every interface. On several, the first node's address and a port."""
-    if len(attempt.placement) == 1:
-        return f"file://{settings.attempt_dir(attempt.job_uid, attempt.epoch) / 'rendezvous'}"
-    address = next((node.address for node in view.nodes if node.id == attempt.placement[0][0]), "127.0.0.1")
-    port = _PORTS[(int(attempt.job_uid[:8], 16) + attempt.epoch) % len(_PORTS)]
-    return f"tcp://{address}:{port}"
 
 
 def _shape(attempt: AttemptRecord, view: ClusterView) -> worker_pb2.NodeShape:

@@ -285,9 +285,12 @@ class Follower:
         view = await self._connected()
         if presence is Presence.ALIVE:
             return False
-        left = await asyncio.to_thread(self._read_spool)
-        if left and await self._record(left):
-            return True
+        while left := await asyncio.to_thread(self._read_spool):
+            before = self._after
+            if await self._record(left):
+                return True
+            if self._after == before:
+                break
         _, attempt = await self._store.read(self._load)
         await self._lose(await self._why_gone(attempt, view, presence))
         return True
@@ -310,7 +313,7 @@ class Follower:
 
     def _read_spool(self) -> list[bytes]:
         folder = self._settings.attempt_dir(self.key.job_uid, self.key.epoch)
-        return read_spool(folder / SPOOL_NAME, self._after)
+        return read_spool(folder / SPOOL_NAME, self._after, self._settings.events_per_poll)
 
     async def _lose(self, failure: job_pb2.FailureReport) -> None:
         await self._write(

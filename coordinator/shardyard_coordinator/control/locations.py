@@ -8,12 +8,7 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.domain.errors import Refused
-from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import ResourceKind, ResourceState
 from shardyard_coordinator.store import resources
-
-_NOT_READY = {ResourceKind.MODEL: Reason.MODEL_NOT_READY, ResourceKind.DATASET: Reason.DATASET_NOT_READY}
 
 
 def locations(
@@ -31,12 +26,7 @@ def locations(
 
 def folder_of(conn: Connection, name: str) -> str:
     """The folder of a model or data set. Raises: Refused as `locations`."""
-    _, project, kind_text, resource_id = name.split("/")
-    kind = ResourceKind(kind_text)
-    record = resources.get_resource(conn, kind, project, resource_id)
-    if record.state is not ResourceState.READY:
-        raise Refused(_NOT_READY[kind], f"{name} is still being uploaded; finish the upload first")
-    return record.path
+    return resources.ready_resource(conn, name).path
 
 
 def referenced(spec: spec_pb2.JobSpec) -> tuple[str, ...]:

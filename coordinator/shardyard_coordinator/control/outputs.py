@@ -28,7 +28,7 @@ _MAX_ID = 63
 def register(
     conn: Connection, job: JobRecord, attempt: AttemptRecord, exported: worker_pb2.Exported, now_us: int
 ) -> ResourceRecord:
-    """Registers the verified result under the job's own id, or that id and the uid's beginning where it is taken."""
+    """Registers the verified result under the job's own id, or that id and a part of its uid where it is taken."""
     kind = output_kind(job)
     made = exported.model
     new = NewUpload(
@@ -68,11 +68,21 @@ def register(
 
 
 def _free_id(conn: Connection, kind: ResourceKind, job: JobRecord) -> str:
+    """An id that is not taken: a name must never keep a result from being registered."""
+    with_part = _with_suffix(job.job_id, job.uid[-8:])
+    free = (each for each in (job.job_id, with_part) if not _is_taken(conn, kind, job.project, each))
+    return next(free, _with_suffix(job.job_id, job.uid))
+
+
+def _with_suffix(job_id: str, suffix: str) -> str:
+    return re.sub(r"-+$", "", job_id[: _MAX_ID - len(suffix) - 1]) + f"-{suffix}"
+
+
+def _is_taken(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> bool:
     try:
-        resources.get_resource(conn, kind, job.project, job.job_id)
+        resources.get_resource(conn, kind, project, resource_id)
     except Refused as refused:
         if refused.reason in (Reason.MODEL_NOT_FOUND, Reason.DATASET_NOT_FOUND):
-            return job.job_id
+            return False
         raise
-    suffix = f"-{job.uid[:8]}"
-    return re.sub(r"-+$", "", job.job_id[: _MAX_ID - len(suffix)]) + suffix
+    return True

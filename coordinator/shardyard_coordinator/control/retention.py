@@ -166,8 +166,9 @@ class Retention:
     async def _sweep(self) -> None:
         for record in await self._store.read(checkpoints.deleting_checkpoints):
             await _each(self._remove(record))
-        for job in await self._store.read(jobs.deleted_jobs):
-            await _each(self._purge(job.uid, job.deleted_us))
+        old_us = self._clock.now_us() - round(self._settings.request_retention_s * 1e6)
+        for job_uid, deleted_us in await self._store.read(partial(jobs.deleted_jobs, purged_before_us=old_us)):
+            await _each(self._purge(job_uid, deleted_us))
         for resource in await self._store.read(resources.deleting_resources):
             await _each(self._finish_delete(resource))
         await self._sweep_uploads()

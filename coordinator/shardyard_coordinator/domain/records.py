@@ -119,7 +119,7 @@ class JobRecord:
     @property
     def etag(self) -> str:
         """Changes with every change of the row."""
-        return f"{self.uid[:8]}-{self.version}"
+        return f"{self.uid[-8:]}-{self.version}"
 
     @property
     def slots(self) -> int:

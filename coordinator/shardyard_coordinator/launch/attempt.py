@@ -76,7 +76,7 @@ class Attempt:
         self._ended = asyncio.Event()
 
     async def supervise(self, kill: Callable[[], Awaitable[None]]) -> None:
-        """Runs until nothing of the gang runs any more, and says so as the last event.
+        """Runs until nothing of the gang runs any more, and says so as the last event, unless it was fenced.
 
         `kill` ends every rank; it is called once a failure's cause is chosen. The launcher must report each rank's
         exit with `rank_exited` whatever happens.
@@ -172,7 +172,7 @@ class Attempt:
 
     @property
     def ended(self) -> asyncio.Event:
-        """Set when the last event is in the spool."""
+        """Set when nothing runs any more and the last event is in the spool."""
         return self._ended
 
     def _append(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
@@ -210,8 +210,11 @@ class Attempt:
         self._decided.set()
 
     async def _end(self) -> None:
+        if self._closed:  # It was ended from outside: whoever did that says why.
+            self._ended.set()
+            return
         event = self._event(SUPERVISOR_RANK)
-        event.ended.ok = not self._troubles and not self._closed
+        event.ended.ok = not self._troubles
         event.ended.duration.FromNanoseconds(int((self._clock.monotonic_s() - self._started_s) * 1e9))
         self._closed = True
         self._append([event])

@@ -244,10 +244,10 @@ class ComputePool:
         """Starts an actor, for as long as it takes."""
         backoff_s = 0.5
         while True:
-            actor = await asyncio.to_thread(_compute_actor, self._settings)
             try:
+                actor = await asyncio.to_thread(_compute_actor, self._settings)
                 await actor.ready.remote()
-            except ray.exceptions.RayError as error:
+            except Exception as error:  # The edge of a supervised loop: whatever it is, the place must be filled.
                 _log.warning("a compute actor did not start: %s", error)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, 10.0)

@@ -113,6 +113,7 @@ class RayLauncher:
     async def kill(self, key: AttemptKey) -> None:
         """Ends ranks and supervisor and returns when they are gone; no error where there are none."""
         await self._ask("kill", key, timeout_s=_KILL_S)
+        self._seen_on.pop(key, None)
 
     async def _ask(
         self, method: str, key: AttemptKey, header: Header | None = None, body: bytes = b"", *, timeout_s: float

@@ -16,7 +16,7 @@ from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.filters import parse_filter, parse_order
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.submit import Submitter
-from shardyard_coordinator.serve.tokens import Pages
+from shardyard_coordinator.serve.tokens import MAX_PAGE_BYTES, Pages
 from shardyard_coordinator.serve.watch import Watcher
 from shardyard_coordinator.store import attempts, encode, jobs, listing
 
@@ -74,6 +74,7 @@ class JobService:
                 after=None if after is None else (after[0], after[1]),
                 limit=pages.size + 1,
                 full=full,
+                max_bytes=MAX_PAGE_BYTES,
             )
         )
         page, token = pages.fill(

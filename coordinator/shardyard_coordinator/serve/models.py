@@ -11,7 +11,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import download, find, ready
-from shardyard_coordinator.serve.parts import Parts, raise_violations
+from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
 from shardyard_coordinator.store import encode, resources
@@ -83,7 +83,8 @@ class ModelService:
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
         )
-        answer = await self._parts.ask(PREDICT_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
+        asked = self._parts.ask(PREDICT_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
+        answer = await in_time(call, asked)
         reply = worker_pb2.PredictReply.FromString(answer)
         raise_violations(reply.violations)
         return reply.response
@@ -95,7 +96,8 @@ class ModelService:
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
         )
-        answer = await self._parts.ask(EMBED_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
+        asked = self._parts.ask(EMBED_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
+        answer = await in_time(call, asked)
         reply = worker_pb2.EmbedReply.FromString(answer)
         raise_violations(reply.violations)
         return reply.response

@@ -7,9 +7,10 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
@@ -23,6 +24,10 @@ from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store.store import Store
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+# What is left of a caller's time for the answer's way back.
+_ANSWER_S = 0.2
+_SHORT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,34 @@ class Parts:
             raise Refused(Reason.ACCESS_DENIED, text)
 
     async def ask(self, function: str, request: bytes, call: Call, *, at_most_s: float) -> bytes:
-        """Calls a function of the trainer in a warm process; Refused INSPECTION_UNAVAILABLE where none answers."""
-        deadline = at_most_s
-        if call.deadline_s is not None:
-            deadline = min(at_most_s, call.deadline_s - asyncio.get_running_loop().time() - 0.2)
+        """Calls a function of the trainer in a warm process; Refused INSPECTION_UNAVAILABLE where none answers.
+
+        The process has `at_most_s`, however little time the caller has: to end it would cost the next one seconds.
+        """
         try:
-            return await self.compute.call(function, request, deadline_s=max(deadline, 0.05))
+            return await self.compute.call(function, request, deadline_s=at_most_s)
         except (ComputeUnavailable, TimeoutError):
-            text = "no worker could look into it in time; try again after the delay"
+            raise _not_in_time() from None
         except ComputeFailed:
             error_id = secrets.token_hex(8)
             log.exception("error %s in %s, request %s", error_id, function, call.request_id)
             text = f"the worker that looked into it failed; the service's log has the details under {error_id}"
         raise Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
+
+
+async def in_time(call: Call, answer: Awaitable[_T]) -> _T:
+    """What is awaited; Refused INSPECTION_UNAVAILABLE shortly before the caller's deadline, unless it is soon."""
+    left_s = math.inf if call.deadline_s is None else call.deadline_s - asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(left_s - _ANSWER_S if _SHORT_S < left_s < math.inf else None):
+            return await answer
+    except TimeoutError:
+        raise _not_in_time() from None
+
+
+def _not_in_time() -> Refused:
+    text = "no worker could look into it in time; try again after the delay"
+    return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
 
 
 class Cluster:

@@ -27,7 +27,7 @@ from shardyard_coordinator.domain.reasons import Code, Reason
 from shardyard_coordinator.domain.records import EventDraft, EventKind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
-from shardyard_coordinator.serve.parts import Cluster, Parts, raise_violations
+from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
 from shardyard_coordinator.serve.together import Together, looks_together, reads_together
 from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import encode, resources
@@ -146,7 +146,7 @@ class Plans:
             asked = asyncio.ensure_future(self._make(fingerprint, request, call))
             self._asked[fingerprint] = asked
             asked.add_done_callback(lambda done: self._forget(fingerprint, done))
-        return await asyncio.shield(asked)
+        return await in_time(call, asyncio.shield(asked))
 
     def _forget(self, fingerprint: bytes, done: asyncio.Future[Planned]) -> None:
         del self._asked[fingerprint]

@@ -35,7 +35,9 @@ class Submitter:
     def __init__(self, parts: Parts, plans: Plans) -> None:
         self._parts = parts
         self._plans = plans
-        self._creates: Together[Submission, CreatedJob] = writes_together(parts.store, self._insert, SYSTEM)
+        self._creates: Together[Submission, CreatedJob] = writes_together(
+            parts.store, self._insert, SYSTEM, size=lambda each: len(each.new.spec) + len(each.new.plan)
+        )
 
     async def create(self, request: job_service_pb2.CreateJobRequest, call: Call) -> job_pb2.Job:
         """The job, accepted durably; or, with `validate_only`, as it would be."""

@@ -11,7 +11,10 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store.store import Store
 
@@ -19,6 +22,7 @@ _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
 _MOST = 64
+_MAX_WAITING = 1024
 # After so many at a time the next ones are waited for a little: a few at a time make the threads take turns at the
 # interpreter, which costs more than what they do.
 _GATHER_FROM = 8
@@ -36,7 +40,11 @@ class Together(Generic[_Item, _T]):
         self._running: asyncio.Task[None] | None = None
 
     async def ask(self, item: _Item) -> _T:
-        """The item's answer. A caller that is cancelled does not take its item back."""
+        """The item's answer; an item whose caller has gone before its turn is left out. Raises: Refused OVERLOADED."""
+        if len(self._waiting) >= _MAX_WAITING:
+            self._waiting = [each for each in self._waiting if not each[1].done()]
+            if len(self._waiting) >= _MAX_WAITING:
+                raise Refused(Reason.OVERLOADED, "too many calls wait for this; try again", retry_after_s=1)
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, done))
         if self._running is None:
@@ -46,10 +54,11 @@ class Together(Generic[_Item, _T]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                live = [each for each in self._waiting if not each[1].done()]
+                batch, self._waiting = live[:_MOST], live[_MOST:]
                 answers = await self._answers([item for item, _ in batch])
                 for (_, done), answer in zip(batch, answers, strict=True):
-                    if done.done():  # The caller went away.
+                    if done.done():  # The caller went away meanwhile.
                         continue
                     if isinstance(answer, Exception):
                         done.set_exception(answer)
@@ -87,12 +96,16 @@ def looks_together(look: Callable[[_Key], _T]) -> Together[_Key, _T]:
 
 
 def writes_together(
-    store: Store, write: Callable[[Connection, Sequence[_Item]], Sequence[_T | Exception]], actor: Actor
+    store: Store,
+    write: Callable[[Connection, Sequence[_Item]], Sequence[_T | Exception]],
+    actor: Actor,
+    *,
+    size: Callable[[_Item], int],
 ) -> Together[_Item, _T]:
-    """Hands many items to one operation of the store, in one commit."""
+    """Hands many items to one operation of the store, in one commit; `size` is what one holds, in bytes."""
 
     async def make(items: Sequence[_Item]) -> Sequence[_T | Exception]:
-        return await store.write(lambda conn: write(conn, items), actor)
+        return await store.write(lambda conn: write(conn, items), actor, sum(map(size, items)))
 
     return Together(make, gather_s=0.01)
 
@@ -100,5 +113,7 @@ def writes_together(
 def _attempt(query: Callable[[Any], _T], subject: Any) -> _T | Exception:
     try:
         return query(subject)
+    except DBAPIError:  # The store's own trouble is everybody's.
+        raise
     except Exception as error:  # The edge between one caller's query and everybody else's.
         return error

@@ -28,7 +28,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.downloads import find
-from shardyard_coordinator.serve.parts import Parts, raise_violations
+from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.store import resources
 
 INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
@@ -123,13 +123,13 @@ class Uploads:
             record = resources.begin_upload(conn, new, call.actor, now_us)
             files = resources.list_files(conn, record.uid)
             if record.state is not ResourceState.READY:
-                self._check_quota(conn, project, total, free + sum(file.committed_bytes for file in files))
+                self._check_quota(conn, record, total, free + sum(file.committed_bytes for file in files))
             return record, files
 
         return await parts.store.write(begin, call.actor)
 
-    def _check_quota(self, conn: Connection, project: str, total: int, free: int) -> None:
-        used = sum(_used(conn, kind, project) for kind in ResourceKind)
+    def _check_quota(self, conn: Connection, record: ResourceRecord, total: int, free: int) -> None:
+        project, used = record.project, resources.held_bytes(conn, record.project, but=record.uid)
         room = max(self._parts.limits.max_project_upload_bytes - used, 0)
         if total > room:
             raise _over_quota(
@@ -199,7 +199,8 @@ class Uploads:
 
     async def _inspect(self, record: ResourceRecord, folder: Path, call: Call) -> bytes:
         request = worker_pb2.InspectModelRequest(folder=str(folder))
-        answer = await self._parts.ask(INSPECT_FUNCTION, request.SerializeToString(), call, at_most_s=INSPECT_S)
+        asked = self._parts.ask(INSPECT_FUNCTION, request.SerializeToString(), call, at_most_s=INSPECT_S)
+        answer = await in_time(call, asked)
         result = worker_pb2.InspectModelResult.FromString(answer)
         try:
             raise_violations(result.violations)
@@ -361,11 +362,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _used(conn: Connection, kind: ResourceKind, project: str) -> int:
-    total, after = 0, None
-    while page := resources.list_resources(conn, kind, project, after=after, limit=1000):
-        total += sum(record.size_bytes for record in page)
-        after = page[-1].id
-    return total

@@ -111,8 +111,8 @@ def _find(conn: Connection, project: str, job_id: str, request: job_service_pb2.
             violations=[FieldViolation("after_sequence", text, Reason.CURSOR_AHEAD)],
         )
     oldest = events.oldest_sequence(conn, job.uid)
-    if after < job.last_sequence and oldest > after + 1:
-        raise _expired(after, oldest)
+    if after < job.last_sequence and not 0 < oldest <= after + 1:
+        raise _expired(after, oldest or job.last_sequence + 1)
     return job
 
 

@@ -100,11 +100,6 @@ def oldest_sequence(conn: Connection, job_uid: str) -> int:
     return conn.execute(select(func.min(_event.sequence)).where(_event.job_uid == job_uid)).scalar_one() or 0
 
 
-def last_position(conn: Connection) -> int:
-    """The newest position in the store; 0: there is no event."""
-    return conn.execute(select(func.max(_event.position))).scalar_one() or 0
-
-
 def expire_events(conn: Connection, before_us: int) -> int:
     """Removes the events, but for the last one, of jobs that ended before `before_us`; answers how many."""
     ended = select(_job.uid).where(_job.end_us > 0, _job.end_us < before_us, _job.deleted_us == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, or_, select, update
 
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.errors import Refused
@@ -168,9 +168,11 @@ def _invalid_state(job: JobRecord, rule: str) -> Refused:
     )
 
 
-def deleted_jobs(conn: Connection) -> list[JobRecord]:
-    """Jobs that were deleted and are not purged yet."""
-    return [from_row(row) for row in conn.execute(select(*COLUMNS).where(_job.deleted_us > 0).order_by(_job.id))]
+def deleted_jobs(conn: Connection, purged_before_us: int) -> list[tuple[str, int]]:
+    """(uid, time of deletion) of deleted jobs that have something left: events, or a row from before that time."""
+    has_events = exists().where(tables.event.c.job_uid == _job.uid)
+    left = (_job.deleted_us > 0, or_(has_events, _job.deleted_us <= purged_before_us))
+    return [(row.uid, row.deleted_us) for row in conn.execute(select(_job.uid, _job.deleted_us).where(*left))]
 
 
 def purge_events(conn: Connection, job_uid: str) -> None:

@@ -17,6 +17,9 @@ from shardyard_coordinator.store.jobs import COLUMNS, from_row
 _job, _label = tables.job.c, tables.label.c
 _HEAVY = ("spec", "resolved_spec", "plan")
 _BASIC = tuple(literal(b"").label(column.name) if column.name in _HEAVY else column for column in COLUMNS)
+# Nobody is shown the plan in a list, and it repeats the spec.
+_FULL = tuple(literal(b"").label(column.name) if column.name == "plan" else column for column in COLUMNS)
+_ROWS_AT_ONCE = 32
 _ORDERS: Mapping[str, Column[Any]] = {
     "create_time": _job.create_us,
     "end_time": _job.end_us,
@@ -50,13 +53,24 @@ def list_jobs(
     after: tuple[int | str, int] | None = None,
     limit: int = 50,
     full: bool = False,
+    max_bytes: int = 1 << 62,
 ) -> list[JobRecord]:
-    """A page of a project's jobs. `after` is the `order_key` of the last one seen; without `full` the specs are empty.
+    """A page of a project's jobs, up to `limit`, or to the first one with which their specs are over `max_bytes`.
+
+    `after` is the `order_key` of the last one seen; without `full` the specs are empty.
 
     Raises: Refused FILTER_INVALID for a field or operator that there is not.
     """
     statement = jobs_statement(project, conditions, order_by, desc=desc, after=after, limit=limit, full=full)
-    return [from_row(row) for row in conn.execute(statement)]
+    found: list[JobRecord] = []
+    size = 0
+    with conn.execution_options(yield_per=_ROWS_AT_ONCE).execute(statement) as rows:
+        for row in rows:
+            found.append(from_row(row))
+            size += len(found[-1].spec) + len(found[-1].resolved_spec)
+            if size > max_bytes:
+                break
+    return found
 
 
 def order_key(job: JobRecord, order_by: str) -> tuple[int | str, int]:
@@ -76,7 +90,7 @@ def jobs_statement(
 ) -> Select[Any]:
     """The SELECT of a page."""
     column = _ORDERS[order_by]
-    statement = select(*(COLUMNS if full else _BASIC)).where(_job.project == project, _job.deleted_us == 0)
+    statement = select(*(_FULL if full else _BASIC)).where(_job.project == project, _job.deleted_us == 0)
     statement = statement.where(*(_test(condition) for condition in conditions))
     if after is not None:
         beyond = operator.lt if desc else operator.gt

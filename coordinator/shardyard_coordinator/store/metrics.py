@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -168,9 +168,3 @@ def _pack(points: Sequence[MetricPoint]) -> bytes:
 
 def _unpack(row: Row[tuple[str, int, int, int, bytes]]) -> list[MetricPoint]:
     return [MetricPoint(row.attempt, step, time_us, value) for step, time_us, value in _POINT.iter_unpack(row.data)]
-
-
-def count_points(conn: Connection, job_uid: str) -> int:
-    """How many points a job has in all."""
-    total = conn.execute(select(func.sum(_block.num_points)).where(_block.job_uid == job_uid)).scalar_one()
-    return int(total or 0)

@@ -22,6 +22,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(ResourceRecord))
 _COLUMNS = tuple(_resource[name] for name in _FIELDS)
 _LISTS = {ResourceKind.MODEL: "ListModels", ResourceKind.DATASET: "ListDatasets"}
 _NOT_FOUND = {ResourceKind.MODEL: Reason.MODEL_NOT_FOUND, ResourceKind.DATASET: Reason.DATASET_NOT_FOUND}
+_NOT_READY = {ResourceKind.MODEL: Reason.MODEL_NOT_READY, ResourceKind.DATASET: Reason.DATASET_NOT_READY}
 _EXISTS = {ResourceKind.MODEL: Reason.MODEL_EXISTS, ResourceKind.DATASET: Reason.DATASET_EXISTS}
 _IN_USE = {ResourceKind.MODEL: Reason.MODEL_IN_USE, ResourceKind.DATASET: Reason.DATASET_IN_USE}
 _WORDS = {ResourceKind.MODEL: "model", ResourceKind.DATASET: "data set"}
@@ -148,6 +149,19 @@ def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id
     return record
 
 
+def ready_resource(conn: Connection, name: str) -> ResourceRecord:
+    """The model or data set of a validated name, whole.
+
+    Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
+    """
+    _, project, kind_text, resource_id = name.split("/")
+    kind = ResourceKind(kind_text)
+    record = get_resource(conn, kind, project, resource_id)
+    if record.state is not ResourceState.READY:
+        raise Refused(_NOT_READY[kind], f"{name} is still being uploaded; finish the upload first")
+    return record
+
+
 def require_resource(conn: Connection, uid: str) -> ResourceRecord:
     """The row of that uid."""
     return _from_row(conn.execute(select(*_COLUMNS).where(_resource.uid == uid)).one())
@@ -171,6 +185,12 @@ def list_resources(
     if after is not None:
         statement = statement.where(_resource.id < after)
     return [_from_row(row) for row in conn.execute(statement.order_by(_resource.id.desc()).limit(limit))]
+
+
+def held_bytes(conn: Connection, project: str, but: str) -> int:
+    """What the project's models and data sets take, uploads under way included, without the one of that uid."""
+    mine = (_resource.project == project, _resource.state != ResourceState.DELETING.value, _resource.uid != but)
+    return int(conn.execute(select(func.sum(_resource.size_bytes)).where(*mine)).scalar_one() or 0)
 
 
 def list_files(conn: Connection, uid: str) -> list[FileRecord]:

@@ -16,6 +16,7 @@ from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import encode, events, tables
 from shardyard_coordinator.store.jobs import get_job_by_uid
+from shardyard_coordinator.store.resources import ready_resource
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, in_savepoint
 
 _request = tables.request.c
@@ -86,7 +87,8 @@ class Submission(NamedTuple):
 def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> CreatedJob:
     """Accepts a job: request id, row, labels, event 1 and its plan's warnings, in the caller's transaction.
 
-    The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED.
+    The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED;
+    MODEL_NOT_FOUND, DATASET_NOT_FOUND where what it reads was deleted since it was planned.
     """
     if new.request_id:
         found = find_request(conn, actor.principal, new.request_id, new.fingerprint)
@@ -115,7 +117,9 @@ def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int
 
 
 def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[JobRecord]:
-    """Raises: IntegrityError where a name or a request id is taken."""
+    """Raises: IntegrityError where a name or a request id is taken; Refused where a model or data set is gone."""
+    for name in {name for new, _ in submissions for name in new.uses}:
+        ready_resource(conn, name)  # It was there when the job was planned, and from here on it is held.
     requests = [
         {
             "principal": actor.principal,
