@@ -214,6 +214,21 @@ async def test_a_caller_in_a_hurry_ends_neither_the_worker_nor_the_question_of_o
     assert service.compute.deadlines_s == [30.0]
 
 
+async def test_what_is_only_tried_is_refused_as_it_would_be_for_good(service: Service) -> None:
+    sent = create("first", a_job(service), request_id=str(uuid.uuid4()))
+    tried = pb.CreateJobRequest()
+    tried.CopyFrom(sent)
+    tried.validate_only = True
+    assert (await service.jobs.CreateJob(tried)).name == f"{PARENT}/jobs/first"
+    assert not (await service.jobs.ListJobs(pb.ListJobsRequest(parent=PARENT))).jobs
+    await service.jobs.CreateJob(sent)
+    assert (await service.jobs.CreateJob(tried)).name == f"{PARENT}/jobs/first"
+    tried.job.display_name = "another"
+    assert (await refused(service.jobs.CreateJob(tried))).reason == "REQUEST_ID_REUSED"
+    tried.request_id = str(uuid.uuid4())
+    assert (await refused(service.jobs.CreateJob(tried))).reason == "JOB_EXISTS"
+
+
 @pytest.mark.parametrize(
     ("reasons", "code", "reason"),
     [

@@ -57,7 +57,7 @@ class Submitter:
         new = new_job(request, project, queue, planned, fingerprint=fingerprint, now_us=parts.clock.now_us())
         parts.trace.point("create.validated")
         if request.validate_only:
-            return await self._preview(request, new)
+            return await self._preview(request, new, call)
         created = await self._creates.ask(Submission(new, call.actor))
         parts.trace.point("job.committed")
         answer = encode.job_to_proto(created.job)
@@ -94,8 +94,10 @@ class Submitter:
         planned = await self._plans.plan(request.job.spec, call, located)
         return plan_pb2.JobPlan.FromString(planned.plan)
 
-    async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob) -> job_pb2.Job:
+    async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob, call: Call) -> job_pb2.Job:
         def check(conn: Connection) -> None:
+            if new.request_id and submissions.find_request(conn, call.principal, new.request_id, new.fingerprint):
+                return  # Sent for good, it would answer the job that it has made.
             try:
                 jobs.get_job(conn, new.project, new.job_id)
             except Refused:
@@ -181,12 +183,13 @@ def make_id(task: str) -> str:
 
 
 def request_fingerprint(request: job_service_pb2.CreateJobRequest) -> bytes:
-    """Of everything asked for but the request id: what two calls with one request id are compared by.
+    """Of the job asked for, whatever the request id, and whether it is only tried: what two calls are compared by.
 
     Unknown fields are dropped first; the leading 1 is the format's version.
     """
     request.DiscardUnknownFields()  # type: ignore[attr-defined]
-    kept, request.request_id = request.request_id, ""
+    kept, tried = request.request_id, request.validate_only
+    request.request_id, request.validate_only = "", False
     digest = hashlib.sha256(b"1" + request.SerializeToString(deterministic=True)).digest()
-    request.request_id = kept
+    request.request_id, request.validate_only = kept, tried
     return digest
