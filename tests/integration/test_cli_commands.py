@@ -163,8 +163,10 @@ def test_watch_prints_json_lines_for_programs() -> None:
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(project: str, name: str) -> None:
     script = Script(job=a_job(f"projects/{project}/jobs/story"), events=a_story()[:7], hold=True)
     with serving(script) as address:
+        # A shell starts what runs in the background with SIGINT ignored, and whatever that starts, too.
+        heeds = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {COMMAND[-1]}"
         process = subprocess.Popen(
-            [*COMMAND, "watch", "story", "--project", project, "--address", address],
+            [*COMMAND[:-1], heeds, "watch", "story", "--project", project, "--address", address],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
