@@ -15,6 +15,8 @@ from typing import Any
 from shardyard.errors import Internal, RequestError, Unavailable, from_rpc, invalid
 
 DEFAULT_ADDRESS = "127.0.0.1:7400"
+# Name schemes of gRPC that have no port of their own, or may leave it out.
+_NAMED = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 RECONNECT_REASONS = frozenset({"SLOW_CONSUMER", "TOO_MANY_WATCHERS", "OVERLOADED", "DRAINING"})
 TRANSPORT_CODES = frozenset({"INTERNAL", "UNKNOWN", "CANCELLED"})
 RETRY_AFTER_REASONS = frozenset({"INSPECTION_UNAVAILABLE", "OVERLOADED", "RATE_LIMITED"})
@@ -102,6 +104,15 @@ def channel_options(methods: list[tuple[str, str]]) -> list[tuple[str, Any]]:
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
+
+
+def check_address(address: str) -> None:
+    """HOST:PORT, or one of the schemes of gRPC's names. Raises: InvalidArgument."""
+    scheme, colon, rest = address.partition("://")
+    if colon and scheme in ("http", "https", "grpc"):
+        raise invalid("address", f"`{address}` begins with a scheme; give HOST:PORT alone: `{rest.rstrip('/')}`")
+    if not address.startswith(_NAMED) and not address.rpartition(":")[2].isdigit():
+        raise invalid("address", f"`{address}` has no port; give HOST:PORT, such as `{DEFAULT_ADDRESS}`")
 
 
 def check_token_address(address: str, token: str | None) -> None:

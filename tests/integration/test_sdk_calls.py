@@ -264,3 +264,29 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch,
     client = Client()
     assert client.address == "127.0.0.1:7999"
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:7400/", "give HOST:PORT alone: `127.0.0.1:7400`"),
+        ("localhost", "`localhost` has no port"),
+        ("[::1]", "has no port"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_it_is_called(address: str, words: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        Client(address)
+    assert words in str(refused.value)
+    with Client("unix:/tmp/socket"), Client("[::1]:7400"):
+        pass
+
+
+def test_a_closed_client_says_that_it_is() -> None:
+    with serving(Script(job=a_job())) as address:
+        with Client(address) as client:
+            job = client.job("story")
+        with pytest.raises(FailedPrecondition, match="the client is closed"):
+            list(client.jobs())
+        with pytest.raises(FailedPrecondition, match="the client is closed"):
+            next(iter(job.watch()))

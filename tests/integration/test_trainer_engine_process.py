@@ -82,6 +82,18 @@ def test_two_ranks_train_a_classifier_and_leave_a_model_and_logs(
     assert logs == {f"rank-{rank}.{name}.log" for rank in (0, 1) for name in ("stdout", "stderr")}
 
 
+def test_an_evaluation_that_can_tell_nothing_is_warned_of(tmp_path: Path, start: Callable[..., TrainerGang]) -> None:
+    attempt = attempt_of(tmp_path, world_size=1)
+    (tmp_path / "test.tsv").write_text("text\tlabel\n" + "good word1\t1\n" * 4)
+    attempt.spec.eval_data.uri = str(tmp_path / "test.tsv")
+    gang = start(attempt)
+    assert gang.wait() == [0]
+    told = [event.warning for event in gang.events if event.HasField("warning")]
+    assert [(each.reason, "mcc is 0" in each.message) for each in told if each.reason != "NEW_HEAD"] == [
+        ("ONE_ANSWER", True)
+    ]
+
+
 def test_rank_0_asks_at_least_once_a_second_and_a_rank_killed_is_felt_by_its_peer(
     tmp_path: Path, start: Callable[..., TrainerGang]
 ) -> None:

@@ -79,6 +79,7 @@ REFUSED = [
     ("wide row", "a.csv", "text,label\nx,1\na,b,c,d,0\n", {}, "5 values in a row of 2 columns", 3),
     ("narrow row", "a.tsv", "text\tlabel\nx\n", {}, "1 values in a row of 2 columns", 2),
     ("semicolons", "a.csv", "text;label\nx;1\n", {}, "is its delimiter ';'?", 0),
+    ("commas in semicolons", "a.csv", "text;label\na, b;1\n", {}, "is `;` between the columns?", 2),
     ("wrong mapping and semicolons", "a.csv", "text;label\nx;1\n", {"columns": {"label": "label"}}, "delimiter", 0),
     ("header not known", "a.csv", "Review,Stars\nfine,5\n", {}, "(Review, Stars) was not taken for a header", 0),
     ("all empty", "a.csv", "text,label\n,1\n  ,0\n", {}, "the text of every row is empty", 0),

@@ -89,6 +89,11 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
 def finish(run: Run) -> dict[str, float]:
     """The final evaluation, which is the job's number, and the final checkpoint; the metrics."""
     metrics = _evaluate(run, is_final=True)
+    if metrics.get("mcc") == 0:
+        message = "mcc is 0: there was but one answer, or one label in the evaluation data"
+        run.context.warn(
+            "ONE_ANSWER", f"{message}; if it is the answer, more epochs or a higher learning_rate may help"
+        )
     if run.checkpoints.last_step < run.state.step:
         _save(run, metrics, is_required=True)
     run.context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=run.state.step)))

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from shardyard._names import parent_name
-from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_token_address, retry_delay
+from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_address, check_token_address, retry_delay
 from shardyard._sync import runtime
-from shardyard.errors import Unavailable, from_rpc
+from shardyard.errors import FailedPrecondition, Unavailable, from_rpc
 from shardyard.v1 import (
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
@@ -56,12 +56,14 @@ class Connection:
     ) -> None:
         self.address = address or os.environ.get("SHARDYARD_ADDRESS") or DEFAULT_ADDRESS
         token = token or os.environ.get("SHARDYARD_TOKEN") or None
+        check_address(self.address)
         check_token_address(self.address, token)
         self.project = project
         self.parent = parent_name(project)
         self.timeout = timeout
         self.reconnect_for = reconnect_for
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._is_closed = False
         self._channel = runtime.open_channel(self.address, options=channel_options(_repeatable_methods()))
         self.jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self.logs = log_service_pb2_grpc.LogServiceStub(self._channel)
@@ -73,6 +75,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the channel; streams that are open end."""
+        self._is_closed = True
         self._channel.close()
 
     def call(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
@@ -80,6 +83,7 @@ class Connection:
 
         Raises: RequestError.
         """
+        self._check_open()
         limit = self.timeout if timeout is None else timeout
         start = time.monotonic()
         while True:
@@ -113,6 +117,7 @@ class Connection:
         `make_request` knows the cursor; `is_over` tells that nothing is left, so that a break at the end is none.
         Raises: RequestError where opening it again would not help, or did not for `reconnect_for` seconds.
         """
+        self._check_open()
         patience = self.patience()
         while True:
             call = method(make_request(), metadata=self._metadata)
@@ -129,11 +134,16 @@ class Connection:
                 call.cancel()
             runtime.sleep(delay)
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise FailedPrecondition("the client is closed; make another one", reason="CLIENT_CLOSED")
+
     def upload(self, method: Any, messages: Any) -> Any:
         """Make a client-streaming call.
 
         Raises: grpc.RpcError, for the caller to decide whether to go on from what arrived.
         """
+        self._check_open()
         return method(messages, metadata=self._metadata)
 
     def patience(self) -> Patience:

@@ -40,7 +40,7 @@ class Stopped:
     def lines(self) -> list[str]:
         """For people."""
         found = [f"cancelled {name}" for name in self.cancelled]
-        found += [f"{name} goes on at the next start" for name in self.kept]
+        found += [f"{name} goes on at the next start, from its last checkpoint" for name in self.kept]
         found += ["the service has stopped"] if self.service else []
         found += ["its Ray has stopped"] if self.ray else []
         found = found or [f"nothing runs for {self.state_dir}"]

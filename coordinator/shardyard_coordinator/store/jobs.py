@@ -55,7 +55,9 @@ def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:
     if row is None:
         name = f"projects/{project}/jobs/{job_id}"
         raise Refused(
-            Reason.JOB_NOT_FOUND, f"there is no job `{name}`; list them with ListJobs", metadata={"job": name}
+            Reason.JOB_NOT_FOUND,
+            f"there is no job `{name}`; list them with `shardyard jobs` (ListJobs)",
+            metadata={"job": name},
         )
     return from_row(row)
 

@@ -20,7 +20,10 @@ from shardyard_coordinator.store.sql import Prepared
 _resource, _file, _plan = tables.resource.c, tables.resource_file.c, tables.plan.c
 _FIELDS = tuple(field.name for field in dataclasses.fields(ResourceRecord))
 _COLUMNS = tuple(_resource[name] for name in _FIELDS)
-_LISTS = {ResourceKind.MODEL: "ListModels", ResourceKind.DATASET: "ListDatasets"}
+_LISTS = {
+    ResourceKind.MODEL: "`shardyard models` (ListModels)",
+    ResourceKind.DATASET: "`shardyard datasets` (ListDatasets)",
+}
 _NOT_FOUND = {ResourceKind.MODEL: Reason.MODEL_NOT_FOUND, ResourceKind.DATASET: Reason.DATASET_NOT_FOUND}
 _NOT_READY = {ResourceKind.MODEL: Reason.MODEL_NOT_READY, ResourceKind.DATASET: Reason.DATASET_NOT_READY}
 _EXISTS = {ResourceKind.MODEL: Reason.MODEL_EXISTS, ResourceKind.DATASET: Reason.DATASET_EXISTS}

@@ -171,7 +171,8 @@ def _same_width(file: DataFile, columns: tuple[str, ...], rows: Iterator[tuple[i
             if file.format == spec_pb2.DATA_FORMAT_CSV and len(cells) > len(columns):
                 hint = "; a value that has the delimiter in it must be quoted"
                 if len(columns) == 1:
-                    hint = "; is another character between the columns? name it in delimiter"
+                    others = (f"`{other}`" for other in _OTHER_DELIMITERS if any(other in cell for cell in cells))
+                    hint = f"; is {next(others, 'another character')} between the columns? give it as delimiter"
             raise DataError(f"{len(cells)} values in a row of {len(columns)} columns{hint}", file=file.name, line=line)
         yield line, cells
 
