@@ -250,11 +250,13 @@ def test_weights_that_are_not_finite_are_refused_at_submission(root: Path) -> No
         ({"optimization": {"epochs": 1, "global_batch_size": 99}}, "BATCH_OVER_DATA"),
         ({"eval_data": {"uri": "ROOT/reviews.csv"}}, "SAME_DATA"),
         ({"train_data": {"uri": "ROOT/split"}}, "TEST_DATA_TRAINED_ON"),
+        ({"train_data": {"uri": "ROOT/scores.csv"}}, "MANY_LABELS"),
         ({"train_data": {"uri": "ROOT/split"}, "eval_data": {"uri": "ROOT/split/sst-test.csv"}}, "SAME_DATA"),
         ({"parallelism": {"compile": True}}, "COMPILE_ON_CPU"),
     ],
 )
 def test_what_is_allowed_but_odd_is_warned_of(root: Path, changes: dict[str, Any], reason: str) -> None:
+    (root / "scores.csv").write_text("text,label\n" + "".join(f"the dog,{at / 10}\n" for at in range(30)))
     (root / "split").mkdir()
     for name in ("sst-test.csv", "latest.csv"):
         shutil.copy(root / "reviews.csv", root / "split" / name)

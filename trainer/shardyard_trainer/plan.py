@@ -31,6 +31,7 @@ CPU_POSITIONS_AT_ONCE = 8192
 """Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
 
 GPU_POSITIONS_AT_ONCE = 65536
+_MANY_LABELS = 20
 
 _T = TypeVar("_T")
 
@@ -232,6 +233,11 @@ def _warnings(
     optimization = spec.optimization
     for reason, message, field in task.warnings:
         yield job_pb2.Warning(reason=reason, message=message, field=field)
+    labels = task.export_config().get("labels") or ()
+    if len(labels) > _MANY_LABELS and 2 * len(labels) > task.train.num_samples:
+        message = f"{len(labels)} labels for {task.train.num_samples} texts; if they are numbers, set it to regression"
+        field = "spec.fine_tuning.text_classification.problem"
+        yield job_pb2.Warning(reason="MANY_LABELS", message=message, field=field)
     rate = "spec.optimization.learning_rate"
     if optimization.learning_rate == 0:
         yield job_pb2.Warning(reason="LEARNING_RATE_ZERO", message="at 0 nothing is learned", field=rate)
