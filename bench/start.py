@@ -149,7 +149,10 @@ def ray_job(workload: Workload, dashboard: str, number: int) -> float:
 
 
 def shardyard_job(workload: Workload, address: str, number: int) -> float:
-    """Seconds from `submit`, its uploads included, to the first step; the job is then cancelled and waited for."""
+    """Seconds from `submit`, its uploads included, until step 1 was done, as its point in the metrics says.
+
+    Steps are reported together, the first two after the second. The job is then cancelled and waited for.
+    """
     import shardyard
 
     with shardyard.Client(address) as client:
@@ -164,10 +167,10 @@ def shardyard_job(workload: Workload, address: str, number: int) -> float:
             ),
             resources=shardyard.Resources(workers=workload.workers),
         )
-        for event in job.watch(kinds=["progress"]):
-            if event.progress and event.progress.step >= 1 and event.time:
-                break
-        took = event.time.timestamp() - started
+        first = next(job.watch_metrics("loss")).points[0]
+        assert first.step == 1, f"the first point is of step {first.step}"
+        assert first.time is not None
+        took = first.time.timestamp() - started
         job.cancel()
         job.wait(120, check=False)
         return took
