@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute
 from shardyard_coordinator.launch.protocols import Compute, Launcher
@@ -209,7 +210,8 @@ class Coordinator:
             return local, compute
         head = None
         if not settings.ray_address:
-            head = EmbeddedHead(state, cpus=settings.cpus, gpus=settings.gpus or 0, environment=environment)
+            gpus = len(usable_gpus(settings.gpus))
+            head = EmbeddedHead(state, cpus=settings.cpus, gpus=gpus, environment=environment)
         ray = RayLauncher(log=state / "ray-agent.log", head=head, address=settings.ray_address, environment=environment)
         return ray, RayCompute(ray.link, workers=workers, memory_bytes=memory)
 

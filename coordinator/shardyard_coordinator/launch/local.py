@@ -23,6 +23,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
+from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
 from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
@@ -68,7 +69,7 @@ class LocalLauncher:
     ) -> None:
         self._clock = clock
         self._cpus = cpus or len(os.sched_getaffinity(0))
-        self._free_gpus = _visible_gpus(gpus)
+        self._free_gpus = usable_gpus(gpus)
         self._gpus = len(self._free_gpus)
         self._program = program
         self._environment = dict(environment or {})
@@ -239,14 +240,3 @@ def _prepare(folder: Path, spec: bytes) -> Spool:
     # Ranks of a launch that was cut short have met here: others would wait for them.
     (folder / "rendezvous").unlink(missing_ok=True)
     return Spool(folder / SPOOL_NAME)
-
-
-def _visible_gpus(count: int | None) -> list[str]:
-    """The first `count` devices, else all NVIDIA devices of this machine; of those that this process may use."""
-    devices = [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
-    numbers = [str(number) for number in range(len(devices) if count is None else count)]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is None:
-        return numbers
-    names = [name.strip() for name in allowed.split(",") if name.strip()]
-    return numbers if count is not None and count > len(names) else names[: len(numbers)]

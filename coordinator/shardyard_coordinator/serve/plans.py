@@ -292,13 +292,22 @@ def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_w
     if largest:
         field = "workers"
         text = f"`{workers}` workers of {each} each; the whole cluster holds at most {largest}; ask for at most that"
+    elif not gpus_per_worker and all(node.gpus for node in view.nodes):
+        field = "gpus_per_worker"
+        text = (
+            "`0`, and every node has GPUs: those are for jobs that ask for them; ask for 1, or, where the service "
+            "runs gangs on its own machine, start it with `--gpus 0`"
+        )
     else:
         field = "gpus_per_worker" if gpus_per_worker else "cpus_per_worker"
-        most = max(node.gpus if gpus_per_worker else node.cpus for node in view.nodes)
+        most = max(node.gpus if gpus_per_worker else node.cpus * (not node.gpus) for node in view.nodes)
         text = f"a worker of {each} fits on no node; the largest has {most}; ask for at most that"
     violation = FieldViolation(f"job.spec.resources.{field}", text, Reason.TOO_LARGE_FOR_CLUSTER)
     raise Refused(Reason.TOO_LARGE_FOR_CLUSTER, text, metadata={"largest": str(largest)}, violations=[violation])
 
 
 def _workers_on(node: Node, gpus: int, cpus: int) -> int:
-    return min(node.gpus // gpus, node.cpus // cpus) if gpus else node.cpus // cpus
+    """As scheduling has it: a node with GPUs is for jobs that ask for them."""
+    if gpus:
+        return min(node.gpus // gpus, node.cpus // cpus)
+    return 0 if node.gpus else node.cpus // cpus
