@@ -13,7 +13,7 @@ from google.protobuf import duration_pb2
 
 from helpers.service import PARENT, Service, create, failure_of, refused, serving
 from helpers.uploads import send_dataset
-from shardyard.v1 import job_pb2
+from shardyard.v1 import job_pb2, job_service_pb2_grpc
 from shardyard.v1 import job_service_pb2 as pb
 from shardyard_coordinator.domain.records import EventKind, EventRecord
 from shardyard_coordinator.seams import SYSTEM
@@ -239,13 +239,21 @@ async def test_too_many_watchers_are_refused_with_a_delay(tmp_path: Path) -> Non
             call.cancel()
 
 
-async def test_a_reader_that_stopped_reading_ends_as_a_slow_consumer(tmp_path: Path) -> None:
-    async with serving(tmp_path, limits=Limits(slow_consumer_s=0.3)) as service:
+@pytest.mark.parametrize("reads_first", [True, False])
+async def test_a_reader_that_stopped_reading_ends_as_a_slow_consumer(tmp_path: Path, *, reads_first: bool) -> None:
+    async with (
+        serving(tmp_path, limits=Limits(slow_consumer_s=0.3)) as service,
+        # A window that does not grow: else the transport takes megabytes for a reader that takes nothing.
+        grpc.aio.insecure_channel(f"127.0.0.1:{service.port}", options=[("grpc.http2.bdp_probe", 0)]) as channel,
+    ):
         await submit(service)
-        call = service.jobs.WatchJob(pb.WatchJobRequest(name=NAME))
-        await call.read()
         uid = (await service.jobs.GetJob(pb.GetJobRequest(name=NAME))).uid
         big = encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=job_pb2.Warning(message="x" * 100_000)))
+        if not reads_first:
+            await service.store.write(lambda conn: events.append(conn, uid, [big] * 10, 1), SYSTEM)
+        call = job_service_pb2_grpc.JobServiceStub(channel).WatchJob(pb.WatchJobRequest(name=NAME), timeout=20)
+        if reads_first:
+            await call.read()
         for _ in range(10):
             await service.store.write(lambda conn: events.append(conn, uid, [big] * 10, 1), SYSTEM)
         await asyncio.sleep(1.0)

@@ -177,6 +177,9 @@ class Guard:
             return (await behaviour(message, call)).SerializeToString()
         answers = cast(Callable[[Any, Call], AsyncIterator[Message | bytes]], method.behaviour)(message, call)
         try:
+            # By itself: a first write that is given up leaves grpc.aio thinking that this has still to be sent, and
+            # the status that says why can then not be.
+            await context.send_initial_metadata(())
             async for answer in answers:
                 await self._write(context, answer if isinstance(answer, bytes) else answer.SerializeToString())
         finally:
