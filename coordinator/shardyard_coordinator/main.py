@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute
@@ -52,7 +53,8 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     """Runs a coordinator until it is told to stop; the exit code of its process.
 
     0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store,
-    or took it over. 74: the disk failed. 65, 78: the store is broken, or of a newer version.
+    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: it is of a newer version, or
+    the storage is another store's.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -152,9 +154,9 @@ class Coordinator:
             data_roots=settings.data_roots,
             event_retention_s=settings.event_retention_days * 86_400.0,
         )
-        await asyncio.to_thread(_make_folders, control)
         store = await open_store(settings.database, clock, trace)
         try:
+            await asyncio.to_thread(claim_storage, control.storage, store.store_id)
             launcher, compute = self._doors()
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)
@@ -255,11 +257,6 @@ def _few_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def _make_folders(control: ControlSettings) -> None:
-    for name in ("jobs", "models", "datasets", "cache"):
-        (control.storage / name).mkdir(parents=True, exist_ok=True)
 
 
 def _write_record(path: Path, address: str) -> None:

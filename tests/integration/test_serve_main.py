@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +88,49 @@ def test_a_state_folder_that_cannot_be_made_exits_69(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = subprocess.run(MAIN, env=environment(tmp_path / "file"), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 69 and str(tmp_path / "file") in ended.stderr and "Traceback" not in ended.stderr
+
+
+def stays_out(state: Path, storage: Path) -> str:
+    """What a coordinator says that will not serve with this storage."""
+    refused = subprocess.run(
+        MAIN,
+        env=environment(state, SHARDYARD_STORAGE_ROOT=str(storage)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode == 78, refused.stderr
+    assert "Traceback" not in refused.stderr
+    return refused.stderr
+
+
+def test_another_stores_storage_and_folders_of_nobody_known_are_left_alone(tmp_path: Path) -> None:
+    with running(tmp_path / "first"):
+        pass
+    theirs = tmp_path / "first" / "storage" / "models" / ("0" * 32)
+    theirs.mkdir()
+    os.utime(theirs, (0, 0))
+    assert "--storage-root" in stays_out(tmp_path / "second", tmp_path / "first" / "storage")
+    unknown = tmp_path / "unknown" / "models" / ("1" * 32)
+    unknown.mkdir(parents=True)
+    os.utime(unknown, (0, 0))
+    assert "`models`" in stays_out(tmp_path / "third", tmp_path / "unknown")
+    assert theirs.is_dir() and unknown.is_dir()
+
+
+def test_a_store_that_another_process_holds_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    with running(tmp_path / "state"):
+        pass
+    [database] = (tmp_path / "state").glob("*.db")
+    holder = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(8.0, holder.execute, ["ROLLBACK"])
+    timer.start()
+    with running(tmp_path / "state") as (_, address):
+        assert address.startswith("127.0.0.1:")
+    timer.join()
+    holder.close()
 
 
 def test_sigterm_ends_it_in_order_and_nothing_is_left(tmp_path: Path) -> None:

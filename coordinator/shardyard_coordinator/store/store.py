@@ -19,12 +19,13 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import EventRecord
 from shardyard_coordinator.seams import Actor, Clock, Trace
 from shardyard_coordinator.store import sqlite, tables
-from shardyard_coordinator.store.failures import StoreBroken, StoreFailure
+from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure
 from shardyard_coordinator.store.migrate import migrate
 from shardyard_coordinator.store.writer import Writer
 
 _T = TypeVar("_T")
 _READERS = 4
+_BUSY_START_S = 60.0
 _CHECKED_JOBS = 1000
 
 
@@ -39,7 +40,7 @@ async def open_store(url: str | Path, clock: Clock, trace: Trace) -> Store:
     lock = sqlite.FileLock(path, clock.now_us())
     try:
         engine = sqlite.write_engine(path)
-        conn, term, store_id, secret = await asyncio.to_thread(_take, engine, path, clock, trace)
+        conn, term, store_id, secret = await _taken(engine, path, clock, trace)
     except BaseException:
         lock.release()
         raise
@@ -132,6 +133,18 @@ def _path(url: str | Path) -> Path:
     if "://" in text and not text.startswith("sqlite:///"):
         raise ValueError(f"{text!r} is not a store: give a path, or sqlite:/// and a path")
     return Path(text.removeprefix("sqlite:///")).absolute()
+
+
+async def _taken(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
+    """Where another process holds the file, a backup for instance, it is waited for. Raises: StoreFailure."""
+    until_s = clock.monotonic_s() + _BUSY_START_S
+    while True:
+        try:
+            return await asyncio.to_thread(_take, engine, path, clock, trace)
+        except Refused as refused:
+            if refused.reason is not Reason.STORE_BUSY or clock.monotonic_s() >= until_s:
+                raise StoreDead(f"{refused}; then start the service again") from refused
+            await asyncio.sleep(1.0)
 
 
 def _take(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
