@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from helpers.embedded_ray import ENVIRONMENT, Ray, connected, new_launcher
 from helpers.fake_trainer import Script
@@ -17,6 +19,7 @@ from helpers.launches import collect, fake_launch, gone, kinds, pids
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.protocols import AttemptKey, Presence, Unreachable
 from shardyard_coordinator.launch.ray_head import EmbeddedHead
+from shardyard_coordinator.launch.ray_launcher import RayLauncher
 from shardyard_coordinator.launch.spool import read_spool
 
 
@@ -150,6 +153,34 @@ async def test_a_head_that_was_killed_is_cleared_away_and_a_stopped_one_leaves_n
     await EmbeddedHead(tmp_path / "state", cpus=1).stop()
     assert _session(second.pid) == []
     assert not Path(second.temp_dir).parent.exists()
+
+
+async def test_a_ray_that_runs_but_can_start_no_worker_any_more_is_replaced(tmp_path: Path) -> None:
+    head = EmbeddedHead(tmp_path / "state", cpus=1, environment=ENVIRONMENT)
+    launcher = RayLauncher(log=tmp_path / "agent.log", head=head, entry="helpers.fake_trainer:run")
+    await launcher.start()
+    try:
+        cluster_id = await connected(launcher)
+        assert head.record is not None and head.intact()
+        first = head.record
+        # As a cleaner of temporary files would.
+        shutil.rmtree(Path(first.temp_dir).parent)
+        with pytest.raises(Unreachable):
+            await launcher.link.ask({"method": "nodes"}, timeout_s=0)
+        async with asyncio.timeout(90):
+            while (view := await launcher.cluster()).cluster_id == cluster_id or not view.connected:
+                await asyncio.sleep(0.05)
+        assert _session(first.pid) == []
+    finally:
+        await launcher.close(stop_cluster=False)
+    # Its token lies where nobody looks any more.
+    (tmp_path / "state").rename(tmp_path / "moved")
+    moved = EmbeddedHead(tmp_path / "moved", cpus=1)
+    second = moved.record
+    assert second is not None and moved.alive() and not moved.intact()
+    await moved.ensure()
+    assert moved.intact() and _session(second.pid) == []
+    await moved.stop()
 
 
 def _session(leader: int) -> list[str]:

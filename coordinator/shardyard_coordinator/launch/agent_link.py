@@ -104,6 +104,10 @@ class AgentLink:
                 self._writer.write(frame(pack(header | {"id": number}, body)))
                 reply, result = await answer
         except TimeoutError:
+            if self._head is not None and not self._head.intact():
+                # It answers, but starts no worker any more: without its agent it is looked at again, and replaced.
+                _log.warning("Ray at %s runs, but its files are gone", self.address)
+                kill_group(self.agent_pid)
             raise Unreachable(f"the cluster did not answer {header['method']} within {timeout_s} s") from None
         except ConnectionError as error:
             raise Unreachable(str(error)) from error

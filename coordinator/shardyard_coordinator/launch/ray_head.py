@@ -49,6 +49,7 @@ class HeadRecord:
     start_time: float
     address: str
     temp_dir: str
+    token_path: str = ""
 
 
 class EmbeddedHead:
@@ -67,11 +68,11 @@ class EmbeddedHead:
         self._process: asyncio.subprocess.Process | None = None
 
     async def ensure(self) -> str:
-        """The address of the running head; a dead one is cleared away, and a new one started.
+        """The address of the running head; one that is dead, or cannot start workers, is replaced by a new one.
 
         Raises: HeadFailed.
         """
-        if self.alive() and await _answers(self._address()):
+        if self.intact() and await _answers(self._address()):
             return self._address()
         await self.stop()
         return await self._start()
@@ -88,6 +89,13 @@ class EmbeddedHead:
             and self._record.pid != 0
             and _is_process(self._record.pid, self._record.start_time)
         )
+
+    def intact(self) -> bool:
+        """Whether it runs and what its new workers need is where they look: its socket, and the token of this state."""
+        record = self._record
+        if record is None or not self.alive() or record.token_path != str(self._token_path):
+            return False
+        return Path(record.temp_dir, "session_latest", "sockets", "raylet").exists() and self._token_path.exists()
 
     async def stop(self) -> None:
         """Ends the head and all of its processes, and nothing of any other Ray."""
@@ -137,7 +145,8 @@ class EmbeddedHead:
         # Short, since it is part of the paths of sockets, and closed to others: Ray opens its own folder to everybody.
         temp_dir = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=_TEMP_ROOT)) / "r"
         temp_dir.mkdir()
-        self._save(HeadRecord(0, 0.0, "", str(temp_dir)))
+        record = HeadRecord(0, 0.0, "", str(temp_dir), str(self._token_path))
+        self._save(record)
         environment = self.environment() | {"RAY_TMPDIR": str(temp_dir)}
         environment.pop("RAY_ADDRESS", None)
         with self._log_path.open("ab") as log:
@@ -158,7 +167,7 @@ class EmbeddedHead:
             )
         self._process = process
         start_time = started_at(process.pid) or 0.0
-        self._save(HeadRecord(process.pid, start_time, "", str(temp_dir)))
+        self._save(replace(record, pid=process.pid, start_time=start_time))
         # Ray writes it when the node is complete; in a new folder no former Ray's can be found.
         address_file = temp_dir / "ray_current_cluster"
         await until(lambda: process.returncode is not None or _read(address_file) != "", timeout_s=_START_TIMEOUT_S)
@@ -166,7 +175,7 @@ class EmbeddedHead:
         if process.returncode is not None or not address:
             await self.stop()
             raise HeadFailed(f"Ray did not start within {_START_TIMEOUT_S:.0f} s; see {self._log_path}")
-        self._save(HeadRecord(process.pid, start_time, address, str(temp_dir)))
+        self._save(replace(record, pid=process.pid, start_time=start_time, address=address))
         return address
 
     def _save(self, record: HeadRecord) -> None:
