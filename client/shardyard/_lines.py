@@ -25,8 +25,9 @@ def describe(event: types.Event) -> str:
         case types.Progress():
             return progress_line(data)
         case types.Evaluation():
-            final = "final evaluation" if data.is_final else "evaluation"
-            return f"{final} at step {data.step:,}: {metrics_line(data.metrics)}"
+            kind = "final evaluation" if data.is_final else "evaluation"
+            some = f" on {data.num_samples:,} samples only" if data.is_partial else ""
+            return f"{kind} at step {data.step:,}{some}: {metrics_line(data.metrics)}"
         case types.CheckpointChanged():
             words = f": {data.message}" if data.message else ""
             return f"checkpoint of step {data.step:,} {data.change} ({size(data.size_bytes)}){words}"

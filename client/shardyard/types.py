@@ -33,12 +33,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation's numbers; `is_final` marks that of the exported weights."""
+    """One evaluation's numbers; `is_final` marks that of the exported weights, `is_partial` one of some samples."""
 
     step: int
     metrics: Mapping[str, float]
     num_samples: int
     is_final: bool
+    is_partial: bool
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,10 @@ class ScriptedGang:
             )
         )
 
-    def evaluation(self, step: int, *, is_final: bool = False, **metrics: float) -> None:
-        self.emit(evaluation=job_pb2.Evaluation(step=step, metrics=metrics, num_samples=10, is_final=is_final))
+    def evaluation(self, step: int, *, is_final: bool = False, is_partial: bool = False, **metrics: float) -> None:
+        numbers = job_pb2.Evaluation(step=step, metrics=metrics, num_samples=10)
+        numbers.is_final, numbers.is_partial = is_final, is_partial
+        self.emit(evaluation=numbers)
 
     def finished(self, step: int) -> None:
         self.emit(finished=worker_pb2.TrainingFinished(step=step))

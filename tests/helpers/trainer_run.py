@@ -60,6 +60,7 @@ class Scenario:
     poison: list[int] = field(default_factory=list)
     die_at: tuple[str, int] = ("", 0)
     full_at: tuple[str, list[int], int] = ("", [], 0)
+    dry_run_fails: bool = False
 
     @property
     def attempt_dir(self) -> Path:
@@ -146,7 +147,9 @@ def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
     engine = Engine(task.module(scenario.dropout), config, gang)
     _poison(engine, scenario.poison)
     try:
-        train_and_export(context, task, engine, config, export=export, dry_run=export)
+        train_and_export(
+            context, task, engine, config, export=export, dry_run=refuse if scenario.dry_run_fails else export
+        )
     except RunFailed as failure:
         return failure
     finally:
@@ -159,6 +162,11 @@ def export(engine_module, state_dict, task, attempt, metrics, *, folder):  # typ
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state_dict, folder / "weights.pt")
     return worker_pb2.Exported(path=str(folder))
+
+
+def refuse(engine_module, state_dict, task, attempt, metrics, *, folder):  # type: ignore[no-untyped-def]
+    """An export that does not work."""
+    raise RunFailed("EXPORT_FAILED", "scripted", "nothing")
 
 
 def run_gang(folder: Path, scenarios: list[Scenario], *, timeout_s: float = 280) -> list[int]:

@@ -118,9 +118,6 @@ class TinyTask:
     def metrics(self) -> MeanLoss:
         return MeanLoss()
 
-    def best_metric(self) -> tuple[str, bool]:
-        return "loss", False
-
     def export_config(self) -> dict[str, Any]:
         return {"task": self.name}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import StorageFailed, Unreachable
+from shardyard_coordinator.store import metrics
 
 TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
@@ -145,3 +147,24 @@ async def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
             launcher.newest().checkpoint(step, loss=loss)
         job = await core.when(job.uid, lambda job: job.latest_checkpoint.endswith("s3"))
     assert job.best_checkpoint.endswith("e1-s2")
+
+
+async def test_only_an_evaluation_of_all_samples_is_the_jobs_number(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await running_job(core, launcher)
+        gang = launcher.newest()
+        gang.evaluation(2, is_partial=True, loss=0.1, accuracy=1.0)
+        gang.evaluation(5, loss=0.7, accuracy=0.6, mcc=math.nan)
+        gang.evaluation(9, is_final=True, loss=0.5, accuracy=0.8)
+        job = await core.when(job.uid, lambda job: b"accuracy" in job.evaluation and step_of(job) == 9)
+        uid = job.uid
+        accuracy, loss = await core.store.read(lambda conn: metrics.query_metrics(conn, uid, []))
+        log = await core.events(job.uid)
+    assert [shown(event) for event in log].count("evaluation") == 3
+    assert (accuracy.metric, loss.metric) == ("eval/accuracy", "eval/loss")
+    assert [(point.step, point.value) for point in accuracy.points] == [(5, 0.6), (9, 0.8)]
+
+
+def step_of(job: JobRecord) -> int:
+    return job_pb2.Evaluation.FromString(job.evaluation).step

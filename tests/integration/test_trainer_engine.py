@@ -121,6 +121,13 @@ def test_three_steps_in_a_row_that_are_not_finite_are_the_end(tmp_path: Path, ze
     assert "lower optimization.learning_rate" in failure.next_step
 
 
+def test_a_run_whose_every_step_was_left_out_is_no_success(tmp_path: Path) -> None:
+    scenario = Scenario(str(tmp_path), steps=2, poison=[0, 1])
+    failure = run_scenario(scenario, solo_gang())
+    assert failure is not None and failure.cause == "LOSS_DIVERGED"
+    assert "exported" not in scenario.kinds()
+
+
 def test_events_come_in_the_order_that_the_coordinator_expects(two_ranks: dict[tuple[str, int], Scenario]) -> None:
     kinds = [kind for kind in two_ranks["bert", 1].kinds() if kind not in ("phase", "metrics")]
     assert kinds[:5] == ["resumed", "progress", "evaluation", "checkpoint", "canary"]

@@ -150,6 +150,16 @@ def test_a_resumed_attempt_only_proves_that_it_can_write(tmp_path: Path, trained
     assert not list(resumed.attempt_dir.glob("probe-*"))
 
 
+def test_an_attempt_that_goes_on_from_the_canarys_checkpoint_tries_the_export(
+    tmp_path: Path, trained: Scenario
+) -> None:
+    first = str(trained.attempt_dir / "step-000000002")
+    resumed = Scenario(str(tmp_path), zero_stage=1, steps=25, epoch=2, resume=[first], dry_run_fails=True)
+    failure = run_scenario(resumed, solo_gang())
+    assert failure is not None and failure.cause == "EXPORT_FAILED"
+    assert "canary" not in resumed.kinds() and not resumed.series()
+
+
 def test_an_attempt_that_lost_only_its_export_makes_no_step_again(tmp_path: Path, trained: Scenario) -> None:
     resumed = Scenario(
         str(tmp_path), zero_stage=1, steps=25, epoch=2, resume=[str(trained.attempt_dir / "step-000000025")]

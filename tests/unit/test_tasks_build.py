@@ -207,7 +207,6 @@ def test_several_labels_are_a_row_of_zeros_and_ones(tmp_path: Path) -> None:
     batch = task.train.micro_batch(refs(4))
     metrics.update(batch, module(**batch.inputs, return_outputs=True))
     assert set(metrics.compute([metrics.part()])) == {"loss", "f1_micro", "f1_macro"}
-    assert task.best_metric() == ("f1_micro", True)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "roberta"])

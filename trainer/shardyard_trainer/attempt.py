@@ -18,7 +18,7 @@ from shardyard_trainer.config import TrainConfig
 from shardyard_trainer.context import Context
 from shardyard_trainer.engine import Engine
 from shardyard_trainer.learning import LearningWatch
-from shardyard_trainer.loop import Run, finish, report_canary, train
+from shardyard_trainer.loop import CANARY_STEP, Run, finish, report_canary, train
 from shardyard_trainer.order import Order
 from shardyard_trainer.progress import StepLog
 from shardyard_trainer.tasks.base import Task, TaskModule
@@ -63,6 +63,9 @@ def train_and_export(
     try:
         if not run.is_fresh:
             run.checkpoints.probe()
+            if run.state.step <= CANARY_STEP:
+                # The canary's own checkpoint: the attempt before may have ended before it had tried the export.
+                run.dry_run()
             report_canary(context, started_s)
         entered("training")
         is_complete = train(run, stepped)

@@ -22,12 +22,14 @@ def evaluate(
     """The metrics of the evaluation data at `step`, on every rank; none where there is no such data. A collective.
 
     Samples are sorted by length, the longest first, and the ranks take micro batches in turn. The metrics do not depend
-    on the number of ranks. With `max_batches` only so many micro batches a rank are taken.
+    on the number of ranks. With `max_batches` only so many micro batches a rank are taken; where these are not all, the
+    metrics are reported as partial, and none are returned: they compare with no others.
     """
     if task.eval is None:
         return {}
     context.phase("evaluating")
     batches = evaluation_batches(task.eval, micro_batch_size)
+    num_batches = len(batches)
     if max_batches is not None:
         batches = batches[: max_batches * context.gang.world_size]
     gatherer = task.metrics()
@@ -41,10 +43,14 @@ def evaluate(
     parts = context.gang.gather(gatherer.part())
     metrics = task.metrics().compute(parts)
     event = job_pb2.Evaluation(
-        step=step, metrics=metrics, num_samples=sum(len(batch) for batch in batches), is_final=is_final
+        step=step,
+        metrics=metrics,
+        num_samples=sum(len(batch) for batch in batches),
+        is_final=is_final,
+        is_partial=len(batches) < num_batches,
     )
     context.report(worker_pb2.WorkerEvent(evaluation=event))
-    return metrics
+    return {} if event.is_partial else metrics
 
 
 def evaluation_batches(samples: Samples, micro_batch_size: int) -> list[list[SampleRef]]:

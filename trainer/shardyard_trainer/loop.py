@@ -90,10 +90,8 @@ def finish(run: Run) -> dict[str, float]:
     """The final evaluation, which is the job's number, and the final checkpoint; the metrics."""
     metrics = _evaluate(run, is_final=True)
     if metrics.get("mcc") == 0:
-        message = "mcc is 0: there was but one answer, or one label in the evaluation data"
-        run.context.warn(
-            "ONE_ANSWER", f"{message}; if it is the answer, more epochs or a higher learning_rate may help"
-        )
+        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
+        run.context.warn("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
     if run.checkpoints.last_step < run.state.step:
         _save(run, metrics, is_required=True)
     run.context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=run.state.step)))
@@ -202,7 +200,7 @@ def _stop(run: Run, action: int) -> None:
 
 
 def _stop_when_diverged(run: Run, result: StepResult) -> None:
-    """A step whose loss or gradient is not finite was left out; several in a row are the end.
+    """A step whose loss or gradient is not finite was left out; several in a row, or all there are, are the end.
 
     Raises: RunFailed(LOSS_DIVERGED), on all ranks alike.
     """
@@ -212,7 +210,7 @@ def _stop_when_diverged(run: Run, result: StepResult) -> None:
         return
     state.skipped_in_row += 1
     run.context.warn("STEP_LEFT_OUT", f"loss or gradient of step {state.step} is not finite; the step was left out")
-    if state.skipped_in_row >= LEFT_OUT_BEFORE_FAILURE:
+    if state.skipped_in_row >= min(LEFT_OUT_BEFORE_FAILURE, run.config.total_steps):
         run.log.flush(state)
         raise RunFailed(
             "LOSS_DIVERGED",

@@ -210,7 +210,7 @@ class Job(_message.Message):
     latest_checkpoint: _builtins.str
     """The newest committed checkpoint's name; empty: none yet."""
     best_checkpoint: _builtins.str
-    """The checkpoint with the best evaluation; empty: none yet."""
+    """The checkpoint with the lowest loss in an evaluation of all samples; empty: none yet."""
     model: _builtins.str
     """The exported model's name; empty until the job has one."""
     output_dataset: _builtins.str
@@ -762,12 +762,15 @@ class Evaluation(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     NUM_SAMPLES_FIELD_NUMBER: _builtins.int
     IS_FINAL_FIELD_NUMBER: _builtins.int
+    IS_PARTIAL_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step it was made at."""
     num_samples: _builtins.int
     """Samples evaluated."""
     is_final: _builtins.bool
     """True for the evaluation of the exported weights: the job's number."""
+    is_partial: _builtins.bool
+    """True where only some of the samples were taken, as the canary does: never the job's number, nor a checkpoint's."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Name → value, such as `loss`, `accuracy`, `perplexity`."""
@@ -779,10 +782,11 @@ class Evaluation(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         num_samples: _builtins.int = ...,
         is_final: _builtins.bool = ...,
+        is_partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_final", b"is_final", "metrics", b"metrics", "num_samples", b"num_samples", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_final", b"is_final", "is_partial", b"is_partial", "metrics", b"metrics", "num_samples", b"num_samples", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

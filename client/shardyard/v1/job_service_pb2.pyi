@@ -340,7 +340,7 @@ class CancelJobRequest(_message.Message):
     name: _builtins.str
     """`projects/{project}/jobs/{job}`; required."""
     etag: _builtins.str
-    """The job's etag; another is ABORTED ETAG_MISMATCH; empty or `*`: any."""
+    """The job's etag; another is ABORTED ETAG_MISMATCH, unless the job is being cancelled already; empty or `*`: any."""
     def __init__(
         self,
         *,

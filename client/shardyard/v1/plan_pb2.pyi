@@ -80,7 +80,7 @@ class JobPlan(_message.Message):
     num_eval_samples: _builtins.int
     """Samples in the evaluation data."""
     num_train_tokens: _builtins.int
-    """Tokens in the training data where they were counted; 0: not counted."""
+    """Tokens that one pass trains on where they were counted; 0: not counted."""
     checkpoint_bytes: _builtins.int
     """Bytes on disk that one checkpoint takes."""
     slots: _builtins.int

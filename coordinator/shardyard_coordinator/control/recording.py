@@ -87,11 +87,13 @@ class _Recording:
         self._points: dict[str, list[MetricPoint]] = {}
         self._ended: worker_pb2.GangEnded | None = None
         self._committed = False
+        self._time_us = now_us
 
     def take(self, event: worker_pb2.WorkerEvent) -> None:
         kind = event.WhichOneof("payload")
         if self._attempt.state is AttemptState.STARTING:
             self._confirm()
+        self._time_us = event.time.ToMicroseconds()
         if kind is not None:
             getattr(self, f"_on_{kind}")(getattr(event, kind))
 
@@ -171,6 +173,12 @@ class _Recording:
 
     def _on_evaluation(self, evaluation: job_pb2.Evaluation) -> None:
         self._append(EventKind.EVALUATION, job_pb2.JobEvent(evaluation=evaluation))
+        if evaluation.is_partial:
+            return
+        for name, value in evaluation.metrics.items():
+            if math.isfinite(value):
+                point = MetricPoint(self._attempt.epoch, evaluation.step, self._time_us, value)
+                self._points.setdefault(f"eval/{name}", []).append(point)
         self._changes["evaluation"] = evaluation.SerializeToString()
 
     def _on_warning(self, warning: job_pb2.Warning) -> None:

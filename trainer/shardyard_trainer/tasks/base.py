@@ -107,8 +107,5 @@ class Task(Protocol):
     def metrics(self) -> Metrics:
         """A fresh gatherer."""
 
-    def best_metric(self) -> tuple[str, bool]:
-        """The metric that ranks checkpoints, and whether more is better."""
-
     def export_config(self) -> Mapping[str, Any]:
         """What `shardyard.json` says: task, labels, problem, pooling, max_length, head; JSON values only."""
