@@ -52,6 +52,8 @@ async def test_a_hundred_calls_with_one_request_id_make_one_job(service: Service
     request = create(job=a_job(service), request_id=str(uuid.uuid4()))
     made = await asyncio.gather(*(service.jobs.CreateJob(request) for _ in range(100)))
     assert len({job.uid for job in made}) == 1
+    same = create(job=a_job(service), request_id=request.request_id.upper())
+    assert (await service.jobs.CreateJob(same)).uid == made[0].uid
     listed = await service.jobs.ListJobs(pb.ListJobsRequest(parent=PARENT))
     assert len(listed.jobs) == 1
     other = create(job=a_job(service, display_name="another"), request_id=request.request_id)

@@ -263,6 +263,18 @@ def test_weights_that_are_not_the_live_models_are_refused(tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".m*"))
 
 
+@pytest.mark.parametrize(("name", "value"), [("own_head.bias", float("nan")), ("own_head.weight", 3e38)])
+def test_a_model_that_computes_no_numbers_has_diverged(tmp_path: Path, name: str, value: float) -> None:
+    module, task = trained("bert-mean")
+    with torch.no_grad():
+        module.get_parameter(name).fill_(value)
+    state = module.state_dict()
+    with pytest.raises(RunFailed, match="no longer") as failed:
+        export_model(module, state, task, attempt(tmp_path), {}, folder=tmp_path / "m")  # type: ignore[arg-type]
+    assert failed.value.cause == "LOSS_DIVERGED"
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     module, task = trained("bert-mean")
     (tmp_path / "models").write_text("a file where the folder should be")

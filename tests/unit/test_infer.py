@@ -283,6 +283,13 @@ def test_cls_goes_through_the_pooler_only_where_the_weights_have_one(tmp_path: P
     assert torch.allclose(torch.tensor(other), without.last_hidden_state[0, 0], atol=1e-5)
 
 
+def test_a_classifier_embeds_with_what_its_head_reads_where_nothing_is_asked(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertForSequenceClassification")
+    by_default, cls = ask_vectors(folder, "a dog"), ask_vectors(folder, "a dog", pooling=spec_pb2.POOLING_CLS)
+    assert by_default.response.embeddings == cls.response.embeddings
+    assert ask_vectors(folder, "a dog", pooling=spec_pb2.POOLING_MEAN).response.embeddings != cls.response.embeddings
+
+
 def test_a_length_over_the_models_is_refused(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, "BertModel")
     assert places(ask_vectors(folder, "a", max_length=33)) == [("max_length", "SPEC_INVALID")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from helpers import small_specs
+from shardyard.v1 import spec_pb2
 from shardyard_trainer import architectures
 from shardyard_trainer.models import build_module
 from shardyard_trainer.tasks.base import SampleRef
@@ -134,3 +136,40 @@ def test_the_loss_is_that_of_the_models_own_logits(tmp_path: Path, model_type: s
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert batch.num_units == int((labels != -100).sum())
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_bits_per_byte_are_those_of_the_text_whatever_frames_it(tmp_path: Path, model_type: str) -> None:
+    spec = small_specs.causal_spec(
+        small_specs.write_corpus(tmp_path), model_type, evalData={"uri": str(small_specs.write_corpus(tmp_path))}
+    )
+    spec.tokenizer.train.algorithm = spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
+    task = build_task(spec, small_specs.locations(tmp_path))
+    module = build_module(task, spec, small_specs.locations(tmp_path)).eval()
+    assert task.eval is not None
+    gatherer, nats = task.metrics(), 0.0
+    for index in range(task.eval.num_samples):
+        batch = task.eval.micro_batch([SampleRef(0, index)])
+        with torch.no_grad():
+            output = module(**batch.inputs, return_outputs=True)
+        gatherer.update(batch, output)
+        nats += float(output.loss_sum)
+    found = task.metrics().compute([gatherer.part()])
+    num_bytes = len((tmp_path / "corpus.txt").read_text().replace("\n", "").encode())
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize("probability", [0.15, 0.3])
+def test_whole_words_are_masked_as_often_as_asked_for(tmp_path: Path, probability: float) -> None:
+    objective = {"maskedLm": {"maskProbability": probability, "wholeWord": True}, "sequenceLength": 64}
+    spec = small_specs.masked_spec(small_specs.write_corpus(tmp_path), pretraining=objective)
+    spec.tokenizer.train.vocab_size = 64
+    task = build_task(spec, small_specs.locations(tmp_path))
+    chosen = ordinary = 0
+    for data_epoch in range(10):
+        for index in range(task.train.num_samples):
+            batch = task.train.micro_batch([SampleRef(data_epoch, index)])
+            chosen += len(batch.inputs["targets"])
+            ordinary += int((batch.inputs["input_ids"] >= 0).sum())
+    frames = 2 * 200 / task.train.corpus.num_tokens
+    assert chosen / (ordinary * (1 - frames)) == pytest.approx(probability, rel=0.03)

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
+from shardyard_trainer.folder import ModelFolder
+
 POSITIONS_AFTER_PADDING = frozenset(
     {
         "roberta",
@@ -126,6 +128,14 @@ def native_pooling(model_type: str) -> str:
         return "cls"
     has_head = model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     return "last" if has_head and is_causal(model_type) and model_type not in _HEAD_OF_ITS_OWN else ""
+
+
+def default_pooling(model_type: str, described: ModelFolder | None) -> str:
+    """What a classifier was trained with, else the mean for encoders and the last token for causal models."""
+    if described is not None and described.pooling:
+        return described.pooling
+    own = native_pooling(model_type) if described is not None and described.task == "text_classification" else ""
+    return own or ("last" if is_causal(model_type) else "mean")
 
 
 def position_offset(config: Any) -> int:

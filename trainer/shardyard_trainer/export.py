@@ -67,10 +67,13 @@ def export_model(
     """Writes `folder`, whole and verified, and describes it.
 
     `state_dict` has all weights of the module by name on the CPU. An earlier attempt's folder is replaced.
-    Raises RunFailed EXPORT_FAILED, STORAGE_FULL or STORAGE_NOT_WRITABLE; nothing then stands under the name.
+    Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED, STORAGE_FULL or STORAGE_NOT_WRITABLE; nothing stands there then.
     """
     trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, cast("TrainableTask", task), attempt)
     building = folder.with_name(f".{folder.name}.e{attempt.epoch:06}")
+    broken = next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise _diverged(f"the trained weights `{broken}` are no longer numbers")
     try:
         _write(building, trained, metrics)
         _verify(building, trained)
@@ -175,6 +178,8 @@ def _verify(folder: Path, trained: _Trained) -> None:
         live.load_state_dict(trained.state_dict)
     samples = [SampleRef(0, index) for index in range(min(_COMPARED_SAMPLES, task.train.num_samples))]
     wanted, found = _compare(live, loaded, task.train.micro_batch(samples))
+    if not wanted.isfinite().all():
+        raise _diverged("what the trained model computes is no longer a number")
     difference = float((wanted - found).abs().max())
     is_bf16 = next(live.parameters()).dtype == torch.bfloat16
     allowed = (BF16_TOLERANCE if is_bf16 else TOLERANCE) * max(1.0, float(wanted.abs().max()))
@@ -267,6 +272,11 @@ def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torc
 
 def _save_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _diverged(what: str) -> RunFailed:
+    advice = "lower optimization.learning_rate and weight_decay, or lengthen the warm-up"
+    return RunFailed("LOSS_DIVERGED", what, advice)
 
 
 def _failed(what: str) -> RunFailed:

@@ -60,8 +60,10 @@ def _extract_share(context: Context, extraction: Extraction, rows: Sequence[Row]
     size = extraction.rows_per_shard
     for index in range(gang.rank, -(-total // gang.world_size) * gang.world_size, gang.world_size):
         path = folder / _name(index)
+        tokens = 0
         if index < total and not path.is_file():
-            meter.tokens += _write_shard(extraction, rows[index * size : (index + 1) * size], index * size, path)
+            tokens = _write_shard(extraction, rows[index * size : (index + 1) * size], index * size, path)
+        meter.tokens += int(gang.sum_ahead([float(tokens)])()[0])
         # All ranks stop behind the same round of files.
         action = gang.from_chief(context.reporter.directive.action)
         meter.report(len(_made(folder)) if gang.is_chief else 0, is_first=index == gang.rank)
@@ -73,7 +75,7 @@ def _extract_share(context: Context, extraction: Extraction, rows: Sequence[Row]
 
 
 class _Meter:
-    """Progress events: files made by all ranks, tokens a second of this one."""
+    """Progress events: files made and tokens read by all ranks."""
 
     def __init__(self, context: Context, total: int) -> None:
         self._context = context

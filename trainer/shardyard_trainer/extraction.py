@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer import memory, models, resolve, warm
+from shardyard_trainer import architectures, memory, models, resolve, warm
 from shardyard_trainer.data.columns import Row, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.identity import data_fingerprint
@@ -68,7 +68,7 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
     trained = model.folder.max_length or DEFAULT_MAX_LENGTH
     length = wanted.max_length if wanted.HasField("max_length") else min(trained, longest or trained)
     output = wanted.output or _OUTPUTS.OUTPUT_POOLED
-    pooling = _POOLINGS.get(wanted.pooling) or model.folder.pooling or ("last" if model.is_causal else "mean")
+    pooling = _POOLINGS.get(wanted.pooling) or architectures.default_pooling(model.folder.model_type, model.folder)
     found = Extraction(
         model=model,
         files=files,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer import answers, forward
+from shardyard_trainer import answers, architectures, forward
 from shardyard_trainer.folder import FolderInvalid
 from shardyard_trainer.warm import WarmModel, shared_cache
 
@@ -128,7 +128,7 @@ def read_instances(
 
 def choose_pooling(model: WarmModel, asked: spec_pb2.Pooling.ValueType) -> str:
     """As asked, else as trained, else `mean` for encoders and `last` for causal models."""
-    return _POOLINGS.get(asked) or model.folder.pooling or ("last" if model.is_causal else "mean")
+    return _POOLINGS.get(asked) or architectures.default_pooling(model.folder.model_type, model.folder)
 
 
 def embed_length(model: WarmModel, asked: int | None) -> int | None:

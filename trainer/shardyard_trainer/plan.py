@@ -7,6 +7,7 @@ and a plan's resolved spec, planned again, gives that plan.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -35,13 +36,24 @@ _MANY_LABELS = 20
 
 _T = TypeVar("_T")
 
+_log = logging.getLogger(__name__)
+
 
 def plan(request: bytes) -> bytes:
     """PlanRequest → PlanResult."""
     call = worker_pb2.PlanRequest.FromString(request)
-    if _may_move(call.spec):
-        return _plan(call).SerializeToString()
-    result = _remembered(call.SerializeToString(deterministic=True), tuple(_identities(call)))
+    try:
+        if _may_move(call.spec):
+            result = _plan(call)
+        else:
+            result = _remembered(call.SerializeToString(deterministic=True), tuple(_identities(call)))
+    except (OSError, MemoryError):  # Another time it may go well.
+        raise
+    except Exception as error:  # The edge: what nobody foresaw of files and settings fails the same way each time.
+        _log.exception("a spec cannot be planned")
+        what = f"{type(error).__name__}: {str(error)[:500]}".encode("utf-8", "backslashreplace").decode()
+        text = f"it cannot be planned: {what}; leave out what is unusual in it"
+        result = _refused([SpecError("spec", "SPEC_INVALID", text)])
     return result.SerializeToString()
 
 

@@ -114,7 +114,7 @@ class Uploads:
             uid=uid,
             path=str(parts.storage / kind.value / uid),
             display_name=header.display_name,
-            request_id=header.request_id,
+            request_id=header.request_id.lower(),
             files=tuple(FileRecord(file.path, file.size_bytes, file.sha256) for file in header.files),
         )
         now_us = parts.clock.now_us()

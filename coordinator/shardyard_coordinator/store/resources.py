@@ -147,7 +147,7 @@ def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id
         raise Refused(
             _NOT_FOUND[kind],
             f"there is no {_WORDS[kind]} `{name}`; list them with {_LISTS[kind]}",
-            metadata={_WORDS[kind]: name},
+            metadata={kind.value[:-1]: name},
         )
     return record
 
@@ -279,7 +279,7 @@ _MAX_PLANS = 10_000
 
 def _exists(kind: ResourceKind, name: str) -> Refused:
     return Refused(
-        _EXISTS[kind], f"{name} exists; choose another id, or delete it first", metadata={_WORDS[kind]: name}
+        _EXISTS[kind], f"{name} exists; choose another id, or delete it first", metadata={kind.value[:-1]: name}
     )
 
 

@@ -145,9 +145,9 @@ def split(store: TokenStore, holdout: float) -> tuple[Corpus, Corpus | None]:
 class Blocks:
     """Windows of `length` tokens of a corpus, in another order of documents and from another offset in every pass.
 
-    For training, window i of a pass is `length` inputs and one token more, the last target; each token of the stream
-    is a target once, the window that wraps around the end included. For evaluation nothing is shuffled and the last
-    window is short.
+    For training, window i of a pass is `length` inputs and one token more, the last target. The stream is a ring; no
+    token is a target twice in a pass, and fewer than `length`, others in every pass, are none: they fill no window.
+    For evaluation nothing is shuffled and the last window is short.
     """
 
     def __init__(self, corpus: Corpus, length: int, *, seed: int, shuffle: bool, overlap: int) -> None:

@@ -25,7 +25,6 @@ from shardyard_trainer.tasks.parts import TaskWarning, TrainableTask
 from shardyard_trainer.tasks.text_classification import (
     ClassificationSamples,
     TextClassificationTask,
-    default_pooling,
 )
 
 DEFAULT_SEQUENCE_LENGTH = 512
@@ -184,7 +183,8 @@ class _Builder:
             evaluation,
             schema=train.schema,
             wanted=wanted,
-            pooling=_POOLINGS.get(wanted.pooling) or default_pooling(choice),
+            pooling=_POOLINGS.get(wanted.pooling)
+            or architectures.default_pooling(choice.config.model_type, choice.described),
             length=length,
         )
         return self._done(task)

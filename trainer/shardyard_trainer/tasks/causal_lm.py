@@ -34,6 +34,10 @@ class CausalSamples:
         # Where one token ends a document and begins the next (GPT-2), to predict it is to predict the end.
         eos = tokenizer.eos_token_id
         self._joint = eos if eos is not None and tokenizer.bos_token_id in (None, eos) else None
+        begins = np.isin(corpus.tokens[corpus.starts], tokenizer.all_special_ids)
+        unscored = begins[:1] if self._joint is not None else begins
+        # Those that stand for text or are predicted: a token that only begins a document is neither.
+        self.num_scored = corpus.num_tokens - int(unscored.sum())
         self.num_samples = self.blocks.num_blocks
         self.num_tokens = self.num_samples * length if is_train else max(0, corpus.num_tokens - 1)
 
@@ -114,11 +118,7 @@ class CausalLmTask:
     def metrics(self) -> CausalMetrics:
         """A fresh gatherer."""
         split = self.eval or self.train
-        return CausalMetrics(split.corpus.num_tokens / split.corpus.num_bytes if split.corpus.num_bytes else 0.0)
-
-    def best_metric(self) -> tuple[str, bool]:
-        """The loss; less is better."""
-        return "loss", False
+        return CausalMetrics(split.num_scored / split.corpus.num_bytes if split.corpus.num_bytes else 0.0)
 
     def export_config(self) -> Mapping[str, Any]:
         """What `shardyard.json` says."""

@@ -113,11 +113,16 @@ class MaskedSamples:
         begins = (self.corpus.continues[places] == 0) | starts
         words = np.cumsum(begins)[candidates]
         names, sizes = np.unique(words, return_counts=True)
-        order = random.permutation(len(names))
-        # The first word is taken whatever its size; after it none that would pass the wanted number.
-        enough = np.cumsum(sizes[order]) <= wanted
-        enough[:1] = True
-        return candidates[np.isin(words, names[order[enough]])]
+        # The first word is taken whatever its size; after it one that would pass the wanted number is passed over.
+        taken: list[int] = []
+        left = wanted
+        for word in random.permutation(len(names)):
+            if sizes[word] <= left or not taken:
+                taken.append(word)
+                left -= sizes[word]
+            if left <= 0:
+                break
+        return candidates[np.isin(words, names[taken])]
 
 
 class MaskedMetrics(LossSum):
@@ -175,10 +180,6 @@ class MaskedLmTask:
     def metrics(self) -> MaskedMetrics:
         """A fresh gatherer."""
         return MaskedMetrics()
-
-    def best_metric(self) -> tuple[str, bool]:
-        """The loss; less is better."""
-        return "loss", False
 
     def export_config(self) -> Mapping[str, Any]:
         """What `shardyard.json` says."""

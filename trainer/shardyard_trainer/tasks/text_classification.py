@@ -175,10 +175,6 @@ class TextClassificationTask:
         """A fresh gatherer."""
         return ClassificationMetrics(self.schema)
 
-    def best_metric(self) -> tuple[str, bool]:
-        """Accuracy, micro F1 or Pearson's correlation; more is better."""
-        return {REGRESSION: "pearson", MULTI_LABEL: "f1_micro"}.get(self.schema.problem, "accuracy"), True
-
     def export_config(self) -> Mapping[str, Any]:
         """What `shardyard.json` says."""
         return {
@@ -208,15 +204,6 @@ class TextClassificationTask:
         return head
 
 
-def default_pooling(choice: ModelChoice) -> str:
-    """What the model was trained with, else the mean for encoders and the last token for causal models."""
-    if choice.described is not None and choice.described.task == "text_classification":
-        own = choice.described.pooling or architectures.native_pooling(choice.config.model_type)
-        if own:
-            return own
-    return "last" if architectures.is_causal(choice.config.model_type) else "mean"
-
-
 def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_head: bool) -> bool:
     described = choice.described
     if described is None or new_head or not models.has_head(choice):
@@ -231,7 +218,9 @@ def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_h
             f"{_PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); set new_head for a new one",
         )
     # A head that was trained on another vector of the text is of no use.
-    return default_pooling(choice) == pooling and _is_loadable(choice, pooling)
+    return architectures.default_pooling(choice.config.model_type, choice.described) == pooling and _is_loadable(
+        choice, pooling
+    )
 
 
 def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
