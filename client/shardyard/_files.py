@@ -17,6 +17,7 @@ from typing import Literal
 
 import google_crc32c
 
+from shardyard._text import is_utf8, not_utf8
 from shardyard.errors import DataLoss, InvalidArgument, invalid
 
 CHUNK_BYTES = 2**20
@@ -67,10 +68,14 @@ class Package:
 def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
     """The file, or all files of the folder but hidden ones, hashed.
 
-    Raises: InvalidArgument where there is nothing to send, or more than 100,000 files.
+    Raises: InvalidArgument where there is nothing to send, more than 100,000 files, or a name that is not UTF-8.
     """
     try:
-        files = tuple(_hashed(name, source) for name, source in sorted(_listed(path, kind)))
+        found = sorted(_listed(path, kind))
+        for name, _ in found:
+            if not is_utf8(name):
+                raise invalid("path", not_utf8(name, "rename the file"))
+        files = tuple(_hashed(name, source) for name, source in found)
     except OSError as error:
         raise invalid("path", f"`{error.filename}` cannot be read: {error.strerror}") from None
     if not files:

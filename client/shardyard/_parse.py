@@ -20,8 +20,10 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from shardyard._convert import enum_prefix, is_map, is_repeated
+from shardyard._messages import INT_RANGES
 from shardyard._scalars import PlainScalar, is_null
 from shardyard._sources import Kind, classify
+from shardyard._text import escaped, is_utf8, not_utf8, shown
 from shardyard.errors import Violation, invalid_fields
 from shardyard.v1 import job_pb2, spec_pb2
 
@@ -30,12 +32,6 @@ MAX_DEPTH = 32
 MAX_DURATION_S = 315_576_000_000
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SOURCES: dict[str, Kind] = {"ModelSource": "model", "DataSource": "data", "TokenizerSource": "tokenizer"}
-_INT_RANGES = {
-    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
-    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
-    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
-}
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,8 @@ class Reader:
         kind = _SOURCES.get(message.DESCRIPTOR.name)
         if depth > MAX_DEPTH:
             self.fail(path, f"nested deeper than {MAX_DEPTH} levels")
+        elif isinstance(value, str) and not is_utf8(value):
+            self.fail(path, not_utf8(value))
         elif kind is not None and isinstance(value, str):
             self._source(message, kind, value, path)
         elif isinstance(message, spec_pb2.HubModel) and isinstance(value, str):
@@ -83,7 +81,7 @@ class Reader:
         elif isinstance(message, spec_pb2.Architecture) and isinstance(value, str):
             message.model_type = str(value)
         elif not isinstance(value, Mapping):
-            self.fail(path, f"{_shown(value)} where fields are wanted: {', '.join(_names(message.DESCRIPTOR))}")
+            self.fail(path, f"{shown(value)} where fields are wanted: {', '.join(_names(message.DESCRIPTOR))}")
         else:
             self._fields(message, value, path, depth, kind)
 
@@ -105,7 +103,7 @@ class Reader:
             if item is None or is_null(item):
                 continue
             if found.name == "uri" and kind is not None and isinstance(item, str):
-                self._source(message, kind, item, inner)
+                self.fill(message, item, inner, depth)
             else:
                 self._field(message, found, item, inner, depth)
 
@@ -120,7 +118,7 @@ class Reader:
             self._map(message, found, item, path)
         elif is_repeated(found):
             if not isinstance(item, Sequence) or isinstance(item, str):
-                self.fail(path, f"{_shown(item)} where a list is wanted")
+                self.fail(path, f"{shown(item)} where a list is wanted")
                 return
             values = getattr(message, found.name)
             for index, entry in enumerate(item):
@@ -138,19 +136,21 @@ class Reader:
         if full_name == "google.protobuf.Duration":
             seconds = duration_s(item)
             if seconds is None:
-                self.fail(path, f"{_shown(item)} is no duration; write `90s`, `30m`, `2h` or `1h30m`")
+                self.fail(path, f"{shown(item)} is no duration; write `90s`, `30m`, `2h` or `1h30m`")
             elif abs(seconds) > MAX_DURATION_S:
-                self.fail(path, f"{_shown(item)} is longer than 10,000 years; write a shorter one")
+                self.fail(path, f"{shown(item)} is longer than 10,000 years; write a shorter one")
             else:
                 target.FromNanoseconds(round(seconds * 1e9))
         elif full_name == "google.protobuf.Timestamp":
             self.fail(path, "is set by the service, not by a spec")
         elif full_name == "google.protobuf.Struct":
             if not isinstance(item, Mapping):
-                self.fail(path, f"{_shown(item)} where names and values are wanted")
+                self.fail(path, f"{shown(item)} where names and values are wanted")
                 return
             try:
                 target.update(native(item))
+            except UnicodeEncodeError as error:
+                self.fail(path, not_utf8(error.object))
             except (ValueError, TypeError, OverflowError) as error:
                 self.fail(path, str(error))
         else:
@@ -159,12 +159,14 @@ class Reader:
 
     def _map(self, message: Message, found: FieldDescriptor, item: Any, path: str) -> None:
         if not isinstance(item, Mapping):
-            self.fail(path, f"{_shown(item)} where names and values are wanted")
+            self.fail(path, f"{shown(item)} where names and values are wanted")
             return
+        entry = found.message_type.fields_by_name
         for key, value in item.items():
-            scalar = self._scalar(found.message_type.fields_by_name["value"], value, f"{path}.{key}")
-            if scalar is not None:
-                getattr(message, found.name)[str(key)] = scalar
+            name = self._scalar(entry["key"], key, path)
+            scalar = self._scalar(entry["value"], value, f"{path}.{key}")
+            if name is not None and scalar is not None:
+                getattr(message, found.name)[name] = scalar
 
     def _scalar(self, found: FieldDescriptor, item: Any, path: str) -> Any:
         if found.enum_type is not None:
@@ -175,14 +177,20 @@ class Reader:
         if found.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             if isinstance(item, bool | Mapping | list | tuple):
                 return self._checked(None, item, path, "text is wanted")
-            return str(item)
-        if found.cpp_type in _INT_RANGES:
-            return self._int(_INT_RANGES[found.cpp_type], item, path)
+            return self._text(str(item), path)
+        if found.cpp_type in INT_RANGES:
+            return self._int(INT_RANGES[found.cpp_type], item, path)
         return self._checked(_float(item), item, path, "a number is wanted, at most 1.8e308")
+
+    def _text(self, text: str, path: str) -> str | None:
+        if is_utf8(text):
+            return text
+        self.fail(path, not_utf8(text))
+        return None
 
     def _enum(self, descriptor: EnumDescriptor, item: Any, path: str) -> int | None:
         prefix = enum_prefix(descriptor)
-        text = str(item).strip().upper().replace("-", "_")
+        text = escaped(str(item)).strip().upper().replace("-", "_")  # protobuf cannot look up what is not UTF-8.
         value = descriptor.values_by_name.get(text) or descriptor.values_by_name.get(prefix + text)
         if value is not None:
             return int(value.number)
@@ -191,7 +199,7 @@ class Reader:
         ]
         near = difflib.get_close_matches(str(item).lower(), names, n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
-        self.fail(path, f"{_shown(item)} is none of {', '.join(names)}{hint}")
+        self.fail(path, f"{shown(item)} is none of {', '.join(names)}{hint}")
         return None
 
     def _int(self, limits: tuple[int, int], item: Any, path: str) -> Any:
@@ -205,7 +213,7 @@ class Reader:
 
     def _checked(self, value: Any, item: Any, path: str, rule: str) -> Any:
         if value is None:
-            self.fail(path, f"{_shown(item)} where {rule}")
+            self.fail(path, f"{shown(item)} where {rule}")
         return value
 
     def _source(self, message: Any, kind: Kind, text: str, path: str) -> None:
@@ -242,6 +250,8 @@ def draft_job(value: Mapping[str, Any], *, base: Path, project: str) -> Draft:
     else:
         reader.fill(job, value["job"], "job")
     job_id = value.get("job_id", value.get("jobId"))
+    if isinstance(job_id, str) and not is_utf8(job_id):
+        reader.fail("job_id", not_utf8(job_id))
     if reader.violations:
         raise invalid_fields(reader.violations)
     return Draft(job, None if job_id is None or is_null(job_id) else str(job_id), tuple(reader.uploads))
@@ -299,14 +309,10 @@ def _float(item: Any) -> float | None:
 
 
 def _field(descriptor: Any, key: str) -> FieldDescriptor | None:
+    key = escaped(key)
     found: FieldDescriptor | None = descriptor.fields_by_name.get(key) or descriptor.fields_by_camelcase_name.get(key)
     return found
 
 
 def _names(descriptor: Any) -> list[str]:
     return [str(item.name) for item in descriptor.fields]
-
-
-def _shown(item: Any) -> str:
-    text = str(item) if isinstance(item, str) else repr(item)
-    return f"`{text if len(text) <= 80 else text[:77] + '…'}`"

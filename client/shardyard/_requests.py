@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
 
+from shardyard._messages import build
 from shardyard._parse import Draft, Reader, draft_job
+from shardyard._text import escaped, shown
 from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
 from shardyard.specs import (
     Architecture,
@@ -78,6 +80,7 @@ def make_draft(spec: Spec, fields: SpecFields, options: JobOptions, *, project: 
         draft = Draft(job_pb2.Job(spec=spec))
     else:
         typed = dataclasses.replace(spec, **fields) if isinstance(spec, JobSpec) else JobSpec(spec, **fields)
+        _check_task(typed.task)
         draft = draft_job({"job": {"spec": typed.to_dict()}}, base=Path.cwd(), project=project)
     reader = Reader(Path.cwd(), project)
     given = {key: value for key, value in dataclasses.asdict(options).items() if key != "job_id" and value}
@@ -88,6 +91,14 @@ def make_draft(spec: Spec, fields: SpecFields, options: JobOptions, *, project: 
     return dataclasses.replace(draft, job_id=job_id)
 
 
+def _check_task(task: object) -> None:
+    if not isinstance(task, Task):
+        raise invalid(
+            "spec",
+            f"{shown(task)} is no task; give one such as TextClassification(), a JobSpec, or a spec file's content",
+        )
+
+
 def event_kinds(names: Sequence[str]) -> list[Any]:
     """The enum values of `progress`, `state`, …
 
@@ -96,7 +107,7 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
     values = job_service_pb2.EventKind.DESCRIPTOR.values_by_name
     found = []
     for name in names:
-        value = values.get(f"EVENT_KIND_{name.removesuffix('_changed').upper()}")
+        value = values.get(f"EVENT_KIND_{escaped(str(name)).removesuffix('_changed').upper()}")
         if value is None or value.number == 0:
             known = ", ".join(key.removeprefix("EVENT_KIND_").lower() for key in list(values)[1:])
             raise invalid("kinds", f"`{name}` is none of {known}")
@@ -109,15 +120,23 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
 
     Raises: InvalidArgument for anything else.
     """
+    where = f"instances[{index}]"
     if isinstance(item, str):
-        return model_service_pb2.Instance(text=item)
+        return build(model_service_pb2.Instance, where, text=item)
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
-        return model_service_pb2.Instance(pair=model_service_pb2.TextPair(text=item[0], text_pair=item[1]))
-    raise invalid(f"instances[{index}]", f"{item!r:.80} is neither a text nor a pair of texts")
+        pair = build(model_service_pb2.TextPair, f"{where}.pair", text=item[0], text_pair=item[1])
+        return model_service_pb2.Instance(pair=pair)
+    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts")
 
 
 def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:
-    """(index of the first, instances), each under 3 MiB and 1,000 instances."""
+    """(index of the first, instances), each under 3 MiB and 1,000 instances.
+
+    Raises: InvalidArgument with the index of what is neither a text nor a pair.
+    """
+    given: object = items
+    if not isinstance(given, Iterable):
+        raise invalid("instances", f"{shown(given)} where a list of texts is wanted")
     start, size, batch = 0, 0, list[model_service_pb2.Instance]()
     for index, item in enumerate(items):
         made = instance(item, index)
@@ -155,7 +174,7 @@ class PredictOptions:
     def fill(self, request: model_service_pb2.PredictRequest) -> None:
         """Write them into the request.
 
-        Raises: InvalidArgument where they belong to more than one task.
+        Raises: InvalidArgument where they belong to more than one task, or are no such numbers.
         """
         groups = {
             "classification": ("threshold",),
@@ -170,5 +189,5 @@ class PredictOptions:
         if len(chosen) > 1:
             raise invalid("parameters", f"those of {' and '.join(chosen)} do not go together", reason="TASK_MISMATCH")
         for group in chosen:
-            for name, value in given[group].items():
-                setattr(getattr(request, group), name, value)
+            parameters = getattr(request, group)
+            parameters.CopyFrom(build(type(parameters), group, **given[group]))

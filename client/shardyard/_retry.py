@@ -12,6 +12,7 @@ import random
 import time
 from typing import Any
 
+from shardyard._text import is_utf8, not_utf8
 from shardyard.errors import Internal, RequestError, Unavailable, from_rpc, invalid
 
 DEFAULT_ADDRESS = "127.0.0.1:7400"
@@ -108,6 +109,8 @@ def channel_options(methods: list[tuple[str, str]]) -> list[tuple[str, Any]]:
 
 def check_address(address: str) -> None:
     """HOST:PORT, or one of the schemes of gRPC's names. Raises: InvalidArgument."""
+    if not is_utf8(address):
+        raise invalid("address", not_utf8(address))
     scheme, colon, rest = address.partition("://")
     if colon and scheme in ("http", "https", "grpc"):
         raise invalid("address", f"`{address}` begins with a scheme; give HOST:PORT alone: `{rest.rstrip('/')}`")
@@ -116,10 +119,12 @@ def check_address(address: str) -> None:
 
 
 def check_token_address(address: str, token: str | None) -> None:
-    """A token travels in clear to this machine only.
+    """A token is a header, and travels in clear to this machine only.
 
-    Raises: InvalidArgument for another address.
+    Raises: InvalidArgument for another address, or a token that no header can hold; it is not shown.
     """
+    if token and not (token.isascii() and token.isprintable()):
+        raise invalid("token", "has a line end, or a character that is not ASCII; copy the token anew")
     if token and not is_loopback(address):
         raise invalid(
             "token",

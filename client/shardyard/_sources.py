@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from shardyard._names import parent_name
+from shardyard._text import is_utf8, not_utf8, shown
+from shardyard.errors import invalid
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
@@ -29,6 +32,8 @@ def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str
     In this order: `server:/path`, `hub:id`, `model:ID` and `dataset:ID`, `projects/…`, a path that exists here
     (relative to `base`), and, for models and tokenizers, the id of a model on the Hub.
     """
+    if problem := _unreadable(text):
+        return problem
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "server":
         return Source("uri", rest) if rest.startswith("/") else f"`{text}`: an absolute path must follow `server:`"
@@ -38,12 +43,39 @@ def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str
         return _resource(kind, text, project)
     if colon and re.fullmatch(r"[a-z][a-z0-9+.-]+", scheme) and rest.startswith("//"):
         return f"`{text}`: only files here and, written as `server:/path`, files on the server can be read"
-    path = base / Path(text).expanduser()
+    path = base / expanded(text)
     if path.exists():
         return Source("local", str(path.resolve()))
     if kind != "data" and HUB_ID.fullmatch(text):
         return Source("hub", text)
     return _missing(kind, text, path)
+
+
+def expanded(text: str | Path) -> Path:
+    """The path with the home folder in the place of `~`; as it is written where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def local_path(field: str, path: str | Path) -> Path:
+    """A path that a caller gave.
+
+    Raises: InvalidArgument where it is empty, which would mean the current folder, or no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise invalid(field, f"{shown(path)} where a path is wanted; give a text or a Path")
+    if not str(path).strip():
+        raise invalid(field, f"{shown(str(path))} is empty; give a path, `.` for the current folder")
+    return expanded(path)
+
+
+def _unreadable(text: str) -> str | None:
+    """What is wrong with a text that means no source at all."""
+    if not text.strip():
+        return f"{shown(text)} is empty; give a path, `.` for the current folder, or leave it out"
+    return None if is_utf8(text) else not_utf8(text)
 
 
 def _resource(kind: Kind, text: str, project: str) -> Source | str:

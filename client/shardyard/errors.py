@@ -32,6 +32,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardyard._text import escaped
+
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -237,7 +239,8 @@ def invalid(field: str, message: str, *, reason: str = "SPEC_INVALID") -> Invali
 
 
 def invalid_fields(violations: Sequence[Violation]) -> InvalidArgument:
-    """All violations as one error: with their common reason, else SPEC_INVALID."""
+    """All violations as one error: with their common reason, else SPEC_INVALID; bytes that are not UTF-8 escaped."""
+    violations = [Violation(escaped(each.field), escaped(each.message), each.reason) for each in violations]
     reasons = {violation.reason for violation in violations}
     more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
     return InvalidArgument(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,88 @@ def test_a_line_without_a_text_is_refused_with_its_number(raw: bytes, words: str
     (tmp_path / "texts").write_bytes(raw)
     with pytest.raises(typer.BadParameter, match=words):
         read_inputs(None, tmp_path / "texts", pairs=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["plan", "--task", "text-classification", "--model", "hub:a/b", "--train", ""], "job.spec.train_data"),
+        (["plan", "--task", "text-classification", "--train", "server:/d", "--eval", " "], "job.spec.eval_data"),
+        (["plan", "--task", "feature-extraction", "--data", ""], "job.spec.feature_extraction.data"),
+        (["plan", "--task", "causal-lm", "--model", ""], "job.spec.model"),
+        (["plan", "--task", "causal-lm", "--tokenizer", ""], "job.spec.tokenizer"),
+        (["plan", "spec.yaml"], "job.spec.eval_data"),
+        (["plan", "--task", "causal-lm", "--set", "spec.train_data=''"], "job.spec.train_data"),
+        (["plan", ""], "FILE.yaml"),
+        (["upload", ""], "PATH"),
+        (["upload", "--model", " "], "PATH"),
+        (["download", "m", ""], "FOLDER"),
+        (["predict", "m", "--file", ""], "--file"),
+        (["stop", "--state-dir", ""], "--state-dir"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec.yaml").write_text("job: {spec: {train_data: 'server:/d', eval_data: ''}}")
+    (tmp_path / "secret").write_text("not to be sent")
+    script = Script(ready={"m"})
+    with serving(script) as address, chdir(tmp_path):
+        assert run([*arguments, *([] if arguments[0] == "stop" else ["--address", address])]) == 2
+    error = capsys.readouterr().err
+    assert field in error and "is empty; give a path" in error
+    assert script.requests == []
+
+
+BYTE = os.fsdecode(b"\xff")  # As Python hands over an argument that is not UTF-8.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["plan", "--task", "causal-lm", "--train", f"server:/d/{BYTE}.csv"], "--train"),
+        (["submit", "--task", "causal-lm", "--job-id", BYTE], "--job-id"),
+        (["submit", "--task", "causal-lm", "--display-name", BYTE], "--display-name"),
+        (["submit", "--task", "causal-lm", "--train", "server:/d", "--text", BYTE], "--text"),
+        (["submit", "--task", "causal-lm", "--set", f"labels.team={BYTE}"], "--set"),
+        (["jobs", "--filter", BYTE], "--filter"),
+        (["jobs", "--project", BYTE], "--project"),
+        (["jobs", "--address", f"{BYTE}:1"], "--address"),
+        (["metrics", "j", "loss", BYTE], "METRIC"),
+        (["get", BYTE], "JOB"),
+        (["predict", "m", "fine", f"caf{BYTE}"], "TEXT"),
+        (["delete", BYTE], "NAME"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Script(ready={"m"})) as address:
+        assert run([*arguments[:1], "--address", address, *arguments[1:]]) == 2
+        assert run([*arguments[:1], "--address", address, *arguments[1:], "--json"]) == 2
+    said = capsys.readouterr()
+    assert field in said.err and "\\xff" in said.err and "is not UTF-8; write it in UTF-8" in said.err
+    assert field in json.loads(said.out)["error"]["message"]
+
+
+def test_a_local_path_may_have_any_name_but_what_is_sent_may_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / BYTE
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (folder / "good.csv").write_text("a,b\n1,2\n")
+    script = Script()
+    with serving(script) as address:
+        assert run(["upload", str(folder), "--address", address]) == 0
+        assert len(script.uploads) == 1
+        (folder / f"bad{BYTE}.csv").write_text("a")
+        for path in (folder, folder / f"bad{BYTE}.csv"):
+            assert run(["upload", str(path), "--address", address]) == 1
+            assert "`bad\\xff.csv` is not UTF-8; rename the file" in capsys.readouterr().err
+    assert len(script.uploads) == 1
 
 
 def test_a_pair_keeps_the_number_of_its_line(tmp_path: Path) -> None:

@@ -32,11 +32,28 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["mean", "90s", "hub:a", "server:/x", "dataset:d", "projects/p/models/m", "1e-4", "bert", "/"])
+    | st.sampled_from(
+        [
+            "mean",
+            "90s",
+            "hub:a",
+            "server:/x",
+            "dataset:d",
+            "projects/p/models/m",
+            "1e-4",
+            "bert",
+            "/",
+            "",
+            "\ud800",
+            "server:/\udcff",
+        ]
+    )
 )
 TREES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*NAMES, "\udcff"]) | st.text(max_size=5), inner)
+    ),
     max_leaves=25,
 )
 

@@ -13,9 +13,11 @@ from shardyard._async.job import AsyncJob
 from shardyard._async.resources import AsyncDataset, AsyncModel, pages
 from shardyard._async.transfer import Collection, upload
 from shardyard._convert import read
+from shardyard._messages import build
 from shardyard._names import full_name
 from shardyard._parse import Draft
 from shardyard._requests import JobOptions, Spec, SpecFields, make_draft
+from shardyard._sources import local_path
 from shardyard.types import Plan, ServerInfo
 from shardyard.v1 import (
     dataset_service_pb2,
@@ -93,14 +95,15 @@ class AsyncClient:
 
     async def create_job(self, draft: Draft, *, validate_only: bool = False) -> AsyncJob:
         """Submit a job that was read from a spec file; with `validate_only` make every check and change nothing."""
-        await self._upload_all(draft)
-        request = job_service_pb2.CreateJobRequest(
+        request = build(
+            job_service_pb2.CreateJobRequest,
             parent=self._connection.parent,
-            job=draft.job,
             job_id=draft.job_id,
             request_id=str(uuid.uuid4()),
             validate_only=validate_only,
         )
+        await self._upload_all(draft)
+        request.job.CopyFrom(draft.job)
         message = await self._connection.call(self._connection.jobs.CreateJob, request, timeout=_INSPECT_S)
         return AsyncJob(self._connection, message)
 
@@ -118,7 +121,8 @@ class AsyncClient:
         self, *, filter: str = "", order_by: str = "", page_size: int = 0, full: bool = False
     ) -> AsyncIterator[AsyncJob]:
         """The project's jobs, such as `filter="state = running AND labels.team = nlp"`; without specs unless `full`."""
-        request = job_service_pb2.ListJobsRequest(
+        request = build(
+            job_service_pb2.ListJobsRequest,
             parent=self._connection.parent,
             filter=filter,
             order_by=order_by,
@@ -139,15 +143,15 @@ class AsyncClient:
 
     async def upload_dataset(self, path: str | Path) -> AsyncDataset:
         """Upload a file or folder; what the service already has is not sent again."""
-        return AsyncDataset(self._connection, await upload(self._connection, Path(path).expanduser(), "datasets"))
+        return AsyncDataset(self._connection, await upload(self._connection, local_path("path", path), "datasets"))
 
     async def upload_model(self, path: str | Path) -> AsyncModel:
         """Upload a Hugging Face folder; what the service already has is not sent again."""
-        return AsyncModel(self._connection, await upload(self._connection, Path(path).expanduser(), "models"))
+        return AsyncModel(self._connection, await upload(self._connection, local_path("path", path), "models"))
 
     async def models(self, *, page_size: int = 0) -> AsyncIterator[AsyncModel]:
         """The project's models, the newest first."""
-        request = model_service_pb2.ListModelsRequest(parent=self._connection.parent, page_size=page_size)
+        request = build(model_service_pb2.ListModelsRequest, parent=self._connection.parent, page_size=page_size)
         async for message in pages(self._connection, self._connection.models.ListModels, request, "models"):
             yield AsyncModel(self._connection, message)
 
@@ -162,7 +166,7 @@ class AsyncClient:
 
     async def datasets(self, *, page_size: int = 0) -> AsyncIterator[AsyncDataset]:
         """The project's data sets, the newest first."""
-        request = dataset_service_pb2.ListDatasetsRequest(parent=self._connection.parent, page_size=page_size)
+        request = build(dataset_service_pb2.ListDatasetsRequest, parent=self._connection.parent, page_size=page_size)
         async for message in pages(self._connection, self._connection.datasets.ListDatasets, request, "datasets"):
             yield AsyncDataset(self._connection, message)
 

@@ -6,15 +6,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from shardyard._async import runtime
 from shardyard._async.connection import AsyncConnection
 from shardyard._async.resources import AsyncDataset, AsyncModel, pages
 from shardyard._convert import read, read_event
 from shardyard._lines import sentences
+from shardyard._messages import build, build_duration
 from shardyard._names import last_part
 from shardyard._requests import event_kinds
+from shardyard._text import escaped
 from shardyard.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -88,12 +88,17 @@ class AsyncJob:
         Raises: RequestError; Aborted JOB_REPLACED where the name belongs to another job now; DataLoss EVENT_GAP.
         """
         wanted = event_kinds(kinds)
+        interval = None if min_interval is None else build_duration("min_interval", min_interval)
         cursor, gaps = after, 0
 
         def request() -> job_service_pb2.WatchJobRequest:
-            interval = None if min_interval is None else _duration(min_interval)
-            return job_service_pb2.WatchJobRequest(
-                name=self.name, job_uid=self.uid, after_sequence=cursor, kinds=wanted, min_interval=interval
+            return build(
+                job_service_pb2.WatchJobRequest,
+                name=self.name,
+                job_uid=self.uid,
+                after_sequence=cursor,
+                kinds=wanted,
+                min_interval=interval,
             )
 
         while gaps <= _MOST_GAPS:
@@ -127,7 +132,7 @@ class AsyncJob:
             left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
             if left <= 0:
                 raise DeadlineExceeded(f"{self.name} is {self.state} after {timeout} s", reason="DEADLINE_EXCEEDED")
-            request = job_service_pb2.WaitJobRequest(name=self.name, timeout=_duration(left))
+            request = job_service_pb2.WaitJobRequest(name=self.name, timeout=build_duration("timeout", left))
             method = self._connection.jobs.WaitJob
             self.message = await self._connection.call_patiently(method, request, timeout=left + 30)
         info = self.info
@@ -162,7 +167,8 @@ class AsyncJob:
         min_level = _log_level(level)
 
         def request() -> log_service_pb2.TailLogsRequest:
-            return log_service_pb2.TailLogsRequest(
+            return build(
+                log_service_pb2.TailLogsRequest,
                 name=self.name,
                 rank=rank,
                 attempt=attempt,
@@ -187,7 +193,8 @@ class AsyncJob:
         max_step: int = 0,
     ) -> dict[str, MetricSeries]:
         """The history of the metrics named, or of all, downsampled to `max_points` a series."""
-        request = metric_service_pb2.QueryMetricsRequest(
+        request = build(
+            metric_service_pb2.QueryMetricsRequest,
             name=self.name,
             metrics=names,
             max_points=max_points,
@@ -203,7 +210,7 @@ class AsyncJob:
         cursor = ""
 
         def request() -> metric_service_pb2.WatchMetricsRequest:
-            return metric_service_pb2.WatchMetricsRequest(name=self.name, metrics=names, cursor=cursor)
+            return build(metric_service_pb2.WatchMetricsRequest, name=self.name, metrics=names, cursor=cursor)
 
         async with runtime.closing(
             self._connection.streaming(self._connection.metrics.WatchMetrics, request)
@@ -266,16 +273,10 @@ def _job_error(info: JobInfo) -> JobFailed | JobCancelled:
     return JobFailed(f"{info.name} failed: {reason}: {words}", job=info.name, reason=reason, info=info)
 
 
-def _duration(seconds: float) -> Duration:
-    made = Duration()
-    made.FromMilliseconds(round(seconds * 1000))
-    return made
-
-
 def _log_level(level: str | None) -> Any:
     if level is None:
         return 0
-    value = log_service_pb2.LogLevel.DESCRIPTOR.values_by_name.get(f"LOG_LEVEL_{level.upper()}")
+    value = log_service_pb2.LogLevel.DESCRIPTOR.values_by_name.get(f"LOG_LEVEL_{escaped(str(level)).upper()}")
     if value is None:
         raise invalid("level", f"`{level}` is none of debug, info, warning, error")
     return value.number

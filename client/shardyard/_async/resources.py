@@ -9,9 +9,11 @@ from typing import Any
 from shardyard._async.connection import AsyncConnection
 from shardyard._async.transfer import download
 from shardyard._convert import read, read_embedding, read_prediction
+from shardyard._messages import build
 from shardyard._names import last_part
 from shardyard._parse import Reader
 from shardyard._requests import PredictOptions, Text, batches, shifted
+from shardyard._sources import local_path
 from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
 from shardyard.specs import Output, Pooling
 from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction
@@ -82,7 +84,7 @@ class AsyncModel:
     ) -> list[Embedding]:
         """A vector for each text or pair of texts, or with `output="last_hidden_state"` one for each token of it."""
         reader = Reader(Path(), self._connection.project)
-        template = model_service_pb2.EmbedRequest(model=self.name, max_length=max_length, normalize=normalize)
+        template = build(model_service_pb2.EmbedRequest, model=self.name, max_length=max_length, normalize=normalize)
         reader.fill(template, {"output": output, "pooling": pooling}, "")
         if reader.violations:
             raise invalid_fields(reader.violations)
@@ -98,7 +100,7 @@ class AsyncModel:
         """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
         request = model_service_pb2.GetModelRequest(name=self.name)
         self.message = await self._connection.call(self._connection.models.GetModel, request)
-        return await download(self._connection, "models", self.message, Path(folder).expanduser())
+        return await download(self._connection, "models", self.message, local_path("folder", folder))
 
     async def delete(self) -> None:
         """Delete the model, which no live job may read."""
@@ -153,7 +155,7 @@ class AsyncDataset:
         """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
         request = dataset_service_pb2.GetDatasetRequest(name=self.name)
         self.message = await self._connection.call(self._connection.datasets.GetDataset, request)
-        return await download(self._connection, "datasets", self.message, Path(folder).expanduser())
+        return await download(self._connection, "datasets", self.message, local_path("folder", folder))
 
     async def delete(self) -> None:
         """Delete the data set, which no live job may read."""

@@ -10,9 +10,11 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from shardyard._convert import read
+from shardyard._messages import build
 from shardyard._names import full_name
 from shardyard._parse import Draft
 from shardyard._requests import JobOptions, Spec, SpecFields, make_draft
+from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
 from shardyard._sync.job import Job
 from shardyard._sync.resources import Dataset, Model, pages
@@ -94,14 +96,15 @@ class Client:
 
     def create_job(self, draft: Draft, *, validate_only: bool = False) -> Job:
         """Submit a job that was read from a spec file; with `validate_only` make every check and change nothing."""
-        self._upload_all(draft)
-        request = job_service_pb2.CreateJobRequest(
+        request = build(
+            job_service_pb2.CreateJobRequest,
             parent=self._connection.parent,
-            job=draft.job,
             job_id=draft.job_id,
             request_id=str(uuid.uuid4()),
             validate_only=validate_only,
         )
+        self._upload_all(draft)
+        request.job.CopyFrom(draft.job)
         message = self._connection.call(self._connection.jobs.CreateJob, request, timeout=_INSPECT_S)
         return Job(self._connection, message)
 
@@ -117,7 +120,8 @@ class Client:
 
     def jobs(self, *, filter: str = "", order_by: str = "", page_size: int = 0, full: bool = False) -> Iterator[Job]:
         """The project's jobs, such as `filter="state = running AND labels.team = nlp"`; without specs unless `full`."""
-        request = job_service_pb2.ListJobsRequest(
+        request = build(
+            job_service_pb2.ListJobsRequest,
             parent=self._connection.parent,
             filter=filter,
             order_by=order_by,
@@ -138,15 +142,15 @@ class Client:
 
     def upload_dataset(self, path: str | Path) -> Dataset:
         """Upload a file or folder; what the service already has is not sent again."""
-        return Dataset(self._connection, upload(self._connection, Path(path).expanduser(), "datasets"))
+        return Dataset(self._connection, upload(self._connection, local_path("path", path), "datasets"))
 
     def upload_model(self, path: str | Path) -> Model:
         """Upload a Hugging Face folder; what the service already has is not sent again."""
-        return Model(self._connection, upload(self._connection, Path(path).expanduser(), "models"))
+        return Model(self._connection, upload(self._connection, local_path("path", path), "models"))
 
     def models(self, *, page_size: int = 0) -> Iterator[Model]:
         """The project's models, the newest first."""
-        request = model_service_pb2.ListModelsRequest(parent=self._connection.parent, page_size=page_size)
+        request = build(model_service_pb2.ListModelsRequest, parent=self._connection.parent, page_size=page_size)
         for message in pages(self._connection, self._connection.models.ListModels, request, "models"):
             yield Model(self._connection, message)
 
@@ -161,7 +165,7 @@ class Client:
 
     def datasets(self, *, page_size: int = 0) -> Iterator[Dataset]:
         """The project's data sets, the newest first."""
-        request = dataset_service_pb2.ListDatasetsRequest(parent=self._connection.parent, page_size=page_size)
+        request = build(dataset_service_pb2.ListDatasetsRequest, parent=self._connection.parent, page_size=page_size)
         for message in pages(self._connection, self._connection.datasets.ListDatasets, request, "datasets"):
             yield Dataset(self._connection, message)
 

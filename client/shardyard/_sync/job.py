@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from shardyard._convert import read, read_event
 from shardyard._lines import sentences
+from shardyard._messages import build, build_duration
 from shardyard._names import last_part
 from shardyard._requests import event_kinds
 from shardyard._sync import runtime
 from shardyard._sync.connection import Connection
 from shardyard._sync.resources import Dataset, Model, pages
+from shardyard._text import escaped
 from shardyard.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -87,12 +87,17 @@ class Job:
         Raises: RequestError; Aborted JOB_REPLACED where the name belongs to another job now; DataLoss EVENT_GAP.
         """
         wanted = event_kinds(kinds)
+        interval = None if min_interval is None else build_duration("min_interval", min_interval)
         cursor, gaps = after, 0
 
         def request() -> job_service_pb2.WatchJobRequest:
-            interval = None if min_interval is None else _duration(min_interval)
-            return job_service_pb2.WatchJobRequest(
-                name=self.name, job_uid=self.uid, after_sequence=cursor, kinds=wanted, min_interval=interval
+            return build(
+                job_service_pb2.WatchJobRequest,
+                name=self.name,
+                job_uid=self.uid,
+                after_sequence=cursor,
+                kinds=wanted,
+                min_interval=interval,
             )
 
         while gaps <= _MOST_GAPS:
@@ -126,7 +131,7 @@ class Job:
             left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
             if left <= 0:
                 raise DeadlineExceeded(f"{self.name} is {self.state} after {timeout} s", reason="DEADLINE_EXCEEDED")
-            request = job_service_pb2.WaitJobRequest(name=self.name, timeout=_duration(left))
+            request = job_service_pb2.WaitJobRequest(name=self.name, timeout=build_duration("timeout", left))
             method = self._connection.jobs.WaitJob
             self.message = self._connection.call_patiently(method, request, timeout=left + 30)
         info = self.info
@@ -161,7 +166,8 @@ class Job:
         min_level = _log_level(level)
 
         def request() -> log_service_pb2.TailLogsRequest:
-            return log_service_pb2.TailLogsRequest(
+            return build(
+                log_service_pb2.TailLogsRequest,
                 name=self.name,
                 rank=rank,
                 attempt=attempt,
@@ -186,7 +192,8 @@ class Job:
         max_step: int = 0,
     ) -> dict[str, MetricSeries]:
         """The history of the metrics named, or of all, downsampled to `max_points` a series."""
-        request = metric_service_pb2.QueryMetricsRequest(
+        request = build(
+            metric_service_pb2.QueryMetricsRequest,
             name=self.name,
             metrics=names,
             max_points=max_points,
@@ -202,7 +209,7 @@ class Job:
         cursor = ""
 
         def request() -> metric_service_pb2.WatchMetricsRequest:
-            return metric_service_pb2.WatchMetricsRequest(name=self.name, metrics=names, cursor=cursor)
+            return build(metric_service_pb2.WatchMetricsRequest, name=self.name, metrics=names, cursor=cursor)
 
         with runtime.closing(self._connection.streaming(self._connection.metrics.WatchMetrics, request)) as stream:
             for batch in stream:
@@ -263,16 +270,10 @@ def _job_error(info: JobInfo) -> JobFailed | JobCancelled:
     return JobFailed(f"{info.name} failed: {reason}: {words}", job=info.name, reason=reason, info=info)
 
 
-def _duration(seconds: float) -> Duration:
-    made = Duration()
-    made.FromMilliseconds(round(seconds * 1000))
-    return made
-
-
 def _log_level(level: str | None) -> Any:
     if level is None:
         return 0
-    value = log_service_pb2.LogLevel.DESCRIPTOR.values_by_name.get(f"LOG_LEVEL_{level.upper()}")
+    value = log_service_pb2.LogLevel.DESCRIPTOR.values_by_name.get(f"LOG_LEVEL_{escaped(str(level)).upper()}")
     if value is None:
         raise invalid("level", f"`{level}` is none of debug, info, warning, error")
     return value.number

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from shardyard._convert import read, read_embedding, read_prediction
+from shardyard._messages import build
 from shardyard._names import last_part
 from shardyard._parse import Reader
 from shardyard._requests import PredictOptions, Text, batches, shifted
+from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
 from shardyard._sync.transfer import download
 from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
@@ -83,7 +85,7 @@ class Model:
     ) -> list[Embedding]:
         """A vector for each text or pair of texts, or with `output="last_hidden_state"` one for each token of it."""
         reader = Reader(Path(), self._connection.project)
-        template = model_service_pb2.EmbedRequest(model=self.name, max_length=max_length, normalize=normalize)
+        template = build(model_service_pb2.EmbedRequest, model=self.name, max_length=max_length, normalize=normalize)
         reader.fill(template, {"output": output, "pooling": pooling}, "")
         if reader.violations:
             raise invalid_fields(reader.violations)
@@ -99,7 +101,7 @@ class Model:
         """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
         request = model_service_pb2.GetModelRequest(name=self.name)
         self.message = self._connection.call(self._connection.models.GetModel, request)
-        return download(self._connection, "models", self.message, Path(folder).expanduser())
+        return download(self._connection, "models", self.message, local_path("folder", folder))
 
     def delete(self) -> None:
         """Delete the model, which no live job may read."""
@@ -154,7 +156,7 @@ class Dataset:
         """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
         request = dataset_service_pb2.GetDatasetRequest(name=self.name)
         self.message = self._connection.call(self._connection.datasets.GetDataset, request)
-        return download(self._connection, "datasets", self.message, Path(folder).expanduser())
+        return download(self._connection, "datasets", self.message, local_path("folder", folder))
 
     def delete(self) -> None:
         """Delete the data set, which no live job may read."""

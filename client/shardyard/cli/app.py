@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from shardyard import __version__
+from shardyard._text import is_utf8, not_utf8
 from shardyard.cli import assets, jobs, service, submitting, watching
 
 # Typer brings a click of its own, and of its errors it names only the narrowest: this is what they all are.
@@ -43,6 +45,23 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
 )
 
 
+class _Command(TyperCommand):
+    """A command whose texts are UTF-8, as messages are: what is not is named by its flag."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it.
+
+        Raises: BadParameter, with the flag; paths (`Path`) may have any name.
+        """
+        parameters: list[Any] = self.params
+        for parameter in parameters:
+            value = ctx.params.get(parameter.name)
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str) and not is_utf8(text):
+                    raise typer.BadParameter(not_utf8(text), ctx=ctx, param=parameter)
+        return super().invoke(ctx)
+
+
 def make_app() -> typer.Typer:
     """All commands."""
     app = typer.Typer(
@@ -55,7 +74,7 @@ def make_app() -> typer.Typer:
     )
     app.callback(help=_HELP)(_root)
     for name, function in COMMANDS:
-        app.command(name)(function)
+        app.command(name, cls=_Command)(function)
     return app
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardyard.cli.options import Address, Json, ModelName, Project, open_client
+from shardyard.cli.options import Address, Json, ModelName, Project, a_path, open_client
 from shardyard.cli.texts import read_inputs
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from shardyard.types import Prediction
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one a line of stdin.")]
-File = Annotated[Path | None, typer.Option("--file", help="A file with one text a line.")]
+File = Annotated[
+    Path | None, typer.Option("--file", metavar="<path>", parser=a_path, help="A file with one text a line.")
+]
 Pairs = Annotated[bool, typer.Option("--pairs", help="Pairs: two arguments, or two columns with a tab between them.")]
 
 
@@ -149,7 +151,7 @@ def embed(
 
 
 def upload(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or folder.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", parser=a_path, help="A file or folder.")],
     model: Annotated[bool, typer.Option("--model", help="It is a Hugging Face folder.")] = False,
     address: Address = None,
     project: Project = "default",
@@ -172,7 +174,7 @@ def upload(
 
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or dataset:ID.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=a_path, help="Where to.")],
     address: Address = None,
     project: Project = "default",
     json: Json = False,

@@ -7,12 +7,12 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
 import typer
 
 from shardyard._scalars import is_empty
+from shardyard._sources import expanded
 from shardyard.errors import InvalidArgument, invalid
 
 TASKS = {
@@ -211,9 +211,9 @@ def _has(value: Any, key: str) -> bool:
 
 
 def _here(text: str) -> str:
-    """A path that exists, made absolute: the spec file may lie elsewhere."""
-    path = Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
+    """A path that exists, made absolute: the spec file may lie elsewhere. An empty text is refused later."""
+    path = expanded(text)
+    return str(path.resolve()) if text.strip() and path.exists() else text
 
 
 def _put(spec: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

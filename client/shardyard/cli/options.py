@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,16 @@ Project = Annotated[str, typer.Option("--project", envvar="SHARDYARD_PROJECT", h
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id or full name.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id or full name.")]
+
+
+def a_path(text: str) -> Path:
+    """A path, as typer reads it; an empty one, of a variable that is not set, would mean the current folder.
+
+    Raises: BadParameter.
+    """
+    if not str(text).strip():
+        raise typer.BadParameter(f"`{text}` is empty; give a path, `.` for the current folder")
+    return Path(text)
 
 
 def open_client(address: str | None, project: str) -> Client:

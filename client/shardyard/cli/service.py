@@ -10,12 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli.options import Address, Json, Project, open_client
+from shardyard.cli.options import Address, Json, Project, a_path, open_client
 
 StateDir = Annotated[
     Path | None,
     typer.Option(
-        "--state-dir", envvar="SHARDYARD_STATE_DIR", help="Where the service keeps its state.", show_default=False
+        "--state-dir",
+        envvar="SHARDYARD_STATE_DIR",
+        metavar="<path>",
+        parser=a_path,
+        help="Where the service keeps its state.",
+        show_default=False,
     ),
 ]
 
@@ -34,7 +39,10 @@ def serve(
     ] = None,
     state_dir: StateDir = None,
     storage_root: Annotated[
-        Path | None, typer.Option("--storage-root", help="A folder that every node sees [in the state].")
+        Path | None,
+        typer.Option(
+            "--storage-root", metavar="<path>", parser=a_path, help="A folder that every node sees [in the state]."
+        ),
     ] = None,
     data_root: Annotated[
         list[str] | None, typer.Option("--data-root", help="A folder whose files jobs may name; may be repeated.")

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli.flags import JobFlags, with_flags
-from shardyard.cli.options import Address, Json, Project, command_line, open_client
+from shardyard.cli.options import Address, Json, Project, a_path, command_line, open_client
 
 if TYPE_CHECKING:
     from shardyard._parse import Draft
     from shardyard.specfile import SpecFile
 
-SpecPath = Annotated[Path | None, typer.Argument(metavar="FILE.yaml", help="A spec file; see examples/.")]
+SpecPath = Annotated[
+    Path | None, typer.Argument(metavar="FILE.yaml", parser=a_path, help="A spec file; see examples/.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Set a field, such as spec.optimization.max_steps=100."),
