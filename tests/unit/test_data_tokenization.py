@@ -54,6 +54,36 @@ def test_a_trained_tokenizer_has_its_special_tokens_and_gives_the_text_back(
         assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 
+CHARACTERS_OF = [
+    ("few", ["ab ba", "c"], 4),  # With the sign for a space.
+    ("without a space", ["ab"], 3),
+    ("the same once normalised", ["ﬁ ①", "f i 1"], 4),
+    ("many", ["".join(map(chr, range(0x4E00 + 10 * k, 0x4E00 + 10 * k + 10))) for k in range(40)], 401),
+    ("controls and tabs", ["a\tb\x7f", "\u3000x"], 6),
+]
+
+
+@pytest.mark.parametrize(("texts", "number"), [row[1:] for row in CHARACTERS_OF], ids=[row[0] for row in CHARACTERS_OF])
+def test_a_unigram_vocabulary_without_a_place_for_each_character_is_refused(texts: list[str], number: int) -> None:
+    least = number + len(tokenization.CAUSAL.names())
+    wanted = spec_pb2.TrainedTokenizer(algorithm=UNIGRAM, vocab_size=least - 1)
+    with pytest.raises(SpecError) as caught:
+        tokenization.train_tokenizer(wanted, texts, tokenization.CAUSAL)
+    assert (caught.value.reason, caught.value.field) == ("SPEC_INVALID", "spec.tokenizer.train.vocab_size")
+    words = (f"{least - 1} is too small", f"{number} different characters", f"need {least}", "BYTE_BPE")
+    assert all(word in caught.value.message for word in words), caught.value.message
+    wanted.vocab_size = least
+    assert len(tokenization.train_tokenizer(wanted, texts, tokenization.CAUSAL)) >= least
+
+
+@pytest.mark.parametrize("algorithm", [BYTE_BPE, WORDPIECE, CHARACTERS])
+def test_the_other_algorithms_take_any_number_of_characters(
+    algorithm: spec_pb2.TrainedTokenizer.Algorithm.ValueType,
+) -> None:
+    wanted = spec_pb2.TrainedTokenizer(algorithm=algorithm, vocab_size=None if algorithm == CHARACTERS else 260)
+    assert len(tokenization.train_tokenizer(wanted, CHARACTERS_OF[3][1], tokenization.CAUSAL)) >= 260
+
+
 def test_byte_bpe_knows_every_text() -> None:
     tokenizer = trained(BYTE_BPE, tokenization.CAUSAL)
     text = "Ünïcödé 日本 🙂\t\n"

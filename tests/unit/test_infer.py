@@ -290,6 +290,16 @@ def test_a_classifier_embeds_with_what_its_head_reads_where_nothing_is_asked(tmp
     assert ask_vectors(folder, "a dog", pooling=spec_pb2.POOLING_MEAN).response.embeddings != cls.response.embeddings
 
 
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "GPT2Model"])
+def test_a_configuration_that_asks_for_other_outputs_changes_no_answer(tmp_path: Path, kind: str) -> None:
+    folder = save_folder(tmp_path, kind)
+    plain = ask_vectors(folder, "a dog").response
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert ask_vectors(folder, "a dog").response == plain
+
+
 def test_a_length_over_the_models_is_refused(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, "BertModel")
     assert places(ask_vectors(folder, "a", max_length=33)) == [("max_length", "SPEC_INVALID")]

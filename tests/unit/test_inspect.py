@@ -44,6 +44,12 @@ def test_a_good_folder_is_described(folder: Path) -> None:
     assert result.model.num_parameters == sum(t.numel() for t in load_file(folder / "model.safetensors").values())
 
 
+@pytest.mark.parametrize("settings", [{"return_dict": False}, {"output_attentions": True}])
+def test_what_a_folders_calls_would_return_is_of_no_matter(folder: Path, settings: dict[str, object]) -> None:
+    _config(**settings)(folder)
+    assert not inspected(folder).violations
+
+
 def _config(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
@@ -92,6 +98,7 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("unknown type", _config(model_type="brt"), "MODEL_INVALID", "nearest"),
     ("indivisible heads", _config(num_attention_heads=3), "MODEL_INVALID", "multiple"),
     ("width of another type", _config(hidden_size="wide"), "MODEL_INVALID", "hidden_size"),
+    ("no such activation", _config(hidden_act="nope"), "MODEL_INVALID", "transformers has no hidden_act 'nope'"),
     ("too many layers", _config(num_hidden_layers=10**6), "MODEL_INVALID", "layers"),
     ("too wide", _config(intermediate_size=10**9), "MODEL_INVALID", "parameters"),
     ("other shape", _config(intermediate_size=24), "MODEL_INVALID", "shape"),

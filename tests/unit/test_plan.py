@@ -198,6 +198,14 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
          [("fine_tuning.text_classification", "OBJECTIVE_UNSUPPORTED")])
         for kind in ("t5", "vit", "clip", "gemma3", "wav2vec2")
     ],
+    ("unigram", pretraining(tokenizer={"train": {"algorithm": "ALGORITHM_UNIGRAM", "vocab_size": 64}},
+                            train_data={"uri": "ROOT/signs.txt"}), [("tokenizer.train.vocab_size", INVALID)]),
+    ("half a surrogate", fine_tuning(train_data={"uri": "ROOT/half.jsonl"}), [("train_data", "DATA_INVALID")]),
+    ("settings",
+     pretraining(model={"architecture": {"model_type": "llama", "overrides": {
+         "return_dict": False, "attention_dropout": 2, "rms_norm_eps": -1, "num_attention_heads": 0}}}),
+     [(f"model.architecture.overrides.{name}", INVALID)
+      for name in ("attention_dropout", "num_attention_heads", "return_dict", "rms_norm_eps")]),
     ("extraction from nothing", extraction(model={"architecture": {"model_type": "bert"}}, train_data=CSV),
      [("train_data", INVALID), ("model.architecture", INVALID)]),
     ("extraction too long", extraction(feature_extraction={"data": CSV, "max_length": 99}),
@@ -209,6 +217,8 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 def test_what_is_wrong_comes_back_all_at_once(
     root: Path, spec: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
+    (root / "signs.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 500))))
+    (root / "half.jsonl").write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "\\ud800"}\n')
     result = ask(root, spec)
     assert places(result) == [(f"spec.{field}", reason) for field, reason in expected]
     assert not result.HasField("plan")

@@ -137,7 +137,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from shardyard_trainer.loading import LOADING_ERRORS, quiet
+    from shardyard_trainer.loading import LOADING_ERRORS, quiet, what_failed
 
     num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
     if isinstance(num_layers, int) and num_layers > len(tensors):
@@ -145,6 +145,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
             f"config.json asks for {num_layers} layers, but the weights have {len(tensors)} tensors", file="config.json"
         )
     # Whatever transformers raises here (many types: validation, shapes, missing attributes), it is the folder's fault.
+    config: Any = None
     try:
         config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
         with torch.device("meta"):
@@ -167,7 +168,8 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
-        raise FolderInvalid(f"the model does not load: {str(error)[:400]}", file="config.json") from error
+        reason = str(error) if config is None else what_failed(error, config)[1]
+        raise FolderInvalid(f"the model does not load: {reason[:400]}", file="config.json") from error
     _refuse_strangers(info)
 
 

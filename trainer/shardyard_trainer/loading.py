@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.data.errors import SpecError, nearest, shorten
 
 if TYPE_CHECKING:
     from shardyard_trainer.models import ModelChoice
@@ -35,6 +36,15 @@ LOADING_ERRORS = (
 )
 
 
+FIXED_SETTINGS: Mapping[str, bool | int] = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,
+}
+"""Settings that change nothing but what calls return and in how many parts they compute; this code needs these."""
+
+
 def load(
     auto_class: Any,
     choice: ModelChoice,
@@ -47,6 +57,8 @@ def load(
     Raises SpecError MODEL_INVALID, also where the weights lack a part of the backbone.
     """
     config = copy.deepcopy(choice.config)
+    for name, value in FIXED_SETTINGS.items():
+        setattr(config, name, value)
     own_names = _use_faster_gelu(config)
     try:
         if choice.is_fresh or meta:
@@ -64,7 +76,9 @@ def load(
                 **options,
             )
     except LOADING_ERRORS as error:
-        raise SpecError(choice.field, "MODEL_INVALID", f"the model does not load: {one_line(error)}") from error
+        raise SpecError(
+            choice.field, "MODEL_INVALID", f"the model does not load: {what_failed(error, config)[1]}"
+        ) from error
     for name in own_names:
         setattr(model.config, name, "gelu_new")
     return model, [] if info is None else _check_loaded(model, info, choice)
@@ -85,7 +99,18 @@ def quiet() -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """What transformers says, fit for a message."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300]
+    # Some begin with a whole module and end with what is wrong with it.
+    return text if len(text) <= 300 else f"{text[:140]} … {text[-150:]}"
+
+
+def what_failed(error: BaseException, config: Any) -> tuple[str, str]:
+    """The setting whose value transformers does not know (empty: another error), and what to say of it."""
+    value = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if not isinstance(value, str):
+        return "", one_line(error)
+    name = next((name for name, known in config.to_dict().items() if known == value), "")
+    hint = nearest(value, ACT2FN) or "; it has gelu, relu, silu and others" if "act" in name else ""
+    return name, f"transformers has no {name or 'value'} {shorten(value)!r}{hint}"
 
 
 def _check_loaded(model: Any, info: Mapping[str, Any], choice: ModelChoice) -> list[str]:

@@ -20,7 +20,7 @@ from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder
-from shardyard_trainer.fresh import canonical_names, check_builds, fresh_config
+from shardyard_trainer.fresh import canonical_names, check_builds, check_token_ids, fresh_config, number_complaint
 from shardyard_trainer.hub import resolve_hub
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
 
@@ -130,6 +130,7 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
             "SPEC_INVALID",
             f"{wanted:,} is less than the tokenizer's {len(tokenizer):,}; leave it out",
         )
+    check_token_ids(choice.overrides, wanted, place)
     config.vocab_size = wanted
     for role in ("pad", "bos", "eos", "cls", "sep"):
         if hasattr(config, f"{role}_token_id"):
@@ -172,6 +173,9 @@ def _pretrained(folder: Path, commit: str, field: str) -> ModelChoice:
             )
     except LOADING_ERRORS as error:
         raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from error
+    for name, value in config.to_dict().items():
+        if complaint := number_complaint(name, value):
+            raise SpecError(field, "MODEL_INVALID", f"config.json has {name}: {complaint}")
     return ModelChoice(config, folder, described, commit, field=field)
 
 

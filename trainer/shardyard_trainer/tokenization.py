@@ -242,6 +242,7 @@ def _unigram(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeniz
     trained = Tokenizer(backends.Unigram())
     trained.normalizer = normalizers.NFKC()
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    _check_unigram_size(texts, size, special)
     trainer = training.UnigramTrainer(
         vocab_size=size, special_tokens=special.names(), unk_token=special.unk, show_progress=False
     )
@@ -256,6 +257,24 @@ def _unigram(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeniz
     backend.decoder = decoders.Metaspace()
     backend.add_special_tokens(special.names())
     return backend
+
+
+def _check_unigram_size(texts: Iterable[str], size: int, special: SpecialTokens) -> None:
+    """Raises SpecError where the vocabulary has no place for each character, without which the training fails."""
+    normalizer = normalizers.NFKC()
+    # Metaspace writes this for a space, and before each text.
+    characters = {"▁"}
+    for text in texts:
+        characters.update(normalizer.normalize_str(text).replace(" ", "▁"))
+    # The library takes a size that has no place for the special tokens, but may then never come to an end.
+    num_special = len(special.names())
+    if size < (least := len(characters) + num_special):
+        raise SpecError(
+            f"{_FIELD}.train.vocab_size",
+            "SPEC_INVALID",
+            f"{size:,} is too small for UNIGRAM: the data's {len(characters):,} different characters and {num_special} "
+            f"special tokens need {least:,}; give that or more, or take BYTE_BPE, which needs 260",
+        )
 
 
 def _characters(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel  # Its import takes seconds: a process 
 from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
-from shardyard_trainer.loading import LOADING_ERRORS, quiet
+from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, quiet
 from shardyard_trainer.tokenization import load_tokenizer
 
 BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"
@@ -142,7 +142,12 @@ def _load_model(path: Path, task: str) -> tuple[Any, list[str], list[str]]:
     try:
         with quiet():
             model, info = kind.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+                path,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **FIXED_SETTINGS,
             )
     except LOADING_ERRORS as error:
         raise FolderInvalid(f"the model does not load: {str(error)[:400]}") from error

@@ -127,9 +127,14 @@ def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> s
     if len(texts) == 1:
         _refuse_untaken_header(table, head)
         return texts[0]
-    which = f"several could be ({listed(texts)})" if texts else "none holds text"
+    if texts:
+        which = f"several could be ({listed(texts)}) of: {listed(table.columns)}"
+    else:
+        which = f"none holds text of: {listed(free)}" if free else "no other is left to be the text"
+    used = {name: part for part, name in taken.items()}
+    missing = f"the column `text` is mapped as {used['text']}" if "text" in used else "no column `text`"
     raise DataError(
-        f"no column `text`, and {which} of: {listed(table.columns)}; name it in columns.text{layout_hint(table)}",
+        f"{missing}, and {which}; name it in columns.text{layout_hint(table)}",
         file=table.file.name,
         column="text",
     )

@@ -33,7 +33,7 @@ from shardyard_trainer.data.store import (
     is_whole,
 )
 
-EXAMPLES_VERSION = 2
+EXAMPLES_VERSION = 3
 _BATCH_TEXTS = 512
 
 

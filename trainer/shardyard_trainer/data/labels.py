@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +20,20 @@ REGRESSION = spec_pb2.TextClassification.PROBLEM_REGRESSION
 
 _FIELD = "spec.fine_tuning.text_classification.labels"
 _MOST_LABELS = 10_000
+_LONGEST_LABEL = 1024
+_MOST_LABELS_BYTES = 192 * 1024
+"""Of all labels found, as they stand in a resolved spec: it has to stay under the 256 KiB of a spec that is given."""
+
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp"})
+"""Categories of characters that are invisible or steer terminals or the direction of text."""
+
+_JOINERS = "\u200c\u200d"
+"""They are invisible too, but Persian words and some emoji are written with them."""
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_LARGEST_NUMBER = math.sqrt(3.4028234663852886e38)
+"""The square of a larger one is infinite in fp32, and so would the loss be."""
+
 _MISSING = "the label is missing; fill it in, or remove the row"
 _NO_VALUE = frozenset({"nan", "<na>"})
 """What pandas writes for a value that is not there; a class of that name is one that the spec names."""
@@ -58,6 +74,11 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
         raise DataError(
             f"{len(seen):,} different labels; at most {_MOST_LABELS:,}; where it is a quantity: PROBLEM_REGRESSION"
         )
+    if (size := spec_pb2.TextClassification(labels=seen).ByteSize()) > _MOST_LABELS_BYTES:
+        raise DataError(
+            f"the {len(seen):,} different labels have {size:,} bytes together; at most {_MOST_LABELS_BYTES:,}; "
+            "shorten them, or map the column that holds classes in columns.label"
+        )
     if problem == SINGLE_LABEL and len(seen) < 2:
         raise DataError(f"the data has one label: {listed(sorted(seen))}; a classifier needs at least 2")
     if not seen:
@@ -87,11 +108,35 @@ def unknown_label(schema: LabelSchema, label: str, file: str, line: int) -> Data
 
 
 def _sort_key(seen: set[str]) -> Any:
-    integers = all(label.lstrip("-").isascii() and label.lstrip("-").isdigit() for label in seen)
+    integers = all(_INTEGER.fullmatch(label) for label in seen)
     return (lambda label: (int(label), label)) if integers else str
 
 
 def _one(row: Row, given: Collection[str]) -> str:
+    name = _class_name(row)
+    rule = _broken_rule(name)
+    # The spec's labels have rules of their own, and a spec may name a class `nan`.
+    if rule and name not in given:
+        raise _wrong(row, rule)
+    return name
+
+
+def _broken_rule(name: str) -> str:
+    """What a label may not be; empty: it may."""
+    if name.casefold() in _NO_VALUE:
+        return _MISSING
+    if len(name) > _LONGEST_LABEL:
+        return f"it has {len(name):,} characters; at most {_LONGEST_LABEL:,}; shorten it"
+    for character in name:
+        category = unicodedata.category(character)
+        if category == "Cs":
+            return "it has half of a surrogate pair; write the whole character"
+        if category in _UNSEEN and character not in _JOINERS:
+            return f"it has the control character U+{ord(character):04X}; leave it out"
+    return ""
+
+
+def _class_name(row: Row) -> str:
     label = row.label
     if isinstance(label, bool):
         return str(label).lower()
@@ -105,10 +150,7 @@ def _one(row: Row, given: Collection[str]) -> str:
         raise _wrong(row, _MISSING)
     if not isinstance(label, str) or not label.strip():
         raise _wrong(row, "a class is a word or a number")
-    name = label.strip()
-    if name.casefold() in _NO_VALUE and name not in given:
-        raise _wrong(row, _MISSING)
-    return name
+    return label.strip()
 
 
 def _several(row: Row, given: Collection[str]) -> tuple[str, ...]:
@@ -133,6 +175,10 @@ def _number(row: Row) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise _wrong(row, "a regression needs a finite number")
+    if abs(value) > _LARGEST_NUMBER:
+        raise _wrong(
+            row, f"its square is not finite in fp32; a regression needs numbers up to {_LARGEST_NUMBER:.1e}: scale them"
+        )
     return value
 
 

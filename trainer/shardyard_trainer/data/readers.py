@@ -20,6 +20,8 @@ MOST_COLUMNS = 1024
 _DEEPEST_JSON = 64
 _ROWS_LOOKED_AT = 200
 _OTHER_DELIMITERS = ";\t|,"
+_MOST_DIGITS = 4300
+"""Of an integer in JSON: Python reads no longer one, and says so in its own terms."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,10 @@ def _csv_complaint(error: str, more_lines: int) -> str:
     if "expected after" in error:
         place = f", {more_lines} lines on" if more_lines else ""
         return f"something follows a closing quote{place}; double a quote inside a quoted value"
+    if "universal-newline" in error:
+        return (
+            "a CR stands alone, as old spreadsheets end lines; save the file with LF or CRLF ends, or quote the value"
+        )
     return f"not CSV: {error}"
 
 
@@ -218,7 +224,9 @@ def _json_object(line: str, name: str, number: int) -> dict[str, Any]:
     if line.count("[") + line.count("{") > _DEEPEST_JSON and _depth(line) > _DEEPEST_JSON:
         raise DataError(f"JSON nested deeper than {_DEEPEST_JSON}", file=name, line=number)
     try:
-        value = json.loads(line, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(
+            line, parse_constant=_refuse, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique
+        )
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}", file=name, line=number) from None
     except ValueError as error:
@@ -254,6 +262,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{shorten(text)} is too large for a number")
     return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(
+            f"{shorten(text)} has {len(text):,} digits; a number has at most {_MOST_DIGITS:,}; quote it if it is text"
+        )
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
