@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
+from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
 from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 
@@ -41,7 +41,9 @@ def read_rows(
                 is_blank = is_blank and not row.text.strip()
                 yield row
         except DataError as error:
-            raise error.at(f"{field}.columns.{error.column}" if error.column in _MAPPED else field) from None
+            found = [each.at(_place(field, each)) for each in error.all() if isinstance(each, DataError)]
+            found[0].others = tuple(found[1:])
+            raise found[0] from None
     if is_blank:
         raise DataError("the text of every row is empty", field=field)
 
@@ -55,6 +57,10 @@ def layout_key(source: spec_pb2.DataSource) -> list[str | int]:
 
 
 _MAPPED = ("text", "text_pair", "label")
+
+
+def _place(field: str, error: DataError) -> str:
+    return f"{field}.columns.{error.column}" if error.column in _MAPPED else field
 
 
 def _file_rows(file: DataFile, source: spec_pb2.DataSource, *, with_label: bool) -> Iterator[Row]:
@@ -74,24 +80,7 @@ def _file_rows(file: DataFile, source: spec_pb2.DataSource, *, with_label: bool)
 def _choose(
     table: Table, head: list[Any], mapping: spec_pb2.ColumnMapping, *, with_label: bool
 ) -> tuple[int, int | None, int | None]:
-    taken: dict[str, str] = {}
-    for part in _MAPPED:
-        name = getattr(mapping, part)
-        if not name:
-            continue
-        if part == "label" and not with_label:
-            continue
-        if name not in table.columns:
-            raise DataError(
-                f"no column {shorten(name)!r}; there are: {listed(table.columns)}"
-                f"{nearest(name, [*table.columns, *table.untaken])}{layout_hint(table)}",
-                file=table.file.name,
-                column=part,
-                value=name,
-            )
-        if name in taken.values():
-            raise DataError(f"the column {name!r} is mapped twice", file=table.file.name, column=part, value=name)
-        taken[part] = name
+    taken = _mapped(table, {part: getattr(mapping, part) for part in _MAPPED if part != "label" or with_label})
     if "text_pair" not in taken and "text_pair" in table.columns and "text_pair" not in taken.values():
         taken["text_pair"] = "text_pair"
     if with_label and "label" not in taken and "label" in table.columns and "label" not in taken.values():
@@ -108,6 +97,28 @@ def _choose(
         None if pair is None else table.index(pair),
         None if label is None else table.index(label),
     )
+
+
+def _mapped(table: Table, wanted: dict[str, str]) -> dict[str, str]:
+    """The columns that the spec names. Raises DataError with all that are not there."""
+    taken: dict[str, str] = {}
+    errors: list[DataError] = []
+    for part, name in wanted.items():
+        if not name:
+            continue
+        complaint = ""
+        if name not in table.columns:
+            complaint = (
+                f"no column {shorten(name)!r}; there are: {listed(table.columns)}"
+                f"{nearest(name, [*table.columns, *table.untaken])}{layout_hint(table)}"
+            )
+        elif name in taken.values():
+            complaint = f"the column {name!r} is mapped twice"
+        if complaint:
+            errors.append(DataError(complaint, file=table.file.name, column=part, value=name))
+        taken[part] = name
+    raise_all(errors)
+    return taken
 
 
 def _refuse_doubles(table: Table, taken: dict[str, str]) -> None:

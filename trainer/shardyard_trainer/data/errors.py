@@ -67,8 +67,8 @@ class DataError(SpecError):
         self.value = value
 
     def at(self, field: str) -> DataError:
-        """The same error, said of another field."""
-        return DataError(
+        """The same error, said of another field; those that were found beside it stay with it."""
+        made = DataError(
             self.plain,
             file=self.file,
             line=self.line,
@@ -77,6 +77,8 @@ class DataError(SpecError):
             field=field,
             reason=self.reason,
         )
+        made.others = self.others
+        return made
 
 
 def raise_all(errors: Iterable[SpecError]) -> None:

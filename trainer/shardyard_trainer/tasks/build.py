@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures, models, tokenization
 from shardyard_trainer.data import corpus as corpora
-from shardyard_trainer.data.columns import layout_key
+from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError, SpecError, listed, raise_all
 from shardyard_trainer.data.examples import Examples, load_examples
 from shardyard_trainer.data.labels import SINGLE_LABEL, check_labels
@@ -66,11 +68,13 @@ class _Builder:
         train_files, eval_files = self._files()
         raise_all(self._errors)
         assert choice is not None and train_files is not None
-        length = self._length(choice, wanted, "sequence_length", DEFAULT_SEQUENCE_LENGTH, "spec.pretraining")
-        tokenizer = self._tokenizer(choice, train_files, is_causal=objective == "causal_lm")
-        choice = models.adapt(choice, tokenizer, length)
+        with self._looking_on(train_files, eval_files, with_label=False):
+            length = self._length(choice, wanted, "sequence_length", DEFAULT_SEQUENCE_LENGTH, "spec.pretraining")
+            tokenizer = self._tokenizer(choice, train_files, is_causal=objective == "causal_lm")
+            choice = models.adapt(choice, tokenizer, length)
         frame = corpora.causal_frame(tokenizer) if objective == "causal_lm" else corpora.masked_frame(tokenizer)
-        train, evaluation = self._corpora(train_files, eval_files, tokenizer, frame)
+        with self._looking_on(train_files, eval_files, with_label=False):
+            train, evaluation = self._corpora(train_files, eval_files, tokenizer, frame)
         if objective == "causal_lm":
             return self._causal_lm(choice, tokenizer, train, evaluation, length)
         return self._masked_lm(choice, tokenizer, train, evaluation, length)
@@ -134,10 +138,11 @@ class _Builder:
             self._errors.append(SpecError(place, "SPEC_INVALID", f"{wanted.label_smoothing:g}: for single labels only"))
         raise_all(self._errors)
         assert choice is not None and train_files is not None
-        length = self._length(choice, fine_tuning, "max_length", DEFAULT_MAX_LENGTH, "spec.fine_tuning")
-        is_causal = architectures.is_causal(choice.config.model_type)
-        tokenizer = self._tokenizer(choice, train_files, is_causal=is_causal)
-        choice = models.adapt(choice, tokenizer, length)
+        with self._looking_on(train_files, eval_files, with_label=True):
+            length = self._length(choice, fine_tuning, "max_length", DEFAULT_MAX_LENGTH, "spec.fine_tuning")
+            is_causal = architectures.is_causal(choice.config.model_type)
+            tokenizer = self._tokenizer(choice, train_files, is_causal=is_causal)
+            choice = models.adapt(choice, tokenizer, length)
 
         def examples(files: list[DataFile], source: spec_pb2.DataSource, labels: Any, field: str) -> Examples:
             return load_examples(
@@ -151,7 +156,8 @@ class _Builder:
                 field=field,
             )
 
-        train = examples(train_files, self._spec.train_data, wanted.labels, "spec.train_data")
+        with self._looking_on(None, eval_files, with_label=True):
+            train = examples(train_files, self._spec.train_data, wanted.labels, "spec.train_data")
         held_out = None
         if eval_files is not None:
             held_out = examples(eval_files, self._spec.eval_data, train.schema.labels, "spec.eval_data")
@@ -329,6 +335,24 @@ class _Builder:
     def _holdout(self) -> float:
         evaluation = self._spec.evaluation
         return evaluation.holdout if evaluation.HasField("holdout") else DEFAULT_HOLDOUT
+
+    @contextmanager
+    def _looking_on(
+        self, train_files: list[DataFile] | None, eval_files: list[DataFile] | None, *, with_label: bool
+    ) -> Iterator[None]:
+        """Where something is wrong, looks through the data that was not read yet: it is all said at once."""
+        try:
+            yield
+        except SpecError as error:
+            spec, told = self._spec, {each.field.rpartition(".columns")[0] or each.field for each in error.all()}
+            for files, source, field in (
+                (train_files, spec.train_data, "spec.train_data"),
+                (eval_files, spec.eval_data, "spec.eval_data"),
+            ):
+                if files and field not in told:
+                    rows = read_rows(files, source, with_label=with_label, field=field)
+                    self._try(lambda rows=rows: deque(rows, maxlen=0))  # type: ignore[misc]
+            raise_all([error, *self._errors])
 
     def _done(self, task: Any) -> TrainableTask:
         task.warnings[:0] = self._warnings
