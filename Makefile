@@ -36,7 +36,7 @@ quickstart: $(INSTALLED)
 
 # TESTS narrows it: make test TESTS=tests/unit. Two files at a time: many tests wait for processes to start.
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not prove" --durations=10 $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" --durations=10 $(TESTS)
 
 prove: $(INSTALLED)
 	@$(BIN)/python -m pytest -m prove --durations=0 $(TESTS)
