@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,8 @@ def failure_of(error: grpc.RpcError) -> Failure:
             retry = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta().total_seconds()
     (info,) = infos
     assert info.domain == "shardyard.dev"
+    # The rule of google.rpc.ErrorInfo.
+    assert all(re.fullmatch(r"[a-z][a-zA-Z0-9_-]{0,63}", key) for key in info.metadata), info.metadata
     assert status.code == error.code().value[0]
     return Failure(error.code(), status.message, info.reason, dict(info.metadata), violations, reasons, retry)
 
