@@ -44,6 +44,7 @@ class Submitter:
         parts = self._parts
         parts.trace.point("create.received")
         project = parts.name("project", request.parent).project
+        request.request_id = request.request_id.lower()  # One UUID, however it is written.
         fingerprint = request_fingerprint(request)
 
         planned = await self._plans.at_hand(request.job.spec)
@@ -77,7 +78,7 @@ class Submitter:
 
         def look(conn: Connection) -> JobRecord | Located:
             if request.request_id and not request.validate_only:
-                known = submissions.find_request(conn, call.principal, request.request_id.lower(), fingerprint)
+                known = submissions.find_request(conn, call.principal, request.request_id, fingerprint)
                 if known is not None:
                     return known
             return self._plans.locate(conn, spec)
@@ -132,7 +133,7 @@ def new_job(
         project=project,
         job_id=request.job_id if request.HasField("job_id") else make_id(task),
         uid=make_uid(now_us),
-        request_id=request.request_id.lower(),
+        request_id=request.request_id,
         fingerprint=fingerprint,
         display_name=job.display_name,
         labels=dict(job.labels),

@@ -29,6 +29,7 @@ _NOT_READY = {ResourceKind.MODEL: Reason.MODEL_NOT_READY, ResourceKind.DATASET: 
 _EXISTS = {ResourceKind.MODEL: Reason.MODEL_EXISTS, ResourceKind.DATASET: Reason.DATASET_EXISTS}
 _IN_USE = {ResourceKind.MODEL: Reason.MODEL_IN_USE, ResourceKind.DATASET: Reason.DATASET_IN_USE}
 _WORDS = {ResourceKind.MODEL: "model", ResourceKind.DATASET: "data set"}
+_KEYS = {ResourceKind.MODEL: "model", ResourceKind.DATASET: "dataset"}
 _BY_NAME = Prepared(
     select(*_COLUMNS).where(
         _resource.kind == bindparam("kind"),
@@ -147,7 +148,7 @@ def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id
         raise Refused(
             _NOT_FOUND[kind],
             f"there is no {_WORDS[kind]} `{name}`; list them with {_LISTS[kind]}",
-            metadata={kind.value[:-1]: name},
+            metadata={_KEYS[kind]: name},
         )
     return record
 
@@ -278,9 +279,7 @@ _MAX_PLANS = 10_000
 
 
 def _exists(kind: ResourceKind, name: str) -> Refused:
-    return Refused(
-        _EXISTS[kind], f"{name} exists; choose another id, or delete it first", metadata={kind.value[:-1]: name}
-    )
+    return Refused(_EXISTS[kind], f"{name} exists; choose another id, or delete it first", metadata={_KEYS[kind]: name})
 
 
 def _from_row(row: Row[Any] | tuple[Any, ...]) -> ResourceRecord:

@@ -148,6 +148,7 @@ async def _taken(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tupl
 
 
 def _take(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
+    conn = None
     try:
         conn = engine.connect()
         migrate(conn, trace)
@@ -156,6 +157,8 @@ def _take(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Conne
             term = _take_lease(conn, clock)
             store_id, secret = _identity(conn, clock)
     except DBAPIError as error:
+        if conn is not None:
+            conn.close()
         raise (sqlite.meaning(error, path) or error) from error
     trace.point("lease.taken")
     return conn, term, store_id, secret
