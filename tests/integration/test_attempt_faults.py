@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -89,12 +91,21 @@ async def test_a_job_whose_launch_does_not_succeed_can_be_cancelled(tmp_path: Pa
     assert job.state is JobState.CANCELLED and not launcher.gangs
 
 
-@pytest.mark.parametrize(("full", "expected"), [(True, "STORAGE_FULL"), (False, "STORAGE_NOT_WRITABLE")])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (errno.EROFS, "STORAGE_NOT_WRITABLE"),
+        (errno.EACCES, "STORAGE_NOT_WRITABLE"),
+        (errno.ENOENT, "STORAGE_UNAVAILABLE"),
+        (errno.ESTALE, "STORAGE_UNAVAILABLE"),
+        (errno.EIO, "STORAGE_UNAVAILABLE"),
+    ],
+)
 async def test_a_folder_that_cannot_be_written_at_the_launch_fails_the_job(
-    tmp_path: Path, full: bool, expected: str
+    tmp_path: Path, error: int, expected: str
 ) -> None:
     launcher = ScriptedLauncher()
-    launcher.ensure_error = StorageFailed("scripted", full=full)
+    launcher.ensure_error = StorageFailed.of(OSError(error, os.strerror(error)))
     async with running_core(tmp_path, launcher) as core:
         job = await core.submit(new_job())
         job = await core.until(job.uid, *TERMINAL)
@@ -110,7 +121,7 @@ async def test_a_supervisor_that_could_not_spool_is_told_from_one_that_was_kille
         folder.write_text("in the way")
         launcher.newest().die()
         job = await core.until(job.uid, *TERMINAL)
-    assert (job.state, reason(job)) == (JobState.FAILED, "STORAGE_NOT_WRITABLE")
+    assert (job.state, reason(job)) == (JobState.FAILED, "STORAGE_UNAVAILABLE")
 
 
 async def test_a_gang_that_has_made_no_step_is_not_waited_for(tmp_path: Path) -> None:

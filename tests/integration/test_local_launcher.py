@@ -17,6 +17,7 @@ import pytest
 from helpers.fake_trainer import Script
 from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.protocols import Presence, StorageFailed
 from shardyard_coordinator.launch.spool import SPOOL_NAME, read_spool
@@ -157,7 +158,7 @@ async def test_a_folder_that_cannot_be_made_is_the_storages_failure(launcher: Lo
     folder.write_text("in the way")
     with pytest.raises(StorageFailed) as failed:
         await launcher.ensure(launch)
-    assert not failed.value.full
+    assert failed.value.cause is Cause.STORAGE_UNAVAILABLE
     assert await launcher.lookup(launch.key) == Presence.ABSENT
 
 

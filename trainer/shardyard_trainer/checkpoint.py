@@ -297,9 +297,7 @@ def _first_problem(errors: Any) -> RunFailed | None:
     error = next((error for error in errors if error is not None), None)
     if error is None:
         return None
-    return storage_failure(error, "a checkpoint") or RunFailed(
-        "STORAGE_NOT_WRITABLE", f"a checkpoint could not be written: {error}", "see to the storage"
-    )
+    return storage_failure(error, "a checkpoint", on_storage=True)
 
 
 def _free_bytes(folder: Path) -> tuple[int, int]:

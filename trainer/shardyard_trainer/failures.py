@@ -17,6 +17,8 @@ from shardyard_trainer.data.errors import DataError, SpecError
 LOG_TAIL_LINES = 50
 FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+# A file system that fails or is no longer mounted, whatever file it is asked for.
+FAILING = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN}
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket")
 
 
@@ -67,8 +69,11 @@ def is_lost_peer(error: BaseException) -> bool:
     )
 
 
-def storage_failure(error: OSError, what: str) -> RunFailed | None:
-    """The failure that a full or read-only disk is; None where the error is neither."""
+def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> RunFailed | None:
+    """The failure of a disk that is full, read-only, failing or gone; None for any other error.
+
+    `on_storage`: `what` belongs to the storage root, so that every error is the storage's, a missing folder's too.
+    """
     where = error.filename or what
     if error.errno in FULL:
         return RunFailed(
@@ -83,6 +88,13 @@ def storage_failure(error: OSError, what: str) -> RunFailed | None:
             f"{what} could not be written: {where}: {error.strerror}",
             "make the storage root writable for the workers",
             {"path": str(where)},
+        )
+    if on_storage or error.errno in FAILING:
+        return RunFailed(
+            "STORAGE_UNAVAILABLE",
+            f"{what} could not be read or written: {where}: {error.strerror or error}",
+            "check that the storage root is mounted and its disk is sound",
+            {"path": str(where), "errno": errno.errorcode.get(error.errno or 0, "")},
         )
     return None
 

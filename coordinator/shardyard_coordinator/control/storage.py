@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from shardyard.v1 import job_pb2
-from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.protocols import StorageFailed
 
 _PROBE_BYTES = 64 * 1024
@@ -15,8 +14,7 @@ _PROBE_BYTES = 64 * 1024
 
 def storage_failure(failed: StorageFailed) -> job_pb2.FailureReport:
     """The report of an attempt that could not write."""
-    cause = Cause.STORAGE_FULL if failed.full else Cause.STORAGE_NOT_WRITABLE
-    return job_pb2.FailureReport(reason=cause.value, message=f"the attempt's folder cannot be written: {failed}")
+    return job_pb2.FailureReport(reason=failed.cause.value, message=f"the attempt's folder cannot be written: {failed}")
 
 
 def probe(folder: Path) -> None:

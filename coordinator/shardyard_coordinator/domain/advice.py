@@ -25,6 +25,8 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.DATA_ERROR: Advice("the data could not be read", "mend the file and line that are named"),
         Cause.DATA_NOT_FOUND: Advice("the data is not there", "bring it back, or submit with its new place"),
         Cause.DATA_CHANGED: Advice("the data is not what was looked into", "submit again with the data as it is"),
+        Cause.MODEL_NOT_FOUND: Advice("the model is not there", "bring it back, or submit with its new place"),
+        Cause.MODEL_CHANGED: Advice("the model is not what was looked into", "submit again with the model as it is"),
         Cause.USER_CONFIG: Advice("the spec does not work", "change the field that is named"),
         Cause.VERSION_MISMATCH: Advice("a worker has other versions", "install the same versions on every node"),
         Cause.MAX_RUN_TIME: Advice("max_run_time is over", "give a longer max_run_time; the checkpoints are kept"),
@@ -40,6 +42,7 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.CHECKPOINT_CORRUPT: Advice("no whole checkpoint is left", "submit again; look at the storage"),
         Cause.STORAGE_FULL: Advice("the storage is full", "free some space, then submit again"),
         Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "mend its permissions, or its mount"),
+        Cause.STORAGE_UNAVAILABLE: Advice("the storage is not there", "bring the storage root's mount back"),
         Cause.EXPORT_FAILED: Advice("the model could not be exported", "look at the logs; its checkpoint is kept"),
         Cause.UNKNOWN: Advice("the gang ended without saying why", "read the end of the first failing rank's log"),
     }

@@ -19,6 +19,8 @@ class Cause(StrEnum):
     DATA_ERROR = "DATA_ERROR"
     DATA_NOT_FOUND = "DATA_NOT_FOUND"
     DATA_CHANGED = "DATA_CHANGED"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    MODEL_CHANGED = "MODEL_CHANGED"
     USER_CONFIG = "USER_CONFIG"
     VERSION_MISMATCH = "VERSION_MISMATCH"
     MAX_RUN_TIME = "MAX_RUN_TIME"
@@ -34,6 +36,7 @@ class Cause(StrEnum):
     CHECKPOINT_CORRUPT = "CHECKPOINT_CORRUPT"
     STORAGE_FULL = "STORAGE_FULL"
     STORAGE_NOT_WRITABLE = "STORAGE_NOT_WRITABLE"
+    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     EXPORT_FAILED = "EXPORT_FAILED"
     UNKNOWN = "UNKNOWN"
 
@@ -87,6 +90,8 @@ VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
         Cause.DATA_ERROR: _NEVER,
         Cause.DATA_NOT_FOUND: _NEVER,
         Cause.DATA_CHANGED: _NEVER,
+        Cause.MODEL_NOT_FOUND: _NEVER,
+        Cause.MODEL_CHANGED: _NEVER,
         Cause.USER_CONFIG: _NEVER,
         Cause.VERSION_MISMATCH: _NEVER,
         Cause.MAX_RUN_TIME: _NEVER,
@@ -100,8 +105,9 @@ VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
         Cause.DRAINED: _FREE,
         Cause.GPU_FAULT: Verdict(Blame.HARDWARE, 3),
         Cause.CHECKPOINT_CORRUPT: Verdict(Blame.STORAGE, 0),
-        Cause.STORAGE_FULL: Verdict(Blame.USER, 0),
-        Cause.STORAGE_NOT_WRITABLE: Verdict(Blame.PLATFORM, 0),
+        Cause.STORAGE_FULL: Verdict(Blame.STORAGE, 2, 30.0),
+        Cause.STORAGE_NOT_WRITABLE: Verdict(Blame.STORAGE, 0),
+        Cause.STORAGE_UNAVAILABLE: Verdict(Blame.STORAGE, 0),
         Cause.EXPORT_FAILED: Verdict(Blame.PLATFORM, 3, 10.0),
         Cause.UNKNOWN: Verdict(Blame.PLATFORM, 2, 30.0),
     }

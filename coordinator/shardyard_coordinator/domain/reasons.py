@@ -66,6 +66,7 @@ class Reason(StrEnum):
     ACCESS_DENIED = "ACCESS_DENIED"
     INVALID_STATE = "INVALID_STATE"
     MODEL_NOT_READY = "MODEL_NOT_READY"
+    MODEL_CHANGED = "MODEL_CHANGED"
     DATASET_NOT_READY = "DATASET_NOT_READY"
     MODEL_IN_USE = "MODEL_IN_USE"
     DATASET_IN_USE = "DATASET_IN_USE"
@@ -88,6 +89,8 @@ class Reason(StrEnum):
     STORE_BUSY = "STORE_BUSY"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     STORAGE_FULL = "STORAGE_FULL"
+    STORAGE_NOT_WRITABLE = "STORAGE_NOT_WRITABLE"
+    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     DRAINING = "DRAINING"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
@@ -144,6 +147,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.ACCESS_DENIED: Meaning(Code.PERMISSION_DENIED, "Not allowed, whether it exists or not."),
         Reason.INVALID_STATE: Meaning(_FP, "The job's state does not allow it."),
         Reason.MODEL_NOT_READY: Meaning(_FP, "The model is still being uploaded."),
+        Reason.MODEL_CHANGED: Meaning(_FP, "A file of the model is not the one that was uploaded or exported."),
         Reason.DATASET_NOT_READY: Meaning(_FP, "The data set is still being uploaded."),
         Reason.MODEL_IN_USE: Meaning(_FP, "A live job reads the model."),
         Reason.DATASET_IN_USE: Meaning(_FP, "A live job reads the data set."),
@@ -172,6 +176,8 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.STORE_BUSY: Meaning(Code.UNAVAILABLE, "Another process holds the store."),
         Reason.STORE_UNAVAILABLE: Meaning(Code.UNAVAILABLE, "The store does not answer."),
         Reason.STORAGE_FULL: Meaning(Code.UNAVAILABLE, "The storage's disk is full."),
+        Reason.STORAGE_NOT_WRITABLE: Meaning(Code.UNAVAILABLE, "The storage may be read, but not written."),
+        Reason.STORAGE_UNAVAILABLE: Meaning(Code.UNAVAILABLE, "The storage is not mounted, or its disk fails."),
         Reason.DRAINING: Meaning(Code.UNAVAILABLE, "The service is stopping; go on from the cursor when it is back."),
         Reason.DEADLINE_EXCEEDED: Meaning(Code.DEADLINE_EXCEEDED, "The call's deadline passed."),
         Reason.CANCELLED: Meaning(Code.CANCELLED, "The caller cancelled."),

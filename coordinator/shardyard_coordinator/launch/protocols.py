@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from shardyard_coordinator.domain.causes import Cause
+
 
 @dataclass(frozen=True)
 class AttemptKey:
@@ -73,16 +75,25 @@ class Unreachable(Exception):
 
 
 class StorageFailed(Exception):
-    """The attempt's folder cannot be written; `full`: for lack of space."""
+    """The storage cannot be used; `cause` is one of the STORAGE_ causes."""
 
-    def __init__(self, text: str, *, full: bool = False) -> None:
+    def __init__(self, text: str, cause: Cause) -> None:
         super().__init__(text)
-        self.full = full
+        self.cause = cause
 
     @classmethod
     def of(cls, error: OSError) -> StorageFailed:
         """What the system's error means."""
-        return cls(str(error), full=error.errno in (errno.ENOSPC, errno.EDQUOT))
+        return cls(str(error), storage_cause(error))
+
+
+def storage_cause(error: OSError) -> Cause:
+    """What an error of the storage's file system means: full, read-only, or not there."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Cause.STORAGE_FULL
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return Cause.STORAGE_NOT_WRITABLE
+    return Cause.STORAGE_UNAVAILABLE
 
 
 class Launcher(Protocol):

@@ -95,7 +95,7 @@ class Agent:
         except Unavailable as error:
             reply |= {"error": "unavailable", "text": str(error)}
         except StorageFailed as error:
-            reply |= {"error": "full" if error.full else "unwritable", "text": str(error)}
+            reply |= {"error": error.cause.value, "text": str(error)}
         except ray.exceptions.RayError as error:
             _log.warning("%s: %s", header["method"], error)
             reply |= {"error": "ray", "text": str(error).partition("\n")[0]}

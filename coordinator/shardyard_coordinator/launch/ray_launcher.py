@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.agent_link import AgentError, AgentLink
 from shardyard_coordinator.launch.frames import Header, pack, split, unpack
 from shardyard_coordinator.launch.process_compute import WARM
@@ -30,6 +31,9 @@ _ENSURE_S = 90.0
 _KILL_S = 45.0
 # Beyond the agent's own limit for a long poll.
 _POLL_GRACE_S = 12.0
+_STORAGE_CAUSES = {
+    cause.value: cause for cause in (Cause.STORAGE_FULL, Cause.STORAGE_NOT_WRITABLE, Cause.STORAGE_UNAVAILABLE)
+}
 
 
 class RayLauncher:
@@ -124,8 +128,8 @@ class RayLauncher:
         except AgentError as error:
             if error.kind == "lookup":
                 raise LookupError(str(error)) from error
-            if error.kind in ("full", "unwritable"):
-                raise StorageFailed(str(error), full=error.kind == "full") from error
+            if error.kind in _STORAGE_CAUSES:
+                raise StorageFailed(str(error), _STORAGE_CAUSES[error.kind]) from error
             raise Unreachable(str(error)) from error
 
 
