@@ -48,7 +48,7 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format && $(BIN)/ruff check --fix
 
 protos: $(INSTALLED)
-	@$(BIN)/python protos/generate.py client
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py client
 
 # The tables of docs/ that stand in the code too, and the sync twin of the SDK.
 reference: $(INSTALLED)

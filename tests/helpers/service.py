@@ -122,10 +122,11 @@ async def serving(
     data_roots: tuple[str, ...] = (),
     trace: Any = None,
     compute: ScriptedCompute | None = None,
+    launcher: ScriptedLauncher | None = None,
 ) -> AsyncIterator[Service]:
     """A service with its store and storage under `folder`."""
     clock, trace = ManualClock(), trace or NullTrace()
-    launcher, compute = ScriptedLauncher(), compute or ScriptedCompute(answers)
+    launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(answers)
     store = await open_store(folder / "store.db", clock, trace)
     for name in ("models", "datasets", "jobs", "cache"):
         (folder / "storage" / name).mkdir(parents=True, exist_ok=True)

@@ -67,8 +67,13 @@ def _complete(attempt: worker_pb2.AttemptSpec) -> None:
     attempt.export_dir = attempt.export_dir or f"{attempt.job_dir}/model"
     Path(attempt.attempt_dir).mkdir(parents=True, exist_ok=True)
     if attempt.plan.total_steps == 0 and attempt.spec.WhichOneof("task") != "feature_extraction":
-        from shardyard_trainer.plan import plan  # Heavy, and not needed where a coordinator has planned.
+        from shardyard_trainer.node import this_node  # Heavy, and not needed if a coordinator has planned.
+        from shardyard_trainer.plan import plan
 
+        if not attempt.HasField("node_shape"):
+            attempt.node_shape.CopyFrom(this_node())
+        if attempt.spec.resources.WhichOneof("size") is None:
+            attempt.spec.resources.workers = attempt.world_size
         request = worker_pb2.PlanRequest(spec=attempt.spec, locations=attempt.locations, node_shape=attempt.node_shape)
         result = worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
         if result.violations:

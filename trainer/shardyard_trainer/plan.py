@@ -65,7 +65,7 @@ def _remembered(request: bytes, _identity: tuple[object, ...]) -> worker_pb2.Pla
 def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
     spec = spec_pb2.JobSpec()
     spec.CopyFrom(call.spec)
-    resolve.fill_resources(spec, node_gpus=call.node_shape.gpus)
+    resolve.fill_resources(spec, call.node_shape)
     errors = check_spec(spec, call.node_shape)
     if spec.WhichOneof("task") == "feature_extraction":
         found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
@@ -125,7 +125,7 @@ def _plan_training(
         num_train_tokens=task.train.num_tokens,
         labels=list(task.export_config().get("labels") or ()),
         checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
-        warnings=_warnings(spec, task, need, steps),
+        warnings=_warnings(spec, task, need, steps, call.node_shape),
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, call.locations),
     )
@@ -240,7 +240,7 @@ def _batch_proto(batch: Batch) -> plan_pb2.BatchPlan:
 
 
 def _warnings(
-    spec: spec_pb2.JobSpec, task: TrainableTask, need: memory.Memory, steps: int
+    spec: spec_pb2.JobSpec, task: TrainableTask, need: memory.Memory, steps: int, node: worker_pb2.NodeShape
 ) -> Iterator[job_pb2.Warning]:
     optimization = spec.optimization
     for reason, message, field in task.warnings:
@@ -268,6 +268,10 @@ def _warnings(
             "a smaller micro_batch_size or a higher zero_stage needs less"
         )
         yield job_pb2.Warning(reason="MEMORY_TIGHT", message=message, field="spec.resources")
+    if spec.resources.gpus_per_worker and optimization.precision == spec_pb2.PRECISION_FP32 and not node.bf16:
+        gpus = f"the GPUs ({node.gpu_name}) do not compute bf16" if node.gpu_name else "what the GPUs are is not known"
+        message = f"{gpus}, so fp32 is used, with twice the memory; where they do compute bf16, set precision to bf16"
+        yield job_pb2.Warning(reason="PRECISION_FP32", message=message, field="spec.optimization.precision")
     if spec.parallelism.compile and not spec.resources.gpus_per_worker:
         message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is seldom faster"
         yield job_pb2.Warning(reason="COMPILE_ON_CPU", message=message, field="spec.parallelism.compile")

@@ -59,15 +59,17 @@ def _check_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iter
 def _check_precision(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterator[SpecError]:
     precision, field = spec.optimization.precision, "spec.optimization.precision"
     on_gpu = spec.resources.gpus_per_worker > 0
-    supported = {"supported": "fp32, bf16" if on_gpu and node.bf16 else "fp32"}
+    # A GPU that nobody could ask is taken at the user's word.
+    has_bf16 = node.bf16 or not node.gpu_name
+    supported = {"supported": "fp32, bf16" if on_gpu and has_bf16 else "fp32"}
     if precision == spec_pb2.PRECISION_FP16:
         message = "fp16 is not trained with here: its narrow range needs loss scaling; use bf16 on GPUs, fp32 on CPUs"
         yield SpecError(field, "PRECISION_UNSUPPORTED", message, supported)
     elif precision == spec_pb2.PRECISION_BF16 and not on_gpu:
         message = "bf16 on a CPU is up to 15 times slower than fp32; use fp32, or gpus_per_worker"
         yield SpecError(field, "PRECISION_UNSUPPORTED", message, supported)
-    elif precision == spec_pb2.PRECISION_BF16 and not node.bf16:
-        message = "the cluster's GPUs do not compute bf16; use fp32"
+    elif precision == spec_pb2.PRECISION_BF16 and not has_bf16:
+        message = f"the cluster's GPUs ({node.gpu_name}) do not compute bf16; use fp32, or leave precision out"
         yield SpecError(field, "PRECISION_UNSUPPORTED", message, supported)
     parallelism = spec.parallelism
     if precision == spec_pb2.PRECISION_BF16 and parallelism.HasField("zero_stage") and parallelism.zero_stage == 0:

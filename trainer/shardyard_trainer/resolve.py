@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.arithmetic import Batch
 from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.data.sources import DataFile
@@ -32,16 +33,16 @@ _OPTIMIZATION: dict[str, Any] = {
 }
 
 
-def fill_resources(spec: spec_pb2.JobSpec, *, node_gpus: int) -> None:
-    """Workers, their cores and GPUs, and the precision that goes with them."""
+def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> None:
+    """Workers, their cores and GPUs, and the precision that goes with them: bf16 only on GPUs known to compute it."""
     resources = spec.resources
     if resources.WhichOneof("size") is None:
         resources.workers = 1
-    _fill(resources, gpus_per_worker=1 if node_gpus else 0, cpus_per_worker=1)
+    _fill(resources, gpus_per_worker=1 if node.gpus else 0, cpus_per_worker=1)
     optimization = spec.optimization
     if not optimization.precision:
         on_gpu = resources.gpus_per_worker > 0 and spec.WhichOneof("task") != "feature_extraction"
-        optimization.precision = spec_pb2.PRECISION_BF16 if on_gpu else spec_pb2.PRECISION_FP32
+        optimization.precision = spec_pb2.PRECISION_BF16 if on_gpu and node.bf16 else spec_pb2.PRECISION_FP32
 
 
 def fill_optimization(spec: spec_pb2.JobSpec, *, is_fresh: bool) -> None:

@@ -11,7 +11,8 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.locations import locations
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, JobRecord, ResourceKind
-from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node
+from shardyard_coordinator.launch.node_shape import launch_shape
+from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch
 from shardyard_coordinator.store import checkpoints
 
 FEATURE_EXTRACTION = "feature_extraction"
@@ -43,7 +44,7 @@ def build_launch(
         # A file: a TCPStore listens on every interface. A launcher that spreads the gang over nodes gives another.
         rendezvous=f"file://{settings.attempt_dir(job.uid, attempt.epoch) / 'rendezvous'}",
         log_interval_s=settings.log_interval_s,
-        node_shape=_shape(attempt, view),
+        node_shape=launch_shape(view, attempt.placement),
     )
     return Launch(
         key=AttemptKey(job.uid, attempt.epoch),
@@ -68,12 +69,3 @@ def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings
 
 def _paths(candidates: Sequence[CheckpointRecord], settings: ControlSettings) -> list[str]:
     return [str(settings.checkpoint_dir(each.job_uid, each.epoch, each.step)) for each in candidates]
-
-
-def _shape(attempt: AttemptRecord, view: ClusterView) -> worker_pb2.NodeShape:
-    used = {node for node, _ in attempt.placement}
-    nodes: list[Node] = [node for node in view.nodes if node.id in used]
-    if not nodes:
-        return worker_pb2.NodeShape()
-    smallest = min(nodes, key=lambda node: node.memory_bytes)
-    return worker_pb2.NodeShape(memory_bytes=smallest.memory_bytes, cpus=smallest.cpus, gpus=smallest.gpus)

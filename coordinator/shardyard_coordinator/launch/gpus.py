@@ -1,10 +1,22 @@
-"""Which GPUs of this machine gangs may use."""
+"""Which GPUs of this machine gangs may use, and what they are."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """The weakest of some GPUs; empty and 0: not known. `compute_capability` is CUDA's, such as 9.0."""
+
+    gpu_name: str = ""
+    gpu_memory_bytes: int = 0
+    compute_capability: float = 0.0
 
 
 def usable_gpus(count: int | None = None, devices: Path = Path("/dev")) -> list[str]:
@@ -29,3 +41,38 @@ def _torch_has_cuda() -> bool:
         return not version("torch").endswith("+cpu")
     except PackageNotFoundError:
         return False
+
+
+def gpu_facts(devices: Sequence[str] | None = None) -> GpuFacts:
+    """What NVIDIA's driver says of these devices, by number or UUID as CUDA_VISIBLE_DEVICES has them; None: of all."""
+    import pynvml  # Only nodes with GPUs need it.
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return GpuFacts()
+    try:
+        names = [str(number) for number in range(pynvml.nvmlDeviceGetCount())] if devices is None else devices
+        found = [_facts(pynvml, name) for name in names]
+    except pynvml.NVMLError:
+        return GpuFacts()
+    finally:
+        pynvml.nvmlShutdown()
+    return min(found, key=lambda facts: (facts.compute_capability, facts.gpu_memory_bytes), default=GpuFacts())
+
+
+def _facts(nvml: Any, device: str) -> GpuFacts:
+    """Raises: NVMLError."""
+    handle = (
+        nvml.nvmlDeviceGetHandleByIndex(int(device)) if device.isdigit() else nvml.nvmlDeviceGetHandleByUUID(device)
+    )
+    name = nvml.nvmlDeviceGetName(handle)
+    memory_bytes = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    if not device.startswith("MIG-"):
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    else:
+        # A slice has memory of its own, and the capability of the GPU that it is a part of.
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(
+            nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        )
+    return GpuFacts(str(name), memory_bytes, float(f"{major}.{minor}"))

@@ -12,7 +12,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,8 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
-from shardyard_coordinator.launch.gpus import usable_gpus
+from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
+from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
 from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
@@ -71,6 +72,7 @@ class LocalLauncher:
         self._cpus = cpus or len(os.sched_getaffinity(0))
         self._free_gpus = usable_gpus(gpus)
         self._gpus = len(self._free_gpus)
+        self._gpu_facts = asdict(gpu_facts(self._free_gpus)) if self._free_gpus else {}
         self._program = program
         self._environment = dict(environment or {})
         self._settle_s = settle_s
@@ -89,7 +91,8 @@ class LocalLauncher:
     async def cluster(self) -> ClusterView:
         """This machine as one node."""
         memory = psutil.virtual_memory().total
-        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, memory, "gpu" if self._gpus else "")
+        kind = GPU if self._gpus else ""
+        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, memory, kind, **self._gpu_facts)
         return ClusterView(True, self._cluster_id, "local", (node,))
 
     async def ensure(self, launch: Launch) -> None:

@@ -49,7 +49,11 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster: what it has in all, not what is free."""
+    """A node of the cluster: what it has in all, not what is free.
+
+    `accelerator` is the scheduler's name for its GPUs. `gpu_name`, `gpu_memory_bytes` and `compute_capability` are the
+    weakest GPU's, as its driver tells them; empty and 0: not known.
+    """
 
     id: str
     address: str
@@ -57,6 +61,9 @@ class Node:
     gpus: int
     memory_bytes: int
     accelerator: str = ""
+    gpu_name: str = ""
+    gpu_memory_bytes: int = 0
+    compute_capability: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from ray._private import state as ray_state
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import ray
 from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_frame, unpack
+from shardyard_coordinator.launch.gpus import GpuFacts, gpu_facts
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import AttemptKey, Launch, Presence, StorageFailed
 from shardyard_coordinator.launch.ray_supervisor import ComputeActor, Supervisor
@@ -29,6 +31,8 @@ NAMESPACE = "shardyard"
 _PROBE_S = 2.0
 _STOP_S = 20.0
 _GONE_S = 10.0
+# A node whose workers start slowly is asked again with the next list of nodes.
+_LOOK_S = 5.0
 # The server's answer to a long poll may be late by this much before the attempt counts as not answering.
 _GRACE_S = 8.0
 
@@ -60,6 +64,7 @@ class Agent:
         self._entry = entry
         self._handles: dict[AttemptKey, Any] = {}
         self._compute: ComputePool | None = None
+        self._gpus: dict[str, GpuFacts] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods: dict[str, Callable[[Header, bytes], Awaitable[bytes]]] = {
             "nodes": self._nodes,
@@ -104,7 +109,21 @@ class Agent:
             await writer.drain()
 
     async def _nodes(self, header: Header, body: bytes) -> bytes:
-        return pack({"nodes": [_node(node) for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]})
+        nodes = [_node(node) for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+        await asyncio.gather(*(self._look_at_gpus(node["id"]) for node in nodes if node["gpus"]))
+        return pack({"nodes": [node | asdict(self._gpus.get(node["id"], GpuFacts())) for node in nodes]})
+
+    async def _look_at_gpus(self, node: str) -> None:
+        """Asks a node once what its GPUs are: Ray tells how many it has, not how large they are."""
+        if node in self._gpus:
+            return
+        look = ray.remote(num_cpus=0, max_retries=0)(gpu_facts)
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                self._gpus[node] = await look.options(scheduling_strategy=place).remote()
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            _log.warning("node %s does not tell of its GPUs: %s", node, error)
 
     async def _ensure(self, header: Header, body: bytes) -> bytes:
         key = _key(header)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardyard_coordinator.domain.records import AttemptRecord, QueuedJob
+from shardyard_coordinator.launch.node_shape import gpu_kind, largest_gpu_kind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.scheduling.policy import CPU, NodeInfo, PendingJob, RunningJob, Snapshot
 
 # Longer than any back-off: a wall clock that was set back holds nobody longer.
 _MAX_WAIT_S = 300
-GPU = "gpu"
 
 
 def load_snapshot(
@@ -32,18 +32,11 @@ def slots_of(node: Node) -> int:
 
 
 def _class(node: Node) -> str:
-    return (node.accelerator or GPU) if node.gpus else CPU
+    return gpu_kind(node) if node.gpus else CPU
 
 
 def _pending(job: QueuedJob, view: ClusterView, now: int) -> PendingJob:
-    wants = CPU
-    if job.gpus_per_worker:
-        # A job does not name an accelerator: it takes the kind of which the cluster has the most.
-        slots: dict[str, int] = {}
-        for node in view.nodes:
-            if node.gpus:
-                slots[_class(node)] = slots.get(_class(node), 0) + node.gpus
-        wants = min(slots, key=lambda kind: (-slots[kind], kind)) if slots else GPU
+    wants = largest_gpu_kind(view.nodes) if job.gpus_per_worker else CPU
     return PendingJob(
         job=job.uid,
         order=job.id,

@@ -25,6 +25,7 @@ from shardyard_coordinator.control.locations import folder_of, locations, refere
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Code, Reason
 from shardyard_coordinator.domain.records import EventDraft, EventKind
+from shardyard_coordinator.launch.node_shape import gpus_of_worker, planning_shape
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
@@ -34,7 +35,7 @@ from shardyard_coordinator.store import encode, resources
 
 PLAN_FUNCTION = "shardyard_trainer.plan:plan"
 INSPECTION_S = 30.0
-_PLANNER = f"2 {version('shardyard')}\n".encode()
+_PLANNER = f"3 {version('shardyard')}\n".encode()
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -72,7 +73,7 @@ class Plans:
         self._looks = looks_together(partial(identify, roots=parts.data_roots))
         nothing_named = worker_pb2.Locations(data_roots=parts.data_roots, cache_dir=parts.cache_dir)
         self._nothing_named = nothing_named.SerializeToString(deterministic=True)
-        self._shaped: tuple[ClusterView | None, bytes] = (None, b"")
+        self._shapes: tuple[ClusterView | None, dict[int, bytes]] = (None, {})
 
     async def at_hand(self, spec: spec_pb2.JobSpec) -> Planned | None:
         """The plan of a spec that names nothing in the store, where it is in memory, for the files as they are now.
@@ -85,28 +86,34 @@ class Plans:
         view = await self._cluster.view()
         try:
             identity = await self._looks.ask(uris) if uris else b""
-            planned = self._kept.get(_fingerprint(spec, self._nothing_named, identity, self._shape(view)))
+            planned = self._kept.get(_fingerprint(spec, self._nothing_named, identity, self._shape(view, spec)))
             if planned is not None:
                 check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         except Refused:
             return None
         return planned
 
-    def _shape(self, view: ClusterView) -> bytes:
-        """Of the view's largest node; a view serves many calls."""
-        if self._shaped[0] is not view:
-            self._shaped = (view, node_shape(view).SerializeToString(deterministic=True))
-        return self._shaped[1]
+    def _shape(self, view: ClusterView, spec: spec_pb2.JobSpec) -> bytes:
+        """A NodeShape of the nodes that the spec may run on; a view serves many calls."""
+        if self._shapes[0] is not view:
+            self._shapes = (view, {})
+        gpus, shapes = _gpus_of(view, spec), self._shapes[1]
+        if gpus not in shapes:
+            shapes[gpus] = planning_shape(view, gpus).SerializeToString(deterministic=True)
+        return shapes[gpus]
 
     async def plan(self, spec: spec_pb2.JobSpec, call: Call, located: Located) -> Planned:
         """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
         view = await self._cluster.view()
-        check_fits(view, spec.resources.workers or 1, spec.resources.gpus_per_worker, spec.resources.cpus_per_worker)
+        check_fits(view, spec.resources.workers or 1, _gpus_of(view, spec), spec.resources.cpus_per_worker)
         places = located.locations.SerializeToString(deterministic=True)
-        fingerprint = _fingerprint(spec, places, located.identity, self._shape(view))
+        shape = self._shape(view, spec)
+        fingerprint = _fingerprint(spec, places, located.identity, shape)
         planned = self._kept.get(fingerprint)
         if planned is None:
-            request = worker_pb2.PlanRequest(spec=spec, locations=located.locations, node_shape=node_shape(view))
+            request = worker_pb2.PlanRequest(
+                spec=spec, locations=located.locations, node_shape=worker_pb2.NodeShape.FromString(shape)
+            )
             planned = await self._once(fingerprint, request, call)
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
@@ -272,12 +279,9 @@ def _identity(path: Path) -> str:
     return text
 
 
-def node_shape(view: ClusterView) -> worker_pb2.NodeShape:
-    """The largest node there is; empty where none is known."""
-    if not view.nodes:
-        return worker_pb2.NodeShape()
-    largest = max(view.nodes, key=lambda node: (node.gpus, node.cpus, node.memory_bytes))
-    return worker_pb2.NodeShape(memory_bytes=largest.memory_bytes, cpus=largest.cpus, gpus=largest.gpus)
+def _gpus_of(view: ClusterView, spec: spec_pb2.JobSpec) -> int:
+    resources_ = spec.resources
+    return gpus_of_worker(view, resources_.gpus_per_worker if resources_.HasField("gpus_per_worker") else None)
 
 
 def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_worker: int) -> None:

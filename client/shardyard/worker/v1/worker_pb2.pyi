@@ -82,7 +82,7 @@ Global___Locations: _TypeAlias = Locations  # noqa: Y015
 
 @_typing.final
 class NodeShape(_message.Message):
-    """What one node has."""
+    """What one node has: numbers that hold on each node that the gang may get."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -91,6 +91,7 @@ class NodeShape(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     BF16_FIELD_NUMBER: _builtins.int
+    GPU_NAME_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory in bytes; 0: not known."""
     cpus: _builtins.int
@@ -100,7 +101,9 @@ class NodeShape(_message.Message):
     gpu_memory_bytes: _builtins.int
     """Memory of one GPU in bytes; 0: none, or not known."""
     bf16: _builtins.bool
-    """Whether its GPUs compute bfloat16."""
+    """Whether its GPUs are known to compute bfloat16."""
+    gpu_name: _builtins.str
+    """What the driver calls its GPUs, such as `NVIDIA H200`; empty: none, or not known."""
     def __init__(
         self,
         *,
@@ -109,10 +112,11 @@ class NodeShape(_message.Message):
         gpus: _builtins.int = ...,
         gpu_memory_bytes: _builtins.int = ...,
         bf16: _builtins.bool = ...,
+        gpu_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bf16", b"bf16", "cpus", b"cpus", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bf16", b"bf16", "cpus", b"cpus", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_name", b"gpu_name", "gpus", b"gpus", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
