@@ -272,14 +272,19 @@ def _single_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _multi_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn import metrics
-
-    # A logit over 0 is a probability over one half.
-    predicted, truth = (outputs > 0).astype(int), labels.astype(int)
+    # A logit over 0 is a probability over one half. F1 is that of the labels that are there, whatever their number:
+    # scikit-learn reads a single column as two classes, and its micro average is then the accuracy.
+    predicted, truth = outputs > 0, labels > 0.5
+    right, wrong = (predicted & truth).sum(0), (predicted ^ truth).sum(0)
     return {
-        "f1_micro": float(metrics.f1_score(truth, predicted, average="micro", zero_division=0)),
-        "f1_macro": float(metrics.f1_score(truth, predicted, average="macro", zero_division=0)),
+        "f1_micro": float(_f1(right.sum(), wrong.sum())),
+        "f1_macro": float(np.mean(_f1(right, wrong))),
     }
+
+
+def _f1(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN), from TP and FP + FN; 0 for a label that neither data nor model ever says."""
+    return np.asarray(2 * right / np.maximum(2 * right + wrong, 1))
 
 
 def _correlations(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
