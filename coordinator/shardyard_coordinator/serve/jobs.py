@@ -64,7 +64,7 @@ class JobService:
         pages = Pages(self._parts.tokens, "jobs", request)
         after = pages.after()
         full = request.view == pb.JOB_VIEW_FULL
-        found = await self._parts.store.read(
+        found = await self._parts.store.read_many(
             lambda conn: listing.list_jobs(
                 conn,
                 project,

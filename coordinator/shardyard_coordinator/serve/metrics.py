@@ -56,7 +56,7 @@ class MetricService:
             )
             return found, limit
 
-        found, limit = await self._parts.store.read(query)
+        found, limit = await self._parts.store.read_many(query)
         return pb.QueryMetricsResponse(series=_series(found), max_points=limit)
 
     async def watch(self, request: pb.WatchMetricsRequest, _call: Call) -> AsyncIterator[pb.WatchMetricsResponse]:

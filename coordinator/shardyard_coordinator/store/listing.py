@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, literal, not_, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, literal, select, tuple_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -20,6 +24,7 @@ _BASIC = tuple(literal(b"").label(column.name) if column.name in _HEAVY else col
 # Nobody is shown the plan in a list, and it repeats the spec.
 _FULL = tuple(literal(b"").label(column.name) if column.name == "plan" else column for column in COLUMNS)
 _ROWS_AT_ONCE = 32
+_ANY_TIME = -(1 << 62)
 _ORDERS: Mapping[str, Column[Any]] = {
     "create_time": _job.create_us,
     "end_time": _job.end_us,
@@ -88,39 +93,108 @@ def jobs_statement(
     limit: int,
     full: bool,
 ) -> Select[Any]:
-    """The SELECT of a page."""
+    """The SELECT of a page: first the rows' numbers from an index alone, then the rows, which are long.
+
+    Either an index has what is asked for in the order asked for, so that the first rows found are the page; or the one
+    index that has every field of a filter is read through, whatever meets the filter.
+    """
     column = _ORDERS[order_by]
-    statement = select(*(_FULL if full else _BASIC)).where(_job.project == project, _job.deleted_us == 0)
-    statement = statement.where(*(_test(condition) for condition in conditions))
+    found = _labelled(project, conditions, order_by) or _found(project, conditions, order_by)
+    place = found.key
     if after is not None:
-        beyond = operator.lt if desc else operator.gt
-        value, last_id = after
-        statement = statement.where(or_(beyond(column, value), and_(column == value, beyond(_job.id, last_id))))
-    order = (column.desc(), _job.id.desc()) if desc else (column.asc(), _job.id.asc())
-    return statement.order_by(*order).limit(limit)
+        given = tuple_(*(literal(value, each.type) for value, each in zip(after, place, strict=True)))
+        found.statement = found.statement.where(tuple_(*place) < given if desc else tuple_(*place) > given)
+    order = [each.desc() if desc else each.asc() for each in place]
+    page = found.statement.order_by(*order).limit(limit).subquery()
+    rows = select(*(_FULL if full else _BASIC)).join(page, _job.id == page.c.id)
+    return rows.order_by(*((column.desc(), _job.id.desc()) if desc else (column.asc(), _job.id.asc())))
 
 
-def _test(condition: Condition) -> ColumnElement[bool]:
+@dataclass
+class _Found:
+    """A SELECT of the numbers of the rows that meet the conditions, and what they are ordered by."""
+
+    statement: Select[Any]
+    key: tuple[ColumnElement[Any], ColumnElement[Any]]
+
+
+def _labelled(project: str, conditions: Sequence[Condition], order_by: str) -> _Found | None:
+    """The jobs with one value of a label have an index, in the order of their creation."""
+    if len(conditions) != 1 or order_by != "create_time" or conditions[0].op != "=":
+        return None
+    [condition] = conditions
+    if not condition.field.startswith("labels."):
+        return None
+    statement = select(_label.job_row.label("id")).where(*_has_label(project, condition))
+    return _Found(statement.where(_label.value == condition.value), (_label.create_us, _label.job_row))
+
+
+def _found(project: str, conditions: Sequence[Condition], order_by: str) -> _Found:
+    """Every field that must not choose the index is hidden from the database's choice."""
+    column = _ORDERS[order_by]
+    by_state = order_by == "create_time" and any((each.field, each.op) == ("state", "=") for each in conditions)
+    # The column whose index has the order, and the one that narrows it: all others are looked at as they come.
+    seen = {order_by} | ({"state"} if by_state else set())
+    through = order_by != "create_time" and any(each.field != order_by for each in conditions)
+    if through:
+        seen = set()
+    statement = select(_job.id.label("id")).where(_job.project == project, _job.deleted_us == 0)
+    statement = statement.where(*(_test(project, each, hidden=each.field not in seen) for each in conditions))
+    if through:
+        # The index of all fields is the only one that has what the filter needs without the rows themselves.
+        statement = statement.where(_job.create_us >= _ANY_TIME)
+        return _Found(statement, (_Hidden(column), _Hidden(_job.id)))
+    return _Found(statement, (column, _job.id))
+
+
+def _test(project: str, condition: Condition, *, hidden: bool) -> ColumnElement[bool]:
     if condition.field.startswith("labels."):
-        return _label_test(condition)
+        return _label_test(project, condition)
     column = _FIELDS.get(condition.field)
     if column is None:
         raise Refused(Reason.FILTER_INVALID, f"there is no field {condition.field!r}; one of {', '.join(_FIELDS)}")
     if condition.op == ":":
         return column.icontains(str(condition.value), autoescape=True)
-    return _compare(condition.op)(column, condition.value)  # type: ignore[no-any-return]
+    return _compare(condition.op)(_Hidden(column) if hidden else column, condition.value)  # type: ignore[no-any-return]
 
 
-def _label_test(condition: Condition) -> ColumnElement[bool]:
+def _label_test(project: str, condition: Condition) -> ColumnElement[bool]:
     """A job without the label meets `!=` and nothing else."""
-    same = and_(_label.job_uid == _job.uid, _label.key == condition.field.removeprefix("labels."))
+    rows = select(_label.job_row).where(*_has_label(project, condition))
+    job_row = _Hidden(_job.id)
     if condition.op == ":" and condition.value == "*":
-        return exists().where(same)
+        return job_row.in_(rows)
     if condition.op == ":":
-        return exists().where(same, _label.value.icontains(str(condition.value), autoescape=True))
+        return job_row.in_(rows.where(_label.value.icontains(str(condition.value), autoescape=True)))
     if condition.op == "!=":
-        return not_(exists().where(same, _label.value == condition.value))
-    return exists().where(same, _compare(condition.op)(_label.value, condition.value))
+        return job_row.not_in(rows.where(_label.value == condition.value))
+    return job_row.in_(rows.where(_compare(condition.op)(_label.value, condition.value)))
+
+
+def _has_label(project: str, condition: Condition) -> tuple[ColumnElement[bool], ...]:
+    return _label.project == project, _label.key == condition.field.removeprefix("labels.")
+
+
+class _Hidden(ColumnElement[Any]):
+    """A column as a value: SQLite then does not choose an index by it."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        self.column = column
+        self.type = column.type
+
+    _traverse_internals: ClassVar[Any] = [("column", InternalTraversal.dp_clauseelement)]
+
+
+@compiles(_Hidden)
+def _as_it_is(element: _Hidden, compiler: SQLCompiler, **keywords: Any) -> str:
+    return compiler.process(element.column, **keywords)
+
+
+@compiles(_Hidden, "sqlite")
+def _with_a_sign(element: _Hidden, compiler: SQLCompiler, **keywords: Any) -> str:
+    return "+" + compiler.process(element.column, **keywords)
 
 
 def _compare(op: str) -> Callable[[Any, Any], Any]:

@@ -25,6 +25,8 @@ from shardyard_coordinator.store.writer import Writer
 
 _T = TypeVar("_T")
 _READERS = 4
+# What reads many rows has threads of its own: a page of jobs never keeps a single job waiting.
+_LIST_READERS = 2
 _BUSY_START_S = 60.0
 _CHECKED_JOBS = 1000
 
@@ -72,8 +74,9 @@ class Store:
         self._conn = conn
         self._lock = lock
         self._subscribers: list[Callable[[Sequence[EventRecord]], None]] = []
-        self._reading = sqlite.read_engine(path, _READERS)
+        self._reading = sqlite.read_engine(path, _READERS + _LIST_READERS)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._list_readers = ThreadPoolExecutor(_LIST_READERS, thread_name_prefix="store-list-reader")
         self._writer = Writer(conn, path=path, term=term, clock=clock, tell=self._tell, fail=self._fail)
 
     async def write(self, operation: Callable[[Connection], _T], actor: Actor, size_bytes: int = 0) -> _T:
@@ -93,6 +96,10 @@ class Store:
         """
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
 
+    async def read_many(self, query: Callable[[Connection], _T]) -> _T:
+        """The same for what may read many rows: lists, histories, the line of those who wait."""
+        return await asyncio.get_running_loop().run_in_executor(self._list_readers, self._read, query)
+
     def subscribe(self, callback: Callable[[Sequence[EventRecord]], None]) -> Callable[[], None]:
         """Calls back with the events of every commit, after it, in order; the answer ends it."""
         self._subscribers.append(callback)
@@ -102,6 +109,7 @@ class Store:
         """Commits what waits, then lets go of the store."""
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown()
+        self._list_readers.shutdown()
         self._conn.close()
         self._engine.dispose()
         self._reading.dispose()

@@ -44,7 +44,7 @@ _CREATED = (
 )
 _INSERT_JOB = PreparedInsert(tables.job, _CREATED, returning=("uid", "id"))
 _INSERT_REQUEST = PreparedInsert(tables.request, ("principal", "request_id", "fingerprint", "job_uid"))
-_INSERT_LABEL = PreparedInsert(tables.label, ("job_uid", "key", "value"))
+_INSERT_LABEL = PreparedInsert(tables.label, ("job_uid", "key", "value", "project", "create_us", "job_row"))
 _INSERT_USE = PreparedInsert(tables.job_use, ("job_uid", "resource"))
 _FIND_REQUEST = Prepared(
     select(_request.fingerprint, _request.job_uid).where(
@@ -134,7 +134,16 @@ def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) ->
     rows = [_row(each, now_us) for each in submissions]
     ids = dict(_INSERT_JOB.run(conn, rows))
     labels = [
-        {"job_uid": new.uid, "key": key, "value": value} for new, _ in submissions for key, value in new.labels.items()
+        {
+            "job_uid": new.uid,
+            "key": key,
+            "value": value,
+            "project": new.project,
+            "create_us": now_us,
+            "job_row": ids[new.uid],
+        }
+        for new, _ in submissions
+        for key, value in new.labels.items()
     ]
     _INSERT_LABEL.run(conn, labels)
     uses = [{"job_uid": new.uid, "resource": name} for new, _ in submissions for name in sorted(set(new.uses))]

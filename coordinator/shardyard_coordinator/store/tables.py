@@ -107,11 +107,35 @@ job = Table(
     _number("waiting_us"),
     _number("deleted_us"),
     UniqueConstraint("project", "job_id", "deleted_us", name="job_name"),
-    # All that a scheduling pass reads of those who wait for long.
-    Index("job_line", "state", "deleted_us", "priority", "id", "not_before_us", "pending"),
-    Index("job_by_create", "project", "create_us", "id"),
     sqlite_autoincrement=True,
 )
+# All that a scheduling pass reads of those who wait: only they are in it, in the order of the line.
+_waits = text("state = 'QUEUED' AND deleted_us = 0")
+Index(
+    "job_line",
+    job.c.priority.desc(),
+    job.c.id,
+    job.c.not_before_us,
+    job.c.workers,
+    job.c.gpus_per_worker,
+    job.c.cpus_per_worker,
+    job.c.pending,
+    sqlite_where=_waits,
+    postgresql_where=_waits,
+)
+# An order of lists each. The first one also has what lists are filtered by: a row with its spec is long, and a filter
+# that few jobs meet would read them all.
+Index(
+    "job_by_create",
+    *(job.c[name] for name in ("project", "deleted_us", "create_us", "id")),
+    *(job.c[name] for name in ("state", "task", "queue", "creator", "priority", "end_us", "display_name")),
+)
+Index("job_by_end", job.c.project, job.c.deleted_us, job.c.end_us, job.c.id)
+Index("job_by_priority", job.c.project, job.c.deleted_us, job.c.priority, job.c.id)
+Index("job_by_display_name", job.c.project, job.c.deleted_us, job.c.display_name, job.c.id)
+Index("job_by_state", job.c.project, job.c.deleted_us, job.c.state, job.c.create_us, job.c.id)
+_deleted = text("deleted_us > 0")
+Index("job_deleted", job.c.deleted_us, sqlite_where=_deleted, postgresql_where=_deleted)
 
 request = Table(
     "request",
@@ -129,7 +153,11 @@ label = Table(
     Column("job_uid", Text(), primary_key=True),
     Column("key", Text(), primary_key=True),
     Column("value", Text(), nullable=False),
-    Index("label_by_value", "key", "value"),
+    # What a list of jobs is found and ordered by; a job's project and its time of creation never change.
+    _text("project"),
+    _number("create_us"),
+    _number("job_row"),
+    Index("label_by_value", "project", "key", "value", "create_us", "job_row"),
 )
 
 job_use = Table(
@@ -176,9 +204,11 @@ attempt = Table(
     _number("released"),
     _number("create_us"),
     _number("end_us"),
-    Index("attempt_by_state", "state"),
     Index("attempt_unreleased", "released"),
 )
+# What holds slots is asked for all the time, and is a handful among all attempts that there ever were.
+_live = text("state <> 'ENDED'")
+Index("attempt_live", attempt.c.job_uid, attempt.c.epoch, sqlite_where=_live, postgresql_where=_live)
 
 checkpoint = Table(
     "checkpoint",
