@@ -1,4 +1,4 @@
-"""What a store of 100,000 jobs needs: every list from an index, live attempts from theirs, lists beside single reads."""
+"""What a store of 100,000 jobs needs: every list and all live attempts from an index, lists beside single reads."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Select, literal, select, tuple_
 from sqlalchemy.ext.compiler import compiles
@@ -184,7 +184,7 @@ class _Hidden(ColumnElement[Any]):
         self.column = column
         self.type = column.type
 
-    _traverse_internals: ClassVar[Any] = [("column", InternalTraversal.dp_clauseelement)]
+    _traverse_internals = [("column", InternalTraversal.dp_clauseelement)]  # noqa: RUF012 - as its base declares it.
 
 
 @compiles(_Hidden)
