@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
@@ -139,6 +138,8 @@ def classification_spec(
 
 def shared_data(name: str) -> Path:
     """A folder of real data, which lies outside of the repository; the test is skipped where it is missing."""
+    import pytest  # Only for this: what else is here runs on machines without it.
+
     root = Path(os.environ.get("SHARDYARD_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
     if not (root / name).is_dir():
         pytest.skip(f"no real data: {root / name} is not there (set SHARDYARD_TEST_DATA)")
