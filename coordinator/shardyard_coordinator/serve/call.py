@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from shardyard_coordinator.seams import Actor
+from shardyard_coordinator.serve.wire import Shape, shape_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Method:
     client_streaming: bool
     server_streaming: bool
     behaviour: Behaviour
+    shape: Shape = field(repr=False)
 
 
 def method_of(descriptor: MethodDescriptor, request_type: type[Message], behaviour: Behaviour) -> Method:
@@ -59,4 +61,5 @@ def method_of(descriptor: MethodDescriptor, request_type: type[Message], behavio
         client_streaming=descriptor.client_streaming,
         server_streaming=descriptor.server_streaming,
         behaviour=behaviour,
+        shape=shape_of(descriptor.input_type),
     )

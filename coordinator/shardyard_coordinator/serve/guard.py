@@ -3,6 +3,9 @@
 Handlers get bytes from grpc.aio (no deserializer) and are parsed here: bare aio answers undecodable bytes and
 exceptions with UNKNOWN and their text. The order: deadline, authentication, authorisation, in-flight limits, parsing,
 validation, the method itself. An exception's text goes to the log only, under an id that the caller gets.
+
+What a message holds is counted before it is parsed. A message of more than a thousand fields, or of much text, is
+parsed and validated in one thread beside the loop, one after the other: others are served meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -23,10 +26,9 @@ from shardyard_coordinator.serve import status
 from shardyard_coordinator.serve.call import Call, Method
 from shardyard_coordinator.serve.limits import InFlight, Limits
 from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL, may
+from shardyard_coordinator.serve.reading import Requests, Validate
 
 log = logging.getLogger(__name__)
-
-Validate = Callable[[Message], None]
 
 
 def transport_options(limits: Limits) -> list[tuple[str, int]]:
@@ -71,6 +73,7 @@ class GuardedServer:
         """Ends every stream with DRAINING, lets unary calls finish for `grace_s`, then stops."""
         self._guard.drain()
         await self._server.stop(grace_s)
+        self._guard.close()
 
 
 class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -88,7 +91,7 @@ class Guard:
     """Runs behaviours and answers for them."""
 
     def __init__(self, validate: Validate, limits: Limits) -> None:
-        self._validate = validate
+        self._requests = Requests(validate, limits)
         self._limits = limits
         self._in_flight = InFlight(limits)
         self._streams: set[asyncio.Task[Any]] = set()
@@ -101,6 +104,10 @@ class Guard:
         self._draining = True
         for task in self._streams:
             task.cancel()
+
+    def close(self) -> None:
+        """Lets go of the thread for large messages."""
+        self._requests.close()
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler:
         """The guarded grpc handler of a method: bytes in, bytes out."""
@@ -126,8 +133,8 @@ class Guard:
             try:
                 _authorise(call)
                 with self._in_flight.unary(method.path, call.principal):
-                    request = self._parse(method, data)
                     async with asyncio.timeout_at(call.deadline_s):
+                        request = await self._requests.read(method, data)
                         return (await behaviour(request, call)).SerializeToString()
             except Refused as error:
                 refused = error
@@ -171,7 +178,7 @@ class Guard:
         self, method: Method, request: Any, call: Call, context: grpc.aio.ServicerContext
     ) -> bytes | None:
         """Reads and writes as the method's shape asks; a reader that takes nothing for long ends the stream."""
-        message = self._parsed(method, request) if method.client_streaming else self._parse(method, request)
+        message = self._each(method, request) if method.client_streaming else await self._requests.read(method, request)
         if not method.server_streaming:
             behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
             return (await behaviour(message, call)).SerializeToString()
@@ -196,21 +203,9 @@ class Guard:
                 f"nothing was read for {self._limits.slow_consumer_s:g} s; go on from the last cursor",
             ) from None
 
-    async def _parsed(self, method: Method, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async def _each(self, method: Method, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in requests:
-            yield self._parse(method, data)
-
-    def _parse(self, method: Method, data: bytes) -> Message:
-        try:
-            request = method.request_type.FromString(data)
-        except DecodeError:
-            raise Refused(
-                Reason.MALFORMED_REQUEST,
-                f"{len(data)} bytes are not a {method.request_type.DESCRIPTOR.full_name}; "
-                "send a message of that type, of at most 100 levels, with its strings in UTF-8",
-            ) from None
-        self._validate(request)
-        return request
+            yield await self._requests.read(method, data)
 
     def _call(self, method: Method, context: grpc.aio.ServicerContext, default_s: float | None) -> Call:
         remaining = context.time_remaining()

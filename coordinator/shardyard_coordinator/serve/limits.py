@@ -28,6 +28,7 @@ class Limits:
     """Every bound of the door; GetServerInfo shows them."""
 
     max_message_bytes: int = 4 * 1024 * 1024
+    max_message_nodes: int = 20_000
     max_metadata_bytes: int = 8 * 1024
     max_chunk_bytes: int = 1024 * 1024
     max_unary: int = 512

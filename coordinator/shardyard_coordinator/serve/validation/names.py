@@ -53,7 +53,7 @@ def name_complaint(kind: str, name: str) -> str | None:
     pattern, shape = PATTERNS[kind], _SHAPES[kind]
     if not name:
         return f"is missing; give a name `{pattern}`, such as {_example(pattern)}"
-    parts = name.split("/")
+    parts = name[:513].split("/")
     if len(name) > 512 or len(parts) != 2 * len(shape) or tuple(parts[::2]) != shape:
         return f"{show(name)} is not of the form `{pattern}`; such as {_example(pattern)}"
     for collection, part in zip(parts[::2], parts[1::2], strict=True):

@@ -13,6 +13,7 @@ from shardyard_coordinator.serve.validation.text import control_complaint, show
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HUB_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_MAX_PATH: Final = 4096
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 
 
@@ -92,6 +93,8 @@ def check_name(field: str, kind: str, name: str) -> list[FieldViolation]:
 def relative_path_complaint(path: str) -> str | None:
     """What is wrong with a path inside a folder; None: nothing."""
     rule = "a path is relative, with /, without empty, . or .. parts and without control characters"
+    if len(path) > _MAX_PATH:
+        return f"{show(path)} has {len(path):,} characters; a path has at most {_MAX_PATH:,}; shorten it"
     if complaint := control_complaint(path):
         return complaint
     plain = posixpath.normpath(path) == path and "\\" not in path

@@ -1,0 +1,86 @@
+"""From bytes to a request that keeps the rules: counted, parsed and validated, the large ones beside the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Final
+
+from google.protobuf.message import DecodeError, Message
+
+from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.call import Method
+from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.wire import TooManyNodes, path_of, weigh
+
+Validate = Callable[[Message], None]
+# What is parsed and validated on the loop: about 2 ms at most.
+_LIGHT_NODES: Final = 1_000
+_LIGHT_TEXT_BYTES: Final = 64 * 1024
+# A field takes two bytes at least.
+_LIGHT_BYTES: Final = 2 * _LIGHT_NODES
+
+# Where more than Limits.max_message_nodes is honest: 10,000 pairs of texts; files, whose number the 3 MiB of a header
+# bound.
+_MORE_NODES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "shardyard.v1.PredictRequest": 50_000,
+        "shardyard.v1.EmbedRequest": 50_000,
+        "shardyard.v1.CreateModelRequest": 200_000,
+        "shardyard.v1.CreateDatasetRequest": 200_000,
+    }
+)
+
+
+class Requests:
+    """Reads requests. Large ones wait for one thread, so that they share one processor with the loop at most."""
+
+    def __init__(self, validate: Validate, limits: Limits) -> None:
+        self._validate = validate
+        self._limits = limits
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-requests")
+
+    def close(self) -> None:
+        """Ends the thread after the message that it is at. Idempotent."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def read(self, method: Method, data: bytes) -> Message:
+        """The request; Refused MALFORMED_REQUEST if the bytes are none, or with every broken rule."""
+        if len(data) <= _LIGHT_BYTES or self._is_light(method, data):
+            return self._read(method, data)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read_large, method, data)
+
+    def _is_light(self, method: Method, data: bytes) -> bool:
+        try:
+            weight = weigh(data, method.shape, _LIGHT_NODES)
+        except TooManyNodes:
+            return False
+        return weight.text_bytes <= _LIGHT_TEXT_BYTES
+
+    def _read_large(self, method: Method, data: bytes) -> Message:
+        descriptor = method.request_type.DESCRIPTOR
+        most = max(self._limits.max_message_nodes, _MORE_NODES.get(descriptor.full_name, 0))
+        try:
+            weigh(data, method.shape, most)
+        except TooManyNodes as error:
+            text = (
+                f"with it the message has over {most:,} fields and items, its lists and nested messages counted; "
+                "leave out what is not needed, or send it in several calls"
+            )
+            raise refused_fields([FieldViolation(path_of(descriptor, error.numbers), text)]) from None
+        return self._read(method, data)
+
+    def _read(self, method: Method, data: bytes) -> Message:
+        try:
+            request = method.request_type.FromString(data)
+        except DecodeError:
+            raise Refused(
+                Reason.MALFORMED_REQUEST,
+                f"{len(data)} bytes are not a {method.request_type.DESCRIPTOR.full_name}; "
+                "send a message of that type, of at most 100 levels, with its strings in UTF-8",
+            ) from None
+        self._validate(request)
+        return request
