@@ -173,3 +173,41 @@ async def test_places_deep_in_a_long_line_are_brought_up_to_date_in_time(tmp_pat
             passes += 1
         assert passes <= 5
         assert pending(await core.job(waiting[1000].uid)).position == 1000
+
+
+async def test_a_slot_that_comes_free_behind_a_long_line_does_not_wait_until_everybody_was_told(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher(nodes=FOUR)
+    async with running_core(tmp_path, launcher, schedule=False) as core:
+        first = await core.submit(new_job("first", workers=4))
+        await core.loop.step()
+
+        def line(conn: Connection) -> list[JobRecord]:
+            made = [new_job(f"job-{at}", workers=5 if at < 4000 else 4) for at in range(4002)]
+            return [submissions.create_job(conn, new, ACTOR, 1).job for new in made]
+
+        waiting = await core.store.write(line, ACTOR)
+        core.loop.start()
+        await core.when(first.uid, lambda _: bool(launcher.gangs))
+        await core.when(waiting[200].uid, lambda job: bool(job.pending))
+        whole_run(launcher.gangs[AttemptKey(first.uid, 1)])
+        await core.until(waiting[4000].uid, JobState.PREPARING, timeout_s=10)
+        # Most of those before it were not told why they wait: it did not wait for that.
+        assert not (await core.job(waiting[3900].uid)).pending
+        assert (await core.job(waiting[4001].uid)).state is JobState.QUEUED
+
+
+async def test_all_that_fits_starts_in_one_pass(tmp_path: Path) -> None:
+    many = tuple(Node(f"node-{at}", f"127.0.0.{at}", 8, 0, 1 << 30) for at in range(1, 21))
+    launcher = ScriptedLauncher(nodes=many)
+    async with running_core(tmp_path, launcher, schedule=False) as core:
+
+        def line(conn: Connection) -> list[JobRecord]:
+            made = [new_job(f"job-{at}", workers=(200, 4)[at % 2]) for at in range(1300)]
+            return [submissions.create_job(conn, new, ACTOR, 1).job for new in made]
+
+        waiting = await core.store.write(line, ACTOR)
+        await core.loop.step()
+        states = {job.state for job in [await core.job(each.uid) for each in waiting[1:80:2]]}
+        assert states == {JobState.PREPARING}
+        assert (await core.job(waiting[81].uid)).state is JobState.QUEUED
+        assert await core.loop.cluster_slots() == (160, 0)

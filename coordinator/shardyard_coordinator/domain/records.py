@@ -160,6 +160,26 @@ class QueuedJob(NamedTuple):
         return self.gpus_per_worker or self.cpus_per_worker
 
 
+class LineJob(NamedTuple):
+    """What is enough to find out who starts: a job in its place of the line."""
+
+    priority: int
+    id: int
+    not_before_us: int
+    workers: int
+    gpus_per_worker: int
+    cpus_per_worker: int
+
+
+class HeldSlots(NamedTuple):
+    """What a live attempt holds: (node, workers on it) pairs, and the slots of a worker."""
+
+    job_uid: str
+    epoch: int
+    slots_per_worker: int
+    placement: tuple[tuple[str, int], ...]
+
+
 class CreatedJob(NamedTuple):
     """What became of a submission; `existed`: the request id had already made it."""
 

@@ -1,12 +1,13 @@
 """Load → decide → apply: the loop that carries out what the policy decides.
 
-A pass is made when something has changed (a job's state, the cluster) or a back-off ends; each start is a transaction
-of its own, guarded by what was read, so a stale decision changes nothing. Why the others wait is told when the reason
-changes, not when its numbers do.
+A pass is made when something has changed (a job's state, the cluster) or a back-off ends. It first starts what fits: it
+reads the head of the line, and the rest of it only while slots are left; it decides when its read has ended, so that no
+snapshot of the store is held meanwhile; each start is a transaction of its own, guarded by what was read, so a stale
+decision changes nothing. Then it says why the others wait: an event when the reason changes, not when its numbers do.
 
-A long queue must not cost those who submit to it. So a pass decides in a thread of the readers, the loop rests after it
-in proportion to the time that it took, and a pass tells so many reasons and no more: to the first in line, to who has
-none yet, and to a stretch of the others, which moves on with every pass. Where nothing is free it reads nobody else.
+A long queue must not cost those who submit to it. So a pass decides in a thread, and the loop rests after it in
+proportion to the time that it took; saying why has a rest of its own, so that free slots do not wait for it. It tells
+so many reasons and no more: to the first in line, to who has none yet, and to a stretch of the others, which moves on.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.domain.errors import Refused
-from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord, QueuedJob
+from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord, HeldSlots, LineJob, QueuedJob
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launcher
 from shardyard_coordinator.scheduling.explain import Waiting, waits
-from shardyard_coordinator.scheduling.policy import Blocked, PendingJob, Policy, Start, admit, free_slots
-from shardyard_coordinator.scheduling.snapshot import load_snapshot, slots_of
+from shardyard_coordinator.scheduling.policy import Admission, Blocked, PendingJob, Policy, Start, admit, free_slots
+from shardyard_coordinator.scheduling.snapshot import load_snapshot, pending_jobs, slots_of
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
 from shardyard_coordinator.store import attempts, encode, jobs, queue
 from shardyard_coordinator.store.store import Store
@@ -40,6 +41,8 @@ from shardyard_coordinator.store.store import Store
 _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
+# So many of the line are read at first: they take what is free, as a rule.
+_HEAD = 512
 # The first in line, whose numbers every pass brings up to date; how many others a pass looks at; and at most how many
 # reasons, and as many numbers, it writes.
 _FIRST = 256
@@ -47,24 +50,21 @@ _STRETCH = 512
 _MAX_TOLD = 256
 _MAX_READ = 2 * _FIRST + _STRETCH
 _ROWS_A_WRITE = 16
+_STARTS_AT_ONCE = 64
 TELL_ON_S = 0.2
 LOOK_ON_S = 2.0
-# A pass takes at most a tenth of the time.
+# Deciding takes at most a tenth of the time, and so does saying why.
 _REST = 9.0
-_MAX_REST_S = 1.0
 # Why a job waits, and whether that is another reason than before.
 _Reason = tuple[QueuedJob, job_pb2.PendingInfo, bool]
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What one pass has decided.
-
-    `ends`: when the first back-off does, in seconds. `place`: after which the next pass looks on; `more_s`: how soon it
-    should, None where the whole line has been seen.
+class _Told:
+    """What is to be told. `ends`: when the first back-off does, in seconds. `place`: after which the next look begins;
+    `more_s`: how soon it should, None where the whole line has been seen.
     """
 
-    starts: tuple[tuple[QueuedJob, Start], ...]
     reasons: tuple[_Reason, ...]
     ends: float | None
     place: int
@@ -84,6 +84,8 @@ class SchedulingLoop:
         self._hint = asyncio.Event()
         self._seen: ClusterView | None = None
         self._place = _FIRST
+        self._deciding_s = 0.0
+        self._tell_after_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe = store.subscribe(self._hear)
 
@@ -102,50 +104,73 @@ class SchedulingLoop:
     async def cluster_slots(self) -> tuple[int, int]:
         """All slots of the cluster, and those that no gang holds."""
         view = await self._launcher.cluster()
-        live = await self._store.read(attempts.live_attempts)
+        live = await self._store.read(attempts.held_slots)
         snapshot = load_snapshot((), live, view, self._clock.now_us())
         return sum(slots_of(node) for node in view.nodes), sum(free_slots(snapshot).values())
 
     async def step(self) -> float | None:
-        """One pass; answers the seconds until the next one is due by itself, None where none is."""
+        """One pass, whole; answers the seconds until the next one is due by itself, None where none is."""
         self._seen = view = await self._launcher.cluster()
-        look = partial(_look, view=view, now_us=self._clock.now_us(), policy=self._policy, place=self._place)
-        made = await self._store.read(look)
-        if made is None:
-            return None
-        self._trace.point("decide.done")
-        for job, start in made.starts:
-            await self._apply(job, start, view)
-        await self._tell(made)
-        self._place = made.place
-        due = [made.more_s] if made.more_s is not None else []
-        if made.ends is not None:
-            due.append(max(made.ends - self._clock.now_us() / 1e6, 0.0))
-        return min(due, default=None)
+        ends = await self._start_gangs(view)
+        return min((due for due in (self._until(ends), await self._say_why(view)) if due is not None), default=None)
 
-    async def _apply(self, queued: QueuedJob, start: Start, view: ClusterView) -> None:
-        def record(conn: Connection) -> None:
-            job = jobs.get_job_by_uid(conn, queued.uid)
-            if job is None or job.state is not JobState.QUEUED or job.epoch != queued.epoch:
-                raise StaleWrite(f"job {queued.uid} is no longer queued after attempt {queued.epoch}")
-            attempts.start_attempt(
+    async def _start_gangs(self, view: ClusterView) -> float | None:
+        """Starts all that fits now; answers when the first back-off of who was looked at ends, in seconds."""
+        begun_s = time.monotonic()
+        now_us = self._clock.now_us()
+        live, line = await self._store.read_many(_head)
+        free = await asyncio.to_thread(load_snapshot, (), live, view, now_us)
+        admission = Admission(free, now_us // 1_000_000, self._policy)
+        starts, ends = await asyncio.to_thread(_decide, admission, line, view, now_us)
+        if len(line) == _HEAD and not admission.is_over:
+            rest = await self._store.read_many(partial(queue.rest_of_line, first=_HEAD))
+            more, ends_more = await asyncio.to_thread(_decide, admission, rest, view, now_us)
+            starts, ends = starts + more, min((each for each in (ends, ends_more) if each), default=None)
+        self._deciding_s = time.monotonic() - begun_s
+        self._trace.point("decide.done")
+        for first in range(0, len(starts), _STARTS_AT_ONCE):
+            await asyncio.gather(*(self._apply(start, view) for start in starts[first : first + _STARTS_AT_ONCE]))
+        return ends
+
+    async def _apply(self, start: Start, view: ClusterView) -> None:
+        def record(conn: Connection) -> AttemptKey:
+            job, now_us = jobs.get_job_by_row(conn, int(start.job)), self._clock.now_us()
+            if job is None or job.state is not JobState.QUEUED or job.deleted_us:
+                raise StaleWrite(f"the job of row {start.job} waits no longer")
+            _, attempt = attempts.start_attempt(
                 conn,
                 job,
                 start.placement,
                 cluster_id=view.cluster_id,
                 export_uid=uuid.uuid4().hex,
-                now_us=self._clock.now_us(),
+                now_us=now_us,
             )
+            return AttemptKey(job.uid, attempt.epoch)
 
         try:
-            await self._store.write(record, SYSTEM)
+            key = await self._store.write(record, SYSTEM)
         except StaleWrite as stale:
             _log.info("%s", stale)
             return
         self._trace.point("attempt.recorded")
-        self._collector.follow(AttemptKey(start.job, start.epoch))
+        self._collector.follow(key)
 
-    async def _tell(self, made: _Pass) -> None:
+    async def _say_why(self, view: ClusterView) -> float | None:
+        """Tells why jobs wait; answers the seconds until there is more to tell."""
+        now_us = self._clock.now_us()
+        live, queued = await self._store.read_many(partial(_waiting, place=self._place))
+        look = partial(_look, now_us=now_us, policy=self._policy, place=self._place)
+        made = await asyncio.to_thread(look, queued, live, view)
+        if made is None:
+            return None
+        await self._tell(made)
+        self._place = made.place
+        return min((due for due in (made.more_s, self._until(made.ends)) if due is not None), default=None)
+
+    def _until(self, ends: float | None) -> float | None:
+        return None if ends is None else max(ends - self._clock.now_us() / 1e6, 0.0)
+
+    async def _tell(self, made: _Told) -> None:
         """Records why jobs wait: with an event where the reason is another one, without where its numbers are."""
         if not made.reasons:
             return
@@ -160,16 +185,29 @@ class SchedulingLoop:
 
     async def _run(self) -> None:
         while True:
-            begun_s = time.monotonic()
+            self._deciding_s = 0.0
             try:
-                pause_s = await self.step()
+                pause_s = await self._turn()
             except Refused as refused:
                 pause_s = refused.retry_after_s or _RETRY_S
             except Exception:  # The edge of a supervised loop: a defect must not end the queue.
                 _log.exception("a scheduling pass failed; it is made again")
                 pause_s = _RETRY_S
-            await asyncio.sleep(min((time.monotonic() - begun_s) * _REST, _MAX_REST_S))
+            await asyncio.sleep(self._deciding_s * _REST)
             await self._wait(pause_s)
+
+    async def _turn(self) -> float | None:
+        """A pass whose second half is left out while it rests: free slots never wait for it."""
+        self._seen = view = await self._launcher.cluster()
+        dues = [self._until(await self._start_gangs(view))]
+        begun_s = time.monotonic()
+        if begun_s >= self._tell_after_s:
+            dues.append(await self._say_why(view))
+            ended_s = time.monotonic()
+            self._tell_after_s = ended_s + (ended_s - begun_s) * _REST
+        else:
+            dues.append(self._tell_after_s - begun_s)
+        return min((due for due in dues if due is not None), default=None)
 
     async def _wait(self, pause_s: float | None) -> None:
         """Until something has changed: the store says so, the cluster is asked now and then."""
@@ -193,26 +231,53 @@ class SchedulingLoop:
             self._hint.set()
 
 
-def _look(conn: Connection, view: ClusterView, now_us: int, policy: Policy, place: int) -> _Pass | None:
-    """Loads and decides; None where nobody waits."""
-    live = attempts.live_attempts(conn)
-    if any(free_slots(load_snapshot((), live, view, now_us)).values()):
-        queued, cut = queue.all_queued(conn), False
-    else:
-        queued = queue.some_queued(conn, _FIRST, place, place + _STRETCH, _MAX_READ)
-        cut = len(queued) == _MAX_READ
+def _head(conn: Connection) -> tuple[list[HeldSlots], list[LineJob]]:
+    return attempts.held_slots(conn), queue.head_of_line(conn, _HEAD)
+
+
+def _waiting(conn: Connection, place: int) -> tuple[list[HeldSlots], list[QueuedJob]]:
+    return attempts.held_slots(conn), queue.some_queued(conn, _FIRST, place, place + _STRETCH, _MAX_READ)
+
+
+def _decide(
+    admission: Admission, line: Sequence[LineJob], view: ClusterView, now_us: int
+) -> tuple[list[Start], float | None]:
+    """The starts among these, and when the first back-off ends; jobs are looked at while something is left."""
+    starts: list[Start] = []
+    ends: float | None = None
+    for first in range(0, len(line), _HEAD):
+        if admission.is_over:
+            break
+        for job in pending_jobs(line[first : first + _HEAD], view, now_us):
+            found = admission.consider(job)
+            if isinstance(found, Start):
+                starts.append(found)
+            elif found.until:
+                ends = min(ends or found.until, found.until)
+    return starts, ends
+
+
+def _look(
+    queued: Sequence[QueuedJob],
+    live: Sequence[HeldSlots],
+    view: ClusterView,
+    *,
+    now_us: int,
+    policy: Policy,
+    place: int,
+) -> _Told | None:
+    """Why these wait; None where nobody does."""
     if not queued:
         return None
     now = now_us // 1_000_000
-    starts, waiting = admit(load_snapshot(queued, live, view, now_us), now, policy)
-    by_uid = {job.uid: job for job in queued}
-    due = {job.uid: job for job in queued if _is_due(job, place)}
+    cut = len(queued) == _MAX_READ
+    _, waiting = admit(load_snapshot(queued, live, view, now_us), now, policy)
+    due = {str(job.id): job for job in queued if _is_due(job, place)}
     told, quiet = _reasons([each for each in waiting if each[0].job in due], due, now)
     left = [job.position for job, _, _ in told[_MAX_TOLD:]] + [queued[-1].position + 1] * cut
     # Where reasons have changed, those of who comes next most likely have, too.
     hurry = bool(left) or any(job.pending for job, _, _ in told)
-    return _Pass(
-        starts=tuple((by_uid[start.job], start) for start in starts),
+    return _Told(
         reasons=(*told[:_MAX_TOLD], *quiet[:_MAX_TOLD]),
         ends=min((blocked.until for _, blocked in waiting if blocked.until), default=None),
         place=_next_place(place, min(left, default=None), ends=queued[-1].position < place + _STRETCH),
@@ -234,12 +299,12 @@ def _next_place(place: int, left: int | None, *, ends: bool) -> int:
 
 
 def _reasons(
-    waiting: Sequence[tuple[PendingJob, Blocked]], jobs_: Mapping[str, QueuedJob], now: int
+    waiting: Sequence[tuple[PendingJob, Blocked]], queued: Mapping[str, QueuedJob], now: int
 ) -> tuple[list[_Reason], list[_Reason]]:
     """Those to be told with an event, and those of whom only numbers have changed; in the order of the line."""
     told, quiet = [], []
-    for uid, wait in waits(waiting, {uid: job.position for uid, job in jobs_.items()}, now).items():
-        job, info = jobs_[uid], _pending_info(wait)
+    for key, wait in waits(waiting, {key: job.position for key, job in queued.items()}, now).items():
+        job, info = queued[key], _pending_info(wait)
         held = job_pb2.PendingInfo.FromString(job.pending or b"")
         if info.constraint != held.constraint:
             told.append((job, info, True))

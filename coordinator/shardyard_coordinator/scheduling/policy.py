@@ -11,8 +11,9 @@ without.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -160,19 +161,15 @@ def decide(snapshot: Snapshot, now: int, policy: Policy) -> list[Decision]:
 
 def admit(snapshot: Snapshot, now: int, policy: Policy) -> tuple[list[Start], list[tuple[PendingJob, Blocked]]]:
     """One pass over the pending jobs in their order: who starts, and who waits for what."""
-    passed = _Pass(snapshot)
+    admission = Admission(snapshot, now, policy)
     starts: list[Start] = []
     waiting: list[tuple[PendingJob, Blocked]] = []
-    stuck = False
     for job in ranked(snapshot.pending):
-        blocked = passed.refuse(job, now, stuck=stuck)
-        if blocked is None:
-            starts.append(passed.start(job))
-            continue
-        waiting.append((job, blocked))
-        # Only who could run now, but for room, holds the others back.
-        for_room = blocked.constraint in (Constraint.INSUFFICIENT_SLOTS, Constraint.FRAGMENTED)
-        stuck = stuck or (policy.backfill is Backfill.NONE and for_room)
+        found = admission.consider(job)
+        if isinstance(found, Start):
+            starts.append(found)
+        else:
+            waiting.append((job, found))
     return starts, waiting
 
 
@@ -183,27 +180,6 @@ def ranked(pending: Sequence[PendingJob]) -> list[PendingJob]:
 
 def _shape(job: PendingJob) -> Shape:
     return Shape(job.queue, job.priority, job.accelerator, job.sizes, job.slots_per_worker)
-
-
-def place(job: PendingJob, workers: int, nodes: Sequence[NodeInfo], free: dict[str, int]) -> Placement:
-    """Where `workers` of the job fit now: on one node if one is free enough (the fullest such), else on the emptiest
-    nodes, the last one chosen as tightly as possible; empty: nowhere. `free` has the free slots of each node.
-    """
-    per = job.slots_per_worker
-    usable = [node for node in nodes if admits(node, job) and free[node.id] >= per]
-    single = [node for node in usable if free[node.id] >= per * workers]
-    if single:
-        return ((min(single, key=lambda node: (free[node.id], node.id)).id, workers),)
-    left, chosen = workers, []
-    rest = sorted(usable, key=lambda node: (-free[node.id], node.id))
-    while rest and left:
-        fitting = [node for node in rest if free[node.id] >= per * left]
-        node = min(fitting, key=lambda node: (free[node.id], node.id)) if fitting else rest[0]
-        rest.remove(node)
-        taken = min(free[node.id] // per, left)
-        chosen.append((node.id, taken))
-        left -= taken
-    return tuple(chosen) if not left else ()
 
 
 def admits(node: NodeInfo, job: PendingJob) -> bool:
@@ -222,48 +198,118 @@ def free_slots(snapshot: Snapshot) -> dict[str, int]:
     return {node: max(slots, 0) for node, slots in free.items()}
 
 
-@dataclass
-class _Pass:
-    """What is free while one pass goes on."""
+class Admission:
+    """One pass: jobs are considered in their order, and who starts holds its slots for the others.
 
-    snapshot: Snapshot
-    free: dict[str, int] = field(init=False)
-    nodes: tuple[NodeInfo, ...] = field(init=False)
-    failed: set[tuple[str, tuple[int, ...], int, frozenset[str]]] = field(default_factory=set)
+    Jobs of one class (accelerator, nodes avoided, sizes, slots a worker) are one to it: what is free for them is summed
+    once, and what did not fit in this pass is not tried again, because slots only become fewer.
+    """
 
-    def __post_init__(self) -> None:
-        self.nodes = tuple(sorted(self.snapshot.nodes, key=lambda node: node.id))
-        self.free = free_slots(self.snapshot)
+    def __init__(self, snapshot: Snapshot, now: int, policy: Policy) -> None:
+        self._connected = snapshot.connected
+        self._now = now
+        self._backfill = policy.backfill
+        self._nodes = snapshot.nodes
+        self._free = free_slots(snapshot)
+        self._whole = {node.id: node.slots for node in snapshot.nodes}
+        self._left = sum(self._free[node.id] for node in snapshot.nodes if node.state is NodeState.READY)
+        self._rooms: dict[tuple[str, frozenset[str]], tuple[_Room, _Room]] = {}
+        self._could: dict[tuple[str, frozenset[str], int, int], bool] = {}
+        self._failed: set[tuple[str, frozenset[str], tuple[int, ...], int]] = set()
+        self._stuck = False
 
-    def refuse(self, job: PendingJob, now: int, *, stuck: bool) -> Blocked | None:
-        """The first test that fails, in the order of docs/scheduling.md; None: it can start."""
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody else can start in this pass, whoever may come."""
+        return not self._connected or self._stuck or self._left <= 0
+
+    def consider(self, job: PendingJob) -> Start | Blocked:
+        """The start, or the first test that fails, in the order of docs/scheduling.md."""
         need = min(job.sizes) * job.slots_per_worker
-        have = sum(self.free[node.id] for node in self.nodes if admits(node, job))
-        if not self.snapshot.connected:
+        free, whole = self._rooms_of(job)
+        have = free.total
+        if not self._connected:
             return Blocked(Constraint.CLUSTER_UNREACHABLE, need, have)
-        if job.not_before > now:
+        if job.not_before > self._now:
             return Blocked(Constraint.NOT_BEFORE, need, have, until=job.not_before)
-        if not self._could_ever(job):
+        if not self._could_ever(job, whole):
             return Blocked(Constraint.NO_SUCH_NODE, need, have)
-        if stuck:
+        if self._stuck:
             return Blocked(Constraint.RANK, need, have)
-        kind = (job.accelerator, job.sizes, job.slots_per_worker, job.avoid_nodes)
-        if kind not in self.failed and any(place(job, size, self.nodes, self.free) for size in job.sizes):
-            return None
-        # What did not fit in this pass does not fit later in it: slots only become fewer.
-        self.failed.add(kind)
+        kind = (job.accelerator, job.avoid_nodes, job.sizes, job.slots_per_worker)
+        start = None if kind in self._failed else self._start(job, free)
+        if start is not None:
+            return start
+        self._failed.add(kind)
+        # Only who could run now, but for room, holds the others back.
+        self._stuck = self._backfill is Backfill.NONE
         return Blocked(Constraint.FRAGMENTED if have >= need else Constraint.INSUFFICIENT_SLOTS, need, have)
 
-    def start(self, job: PendingJob) -> Start:
+    def _start(self, job: PendingJob, free: _Room) -> Start | None:
         """Takes the slots of the largest size that fits."""
         for size in job.sizes:
-            placement = place(job, size, self.nodes, self.free)
+            placement = free.place(size, job.slots_per_worker)
             if placement:
                 for node, workers in placement:
-                    self.free[node] -= workers * job.slots_per_worker
+                    self._take(node, workers * job.slots_per_worker)
                 return Start(job.job, job.epoch + 1, size, placement)
-        raise ValueError(f"{job.job} does not fit")
+        return None
 
-    def _could_ever(self, job: PendingJob) -> bool:
-        whole = {node.id: node.slots for node in self.nodes}
-        return bool(place(job, min(job.sizes), self.nodes, whole))
+    def _take(self, node: str, slots: int) -> None:
+        before = self._free[node]
+        self._free[node] = before - slots
+        self._left -= slots
+        for room, _ in self._rooms.values():
+            room.change(node, before, before - slots)
+
+    def _rooms_of(self, job: PendingJob) -> tuple[_Room, _Room]:
+        key = (job.accelerator, job.avoid_nodes)
+        found = self._rooms.get(key)
+        if found is None:
+            usable = [node.id for node in self._nodes if admits(node, job)]
+            found = self._rooms[key] = (_Room(usable, self._free), _Room(usable, self._whole))
+        return found
+
+    def _could_ever(self, job: PendingJob, whole: _Room) -> bool:
+        key = (job.accelerator, job.avoid_nodes, min(job.sizes), job.slots_per_worker)
+        found = self._could.get(key)
+        if found is None:
+            found = self._could[key] = bool(whole.place(key[2], key[3]))
+        return found
+
+
+class _Room:
+    """Nodes that one class of jobs may use, by their slots: (slots, id), the fewest first."""
+
+    def __init__(self, nodes: Sequence[str], slots: Mapping[str, int]) -> None:
+        self._nodes = frozenset(nodes)
+        self._order = sorted((slots[node], node) for node in nodes)
+        self.total = sum(count for count, _ in self._order)
+
+    def change(self, node: str, before: int, after: int) -> None:
+        """A node of anybody's has other slots now."""
+        if node in self._nodes:
+            del self._order[bisect_left(self._order, (before, node))]
+            insort(self._order, (after, node))
+            self.total += after - before
+
+    def place(self, workers: int, per: int) -> Placement:
+        """Where so many workers of `per` slots fit: on one node if one is free enough (the fullest such), else on the
+        emptiest nodes, the last one chosen as tightly as possible; empty: nowhere.
+        """
+        if self.total < per * workers:
+            return ()
+        single = bisect_left(self._order, (per * workers, ""))
+        if single < len(self._order):
+            return ((self._order[single][1], workers),)
+        rest = self._order[bisect_left(self._order, (per, "")) :]
+        left, chosen = workers, []
+        while rest and left:
+            at = bisect_left(rest, (per * left, ""))
+            if at == len(rest):
+                at = bisect_left(rest, (rest[-1][0], ""))
+            slots, node = rest.pop(at)
+            taken = min(slots // per, left)
+            chosen.append((node, taken))
+            left -= taken
+        return tuple(chosen) if not left else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardyard_coordinator.domain.records import AttemptRecord, QueuedJob
+from shardyard_coordinator.domain.records import HeldSlots, LineJob, QueuedJob
 from shardyard_coordinator.launch.node_shape import gpu_kind, largest_gpu_kind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.scheduling.policy import CPU, NodeInfo, PendingJob, RunningJob, Snapshot
@@ -14,15 +14,34 @@ _MAX_WAIT_S = 300
 
 
 def load_snapshot(
-    queued: Sequence[QueuedJob], live: Sequence[AttemptRecord], view: ClusterView, now_us: int
+    queued: Sequence[QueuedJob | LineJob], live: Sequence[HeldSlots], view: ClusterView, now_us: int
 ) -> Snapshot:
     """The snapshot; without a connection there are no nodes."""
-    now = now_us // 1_000_000
     return Snapshot(
-        pending=tuple(_pending(job, view, now) for job in queued),
+        pending=pending_jobs(queued, view, now_us),
         running=tuple(RunningJob(each.job_uid, each.epoch, each.placement, each.slots_per_worker) for each in live),
         nodes=tuple(NodeInfo(node.id, slots_of(node), _class(node), node.memory_bytes) for node in view.nodes),
         connected=view.connected,
+    )
+
+
+def pending_jobs(queued: Sequence[QueuedJob | LineJob], view: ClusterView, now_us: int) -> tuple[PendingJob, ...]:
+    """Jobs that wait, as a decision looks at them; known by their row's number."""
+    now = now_us // 1_000_000
+    # Counted once for all of them, not for each.
+    most = largest_gpu_kind(view.nodes)
+    return tuple(
+        PendingJob(
+            job=str(job.id),
+            order=job.id,
+            epoch=0,
+            sizes=(job.workers,),
+            slots_per_worker=job.gpus_per_worker or job.cpus_per_worker,
+            accelerator=most if job.gpus_per_worker else CPU,
+            priority=job.priority,
+            not_before=min(job.not_before_us // 1_000_000, now + _MAX_WAIT_S),
+        )
+        for job in queued
     )
 
 
@@ -33,20 +52,3 @@ def slots_of(node: Node) -> int:
 
 def _class(node: Node) -> str:
     return gpu_kind(node) if node.gpus else CPU
-
-
-def _pending(job: QueuedJob, view: ClusterView, now: int) -> PendingJob:
-    wants = largest_gpu_kind(view.nodes) if job.gpus_per_worker else CPU
-    return PendingJob(
-        job=job.uid,
-        order=job.id,
-        epoch=job.epoch,
-        sizes=(job.workers,),
-        slots_per_worker=job.slots_per_worker,
-        accelerator=wants,
-        queue=job.queue,
-        user=job.creator,
-        priority=job.priority,
-        not_before=min(job.not_before_us // 1_000_000, now + _MAX_WAIT_S),
-        waiting_since=job.waiting_us // 1_000_000,
-    )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, insert, literal_column, select, update
 
 from shardyard.v1 import job_pb2
-from shardyard_coordinator.domain.records import AttemptRecord, EventKind, JobRecord
+from shardyard_coordinator.domain.records import AttemptRecord, EventKind, HeldSlots, JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.store import encode, events, jobs, tables
@@ -22,6 +23,11 @@ _COLUMNS = tuple(_attempt[name] for name in _FIELDS)
 # Written out, not bound: only so does the database see that the partial index has all that is asked for.
 _LIVE = Prepared(
     select(*_COLUMNS)
+    .where(_attempt.state != literal_column(f"'{AttemptState.ENDED.value}'"))
+    .order_by(_attempt.job_uid, _attempt.epoch)
+)
+_HELD = Prepared(
+    select(_attempt.job_uid, _attempt.epoch, _attempt.slots_per_worker, _attempt.placement)
     .where(_attempt.state != literal_column(f"'{AttemptState.ENDED.value}'"))
     .order_by(_attempt.job_uid, _attempt.epoch)
 )
@@ -135,6 +141,11 @@ def live_attempts(conn: Connection) -> list[AttemptRecord]:
     return [_from_row(row) for row in _LIVE.run(conn)]
 
 
+def held_slots(conn: Connection) -> list[HeldSlots]:
+    """What every attempt that has not ended holds."""
+    return [HeldSlots(uid, epoch, slots, _placement(text)) for uid, epoch, slots, text in _HELD.run(conn)]
+
+
 def unreleased_attempts(conn: Connection) -> list[AttemptRecord]:
     """Attempts that have ended, but whose supervisor has not been let go yet."""
     statement = select(*_COLUMNS).where(_attempt.released == 0, _attempt.state == AttemptState.ENDED.value)
@@ -151,6 +162,12 @@ def _from_row(row: Row[Any] | tuple[Any, ...]) -> AttemptRecord:
     values = dict(zip(_FIELDS, row, strict=True))
     values["state"] = AttemptState(values["state"])
     values["failure"] = values["failure"] or b""
-    values["placement"] = tuple((node, workers) for node, workers in json.loads(values["placement"] or "[]"))
+    values["placement"] = _placement(values["placement"])
     values["nodes"] = tuple(json.loads(values["nodes"] or "[]"))
     return AttemptRecord(**values)
+
+
+@lru_cache(maxsize=16_384)
+def _placement(text: str) -> tuple[tuple[str, int], ...]:
+    """Many gangs have the same one, and it is read in every pass of the scheduling loop."""
+    return tuple((node, workers) for node, workers in json.loads(text or "[]"))

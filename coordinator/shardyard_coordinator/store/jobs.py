@@ -41,6 +41,7 @@ _BYTES = tuple(
 )
 _STATE = JOB_FIELDS.index("state")
 _BY_UID = Prepared(select(*COLUMNS).where(_job.uid == bindparam("uid")))
+_BY_ROW = Prepared(select(*COLUMNS).where(_job.id == bindparam("id")))
 _BY_NAME = Prepared(
     select(*COLUMNS).where(
         _job.project == bindparam("project"), _job.job_id == bindparam("job_id"), _job.deleted_us == 0
@@ -65,6 +66,12 @@ def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:
 def get_job_by_uid(conn: Connection, uid: str) -> JobRecord | None:
     """The job of that uid, also when it has been deleted, until it is purged."""
     row = _BY_UID.run(conn, uid=uid).first()
+    return None if row is None else from_row(row)
+
+
+def get_job_by_row(conn: Connection, row_id: int) -> JobRecord | None:
+    """The job of that row's number."""
+    row = _BY_ROW.run(conn, id=row_id).first()
     return None if row is None else from_row(row)
 
 

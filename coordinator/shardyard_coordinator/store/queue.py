@@ -5,28 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, or_, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, or_, select, update
 
-from shardyard_coordinator.domain.records import EventDraft, QueuedJob
+from shardyard_coordinator.domain.records import EventDraft, LineJob, QueuedJob
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.store import events, tables
 from shardyard_coordinator.store.sql import Prepared
 
 _job = tables.job.c
 _FIELDS = tuple(name for name in QueuedJob._fields if name != "position")
-# Everybody's place in line, from the index `job_line` alone: a job's row is long, and is read where it is asked for.
+# Written out, not bound: only so does the database see that the index `job_line`, which has only those, is enough.
+_WAITS = (_job.state == literal_column(f"'{JobState.QUEUED.value}'"), _job.deleted_us == literal_column("0"))
+_ORDER = (_job.priority.desc(), _job.id)
+_LIGHT = select(*(_job[name] for name in LineJob._fields)).where(*_WAITS).order_by(*_ORDER)
+_HEAD = Prepared(_LIGHT.limit(bindparam("most")))
+_REST = Prepared(_LIGHT.limit(1 << 31).offset(bindparam("first")))
+# Everybody's place in line, from that index alone: a job's row is long, and is read where it is asked for.
 _LINE = (
     select(
         _job.id,
         _job.not_before_us,
         _job.pending,
-        func.row_number().over(order_by=(_job.priority.desc(), _job.id)).label("position"),
+        func.row_number().over(order_by=_ORDER).label("position"),
     )
-    .where(_job.state == bindparam("state"), _job.deleted_us == 0)
+    .where(*_WAITS)
     .subquery()
 )
 _QUEUED = select(*(_job[name] for name in _FIELDS), _LINE.c.position).join(_LINE, _job.id == _LINE.c.id)
-_ALL = Prepared(_QUEUED.order_by(_LINE.c.position))
 _SOME = Prepared(
     _QUEUED.where(
         or_(
@@ -52,9 +57,14 @@ _SET_PENDING = Prepared(
 )
 
 
-def all_queued(conn: Connection) -> list[QueuedJob]:
-    """Everybody who waits, in the order of the line."""
-    return [QueuedJob(*row) for row in _ALL.run(conn, state=JobState.QUEUED.value)]
+def head_of_line(conn: Connection, most: int) -> list[LineJob]:
+    """The first of those who wait."""
+    return [LineJob(*row) for row in _HEAD.run(conn, most=most)]
+
+
+def rest_of_line(conn: Connection, first: int) -> list[LineJob]:
+    """Everybody after the `first` ones."""
+    return [LineJob(*row) for row in _REST.run(conn, first=first)]
 
 
 def some_queued(conn: Connection, first: int, after: int, until: int, most: int) -> list[QueuedJob]:
@@ -62,7 +72,7 @@ def some_queued(conn: Connection, first: int, after: int, until: int, most: int)
     who has no reason yet, and who backs off.
     """
     places = {"first": first, "after": after, "until": until, "most": most}
-    return [QueuedJob(*row) for row in _SOME.run(conn, state=JobState.QUEUED.value, **places)]
+    return [QueuedJob(*row) for row in _SOME.run(conn, **places)]
 
 
 def set_pending(conn: Connection, rows: Sequence[tuple[QueuedJob, bytes, EventDraft | None]], now_us: int) -> None:
