@@ -15,6 +15,7 @@ from helpers.tiny_folders import save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.door import Folder, open_folder
 from shardyard_trainer.infer import embed, predict
 from shardyard_trainer.warm import ModelCache, load
 
@@ -315,12 +316,12 @@ def test_no_length_is_too_short_to_be_kept(tmp_path: Path, length: int) -> None:
 
 
 def test_models_are_loaded_once_and_the_oldest_is_given_up_under_the_budget(tmp_path: Path) -> None:
-    folders = [save_folder(tmp_path / str(index), "BertModel") for index in range(3)]
-    loaded: list[Path] = []
+    folders = [open_folder(save_folder(tmp_path / str(index), "BertModel")) for index in range(3)]
+    loaded: list[Folder] = []
 
-    def counting(path: Path) -> Any:
-        loaded.append(path)
-        return load(path)
+    def counting(folder: Folder) -> Any:
+        loaded.append(folder)
+        return load(folder)
 
     size = load(folders[0]).size_bytes
     cache = ModelCache(counting, budget_bytes=2 * size)
@@ -328,5 +329,5 @@ def test_models_are_loaded_once_and_the_oldest_is_given_up_under_the_budget(tmp_
         cache.get(folder)
     assert loaded == [folders[0], folders[1], folders[2], folders[1]]
     assert cache.held_bytes <= 2 * size
-    save_folder(folders[1], "BertModel", hidden_size=32)
+    save_folder(folders[1].path, "BertModel", hidden_size=32)
     assert cache.get(folders[1]).width == 32

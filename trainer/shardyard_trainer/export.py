@@ -23,8 +23,8 @@ from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures, forward, warm
 from shardyard_trainer.config import resolved_spec
+from shardyard_trainer.door import FolderInvalid, open_folder
 from shardyard_trainer.failures import RunFailed, storage_failure
-from shardyard_trainer.folder import FolderInvalid
 from shardyard_trainer.loading import quiet
 from shardyard_trainer.model_card import Subject, model_card, sha256
 from shardyard_trainer.models import build_module
@@ -166,7 +166,7 @@ def _verify(folder: Path, trained: _Trained) -> None:
     if missing:
         raise _failed(f"{missing[0]} was not written")
     try:
-        loaded = warm.load(folder)
+        loaded = warm.load(open_folder(folder))
     except FolderInvalid as error:
         raise _failed(f"the folder does not load: {error}") from error
     if loaded.strangers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -12,7 +11,7 @@ from shardyard_trainer.data.columns import Row, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import DataFile, resolve_source
-from shardyard_trainer.folder import FolderInvalid
+from shardyard_trainer.door import FolderInvalid
 from shardyard_trainer.inspect import check_weights
 from shardyard_trainer.plan_checks import slots_of
 from shardyard_trainer.tasks.build import DEFAULT_MAX_LENGTH
@@ -136,7 +135,7 @@ def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tupl
     if kind != "model":
         raise_all([SpecError(field, each.reason, str(each), each.metadata) for each in check_weights(folder)])
     try:
-        model = warm.shared_cache().get(Path(folder))
+        model = warm.shared_cache().get(folder)
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from error
     return replace(model), commit

@@ -6,14 +6,11 @@ Nothing is loaded and no code of the folder is run.
 from __future__ import annotations
 
 import difflib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-MAX_CONFIG_BYTES = 4 * 1024 * 1024
+from shardyard_trainer.door import Folder, FolderInvalid
 
 _TASKS = {
     "ForSequenceClassification": "text_classification",
@@ -29,20 +26,11 @@ _PROBLEMS = {
 }
 
 
-class FolderInvalid(ValueError):
-    """A folder is not a model that loads; `reason` is one of the contract's, `metadata` names file or tensor."""
-
-    def __init__(self, message: str, *, reason: str = "MODEL_INVALID", **metadata: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.metadata = {key: value[:400] for key, value in metadata.items() if value}
-
-
 @dataclass(frozen=True)
 class ModelFolder:
     """A folder's own description. `task` is empty for a bare backbone; `trained` is the content of shardyard.json."""
 
-    path: Path
+    source: Folder
     config: Mapping[str, Any]
     model_type: str
     task: str
@@ -61,26 +49,34 @@ class ModelFolder:
         return str(self.trained.get("pooling") or "")
 
 
-def read_folder(path: Path) -> ModelFolder:
+def read_folder(folder: Folder) -> ModelFolder:
     """Reads what the folder says. Raises FolderInvalid."""
-    config = read_json(path / "config.json", what="a Hugging Face model folder has one")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and "auto_map" in read_json(path / name):
-            raise FolderInvalid(
-                f"{name} has an auto_map: the model needs Python code from its own folder, which is never run; "
-                "use a model whose architecture transformers has",
-                reason="CUSTOM_CODE_REFUSED",
-                file=name,
-            )
+    config = folder.read_json("config.json", what="a Hugging Face model folder has one")
+    refuse_code(folder, "config.json", config)
+    if folder.has("tokenizer_config.json"):
+        refuse_code(folder, "tokenizer_config.json", folder.read_json("tokenizer_config.json"))
     model_type = known_model_type(config.get("model_type"))
-    if (path / "shardyard.json").is_file():
-        return _trained_here(path, config, model_type, read_json(path / "shardyard.json"))
+    if folder.has("shardyard.json"):
+        return _trained_here(folder, config, model_type, folder.read_json("shardyard.json"))
     task = _task_of(config)
     labels = _labels_of(config) if task == "text_classification" else ()
-    return ModelFolder(path, config, model_type, task, _problem_of(config, labels) if labels else "", labels)
+    return ModelFolder(folder, config, model_type, task, _problem_of(config, labels) if labels else "", labels)
 
 
-def _trained_here(path: Path, config: Mapping[str, Any], model_type: str, trained: Mapping[str, Any]) -> ModelFolder:
+def refuse_code(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
+    """Raises FolderInvalid CUSTOM_CODE_REFUSED for a file of settings that asks for Python code of its own folder."""
+    if values.get("auto_map"):
+        raise FolderInvalid(
+            f"{name} has an auto_map: the model needs Python code from its own folder, which is never run; "
+            "use a model whose architecture transformers has",
+            reason="CUSTOM_CODE_REFUSED",
+            file=name,
+        )
+
+
+def _trained_here(
+    folder: Folder, config: Mapping[str, Any], model_type: str, trained: Mapping[str, Any]
+) -> ModelFolder:
     labels, length = trained.get("labels") or [], trained.get("max_length")
     problem, pooling = trained.get("problem") or "", trained.get("pooling") or ""
     rules = {
@@ -95,22 +91,7 @@ def _trained_here(path: Path, config: Mapping[str, Any], model_type: str, traine
     if wrong:
         value = str(trained.get(wrong[0]))[:100]
         raise FolderInvalid(f"shardyard.json has a {wrong[0]} that is none: {value!r}", file="shardyard.json")
-    return ModelFolder(path, config, model_type, trained["task"], problem, tuple(labels), trained)
-
-
-def read_json(path: Path, *, what: str = "") -> dict[str, Any]:
-    """A JSON object from a regular file of bounded size. Raises FolderInvalid."""
-    if not path.is_file():
-        raise FolderInvalid(f"the folder has no {path.name}" + (f"; {what}" if what else ""), file=path.name)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise FolderInvalid(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes", file=path.name)
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FolderInvalid(f"{path.name} is not JSON: {str(error)[:200]}", file=path.name) from error
-    if not isinstance(value, dict):
-        raise FolderInvalid(f"{path.name} is not a JSON object", file=path.name)
-    return value
+    return ModelFolder(folder, config, model_type, trained["task"], problem, tuple(labels), trained)
 
 
 def known_model_type(model_type: object) -> str:
@@ -125,17 +106,6 @@ def known_model_type(model_type: object) -> str:
         + (f"; the nearest is {near[0]!r}" if near else ""),
         file="config.json",
     )
-
-
-def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Changes whenever a file of the folder does: (name, inode, size, mtime) of each, sorted."""
-    found = []
-    for directory, _, names in os.walk(path):
-        for name in names:
-            full = Path(directory, name)
-            stat = full.lstat()
-            found.append((str(full.relative_to(path)), stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return tuple(sorted(found))
 
 
 def _task_of(config: Mapping[str, Any]) -> str:

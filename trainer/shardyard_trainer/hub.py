@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
+from shardyard_trainer.door import Folder, open_folder
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -30,7 +31,7 @@ _TIMEOUT_S = 20.0
 class HubFolder(NamedTuple):
     """Where a model's files lie, and the commit that they are of."""
 
-    folder: Path
+    folder: Folder
     commit: str
 
 
@@ -42,7 +43,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     """
     target = cache_dir / "hub"
     if _COMMIT.fullmatch(hub.revision) and (cached := _cached(hub, target)):
-        return HubFolder(cached, hub.revision)
+        return HubFolder(_opened(cached), hub.revision)
     endpoint = os.environ.get("HF_ENDPOINT") or None
     revision = hub.revision or "main"
     try:
@@ -83,7 +84,12 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
         ) from None
     _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
     _complete(target, str(info.sha)).touch()
-    return HubFolder(Path(folder), str(info.sha))
+    return HubFolder(_opened(Path(folder)), str(info.sha))
+
+
+def _opened(snapshot: Path) -> Folder:
+    # `models--owner--name/snapshots/COMMIT`: its files are links into `models--owner--name/blobs`.
+    return open_folder(snapshot, roots=(snapshot.parents[1],))
 
 
 def _complete(target: Path, commit: str) -> Path:

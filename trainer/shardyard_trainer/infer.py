@@ -12,7 +12,7 @@ from pathlib import Path
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import answers, architectures, forward
-from shardyard_trainer.folder import FolderInvalid
+from shardyard_trainer.door import FolderInvalid, open_folder
 from shardyard_trainer.warm import WarmModel, shared_cache
 
 MAX_INSTANCE_BYTES = 64 * 1024
@@ -146,7 +146,7 @@ def violation(field: str, reason: str, message: str, **metadata: str) -> worker_
 
 def _model(folder: str) -> WarmModel:
     try:
-        return shared_cache().get(Path(folder))
+        return shared_cache().get(open_folder(Path(folder)))
     except FolderInvalid as problem:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
 

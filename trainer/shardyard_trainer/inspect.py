@@ -16,23 +16,14 @@ from typing import Any
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import weights
-from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
-
-_UNSAFE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_TOKENIZERS = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-)
+from shardyard_trainer.door import Folder, FolderInvalid, open_folder, refuse_links, signature
+from shardyard_trainer.folder import ModelFolder, read_folder
 
 
 def inspect_model(request: bytes) -> bytes:
     """InspectModelRequest → InspectModelResult."""
-    folder = Path(worker_pb2.InspectModelRequest.FromString(request).folder)
-    problems, found, num_parameters = _look_into(folder, signature(folder))
+    folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
+    problems, found, num_parameters = _look_into(folder, signature(folder.path))
     result = worker_pb2.InspectModelResult(
         violations=[
             worker_pb2.Violation(field="files", reason=problem.reason, message=str(problem), metadata=problem.metadata)
@@ -48,15 +39,15 @@ def inspect_model(request: bytes) -> bytes:
     return result.SerializeToString()
 
 
-def check_weights(folder: Path) -> tuple[FolderInvalid, ...]:
+def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:
     """What is wrong with a model folder apart from a missing tokenizer, which a spec may bring."""
-    problems, _, _ = _look_into(folder, signature(folder))
+    problems, _, _ = _look_into(folder, signature(folder.path))
     return tuple(problem for problem in problems if problem.reason != "TOKENIZER_MISSING")
 
 
 @functools.lru_cache(maxsize=64)
 def _look_into(
-    folder: Path, _signature: tuple[tuple[str, int, int, int], ...]
+    folder: Folder, _signature: tuple[tuple[str, int, int, int], ...]
 ) -> tuple[tuple[FolderInvalid, ...], ModelFolder | None, int]:
     problems: list[FolderInvalid] = []
 
@@ -70,7 +61,7 @@ def _look_into(
 
     found: list[ModelFolder] = []
     tensors: list[weights.Tensor] = []
-    gather(lambda: _refuse_links(folder))
+    gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
     gather(lambda: _check_tokenizer(folder, found[0].config.get("vocab_size") if found else None))
@@ -82,62 +73,37 @@ def _look_into(
     return tuple(problems), (found[0] if found else None), num_parameters
 
 
-def _refuse_links(folder: Path) -> None:
-    for directory, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(directory, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise FolderInvalid(f"{name!r} is not a regular file; only those are read", file=name)
-
-
-def _check_files(folder: Path) -> list[weights.Tensor]:
+def _check_files(folder: Folder) -> list[weights.Tensor]:
     tensors = []
-    for path in weights.weight_files(folder):
-        header = weights.read_header(path)
-        weights.check_finite(path, header)
+    for name in weights.weight_names(folder):
+        header = weights.read_header(folder, name)
+        weights.check_finite(folder, name, header)
         tensors.extend(header)
-    if tensors:
-        return tensors
-    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE_ENDINGS)
-    if unsafe:
-        raise FolderInvalid(
-            f"{unsafe[0]} is a pickle, which can run code when it is loaded, and is never opened; save the model as "
-            "model.safetensors (`save_pretrained` of transformers does) and upload it again",
-            reason="MODEL_UNSAFE",
-            file=unsafe[0],
-        )
-    raise FolderInvalid("the folder has no weights; model.safetensors is looked for", file="model.safetensors")
+    if not tensors:
+        raise weights.no_weights(folder)
+    return tensors
 
 
-def _check_tokenizer(folder: Path, vocab_size: object) -> None:
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+def _check_tokenizer(folder: Folder, vocab_size: object) -> None:
+    """Builds the tokenizer as every later use does."""
+    from shardyard_trainer.vocabularies import build_tokenizer, num_ids
+
+    size = num_ids(build_tokenizer(folder))
+    if isinstance(vocab_size, int) and size > vocab_size:
         raise FolderInvalid(
-            "the folder has no tokenizer.json; add the model's tokenizer (`tokenizer.save_pretrained`)",
-            reason="TOKENIZER_MISSING",
+            f"the tokenizer has the token id {size - 1:,}, but config.json a vocab_size of {vocab_size:,}; use the "
+            "model's own tokenizer, or resize the model's embeddings before it is saved",
             file="tokenizer.json",
         )
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # The binding raises bare Exception for whatever its parser refuses.
-            raise FolderInvalid(f"tokenizer.json does not load: {str(error)[:200]}", file=path.name) from error
-        highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-        if isinstance(vocab_size, int) and highest >= vocab_size:
-            raise FolderInvalid(
-                f"tokenizer.json has the token id {highest}, but config.json a vocab_size of {vocab_size}",
-                file=path.name,
-            )
 
 
 def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     """Loads the backbone by transformers, once it is known that config.json asks for no more than the file holds."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    from shardyard_trainer.loading import LOADING_ERRORS, quiet, what_failed
+    from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet, what_failed
+    from shardyard_trainer.settings import model_config
 
     num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
     if isinstance(num_layers, int) and num_layers > len(tensors):
@@ -147,7 +113,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     # Whatever transformers raises here (many types: validation, shapes, missing attributes), it is the folder's fault.
     config: Any = None
     try:
-        config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
+        config = model_config(folder.source)
         with torch.device("meta"):
             wanted = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
         stored = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -156,34 +122,26 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
                 f"config.json asks for {wanted} parameters, but the weights have {stored}", file="config.json"
             )
         with quiet():
-            _, info = AutoModel.from_pretrained(
-                folder.path,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            _, info = weights.load_pretrained(AutoModel, folder.source, config, ignore_mismatched_sizes=True)
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
-        reason = str(error) if config is None else what_failed(error, config)[1]
-        raise FolderInvalid(f"the model does not load: {reason[:400]}", file="config.json") from error
+        reason = one_line(error) if config is None else what_failed(error, config)[1]
+        raise FolderInvalid(f"the model does not load: {reason}", file="config.json") from None
     _refuse_strangers(info)
 
 
 def _check_head(folder: ModelFolder) -> None:
     """A head of our own has as many outputs as there are labels."""
-    path = folder.path / "head.safetensors"
-    if not path.is_file():
+    name = "head.safetensors"
+    if not folder.source.has(name):
         return
-    header = weights.read_header(path)
-    weights.check_finite(path, header)
+    header = weights.read_header(folder.source, name)
+    weights.check_finite(folder.source, name, header)
     shapes = {tensor.name: tensor.shape for tensor in header}
     outputs = max(len(folder.labels), 1)
     if shapes.get("bias") != (outputs,) or len(shapes.get("weight", ())) != 2 or shapes["weight"][0] != outputs:
-        raise FolderInvalid(f"head.safetensors is no head of {outputs} outputs: {shapes}"[:300], file=path.name)
+        raise FolderInvalid(f"head.safetensors is no head of {outputs} outputs: {shapes}"[:300], file=name)
 
 
 def _refuse_strangers(info: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from shardyard_trainer.data.errors import SpecError, nearest, shorten
+from shardyard_trainer.plain_words import in_plain_words
+from shardyard_trainer.weights import load_pretrained
 
 if TYPE_CHECKING:
     from shardyard_trainer.models import ModelChoice
@@ -61,20 +63,10 @@ def load(
         setattr(config, name, value)
     own_names = _use_faster_gelu(config)
     try:
-        if choice.is_fresh or meta:
+        if choice.folder is None or meta:
             model, info = auto_class.from_config(config, dtype=torch.float32, **options), None
         else:
-            model, info = auto_class.from_pretrained(
-                str(choice.folder),
-                config=config,
-                # Without it transformers takes the checkpoint's own type.
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
+            model, info = load_pretrained(auto_class, choice.folder, config, **options)
     except LOADING_ERRORS as error:
         raise SpecError(
             choice.field, "MODEL_INVALID", f"the model does not load: {what_failed(error, config)[1]}"
@@ -98,9 +90,7 @@ def quiet() -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """What transformers says, fit for a message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    # Some begin with a whole module and end with what is wrong with it.
-    return text if len(text) <= 300 else f"{text[:140]} … {text[-150:]}"
+    return in_plain_words(error)
 
 
 def what_failed(error: BaseException, config: Any) -> tuple[str, str]:

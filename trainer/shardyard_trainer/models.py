@@ -5,24 +5,26 @@ Nothing of a model's folder is ever run, and only safetensors are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
-from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder
+from shardyard_trainer.door import Folder, FolderInvalid, open_folder, refuse_links
+from shardyard_trainer.folder import ModelFolder, read_folder
 from shardyard_trainer.fresh import canonical_names, check_builds, check_token_ids, fresh_config, number_complaint
 from shardyard_trainer.hub import resolve_hub
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.settings import model_config
+from shardyard_trainer.vocabularies import num_ids
+from shardyard_trainer.weights import WeightsInvalid, no_weights, weight_names
 
 if TYPE_CHECKING:
     from shardyard_trainer.tasks.base import Task
@@ -37,7 +39,7 @@ class ModelChoice:
     """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one)."""
 
     config: Any
-    folder: Path | None
+    folder: Folder | None
     described: ModelFolder | None = None
     commit: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -87,25 +89,32 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     return choice
 
 
-def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> tuple[Path, str]:
-    """The folder of a model or tokenizer source that is not made afresh, and its commit where it has one."""
+def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> tuple[Folder, str]:
+    """The folder of a model or tokenizer source that is not made afresh, and its commit if it has one."""
     kind = source.WhichOneof("source")
     if kind == "hub":
-        return resolve_hub(source.hub, Path(locations.cache_dir), field=f"{field}.hub")
+        found, commit = resolve_hub(source.hub, Path(locations.cache_dir), field=f"{field}.hub")
+        return _checked(found, f"{field}.hub"), commit
     if kind == "uri":
-        folder = resolve_uri(source.uri, locations, field=f"{field}.uri")
-        if not folder.is_dir():
+        path = resolve_uri(source.uri, locations, field=f"{field}.uri")
+        if not path.is_dir():
             raise SpecError(f"{field}.uri", "PATH_NOT_ALLOWED", f"{shorten(source.uri)!r} is a file; give its folder")
-        for path in folder.iterdir():
-            # What lies in the folder is opened by libraries that follow links.
-            resolve_uri(str(path), locations, field=f"{field}.uri")
-        return folder, ""
+        roots = tuple(Path(root) for root in locations.data_roots)
+        return _checked(open_folder(path, roots=roots), f"{field}.uri"), ""
     name = getattr(source, kind)
     reason = "DATASET_NOT_FOUND" if kind == "dataset" else "MODEL_NOT_FOUND"
-    found = locations.folders.get(name, "")
-    if not found or not Path(found).is_dir():
+    place = locations.folders.get(name, "")
+    if not place or not Path(place).is_dir():
         raise SpecError(f"{field}.{kind}", reason, f"there is no {kind} {shorten(name)!r}")
-    return Path(found).resolve(), ""
+    return _checked(open_folder(Path(place)), f"{field}.{kind}"), ""
+
+
+def _checked(folder: Folder, field: str) -> Folder:
+    try:
+        refuse_links(folder)
+    except FolderInvalid as error:
+        raise SpecError(field, "PATH_NOT_ALLOWED", str(error), error.metadata) from None
+    return folder
 
 
 def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
@@ -113,22 +122,23 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
 
     Raises SpecError for a tokenizer that the model has no embeddings for.
     """
-    config = choice.config
+    config, size = choice.config, num_ids(tokenizer)
     if not choice.is_fresh:
-        if len(tokenizer) > config.vocab_size:
+        if size > config.vocab_size:
             raise SpecError(
                 "spec.tokenizer",
                 "MODEL_INVALID",
-                f"the tokenizer has {len(tokenizer):,} tokens, the model {config.vocab_size:,}; use the model's own",
+                f"the tokenizer has the token id {size - 1:,}, but the model has {config.vocab_size:,} embeddings; "
+                "use the model's own tokenizer",
             )
         return choice
     place = f"{choice.field}.overrides"
-    wanted = choice.overrides.get("vocab_size", len(tokenizer))
-    if wanted < len(tokenizer):
+    wanted = choice.overrides.get("vocab_size", size)
+    if wanted < size:
         raise SpecError(
             f"{place}.vocab_size",
             "SPEC_INVALID",
-            f"{wanted:,} is less than the tokenizer's {len(tokenizer):,}; leave it out",
+            f"{wanted:,} is less than the tokenizer's {size:,}; leave it out",
         )
     check_token_ids(choice.overrides, wanted, place)
     config.vocab_size = wanted
@@ -153,45 +163,23 @@ def check_length(choice: ModelChoice, length: int, *, field: str) -> None:
         )
 
 
-def _pretrained(folder: Path, commit: str, field: str) -> ModelChoice:
+def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
     try:
         described = read_folder(folder)
+        if not weight_names(folder):
+            raise no_weights(folder)
+        with quiet():
+            config = model_config(folder)
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from None
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for ending in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{ending}"))
-        if pickles:
-            raise SpecError(
-                field, "MODEL_UNSAFE", f"{pickles[0]} is a pickle, which could run code; save the model as safetensors"
-            )
-        raise SpecError(field, "MODEL_INVALID", "the folder has no *.safetensors file")
-    _check_index(folder, field)
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+    except WeightsInvalid as error:
+        raise SpecError(field, "MODEL_INVALID", str(error), {"file": error.file}) from None
     except LOADING_ERRORS as error:
-        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from error
+        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from None
     for name, value in config.to_dict().items():
         if complaint := number_complaint(name, value):
             raise SpecError(field, "MODEL_INVALID", f"config.json has {name}: {complaint}")
     return ModelChoice(config, folder, described, commit, field=field)
-
-
-def _check_index(folder: Path, field: str) -> None:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise SpecError(field, "MODEL_INVALID", f"{index.name} is not an index of weights") from None
-    for name in sorted(names):
-        if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
-            raise SpecError(
-                field, "MODEL_INVALID", f"{index.name} names {shorten(name)!r}, which is no file of the folder"
-            )
 
 
 def has_head(choice: ModelChoice) -> bool:

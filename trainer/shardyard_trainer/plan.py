@@ -21,8 +21,8 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.deepspeed_config import deepspeed_config
+from shardyard_trainer.door import signature
 from shardyard_trainer.extraction import plan_extraction
-from shardyard_trainer.folder import signature
 from shardyard_trainer.inspect import check_weights
 from shardyard_trainer.plan_checks import check_rates, check_spec, slots_of
 from shardyard_trainer.tasks.build import build_task

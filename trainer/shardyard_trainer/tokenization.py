@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as backends
 from tokenizers import trainers as training
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.errors import SpecError, shorten
+from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.store import build_once
+from shardyard_trainer.door import Folder, FolderInvalid, open_folder
+from shardyard_trainer.vocabularies import build_tokenizer
 
 TRAINED_VERSION = 1
 DEFAULT_VOCAB_SIZE = 8192
@@ -45,20 +47,15 @@ BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[
 ROBERTA = SpecialTokens(pad="<pad>", unk="<unk>", bos="<s>", eos="</s>", cls="<s>", sep="</s>", mask="<mask>")
 
 
-def load_tokenizer(folder: Path, *, field: str = _FIELD) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Folder, *, field: str = _FIELD) -> PreTrainedTokenizerFast:
     """The fast tokenizer in a folder, without padding or truncation of its own.
 
-    Raises SpecError TOKENIZER_MISSING where the folder has none, MODEL_INVALID where it does not load.
+    Raises SpecError TOKENIZER_MISSING if the folder has none, MODEL_INVALID if it does not load.
     """
-    files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-    if not any((folder / name).is_file() for name in files):
-        raise SpecError(
-            field, "TOKENIZER_MISSING", "the folder has no tokenizer.json; name one in tokenizer, or have one trained"
-        )
-    tokenizer = _load(folder, field)
-    if not getattr(tokenizer, "is_fast", False):
-        raise SpecError(field, "TOKENIZER_MISSING", "the folder's tokenizer is no fast one; it needs a tokenizer.json")
-    return prepare(tokenizer)
+    try:
+        return prepare(build_tokenizer(folder))
+    except FolderInvalid as error:
+        raise SpecError(field, error.reason, str(error), error.metadata) from None
 
 
 def prepare(tokenizer: Any) -> PreTrainedTokenizerFast:
@@ -147,7 +144,7 @@ def cached_tokenizer(
         cache_dir / "tokenizers" / fingerprint,
         lambda target: train_tokenizer(wanted, texts, special).save_pretrained(target),
     )
-    return prepare(PreTrainedTokenizerFast.from_pretrained(str(folder)))
+    return load_tokenizer(open_folder(folder))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -183,24 +180,6 @@ def _blank(tokenizer: PreTrainedTokenizerFast) -> int:
     # An empty text has no token where a tokenizer adds no special ones: it still needs a vector.
     first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
     return int(first or 0)
-
-
-def _load(folder: Path, field: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, use_fast=True)
-    except (ValueError, OSError, KeyError, ImportError, TypeError, AttributeError) as first:
-        # Without a config.json beside it transformers does not know the class; the file itself says all that is needed.
-        if not (folder / "tokenizer.json").is_file():
-            message = f"no tokenizer.json, and without it: {_one_line(first)}; save it with save_pretrained"
-            raise SpecError(field, "TOKENIZER_MISSING", message) from None
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        raise SpecError(field, "MODEL_INVALID", f"tokenizer.json does not load: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return shorten(" ".join(str(error).split()))
 
 
 def _byte_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:

@@ -10,20 +10,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel  # Its import takes seconds: a process is warm only once it has it.
 
 from shardyard_trainer import architectures
-from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.folder import FolderInvalid, ModelFolder, read_folder, signature
-from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, quiet
-from shardyard_trainer.tokenization import load_tokenizer
+from shardyard_trainer.door import Folder, FolderInvalid, signature
+from shardyard_trainer.folder import ModelFolder, read_folder
+from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.settings import model_config
+from shardyard_trainer.tokenization import prepare
+from shardyard_trainer.vocabularies import build_tokenizer
+from shardyard_trainer.weights import load_pretrained, read_tensors
 
 BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"
 DEFAULT_BUDGET_BYTES = 2 * 1024**3
@@ -64,22 +64,22 @@ class WarmModel:
 class ModelCache:
     """Loads on the first ask. Safe to use from several threads: they wait for one load."""
 
-    def __init__(self, load: Callable[[Path], WarmModel], *, budget_bytes: int) -> None:
+    def __init__(self, load: Callable[[Folder], WarmModel], *, budget_bytes: int) -> None:
         self._load = load
         self._budget_bytes = budget_bytes
-        self._models: OrderedDict[tuple[Path, Signature], WarmModel] = OrderedDict()
+        self._models: OrderedDict[tuple[Folder, Signature], WarmModel] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path) -> WarmModel:
+    def get(self, source: Folder) -> WarmModel:
         """The model of a folder. Raises FolderInvalid."""
         with self._lock:
-            key = (path, signature(path))
+            key = (source, signature(source.path))
             if key in self._models:
                 self._models.move_to_end(key)
                 return self._models[key]
-            for stale in [other for other in self._models if other[0] == path]:
+            for stale in [other for other in self._models if other[0] == source]:
                 del self._models[stale]
-            model = self._load(path)
+            model = self._load(source)
             self._models[key] = model
             # The newest stays however large it is: it is about to be asked.
             while len(self._models) > 1 and self.held_bytes > self._budget_bytes:
@@ -92,19 +92,16 @@ class ModelCache:
         return sum(model.size_bytes for model in self._models.values())
 
 
-def load(path: Path) -> WarmModel:
+def load(source: Folder) -> WarmModel:
     """Loads a folder for inference, in fp32, on the CPU. Raises FolderInvalid."""
-    folder = read_folder(path)
-    try:
-        tokenizer = load_tokenizer(path, field="model")
-    except SpecError as error:
-        raise FolderInvalid(error.message, reason=error.reason) from error
-    has_own_head = (path / "head.safetensors").is_file()
-    model, lacking, strangers = _load_model(path, "" if has_own_head else folder.task)
+    folder = read_folder(source)
+    tokenizer = prepare(build_tokenizer(source))
+    has_own_head = source.has("head.safetensors")
+    model, lacking, strangers = _load_model(source, "" if has_own_head else folder.task)
     if lacking and not folder.trained and folder.task:
         # A backbone whose configuration tells of a head that is not there: a drawn one would answer at random.
         folder = replace(folder, task="", labels=())
-        model, lacking, strangers = _load_model(path, "")
+        model, lacking, strangers = _load_model(source, "")
     if lacking:
         raise FolderInvalid(f"the weights lack {lacking[0]!r}, which would be drawn at random", tensor=lacking[0])
     model.eval().requires_grad_(False)
@@ -113,7 +110,7 @@ def load(path: Path) -> WarmModel:
         raise FolderInvalid(
             f"{config.model_type} is no model that reads a text into one vector a token", reason="TASK_MISMATCH"
         )
-    head = read_head(path) if has_own_head else None
+    head = read_head(source) if has_own_head else None
     if folder.task == "text_classification":
         outputs = head.out_features if head is not None else config.num_labels
         if outputs != max(len(folder.labels), 1):
@@ -130,7 +127,7 @@ def load(path: Path) -> WarmModel:
     )
 
 
-def _load_model(path: Path, task: str) -> tuple[Any, list[str], list[str]]:
+def _load_model(source: Folder, task: str) -> tuple[Any, list[str], list[str]]:
     """The model by transformers, the names of weights that the folder lacks (a missing pooler is left out), and of
     those that it has too many.
     """
@@ -141,30 +138,28 @@ def _load_model(path: Path, task: str) -> tuple[Any, list[str], list[str]]:
     }.get(task, transformers.AutoModel)
     try:
         with quiet():
-            model, info = kind.from_pretrained(
-                path,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **FIXED_SETTINGS,
-            )
+            config = model_config(source)
+            for name, value in FIXED_SETTINGS.items():
+                setattr(config, name, value)
+            model, info = load_pretrained(kind, source, config)
     except LOADING_ERRORS as error:
-        raise FolderInvalid(f"the model does not load: {str(error)[:400]}") from error
+        if isinstance(error, FolderInvalid):
+            raise
+        raise FolderInvalid(f"the model does not load: {one_line(error)}") from None
     poolers = [name for name in info["missing_keys"] if "pooler" in name]
     if poolers:
         model.base_model.pooler = None
     return model, sorted(set(info["missing_keys"]) - set(poolers)), sorted(info["unexpected_keys"])
 
 
-def read_head(path: Path) -> nn.Linear:
+def read_head(source: Folder) -> nn.Linear:
     """The head of a folder whose architecture transformers has no head for."""
     try:
-        tensors = load_file(path / "head.safetensors")
+        tensors = read_tensors(source, "head.safetensors")
         head = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
         head.load_state_dict(tensors)
     except LOADING_ERRORS as error:
-        raise FolderInvalid(f"the head does not load: {str(error)[:400]}", file="head.safetensors") from error
+        raise FolderInvalid(f"the head does not load: {one_line(error)}", file="head.safetensors") from None
     return head.eval().requires_grad_(False)
 
 

@@ -10,10 +10,13 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
+from shardyard_trainer.door import Folder, FolderInvalid
+
+MAX_INDEX_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 100 * 1000 * 1000
 """The format's own bound."""
 
@@ -46,23 +49,78 @@ class WeightsInvalid(ValueError):
         self.tensor = tensor
 
 
-def read_header(path: Path) -> list[Tensor]:
-    """The tensors of a file in the order of their bytes. Raises WeightsInvalid."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+def load_pretrained(kind: Any, folder: Folder, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model of transformers' class for the configuration, in fp32, and what of the weights was missing or too many.
+
+    `kind` is an `AutoModelFor…`. The class gets the configuration and the tensors, and no path: it reads no file, no
+    adapter and no generation settings by itself. Raises FolderInvalid, WeightsInvalid and `loading.LOADING_ERRORS`.
+    """
+    import torch
+
+    with open_tensors(folder) as tensors:
+        return _class_of(kind, config).from_pretrained(  # type: ignore[no-any-return]
+            None,
+            config=config,
+            state_dict=tensors,
+            # Without it transformers takes the checkpoint's own type.
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+
+
+def _class_of(kind: Any, config: Any) -> Any:
+    found = kind._model_mapping[type(config)]
+    if not isinstance(found, tuple):
+        return found
+    # A few architectures have two backbones.
+    return next((each for each in found if each.__name__ in (config.architectures or ())), found[0])
+
+
+@contextmanager
+def open_tensors(folder: Folder) -> Iterator[dict[str, Any]]:
+    """The tensors of a model by name, as slices that are read where they are used, while the files are open."""
+    from safetensors import safe_open  # Heavy imports stand where weights are really read.
+
+    with ExitStack() as stack:
+        tensors: dict[str, Any] = {}
+        for name in weight_names(folder):
+            file = stack.enter_context(folder.open(name))
+            # By its descriptor: what is read is what was looked at, whatever the name leads to by now.
+            slices = stack.enter_context(safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt"))
+            tensors.update({key: slices.get_slice(key) for key in slices.keys()})  # noqa: SIM118 - not a mapping
+        yield tensors
+
+
+def read_tensors(folder: Folder, name: str) -> dict[str, Any]:
+    """The tensors of one file, read as a whole. Raises FolderInvalid and SafetensorError."""
+    from safetensors.torch import load_file
+
+    with folder.open(name) as file:
+        return {key: tensor.clone() for key, tensor in load_file(f"/proc/self/fd/{file.fileno()}").items()}
+
+
+def read_header(folder: Folder, name: str) -> list[Tensor]:
+    """The tensors of a file in the order of their bytes. Raises WeightsInvalid, and FolderInvalid."""
+    with folder.open(name) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
         start = file.read(8)
         if len(start) < 8:
-            raise WeightsInvalid(f"{path.name} has {size} bytes, a safetensors file at least 8", file=path.name)
+            raise WeightsInvalid(
+                f"{name} has {size} bytes, a safetensors file at least 8; copy or upload it again", file=name
+            )
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER_BYTES or length > size - 8:
             raise WeightsInvalid(
-                f"{path.name} announces a header of {length} bytes, but has {size} bytes in all "
-                f"(at most {MAX_HEADER_BYTES} are allowed)",
-                file=path.name,
+                f"{name} announces a header of {length} bytes, but has {size} bytes in all "
+                f"(at most {MAX_HEADER_BYTES} are allowed); it is cut or no safetensors file: copy or upload it again",
+                file=name,
             )
         text = file.read(length)
-    tensors = _parse(path.name, text)
-    _check_layout(path.name, tensors, size - 8 - length)
+    tensors = _parse(name, text)
+    _check_layout(name, tensors, size - 8 - length)
     return tensors
 
 
@@ -137,41 +195,65 @@ def _check_layout(file: str, tensors: list[Tensor], data_bytes: int) -> None:
         at = tensor.end
     if at != data_bytes:
         raise WeightsInvalid(
-            f"the tensors of {file} end at byte {at}, but it has {data_bytes} bytes of data", file=file
+            f"the tensors of {file} end at byte {at}, but it has {data_bytes} bytes of data; copy or upload it again",
+            file=file,
         )
 
 
-def check_finite(path: Path, tensors: list[Tensor]) -> None:
-    """Raises WeightsInvalid at the first tensor with a value that is not finite."""
-    from safetensors import safe_open  # Heavy imports stand where weights are really read.
+def check_finite(folder: Folder, name: str, tensors: list[Tensor]) -> None:
+    """Raises WeightsInvalid at the first tensor of a file with a value that is not finite."""
+    from safetensors import safe_open
 
-    with safe_open(str(path), framework="pt") as file:
+    with folder.open(name) as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
         for tensor in tensors:
             if tensor.dtype not in {"F64", "F32", "F16", "BF16"}:
                 continue
             if not file.get_tensor(tensor.name).isfinite().all():
                 raise WeightsInvalid(
-                    f"tensor {tensor.name!r} of {path.name} has values that are not finite (NaN or infinite)",
-                    file=path.name,
+                    f"tensor {tensor.name!r} of {name} has values that are not finite (NaN or infinite); "
+                    "take a checkpoint from before it diverged",
+                    file=name,
                     tensor=tensor.name,
                 )
 
 
-def weight_files(folder: Path) -> Iterator[Path]:
+def weight_names(folder: Folder) -> list[str]:
     """The safetensors files that hold the model: those of the index if there is one, else `model.safetensors`.
 
     Raises WeightsInvalid for an index that names files outside the folder or that are not there.
     """
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        if (folder / "model.safetensors").is_file():
-            yield folder / "model.safetensors"
-        return
+    index = "model.safetensors.index.json"
+    if not folder.has(index):
+        return ["model.safetensors"] if folder.has("model.safetensors") else []
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsInvalid(f"{index.name} has no weight_map: {str(error)[:200]}", file=index.name) from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise WeightsInvalid(f"{index.name} names {str(name)[:200]!r}, which is not in the folder", file=index.name)
-        yield folder / name
+        names = {
+            str(name) for name in json.loads(folder.read(index, most_bytes=MAX_INDEX_BYTES))["weight_map"].values()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WeightsInvalid(f"{index} is not an index of weights: it has no weight_map of names", file=index) from None
+    for name in sorted(names):
+        if "/" in name or not name.endswith(".safetensors") or not folder.has(name):
+            raise WeightsInvalid(
+                f"{index} names {name[:200]!r}, which is not a file of the folder; copy or upload all parts", file=index
+            )
+    return sorted(names)
+
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def no_weights(folder: Folder) -> FolderInvalid:
+    """What to say of a folder without weights: that it has pickles, or nothing at all."""
+    unsafe = sorted(path.name for path in folder.path.iterdir() if path.suffix in _PICKLES)
+    if not unsafe:
+        others = ", ".join(folder.weight_names())
+        what = f"; it has {others}, which no index names" if others else ""
+        return FolderInvalid(
+            f"the folder has no weights: model.safetensors is looked for{what}", file="model.safetensors"
+        )
+    return FolderInvalid(
+        f"{unsafe[0]} is a pickle, which can run code when it is loaded, and is never opened; save the model as "
+        "model.safetensors (`save_pretrained` of transformers does) and upload it again",
+        reason="MODEL_UNSAFE",
+        file=unsafe[0],
+    )

@@ -23,6 +23,7 @@ from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
+from shardyard_trainer.vocabularies import num_ids
 
 CORPUS_VERSION = 2
 _BATCH_TEXTS = 512
@@ -203,7 +204,7 @@ def _slice(store: TokenStore, first: int, last: int, num_bytes: int) -> Corpus:
 def _tokenise(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, frame: Frame, whole_words: bool, target: Path
 ) -> None:
-    writer = TokenWriter(target, "<u2" if len(tokenizer) <= 2**16 else "<u4")
+    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     num_bytes = 0
     stream = iter(texts)
     while batch := list(islice(stream, _BATCH_TEXTS)):

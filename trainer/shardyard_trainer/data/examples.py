@@ -32,6 +32,7 @@ from shardyard_trainer.data.store import (
     fingerprint_of,
     is_whole,
 )
+from shardyard_trainer.vocabularies import num_ids
 
 EXAMPLES_VERSION = 3
 _BATCH_TEXTS = 512
@@ -103,7 +104,7 @@ def _tokenise(
     problem: Problem,
     given: tuple[str, ...],
 ) -> None:
-    writer = TokenWriter(target, "<u2" if len(tokenizer) <= 2**16 else "<u4")
+    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     known = find_schema(problem, given, set()) if given or problem == REGRESSION else None
     index = {label: i for i, label in enumerate(known.labels)} if known else {}
     parsed: list[Any] = []

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import nn
 
 from shardyard.v1 import spec_pb2
@@ -22,6 +21,7 @@ from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import TextClassifier
 from shardyard_trainer.tasks.parts import LossSum, TaskWarning
+from shardyard_trainer.weights import read_tensors
 
 _PROBLEMS = {SINGLE_LABEL: "single_label", MULTI_LABEL: "multi_label", REGRESSION: "regression"}
 _TRANSFORMERS_PROBLEMS = {
@@ -198,7 +198,7 @@ class TextClassificationTask:
         head = nn.Linear(config.hidden_size, self.schema.num_outputs)
         if self._keeps_head and not meta:
             assert self.choice.folder is not None
-            head.load_state_dict(load_file(self.choice.folder / "head.safetensors"))
+            head.load_state_dict(read_tensors(self.choice.folder, "head.safetensors"))
         else:
             _draw(head, config)
         return head
@@ -226,7 +226,7 @@ def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_h
 def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
     # Neither transformers' own head that reads this vector nor ours: a head inside of a class that is not used here.
     is_native = architectures.native_pooling(choice.config.model_type) == pooling
-    return is_native or (choice.folder is not None and (choice.folder / "head.safetensors").is_file())
+    return is_native or (choice.folder is not None and choice.folder.has("head.safetensors"))
 
 
 def _without_pooler(config: Any) -> dict[str, Any]:

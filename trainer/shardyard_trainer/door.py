@@ -1,0 +1,173 @@
+"""The one door to model and tokenizer folders: every byte of a stranger's folder is read through `Folder.open`.
+
+Only files of an allow-list are opened, only regular ones, and only if the file that was really opened lies inside the
+folder's roots. That is asked of the open descriptor, so a link that is exchanged meanwhile changes nothing. What the
+files say is never handed to a library as a path, a class or a keyword argument of its choice: `settings` picks the
+known settings out of the JSON files, `vocabularies` builds tokenizers, `weights` reads tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shardyard_trainer.data.errors import shorten
+
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+MAX_VOCABULARY_BYTES = 256 * 1024 * 1024
+"""A tokenizer.json of 250,000 tokens has 20 MB."""
+
+_MOST_ENTRIES = 10_000
+_ALLOWED = frozenset(
+    {
+        *("config.json", "generation_config.json", "shardyard.json", "head.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
+        *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"),
+        *("model.safetensors.index.json", "modules.json", "sentence_bert_config.json"),
+        "config_sentence_transformers.json",
+    }
+)
+_WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+# Parts of sentence-transformers: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
+_PARTS = re.compile(r"[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors)")
+
+
+class FolderInvalid(ValueError):
+    """A folder is not a model that loads; `reason` is one of the contract's, `metadata` names file or tensor."""
+
+    def __init__(self, message: str, *, reason: str = "MODEL_INVALID", **metadata: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.metadata = {key: value[:400] for key, value in metadata.items() if value}
+
+
+def is_allowed(name: str) -> bool:
+    """Whether a file of this name (relative to its folder) is ever opened."""
+    return name in _ALLOWED or bool(_WEIGHTS.fullmatch(name) or _PARTS.fullmatch(name))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder whose files are somebody else's. Made by `open_folder`; equal folders are equally allowed to link.
+
+    `roots` are where its files may really lie: the folder itself, or the data roots or the cache that it is part of.
+    """
+
+    path: Path
+    roots: tuple[Path, ...]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, and it is one that is read. What it is shows when it is opened."""
+        return is_allowed(name) and (self.path / name).is_file()
+
+    def weight_names(self) -> list[str]:
+        """The names of its safetensors files, sorted."""
+        return sorted(path.name for path in self.path.iterdir() if _WEIGHTS.fullmatch(path.name) and path.is_file())
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file of the folder for reading. Raises FolderInvalid for one that is not there or may not be read."""
+        if not is_allowed(name):
+            raise FolderInvalid(f"{shorten(name)!r} is not a file that is read from a model folder", file=name)
+        try:
+            # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise FolderInvalid(f"{name} cannot be opened: {error.strerror}", file=name) from None
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FolderInvalid(f"{name} is not a regular file; only those are read", file=name)
+            if not _is_inside(Path(f"/proc/self/fd/{descriptor}").readlink(), self.roots):
+                raise _leaves(name)
+            yield file
+
+    def read(self, name: str, *, most_bytes: int) -> bytes:
+        """The content of a file. Raises FolderInvalid for a larger one."""
+        with self.open(name) as file:
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise FolderInvalid(f"{name} is larger than {most_bytes:,} bytes; it is not read", file=name)
+        return content
+
+    def read_text(self, name: str, *, most_bytes: int = MAX_CONFIG_BYTES) -> str:
+        """The content of a file of UTF-8 text. Raises FolderInvalid."""
+        try:
+            return self.read(name, most_bytes=most_bytes).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise FolderInvalid(f"{name} is not UTF-8: byte {error.start:,} is not; save it anew", file=name) from None
+
+    def read_json(self, name: str, *, what: str = "") -> dict[str, Any]:
+        """A JSON object. Raises FolderInvalid; `what` is said of a file that is not there."""
+        if not self.has(name):
+            raise FolderInvalid(f"the folder has no {name}" + (f"; {what}" if what else ""), file=name)
+        try:
+            value = json.loads(self.read_text(name))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, FolderInvalid):
+                raise
+            raise FolderInvalid(f"{name} is not JSON: {str(error)[:200]}", file=name) from None
+        if not isinstance(value, dict):
+            raise FolderInvalid(f"{name} is not a JSON object", file=name)
+        return value
+
+
+def open_folder(path: Path, *, roots: tuple[Path, ...] = ()) -> Folder:
+    """The folder at `path`, whose files may be links to what lies under `roots`; without any, inside itself."""
+    resolved = path.resolve()
+    return Folder(resolved, tuple(root.resolve() for root in roots) or (resolved,))
+
+
+def refuse_links(folder: Folder) -> None:
+    """Looks at every entry at any depth. Raises FolderInvalid for a link that leaves the roots, a FIFO or a device."""
+    number = 0
+    for directory, folders, names in os.walk(folder.path):
+        for name in (*folders, *names):
+            number += 1
+            path = Path(directory, name)
+            shown = str(path.relative_to(folder.path))
+            if number > _MOST_ENTRIES:
+                raise FolderInvalid(f"the folder has more than {_MOST_ENTRIES:,} files; give the folder of one model")
+            try:
+                resolved = path.resolve(strict=True)
+                mode = resolved.stat().st_mode
+            except (OSError, RuntimeError):
+                raise FolderInvalid(
+                    f"{shorten(shown)!r} is not a regular file, but a link to nothing; copy the file itself", file=shown
+                ) from None
+            if not _is_inside(resolved, folder.roots):
+                raise _leaves(shown)
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise FolderInvalid(f"{shorten(shown)!r} is not a regular file; only those are read", file=shown)
+
+
+def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Changes whenever a file of the folder does: (name, inode, size, mtime) of each, sorted; links are followed."""
+    found = []
+    for directory, _, names in os.walk(path):
+        for name in names:
+            full = Path(directory, name)
+            try:
+                status = full.stat()
+            except OSError:  # a link to nothing
+                status = full.lstat()
+            found.append((str(full.relative_to(path)), status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))
+
+
+def _leaves(name: str) -> FolderInvalid:
+    return FolderInvalid(
+        f"{shorten(name)!r} is not a regular file of the folder, but a link out of it; copy the file into the folder",
+        file=name,
+    )
+
+
+def _is_inside(path: Path, roots: tuple[Path, ...]) -> bool:
+    return any(path == root or root in path.parents for root in roots)

@@ -1,0 +1,216 @@
+"""Tokenizers of folders, built here: of tokenizer.json alone, or of named vocabulary files, never by a path.
+
+transformers' own loader opens whatever tokenizer_config.json names (`vocab`, `vocab_file`, `merges`, `tokenizer_file`).
+Here its classes get a built tokenizer or the content of a vocabulary, and the known settings of `tokenizer_settings`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+from shardyard_trainer.data.errors import nearest, shorten
+from shardyard_trainer.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid
+from shardyard_trainer.plain_words import in_plain_words, panics_raise
+from shardyard_trainer.tokenizer_settings import CONFIG, ROLES, TokenizerSettings, read_settings
+
+_WORDPIECE = frozenset({"BertTokenizer", "FunnelTokenizer", "LxmertTokenizer", "MPNetTokenizer", "MobileBertTokenizer"})
+_BYTE_PAIRS = frozenset(
+    {
+        *("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "DebertaTokenizer", "GPTNeoXTokenizer"),
+        *("Qwen2Tokenizer", "BlenderbotTokenizer", "OpenAIGPTTokenizer", "HerbertTokenizer", "LEDTokenizer"),
+    }
+)
+# Names that folders have and this version of transformers no longer does; their tokenizer.json says all.
+_FORMER = frozenset(
+    {
+        *("BloomTokenizer", "RetriBertTokenizer", "ErnieTokenizer", "ErnieMTokenizer", "RealmTokenizer"),
+        *("NystromformerTokenizer", "TransfoXLTokenizer", "PhiTokenizer", "TapexTokenizer", "JukeboxTokenizer"),
+        *("FalconTokenizer", "MptTokenizer", "StableLmTokenizer", "NezhaTokenizer", "MegatronBertTokenizer"),
+    }
+)
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
+
+
+def has_tokenizer(folder: Folder) -> bool:
+    """Whether the folder has a file that a tokenizer could be made of."""
+    return any(folder.has(name) for name in FILES)
+
+
+def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder. Raises FolderInvalid TOKENIZER_MISSING or MODEL_INVALID."""
+    settings = read_settings(folder)
+    kind = _class(folder, settings)
+    with panics_raise(lambda said: FolderInvalid(f"the tokenizer does not load: {said}; {_SAVE}", file=FILES[0])):
+        if folder.has("tokenizer.json"):
+            return _of_file(folder, settings, kind)
+        if folder.has("vocab.txt"):
+            return _of_vocabulary(folder, settings, kind, "vocab.txt")
+        if folder.has("vocab.json"):
+            return _of_vocabulary(folder, settings, kind, "vocab.json")
+    raise FolderInvalid(f"the folder has no tokenizer.json; {_SAVE}", reason="TOKENIZER_MISSING", file="tokenizer.json")
+
+
+def num_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows of an embedding that holds every token: the highest id and one. Ids may have gaps, so it is not `len`."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _of_file(folder: Folder, settings: TokenizerSettings, kind: Any) -> PreTrainedTokenizerFast:
+    name = "tokenizer.json"
+    try:
+        backend = Tokenizer.from_str(folder.read_text(name, most_bytes=MAX_VOCABULARY_BYTES))
+    except FolderInvalid:
+        raise
+    except Exception as error:  # edge: the binding raises bare Exception for whatever its parser refuses
+        raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE} anew", file=name) from None
+    # Padding and truncation of the file are its author's, and set the tokenizer's own settings.
+    backend.no_padding()
+    backend.no_truncation()
+    roles = _default_roles(kind, backend) | dict(settings.roles)
+    names = {"model_input_names": kind.model_input_names} if kind is not None else {}
+    try:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, **roles, extra_special_tokens=list(settings.extra), **{**names, **settings.common}
+        )
+    except Exception as error:  # edge: as above
+        raise FolderInvalid(f"the tokenizer does not load: {in_plain_words(error)}; {_SAVE} anew", file=name) from None
+
+
+def _default_roles(kind: Any, backend: Tokenizer) -> dict[str, str]:
+    """The special tokens that transformers' class has unless told otherwise, those that the vocabulary has."""
+    if kind is None:
+        return {}
+    parameters = inspect.signature(kind.__init__).parameters
+    defaults = {role: parameters[role].default for role in ROLES if role in parameters}
+    return {
+        role: str(token)
+        for role, token in defaults.items()
+        if token and token is not inspect.Parameter.empty and backend.token_to_id(str(token)) is not None
+    }
+
+
+def _of_vocabulary(folder: Folder, settings: TokenizerSettings, kind: Any, name: str) -> PreTrainedTokenizerFast:
+    is_words = name == "vocab.txt"
+    kind = kind or (transformers.BertTokenizer if is_words else transformers.GPT2Tokenizer)
+    if not {base.__name__ for base in kind.__mro__} & (_WORDPIECE if is_words else _BYTE_PAIRS):
+        raise FolderInvalid(
+            f"a {kind.__name__} is not made of {name} alone; {_SAVE}", reason="TOKENIZER_MISSING", file="tokenizer.json"
+        )
+    switches = dict(settings.switches)
+    if is_words:
+        content: dict[str, Any] = {"vocab": _words(folder)}
+        if "do_lower_case" not in switches:
+            # transformers' default would turn every capital letter of a cased vocabulary into an unknown word.
+            switches["do_lower_case"] = not _is_cased(content["vocab"])
+    else:
+        content = {"vocab": _numbered(folder), "merges": _merges(folder)}
+    try:
+        made = kind(**content, **settings.roles, **switches, **settings.common)
+    except Exception as error:  # edge: as above
+        raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE}", file=name) from None
+    return add_tokens(made, settings)
+
+
+def add_tokens(made: Any, settings: TokenizerSettings) -> PreTrainedTokenizerFast:
+    """Adds the tokens that belong to the vocabulary and are written elsewhere, each under its own id."""
+    for index, token in settings.added.items():
+        if made.backend_tokenizer.token_to_id(str(token)) is None:
+            made.add_tokens([token])
+        if (found := made.backend_tokenizer.token_to_id(str(token))) != index:
+            raise FolderInvalid(
+                f"the added token {shorten(str(token))!r} has the id {index}, but behind this vocabulary it would have "
+                f"{found}; {_SAVE}",
+                file="added_tokens.json",
+            )
+    made.add_tokens([token for token in settings.extra if made.backend_tokenizer.token_to_id(str(token)) is None])
+    # Built by its own class, used by the common one: what it is, is all in its backend.
+    roles = {role: getattr(made, f"_{role}", None) or getattr(made, role) for role in ROLES}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made.backend_tokenizer,
+        **{role: token for role, token in roles.items() if token},
+        extra_special_tokens=list(settings.extra),
+        **{"model_input_names": made.model_input_names, **settings.common},
+    )
+
+
+def _class(folder: Folder, settings: TokenizerSettings) -> Any:
+    """transformers' class that the folder names, by itself or by its model type; None: nothing says it.
+
+    Raises FolderInvalid for a name that transformers does not have.
+    """
+    name = settings.class_name
+    if not name and folder.has("config.json"):
+        config = folder.read_json("config.json")
+        named = config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(str(config.get("model_type")))
+        name = named if isinstance(named, str) else ""
+    name = name.removesuffix("Fast")
+    if not name or name in _FORMER | {"PreTrainedTokenizer", "TokenizersBackend"}:
+        return None
+    known = {each for each in TOKENIZER_MAPPING_NAMES.values() if each}
+    if not name.endswith("Tokenizer") or not hasattr(transformers, name):
+        raise FolderInvalid(
+            f"{CONFIG} names the tokenizer_class {shorten(name)!r}, which transformers does not have"
+            f"{nearest(name, known)}; correct it, or leave it out if there is a tokenizer.json",
+            file=CONFIG,
+        )
+    found = getattr(transformers, name)
+    try:
+        return found if issubclass(found, PreTrainedTokenizerFast) else None
+    except (TypeError, ImportError):  # a class that needs a library that is not here
+        return None
+
+
+def _words(folder: Folder) -> dict[str, int]:
+    lines = folder.read_text("vocab.txt", most_bytes=MAX_VOCABULARY_BYTES).replace("\r\n", "\n").split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise FolderInvalid("vocab.txt is empty; it has one token a line", file="vocab.txt")
+    return {token: index for index, token in enumerate(lines)}
+
+
+def _is_cased(vocab: dict[str, int]) -> bool:
+    return any(token != token.lower() for token in vocab if token.removeprefix("##").isalpha())
+
+
+def _numbered(folder: Folder) -> dict[str, int]:
+    name = "vocab.json"
+    try:
+        vocab = json.loads(folder.read_text(name, most_bytes=MAX_VOCABULARY_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, FolderInvalid):
+            raise
+        raise FolderInvalid(f"{name} is not JSON: {str(error)[:200]}", file=name) from None
+    if not isinstance(vocab, dict) or not all(type(index) is int and 0 <= index < 2**31 for index in vocab.values()):
+        raise FolderInvalid(f"{name} is not an object of tokens and their ids", file=name)
+    return vocab
+
+
+def _merges(folder: Folder) -> list[tuple[str, str]]:
+    name = "merges.txt"
+    if not folder.has(name):
+        raise FolderInvalid(
+            f"the folder has vocab.json, but no {name}, without which its tokens cannot be made; {_SAVE}",
+            reason="TOKENIZER_MISSING",
+            file=name,
+        )
+    merges = []
+    lines = folder.read_text(name, most_bytes=MAX_VOCABULARY_BYTES).replace("\r\n", "\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            raise FolderInvalid(
+                f"{name}, line {number}: {shorten(line)!r} is not two tokens with a space between", file=name
+            )
+        merges.append((parts[0], parts[1]))
+    return merges
