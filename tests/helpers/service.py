@@ -126,8 +126,38 @@ async def serving(
 ) -> AsyncIterator[Service]:
     """A service with its store and storage under `folder`."""
     clock, trace = ManualClock(), trace or NullTrace()
-    launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(answers)
     store = await open_store(folder / "store.db", clock, trace)
+    try:
+        async with serving_store(
+            store,
+            folder,
+            clock=clock,
+            trace=trace,
+            limits=limits,
+            intervals=intervals,
+            compute=compute or ScriptedCompute(answers),
+            data_roots=data_roots,
+        ) as service:
+            yield service
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def serving_store(
+    store: Store,
+    folder: Path,
+    *,
+    clock: Any,
+    trace: Any = None,
+    launcher: ScriptedLauncher | None = None,
+    compute: ScriptedCompute | None = None,
+    limits: Limits | None = None,
+    intervals: Intervals = QUICK,
+    data_roots: tuple[str, ...] = (),
+) -> AsyncIterator[Service]:
+    """A service over a store that is open, with its storage under `folder`."""
+    launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(ANSWERS)
     for name in ("models", "datasets", "jobs", "cache"):
         (folder / "storage" / name).mkdir(parents=True, exist_ok=True)
     parts = Parts(
@@ -135,7 +165,7 @@ async def serving(
         launcher=launcher,
         compute=compute,
         clock=clock,
-        trace=trace,
+        trace=trace or NullTrace(),
         tokens=Tokens(store.secret),
         limits=limits or Limits(),
         storage=folder / "storage",
@@ -152,7 +182,6 @@ async def serving(
     finally:
         await channel.close()
         await app.stop(0)
-        await store.close()
 
 
 def a_spec(**changes: Any) -> job_pb2.Job:

@@ -20,7 +20,13 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
 from shardyard_coordinator.control.attempt_spec import build_launch
 from shardyard_coordinator.control.manifests import find_checkpoints
-from shardyard_coordinator.control.recording import Recorded, record_checkpoint, record_events, with_condition
+from shardyard_coordinator.control.recording import (
+    Recorded,
+    read_events,
+    record_checkpoint,
+    record_events,
+    with_condition,
+)
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage import probe, storage_failure
 from shardyard_coordinator.domain.causes import Cause
@@ -210,7 +216,7 @@ class Follower:
     async def _record(self, batch: Sequence[bytes]) -> bool:
         """Records a batch; True when the attempt has ended with it."""
         self._trace.point("events.read")
-        told = [worker_pb2.WorkerEvent.FromString(each) for each in batch]
+        told = read_events(batch, self._after)
 
         def record(conn: Connection) -> Recorded:
             recorded = record_events(

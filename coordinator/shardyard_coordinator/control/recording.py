@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, metric_service_pb2
@@ -27,7 +28,7 @@ from shardyard_coordinator.domain.records import (
 from shardyard_coordinator.domain.states import AttemptState, JobState, may_move
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.seams import Trace
-from shardyard_coordinator.store import attempts, checkpoints, encode, events, jobs, metrics
+from shardyard_coordinator.store import attempts, bounds, checkpoints, encode, events, jobs, metrics
 
 
 class SpoolGap(Exception):
@@ -72,6 +73,23 @@ def record_events(
     return recording.finish()
 
 
+def read_events(batch: Sequence[bytes], after: int) -> list[worker_pb2.WorkerEvent]:
+    """A batch that follows the event `after`; in the place of one that cannot be read there is a warning."""
+    told: list[worker_pb2.WorkerEvent] = []
+    for data in batch:
+        try:
+            told.append(worker_pb2.WorkerEvent.FromString(data))
+        except DecodeError:
+            sequence = told[-1].sequence + 1 if told else after + 1
+            text = f"event {sequence} of the gang cannot be read ({len(data)} bytes), and was left out"
+            told.append(worker_pb2.WorkerEvent(sequence=sequence, warning=_unreadable(text)))
+    return told
+
+
+def _unreadable(message: str) -> job_pb2.Warning:
+    return job_pb2.Warning(reason="EVENT_UNREADABLE", message=message)
+
+
 class _Recording:
     """One batch: what is appended and changed is gathered, and written at once before each step of the state."""
 
@@ -93,9 +111,13 @@ class _Recording:
         kind = event.WhichOneof("payload")
         if self._attempt.state is AttemptState.STARTING:
             self._confirm()
-        self._time_us = event.time.ToMicroseconds()
-        if kind is not None:
-            getattr(self, f"_on_{kind}")(getattr(event, kind))
+        self._time_us = bounds.time_us(event.time) or self._now_us
+        if kind is None:
+            return
+        payload = getattr(event, kind)
+        if kind != "metrics":  # Of those there are many: each is looked at where it becomes a point.
+            bounds.bound(payload)
+        getattr(self, f"_on_{kind}")(payload)
 
     def finish(self) -> Recorded:
         self._flush()
@@ -117,11 +139,11 @@ class _Recording:
 
     def _on_metrics(self, told: worker_pb2.Metrics) -> None:
         for series in told.series:
-            points = self._points.setdefault(series.metric, [])
+            points = self._points.setdefault(bounds.text(series.metric), [])
             points.extend(self._point(point) for point in series.points)
 
     def _point(self, point: metric_service_pb2.MetricPoint) -> MetricPoint:
-        return MetricPoint(self._attempt.epoch, point.step, point.time.ToMicroseconds(), point.value)
+        return MetricPoint(self._attempt.epoch, bounds.count(point.step), bounds.time_us(point.time), point.value)
 
     def _on_resumed(self, resumed: worker_pb2.Resumed) -> None:
         self._flush()

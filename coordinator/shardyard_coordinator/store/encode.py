@@ -19,6 +19,7 @@ from shardyard_coordinator.domain.records import (
     ResourceRecord,
 )
 from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.store import bounds
 
 _STATES = {state: job_pb2.State.Value(f"STATE_{state.value}") for state in JobState}
 _CHECKPOINT_STATES = {
@@ -32,7 +33,7 @@ _CHECKPOINT_STATES = {
 
 def event_to_proto(record: EventRecord) -> job_pb2.JobEvent:
     """The event as clients see it."""
-    event = job_pb2.JobEvent.FromString(record.payload)
+    event = bounds.parsed(job_pb2.JobEvent, record.payload)
     event.sequence = record.sequence
     event.id = f"{record.job_uid}-{record.sequence}"
     event.attempt = record.attempt
@@ -42,34 +43,32 @@ def event_to_proto(record: EventRecord) -> job_pb2.JobEvent:
 
 def job_to_proto(record: JobRecord, *, full: bool = True) -> job_pb2.Job:
     """The job as clients see it; without `full`: without spec, resolved_spec and annotations."""
-    job = job_pb2.Job.FromString(record.description)
+    job = bounds.parsed(job_pb2.Job, record.description, as_sent=True)
     if full:
-        job.spec.SetInParent()
-        job.spec.ParseFromString(record.spec)
-        job.resolved_spec.SetInParent()
-        job.resolved_spec.ParseFromString(record.resolved_spec)
+        bounds.read_into(job.spec, record.spec, as_sent=True)
+        bounds.read_into(job.resolved_spec, record.resolved_spec, as_sent=True)
     else:
         job.annotations.clear()
     job.name, job.uid, job.etag = record.name, record.uid, record.etag
     job.display_name = record.display_name
     job.queue = f"queues/{record.queue}"
-    job.priority = record.priority  # type: ignore[assignment]
+    job.priority = bounds.small_count(record.priority)  # type: ignore[assignment]
     job.state = _STATES[record.state]
     if record.conditions:
-        job.conditions.extend(job_pb2.Job.FromString(record.conditions).conditions)
-    if record.progress:
-        job.progress.ParseFromString(record.progress)
-    if record.evaluation:
-        job.evaluation.ParseFromString(record.evaluation)
-    if record.failure:
-        job.failure.ParseFromString(record.failure)
-    if record.pending and record.state is JobState.QUEUED:
-        job.pending.ParseFromString(record.pending)
-    job.attempt_count = record.epoch
+        job.conditions.extend(bounds.parsed(job_pb2.Job, record.conditions).conditions)
+    for part, data in (
+        (job.progress, record.progress),
+        (job.evaluation, record.evaluation),
+        (job.failure, record.failure),
+        (job.pending, record.pending if record.state is JobState.QUEUED else b""),
+    ):
+        if data:
+            bounds.read_into(part, data)
+    job.attempt_count = bounds.small_count(record.epoch)
     job.latest_checkpoint, job.best_checkpoint = record.latest_checkpoint, record.best_checkpoint
     job.model, job.output_dataset = record.model, record.output_dataset
     job.last_event_sequence = record.last_sequence
-    job.usage.slot_seconds, job.usage.recomputed_steps = record.slot_seconds, record.recomputed_steps
+    job.usage.slot_seconds, job.usage.recomputed_steps = record.slot_seconds, bounds.count(record.recomputed_steps)
     job.creator = record.creator
     for field, value in (
         (job.create_time, record.create_us),
@@ -86,13 +85,13 @@ def attempt_to_proto(job: JobRecord, record: AttemptRecord) -> job_pb2.Attempt:
     attempt = job_pb2.Attempt(
         name=f"{job.name}/attempts/{record.epoch}",
         state=job_pb2.Attempt.State.Value(f"STATE_{record.state.value}"),
-        workers=record.workers,
+        workers=bounds.small_count(record.workers),
         nodes=record.nodes,
-        resumed_from_step=record.resumed_from_step,
-        last_step=record.last_step,
+        resumed_from_step=bounds.count(record.resumed_from_step),
+        last_step=bounds.count(record.last_step),
     )
     if record.failure:
-        attempt.failure.ParseFromString(record.failure)
+        bounds.read_into(attempt.failure, record.failure)
     _set(attempt.create_time, record.create_us)
     _set(attempt.end_time, record.end_us)
     return attempt
@@ -105,10 +104,10 @@ def checkpoint_to_proto(job: JobRecord, record: CheckpointRecord) -> checkpoint_
         state=_CHECKPOINT_STATES[record.state],
         attempt=record.epoch,
         step=record.step,
-        size_bytes=record.size_bytes,
-        metrics=job_pb2.Evaluation.FromString(record.metrics).metrics,
+        size_bytes=bounds.count(record.size_bytes),
+        metrics=bounds.parsed(job_pb2.Evaluation, record.metrics).metrics,
         path=record.path,
-        workers=record.workers,
+        workers=bounds.small_count(record.workers),
     )
     _set(checkpoint.create_time, record.create_us)
     return checkpoint
@@ -116,7 +115,7 @@ def checkpoint_to_proto(job: JobRecord, record: CheckpointRecord) -> checkpoint_
 
 def resource_to_model(record: ResourceRecord, files: Sequence[FileRecord] = ()) -> model_service_pb2.Model:
     """The model as clients see it; lists leave out the files."""
-    model = model_service_pb2.Model.FromString(record.description)
+    model = bounds.parsed(model_service_pb2.Model, record.description)
     del model.files[:]
     model.name, model.uid = record.name, record.uid
     model.state = model_service_pb2.Model.State.Value(f"STATE_{record.state.value}")
@@ -160,13 +159,16 @@ def draft(kind: EventKind, event: job_pb2.JobEvent, attempt: int = 0) -> EventDr
 
 
 def timestamp(us: int) -> Timestamp:
-    """Microseconds as a timestamp."""
-    return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)
+    """Microseconds as a timestamp that every client can read."""
+    time = Timestamp()
+    _set(time, us)
+    return time
 
 
 def _set(field: Timestamp, us: int) -> None:
     if us:
-        field.seconds, field.nanos = us // 1_000_000, us % 1_000_000 * 1000
+        seconds, rest = divmod(min(max(us, 0), bounds.MAX_TIME_US), 1_000_000)
+        field.seconds, field.nanos = seconds, rest * 1000
 
 
 def _files(files: Sequence[FileRecord]) -> list[transfer_pb2.StoredFile]:
