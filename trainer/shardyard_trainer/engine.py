@@ -45,7 +45,7 @@ class StepResult(NamedTuple):
 
 
 class PreparedMicroBatch(NamedTuple):
-    """A micro batch on the device; a dummy counts nothing."""
+    """A micro batch on the CPU; a dummy counts nothing."""
 
     batch: MicroBatch
     is_dummy: bool
@@ -143,7 +143,8 @@ class Engine:
         self._deepspeed.train()
         loss_sum = torch.zeros((), device=self._gang.device)
         for batch, is_dummy in micros:
-            loss = self._deepspeed(**batch.inputs).loss_sum
+            # One at a time: a step's batches may be larger than the device.
+            loss = self._deepspeed(**self.to_device(batch).inputs).loss_sum
             scale = 0.0 if is_dummy else self._gang.world_size / num_units
             # A loss that is not finite makes every gradient NaN, so that all ranks see it in the norm.
             self._deepspeed.backward(loss * (scale + loss.detach() * 0.0), scale_wrt_gas=False)
