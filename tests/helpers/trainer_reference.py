@@ -27,7 +27,7 @@ def plain_losses(task: Task, module: torch.nn.Module, config: TrainConfig) -> tu
     )
     losses, norms = [], []
     for step in range(config.total_steps):
-        batch = task.train.micro_batch(order.global_batch(step))
+        batch = task.train.micro_batch(order.global_batch(step).refs())
         loss = module(**batch.inputs).loss_sum / batch.num_units
         loss.backward()
         losses.append(loss.item())

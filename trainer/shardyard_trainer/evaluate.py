@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.context import Context
@@ -28,38 +30,38 @@ def evaluate(
     if task.eval is None:
         return {}
     context.phase("evaluating")
-    batches = evaluation_batches(task.eval, micro_batch_size)
-    num_batches = len(batches)
+    order = evaluation_order(task.eval)
+    num_samples = len(order)
     if max_batches is not None:
-        batches = batches[: max_batches * context.gang.world_size]
+        order = order[: max_batches * context.gang.world_size * micro_batch_size]
+    starts = range(0, len(order), micro_batch_size)
     gatherer = task.metrics()
-    mine = batches[context.gang.rank :: context.gang.world_size]
+    mine = starts[context.gang.rank :: context.gang.world_size]
     with engine.evaluating():
-        for samples in mine:
-            batch = engine.to_device(task.eval.micro_batch(samples))
+        for start in mine:
+            batch = engine.to_device(task.eval.micro_batch(_refs(order[start : start + micro_batch_size])))
             gatherer.update(batch, engine.evaluate(batch))
-        if engine.forwards_are_collective and len(mine) < -(-len(batches) // context.gang.world_size):
-            engine.evaluate(engine.to_device(task.eval.micro_batch(batches[0])))
+        if engine.forwards_are_collective and len(mine) < -(-len(starts) // context.gang.world_size):
+            engine.evaluate(engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))))
     parts = context.gang.gather(gatherer.part())
     metrics = task.metrics().compute(parts)
     event = job_pb2.Evaluation(
         step=step,
         metrics=metrics,
-        num_samples=sum(len(batch) for batch in batches),
+        num_samples=len(order),
         is_final=is_final,
-        is_partial=len(batches) < num_batches,
+        is_partial=len(order) < num_samples,
     )
     context.report(worker_pb2.WorkerEvent(evaluation=event))
     return {} if event.is_partial else metrics
 
 
-def evaluation_batches(samples: Samples, micro_batch_size: int) -> list[list[SampleRef]]:
-    """All samples once, in micro batches of similar lengths, the longest first."""
-    indices = list(range(samples.num_samples))
+def evaluation_order(samples: Samples) -> np.ndarray:
+    """All samples once, the longest first, int64 [num_samples]: micro batches are stretches of similar lengths."""
     lengths = samples.lengths()
-    if lengths is not None:
-        indices.sort(key=lambda index: (-int(lengths[index]), index))
-    return [
-        [SampleRef(0, index) for index in indices[start : start + micro_batch_size]]
-        for start in range(0, len(indices), micro_batch_size)
-    ]
+    indices = np.arange(samples.num_samples)
+    return indices if lengths is None else np.lexsort((indices, -lengths.astype(np.int64)))
+
+
+def _refs(indices: np.ndarray) -> list[SampleRef]:
+    return [SampleRef(0, index) for index in indices.tolist()]

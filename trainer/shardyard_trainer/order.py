@@ -7,13 +7,16 @@ The sample stream is one data epoch after the other; position s belongs to data 
 [kB, (k+1)B), so a batch may span two data epochs. Where samples differ in length, a data epoch is cut into windows
 of 16 batches, aligned with the batches of the stream; a window is sorted by length, cut into batches, and its batches
 are shuffled. The head and the tail of a data epoch, which share a batch with the neighbouring one, stay random.
+
+A batch may be far larger than the data: it is kept as arrays, 16 bytes a sample, and becomes references to samples one
+micro batch at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,11 +34,35 @@ def seed_for(*parts: int | str) -> int:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Some samples in an order: data epochs and sample indices, int64 [n] each."""
+
+    data_epochs: np.ndarray
+    samples: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, chosen: slice | np.ndarray) -> Stretch:
+        """Those at some places, in the order of the places."""
+        return Stretch(self.data_epochs[chosen], self.samples[chosen])
+
+    def refs(self) -> list[SampleRef]:
+        """As a task takes them."""
+        return [SampleRef(*each) for each in zip(self.data_epochs.tolist(), self.samples.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
 class MicroSamples:
     """The samples of one micro batch; `is_dummy`: computed only so that every rank calls backward equally often."""
 
-    samples: tuple[SampleRef, ...]
+    stretch: Stretch
     is_dummy: bool
+
+    @property
+    def samples(self) -> list[SampleRef]:
+        """Made anew each time: a step has many micro batches, and only one of them is looked at."""
+        return self.stretch.refs()
 
 
 class Order:
@@ -54,29 +81,30 @@ class Order:
         # Two data epochs are in use where a batch spans them, and the prefetching thread may be one ahead.
         self._epoch = lru_cache(maxsize=4)(self._order_epoch)
 
-    def global_batch(self, step: int) -> list[SampleRef]:
+    def global_batch(self, step: int) -> Stretch:
         """The samples of batch `step`, counted from 0, in their order."""
-        batch: list[SampleRef] = []
-        position = step * self.batch_size
-        while len(batch) < self.batch_size:
-            data_epoch, start = divmod(position, self.num_samples)
-            taken = self._epoch(data_epoch)[start : start + self.batch_size - len(batch)]
-            batch += [SampleRef(data_epoch, sample) for sample in taken.tolist()]
-            position += len(taken)
-        return batch
+        data_epochs, samples = np.empty(self.batch_size, np.int64), np.empty(self.batch_size, np.int64)
+        filled, position = 0, step * self.batch_size
+        while filled < self.batch_size:
+            data_epoch, start = divmod(position + filled, self.num_samples)
+            taken = self._epoch(data_epoch)[start : start + self.batch_size - filled]
+            samples[filled : filled + len(taken)] = taken
+            data_epochs[filled : filled + len(taken)] = data_epoch
+            filled += len(taken)
+        return Stretch(data_epochs, samples)
 
     def rank_batches(self, step: int, *, rank: int, world_size: int, micro_batch_size: int) -> list[MicroSamples]:
         """What one rank computes of batch `step`: equally many micro batches on every rank."""
         shares = deal(self.global_batch(step), world_size, self.lengths)
         num_micro = max(-(-len(share) // micro_batch_size) for share in shares)
         share = shares[rank]
-        if not share:
-            filler = next(sample for other in shares for sample in other)
-            return [MicroSamples((filler,), True)] * num_micro
+        if not len(share):
+            filler = next(other for other in shares if len(other)).take(slice(0, 1))
+            return [MicroSamples(filler, True)] * num_micro
         num_real = min(num_micro, len(share))
         bounds = [index * len(share) // num_real for index in range(num_real + 1)]
-        micros = [MicroSamples(tuple(share[start:end]), False) for start, end in itertools.pairwise(bounds)]
-        return micros + [MicroSamples((share[0],), True)] * (num_micro - num_real)
+        micros = [MicroSamples(share.take(slice(start, end)), False) for start, end in itertools.pairwise(bounds)]
+        return micros + [MicroSamples(share.take(slice(0, 1)), True)] * (num_micro - num_real)
 
     def _order_epoch(self, data_epoch: int) -> np.ndarray:
         """Sample indices of one data epoch in their order, int64 [num_samples]."""
@@ -94,7 +122,7 @@ class Order:
         return order
 
 
-def deal(batch: Sequence[SampleRef], world_size: int, lengths: np.ndarray | None) -> list[list[SampleRef]]:
+def deal(batch: Stretch, world_size: int, lengths: np.ndarray | None) -> list[Stretch]:
     """Deals a global batch to the ranks: rank r gets floor((r+1)B/W) - floor(rB/W) samples.
 
     With lengths, the longest sample left goes to the rank with the fewest tokens that still has room, and each share
@@ -102,14 +130,25 @@ def deal(batch: Sequence[SampleRef], world_size: int, lengths: np.ndarray | None
     """
     bounds = [rank * len(batch) // world_size for rank in range(world_size + 1)]
     if lengths is None:
-        return [list(batch[start:end]) for start, end in itertools.pairwise(bounds)]
+        return [batch.take(slice(start, end)) for start, end in itertools.pairwise(bounds)]
+    lengths_B = lengths[batch.samples].astype(np.int64)
+    longest_first = np.lexsort((batch.samples, batch.data_epochs, -lengths_B))
     room = [end - start for start, end in itertools.pairwise(bounds)]
-    tokens = [0] * world_size
-    shares: list[list[SampleRef]] = [[] for _ in range(world_size)]
-    for sample in sorted(batch, key=lambda ref: (-int(lengths[ref.sample]), ref)):
-        rank = min((r for r in range(world_size) if len(shares[r]) < room[r]), key=tokens.__getitem__)
-        shares[rank].append(sample)
-        tokens[rank] += int(lengths[sample.sample])
-    for share in shares:
-        share.reverse()
-    return shares
+    ranks_B = _balanced(lengths_B[longest_first], room)
+    return [batch.take(longest_first[ranks_B == rank][::-1]) for rank in range(world_size)]
+
+
+def _balanced(lengths_B: np.ndarray, room: list[int]) -> np.ndarray:
+    """The rank of each sample, int32 [B]: the one with the fewest tokens so far, the lowest of equal ones."""
+    ranks_B = np.zeros(len(lengths_B), np.int32)
+    if len(room) == 1:
+        return ranks_B
+    left = list(room)
+    waiting = [(0, rank) for rank, size in enumerate(room) if size]
+    for place, length in enumerate(lengths_B):
+        tokens, rank = heapq.heappop(waiting)
+        ranks_B[place] = rank
+        left[rank] -= 1
+        if left[rank]:
+            heapq.heappush(waiting, (tokens + int(length), rank))
+    return ranks_B
