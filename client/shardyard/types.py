@@ -319,6 +319,7 @@ class MemoryPlan:
     total_bytes: int
     available_bytes: int
     verdict: str
+    batches_bytes: int
 
 
 @dataclass(frozen=True)

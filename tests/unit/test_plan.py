@@ -155,6 +155,20 @@ def test_the_defaults_on_gpus_are_one_gpu_and_bf16_at_stage_1(root: Path) -> Non
     assert found.slots == 1
 
 
+def test_what_the_samples_of_a_step_take_is_in_the_estimate(root: Path) -> None:
+    small, large = (
+        ask(root, fine_tuning(optimization={"max_steps": 1, "global_batch_size": size})).plan.memory
+        for size in (8, 800_000)
+    )
+    assert large.batches_bytes == pytest.approx(100_000 * small.batches_bytes, rel=0.01)
+    assert large.total_bytes - large.activations_bytes > large.batches_bytes > 800_000 * 60
+    gpu = ask(root, fine_tuning(optimization={"max_steps": 1, "global_batch_size": 800_000}), GPU_NODE).plan.memory
+    assert gpu.batches_bytes == large.batches_bytes
+    assert gpu.total_bytes == sum(
+        (gpu.parameters_bytes, gpu.gradients_bytes, gpu.optimizer_bytes, gpu.activations_bytes, gpu.process_bytes)
+    )
+
+
 UNSUPPORTED, INVALID = "PRECISION_UNSUPPORTED", "SPEC_INVALID"
 BF16 = {"epochs": 1, "precision": "PRECISION_BF16"}
 CSV = {"uri": "ROOT/reviews.csv"}
@@ -172,6 +186,10 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
      [("optimization.precision", UNSUPPORTED), ("parallelism.zero_stage", UNSUPPORTED)]),
     ("no duration", fine_tuning(optimization={}), [("optimization", INVALID)]),
     ("too many steps", fine_tuning(optimization={"epochs": 1e300}), [("optimization.epochs", INVALID)]),
+    ("warm-up over the run", fine_tuning(optimization={"max_steps": 5, "warmup_steps": 6}),
+     [("optimization.warmup_steps", INVALID)]),
+    ("batch over memory", fine_tuning(optimization={"max_steps": 1, "global_batch_size": 2**31 - 1}),
+     [("optimization.global_batch_size", "MODEL_DOES_NOT_FIT")]),
     ("minimum over peak", fine_tuning(optimization={"epochs": 1, "learning_rate": 0.1, "min_learning_rate": 0.2}),
      [("optimization.min_learning_rate", INVALID)]),
     ("minimum over the default", fine_tuning(optimization={"epochs": 1, "min_learning_rate": 0.2}),

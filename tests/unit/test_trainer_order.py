@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardyard_trainer.memory import ORDER_BYTES
 from shardyard_trainer.order import Order, Stretch, deal, seed_for
 from shardyard_trainer.tasks.base import SampleRef
 
@@ -109,6 +112,20 @@ def test_a_share_is_sorted_by_length() -> None:
     lengths = np.array([5, 1, 4, 2, 3, 6], dtype=np.int32)
     shares = deal(stretch_of(6), 2, lengths)
     assert [lengths[share.samples].tolist() for share in shares] == [[2, 3, 6], [1, 4, 5]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_far_beyond_the_data_is_no_heap_of_objects(world_size: int) -> None:
+    batch_size = 400_000
+    order = order_of(60, batch_size, 0, has_lengths=True)
+    tracemalloc.start()
+    try:
+        micros = order.rank_batches(1, rank=0, world_size=world_size, micro_batch_size=512)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(len(micro.stretch) for micro in micros) == batch_size // world_size
+    assert peak_bytes < ORDER_BYTES * batch_size * 1.1
 
 
 def test_seeds_differ_by_every_part_and_are_the_same_everywhere() -> None:

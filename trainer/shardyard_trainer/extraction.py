@@ -13,7 +13,7 @@ from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import DataFile, resolve_source
 from shardyard_trainer.door import FolderInvalid
 from shardyard_trainer.inspect import check_weights
-from shardyard_trainer.plan_checks import slots_of
+from shardyard_trainer.plan_checks import node_memory_of_worker, slots_of
 from shardyard_trainer.tasks.build import DEFAULT_MAX_LENGTH
 
 ROWS_PER_SHARD = {
@@ -96,15 +96,16 @@ def plan_extraction(
     num_rows = sum(1 for _ in read_rows(found.files, found.source, with_label=False, field=f"{FIELD}.data"))
     num_parameters = sum(parameter.numel() for parameter in found.model.model.parameters())
     workers = spec.resources.workers
-    on_node = max(1, node.cpus // max(spec.resources.cpus_per_worker, 1)) if node.cpus else workers
     need = memory.Memory(
         parameters=4 * num_parameters,
         gradients=0,
         optimizer=0,
         activations=0,
         logits=0,
+        batches=0,
         process=memory.CPU_PROCESS_BYTES,
-        available=node.memory_bytes // max(1, min(workers, on_node)),
+        available=node_memory_of_worker(spec, node),
+        on_gpu=False,
     )
     return plan_pb2.JobPlan(
         resolved_spec=spec,

@@ -24,7 +24,8 @@ from shardyard_trainer.deepspeed_config import deepspeed_config
 from shardyard_trainer.door import signature
 from shardyard_trainer.extraction import plan_extraction
 from shardyard_trainer.inspect import check_weights
-from shardyard_trainer.plan_checks import check_rates, check_spec, slots_of
+from shardyard_trainer.plan_checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
+from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.parts import TrainableTask
 
@@ -96,7 +97,9 @@ def _plan_training(
     length = _longest_sample(task)
     optimization = spec.optimization
     batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, stage) // length)
-    need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length)
+    raise_all(check_warmup(optimization, steps))
+    batches = _batches_bytes(task, batch, node_bytes=node_memory_of_worker(spec, call.node_shape))
+    need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length, batches=batches)
     if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
         raise _does_not_fit(spec, need, shape.num_parameters, stage)
     every = None
@@ -148,11 +151,29 @@ def _positions_at_once(shape: memory.Shape, gang: memory.Gang, stage: int) -> in
 
 
 def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
-    """Bytes that one worker has: its GPU's, or its share of a node with as many workers as fit; 0: not known."""
-    if spec.resources.gpus_per_worker:
-        return node.gpu_memory_bytes
-    on_node = max(1, node.cpus // max(spec.resources.cpus_per_worker, 1)) if node.cpus else spec.resources.workers
-    return node.memory_bytes // max(1, min(spec.resources.workers, on_node))
+    """Bytes that one worker computes in: its GPU's, or its share of the node's; 0: not known."""
+    return node.gpu_memory_bytes if spec.resources.gpus_per_worker else node_memory_of_worker(spec, node)
+
+
+def _batches_bytes(task: TrainableTask, batch: Batch, *, node_bytes: int) -> int:
+    """Bytes of samples that a rank holds. Raises SpecError if a worker's part of the node is smaller."""
+    lengths = task.train.lengths()
+    longest = 0 if lengths is None else int(lengths.argmax())
+    sample = task.train.micro_batch([SampleRef(0, longest)])
+    size = float(sum(tensor.nbytes for tensor in sample.inputs.values()))
+    if lengths is not None:
+        size *= float(lengths.mean()) / max(int(lengths[longest]), 1)
+    need = memory.batches_bytes(global_batch_size=batch.global_batch_size, workers=batch.workers, sample_bytes=size)
+    if node_bytes and need > node_bytes:
+        most = max(batch.global_batch_size * node_bytes // (2 * need), 1)
+        raise SpecError(
+            "spec.optimization.global_batch_size",
+            "MODEL_DOES_NOT_FIT",
+            f"{batch.global_batch_size:,} samples a step take {need:,} bytes on each of {batch.workers} workers, but a "
+            f"worker has {node_bytes:,}; {most:,} samples would take half of that",
+            {"batches_bytes": str(need), "available_bytes": str(node_bytes)},
+        )
+    return need
 
 
 def shape_of(task: TrainableTask, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> memory.Shape:
@@ -256,8 +277,8 @@ def _warnings(
     elif optimization.learning_rate > 1:
         message = f"{optimization.learning_rate:g} is far over what AdamW can use (1e-5 to 1e-2)"
         yield job_pb2.Warning(reason="LEARNING_RATE_HIGH", message=message, field=rate)
-    if optimization.WhichOneof("warmup") == "warmup_steps" and optimization.warmup_steps >= steps:
-        message = f"{optimization.warmup_steps} of {steps} steps: the learning rate never gets to its height"
+    if optimization.WhichOneof("warmup") == "warmup_steps" and optimization.warmup_steps == steps:
+        message = f"all of {steps} steps: the learning rate never gets to its height"
         yield job_pb2.Warning(reason="WARMUP_TOO_LONG", message=message, field="spec.optimization.warmup_steps")
     if optimization.global_batch_size > task.train.num_samples:
         message = f"{optimization.global_batch_size} is more than the {task.train.num_samples} samples there are"

@@ -41,6 +41,16 @@ def slots_of(spec: spec_pb2.JobSpec) -> int:
     return resources.workers * (resources.gpus_per_worker or resources.cpus_per_worker)
 
 
+def node_memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
+    """A worker's share of a node with as many workers as fit; 0: not known."""
+    resources = spec.resources
+    there, of_worker = (
+        (node.gpus, resources.gpus_per_worker) if resources.gpus_per_worker else (node.cpus, resources.cpus_per_worker)
+    )
+    on_node = max(1, there // max(of_worker, 1)) if there else resources.workers
+    return node.memory_bytes // max(1, min(resources.workers, on_node))
+
+
 def _check_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterator[SpecError]:
     resources = spec.resources
     for name, wanted, there, what in (
@@ -100,4 +110,15 @@ def check_rates(optimization: spec_pb2.Optimization) -> Iterator[SpecError]:
             "spec.optimization.min_learning_rate",
             "SPEC_INVALID",
             f"{optimization.min_learning_rate:g} is more than the learning_rate of {optimization.learning_rate:g}",
+        )
+
+
+def check_warmup(optimization: spec_pb2.Optimization, steps: int) -> Iterator[SpecError]:
+    """That the learning rate gets to its height within the run."""
+    if optimization.WhichOneof("warmup") == "warmup_steps" and optimization.warmup_steps > steps:
+        yield SpecError(
+            "spec.optimization.warmup_steps",
+            "SPEC_INVALID",
+            f"{optimization.warmup_steps:,} steps of warm-up, but the run has {steps:,}: the learning rate never gets "
+            "to its height; use fewer, a warmup_ratio (0.1 is the default), or a longer run",
         )

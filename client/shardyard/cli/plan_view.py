@@ -56,6 +56,7 @@ def memory_line(memory: MemoryPlan) -> str:
         "optimizer": memory.optimizer_bytes,
         "activations": memory.activations_bytes,
         "logits": memory.logits_bytes,
+        "batches": memory.batches_bytes,
         "process": memory.process_bytes,
     }
     words = " + ".join(f"{name} {size(count)}" for name, count in parts.items() if count)

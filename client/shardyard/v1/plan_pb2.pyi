@@ -188,6 +188,7 @@ class MemoryPlan(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    BATCHES_BYTES_FIELD_NUMBER: _builtins.int
     parameters_bytes: _builtins.int
     """The weights."""
     gradients_bytes: _builtins.int
@@ -206,6 +207,8 @@ class MemoryPlan(_message.Message):
     """What one worker has; 0: not known."""
     verdict: Global___MemoryVerdict.ValueType
     """Whether it suffices."""
+    batches_bytes: _builtins.int
+    """Samples as tensors, of the step that is computed and the two that are made ahead, and their order. On a GPU they are in the node's memory, and not in the sum."""
     def __init__(
         self,
         *,
@@ -218,10 +221,11 @@ class MemoryPlan(_message.Message):
         total_bytes: _builtins.int = ...,
         available_bytes: _builtins.int = ...,
         verdict: Global___MemoryVerdict.ValueType = ...,
+        batches_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

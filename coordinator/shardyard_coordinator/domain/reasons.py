@@ -116,7 +116,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.BATCH_NOT_DIVISIBLE: Meaning(_IA, "micro_batch_size × accumulation × workers is not the global batch."),
         Reason.OBJECTIVE_UNSUPPORTED: Meaning(_IA, "The model cannot be trained for this objective."),
         Reason.PRECISION_UNSUPPORTED: Meaning(_IA, "The hardware or the ZeRO stage does not support the precision."),
-        Reason.MODEL_DOES_NOT_FIT: Meaning(_IA, "The model states alone exceed the memory of a worker."),
+        Reason.MODEL_DOES_NOT_FIT: Meaning(
+            _IA, "The model states, or the samples of a step, exceed a worker's memory."
+        ),
         Reason.TOO_LARGE_FOR_CLUSTER: Meaning(_FP, "No node set of the cluster could ever hold the gang."),
         Reason.PATH_NOT_ALLOWED: Meaning(_IA, "The path is not a regular file or folder under an allowed data root."),
         Reason.ADDRESS_NOT_ALLOWED: Meaning(_IA, "The URI's scheme or address is not allowed."),
