@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardyard_coordinator.domain.causes import VERDICTS, Cause
 from shardyard_coordinator.domain.reasons import MEANINGS, Reason
-from shardyard_coordinator.domain.states import TRANSITIONS
+from shardyard_coordinator.domain.states import TRANSITIONS, JobState
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -68,9 +68,15 @@ def states_table() -> str:
 def causes_table() -> str:
     """Every cause with whose failure it is and what follows."""
     return rows(
-        ("Cause", "Whose", "Tried again", "Longest first back-off"),
+        ("Cause", "Whose", "Tried again", "Longest first back-off", "Then"),
         [
-            (f"`{cause}`", str(VERDICTS[cause].blame), retries(cause), f"{VERDICTS[cause].backoff_s:g} s")
+            (
+                f"`{cause}`",
+                str(VERDICTS[cause].blame),
+                retries(cause),
+                f"{VERDICTS[cause].backoff_s:g} s",
+                f"`{JobState.PAUSED if VERDICTS[cause].needs_person else JobState.FAILED}`",
+            )
             for cause in Cause
         ],
     )

@@ -156,6 +156,16 @@ ROWS: dict[str, Row] = {
     "38 delete while queued": Row(
         lambda: jobs.DeleteJobRequest(name=STORY), FP, "INVALID_STATE", None, ("QUEUED", "cancel")
     ),
+    "40 resume what is not there": Row(
+        lambda: jobs.ResumeJobRequest(name=f"{PARENT}/jobs/nope"), NF, "JOB_NOT_FOUND", None, ("nope",)
+    ),
+    "40 resume without a name": Row(jobs.ResumeJobRequest, IA, "SPEC_INVALID", "name", ("missing", "jobs/my-job")),
+    "41 pause with a stale etag": Row(
+        lambda: jobs.PauseJobRequest(name=STORY, etag="other"), ABORTED, "ETAG_MISMATCH", None, ("other",)
+    ),
+    "41 pause in another project": Row(
+        lambda: jobs.PauseJobRequest(name="projects/nope/jobs/x"), PD, "ACCESS_DENIED", None, ("nope",)
+    ),
     # Task and model.
     "no job": Row(lambda: jobs.CreateJobRequest(parent=PARENT), IA, "SPEC_INVALID", "job", ("required",)),
     "no spec": Row(lambda: create(job=job_pb2.Job(display_name="x")), IA, "SPEC_INVALID", "job.spec", ("required",)),

@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
+from shardyard_coordinator.control import intentions
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
@@ -86,10 +87,18 @@ class Core:
     async def all_jobs(self) -> list[JobRecord]:
         return await self.store.read(lambda conn: listing.list_jobs(conn, "default"))
 
-    async def cancel(self, job: JobRecord) -> JobRecord:
-        def write(conn: object) -> JobRecord:
-            now_us = self.clock.now_us()
-            return jobs.request_cancel(conn, job.project, job.job_id, "", actor=ACTOR, now_us=now_us)  # type: ignore[arg-type]
+    async def cancel(self, job: JobRecord, *, lost: bool = False) -> JobRecord:
+        return await self._wish(intentions.declare_lost if lost else jobs.request_cancel, job)
+
+    async def pause(self, job: JobRecord) -> JobRecord:
+        return await self._wish(intentions.request_pause, job)
+
+    async def resume(self, job: JobRecord) -> JobRecord:
+        return await self._wish(intentions.request_resume, job)
+
+    async def _wish(self, record: Callable[..., JobRecord], job: JobRecord) -> JobRecord:
+        def write(conn: Connection) -> JobRecord:
+            return record(conn, job.project, job.job_id, "", actor=ACTOR, now_us=self.clock.now_us())
 
         return await self.store.write(write, ACTOR)
 

@@ -185,6 +185,9 @@ class ScriptedLauncher:
         message = worker_pb2.Directive.FromString(directive)
         gang.directives.append(message)
         if not self.ignores_directives:
+            steps = [event.progress.step for event in gang.events if event.HasField("progress")]
+            if message.action == worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP and steps:
+                gang.checkpoint(steps[-1])
             gang.emit(stopped=worker_pb2.Stopped(reason=message.reason))
             gang.ended()
 

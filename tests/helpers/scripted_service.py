@@ -165,6 +165,16 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         self.script.job.state = job_pb2.STATE_CANCELLING
         return self.script.job
 
+    async def PauseJob(self, request: Any, context: Any) -> Any:
+        await self.begin("PauseJob", request, context)
+        self.script.job.state = job_pb2.STATE_PAUSING
+        return self.script.job
+
+    async def ResumeJob(self, request: Any, context: Any) -> Any:
+        await self.begin("ResumeJob", request, context)
+        self.script.job.state = job_pb2.STATE_QUEUED
+        return self.script.job
+
     async def DeleteJob(self, request: Any, context: Any) -> Any:
         await self.begin("DeleteJob", request, context)
         return empty_pb2.Empty()

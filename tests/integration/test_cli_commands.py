@@ -195,6 +195,39 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(project: str, name: s
     ]
 
 
+def test_a_job_is_paused_and_resumed_and_the_next_command_is_printed() -> None:
+    with serving(Script(job=a_job())) as address:
+        paused = shardyard(address, "pause", "story")
+        resumed = shardyard(address, "resume", "story")
+        as_json = shardyard(address, "pause", "story", "--json")
+    assert paused.stdout.splitlines() == ["story is pausing", "  shardyard resume story"]
+    assert resumed.stdout.splitlines()[0] == "story is queued" and "shardyard watch story" in resumed.stdout
+    assert json.loads(as_json.stdout)["state"] == "pausing"
+
+
+def test_a_gang_is_declared_lost_by_a_flag() -> None:
+    script = Script(job=a_job())
+    with serving(script) as address:
+        assert shardyard(address, "cancel", "story", "--lost").returncode == 0
+        assert shardyard(address, "cancel", "story").returncode == 0
+    assert [request.lost for request in script.asked("CancelJob")] == [True, False]
+
+
+def test_watch_goes_on_through_a_pause_and_says_how_to_resume() -> None:
+    failure = job_pb2.FailureReport(reason="STORAGE_NOT_WRITABLE", message="no mount", next_step="mount it")
+    change = job_pb2.StateChanged(to=job_pb2.STATE_PAUSED, failure=failure)
+    story = a_story()
+    story[3].state.CopyFrom(change)
+    script = Script(job=a_job(state=job_pb2.STATE_SUCCEEDED), events=story)
+    with serving(script) as address:
+        done = shardyard("127.0.0.1:1", "watch", "story", "--address", address)
+    lines = done.stdout.splitlines()
+    at = next(index for index, line in enumerate(lines) if "paused" in line)
+    assert "STORAGE_NOT_WRITABLE" in lines[at]
+    assert lines[at + 1] == f"  paused; to go on: shardyard resume story --address {address}"
+    assert "story succeeded" in done.stdout
+
+
 def test_on_a_terminal_the_view_shows_state_step_loss_and_curve() -> None:
     script = Script(job=a_job(state=job_pb2.STATE_SUCCEEDED), events=a_story(30))
     with serving(script) as address:

@@ -8,11 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from helpers.scripted_service import Script, a_job, serving
+from shardyard.cli.stopping import start_ticks
+from shardyard.v1 import job_pb2
 
 COMMAND = [sys.executable, "-c", "from shardyard.cli import main; main()"]
 
@@ -71,6 +76,46 @@ def test_live_jobs_are_not_ended_unless_that_is_said(tmp_path: Path) -> None:
         assert process.wait(30) == 0
     assert said.returncode == 0, said.stderr
     assert "the service has stopped" in said.stdout
+
+
+CAUGHT = [
+    (job_pb2.STATE_CANCELLING, "story is being cancelled; the next start finishes that"),
+    (job_pb2.STATE_PAUSED, "story stays paused"),
+    (job_pb2.STATE_PAUSING, "story stays paused"),
+]
+
+
+@pytest.mark.parametrize(("state", "words"), CAUGHT)
+@pytest.mark.parametrize("flags", [(), ("--keep-jobs",)])
+def test_what_becomes_of_a_job_that_does_not_go_on_is_said_as_it_is(
+    tmp_path: Path, state: int, words: str, flags: tuple[str, ...]
+) -> None:
+    with serving(Script(jobs=[a_job(state=state)])) as address, a_process_at(tmp_path, address):
+        said = shardyard("stop", "--state-dir", str(tmp_path), *flags)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == [words, "the service has stopped"]
+
+
+def test_a_gang_that_cannot_be_reached_does_not_keep_the_service_from_stopping(tmp_path: Path) -> None:
+    job = a_job(state=job_pb2.STATE_RUNNING)
+    job.conditions.add(type=job_pb2.Condition.TYPE_UNREACHABLE, active=True)
+    with serving(Script(jobs=[job], job=job)) as address, a_process_at(tmp_path, address):
+        said = shardyard("stop", "--state-dir", str(tmp_path), "--cancel-jobs")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines()[0] == "story is being cancelled; the next start finishes that"
+
+
+@contextmanager
+def a_process_at(state: Path, address: str) -> Iterator[None]:
+    """A process that passes for the service of a state directory."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = {"pid": process.pid, "start_ticks": start_ticks(process.pid), "address": address}
+    (state / "coordinator.json").write_text(json.dumps(record))
+    threading.Thread(target=process.wait, daemon=True).start()  # Else what was ended stays a zombie.
+    try:
+        yield
+    finally:
+        process.kill()
 
 
 def test_jobs_of_a_service_that_was_killed_are_not_said_to_be_cancelled(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ async def test_silence_is_a_condition_and_nothing_else(tmp_path: Path) -> None:
 
 async def test_a_users_mistake_fails_at_once(tmp_path: Path) -> None:
     def script(gang: ScriptedGang) -> None:
-        gang.failure("DATA_ERROR", step=1)
+        gang.failure("USER_CONFIG", step=1)
         gang.ended(ok=False)
 
     async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
@@ -171,7 +171,7 @@ async def test_a_users_mistake_fails_at_once(tmp_path: Path) -> None:
         log = await core.events(job.uid)
     assert (job.state, job.epoch) == (JobState.FAILED, 1)
     report = job_pb2.FailureReport.FromString(job.failure)
-    assert report.reason == "DATA_ERROR" and report.next_step
+    assert report.reason == "USER_CONFIG" and report.next_step
     assert log[-1].state.failure == report
 
 
@@ -197,6 +197,60 @@ BUDGETS = [
     ("WORKER_LOST", lambda _epoch: 7, True, 3),
     ("A_NEW_CAUSE", lambda epoch: 10 * epoch, False, 3),
 ]
+
+
+REPEATS = [
+    ("UNKNOWN", "KeyError: 7", {}, 2),
+    ("UNKNOWN", "rank 1 of pid {epoch} fell", {}, 2),
+    ("ENGINE_START_TIMEOUT", "waited 900 s for the engine", {}, 2),
+    ("WORKER_LOST", "rank 0 was ended by SIGSEGV", {"signal": "SIGSEGV"}, 2),
+    ("WORKER_LOST", "rank 0 was ended by SIGKILL", {"signal": "SIGKILL"}, 6),
+    ("NODE_LOST", "node a is gone", {}, 6),
+]
+
+
+@pytest.mark.parametrize(("reason", "message", "metadata", "attempts"), REPEATS)
+async def test_a_failure_that_cannot_change_is_tried_once_more_at_most(
+    tmp_path: Path, reason: str, message: str, metadata: dict[str, str], attempts: int
+) -> None:
+    def script(gang: ScriptedGang) -> None:
+        words = message.format(epoch=gang.launch.key.epoch)
+        gang.emit(failure=job_pb2.FailureReport(reason=reason, message=words, metadata=metadata))
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, job.epoch) == (JobState.FAILED, attempts)
+
+
+async def test_the_same_words_at_another_step_are_another_failure(tmp_path: Path) -> None:
+    def script(gang: ScriptedGang) -> None:
+        gang.failure("UNKNOWN", step=gang.launch.key.epoch)
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+    assert (job.state, job.epoch) == (JobState.FAILED, 3)
+
+
+async def test_what_a_job_goes_on_from_is_said_when_it_recovers(tmp_path: Path) -> None:
+    def script(gang: ScriptedGang) -> None:
+        if gang.launch.key.epoch == 3:
+            whole_run(gang, steps=8)
+            return
+        if gang.launch.key.epoch == 2:
+            gang.checkpoint(5)
+        gang.failure("WORKER_LOST", step=gang.launch.key.epoch)
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
+        job = await core.submit(new_job())
+        job = await core.until(job.uid, *TERMINAL)
+        log = await core.events(job.uid)
+    said = [event.state.message for event in log if event.state.to == job_pb2.STATE_RECOVERING]
+    assert said == ["goes on from the start", "goes on from the checkpoint at step 5"]
 
 
 @pytest.mark.parametrize(("reason", "step", "commits", "attempts"), BUDGETS)
@@ -264,15 +318,15 @@ async def test_a_corrupt_checkpoint_is_told_and_is_no_resume_point_any_more(tmp_
     assert job.latest_checkpoint == job.best_checkpoint == f"{job.name}/checkpoints/e1-s2"
 
 
-async def test_data_that_is_gone_before_the_launch_fails_the_job(tmp_path: Path) -> None:
+async def test_data_that_is_gone_before_the_launch_pauses_the_job(tmp_path: Path) -> None:
     spec = spec_pb2.JobSpec(train_data=spec_pb2.DataSource(dataset="projects/default/datasets/gone"))
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await core.submit(new_job(spec=spec))
-        job = await core.until(job.uid, *TERMINAL)
+        job = await core.until(job.uid, JobState.PAUSED)
         [attempt] = await core.attempts(job.uid)
     report = job_pb2.FailureReport.FromString(job.failure)
-    assert (job.state, report.reason) == (JobState.FAILED, "DATA_NOT_FOUND")
+    assert (job.state, report.reason) == (JobState.PAUSED, "DATA_NOT_FOUND")
     assert "projects/default/datasets/gone" in report.message
     assert attempt.state is AttemptState.ENDED and not launcher.gangs
 

@@ -130,12 +130,12 @@ async def test_a_failure_that_was_recorded_without_its_end_is_ended_after_the_ne
     async with running_core(tmp_path, launcher) as core:
         job = await core.submit(new_job())
         await core.when(job.uid, lambda _: bool(launcher.gangs))
-        launcher.newest().failure("DATA_ERROR")
+        launcher.newest().failure("USER_CONFIG")
         launcher.newest().progress(1)
         await core.when(job.uid, lambda job: job.last_step == 1)
     async with running_core(tmp_path, launcher, failure_grace_s=0.05) as core:
         job = await core.until(job.uid, JobState.FAILED)
-    assert job_pb2.FailureReport.FromString(job.failure).reason == "DATA_ERROR"
+    assert job_pb2.FailureReport.FromString(job.failure).reason == "USER_CONFIG"
 
 
 async def test_a_second_coordinator_on_the_store_is_refused_and_told_by_whom(tmp_path: Path) -> None:

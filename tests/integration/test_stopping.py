@@ -109,13 +109,13 @@ async def test_max_run_time_fails_the_job_and_keeps_its_checkpoints(tmp_path: Pa
     assert job.latest_checkpoint.endswith("e1-s1")
 
 
-async def test_a_gang_that_never_gets_to_its_canary_is_tried_three_times(tmp_path: Path) -> None:
+async def test_a_gang_that_never_gets_to_its_canary_is_tried_twice(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     launcher.ignores_directives = False
     async with running_core(tmp_path, launcher, start_timeout_s=0.05) as core:
         job = await core.submit(new_job())
         job = await core.until(job.uid, *TERMINAL)
-    assert (job.state, job.epoch) == (JobState.FAILED, 3)
+    assert (job.state, job.epoch) == (JobState.FAILED, 2)
     assert job_pb2.FailureReport.FromString(job.failure).reason == "ENGINE_START_TIMEOUT"
 
 
@@ -123,10 +123,10 @@ async def test_a_failed_gang_that_does_not_end_is_ended_by_force(tmp_path: Path)
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher, failure_grace_s=0.05) as core:
         job = await _brought_to(core, launcher, JobState.RUNNING)
-        launcher.newest().failure("DATA_ERROR", rank=1)
+        launcher.newest().failure("USER_CONFIG", rank=1)
         job = await core.until(job.uid, *TERMINAL)
     assert job.state is JobState.FAILED
-    assert job_pb2.FailureReport.FromString(job.failure).reason == "DATA_ERROR"
+    assert job_pb2.FailureReport.FromString(job.failure).reason == "USER_CONFIG"
 
 
 def _fail(gang: ScriptedGang) -> None:

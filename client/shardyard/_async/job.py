@@ -123,7 +123,7 @@ class AsyncJob:
         raise DataLoss(f"{self.name}: events after {cursor} do not arrive", reason="EVENT_GAP")
 
     async def wait(self, timeout: float | None = None, *, check: bool = True) -> JobInfo:
-        """The job when it has ended.
+        """The job when it has ended; a paused one is waited for until somebody resumes or cancels it.
 
         Raises: JobFailed or JobCancelled unless `check` is False; DeadlineExceeded after `timeout` seconds.
         """
@@ -131,7 +131,8 @@ class AsyncJob:
         while not self.info.is_terminal:
             left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
             if left <= 0:
-                raise DeadlineExceeded(f"{self.name} is {self.state} after {timeout} s", reason="DEADLINE_EXCEEDED")
+                words = f"{self.name} is {self.state} after {timeout} s{_why_paused(self.info)}"
+                raise DeadlineExceeded(words, reason="DEADLINE_EXCEEDED")
             request = job_service_pb2.WaitJobRequest(name=self.name, timeout=build_duration("timeout", left))
             method = self._connection.jobs.WaitJob
             self.message = await self._connection.call_patiently(method, request, timeout=left + 30)
@@ -140,10 +141,32 @@ class AsyncJob:
             raise _job_error(info)
         return info
 
-    async def cancel(self) -> JobInfo:
-        """Ask the job to end; as it is then."""
-        request = job_service_pb2.CancelJobRequest(name=self.name)
+    async def cancel(self, *, lost: bool = False) -> JobInfo:
+        """Ask the job to end; as it is then.
+
+        `lost` says that its gang is gone though the cluster does not answer: the job ends at once.
+        Raises: FailedPrecondition INVALID_STATE if it has ended otherwise, or with `lost` if its gang can be reached.
+        """
+        request = job_service_pb2.CancelJobRequest(name=self.name, lost=lost)
         self.message = await self._connection.call(self._connection.jobs.CancelJob, request)
+        return self.info
+
+    async def pause(self) -> JobInfo:
+        """Ask the job to make a checkpoint and free its slots; as it is then: `pausing`, or `paused` at once.
+
+        Raises: FailedPrecondition INVALID_STATE once its training is over.
+        """
+        request = job_service_pb2.PauseJobRequest(name=self.name)
+        self.message = await self._connection.call(self._connection.jobs.PauseJob, request)
+        return self.info
+
+    async def resume(self) -> JobInfo:
+        """Queue the paused job again: it goes on from its newest whole checkpoint.
+
+        Raises: FailedPrecondition INVALID_STATE unless it is paused.
+        """
+        request = job_service_pb2.ResumeJobRequest(name=self.name)
+        self.message = await self._connection.call(self._connection.jobs.ResumeJob, request)
         return self.info
 
     async def delete(self) -> None:
@@ -262,6 +285,14 @@ class AsyncJob:
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = await self._connection.call_patiently(self._connection.jobs.GetJob, request)
         return self.info.is_terminal and self.message.last_event_sequence <= cursor
+
+
+def _why_paused(info: JobInfo) -> str:
+    if info.state != "paused":
+        return ""
+    failure = info.failure
+    why = f": {failure.reason}: {sentences(failure.message, failure.next_step)}" if failure else ""
+    return why or "; resume it to go on"
 
 
 def _job_error(info: JobInfo) -> JobFailed | JobCancelled:

@@ -122,7 +122,7 @@ class Job:
         raise DataLoss(f"{self.name}: events after {cursor} do not arrive", reason="EVENT_GAP")
 
     def wait(self, timeout: float | None = None, *, check: bool = True) -> JobInfo:
-        """The job when it has ended.
+        """The job when it has ended; a paused one is waited for until somebody resumes or cancels it.
 
         Raises: JobFailed or JobCancelled unless `check` is False; DeadlineExceeded after `timeout` seconds.
         """
@@ -130,7 +130,8 @@ class Job:
         while not self.info.is_terminal:
             left = _WAIT_S if deadline is None else min(_WAIT_S, deadline - time.monotonic())
             if left <= 0:
-                raise DeadlineExceeded(f"{self.name} is {self.state} after {timeout} s", reason="DEADLINE_EXCEEDED")
+                words = f"{self.name} is {self.state} after {timeout} s{_why_paused(self.info)}"
+                raise DeadlineExceeded(words, reason="DEADLINE_EXCEEDED")
             request = job_service_pb2.WaitJobRequest(name=self.name, timeout=build_duration("timeout", left))
             method = self._connection.jobs.WaitJob
             self.message = self._connection.call_patiently(method, request, timeout=left + 30)
@@ -139,10 +140,32 @@ class Job:
             raise _job_error(info)
         return info
 
-    def cancel(self) -> JobInfo:
-        """Ask the job to end; as it is then."""
-        request = job_service_pb2.CancelJobRequest(name=self.name)
+    def cancel(self, *, lost: bool = False) -> JobInfo:
+        """Ask the job to end; as it is then.
+
+        `lost` says that its gang is gone though the cluster does not answer: the job ends at once.
+        Raises: FailedPrecondition INVALID_STATE if it has ended otherwise, or with `lost` if its gang can be reached.
+        """
+        request = job_service_pb2.CancelJobRequest(name=self.name, lost=lost)
         self.message = self._connection.call(self._connection.jobs.CancelJob, request)
+        return self.info
+
+    def pause(self) -> JobInfo:
+        """Ask the job to make a checkpoint and free its slots; as it is then: `pausing`, or `paused` at once.
+
+        Raises: FailedPrecondition INVALID_STATE once its training is over.
+        """
+        request = job_service_pb2.PauseJobRequest(name=self.name)
+        self.message = self._connection.call(self._connection.jobs.PauseJob, request)
+        return self.info
+
+    def resume(self) -> JobInfo:
+        """Queue the paused job again: it goes on from its newest whole checkpoint.
+
+        Raises: FailedPrecondition INVALID_STATE unless it is paused.
+        """
+        request = job_service_pb2.ResumeJobRequest(name=self.name)
+        self.message = self._connection.call(self._connection.jobs.ResumeJob, request)
         return self.info
 
     def delete(self) -> None:
@@ -259,6 +282,14 @@ class Job:
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = self._connection.call_patiently(self._connection.jobs.GetJob, request)
         return self.info.is_terminal and self.message.last_event_sequence <= cursor
+
+
+def _why_paused(info: JobInfo) -> str:
+    if info.state != "paused":
+        return ""
+    failure = info.failure
+    why = f": {failure.reason}: {sentences(failure.message, failure.next_step)}" if failure else ""
+    return why or "; resume it to go on"
 
 
 def _job_error(info: JobInfo) -> JobFailed | JobCancelled:

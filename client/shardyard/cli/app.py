@@ -35,6 +35,8 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("logs", jobs.logs),
     ("metrics", jobs.metrics),
     ("cancel", jobs.cancel),
+    ("pause", jobs.pause),
+    ("resume", jobs.resume),
     ("models", assets.models),
     ("predict", assets.predict),
     ("embed", assets.embed),

@@ -1,4 +1,4 @@
-"""`jobs`, `get`, `logs`, `metrics`, `cancel`."""
+"""`jobs`, `get`, `logs`, `metrics`, `cancel`, `pause`, `resume`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardyard.cli.options import Address, JobName, Json, Project, open_client
+from shardyard.cli.options import Address, JobName, Json, Project, command_line, open_client
 
 if TYPE_CHECKING:
     from shardyard.types import JobInfo
@@ -135,14 +135,44 @@ def metrics(
     print_table(("METRIC", "POINTS", "FIRST", "LAST", "LEAST", "MOST", "CURVE"), rows, empty="no metrics yet")
 
 
-def cancel(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
+def cancel(
+    job: JobName,
+    *,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="Its gang is gone, though the cluster does not answer: end the job at once.")
+    ] = False,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
     """Ask a job to end."""
+    with open_client(address, project) as client:
+        _print_state(client.job(job).cancel(lost=lost), as_json=json)
+
+
+def pause(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
+    """Ask a job to make a checkpoint and free its slots."""
+    with open_client(address, project) as client:
+        info = client.job(job).pause()
+    _print_state(info, as_json=json)
+    if not json:
+        print(f"  {command_line('resume', info.name, address=address)}")
+
+
+def resume(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
+    """Let a paused job go on from its newest checkpoint."""
+    with open_client(address, project) as client:
+        info = client.job(job).resume()
+    _print_state(info, as_json=json)
+    if not json:
+        print(f"  {command_line('watch', info.name, '--after', str(info.last_event_sequence), address=address)}")
+
+
+def _print_state(info: JobInfo, *, as_json: bool) -> None:
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
 
-    with open_client(address, project) as client:
-        info = client.job(job).cancel()
-    if json:
+    if as_json:
         print_json(to_plain(info))
     else:
         print(f"{info.id} is {info.state}")

@@ -15,22 +15,29 @@ from typing import Any
 
 from shardyard._sync.client import Client
 from shardyard._sync.job import Job
-from shardyard.errors import FailedPrecondition, ShardyardError
+from shardyard.errors import DeadlineExceeded, FailedPrecondition, ShardyardError
 
 _CANCEL_S = 60.0
+# A gang that cannot be reached is not waited for longer than this.
+_UNREACHABLE_S = 5.0
+_LOOK_S = 1.0
 _DRAIN_S = 60.0
+# What the next start does not go on with.
+_SETTLED = ("cancelling", "pausing", "paused")
 _LIVE = "state != SUCCEEDED AND state != FAILED AND state != CANCELLED"
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """What was stopped."""
+    """What was stopped. `cancelling`: jobs that were asked to end, and whose gangs had not confirmed it in time."""
 
     state_dir: str
     service: bool
     ray: bool
     cancelled: tuple[str, ...]
     kept: tuple[str, ...]
+    cancelling: tuple[str, ...]
+    paused: tuple[str, ...]
     not_cancelled: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,7 +47,9 @@ class Stopped:
     def lines(self) -> list[str]:
         """For people."""
         found = [f"cancelled {name}" for name in self.cancelled]
+        found += [f"{name} is being cancelled; the next start finishes that" for name in self.cancelling]
         found += [f"{name} goes on at the next start, from its last checkpoint" for name in self.kept]
+        found += [f"{name} stays paused" for name in self.paused]
         found += ["the service has stopped"] if self.service else []
         found += ["its Ray has stopped"] if self.ray else []
         found = found or [f"nothing runs for {self.state_dir}"]
@@ -49,6 +58,16 @@ class Stopped:
                 "no service answered, so nothing was cancelled: jobs that have not ended go on at its next start"
             )
         return found
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """The names of the live jobs by what becomes of them."""
+
+    cancelled: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    cancelling: tuple[str, ...] = ()
+    paused: tuple[str, ...] = ()
 
 
 def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
@@ -61,13 +80,11 @@ def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
     if record is not None:
         settled = _settle_jobs(record["address"], cancel_jobs=cancel_jobs)
         _end_process(record)
-    cancelled, kept = settled or ((), ())
     return Stopped(
         str(state_dir),
         service=record is not None,
         ray=_stop_ray(state_dir),
-        cancelled=cancelled,
-        kept=kept,
+        **asdict(settled or _Settled()),
         not_cancelled=bool(cancel_jobs) and settled is None,
     )
 
@@ -100,34 +117,51 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _settle_jobs(address: str, *, cancel_jobs: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """(cancelled, kept) live jobs; None where the service does not answer: the process is ended all the same."""
+def _settle_jobs(address: str, *, cancel_jobs: bool | None) -> _Settled | None:
+    """What becomes of the live jobs; None if the service does not answer: the process is ended all the same."""
     with Client(address, reconnect_for=5) as client:
         try:
             live = list(client.jobs(filter=_LIVE))
         except ShardyardError:
             return None
-        names = tuple(job.id for job in live)
-        if not live or cancel_jobs is False:
-            return (), names
-        if cancel_jobs is None:
+        if cancel_jobs:
+            return _cancel(live)
+        names = {job.id: job.state for job in live}
+        kept = tuple(name for name, state in names.items() if state not in _SETTLED)
+        if kept and cancel_jobs is None:
             raise FailedPrecondition(
-                f"{len(live)} job{'s' * (len(live) != 1)} not ended ({', '.join(names[:5])}{' …' * (len(names) > 5)}): "
+                f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({', '.join(kept[:5])}{' …' * (len(kept) > 5)}): "
                 "stop with --cancel-jobs, or with --keep-jobs to let them go on at the next start",
                 reason="JOBS_LIVE",
             )
-        _cancel(live)
-        return names, ()
+        return _Settled(
+            kept=kept,
+            cancelling=tuple(name for name, state in names.items() if state == "cancelling"),
+            paused=tuple(name for name, state in names.items() if state in ("pausing", "paused")),
+        )
 
 
-def _cancel(live: list[Job]) -> None:
-    """Cancel them all, then wait for them within one limit."""
+def _cancel(live: list[Job]) -> _Settled:
+    """Cancel them all, then wait for them within one limit; a gang that cannot be reached is not waited for long."""
     for job in live:
         with contextlib.suppress(FailedPrecondition):  # It ended by itself meanwhile.
             job.cancel()
-    deadline = time.monotonic() + _CANCEL_S
-    for job in live:
-        job.wait(max(deadline - time.monotonic(), 0.1), check=False)
+    begun = time.monotonic()
+    while waits := [job for job in live if not job.info.is_terminal]:
+        since = time.monotonic() - begun
+        if since > _CANCEL_S or (since > _UNREACHABLE_S and all(map(_is_unreachable, waits))):
+            break
+        with contextlib.suppress(DeadlineExceeded):
+            waits[0].wait(_LOOK_S, check=False)
+        for job in waits[1:]:
+            job.refresh()
+    return _Settled(
+        cancelled=tuple(job.id for job in live if job not in waits), cancelling=tuple(job.id for job in waits)
+    )
+
+
+def _is_unreachable(job: Job) -> bool:
+    return any(condition.type == "unreachable" for condition in job.info.conditions)
 
 
 def _end_process(record: dict[str, Any]) -> None:

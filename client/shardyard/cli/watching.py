@@ -24,7 +24,7 @@ def watch(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Follow a job until it has ended. Ctrl-C stops looking, never the job."""
+    """Follow a job until it has ended, through its pauses. Ctrl-C stops looking, never the job."""
     with open_client(address, project) as client:
         raise typer.Exit(follow(client.job(job), after=after, as_json=json, address=address))
 
@@ -41,6 +41,8 @@ def follow(job: Job, *, after: int = 0, as_json: bool = False, address: str | No
             for event in job.watch(after=after, min_interval=0.25):
                 view.show(event)
                 last = event.sequence
+                if event.state == "paused":
+                    view.say(f"paused; to go on: {command_line('resume', job.name, address=address)}")
     except KeyboardInterrupt:
         if not as_json:
             again = command_line("watch", job.name, "--after", str(last), address=address)
@@ -68,6 +70,9 @@ class _JsonView:
 
         print_json_line(event_to_plain(event))
 
+    def say(self, text: str) -> None:
+        """What people are told beside the events."""
+
 
 class _LineView(_JsonView):
     """One event a line, for people."""
@@ -77,6 +82,10 @@ class _LineView(_JsonView):
         from shardyard._lines import printable
 
         print(printable(str(event)), flush=True)
+
+    def say(self, text: str) -> None:
+        """Print it."""
+        print(f"  {text}", flush=True)
 
 
 class _LiveView:
@@ -119,6 +128,10 @@ class _LiveView:
         self._state = event.state or self._state
         self._evaluation = event.evaluation or self._evaluation
         self._live.console.print(Text(printable(str(event))))
+
+    def say(self, text: str) -> None:
+        """Print it above the view."""
+        self._live.console.print(f"  {text}", markup=False)
 
     def _render(self) -> Any:
         from rich.progress_bar import ProgressBar

@@ -73,9 +73,9 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     STATE_RECOVERING: _State.ValueType  # 5
     """The gang was lost: it is being confirmed gone, then the job is queued again."""
     STATE_PAUSING: _State.ValueType  # 6
-    """Asked to pause; a checkpoint is being made."""
+    """Asked to pause; a checkpoint is being made, and the gang ended."""
     STATE_PAUSED: _State.ValueType  # 7
-    """Paused; holds no slots."""
+    """Paused by request, or because a person has to act first (`failure` says why); holds no slots. ResumeJob goes on."""
     STATE_CANCELLING: _State.ValueType  # 8
     """Asked to cancel; the gang is being stopped."""
     STATE_SUCCEEDED: _State.ValueType  # 9
@@ -101,9 +101,9 @@ STATE_FINALIZING: State.ValueType  # 4
 STATE_RECOVERING: State.ValueType  # 5
 """The gang was lost: it is being confirmed gone, then the job is queued again."""
 STATE_PAUSING: State.ValueType  # 6
-"""Asked to pause; a checkpoint is being made."""
+"""Asked to pause; a checkpoint is being made, and the gang ended."""
 STATE_PAUSED: State.ValueType  # 7
-"""Paused; holds no slots."""
+"""Paused by request, or because a person has to act first (`failure` says why); holds no slots. ResumeJob goes on."""
 STATE_CANCELLING: State.ValueType  # 8
 """Asked to cancel; the gang is being stopped."""
 STATE_SUCCEEDED: State.ValueType  # 9

@@ -337,10 +337,44 @@ class CancelJobRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/jobs/{job}`; required."""
     etag: _builtins.str
     """The job's etag; another is ABORTED ETAG_MISMATCH, unless the job is being cancelled already; empty or `*`: any."""
+    lost: _builtins.bool
+    """Declares the job's gang lost: the job ends at once, without the word of a cluster that does not answer.
+    Refused with INVALID_STATE while the gang can be reached. What is left of it is ended if the cluster comes back.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "lost", b"lost", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class PauseJobRequest(_message.Message):
+    """Pauses a job. A queued job is PAUSED at once; a gang makes a checkpoint and ends, before its first step without one.
+    Refused with INVALID_STATE once training is over, and for a job that is being cancelled or has ended.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/jobs/{job}`; required."""
+    etag: _builtins.str
+    """The job's etag; another is ABORTED ETAG_MISMATCH, unless the job is paused or pausing already; empty or `*`: any."""
     def __init__(
         self,
         *,
@@ -353,7 +387,33 @@ class CancelJobRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobRequest(_message.Message):
+    """Resumes a paused job. A queued job stays as it is; any other is refused with INVALID_STATE."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/jobs/{job}`; required."""
+    etag: _builtins.str
+    """The job's etag; another is ABORTED ETAG_MISMATCH, unless the job is queued already; empty or `*`: any."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):

@@ -73,6 +73,16 @@ class JobServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/shardyard.v1.JobService/PauseJob',
+                request_serializer=shardyard_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/shardyard.v1.JobService/ResumeJob',
+                request_serializer=shardyard_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/shardyard.v1.JobService/WatchJob',
                 request_serializer=shardyard_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
@@ -138,6 +148,20 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Asks a job to make a checkpoint and free its slots; the job as it is then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Queues a paused job again: it goes on from its newest whole checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Every event after a cursor, without a gap, until the job has ended.
         """
@@ -188,6 +212,16 @@ def add_JobServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=shardyard_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=shardyard_dot_v1_dot_job__service__pb2.PauseJobRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=shardyard_dot_v1_dot_job__service__pb2.ResumeJobRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
@@ -390,6 +424,60 @@ class JobService(object):
             target,
             '/shardyard.v1.JobService/CancelJob',
             shardyard_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.JobService/PauseJob',
+            shardyard_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.JobService/ResumeJob',
+            shardyard_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
             shardyard_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,

@@ -239,7 +239,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def max_run_time(self) -> _duration_pb2.Duration:
-        """Time from the first step after which the job fails with MAX_RUN_TIME; unset: none. More than 0, at most 10 years."""
+        """Time from the first step, pauses left out, after which the job fails with MAX_RUN_TIME; unset: none. More than 0, at most 10 years."""
 
     def __init__(
         self,

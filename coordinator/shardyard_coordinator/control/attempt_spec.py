@@ -27,7 +27,9 @@ def build_launch(
     """
     spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
     where = locations(conn, spec, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir))
-    candidates = [each for each in checkpoints.committed_checkpoints(conn, job.uid) if each.epoch < attempt.epoch]
+    # Those found damaged come last: a storage may be whole again, and without any the run would begin anew unasked.
+    found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)
+    candidates = [each for each in found if each.epoch < attempt.epoch]
     told = worker_pb2.AttemptSpec(
         job_name=job.name,
         job_uid=job.uid,

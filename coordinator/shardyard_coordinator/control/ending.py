@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, spec_pb2
+from shardyard_coordinator.control.attempt_spec import FEATURE_EXTRACTION
 from shardyard_coordinator.domain.advice import ADVICE
-from shardyard_coordinator.domain.causes import VERDICTS, Cause, Verdict
+from shardyard_coordinator.domain.causes import VERDICTS, Blame, Cause, Verdict
 from shardyard_coordinator.domain.records import AttemptRecord, EventKind, JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
@@ -20,6 +22,10 @@ from shardyard_coordinator.store import attempts, encode, events, jobs
 MAX_FAILURES_AT_STEP = 3
 _REFILL_US = 3_600_000_000
 _NOT_COUNTED = (Cause.PREEMPTED, Cause.DRAINED)
+# Signals of a program that went wrong by itself.
+_CRASHES = frozenset({"SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS"})
+# The stop_reason of an attempt that was told to make a checkpoint and to free its slots.
+PAUSE = JobState.PAUSED.value
 
 
 def lose_attempt(conn: Connection, job_uid: str, epoch: int, failure: job_pb2.FailureReport, now_us: int) -> None:
@@ -29,8 +35,12 @@ def lose_attempt(conn: Connection, job_uid: str, epoch: int, failure: job_pb2.Fa
     if attempt.state is not AttemptState.STOPPING:
         changes = {"failure": attempt.failure or report}
         attempt = attempts.move_attempt(conn, job, attempt, AttemptState.STOPPING, now_us=now_us, changes=changes)
+    elif attempt.stop_reason == PAUSE and not attempt.failure:
+        attempt = attempts.change_attempt(conn, attempt, {"failure": report})
     if job.state in (JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING) and not attempt.exported:
-        jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=attempt.failure or report)
+        # A job that is PAUSING or CANCELLING stays so: what it is on its way to does not need the gang.
+        message = f"goes on {resumes_from(job)}"
+        jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=attempt.failure or report, message=message)
 
 
 def stop_attempt(conn: Connection, job_uid: str, epoch: int, reason: str, now_us: int) -> AttemptRecord:
@@ -42,13 +52,23 @@ def stop_attempt(conn: Connection, job_uid: str, epoch: int, reason: str, now_us
     return attempts.move_attempt(conn, job, attempt, AttemptState.STOPPING, now_us=now_us, changes=changes)
 
 
-def end_attempt(conn: Connection, job_uid: str, epoch: int, *, ok: bool, rng: random.Random, now_us: int) -> JobRecord:
+def end_attempt(
+    conn: Connection,
+    job_uid: str,
+    epoch: int,
+    *,
+    ok: bool,
+    rng: random.Random,
+    now_us: int,
+    lost: job_pb2.FailureReport | None = None,
+) -> JobRecord:
     """Nothing of the gang runs any more: its slots are free, and the job takes its next step.
 
-    `ok`: every rank ended well. Raises: StaleWrite where the attempt had ended already.
+    `ok`: every rank ended well. `lost`: why a person says so, where the cluster does not.
+    Raises: StaleWrite if the attempt had ended already.
     """
     job, attempt = _current(conn, job_uid, epoch)
-    report = b"" if attempt.exported else _report(attempt, ok=ok, cancelling=job.state is JobState.CANCELLING)
+    report = _fill(lost, attempt) if lost else b"" if attempt.exported else _report(job, attempt, ok=ok)
     held_s = max(now_us - attempt.create_us, 0) / 1e6
     changes: dict[str, Any] = {"slot_seconds": job.slot_seconds + held_s * attempt.workers * attempt.slots_per_worker}
     if job.conditions:
@@ -59,10 +79,12 @@ def end_attempt(conn: Connection, job_uid: str, epoch: int, *, ok: bool, rng: ra
     )
     jobs.change_job(conn, job.uid, now_us, changes)
     if job.state is JobState.CANCELLING:
-        return jobs.move(conn, job, JobState.CANCELLED, now_us=now_us).job
+        return jobs.move(conn, job, JobState.CANCELLED, now_us=now_us, message=lost.message if lost else "").job
     if attempt.exported:
         return _succeed(conn, job, ok=ok, now_us=now_us)
-    return _retry_or_fail(conn, job, attempt, job_pb2.FailureReport.FromString(report), rng=rng, now_us=now_us)
+    if not report:
+        return _pause(conn, job, b"", {}, now_us)
+    return _after_failure(conn, job, attempt, job_pb2.FailureReport.FromString(report), rng=rng, now_us=now_us)
 
 
 def _end_conditions(conn: Connection, job: JobRecord, now_us: int) -> None:
@@ -87,19 +109,21 @@ def _succeed(conn: Connection, job: JobRecord, *, ok: bool, now_us: int) -> JobR
         warning = job_pb2.Warning(reason="UNCLEAN_EXIT", message="a rank failed after its result had been verified")
         draft = encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning), job.epoch)
         events.append(conn, job.uid, [draft], now_us)
-    if job.state is JobState.RUNNING:
+    if job.state in (JobState.RUNNING, JobState.PAUSING):
         job = jobs.move(conn, job, JobState.FINALIZING, now_us=now_us).job
     return jobs.move(conn, job, JobState.SUCCEEDED, now_us=now_us, changes={"failure": None}).job
 
 
-def _report(attempt: AttemptRecord, *, ok: bool, cancelling: bool) -> bytes:
-    """Why the attempt ended; empty where it was cancelled."""
-    if cancelling:
+def _report(job: JobRecord, attempt: AttemptRecord, *, ok: bool) -> bytes:
+    """Why the attempt ended; empty if that was asked for."""
+    if job.state is JobState.CANCELLING:
+        return b""
+    if attempt.failure and attempt.stop_reason in ("", PAUSE):
+        return _fill(job_pb2.FailureReport.FromString(attempt.failure), attempt)
+    if attempt.stop_reason == PAUSE or job.state is JobState.PAUSING:
         return b""
     if attempt.stop_reason:
         return _fill(job_pb2.FailureReport(reason=attempt.stop_reason), attempt)
-    if attempt.failure:
-        return _fill(job_pb2.FailureReport.FromString(attempt.failure), attempt)
     text = "the gang ended well, but without a result" if ok else ""
     return _fill(job_pb2.FailureReport(reason=Cause.UNKNOWN.value, message=text), attempt)
 
@@ -131,7 +155,7 @@ class _Tally:
     at_step: int
 
 
-def _retry_or_fail(
+def _after_failure(
     conn: Connection,
     job: JobRecord,
     attempt: AttemptRecord,
@@ -140,11 +164,11 @@ def _retry_or_fail(
     rng: random.Random,
     now_us: int,
 ) -> JobRecord:
+    """Tried again, paused until a person has acted, or failed."""
     cause = cause_of(report)
     verdict = VERDICTS[cause]
     progress = attempt.committed > 0
     tally = _count(job, cause, report.step, refilled=_refills(verdict, attempt, progress=progress))
-    failure = report.SerializeToString()
     changes = {
         "failures": tally.failures,
         "failures_in_row": tally.in_row,
@@ -152,14 +176,43 @@ def _retry_or_fail(
         "failure_cause": cause.value,
         "failure_step": report.step,
     }
-    if not _may_retry(job, verdict, tally, cause, progress=progress):
-        return jobs.move(conn, job, JobState.FAILED, now_us=now_us, failure=failure, changes=changes).job
+    may_retry = _may_retry(job, verdict, tally, cause, progress=progress) and not (
+        tally.in_row > 1 and not _may_pass(report, verdict) and _is_same(conn, attempt, report)
+    )
+    failure = report.SerializeToString()
+    if may_retry and (job.state is JobState.PAUSING or attempt.stop_reason == PAUSE):
+        return _pause(conn, job, b"" if cause in _NOT_COUNTED else failure, changes, now_us)
+    if may_retry:
+        return _retry(conn, job, failure, changes, wait_s=verdict.backoff(tally.in_row, rng), now_us=now_us)
+    if verdict.needs_person:
+        report.next_step = f"{report.next_step}; then resume the job (`shardyard resume {job.job_id}`), or cancel it"
+        return _pause(conn, job, report.SerializeToString(), changes, now_us)
+    return jobs.move(conn, job, JobState.FAILED, now_us=now_us, failure=failure, changes=changes).job
+
+
+def _retry(
+    conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, Any], *, wait_s: float, now_us: int
+) -> JobRecord:
+    where = resumes_from(job)
     if job.state is not JobState.RECOVERING:
-        job = jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=failure).job
-    wait_s = verdict.backoff(tally.in_row, rng)
-    changes["not_before_us"] = now_us + round(wait_s * 1e6)
-    message = f"again in {wait_s:.0f} s" if wait_s >= 1 else "again"
+        message = f"goes on {where}"
+        job = jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=failure, message=message).job
+    message = f"again in {wait_s:.0f} s, {where}" if wait_s >= 1 else f"again, {where}"
+    changes = {**changes, "not_before_us": now_us + round(wait_s * 1e6)}
     return jobs.move(conn, job, JobState.QUEUED, now_us=now_us, message=message, changes=changes).job
+
+
+def _pause(conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, Any], now_us: int) -> JobRecord:
+    message = f"a resume goes on {resumes_from(job)}"
+    return jobs.move(conn, job, JobState.PAUSED, now_us=now_us, failure=failure, message=message, changes=changes).job
+
+
+def resumes_from(job: JobRecord) -> str:
+    """Where the job's next attempt goes on, for people."""
+    if job.task == FEATURE_EXTRACTION:
+        return "behind the files that are made"
+    step = job.latest_checkpoint.rpartition("-s")[2]
+    return f"from the checkpoint at step {step}" if step else "from the start"
 
 
 def _refills(verdict: Verdict, attempt: AttemptRecord, *, progress: bool) -> bool:
@@ -180,6 +233,24 @@ def _may_retry(job: JobRecord, verdict: Verdict, tally: _Tally, cause: Cause, *,
     if cause not in _NOT_COUNTED:
         if spec.retry.HasField("max") and tally.failures > spec.retry.max:
             return False
-        if tally.at_step >= MAX_FAILURES_AT_STEP:
+        if tally.at_step >= MAX_FAILURES_AT_STEP and verdict.blame is not Blame.STORAGE:
             return False
     return verdict.may_retry(tally.in_row, made_progress=progress)
+
+
+def _may_pass(report: job_pb2.FailureReport, verdict: Verdict) -> bool:
+    """Whether the next attempt may end otherwise though nobody changes anything; a process that crashes will again."""
+    return verdict.may_pass and report.metadata.get("signal", "") not in _CRASHES
+
+
+def _is_same(conn: Connection, attempt: AttemptRecord, report: job_pb2.FailureReport) -> bool:
+    """Whether the attempt before failed at the same step in the same words; numbers in them, as of a process, apart."""
+    before = attempts.get_attempt(conn, attempt.job_uid, attempt.epoch - 1)
+    if before is None or not before.failure:
+        return False
+    told = job_pb2.FailureReport.FromString(before.failure)
+    return (told.reason, told.step, _words(told)) == (report.reason, report.step, _words(report))
+
+
+def _words(report: job_pb2.FailureReport) -> str:
+    return re.sub(r"\b0x[0-9a-f]+|\d+", "#", report.message)

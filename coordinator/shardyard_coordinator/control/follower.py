@@ -49,6 +49,9 @@ from shardyard_coordinator.store import attempts, encode, events, jobs
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
+_NOTHING = worker_pb2.Directive.ACTION_UNSPECIFIED
+_STOP = worker_pb2.Directive.ACTION_STOP
+_PAUSE = worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP
 
 
 class Follower:
@@ -75,6 +78,8 @@ class Follower:
         self._wake = asyncio.Event()
         self._after = 0
         self._unreachable = False
+        self._told = _NOTHING
+        self._paused_s = 0.0
         self._stop_by_s: float | None = None
         self._end_by_s: float | None = None
         self._start_by_s = clock.monotonic_s() + settings.start_timeout_s
@@ -97,14 +102,16 @@ class Follower:
         # Told by an earlier life, to be taken back by this one.
         held = job_pb2.Job.FromString(job.conditions).conditions
         self._unreachable = any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held)
-        self._watch_times(job, attempt)
         if attempt.state is AttemptState.ENDED:
             return False
+        paused_us = await self._store.read(lambda conn: events.time_in_state(conn, job.uid, JobState.PAUSED))
+        self._paused_s = paused_us / 1e6
+        self._watch_times(job, attempt)
         if attempt.state is not AttemptState.STARTING:
             return True
         if await self._reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
             return True  # The next question finds it lost.
-        if job.state is JobState.CANCELLING:
+        if job.state in (JobState.CANCELLING, JobState.PAUSING):
             return True
         try:
             launch = await self._prepare(job)
@@ -127,7 +134,7 @@ class Follower:
         return True
 
     async def _ensure(self, launch: Launch) -> None:
-        """Launches, unless there is no sense in it any more: the job was cancelled, the nodes chosen are no more."""
+        """Launches, unless there is no sense in it any more: the job was cancelled or paused, the nodes are no more."""
         job, attempt = await self._store.read(self._load)
         if job.state is JobState.PREPARING and not self._is_elsewhere(attempt, await self._view()):
             await self._launcher.ensure(launch)
@@ -244,11 +251,11 @@ class Follower:
             self._start_by_s = 0.0
         if attempt.failure and self._end_by_s is None:
             self._end_by_s = now_s + self._settings.failure_grace_s
-        if self._stop_by_s is not None:
-            return  # Told to stop already.
+        if self._told != _NOTHING:
+            return
         limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
         if limit_s and job.start_us and self._run_by_s is None:
-            ran_s = (self._clock.now_us() - job.start_us) / 1e6
+            ran_s = (self._clock.now_us() - job.start_us) / 1e6 - self._paused_s
             self._run_by_s = now_s + min(max(limit_s - ran_s, 0.0), limit_s)
 
     async def _heed(self) -> bool:
@@ -257,30 +264,49 @@ class Follower:
         job, attempt = await self._store.read(self._load)
         if attempt.state is AttemptState.ENDED:
             return True
-        if job.state is JobState.RECOVERING or _over(self._end_by_s, now_s) or _over(self._stop_by_s, now_s):
+        is_lost = attempt.state is AttemptState.STOPPING and not attempt.stop_reason
+        if is_lost or _over(self._end_by_s, now_s) or _over(self._stop_by_s, now_s):
             await self._end_by_force()
             return True
-        if self._stop_by_s is not None:
-            return False
-        reason = attempt.stop_reason
-        if job.state is JobState.CANCELLING:
-            reason = reason or JobState.CANCELLED.value
-        elif _over(self._run_by_s, now_s):
-            reason = reason or Cause.MAX_RUN_TIME.value
-        elif self._start_by_s and job.state is JobState.PREPARING and _over(self._start_by_s, now_s):
-            reason = reason or Cause.ENGINE_START_TIMEOUT.value
-        if reason:
-            begun = bool(attempt.last_step or attempt.committed)
-            await self._stop(reason, grace_s=self._settings.stop_grace_s if begun else self._settings.unbegun_grace_s)
+        if self._told == _PAUSE and job.state is JobState.FINALIZING:
+            # Its training was over before it heard: it is let to its end.
+            self._told, self._stop_by_s = _NOTHING, None
+        action, reason = self._wish(job, attempt, now_s)
+        if action not in (self._told, _NOTHING) and self._told != _STOP:
+            await self._stop(action, reason, grace_s=self._grace_s(action, attempt))
         return False
 
-    async def _stop(self, reason: str, *, grace_s: float) -> None:
+    def _wish(
+        self, job: JobRecord, attempt: AttemptRecord, now_s: float
+    ) -> tuple[worker_pb2.Directive.Action.ValueType, str]:
+        """What the gang is to do now, and why."""
+        if job.state is JobState.CANCELLING:
+            return _STOP, JobState.CANCELLED.value
+        if job.state is JobState.PAUSING:
+            return _PAUSE, ending.PAUSE
+        if attempt.stop_reason not in ("", ending.PAUSE):
+            return _STOP, attempt.stop_reason
+        if _over(self._run_by_s, now_s):
+            return _STOP, Cause.MAX_RUN_TIME.value
+        if self._start_by_s and job.state is JobState.PREPARING and _over(self._start_by_s, now_s):
+            return _STOP, Cause.ENGINE_START_TIMEOUT.value
+        return _NOTHING, ""
+
+    def _grace_s(self, action: worker_pb2.Directive.Action.ValueType, attempt: AttemptRecord) -> float:
+        """How long the gang has for it before it is ended by force."""
+        settings = self._settings
+        if not (attempt.last_step or attempt.committed):
+            return min(settings.unbegun_grace_s, settings.stop_grace_s)
+        return settings.pause_grace_s if action == _PAUSE else settings.stop_grace_s
+
+    async def _stop(self, action: worker_pb2.Directive.Action.ValueType, reason: str, *, grace_s: float) -> None:
         await self._write(
             lambda conn: ending.stop_attempt(conn, self.key.job_uid, self.key.epoch, reason, self._clock.now_us())
         )
-        self._stop_by_s = self._clock.monotonic_s() + min(grace_s, self._settings.stop_grace_s)
+        self._told = action
+        self._stop_by_s = self._clock.monotonic_s() + grace_s
         self._start_by_s, self._run_by_s = 0.0, None
-        directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason=reason)
+        directive = worker_pb2.Directive(action=action, reason=reason)
         with contextlib.suppress(LookupError, Unreachable):
             # Where it does not arrive, the end by force does.
             await self._launcher.direct(self.key, directive.SerializeToString())
@@ -291,6 +317,18 @@ class Follower:
         view = await self._connected()
         if presence is Presence.ALIVE:
             return False
+        job, attempt = await self._store.read(self._load)
+        if (
+            presence is Presence.ABSENT
+            and not attempt.high_water
+            and job.state
+            in (
+                JobState.PAUSING,
+                JobState.CANCELLING,
+            )
+        ):
+            await self._end_by_force()  # It was never launched: nothing is lost.
+            return True
         while left := await asyncio.to_thread(self._read_spool):
             before = self._after
             if await self._record(left):
@@ -381,6 +419,9 @@ class Follower:
         job, attempt = self._load(conn)
         if attempt.state is AttemptState.ENDED or job.state.is_terminal or job.epoch != self.key.epoch:
             return
+        held = job_pb2.Job.FromString(job.conditions).conditions
+        if active == any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held):
+            return  # It begins once, and ends once.
         now_us = self._clock.now_us()
         condition = job_pb2.Condition(
             type=job_pb2.Condition.TYPE_UNREACHABLE, active=active, message=message, time=encode.timestamp(now_us)

@@ -207,8 +207,11 @@ class _Recording:
         self._append(EventKind.WARNING, job_pb2.JobEvent(warning=warning))
 
     def _on_condition(self, condition: job_pb2.Condition) -> None:
-        self._append(EventKind.CONDITION, job_pb2.JobEvent(condition=condition))
         held = self._changes.get("conditions", self._job.conditions)
+        if condition.active != any(
+            each.type == condition.type for each in job_pb2.Job.FromString(held or b"").conditions
+        ):
+            self._append(EventKind.CONDITION, job_pb2.JobEvent(condition=condition))  # It begins once, and ends once.
         self._changes["conditions"] = with_condition(held, condition)
 
     def _on_canary(self, canary: job_pb2.CanaryPassed) -> None:

@@ -16,6 +16,8 @@ class ControlSettings:
     events_per_poll: int = 5000
     # A gang that was told to stop is ended by force after this.
     stop_grace_s: float = 30.0
+    # A gang that was told to pause may have a long step, an evaluation and a large checkpoint before it.
+    pause_grace_s: float = 600.0
     # The same for one that has made no step: it has nothing to finish, and hears no directive while it loads.
     unbegun_grace_s: float = 3.0
     # From a rank's failure to the supervisor's word that the gang has ended.

@@ -22,25 +22,33 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.HOST_OOM: Advice("a worker's memory did not suffice", "give a smaller micro_batch_size or max_length"),
         Cause.LOSS_DIVERGED: Advice("the loss is no longer a number", "give a lower learning_rate, or clip lower"),
         Cause.ENGINE_START_TIMEOUT: Advice("the gang did not come to its first steps", "read the job's logs"),
-        Cause.DATA_ERROR: Advice("the data could not be read", "mend the file and line that are named"),
-        Cause.DATA_NOT_FOUND: Advice("the data is not there", "bring it back, or submit with its new place"),
-        Cause.DATA_CHANGED: Advice("the data is not what was looked into", "submit again with the data as it is"),
-        Cause.MODEL_NOT_FOUND: Advice("the model is not there", "bring it back, or submit with its new place"),
-        Cause.MODEL_CHANGED: Advice("the model is not what was looked into", "submit again with the model as it is"),
+        Cause.DATA_ERROR: Advice(
+            "the data could not be read", "submit again with the file and line that are named corrected"
+        ),
+        Cause.DATA_NOT_FOUND: Advice("the data is not there", "bring it back"),
+        Cause.DATA_CHANGED: Advice(
+            "the data is not what was looked into", "put it back as it was, or submit again with the data as it is"
+        ),
+        Cause.MODEL_NOT_FOUND: Advice("the model is not there", "bring it back"),
+        Cause.MODEL_CHANGED: Advice(
+            "the model is not what was looked into", "put it back as it was, or submit again with the model as it is"
+        ),
         Cause.USER_CONFIG: Advice("the spec does not work", "change the field that is named"),
         Cause.VERSION_MISMATCH: Advice("a worker has other versions", "install the same versions on every node"),
         Cause.MAX_RUN_TIME: Advice("max_run_time is over", "give a longer max_run_time; the checkpoints are kept"),
         Cause.MAX_QUEUE_TIME: Advice("it waited longer than allowed", "submit it again, or ask for fewer workers"),
         Cause.HUNG: Advice("a rank made no step", "look at the stacks in the logs of the rank that is named"),
         Cause.NCCL_TIMEOUT: Advice("the ranks lost each other", "look at the network between the nodes"),
-        Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log; memory is a usual cause"),
+        Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log"),
         Cause.NODE_LOST: Advice("a node is gone", "bring the node back, or let the job go on elsewhere"),
         Cause.RAY_LOST: Advice("the cluster that ran the gang is gone", "look at the cluster's own logs"),
         Cause.PREEMPTED: Advice("it made room for another job", "nothing: it goes on by itself"),
         Cause.DRAINED: Advice("its node was drained", "nothing: it goes on by itself"),
         Cause.GPU_FAULT: Advice("a GPU reported a fault", "look at the GPU with nvidia-smi, and replace it"),
-        Cause.CHECKPOINT_CORRUPT: Advice("no whole checkpoint is left", "submit again; look at the storage"),
-        Cause.STORAGE_FULL: Advice("the storage is full", "free some space, then submit again"),
+        Cause.CHECKPOINT_CORRUPT: Advice(
+            "no whole checkpoint is left", "repair or restore the storage, or submit again to begin anew"
+        ),
+        Cause.STORAGE_FULL: Advice("the storage is full", "free some space"),
         Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "mend its permissions, or its mount"),
         Cause.STORAGE_UNAVAILABLE: Advice("the storage is not there", "bring the storage root's mount back"),
         Cause.EXPORT_FAILED: Advice("the model could not be exported", "look at the logs; its checkpoint is kept"),

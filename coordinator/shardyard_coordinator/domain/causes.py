@@ -58,11 +58,16 @@ class Verdict:
     `retries` is how many times in a row the cause is tried again (None: as often as it happens while checkpoints are
     made in between, `retries_without_progress` times otherwise). The back-off before try n is drawn from
     0 to `backoff_s` × 2ⁿ, at most `backoff_max_s` (full jitter).
+
+    `needs_person`: when the tries are used up, somebody can mend it outside of the job: the job is paused, not failed.
+    `may_pass`: time or another node may mend it, so the same failure at the same step says nothing about the next try.
     """
 
     blame: Blame
     retries: int | None
     backoff_s: float = 0.0
+    needs_person: bool = False
+    may_pass: bool = False
     retries_without_progress: int = 5
     backoff_max_s: float = 300.0
 
@@ -78,8 +83,9 @@ class Verdict:
 
 
 _NEVER = Verdict(Blame.USER, 0)
-_LOST = Verdict(Blame.PLATFORM, None, 5.0)
-_FREE = Verdict(Blame.PLATFORM, None, 0.0, retries_without_progress=1_000_000)
+_PERSON = Verdict(Blame.USER, 0, needs_person=True)
+_LOST = Verdict(Blame.PLATFORM, None, 5.0, may_pass=True)
+_FREE = Verdict(Blame.PLATFORM, None, 0.0, may_pass=True, retries_without_progress=1_000_000)
 
 VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
     {
@@ -87,28 +93,29 @@ VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
         Cause.HOST_OOM: Verdict(Blame.SPEC, 1, 5.0),
         Cause.LOSS_DIVERGED: Verdict(Blame.SPEC, 0),
         Cause.ENGINE_START_TIMEOUT: Verdict(Blame.PLATFORM, 2, 10.0),
-        Cause.DATA_ERROR: _NEVER,
-        Cause.DATA_NOT_FOUND: _NEVER,
-        Cause.DATA_CHANGED: _NEVER,
-        Cause.MODEL_NOT_FOUND: _NEVER,
-        Cause.MODEL_CHANGED: _NEVER,
+        Cause.DATA_ERROR: _PERSON,
+        Cause.DATA_NOT_FOUND: _PERSON,
+        Cause.DATA_CHANGED: _PERSON,
+        Cause.MODEL_NOT_FOUND: _PERSON,
+        Cause.MODEL_CHANGED: _PERSON,
         Cause.USER_CONFIG: _NEVER,
         Cause.VERSION_MISMATCH: _NEVER,
         Cause.MAX_RUN_TIME: _NEVER,
         Cause.MAX_QUEUE_TIME: _NEVER,
-        Cause.HUNG: Verdict(Blame.PLATFORM, 3, 10.0),
-        Cause.NCCL_TIMEOUT: Verdict(Blame.PLATFORM, 3, 10.0),
+        Cause.HUNG: Verdict(Blame.PLATFORM, 3, 10.0, may_pass=True),
+        Cause.NCCL_TIMEOUT: Verdict(Blame.PLATFORM, 3, 10.0, may_pass=True),
         Cause.WORKER_LOST: _LOST,
         Cause.NODE_LOST: _LOST,
         Cause.RAY_LOST: _LOST,
         Cause.PREEMPTED: _FREE,
         Cause.DRAINED: _FREE,
-        Cause.GPU_FAULT: Verdict(Blame.HARDWARE, 3),
-        Cause.CHECKPOINT_CORRUPT: Verdict(Blame.STORAGE, 0),
-        Cause.STORAGE_FULL: Verdict(Blame.STORAGE, 2, 30.0),
-        Cause.STORAGE_NOT_WRITABLE: Verdict(Blame.STORAGE, 0),
-        Cause.STORAGE_UNAVAILABLE: Verdict(Blame.STORAGE, 0),
-        Cause.EXPORT_FAILED: Verdict(Blame.PLATFORM, 3, 10.0),
+        Cause.GPU_FAULT: Verdict(Blame.HARDWARE, 3, may_pass=True),
+        Cause.CHECKPOINT_CORRUPT: Verdict(Blame.STORAGE, 0, needs_person=True),
+        # About a quarter of an hour for room to be made; then a person has to see to it.
+        Cause.STORAGE_FULL: Verdict(Blame.STORAGE, 8, 30.0, needs_person=True, may_pass=True),
+        Cause.STORAGE_NOT_WRITABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),
+        Cause.STORAGE_UNAVAILABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),
+        Cause.EXPORT_FAILED: Verdict(Blame.PLATFORM, 3, 10.0, needs_person=True),
         Cause.UNKNOWN: Verdict(Blame.PLATFORM, 2, 30.0),
     }
 )

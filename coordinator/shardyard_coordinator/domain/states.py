@@ -33,11 +33,11 @@ _S = JobState
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
         _S.QUEUED: frozenset({_S.PREPARING, _S.PAUSED, _S.CANCELLED, _S.FAILED}),
-        _S.PREPARING: frozenset({_S.RUNNING, _S.RECOVERING, _S.PAUSING, _S.CANCELLING, _S.FAILED}),
-        _S.RUNNING: frozenset({_S.FINALIZING, _S.RECOVERING, _S.PAUSING, _S.CANCELLING, _S.FAILED}),
+        _S.PREPARING: frozenset({_S.RUNNING, _S.RECOVERING, _S.PAUSING, _S.PAUSED, _S.CANCELLING, _S.FAILED}),
+        _S.RUNNING: frozenset({_S.FINALIZING, _S.RECOVERING, _S.PAUSING, _S.PAUSED, _S.CANCELLING, _S.FAILED}),
         _S.FINALIZING: frozenset({_S.SUCCEEDED, _S.RECOVERING, _S.PAUSED, _S.CANCELLING, _S.FAILED}),
-        _S.RECOVERING: frozenset({_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.FAILED}),
-        _S.PAUSING: frozenset({_S.PAUSED, _S.FINALIZING, _S.RECOVERING, _S.CANCELLING, _S.FAILED}),
+        _S.RECOVERING: frozenset({_S.QUEUED, _S.PAUSING, _S.PAUSED, _S.CANCELLING, _S.FAILED}),
+        _S.PAUSING: frozenset({_S.PAUSED, _S.FINALIZING, _S.CANCELLING, _S.FAILED}),
         _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
         _S.CANCELLING: frozenset({_S.CANCELLED}),
         _S.SUCCEEDED: frozenset(),

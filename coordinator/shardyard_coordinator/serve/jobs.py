@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from google.protobuf import empty_pb2
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, plan_pb2
 from shardyard.v1 import job_service_pb2 as pb
+from shardyard_coordinator.control import intentions
 from shardyard_coordinator.domain.records import AttemptRecord, JobRecord
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.fanout import Fanout
@@ -44,6 +45,8 @@ class JobService:
             "PlanJob": self.plan,
             "WaitJob": self.wait,
             "CancelJob": self.cancel,
+            "PauseJob": self.pause,
+            "ResumeJob": self.resume,
             "WatchJob": self._watcher.watch,
             "ListAttempts": self.list_attempts,
         }
@@ -93,15 +96,30 @@ class JobService:
         return empty_pb2.Empty()
 
     async def cancel(self, request: pb.CancelJobRequest, call: Call) -> job_pb2.Job:
-        """Records the wish; the scheduling loop carries it out."""
+        """Records the wish; the attempt's follower carries it out. With `lost` it ends at once."""
+        wish = intentions.declare_lost if request.lost else jobs.request_cancel
+        return await self._wish(wish, request, call, "cancel.recorded")
+
+    async def pause(self, request: pb.PauseJobRequest, call: Call) -> job_pb2.Job:
+        """Records the wish, as above."""
+        return await self._wish(intentions.request_pause, request, call, "pause.recorded")
+
+    async def resume(self, request: pb.ResumeJobRequest, call: Call) -> job_pb2.Job:
+        """Queues a paused job again."""
+        return await self._wish(intentions.request_resume, request, call, "resume.recorded")
+
+    async def _wish(
+        self,
+        record: Callable[..., JobRecord],
+        request: pb.CancelJobRequest | pb.PauseJobRequest | pb.ResumeJobRequest,
+        call: Call,
+        point: str,
+    ) -> job_pb2.Job:
         name, now_us = self._parts.name("job", request.name), self._parts.clock.now_us()
         job = await self._parts.store.write(
-            lambda conn: jobs.request_cancel(
-                conn, name.project, name.id, request.etag, actor=call.actor, now_us=now_us
-            ),
-            call.actor,
+            lambda conn: record(conn, name.project, name.id, request.etag, actor=call.actor, now_us=now_us), call.actor
         )
-        self._parts.trace.point("cancel.recorded")
+        self._parts.trace.point(point)
         return encode.job_to_proto(job)
 
     async def wait(self, request: pb.WaitJobRequest, call: Call) -> job_pb2.Job:

@@ -24,6 +24,8 @@ _SERVICES: Mapping[str, Mapping[str, Permission]] = {
         "PlanJob": Permission.SUBMIT,
         "WaitJob": Permission.VIEW,
         "CancelJob": Permission.SUBMIT,
+        "PauseJob": Permission.SUBMIT,
+        "ResumeJob": Permission.SUBMIT,
         "WatchJob": Permission.VIEW,
         "ListAttempts": Permission.VIEW,
     },

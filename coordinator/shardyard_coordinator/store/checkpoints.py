@@ -57,7 +57,16 @@ def list_checkpoints(
 
 def committed_checkpoints(conn: Connection, job_uid: str) -> list[CheckpointRecord]:
     """What a job could resume from, the newest first."""
-    mine = (_checkpoint.job_uid == job_uid, _checkpoint.state == CheckpointState.COMMITTED.value)
+    return _in_state(conn, job_uid, CheckpointState.COMMITTED)
+
+
+def corrupt_checkpoints(conn: Connection, job_uid: str) -> list[CheckpointRecord]:
+    """What was found damaged when it was read, the newest first."""
+    return _in_state(conn, job_uid, CheckpointState.CORRUPT)
+
+
+def _in_state(conn: Connection, job_uid: str, state: CheckpointState) -> list[CheckpointRecord]:
+    mine = (_checkpoint.job_uid == job_uid, _checkpoint.state == state.value)
     return [_from_row(row) for row in conn.execute(select(*_COLUMNS).where(*mine).order_by(*_NEWEST_FIRST))]
 
 

@@ -153,6 +153,11 @@ def state_changed(source: JobState | None, target: JobState, *, failure: bytes =
     return draft(EventKind.STATE, job_pb2.JobEvent(state=change))
 
 
+def state_told(payload: bytes) -> JobState:
+    """The state that an event of a step tells of."""
+    return JobState(job_pb2.State.Name(job_pb2.JobEvent.FromString(payload).state.to).removeprefix("STATE_"))
+
+
 def draft(kind: EventKind, event: job_pb2.JobEvent, attempt: int = 0) -> EventDraft:
     """An event to append; of `event` only the payload counts."""
     return EventDraft(kind, event.SerializeToString(), attempt)

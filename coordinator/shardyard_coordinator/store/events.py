@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord
-from shardyard_coordinator.store import tables
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.store import encode, tables
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, note_events
 
 _event, _job = tables.event.c, tables.job.c
@@ -93,6 +94,21 @@ def events_after(conn: Connection, job_uid: str, after: int, limit: int) -> list
         EventRecord(position, uid, sequence, time_us, attempt, EventKind(kind), payload)
         for position, uid, sequence, time_us, attempt, kind, payload in rows
     ]
+
+
+def time_in_state(conn: Connection, job_uid: str, state: JobState) -> int:
+    """Microseconds that a job has spent in a state that it has left again."""
+    statement = (
+        select(_event.time_us, _event.payload)
+        .where(_event.job_uid == job_uid, _event.kind == int(EventKind.STATE))
+        .order_by(_event.sequence)
+    )
+    spent_us, since_us = 0, None
+    for time_us, payload in conn.execute(statement):
+        if since_us is not None:
+            spent_us += max(time_us - since_us, 0)
+        since_us = time_us if encode.state_told(payload) is state else None
+    return spent_us
 
 
 def oldest_sequence(conn: Connection, job_uid: str) -> int:

@@ -136,7 +136,7 @@ def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, ac
         return job
     check_etag(job, etag)
     if job.state.is_terminal:
-        raise _invalid_state(job, "it has ended, so it cannot be cancelled")
+        raise invalid_state(job, "it has ended, so it cannot be cancelled")
     at_once = job.state in (JobState.QUEUED, JobState.PAUSED)
     target = JobState.CANCELLED if at_once else JobState.CANCELLING
     return move(conn, job, target, now_us=now_us, message=f"cancelled by {actor.principal}").job
@@ -150,7 +150,7 @@ def delete_job(conn: Connection, project: str, job_id: str, etag: str, *, actor:
     job = get_job(conn, project, job_id)
     check_etag(job, etag)
     if not job.state.is_terminal:
-        raise _invalid_state(job, "cancel it first, then delete it")
+        raise invalid_state(job, "cancel it first, then delete it")
     conn.execute(update(tables.job).where(_job.uid == job.uid).values(deleted_us=now_us))
     conn.execute(delete(tables.label).where(tables.label.c.job_uid == job.uid))
     conn.execute(delete(tables.job_use).where(tables.job_use.c.job_uid == job.uid))
@@ -171,7 +171,8 @@ def check_etag(job: JobRecord, etag: str) -> None:
         )
 
 
-def _invalid_state(job: JobRecord, rule: str) -> Refused:
+def invalid_state(job: JobRecord, rule: str) -> Refused:
+    """INVALID_STATE with the state and the rule that it breaks."""
     return Refused(
         Reason.INVALID_STATE, f"{job.name} is {job.state}: {rule}", metadata={"job": job.name, "state": job.state.value}
     )

@@ -69,6 +69,8 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "PlanJobRequest": ("parent", "project"),
     "WaitJobRequest": ("name", "job"),
     "CancelJobRequest": ("name", "job"),
+    "PauseJobRequest": ("name", "job"),
+    "ResumeJobRequest": ("name", "job"),
     "WatchJobRequest": ("name", "job"),
     "ListAttemptsRequest": ("parent", "job"),
     "TailLogsRequest": ("name", "job"),
