@@ -121,7 +121,7 @@ async def test_a_supervisor_that_could_not_spool_is_told_from_one_that_was_kille
         folder.write_text("in the way")
         launcher.newest().die()
         job = await core.until(job.uid, *TERMINAL)
-    assert (job.state, reason(job)) == (JobState.FAILED, "STORAGE_UNAVAILABLE")
+    assert (job.state, reason(job)) == (JobState.FAILED, "STORAGE_NOT_WRITABLE")
 
 
 async def test_a_gang_that_has_made_no_step_is_not_waited_for(tmp_path: Path) -> None:

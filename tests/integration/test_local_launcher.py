@@ -158,7 +158,7 @@ async def test_a_folder_that_cannot_be_made_is_the_storages_failure(launcher: Lo
     folder.write_text("in the way")
     with pytest.raises(StorageFailed) as failed:
         await launcher.ensure(launch)
-    assert failed.value.cause is Cause.STORAGE_UNAVAILABLE
+    assert failed.value.cause is Cause.STORAGE_NOT_WRITABLE
     assert await launcher.lookup(launch.key) == Presence.ABSENT
 
 

@@ -19,6 +19,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 # A file system that fails or is no longer mounted, whatever file it is asked for.
 FAILING = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN}
+# Of a file that the storage must have: its file system is no longer mounted.
+GONE = {errno.ENOENT, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket")
 
 
@@ -72,7 +74,7 @@ def is_lost_peer(error: BaseException) -> bool:
 def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> RunFailed | None:
     """The failure of a disk that is full, read-only, failing or gone; None for any other error.
 
-    `on_storage`: `what` belongs to the storage root, so that every error is the storage's, a missing folder's too.
+    `on_storage`: `what` belongs to the storage root, so that every error is the storage's, that of a missing folder too.
     """
     where = error.filename or what
     if error.errno in FULL:
@@ -82,19 +84,19 @@ def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> R
             "free space on the storage, or lower checkpoints.keep_last",
             {"path": str(where)},
         )
-    if error.errno in NOT_WRITABLE:
-        return RunFailed(
-            "STORAGE_NOT_WRITABLE",
-            f"{what} could not be written: {where}: {error.strerror}",
-            "make the storage root writable for the workers",
-            {"path": str(where)},
-        )
-    if on_storage or error.errno in FAILING:
+    if error.errno in FAILING or (on_storage and error.errno in GONE):
         return RunFailed(
             "STORAGE_UNAVAILABLE",
             f"{what} could not be read or written: {where}: {error.strerror or error}",
             "check that the storage root is mounted and its disk is sound",
             {"path": str(where), "errno": errno.errorcode.get(error.errno or 0, "")},
+        )
+    if on_storage or error.errno in NOT_WRITABLE:
+        return RunFailed(
+            "STORAGE_NOT_WRITABLE",
+            f"{what} could not be written: {where}: {error.strerror or error}",
+            "make the storage root writable for the workers",
+            {"path": str(where)},
         )
     return None
 

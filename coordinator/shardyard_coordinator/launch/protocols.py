@@ -81,6 +81,13 @@ class Unreachable(Exception):
     """The cluster, or an attempt on it, does not answer: nothing is known about it."""
 
 
+# What a file system answers that is not mounted, whose server does not know the file any more, or whose disk fails.
+_GONE = {
+    *(errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENXIO),
+    *(errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN, errno.ETIMEDOUT, errno.EHOSTDOWN),
+}
+
+
 class StorageFailed(Exception):
     """The storage cannot be used; `cause` is one of the STORAGE_ causes."""
 
@@ -98,9 +105,7 @@ def storage_cause(error: OSError) -> Cause:
     """What an error of the storage's file system means: full, read-only, or not there."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Cause.STORAGE_FULL
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return Cause.STORAGE_NOT_WRITABLE
-    return Cause.STORAGE_UNAVAILABLE
+    return Cause.STORAGE_UNAVAILABLE if error.errno in _GONE else Cause.STORAGE_NOT_WRITABLE
 
 
 class Launcher(Protocol):
