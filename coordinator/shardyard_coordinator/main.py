@@ -149,14 +149,15 @@ class Coordinator:
     async def _running(self) -> AsyncIterator[_Running]:
         """Everything, in the order of start-up, and ended in the other order."""
         settings, clock, trace = self._settings, self._clock, self._trace
-        control = ControlSettings(
-            storage=settings.storage,
-            data_roots=settings.data_roots,
-            event_retention_s=settings.event_retention_days * 86_400.0,
-        )
         store = await open_store(settings.database, clock, trace)
         try:
-            await asyncio.to_thread(claim_storage, control.storage, store.store_id)
+            await claim_storage(settings.storage, store)
+            control = ControlSettings(
+                storage=settings.storage,
+                store_id=store.store_id,
+                data_roots=settings.data_roots,
+                event_retention_s=settings.event_retention_days * 86_400.0,
+            )
             launcher, compute = self._doors()
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)

@@ -17,6 +17,7 @@ from shardyard_coordinator.control import intentions
 from shardyard_coordinator.control.collector import Collector
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.domain.records import JobRecord, NewJob, NewUpload, ResourceKind
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import Launcher
@@ -150,8 +151,9 @@ async def running_core(
     """A coordinator's core on `folder`, as it starts and stops."""
     clock, trace = clock or SystemClock(), trace or NullTrace()
     store = await open_store(folder / "store.db", clock, trace)
+    await claim_storage(folder / "storage", store)
     quick = {"poll_s": 0.2, "retry_min_s": 0.01, "retry_max_s": 0.05, **settings}
-    made = ControlSettings(storage=folder / "storage", **quick)
+    made = ControlSettings(storage=folder / "storage", store_id=store.store_id, **quick)
     collector = Collector(store, launcher, clock, trace, made, rng=rng or NoWait())
     loop = SchedulingLoop(store, launcher, collector, clock, trace)
     try:

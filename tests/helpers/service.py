@@ -28,6 +28,7 @@ from shardyard.v1 import (
     server_service_pb2_grpc,
 )
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.seams import NullTrace
 from shardyard_coordinator.serve.app import App, Info
 from shardyard_coordinator.serve.limits import Limits
@@ -158,8 +159,7 @@ async def serving_store(
 ) -> AsyncIterator[Service]:
     """A service over a store that is open, with its storage under `folder`."""
     launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(ANSWERS)
-    for name in ("models", "datasets", "jobs", "cache"):
-        (folder / "storage" / name).mkdir(parents=True, exist_ok=True)
+    await claim_storage(folder / "storage", store)
     parts = Parts(
         store=store,
         launcher=launcher,

@@ -99,11 +99,11 @@ async def test_a_deleted_job_leaves_no_checkpoint_and_its_logs_for_a_day(tmp_pat
 async def test_a_sweep_removes_old_folders_that_have_no_row_and_nothing_else(tmp_path: Path) -> None:
     models = tmp_path / "storage" / "models"
     names = {"a" * 32: 0.0, "b" * 32: None, "not-a-uid": 0.0}
-    for name, age in names.items():
-        (models / name).mkdir(parents=True)
-        if age is not None:
-            os.utime(models / name, (age, age))
     async with running_core(tmp_path, ScriptedLauncher()) as core:
+        for name, age in names.items():
+            (models / name).mkdir()
+            if age is not None:
+                os.utime(models / name, (age, age))
         await core.collector.retention.sweep()
     assert sorted(path.name for path in models.iterdir()) == ["b" * 32, "not-a-uid"]
 

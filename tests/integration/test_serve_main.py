@@ -7,10 +7,8 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -18,34 +16,9 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from helpers.processes import MAIN, ends, environment, running
 from shardyard.v1 import job_service_pb2, job_service_pb2_grpc
 from shardyard_coordinator.settings import Settings, is_loopback
-
-MAIN = [sys.executable, "-m", "shardyard_coordinator.main"]
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "SHARDYARD_STATE_DIR": str(folder),
-        "SHARDYARD_LISTEN": "127.0.0.1:0",
-        "SHARDYARD_LAUNCHER": "local",
-        **more,
-    }
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A coordinator and its address."""
-    process = subprocess.Popen(MAIN, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert "next: " in line and line.rstrip().endswith("shardyard submit FILE.yaml"), line
-        yield process, line.split("serves on ")[1].split(";")[0]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +65,7 @@ def test_a_state_folder_that_cannot_be_made_exits_69(tmp_path: Path) -> None:
 
 def stays_out(state: Path, storage: Path) -> str:
     """What a coordinator says that will not serve with this storage."""
-    refused = subprocess.run(
-        MAIN,
-        env=environment(state, SHARDYARD_STORAGE_ROOT=str(storage)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    refused = ends(state, SHARDYARD_STORAGE_ROOT=str(storage))
     assert refused.returncode == 78, refused.stderr
     assert "Traceback" not in refused.stderr
     return refused.stderr

@@ -114,6 +114,7 @@ def attempt(tmp_path: Path) -> worker_pb2.AttemptSpec:
 def exported(kind: str, tmp_path: Path) -> tuple[HuggingFaceModule, Path, worker_pb2.Exported]:
     module, task = trained(kind)
     folder = tmp_path / "models" / "uid"
+    folder.parent.mkdir()
     result = export_model(module, module.state_dict(), task, attempt(tmp_path), {"loss": 0.5}, folder=folder)  # type: ignore[arg-type]
     return module, folder, result
 

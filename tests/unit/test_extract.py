@@ -43,6 +43,8 @@ class Recorder(PrintingReporter):
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> worker_pb2.AttemptSpec:
     monkeypatch.setitem(extraction.ROWS_PER_SHARD, spec_pb2.FeatureExtraction.OUTPUT_POOLED, 4)
     save_folder(tmp_path / "model", "BertModel")
+    for made in ("job", "datasets"):
+        (tmp_path / made).mkdir()
     (tmp_path / "texts.txt").write_text("\n".join(["the dog", "a cat", "my film"] * 6) + "\n")
     spec = spec_pb2.JobSpec(
         feature_extraction=spec_pb2.FeatureExtraction(data=spec_pb2.DataSource(uri=str(tmp_path / "texts.txt"))),

@@ -10,7 +10,7 @@ from shardyard_coordinator.launch.spool import MAX_READ_BYTES, Spool, read_spool
 
 
 async def test_what_was_appended_is_read_by_number_and_by_path(tmp_path: Path) -> None:
-    path = tmp_path / "e000001" / "spool.bin"
+    path = tmp_path / "spool.bin"
     spool = Spool(path)
     spool.append([b"one", b"two"])
     spool.append([b"three"])

@@ -65,7 +65,6 @@ def _complete(attempt: worker_pb2.AttemptSpec) -> None:
     attempt.job_dir = attempt.job_dir or str(Path("shardyard-run").absolute())
     attempt.attempt_dir = attempt.attempt_dir or f"{attempt.job_dir}/e{attempt.epoch:06}"
     attempt.export_dir = attempt.export_dir or f"{attempt.job_dir}/model"
-    Path(attempt.attempt_dir).mkdir(parents=True, exist_ok=True)
     if attempt.plan.total_steps == 0 and attempt.spec.WhichOneof("task") != "feature_extraction":
         from shardyard_trainer.node import this_node  # Heavy, and not needed if a coordinator has planned.
         from shardyard_trainer.plan import plan

@@ -14,6 +14,7 @@ import torch
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.batches import Batches
 from shardyard_trainer.checkpoint import Checkpoints, RunState
+from shardyard_trainer.claim import check_storage
 from shardyard_trainer.config import TrainConfig
 from shardyard_trainer.context import Context
 from shardyard_trainer.engine import Engine
@@ -136,6 +137,7 @@ def _export(
     context: Context, engine: Engine, task: Task, metrics: dict[str, float], *, export: Export, folder: Path
 ) -> worker_pb2.Exported | None:
     """Gathers the weights on rank 0, which exports them; the others wait for it."""
+    check_storage(context.attempt.locations)
     state_dict = engine.gather_state_dict()
     exported = None
     if state_dict is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.claim import check_storage, missing_storage
 from shardyard_trainer.context import Context
 from shardyard_trainer.engine import Engine
 from shardyard_trainer.failures import RunFailed, storage_failure
@@ -97,24 +98,26 @@ class Checkpoints:
         Raises: RunFailed(STORAGE_FULL or STORAGE_NOT_WRITABLE).
         """
         path = Path(self._context.attempt.attempt_dir) / f"probe-{self._context.gang.rank}"
-        error: OSError | None = None
+        problem = missing_storage(self._context.attempt.locations)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as out:
-                out.write(b"probe")
-                out.flush()
-                os.fsync(out.fileno())
-            path.unlink()
+            if problem is None:
+                with open(path, "wb") as out:
+                    out.write(b"probe")
+                    out.flush()
+                    os.fsync(out.fileno())
+                path.unlink()
         except OSError as raised:
-            error = raised
-        if (problem := _first_problem(self._context.gang.gather(error))) is not None:
-            raise problem
+            problem = _first_problem([raised])
+        if (first := next((each for each in self._context.gang.gather(problem) if each), None)) is not None:
+            raise first
 
     def restore(self) -> RunState | None:
         """Loads the first whole candidate into the engine; None where there are no candidates.
 
-        Raises: RunFailed(CHECKPOINT_CORRUPT) where there are some, and none is whole.
+        Raises: RunFailed(CHECKPOINT_CORRUPT) where there are some, and none is whole; RunFailed(STORAGE_UNAVAILABLE)
+        where none can be seen because the storage is not there.
         """
+        check_storage(self._context.attempt.locations)
         damages = []
         for candidate in self._context.attempt.resume_candidates:
             folder = Path(candidate)
@@ -158,10 +161,15 @@ class Checkpoints:
         return state
 
     def _room(self, folder: Path) -> RunFailed | None:
-        """Makes the folder, or says why not: the next checkpoint and a reserve have to fit."""
+        """Makes the folder, or says why not: the next checkpoint and a reserve have to fit.
+
+        The folders above it are the launch's: where they are missing, so is the storage.
+        """
+        if (missing := missing_storage(self._context.attempt.locations)) is not None:
+            return missing
         try:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except OSError as error:
             return _first_problem([error])
         free, total = self._free_bytes(folder.parent)

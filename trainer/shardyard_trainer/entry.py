@@ -38,11 +38,13 @@ def run(attempt_spec: bytes, rank: int, local_rank: int, send: SendReport | None
     Raises: SystemExit(1) after it has reported its failure.
     """
     attempt = worker_pb2.AttemptSpec.FromString(attempt_spec)
-    if send is not None:
-        _redirect_output(Path(attempt.attempt_dir), rank)
     _prepare_process(attempt)
     rank_run = _RankRun(attempt, rank, local_rank, _reporter(attempt, rank, send))
     try:
+        if send is not None:
+            _redirect_output(Path(attempt.attempt_dir), rank)
+        else:
+            _make_folders(attempt)
         rank_run.run()
     except Exception as error:  # The worker's edge: every failure becomes a report with a cause.
         rank_run.fail(error)
@@ -63,9 +65,11 @@ class _RankRun:
 
     def run(self) -> None:
         """The whole attempt."""
+        from shardyard_trainer.claim import check_storage
         from shardyard_trainer.context import Context  # torch.
 
         attempt = self._attempt
+        check_storage(attempt.locations)
         with self._limited("the ranks to meet"):
             gang = self._start_gang()
         context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
@@ -84,11 +88,15 @@ class _RankRun:
 
     def fail(self, error: Exception) -> None:
         """Reports why this rank ends. One that only lost a peer lets that one speak first."""
-        from shardyard_trainer.failures import failure_report, is_lost_peer  # torch.
+        from shardyard_trainer.claim import missing_storage  # As below.
+        from shardyard_trainer.failures import RunFailed, failure_report, is_lost_peer  # torch.
 
         logging.getLogger("shardyard").error("%s", error, exc_info=error)
         if is_lost_peer(error):
             time.sleep(PEER_GRACE_S)
+        elif not isinstance(error, RunFailed):
+            # Whatever a library made of it: without its storage an attempt fails for that.
+            error = missing_storage(self._attempt.locations) or error
         report = failure_report(error, attempt=self._attempt.epoch, rank=self._rank, step=self._step, phase=self._phase)
         self.reporter.emit(worker_pb2.WorkerEvent(failure=report), durable=True)
         self.reporter.close()
@@ -191,12 +199,18 @@ def _reporter(attempt: worker_pb2.AttemptSpec, rank: int, send: SendReport | Non
     return SendingReporter(send, epoch=attempt.epoch, rank=rank, poll_s=1.0 if rank == 0 else None)
 
 
+def _make_folders(attempt: worker_pb2.AttemptSpec) -> None:
+    """What a launcher has made of folders, for a spec that is run by hand."""
+    for folder in (Path(attempt.attempt_dir), Path(attempt.export_dir).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _redirect_output(attempt_dir: Path, rank: int) -> None:
     """Everything that is written to the file descriptors 1 and 2, native code's words included, goes to the logs."""
     folder = attempt_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # Without its parents: the launch has made them.
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        target = os.open(folder / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        target = os.open(folder / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(target, descriptor)
         os.close(target)
 

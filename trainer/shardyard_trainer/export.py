@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import architectures, forward, warm
+from shardyard_trainer.claim import missing_storage
 from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.door import FolderInvalid, open_folder
 from shardyard_trainer.failures import RunFailed, storage_failure
@@ -67,7 +68,7 @@ def export_model(
     """Writes `folder`, whole and verified, and describes it.
 
     `state_dict` has all weights of the module by name on the CPU. An earlier attempt's folder is replaced.
-    Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED, STORAGE_FULL or STORAGE_NOT_WRITABLE; nothing stands there then.
+    Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED or a STORAGE_ cause; nothing stands there then.
     """
     trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, cast("TrainableTask", task), attempt)
     building = folder.with_name(f".{folder.name}.e{attempt.epoch:06}")
@@ -81,7 +82,9 @@ def export_model(
         _put_in_place(building, folder)
         model = _describe(folder, trained.task, metrics)
     except OSError as error:
-        raise storage_failure(error, "the exported model") or _failed(f"it could not be written: {error}") from error
+        missing = missing_storage(attempt.locations)
+        failed = missing or storage_failure(error, "the exported model")
+        raise failed or _failed(f"it could not be written: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return worker_pb2.Exported(path=str(folder), model=model)
@@ -106,7 +109,7 @@ def dry_run(
 def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> None:
     module, state_dict, task = trained.module, trained.state_dict, trained.task
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()  # Without the folders above: they are there, or the storage is not.
     described = dict(task.export_config())
     pooling = str(described.get("pooling") or "")
     with quiet():

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from shardyard.v1 import job_pb2, model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import forward
+from shardyard_trainer.claim import check_storage
 from shardyard_trainer.config import resolved_spec
 from shardyard_trainer.context import Context
 from shardyard_trainer.data.columns import Row
@@ -42,7 +43,8 @@ def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     folder = _working_folder(attempt, rows)
     total = num_shards(len(rows), extraction.rows_per_shard)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_storage(attempt.locations)
+        folder.mkdir(exist_ok=True)
         context.report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=len(_made(folder)), path=str(folder))))
         if not _extract_share(context, extraction, rows, folder, total):
             return
@@ -50,7 +52,7 @@ def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
         if context.gang.is_chief:
             _finish(context, extraction, folder, total, len(rows))
     except OSError as error:
-        raise storage_failure(error, "the features") or error from error
+        raise storage_failure(error, "the features", on_storage=True) or error from error
 
 
 def _extract_share(context: Context, extraction: Extraction, rows: Sequence[Row], folder: Path, total: int) -> bool:
@@ -139,8 +141,8 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
     }
     # The leading underscore lets readers of a folder of Parquet files pass over it.
     (folder / "_features.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    check_storage(context.attempt.locations)
     target = Path(context.attempt.export_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.name.startswith("."):  # what an attempt that was killed had begun
             path.unlink()

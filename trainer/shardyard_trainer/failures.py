@@ -15,7 +15,7 @@ from shardyard.v1 import job_pb2
 from shardyard_trainer.data.errors import DataError, SpecError
 
 LOG_TAIL_LINES = 50
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 # A file system that fails or is no longer mounted, whatever file it is asked for.
 FAILING = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN}
@@ -74,7 +74,7 @@ def is_lost_peer(error: BaseException) -> bool:
 def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> RunFailed | None:
     """The failure of a disk that is full, read-only, failing or gone; None for any other error.
 
-    `on_storage`: `what` belongs to the storage root, so that every error is the storage's, that of a missing folder too.
+    `on_storage`: `what` belongs to the storage root, so that every error is the storage's, also a missing folder.
     """
     where = error.filename or what
     if error.errno in FULL:

@@ -17,12 +17,14 @@ from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import memory, models, resolve
 from shardyard_trainer.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
+from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.deepspeed_config import deepspeed_config
 from shardyard_trainer.door import signature
 from shardyard_trainer.extraction import plan_extraction
+from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inspect import check_weights
 from shardyard_trainer.plan_checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
 from shardyard_trainer.tasks.base import SampleRef
@@ -44,11 +46,19 @@ def plan(request: bytes) -> bytes:
     """PlanRequest → PlanResult."""
     call = worker_pb2.PlanRequest.FromString(request)
     try:
+        check_storage(call.locations)
         if _may_move(call.spec):
             result = _plan(call)
         else:
             result = _remembered(call.SerializeToString(deterministic=True), tuple(_identities(call)))
-    except (OSError, MemoryError):  # Another time it may go well.
+    except RunFailed as failed:
+        result = _refused([SpecError("spec", failed.cause, f"{failed.message}; {failed.next_step}")])
+    except OSError as error:  # Another time it may go well.
+        full = storage_failure(error, "the cache of plans")
+        if full is None:
+            raise
+        result = _refused([SpecError("spec", full.cause, f"{full.message}; {full.next_step}")])
+    except MemoryError:  # As above.
         raise
     except Exception as error:  # The edge: what nobody foresaw of files and settings fails the same way each time.
         _log.exception("a spec cannot be planned")

@@ -69,6 +69,8 @@ class JobPlan(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     DATA_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -87,6 +89,10 @@ class JobPlan(_message.Message):
     """Slots that the gang holds while it runs."""
     data_fingerprint: _builtins.str
     """Of the bytes of all data files in their order (hexadecimal sha256): a job whose data is other when an attempt starts fails with DATA_CHANGED. Empty: not compared."""
+    model_fingerprint: _builtins.str
+    """Of the model's files (hexadecimal): a job whose model is another one when an attempt starts fails with MODEL_CHANGED. Empty: not compared."""
+    tokenizer_fingerprint: _builtins.str
+    """The same of the tokenizer's files, if they are not the model's own."""
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
@@ -124,10 +130,12 @@ class JobPlan(_message.Message):
         warnings: _abc.Iterable[_job_pb2.Warning] | None = ...,
         slots: _builtins.int = ...,
         data_fingerprint: _builtins.str = ...,
+        model_fingerprint: _builtins.str = ...,
+        tokenizer_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "memory", b"memory", "resolved_spec", b"resolved_spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "labels", b"labels", "memory", b"memory", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "labels", b"labels", "memory", b"memory", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,9 @@ def build_launch(
     Raises: Refused where a model or data set that the job reads is gone.
     """
     spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
-    where = locations(conn, spec, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir))
+    where = locations(
+        conn, spec, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir), claim=settings.claim
+    )
     # Those found damaged come last: a storage may be whole again, and without any the run would begin anew unasked.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)
     candidates = [each for each in found if each.epoch < attempt.epoch]

@@ -34,6 +34,7 @@ from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, EventKind, JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
+from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.launch.protocols import (
     AttemptKey,
     ClusterView,
@@ -154,6 +155,7 @@ class Follower:
     async def _prepare(self, job: JobRecord) -> Launch:
         """Checkpoints on the storage without a row are recorded first: they are resume points too."""
         view = await self._connected()
+        await asyncio.to_thread(check_claim, self._settings.claim)
         found = await asyncio.to_thread(
             find_checkpoints, self._settings.job_dir(job.uid), job.uid, below_epoch=self.key.epoch
         )
@@ -345,7 +347,7 @@ class Follower:
         # A supervisor that cannot spool ends without a word.
         folder = self._settings.attempt_dir(self.key.job_uid, self.key.epoch)
         try:
-            await asyncio.to_thread(probe, folder)
+            await asyncio.to_thread(probe, folder, self._settings.claim)
         except StorageFailed as failed:
             return storage_failure(failed)
         if self._launcher.name == "local" and presence is Presence.ABSENT:

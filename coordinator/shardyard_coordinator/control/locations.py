@@ -8,19 +8,29 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.store import resources
+from shardyard_coordinator.domain.records import ResourceKind
+from shardyard_coordinator.store import encode, resources
 
 
 def locations(
-    conn: Connection, spec: spec_pb2.JobSpec, *, data_roots: Sequence[str], cache_dir: str
+    conn: Connection,
+    spec: spec_pb2.JobSpec,
+    *,
+    data_roots: Sequence[str],
+    cache_dir: str,
+    claim: worker_pb2.StorageClaim,
 ) -> worker_pb2.Locations:
-    """The folder of every named thing that the spec reads.
+    """The folder of every named thing that the spec reads, and the files of those that are models.
 
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
     """
-    found = worker_pb2.Locations(data_roots=data_roots, cache_dir=cache_dir)
+    found = worker_pb2.Locations(data_roots=data_roots, cache_dir=cache_dir, claim=claim)
     for name in referenced(spec):
-        found.folders[name] = folder_of(conn, name)
+        record = resources.ready_resource(conn, name)
+        found.folders[name] = record.path
+        if record.kind is ResourceKind.MODEL:
+            files = encode.files_to_proto(resources.list_files(conn, record.uid))
+            found.known_files[record.path].files.extend(files)
     return found
 
 

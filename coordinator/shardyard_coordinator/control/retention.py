@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from shardyard_coordinator.domain.records import (
     ResourceKind,
     ResourceRecord,
 )
+from shardyard_coordinator.launch.claim import check_claim
+from shardyard_coordinator.launch.protocols import StorageFailed
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
 from shardyard_coordinator.store import attempts, checkpoints, events, jobs, resources
 from shardyard_coordinator.store.store import Store
@@ -85,6 +87,11 @@ class Retention:
                     swept_s = now_s
                     await self.sweep()
                 await self._work()
+            except StorageFailed as failed:
+                # Where nothing is found because nothing is mounted, nothing has been removed.
+                _log.warning("nothing is removed: %s", failed)
+                await asyncio.sleep(self._settings.retry_max_s)
+                continue
             except Exception:  # The edge of a supervised loop: a store that is full for the moment ends nothing.
                 _log.exception("retention failed; it is tried again")
                 await asyncio.sleep(self._settings.retry_max_s)
@@ -106,9 +113,16 @@ class Retention:
                 self._due.add(job_uid)
                 raise
 
+    @contextlib.asynccontextmanager
+    async def _on_storage(self) -> AsyncIterator[None]:
+        """One pass at a time, and only while the storage is there. Raises: StorageFailed."""
+        async with self._alone:
+            await asyncio.to_thread(check_claim, self._settings.claim)
+            yield
+
     async def thin(self, job_uid: str) -> None:
         """Removes the checkpoints that a job keeps no longer: all but the newest, and the best."""
-        async with self._alone:
+        async with self._on_storage():
             for record in await self._store.write(lambda conn: self._choose(conn, job_uid), SYSTEM):
                 await _each(self._remove(record))
 
@@ -149,7 +163,7 @@ class Retention:
 
     async def remove_checkpoints_of(self, job_uid: str) -> None:
         """Removes the checkpoints of a deleted job at once; its logs stay until it is purged."""
-        async with self._alone:
+        async with self._on_storage():
             await _each(self._remove_checkpoints_of(job_uid))
 
     async def _remove_checkpoints_of(self, job_uid: str) -> None:
@@ -160,7 +174,7 @@ class Retention:
 
     async def sweep(self) -> None:
         """Finishes what was begun, purges what is over, and removes what belongs to nothing."""
-        async with self._alone:
+        async with self._on_storage():
             await self._sweep()
 
     async def _sweep(self) -> None:

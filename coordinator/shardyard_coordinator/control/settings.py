@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.launch.claim import claim_of
+
 
 @dataclass(frozen=True)
 class ControlSettings:
     """Folders of the storage, and durations in seconds."""
 
     storage: Path
+    # Of the store that the storage belongs to: what the storage's claim says as long as it is mounted.
+    store_id: str
     data_roots: tuple[str, ...] = ()
     poll_s: float = 10.0
     events_per_poll: int = 5000
@@ -33,6 +38,11 @@ class ControlSettings:
     event_retention_s: float = 0.0
     # A deleted job's request id is known for this long.
     request_retention_s: float = 30 * 86_400.0
+
+    @property
+    def claim(self) -> worker_pb2.StorageClaim:
+        """What shows that the storage is there."""
+        return claim_of(self.storage, self.store_id)
 
     @property
     def cache_dir(self) -> Path:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 from shardyard.v1 import job_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.launch.protocols import StorageFailed
 
 _PROBE_BYTES = 64 * 1024
@@ -17,11 +19,14 @@ def storage_failure(failed: StorageFailed) -> job_pb2.FailureReport:
     return job_pb2.FailureReport(reason=failed.cause.value, message=f"the attempt's folder cannot be written: {failed}")
 
 
-def probe(folder: Path) -> None:
-    """Writes into the folder, which it makes where it is not there, and leaves nothing. Raises: StorageFailed."""
-    path = folder / "probe"
+def probe(folder: Path, claim: worker_pb2.StorageClaim) -> None:
+    """Writes into the folder (if it was never made, into the nearest above it), and leaves nothing.
+
+    Raises: StorageFailed, also if the storage is not mounted.
+    """
+    check_claim(claim)
+    path = next(each for each in (folder, *folder.parents) if each.exists()) / "probe"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.write(bytes(_PROBE_BYTES))
             file.flush()

@@ -1,32 +1,94 @@
-"""A storage belongs to one store: the sweeps remove what their store does not know, so nobody else's may lie there."""
+"""A storage belongs to one store: the sweeps remove what their store does not know, so nobody else's may lie there.
+
+Absent is not empty: if the store has jobs or models, a storage without its claim is a mount that is missing, and is
+never begun anew. A storage of a version that wrote no claim is recognised by the folders of the store's own jobs.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import re
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from shardyard_coordinator.store.failures import StorageForeign
+from shardyard_coordinator.launch.claim import CLAIM, read_claim
+from shardyard_coordinator.store.failures import StorageForeign, StorageMissing
+from shardyard_coordinator.store.holdings import Holdings, look_up
+from shardyard_coordinator.store.store import Store
 
-CLAIM = "store-id"
-_OWNED = ("jobs", "models", "datasets")
+OWNED = ("jobs", "models", "datasets")
+_UID = re.compile(r"[0-9a-f]{32}")
+# Of each kind; SQLite takes 32,766 values in one statement.
+_MOST_LOOKED_AT = 5000
 
 
-def claim_storage(storage: Path, store_id: str) -> None:
-    """Makes the storage's folders, and the storage this store's own. Raises: StorageForeign, OSError."""
-    claim = storage / CLAIM
-    owner = claim.read_text(encoding="utf-8").strip() if claim.is_file() else ""
-    if owner != store_id:
-        held = next((name for name in _OWNED if (storage / name).is_dir() and any((storage / name).iterdir())), "")
-        if owner or held:
-            whose = (
-                f"belongs to the store {owner}, not to this one, {store_id}" if owner else f"has `{held}` of somebody"
-            )
-            raise StorageForeign(
-                f"the storage {storage} {whose}; choose another one with --storage-root, or start with the state "
-                "directory that it belongs to"
-            )
-    for name in (*_OWNED, "cache"):
-        (storage / name).mkdir(parents=True, exist_ok=True)
-    if not owner:
-        draft = claim.with_name(f"{CLAIM}.tmp")
+@dataclass(frozen=True)
+class _Found:
+    """What is in the storage root: its claim, the uids of folders, which kinds are not empty, which folders exist."""
+
+    owner: str
+    uids: tuple[str, ...]
+    held: tuple[str, ...]
+    made: tuple[str, ...]
+
+
+async def claim_storage(storage: Path, store: Store) -> None:
+    """Makes the storage's folders, and the storage this store's own.
+
+    Raises: StorageForeign, StorageMissing, OSError.
+    """
+    found = await asyncio.to_thread(_look, storage)
+    if found.owner != store.store_id:
+        holdings = await store.read(partial(look_up, uids=found.uids))
+        _check(storage, store.store_id, found, holdings)
+    await asyncio.to_thread(_take, storage, store.store_id, is_claimed=found.owner == store.store_id)
+
+
+def _look(storage: Path) -> _Found:
+    names = {
+        kind: tuple(each.name for each in islice((storage / kind).iterdir(), _MOST_LOOKED_AT))
+        for kind in OWNED
+        if (storage / kind).is_dir()
+    }
+    return _Found(
+        owner=read_claim(storage / CLAIM),
+        uids=tuple(name for kind in names.values() for name in kind if _UID.fullmatch(name)),
+        held=tuple(kind for kind, found in names.items() if found),
+        made=tuple(names),
+    )
+
+
+def _check(storage: Path, store_id: str, found: _Found, holdings: Holdings) -> None:
+    """Raises unless a storage without this store's claim may become its own."""
+    if found.owner:
+        raise _foreign(storage, f"belongs to the store {found.owner}, not to this one, {store_id}")
+    if holdings.recognises:
+        return  # An older version wrote no claim.
+    if found.held and not holdings.has_files:
+        raise _foreign(storage, f"has `{found.held[0]}` of somebody")
+    if holdings.has_files or (holdings.knows and not found.made):
+        raise StorageMissing(
+            f"the storage {storage} is not there: it has neither the file `{CLAIM}` nor any folder of this store's "
+            "jobs and models, so it is probably a mount point whose mount is missing; mount it and start again. If "
+            f"its files are lost for good, begin with an empty one: make {storage} and write {store_id} into "
+            f"{storage / CLAIM}"
+        )
+
+
+def _foreign(storage: Path, whose: str) -> StorageForeign:
+    return StorageForeign(
+        f"the storage {storage} {whose}; choose another one with --storage-root, or start with the state directory "
+        "that it belongs to"
+    )
+
+
+def _take(storage: Path, store_id: str, *, is_claimed: bool) -> None:
+    storage.mkdir(parents=True, exist_ok=True)
+    for name in (*OWNED, "cache"):
+        (storage / name).mkdir(exist_ok=True)
+    if not is_claimed:
+        draft = storage / f"{CLAIM}.tmp"
         draft.write_text(f"{store_id}\n", encoding="utf-8")
-        draft.replace(claim)
+        draft.replace(storage / CLAIM)

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
 from shardyard_coordinator.launch.node_shape import GPU
@@ -101,7 +102,7 @@ class LocalLauncher:
             return
         folder = Path(launch.attempt_dir)
         try:
-            spool = await asyncio.to_thread(_prepare, folder, launch.spec)
+            spool = await asyncio.to_thread(_prepare, worker_pb2.AttemptSpec.FromString(launch.spec))
         except OSError as error:
             raise StorageFailed.of(error) from error
         if launch.key in self._gangs:
@@ -236,10 +237,10 @@ async def _kill_ranks(gang: _Gang) -> None:
             kill_group(process.pid)
 
 
-def _prepare(folder: Path, spec: bytes) -> Spool:
+def _prepare(spec: worker_pb2.AttemptSpec) -> Spool:
     """Makes the attempt's folder: spec.json, logs, and a spool that goes on where one is there already."""
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(MessageToJson(worker_pb2.AttemptSpec.FromString(spec)))
+    folder = make_attempt_folder(spec)
+    (folder / "spec.json").write_text(MessageToJson(spec))
     # Ranks of a launch that was cut short have met here: others would wait for them.
     (folder / "rendezvous").unlink(missing_ok=True)
     return Spool(folder / SPOOL_NAME)

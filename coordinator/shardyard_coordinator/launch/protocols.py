@@ -95,6 +95,10 @@ class StorageFailed(Exception):
         super().__init__(text)
         self.cause = cause
 
+    def __reduce__(self) -> tuple[type, tuple[str, Cause]]:
+        """Crosses processes: an exception is otherwise rebuilt from its text alone."""
+        return type(self), (str(self), self.cause)
+
     @classmethod
     def of(cls, error: OSError) -> StorageFailed:
         """What the system's error means."""
@@ -103,7 +107,7 @@ class StorageFailed(Exception):
 
 def storage_cause(error: OSError) -> Cause:
     """What an error of the storage's file system means: full, read-only, or not there."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Cause.STORAGE_FULL
     return Cause.STORAGE_UNAVAILABLE if error.errno in _GONE else Cause.STORAGE_NOT_WRITABLE
 

@@ -141,6 +141,8 @@ class Agent:
         try:
             await handle.ensure.remote()
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, StorageFailed):
+                raise error.cause from error
             if isinstance(error.cause, OSError):
                 raise StorageFailed.of(error.cause) from error
             raise

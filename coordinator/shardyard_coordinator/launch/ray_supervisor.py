@@ -28,6 +28,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.compute_worker import answer, resolve
+from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch
 from shardyard_coordinator.launch.rank_env import rank_environment
@@ -103,8 +104,7 @@ class Supervisor:
 
     def _started(self) -> Attempt:
         if self._attempt is None:
-            folder = Path(self._launch.attempt_dir)
-            (folder / "logs").mkdir(parents=True, exist_ok=True)
+            folder = make_attempt_folder(worker_pb2.AttemptSpec.FromString(self._launch.spec))
             self._attempt = Attempt(
                 self._launch.key,
                 ranks=self._launch.workers,
@@ -293,7 +293,7 @@ def _redirect(logs: Path, rank: int) -> None:
     """Standard output and error go to the attempt's logs, imports that fail included."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         (sys.stdout if number == 1 else sys.stderr).flush()
-        log = os.open(logs / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        log = os.open(logs / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, number)
         os.close(log)
 

@@ -28,8 +28,7 @@ class Spool:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Where record n+1 begins is at index n; the last entry is the end of the file.
         self._offsets = array("Q", [0])
         for offset, payload in _records(path):

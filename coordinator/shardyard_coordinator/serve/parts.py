@@ -15,6 +15,7 @@ from typing import TypeVar
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import MEANINGS, Code, Reason
+from shardyard_coordinator.launch.claim import claim_of
 from shardyard_coordinator.launch.protocols import ClusterView, Compute, ComputeFailed, ComputeUnavailable, Launcher
 from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.serve.call import Call
@@ -49,6 +50,11 @@ class Parts:
     def cache_dir(self) -> str:
         """For what can be made again."""
         return str(self.storage / "cache")
+
+    @property
+    def claim(self) -> worker_pb2.StorageClaim:
+        """What shows that the storage is there."""
+        return claim_of(self.storage, self.store.store_id)
 
     def name(self, kind: str, name: str) -> names.Name:
         """A validated name's parts; Refused ACCESS_DENIED where its project is not the caller's.

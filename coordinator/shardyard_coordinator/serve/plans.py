@@ -71,7 +71,7 @@ class Plans:
         self._rows = reads_together(parts.store)
         self._files = reads_together(parts.store)
         self._looks = looks_together(partial(identify, roots=parts.data_roots))
-        nothing_named = worker_pb2.Locations(data_roots=parts.data_roots, cache_dir=parts.cache_dir)
+        nothing_named = worker_pb2.Locations(data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
         self._nothing_named = nothing_named.SerializeToString(deterministic=True)
         self._shapes: tuple[ClusterView | None, dict[int, bytes]] = (None, {})
 
@@ -131,7 +131,8 @@ class Plans:
             for name in referenced(spec):
                 self._parts.check_project(name.split("/")[1])
             identity = identify(uris, self._parts.data_roots) if uris else b""
-            found = locations(conn, spec, data_roots=self._parts.data_roots, cache_dir=self._parts.cache_dir)
+            parts = self._parts
+            found = locations(conn, spec, data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
         except Refused as refused:
             raise self._explained(conn, spec, refused) from None
         return Located(found, identity)

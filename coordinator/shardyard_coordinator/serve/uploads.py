@@ -23,9 +23,12 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
+from shardyard_coordinator.launch.claim import check_claim
+from shardyard_coordinator.launch.protocols import StorageFailed, storage_cause
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.downloads import find
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
@@ -33,6 +36,11 @@ from shardyard_coordinator.store import resources
 
 INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
 INSPECT_S = 60.0
+_NEXT_STEPS = {
+    Cause.STORAGE_FULL: "try again when the operator has made space",
+    Cause.STORAGE_NOT_WRITABLE: "ask the operator to make it writable, then try again",
+    Cause.STORAGE_UNAVAILABLE: "ask the operator to bring it back, then try again",
+}
 _COMMIT_BYTES = 8 * 1024 * 1024
 
 UploadMessage = model_service_pb2.CreateModelRequest
@@ -51,6 +59,7 @@ class Uploads:
         header = await self._header(messages)
         project = self._parts.name("project", header.parent).project
         with self._alone(kind, project, header.resource_id), _storage_errors():
+            await asyncio.to_thread(check_claim, self._parts.claim)
             record, files = await self._begin(kind, project, header, call)
             if record.state is ResourceState.READY:
                 return record
@@ -223,12 +232,18 @@ async def discard(parts: Parts, record: ResourceRecord, folder: Path, call: Call
 
 @contextlib.contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Turns what the storage answers, such as that it is full, into Refused STORAGE_FULL."""
+    """Turns what the storage answers into Refused STORAGE_FULL, STORAGE_NOT_WRITABLE or STORAGE_UNAVAILABLE."""
     try:
         yield
     except OSError as error:
-        text = f"the storage cannot be written: {error.strerror}; try again when the operator has made space"
-        raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0) from error
+        raise _storage_refusal(storage_cause(error), error.strerror or "its disk fails") from error
+    except StorageFailed as failed:
+        raise _storage_refusal(failed.cause, "it is not mounted") from failed
+
+
+def _storage_refusal(cause: Cause, why: str) -> Refused:
+    text = f"the storage cannot be written: {why}; {_NEXT_STEPS[cause]}"
+    return Refused(Reason(cause.value), text, retry_after_s=60.0)
 
 
 def _over_quota(text: str) -> Refused:
@@ -302,11 +317,12 @@ class _Writer:
 
 def _prepare(folder: Path, files: list[FileRecord]) -> None:
     """Makes every file, cut to what was committed: what lies beyond may not have reached the disk whole."""
+    folder.mkdir(exist_ok=True)  # Without its parents: they are there, or the storage is not.
     for file in files:
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = os.open(path, flags, 0o600)
         os.ftruncate(descriptor, file.committed_bytes)
         os.close(descriptor)
 

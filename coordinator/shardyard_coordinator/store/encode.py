@@ -119,7 +119,7 @@ def resource_to_model(record: ResourceRecord, files: Sequence[FileRecord] = ()) 
     del model.files[:]
     model.name, model.uid = record.name, record.uid
     model.state = model_service_pb2.Model.State.Value(f"STATE_{record.state.value}")
-    model.files.extend(_files(files))
+    model.files.extend(files_to_proto(files))
     model.size_bytes = record.size_bytes
     model.display_name, model.source_job, model.path = record.display_name, record.source_job, record.path
     model.creator = record.creator
@@ -133,7 +133,7 @@ def resource_to_dataset(record: ResourceRecord, files: Sequence[FileRecord] = ()
         name=record.name,
         uid=record.uid,
         state=dataset_service_pb2.Dataset.State.Value(f"STATE_{record.state.value}"),
-        files=_files(files),
+        files=files_to_proto(files),
         size_bytes=record.size_bytes,
         display_name=record.display_name,
         source_job=record.source_job,
@@ -176,7 +176,8 @@ def _set(field: Timestamp, us: int) -> None:
         field.seconds, field.nanos = seconds, rest * 1000
 
 
-def _files(files: Sequence[FileRecord]) -> list[transfer_pb2.StoredFile]:
+def files_to_proto(files: Sequence[FileRecord]) -> list[transfer_pb2.StoredFile]:
+    """The files of a model or data set."""
     return [
         transfer_pb2.StoredFile(
             path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, committed_bytes=file.committed_bytes

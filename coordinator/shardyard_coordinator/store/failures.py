@@ -4,6 +4,7 @@ StoreFailure
 ├── StoreLocked    another coordinator has it (exit 75)
 ├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
 ├── StorageForeign the storage's models and jobs are another store's (exit 78)
+├── StorageMissing what the store has on its storage is not there (exit 78)
 ├── StoreBroken    what it holds cannot be right (exit 65)
 ├── StoreLost      the lease is somebody else's now (exit 75)
 └── StoreDead      the disk failed: nothing in memory may be believed (exit 74)
@@ -39,6 +40,12 @@ class StoreTooNew(StoreFailure):
 
 class StorageForeign(StoreFailure):
     """The storage belongs to another store: what this one does not know there is not its to remove."""
+
+    exit_code = 78
+
+
+class StorageMissing(StoreFailure):
+    """The storage is empty, but the store has jobs and models: its mount is missing."""
 
     exit_code = 78
 

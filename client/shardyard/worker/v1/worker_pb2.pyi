@@ -15,6 +15,7 @@ from shardyard.v1 import metric_service_pb2 as _metric_service_pb2
 from shardyard.v1 import model_service_pb2 as _model_service_pb2
 from shardyard.v1 import plan_pb2 as _plan_pb2
 from shardyard.v1 import spec_pb2 as _spec_pb2
+from shardyard.v1 import transfer_pb2 as _transfer_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -52,9 +53,32 @@ class Locations(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class KnownFilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___KnownFiles: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___KnownFiles | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FOLDERS_FIELD_NUMBER: _builtins.int
     DATA_ROOTS_FIELD_NUMBER: _builtins.int
     CACHE_DIR_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    KNOWN_FILES_FIELD_NUMBER: _builtins.int
     cache_dir: _builtins.str
     """For tokenised data, Hub downloads and the like."""
     @_builtins.property
@@ -65,20 +89,80 @@ class Locations(_message.Message):
     def data_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Folders under which a `uri` may point; empty: none."""
 
+    @_builtins.property
+    def claim(self) -> Global___StorageClaim:
+        """What shows that the storage is there: nothing is written to it without; unset: not checked."""
+
+    @_builtins.property
+    def known_files(self) -> _containers.MessageMap[_builtins.str, Global___KnownFiles]:
+        """Absolute folder (a value of `folders`) → its files as they were uploaded or exported."""
+
     def __init__(
         self,
         *,
         folders: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         data_roots: _abc.Iterable[_builtins.str] | None = ...,
         cache_dir: _builtins.str = ...,
+        claim: Global___StorageClaim | None = ...,
+        known_files: _abc.Mapping[_builtins.str, Global___KnownFiles] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "data_roots", b"data_roots", "folders", b"folders"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "claim", b"claim", "data_roots", b"data_roots", "folders", b"folders", "known_files", b"known_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Locations: _TypeAlias = Locations  # noqa: Y015
+
+@_typing.final
+class StorageClaim(_message.Message):
+    """What shows that the storage root is mounted, and that it is the service's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Absolute path of the file in the storage root that says whose the storage is."""
+    store_id: _builtins.str
+    """What that file holds: the id of the service's store."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageClaim: _TypeAlias = StorageClaim  # noqa: Y015
+
+@_typing.final
+class KnownFiles(_message.Message):
+    """The files of a model or data set on the service's storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
+        """Path in the folder, size, and sha256 in hexadecimal."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownFiles: _TypeAlias = KnownFiles  # noqa: Y015
 
 @_typing.final
 class NodeShape(_message.Message):
@@ -305,6 +389,7 @@ class PredictCall(_message.Message):
     FOLDER_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Absolute path of the model's folder."""
     max_response_bytes: _builtins.int
@@ -313,16 +398,21 @@ class PredictCall(_message.Message):
     def request(self) -> _model_service_pb2.PredictRequest:
         """As the client sent it."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
+        """The folder's files as they were uploaded or exported; a file that differs is never answered from. Empty: not compared."""
+
     def __init__(
         self,
         *,
         folder: _builtins.str = ...,
         request: _model_service_pb2.PredictRequest | None = ...,
         max_response_bytes: _builtins.int = ...,
+        files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,6 +457,7 @@ class EmbedCall(_message.Message):
     FOLDER_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Absolute path of the model's folder."""
     max_response_bytes: _builtins.int
@@ -375,16 +466,21 @@ class EmbedCall(_message.Message):
     def request(self) -> _model_service_pb2.EmbedRequest:
         """As the client sent it."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
+        """As in PredictCall."""
+
     def __init__(
         self,
         *,
         folder: _builtins.str = ...,
         request: _model_service_pb2.EmbedRequest | None = ...,
         max_response_bytes: _builtins.int = ...,
+        files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,138 @@
+"""Absent is not empty: a storage that is taken away is missed, at the start and under everything that writes to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+import shardyard
+from helpers.processes import ends, running
+from helpers.served import served
+from helpers.service import Service, refused, serving
+from helpers.small_specs import sentences
+from helpers.uploads import send_dataset
+from shardyard_coordinator.launch.claim import CLAIM
+
+UNAVAILABLE = "STORAGE_UNAVAILABLE"
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> tuple[Path, Path]:
+    """The state and the storage of a service that has a data set, and was stopped."""
+    state, storage = tmp_path / "state", tmp_path / "mount"
+    with running(state, SHARDYARD_STORAGE_ROOT=str(storage)) as (_, address):
+        upload(address, tmp_path)
+    return state, storage
+
+
+def upload(address: str, folder: Path) -> None:
+    source = folder / "corpus.txt"
+    source.write_text("one\ntwo\n")
+    with shardyard.Client(address) as client:
+        client.upload_dataset(source)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("left", ["nothing", "a bare folder", "a folder with lost+found"])
+def test_a_storage_whose_mount_is_missing_is_never_begun_anew(used: tuple[Path, Path], left: str) -> None:
+    state, storage = used
+    away = storage.rename(storage.with_name("away"))
+    if left != "nothing":
+        storage.mkdir()
+    if left == "a folder with lost+found":
+        (storage / "lost+found").mkdir()
+    before = tree(storage) if storage.exists() else None
+    said = ends(state, SHARDYARD_STORAGE_ROOT=str(storage))
+    assert said.returncode == 78 and str(storage) in said.stderr and "mount it and start again" in said.stderr
+    assert (tree(storage) if storage.exists() else None) == before, "nothing is made below a mount point"
+    if storage.exists():
+        for path in storage.iterdir():
+            path.rmdir()
+        storage.rmdir()
+    away.rename(storage)
+    with running(state, SHARDYARD_STORAGE_ROOT=str(storage)) as (_, address), shardyard.Client(address) as client:
+        (dataset,) = client.datasets()
+        assert (dataset.download(storage.with_name("back")) / "corpus.txt").read_text() == "one\ntwo\n"
+
+
+def test_a_storage_that_is_lost_for_good_is_begun_anew_as_the_message_says(used: tuple[Path, Path]) -> None:
+    state, storage = used
+    storage.rename(storage.with_name("lost"))
+    said = ends(state, SHARDYARD_STORAGE_ROOT=str(storage)).stderr
+    store_id = said.split(" into ")[0].rsplit(" ", 1)[1]
+    storage.mkdir()
+    (storage / CLAIM).write_text(store_id)
+    with running(state, SHARDYARD_STORAGE_ROOT=str(storage)):
+        assert (storage / "jobs").is_dir()
+
+
+def test_a_storage_of_a_version_that_wrote_no_claim_is_known_by_its_folders(used: tuple[Path, Path]) -> None:
+    state, storage = used
+    claim = (storage / CLAIM).read_text()
+    (storage / CLAIM).unlink()
+    with running(state, SHARDYARD_STORAGE_ROOT=str(storage)):
+        assert (storage / CLAIM).read_text() == claim
+    other = ends(state.with_name("other"), SHARDYARD_STORAGE_ROOT=str(storage))
+    assert other.returncode == 78 and "--storage-root" in other.stderr
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as service:
+        yield service
+
+
+async def test_an_upload_goes_nowhere_while_the_storage_is_away_and_goes_on_when_it_is_back(service: Service) -> None:
+    storage = service.parts.storage
+    away = storage.rename(storage.with_name("away"))
+    for bare in (False, True):
+        if bare:
+            storage.mkdir()
+        failure = await refused(send_dataset(service, "corpus", {"a": b"abc"}))
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, UNAVAILABLE)
+        assert failure.retry_after_s and "operator" in failure.message
+        assert not storage.exists() or not any(storage.iterdir())
+    storage.rmdir()
+    away.rename(storage)
+    assert (await send_dataset(service, "corpus", {"a": b"abc"})).size_bytes == 3
+
+
+def test_a_job_whose_storage_is_unmounted_ends_for_that_and_writes_nothing_below(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences(300)) + "\n")
+    storage = tmp_path / "mount"
+    spec = shardyard.JobSpec(
+        shardyard.CausalLm(sequence_length=32),
+        model=shardyard.Architecture("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 16}),
+        tokenizer=shardyard.TrainedTokenizer("characters"),
+        train_data=tmp_path / "corpus.txt",
+        optimization=shardyard.Optimization(max_steps=100_000, global_batch_size=2),
+        checkpoints=shardyard.Checkpoints(every=20),
+        evaluation=shardyard.EvaluationPolicy(every=100_000),
+    )
+    with served(tmp_path, "local", "--storage-root", str(storage)) as service:
+        with shardyard.Client(service.address, reconnect_for=1.0) as client:
+            job = client.submit(spec)
+            for event in job.watch(kinds=["checkpoint"]):
+                if isinstance(event.data, shardyard.types.CheckpointChanged) and event.data.step >= 20:
+                    break
+            away = storage.rename(tmp_path / "away")
+            storage.mkdir()  # What a mount leaves.
+            for event in job.watch():
+                told = event.data.attempt if isinstance(event.data, shardyard.types.AttemptChanged) else None
+                if told is not None and told.failure is not None:
+                    break
+            (attempt,) = job.attempts()
+            assert attempt.failure is not None and attempt.failure.reason == UNAVAILABLE
+            assert "not mounted" in attempt.failure.message and str(storage) in attempt.failure.message
+            with pytest.raises(shardyard.ShardyardError, match="storage"):
+                client.submit(dataclasses.replace(spec, checkpoints=shardyard.Checkpoints(every=30)))
+        assert tree(storage) == []
+        storage.rmdir()
+        away.rename(storage)
