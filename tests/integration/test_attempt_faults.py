@@ -101,15 +101,17 @@ async def test_a_job_whose_launch_does_not_succeed_can_be_cancelled(tmp_path: Pa
         (errno.EIO, "STORAGE_UNAVAILABLE"),
     ],
 )
-async def test_a_folder_that_cannot_be_written_at_the_launch_fails_the_job(
+async def test_a_folder_that_cannot_be_written_at_the_launch_pauses_the_job(
     tmp_path: Path, error: int, expected: str
 ) -> None:
     launcher = ScriptedLauncher()
     launcher.ensure_error = StorageFailed.of(OSError(error, os.strerror(error)))
     async with running_core(tmp_path, launcher) as core:
         job = await core.submit(new_job())
-        job = await core.until(job.uid, *TERMINAL)
-    assert (job.state, reason(job), job.epoch) == (JobState.FAILED, expected, 1)
+        job = await core.until(job.uid, *TERMINAL, JobState.PAUSED)
+        first, *_ = await core.attempts(job.uid)
+    assert (job.state, reason(job)) == (JobState.PAUSED, expected)
+    assert job_pb2.FailureReport.FromString(first.failure).reason == expected
 
 
 async def test_a_supervisor_that_could_not_spool_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
@@ -120,8 +122,9 @@ async def test_a_supervisor_that_could_not_spool_is_told_from_one_that_was_kille
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.write_text("in the way")
         launcher.newest().die()
-        job = await core.until(job.uid, *TERMINAL)
-    assert (job.state, reason(job)) == (JobState.FAILED, "STORAGE_NOT_WRITABLE")
+        await core.when(job.uid, lambda job: job.state is not JobState.RUNNING)
+        first, *_ = await core.attempts(job.uid)
+    assert job_pb2.FailureReport.FromString(first.failure).reason == "STORAGE_NOT_WRITABLE"
 
 
 async def test_a_gang_that_has_made_no_step_is_not_waited_for(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -116,23 +116,31 @@ def test_a_job_whose_storage_is_unmounted_ends_for_that_and_writes_nothing_below
         checkpoints=shardyard.Checkpoints(every=20),
         evaluation=shardyard.EvaluationPolicy(every=100_000),
     )
-    with served(tmp_path, "local", "--storage-root", str(storage)) as service:
-        with shardyard.Client(service.address, reconnect_for=1.0) as client:
-            job = client.submit(spec)
-            for event in job.watch(kinds=["checkpoint"]):
-                if isinstance(event.data, shardyard.types.CheckpointChanged) and event.data.step >= 20:
-                    break
-            away = storage.rename(tmp_path / "away")
-            storage.mkdir()  # What a mount leaves.
-            for event in job.watch():
-                told = event.data.attempt if isinstance(event.data, shardyard.types.AttemptChanged) else None
-                if told is not None and told.failure is not None:
-                    break
-            (attempt,) = job.attempts()
-            assert attempt.failure is not None and attempt.failure.reason == UNAVAILABLE
-            assert "not mounted" in attempt.failure.message and str(storage) in attempt.failure.message
-            with pytest.raises(shardyard.ShardyardError, match="storage"):
-                client.submit(dataclasses.replace(spec, checkpoints=shardyard.Checkpoints(every=30)))
+    with (
+        served(tmp_path, "local", "--storage-root", str(storage)) as service,
+        shardyard.Client(service.address, reconnect_for=1.0) as client,
+    ):
+        job = client.submit(spec)
+        for event in job.watch(kinds=["checkpoint"]):
+            if isinstance(event.data, shardyard.types.CheckpointChanged) and event.data.step >= 20:
+                break
+        away = storage.rename(tmp_path / "away")
+        storage.mkdir()  # What a mount leaves.
+        first = next(told for told in attempts_told(job) if told.failure is not None)
+        assert first.failure is not None and first.failure.reason == UNAVAILABLE
+        assert "not mounted" in first.failure.message and str(storage) in first.failure.message
+        with pytest.raises(shardyard.ShardyardError, match="storage"):
+            client.submit(dataclasses.replace(spec, checkpoints=shardyard.Checkpoints(every=30)))
         assert tree(storage) == []
         storage.rmdir()
         away.rename(storage)
+        job.refresh()
+        if job.state == "paused":
+            job.resume()
+        assert next(told.resumed_from_step for told in attempts_told(job) if told.resumed_from_step) >= 20
+
+
+def attempts_told(job: shardyard.Job) -> Iterator[shardyard.types.Attempt]:
+    for event in job.watch():
+        if isinstance(event.data, shardyard.types.AttemptChanged) and event.data.attempt is not None:
+            yield event.data.attempt
