@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -19,6 +19,11 @@ from shardyard import types as results
 
 T = TypeVar("T")
 
+# What google.protobuf.Duration can hold.
+MAX_DURATION_S = 315_576_000_000
+_MOST_NANOS = 999_999_999
+# From the second day of the year 1 to the last but one of 9999: a time zone may move them by a day.
+_CALENDAR_S = (-62_135_510_400, 253_402_214_399)
 _RENAMED = {"from_state": "from"}  # `from` is a keyword.
 _PAYLOADS: dict[str, type[Any]] = {
     "state": results.StateChanged,
@@ -110,8 +115,8 @@ def enum_prefix(descriptor: EnumDescriptor) -> str:
 
 
 def duration_text(value: Duration) -> str:
-    """`90s`, `1.5s`: as proto JSON writes it."""
-    return str(value.ToJsonString())
+    """`90s`, `1.5s`: as proto JSON writes it; what no duration can be is taken to the nearest that can."""
+    return str(_legal_duration(value).ToJsonString())
 
 
 @functools.cache
@@ -139,7 +144,7 @@ def _single(field: FieldDescriptor, value: Any, hint: Any) -> Any:
     if isinstance(value, Timestamp):
         return _time(value)
     if isinstance(value, Duration):
-        return value.ToTimedelta()
+        return _span(value)
     inner = _without_none(hint)
     if not dataclasses.is_dataclass(inner):
         return to_plain(value)
@@ -154,7 +159,29 @@ def _without_none(hint: Any) -> Any:
 
 
 def _time(value: Timestamp) -> datetime:
-    return value.ToDatetime(tzinfo=UTC)
+    """The moment; one that no calendar of Python has becomes the nearest that can be shown in every time zone."""
+    return _legal_time(value).ToDatetime(tzinfo=UTC)
+
+
+def _span(value: Duration) -> timedelta:
+    """The duration; one beyond what a timedelta can hold becomes the longest there is."""
+    if abs(value.seconds) >= timedelta.max.days * 86_400:
+        return timedelta.max if value.seconds > 0 else timedelta.min
+    return timedelta(seconds=value.seconds, microseconds=_clamp(value.nanos, -_MOST_NANOS, _MOST_NANOS) // 1000)
+
+
+def _legal_time(value: Timestamp) -> Timestamp:
+    return Timestamp(seconds=_clamp(value.seconds, *_CALENDAR_S), nanos=_clamp(value.nanos, 0, _MOST_NANOS))
+
+
+def _legal_duration(value: Duration) -> Duration:
+    seconds = _clamp(value.seconds, -MAX_DURATION_S, MAX_DURATION_S)
+    least, most = (0 if seconds > 0 else -_MOST_NANOS), (0 if seconds < 0 else _MOST_NANOS)
+    return Duration(seconds=seconds, nanos=_clamp(value.nanos, least, most))
+
+
+def _clamp(number: int, least: int, most: int) -> int:
+    return max(least, min(number, most))
 
 
 def _plain_value(field: FieldDescriptor, value: Any) -> Any:
@@ -162,8 +189,10 @@ def _plain_value(field: FieldDescriptor, value: Any) -> Any:
         return short_enum(field.enum_type, value)
     if isinstance(value, Struct):
         return {key: _plain_struct(item) for key, item in value.fields.items()}
-    if isinstance(value, Duration | Timestamp):
-        return value.ToJsonString()
+    if isinstance(value, Duration):
+        return duration_text(value)
+    if isinstance(value, Timestamp):
+        return _legal_time(value).ToJsonString()
     if isinstance(value, Message):
         return to_plain(value)
     if isinstance(value, bytes):

@@ -46,7 +46,7 @@ def describe(event: types.Event) -> str:
         case types.DatasetRegistered():
             return f"data set {data.dataset}"
         case types.CanaryPassed():
-            return f"canary passed ({data.duration_s:.1f} s): checkpoint, evaluation and export work"
+            return f"canary passed ({data.duration_s:.3g} s): checkpoint, evaluation and export work"
         case types.JobDeleted():
             return f"deleted by {data.principal}"
     return f"({event.kind})"

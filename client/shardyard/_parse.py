@@ -19,7 +19,7 @@ from typing import Any, Literal
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from shardyard._convert import enum_prefix, is_map, is_repeated
+from shardyard._convert import MAX_DURATION_S, enum_prefix, is_map, is_repeated
 from shardyard._messages import INT_RANGES
 from shardyard._scalars import PlainScalar, is_null
 from shardyard._sources import Kind, classify
@@ -28,8 +28,6 @@ from shardyard.errors import Violation, invalid_fields
 from shardyard.v1 import job_pb2, spec_pb2
 
 MAX_DEPTH = 32
-# What google.protobuf.Duration can hold.
-MAX_DURATION_S = 315_576_000_000
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SOURCES: dict[str, Kind] = {"ModelSource": "model", "DataSource": "data", "TokenizerSource": "tokenizer"}
 

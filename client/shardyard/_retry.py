@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import random
 import time
 from typing import Any
@@ -21,6 +22,12 @@ _NAMED = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 RECONNECT_REASONS = frozenset({"SLOW_CONSUMER", "TOO_MANY_WATCHERS", "OVERLOADED", "DRAINING"})
 TRANSPORT_CODES = frozenset({"INTERNAL", "UNKNOWN", "CANCELLED"})
 RETRY_AFTER_REASONS = frozenset({"INSPECTION_UNAVAILABLE", "OVERLOADED", "RATE_LIMITED"})
+# So long an outage is nobody's business: a coordinator restarts within it.
+_QUIET_S = 2.0
+# A unary call that the service keeps putting off: its caller has to hear of it.
+_PUT_OFF_S = 60.0
+
+_log = logging.getLogger("shardyard")
 
 
 class Patience:
@@ -36,10 +43,12 @@ class Patience:
         self._longest_s = longest_s
         self._failures = 0
         self._since = 0.0
+        self._has_told = False
 
     def progressed(self) -> None:
         """Something arrived: the next failure is a first one again."""
         self._failures = 0
+        self._has_told = False
 
     def after(self, error: Any) -> float:
         """Seconds to wait before the next try.
@@ -54,6 +63,9 @@ class Patience:
             self._since = now
         if self._limit_s <= 0 or now - self._since > self._limit_s:
             raise ours from None
+        if now - self._since > _QUIET_S and not self._has_told:
+            self._has_told = True
+            tell_of_retry(ours, self._since + self._limit_s - now)
         self._failures += 1
         delay = random.uniform(0, min(self._longest_s, self._base_s * 2 ** min(self._failures, 10)))
         return max(delay, ours.retry_after or 0.0)
@@ -71,11 +83,25 @@ def retry_delay(error: RequestError, waited_s: float, limit_s: float) -> float |
     if error.reason not in RETRY_AFTER_REASONS or error.retry_after is None:
         return None
     delay = error.retry_after * random.uniform(1.0, 1.25)
-    return delay if waited_s + delay <= limit_s else None
+    return delay if waited_s + delay <= put_off_s(limit_s) else None
 
 
-def channel_options(methods: list[tuple[str, str]]) -> list[tuple[str, Any]]:
-    """Keep-alive, message sizes and the retry policy of the (service, method) pairs that may be repeated."""
+def put_off_s(limit_s: float) -> float:
+    """For how long a unary call is repeated by a client that mends streams for `limit_s` seconds."""
+    return min(limit_s, _PUT_OFF_S)
+
+
+def tell_of_retry(error: RequestError, left_s: float) -> None:
+    """Says why nothing is answered yet, as a warning of the logger `shardyard`: Python prints it if nobody takes it."""
+    reason = f"{error.reason}: " if error.reason and error.reason not in error.message else ""
+    _log.warning("%s%s (trying again for up to %.0f s)", reason, error.message, max(left_s, 0.0))
+
+
+def channel_options(address: str, methods: list[tuple[str, str]]) -> list[tuple[str, Any]]:
+    """Keep-alive, message sizes and the retry policy of the (service, method) pairs that may be repeated.
+
+    An address on this machine is reached directly: a proxy of the environment (`http_proxy`) leads elsewhere.
+    """
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
@@ -95,6 +121,7 @@ def channel_options(methods: list[tuple[str, str]]) -> list[tuple[str, Any]]:
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.enable_retries", 1),
+        ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

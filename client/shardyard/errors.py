@@ -35,6 +35,8 @@ from typing import Any
 from shardyard._text import escaped
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+LONGEST_RETRY_S = 3600.0
+"""A service that puts a caller off for longer is not waited for longer."""
 
 
 @dataclass(frozen=True)
@@ -261,18 +263,21 @@ def _details(
     for key, value in trailers:
         if key != STATUS_DETAILS_KEY:
             continue
+        info, request, retry = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
         try:
             status = status_pb2.Status.FromString(value if isinstance(value, bytes) else base64.b64decode(value))
+            for detail in status.details:
+                if detail.Unpack(info):
+                    reason, metadata = info.reason, dict(info.metadata)
+                elif detail.Unpack(request):
+                    violations += [Violation(v.field, v.description, v.reason) for v in request.field_violations]
+                elif detail.Unpack(retry):
+                    asked_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+                    retry_after = min(max(asked_s, 0.0), LONGEST_RETRY_S)
         except (DecodeError, ValueError):
             continue  # A proxy's, not ours: code and message still tell.
-        for detail in status.details:
-            info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
-            if detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-            elif detail.Unpack(request):
-                violations += [Violation(v.field, v.description, v.reason) for v in request.field_violations]
-            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-                retry = error_details_pb2.RetryInfo()
-                detail.Unpack(retry)
-                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     return reason, metadata, violations, retry_after

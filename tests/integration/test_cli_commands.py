@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -324,6 +325,35 @@ def test_every_other_command_answers_in_both_forms(tmp_path: Path, capsys: pytes
             assert words in capsys.readouterr().out, arguments
             assert run([*arguments, "--address", address, "--json"]) == 0, arguments
             json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "grpc_proxy", "all_proxy"])
+def test_a_service_on_this_machine_is_reached_past_any_proxy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(Script(jobs=[a_job()])) as address:
+        done = shardyard(address, "jobs")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "story" in done.stdout
+
+
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_a_reader_that_leaves_early_sees_no_traceback(rows: int) -> None:
+    jobs = [a_job() for _ in range(rows)]
+    with serving(Script(jobs=jobs, page_size=1000)) as address:
+        environment = {**os.environ, "SHARDYARD_ADDRESS": address}
+        # `true` reads nothing at all: what the command prints has nowhere to go.
+        for reader in ("head -1", "true"):
+            line = f"{shlex.join([*COMMAND, 'jobs', '--limit', '3000'])} | {reader}"
+            done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment, check=False)
+            assert done.stderr == "", reader
+
+
+def test_why_nothing_is_answered_yet_is_told_at_once() -> None:
+    away = Failure(grpc.StatusCode.UNAVAILABLE, "INSPECTION_UNAVAILABLE", "no process is free", retry_after_s=0.2)
+    with serving(Script(job=a_job(), failures={"GetJob": [away] * 7})) as address:
+        done = shardyard(address, "get", "story")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == ["INSPECTION_UNAVAILABLE: no process is free (trying again for up to 60 s)"]
 
 
 def test_texts_come_from_stdin_too() -> None:

@@ -107,6 +107,7 @@ def test_a_unary_call_is_repeated_only_when_the_service_says_when() -> None:
     away = errors.Unavailable("x", reason="INSPECTION_UNAVAILABLE", retry_after=2)
     assert 2 <= (retry_delay(away, 0, 60) or 0) <= 2.5
     assert retry_delay(away, 59, 60) is None
+    assert retry_delay(away, 59, 300) is None, "whoever waits for one call has to hear of it"
     assert retry_delay(errors.Unavailable("x", reason="DRAINING"), 0, 60) is None
 
 

@@ -11,7 +11,16 @@ import grpc
 
 from shardyard._async import runtime
 from shardyard._names import parent_name
-from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_address, check_token_address, retry_delay
+from shardyard._retry import (
+    DEFAULT_ADDRESS,
+    Patience,
+    channel_options,
+    check_address,
+    check_token_address,
+    put_off_s,
+    retry_delay,
+    tell_of_retry,
+)
 from shardyard.errors import FailedPrecondition, Unavailable, from_rpc
 from shardyard.v1 import (
     checkpoint_service_pb2,
@@ -63,7 +72,7 @@ class AsyncConnection:
         self.reconnect_for = reconnect_for
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._is_closed = False
-        self._channel = runtime.open_channel(self.address, options=channel_options(_repeatable_methods()))
+        self._channel = runtime.open_channel(self.address, options=channel_options(self.address, _repeatable_methods()))
         self.jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self.logs = log_service_pb2_grpc.LogServiceStub(self._channel)
         self.metrics = metric_service_pb2_grpc.MetricServiceStub(self._channel)
@@ -85,6 +94,7 @@ class AsyncConnection:
         self._check_open()
         limit = self.timeout if timeout is None else timeout
         start = time.monotonic()
+        has_told = False
         while True:
             try:
                 return await method(request, timeout=limit, metadata=self._metadata)
@@ -93,6 +103,9 @@ class AsyncConnection:
                 delay = retry_delay(ours, time.monotonic() - start, self.reconnect_for)
                 if delay is None:
                     raise ours from None
+                if not has_told:
+                    has_told = True
+                    tell_of_retry(ours, put_off_s(self.reconnect_for))
             await runtime.sleep(delay)
 
     async def call_patiently(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:

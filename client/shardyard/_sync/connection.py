@@ -11,7 +11,16 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from shardyard._names import parent_name
-from shardyard._retry import DEFAULT_ADDRESS, Patience, channel_options, check_address, check_token_address, retry_delay
+from shardyard._retry import (
+    DEFAULT_ADDRESS,
+    Patience,
+    channel_options,
+    check_address,
+    check_token_address,
+    put_off_s,
+    retry_delay,
+    tell_of_retry,
+)
 from shardyard._sync import runtime
 from shardyard.errors import FailedPrecondition, Unavailable, from_rpc
 from shardyard.v1 import (
@@ -64,7 +73,7 @@ class Connection:
         self.reconnect_for = reconnect_for
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._is_closed = False
-        self._channel = runtime.open_channel(self.address, options=channel_options(_repeatable_methods()))
+        self._channel = runtime.open_channel(self.address, options=channel_options(self.address, _repeatable_methods()))
         self.jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self.logs = log_service_pb2_grpc.LogServiceStub(self._channel)
         self.metrics = metric_service_pb2_grpc.MetricServiceStub(self._channel)
@@ -86,6 +95,7 @@ class Connection:
         self._check_open()
         limit = self.timeout if timeout is None else timeout
         start = time.monotonic()
+        has_told = False
         while True:
             try:
                 return method(request, timeout=limit, metadata=self._metadata)
@@ -94,6 +104,9 @@ class Connection:
                 delay = retry_delay(ours, time.monotonic() - start, self.reconnect_for)
                 if delay is None:
                     raise ours from None
+                if not has_told:
+                    has_told = True
+                    tell_of_retry(ours, put_off_s(self.reconnect_for))
             runtime.sleep(delay)
 
     def call_patiently(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,14 +83,24 @@ def make_app() -> typer.Typer:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A terminal without Unicode shows `?`, it ends nothing.
+            stream.reconfigure(errors="replace")
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()  # Here, where it can be caught: Python's own flush at the end prints a traceback.
+    except BrokenPipeError:  # `shardyard jobs | head`: nobody reads on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     from shardyard.cli.flags import UsageError
     from shardyard.cli.output import print_error
     from shardyard.errors import ShardyardError
 
     as_json = "--json" in arguments
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # A terminal without Unicode shows `?`, it ends nothing.
-            stream.reconfigure(errors="replace")
     try:
         code = make_app()(list(arguments), standalone_mode=False)
     except CliError as error:
@@ -100,9 +111,8 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `shardyard jobs | head`: nobody reads on.
-        sys.stderr.close()
-        return EXIT_ERROR
+    except BrokenPipeError:
+        raise
     except OSError as error:  # A disk that is full, a folder that cannot be written: nobody's mistake here.
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR

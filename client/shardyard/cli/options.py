@@ -44,8 +44,13 @@ def command_line(verb: str, name: str, *arguments: str, address: str | None) -> 
 
     The name is short where the project is the one that a command takes here; `address` is what this command was given.
     """
-    _, project, collection, resource_id = name.split("/")
-    if project == (os.environ.get("SHARDYARD_PROJECT") or "default"):
-        name = f"dataset:{resource_id}" if collection == "datasets" else resource_id
+    from shardyard._lines import printable
+
+    name = printable(name)
+    parts = name.split("/")
+    if len(parts) == 4:
+        _, project, collection, resource_id = parts
+        if project == (os.environ.get("SHARDYARD_PROJECT") or "default"):
+            name = f"dataset:{resource_id}" if collection == "datasets" else resource_id
     known = address in (None, os.environ.get("SHARDYARD_ADDRESS"))
     return shlex.join(["shardyard", verb, name, *arguments, *([] if known else ["--address", str(address)])])

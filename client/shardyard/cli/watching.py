@@ -164,7 +164,7 @@ def _print_end(job: Job, address: str | None) -> None:
     info = job.info
     if info.state == "succeeded":
         numbers = f": {metrics_line(info.evaluation.metrics)}" if info.evaluation is not None else ""
-        print(f"{info.id} succeeded{numbers}")
+        print(printable(f"{info.id} succeeded{numbers}"))
         if info.model:
             print(f"  {command_line('predict', info.model, 'some text', address=address)}")
         for made in filter(None, (info.model, info.output_dataset)):
