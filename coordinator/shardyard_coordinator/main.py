@@ -57,6 +57,7 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     the storage is another store's.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _reach_this_machine_directly()
     try:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
@@ -66,6 +67,13 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     except OSError as error:
         print(error, file=errors)
         return EXIT_UNAVAILABLE
+
+
+def _reach_this_machine_directly() -> None:
+    """A proxy of the environment does not lead back here: not to a Hub's mirror on this machine, nor to Ray."""
+    for name in ("no_proxy", "NO_PROXY"):
+        kept = [entry for entry in os.environ.get(name, "").split(",") if entry]
+        os.environ[name] = ",".join([*kept, *(host for host in ("127.0.0.1", "localhost", "::1") if host not in kept)])
 
 
 def main() -> int:
