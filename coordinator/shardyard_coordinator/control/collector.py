@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 
 from shardyard_coordinator.control.follower import Follower
+from shardyard_coordinator.control.recorder import Recorder
 from shardyard_coordinator.control.retention import Retention
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.domain.records import EventKind, EventRecord
@@ -17,6 +18,8 @@ from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.store.store import Store
 
 _log = logging.getLogger(__name__)
+# What others change of a job or an attempt is told by these: a follower reads both again.
+_HEEDED = frozenset({EventKind.STATE, EventKind.ATTEMPT, EventKind.DELETED})
 
 
 class Collector:
@@ -39,7 +42,8 @@ class Collector:
         self._clock = clock
         self._trace = trace
         self._rng = rng or random.Random()
-        self._followers: dict[AttemptKey, Follower] = {}
+        self._recorder = Recorder(store)
+        self._by_job: dict[str, set[Follower]] = {}
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._unsubscribe = store.subscribe(self._hear)
 
@@ -69,7 +73,6 @@ class Collector:
                     return
                 await asyncio.sleep(self.settings.retry_max_s)
         finally:
-            self._followers.pop(key, None)
             self._tasks.pop(key, None)
 
     async def _attend(self, key: AttemptKey) -> bool:
@@ -80,10 +83,11 @@ class Collector:
             self._launcher,
             self._clock,
             self._trace,
+            recorder=self._recorder,
             settings=self.settings,
             rng=self._rng,
         )
-        self._followers[key] = follower
+        self._by_job.setdefault(key.job_uid, set()).add(follower)
         try:
             await follower.run()
         except StaleWrite as stale:
@@ -91,11 +95,18 @@ class Collector:
         except Exception:  # The edge of a supervised loop: a defect must not end what it follows.
             _log.exception("following attempt %s of job %s failed; it is begun again", key.epoch, key.job_uid)
             return False
+        finally:
+            self._forget(follower)
         return True
 
+    def _forget(self, follower: Follower) -> None:
+        same = self._by_job[follower.key.job_uid]
+        same.discard(follower)
+        if not same:
+            del self._by_job[follower.key.job_uid]
+
     def _hear(self, records: Sequence[EventRecord]) -> None:
-        changed = {record.job_uid for record in records if record.kind is EventKind.STATE}
-        for key, follower in self._followers.items():
-            if key.job_uid in changed:
+        for uid in {record.job_uid for record in records if record.kind in _HEEDED}:
+            for follower in self._by_job.get(uid, ()):
                 follower.wake()
         self.retention.hear(records)

@@ -20,6 +20,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
 from shardyard_coordinator.control.attempt_spec import build_launch
 from shardyard_coordinator.control.manifests import find_checkpoints
+from shardyard_coordinator.control.recorder import Recorder
 from shardyard_coordinator.control.recording import (
     Recorded,
     read_events,
@@ -66,6 +67,7 @@ class Follower:
         clock: Clock,
         trace: Trace,
         *,
+        recorder: Recorder,
         settings: ControlSettings,
         rng: random.Random,
     ) -> None:
@@ -76,7 +78,12 @@ class Follower:
         self._trace = trace
         self._settings = settings
         self._rng = rng
+        self._recorder = recorder
         self._wake = asyncio.Event()
+        # Job and attempt as they were recorded or read last; None when somebody else may have changed them.
+        self._known: tuple[JobRecord, AttemptRecord] | None = None
+        self._changes = 0
+        self._limit_s: float | None = None
         self._after = 0
         self._unreachable = False
         self._told = _NOTHING
@@ -87,7 +94,9 @@ class Follower:
         self._run_by_s: float | None = None
 
     def wake(self) -> None:
-        """The job has changed: look at it now."""
+        """The job or the attempt has changed: look at them now."""
+        self._changes += 1
+        self._known = None
         self._wake.set()
 
     async def run(self) -> None:
@@ -205,6 +214,9 @@ class Follower:
 
     async def _wait_for(self, poll: asyncio.Task[list[bytes]]) -> None:
         """Until there are events, the job changes, or a deadline passes."""
+        if poll.done() or self._wake.is_set():
+            self._wake.clear()
+            return
         woken = asyncio.create_task(self._wake.wait())
         deadlines = [each for each in (self._stop_by_s, self._end_by_s, self._run_by_s, self._start_by_s) if each]
         timeout = max(min(deadlines) - self._clock.monotonic_s(), 0.0) + 0.01 if deadlines else None
@@ -236,7 +248,10 @@ class Follower:
             self._trace.point("events.inserted")
             return recorded
 
-        recorded = await self._write(record, sum(map(len, batch)))
+        changes = self._changes
+        recorded = await self._write(record, sum(map(len, batch)), together=True)
+        if self._changes == changes:
+            self._known = recorded.job, recorded.attempt
         self._trace.point("events.committed")
         self._after = max(self._after, recorded.attempt.high_water)
         self._trace.point("events.acked")
@@ -255,7 +270,9 @@ class Follower:
             self._end_by_s = now_s + self._settings.failure_grace_s
         if self._told != _NOTHING:
             return
-        limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
+        if self._limit_s is None:
+            self._limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
+        limit_s = self._limit_s
         if limit_s and job.start_us and self._run_by_s is None:
             ran_s = (self._clock.now_us() - job.start_us) / 1e6 - self._paused_s
             self._run_by_s = now_s + min(max(limit_s - ran_s, 0.0), limit_s)
@@ -263,7 +280,7 @@ class Follower:
     async def _heed(self) -> bool:
         """Carries out what is asked of the gang; True when the attempt has ended."""
         now_s = self._clock.monotonic_s()
-        job, attempt = await self._store.read(self._load)
+        job, attempt = await self._current()
         if attempt.state is AttemptState.ENDED:
             return True
         is_lost = attempt.state is AttemptState.STOPPING and not attempt.stop_reason
@@ -277,6 +294,15 @@ class Follower:
         if action not in (self._told, _NOTHING) and self._told != _STOP:
             await self._stop(action, reason, grace_s=self._grace_s(action, attempt))
         return False
+
+    async def _current(self) -> tuple[JobRecord, AttemptRecord]:
+        """Job and attempt as they are: read again only if somebody may have changed them since."""
+        while self._known is None:
+            changes = self._changes
+            found = await self._store.read(self._load)
+            if self._changes == changes:
+                self._known = found
+        return self._known
 
     def _wish(
         self, job: JobRecord, attempt: AttemptRecord, now_s: float
@@ -433,11 +459,15 @@ class Follower:
         draft = encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=condition), self.key.epoch)
         events.append(conn, job.uid, [draft], now_us)
 
-    async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0) -> _T:
+    async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0, *, together: bool = False) -> _T:
         """Writes, and writes again where the store is full or busy: what a gang tells is not lost to that."""
         while True:
             try:
-                return await self._store.write(operation, SYSTEM, size_bytes)
+                if together:
+                    return await self._recorder.record(operation, size_bytes)
+                written = await self._store.write(operation, SYSTEM, size_bytes)
+                self._known = None
+                return written
             except Refused as refused:
                 if refused.retry_after_s is None:
                     raise

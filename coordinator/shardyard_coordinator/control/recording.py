@@ -264,12 +264,10 @@ class _Recording:
     def _flush(self) -> None:
         for metric, points in self._points.items():
             metrics.add_points(self._conn, self._job.uid, metric, points)
-        jobs.change_job(self._conn, self._job.uid, self._now_us, self._changes)
-        events.append(self._conn, self._job.uid, self._drafts, self._now_us)
+        self._job = jobs.record(self._conn, self._job, self._changes, self._drafts, self._now_us)
         if self._attempt_changes:
             self._attempt = attempts.change_attempt(self._conn, self._attempt, self._attempt_changes)
         self._drafts, self._changes, self._attempt_changes, self._points = [], {}, {}, {}
-        self._reload()
 
     def _reload(self) -> None:
         job = jobs.get_job_by_uid(self._conn, self._job.uid)

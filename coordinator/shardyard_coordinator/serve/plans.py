@@ -29,9 +29,9 @@ from shardyard_coordinator.launch.node_shape import gpus_of_worker, planning_sha
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
-from shardyard_coordinator.serve.together import Together, looks_together, reads_together
 from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import encode, resources
+from shardyard_coordinator.store.together import Together, looks_together, reads_together
 
 PLAN_FUNCTION = "shardyard_trainer.plan:plan"
 INSPECTION_S = 30.0

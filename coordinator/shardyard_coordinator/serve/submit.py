@@ -18,10 +18,10 @@ from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.plans import Located, Planned, Plans
-from shardyard_coordinator.serve.together import Together, writes_together
 from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store import encode, jobs, submissions
 from shardyard_coordinator.store.submissions import Submission
+from shardyard_coordinator.store.together import Together, writes_together
 
 DEFAULT_QUEUE = "default"
 # Seeded by the system once: asking the system for every id costs as much as a whole validation.

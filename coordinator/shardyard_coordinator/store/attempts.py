@@ -8,18 +8,27 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, literal_column, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, literal_column, select, update
 
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import AttemptRecord, EventKind, HeldSlots, JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.store import encode, events, jobs, tables
-from shardyard_coordinator.store.sql import Prepared
+from shardyard_coordinator.store.sql import Prepared, PreparedUpdate
 
 _attempt = tables.attempt.c
 _FIELDS = tuple(field.name for field in dataclasses.fields(AttemptRecord))
 _COLUMNS = tuple(_attempt[name] for name in _FIELDS)
+_MINE = (_attempt.job_uid == bindparam("job"), _attempt.epoch == bindparam("of_epoch"))
+_AS_SEEN = (*_MINE, _attempt.state == bindparam("seen"))
+_GET = Prepared(select(*_COLUMNS).where(*_MINE))
+_CHANGE = PreparedUpdate(tables.attempt, *_AS_SEEN, returning=_COLUMNS)
+_TAKE = Prepared(
+    update(tables.attempt)
+    .where(*_AS_SEEN, _attempt.high_water == bindparam("before"))
+    .values(high_water=bindparam("last"))
+)
 # Written out, not bound: only so does the database see that the partial index has all that is asked for.
 _LIVE = Prepared(
     select(*_COLUMNS)
@@ -71,14 +80,10 @@ def start_attempt(
     return moved, attempt
 
 
-def change_attempt(
-    conn: Connection, attempt: AttemptRecord, changes: Mapping[str, Any], *guards: ColumnElement[bool]
-) -> AttemptRecord:
+def change_attempt(conn: Connection, attempt: AttemptRecord, changes: Mapping[str, Any]) -> AttemptRecord:
     """Changes columns of an attempt that is in the state that was read. Raises: StaleWrite."""
-    guard = (_attempt.job_uid == attempt.job_uid, _attempt.epoch == attempt.epoch, _attempt.state == attempt.state)
-    row = conn.execute(
-        update(tables.attempt).where(*guard, *guards).values(**changes).returning(*_COLUMNS),
-    ).first()
+    mine = {"job": attempt.job_uid, "of_epoch": attempt.epoch, "seen": attempt.state.value}
+    row = _CHANGE.run(conn, changes, **mine).first()
     if row is None:
         raise StaleWrite(f"attempt {attempt.epoch} of job {attempt.job_uid} is no longer {attempt.state}")
     return _from_row(row)
@@ -111,14 +116,16 @@ def tell_attempt(conn: Connection, job: JobRecord, attempt: AttemptRecord, now_u
 
 def take_events(conn: Connection, attempt: AttemptRecord, last: int) -> AttemptRecord:
     """Moves the high-water mark to `last`, in the transaction that records the events up to it. Raises: StaleWrite."""
-    unmoved = _attempt.high_water == attempt.high_water
-    return change_attempt(conn, attempt, {"high_water": last}, unmoved, _attempt.state != AttemptState.ENDED.value)
+    mine = {"job": attempt.job_uid, "of_epoch": attempt.epoch, "seen": attempt.state.value}
+    taken = _TAKE.run(conn, last=last, before=attempt.high_water, **mine).rowcount == 1
+    if not taken or attempt.state is AttemptState.ENDED:
+        raise StaleWrite(f"attempt {attempt.epoch} of job {attempt.job_uid} is no longer {attempt.state}")
+    return dataclasses.replace(attempt, high_water=last)
 
 
 def get_attempt(conn: Connection, job_uid: str, epoch: int) -> AttemptRecord | None:
     """The attempt, or None."""
-    statement = select(*_COLUMNS).where(_attempt.job_uid == job_uid, _attempt.epoch == epoch)
-    row = conn.execute(statement).first()
+    row = _GET.run(conn, job=job_uid, of_epoch=epoch).first()
     return None if row is None else _from_row(row)
 
 

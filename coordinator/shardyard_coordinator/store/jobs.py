@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, exists, or_, select, update
@@ -21,7 +22,7 @@ from shardyard_coordinator.domain.states import JobState, may_move
 from shardyard_coordinator.domain.steps import IllegalMove, StaleWrite
 from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import encode, events, tables
-from shardyard_coordinator.store.sql import Prepared
+from shardyard_coordinator.store.sql import Prepared, PreparedUpdate
 
 _job, _request = tables.job.c, tables.request.c
 COLUMNS = tuple(_job[name] for name in JOB_FIELDS)
@@ -46,6 +47,22 @@ _BY_NAME = Prepared(
     select(*COLUMNS).where(
         _job.project == bindparam("project"), _job.job_id == bindparam("job_id"), _job.deleted_us == 0
     )
+)
+_CHANGE = PreparedUpdate(tables.job, _job.uid == bindparam("job"), also={"version": _job.version + 1})
+_RECORD = PreparedUpdate(
+    tables.job,
+    _job.uid == bindparam("job"),
+    also={"version": _job.version + 1, "last_sequence": _job.last_sequence + bindparam("count")},
+    returning=(_job.last_sequence, _job.version),
+)
+_MOVE = PreparedUpdate(
+    tables.job,
+    _job.uid == bindparam("job"),
+    _job.state == bindparam("seen"),
+    _job.epoch == bindparam("of_epoch"),
+    _job.deleted_us == 0,
+    also={"version": _job.version + 1, "last_sequence": _job.last_sequence + 1},
+    returning=COLUMNS,
 )
 ANY_ETAG = ("", "*")
 
@@ -94,8 +111,6 @@ def move(
     values = {
         **(changes or {}),
         "state": to.value,
-        "version": _job.version + 1,
-        "last_sequence": _job.last_sequence + 1,
         "update_us": now_us,
     }
     if to.is_terminal:
@@ -106,8 +121,7 @@ def move(
         values["pending"] = None
     if failure:
         values["failure"] = failure
-    guard = (_job.uid == job.uid, _job.state == job.state.value, _job.epoch == job.epoch, _job.deleted_us == 0)
-    row = conn.execute(update(tables.job).where(*guard).values(**values).returning(*COLUMNS)).first()
+    row = _MOVE.run(conn, values, job=job.uid, seen=job.state.value, of_epoch=job.epoch).first()
     if row is None:
         raise StaleWrite(f"job {job.uid} is no longer {job.state} in attempt {job.epoch}")
     moved = from_row(row)
@@ -122,8 +136,24 @@ def change_job(conn: Connection, job_uid: str, now_us: int, changes: Mapping[str
     if "state" in changes:
         raise ValueError("only move() changes a job's state")
     if changes:
-        values = {**changes, "version": _job.version + 1, "update_us": now_us}
-        conn.execute(update(tables.job).where(_job.uid == job_uid).values(**values))
+        _CHANGE.run(conn, {**changes, "update_us": now_us}, job=job_uid)
+
+
+def record(
+    conn: Connection, job: JobRecord, changes: Mapping[str, Any], drafts: Sequence[EventDraft], now_us: int
+) -> JobRecord:
+    """Changes columns other than the state and appends events with one change of the row; answers the job after it.
+
+    `job` is the row as it was read in this transaction.
+    """
+    if "state" in changes:
+        raise ValueError("only move() changes a job's state")
+    if not changes and not drafts:
+        return job
+    values = {**changes, "update_us": now_us}
+    [(last, version)] = _RECORD.run(conn, values, job=job.uid, count=len(drafts))
+    events.insert_at(conn, job.uid, last - len(drafts) + 1, drafts, now_us)
+    return dataclasses.replace(job, **values, last_sequence=last, version=version)
 
 
 def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:

@@ -10,16 +10,32 @@ import struct
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, select, update
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import MetricPoint, MetricSeries
 from shardyard_coordinator.store import tables
+from shardyard_coordinator.store.sql import Prepared, PreparedInsert
 
 BLOCK_POINTS = 1000
 _POINT = struct.Struct("<qqd")
 _block = tables.metric_block.c
+_MINE = (_block.job_uid == bindparam("job"), _block.metric == bindparam("of_metric"))
+_TAIL = Prepared(
+    select(_block.first_index, _block.attempt, _block.num_points, _block.min_step, _block.max_step, _block.data)
+    .where(*_MINE)
+    .order_by(_block.first_index.desc())
+    .limit(1)
+)
+_EXTEND = Prepared(
+    update(tables.metric_block)
+    .where(*_MINE, _block.first_index == bindparam("first"))
+    .values(
+        num_points=bindparam("count"), min_step=bindparam("low"), max_step=bindparam("high"), data=bindparam("content")
+    )
+)
+_INSERT = PreparedInsert(tables.metric_block, (column.name for column in tables.metric_block.columns))
 _COLUMNS = (_block.metric, _block.first_index, _block.attempt, _block.num_points, _block.data)
 
 
@@ -30,40 +46,40 @@ def add_points(conn: Connection, job_uid: str, metric: str, points: Sequence[Met
 
 
 def _add(conn: Connection, job_uid: str, metric: str, attempt: int, points: list[MetricPoint]) -> None:
-    mine = (_block.job_uid == job_uid, _block.metric == metric)
-    tail = conn.execute(
-        select(*_COLUMNS, _block.min_step, _block.max_step).where(*mine).order_by(_block.first_index.desc()).limit(1)
-    ).first()
-    index = 0 if tail is None else tail.first_index + tail.num_points
-    if tail is not None and tail.attempt == attempt and tail.num_points < BLOCK_POINTS:
-        room = BLOCK_POINTS - tail.num_points
-        fitting, points = points[:room], points[room:]
-        steps = [point.step for point in fitting]
-        conn.execute(
-            update(tables.metric_block)
-            .where(*mine, _block.first_index == tail.first_index)
-            .values(
-                num_points=tail.num_points + len(fitting),
-                min_step=min(tail.min_step, *steps),
-                max_step=max(tail.max_step, *steps),
-                data=bytes(tail.data) + _pack(fitting),
+    tail = _TAIL.run(conn, job=job_uid, of_metric=metric).first()
+    index = 0
+    if tail is not None:
+        first, owner, count, low, high, data = tail
+        index = first + count
+        if owner == attempt and count < BLOCK_POINTS:
+            fitting, points = points[: BLOCK_POINTS - count], points[BLOCK_POINTS - count :]
+            steps = [point.step for point in fitting]
+            _EXTEND.run(
+                conn,
+                job=job_uid,
+                of_metric=metric,
+                first=first,
+                count=count + len(fitting),
+                low=min(low, *steps),
+                high=max(high, *steps),
+                content=data + _pack(fitting),
             )
-        )
-        index += len(fitting)
-    for start in range(0, len(points), BLOCK_POINTS):
-        part = points[start : start + BLOCK_POINTS]
-        conn.execute(
-            insert(tables.metric_block).values(
-                job_uid=job_uid,
-                metric=metric,
-                first_index=index + start,
-                attempt=attempt,
-                num_points=len(part),
-                min_step=min(point.step for point in part),
-                max_step=max(point.step for point in part),
-                data=_pack(part),
-            )
-        )
+            index += len(fitting)
+    rows = [
+        {
+            "job_uid": job_uid,
+            "metric": metric,
+            "first_index": index + start,
+            "attempt": attempt,
+            "num_points": len(part),
+            "min_step": min(point.step for point in part),
+            "max_step": max(point.step for point in part),
+            "data": _pack(part),
+        }
+        for start in range(0, len(points), BLOCK_POINTS)
+        for part in [points[start : start + BLOCK_POINTS]]
+    ]
+    _INSERT.run(conn, rows)
 
 
 def metric_names(conn: Connection, job_uid: str) -> list[str]:

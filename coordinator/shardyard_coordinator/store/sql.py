@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Table, bindparam, insert
+from sqlalchemy import ColumnElement, Connection, Dialect, Table, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -108,6 +108,41 @@ class PreparedInsert:
             columns = [self._table.columns[name] for name in self._returning]
             statement = insert(self._table).values(values)
             prepared = self._prepared[count] = Prepared(statement.returning(*columns) if columns else statement)
+        return prepared
+
+
+class PreparedUpdate:
+    """An UPDATE of the rows that meet `guards`, compiled once for each set of columns that it changes.
+
+    For the columns that `Prepared` is for. The guards' parameters are given by name; `also` changes with every run.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        *guards: ColumnElement[bool],
+        also: Mapping[str, Any] | None = None,
+        returning: Sequence[ColumnElement[Any]] = (),
+    ) -> None:
+        self._table = table
+        self._guards = guards
+        self._also = also or {}
+        self._returning = returning
+        self._prepared: dict[tuple[str, ...], Prepared] = {}
+
+    def run(self, conn: Connection, changes: Mapping[str, Any], **guarded: Any) -> Rows:
+        """Executes it. Raises: DBAPIError."""
+        values = {f"new_{name}": value for name, value in changes.items()}
+        return self.of(tuple(changes)).run(conn, **values, **guarded)
+
+    def of(self, names: tuple[str, ...]) -> Prepared:
+        """The statement for these columns."""
+        prepared = self._prepared.get(names)
+        if prepared is None:
+            values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+            statement = update(self._table).where(*self._guards).values({**self._also, **values})
+            prepared = Prepared(statement.returning(*self._returning) if self._returning else statement)
+            self._prepared[names] = prepared
         return prepared
 
 

@@ -15,8 +15,8 @@ from helpers.clock import ManualClock
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.serve.together import Together, reads_together
 from shardyard_coordinator.store.store import open_store
+from shardyard_coordinator.store.together import Together, reads_together
 
 
 class Slow:

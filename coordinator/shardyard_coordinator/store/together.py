@@ -7,6 +7,7 @@ goes for looks at files, which many submissions have in common.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -29,13 +30,23 @@ _GATHER_FROM = 8
 
 
 class Together(Generic[_Item, _T]):
-    """Has `make` answer for the items that wait, each with a value or an exception, which reaches only its caller."""
+    """Has `make` answer for the items that wait, each with a value or an exception, which reaches only its caller.
+
+    After a large batch the next items are waited for `gather_s`. A batch begins at the earliest `every_s` after the one
+    before it: an item that comes alone is not held up, and many a second share few batches.
+    """
 
     def __init__(
-        self, make: Callable[[Sequence[_Item]], Awaitable[Sequence[_T | Exception]]], *, gather_s: float = 0.0
+        self,
+        make: Callable[[Sequence[_Item]], Awaitable[Sequence[_T | Exception]]],
+        *,
+        gather_s: float = 0.0,
+        every_s: float = 0.0,
     ) -> None:
         self._make = make
         self._gather_s = gather_s
+        self._every_s = every_s
+        self._begun_s = -math.inf
         self._waiting: list[tuple[_Item, asyncio.Future[_T]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -54,6 +65,10 @@ class Together(Generic[_Item, _T]):
     async def _run(self) -> None:
         try:
             while self._waiting:
+                loop = asyncio.get_running_loop()
+                if (early_s := self._begun_s + self._every_s - loop.time()) > 0:
+                    await asyncio.sleep(early_s)
+                self._begun_s = loop.time()
                 live = [each for each in self._waiting if not each[1].done()]
                 batch, self._waiting = live[:_MOST], live[_MOST:]
                 answers = await self._answers([item for item, _ in batch])
@@ -101,13 +116,14 @@ def writes_together(
     actor: Actor,
     *,
     size: Callable[[_Item], int],
+    every_s: float = 0.0,
 ) -> Together[_Item, _T]:
     """Hands many items to one operation of the store, in one commit; `size` is what one holds, in bytes."""
 
     async def make(items: Sequence[_Item]) -> Sequence[_T | Exception]:
         return await store.write(lambda conn: write(conn, items), actor, sum(map(size, items)))
 
-    return Together(make, gather_s=0.01)
+    return Together(make, gather_s=0.01, every_s=every_s)
 
 
 def _attempt(query: Callable[[Any], _T], subject: Any) -> _T | Exception:
