@@ -63,11 +63,11 @@ async def test_events_that_come_at_once_share_their_commits(tmp_path: Path) -> N
         spent = await core.store.read(commits) - before
         # One's fault is nobody else's: its events have a gap, and the others go on.
         odd = launcher.gangs[AttemptKey(made[0].uid, 1)]
-        odd.events.append(odd.events[-1])
+        odd.progress(3)
         odd.events[-1].sequence += 5
-        odd.changed.set()
-        for gang in list(launcher.gangs.values())[1:]:
-            whole_run(gang, steps=6)
+        for gang in launcher.gangs.values():
+            if gang is not odd:
+                whole_run(gang, steps=6)
         for job in made[1:]:
             await core.until(job.uid, JobState.SUCCEEDED)
         assert_dense(await core.events(made[1].uid))
