@@ -253,7 +253,7 @@ ROWS: dict[str, Row] = {
     "120 retry.max, large": number("retry__max", 1_000_000, "100"),
     "121 priority 7": spec_row("job.priority", "unknown value 7", priority=7),
     "zero stage": number("parallelism__zero_stage", 4, "3"),
-    "a vocabulary under the bytes": number("tokenizer__train__vocab_size", 100, "260"),
+    "a vocabulary under the bytes": number("tokenizer__train__vocab_size", 100, "259"),
     # Data.
     "no training data": edited(remove("spec.train_data"), "job.spec.train_data", "required"),
     "no data source": edited(remove("spec.train_data.dataset"), "job.spec.train_data.source", "uri, dataset"),

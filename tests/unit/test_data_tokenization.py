@@ -19,6 +19,7 @@ from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint
 from shardyard_trainer.door import open_folder
+from shardyard_trainer.vocabularies import num_ids
 
 BYTE_BPE, WORDPIECE, UNIGRAM, CHARACTERS = (
     spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE,
@@ -45,7 +46,7 @@ def test_a_trained_tokenizer_has_its_special_tokens_and_gives_the_text_back(
     assert first.get_vocab() == second.get_vocab()  # type: ignore[attr-defined]
     first.save_pretrained(tmp_path)  # type: ignore[attr-defined]
     tokenizer = tokenization.load_tokenizer(open_folder(tmp_path))
-    assert len(tokenizer) <= 300 + len(special.names())
+    assert len(tokenizer) <= 300
     for role, token in special._asdict().items():
         assert getattr(tokenizer, f"{role}_token") == (token or None)
     ids = tokenizer(TEXTS[0])["input_ids"]
@@ -77,12 +78,39 @@ def test_a_unigram_vocabulary_without_a_place_for_each_character_is_refused(text
     assert len(tokenization.train_tokenizer(wanted, texts, tokenization.CAUSAL)) >= least
 
 
-@pytest.mark.parametrize("algorithm", [BYTE_BPE, WORDPIECE, CHARACTERS])
-def test_the_other_algorithms_take_any_number_of_characters(
-    algorithm: spec_pb2.TrainedTokenizer.Algorithm.ValueType,
+MANY_CHARACTERS = CHARACTERS_OF[3][1]
+
+
+@pytest.mark.parametrize("algorithm", [BYTE_BPE, WORDPIECE])
+@pytest.mark.parametrize("size", [261, 300, 1000])
+@pytest.mark.parametrize("texts", [MANY_CHARACTERS, [*TEXTS, *MANY_CHARACTERS]], ids=["many", "words and many"])
+def test_a_vocabulary_is_at_most_as_large_as_it_was_asked_for(
+    algorithm: spec_pb2.TrainedTokenizer.Algorithm.ValueType, size: int, texts: list[str]
 ) -> None:
-    wanted = spec_pb2.TrainedTokenizer(algorithm=algorithm, vocab_size=None if algorithm == CHARACTERS else 260)
-    assert len(tokenization.train_tokenizer(wanted, CHARACTERS_OF[3][1], tokenization.CAUSAL)) >= 260
+    wanted = spec_pb2.TrainedTokenizer(algorithm=algorithm, vocab_size=size)
+    tokenizer = tokenization.train_tokenizer(wanted, texts, tokenization.BERT)
+    assert len(tokenizer) == num_ids(tokenizer) <= size
+    again = tokenization.train_tokenizer(wanted, texts, tokenization.BERT)
+    assert again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_small_wordpiece_vocabulary_keeps_the_commonest_characters() -> None:
+    wanted = spec_pb2.TrainedTokenizer(algorithm=WORDPIECE, vocab_size=17)
+    tokenizer = tokenization.train_tokenizer(wanted, ["ab" * 50, "cd" * 40, "ef" * 30, "z"], tokenization.BERT)
+    assert {"a", "##a", "b", "##b", "c", "d", "##c", "##d"} < set(tokenizer.get_vocab())
+    assert tokenizer("z")["input_ids"][1] == tokenizer.unk_token_id
+
+
+def test_no_continuing_piece_is_made_of_a_character_that_never_continues_a_word() -> None:
+    wanted = spec_pb2.TrainedTokenizer(algorithm=WORDPIECE, vocab_size=1000)
+    tokenizer = tokenization.train_tokenizer(wanted, MANY_CHARACTERS, tokenization.BERT)
+    assert not [token for token in tokenizer.get_vocab() if token.startswith("##")]
+    assert len(tokenizer) == 405
+
+
+def test_characters_take_any_number_of_them() -> None:
+    wanted = spec_pb2.TrainedTokenizer(algorithm=CHARACTERS)
+    assert len(tokenization.train_tokenizer(wanted, MANY_CHARACTERS, tokenization.CAUSAL)) == 403
 
 
 def test_byte_bpe_knows_every_text() -> None:

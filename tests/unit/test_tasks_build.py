@@ -322,7 +322,7 @@ def _causal(corpus: Path, **changes: Any) -> spec_pb2.JobSpec:
         ({"model": {}}, "spec.model", "SPEC_INVALID", "no model"),
         ({"model": {"model": "projects/p/models/m"}}, "spec.model.model", "MODEL_NOT_FOUND", "projects/p/models/m"),
         ({"tokenizer": {}}, "spec.tokenizer", "TOKENIZER_MISSING", "train"),
-        ({"tokenizer": {"train": {"vocabSize": 100}}}, "spec.tokenizer.train.vocab_size", "SPEC_INVALID", "260"),
+        ({"tokenizer": {"train": {"vocabSize": 100}}}, "spec.tokenizer.train.vocab_size", "SPEC_INVALID", "259"),
         ({"pretraining": {"causalLm": {}, "sequenceLength": 4}}, "sequence_length", "SPEC_INVALID", "too small"),
         (
             {"pretraining": {"causalLm": {}, "sequenceLength": 30000}},

@@ -56,7 +56,14 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
             *("attention_chunk_size", "pooler_hidden_size", "num_experts", "num_local_experts", "conv_kernel_size"),
             *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"),
             *("num_key_value_heads", "attention_head_size", "dense_intermediate_size", "max_position_embeddings"),
-            *("n_embed", "num_heads", "block_ff_dim", "global_attn_every_n_layers", "max_expected_seq_len"),
+            *(
+                "linear_head_dim",
+                "n_embed",
+                "num_heads",
+                "block_ff_dim",
+                "global_attn_every_n_layers",
+                "max_expected_seq_len",
+            ),
         ),
         (int,),
     ),
@@ -85,14 +92,7 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
 }
 """Settings that code of transformers reads from architectures that do not declare them, or takes under an old name."""
 
-_ROTATION = frozenset(
-    {
-        *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "attention_factor", "beta_fast"),
-        *("beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "truncate", "mscale"),
-        *("mscale_all_dim", "original_max_position_embeddings", "mrope_section", "full_attention"),
-        *("sliding_attention", "chunked_attention"),
-    }
-)
+_SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 _GENERATION: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), (int,)),
@@ -135,14 +135,17 @@ def generation_settings(folder: Folder) -> dict[str, Any]:
     return found
 
 
-def check_plain(file: str, name: str, value: Any, *, depth: int = 0) -> None:
-    """Raises FolderInvalid for a value that no setting has: not finite, or nested deeply."""
+def plain(file: str, name: str, value: Any, *, depth: int = 0) -> Any:
+    """A setting's value as it is meant. Raises FolderInvalid for one that no setting has: NaN, or nested deeply."""
     if depth > _DEEPEST:
         raise FolderInvalid(f"{file} has {name} nested more than {_DEEPEST} deep", file=file)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise FolderInvalid(f"{file} has {name}: {value}, which is not a finite number", file=file)
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        check_plain(file, name, each, depth=depth + 1)
+    if isinstance(value, float) and math.isnan(value):
+        raise FolderInvalid(f"{file} has {name}: NaN, which is not a number; correct it, or leave it out", file=file)
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in _SPECIAL_FLOATS:
+            return _SPECIAL_FLOATS[value["__float__"]]  # transformers writes it so
+        return {key: plain(file, name, each, depth=depth + 1) for key, each in value.items()}
+    return [plain(file, name, each, depth=depth + 1) for each in value] if isinstance(value, list) else value
 
 
 def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
@@ -164,8 +167,7 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
                 continue
             if value is not None and not _is_of(value, READ_BY_MODELS[name]):
                 raise _wrong("config.json", name, value, READ_BY_MODELS[name])
-        check_plain("config.json", name, value)
-        picked[name] = value
+        picked[name] = plain("config.json", name, value)
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(picked.get(name), dict):
             picked[name] = _rotation(picked[name])
@@ -174,9 +176,14 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
 
 
 def _rotation(value: Mapping[str, Any]) -> dict[str, Any]:
-    # Models with layers of several kinds have one dictionary for each of them.
-    known = {name: each for name, each in value.items() if name in _ROTATION}
-    return {name: _rotation(each) if isinstance(each, dict) else each for name, each in known.items()}
+    """Numbers, and the name of a kind; models with layers of several kinds have one dictionary for each of them."""
+    found = {}
+    for name, each in value.items():
+        if isinstance(each, dict):
+            found[name] = _rotation(each)
+        elif isinstance(each, int | float | list | None) or name in {"rope_type", "type"}:
+            found[name] = each
+    return found
 
 
 def _check_labels(picked: Mapping[str, Any]) -> None:

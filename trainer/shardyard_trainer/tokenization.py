@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from shardyard_trainer.data.store import build_once
 from shardyard_trainer.door import Folder, FolderInvalid, open_folder
 from shardyard_trainer.vocabularies import build_tokenizer
 
-TRAINED_VERSION = 1
+TRAINED_VERSION = 2
 DEFAULT_VOCAB_SIZE = 8192
 _BYTES = 256
 _FIELD = "spec.tokenizer"
@@ -87,7 +88,7 @@ def train_tokenizer(
     UNIGRAM may differ in pieces of equal score that only just came in. Raises SpecError for a size too small.
     """
     algorithm, size = _algorithm_and_size(wanted)
-    check_trained(wanted)
+    check_trained(wanted, special)
     build = {
         spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE: _byte_bpe,
         spec_pb2.TrainedTokenizer.ALGORITHM_WORDPIECE: _wordpiece,
@@ -103,8 +104,8 @@ def train_tokenizer(
     )
 
 
-def check_trained(wanted: spec_pb2.TrainedTokenizer) -> None:
-    """Raises SpecError where algorithm and size do not go together."""
+def check_trained(wanted: spec_pb2.TrainedTokenizer, special: SpecialTokens) -> None:
+    """Raises SpecError if algorithm and size do not go together."""
     algorithm, _ = _algorithm_and_size(wanted)
     place = f"{_FIELD}.train.vocab_size"
     if not wanted.HasField("vocab_size"):
@@ -115,9 +116,12 @@ def check_trained(wanted: spec_pb2.TrainedTokenizer) -> None:
             "SPEC_INVALID",
             f"{wanted.vocab_size}: a tokenizer of characters has those of the corpus; leave it out",
         )
-    if algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE and wanted.vocab_size < _BYTES + 4:
+    number = len(special.names())
+    if algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE and wanted.vocab_size < _BYTES + number:
         raise SpecError(
-            place, "SPEC_INVALID", f"{wanted.vocab_size} is too small: the 256 bytes and 4 special tokens need 260"
+            place,
+            "SPEC_INVALID",
+            f"{wanted.vocab_size} is too small: the 256 bytes and {number} special tokens need {_BYTES + number}",
         )
 
 
@@ -137,7 +141,7 @@ def cached_tokenizer(
     cache_dir: Path,
 ) -> PreTrainedTokenizerFast:
     """As `train_tokenizer`, trained once for the same data and settings, whichever process comes first."""
-    check_trained(wanted)
+    check_trained(wanted, special)
     key = json.dumps([TRAINED_VERSION, data_fingerprint, *_algorithm_and_size(wanted), special])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
     folder = build_once(
@@ -197,24 +201,45 @@ def _byte_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeni
 
 
 def _wordpiece(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    characters = {c for text in texts for c in normalizer.normalize_str(text) if not c.isspace()}
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    alphabet, continuing = _alphabet(texts, size - len(special.names()), normalizer, splitter)
     # The library numbers the continuing characters in the order of a hash table, another one in every run, and breaks
     # ties by number: named beforehand, they have theirs. The vocabulary is then put into a tokenizer to which they
     # are no special tokens.
-    pinned = [f"##{c}" for c in sorted(characters)]
     trained = Tokenizer(backends.WordPiece(unk_token=special.unk))
     trained.normalizer = normalizer
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    names = [*special.names(), *pinned]
-    trainer = training.WordPieceTrainer(vocab_size=size, special_tokens=names, show_progress=False)
+    trained.pre_tokenizer = splitter
+    trainer = training.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=[*special.names(), *(f"##{c}" for c in continuing)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
     trained.train_from_iterator(iter(texts), trainer)
     backend = Tokenizer(backends.WordPiece(trained.get_vocab(), unk_token=special.unk))
     backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.pre_tokenizer = splitter
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens(special.names())
     return backend
+
+
+def _alphabet(texts: Iterable[str], room: int, normalizer: Any, splitter: Any) -> tuple[list[str], list[str]]:
+    """The characters of the words, and those that words go on with, each sorted; the rarest left out without room."""
+    counts: Counter[str] = Counter()
+    continuing: set[str] = set()
+    for text in texts:
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            counts.update(word)
+            continuing.update(word[1:])
+    kept = []
+    for c in sorted(counts, key=lambda c: (-counts[c], c)):
+        room -= 2 if c in continuing else 1
+        if room < 0:
+            break  # A rarer one that would still fit is not worth an alphabet that is hard to explain.
+        kept.append(c)
+    return sorted(kept), sorted(continuing.intersection(kept))
 
 
 def _unigram(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
@@ -252,7 +277,7 @@ def _check_unigram_size(texts: Iterable[str], size: int, special: SpecialTokens)
             f"{_FIELD}.train.vocab_size",
             "SPEC_INVALID",
             f"{size:,} is too small for UNIGRAM: the data's {len(characters):,} different characters and {num_special} "
-            f"special tokens need {least:,}; give that or more, or take BYTE_BPE, which needs 260",
+            f"special tokens need {least:,}; give that or more, or take BYTE_BPE, which needs {_BYTES + num_special}",
         )
 
 

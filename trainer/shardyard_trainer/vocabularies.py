@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from shardyard_trainer import pieces
 from shardyard_trainer.data.errors import nearest, shorten
 from shardyard_trainer.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid
 from shardyard_trainer.plain_words import in_plain_words, panics_raise
@@ -35,7 +36,9 @@ _FORMER = frozenset(
         *("FalconTokenizer", "MptTokenizer", "StableLmTokenizer", "NezhaTokenizer", "MegatronBertTokenizer"),
     }
 )
-FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+# Model types whose class transformers now leaves to tokenizer.json; a folder without one has pieces of this kind.
+_OF_PIECES = dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *pieces.FILES)
 _SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
 
 
@@ -51,10 +54,10 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
     with panics_raise(lambda said: FolderInvalid(f"the tokenizer does not load: {said}; {_SAVE}", file=FILES[0])):
         if folder.has("tokenizer.json"):
             return _of_file(folder, settings, kind)
-        if folder.has("vocab.txt"):
-            return _of_vocabulary(folder, settings, kind, "vocab.txt")
-        if folder.has("vocab.json"):
-            return _of_vocabulary(folder, settings, kind, "vocab.json")
+        if name := _native(folder, kind) or next((each for each in FILES[1:] if folder.has(each)), ""):
+            if name.endswith(".model"):
+                return _of_pieces(folder, settings, kind, name)
+            return _of_vocabulary(folder, settings, kind, name)
     raise FolderInvalid(f"the folder has no tokenizer.json; {_SAVE}", reason="TOKENIZER_MISSING", file="tokenizer.json")
 
 
@@ -116,29 +119,55 @@ def _of_vocabulary(folder: Folder, settings: TokenizerSettings, kind: Any, name:
         made = kind(**content, **settings.roles, **switches, **settings.common)
     except Exception as error:  # edge: as above
         raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE}", file=name) from None
-    return add_tokens(made, settings)
+    return _common_kind(made, settings)
 
 
-def add_tokens(made: Any, settings: TokenizerSettings) -> PreTrainedTokenizerFast:
-    """Adds the tokens that belong to the vocabulary and are written elsewhere, each under its own id."""
+def _native(folder: Folder, kind: Any) -> str:
+    """The vocabulary file that transformers' class is made of, if the folder has it: others beside it are another's."""
+    name = str((getattr(kind, "vocab_files_names", None) or {}).get("vocab_file", ""))
+    return name if name in FILES and folder.has(name) else ""
+
+
+def _of_pieces(folder: Folder, settings: TokenizerSettings, kind: Any, name: str) -> PreTrainedTokenizerFast:
+    proto = pieces.read_pieces(folder, name)
+    try:
+        backend = pieces.backend_of(proto, getattr(kind, "__name__", ""), settings.switches, file=name)
+        _add_tokens(backend, settings)
+        roles = {**pieces.own_roles(proto), **_default_roles(kind, backend), **settings.roles}
+        names = {"model_input_names": kind.model_input_names} if kind is not None else {}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, **roles, extra_special_tokens=list(settings.extra), **{**names, **settings.common}
+        )
+    except FolderInvalid:
+        raise
+    except Exception as error:  # edge: as above
+        raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE}", file=name) from None
+
+
+def _common_kind(made: Any, settings: TokenizerSettings) -> PreTrainedTokenizerFast:
+    """The same tokenizer as one of the common class: all that its own class knows is in its backend by now."""
+    backend = made.backend_tokenizer
+    _add_tokens(backend, settings)
+    roles = {role: made._special_tokens_map.get(role) or getattr(made, role) for role in ROLES}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{role: token for role, token in roles.items() if token},
+        extra_special_tokens=list(settings.extra),
+        **{"model_input_names": made.model_input_names, **settings.common},
+    )
+
+
+def _add_tokens(backend: Tokenizer, settings: TokenizerSettings) -> None:
+    """Adds the tokens that belong to the vocabulary and are written beside it, each under its own id."""
     for index, token in settings.added.items():
-        if made.backend_tokenizer.token_to_id(str(token)) is None:
-            made.add_tokens([token])
-        if (found := made.backend_tokenizer.token_to_id(str(token))) != index:
+        if backend.token_to_id(str(token)) is None:
+            backend.add_tokens([token])
+        if (found := backend.token_to_id(str(token))) != index:
             raise FolderInvalid(
                 f"the added token {shorten(str(token))!r} has the id {index}, but behind this vocabulary it would have "
                 f"{found}; {_SAVE}",
                 file="added_tokens.json",
             )
-    made.add_tokens([token for token in settings.extra if made.backend_tokenizer.token_to_id(str(token)) is None])
-    # Built by its own class, used by the common one: what it is, is all in its backend.
-    roles = {role: getattr(made, f"_{role}", None) or getattr(made, role) for role in ROLES}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made.backend_tokenizer,
-        **{role: token for role, token in roles.items() if token},
-        extra_special_tokens=list(settings.extra),
-        **{"model_input_names": made.model_input_names, **settings.common},
-    )
 
 
 def _class(folder: Folder, settings: TokenizerSettings) -> Any:
@@ -149,7 +178,8 @@ def _class(folder: Folder, settings: TokenizerSettings) -> Any:
     name = settings.class_name
     if not name and folder.has("config.json"):
         config = folder.read_json("config.json")
-        named = config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(str(config.get("model_type")))
+        model_type = str(config.get("model_type"))
+        named = config.get("tokenizer_class") or _OF_PIECES.get(model_type) or TOKENIZER_MAPPING_NAMES.get(model_type)
         name = named if isinstance(named, str) else ""
     name = name.removesuffix("Fast")
     if not name or name in _FORMER | {"PreTrainedTokenizer", "TokenizersBackend"}:

@@ -713,7 +713,7 @@ class TrainedTokenizer(_message.Message):
     algorithm: Global___TrainedTokenizer.Algorithm.ValueType
     """Unset: BYTE_BPE."""
     vocab_size: _builtins.int
-    """Tokens at most, special ones included, 64 to 1,000,000 (BYTE_BPE: at least 260); unset: 8,192. Not for CHARACTERS, which takes what the corpus has."""
+    """Tokens at most, special ones included, 64 to 1,000,000 (BYTE_BPE: the 256 bytes and the special tokens, 261 at most); unset: 8,192. Not for CHARACTERS, which takes what the corpus has."""
     def __init__(
         self,
         *,
