@@ -340,6 +340,8 @@ class Plan:
     warnings: tuple[Warning, ...]
     slots: int
     data_fingerprint: str
+    model_fingerprint: str
+    tokenizer_fingerprint: str
 
 
 @dataclass(frozen=True)
