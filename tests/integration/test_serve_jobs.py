@@ -316,9 +316,9 @@ async def test_health_and_reflection_are_served(service: Service) -> None:
     assert "shardyard.v1.JobService" in names and "grpc.health.v1.Health" in names
 
 
-async def test_the_heavy_calls_are_bounded(tmp_path: Path) -> None:
+async def test_calls_at_once_are_bounded(tmp_path: Path) -> None:
     async with serving(tmp_path, limits=Limits(max_unary=0)) as service:
-        failure = await refused(service.server.GetServerInfo(server_service_pb2.GetServerInfoRequest()))
+        failure = await refused(service.jobs.ListJobs(pb.ListJobsRequest(parent=PARENT)))
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
         assert failure.retry_after_s
 

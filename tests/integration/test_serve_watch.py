@@ -227,7 +227,7 @@ async def test_a_drain_ends_streams_with_draining_and_is_told_by_health(service:
 
 
 async def test_too_many_watchers_are_refused_with_a_delay(tmp_path: Path) -> None:
-    async with serving(tmp_path, limits=Limits(max_streams_per_principal=2)) as service:
+    async with serving(tmp_path, limits=Limits(max_watches=2)) as service:
         await submit(service)
         calls = [service.jobs.WatchJob(pb.WatchJobRequest(name=NAME)) for _ in range(2)]
         for call in calls:

@@ -36,6 +36,10 @@ def transport_options(limits: Limits) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
+        # Without these, many calls that come at once are ended by the transport, without a reason.
+        ("grpc.server.max_pending_requests", limits.max_pending_calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_pending_calls),
+        ("grpc.server_max_unrequested_time_in_server", 120),  # Seconds.
         ("grpc.max_metadata_size", limits.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", 2 * limits.max_metadata_bytes),
         ("grpc.keepalive_time_ms", 30_000),

@@ -1,15 +1,22 @@
-"""How much may be in flight at once. What is over a limit is refused at once, with a delay after which to try again."""
+"""How much may be in flight at once. What is over a limit is refused at once, with a delay after which to try again.
+
+There is a pot for each kind of stream, so that watchers, however many, leave places for uploads, logs and `WaitJob`.
+What a person needs to see and to stop under load is never refused: Health, every Get and every Cancel.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL
 
 HEAVY_METHODS = frozenset(
     {
@@ -18,9 +25,22 @@ HEAVY_METHODS = frozenset(
         "/shardyard.v1.ModelService/Embed",
     }
 )
-# They hold nothing but a place: as many may wait as may watch, and those that wait hold up no other call.
-WAITING_METHODS = frozenset({"/shardyard.v1.JobService/WaitJob"})
-UPLOAD_METHODS = frozenset({"/shardyard.v1.ModelService/CreateModel", "/shardyard.v1.DatasetService/CreateDataset"})
+# By method, the limit of its pot. WaitJob is no stream, but holds nothing but a place either.
+_POTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "/shardyard.v1.JobService/WatchJob": "max_watches",
+        "/shardyard.v1.JobService/WaitJob": "max_waits",
+        "/shardyard.v1.LogService/TailLogs": "max_log_streams",
+        "/shardyard.v1.MetricService/WatchMetrics": "max_metric_streams",
+        "/shardyard.v1.ModelService/DownloadModel": "max_downloads",
+        "/shardyard.v1.DatasetService/DownloadDataset": "max_downloads",
+        "/grpc.health.v1.Health/Watch": "max_health_watches",
+    }
+)
+_OTHER_POT: Final = "max_other_streams"
+_WAITING_METHODS: Final = frozenset({"/shardyard.v1.JobService/WaitJob"})
+_UPLOADS: Final = frozenset({"/shardyard.v1.ModelService/CreateModel", "/shardyard.v1.DatasetService/CreateDataset"})
+"""They have places of their own, which those that are idle give up (`serve/places.py`)."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +51,18 @@ class Limits:
     max_message_nodes: int = 20_000
     max_metadata_bytes: int = 8 * 1024
     max_chunk_bytes: int = 1024 * 1024
+    max_pending_calls: int = 20_000
     max_unary: int = 512
     max_heavy_each: int = 16
-    max_streams: int = 10_000
-    max_streams_per_principal: int = 1_000
+    max_watches: int = 10_000
+    max_waits: int = 10_000
+    max_log_streams: int = 2_000
+    max_metric_streams: int = 2_000
+    max_downloads: int = 256
+    max_health_watches: int = 1_000
+    max_other_streams: int = 256
+    # A principal may have one in so many of each pot, but the one on loopback, who is alone, may have all.
+    principals_per_pot: int = 10
     max_uploads: int = 8
     max_upload_bytes: int = 10 * 1024**3
     max_project_upload_bytes: int = 100 * 1024**3
@@ -44,52 +72,68 @@ class Limits:
     max_response_bytes: int = 3 * 1024 * 1024
 
 
+def is_never_shed(path: str) -> bool:
+    """Whether a unary method is served however much is in flight."""
+    service, _, method = path[1:].partition("/")
+    return service == "grpc.health.v1.Health" or method.startswith(("Get", "Cancel"))
+
+
 class InFlight:
     """Counts what is in flight and refuses what is too much. Used from one loop only."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._unary = 0
-        self._methods: Counter[str] = Counter()
-        self._streams: Counter[str] = Counter()
+        self._heavy: Counter[str] = Counter()
+        self._pots: Counter[str] = Counter()
+        self._own: Counter[tuple[str, str]] = Counter()
         self._rng = random.Random()
 
     @contextmanager
     def unary(self, path: str, principal: str) -> Iterator[None]:
-        """Holds one place of a unary call; raises Refused OVERLOADED where there is none."""
-        if path in WAITING_METHODS:
+        """Holds one place of a unary call; raises Refused OVERLOADED if there is none."""
+        if is_never_shed(path):
+            yield
+            return
+        if path in _WAITING_METHODS:
             with self.stream(path, principal):
                 yield
             return
         heavy = path in HEAVY_METHODS
         if self._unary >= self._limits.max_unary:
             raise self._too_much(Reason.OVERLOADED, f"{self._unary} calls are in flight, the most allowed")
-        if heavy and self._methods[path] >= self._limits.max_heavy_each:
-            raise self._too_much(Reason.OVERLOADED, f"{self._methods[path]} calls of {path} are in flight")
+        if heavy and self._heavy[path] >= self._limits.max_heavy_each:
+            raise self._too_much(Reason.OVERLOADED, f"{self._heavy[path]} calls of {path} are in flight")
         self._unary += 1
-        self._methods[path] += heavy
+        self._heavy[path] += heavy
         try:
             yield
         finally:
             self._unary -= 1
-            self._methods[path] -= heavy
+            self._heavy[path] -= heavy
 
     @contextmanager
     def stream(self, path: str, principal: str) -> Iterator[None]:
-        """Holds one place of a stream; raises Refused TOO_MANY_WATCHERS where there is none."""
-        limits = self._limits
-        if path in UPLOAD_METHODS and sum(self._methods[each] for each in UPLOAD_METHODS) >= limits.max_uploads:
-            raise self._too_much(Reason.OVERLOADED, f"{limits.max_uploads} uploads are under way, the most allowed")
-        own = self._streams[principal]
-        if own >= limits.max_streams_per_principal or self._streams.total() >= limits.max_streams:
-            raise self._too_much(Reason.TOO_MANY_WATCHERS, f"{own} streams of {principal} are open, too many")
-        self._streams[principal] += 1
-        self._methods[path] += 1
+        """Holds one place of a stream in the pot of its kind; raises Refused TOO_MANY_WATCHERS if there is none."""
+        if path in _UPLOADS:
+            yield
+            return
+        pot = _POTS.get(path, _OTHER_POT)
+        most: int = getattr(self._limits, pot)
+        own = most if principal == LOCAL_PRINCIPAL else max(most // self._limits.principals_per_pot, 1)
+        if self._pots[pot] >= most or self._own[pot, principal] >= own:
+            method = path.rpartition("/")[2]
+            text = f"{self._own[pot, principal]:,} calls of {method} are open; {own:,} are allowed ({pot})"
+            raise self._too_much(Reason.TOO_MANY_WATCHERS, text)
+        self._pots[pot] += 1
+        self._own[pot, principal] += 1
         try:
             yield
         finally:
-            self._streams[principal] -= 1
-            self._methods[path] -= 1
+            self._pots[pot] -= 1
+            self._own[pot, principal] -= 1
+            if not self._own[pot, principal]:
+                del self._own[pot, principal]
 
     def _too_much(self, reason: Reason, message: str) -> Refused:
         """Full jitter, so that those refused together do not come back together."""
