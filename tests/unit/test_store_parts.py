@@ -101,8 +101,8 @@ def upload(resource_id: str = "data", request_id: str = "r-1", files: tuple[File
 
 async def test_an_upload_goes_on_with_its_request_id_and_files_only(store: Store) -> None:
     begin = await store.write(lambda conn: resources.begin_upload(conn, upload(), ACTOR, 1), ACTOR)
-    await store.write(lambda conn: resources.commit_part(conn, begin.uid, "b.bin", 4), ACTOR)
-    await store.write(lambda conn: resources.commit_part(conn, begin.uid, "b.bin", 2), ACTOR)
+    await store.write(lambda conn: resources.commit_parts(conn, begin.uid, {"b.bin": 4}), ACTOR)
+    await store.write(lambda conn: resources.commit_parts(conn, begin.uid, {"b.bin": 2}), ACTOR)
     again = await store.write(lambda conn: resources.begin_upload(conn, upload(), ACTOR, 2), ACTOR)
     assert again == begin
     files = await store.read(lambda conn: resources.list_files(conn, begin.uid))

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from shardyard.v1 import transfer_pb2 as shardyard_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shardyard/v1/dataset_service.proto\x12\x0cshardyard.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bshardyard/v1/transfer.proto\"\x90\x03\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x02 \x01(\tR\x03uid\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\x1b.shardyard.v1.Dataset.StateR\x05state\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12!\n\x0c\x64isplay_name\x18\x06 \x01(\tR\x0b\x64isplayName\x12\x1d\n\nsource_job\x18\x07 \x01(\tR\tsourceJob\x12\x18\n\x07\x63reator\x18\x08 \x01(\tR\x07\x63reator\x12;\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_UPLOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\"\x8b\x01\n\x14\x43reateDatasetRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\x1a.shardyard.v1.UploadHeaderH\x00R\x06header\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.shardyard.v1.ChunkH\x00R\x05\x63hunkB\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\'\n\x11GetDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"|\n\x13ListDatasetsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\tpageToken\"q\n\x14ListDatasetsResponse\x12\x31\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.shardyard.v1.DatasetR\x08\x64\x61tasets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"k\n\x16\x44ownloadDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04path\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\x04path\x12\x1f\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\"L\n\x17\x44ownloadDatasetResponse\x12\x31\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.shardyard.v1.DownloadChunkR\x05\x63hunk2\xaa\x03\n\x0e\x44\x61tasetService\x12L\n\rCreateDataset\x12\".shardyard.v1.CreateDatasetRequest\x1a\x15.shardyard.v1.Dataset(\x01\x12\x44\n\nGetDataset\x12\x1f.shardyard.v1.GetDatasetRequest\x1a\x15.shardyard.v1.Dataset\x12U\n\x0cListDatasets\x12!.shardyard.v1.ListDatasetsRequest\x1a\".shardyard.v1.ListDatasetsResponse\x12K\n\rDeleteDataset\x12\".shardyard.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Empty\x12`\n\x0f\x44ownloadDataset\x12$.shardyard.v1.DownloadDatasetRequest\x1a%.shardyard.v1.DownloadDatasetResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shardyard/v1/dataset_service.proto\x12\x0cshardyard.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bshardyard/v1/transfer.proto\"\x90\x03\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n\x03uid\x18\x02 \x01(\tR\x03uid\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\x1b.shardyard.v1.Dataset.StateR\x05state\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12!\n\x0c\x64isplay_name\x18\x06 \x01(\tR\x0b\x64isplayName\x12\x1d\n\nsource_job\x18\x07 \x01(\tR\tsourceJob\x12\x18\n\x07\x63reator\x18\x08 \x01(\tR\x07\x63reator\x12;\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_UPLOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\"\x8b\x01\n\x14\x43reateDatasetRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\x1a.shardyard.v1.UploadHeaderH\x00R\x06header\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.shardyard.v1.ChunkH\x00R\x05\x63hunkB\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\'\n\x11GetDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"\xa3\x01\n\x13ListDatasetsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\tpageToken\x12%\n\x0eshow_uploading\x18\x04 \x01(\x08R\rshowUploading\"q\n\x14ListDatasetsResponse\x12\x31\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.shardyard.v1.DatasetR\x08\x64\x61tasets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"k\n\x16\x44ownloadDatasetRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04path\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\x04path\x12\x1f\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\"L\n\x17\x44ownloadDatasetResponse\x12\x31\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.shardyard.v1.DownloadChunkR\x05\x63hunk2\xaa\x03\n\x0e\x44\x61tasetService\x12L\n\rCreateDataset\x12\".shardyard.v1.CreateDatasetRequest\x1a\x15.shardyard.v1.Dataset(\x01\x12\x44\n\nGetDataset\x12\x1f.shardyard.v1.GetDatasetRequest\x1a\x15.shardyard.v1.Dataset\x12U\n\x0cListDatasets\x12!.shardyard.v1.ListDatasetsRequest\x1a\".shardyard.v1.ListDatasetsResponse\x12K\n\rDeleteDataset\x12\".shardyard.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Empty\x12`\n\x0f\x44ownloadDataset\x12$.shardyard.v1.DownloadDatasetRequest\x1a%.shardyard.v1.DownloadDatasetResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,16 +52,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEDATASETREQUEST']._serialized_end=686
   _globals['_GETDATASETREQUEST']._serialized_start=688
   _globals['_GETDATASETREQUEST']._serialized_end=727
-  _globals['_LISTDATASETSREQUEST']._serialized_start=729
-  _globals['_LISTDATASETSREQUEST']._serialized_end=853
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=855
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=968
-  _globals['_DELETEDATASETREQUEST']._serialized_start=970
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1012
-  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=1014
-  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=1121
-  _globals['_DOWNLOADDATASETRESPONSE']._serialized_start=1123
-  _globals['_DOWNLOADDATASETRESPONSE']._serialized_end=1199
-  _globals['_DATASETSERVICE']._serialized_start=1202
-  _globals['_DATASETSERVICE']._serialized_end=1628
+  _globals['_LISTDATASETSREQUEST']._serialized_start=730
+  _globals['_LISTDATASETSREQUEST']._serialized_end=893
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=895
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1008
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1010
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1052
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=1054
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=1161
+  _globals['_DOWNLOADDATASETRESPONSE']._serialized_start=1163
+  _globals['_DOWNLOADDATASETRESPONSE']._serialized_end=1239
+  _globals['_DATASETSERVICE']._serialized_start=1242
+  _globals['_DATASETSERVICE']._serialized_end=1668
 # @@protoc_insertion_point(module_scope)

@@ -36,7 +36,7 @@ class Dataset(_message.Message):
         STATE_UNSPECIFIED: Dataset._State.ValueType  # 0
         """Never sent."""
         STATE_UPLOADING: Dataset._State.ValueType  # 1
-        """Parts are missing; not listed."""
+        """Parts are missing; listed only with `show_uploading`."""
         STATE_READY: Dataset._State.ValueType  # 2
         """Whole and checked."""
 
@@ -46,7 +46,7 @@ class Dataset(_message.Message):
     STATE_UNSPECIFIED: Dataset.State.ValueType  # 0
     """Never sent."""
     STATE_UPLOADING: Dataset.State.ValueType  # 1
-    """Parts are missing; not listed."""
+    """Parts are missing; listed only with `show_uploading`."""
     STATE_READY: Dataset.State.ValueType  # 2
     """Whole and checked."""
 
@@ -165,22 +165,26 @@ class ListDatasetsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_UPLOADING_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`; required."""
     page_size: _builtins.int
     """At most so many, 1 to 1,000 (more is taken as 1,000); 0: 50."""
     page_token: _builtins.str
     """From the last answer; empty: the first page."""
+    show_uploading: _builtins.bool
+    """Whether to list those too that are being uploaded, or whose upload broke off: they count against the quota."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_uploading: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_uploading", b"show_uploading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,7 +37,7 @@ class Model(_message.Message):
         STATE_UNSPECIFIED: Model._State.ValueType  # 0
         """Never sent."""
         STATE_UPLOADING: Model._State.ValueType  # 1
-        """Parts are missing; not listed."""
+        """Parts are missing; listed only with `show_uploading`."""
         STATE_READY: Model._State.ValueType  # 2
         """Whole, checked, and loads."""
 
@@ -47,7 +47,7 @@ class Model(_message.Message):
     STATE_UNSPECIFIED: Model.State.ValueType  # 0
     """Never sent."""
     STATE_UPLOADING: Model.State.ValueType  # 1
-    """Parts are missing; not listed."""
+    """Parts are missing; listed only with `show_uploading`."""
     STATE_READY: Model.State.ValueType  # 2
     """Whole, checked, and loads."""
 
@@ -214,22 +214,26 @@ class ListModelsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_UPLOADING_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`; required."""
     page_size: _builtins.int
     """At most so many, 1 to 1,000 (more is taken as 1,000); 0: 50."""
     page_token: _builtins.str
     """From the last answer; empty: the first page."""
+    show_uploading: _builtins.bool
+    """Whether to list those too that are being uploaded, or whose upload broke off: they count against the quota."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_uploading: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_uploading", b"show_uploading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class UploadHeader(_message.Message):
-    """What is going to be uploaded; the first message of an upload."""
+    """What is going to be uploaded; the first message of an upload. It reserves nothing: what arrives is kept and counts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,7 +39,7 @@ class UploadHeader(_message.Message):
     """For people; up to 128 characters."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadFile]:
-        """The files, with distinct paths; 1 to 100,000, in a header of at most 3 MiB."""
+        """The files, with distinct paths; 1 to 100,000, in a header of at most 3 MiB; a project has at most 250,000."""
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     CURSOR_INVALID = "CURSOR_INVALID"
     FILTER_INVALID = "FILTER_INVALID"
     CHUNK_TOO_LARGE = "CHUNK_TOO_LARGE"
+    UPLOAD_MISMATCH = "UPLOAD_MISMATCH"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     REVISION_NOT_FOUND = "REVISION_NOT_FOUND"
@@ -78,6 +79,7 @@ class Reason(StrEnum):
     OFFSET_OUT_OF_RANGE = "OFFSET_OUT_OF_RANGE"
     CRC_MISMATCH = "CRC_MISMATCH"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
+    FILE_DAMAGED = "FILE_DAMAGED"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
     SLOW_CONSUMER = "SLOW_CONSUMER"
@@ -134,6 +136,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.CURSOR_INVALID: Meaning(_IA, "The cursor is not one of this stream."),
         Reason.FILTER_INVALID: Meaning(_IA, "The filter is not `FIELD OP VALUE` joined by AND."),
         Reason.CHUNK_TOO_LARGE: Meaning(_IA, "A chunk is larger than 1 MiB."),
+        Reason.UPLOAD_MISMATCH: Meaning(
+            _IA, "An upload breaks its announcement: order, size, file or end; nothing of the broken part is kept."
+        ),
         Reason.JOB_NOT_FOUND: Meaning(_NF, "There is no such job."),
         Reason.MODEL_NOT_FOUND: Meaning(_NF, "There is no such model."),
         Reason.REVISION_NOT_FOUND: Meaning(_NF, "The Hub model has no such revision."),
@@ -161,6 +166,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.OFFSET_OUT_OF_RANGE: Meaning(Code.OUT_OF_RANGE, "The offset is past the end of the file."),
         Reason.CRC_MISMATCH: Meaning(Code.DATA_LOSS, "A chunk arrived damaged; send it again."),
         Reason.CHECKSUM_MISMATCH: Meaning(Code.DATA_LOSS, "A file's sha256 is not the one announced."),
+        Reason.FILE_DAMAGED: Meaning(Code.DATA_LOSS, "The service's own copy of a file is damaged or gone."),
         Reason.QUOTA_EXCEEDED: Meaning(Code.RESOURCE_EXHAUSTED, "A quota of the project or the service is used up."),
         Reason.RESPONSE_TOO_LARGE: Meaning(
             Code.RESOURCE_EXHAUSTED, "The answer would exceed 3 MiB; ask for fewer instances."

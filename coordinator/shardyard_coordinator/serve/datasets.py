@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 from shardyard.v1 import dataset_service_pb2 as pb
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
-from shardyard_coordinator.serve.downloads import download, find
+from shardyard_coordinator.serve.downloads import describe, download
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import UploadMessage, Uploads
@@ -48,15 +48,22 @@ class DatasetService:
         return await self._get(request.name)
 
     async def _get(self, name: str) -> pb.Dataset:
-        return encode.resource_to_dataset(*await find(self._parts, _KIND, name))
+        return await describe(self._parts, _KIND, name, encode.resource_to_dataset)
 
     async def list(self, request: pb.ListDatasetsRequest, _call: Call) -> pb.ListDatasetsResponse:
-        """The newest first, those that are READY, without their files."""
+        """The newest first, without their files: those that are READY, or with `show_uploading` all."""
         project = self._parts.name("project", request.parent).project
         pages = Pages(self._parts.tokens, "datasets", request)
         after = pages.after()
         found = await self._parts.store.read(
-            lambda conn: resources.list_resources(conn, _KIND, project, after=after, limit=pages.size + 1)
+            lambda conn: resources.list_resources(
+                conn,
+                _KIND,
+                project,
+                after=after,
+                limit=pages.size + 1,
+                show_uploading=request.show_uploading,
+            )
         )
         page, token = pages.fill(found, encode.resource_to_dataset, lambda record: record.id)
         return pb.ListDatasetsResponse(datasets=page, next_page_token=token)

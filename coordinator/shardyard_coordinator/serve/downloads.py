@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import google_crc32c
 from sqlalchemy import Connection
 
 from shardyard.v1 import transfer_pb2
+from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, ResourceKind, ResourceRecord, ResourceState
+from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.storage_errors import storage_errors
 from shardyard_coordinator.serve.validation.text import show
 from shardyard_coordinator.store import resources
 
 _CHUNK_BYTES = 1024 * 1024
+_NAMES = {ResourceKind.MODEL: "model", ResourceKind.DATASET: "dataset"}
+_T = TypeVar("_T")
 
 
 async def download(
     parts: Parts, kind: ResourceKind, name: str, path: str, offset: int
 ) -> AsyncIterator[transfer_pb2.DownloadChunk]:
-    """The file's chunks from the offset on; none where the offset is its end."""
-    record, files = await find(parts, kind, name)
-    ready(record)
-    file = next((each for each in files if each.path == path), None)
-    if file is None:
-        there = ", ".join(each.path for each in files[:10])
-        text = f"{show(path)} is not a file of `{name}`; it has: {there}"
-        raise Refused(Reason.FILE_NOT_FOUND, text, violations=[FieldViolation("path", text, Reason.FILE_NOT_FOUND)])
+    """The file's chunks from the offset on, none if that is its end; what ends in order has brought the whole file."""
+    parsed = parts.name(_NAMES[kind], name)
+
+    def look(conn: Connection) -> tuple[ResourceRecord, FileRecord]:
+        record = resources.get_resource(conn, kind, parsed.project, parsed.id)
+        ready(record)
+        return record, _file(conn, record, path)
+
+    record, file = await parts.store.read(look)
     if offset > file.size_bytes:
         text = f"`{offset}` is past the end of {path}, which has {file.size_bytes} bytes; begin at most there"
         raise Refused(
@@ -41,22 +47,45 @@ async def download(
             metadata={"size_bytes": str(file.size_bytes)},
             violations=[FieldViolation("offset", text, Reason.OFFSET_OUT_OF_RANGE)],
         )
-    stream = await asyncio.to_thread(_open, Path(record.path) / path, offset)
+    with storage_errors():
+        stream = await asyncio.to_thread(_open, parts.claim, record, file, offset)
     try:
         while data := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
             yield transfer_pb2.DownloadChunk(offset=offset, data=data, crc32c=google_crc32c.value(data))
             offset += len(data)
     finally:
         stream.close()
+    if offset != file.size_bytes:
+        raise _damaged(record, file, f"it had {offset:,} bytes when it was read, {file.size_bytes:,} are recorded")
 
 
-async def find(parts: Parts, kind: ResourceKind, name: str) -> tuple[ResourceRecord, list[FileRecord]]:
-    """A resource and its files; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND."""
-    parsed = parts.name("model" if kind is ResourceKind.MODEL else "dataset", name)
+def _file(conn: Connection, record: ResourceRecord, path: str) -> FileRecord:
+    file = resources.get_file(conn, record.uid, path)
+    if file is None:
+        there = ", ".join(each.path for each in resources.list_files(conn, record.uid, limit=10))
+        text = f"{show(path)} is not a file of `{record.name}`; it has: {there}"
+        raise Refused(Reason.FILE_NOT_FOUND, text, violations=[FieldViolation("path", text, Reason.FILE_NOT_FOUND)])
+    return file
 
-    def query(conn: Connection) -> tuple[ResourceRecord, list[FileRecord]]:
+
+async def find(parts: Parts, kind: ResourceKind, name: str) -> ResourceRecord:
+    """A resource; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND."""
+    parsed = parts.name(_NAMES[kind], name)
+    return await parts.store.read(lambda conn: resources.get_resource(conn, kind, parsed.project, parsed.id))
+
+
+async def describe(
+    parts: Parts, kind: ResourceKind, name: str, encode: Callable[[ResourceRecord, list[FileRecord]], _T]
+) -> _T:
+    """What `encode` makes of a resource and its files, in the reader's thread: there may be very many files.
+
+    Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND.
+    """
+    parsed = parts.name(_NAMES[kind], name)
+
+    def query(conn: Connection) -> _T:
         record = resources.get_resource(conn, kind, parsed.project, parsed.id)
-        return record, resources.list_files(conn, record.uid)
+        return encode(record, resources.list_files(conn, record.uid))
 
     return await parts.store.read(query)
 
@@ -68,11 +97,28 @@ def ready(record: ResourceRecord) -> None:
         raise Refused(reason, f"`{record.name}` is still being uploaded; finish the upload first")
 
 
-def _open(path: Path, offset: int) -> BinaryIO:
-    """The last part of the path is never followed: nothing that replaced the file is read instead."""
+def _open(claim: worker_pb2.StorageClaim, record: ResourceRecord, file: FileRecord, offset: int) -> BinaryIO:
+    """The last part of the path is never followed: nothing that replaced the file is read instead.
+
+    Raises: Refused FILE_DAMAGED if the file has not the size that was recorded: its bytes would not be the file's.
+    StorageFailed if the storage is not there: its files are not damaged for that.
+    """
     try:
-        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+        stream = os.fdopen(os.open(Path(record.path) / file.path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
     except OSError as error:
-        raise Refused(Reason.FILE_NOT_FOUND, f"the file is not on the storage any more: {error.strerror}") from error
+        check_claim(claim)
+        raise _damaged(record, file, f"it cannot be read: {error.strerror}") from error
+    size = os.fstat(stream.fileno()).st_size
+    if size != file.size_bytes:
+        stream.close()
+        raise _damaged(record, file, f"it has {size:,} bytes, {file.size_bytes:,} are recorded")
     stream.seek(offset)
     return stream
+
+
+def _damaged(record: ResourceRecord, file: FileRecord, why: str) -> Refused:
+    step = (
+        "ask the operator to restore it" if record.source_job else "ask the operator to restore it, or upload it anew"
+    )
+    text = f"the service's own copy of {file.path} of `{record.name}` is damaged: {why}; {step}"
+    return Refused(Reason.FILE_DAMAGED, text, metadata={"file": file.path, "resource": record.name})

@@ -66,7 +66,10 @@ class Limits:
     max_uploads: int = 8
     max_upload_bytes: int = 10 * 1024**3
     max_project_upload_bytes: int = 100 * 1024**3
+    max_project_files: int = 250_000
     upload_idle_s: float = 60.0
+    # An upload that is idle for so long gives its place up to another one.
+    upload_yield_s: float = 2.0
     unary_timeout_s: float = 60.0
     slow_consumer_s: float = 60.0
     max_response_bytes: int = 3 * 1024 * 1024

@@ -10,7 +10,7 @@ from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
-from shardyard_coordinator.serve.downloads import download, find, ready
+from shardyard_coordinator.serve.downloads import describe, download, ready
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
@@ -53,15 +53,22 @@ class ModelService:
         return await self._get(request.name)
 
     async def _get(self, name: str) -> pb.Model:
-        return encode.resource_to_model(*await find(self._parts, _KIND, name))
+        return await describe(self._parts, _KIND, name, encode.resource_to_model)
 
     async def list(self, request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
-        """The newest first, those that are READY, without their files."""
+        """The newest first, without their files: those that are READY, or with `show_uploading` all."""
         project = self._parts.name("project", request.parent).project
         pages = Pages(self._parts.tokens, "models", request)
         after = pages.after()
         found = await self._parts.store.read(
-            lambda conn: resources.list_resources(conn, _KIND, project, after=after, limit=pages.size + 1)
+            lambda conn: resources.list_resources(
+                conn,
+                _KIND,
+                project,
+                after=after,
+                limit=pages.size + 1,
+                show_uploading=request.show_uploading,
+            )
         )
         page, token = pages.fill(found, encode.resource_to_model, lambda record: record.id)
         return pb.ListModelsResponse(models=page, next_page_token=token)

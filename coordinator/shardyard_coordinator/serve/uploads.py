@@ -1,5 +1,8 @@
 """Uploads: a header, then chunks; resumable by request id and the bytes that were committed.
 
+The header alone leaves nothing: the row and its folder are made when the first bytes come. Quotas count what has
+arrived, not what was announced. What breaks the announcement is refused, and nothing of the broken part is kept.
+
 Parts are written where the files belong, in a folder that nobody reads before its row is READY. A file's committed
 bytes move in the store after its fsync; the row becomes READY when every file is whole, has the sha256 announced and,
 for a model, loads.
@@ -9,39 +12,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import os
+import dataclasses
 import shutil
-import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from io import FileIO
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import google_crc32c
 from sqlalchemy import Connection
 
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
 from shardyard_coordinator.launch.claim import check_claim
-from shardyard_coordinator.launch.protocols import StorageFailed, storage_cause
+from shardyard_coordinator.serve.arriving import Arriving, Writer, cut, differing, make_empty, mismatch
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.downloads import find
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
+from shardyard_coordinator.serve.places import Place, UploadPlaces
+from shardyard_coordinator.serve.storage_errors import storage_errors
 from shardyard_coordinator.store import resources
 
 INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
 INSPECT_S = 60.0
-_NEXT_STEPS = {
-    Cause.STORAGE_FULL: "try again when the operator has made space",
-    Cause.STORAGE_NOT_WRITABLE: "ask the operator to make it writable, then try again",
-    Cause.STORAGE_UNAVAILABLE: "ask the operator to bring it back, then try again",
-}
 _COMMIT_BYTES = 8 * 1024 * 1024
+_SPARE_BYTES = 64 * 1024 * 1024
 
 UploadMessage = model_service_pb2.CreateModelRequest
 """Or a CreateDatasetRequest, which has the same shape."""
@@ -52,29 +48,34 @@ class Uploads:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._places = UploadPlaces(parts.limits)
         self._live: set[tuple[ResourceKind, str, str]] = set()
 
     async def receive(self, kind: ResourceKind, messages: AsyncIterator[UploadMessage], call: Call) -> ResourceRecord:
-        """The resource, READY."""
-        header = await self._header(messages)
-        project = self._parts.name("project", header.parent).project
-        with self._alone(kind, project, header.resource_id), _storage_errors():
-            await asyncio.to_thread(check_claim, self._parts.claim)
-            record, files = await self._begin(kind, project, header, call)
-            if record.state is ResourceState.READY:
-                return record
-            order = {file.path: at for at, file in enumerate(header.files)}
-            files.sort(key=lambda file: order[file.path])
-            folder = Path(record.path)
-            await self._take(record, folder, files, messages, call)
-            await self._verify(record, folder, files, call)
-            description = await self._inspect(record, folder, call) if kind is ResourceKind.MODEL else b""
-            self._parts.trace.point("upload.verified")
-            return await self._parts.store.write(lambda conn: _finish(conn, record, description), call.actor)
+        """The resource, READY. Before its first bytes arrive nothing is kept of an upload, and nothing reserved."""
+        with self._places.take() as place:
+            header = _header(await place.next(messages))
+            project = self._parts.name("project", header.parent).project
+            with self._alone(kind, project, header.resource_id), storage_errors():
+                await asyncio.to_thread(check_claim, self._parts.claim)
+                new = await asyncio.to_thread(self._announced, kind, project, header)
+                known, files = await self._look(new)
+                if known is not None and known.state is ResourceState.READY:
+                    return known
+                arriving = Arriving(files)
+                first = await self._chunk(arriving, place, messages)
+                record = known or await self._begin(new, call)
+                folder = Path(record.path)
+                if first is not None:
+                    await self._take(record, folder, arriving, self._chunks(first, arriving, place, messages), call)
+                await self._verify(record, folder, files, call)
+                description = await self._inspect(record, folder, call) if kind is ResourceKind.MODEL else b""
+                self._parts.trace.point("upload.verified")
+                return await self._parts.store.write(lambda conn: _finish(conn, record, description), call.actor)
 
     async def delete(self, kind: ResourceKind, name: str, call: Call) -> None:
         """Removes a resource; Refused where a live job reads it or it is being uploaded at the moment."""
-        record, _ = await find(self._parts, kind, name)
+        record = await find(self._parts, kind, name)
         with self._alone(kind, record.project, record.resource_id):
             await discard(self._parts, record, Path(record.path), call)
 
@@ -91,98 +92,129 @@ class Uploads:
         finally:
             self._live.discard(key)
 
-    async def _header(self, messages: AsyncIterator[UploadMessage]) -> transfer_pb2.UploadHeader:
-        first = await self._next(messages)
-        if first is None or first.WhichOneof("message") != "header":
-            text = "is missing; the first message of an upload is its header, then come chunks; send it first"
-            raise refused_fields([FieldViolation("header", text)])
-        return first.header
-
-    async def _next(self, messages: AsyncIterator[UploadMessage]) -> UploadMessage | None:
-        """The next message; None at the end."""
-        try:
-            async with asyncio.timeout(self._parts.limits.upload_idle_s):
-                return await anext(messages, None)
-        except TimeoutError:
-            text = f"nothing arrived for {self._parts.limits.upload_idle_s:g} s; go on with the same request_id"
-            raise Refused(Reason.DEADLINE_EXCEEDED, text) from None
-
-    async def _begin(
-        self, kind: ResourceKind, project: str, header: transfer_pb2.UploadHeader, call: Call
-    ) -> tuple[ResourceRecord, list[FileRecord]]:
-        """The row, new or of an earlier try; Refused where a quota, the disk or another resource is in the way."""
-        parts, uid = self._parts, uuid.uuid4().hex
+    def _announced(self, kind: ResourceKind, project: str, header: transfer_pb2.UploadHeader) -> NewUpload:
+        """What the header announces; Refused QUOTA_EXCEEDED if that is more than any upload may have."""
+        uid = uuid.uuid4().hex
         total = sum(file.size_bytes for file in header.files)
-        if total > (most := parts.limits.max_upload_bytes):
+        if total > (most := self._parts.limits.max_upload_bytes):
             raise _over_quota(f"{total:,} bytes; an upload has at most {most:,}; leave out what is not needed")
-        free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
-        new = NewUpload(
+        return NewUpload(
             kind=kind,
             project=project,
             resource_id=header.resource_id,
             uid=uid,
-            path=str(parts.storage / kind.value / uid),
+            path=str(self._parts.storage / kind.value / uid),
             display_name=header.display_name,
             request_id=header.request_id.lower(),
             files=tuple(FileRecord(file.path, file.size_bytes, file.sha256) for file in header.files),
         )
+
+    async def _look(self, new: NewUpload) -> tuple[ResourceRecord | None, list[FileRecord]]:
+        """The row of an earlier try, if there is one, and the files in the header's order, with what has arrived.
+
+        Refused if a quota, the disk or another resource is in the way.
+        """
+        free = (await asyncio.to_thread(shutil.disk_usage, self._parts.storage)).free
+
+        def look(conn: Connection) -> tuple[ResourceRecord | None, list[FileRecord]]:
+            known = resources.find_upload(conn, new)
+            if known is None:
+                self._check_room(conn, new, free)
+                return None, list(new.files)
+            arrived = {file.path: file for file in resources.list_files(conn, known.uid)}
+            files = [arrived[file.path] for file in new.files]
+            if known.state is not ResourceState.READY:
+                self._check_room(conn, new, free + sum(file.committed_bytes for file in files), known.uid)
+            return known, files
+
+        return await self._parts.store.read(look)
+
+    async def _begin(self, new: NewUpload, call: Call) -> ResourceRecord:
+        """The new row, and its folder; Refused if a quota or another resource has come in the way."""
+        parts = self._parts
+        free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
         now_us = parts.clock.now_us()
 
-        def begin(conn: Connection) -> tuple[ResourceRecord, list[FileRecord]]:
+        def begin(conn: Connection) -> ResourceRecord:
             record = resources.begin_upload(conn, new, call.actor, now_us)
-            files = resources.list_files(conn, record.uid)
-            if record.state is not ResourceState.READY:
-                self._check_quota(conn, record, total, free + sum(file.committed_bytes for file in files))
-            return record, files
+            self._check_room(conn, new, free, record.uid)
+            return record
 
-        return await parts.store.write(begin, call.actor)
+        record = await parts.store.write(begin, call.actor)
+        # Without its parents: they are there, or the storage is not.
+        await asyncio.to_thread(Path(record.path).mkdir, mode=0o700, exist_ok=True)
+        return record
 
-    def _check_quota(self, conn: Connection, record: ResourceRecord, total: int, free: int) -> None:
-        project, used = record.project, resources.held_bytes(conn, record.project, but=record.uid)
-        room = max(self._parts.limits.max_project_upload_bytes - used, 0)
+    def _check_room(self, conn: Connection, new: NewUpload, free: int, uid: str = "") -> None:
+        """Refused QUOTA_EXCEEDED, STORAGE_FULL if it could never arrive whole. `uid`: of its row, once it has one."""
+        limits, project = self._parts.limits, new.project
+        total = sum(file.size_bytes for file in new.files)
+        room = max(limits.max_project_upload_bytes - resources.held_bytes(conn, project, but=uid), 0)
         if total > room:
             raise _over_quota(
                 f"{total:,} bytes, but projects/{project} has room for {room:,}; delete what is not needed"
             )
-        if total > free - 64 * 1024 * 1024:
+        room = max(limits.max_project_files - resources.num_files(conn, project, but=uid), 0)
+        if len(new.files) > room:
+            raise _over_quota(
+                f"{len(new.files):,} files, but projects/{project} has room for {room:,}; join small files into fewer, "
+                "or delete what is not needed"
+            )
+        if total > free - _SPARE_BYTES:
             text = f"{total:,} bytes, but the storage has {free:,} free; ask the operator for space"
             raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0)
+
+    async def _chunk(
+        self, arriving: Arriving, place: Place, messages: AsyncIterator[UploadMessage]
+    ) -> transfer_pb2.Chunk | None:
+        """The next chunk, checked; None at the end of an upload that has arrived whole."""
+        message = await place.next(messages)
+        if message is None:
+            if arriving.missing:
+                raise arriving.ended_early()
+            return None
+        if message.WhichOneof("message") == "header":
+            raise mismatch("header", "came twice; an upload has one, first; send chunks")
+        arriving.check(message.chunk, self._parts.limits.max_chunk_bytes)
+        place.moved(len(message.chunk.data))
+        return message.chunk
+
+    async def _chunks(
+        self,
+        first: transfer_pb2.Chunk,
+        arriving: Arriving,
+        place: Place,
+        messages: AsyncIterator[UploadMessage],
+    ) -> AsyncIterator[transfer_pb2.Chunk]:
+        chunk: transfer_pb2.Chunk | None = first
+        while chunk is not None:
+            yield chunk
+            chunk = await self._chunk(arriving, place, messages)
 
     async def _take(
         self,
         record: ResourceRecord,
         folder: Path,
-        files: list[FileRecord],
-        messages: AsyncIterator[UploadMessage],
+        arriving: Arriving,
+        chunks: AsyncIterator[transfer_pb2.Chunk],
         call: Call,
     ) -> None:
-        """Writes the chunks; whatever ends it, what arrived is committed."""
-        committed = [file.committed_bytes for file in files]
-        missing = record.size_bytes - sum(committed)
-        await asyncio.to_thread(_prepare, folder, files)
-        writer = _Writer(folder, files, committed)
+        """Writes the chunks; whatever ends it, what arrived before is committed."""
+        writer = Writer(folder, arriving)
 
         async def commit() -> None:
-            for at in await asyncio.to_thread(writer.sync):
-                path, size = files[at].path, committed[at]
-                await self._parts.store.write(
-                    lambda conn, path=path, size=size: resources.commit_part(conn, record.uid, path, size),  # type: ignore[misc]
-                    call.actor,
-                )
+            if sizes := await asyncio.to_thread(writer.sync):
+                try:
+                    await self._parts.store.write(lambda conn: self._commit(conn, record, sizes), call.actor)
+                except Refused as refused:
+                    if refused.reason is Reason.QUOTA_EXCEEDED:
+                        await self._cut_back(record, folder, sizes)
+                    raise
                 self._parts.trace.point("upload.part")
 
         try:
-            while missing:
-                message = await self._next(messages)
-                if message is None:
-                    raise _ended_early(files, committed)
-                if message.WhichOneof("message") == "header":
-                    raise refused_fields(
-                        [FieldViolation("header", "came twice; an upload has one, first; send chunks")]
-                    )
-                _check_chunk(message.chunk, files, committed, self._parts.limits.max_chunk_bytes)
-                await asyncio.to_thread(writer.write, message.chunk)
-                missing -= len(message.chunk.data)
+            async for chunk in chunks:
+                await asyncio.to_thread(writer.write, chunk)
                 if writer.unsynced >= _COMMIT_BYTES:
                     await commit()
         finally:
@@ -191,17 +223,31 @@ class Uploads:
             finally:
                 await asyncio.to_thread(writer.close)
 
-    async def _verify(self, record: ResourceRecord, folder: Path, files: list[FileRecord], call: Call) -> None:
+    def _commit(self, conn: Connection, record: ResourceRecord, sizes: Mapping[str, int]) -> None:
+        """Records what is on the disk; Refused QUOTA_EXCEEDED if others have taken the room meanwhile."""
+        resources.commit_parts(conn, record.uid, sizes)
+        if (held := resources.held_bytes(conn, record.project)) > (most := self._parts.limits.max_project_upload_bytes):
+            raise _over_quota(
+                f"projects/{record.project} would hold {held:,} bytes, at most {most:,} are allowed; delete what is "
+                "not needed, then go on with the same request_id"
+            )
+
+    async def _cut_back(self, record: ResourceRecord, folder: Path, sizes: Mapping[str, int]) -> None:
+        files = await self._parts.store.read(lambda conn: resources.list_files(conn, record.uid))
+        await asyncio.to_thread(cut, folder, [file for file in files if file.path in sizes])
+
+    async def _verify(self, record: ResourceRecord, folder: Path, files: Sequence[FileRecord], call: Call) -> None:
         """Compares every sha256; a file that differs begins anew."""
-        wrong = await asyncio.to_thread(_differing, folder, files)
+        await asyncio.to_thread(make_empty, folder, files)
+        wrong = [
+            dataclasses.replace(file, committed_bytes=0) for file in await asyncio.to_thread(differing, folder, files)
+        ]
         if not wrong:
             return
-        for file in wrong:
-            await asyncio.to_thread(os.truncate, folder / file.path, 0)
-            await self._parts.store.write(
-                lambda conn, path=file.path: resources.reset_part(conn, record.uid, path),  # type: ignore[misc]
-                call.actor,
-            )
+        await asyncio.to_thread(cut, folder, wrong)
+        await self._parts.store.write(
+            lambda conn: resources.reset_parts(conn, record.uid, [file.path for file in wrong]), call.actor
+        )
         names = ", ".join(file.path for file in wrong[:5])
         text = f"the sha256 of {names} is not the one announced; send the file again with the same request_id"
         raise Refused(Reason.CHECKSUM_MISMATCH, text, metadata={"file": wrong[0].path})
@@ -230,22 +276,6 @@ async def discard(parts: Parts, record: ResourceRecord, folder: Path, call: Call
     await parts.store.write(lambda conn: resources.finish_delete(conn, record.uid), call.actor)
 
 
-@contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Turns what the storage answers into Refused STORAGE_FULL, STORAGE_NOT_WRITABLE or STORAGE_UNAVAILABLE."""
-    try:
-        yield
-    except OSError as error:
-        raise _storage_refusal(storage_cause(error), error.strerror or "its disk fails") from error
-    except StorageFailed as failed:
-        raise _storage_refusal(failed.cause, "it is not mounted") from failed
-
-
-def _storage_refusal(cause: Cause, why: str) -> Refused:
-    text = f"the storage cannot be written: {why}; {_NEXT_STEPS[cause]}"
-    return Refused(Reason(cause.value), text, retry_after_s=60.0)
-
-
 def _over_quota(text: str) -> Refused:
     violation = FieldViolation("header.files", text, Reason.QUOTA_EXCEEDED)
     return Refused(Reason.QUOTA_EXCEEDED, text, violations=[violation])
@@ -257,124 +287,8 @@ def _finish(conn: Connection, record: ResourceRecord, description: bytes) -> Res
     return resources.finish_upload(conn, record.uid, description)
 
 
-class _Writer:
-    """Appends chunks to files; blocks. A call that was cancelled may still be writing when the next one comes."""
-
-    def __init__(self, folder: Path, files: list[FileRecord], committed: list[int]) -> None:
-        self._folder = folder
-        self._files = files
-        self._committed = committed
-        self._open: FileIO | None = None
-        self._at = -1
-        self._touched: set[int] = set()
-        self._lock = threading.Lock()
-        self._closed = False
-        self.unsynced = 0
-
-    def write(self, chunk: transfer_pb2.Chunk) -> None:
-        """Appends a checked chunk; nothing once it is closed."""
-        with self._lock:
-            if self._closed:
-                return
-            if self._at != chunk.file_index:
-                self._sync_file()
-                self._release()
-                self._at = chunk.file_index
-                path = self._folder / self._files[self._at].path
-                # Unbuffered: what a full disk has refused is not tried again by a flush.
-                self._open = open(path, "r+b", buffering=0)  # noqa: SIM115 - kept open over many chunks.
-                self._open.seek(chunk.offset)
-            assert self._open is not None
-            rest = memoryview(chunk.data)
-            while rest:
-                rest = rest[self._open.write(rest) :]
-            self._committed[self._at] += len(chunk.data)
-            self._touched.add(self._at)
-            self.unsynced += len(chunk.data)
-
-    def sync(self) -> list[int]:
-        """Makes what was written durable; the files that it was written to."""
-        with self._lock:
-            self._sync_file()
-            touched, self._touched, self.unsynced = sorted(self._touched), set(), 0
-            return touched
-
-    def close(self) -> None:
-        """Lets go of the open file; nothing is written from here on."""
-        with self._lock:
-            self._closed = True
-            self._release()
-
-    def _release(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-
-    def _sync_file(self) -> None:
-        if self._open is not None:
-            os.fsync(self._open.fileno())
-
-
-def _prepare(folder: Path, files: list[FileRecord]) -> None:
-    """Makes every file, cut to what was committed: what lies beyond may not have reached the disk whole."""
-    folder.mkdir(exist_ok=True)  # Without its parents: they are there, or the storage is not.
-    for file in files:
-        path = folder / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
-        descriptor = os.open(path, flags, 0o600)
-        os.ftruncate(descriptor, file.committed_bytes)
-        os.close(descriptor)
-
-
-def _check_chunk(chunk: transfer_pb2.Chunk, files: list[FileRecord], committed: list[int], most: int) -> None:
-    if chunk.file_index >= len(files):
-        text = f"`{chunk.file_index}` is not one of the header's files 0 to {len(files) - 1}; correct it"
-        raise refused_fields([FieldViolation("chunk.file_index", text)])
-    if len(chunk.data) > most:
-        text = f"{len(chunk.data):,} bytes; a chunk has at most {most:,} (1 MiB); send smaller ones"
-        raise refused_fields([FieldViolation("chunk.data", text, Reason.CHUNK_TOO_LARGE)])
-    file, have = files[chunk.file_index], committed[chunk.file_index]
-    if chunk.offset != have:
-        text = f"`{chunk.offset}`: a chunk begins where the last one ended, at {have} of {file.path}; go on from there"
-        raise refused_fields([FieldViolation("chunk.offset", text)])
-    if have + len(chunk.data) > file.size_bytes:
-        text = (
-            f"{have + len(chunk.data):,} bytes of {file.path}, announced with {file.size_bytes:,}; correct the header"
-        )
-        raise refused_fields([FieldViolation("chunk.data", text)])
-    if google_crc32c.value(chunk.data) != chunk.crc32c:
-        text = f"the crc32c of the chunk at {chunk.offset} of {file.path} is not that of its data; send it again"
-        raise Refused(Reason.CRC_MISMATCH, text, metadata={"offset": str(chunk.offset), "file": file.path})
-
-
-def _ended_early(files: list[FileRecord], committed: list[int]) -> Refused:
-    found = [
-        FieldViolation(
-            f"files[{at}]",
-            f"{size} of {file.size_bytes} bytes of {file.path} arrived; send the rest with the same request_id",
-        )
-        for at, (file, size) in enumerate(zip(files, committed, strict=True))
-        if size < file.size_bytes
-    ]
-    return refused_fields(found)
-
-
-def _differing(folder: Path, files: list[FileRecord]) -> list[FileRecord]:
-    wrong = []
-    for file in files:
-        with open(folder / file.path, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
-                wrong.append(file)
-    for each in {folder, *(path for file in files for path in (folder / file.path).parents if folder in path.parents)}:
-        _sync_folder(each)
-    return wrong
-
-
-def _sync_folder(folder: Path) -> None:
-    """The entries of the files are as durable as their bytes."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _header(first: UploadMessage | None) -> transfer_pb2.UploadHeader:
+    if first is None or first.WhichOneof("message") != "header":
+        text = "is missing; the first message of an upload is its header, then come chunks; send it first"
+        raise refused_fields([FieldViolation("header", text)])
+    return first.header

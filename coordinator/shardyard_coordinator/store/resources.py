@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
@@ -19,6 +19,7 @@ from shardyard_coordinator.store.sql import Prepared
 
 _resource, _file, _plan = tables.resource.c, tables.resource_file.c, tables.plan.c
 _FIELDS = tuple(field.name for field in dataclasses.fields(ResourceRecord))
+_FILE_COLUMNS = (_file.path, _file.size_bytes, _file.sha256, _file.committed_bytes)
 _COLUMNS = tuple(_resource[name] for name in _FIELDS)
 _LISTS = {
     ResourceKind.MODEL: "`shardyard models` (ListModels)",
@@ -46,9 +47,8 @@ def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) ->
 
     Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
     """
-    held = _find(conn, new.kind, new.project, new.resource_id)
-    if held is not None:
-        return _same_upload(conn, held, new)
+    if (held := find_upload(conn, new)) is not None:
+        return held
     values = {
         "uid": new.uid,
         "kind": new.kind.value,
@@ -67,7 +67,14 @@ def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) ->
     return require_resource(conn, new.uid)
 
 
-def _same_upload(conn: Connection, held: ResourceRecord, new: NewUpload) -> ResourceRecord:
+def find_upload(conn: Connection, new: NewUpload) -> ResourceRecord | None:
+    """The same upload, under way or finished; None if there is nothing of that name.
+
+    Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
+    """
+    held = _find(conn, new.kind, new.project, new.resource_id)
+    if held is None:
+        return None
     if not new.request_id or held.request_id != new.request_id:
         raise _exists(new.kind, held.name)
     announced = {(file.path, file.size_bytes, file.sha256) for file in new.files}
@@ -118,16 +125,17 @@ def _insert_files(conn: Connection, uid: str, files: Sequence[FileRecord]) -> No
         conn.execute(insert(tables.resource_file), rows)
 
 
-def commit_part(conn: Connection, uid: str, path: str, committed_bytes: int) -> None:
-    """Records that so many bytes of a file are on the disk; never fewer than before."""
-    mine = (_file.resource_uid == uid, _file.path == path, _file.committed_bytes < committed_bytes)
-    conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=committed_bytes))
+def commit_parts(conn: Connection, uid: str, sizes: Mapping[str, int]) -> None:
+    """Records by path that so many bytes of files are on the disk; never fewer than before."""
+    mine = (_file.resource_uid == uid, _file.path == bindparam("at"), _file.committed_bytes < bindparam("size"))
+    statement = update(tables.resource_file).where(*mine).values(committed_bytes=bindparam("size"))
+    conn.execute(statement, [{"at": path, "size": size} for path, size in sizes.items()])
 
 
-def reset_part(conn: Connection, uid: str, path: str) -> None:
-    """Records that a file has to be sent anew: what arrived is not what was announced."""
-    mine = (_file.resource_uid == uid, _file.path == path)
-    conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=0))
+def reset_parts(conn: Connection, uid: str, paths: Sequence[str]) -> None:
+    """Records that files have to be sent anew: what arrived is not what was announced."""
+    mine = (_file.resource_uid == uid, _file.path == bindparam("at"))
+    conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=0), [{"at": path} for path in paths])
 
 
 def finish_upload(conn: Connection, uid: str, description: bytes) -> ResourceRecord:
@@ -177,30 +185,53 @@ def _find(conn: Connection, kind: ResourceKind, project: str, resource_id: str) 
 
 
 def list_resources(
-    conn: Connection, kind: ResourceKind, project: str, *, after: int | None = None, limit: int = 50
+    conn: Connection,
+    kind: ResourceKind,
+    project: str,
+    *,
+    after: int | None = None,
+    limit: int = 50,
+    show_uploading: bool = False,
 ) -> list[ResourceRecord]:
-    """A page of what is READY, the newest first; `after` is the `id` of the last one seen."""
-    ready = (
-        _resource.kind == kind.value,
-        _resource.project == project,
-        _resource.state == ResourceState.READY.value,
-    )
-    statement = select(*_COLUMNS).where(*ready)
+    """A page of what is READY, or UPLOADING too, the newest first; `after` is the `id` of the last one seen."""
+    states = [ResourceState.READY.value, *([ResourceState.UPLOADING.value] if show_uploading else [])]
+    wanted = (_resource.kind == kind.value, _resource.project == project, _resource.state.in_(states))
+    statement = select(*_COLUMNS).where(*wanted)
     if after is not None:
         statement = statement.where(_resource.id < after)
     return [_from_row(row) for row in conn.execute(statement.order_by(_resource.id.desc()).limit(limit))]
 
 
-def held_bytes(conn: Connection, project: str, but: str) -> int:
-    """What the project's models and data sets take, uploads under way included, without the one of that uid."""
+def held_bytes(conn: Connection, project: str, but: str = "") -> int:
+    """What the project's models and data sets take, without the one of that uid; of uploads, what has arrived."""
+    mine = (_resource.project == project, _resource.uid != but)
+    whole = select(func.sum(_resource.size_bytes)).where(*mine, _resource.state == ResourceState.READY.value)
+    arriving = (
+        select(func.sum(_file.committed_bytes))
+        .join(tables.resource, _resource.uid == _file.resource_uid)
+        .where(*mine, _resource.state == ResourceState.UPLOADING.value)
+    )
+    return sum(int(conn.execute(statement).scalar_one() or 0) for statement in (whole, arriving))
+
+
+def num_files(conn: Connection, project: str, but: str = "") -> int:
+    """The files of the project's models and data sets, uploads under way included, without those of that uid."""
     mine = (_resource.project == project, _resource.state != ResourceState.DELETING.value, _resource.uid != but)
-    return int(conn.execute(select(func.sum(_resource.size_bytes)).where(*mine)).scalar_one() or 0)
+    owners = select(_resource.uid).where(*mine)
+    statement = select(func.count()).select_from(tables.resource_file).where(_file.resource_uid.in_(owners))
+    return int(conn.execute(statement).scalar_one())
 
 
-def list_files(conn: Connection, uid: str) -> list[FileRecord]:
-    """The files of a model or data set, sorted by path."""
-    columns = (_file.path, _file.size_bytes, _file.sha256, _file.committed_bytes)
-    statement = select(*columns).where(_file.resource_uid == uid).order_by(_file.path)
+def get_file(conn: Connection, uid: str, path: str) -> FileRecord | None:
+    """One file of a model or data set, or None."""
+    statement = select(*_FILE_COLUMNS).where(_file.resource_uid == uid, _file.path == path)
+    row = conn.execute(statement).first()
+    return None if row is None else FileRecord(*row)
+
+
+def list_files(conn: Connection, uid: str, *, limit: int | None = None) -> list[FileRecord]:
+    """The files of a model or data set, sorted by path, all or the first ones."""
+    statement = select(*_FILE_COLUMNS).where(_file.resource_uid == uid).order_by(_file.path).limit(limit)
     return [FileRecord(*row) for row in conn.execute(statement)]
 
 

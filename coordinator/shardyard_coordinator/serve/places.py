@@ -1,0 +1,88 @@
+"""Places of uploads: there are few, for each writes to the disk, and one that is idle gives its place up.
+
+Whoever comes while all are taken gets the place of the upload that has been idle the longest, if that is long enough:
+the other ends, keeps what has arrived, and may go on as soon as there is a place. One that trickles counts as idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.limits import Limits
+
+_T = TypeVar("_T")
+_MOVING_BYTES: Final = 64 * 1024
+"""Less than this within `upload_yield_s` is a trickle."""
+
+
+class Place:
+    """One upload's place. Its time is the loop's clock."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._bytes = 0
+        self._waiting: asyncio.Timeout | None = None
+        self._given_up = False
+
+    def idle_s(self) -> float:
+        """For how long next to nothing has arrived; 0 while the upload is being written or checked."""
+        return 0.0 if self._waiting is None or self._given_up else self._loop.time() - self._since
+
+    def give_up(self) -> None:
+        """Ends the upload, which waits for its next message."""
+        assert self._waiting is not None
+        self._given_up = True
+        self._waiting.reschedule(self._loop.time())
+
+    def moved(self, num_bytes: int) -> None:
+        """Counts bytes that arrived."""
+        self._bytes += num_bytes
+        if self._bytes >= _MOVING_BYTES:
+            self._bytes, self._since = 0, self._loop.time()
+
+    async def next(self, messages: AsyncIterator[_T]) -> _T | None:
+        """The next message, None at the end; Refused DEADLINE_EXCEEDED, or OVERLOADED if the place was given up."""
+        idle_s = self._limits.upload_idle_s
+        try:
+            async with asyncio.timeout(idle_s) as self._waiting:
+                return await anext(messages, None)
+        except TimeoutError:
+            step = "go on with the same request_id"
+            if self._given_up:
+                text = f"nearly nothing arrived for {self._limits.upload_yield_s:g} s, and another upload came; {step}"
+                raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s) from None
+            raise Refused(Reason.DEADLINE_EXCEEDED, f"nothing arrived for {idle_s:g} s; {step}") from None
+        finally:
+            self._waiting = None
+
+
+class UploadPlaces:
+    """`max_uploads` places. Used from one loop only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._taken: set[Place] = set()
+
+    @contextmanager
+    def take(self) -> Iterator[Place]:
+        """Holds a place; Refused OVERLOADED if all are taken by uploads that move."""
+        if len(self._taken) >= self._limits.max_uploads:
+            idlest = max(self._taken, key=Place.idle_s, default=None)
+            if idlest is None or idlest.idle_s() < self._limits.upload_yield_s:
+                text = f"{self._limits.max_uploads} uploads are under way, the most allowed; try again after the delay"
+                raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s)
+            idlest.give_up()
+            self._taken.discard(idlest)
+        place = Place(self._limits)
+        self._taken.add(place)
+        try:
+            yield place
+        finally:
+            self._taken.discard(place)

@@ -1,0 +1,34 @@
+"""What the storage answers, as refusals: full, not writable, not there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from shardyard_coordinator.domain.causes import Cause
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.launch.protocols import StorageFailed, storage_cause
+
+_NEXT_STEPS: Final = {
+    Cause.STORAGE_FULL: "try again when the operator has made space",
+    Cause.STORAGE_NOT_WRITABLE: "ask the operator to make it writable, then try again",
+    Cause.STORAGE_UNAVAILABLE: "ask the operator to bring it back, then try again",
+}
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turns what the storage answers into Refused STORAGE_FULL, STORAGE_NOT_WRITABLE or STORAGE_UNAVAILABLE."""
+    try:
+        yield
+    except OSError as error:
+        raise _storage_refusal(storage_cause(error), error.strerror or "its disk fails") from error
+    except StorageFailed as failed:
+        raise _storage_refusal(failed.cause, "it is not mounted") from failed
+
+
+def _storage_refusal(cause: Cause, why: str) -> Refused:
+    text = f"the storage cannot be used: {why}; {_NEXT_STEPS[cause]}"
+    return Refused(Reason(cause.value), text, retry_after_s=60.0)
