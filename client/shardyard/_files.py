@@ -113,6 +113,7 @@ class Download:
         self._part = self.target.with_name(self.target.name + ".part")
         self._digest = hashlib.sha256()
         self.offset = 0
+        self.is_resumed = False
 
     def is_done(self) -> bool:
         """Whether the file is already there, whole: from this download or an earlier one."""
@@ -133,6 +134,7 @@ class Download:
                     self.offset += len(data)
         else:
             self._part.write_bytes(b"")
+        self.is_resumed = self.offset > 0
 
     @property
     def is_complete(self) -> bool:
@@ -142,10 +144,13 @@ class Download:
     def write(self, offset: int, data: bytes, crc32c: int) -> None:
         """Append a chunk.
 
-        Raises: DataLoss for a damaged chunk, or one that does not follow.
+        Raises: DataLoss for a damaged chunk, one that does not follow, or more than was announced.
         """
         if offset != self.offset or google_crc32c.value(data) != crc32c:
             raise DataLoss(f"{self.path}: the chunk at byte {offset} arrived damaged", reason="CRC_MISMATCH")
+        if offset + len(data) > self._size_bytes:
+            self._part.unlink()
+            raise self.damaged(f"it sends more than the {self._size_bytes:,} bytes that it announced")
         with self._part.open("ab") as part:
             part.write(data)
         self._digest.update(data)
@@ -154,12 +159,27 @@ class Download:
     def finish(self) -> None:
         """Check the whole and put it in its place.
 
-        Raises: DataLoss where its sha256 is another than announced; what arrived is then removed.
+        Raises: DataLoss if it is not what was announced, FILE_DAMAGED if all of it came from the service now: each
+        chunk arrived as it was sent. What arrived is then removed.
         """
-        if self.offset != self._size_bytes or (self._sha256 and self._digest.hexdigest() != self._sha256):
+        if self.offset != self._size_bytes:
             self._part.unlink()
-            raise DataLoss(f"{self.path}: not the file that was announced; download again", reason="CHECKSUM_MISMATCH")
+            raise self.damaged(f"it sent {self.offset:,} bytes of {self._size_bytes:,}")
+        if self._sha256 and self._digest.hexdigest() != self._sha256:
+            self._part.unlink()
+            if self.is_resumed:
+                raise DataLoss(
+                    f"{self.path}: not the file that was announced; download again", reason="CHECKSUM_MISMATCH"
+                )
+            raise self.damaged("the sha256 of what it sent is not the one it announced")
         self._part.replace(self.target)
+
+    def damaged(self, why: str) -> DataLoss:
+        """For a file that the service itself no longer has whole."""
+        return DataLoss(
+            f"{self.path}: the service's own copy is damaged: {why}; ask its operator to restore the file",
+            reason="FILE_DAMAGED",
+        )
 
 
 def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:

@@ -97,6 +97,7 @@ class Script:
     log_cuts: list[int] = field(default_factory=list)
     series: list[metric_service_pb2.MetricSeries] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    announced: dict[str, bytes] = field(default_factory=dict)  # Files that Get tells of as others than are sent.
     download_cuts: list[int] = field(default_factory=list)
     corrupt_downloads: int = 0
     upload_cuts: list[int] = field(default_factory=list)  # Bytes that a CreateDataset call takes before it is cut.
@@ -281,7 +282,8 @@ class _Files(_Service):
         made.state = kind.STATE_READY if resource_id in self.script.ready else kind.STATE_UPLOADING
         for path, body in self.script.uploads.get(resource_id, {}).items():
             made.files.add(path=path, committed_bytes=len(body))
-        for path, data in self.script.files.items():
+        for path, sent in self.script.files.items():
+            data = self.script.announced.get(path, sent)
             made.files.add(path=path, size_bytes=len(data), sha256=_sha256(data), committed_bytes=len(data))
         return made
 

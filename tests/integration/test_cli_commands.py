@@ -312,6 +312,8 @@ def test_every_other_command_answers_in_both_forms(tmp_path: Path, capsys: pytes
         (("models",), "m"),
         (("models", "m"), "config.json"),
         (("datasets",), "m"),
+        (("datasets", "--uploading"), "STATE"),
+        (("models", "--uploading"), "STATE"),
         (("predict", "m", "so cute"), "good 0.750"),
         (("embed", "m", "so cute"), "[2]"),
         (("upload", str(path)), "projects/default/datasets/d-"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import chdir
 from pathlib import Path
 
+import grpc
 import pytest
 
-from helpers.scripted_service import Script, serving
+from helpers.scripted_service import Failure, Script, serving
 from shardyard import AsyncClient, Client, Data, DataLoss, InvalidArgument, TextClassification
 from shardyard._files import CHUNK_BYTES, package
 
@@ -161,6 +162,43 @@ def test_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
+def test_an_early_ok_is_not_believed_and_a_copy_that_stays_short_is_named(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files=dict(FILES), announced={"model.safetensors": FILES["model.safetensors"] * 2})
+    with serving(script) as address, Client(address) as client:
+        with pytest.raises(DataLoss, match="the service's own copy is damaged") as error:
+            client.model("m").download(tmp_path / "model")
+        assert error.value.reason == "FILE_DAMAGED" and "first 16" in str(error.value)
+    assert not (tmp_path / "model").exists()
+    assert [request.offset for request in script.asked("DownloadModel") if request.path == "model.safetensors"] == [
+        0,
+        16,
+    ]
+
+
+def test_a_copy_that_is_longer_than_announced_is_named_and_not_written_on_and_on(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files={"weights": b"0123456789" * 1000}, announced={"weights": b"0123456"})
+    with serving(script) as address, Client(address) as client:
+        with pytest.raises(DataLoss, match=r"the service's own copy is damaged.*more than the 7 bytes") as error:
+            client.model("m").download(tmp_path / "model")
+        assert error.value.reason == "FILE_DAMAGED"
+    assert [path for path in (tmp_path / "model.partial").rglob("*") if path.is_file()] == []
+
+
+def test_a_copy_with_another_sha256_is_the_services_unless_a_part_of_it_was_here(tmp_path: Path) -> None:
+    script = Script(ready={"m"}, files={"weights": b"0123456789"}, announced={"weights": b"0123456780"})
+    with serving(script) as address, Client(address) as client, pytest.raises(DataLoss) as error:
+        client.model("m").download(tmp_path / "model")
+    assert error.value.reason == "FILE_DAMAGED"
+
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial/weights.part").write_bytes(b"damaged")
+    script = Script(ready={"m"}, files={"weights": b"0123456789"})
+    with serving(script) as address, Client(address) as client:
+        folder = client.model("m").download(tmp_path / "other")
+    assert (folder / "weights").read_bytes() == b"0123456789"
+    assert [request.offset for request in script.asked("DownloadModel")] == [7, 0]
+
+
 def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     script = Script(ready={"m"}, files={"../evil": b"x"})
     with serving(script) as address, Client(address) as client, pytest.raises(DataLoss, match="outside the folder"):
@@ -173,3 +211,25 @@ def test_a_file_that_changes_while_it_is_sent_is_refused_and_not_tried_for_ever(
     script.on_upload_cut = lambda: path.write_bytes(b"shorter")
     with serving(script) as address, Client(address) as client, pytest.raises(InvalidArgument, match="has changed"):
         client.upload_dataset(path)
+
+
+def test_an_upload_that_another_one_overtook_goes_on_from_what_has_arrived(tmp_path: Path) -> None:
+    overtaken = Failure(grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_MISMATCH")
+    script, path = Script(failures={"CreateDataset": [overtaken]}), a_file(tmp_path)
+    with serving(script) as address, Client(address) as client:
+        data_set = client.upload_dataset(path)
+    assert bytes(script.uploads[data_set.id]["reviews.csv"]) == path.read_bytes()
+    script = Script(failures={"CreateDataset": [overtaken, overtaken]})
+    with serving(script) as address, Client(address) as client, pytest.raises(InvalidArgument) as error:
+        client.upload_dataset(path)
+    assert error.value.reason == "UPLOAD_MISMATCH"
+
+
+def test_unfinished_uploads_are_asked_for(tmp_path: Path) -> None:
+    script = Script(ready={"m"})
+    with serving(script) as address, Client(address) as client:
+        list(client.models(show_uploading=True))
+        list(client.datasets(show_uploading=True))
+        list(client.datasets())
+    assert [request.show_uploading for request in script.asked("ListModels")] == [True]
+    assert [request.show_uploading for request in script.asked("ListDatasets")] == [True, False]

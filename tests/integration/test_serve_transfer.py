@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from helpers.service import ANSWERS, PARENT, Service, refused, serving
 from helpers.uploads import MIB, chunk, header, messages, send_dataset, whole
+from shardyard import AsyncClient, DataLoss
 from shardyard.v1 import dataset_service_pb2 as pb
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -525,3 +526,20 @@ async def test_a_model_waits_for_a_worker_that_can_look_into_it(service: Service
     service.compute.available = True
     made = await service.models.CreateModel(iter(sent[:1]))
     assert made.state == model_service_pb2.Model.STATE_READY
+
+
+async def test_the_sdk_names_the_services_copy_and_lists_what_is_not_finished(service: Service, tmp_path: Path) -> None:
+    source = tmp_path / "reviews.csv"
+    source.write_bytes(b"text,label\n" * 200_000)
+    async with AsyncClient(f"127.0.0.1:{service.port}") as client:
+        data_set = await client.upload_dataset(source)
+        uid = data_set.message.uid
+        assert (await data_set.download(tmp_path / "whole") / "reviews.csv").read_bytes() == source.read_bytes()
+        os.truncate(service.parts.storage / "datasets" / uid / "reviews.csv", 5)
+        with pytest.raises(DataLoss, match=r"the service.s own copy of reviews\.csv") as error:
+            await data_set.download(tmp_path / "short")
+        assert error.value.reason == "FILE_DAMAGED"
+        await refused(service.datasets.CreateDataset(messages(header("half", {"a": b"xyz"}), chunk(0, 0, b"x"))))
+        assert [each.id async for each in client.datasets()] == [data_set.id]
+        states = {each.id: each.info.state async for each in client.datasets(show_uploading=True)}
+        assert states == {"half": "uploading", data_set.id: "ready"}

@@ -149,9 +149,14 @@ class AsyncClient:
         """Upload a Hugging Face folder; what the service already has is not sent again."""
         return AsyncModel(self._connection, await upload(self._connection, local_path("path", path), "models"))
 
-    async def models(self, *, page_size: int = 0) -> AsyncIterator[AsyncModel]:
-        """The project's models, the newest first."""
-        request = build(model_service_pb2.ListModelsRequest, parent=self._connection.parent, page_size=page_size)
+    async def models(self, *, page_size: int = 0, show_uploading: bool = False) -> AsyncIterator[AsyncModel]:
+        """The project's models, the newest first; `show_uploading` adds those whose upload is not finished."""
+        request = build(
+            model_service_pb2.ListModelsRequest,
+            parent=self._connection.parent,
+            page_size=page_size,
+            show_uploading=show_uploading,
+        )
         async for message in pages(self._connection, self._connection.models.ListModels, request, "models"):
             yield AsyncModel(self._connection, message)
 
@@ -164,9 +169,14 @@ class AsyncClient:
         request = model_service_pb2.GetModelRequest(name=full)
         return AsyncModel(self._connection, await self._connection.call(self._connection.models.GetModel, request))
 
-    async def datasets(self, *, page_size: int = 0) -> AsyncIterator[AsyncDataset]:
-        """The project's data sets, the newest first."""
-        request = build(dataset_service_pb2.ListDatasetsRequest, parent=self._connection.parent, page_size=page_size)
+    async def datasets(self, *, page_size: int = 0, show_uploading: bool = False) -> AsyncIterator[AsyncDataset]:
+        """The project's data sets, the newest first; `show_uploading` adds those whose upload is not finished."""
+        request = build(
+            dataset_service_pb2.ListDatasetsRequest,
+            parent=self._connection.parent,
+            page_size=page_size,
+            show_uploading=show_uploading,
+        )
         async for message in pages(self._connection, self._connection.datasets.ListDatasets, request, "datasets"):
             yield AsyncDataset(self._connection, message)
 

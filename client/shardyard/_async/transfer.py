@@ -30,7 +30,7 @@ async def upload(connection: AsyncConnection, path: Path, collection: Collection
     content = await runtime.in_thread(package, path, collection)
     name = full_name(connection.project, collection, content.resource_id)
     patience = connection.patience()
-    committed = -1
+    committed = broke_at = -1
     while True:
         content.check_unchanged()
         known = await _get(connection, collection, name)
@@ -44,8 +44,11 @@ async def upload(connection: AsyncConnection, path: Path, collection: Collection
             messages = _messages(connection, collection, content, arrived)
             return await connection.upload(_create_method(connection, collection), messages)
         except grpc.RpcError as error:
-            delay = _upload_delay(from_rpc(error, address=connection.address), patience)
-        await runtime.sleep(delay)
+            ours = from_rpc(error, address=connection.address)
+        if ours.reason == "UPLOAD_MISMATCH" and broke_at < committed:
+            broke_at = committed  # Somebody sent the same files meanwhile: go on from what has arrived by now.
+            continue
+        await runtime.sleep(_upload_delay(ours, patience))
 
 
 async def download(connection: AsyncConnection, collection: Collection, resource: Any, folder: Path) -> Path:
@@ -63,8 +66,23 @@ async def download(connection: AsyncConnection, collection: Collection, resource
 
 async def _download_file(connection: AsyncConnection, collection: Collection, name: str, file: Download) -> None:
     if await runtime.in_thread(file.is_done):
-        return
-    await runtime.in_thread(file.open)
+        return None
+    while True:
+        await runtime.in_thread(file.open)
+        await _receive(connection, collection, name, file)
+        try:
+            return await runtime.in_thread(file.finish)
+        except DataLoss as error:
+            # What an earlier download left here may be what is wrong: once more, from the start.
+            if error.reason != "CHECKSUM_MISMATCH" or not file.is_resumed:
+                raise
+
+
+async def _receive(connection: AsyncConnection, collection: Collection, name: str, file: Download) -> None:
+    """All bytes that are missing.
+
+    Raises: RequestError; DataLoss if the service ends in order before all have come, and then sends nothing more.
+    """
     kind: Any = (
         model_service_pb2.DownloadModelRequest if collection == "models" else dataset_service_pb2.DownloadDatasetRequest
     )
@@ -75,6 +93,7 @@ async def _download_file(connection: AsyncConnection, collection: Collection, na
 
     damaged = 0
     while not file.is_complete:
+        before = file.offset
         try:
             async with runtime.closing(connection.streaming(method, request, lambda: file.is_complete)) as stream:
                 async for message in stream:
@@ -83,7 +102,9 @@ async def _download_file(connection: AsyncConnection, collection: Collection, na
             damaged += 1
             if error.reason != "CRC_MISMATCH" or damaged > _MOST_DAMAGED:
                 raise
-    await runtime.in_thread(file.finish)
+        else:
+            if file.offset == before:
+                raise file.damaged(f"it has no bytes after the first {before:,}")
 
 
 async def _get(connection: AsyncConnection, collection: Collection, name: str) -> Any:

@@ -148,9 +148,14 @@ class Client:
         """Upload a Hugging Face folder; what the service already has is not sent again."""
         return Model(self._connection, upload(self._connection, local_path("path", path), "models"))
 
-    def models(self, *, page_size: int = 0) -> Iterator[Model]:
-        """The project's models, the newest first."""
-        request = build(model_service_pb2.ListModelsRequest, parent=self._connection.parent, page_size=page_size)
+    def models(self, *, page_size: int = 0, show_uploading: bool = False) -> Iterator[Model]:
+        """The project's models, the newest first; `show_uploading` adds those whose upload is not finished."""
+        request = build(
+            model_service_pb2.ListModelsRequest,
+            parent=self._connection.parent,
+            page_size=page_size,
+            show_uploading=show_uploading,
+        )
         for message in pages(self._connection, self._connection.models.ListModels, request, "models"):
             yield Model(self._connection, message)
 
@@ -163,9 +168,14 @@ class Client:
         request = model_service_pb2.GetModelRequest(name=full)
         return Model(self._connection, self._connection.call(self._connection.models.GetModel, request))
 
-    def datasets(self, *, page_size: int = 0) -> Iterator[Dataset]:
-        """The project's data sets, the newest first."""
-        request = build(dataset_service_pb2.ListDatasetsRequest, parent=self._connection.parent, page_size=page_size)
+    def datasets(self, *, page_size: int = 0, show_uploading: bool = False) -> Iterator[Dataset]:
+        """The project's data sets, the newest first; `show_uploading` adds those whose upload is not finished."""
+        request = build(
+            dataset_service_pb2.ListDatasetsRequest,
+            parent=self._connection.parent,
+            page_size=page_size,
+            show_uploading=show_uploading,
+        )
         for message in pages(self._connection, self._connection.datasets.ListDatasets, request, "datasets"):
             yield Dataset(self._connection, message)
 

@@ -31,7 +31,7 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
     content = runtime.in_thread(package, path, collection)
     name = full_name(connection.project, collection, content.resource_id)
     patience = connection.patience()
-    committed = -1
+    committed = broke_at = -1
     while True:
         content.check_unchanged()
         known = _get(connection, collection, name)
@@ -45,8 +45,11 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
             messages = _messages(connection, collection, content, arrived)
             return connection.upload(_create_method(connection, collection), messages)
         except grpc.RpcError as error:
-            delay = _upload_delay(from_rpc(error, address=connection.address), patience)
-        runtime.sleep(delay)
+            ours = from_rpc(error, address=connection.address)
+        if ours.reason == "UPLOAD_MISMATCH" and broke_at < committed:
+            broke_at = committed  # Somebody sent the same files meanwhile: go on from what has arrived by now.
+            continue
+        runtime.sleep(_upload_delay(ours, patience))
 
 
 def download(connection: Connection, collection: Collection, resource: Any, folder: Path) -> Path:
@@ -64,8 +67,23 @@ def download(connection: Connection, collection: Collection, resource: Any, fold
 
 def _download_file(connection: Connection, collection: Collection, name: str, file: Download) -> None:
     if runtime.in_thread(file.is_done):
-        return
-    runtime.in_thread(file.open)
+        return None
+    while True:
+        runtime.in_thread(file.open)
+        _receive(connection, collection, name, file)
+        try:
+            return runtime.in_thread(file.finish)
+        except DataLoss as error:
+            # What an earlier download left here may be what is wrong: once more, from the start.
+            if error.reason != "CHECKSUM_MISMATCH" or not file.is_resumed:
+                raise
+
+
+def _receive(connection: Connection, collection: Collection, name: str, file: Download) -> None:
+    """All bytes that are missing.
+
+    Raises: RequestError; DataLoss if the service ends in order before all have come, and then sends nothing more.
+    """
     kind: Any = (
         model_service_pb2.DownloadModelRequest if collection == "models" else dataset_service_pb2.DownloadDatasetRequest
     )
@@ -76,6 +94,7 @@ def _download_file(connection: Connection, collection: Collection, name: str, fi
 
     damaged = 0
     while not file.is_complete:
+        before = file.offset
         try:
             with runtime.closing(connection.streaming(method, request, lambda: file.is_complete)) as stream:
                 for message in stream:
@@ -84,7 +103,9 @@ def _download_file(connection: Connection, collection: Collection, name: str, fi
             damaged += 1
             if error.reason != "CRC_MISMATCH" or damaged > _MOST_DAMAGED:
                 raise
-    runtime.in_thread(file.finish)
+        else:
+            if file.offset == before:
+                raise file.damaged(f"it has no bytes after the first {before:,}")
 
 
 def _get(connection: Connection, collection: Collection, name: str) -> Any:

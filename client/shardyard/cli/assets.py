@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +19,14 @@ Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Text
 File = Annotated[
     Path | None, typer.Option("--file", metavar="<path>", parser=a_path, help="A file with one text a line.")
 ]
+Uploading = Annotated[bool, typer.Option("--uploading", help="Also those whose upload is not finished.")]
 Pairs = Annotated[bool, typer.Option("--pairs", help="Pairs: two arguments, or two columns with a tab between them.")]
 
 
 def models(
     name: Annotated[str | None, typer.Argument(metavar="MODEL", help="Show this one [list all].")] = None,
+    *,
+    uploading: Uploading = False,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -36,19 +40,22 @@ def models(
         if name is not None:
             _show(client.model(name).info, json=json)
             return
-        found = [(model.id, model.info) for model in client.models()]
+        found = [(model.id, model.info) for model in client.models(show_uploading=uploading)]
     if json:
         print_json([to_plain(info) for _, info in found])
         return
     rows = [
-        (name, i.model_type, i.task, f"{i.num_parameters:,}", size(i.size_bytes), metrics_line(i.metrics))
+        (name, i.model_type, i.task, f"{i.num_parameters:,}", size(i.size_bytes), metrics_line(i.metrics), i.state)
         for name, i in found
     ]
-    print_table(("MODEL", "TYPE", "TASK", "PARAMETERS", "SIZE", "METRICS"), rows, empty="no models")
+    columns = ("MODEL", "TYPE", "TASK", "PARAMETERS", "SIZE", "METRICS", "STATE")
+    print_table(*_shown(columns, rows, uploading=uploading), empty="no models")
 
 
 def datasets(
     name: Annotated[str | None, typer.Argument(metavar="DATASET", help="Show this one [list all].")] = None,
+    *,
+    uploading: Uploading = False,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -62,12 +69,22 @@ def datasets(
         if name is not None:
             _show(client.dataset(name).info, json=json)
             return
-        found = [(data_set.id, data_set.info) for data_set in client.datasets()]
+        found = [(data_set.id, data_set.info) for data_set in client.datasets(show_uploading=uploading)]
     if json:
         print_json([to_plain(info) for _, info in found])
         return
-    rows = [(name, i.display_name, size(i.size_bytes), moment(i.create_time), i.source_job) for name, i in found]
-    print_table(("DATASET", "NAME", "SIZE", "CREATED", "WRITTEN BY"), rows, empty="no data sets")
+    rows = [
+        (name, i.display_name, size(i.size_bytes), moment(i.create_time), i.source_job, i.state) for name, i in found
+    ]
+    columns = ("DATASET", "NAME", "SIZE", "CREATED", "WRITTEN BY", "STATE")
+    print_table(*_shown(columns, rows, uploading=uploading), empty="no data sets")
+
+
+def _shown(
+    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, uploading: bool
+) -> tuple[tuple[str, ...], Sequence[tuple[str, ...]]]:
+    """The last column, the state, tells something only if there is more than one."""
+    return (columns, rows) if uploading else (columns[:-1], [row[:-1] for row in rows])
 
 
 def predict(
