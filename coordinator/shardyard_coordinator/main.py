@@ -33,14 +33,15 @@ from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
-from shardyard_coordinator.serve.app import App, Info
+from shardyard_coordinator.serve.app import App, Info, make_door
+from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.settings import LauncherKind, Settings
 from shardyard_coordinator.store import attempts
 from shardyard_coordinator.store.failures import StoreFailure
-from shardyard_coordinator.store.store import Store, open_store
+from shardyard_coordinator.store.store import Store, lock_store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +156,22 @@ class Coordinator:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[_Running]:
-        """Everything, in the order of start-up, and ended in the other order."""
+        """Everything, in the order of start-up, and ended in the other order.
+
+        The store's lock comes first, which is quick and says who else is on it; then the port, which says NOT_SERVING
+        while a large store is looked through.
+        """
         settings, clock, trace = self._settings, self._clock, self._trace
-        store = await open_store(settings.database, clock, trace)
-        try:
+        lock = lock_store(settings.database, clock)
+        async with contextlib.AsyncExitStack() as stack:
+            unused = stack.enter_context(contextlib.ExitStack())
+            unused.callback(lock.release)
+            door = make_door(Limits())
+            port = await door.start(settings.listen)
+            stack.push_async_callback(door.close)
+            unused.pop_all()  # From here on the store lets go of it.
+            store = await open_store(settings.database, clock, trace, lock=lock)
+            stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
             control = ControlSettings(
                 storage=settings.storage,
@@ -169,8 +182,7 @@ class Coordinator:
             launcher, compute = self._doors()
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)
-            app = self._app(store, launcher, compute, loop)
-            port = app.bind(settings.listen)
+            app = self._app(store, launcher, compute, loop, door)
             address = f"{settings.listen.rpartition(':')[0]}:{port}"
             await launcher.start()
             await compute.start()
@@ -186,8 +198,6 @@ class Coordinator:
             finally:
                 await self._end(running, compute)
                 await asyncio.to_thread(_remove_record, record)
-        finally:
-            await store.close()
 
     async def _end(self, running: _Running, compute: Compute) -> None:
         """Drains, then lets go of the cluster; what runs there goes on, unless there is nothing that runs."""
@@ -226,7 +236,7 @@ class Coordinator:
         ray = RayLauncher(log=state / "ray-agent.log", head=head, address=settings.ray_address, environment=environment)
         return ray, RayCompute(ray.link, workers=workers, memory_bytes=memory)
 
-    def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop) -> App:
+    def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door) -> App:
         settings = self._settings
         warnings = ["--insecure: whoever reaches the port may do everything"] if settings.insecure else []
         parts = Parts(
@@ -241,7 +251,7 @@ class Coordinator:
             projects=frozenset(settings.projects),
             data_roots=settings.data_roots,
         )
-        return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days))
+        return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 
     def _greet(self, running: _Running) -> None:
         if self._settings.insecure:

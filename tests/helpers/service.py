@@ -31,6 +31,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.seams import NullTrace
 from shardyard_coordinator.serve.app import App, Info
+from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Tokens
@@ -156,8 +157,9 @@ async def serving_store(
     limits: Limits | None = None,
     intervals: Intervals = QUICK,
     data_roots: tuple[str, ...] = (),
+    door: tuple[Door, int] | None = None,
 ) -> AsyncIterator[Service]:
-    """A service over a store that is open, with its storage under `folder`."""
+    """A service over a store that is open, with its storage under `folder`; behind a door with its port, if given."""
     launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(ANSWERS)
     await claim_storage(folder / "storage", store)
     parts = Parts(
@@ -172,8 +174,8 @@ async def serving_store(
         projects=frozenset({"default", "other"}),
         data_roots=data_roots,
     )
-    app = App(parts, Info(slots=_slots), intervals)
-    port = app.bind("127.0.0.1:0")
+    app = App(parts, Info(slots=_slots), intervals, door=door and door[0])
+    port = door[1] if door else app.bind("127.0.0.1:0")
     await app.start()
     app.health.set_serving(True)
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")

@@ -94,6 +94,7 @@ class Reason(StrEnum):
     STORAGE_NOT_WRITABLE = "STORAGE_NOT_WRITABLE"
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     DRAINING = "DRAINING"
+    STARTING = "STARTING"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     METHOD_UNKNOWN = "METHOD_UNKNOWN"
@@ -187,6 +188,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.STORAGE_NOT_WRITABLE: Meaning(Code.UNAVAILABLE, "The storage may be read, but not written."),
         Reason.STORAGE_UNAVAILABLE: Meaning(Code.UNAVAILABLE, "The storage is not mounted, or its disk fails."),
         Reason.DRAINING: Meaning(Code.UNAVAILABLE, "The service is stopping; go on from the cursor when it is back."),
+        Reason.STARTING: Meaning(Code.UNAVAILABLE, "The service looks through its store; try again after the delay."),
         Reason.DEADLINE_EXCEEDED: Meaning(Code.DEADLINE_EXCEEDED, "The call's deadline passed."),
         Reason.CANCELLED: Meaning(Code.CANCELLED, "The caller cancelled."),
         Reason.METHOD_UNKNOWN: Meaning(Code.UNIMPLEMENTED, "There is no such method."),

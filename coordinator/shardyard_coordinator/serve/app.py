@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
@@ -22,10 +23,12 @@ from shardyard.v1 import (
 from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
 from shardyard_coordinator.serve.datasets import DatasetService
+from shardyard_coordinator.serve.door import Door, Late
 from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.guard import GuardedServer
 from shardyard_coordinator.serve.health import Health, Reflection
 from shardyard_coordinator.serve.jobs import JobService
+from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.logs import LogService
 from shardyard_coordinator.serve.metrics import MetricService
 from shardyard_coordinator.serve.models import ModelService
@@ -59,18 +62,32 @@ class Info:
     event_retention_days: int = 0
 
 
-class App:
-    """The gRPC face of the coordinator. Made inside the loop that serves it."""
+def make_door(limits: Limits) -> Door:
+    """The port of an App that is still to come. Made inside the loop that serves it."""
+    names = [service.full_name for service in descriptors()]
+    own: list[Service] = [Health(names), Reflection(names)]
+    at_once = {each.full_name for each in own}
+    late = Late(each for each in descriptors() if each.full_name not in at_once)
+    server = GuardedServer(methods([*late.services, *own]), validate, limits)
+    return Door(server, cast(Health, own[0]), late)
 
-    def __init__(self, parts: Parts, info: Info, intervals: Intervals | None = None) -> None:
+
+class App:
+    """The gRPC face of the coordinator. Made inside the loop that serves it; behind a `door` that is open already, or
+    with one of its own."""
+
+    def __init__(
+        self, parts: Parts, info: Info, intervals: Intervals | None = None, *, door: Door | None = None
+    ) -> None:
         intervals = intervals or Intervals()
         cluster = Cluster(parts.launcher)
         uploads = Uploads(parts)
         self._fanout = Fanout(parts.store)
         watcher = Watcher(parts, self._fanout, intervals)
-        names = [service.full_name for service in descriptors()]
-        self.health = Health(names)
-        services: list[Service] = [
+        self._door = door or make_door(parts.limits)
+        self._has_own_door = door is None
+        self.health = self._door.health
+        self._services: list[Service] = [
             JobService(parts, Submitter(parts, Plans(parts, cluster)), watcher, self._fanout),
             LogService(parts, self._fanout, intervals),
             MetricService(parts, self._fanout, intervals),
@@ -84,24 +101,23 @@ class App:
                 warnings=info.warnings,
                 event_retention_days=info.event_retention_days,
             ),
-            self.health,
-            Reflection(names),
         ]
-        self._server = GuardedServer(methods(services), validate, parts.limits)
 
     def bind(self, address: str) -> int:
-        """Binds and answers the port; raises OSError where that cannot be."""
-        return self._server.bind(address)
+        """Binds its own door and answers the port; raises OSError where that cannot be."""
+        return self._door.server.bind(address)
 
     async def start(self) -> None:
         """Begins to serve; health says NOT_SERVING until `health.set_serving`."""
-        await self._server.start()
+        self._door.late.open(self._services)
+        if self._has_own_door:
+            await self._door.server.start()
 
     async def stop(self, grace_s: float) -> None:
         """NOT_SERVING, streams end with DRAINING, unary calls finish within the grace."""
         self.health.set_serving(False)
         self._fanout.drain()
-        await self._server.stop(grace_s)
+        await self._door.server.stop(grace_s)
         self._fanout.close()
 
 

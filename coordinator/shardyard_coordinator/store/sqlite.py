@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import psutil
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
@@ -18,6 +20,7 @@ from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure, StoreLocked
 
+_READ_AHEAD_BYTES = 4 << 20
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs"}
 
 
@@ -67,6 +70,23 @@ def refuse_network_file_system(folder: Path) -> None:
             best = (point, kind)
     if best[1] in _NETWORK:
         raise StoreBroken(f"{folder} is on a network file system ({best[1]}); the store needs a local disk")
+
+
+def read_ahead(path: Path) -> None:
+    """Reads the database in order, so that the checks at the start, which read here and there, find it in memory.
+
+    Only under the `FileLock` and before this process has a connection: closing the file would drop the locks that
+    SQLite holds on it. Nothing is read of a database that would take up half of what is free.
+    """
+    room = psutil.virtual_memory().available // 2
+    block = bytearray(_READ_AHEAD_BYTES)
+    for each in (path, path.with_name(path.name + "-wal")):
+        # What is wrong with the file SQLite says better.
+        with contextlib.suppress(OSError):
+            if each.stat().st_size <= room:
+                with each.open("rb", buffering=0) as file:
+                    while file.readinto(block):
+                        pass
 
 
 def write_engine(path: Path) -> Engine:

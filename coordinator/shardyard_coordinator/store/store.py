@@ -31,16 +31,24 @@ _BUSY_START_S = 60.0
 _CHECKED_JOBS = 1000
 
 
-async def open_store(url: str | Path, clock: Clock, trace: Trace) -> Store:
-    """Takes the store: lock, migrations, checks, lease. `url` is a path or `sqlite:///` and a path.
+def lock_store(url: str | Path, clock: Clock) -> sqlite.FileLock:
+    """Takes the store for this process, which is quick; `open_store` then opens it, which may take seconds.
 
-    Raises: StoreFailure (StoreLocked where another coordinator is on it), ValueError for another kind of URL.
+    `url` is a path or `sqlite:///` and a path. Raises: StoreFailure (StoreLocked where another coordinator is on it),
+    ValueError for another kind of URL.
     """
     path = _path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     sqlite.refuse_network_file_system(path.parent)
-    lock = sqlite.FileLock(path, clock.now_us())
+    return sqlite.FileLock(path, clock.now_us())
+
+
+async def open_store(url: str | Path, clock: Clock, trace: Trace, *, lock: sqlite.FileLock | None = None) -> Store:
+    """Opens the store: migrations, checks, lease; `lock` is let go of where that fails. Raises: as `lock_store`."""
+    path = _path(url)
+    lock = lock or lock_store(url, clock)
     try:
+        await asyncio.to_thread(sqlite.read_ahead, path)
         engine = sqlite.write_engine(path)
         conn, term, store_id, secret = await _taken(engine, path, clock, trace)
     except BaseException:

@@ -1,0 +1,109 @@
+"""The port, which is there before the store is: it is bound first, and its health says that nobody is served yet.
+
+A call that comes before the services do waits for them, shortly; then it is answered UNAVAILABLE STARTING with a delay.
+Health and reflection answer at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.call import Behaviour, Call, Service
+from shardyard_coordinator.serve.guard import GuardedServer
+from shardyard_coordinator.serve.health import Health
+
+_PATIENCE_S = 10.0
+# What is left of a caller's time for the answer's way back.
+_ANSWER_S = 0.5
+_Real = Mapping[str, Mapping[str, Behaviour]]
+
+
+class Late:
+    """Services whose behaviours are still to come; `open` brings them."""
+
+    def __init__(self, descriptors: Iterable[ServiceDescriptor]) -> None:
+        self._real: asyncio.Future[_Real] = asyncio.get_running_loop().create_future()
+        self._descriptors = tuple(descriptors)
+
+    @property
+    def services(self) -> list[Service]:
+        """One in the place of each."""
+        return [
+            _LateService(each.full_name, {method.name: self._behaviour(method) for method in each.methods})
+            for each in self._descriptors
+        ]
+
+    def open(self, services: Iterable[Service]) -> None:
+        """Lets the calls through, also those that wait; KeyError where a method has no behaviour."""
+        real = {service.full_name: service.behaviours() for service in services}
+        for each in self._descriptors:
+            for method in each.methods:
+                real[each.full_name][method.name]
+        self._real.set_result(real)
+
+    def _behaviour(self, method: MethodDescriptor) -> Behaviour:
+        service, name = method.containing_service.full_name, method.name
+
+        async def answer(request: Any, call: Call) -> Message:
+            real = (await self._opened(call))[service][name]
+            return await cast(Callable[[Any, Call], Awaitable[Message]], real)(request, call)
+
+        async def answers(request: Any, call: Call) -> AsyncIterator[Message | bytes]:
+            real = (await self._opened(call))[service][name]
+            stream = cast(Callable[[Any, Call], AsyncGenerator[Message | bytes, None]], real)(request, call)
+            async with contextlib.aclosing(stream):
+                async for each in stream:
+                    yield each
+
+        return answers if method.server_streaming else answer
+
+    async def _opened(self, call: Call) -> _Real:
+        if not self._real.done():
+            left_s = _PATIENCE_S
+            if call.deadline_s is not None:
+                left_s = min(left_s, call.deadline_s - asyncio.get_running_loop().time() - _ANSWER_S)
+            await asyncio.wait({self._real}, timeout=max(left_s, 0.0))
+        if not self._real.done():
+            text = "the service is starting: it looks through its store; try again after the delay"
+            raise Refused(Reason.STARTING, text, retry_after_s=1.0)
+        return self._real.result()
+
+
+@dataclass
+class _LateService:
+    """A service as the guard sees it."""
+
+    full_name: str
+    made: Mapping[str, Behaviour]
+
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """One a method."""
+        return self.made
+
+
+@dataclass(frozen=True)
+class Door:
+    """The server, its health, and what is behind it once `late` is open."""
+
+    server: GuardedServer
+    health: Health
+    late: Late
+
+    async def start(self, address: str) -> int:
+        """Binds and begins to answer; the port. Raises: OSError where the address is taken or not this machine's."""
+        port = self.server.bind(address)
+        await self.server.start()
+        return port
+
+    async def close(self) -> None:
+        """Stops answering at once; for a start that came to nothing. Idempotent."""
+        await self.server.stop(0)
