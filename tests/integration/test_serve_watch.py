@@ -166,10 +166,11 @@ async def test_an_expired_cursor_is_told_with_the_oldest_sequence(service: Servi
     await emit(service, 10)
     await finish(service)
     service.clock.advance(1000)
-    await service.store.write(lambda conn: events.expire_events(conn, service.clock.now_us()), SYSTEM)
-    expired = await refused(service.jobs.WatchJob(pb.WatchJobRequest(name=NAME, after_sequence=3)).read())
-    assert (expired.code, expired.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
-    oldest = int(expired.metadata["oldest_sequence"])
+    [expired] = await service.store.read(lambda conn: events.expired_events(conn, service.clock.now_us()))
+    await service.store.write(lambda conn: events.remove_events(conn, [(expired.job_uid, expired.last)]), SYSTEM)
+    gone = await refused(service.jobs.WatchJob(pb.WatchJobRequest(name=NAME, after_sequence=3)).read())
+    assert (gone.code, gone.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
+    oldest = int(gone.metadata["oldest_sequence"])
     batches = await watched(service, after_sequence=oldest - 1)
     assert batches[-1].events[-1].state.to == job_pb2.STATE_CANCELLED
 

@@ -13,14 +13,29 @@ import pytest
 import pytest_asyncio
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Connection, select
 
 from helpers.clock import ManualClock
-from helpers.core import ACTOR, new_job
-from shardyard_coordinator.domain.records import Condition
+from helpers.core import ACTOR, new_job, running_core
+from helpers.scripted_launcher import ScriptedLauncher
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.records import Condition, EventKind, MetricPoint
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.store import attempts, jobs, listing, migrate, sqlite, submissions
+from shardyard_coordinator.store import (
+    attempts,
+    encode,
+    events,
+    jobs,
+    listing,
+    metrics,
+    migrate,
+    sqlite,
+    submissions,
+    tables,
+)
 from shardyard_coordinator.store.store import Store, open_store
 
 
@@ -132,3 +147,49 @@ async def test_labels_of_jobs_from_before_are_found_after_the_migration(tmp_path
         assert gone.state is JobState.CANCELLED
     finally:
         await store.close()
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 40)), max_size=12), st.integers(1, 25))
+def test_events_expire_in_batches_that_together_are_all_of_them(jobs_: list[tuple[int, int]], most: int) -> None:
+    expired = [events.Expired(at, f"u{at}", oldest, oldest + more) for at, (oldest, more) in enumerate(jobs_)]
+    left = {each.job_uid: set(range(each.oldest, each.last + 1)) for each in expired}
+    for batch in events.in_batches(expired, most):
+        removed = 0
+        for uid, below in batch:
+            gone = {sequence for sequence in left[uid] if sequence < below}
+            left[uid] -= gone
+            removed += len(gone)
+        assert 0 < removed <= most
+    assert left == {each.job_uid: {each.last} for each in expired}
+
+
+async def test_a_job_of_many_events_is_expired_and_purged_a_part_at_a_time(tmp_path: Path) -> None:
+    async with running_core(tmp_path, ScriptedLauncher(), schedule=False, event_retention_s=1.0) as core:
+        job = await core.submit(new_job())
+        draft = encode.draft(EventKind.PROGRESS, job_pb2.JobEvent(progress=job_pb2.Progress(step=1)))
+        points = [MetricPoint(1, step, 0, 0.5) for step in range(201_000)]
+
+        def grow(conn: Connection) -> None:
+            events.append(conn, job.uid, [draft] * 11_000, 1)
+            metrics.add_points(conn, job.uid, "loss", points)
+            moved = jobs.request_cancel(conn, "default", "job", "", actor=ACTOR, now_us=2)
+            jobs.change_job(conn, moved.uid, 2, {"end_us": 2})
+
+        await core.store.write(grow, ACTOR)
+        before = await core.store.read(commits)
+        await core.collector.retention.sweep()
+        [last] = await core.store.read(lambda conn: events.events_after(conn, job.uid, 0, 20_000))
+        assert last.kind is EventKind.STATE
+        assert await core.store.read(commits) - before >= 3
+        assert await core.store.read(lambda conn: events.expired_events(conn, 1 << 60)) == []
+        await core.store.write(lambda c: jobs.delete_job(c, "default", "job", "", actor=ACTOR, now_us=3), ACTOR)
+        await core.store.write(lambda conn: events.append(conn, job.uid, [draft] * 6000, 4) and None, ACTOR)
+        before = await core.store.read(commits)
+        await core.collector.retention.sweep()
+        assert await core.store.read(commits) - before >= 2
+        assert await core.store.read(lambda conn: jobs.deleted_jobs(conn, 1 << 60)) == []
+        assert await core.store.read(lambda conn: metrics.metric_names(conn, job.uid)) == []
+
+
+def commits(conn: Connection) -> int:
+    return int(conn.execute(select(tables.lease.c.commits)).scalar_one())

@@ -37,7 +37,7 @@ from shardyard_coordinator.store import (
     writer,
 )
 from shardyard_coordinator.store.failures import StoreLost
-from shardyard_coordinator.store.sql import Prepared, PreparedInsert
+from shardyard_coordinator.store.sql import Prepared, PreparedInsert, PreparedUpdate
 from shardyard_coordinator.store.store import Store, open_store
 
 
@@ -166,16 +166,19 @@ async def test_every_statement_that_runs_compiles_for_postgresql(tmp_path: Path)
                 attempts.list_attempts(conn, job.uid)
 
             await core.store.read(read)
-            await core.store.write(lambda conn: events.expire_events(conn, 10**18), ACTOR)
+            expired = await core.store.read(lambda conn: events.expired_events(conn, 10**18))
+            await core.store.write(lambda conn: events.remove_events(conn, next(events.in_batches(expired))), ACTOR)
             await core.store.write(
                 lambda conn: jobs.delete_job(conn, "default", "job", "", actor=ACTOR, now_us=1), ACTOR
             )
             await core.store.write(lambda conn: jobs.purge_job(conn, job.uid), ACTOR)
     finally:
         event.remove(Engine, "before_execute", catch)
-    hot = [each for module in (jobs, events, queue, submissions, writer) for each in vars(module).values()]
+    modules = (attempts, events, jobs, metrics, queue, submissions, writer)
+    hot = [each for module in modules for each in vars(module).values()]
     prepared = [each for each in hot if isinstance(each, Prepared)]
     prepared += [each.of(2) for each in hot if isinstance(each, PreparedInsert)]
+    prepared += [each.of(("state",)) for each in hot if isinstance(each, PreparedUpdate)]
     assert len(seen) > 50 and len(prepared) > 12
     dialect = postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]
     for element in [*seen, *(each.statement for each in prepared)]:

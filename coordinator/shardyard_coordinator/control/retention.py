@@ -189,8 +189,7 @@ class Retention:
         await _each(self._sweep_folders())
         keep_s = self._settings.event_retention_s
         if keep_s:
-            before = self._clock.now_us() - round(keep_s * 1e6)
-            await self._store.write(lambda conn: events.expire_events(conn, before), SYSTEM)
+            await self._expire(self._clock.now_us() - round(keep_s * 1e6))
 
     async def _purge(self, job_uid: str, deleted_us: int) -> None:
         """Events and logs go a day after the deletion; the row goes when its request id may be forgotten."""
@@ -200,7 +199,16 @@ class Retention:
             return
         await asyncio.to_thread(_remove_tree, self._settings.job_dir(job_uid))
         forget = jobs.purge_job if age_s >= self._settings.request_retention_s else jobs.purge_events
-        await self._store.write(lambda conn: forget(conn, job_uid), SYSTEM)
+        while await self._store.write(lambda conn: forget(conn, job_uid), SYSTEM):
+            pass  # A part at a time: others write in between.
+
+    async def _expire(self, before_us: int) -> None:
+        """Removes the events of jobs that ended before, but for the last one of each, a few thousand a commit."""
+        row = 0
+        while found := await self._store.read_many(partial(events.expired_events, before_us=before_us, after_row=row)):
+            for batch in events.in_batches(found):
+                await self._store.write(partial(events.remove_events, batch=batch), SYSTEM)
+            row = found[-1].row
 
     async def _sweep_uploads(self) -> None:
         before = self._clock.now_us() - round(self._settings.sweep_after_s * 1e6)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
@@ -44,6 +45,11 @@ _AFTER = Prepared(
     .order_by(_event.sequence)
     .limit(bindparam("most"))
 )
+
+
+_REMOVE = Prepared(delete(tables.event).where(_event.job_uid == bindparam("job"), _event.sequence < bindparam("below")))
+# A removal of more would keep everybody who writes meanwhile waiting.
+MAX_REMOVED = 5000
 
 
 def append(conn: Connection, job_uid: str, drafts: Sequence[EventDraft], now_us: int) -> list[EventRecord]:
@@ -116,9 +122,41 @@ def oldest_sequence(conn: Connection, job_uid: str) -> int:
     return conn.execute(select(func.min(_event.sequence)).where(_event.job_uid == job_uid)).scalar_one() or 0
 
 
-def expire_events(conn: Connection, before_us: int) -> int:
-    """Removes the events, but for the last one, of jobs that ended before `before_us`; answers how many."""
-    ended = select(_job.uid).where(_job.end_us > 0, _job.end_us < before_us, _job.deleted_us == 0)
-    last = select(_job.last_sequence).where(_job.uid == _event.job_uid).scalar_subquery()
-    found = conn.execute(delete(tables.event).where(_event.job_uid.in_(ended), _event.sequence < last))
-    return found.rowcount
+class Expired(NamedTuple):
+    """A job whose events up to the one before `last` may go; `oldest` is the first that is still there."""
+
+    row: int
+    job_uid: str
+    oldest: int
+    last: int
+
+
+def expired_events(conn: Connection, before_us: int, *, after_row: int = 0, limit: int = 1000) -> list[Expired]:
+    """Jobs that ended before `before_us` and have more than their last event left, by their rows after `after_row`."""
+    oldest = select(func.min(_event.sequence)).where(_event.job_uid == _job.uid).scalar_subquery()
+    ended = (_job.end_us > 0, _job.end_us < before_us, _job.deleted_us == 0, _job.id > after_row)
+    statement = select(_job.id, _job.uid, oldest, _job.last_sequence).where(*ended, oldest < _job.last_sequence)
+    return [Expired(*row) for row in conn.execute(statement.order_by(_job.id).limit(limit))]
+
+
+def in_batches(expired: Iterable[Expired], most: int = MAX_REMOVED) -> Iterator[list[tuple[str, int]]]:
+    """What `remove_events` takes at a time: (uid, first sequence that stays), in all at most `most` events."""
+    batch: list[tuple[str, int]] = []
+    room = most
+    for each in expired:
+        first = each.oldest
+        while first < each.last:
+            taken = min(room, each.last - first)
+            first, room = first + taken, room - taken
+            batch.append((each.job_uid, first))
+            if not room:
+                yield batch
+                batch, room = [], most
+    if batch:
+        yield batch
+
+
+def remove_events(conn: Connection, batch: Sequence[tuple[str, int]]) -> None:
+    """Removes the events of each job before a sequence."""
+    for job_uid, below in batch:
+        _REMOVE.run(conn, job=job_uid, below=below)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, exists, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, literal_column, or_, select, tuple_, update
 
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.errors import Refused
@@ -65,6 +65,7 @@ _MOVE = PreparedUpdate(
     returning=COLUMNS,
 )
 ANY_ETAG = ("", "*")
+_MAX_BLOCKS_REMOVED = 200
 
 
 def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:
@@ -211,21 +212,36 @@ def invalid_state(job: JobRecord, rule: str) -> Refused:
 def deleted_jobs(conn: Connection, purged_before_us: int) -> list[tuple[str, int]]:
     """(uid, time of deletion) of deleted jobs that have something left: events, or a row from before that time."""
     has_events = exists().where(tables.event.c.job_uid == _job.uid)
-    left = (_job.deleted_us > 0, or_(has_events, _job.deleted_us <= purged_before_us))
+    # Written out, not bound: the database then sees that the index of deleted jobs has them all.
+    left = (_job.deleted_us > literal_column("0"), or_(has_events, _job.deleted_us <= purged_before_us))
     return [(row.uid, row.deleted_us) for row in conn.execute(select(_job.uid, _job.deleted_us).where(*left))]
 
 
-def purge_events(conn: Connection, job_uid: str) -> None:
-    """Removes what a deleted job has left beside its row, which keeps its request id until `purge_job`."""
-    for table in (tables.event, tables.attempt, tables.checkpoint, tables.metric_block):
+def purge_events(conn: Connection, job_uid: str) -> bool:
+    """Removes what a deleted job has left beside its row, which keeps its request id until `purge_job`.
+
+    Only a part, so that other writers do not wait. True: there may be more.
+    """
+    event, block = tables.event.c, tables.metric_block.c
+    some_events = select(event.position).where(event.job_uid == job_uid).limit(events.MAX_REMOVED)
+    removed = conn.execute(delete(tables.event).where(event.position.in_(some_events))).rowcount
+    key = tuple_(block.metric, block.first_index)
+    some_blocks = select(block.metric, block.first_index).where(block.job_uid == job_uid).limit(_MAX_BLOCKS_REMOVED)
+    blocks = conn.execute(delete(tables.metric_block).where(block.job_uid == job_uid, key.in_(some_blocks))).rowcount
+    if removed == events.MAX_REMOVED or blocks == _MAX_BLOCKS_REMOVED:
+        return True
+    for table in (tables.attempt, tables.checkpoint):
         conn.execute(delete(table).where(table.c.job_uid == job_uid))
+    return False
 
 
-def purge_job(conn: Connection, job_uid: str) -> None:
-    """Removes a deleted job's row and its request id."""
-    purge_events(conn, job_uid)
+def purge_job(conn: Connection, job_uid: str) -> bool:
+    """Removes a deleted job's row and its request id, once nothing else is left. True: there may be more."""
+    if purge_events(conn, job_uid):
+        return True
     conn.execute(delete(tables.request).where(_request.job_uid == job_uid))
     conn.execute(delete(tables.job).where(_job.uid == job_uid, _job.deleted_us > 0))
+    return False
 
 
 def from_row(row: Row[Any] | tuple[Any, ...]) -> JobRecord:
