@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,91 @@ def test_a_parquet_bomb_is_refused_in_flat_memory(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="decodes to more than"):
         read(tmp_path / "a.parquet")
     assert pa.total_allocated_bytes() - before < 64 * 2**20
+
+
+def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:
+    others = {
+        "far": pa.array([253402300800000 * 10] * 9, pa.timestamp("ms")),
+        "deep": pa.array([[["a"]]] * 9),
+        "map": pa.array([[("k", 1)]] * 9, pa.map_(pa.string(), pa.int32())),
+        "raw": pa.array([b"\xff"] * 9),
+        "span": pa.array([1] * 9, pa.duration("s")),
+        "broken": pa.array([f"zzzzzz{i}" for i in range(9)]),
+    }
+    table = pa.table({"review": ["a b"] * 9, "label": [1] * 9, **others})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="none")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"zzzzzz0", b"\xff" * 7))
+    for columns in ({}, {"text": "review"}):
+        assert {(row.text, row.label) for row in read(path, columns=columns)} == {("a b", 1)}
+    for name, words in (("far", "timestamp"), ("span", "duration"), ("broken", "damaged after row 0")):
+        with pytest.raises(DataError, match=words):
+            read(path, columns={"text": "review", "label": name})
+
+
+def test_a_column_name_may_have_dots(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body.raw": ["a b"], "label": [["x", "y"]]}), tmp_path / "a.parquet")
+    (row,) = read(tmp_path / "a.parquet", columns={"text": "body.raw"})
+    assert (row.text, row.label) == ("a b", ["x", "y"])
+
+
+def _repeated(value: Any, times: int) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([value]))
+
+
+def _one_list(values: Any) -> Any:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+BOMBS: dict[str, tuple[Any, str]] = {
+    "rows": (lambda: {"text": _repeated("x", 1_200_000), "label": _repeated(1, 1_200_000)}, "decodes to more than"),
+    "a long list": (lambda: {"text": ["a"], "label": _one_list(_repeated(1, 3_000_000))}, "a list of 3,000,000 values"),
+    "a long list of long texts": (
+        lambda: {"text": ["a"], "label": _one_list(_repeated("y" * 2**20, 300))},
+        "decodes to more than",
+    ),
+    "a long value": (lambda: {"text": ["x" * 2**25], "label": [1]}, "a value of 33,554,432 characters"),
+    "a large page": (lambda: {"text": ["x" * 2**24] * 17, "label": [1] * 17}, "a page decodes to"),
+}
+
+
+@pytest.mark.parametrize(("columns", "words"), BOMBS.values(), ids=BOMBS)
+def test_what_a_parquet_file_decodes_to_is_bound_by_its_pages(tmp_path: Path, columns: Any, words: str) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table(columns()),
+        path,
+        row_group_size=2**24,
+        compression="zstd",
+        use_dictionary="decodes to more" in words,
+    )
+    assert path.stat().st_size < 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=words):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 2**10
+
+
+def test_many_different_texts_in_parquet_are_read_in_time_with_their_number(tmp_path: Path) -> None:
+    texts = pa.array([f"text number {i}" * 3 for i in range(100_000)])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts, "label": _repeated("a", 100_000)}), path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    assert len(read(path)) == 100_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 3
+
+
+CUT = ["the first half", "all but the end"]
+
+
+@pytest.mark.parametrize("left", [0.5, 0.99], ids=CUT)
+def test_a_parquet_file_cut_short_is_refused_with_the_next_step(tmp_path: Path, left: float) -> None:
+    path = _parquet(tmp_path, text=[f"text {i}" for i in range(2000)], label=[1] * 2000)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(DataError, match="its end, which says what is in it, is missing; copy it again"):
+        read(path)
 
 
 def test_an_encrypted_parquet_file_is_refused(tmp_path: Path) -> None:

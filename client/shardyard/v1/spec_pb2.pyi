@@ -60,7 +60,7 @@ class _DataFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataFormat
     DATA_FORMAT_TEXT: _DataFormat.ValueType  # 1
     """Plain text, UTF-8."""
     DATA_FORMAT_JSONL: _DataFormat.ValueType  # 2
-    """One JSON object a line."""
+    """One JSON object a line, or one list of objects over the whole file."""
     DATA_FORMAT_CSV: _DataFormat.ValueType  # 3
     """Comma-separated values."""
     DATA_FORMAT_TSV: _DataFormat.ValueType  # 4
@@ -76,7 +76,7 @@ DATA_FORMAT_UNSPECIFIED: DataFormat.ValueType  # 0
 DATA_FORMAT_TEXT: DataFormat.ValueType  # 1
 """Plain text, UTF-8."""
 DATA_FORMAT_JSONL: DataFormat.ValueType  # 2
-"""One JSON object a line."""
+"""One JSON object a line, or one list of objects over the whole file."""
 DATA_FORMAT_CSV: DataFormat.ValueType  # 3
 """Comma-separated values."""
 DATA_FORMAT_TSV: DataFormat.ValueType  # 4
@@ -428,6 +428,7 @@ class TextClassification(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     NEW_HEAD_FIELD_NUMBER: _builtins.int
+    LABEL_SEPARATOR_FIELD_NUMBER: _builtins.int
     problem: Global___TextClassification.Problem.ValueType
     """Unset: SINGLE_LABEL."""
     pooling: Global___Pooling.ValueType
@@ -436,6 +437,8 @@ class TextClassification(_message.Message):
     """Probability mass spread over the other classes, from 0 to under 1; unset: 0. Single label only."""
     new_head: _builtins.bool
     """Start with a fresh head even where the model has one with other labels; without it such a model is refused with LABEL_MISMATCH."""
+    label_separator: _builtins.str
+    """Multi label: what stands between the classes of one text, such as `,` or ` / `; empty: found, from `|`, `;` and `,`. At most 16 characters."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The classes in the order of their outputs; empty: those of the training data, sorted. Up to 10,000."""
@@ -448,10 +451,11 @@ class TextClassification(_message.Message):
         pooling: Global___Pooling.ValueType = ...,
         label_smoothing: _builtins.float | None = ...,
         new_head: _builtins.bool = ...,
+        label_separator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "label_smoothing", b"label_smoothing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "label_smoothing", b"label_smoothing", "labels", b"labels", "new_head", b"new_head", "pooling", b"pooling", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "label_separator", b"label_separator", "label_smoothing", b"label_smoothing", "labels", b"labels", "new_head", b"new_head", "pooling", b"pooling", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
     _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
@@ -751,11 +755,11 @@ class DataSource(_message.Message):
     path: _builtins.str
     """One file inside the folder or data set; empty: all of them, sorted by path."""
     format: Global___DataFormat.ValueType
-    """Unset: by the file's ending (.txt .text .jsonl .ndjson .csv .tsv .parquet)."""
+    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet, each but the last also with .gz behind it)."""
     header: _builtins.bool
     """CSV and TSV: whether the first line names the columns; unset: it does if the mapped names, or `text` or `label`, stand in it. Without names the columns are `column_1`, `column_2` …"""
     delimiter: _builtins.str
-    """CSV: one character between the columns; empty: a comma."""
+    """CSV: one character between the columns; empty: what a first line `sep=;` says, else a comma."""
     document: Global___DocumentUnit.ValueType
     """Plain text: what one document is."""
     @_builtins.property
@@ -798,22 +802,28 @@ class ColumnMapping(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TEXT_PAIR_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text; empty: `text`, or the only text column."""
     text_pair: _builtins.str
     """The second text of a pair; empty: `text_pair` if there is one, else single texts."""
     label: _builtins.str
-    """The label: a class, a number, or (multi label) a list or a string joined by `|`; empty: `label`, or the only other column."""
+    """The label: a class, a number, or (multi label) several classes: a list, a list as text, classes joined by a separator, or 0 and 1 for each class. Empty: `label`, or the only other column."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Multi label: one column for each class, with 0 or 1 in it, instead of `label`; the classes are called as the columns. Empty, with neither a mapped label nor a column `label`: the columns that hold nothing else, if there are two or more. Up to 1,024."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         text_pair: _builtins.str = ...,
         label: _builtins.str = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "text", b"text", "text_pair", b"text_pair"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "labels", b"labels", "text", b"text", "text_pair", b"text_pair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
-from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_table
+from shardyard_trainer.data.readers import Layout, NumberedRow, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 
-_LOOKED_AT = 200
 _NAME = re.compile(r"[^\W\d](?:[\w.-]{0,62}\w)?")
 """What a column may be called: one word that begins with a letter and ends as no sentence does."""
 
@@ -65,28 +63,27 @@ def _place(field: str, error: DataError) -> str:
 
 def _file_rows(file: DataFile, source: spec_pb2.DataSource, *, with_label: bool) -> Iterator[Row]:
     table = open_table(file, Layout.of(source))
-    head = list(islice(table.rows, _LOOKED_AT))
-    text, pair, label = _choose(table, head, source.columns, with_label=with_label)
-    for line, cells in chain(head, table.rows):
+    text, pair, label = _choose(table, source.columns, with_label=with_label)
+    places = [place for place in (text, pair, label) if place is not None]
+    of_pair, of_label = (None if place is None else places.index(place) for place in (pair, label))
+    for line, cells in table.rows(places):
         yield Row(
             file.name,
             line,
-            _text(cells[text], file, line, table.columns[text]),
-            None if pair is None else _text(cells[pair], file, line, table.columns[pair]),
-            None if label is None else cells[label],
+            _text(cells[0], file, line, table.columns[text]),
+            None if of_pair is None or pair is None else _text(cells[of_pair], file, line, table.columns[pair]),
+            None if of_label is None else cells[of_label],
         )
 
 
-def _choose(
-    table: Table, head: list[Any], mapping: spec_pb2.ColumnMapping, *, with_label: bool
-) -> tuple[int, int | None, int | None]:
+def _choose(table: Table, mapping: spec_pb2.ColumnMapping, *, with_label: bool) -> tuple[int, int | None, int | None]:
     taken = _mapped(table, {part: getattr(mapping, part) for part in _MAPPED if part != "label" or with_label})
     if "text_pair" not in taken and "text_pair" in table.columns and "text_pair" not in taken.values():
         taken["text_pair"] = "text_pair"
     if with_label and "label" not in taken and "label" in table.columns and "label" not in taken.values():
         taken["label"] = "label"
     if "text" not in taken:
-        taken["text"] = _only_text_column(table, head, taken)
+        taken["text"] = _only_text_column(table, taken)
     if with_label and "label" not in taken:
         taken["label"] = _only_other_column(table, taken)
     _refuse_doubles(table, taken)
@@ -130,10 +127,11 @@ def _refuse_doubles(table: Table, taken: dict[str, str]) -> None:
             raise DataError(message, file=table.file.name, column=part, value=name)
 
 
-def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> str:
+def _only_text_column(table: Table, taken: dict[str, str]) -> str:
     free = [name for name in table.columns if name not in taken.values()]
     if "text" in free:
         return "text"
+    head = table.head()
     texts = [name for name in free if _looks_like_text([cells[table.index(name)] for _, cells in head])]
     if len(texts) == 1:
         _refuse_untaken_header(table, head)
@@ -142,6 +140,8 @@ def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> s
         which = f"several could be ({listed(texts)}) of: {listed(table.columns)}"
     else:
         which = f"none holds text of: {listed(free)}" if free else "no other is left to be the text"
+        if any(isinstance(cell, dict) for _, cells in head for cell in cells):
+            which += " (a text inside of another object is not found: write it into the row itself)"
     used = {name: part for part, name in taken.items()}
     missing = f"the column `text` is mapped as {used['text']}" if "text" in used else "no column `text`"
     raise DataError(
@@ -151,7 +151,7 @@ def _only_text_column(table: Table, head: list[Any], taken: dict[str, str]) -> s
     )
 
 
-def _refuse_untaken_header(table: Table, head: list[Any]) -> None:
+def _refuse_untaken_header(table: Table, head: Sequence[NumberedRow]) -> None:
     """Raises DataError where one word stands over a single column of texts that are none: it may be its name."""
     if len(table.untaken) != 1 or not _NAME.fullmatch(table.untaken[0]):
         return
@@ -192,11 +192,14 @@ def _is_number(value: str) -> bool:
 def _text(cell: Any, file: DataFile, line: int, column: str) -> str:
     if not isinstance(cell, str):
         what = "missing" if cell is None else f"a {type(cell).__name__} ({shorten(str(cell))})"
-        raise DataError(f"{column!r} must be text, but is {what}", file=file.name, line=line, value=shorten(str(cell)))
+        then = "fill it in, or remove the row" if cell is None else "write it in quotes, or map another column"
+        message = f"{shorten(column)!r} must be text, but is {what}; {then}"
+        raise DataError(message, file=file.name, line=line, value=shorten(str(cell)))
     if "\0" in cell:
-        raise DataError(f"{column!r} has a NUL character", file=file.name, line=line)
+        raise DataError(f"{shorten(column)!r} has a NUL character; take it out", file=file.name, line=line)
     try:
         cell.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{column!r} has half of a surrogate pair", file=file.name, line=line) from None
+        message = f"{shorten(column)!r} has half of a surrogate pair; write the whole character"
+        raise DataError(message, file=file.name, line=line) from None
     return cell

@@ -1,11 +1,13 @@
-"""Lines of a text file, strictly: UTF-8, no NUL, none over 16 MiB, in flat memory."""
+"""Lines of a text file or a packed one, strictly: UTF-8, no NUL, none over 16 MiB, in flat memory."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
+from shardyard_trainer.data.containers import open_text
 from shardyard_trainer.data.errors import DataError
-from shardyard_trainer.data.sources import DataFile, open_regular
+from shardyard_trainer.data.sources import DataFile
 
 LONGEST_LINE_BYTES = 16 * 2**20
 _BOM = b"\xef\xbb\xbf"
@@ -14,18 +16,39 @@ _BOM = b"\xef\xbb\xbf"
 def read_lines(file: DataFile, *, keep_ends: bool = False) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1. A byte-order mark is dropped, CRLF reads as LF; `keep_ends` leaves the LF on the line.
 
-    Raises DataError with the line where bytes are not UTF-8, a NUL stands, or a line is over 16 MiB.
+    A gzip file is unpacked. Raises DataError with the line where bytes are not UTF-8, a NUL stands, or a line is over
+    16 MiB.
     """
-    with open_regular(file.path, file.name) as stream:
+    with open_text(file) as stream:
         number = offset = 0
-        while raw := stream.readline(LONGEST_LINE_BYTES + 1):
+        while raw := _next_line(stream, file, number + 1):
             number += 1
             if len(raw) > LONGEST_LINE_BYTES:
                 raise DataError(
-                    f"the line is longer than {LONGEST_LINE_BYTES // 2**20} MiB", file=file.name, line=number
+                    f"the line is longer than {LONGEST_LINE_BYTES // 2**20} MiB; break it into lines, one a row",
+                    file=file.name,
+                    line=number,
                 )
             yield number, _decode(raw, file.name, number, offset, keep_ends=keep_ends)
             offset += len(raw)
+
+
+def not_utf8(byte: int, at: int) -> str:
+    """The complaint about byte number `at` of a file, counted from 0."""
+    return (
+        f"byte {at + 1:,} of the file (0x{byte:02x}) is not UTF-8; save the file as UTF-8 "
+        "(of Windows: `iconv -f WINDOWS-1252 -t UTF-8`)"
+    )
+
+
+def _next_line(stream: io.BufferedReader, file: DataFile, number: int) -> bytes:
+    try:
+        return stream.readline(LONGEST_LINE_BYTES + 1)
+    except DataError as error:
+        raise DataError(error.plain, file=file.name, line=number) from None
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}; check the disk, and copy the file again"
+        raise DataError(message, file=file.name, line=number) from None
 
 
 def _decode(raw: bytes, name: str, number: int, offset: int, *, keep_ends: bool) -> str:
@@ -34,12 +57,9 @@ def _decode(raw: bytes, name: str, number: int, offset: int, *, keep_ends: bool)
         line = raw[start:].decode("utf-8")
     except UnicodeDecodeError as error:
         at = offset + start + error.start
-        raise DataError(
-            f"byte {at + 1:,} of the file (0x{raw[start + error.start]:02x}) is not UTF-8; save the file as UTF-8",
-            file=name,
-            line=number,
-        ) from None
+        raise DataError(not_utf8(raw[start + error.start], at), file=name, line=number) from None
     if "\0" in line:
-        raise DataError("the line has a NUL character; is the file text?", file=name, line=number)
+        message = "the line has a NUL character; if the file is text, take it out, as `tr -d '\\0'` does"
+        raise DataError(message, file=name, line=number)
     body = line.removesuffix("\n").removesuffix("\r")
     return body + "\n" if keep_ends and line.endswith("\n") else body

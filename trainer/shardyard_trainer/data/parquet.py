@@ -1,99 +1,232 @@
-"""Rows of a Parquet file in flat memory, whatever the file claims to decode to."""
+"""Rows of a Parquet file in flat memory, whatever the file claims to decode to; columns nobody asks for stay packed."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.containers import LARGEST_RATIO, allowed_bytes, check_parquet
+from shardyard_trainer.data.errors import DataError, listed, shorten
 from shardyard_trainer.data.lines import LONGEST_LINE_BYTES
+from shardyard_trainer.data.parquet_pages import Page, PageInvalid, read_pages
 from shardyard_trainer.data.sources import DataFile, open_regular
 
-# A file of a few megabytes can decode to terabytes (one dictionary value repeated): what a file may decode to is bound.
-_LARGEST_RATIO = 200
-_ALWAYS_ALLOWED_BYTES = 256 * 2**20
 _BATCH_ROWS = 512
+_BATCH_BYTES = 64 * 2**20
+_LARGEST_PAGE = 256 * 2**20
+_MOST_PAGES = 100_000
+"""Of one column in one row group."""
+
+_HEAD_CHARACTERS = 2**22
+_LONGEST_LIST = 100_000
+_CELL_BYTES = 128
+"""What the smallest cell counts: a run of one value decodes to as many rows as it says, from a few bytes."""
+
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
-def read_parquet(
-    file: DataFile, most_columns: int, *, needed: Container[str] = ()
-) -> tuple[tuple[str, ...], Iterator[tuple[int, Sequence[Any]]]]:
-    """A file's column names, and its rows as (row from 1, cells). Raises DataError, also from the iterator.
+class ParquetTable:
+    """An opened file: the columns that can be text or label, and the rows of chosen ones.
 
-    Columns of records are left out; one of a `needed` name is refused.
+    Raises DataError, also from the iterators. A column of another type is refused if it is of a `needed` name, else
+    left out of `columns`.
     """
-    stream = open_regular(file.path, file.name)
-    try:
-        opened = pq.ParquetFile(stream)
+
+    def __init__(self, file: DataFile, most_columns: int, *, needed: Container[str]) -> None:
+        self._file = file
+        self._allowed = allowed_bytes(file.path.stat().st_size)
+        self._stream = open_regular(file.path, file.name)
+        check_parquet(file, self._stream)
+        opened = self._open([])
+        if opened.metadata.num_rows == 0:
+            raise DataError("the file has no rows; if it should have, write it again", file=file.name)
         names = opened.schema_arrow.names
-        # Kept as a dictionary, a repeated value is in memory once.
-        strings = [field.name for field in opened.schema_arrow if _is_text(field.type)]
-        opened = pq.ParquetFile(stream, read_dictionary=strings)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"not a Parquet file that can be read: {_first_line(error)}", file=file.name) from None
-    if opened.metadata.num_rows == 0:
-        raise DataError("the file has no rows", file=file.name)
-    if len(names) > most_columns:
-        raise DataError(f"{len(names):,} columns; at most {most_columns:,}", file=file.name)
-    flat = [field.name for field in opened.schema_arrow if _is_flat(file, field, needed)]
-    if not flat:
-        raise DataError("all columns are records; text and labels are strings, numbers or lists", file=file.name)
-    return tuple(flat), _rows(file, opened, flat if len(flat) < len(names) else None)
+        if len(names) > most_columns:
+            message = f"{len(names):,} columns; at most {most_columns:,}; keep those with text and labels"
+            raise DataError(message, file=file.name)
+        if doubled := sorted({name for name in names if names.count(name) > 1 and name in needed}):
+            message = f"a column's name stands twice: {listed(doubled)}; rename one"
+            raise DataError(message, file=file.name)
+        self._fields = {field.name: field.type for field in opened.schema_arrow if self._is_usable(field, needed)}
+        if not self._fields:
+            raise DataError(
+                "no column is text or a label: those are strings, numbers or lists; all are others", file=file.name
+            )
+        self.columns = tuple(self._fields)
+        # Kept as a dictionary, a text that a list repeats is in memory once.
+        lists = [name for name, kind in self._fields.items() if _is_list(kind)]
+        self._opened = self._open([path for path in self._string_leaves(opened) if _is_below(path, lists)])
+
+    def head(self, most: int) -> list[tuple[int, Sequence[Any]]]:
+        """Some of the first rows; None in them for lists, which are no texts, and for a column that does not decode."""
+        rows = [[None] * len(self.columns) for _ in range(min(most, self._opened.metadata.row_group(0).num_rows))]
+        for place, kind in enumerate(self._fields.values()):
+            size = 0
+            if _is_list(kind):
+                continue
+            with contextlib.suppress(DataError):
+                for row, (_, cells) in zip(rows, self._read([place], most_groups=1), strict=False):
+                    row[place] = cells[0]
+                    size += len(cells[0]) if isinstance(cells[0], str) else 0
+                    if size > _HEAD_CHARACTERS:
+                        break
+        return [(number + 1, row) for number, row in enumerate(rows)]
+
+    def rows(self, places: Sequence[int]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """All rows from 1, with the columns of these places."""
+        num_rows = 0
+        for line, cells in self._read(places):
+            num_rows = line
+            yield line, cells
+        if num_rows != (told := self._opened.metadata.num_rows):
+            message = f"the file's end says {told:,} rows, but it has {num_rows:,}; write it again"
+            raise DataError(message, file=self._file.name)
+
+    def _open(self, dictionaries: list[str]) -> Any:
+        try:
+            return pq.ParquetFile(self._stream, read_dictionary=dictionaries)
+        except _READ_ERRORS as error:
+            message = f"not a Parquet file that can be read: {_first_line(error)}; copy it again, or write it again"
+            raise DataError(message, file=self._file.name) from None
+
+    def _is_usable(self, field: Any, needed: Container[str]) -> bool:
+        kind = _undictionaried(field.type)
+        if _is_plain(kind) or (_is_list(kind) and _is_plain(_undictionaried(kind.value_type))):
+            return True
+        if field.name in needed:
+            raise DataError(
+                f"column {shorten(field.name)!r} is {shorten(str(field.type))}; text and labels are strings, numbers "
+                "or lists of them: cast it, or map another column",
+                file=self._file.name,
+                column=field.name,
+            )
+        return False
+
+    def _string_leaves(self, opened: Any) -> list[str]:
+        """Paths of the columns as they lie in the file that hold strings."""
+        schema = opened.schema
+        every = (schema.column(place) for place in range(len(schema.names)))
+        return [leaf.path for leaf in every if leaf.physical_type == "BYTE_ARRAY"]
+
+    def _read(self, places: Sequence[int], *, most_groups: int = 2**31) -> Iterator[tuple[int, Sequence[Any]]]:
+        names = [self.columns[place] for place in places]
+        row = decoded = 0
+        try:
+            for group in range(min(most_groups, self._opened.metadata.num_row_groups)):
+                pages, batch_rows = self._weigh(group, names)
+                decoded += pages
+                self._check(decoded)
+                for batch in self._opened.iter_batches(
+                    batch_size=batch_rows, row_groups=[group], columns=names, use_threads=False
+                ):
+                    columns = [self._values(batch.column(batch.schema.get_field_index(name)), row) for name in names]
+                    decoded += sum(self._cost(values, row) for values in columns)
+                    self._check(decoded)
+                    for cells in zip(*columns, strict=True):
+                        row += 1
+                        yield row, cells
+        except PageInvalid as error:
+            raise DataError(f"damaged after row {row:,}: {error}; copy it again", file=self._file.name) from None
+        except _READ_ERRORS as error:
+            message = f"damaged after row {row:,}: {_first_line(error)}; copy it again, or write it again"
+            raise DataError(message, file=self._file.name) from None
+
+    def _weigh(self, group: int, names: Sequence[str]) -> tuple[int, int]:
+        """What the pages of some columns decode to, and how many rows of them go into memory at once."""
+        decoded, largest_value = 0, 1
+        metadata = self._opened.metadata.row_group(group)
+        for place in range(metadata.num_columns):
+            chunk = metadata.column(place)
+            if not _is_below(chunk.path_in_schema, names):
+                continue
+            offsets = [chunk.data_page_offset, chunk.dictionary_page_offset]
+            start = min(offset for offset in offsets if offset)
+            for number, page in enumerate(read_pages(self._stream, start, chunk.total_compressed_size)):
+                self._check_page(page, number)
+                decoded += page.num_bytes + 8 * page.num_values
+                self._check(decoded)
+                # A dictionary may be one value that each row repeats.
+                largest_value = max(largest_value, page.num_bytes // max(page.num_values, 1))
+        return decoded, max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest_value))
+
+    def _check_page(self, page: Page, number: int) -> None:
+        if page.num_bytes > _LARGEST_PAGE:
+            raise DataError(
+                f"a page decodes to {page.num_bytes:,} bytes; at most {_LARGEST_PAGE:,}; write the file with fewer "
+                "rows in a page",
+                file=self._file.name,
+            )
+        if number >= _MOST_PAGES:
+            message = f"a row group with more than {_MOST_PAGES:,} pages; write the file again"
+            raise DataError(message, file=self._file.name)
+
+    def _check(self, decoded: int) -> None:
+        if decoded > self._allowed:
+            raise DataError(
+                f"decodes to more than {self._allowed:,} bytes, over {LARGEST_RATIO} times its size; "
+                "if that is meant, save it as JSONL",
+                file=self._file.name,
+            )
+
+    def _cost(self, values: Sequence[Any], row: int) -> int:
+        """What the cells of a column take in Python, about. Raises DataError for a value that is too long."""
+        lengths = [len(value) if isinstance(value, str) else 0 for value in values]
+        if (longest := max(lengths, default=0)) > LONGEST_LINE_BYTES:
+            message = f"a value of {longest:,} characters; at most 16 MiB; break the text into rows"
+            raise DataError(message, file=self._file.name, line=row + 1 + lengths.index(longest))
+        items = (item for value in values if isinstance(value, list) for item in value)
+        return sum(lengths) + _CELL_BYTES * len(values) + sum(len(i) if isinstance(i, str) else 8 for i in items)
+
+    def _values(self, column: Any, row: int) -> Sequence[Any]:
+        if pa.types.is_dictionary(column.type):
+            return _distinct_once(column)
+        if _is_list(column.type):
+            return self._lists(column, row)
+        if pa.types.is_decimal(column.type):
+            return [None if value is None else float(value) for value in column.to_pylist()]
+        return column.to_pylist()  # type: ignore[no-any-return]
+
+    def _lists(self, column: Any, row: int) -> list[list[Any] | None]:
+        lengths = pc.list_value_length(column).to_pylist()
+        for place, length in enumerate(lengths):
+            if (length or 0) > _LONGEST_LIST:
+                message = f"a list of {length:,} values; at most {_LONGEST_LIST:,}; map the column with labels"
+                raise DataError(message, file=self._file.name, line=row + place + 1)
+        items = iter(self._values(column.flatten(), row))
+        return [None if length is None else [next(items) for _ in range(length)] for length in lengths]
 
 
-def _rows(file: DataFile, opened: Any, columns: list[str] | None) -> Iterator[tuple[int, Sequence[Any]]]:
-    size = file.path.stat().st_size
-    allowed = max(_ALWAYS_ALLOWED_BYTES, _LARGEST_RATIO * size)
-    declared = sum(opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups))
-    row = decoded = 0
-    if declared > allowed:
-        raise DataError(f"decodes to {declared:,} bytes; for its size at most {allowed:,}", file=file.name)
-    try:
-        for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            for cells in zip(*(_values(column) for column in batch.columns), strict=True):
-                row += 1
-                for cell in cells:
-                    length = len(cell) if isinstance(cell, str) else 8
-                    decoded += length
-                    if length > LONGEST_LINE_BYTES:
-                        raise DataError(f"a value of {length:,} characters; at most 16 MiB", file=file.name, line=row)
-                if decoded > allowed:
-                    raise DataError(
-                        f"decodes to more than {allowed:,} bytes, over {_LARGEST_RATIO} times its size", file=file.name
-                    )
-                yield row, cells
-    except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"damaged after row {row:,}: {_first_line(error)}", file=file.name) from None
+def _distinct_once(column: Any) -> list[Any]:
+    """Values of a dictionary: one Python object a distinct one that is used here, as the dictionary may be large."""
+    used = column.indices.unique().drop_null()
+    values = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
-def _values(column: Any) -> Iterator[Any]:
-    if pa.types.is_dictionary(column.type):
-        # One Python string a distinct value; a row only points at it.
-        values = column.dictionary.to_pylist()
-        return (None if index is None else values[index] for index in column.indices.to_pylist())
-    if pa.types.is_decimal(column.type):
-        return (None if value is None else float(value) for value in column.to_pylist())
-    return iter(column.to_pylist())
+def _undictionaried(kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _is_plain(kind: Any) -> bool:
+    types = pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    return bool(is_text or is_number or types.is_boolean(kind) or types.is_null(kind))
 
 
-def _is_flat(file: DataFile, field: Any, needed: Container[str]) -> bool:
-    kind = field.type
-    if not (pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_union(kind)):
-        return True
-    if field.name in needed:
-        raise DataError(
-            f"column {field.name!r} is {kind}; text and labels are strings, numbers or lists of them",
-            file=file.name,
-            column=field.name,
-        )
-    return False
+def _is_list(kind: Any) -> bool:
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _is_below(path: str, names: Sequence[str]) -> bool:
+    """Whether a path such as `label.list.element` is of one of these columns."""
+    return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 def _first_line(error: Exception) -> str:

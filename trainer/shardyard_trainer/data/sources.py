@@ -13,6 +13,7 @@ from typing import BinaryIO
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
+from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, recognise
 
 _MOST_FILES = 1_000_000
 _FOR_TESTS = frozenset({"test", "dev", "val", "valid", "validation", "eval"})
@@ -26,6 +27,11 @@ _FORMATS = {
     ".tsv": spec_pb2.DATA_FORMAT_TSV,
     ".parquet": spec_pb2.DATA_FORMAT_PARQUET,
 }
+_PACKED = ".gz"
+_JSON = ".json"
+"""One list of objects, or one object a line; beside data files it is rather about them than one of them."""
+
+_ENDINGS = f"{', '.join([*_FORMATS, _JSON])}, each also with {_PACKED}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def _walk(
     base: Path, wanted: spec_pb2.DataFormat.ValueType, inside: list[Path], field: str, origin: str
 ) -> list[DataFile]:
     found: list[DataFile] = []
-    others: list[str] = []
+    others: list[tuple[str, Path]] = []
     for number, path in enumerate(_files_below(base)):
         if number >= _MOST_FILES:
             raise SpecError(origin, "DATA_INVALID", f"the folder has more than {_MOST_FILES:,} files")
@@ -153,13 +159,16 @@ def _walk(
             raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is a link out of the folder")
         if not resolved.is_file():
             raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is not a regular file")
-        if wanted or path.suffix.lower() in _FORMATS:
+        if wanted or (_format_of(name) and not _is_json(name)):
             found.append(_file(resolved, name, wanted, field))
         else:
-            others.append(name)
+            others.append((name, resolved))
+    found = found or [_file(path, name, wanted, field) for name, path in others if _is_json(name)]
     if not found:
-        what = f"it has {listed(others)}; give path and format" if others else "it is empty"
-        raise SpecError(origin, "DATA_INVALID", f"the folder has no {', '.join(_FORMATS)} file: {what}")
+        for name, path in others:
+            _refuse_container(path, name, field)
+        what = f"it has {listed(name for name, _ in others)}; give path and format" if others else "it is empty"
+        raise SpecError(origin, "DATA_INVALID", f"the folder has no {_ENDINGS} file: {what}")
     if len({file.format for file in found}) > 1:
         names = listed(file.name for file in found)
         raise SpecError(
@@ -181,14 +190,33 @@ def _files_below(base: Path) -> Iterable[Path]:
 
 
 def _file(path: Path, name: str, wanted: spec_pb2.DataFormat.ValueType, field: str) -> DataFile:
-    format_ = wanted or _FORMATS.get(path.suffix.lower()) or _FORMATS.get(Path(name).suffix.lower())
+    format_ = wanted or _format_of(path.name) or _format_of(name)
     if not format_:
+        _refuse_container(path, name, field)
         raise SpecError(
             f"{field}.format",
             "SPEC_INVALID",
-            f"the ending of {shorten(name)!r} is none of {', '.join(_FORMATS)}; give the format",
+            f"the ending of {shorten(name)!r} is none of {_ENDINGS}; give the format",
         )
     return DataFile(path, name, format_)
+
+
+def _format_of(name: str) -> spec_pb2.DataFormat.ValueType:
+    """By the ending, of `.gz` files by the one before; 0: not known."""
+    suffix = Path(name.lower().removesuffix(_PACKED)).suffix
+    return spec_pb2.DATA_FORMAT_JSONL if suffix == _JSON else _FORMATS.get(suffix, spec_pb2.DATA_FORMAT_UNSPECIFIED)
+
+
+def _is_json(name: str) -> bool:
+    return Path(name.lower().removesuffix(_PACKED)).suffix == _JSON
+
+
+def _refuse_container(path: Path, name: str, field: str) -> None:
+    """Raises DataError if a file that no ending explains says itself what it is."""
+    with open_regular(path, name) as stream:
+        kind = recognise(stream.read(HEAD_BYTES))
+    if kind not in (None, GZIP, PARQUET):
+        raise DataError(f"is {kind.name}; {kind.advice}", file=name, field=field)
 
 
 def _is_inside(path: Path, roots: Iterable[Path]) -> bool:

@@ -1,0 +1,119 @@
+"""A data file as a stream of text bytes: gzip is unpacked on the way, other containers are refused by their name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from typing import BinaryIO
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, Kind, recognise, recognise_markup
+from shardyard_trainer.data.sources import DataFile, open_regular
+
+LARGEST_RATIO = 200
+"""Of what a file decodes to, to its size: a few megabytes can decode to terabytes."""
+
+_ALWAYS_ALLOWED_BYTES = 256 * 2**20
+_LINE_BYTES = 256
+"""What a line counts beside its bytes: a kilobyte can unpack to a million empty ones."""
+
+_BUFFER = 2**16
+
+
+def allowed_bytes(size: int) -> int:
+    """What a file of `size` bytes may decode to."""
+    return max(_ALWAYS_ALLOWED_BYTES, LARGEST_RATIO * size)
+
+
+def open_text(file: DataFile) -> io.BufferedReader:
+    """Opens a file of text, unpacked if it is gzip. Raises DataError, also from reads of damaged or too large ones."""
+    stream: io.BufferedReader = io.BufferedReader(open_regular(file.path, file.name), _BUFFER)  # type: ignore[arg-type]
+    head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    if head.startswith(b"\x1f\x8b"):
+        stream = io.BufferedReader(_Unpacked(stream, file), _BUFFER)
+        head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+        if kind := recognise(head):
+            stream.close()
+            raise _refused(file, kind, inside=True)
+    kind = recognise(head) or (recognise_markup(head) if file.format != spec_pb2.DATA_FORMAT_TEXT else None)
+    if kind:
+        stream.close()
+        raise _refused(file, kind)
+    return stream
+
+
+def check_parquet(file: DataFile, stream: BinaryIO) -> None:
+    """Raises DataError if the file is not a whole Parquet file; leaves the stream where it was."""
+    head = stream.read(HEAD_BYTES)
+    if not head.startswith(b"PAR1"):
+        kind = recognise(head)
+        if kind is None:
+            message = "not a Parquet file: it does not begin with `PAR1`; is it text? give the format, such as CSV"
+            raise DataError(message, file=file.name)
+        more = "; Parquet packs its columns itself, so give the .parquet file" if kind is GZIP else ""
+        raise DataError(f"not a Parquet file, but {kind.name}; {kind.advice}{more}", file=file.name)
+    stream.seek(-4, io.SEEK_END)
+    if stream.read(4) != b"PAR1":
+        message = "not a Parquet file that can be read: its end, which says what is in it, is missing; copy it again"
+        raise DataError(message, file=file.name)
+    stream.seek(0)
+
+
+def _refused(file: DataFile, kind: Kind, *, inside: bool = False) -> DataError:
+    if kind is PARQUET and inside:
+        return DataError("is a Parquet file inside of gzip; unpack it, and give the .parquet file", file=file.name)
+    return DataError(f"is {kind.name}{' inside of gzip' if inside else ''}; {kind.advice}", file=file.name)
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, up to what a file of its size may."""
+
+    def __init__(self, packed: io.BufferedReader, file: DataFile) -> None:
+        self._packed = packed
+        self._gzip = gzip.GzipFile(fileobj=packed)
+        self._file = file
+        self._allowed = allowed_bytes(file.path.stat().st_size)
+        self._num_bytes = 0
+        self._cost = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """The next bytes. Raises DataError."""
+        try:
+            size = self._gzip.readinto(buffer)
+        except EOFError:
+            raise self._damaged("the gzip file is cut short", "copy it again") from None
+        except gzip.BadGzipFile as error:
+            what = (
+                "something else follows the packed data of the gzip file"
+                if "Not a gzipped" in str(error)
+                else "the gzip file is damaged"
+            )
+            raise self._damaged(what, "pack it again") from None
+        except zlib.error:
+            raise self._damaged("the gzip file is damaged", "copy it again, or pack it again") from None
+        self._num_bytes += size
+        self._cost += size + _LINE_BYTES * bytes(buffer[:size]).count(b"\n")
+        if self._cost > self._allowed:
+            raise DataError(
+                f"decodes to more than {self._allowed:,} bytes ({_LINE_BYTES} counted for each line), over "
+                f"{LARGEST_RATIO} times its size; if that is meant, unpack it",
+                file=self._file.name,
+            )
+        return size
+
+    def close(self) -> None:
+        """Closes the file too."""
+        if not self.closed:
+            self._gzip.close()
+            self._packed.close()
+        super().close()
+
+    def _damaged(self, what: str, next_step: str) -> DataError:
+        place = f" (after {self._num_bytes:,} bytes of content)" if self._num_bytes else ""
+        return DataError(f"{what}{place}; {next_step}", file=self._file.name)

@@ -1,0 +1,184 @@
+"""Rows of delimited files, strictly: quotes as the standard has them, and as spreadsheets write them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+from shardyard_trainer.data.errors import DataError, shorten
+from shardyard_trainer.data.lines import LONGEST_LINE_BYTES, read_lines
+from shardyard_trainer.data.sources import DataFile
+
+_LOOKED_AT = 200
+_HEAD_CHARACTERS = 2**23
+_EXCEL_SEPARATOR = re.compile(r"sep=(.)\s*")
+_ODD_QUOTES = "“”„«»"
+
+
+def read_csv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row, with the line that it begins on. `delimiter` empty: what a first line `sep=;` says, else a comma."""
+    # The limit is the process's: every reader here wants this one.
+    csv.field_size_limit(LONGEST_LINE_BYTES)
+    lines: Iterator[str] = (line for _, line in read_lines(file, keep_ends=True))
+    before = 0
+    first = next(lines, None)
+    if first is None:
+        return
+    if said := _EXCEL_SEPARATOR.fullmatch(first):
+        # Excel reads it and shows it to nobody.
+        delimiter, before = delimiter or said[1], 1
+    else:
+        lines = chain([first], lines)
+    delimiter = delimiter or ","
+    head = list(_head(lines))
+    rows = _Rows(chain(head, lines), file, delimiter, before, skips_spaces=_has_spaced_quotes(head, delimiter))
+    yield from rows.read()
+
+
+def read_tsv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Each line, split at the delimiter (empty: a tab); quotes are characters like others."""
+    looked_at = 0
+    for number, line in read_unix_lines(file):
+        if not line:
+            continue
+        cells = line.split(delimiter or "\t")
+        if looked_at < _LOOKED_AT and (quoted := next(filter(_is_quoted, cells), None)) is not None:
+            raise DataError(
+                f"{shorten(quoted)} is quoted, and TSV is read without quoting: give format CSV and a tab as delimiter",
+                file=file.name,
+                line=number,
+                value=quoted,
+            )
+        looked_at += 1
+        yield number, cells
+
+
+def read_unix_lines(file: DataFile) -> Iterator[tuple[int, str]]:
+    """Lines. Raises DataError if lines end with a CR alone, as of old spreadsheets: all would be one line."""
+    lines = read_lines(file)
+    head = list(islice(lines, 2))
+    if len(head) == 1 and "\r" in head[0][1]:
+        message = "a CR stands alone, as old spreadsheets end lines; save the file with LF or CRLF ends"
+        raise DataError(message, file=file.name, line=1)
+    return chain(head, lines)
+
+
+def width_hint(cells: list[str], num_columns: int, delimiters: str) -> str:
+    """What to say of a CSV row that is wider than its header."""
+    if num_columns == 1:
+        found = (f"`{other}`" for other in delimiters if any(other in cell for cell in cells))
+        return f"; is {next(found, 'another character')} between the columns? give it as delimiter"
+    if not any(cell.strip() for cell in cells[num_columns:]):
+        return "; the row ends with a delimiter: take it out, or give the column a name in the header"
+    if any(quote in cell for cell in cells for quote in _ODD_QUOTES):
+        return '; “ and ” are no quotes to CSV: write " around a value that has the delimiter in it'
+    return "; a value that has the delimiter in it must be quoted"
+
+
+class _Rows:
+    def __init__(
+        self, lines: Iterable[str], file: DataFile, delimiter: str, before: int, *, skips_spaces: bool
+    ) -> None:
+        self._file = file
+        self._before = before
+        self._skips_spaces = skips_spaces
+        self._spaced_quote = f'{delimiter} "'
+        self._has_spaced_quote = False
+        self._delimiter = delimiter
+        self._lines: list[str] = []
+        self._reader = csv.reader(self._watched(lines), delimiter=delimiter, strict=True, skipinitialspace=skips_spaces)
+
+    def read(self) -> Iterator[tuple[int, list[str]]]:
+        while True:
+            began = self._reader.line_num + 1
+            self._has_spaced_quote = False
+            self._lines.clear()
+            try:
+                row = next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                message = _complaint(str(error), self._reader.line_num - began, self._lines[-1] if self._lines else "")
+                raise DataError(message, file=self._file.name, line=began + self._before) from None
+            if self._has_spaced_quote and _has_spaced_quotes(self._lines, self._delimiter):
+                raise DataError(
+                    "a quote stands after a space, so it quotes nothing, as it would in the rows before; "
+                    "take the space out",
+                    file=self._file.name,
+                    line=began + self._before,
+                )
+            if row:
+                yield began + self._before, row
+
+    def _watched(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._lines.append(line)
+            if not self._skips_spaces and self._spaced_quote in line:
+                self._has_spaced_quote = True
+            yield line
+
+
+def _head(lines: Iterator[str]) -> Iterator[str]:
+    """So many lines that a file's habits show, and no more than fit."""
+    size = 0
+    for line in islice(lines, _LOOKED_AT):
+        yield line
+        size += len(line)
+        if size > _HEAD_CHARACTERS:
+            return
+
+
+def _has_spaced_quotes(head: list[str], delimiter: str) -> bool:
+    """Whether the file writes `a, "b, c"`: read with the space as part of the value, its quotes would be none.
+
+    Both readings of the same lines are compared: a quoted value may hold such a thing itself.
+    """
+    if delimiter == " " or not any(f'{delimiter} "' in line for line in head):
+        return False
+    spaced = _parsed(head, delimiter, skips_spaces=True)
+    plain = _parsed(head, delimiter, skips_spaces=False)
+    return spaced is not None and spaced != [[cell.lstrip(" ") for cell in row] for row in plain or []]
+
+
+def _parsed(head: list[str], delimiter: str, *, skips_spaces: bool) -> list[list[str]] | None:
+    rows: list[list[str]] = []
+    try:
+        for row in csv.reader(head, delimiter=delimiter, strict=True, skipinitialspace=skips_spaces):
+            rows.append([cell.lstrip(" ") for cell in row])
+    except csv.Error as error:
+        # The head's last value may go on behind it.
+        if "unexpected end" not in str(error):
+            return None
+    return rows
+
+
+def _is_quoted(cell: str) -> bool:
+    """Whether quotes stand around a cell that has some inside, all of them doubled."""
+    inside = cell[1:-1]
+    is_framed = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return is_framed and '""' in inside and '"' not in inside.replace('""', "")
+
+
+def _complaint(error: str, more_lines: int, last: str) -> str:
+    place = f", {more_lines:,} lines on" if more_lines > 0 else ""
+    if "unexpected end" in error:
+        return (
+            'a quote that opens here is never closed; double a quote inside a quoted value, as in "say ""hi"""; '
+            "if the file was cut short, copy it again"
+        )
+    if "field larger" in error:
+        return (
+            f"a value that begins here is longer than {LONGEST_LINE_BYTES // 2**20} MiB{place}: break the text into "
+            "rows; if it should have ended before, a quote of it is not closed"
+        )
+    if "expected after" in error:
+        if '\\"' in last:
+            return f'a quote inside of a value is written `\\"`{place}; CSV doubles it, as in "say ""hi"""'
+        return f"something follows a closing quote{place}; double a quote inside a quoted value"
+    if "universal-newline" in error:
+        return (
+            "a CR stands alone, as old spreadsheets end lines; save the file with LF or CRLF ends, or quote the value"
+        )
+    return f"not CSV: {error}; write it with a CSV library"

@@ -1,0 +1,240 @@
+"""Rows of JSON files, strictly: one object a line, or one array of objects over the whole file, in flat memory."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from shardyard_trainer.data.containers import open_text
+from shardyard_trainer.data.errors import DataError, shorten
+from shardyard_trainer.data.lines import LONGEST_LINE_BYTES, not_utf8, read_lines
+from shardyard_trainer.data.sources import DataFile
+
+_DEEPEST = 64
+_MOST_VALUES = 1_000_000
+"""Of one row: 16 MiB of `[],` would be half a gigabyte of Python's lists."""
+
+_MOST_DIGITS = 4300
+"""Of an integer: Python reads no longer one, and says so in its own terms."""
+
+_CHUNK = 2**16
+_SPACE = re.compile(r"[ \t\r\n]*")
+# Possessive, and to the end where a quote is never closed: each character is looked at once.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_NOT_BRACKETS = re.compile(r"[^\[\]{}]++")
+_NOT_COMMAS = re.compile(r"[^,]++")
+_RECORDS = "write one object a line, or one list of objects (in pandas: to_json(path, orient='records', lines=True))"
+
+
+def read_json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file, each with the line that it begins on. Raises DataError with the line."""
+    with open_text(file) as stream:
+        start = _peek(stream, file)
+        if start.startswith(b"["):
+            yield from _Array(stream, file).rows()
+            return
+    for number, line in read_lines(file):
+        if line.strip():
+            yield number, _object(line, file.name, number)
+
+
+def _peek(stream: io.BufferedReader, file: DataFile) -> bytes:
+    return stream.peek(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+def _object(line: str, name: str, number: int) -> dict[str, Any]:
+    _check_size(line, name, number)
+    try:
+        value = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        message = f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}{_next_step(line, error)}"
+        raise DataError(message, file=name, line=number) from None
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", file=name, line=number) from None
+    if not isinstance(value, dict):
+        raise DataError('not a JSON object; each line must be one, such as {"text": …}', file=name, line=number)
+    return value
+
+
+def _check_size(text: str, name: str, number: int) -> None:
+    """Raises DataError for depths and numbers of values that would cost more than they are worth."""
+    brackets, commas = text.count("[") + text.count("{"), text.count(",")
+    if brackets <= _DEEPEST and commas <= _MOST_VALUES:
+        return
+    plain = _STRING.sub("", text)
+    if brackets > _DEEPEST and _depth(plain) > _DEEPEST:
+        message = f"JSON nested deeper than {_DEEPEST}; a row is an object of texts, numbers and lists of them"
+        raise DataError(message, file=name, line=number)
+    if commas > _MOST_VALUES and (found := len(_NOT_COMMAS.sub("", plain))) > _MOST_VALUES:
+        message = f"{found:,} values in one row; at most {_MOST_VALUES:,}; write one object a line"
+        raise DataError(message, file=name, line=number)
+
+
+def _depth(plain: str) -> int:
+    """How deep brackets are nested in a JSON text whose strings were taken out, without a Python step a character."""
+    brackets = np.frombuffer(_NOT_BRACKETS.sub("", plain).encode(), np.uint8)
+    opening = (brackets == ord("[")) | (brackets == ord("{"))
+    return int(np.cumsum(np.where(opening, 1, -1)).max(initial=0))
+
+
+def _next_step(line: str, error: json.JSONDecodeError) -> str:
+    stripped = line.strip()
+    if error.msg.startswith("Extra data"):
+        return "; write each object on a line of its own"
+    if re.match(r"\{\s*'", stripped):
+        return "; JSON has double quotes: write it with json.dumps, not with str"
+    if error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated"):
+        return f"; the object does not end on this line: if the file was cut short, copy it again; else {_RECORDS}"
+    if re.search(r",\s*[}\]]", stripped):
+        return "; take out the comma before the closing bracket"
+    return "; check the quotes and commas there"
+
+
+class _Array:
+    """One array of objects, read object by object; at most one object is in memory."""
+
+    def __init__(self, stream: io.BufferedReader, file: DataFile) -> None:
+        self._stream = stream
+        self._name = file.name
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
+        self._text = ""
+        self._at = 0
+        self._line = 1
+        self._num_bytes = 0
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each object, with its line."""
+        self._next()
+        self._at += 1
+        is_first = True
+        while (character := self._next()) != "]":
+            if not is_first:
+                if character != ",":
+                    what = "ends" if not character else f"goes on with {shorten(character)!r}"
+                    raise self._error(f"the list {what} where a comma or `]` is wanted; {self._cut_or(character)}")
+                self._at += 1
+                character = self._next()
+            if character == "]":
+                raise self._error("a comma stands before the list's `]`; take it out")
+            if character != "{":
+                what = "the file ends inside of the list" if not character else "not a JSON object"
+                raise self._error(f"{what}; {self._cut_or(character)}")
+            yield self._line, self._object()
+            is_first = False
+        self._at += 1
+        if self._next():
+            raise self._error("something follows the list's `]`; a file is one list of objects, or one object a line")
+
+    def _cut_or(self, character: str) -> str:
+        if not character:
+            return "if the file was cut short, copy it again"
+        return "each element of the list must be an object, and a comma stand between two"
+
+    def _next(self) -> str:
+        """The next character that is no space; an empty string at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            end = found.end() if found else self._at
+            self._pass(end)
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _pass(self, end: int) -> None:
+        self._line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _object(self) -> dict[str, Any]:
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                break
+            except RecursionError:
+                raise self._error(f"JSON nested deeper than {_DEEPEST}") from None
+            except json.JSONDecodeError as error:
+                # Perhaps it only ends in what was not read yet; twice as much is then read, so all is linear.
+                place = error.pos - self._at
+                if not self._more():
+                    self._pass(place)
+                    raise self._error(
+                        f"not JSON: {error.msg.removesuffix(' starting at')}; {self._what_then(error.msg)}"
+                    ) from None
+            except ValueError as error:
+                raise self._error(f"not JSON: {error}") from None
+        _check_size(self._text[self._at : end], self._name, self._line)
+        self._pass(end)
+        return value  # type: ignore[no-any-return]
+
+    def _what_then(self, complaint: str) -> str:
+        if len(self._text) > LONGEST_LINE_BYTES:
+            return f"an object may be {LONGEST_LINE_BYTES // 2**20} MiB long, and this one is broken or longer"
+        if self._at >= len(self._text.rstrip()) or complaint.startswith("Unterminated"):
+            return "the file ends inside of it: if it was cut short, copy it again"
+        return "check the quotes and commas there"
+
+    def _more(self) -> bool:
+        """Reads as much again as waits to be understood; whether there was more."""
+        if self._at:
+            self._text, self._at = self._text[self._at :], 0
+        if len(self._text) > LONGEST_LINE_BYTES:
+            return False
+        raw = self._read(max(_CHUNK, len(self._text)))
+        try:
+            self._text += self._decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            # What the decoder kept of the last chunk stands before this one.
+            at = self._num_bytes + error.start - (len(error.object) - len(raw))
+            self._line += self._text.count("\n") + error.object[: error.start].count(b"\n")
+            raise self._error(not_utf8(error.object[error.start], at)) from None
+        self._num_bytes += len(raw)
+        return bool(raw)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except DataError as error:
+            raise self._error(error.plain) from None
+
+    def _error(self, message: str) -> DataError:
+        return DataError(message, file=self._name, line=self._line)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON number; write null, or leave the row out")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shorten(text)} is too large for a number; quote it if it is text")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(
+            f"{shorten(text)} has {len(text):,} digits; a number has at most {_MOST_DIGITS:,}; quote it if it is text"
+        )
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {shorten(name)!r} stands twice; rename one, or leave it out")
+            seen.add(name)
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique)
