@@ -31,8 +31,8 @@ Send = Callable[[bytes], bytes]
 class Script:
     """What the ranks do.
 
-    `deaths` maps a rank to [step, how]: `kill`, `abort`, `exit` (code 3, no report), `report` (DATA_ERROR), or `wait`
-    (hangs).
+    `deaths` maps a rank to [step, how]: `kill`, `abort`, `exit` (code 3, no report), `report` (DATA_ERROR), `wait`
+    (hangs), or `balloon` (takes memory until it is ended).
     `leftover`: each rank starts a process that would outlive it.
     """
 
@@ -148,6 +148,10 @@ class Rank:
             self._fail("DATA_ERROR", "train.jsonl line 7 is not JSON")
         elif how == "wait":
             time.sleep(600)
+        elif how == "balloon":
+            held = []
+            while True:
+                held.append(bytearray(b"x" * (16 << 20)))
 
     def _fail(self, reason: str, message: str) -> None:
         print(message, file=sys.stderr, flush=True)

@@ -130,7 +130,7 @@ class Checkpoints:
             raise RunFailed(
                 "CHECKPOINT_CORRUPT",
                 "no checkpoint is whole: " + "; ".join(damages),
-                "see to the storage, then submit the job again",
+                "repair or restore the storage, or submit the job again to begin anew",
                 {"path": self._context.attempt.resume_candidates[0]},
             )
         return None

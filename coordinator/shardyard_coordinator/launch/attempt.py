@@ -20,6 +20,7 @@ from pathlib import Path
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
+from shardyard_coordinator.launch.memory import EXIT_KILLED, OutOfMemory
 from shardyard_coordinator.launch.protocols import AttemptKey
 from shardyard_coordinator.launch.spool import Spool
 from shardyard_coordinator.seams import Clock
@@ -34,12 +35,16 @@ _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cau
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank's process ended; `code` is None where it was lost, never started, or ended by a signal."""
+    """How a rank's process ended; `code` is None where it was lost, never started, or ended by a signal.
+
+    `memory`: the kernel ended it for want of memory.
+    """
 
     code: int | None
     signal: int | None = None
     detail: str = ""
     cause: Cause = Cause.WORKER_LOST
+    memory: OutOfMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,15 @@ def read_tail(path: Path, lines: int = TAIL_LINES) -> str:
 
 def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
     report = job_pb2.FailureReport(rank=rank)
+    if how.memory is not None:
+        report.reason = Cause.HOST_OOM
+        report.message = f"rank {rank} was ended by the system for want of memory: {how.memory.words}"
+        report.metadata.update(how.memory.metadata)
+        return report
+    if how.code == EXIT_KILLED:
+        report.reason = Cause.HOST_OOM
+        report.message = f"rank {rank} exited with code {EXIT_KILLED}, as a process that is ended for want of memory"
+        return report
     if how.code is not None:
         report.reason = Cause.UNKNOWN
         report.message = f"rank {rank} exited with code {how.code} and without a report"

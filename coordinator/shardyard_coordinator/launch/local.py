@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
+from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
 from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
@@ -210,12 +212,20 @@ class LocalLauncher:
 
 async def _watch_rank(attempt: Attempt, rank: int, process: asyncio.subprocess.Process, ours: socket.socket) -> None:
     """Passes a rank's reports on until its process is gone, and then how it ended."""
+    memory = MemoryWatch.of(process.pid)
     reports = asyncio.create_task(_serve_reports(attempt, ours))
     code = await process.wait()
     await asyncio.wait([reports], timeout=_DRAIN_S)
     reports.cancel()
     kill_group(process.pid)
-    attempt.rank_exited(rank, RankExit(code) if code >= 0 else RankExit(None, -code))
+    attempt.rank_exited(rank, _how_ended(code, memory))
+
+
+def _how_ended(code: int, memory: MemoryWatch) -> RankExit:
+    """Memory explains only a process that was killed: of another one's end it is a neighbour's."""
+    killed = code in (-signal.SIGKILL, EXIT_KILLED)
+    out = memory.out_of_memory() if killed else None
+    return RankExit(code, memory=out) if code >= 0 else RankExit(None, -code, memory=out)
 
 
 async def _serve_reports(attempt: Attempt, ours: socket.socket) -> None:

@@ -51,6 +51,7 @@ class Presence(StrEnum):
 class Node:
     """A node of the cluster: what it has in all, not what is free.
 
+    `used_cpus` and `used_gpus` are what the cluster itself says is held, by this service's gangs or by somebody else.
     `accelerator` is the scheduler's name for its GPUs. `gpu_name`, `gpu_memory_bytes` and `compute_capability` are the
     weakest GPU's, as its driver tells them; empty and 0: not known.
     """
@@ -64,6 +65,8 @@ class Node:
     gpu_name: str = ""
     gpu_memory_bytes: int = 0
     compute_capability: float = 0.0
+    used_cpus: int = 0
+    used_gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ _GONE = {
     *(errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENXIO),
     *(errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN, errno.ETIMEDOUT, errno.EHOSTDOWN),
 }
+
+
+class NodeGone(Exception):
+    """A node that an attempt was to start on is no longer there; the text names it."""
 
 
 class StorageFailed(Exception):
@@ -129,7 +136,7 @@ class Launcher(Protocol):
     async def ensure(self, launch: Launch) -> None:
         """Starts the attempt unless its supervisor is there already.
 
-        Raises: Unreachable; StorageFailed.
+        Raises: Unreachable; StorageFailed; NodeGone.
         """
 
     async def lookup(self, key: AttemptKey) -> Presence:

@@ -35,12 +35,13 @@ def waits(waiting: Sequence[tuple[PendingJob, Blocked]], positions: Mapping[str,
 def _waiting(blocked: Blocked, position: int, now: int) -> Waiting:
     need, have, ahead = blocked.need, blocked.have, position - 1
     needs = f"needs {need} slot{'s' * (need != 1)}"
+    others = f"; {blocked.others} are held by others than this service" if blocked.others else ""
     message = {
         Constraint.CLUSTER_UNREACHABLE: "the cluster is not connected; it is tried again",
         Constraint.NOT_BEFORE: f"waits {blocked.until - now} s before it is tried again",
         Constraint.NO_SUCH_NODE: f"{needs} as its workers want them, which the cluster does not have",
         Constraint.RANK: f"{needs}; {ahead} job{'s are' if ahead != 1 else ' is'} ahead of it",
-        Constraint.INSUFFICIENT_SLOTS: f"{needs}, {have} free",
-        Constraint.FRAGMENTED: f"{needs}, {have} free, but not as its workers want them",
+        Constraint.INSUFFICIENT_SLOTS: f"{needs}, {have} free{others}",
+        Constraint.FRAGMENTED: f"{needs}, {have} free, but not as its workers want them{others}",
     }[blocked.constraint]
     return Waiting(blocked.constraint, message, need, have, position, blocked.until)

@@ -51,13 +51,17 @@ class Constraint(StrEnum):
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A node: what it has in all, and what gangs of the snapshot do not hold of it is free."""
+    """A node: what it has in all; what neither gangs of the snapshot nor others hold of it is free.
+
+    `used`: slots that the cluster says are held, by those gangs or by others, in a cluster that is shared.
+    """
 
     id: str
     slots: int
     accelerator: str = CPU
     memory_bytes: int = 0
     state: NodeState = NodeState.READY
+    used: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,17 @@ class Start:
 
 
 class Blocked(NamedTuple):
-    """Why not: slots needed, slots free, whom it waits for, and until when where that is known (0: not)."""
+    """Why not: slots needed, slots free, whom it waits for, and until when where that is known (0: not).
+
+    `others`: slots that are held, but not by this service's gangs.
+    """
 
     constraint: Constraint
     need: int
     have: int
     by: str = ""
     until: int = 0
+    others: int = 0
 
 
 class Shape(NamedTuple):
@@ -190,12 +198,18 @@ def admits(node: NodeInfo, job: PendingJob) -> bool:
 
 def free_slots(snapshot: Snapshot) -> dict[str, int]:
     """The free slots of every node; never less than none, even of a node that has shrunk."""
-    free = {node.id: node.slots for node in snapshot.nodes}
+    held = _held_slots(snapshot)
+    return {node.id: max(node.slots - max(held[node.id], node.used), 0) for node in snapshot.nodes}
+
+
+def _held_slots(snapshot: Snapshot) -> dict[str, int]:
+    """What the snapshot's gangs hold of every node."""
+    held = {node.id: 0 for node in snapshot.nodes}
     for gang in snapshot.running:
         for node, workers in gang.placement:
-            if node in free:
-                free[node] -= workers * gang.slots_per_worker
-    return {node: max(slots, 0) for node, slots in free.items()}
+            if node in held:
+                held[node] += workers * gang.slots_per_worker
+    return held
 
 
 class Admission:
@@ -211,6 +225,8 @@ class Admission:
         self._backfill = policy.backfill
         self._nodes = snapshot.nodes
         self._free = free_slots(snapshot)
+        held = _held_slots(snapshot)
+        self._others = {node.id: min(node.used, node.slots) - held[node.id] for node in snapshot.nodes}
         self._whole = {node.id: node.slots for node in snapshot.nodes}
         self._left = sum(self._free[node.id] for node in snapshot.nodes if node.state is NodeState.READY)
         self._rooms: dict[tuple[str, frozenset[str]], tuple[_Room, _Room]] = {}
@@ -243,7 +259,8 @@ class Admission:
         self._failed.add(kind)
         # Only who could run now, but for room, holds the others back.
         self._stuck = self._backfill is Backfill.NONE
-        return Blocked(Constraint.FRAGMENTED if have >= need else Constraint.INSUFFICIENT_SLOTS, need, have)
+        constraint = Constraint.FRAGMENTED if have >= need else Constraint.INSUFFICIENT_SLOTS
+        return Blocked(constraint, need, have, others=whole.held_by(self._others))
 
     def _start(self, job: PendingJob, free: _Room) -> Start | None:
         """Takes the slots of the largest size that fits."""
@@ -283,8 +300,15 @@ class _Room:
 
     def __init__(self, nodes: Sequence[str], slots: Mapping[str, int]) -> None:
         self._nodes = frozenset(nodes)
+        self._others: int | None = None
         self._order = sorted((slots[node], node) for node in nodes)
         self.total = sum(count for count, _ in self._order)
+
+    def held_by(self, others: Mapping[str, int]) -> int:
+        """Slots of its nodes that others hold; counted once, since they do not change in a pass."""
+        if self._others is None:
+            self._others = sum(max(others[node], 0) for node in self._nodes)
+        return self._others
 
     def change(self, node: str, before: int, after: int) -> None:
         """A node of anybody's has other slots now."""

@@ -20,7 +20,7 @@ def load_snapshot(
     return Snapshot(
         pending=pending_jobs(queued, view, now_us),
         running=tuple(RunningJob(each.job_uid, each.epoch, each.placement, each.slots_per_worker) for each in live),
-        nodes=tuple(NodeInfo(node.id, slots_of(node), _class(node), node.memory_bytes) for node in view.nodes),
+        nodes=tuple(_info(node) for node in view.nodes),
         connected=view.connected,
     )
 
@@ -48,6 +48,11 @@ def pending_jobs(queued: Sequence[QueuedJob | LineJob], view: ClusterView, now_u
 def slots_of(node: Node) -> int:
     """GPUs where a node has any, else CPU cores."""
     return node.gpus or node.cpus
+
+
+def _info(node: Node) -> NodeInfo:
+    used = node.used_gpus if node.gpus else node.used_cpus
+    return NodeInfo(node.id, slots_of(node), _class(node), node.memory_bytes, used=used)
 
 
 def _class(node: Node) -> str:

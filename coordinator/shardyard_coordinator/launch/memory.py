@@ -1,0 +1,116 @@
+"""Whether the kernel has ended a process for want of memory: the counters of its control group, or of the machine.
+
+A count that was there before says nothing, so the counter is read when a process starts and again when it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+# What a shell or a container's runtime says of a process that was ended by SIGKILL.
+EXIT_KILLED = 137
+
+_UNLIMITED = 1 << 60
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """What is known of the kill. `peak_bytes`: the most that the group held, 0 if that is not known."""
+
+    peak_bytes: int
+    limit_bytes: int
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """For a failure report."""
+        peak = {"peak_bytes": str(self.peak_bytes)} if self.peak_bytes else {}
+        return {**peak, "limit_bytes": str(self.limit_bytes)}
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        held = f"{_gib(self.peak_bytes)} GiB were held, " if self.peak_bytes else ""
+        return f"{held}the limit is {_gib(self.limit_bytes)} GiB"
+
+
+@dataclass(frozen=True)
+class MemoryWatch:
+    """The kills that the memory group of a process had counted when it was looked at first; it may be pickled."""
+
+    group: Path | None
+    kills: int
+    root: Path = Path("/")
+
+    @classmethod
+    def of(cls, pid: int, *, root: Path = Path("/")) -> MemoryWatch:
+        """Begins to watch a process that runs; `root` is where `proc` and `sys` are."""
+        group = _group_of(pid, root)
+        return cls(group, _kills(group, root), root)
+
+    def out_of_memory(self) -> OutOfMemory | None:
+        """What the group's limits are, if it has lost a process to them since; None if it has not."""
+        if _kills(self.group, self.root) <= self.kills:
+            return None
+        groups = [] if self.group is None else [self.group, *self.group.parents]
+        limits = [_number(group / name) for group in groups for name in ("memory.max", "memory.limit_in_bytes")]
+        given = [limit for limit in limits if 0 < limit < _UNLIMITED]
+        peak = max((_number(self.group / name) for name in _PEAKS), default=0) if self.group is not None else 0
+        return OutOfMemory(peak, min(given, default=psutil.virtual_memory().total))
+
+
+_PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
+_COUNTERS = ("memory.events", "memory.oom_control")
+
+
+def _group_of(pid: int, root: Path) -> Path | None:
+    """The folder of the nearest memory group that counts; a container may see its own group at the top."""
+    for mount, path in _memberships(pid, root):
+        folder = mount / path.lstrip("/")
+        for each in (folder, *folder.parents):
+            if any((each / name).is_file() for name in _COUNTERS):
+                return each
+            if each == mount:
+                break
+    return None
+
+
+def _memberships(pid: int, root: Path) -> Iterator[tuple[Path, str]]:
+    """(where the hierarchy is mounted, the group's path in it), that of version 1 first: it has the memory if any."""
+    try:
+        lines = (root / "proc" / str(pid) / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    mount = root / "sys" / "fs" / "cgroup"
+    fields = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    yield from ((mount / "memory", path) for _, kinds, path in fields if "memory" in kinds.split(","))
+    yield from ((mount, path) for number, kinds, path in fields if number == "0" and not kinds)
+
+
+def _kills(group: Path | None, root: Path) -> int:
+    """Kills counted by the group; by the whole machine if there is no group that counts."""
+    if group is None:
+        return _counted(root / "proc" / "vmstat")
+    return max(_counted(group / name) for name in _COUNTERS)
+
+
+def _counted(path: Path) -> int:
+    try:
+        words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return 0
+    return next((int(line[1]) for line in words if line[:1] == ["oom_kill"] and len(line) == 2), 0)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0  # `max`: unlimited.
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f}"
