@@ -42,6 +42,35 @@ async def test_a_killed_agent_comes_back_and_no_event_is_lost(ray: Ray, tmp_path
     await ray.launcher.kill(launch.key)
 
 
+async def test_a_stopped_agent_is_said_at_once_and_replaced_after_its_time(ray: Ray, tmp_path: Path) -> None:
+    assert ray.head.record is not None
+    launcher = RayLauncher(
+        log=tmp_path / "ray-agent.log",
+        address=ray.head.record.address,
+        entry="helpers.fake_trainer:run",
+        environment=ray.head.environment(),
+        agent_hung_s=6.0,
+    )
+    await launcher.start()
+    await connected(launcher)
+    launch = fake_launch(tmp_path, Script(steps=100_000, step_s=0.01))
+    await launcher.ensure(launch)
+    events = await collect(launcher, launch.key, until="progress")
+    stopped = launcher.link.agent_pid
+    psutil.Process(stopped).suspend()
+    async with asyncio.timeout(5):
+        while (view := await launcher.cluster()).connected:
+            await asyncio.sleep(0.1)
+    assert f"process {stopped}, does not answer; it is replaced after 6 s" in view.message
+    await connected(launcher)
+    assert launcher.link.agent_pid != stopped
+    await gone(stopped)
+    assert await launcher.lookup(launch.key) == Presence.ALIVE
+    await collect(launcher, launch.key, after=len(events), until="progress")
+    await launcher.kill(launch.key)
+    await launcher.close(stop_cluster=False)
+
+
 COORDINATOR = """
 import asyncio, sys
 from pathlib import Path

@@ -232,6 +232,18 @@ REASONS = [
     (Snapshot((JOB,), BUSY, (NodeInfo("a", 4),)), Constraint.INSUFFICIENT_SLOTS, "needs 4 slots, 1 free"),
     (
         Snapshot(
+            (replace(JOB, slots_per_worker=4, sizes=(1,)),), BUSY, (NodeInfo("a", 8, used=5), NodeInfo("b", 2, used=1))
+        ),
+        Constraint.FRAGMENTED,
+        "needs 4 slots, 4 free, but not as its workers want them; 3 are held by others than this service",
+    ),
+    (
+        Snapshot((JOB,), (), (NodeInfo("a", 4, used=9),)),
+        Constraint.INSUFFICIENT_SLOTS,
+        "needs 4 slots, 0 free; 4 are held by others than this service",
+    ),
+    (
+        Snapshot(
             (replace(JOB, slots_per_worker=4, sizes=(1,)),),
             (RunningJob("r", 1, (("a", 2), ("b", 2)), 1),),
             (NodeInfo("a", 4), NodeInfo("b", 4)),
@@ -249,6 +261,12 @@ def test_the_first_constraint_that_fails_is_told_with_numbers(
     waiting = explain(snapshot, NOW, Policy())["p"]
     assert waiting.constraint is constraint
     assert words in waiting.message
+
+
+def test_what_the_cluster_says_is_held_is_counted_once_with_what_the_gangs_hold() -> None:
+    assert free_slots(Snapshot((), BUSY, (NodeInfo("a", 8, used=3), NodeInfo("b", 4, used=1)))) == {"a": 5, "b": 3}
+    # A gang that is recorded, but has not reserved its slots yet.
+    assert free_slots(Snapshot((), BUSY, (NodeInfo("a", 8, used=0),))) == {"a": 5}
 
 
 def test_without_backfill_the_first_that_does_not_fit_holds_the_others() -> None:

@@ -41,6 +41,7 @@ from shardyard_coordinator.launch.protocols import (
     ClusterView,
     Launch,
     Launcher,
+    NodeGone,
     Presence,
     StorageFailed,
     Unreachable,
@@ -133,6 +134,9 @@ class Follower:
             return False
         except StorageFailed as failed:
             await self._lose(storage_failure(failed))
+            return False
+        except NodeGone as gone:
+            await self._lose(job_pb2.FailureReport(reason=Cause.NODE_LOST.value, message=str(gone)))
             return False
         if self._is_elsewhere(attempt, await self._connected()):
             await self._lose(job_pb2.FailureReport(reason=Cause.RAY_LOST.value))
@@ -380,6 +384,10 @@ class Follower:
             # Stopping the service is no failure of the job, and does not use up its retries.
             text = "the gang ended with the coordinator that ran it"
             return job_pb2.FailureReport(reason=Cause.DRAINED.value, message=text)
+        node = attempt.placement[0][0] if attempt.placement else ""
+        if self._launcher.name != "local" and node and all(each.id != node for each in view.nodes):
+            text = f"node {node} is gone, and with it the gang's supervisor"
+            return job_pb2.FailureReport(reason=Cause.NODE_LOST.value, message=text)
         text = "the gang ended with its supervisor"
         return job_pb2.FailureReport(reason=Cause.WORKER_LOST.value, message=text)
 

@@ -20,6 +20,7 @@ _CONNECT_TIMEOUT_S = 90.0
 _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MAX_S = 15.0
 _HEAD_CHECK_S = 0.5
+_PING_EVERY_S = 1.0
 # Longer than it takes to start an agent: that alone is nothing to tell anybody.
 _PATIENCE_S = 8.0
 
@@ -38,6 +39,8 @@ class AgentLink:
     """One agent at a time, started again with back-off, for ever.
 
     With a `head`, that Ray is started first, found again, and replaced when it dies; else `address` is somebody else's.
+    An agent that runs but answers nothing (it was stopped, or hangs) is not `connected` after `late_s`, and is replaced
+    after `hung_s`.
     """
 
     def __init__(
@@ -48,13 +51,19 @@ class AgentLink:
         entry: str,
         log: Path,
         environment: Mapping[str, str] | None = None,
+        late_s: float = 3.0,
+        hung_s: float = 30.0,
     ) -> None:
+        self._late_s = late_s
+        self._hung_s = hung_s
+        self._is_late = False
         self._head = head
         self._fixed_address = address
         self._entry = entry
         self._log_path = log
         self._extra = dict(environment or {})
         self._numbers = itertools.count(1)
+        self._hurried: set[int] = set()
         self._waiting: dict[int, asyncio.Future[tuple[Header, bytes]]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -77,8 +86,8 @@ class AgentLink:
 
     @property
     def connected(self) -> bool:
-        """Whether an agent is there that has reached the cluster."""
-        return self._writer is not None
+        """Whether an agent is there that has reached the cluster, and answers."""
+        return self._writer is not None and not self._is_late
 
     async def at_each_connection(self, header: Header, body: bytes = b"") -> None:
         """Sends a request now, where there is an agent, and to each later one as its first."""
@@ -87,16 +96,19 @@ class AgentLink:
             with contextlib.suppress(Unreachable):
                 await self.ask(header, body, timeout_s=_CONNECT_TIMEOUT_S)
 
-    async def ask(self, header: Header, body: bytes = b"", *, timeout_s: float) -> bytes:
+    async def ask(self, header: Header, body: bytes = b"", *, timeout_s: float, hurry: bool = False) -> bytes:
         """The agent's answer. Where none is connected yet, waits for one as long as for an answer.
 
+        `hurry`: is given up as soon as the agent is found to answer nothing.
         Raises: Unreachable where there is no agent, it goes away, or does not answer in time; AgentError.
         """
-        if not await until(lambda: self._writer is not None, timeout_s=min(timeout_s, _PATIENCE_S)):
+        if not await until(lambda: self.connected, timeout_s=min(timeout_s, _PATIENCE_S)):
             raise Unreachable(self.message)
         number = next(self._numbers)
         answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
+        if hurry:
+            self._hurried.add(number)
         try:
             async with asyncio.timeout(timeout_s):
                 if self._writer is None:
@@ -113,6 +125,7 @@ class AgentLink:
             raise Unreachable(str(error)) from error
         finally:
             self._waiting.pop(number, None)
+            self._hurried.discard(number)
         if "error" in reply:
             raise AgentError(reply["error"], reply["text"])
         return result
@@ -153,6 +166,7 @@ class AgentLink:
         self.agent_pid = process.pid
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         watch = asyncio.create_task(self._watch_head(process.pid))
+        ping: asyncio.Task[None] | None = None
         try:
             hello = await self._hello(reader)
             if hello is None:
@@ -161,6 +175,7 @@ class AgentLink:
             self.cluster_id = hello["cluster_id"]
             self._writer = writer
             self.message = ""
+            ping = asyncio.create_task(self._watch_agent(process.pid, writer))
             for header, body in self._on_connect:
                 writer.write(frame(pack(header | {"id": 0}, body)))
             await self._read_answers(reader)
@@ -168,7 +183,10 @@ class AgentLink:
             return True
         finally:
             self._writer = None
+            self._is_late = False
             watch.cancel()
+            if ping is not None:
+                ping.cancel()
             kill_group(process.pid)
             writer.close()
             for answer in self._waiting.values():
@@ -188,6 +206,30 @@ class AgentLink:
             answer = self._waiting.get(header["id"])
             if answer is not None and not answer.done():
                 answer.set_result((header, body))
+
+    async def _watch_agent(self, pid: int, writer: asyncio.StreamWriter) -> None:
+        """Asks the agent whether it is there, says so if it is not, and ends one that stays away."""
+        while True:
+            number = next(self._numbers)
+            answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
+            self._waiting[number] = answer
+            writer.write(frame(pack({"method": "ping", "id": number})))
+            await asyncio.wait({answer}, timeout=self._late_s)
+            if not answer.done():
+                self._is_late = True
+                self.message = f"the Ray agent, process {pid}, does not answer; it is replaced after {self._hung_s:g} s"
+                _log.warning("%s", self.message)
+                for hurried in self._hurried:
+                    if not self._waiting[hurried].done():
+                        self._waiting[hurried].set_exception(ConnectionError(self.message))
+                await asyncio.wait({answer}, timeout=self._hung_s - self._late_s)
+            self._waiting.pop(number, None)
+            if not answer.done():
+                kill_group(pid)
+                return
+            if self._is_late:
+                self._is_late, self.message = False, ""
+            await asyncio.sleep(_PING_EVERY_S)
 
     async def _watch_head(self, agent_pid: int) -> None:
         """Ends the agent when its head is gone: it would take Ray a minute to do so."""

@@ -262,13 +262,14 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
         report.metadata["exit_code"] = str(how.code)
         return report
     report.reason = how.cause
-    lost_node = how.cause is Cause.NODE_LOST and how.detail
-    report.message = how.detail if lost_node else f"rank {rank} died without a report"
-    report.next_step = "nothing: the job goes on from its last checkpoint"
+    told = how.cause is not Cause.WORKER_LOST and how.detail
+    report.message = how.detail if told else f"rank {rank} died without a report"
+    if how.cause is not Cause.HOST_OOM:
+        report.next_step = "nothing: the job goes on from its last checkpoint"
     if how.signal is not None:
         report.metadata["signal"] = _signal_name(how.signal)
         report.message = f"rank {rank} was ended by {report.metadata['signal']}"
-    if how.detail and not lost_node:
+    if how.detail and not told:
         report.metadata["detail"] = how.detail
     return report
 

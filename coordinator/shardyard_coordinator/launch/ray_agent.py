@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ import ray
 from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_frame, unpack
 from shardyard_coordinator.launch.gpus import GpuFacts, gpu_facts
 from shardyard_coordinator.launch.poll import until
-from shardyard_coordinator.launch.protocols import AttemptKey, Launch, Presence, StorageFailed
+from shardyard_coordinator.launch.protocols import AttemptKey, Launch, NodeGone, Presence, StorageFailed
 from shardyard_coordinator.launch.ray_supervisor import ComputeActor, Supervisor
 
 NAMESPACE = "shardyard"
@@ -67,6 +67,7 @@ class Agent:
         self._gpus: dict[str, GpuFacts] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods: dict[str, Callable[[Header, bytes], Awaitable[bytes]]] = {
+            "ping": self._ping,
             "nodes": self._nodes,
             "ensure": self._ensure,
             "lookup": self._lookup,
@@ -99,6 +100,8 @@ class Agent:
             reply |= {"error": "timeout", "text": str(error) or "no answer in time"}
         except Unavailable as error:
             reply |= {"error": "unavailable", "text": str(error)}
+        except NodeGone as error:
+            reply |= {"error": "node", "text": str(error)}
         except StorageFailed as error:
             reply |= {"error": error.cause.value, "text": str(error)}
         except ray.exceptions.RayError as error:
@@ -109,9 +112,13 @@ class Agent:
             await writer.drain()
 
     async def _nodes(self, header: Header, body: bytes) -> bytes:
-        nodes = [_node(node) for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+        nodes = await asyncio.to_thread(_nodes)
         await asyncio.gather(*(self._look_at_gpus(node["id"]) for node in nodes if node["gpus"]))
         return pack({"nodes": [node | asdict(self._gpus.get(node["id"], GpuFacts())) for node in nodes]})
+
+    async def _ping(self, header: Header, body: bytes) -> bytes:
+        """Says that this process is not stopped, whatever the cluster does."""
+        return b""
 
     async def _look_at_gpus(self, node: str) -> None:
         """Asks a node once what its GPUs are: Ray tells how many it has, not how large they are."""
@@ -136,10 +143,15 @@ class Agent:
             header["gpus_per_worker"],
             tuple((node, count) for node, count in header["placement"]),
         )
+        await asyncio.to_thread(_check_nodes, launch)
         handle = await asyncio.to_thread(_supervisor, launch, self._entry)
         self._handles[key] = handle
         try:
             await handle.ensure.remote()
+        except (ray.exceptions.ActorUnschedulableError, ray.exceptions.ActorDiedError):
+            self._handles.pop(key, None)
+            await asyncio.to_thread(_check_nodes, launch)
+            raise
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, StorageFailed):
                 raise error.cause from error
@@ -318,8 +330,16 @@ def _compute_actor(settings: Header) -> Any:
 
 
 def _on(node: str) -> NodeAffinitySchedulingStrategy:
-    """On that node, if it can be: an actor that needs no CPU may else land on a head that is meant to stay empty."""
-    return NodeAffinitySchedulingStrategy(node, soft=True)
+    """On that node and no other: of an actor without CPUs Ray ignores a mere wish, and puts it on any node."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _check_nodes(launch: Launch) -> None:
+    """Raises: NodeGone if a node that was chosen is no longer there."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    gone = [node for node, _ in launch.placement if node not in alive]
+    if gone:
+        raise NodeGone(f"node {gone[0]} is gone")
 
 
 def _find(name: str) -> Any | None:
@@ -338,22 +358,31 @@ def _presence(name: str) -> Presence:
     return Presence.DEAD if known else Presence.ABSENT
 
 
-def _node(node: dict[str, Any]) -> Header:
+def _nodes() -> list[Header]:
+    """The nodes that live, and what is held of each: on a cluster that is shared, others hold some of it, too."""
+    free = ray_state.available_resources_per_node()
+    return [_node(node, free.get(node["NodeID"])) for node in ray.nodes() if node["Alive"]]
+
+
+def _node(node: dict[str, Any], free: Mapping[str, float] | None) -> Header:
+    """Without `free` nothing is known of what is held."""
     resources, labels = node["Resources"], node.get("Labels", {})
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     return {
         "id": node["NodeID"],
         "address": node["NodeManagerAddress"],
-        "cpus": int(resources.get("CPU", 0)),
-        "gpus": int(resources.get("GPU", 0)),
+        "cpus": cpus,
+        "gpus": gpus,
         "memory_bytes": int(resources.get("memory", 0)),
         "accelerator": labels.get("ray.io/accelerator-type", ""),
+        "used_cpus": 0 if free is None else cpus - min(int(free.get("CPU", 0)), cpus),
+        "used_gpus": 0 if free is None else gpus - min(int(free.get("GPU", 0)), gpus),
     }
 
 
 def _node_with_cpus() -> str:
     """A node that gangs may live on; any where there is none at the moment."""
-    alive = [_node(node) for node in ray.nodes() if node["Alive"]]
-    return str(max(alive, key=lambda node: node["cpus"])["id"])
+    return str(max(_nodes(), key=lambda node: node["cpus"])["id"])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from shardyard_coordinator.launch.protocols import (
     ComputeUnavailable,
     Launch,
     Node,
+    NodeGone,
     Presence,
     StorageFailed,
     Unreachable,
@@ -52,11 +53,14 @@ class RayLauncher:
         address: str = "",
         entry: str = DEFAULT_ENTRY,
         environment: Mapping[str, str] | None = None,
+        agent_hung_s: float = 30.0,
     ) -> None:
         if (head is None) == (address == ""):
             raise ValueError("either an embedded head or an address")
         self._head = head
-        self.link = AgentLink(head=head, address=address, entry=entry, log=log, environment=environment)
+        self.link = AgentLink(
+            head=head, address=address, entry=entry, log=log, environment=environment, hung_s=agent_hung_s
+        )
         self._view = ClusterView(False, "", address, ())
         # The cluster that each attempt was last seen on: on another one it is dead, though nobody there knows of it.
         self._seen_on: dict[AttemptKey, str] = {}
@@ -76,7 +80,7 @@ class RayLauncher:
         try:
             if not self.link.connected:
                 raise Unreachable(self.link.message)
-            header, _ = unpack(await self.link.ask({"method": "nodes"}, timeout_s=_ASK_S))
+            header, _ = unpack(await self.link.ask({"method": "nodes"}, timeout_s=_ASK_S, hurry=True))
         except (Unreachable, AgentError) as error:
             self._view = replace(self._view, connected=False, nodes=(), message=str(error))
             return self._view
@@ -126,6 +130,8 @@ class RayLauncher:
         try:
             return await self.link.ask(request, body, timeout_s=timeout_s)
         except AgentError as error:
+            if error.kind == "node":
+                raise NodeGone(str(error)) from error
             if error.kind == "lookup":
                 raise LookupError(str(error)) from error
             if error.kind in _STORAGE_CAUSES:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import psutil
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import ray
 from shardyard.worker.v1 import worker_pb2
@@ -29,6 +29,7 @@ from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.compute_worker import answer, resolve
 from shardyard_coordinator.launch.folder import make_attempt_folder
+from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch
 from shardyard_coordinator.launch.rank_env import rank_environment
@@ -76,6 +77,7 @@ class Supervisor:
         self._ranks: list[Any] = []
         self._watches: list[asyncio.Task[None]] = []
         self._pids: dict[int, tuple[str, int]] = {}
+        self._memory: dict[int, MemoryWatch] = {}
         self._killed: list[int] = []
         self._node = ray.get_runtime_context().get_node_id()
 
@@ -139,9 +141,9 @@ class Supervisor:
         try:
             self._group = await self._reserve(seats)
         except TimeoutError:
+            how = await self._why_not_reserved(seats)
             for rank in range(len(seats)):
-                detail = f"the cluster did not reserve the gang's resources within {_RESERVE_TIMEOUT_S:.0f} s"
-                attempt.rank_exited(rank, RankExit(None, detail=detail, cause=Cause.NODE_LOST))
+                attempt.rank_exited(rank, how)
             return
         if attempt.closed:
             for rank in range(len(seats)):
@@ -184,6 +186,18 @@ class Supervisor:
             raise TimeoutError
         return group
 
+    async def _why_not_reserved(self, seats: list[_Seat]) -> RankExit:
+        """A node that is gone is a loss; what others hold of the nodes is not, and is waited for in the queue."""
+        alive = {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
+        gone = next((seat.node for seat in seats if seat.node and seat.node not in alive), "")
+        if gone:
+            return RankExit(None, detail=f"node {gone} is gone", cause=Cause.NODE_LOST)
+        detail = (
+            f"the cluster did not reserve the gang's resources within {_RESERVE_TIMEOUT_S:.0f} s: others than this "
+            "service hold them"
+        )
+        return RankExit(None, detail=detail, cause=Cause.PREEMPTED)
+
     async def _spec_for(self, seats: list[_Seat]) -> bytes:
         """The spec with the place where this gang meets."""
         if len({seat.node for seat in seats}) == 1:
@@ -196,7 +210,8 @@ class Supervisor:
 
     async def _watch(self, attempt: Attempt, rank: int, where: Any, run: Any) -> None:
         try:
-            self._pids[rank] = await where
+            node, pid, self._memory[rank] = await where
+            self._pids[rank] = node, pid
             how = RankExit(await run)
         except ray.exceptions.RayTaskError as error:
             how = RankExit(1, detail=str(error)[-2000:])
@@ -207,14 +222,32 @@ class Supervisor:
         self._end_rank(rank, gently=how.code is not None)
 
     async def _how_lost(self, rank: int, error: ray.exceptions.RayError) -> RankExit:
-        """The actor's error comes at once; whether its node is to blame, the list of nodes says."""
+        """The actor's error comes at once; whether its node or the want of memory is to blame, others say."""
         node, _ = self._pids.get(rank, ("", 0))
+        detail = str(error).partition("\n")[0][:500]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ASK_TIMEOUT_S):
                 nodes = await asyncio.to_thread(ray.nodes)
             if node and not any(one["NodeID"] == node and one["Alive"] for one in nodes):
                 return RankExit(None, detail=f"node {node} of rank {rank} is gone", cause=Cause.NODE_LOST)
-        return RankExit(None, detail=str(error).partition("\n")[0][:500])
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return RankExit(None, detail=detail, cause=Cause.HOST_OOM)
+        return RankExit(None, detail=detail, memory=await self._out_of_memory(rank, node))
+
+    async def _out_of_memory(self, rank: int, node: str) -> OutOfMemory | None:
+        """What the rank's memory group says, asked on its own node."""
+        watch = self._memory.get(rank)
+        if watch is None:
+            return None
+        if node == self._node:
+            return watch.out_of_memory()
+        ask = ray.remote(num_cpus=0, max_retries=0)(MemoryWatch.out_of_memory)
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+            async with asyncio.timeout(_ASK_TIMEOUT_S):
+                found: OutOfMemory | None = await ask.options(scheduling_strategy=place).remote(watch)
+                return found
+        return None
 
     async def _kill_ranks(self) -> None:
         for rank in range(len(self._ranks)):
@@ -253,9 +286,10 @@ class ComputeActor:
 class RankActor:
     """One rank's process."""
 
-    def where(self) -> tuple[str, int]:
-        """The node and process id."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+    def where(self) -> tuple[str, int, MemoryWatch]:
+        """The node, the process id, and what its memory group has counted so far."""
+        pid = os.getpid()
+        return ray.get_runtime_context().get_node_id(), pid, MemoryWatch.of(pid)
 
     def meeting_point(self) -> str:
         """An address of this node for the gang to meet at."""

@@ -1,0 +1,176 @@
+"""A Ray of several nodes that others use too: where supervisors live, what a lost node is called, who holds what."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from helpers.core import Core, new_job, running_core
+from helpers.embedded_ray import ENVIRONMENT, connected
+from helpers.fake_trainer import Script
+from helpers.launches import collect, fake_launch
+from shardyard.v1 import job_pb2
+from shardyard_coordinator.domain.records import JobRecord
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.launch.protocols import NodeGone, Presence
+from shardyard_coordinator.launch.ray_launcher import RayLauncher
+
+CPUS = 2
+FOREIGN = """
+import ray, sys, time
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=1)
+class Load:
+    def ready(self):
+        return True
+loads = [Load.remote() for _ in range(int(sys.argv[2]))]
+ray.get([load.ready.remote() for load in loads])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    folder = tempfile.mkdtemp(prefix="syc-")
+    Path(folder, "ray").mkdir()
+    before = dict(os.environ)
+    # What keeps every socket on loopback refuses further nodes: this Ray, of a few seconds, is open.
+    os.environ.update(
+        RAY_TMPDIR=folder,
+        RAY_AUTH_MODE="disabled",
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="1",
+        RAY_USAGE_STATS_ENABLED="0",
+        **ENVIRONMENT,
+    )
+    # Gangs live off the head, which is the only node that outlives the others here.
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        made.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture
+async def launcher(cluster: Cluster, tmp_path: Path) -> AsyncIterator[RayLauncher]:
+    made = RayLauncher(
+        log=tmp_path / "agent.log", address=cluster.address, entry="helpers.fake_trainer:run", environment=ENVIRONMENT
+    )
+    await made.start()
+    await connected(made)
+    yield made
+    await made.close(stop_cluster=True)
+
+
+async def test_a_supervisor_lives_and_dies_with_a_node_of_its_gang(
+    cluster: Cluster, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    stays, goes = await _node(cluster, launcher), await _node(cluster, launcher)
+    there = [fake_launch(tmp_path, _LONG, workers=1, placement=((stays[0], 1),)) for _ in range(2)]
+    gone = [fake_launch(tmp_path, _LONG, workers=1, placement=((goes[0], 1),)) for _ in range(2)]
+    await asyncio.gather(*(launcher.ensure(launch) for launch in [*there, *gone]))
+    await asyncio.gather(*(collect(launcher, launch.key, until="progress") for launch in [*there, *gone]))
+    cluster.remove_node(goes[1], allow_graceful=False)
+    async with asyncio.timeout(60):
+        for launch in gone:
+            while await launcher.lookup(launch.key) is not Presence.DEAD:
+                await asyncio.sleep(0.1)
+    assert [await launcher.lookup(launch.key) for launch in there] == [Presence.ALIVE] * 2
+    late = fake_launch(tmp_path, _LONG, workers=1, placement=((goes[0], 1),))
+    with pytest.raises(NodeGone, match=goes[0]):
+        await launcher.ensure(late)
+    for launch in there:
+        await launcher.kill(launch.key)
+    cluster.remove_node(stays[1])
+
+
+async def test_a_lost_node_is_named_and_the_job_goes_on_elsewhere(
+    cluster: Cluster, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    first = await _node(cluster, launcher)
+    async with running_core(tmp_path, launcher, poll_s=1.0) as core:
+        job = await _job(core, workers=2)
+        await core.when(job.uid, lambda job: job.last_step > 2, timeout_s=60)
+        second = await _node(cluster, launcher)
+        cluster.remove_node(first[1], allow_graceful=False)
+        await core.when(job.uid, lambda job: job.epoch == 2 and job.last_step > 2, timeout_s=60)
+        lost, _ = await core.attempts(job.uid)
+        await core.cancel(job)
+        await core.until(job.uid, JobState.CANCELLED)
+    report = job_pb2.FailureReport.FromString(lost.failure)
+    assert report.reason == "NODE_LOST" and first[0] in report.message
+    cluster.remove_node(second[1])
+
+
+async def test_a_job_waits_for_what_others_hold_and_says_so(
+    cluster: Cluster, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    node = await _node(cluster, launcher)
+    with _foreign_load(cluster, 1):
+        async with asyncio.timeout(20):
+            while (await launcher.cluster()).nodes[0].used_cpus != 1:
+                await asyncio.sleep(0.1)
+        async with running_core(tmp_path, launcher) as core:
+            job = await _job(core, workers=2)
+            job = await core.when(job.uid, lambda job: bool(job.pending))
+            pending = job_pb2.PendingInfo.FromString(job.pending)
+            assert pending.message == "needs 2 slots, 1 free; 1 are held by others than this service"
+            assert (job.state, job.epoch) == (JobState.QUEUED, 0)
+            assert await core.loop.cluster_slots() == (2, 1)
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.when(job.uid, lambda job: job.last_step > 2, timeout_s=60)
+        await core.cancel(job)
+        await core.until(job.uid, JobState.CANCELLED)
+    assert job.epoch == 1
+    cluster.remove_node(node[1])
+
+
+_LONG = Script(steps=100_000, step_s=0.01)
+
+
+async def _node(cluster: Cluster, launcher: RayLauncher) -> tuple[str, object]:
+    """Another node of the cluster, once it is known: its id, and what removes it."""
+    before = {node.id for node in (await launcher.cluster()).nodes}
+    added = cluster.add_node(num_cpus=CPUS)
+    async with asyncio.timeout(30):
+        while True:
+            fresh = [node.id for node in (await launcher.cluster()).nodes if node.id not in before]
+            if fresh:
+                return fresh[0], added
+            await asyncio.sleep(0.1)
+
+
+async def _job(core: Core, *, workers: int) -> JobRecord:
+    """A job whose every attempt is of the fake trainer, and long."""
+    new = new_job(workers=workers)
+    for epoch in (1, 2):
+        _LONG.write(core.collector.settings.attempt_dir(new.uid, epoch))
+    return await core.submit(new)
+
+
+@contextmanager
+def _foreign_load(cluster: Cluster, cpus: int) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FOREIGN, cluster.address, str(cpus)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
