@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Served:
     folder: Path
     launcher: str
     options: Sequence[str] = ()
+    extra: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -52,6 +53,7 @@ class Served:
             "SHARDYARD_STATE_DIR": str(self.state),
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "120",
+            **self.extra,
         }
 
     def start(self) -> None:
@@ -97,9 +99,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, launcher: str, *options: str) -> Iterator[Served]:
-    """A service that runs, and is gone at the end."""
-    service = Served(folder, launcher, options)
+def served(
+    folder: Path, launcher: str, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """A service that runs, and is gone at the end; `environment` is added to the usual one."""
+    service = Served(folder, launcher, options, environment or {})
     service.start()
     try:
         yield service

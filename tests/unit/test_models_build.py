@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from helpers import small_specs, tiny_folders
+from helpers.loopback_hub import COMMIT, LoopbackHub, loopback_hub
 from helpers.small_specs import classification_spec, locations, masked_spec, write_corpus, write_labelled
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
@@ -287,70 +286,17 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path, 
     folder = tmp_path / "other"
     tiny_folders.gpt2_tokenizer().save_pretrained(folder)
     spec = classification_spec(write_labelled(tmp_path / "a.csv"), by_uri(bert), tokenizer={"uri": str(folder)})
-    assert "token id 256, but the model has 25 embeddings" in refused(tmp_path, spec).message
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class _Hub(http.server.BaseHTTPRequestHandler):
-    folder: Path
-    requests: int
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        type(self).requests += 1
-        path = self.path.split("?")[0]
-        if path.startswith("/api/models/me/bert/revision/"):
-            revision = path.rsplit("/", 1)[1]
-            if revision not in ("main", COMMIT):
-                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
-                return
-            names = [{"rfilename": file.name} for file in sorted(self.folder.iterdir())]
-            body = json.dumps({"id": "me/bert", "sha": COMMIT, "siblings": names}).encode()
-            self._send(200, body, {"Content-Type": "application/json"}, with_body)
-        elif path == f"/api/models/me/bert/tree/{COMMIT}":
-            files = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": f"{i:040x}"}
-                for i, file in enumerate(sorted(self.folder.iterdir()))
-            ]
-            self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"}, with_body)
-        elif path.startswith(f"/me/bert/resolve/{COMMIT}/"):
-            body = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
-            self._send(200, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{len(body):040x}"'}, with_body)
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
-
-    def _send(self, code: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
-        self.send_response(code)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing: pytest shows what the test says."""
+    assert "token id 256 ('<|endoftext|>'), but the model has 25 embeddings" in refused(tmp_path, spec).message
 
 
 @pytest.fixture
-def hub(bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
-    kind = type("Hub", (_Hub,), {"folder": bert, "requests": 0})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield kind
-        server.shutdown()
-        thread.join()
+def hub(bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    with loopback_hub(bert) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
 
 
-def test_a_hub_model_is_pinned_to_its_commit_and_then_needs_no_hub(tmp_path: Path, hub: type[_Hub]) -> None:
+def test_a_hub_model_is_pinned_to_its_commit_and_then_needs_no_hub(tmp_path: Path, hub: LoopbackHub) -> None:
     found = resolve_hub(spec_pb2.HubModel(id="me/bert"), tmp_path / "cache")
     assert found.commit == COMMIT
     asked = hub.requests
@@ -369,7 +315,7 @@ MISSING = [
 ]
 
 
-def test_a_download_that_was_cut_off_is_made_again(tmp_path: Path, hub: type[_Hub]) -> None:
+def test_a_download_that_was_cut_off_is_made_again(tmp_path: Path, hub: LoopbackHub) -> None:
     found = resolve_hub(spec_pb2.HubModel(id="me/bert"), tmp_path / "cache")
     (found.folder.path / "model.safetensors").unlink()
     (tmp_path / "cache/hub/complete" / COMMIT).unlink()
@@ -386,7 +332,7 @@ def test_a_hub_model_that_is_not_there_is_refused(tmp_path: Path, case: tuple[st
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
-def test_a_hub_model_of_pickles_is_refused(tmp_path: Path, hub: type[_Hub], bert: Path) -> None:
+def test_a_hub_model_of_pickles_is_refused(tmp_path: Path, hub: LoopbackHub, bert: Path) -> None:
     _pickled(bert)
     with pytest.raises(SpecError) as caught:
         resolve_hub(spec_pb2.HubModel(id="me/bert"), tmp_path / "cache")

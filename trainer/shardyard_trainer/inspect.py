@@ -86,15 +86,11 @@ def _check_files(folder: Folder) -> list[weights.Tensor]:
 
 def _check_tokenizer(folder: Folder, vocab_size: object) -> None:
     """Builds the tokenizer as every later use does."""
-    from shardyard_trainer.vocabularies import build_tokenizer, num_ids
+    from shardyard_trainer.vocabularies import build_tokenizer, too_many_ids
 
-    size = num_ids(build_tokenizer(folder))
-    if isinstance(vocab_size, int) and size > vocab_size:
-        raise FolderInvalid(
-            f"the tokenizer has the token id {size - 1:,}, but config.json a vocab_size of {vocab_size:,}; use the "
-            "model's own tokenizer, or resize the model's embeddings before it is saved",
-            file="tokenizer.json",
-        )
+    tokenizer = build_tokenizer(folder)
+    if isinstance(vocab_size, int) and (complaint := too_many_ids(tokenizer, vocab_size)):
+        raise FolderInvalid(complaint, file="tokenizer.json")
 
 
 def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:

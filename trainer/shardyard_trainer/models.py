@@ -23,7 +23,7 @@ from shardyard_trainer.fresh import canonical_names, check_builds, check_token_i
 from shardyard_trainer.hub import resolve_hub
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
 from shardyard_trainer.settings import model_config
-from shardyard_trainer.vocabularies import num_ids
+from shardyard_trainer.vocabularies import num_ids, too_many_ids
 from shardyard_trainer.weights import WeightsInvalid, no_weights, weight_names
 
 if TYPE_CHECKING:
@@ -124,13 +124,8 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
     """
     config, size = choice.config, num_ids(tokenizer)
     if not choice.is_fresh:
-        if size > config.vocab_size:
-            raise SpecError(
-                "spec.tokenizer",
-                "MODEL_INVALID",
-                f"the tokenizer has the token id {size - 1:,}, but the model has {config.vocab_size:,} embeddings; "
-                "use the model's own tokenizer",
-            )
+        if complaint := too_many_ids(tokenizer, config.vocab_size):
+            raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
         return choice
     place = f"{choice.field}.overrides"
     wanted = choice.overrides.get("vocab_size", size)

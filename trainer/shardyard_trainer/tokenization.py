@@ -18,7 +18,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.store import build_once
 from shardyard_trainer.door import Folder, FolderInvalid, open_folder
-from shardyard_trainer.vocabularies import build_tokenizer
+from shardyard_trainer.vocabularies import build_tokenizer, encoding_raises
 
 TRAINED_VERSION = 2
 DEFAULT_VOCAB_SIZE = 8192
@@ -162,22 +162,28 @@ def encode_batch(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids and type ids of each text (or pair), with special tokens, the longest part cut first; none is empty."""
-    encoded = tokenizer(
-        list(texts),
-        None if pairs is None else list(pairs),
-        truncation="longest_first" if pairs is not None else True,
-        max_length=max_length,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=True,
-        verbose=False,
-    )
+    with encoding_raises(encoding_fault):
+        encoded = tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            truncation="longest_first" if pairs is not None else True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+            verbose=False,
+        )
     # The call leaves its truncation on the backend.
     prepare(tokenizer)
     # Where the special tokens alone are more than max_length, the tokenizer cuts nothing.
     ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in encoded["input_ids"]]
     types = [list(row[:max_length]) or [0] for row in encoded["token_type_ids"]]
     return ids, types
+
+
+def encoding_fault(said: str) -> SpecError:
+    """The error that a tokenizer makes of a text of the data."""
+    return SpecError(_FIELD, "MODEL_INVALID", f"the tokenizer fails on a text of the data: {said}; use another one")
 
 
 def _blank(tokenizer: PreTrainedTokenizerFast) -> int:

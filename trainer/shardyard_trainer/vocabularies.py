@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from shardyard_trainer import pieces
@@ -39,6 +41,9 @@ _FORMER = frozenset(
 # Model types whose class transformers now leaves to tokenizer.json; a folder without one has pieces of this kind.
 _OF_PIECES = dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *pieces.FILES)
+_MOST_IDS = 10_000_000
+# Words, spaces, signs that no vocabulary has, and nothing: a tokenizer that fails on these is not one.
+_TRIALS = ("a word", "  \n\t", "\u65e5\u672c \U0001f642 \xe9\x00", "")
 _SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
 
 
@@ -48,7 +53,54 @@ def has_tokenizer(folder: Folder) -> bool:
 
 
 def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder. Raises FolderInvalid TOKENIZER_MISSING or MODEL_INVALID."""
+    """The tokenizer of a folder, tried out on some texts. Raises FolderInvalid TOKENIZER_MISSING or MODEL_INVALID."""
+    tokenizer = _build(folder)
+    if num_ids(tokenizer) > _MOST_IDS:
+        raise FolderInvalid(
+            f"the tokenizer has the token id {num_ids(tokenizer) - 1:,} ({last_token(tokenizer)!r}); ids are under "
+            f"{_MOST_IDS:,}",
+            file=FILES[0],
+        )
+    with encoding_raises(
+        lambda said: FolderInvalid(f"the tokenizer fails on a text: {said}; {_SAVE} anew", file=FILES[0])
+    ):
+        for text in _TRIALS:
+            tokenizer(text, text, verbose=False)
+    return tokenizer
+
+
+@contextmanager
+def encoding_raises(fault: Callable[[str], Exception]) -> Iterator[None]:
+    """What a tokenizer says of a text that it cannot encode, or panics over, becomes `fault(what it said)`."""
+    with panics_raise(fault):
+        try:
+            yield
+        except Exception as error:
+            # The binding raises bare Exception, such as for an unknown token in a vocabulary without one.
+            if type(error) is not Exception:
+                raise
+            raise fault(in_plain_words(error)) from None
+
+
+def last_token(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The token of the highest id."""
+    vocab = tokenizer.get_vocab()
+    return shorten(max(vocab, key=lambda token: vocab[token])) if vocab else ""
+
+
+def too_many_ids(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str:
+    """What to say of a tokenizer with ids that a model of so many embeddings lacks; empty: it has all of them."""
+    size = num_ids(tokenizer)
+    if size <= vocab_size:
+        return ""
+    return (
+        f"the tokenizer has the token id {size - 1:,} ({last_token(tokenizer)!r}), but the model has {vocab_size:,} "
+        "embeddings (vocab_size); use the tokenizer that it was trained with, or resize the embeddings and save the "
+        "model again"
+    )
+
+
+def _build(folder: Folder) -> PreTrainedTokenizerFast:
     settings = read_settings(folder)
     kind = _class(folder, settings)
     with panics_raise(lambda said: FolderInvalid(f"the tokenizer does not load: {said}; {_SAVE}", file=FILES[0])):
@@ -193,9 +245,15 @@ def _class(folder: Folder, settings: TokenizerSettings) -> Any:
         )
     found = getattr(transformers, name)
     try:
-        return found if issubclass(found, PreTrainedTokenizerFast) else None
-    except (TypeError, ImportError):  # a class that needs a library that is not here
+        # Slow ones count too: what they need beside a vocabulary, a tokenizer.json has.
+        return found if issubclass(found, PreTrainedTokenizerBase) and found.model_input_names else None
+    except (TypeError, ImportError):
+        pass  # a class that needs a library that is not here
+    if folder.has("tokenizer.json"):
         return None
+    raise FolderInvalid(
+        f"a {name} is not made of a vocabulary alone; {_SAVE}", reason="TOKENIZER_MISSING", file="tokenizer.json"
+    )
 
 
 def _words(folder: Folder) -> dict[str, int]:

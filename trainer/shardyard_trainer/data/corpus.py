@@ -23,7 +23,8 @@ from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
-from shardyard_trainer.vocabularies import num_ids
+from shardyard_trainer.tokenization import encoding_fault
+from shardyard_trainer.vocabularies import encoding_raises, num_ids
 
 CORPUS_VERSION = 2
 _BATCH_TEXTS = 512
@@ -209,9 +210,12 @@ def _tokenise(
     stream = iter(texts)
     while batch := list(islice(stream, _BATCH_TEXTS)):
         pieces = [_pieces(text) for text in batch]
-        encoded = iter(
-            tokenizer.backend_tokenizer.encode_batch([p for parts in pieces for p in parts], add_special_tokens=False)
-        )
+        with encoding_raises(encoding_fault):
+            encoded = iter(
+                tokenizer.backend_tokenizer.encode_batch(
+                    [p for parts in pieces for p in parts], add_special_tokens=False
+                )
+            )
         documents, continues = [], []
         for parts in pieces:
             ids, words = [*frame.before], [0] * len(frame.before)

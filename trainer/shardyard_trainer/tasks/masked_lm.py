@@ -42,7 +42,7 @@ class MaskedSamples:
         self._mask_token = int(tokenizer.mask_token_id)
         self._padding = int(tokenizer.pad_token_id or 0)
         self._special = np.asarray(sorted(tokenizer.all_special_ids))
-        self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), self._special)
+        self._ordinary = np.setdiff1d(np.asarray(list(tokenizer.get_vocab().values())), self._special)
         self._is_packed = choice.config.model_type in architectures.PACKED_BY_MASK
         self._offset = architectures.position_offset(choice.config)
         self.num_samples = self.blocks.num_blocks

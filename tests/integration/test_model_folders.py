@@ -1,0 +1,154 @@
+"""Models of the Hub, of data roots and of uploads through the public calls of a real service."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardyard
+from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
+from helpers.served import served
+from helpers.small_specs import sentences
+from helpers.tiny_folders import save_folder
+
+JOB_S = 240.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder under a data root, what lies outside of it, and the service's address."""
+
+    root: Path
+    outside: Path
+    address: str
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("folders")
+    (folder / "outside").mkdir()
+    root = folder / "root"
+    root.mkdir()
+    rows = [(f"the {word} dog is {label}", label) for word in ("very", "not", "my") for label in ("good", "bad") * 8]
+    with (root / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    (root / "book.txt").write_text("\n".join(sentences(200)))
+    with loopback_hub(save_folder(folder / "bert", "BertModel")) as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        with served(folder / "service", "local", "--data-root", str(root), environment=environment) as service:
+            yield Place(root, folder / "outside", service.address)
+
+
+def spec(place: Place, model: Any, **changes: Any) -> shardyard.JobSpec:
+    return shardyard.JobSpec(
+        shardyard.TextClassification(max_length=16),
+        model=model,
+        train_data=f"server:{place.root / 'reviews.csv'}",
+        optimization=shardyard.Optimization(max_steps=2, global_batch_size=8),
+        **changes,
+    )
+
+
+def snapshot(root: Path, source: Path) -> Path:
+    """A model as the Hub's cache keeps it: a folder of links into the blobs beside it."""
+    blobs, folder = root / "models--me--bert/blobs", root / f"models--me--bert/snapshots/{COMMIT}"
+    blobs.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        (blobs / f"blob-{file.name}").write_bytes(file.read_bytes())
+        (folder / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    return folder
+
+
+def test_a_hub_model_is_planned_trained_and_asked(place: Place) -> None:
+    with shardyard.Client(place.address) as client:
+        plan = client.plan(spec(place, f"hub:{MODEL}"))
+        assert plan.resolved_spec["model"]["hub"] == {"id": MODEL, "revision": COMMIT}
+        job = client.submit(spec(place, f"hub:{MODEL}"), job_id="from-the-hub")
+        assert job.wait(timeout=JOB_S).state == "succeeded"
+        (prediction,) = job.model().predict(["my dog is good"])
+        assert prediction.label in {"good", "bad"}
+
+
+def test_a_cached_snapshot_under_a_data_root_is_a_model_and_a_tokenizer(place: Place, tmp_path: Path) -> None:
+    folder = snapshot(place.root / "hub-cache", save_folder(tmp_path / "bert", "BertModel"))
+    with shardyard.Client(place.address) as client:
+        plan = client.plan(spec(place, f"server:{folder}", tokenizer=f"server:{folder}"))
+        assert plan.num_parameters > 0
+
+
+def linked_out(folder: Path, outside: Path, name: str) -> None:
+    (folder / name).replace(outside / name)
+    (folder / name).symlink_to(outside / name)
+
+
+LINKS = ["model.safetensors", "tokenizer.json", "config.json", "deep"]
+
+
+@pytest.mark.parametrize("source", ["model", "tokenizer"])
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_out_of_the_data_root_is_refused_at_any_depth(
+    place: Place, tmp_path: Path, name: str, source: str
+) -> None:
+    folder = save_folder(place.root / f"links-{source}-{name}", "BertModel")
+    good = save_folder(place.root / f"good-{source}-{name}", "BertModel")
+    if name == "deep":
+        (folder / "a/b").mkdir(parents=True)
+        (folder / "a/b/c").symlink_to(place.outside)
+    else:
+        linked_out(folder, tmp_path, name)
+    chosen = {"model": good, "tokenizer": good, source: folder}
+    with shardyard.Client(place.address) as client, pytest.raises(shardyard.InvalidArgument) as caught:
+        client.plan(spec(place, f"server:{chosen['model']}", tokenizer=f"server:{chosen['tokenizer']}"))
+    assert caught.value.violations[0].field == f"job.spec.{source}.uri"
+    assert "link out" in caught.value.violations[0].message
+    assert str(tmp_path) not in str(caught.value)
+
+
+def changed(folder: Path, name: str, **values: object) -> None:
+    path = folder / name
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **values}))
+
+
+ROUTES = ["vocab", "vocab_file", "merges", "merges_file", "tokenizer_file", "name_or_path", "spm_file", "init_inputs"]
+
+
+@pytest.mark.parametrize("door", ["upload", "uri", "tokenizer"])
+def test_no_setting_of_a_folder_makes_the_service_read_another_file(place: Place, tmp_path: Path, door: str) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "hunter2"]))
+    folder = save_folder(place.root / f"routes-{door}", "BertModel")
+    (folder / "tokenizer.json").unlink()
+    changed(folder, "tokenizer_config.json", tokenizer_class="BertTokenizer", **dict.fromkeys(ROUTES, str(secret)))
+    os.utime(secret, (1, 1))
+    with shardyard.Client(place.address) as client, pytest.raises(shardyard.ShardyardError) as caught:
+        if door == "upload":
+            client.upload_model(folder)
+        elif door == "uri":
+            client.plan(spec(place, f"server:{folder}"))
+        else:
+            good = save_folder(place.root / "routes-good", "BertModel")
+            client.plan(spec(place, f"server:{good}", tokenizer=f"server:{folder}"))
+    assert "tokenizer.json" in str(caught.value) and "hunter2" not in str(caught.value)
+    assert secret.stat().st_atime == 1, "it was opened"
+
+
+def test_an_uploaded_folder_with_strange_settings_is_read_by_its_known_ones(place: Place, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "strange", "BertForMaskedLM")
+    changed(folder, "config.json", _name_or_path="/etc/passwd", transformers_weights="/etc/passwd", to_dict=5)
+    changed(folder, "config.json", attn_implementation="somebody/kernels", quantization_config={"quant_method": "x"})
+    changed(folder, "generation_config.json", cache_config={"a": "/etc"}, transformers_version="0.0")
+    changed(folder, "adapter_config.json", base_model_name_or_path="/etc", peft_type="LORA")
+    shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors")
+    with shardyard.Client(place.address) as client:
+        (prediction,) = client.upload_model(folder).predict(["the [MASK] is cute"])
+        assert prediction.masks
