@@ -22,6 +22,7 @@ def test_an_unknown_principal_may_do_nothing_but_what_is_open() -> None:
     allowed = {path for path in paths() if permissions.may("stranger", path)}
     assert {path.split("/")[1] for path in allowed} == {
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     assert all(permissions.may("local", path) for path in paths())

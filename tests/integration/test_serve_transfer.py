@@ -509,6 +509,23 @@ async def test_a_model_that_does_not_load_leaves_nothing(tmp_path: Path) -> None
         assert gone.reason == "MODEL_NOT_FOUND"
 
 
+async def test_what_a_library_says_of_this_machine_does_not_reach_the_caller(tmp_path: Path) -> None:
+    said = (
+        "cannot load <Reader object at 0x7f3a5c0d1e40>: /venv/lib/python3.11/site-packages/safetensors/x.py failed; "
+        "run pip install safetensors==9; send the weights again"
+    )
+
+    def inspect(_request: bytes) -> bytes:
+        wrong = worker_pb2.Violation(field="files", reason="MODEL_INVALID", message=said, metadata={"cause": said})
+        return worker_pb2.InspectModelResult(violations=[wrong]).SerializeToString()
+
+    async with serving(tmp_path, answers={**ANSWERS, "shardyard_trainer.inspect:inspect_model": inspect}) as service:
+        failure = await refused(service.models.CreateModel(model_messages("bert")))
+        assert failure.violations["files"] == "cannot load <Reader object>: a library failed; send the weights again"
+        told = failure.message + str(failure.metadata)
+        assert not any(each in told for each in ("0x7f", "site-packages", "pip install"))
+
+
 async def test_a_model_waits_for_a_worker_that_can_look_into_it(service: Service) -> None:
     service.compute.available = False
     sent = list(model_messages("bert"))

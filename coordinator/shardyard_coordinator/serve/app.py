@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
 
 from shardyard.v1 import (
     checkpoint_service_pb2,
@@ -20,13 +18,14 @@ from shardyard.v1 import (
     model_service_pb2,
     server_service_pb2,
 )
+from shardyard_coordinator.serve import reflection
 from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
 from shardyard_coordinator.serve.datasets import DatasetService
 from shardyard_coordinator.serve.door import Door, Late
 from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.guard import GuardedServer
-from shardyard_coordinator.serve.health import Health, Reflection
+from shardyard_coordinator.serve.health import Health
 from shardyard_coordinator.serve.jobs import JobService
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.logs import LogService
@@ -49,7 +48,7 @@ FILES = (
     dataset_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
     health_pb2.DESCRIPTOR,
-    reflection_pb2.DESCRIPTOR,
+    *reflection.FILES,
 )
 
 
@@ -65,11 +64,12 @@ class Info:
 def make_door(limits: Limits) -> Door:
     """The port of an App that is still to come. Made inside the loop that serves it."""
     names = [service.full_name for service in descriptors()]
-    own: list[Service] = [Health(names), Reflection(names)]
+    health, catalogue = Health(names), reflection.Catalogue(FILES)
+    own: list[Service] = [health, *(reflection.Reflection(file, catalogue) for file in reflection.FILES)]
     at_once = {each.full_name for each in own}
     late = Late(each for each in descriptors() if each.full_name not in at_once)
     server = GuardedServer(methods([*late.services, *own]), validate, limits)
-    return Door(server, cast(Health, own[0]), late)
+    return Door(server, health, late)
 
 
 class App:

@@ -1,13 +1,12 @@
-"""grpc.health.v1 and server reflection, served through the guard like everything else."""
+"""grpc.health.v1, served through the guard like everything else."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -53,20 +52,3 @@ class Health:
             changed = self._changed
             yield health_pb2.HealthCheckResponse(status=status if request.service in self._services else _UNKNOWN)
             await asyncio.shield(changed)
-
-
-class Reflection:
-    """Server reflection: the descriptors of the services named."""
-
-    full_name = "grpc.reflection.v1alpha.ServerReflection"
-
-    def __init__(self, services: Iterable[str]) -> None:
-        self._servicer = reflection.ReflectionServicer(tuple(services))
-
-    def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
-        return {"ServerReflectionInfo": self.info}
-
-    def info(self, requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[Any]:
-        """Answers one by one; what it does not find is told in the answer."""
-        return cast(AsyncIterator[Any], self._servicer.ServerReflectionInfo(requests, None))

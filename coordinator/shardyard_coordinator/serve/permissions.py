@@ -50,6 +50,7 @@ _SERVICES: Mapping[str, Mapping[str, Permission]] = {
     },
     "shardyard.v1.ServerService": {"GetServerInfo": Permission.VIEW},
     "grpc.health.v1.Health": {"Check": Permission.OPEN, "Watch": Permission.OPEN},
+    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": Permission.OPEN},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Permission.OPEN},
 }
 

@@ -14,6 +14,7 @@ from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.serve.scrub import scrub
 from shardyard_coordinator.serve.validation.text import code_point, is_control
 
 DOMAIN: Final = "shardyard.dev"
@@ -61,7 +62,11 @@ def _add_violations(status: status_pb2.Status, refused: Refused) -> None:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text without what steers terminals; its beginning with `…` where it has more than `limit` bytes."""
+    """The text without what steers terminals or tells of this machine; its beginning with `…` if it is over the limit.
+
+    `limit` is in bytes.
+    """
+    text = scrub(text[: 8 * limit])
     if not text.isprintable():
         text = "".join(code_point(each) if is_control(each) and each != "\n" else each for each in text)
     data = text.encode("utf-8", "replace")
