@@ -59,6 +59,8 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()
+    # Whatever is made from here on, by libraries and child processes too, is for this account alone.
+    before = os.umask(0o077)
     try:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
@@ -68,6 +70,8 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     except OSError as error:
         print(error, file=errors)
         return EXIT_UNAVAILABLE
+    finally:
+        os.umask(before)
 
 
 def _reach_this_machine_directly() -> None:

@@ -17,7 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.processes import MAIN, ends, environment, running
-from shardyard.v1 import job_service_pb2, job_service_pb2_grpc
+from helpers.uploads import header, messages, whole
+from shardyard.v1 import dataset_service_pb2_grpc, job_service_pb2, job_service_pb2_grpc
 from shardyard_coordinator.settings import Settings, is_loopback
 
 
@@ -43,6 +44,20 @@ def test_it_listens_on_loopback_alone_and_is_small(coordinator: tuple[subprocess
     listening = [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
     assert [ip.removeprefix("::ffff:") for ip in listening] == ["127.0.0.1"]
     assert process.memory_info().rss < 150 * 1024 * 1024
+
+
+def test_nothing_that_it_makes_is_open_to_other_accounts(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with running(tmp_path / "state") as (_, address), grpc.insecure_channel(address) as channel:
+            stub = dataset_service_pb2_grpc.DatasetServiceStub(channel)
+            files = {"a.csv": b"text,label\n", "deep/b.csv": b""}
+            stub.CreateDataset(messages(header("corpus", files), *whole(files)), timeout=30)
+            made = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
+            open_ = [f"{path} {path.stat().st_mode:o}" for path in made if path.stat().st_mode & 0o077]
+    finally:
+        os.umask(before)
+    assert open_ == [] and len(made) > 8
 
 
 def test_a_second_coordinator_on_the_store_exits_75(coordinator: tuple[subprocess.Popen[str], str, Path]) -> None:
