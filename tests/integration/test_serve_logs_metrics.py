@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from helpers.service import PARENT, Service, create, refused, serving
 from helpers.uploads import send_dataset
@@ -17,6 +18,7 @@ from shardyard.v1 import metric_service_pb2 as metrics_pb
 from shardyard_coordinator.domain.records import MetricPoint
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve import logfiles
+from shardyard_coordinator.serve.watch import Intervals
 from shardyard_coordinator.store import metrics
 
 NAME = f"{PARENT}/jobs/story"
@@ -185,3 +187,35 @@ async def test_a_waiting_job_has_no_attempts_and_no_checkpoints(service: Service
     assert list(found.attempts) == []
     job = await service.jobs.GetJob(jobs_pb.GetJobRequest(name=NAME))
     assert job.state == job_pb2.STATE_QUEUED and job.attempt_count == 0
+
+
+SELDOM = Intervals(heartbeat_s=60.0, least_s=0.001, most_s=0.05, poll_s=0.01)
+
+
+async def test_quiet_followers_ask_the_store_nothing_and_are_woken_by_what_comes(tmp_path: Path) -> None:
+    reads: list[object] = []
+    async with serving(tmp_path, intervals=SELDOM) as service:
+        await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
+        request = create("story")
+        request.job.spec.train_data.dataset = f"{PARENT}/datasets/corpus"
+        await service.jobs.CreateJob(request)
+        uid = (await service.jobs.GetJob(jobs_pb.GetJobRequest(name=NAME))).uid
+        logs = [service.logs.TailLogs(logs_pb.TailLogsRequest(name=NAME, follow=True)) for _ in range(10)]
+        curves = [service.metrics.WatchMetrics(metrics_pb.WatchMetricsRequest(name=NAME)) for _ in range(10)]
+        lines = [asyncio.ensure_future(each.read()) for each in logs]
+        points = [asyncio.ensure_future(each.read()) for each in curves]
+        await asyncio.sleep(0.3)
+        event.listen(service.store._reading, "begin", reads.append)
+        await asyncio.sleep(0.3)  # 20 followers that looked every 10 ms would have looked 600 times.
+        quiet = len(reads)
+        (await log_file(service, "rank-0.stdout.log")).write_text("one\n")
+        assert {(await each).lines[0].text for each in lines} == {"one"}
+        with (await log_file(service, "rank-0.stdout.log")).open("a") as more:
+            more.write("two\n")
+        assert {(await each.read()).lines[0].text for each in logs} == {"two"}
+        fresh = [MetricPoint(1, 1, 0, 0.5)]
+        await service.store.write(lambda conn: metrics.add_points(conn, uid, "loss", fresh), SYSTEM)
+        assert {(await each).series[0].points[0].value for each in points} == {0.5}
+        for each in (*logs, *curves):
+            each.cancel()
+    assert quiet == 0 < len(reads)

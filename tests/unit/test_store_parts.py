@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from hypothesis import given
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, new_job
+from helpers.plain_curves import plain_downsample, plain_one_curve
 from shardyard.v1 import model_service_pb2
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, MetricPoint, NewUpload, ResourceKind, ResourceState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.store import encode, jobs, metrics, resources, submissions
+from shardyard_coordinator.store import curves, encode, jobs, metrics, resources, submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 FILES = (FileRecord("a.json", 3, "0" * 64), FileRecord("b.bin", 5, "1" * 64))
@@ -77,21 +80,43 @@ async def test_a_follower_of_metrics_gets_every_point_once(store: Store) -> None
     assert seen == everything
 
 
-@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=300), st.integers(3, 50))
+def curve_of(points_: list[MetricPoint]) -> curves.Curve:
+    columns = zip(*(dataclasses.astuple(point) for point in points_), strict=True) if points_ else ((),) * 4
+    kinds = (np.int64, np.int64, np.int64, np.float64)
+    return curves.Curve(*(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)))
+
+
+VALUES = st.floats() | st.sampled_from([float("nan"), float("inf"), float("-inf"), 0.0, 1.0])
+POINTS = st.builds(MetricPoint, st.integers(1, 3), st.integers(0, 12), st.integers(0, 5), VALUES)
+
+
+@given(st.lists(POINTS, max_size=60))
+def test_a_curve_of_arrays_is_that_of_single_points(given_points: list[MetricPoint]) -> None:
+    curve = curve_of(given_points)
+    assert repr(list(curves.one_curve(curve).points())) == repr(plain_one_curve(given_points))
+    ordered = sorted(given_points, key=lambda point: (point.step, point.attempt))
+    assert repr(list(curves.by_step(curve).points())) == repr(ordered)
+    kept = [point for point in given_points if 3 <= point.step <= 9]
+    assert repr(list(curves.in_steps(curve, 3, 9).points())) == repr(kept)
+
+
+@given(st.lists(VALUES, max_size=300), st.integers(3, 50))
 def test_downsampling_keeps_extremes_the_last_and_the_limit(values: list[float], most: int) -> None:
     given_points = [MetricPoint(1, step, 0, value) for step, value in enumerate(values)]
-    kept = metrics.downsample(given_points, most)
+    kept = list(curves.downsample(curve_of(given_points), most).points())
+    assert repr(kept) == repr(plain_downsample(given_points, most))
     assert len(kept) <= most
     assert [p.step for p in kept] == sorted({p.step for p in kept})
-    assert min(p.value for p in kept) == min(values)
-    assert max(p.value for p in kept) == max(values)
-    assert kept[-1] == given_points[-1]
+    if values:
+        assert kept[-1].step == given_points[-1].step
+        real = [value for value in values if not math.isnan(value)]
+        assert not real or max(p.value for p in kept if not math.isnan(p.value)) == max(real)
 
 
 def test_downsampling_never_hides_a_loss_that_is_no_number() -> None:
     values = [1.0] * 500 + [float("nan")] + [1.0] * 499
-    kept = metrics.downsample([MetricPoint(1, step, 0, value) for step, value in enumerate(values)], 30)
-    assert any(point.step == 500 for point in kept)
+    kept = curves.downsample(curve_of([MetricPoint(1, step, 0, value) for step, value in enumerate(values)]), 30)
+    assert 500 in kept.step
 
 
 def upload(resource_id: str = "data", request_id: str = "r-1", files: tuple[FileRecord, ...] = FILES) -> NewUpload:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from shardyard.v1 import job_pb2, job_service_pb2
@@ -21,6 +21,16 @@ from shardyard_coordinator.store.store import Store
 MAX_BATCH_EVENTS = 1000
 MAX_BATCH_BYTES = 1024 * 1024
 _TERMINAL = frozenset({job_pb2.STATE_SUCCEEDED, job_pb2.STATE_FAILED, job_pb2.STATE_CANCELLED})
+
+
+def metrics_of(job_uid: str) -> str:
+    """What is woken when a job has new metrics."""
+    return f"{job_uid}/metrics"
+
+
+def logs_of(job_uid: str) -> str:
+    """What is woken when a job has new log lines."""
+    return f"{job_uid}/logs"
 
 
 class Entry:
@@ -59,7 +69,7 @@ class Fanout:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._fed = 0
         self.draining = False
-        self._unsubscribe: Callable[[], None] | None = store.subscribe(self._feed)
+        self._unsubscribe = [store.subscribe(self._feed), store.subscribe_metrics(self._grown)]
 
     def drain(self) -> None:
         """Wakes everybody who waits: the service is about to stop."""
@@ -71,9 +81,12 @@ class Fanout:
 
     def close(self) -> None:
         """Takes no more events. Idempotent."""
-        unsubscribe, self._unsubscribe = self._unsubscribe, None
-        if unsubscribe is not None:
-            unsubscribe()
+        while self._unsubscribe:
+            self._unsubscribe.pop()()
+
+    def _grown(self, job_uids: frozenset[str]) -> None:
+        for uid in job_uids:
+            self.wake(metrics_of(uid))
 
     def _feed(self, records: Sequence[EventRecord]) -> None:
         for record in records:
@@ -81,9 +94,7 @@ class Fanout:
             self._ring.append(entry)
             self._fed += 1
             self._jobs.setdefault(record.job_uid, deque()).append(entry)
-            for waiter in self._waiting.pop(record.job_uid, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+            self.wake(record.job_uid)
         while len(self._ring) > self._ring_size:
             oldest = self._ring.popleft().record.job_uid
             own = self._jobs[oldest]
@@ -91,19 +102,29 @@ class Fanout:
             if not own:
                 del self._jobs[oldest]
 
+    def wake(self, key: str) -> None:
+        """Wakes who waits for the key: a job's uid, or what `metrics_of` and `logs_of` make of it."""
+        for waiter in self._waiting.pop(key, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
     @contextlib.contextmanager
-    def interest(self, job_uid: str) -> Iterator[asyncio.Future[None]]:
-        """A future that is done at the job's next event: taken before looking, so that none is missed."""
+    def interest(self, *keys: str) -> Iterator[asyncio.Future[None]]:
+        """A future that is done at the next event of a job, or the next wake of another key: taken before looking, so
+        that none is missed.
+        """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(job_uid, set()).add(waiter)
+        for key in keys:
+            self._waiting.setdefault(key, set()).add(waiter)
         try:
             yield waiter
         finally:
-            waiting = self._waiting.get(job_uid)
-            if waiting is not None:
-                waiting.discard(waiter)
-                if not waiting:
-                    del self._waiting[job_uid]
+            for key in keys:
+                waiting = self._waiting.get(key)
+                if waiting is not None:
+                    waiting.discard(waiter)
+                    if not waiting:
+                        del self._waiting[key]
 
     async def changed(self, waiter: asyncio.Future[None], timeout_s: float) -> bool:
         """Waits for an interest; whether there was an event."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -13,8 +15,9 @@ from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState
 from shardyard_coordinator.serve import logfiles
 from shardyard_coordinator.serve.call import Behaviour, Call
-from shardyard_coordinator.serve.fanout import Fanout
+from shardyard_coordinator.serve.fanout import Fanout, logs_of
 from shardyard_coordinator.serve.logfiles import Chosen
+from shardyard_coordinator.serve.loglooks import LogLooks
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import cursor_invalid
 from shardyard_coordinator.serve.watch import Intervals
@@ -30,6 +33,7 @@ class LogService:
         self._parts = parts
         self._fanout = fanout
         self._intervals = intervals
+        self._looks = LogLooks(fanout, intervals.poll_s)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
         """One a method."""
@@ -45,26 +49,34 @@ class LogService:
         if request.tail_lines and not request.cursor:
             found = await asyncio.to_thread(logfiles.sources, folder, chosen)
             offsets = await asyncio.to_thread(logfiles.tail_offsets, found, request.tail_lines)
-        silent_s = 0.0
+        with self._looks.following(job.uid, folder) if request.follow else contextlib.nullcontext():
+            async for answer in self._batches(request, job.uid, folder, chosen, offsets=offsets):
+                yield answer
+
+    async def _batches(
+        self, request: pb.TailLogsRequest, job_uid: str, folder: Path, chosen: Chosen, *, offsets: dict[str, int]
+    ) -> AsyncIterator[pb.TailLogsResponse]:
+        """Looks when the job changes, its files grow, or a heartbeat is due: never by itself."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + self._intervals.heartbeat_s
         while True:
-            with self._fanout.interest(job.uid) as waiter:
-                ended, whole = await self._parts.store.read(lambda conn: _ended(conn, job.uid))
+            with self._fanout.interest(job_uid, logs_of(job_uid)) as waiter:
+                ended, whole = await self._parts.store.read(lambda conn: _ended(conn, job_uid))
                 found = await asyncio.to_thread(logfiles.sources, folder, chosen)
                 before = offsets
                 lines, offsets = await asyncio.to_thread(
                     logfiles.read, found, before, chosen, whole=None if ended else whole
                 )
-                if lines or silent_s >= self._intervals.heartbeat_s:
-                    cursor = self._parts.tokens.make("logs", job.uid, offsets)
+                if lines or loop.time() >= due_s:
+                    cursor = self._parts.tokens.make("logs", job_uid, offsets)
                     yield pb.TailLogsResponse(lines=lines, cursor=cursor)
-                    silent_s = 0.0
+                    due_s = loop.time() + self._intervals.heartbeat_s
                 elif offsets != before:
                     continue  # Everything read was under the level asked for; there may be more.
                 elif ended or not request.follow:
                     return
                 else:
-                    silent_s += self._intervals.poll_s
-                    await self._fanout.changed(waiter, self._intervals.poll_s)
+                    await self._fanout.changed(waiter, due_s - loop.time())
 
     def _offsets(self, request: pb.TailLogsRequest, job_uid: str) -> dict[str, int]:
         if not request.cursor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 from shardyard.v1 import metric_service_pb2 as pb
 from shardyard_coordinator.domain.records import JobRecord, MetricSeries
 from shardyard_coordinator.serve.call import Behaviour, Call
-from shardyard_coordinator.serve.fanout import Fanout
+from shardyard_coordinator.serve.fanout import Fanout, metrics_of
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import cursor_invalid
 from shardyard_coordinator.serve.watch import Intervals
@@ -64,21 +65,21 @@ class MetricService:
         name = self._parts.name("job", request.name)
         job = await self._parts.store.read(lambda conn: jobs.get_job(conn, name.project, name.id))
         counts = self._counts(request, job.uid)
-        silent_s = 0.0
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + self._intervals.heartbeat_s
         while True:
-            with self._fanout.interest(job.uid) as waiter:
+            with self._fanout.interest(job.uid, metrics_of(job.uid)) as waiter:
                 found, counts, ended = await self._parts.store.read(
                     partial(_next, job=job, request=request, counts=counts)
                 )
-                if found or silent_s >= self._intervals.heartbeat_s:
+                if found or loop.time() >= due_s:
                     cursor = self._parts.tokens.make("metrics", job.uid, counts)
                     yield pb.WatchMetricsResponse(series=_series(found), cursor=cursor)
-                    silent_s = 0.0
+                    due_s = loop.time() + self._intervals.heartbeat_s
                 elif ended:
                     return
                 else:
-                    silent_s += self._intervals.poll_s
-                    await self._fanout.changed(waiter, self._intervals.poll_s)
+                    await self._fanout.changed(waiter, due_s - loop.time())
 
     def _counts(self, request: pb.WatchMetricsRequest, job_uid: str) -> dict[str, int]:
         if not request.cursor:

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Row, Select, bindparam, select, update
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import MetricPoint, MetricSeries
-from shardyard_coordinator.store import tables
-from shardyard_coordinator.store.sql import Prepared, PreparedInsert
+from shardyard_coordinator.store import curves, tables
+from shardyard_coordinator.store.sql import Prepared, PreparedInsert, note_metrics
 
 BLOCK_POINTS = 1000
 _POINT = struct.Struct("<qqd")
@@ -41,6 +41,7 @@ _COLUMNS = (_block.metric, _block.first_index, _block.attempt, _block.num_points
 
 def add_points(conn: Connection, job_uid: str, metric: str, points: Sequence[MetricPoint]) -> None:
     """Appends points, which come in the order of the attempts, to a metric of a job."""
+    note_metrics(conn, job_uid)
     for attempt, group in groupby(points, key=lambda point: point.attempt):
         _add(conn, job_uid, metric, attempt, list(group))
 
@@ -112,10 +113,10 @@ def query_metrics(
             )
     answer = []
     for name in names or known:
-        points = _read(conn, _of(job_uid, name, min_step, max_step))
-        points = [p for p in points if p.step >= min_step and (not max_step or p.step <= max_step)]
-        curve = sorted(points, key=lambda p: (p.step, p.attempt)) if all_attempts else one_curve(points)
-        answer.append(MetricSeries(name, tuple(downsample(curve, max_points)), len(curve)))
+        rows = conn.execute(_of(job_uid, name, min_step, max_step))
+        found = curves.in_steps(curves.unpack((row.attempt, row.data) for row in rows), min_step, max_step)
+        curve = curves.by_step(found) if all_attempts else curves.one_curve(found)
+        answer.append(MetricSeries(name, curves.downsample(curve, max_points).points(), len(curve)))
     return answer
 
 
@@ -138,32 +139,6 @@ def metrics_after(
     return answer, seen
 
 
-def one_curve(points: Sequence[MetricPoint]) -> list[MetricPoint]:
-    """One point a step: the highest attempt's, and its last."""
-    best: dict[int, MetricPoint] = {}
-    for point in points:
-        held = best.get(point.step)
-        if held is None or point.attempt >= held.attempt:
-            best[point.step] = point
-    return [best[step] for step in sorted(best)]
-
-
-def downsample(points: Sequence[MetricPoint], max_points: int) -> list[MetricPoint]:
-    """At most `max_points` (at least 3) points: minimum, maximum and last of every bucket, in their order."""
-    if len(points) <= max_points:
-        return list(points)
-    buckets = max_points // 3
-    kept: list[MetricPoint] = []
-    for bucket in range(buckets):
-        start, end = bucket * len(points) // buckets, (bucket + 1) * len(points) // buckets
-        places = range(start, end)
-        # A NaN compares with nothing: it counts as the lowest, so that it is always shown.
-        low = min(places, key=lambda i: (points[i].value == points[i].value, points[i].value))
-        high = max(places, key=lambda i: (points[i].value == points[i].value, points[i].value))
-        kept.extend(points[i] for i in sorted({low, high, end - 1}))
-    return kept
-
-
 def _blocks(job_uid: str, metric: str) -> Select[tuple[str, int, int, int, bytes]]:
     mine = (_block.job_uid == job_uid, _block.metric == metric)
     return select(*_COLUMNS).where(*mine).order_by(_block.first_index)
@@ -172,10 +147,6 @@ def _blocks(job_uid: str, metric: str) -> Select[tuple[str, int, int, int, bytes
 def _of(job_uid: str, metric: str, min_step: int, max_step: int) -> Select[tuple[str, int, int, int, bytes]]:
     statement = _blocks(job_uid, metric).where(_block.max_step >= min_step)
     return statement.where(_block.min_step <= max_step) if max_step else statement
-
-
-def _read(conn: Connection, statement: Select[tuple[str, int, int, int, bytes]]) -> list[MetricPoint]:
-    return [point for row in conn.execute(statement) for point in _unpack(row)]
 
 
 def _pack(points: Sequence[MetricPoint]) -> bytes:

@@ -13,6 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from shardyard_coordinator.domain.records import EventRecord
 
 _EVENTS = "shardyard.events"
+_METRICS = "shardyard.metrics"
 _T = TypeVar("_T")
 
 
@@ -184,9 +185,20 @@ def begin_events(conn: Connection) -> list[EventRecord]:
     """A new list for the events of the transaction that begins."""
     events: list[EventRecord] = []
     conn.info[_EVENTS] = events
+    conn.info[_METRICS] = set()
     return events
 
 
 def note_events(conn: Connection, records: Sequence[EventRecord]) -> None:
     """Keeps what is to be told after the commit."""
     conn.info[_EVENTS].extend(records)
+
+
+def note_metrics(conn: Connection, job_uid: str) -> None:
+    """Keeps whose numbers have grown, which is no event, but is told after the commit too."""
+    conn.info.setdefault(_METRICS, set()).add(job_uid)
+
+
+def noted_metrics(conn: Connection) -> frozenset[str]:
+    """Whose numbers have grown in the transaction, and perhaps somebody's whose operation has failed."""
+    return frozenset(conn.info[_METRICS])

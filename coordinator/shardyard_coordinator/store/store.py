@@ -82,6 +82,7 @@ class Store:
         self._conn = conn
         self._lock = lock
         self._subscribers: list[Callable[[Sequence[EventRecord]], None]] = []
+        self._metric_subscribers: list[Callable[[frozenset[str]], None]] = []
         self._reading = sqlite.read_engine(path, _READERS + _LIST_READERS)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._list_readers = ThreadPoolExecutor(_LIST_READERS, thread_name_prefix="store-list-reader")
@@ -113,6 +114,11 @@ class Store:
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback)
 
+    def subscribe_metrics(self, callback: Callable[[frozenset[str]], None]) -> Callable[[], None]:
+        """Calls back with the uids of the jobs whose metrics have grown, after each such commit; the answer ends it."""
+        self._metric_subscribers.append(callback)
+        return lambda: self._metric_subscribers.remove(callback)
+
     async def close(self) -> None:
         """Commits what waits, then lets go of the store."""
         await asyncio.to_thread(self._writer.close)
@@ -135,9 +141,11 @@ class Store:
                 found = Refused(Reason.STORE_UNAVAILABLE, f"the store cannot be read: {found}", retry_after_s=5)
             raise (found or error) from error
 
-    def _tell(self, events: Sequence[EventRecord]) -> None:
+    def _tell(self, events: Sequence[EventRecord], grown: frozenset[str]) -> None:
         for callback in tuple(self._subscribers):
             callback(events)
+        for of_metrics in tuple(self._metric_subscribers) if grown else ():
+            of_metrics(grown)
 
     def _fail(self, failure: StoreFailure) -> None:
         if not self.failed.done():

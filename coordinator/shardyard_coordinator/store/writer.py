@@ -25,7 +25,7 @@ from shardyard_coordinator.domain.records import EventRecord
 from shardyard_coordinator.seams import Actor, Clock
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.failures import StoreFailure, StoreLost
-from shardyard_coordinator.store.sql import Prepared, begin_events, in_savepoint
+from shardyard_coordinator.store.sql import Prepared, begin_events, in_savepoint, noted_metrics
 from shardyard_coordinator.store.sqlite import meaning
 
 MAX_BATCH = 256
@@ -61,7 +61,8 @@ class _Outcome:
 
 
 class Writer:
-    """Owns the connection that writes. `tell(events)` is called on the event loop after each commit."""
+    """Owns the connection that writes. `tell(events, jobs whose metrics have grown)` is called on the event loop after
+    each commit."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Writer:
         path: Path,
         term: int,
         clock: Clock,
-        tell: Callable[[Sequence[EventRecord]], None],
+        tell: Callable[[Sequence[EventRecord], frozenset[str]], None],
         fail: Callable[[StoreFailure], None],
     ) -> None:
         self._conn = conn
@@ -142,7 +143,8 @@ class Writer:
             outcomes, events = self._spoilt(batch, meaning(error, self._path) or error), None
         except StoreFailure as error:
             outcomes, events = self._spoilt(batch, error), None
-        self._loop.call_soon_threadsafe(self._deliver, events, outcomes)
+        grown = noted_metrics(self._conn) if events is not None else frozenset()
+        self._loop.call_soon_threadsafe(self._deliver, events, grown, outcomes)
 
     def _renew(self) -> None:
         until = self._clock.now_us() + LEASE_US
@@ -158,10 +160,10 @@ class Writer:
             _log.error("a transaction failed (%s)", batch[0].actor.method, exc_info=error)
         return [_Outcome(write, None, error) for write in batch]
 
-    def _deliver(self, events: list[EventRecord] | None, outcomes: list[_Outcome]) -> None:
+    def _deliver(self, events: list[EventRecord] | None, grown: frozenset[str], outcomes: list[_Outcome]) -> None:
         """`events` of a commit, which may have none; None: nothing was committed."""
         if events is not None:
-            self._tell(events)
+            self._tell(events, grown)
         for outcome in outcomes:
             self._waiting_bytes -= outcome.write.size_bytes
             done = outcome.write.done

@@ -1,0 +1,111 @@
+"""Who follows the logs of a job is woken when its files have grown: one look for all followers of all jobs.
+
+Files tell nobody that they have grown, least of all on a storage that several nodes share. So while somebody follows,
+one thread looks at the sizes of the followed jobs' files, in turns; a follower itself does nothing until it is woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from shardyard_coordinator.serve.fanout import Fanout, logs_of
+
+_LIST_ANEW = 20
+
+
+class LogLooks:
+    """Looks every `every_s` while there are followers."""
+
+    def __init__(self, fanout: Fanout, every_s: float) -> None:
+        self._fanout = fanout
+        self._every_s = every_s
+        self._jobs: dict[str, _Job] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def following(self, job_uid: str, folder: Path) -> Iterator[None]:
+        """While inside, `logs_of(job_uid)` is woken when log files below the job's folder grow or come to be."""
+        job = self._jobs.setdefault(job_uid, _Job(folder))
+        job.followers += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            job.followers -= 1
+            if not job.followers:
+                self._jobs.pop(job_uid, None)
+
+    async def _run(self) -> None:
+        try:
+            while self._jobs:
+                jobs = dict(self._jobs)
+                for uid in await asyncio.to_thread(_grown, jobs):
+                    self._fanout.wake(logs_of(uid))
+                await asyncio.sleep(self._every_s)
+        finally:
+            self._task = None
+
+
+def _grown(jobs: Mapping[str, _Job]) -> list[str]:
+    return [uid for uid, job in jobs.items() if job.has_grown()]
+
+
+class _Job:
+    """The log files of a job as they were seen last."""
+
+    def __init__(self, folder: Path) -> None:
+        self.followers = 0
+        self._folder = folder
+        self._looks = 0
+        self._changed: tuple[int, ...] = ()
+        self._folders: list[str] = []
+        self._files: list[str] = []
+        self._sizes: list[int] = []
+
+    def has_grown(self) -> bool:
+        """Whether anything is other than at the last look; the first one says so too."""
+        self._looks += 1
+        # A file that is made in the tick of a listing leaves the folder's time as it was.
+        changed = tuple(_time(each) for each in (str(self._folder), *self._folders))
+        if changed != self._changed or self._looks % _LIST_ANEW == 1:
+            self._list()
+            self._changed = tuple(_time(each) for each in (str(self._folder), *self._folders))
+        sizes = [_size(each) for each in self._files]
+        grown = sizes != self._sizes or self._looks == 1
+        self._sizes = sizes
+        return grown
+
+    def _list(self) -> None:
+        attempts = [each for each in self._folder.glob("e[0-9]*") if each.name[1:].isdigit()]
+        # The attempt's own folder is looked at until it has its logs.
+        self._folders = sorted(str(path) for each in attempts for path in (each, each / "logs"))
+        self._files = sorted(
+            entry.path for folder in self._folders if folder.endswith("/logs") for entry in _entries(folder)
+        )
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return [each for each in found if each.name.endswith(".log")]
+    except OSError:
+        return []
+
+
+def _time(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns  # noqa: PTH116 - a path as text, many a second.
+    except OSError:
+        return 0
+
+
+def _size(file: str) -> int:
+    try:
+        return os.stat(file).st_size  # noqa: PTH116
+    except OSError:
+        return 0
