@@ -135,6 +135,7 @@ async def serving(
             folder,
             clock=clock,
             trace=trace,
+            launcher=launcher,
             limits=limits,
             intervals=intervals,
             compute=compute or ScriptedCompute(answers),
