@@ -162,6 +162,13 @@ def wait_for_step(job: shardyard.Job, step: int) -> int:
     raise AssertionError(f"{job.id} ended before step {step}")
 
 
+def attempts_told(job: shardyard.Job) -> Iterator[shardyard.types.Attempt]:
+    """An attempt of the job each time that one changes."""
+    for event in job.watch():
+        if isinstance(event.data, shardyard.types.AttemptChanged) and event.data.attempt is not None:
+            yield event.data.attempt
+
+
 def state_dir() -> Path:
     """A new folder with a short path: the paths of Ray's sockets have to fit into 107 characters."""
     return Path(tempfile.mkdtemp(prefix="sy-"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -11,7 +11,7 @@ import pytest
 
 import shardyard
 from helpers.processes import ends, running
-from helpers.served import served
+from helpers.served import attempts_told, served
 from helpers.service import Service, refused, serving
 from helpers.small_specs import sentences
 from helpers.uploads import send_dataset
@@ -138,9 +138,3 @@ def test_a_job_whose_storage_is_unmounted_ends_for_that_and_writes_nothing_below
         if job.state == "paused":
             job.resume()
         assert next(told.resumed_from_step for told in attempts_told(job) if told.resumed_from_step) >= 20
-
-
-def attempts_told(job: shardyard.Job) -> Iterator[shardyard.types.Attempt]:
-    for event in job.watch():
-        if isinstance(event.data, shardyard.types.AttemptChanged) and event.data.attempt is not None:
-            yield event.data.attempt

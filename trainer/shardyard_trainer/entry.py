@@ -146,11 +146,14 @@ class _RankRun:
     def _build_task(self, context: Context, spec: spec_pb2.JobSpec) -> Task:
         """One rank of a node tokenises into the cache, the others then read it."""
         from shardyard_trainer.data.identity import check_same_data  # As below.
-        from shardyard_trainer.tasks.build import build_task  # transformers.
+        from shardyard_trainer.pins import check_same_model  # transformers.
+        from shardyard_trainer.tasks.build import build_task  # As above.
 
         if self._local_rank > 0:
             context.gang.wait_for_all()
         check_same_data(spec, self._attempt.locations, self._attempt.plan)
+        if self._local_rank == 0:
+            check_same_model(spec, self._attempt.locations, self._attempt.plan)
         task = build_task(spec, self._attempt.locations)
         if self._local_rank == 0:
             context.gang.wait_for_all()

@@ -30,14 +30,17 @@ from shardyard_trainer.data.identity import check_same_data
 from shardyard_trainer.extraction import Extraction, num_shards, read_extraction
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.model_card import sha256
+from shardyard_trainer.pins import check_same_model
 from shardyard_trainer.shards import fsync_folder
 
 
 def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     """One rank's part of the job; on rank 0 also its end. Raises RunFailed, SpecError."""
-    check_same_data(resolved_spec(attempt), attempt.locations, attempt.plan)
+    spec = resolved_spec(attempt)
+    check_same_data(spec, attempt.locations, attempt.plan)
+    check_same_model(spec, attempt.locations, attempt.plan)
     context.phase("loading model")
-    extraction, _ = read_extraction(resolved_spec(attempt), attempt.locations)
+    extraction, _ = read_extraction(spec, attempt.locations)
     extraction.model.model.to(context.gang.device)
     rows = extraction.rows()
     folder = _working_folder(attempt, rows)

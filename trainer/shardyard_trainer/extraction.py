@@ -13,6 +13,7 @@ from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import DataFile, resolve_source
 from shardyard_trainer.door import FolderInvalid
 from shardyard_trainer.inspect import check_weights
+from shardyard_trainer.pins import model_fingerprint
 from shardyard_trainer.plan_checks import node_memory_of_worker, slots_of
 from shardyard_trainer.tasks.build import DEFAULT_MAX_LENGTH
 
@@ -116,6 +117,7 @@ def plan_extraction(
         num_train_samples=num_rows,
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, locations),
+        model_fingerprint=model_fingerprint(spec, locations),
     )
 
 

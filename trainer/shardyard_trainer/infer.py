@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.v1 import model_service_pb2, spec_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import answers, architectures, forward
 from shardyard_trainer.door import FolderInvalid, open_folder
@@ -50,7 +50,7 @@ def embed(request: bytes) -> bytes:
 
 def _predict(call: worker_pb2.PredictCall) -> model_service_pb2.PredictResponse:
     texts, violations = read_instances(call.request.instances)
-    model = _model(call.folder)
+    model = _model(call.folder, call.files)
     task = model.folder.task
     violations += answers.wrong_parameters(call.request, task)
     if task in {"causal_lm", "masked_lm"}:
@@ -75,7 +75,7 @@ def _predict(call: worker_pb2.PredictCall) -> model_service_pb2.PredictResponse:
 
 def _embed(call: worker_pb2.EmbedCall) -> model_service_pb2.EmbedResponse:
     texts, violations = read_instances(call.request.instances)
-    model = _model(call.folder)
+    model = _model(call.folder, call.files)
     length = embed_length(model, call.request.max_length if call.request.HasField("max_length") else None)
     if length is None:
         message = (
@@ -144,9 +144,9 @@ def violation(field: str, reason: str, message: str, **metadata: str) -> worker_
     return worker_pb2.Violation(field=field, reason=reason, message=message, metadata=metadata)
 
 
-def _model(folder: str) -> WarmModel:
+def _model(folder: str, known: Sequence[transfer_pb2.StoredFile]) -> WarmModel:
     try:
-        return shared_cache().get(open_folder(Path(folder)))
+        return shared_cache().get(open_folder(Path(folder)), known)
     except FolderInvalid as problem:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
 

@@ -26,6 +26,7 @@ from shardyard_trainer.door import signature
 from shardyard_trainer.extraction import plan_extraction
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inspect import check_weights
+from shardyard_trainer.pins import model_fingerprint, tokenizer_fingerprint
 from shardyard_trainer.plan_checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
@@ -141,6 +142,8 @@ def _plan_training(
         warnings=_warnings(spec, task, need, steps, call.node_shape),
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, call.locations),
+        model_fingerprint=model_fingerprint(spec, call.locations),
+        tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,9 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel  # Its import takes seconds: a process is warm only once it has it.
 
+from shardyard.v1 import transfer_pb2
 from shardyard_trainer import architectures
+from shardyard_trainer.digests import check_known
 from shardyard_trainer.door import Folder, FolderInvalid, signature
 from shardyard_trainer.folder import ModelFolder, read_folder
 from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, one_line, quiet
@@ -70,8 +72,11 @@ class ModelCache:
         self._models: OrderedDict[tuple[Folder, Signature], WarmModel] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, source: Folder) -> WarmModel:
-        """The model of a folder. Raises FolderInvalid."""
+    def get(self, source: Folder, known: Sequence[transfer_pb2.StoredFile] = ()) -> WarmModel:
+        """The model of a folder. Raises FolderInvalid, MODEL_CHANGED for a file that is not as `known`.
+
+        The bytes are compared when the model is loaded, and again once size or time of a file have changed.
+        """
         with self._lock:
             key = (source, signature(source.path))
             if key in self._models:
@@ -79,6 +84,7 @@ class ModelCache:
                 return self._models[key]
             for stale in [other for other in self._models if other[0] == source]:
                 del self._models[stale]
+            check_known(source, known)
             model = self._load(source)
             self._models[key] = model
             # The newest stays however large it is: it is about to be asked.

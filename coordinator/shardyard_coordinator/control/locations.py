@@ -20,7 +20,7 @@ def locations(
     cache_dir: str,
     claim: worker_pb2.StorageClaim,
 ) -> worker_pb2.Locations:
-    """The folder of every named thing that the spec reads, and the files of those that are models.
+    """The folder of every named thing that the spec reads, and the files of those that are models or tokenizers.
 
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
     """
@@ -28,7 +28,7 @@ def locations(
     for name in referenced(spec):
         record = resources.ready_resource(conn, name)
         found.folders[name] = record.path
-        if record.kind is ResourceKind.MODEL:
+        if record.kind is ResourceKind.MODEL or name == spec.tokenizer.dataset:
             files = encode.files_to_proto(resources.list_files(conn, record.uid))
             found.known_files[record.path].files.extend(files)
     return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from google.protobuf import empty_pb2
 
 from shardyard.v1 import model_service_pb2 as pb
+from shardyard.v1 import transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
@@ -85,8 +86,10 @@ class ModelService:
 
     async def predict(self, request: pb.PredictRequest, call: Call) -> pb.PredictResponse:
         """Answers, in the order asked."""
+        folder, files = await self._stored(request.model)
         message = worker_pb2.PredictCall(
-            folder=await self._folder(request.model),
+            folder=folder,
+            files=files,
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
         )
@@ -98,8 +101,10 @@ class ModelService:
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Vectors, in the order asked."""
+        folder, files = await self._stored(request.model)
         message = worker_pb2.EmbedCall(
-            folder=await self._folder(request.model),
+            folder=folder,
+            files=files,
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
         )
@@ -109,10 +114,8 @@ class ModelService:
         raise_violations(reply.violations)
         return reply.response
 
-    async def _folder(self, name: str) -> str:
-        parsed = self._parts.name("model", name)
-        record = await self._parts.store.read(
-            lambda conn: resources.get_resource(conn, _KIND, parsed.project, parsed.id)
-        )
+    async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
+        """Where a model lies, and its files as they were registered."""
+        record, files = await find(self._parts, _KIND, name)
         ready(record)
-        return record.path
+        return record.path, encode.files_to_proto(files)

@@ -35,7 +35,7 @@ from shardyard_coordinator.store.together import Together, looks_together, reads
 
 PLAN_FUNCTION = "shardyard_trainer.plan:plan"
 INSPECTION_S = 30.0
-_PLANNER = f"3 {version('shardyard')}\n".encode()
+_PLANNER = f"4 {version('shardyard')}\n".encode()
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
