@@ -11,7 +11,7 @@ from shardyard.v1 import transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
-from shardyard_coordinator.serve.downloads import describe, download, ready
+from shardyard_coordinator.serve.downloads import describe, download, find, ready
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
@@ -116,6 +116,7 @@ class ModelService:
 
     async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
         """Where a model lies, and its files as they were registered."""
-        record, files = await find(self._parts, _KIND, name)
+        record = await find(self._parts, _KIND, name)
         ready(record)
+        files = await self._parts.store.read(lambda conn: resources.list_files(conn, record.uid))
         return record.path, encode.files_to_proto(files)
