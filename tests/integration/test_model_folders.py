@@ -145,7 +145,7 @@ def test_no_setting_of_a_folder_makes_the_service_read_another_file(place: Place
 def test_an_uploaded_folder_with_strange_settings_is_read_by_its_known_ones(place: Place, tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "strange", "BertForMaskedLM")
     changed(folder, "config.json", _name_or_path="/etc/passwd", transformers_weights="/etc/passwd", to_dict=5)
-    changed(folder, "config.json", attn_implementation="somebody/kernels", quantization_config={"quant_method": "x"})
+    changed(folder, "config.json", attn_implementation="somebody/kernels", fusion_config={"a": True})
     changed(folder, "generation_config.json", cache_config={"a": "/etc"}, transformers_version="0.0")
     changed(folder, "adapter_config.json", base_model_name_or_path="/etc", peft_type="LORA")
     shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors")

@@ -8,6 +8,7 @@ known settings out of the JSON files, `vocabularies` builds tokenizers, `weights
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,9 @@ MAX_VOCABULARY_BYTES = 256 * 1024 * 1024
 """A tokenizer.json of 250,000 tokens has 20 MB."""
 
 _MOST_ENTRIES = 10_000
+_OF_THE_FOLDER = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO}
+)
 _ALLOWED = frozenset(
     {
         *("config.json", "generation_config.json", "shardyard.json", "head.json"),
@@ -37,6 +41,7 @@ _ALLOWED = frozenset(
 )
 _WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 # Parts of sentence-transformers: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
+_PART = re.compile(r"[0-9]+_[A-Za-z]+")
 _PARTS = re.compile(r"[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors)")
 
 
@@ -66,11 +71,20 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file, and it is one that is read. What it is shows when it is opened."""
-        return is_allowed(name) and (self.path / name).is_file()
+        return is_allowed(name) and name in self.names()
+
+    def names(self) -> frozenset[str]:
+        """The files in it, allowed or not, at two levels. Raises FolderInvalid if they may not be listed."""
+        try:
+            top = [path for path in self.path.iterdir() if path.is_file() or _PART.fullmatch(path.name)]
+            inner = [each for path in top if path.is_dir() for each in path.iterdir() if each.is_file()]
+        except OSError as error:
+            raise _unreadable(self.path.name, error) from None
+        return frozenset(str(path.relative_to(self.path)) for path in (*top, *inner) if not path.is_dir())
 
     def weight_names(self) -> list[str]:
         """The names of its safetensors files, sorted."""
-        return sorted(path.name for path in self.path.iterdir() if _WEIGHTS.fullmatch(path.name) and path.is_file())
+        return sorted(name for name in self.names() if _WEIGHTS.fullmatch(name))
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -81,7 +95,7 @@ class Folder:
             # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise FolderInvalid(f"{name} cannot be opened: {error.strerror}", file=name) from None
+            raise _unreadable(name, error) from None
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FolderInvalid(f"{name} is not a regular file; only those are read", file=name)
@@ -128,6 +142,7 @@ def open_folder(path: Path, *, roots: tuple[Path, ...] = ()) -> Folder:
 def refuse_links(folder: Folder) -> None:
     """Looks at every entry at any depth. Raises FolderInvalid for a link that leaves the roots, a FIFO or a device."""
     number = 0
+    folder.names()
     for directory, folders, names in os.walk(folder.path):
         for name in (*folders, *names):
             number += 1
@@ -160,6 +175,15 @@ def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
                 status = full.lstat()
             found.append((str(full.relative_to(path)), status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(sorted(found))
+
+
+def _unreadable(name: str, error: OSError) -> Exception:
+    """The folder's fault if it is one; a disk that fails, or a process without descriptors, is nobody's who gave it."""
+    if error.errno not in _OF_THE_FOLDER:
+        return error
+    return FolderInvalid(
+        f"{shorten(name)!r} cannot be read: {error.strerror}; make it readable for the service's account", file=name
+    )
 
 
 def _leaves(name: str) -> FolderInvalid:

@@ -22,10 +22,12 @@ from huggingface_hub.errors import (
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.door import Folder, open_folder
+from shardyard_trainer.failures import FAILING, FULL, NOT_WRITABLE
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 20.0
+_OF_THE_CACHE = {*FULL, *NOT_WRITABLE, *FAILING}
 
 
 class HubFolder(NamedTuple):
@@ -77,6 +79,8 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
             f"{field}.id", "MODEL_NOT_FOUND", f"the Hub has no model {shorten(hub.id)!r}, or it is private or gated"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_CACHE:
+            raise  # This machine's disk, which is not the Hub's fault.
         raise SpecError(
             field,
             "HUB_UNREACHABLE",

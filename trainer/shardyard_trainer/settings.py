@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,6 +109,10 @@ _GENERATION: Mapping[str, tuple[type, ...]] = {
 }
 
 _MOST_LABELS = 100_000
+_MOST_LAYERS = 10_000
+_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks|groups)|\w+_layers|num_layers|depth|layers")
+"""Names under which architectures have counts of layers: more are refused before anything is built of them."""
+
 _DEEPEST = 8
 
 
@@ -118,6 +123,12 @@ def model_config(folder: Folder) -> Any:
     `loading.LOADING_ERRORS`.
     """
     values = folder.read_json("config.json", what="a Hugging Face model folder has one")
+    if values.get("quantization_config"):
+        raise FolderInvalid(
+            f"the model is quantised ({_method(values['quantization_config'])}), and its weights are not those of its "
+            "architecture; use the model that it was made from, or save it dequantised",
+            file="config.json",
+        )
     kind = transformers.CONFIG_MAPPING[str(values.get("model_type"))]
     return kind(**_picked(values, kind))
 
@@ -168,11 +179,20 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
             if value is not None and not _is_of(value, READ_BY_MODELS[name]):
                 raise _wrong("config.json", name, value, READ_BY_MODELS[name])
         picked[name] = plain("config.json", name, value)
+        if type(value) is int and value > _MOST_LAYERS and _LAYERS.fullmatch(name):
+            raise FolderInvalid(
+                f"config.json asks for {value:,} layers ({name}); at most {_MOST_LAYERS:,} are built",
+                file="config.json",
+            )
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(picked.get(name), dict):
             picked[name] = _rotation(picked[name])
     _check_labels(picked)
     return picked
+
+
+def _method(value: Any) -> str:
+    return shorten(str(value.get("quant_method"))) if isinstance(value, dict) else "in an unknown way"
 
 
 def _rotation(value: Mapping[str, Any]) -> dict[str, Any]:

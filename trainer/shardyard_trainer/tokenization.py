@@ -74,7 +74,10 @@ def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
     stand_in = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
     if stand_in is None:
         raise SpecError(
-            _FIELD, "MODEL_INVALID", "the tokenizer has no pad, end, separator or unknown token to pad with"
+            _FIELD,
+            "MODEL_INVALID",
+            "the tokenizer has no pad, end, separator or unknown token to pad with; name one of its tokens as "
+            "pad_token (`tokenizer.pad_token = ...`) and save it anew",
         )
     tokenizer.pad_token = stand_in
     return f"the tokenizer has no pad token; {stand_in} is used, and what it pads is never attended to"

@@ -244,7 +244,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 def no_weights(folder: Folder) -> FolderInvalid:
     """What to say of a folder without weights: that it has pickles, or nothing at all."""
-    unsafe = sorted(path.name for path in folder.path.iterdir() if path.suffix in _PICKLES)
+    unsafe = sorted(name for name in folder.names() if name.endswith(_PICKLES))
     if not unsafe:
         others = ", ".join(folder.weight_names())
         what = f"; it has {others}, which no index names" if others else ""

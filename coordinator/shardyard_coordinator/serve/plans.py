@@ -275,7 +275,9 @@ def _identity(path: Path) -> str:
     if stat.S_ISDIR(found.st_mode):
         for folder, _, files in os.walk(path):
             for name in sorted(files):
-                file = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - as os.walk speaks.
+                full = os.path.join(folder, name)  # noqa: PTH118 - as os.walk speaks.
+                # A link counts as what it leads to: that is what is read.
+                file = os.stat(full) if os.path.exists(full) else os.lstat(full)  # noqa: PTH110, PTH116 - as above
                 text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns}\n"
     return text
 

@@ -297,7 +297,12 @@ class _Builder:
             self._warnings.append(TaskWarning("PAD_TOKEN", warning, "spec.tokenizer"))
         needs_mask = self._spec.HasField("pretraining") and not is_causal
         if needs_mask and tokenizer.mask_token_id is None:
-            raise SpecError("spec.tokenizer", "OBJECTIVE_UNSUPPORTED", "masked_lm needs a tokenizer with a mask token")
+            raise SpecError(
+                "spec.tokenizer",
+                "OBJECTIVE_UNSUPPORTED",
+                "masked_lm needs a tokenizer with a mask token; use one that has it, or name one of its tokens as "
+                "mask_token (`tokenizer.mask_token = ...`) and save it anew",
+            )
         return tokenizer
 
     def _trained_tokenizer(self, choice: ModelChoice, files: list[DataFile], *, is_causal: bool) -> Any:
