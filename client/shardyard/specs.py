@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-Pooling = Literal["mean", "cls", "last"]
+Pooling = Literal["mean", "cls", "last", "max"]
 Problem = Literal["single_label", "multi_label", "regression"]
 Output = Literal["pooled", "last_hidden_state"]
 Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]

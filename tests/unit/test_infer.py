@@ -207,7 +207,7 @@ def test_a_head_that_is_not_there_makes_a_backbone_not_a_random_answer(tmp_path:
         {"labels": ["a", "b", "c"]},
         {"max_length": "long"},
         {"max_length": 0},
-        {"pooling": "max"},
+        {"pooling": "median"},
         {"problem": 3},
     ],
 )
@@ -273,18 +273,24 @@ def test_vectors_equal_the_last_hidden_state(tmp_path: Path, kind: str) -> None:
         assert torch.allclose(torch.tensor(other.values), torch.nn.functional.normalize(vector, dim=0), atol=1e-4)
 
 
-def test_cls_goes_through_the_pooler_only_where_the_weights_have_one(tmp_path: Path) -> None:
-    bare = save_folder(tmp_path / "bare", "BertModel")
-    headed = save_folder(tmp_path / "headed", "BertForMaskedLM")
-    (with_pooler,) = reference(bare, transformers.AutoModel, "a dog")
-    (without,) = reference(headed, transformers.AutoModel, "a dog")
-    one = ask_vectors(bare, "a dog", pooling=spec_pb2.POOLING_CLS).response.embeddings[0].values
-    other = ask_vectors(headed, "a dog", pooling=spec_pb2.POOLING_CLS).response.embeddings[0].values
-    assert torch.allclose(torch.tensor(one), with_pooler.pooler_output[0], atol=1e-5)
-    assert torch.allclose(torch.tensor(other), without.last_hidden_state[0, 0], atol=1e-5)
+@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ("POOLING_CLS", lambda hidden_TD: hidden_TD[0]),
+        ("POOLING_LAST", lambda hidden_TD: hidden_TD[-1]),
+        ("POOLING_MEAN", lambda hidden_TD: hidden_TD.mean(0)),
+        ("POOLING_MAX", lambda hidden_TD: hidden_TD.max(0).values),
+    ],
+)
+def test_each_pooling_is_of_the_tokens_own_vectors(tmp_path: Path, kind: str, pooling: str, expected: Any) -> None:
+    folder = save_folder(tmp_path, kind)
+    found = ask_vectors(folder, *TEXTS, pooling=spec_pb2.Pooling.Value(pooling)).response.embeddings
+    for embedding, output in zip(found, reference(folder, transformers.AutoModel, *TEXTS), strict=True):
+        assert torch.allclose(torch.tensor(embedding.values), expected(output.last_hidden_state[0]), atol=1e-5)
 
 
-def test_a_classifier_embeds_with_what_its_head_reads_where_nothing_is_asked(tmp_path: Path) -> None:
+def test_a_classifier_embeds_with_the_token_that_its_head_reads_if_nothing_is_asked(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, "BertForSequenceClassification")
     by_default, cls = ask_vectors(folder, "a dog"), ask_vectors(folder, "a dog", pooling=spec_pb2.POOLING_CLS)
     assert by_default.response.embeddings == cls.response.embeddings

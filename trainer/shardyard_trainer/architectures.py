@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -22,6 +23,10 @@ POSITIONS_AFTER_PADDING = frozenset(
         "ibert",
         "longformer",
         "luke",
+        "esm",
+        "layoutlmv3",
+        "lilt",
+        "markuplm",
     }
 )
 """Absolute positions begin behind the padding id: position 0 is embedded as `pad_token_id + 1`."""
@@ -69,6 +74,11 @@ PLAIN_OUTPUT_LAYER = frozenset(
 )
 """Causal models whose logits are the output layer of the last hidden state and nothing else: no scale, no soft cap."""
 
+WITHOUT_CACHE = frozenset({"xlstm"})
+"""Causal models whose states in transformers do not fit their own configuration: each token reads the whole text."""
+
+_READS_PADDING = "its {} read the padding, so a text's answer would depend on the texts beside it"
+
 _HEAD_ON_FIRST_TOKEN = frozenset(
     {
         "bert",
@@ -88,6 +98,28 @@ _HEAD_ON_FIRST_TOKEN = frozenset(
 _SEES_AHEAD = frozenset({"bert-generation", "cpmant", "xlnet"})
 # Causal models whose classification head is not one linear layer named `score`.
 _HEAD_OF_ITS_OWN = frozenset({"ctrl", "modernbert-decoder"})
+NOT_TRAINED: Mapping[str, str] = {
+    "blt": "it reads bytes in patches, not the tokens of a tokenizer",
+    "clip_text_model": "it is the half of a model of pictures, and reads its vector at an end token of its own",
+    "convbert": _READS_PADDING.format("convolutions"),
+    "cpmant": "its attention counts the padding, so a text's answer would depend on the texts beside it",
+    "deepseek_v4": "transformers does not find its last norm again in what it has saved",
+    "fnet": "it has no attention mask, so a text's answer would depend on the texts beside it",
+    "funnel": _READS_PADDING.format("pooled blocks"),
+    "git": "most of its weights read pictures",
+    "layoutlmv2": "it needs detectron2 and pictures of pages",
+    "layoutlmv3": "it reads pages with pictures and boxes, not texts alone",
+    "mobilebert": _READS_PADDING.format("embeddings of a last token"),
+    "mra": _READS_PADDING.format("blocks of attention"),
+    "nystromformer": _READS_PADDING.format("landmarks"),
+    "perceiver": "its hidden states are latents, not one vector a token",
+    "phi4_multimodal": "most of its weights read pictures and sound",
+    "reformer": "it hashes at random, so the same text has another answer each time",
+    "youtu": "transformers sets a row of its embeddings to zero whenever it loads it",
+    "yoso": "it samples hashes at random and counts padding, so the same text has another answer each time",
+}
+"""Architectures of transformers that are refused by name, and why; a sweep over all of them keeps it true."""
+
 _TEXT_MODELS = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -107,8 +139,8 @@ def is_causal(model_type: str) -> bool:
 
 
 def objectives(config: Any) -> list[str]:
-    """The pretraining objectives that an architecture supports."""
-    if not reads_text(config):
+    """The pretraining objectives that a model supports: none that its direction of reading would give away."""
+    if not reads_text(config) or is_turned(config):
         return []
     if is_causal(config.model_type):
         return ["causal_lm"]
@@ -122,20 +154,60 @@ def reads_text(config: Any) -> bool:
     return any(config.model_type in names for names in _TEXT_MODELS)
 
 
-def native_pooling(model_type: str) -> str:
-    """What transformers' own classification head of this architecture reads: `cls`, `last`, or empty: it has none."""
+def refusal(config: Any) -> str:
+    """Why no model of this configuration is trained here or asked; empty: it is."""
+    model_type = config.model_type
+    if model_type in NOT_TRAINED:
+        return f"{model_type} is not supported: {NOT_TRAINED[model_type]}"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{model_type} is an encoder with a decoder; use a model that is one of them, such as bert or gpt2"
+    if not reads_text(config):
+        return f"{model_type} is not a model that reads a text into one vector a token; use one such as bert or gpt2"
+    if model_type == "xmod" and not getattr(config, "default_language", None):
+        return "xmod has a part for each language; set default_language in its configuration, such as en_XX"
+    return ""
+
+
+def backbone_of(model: Any) -> Any:
+    """The part of a transformers model that gives `last_hidden_state`: the model itself if it has no head."""
+    backbone = model.base_model
+    if backbone is model and model.get_output_embeddings() is not None:
+        # The head of Llama 4 gives its backbone another name than its class says.
+        backbone = getattr(model, "model", model)
+    return backbone
+
+
+def native_pooling(config: Any, described: ModelFolder | None = None) -> str:
+    """What transformers' own classification head of this model reads: `cls`, `last`, or empty: it has none.
+
+    Sentence-transformers folders have none: their vectors are those of the tokens, without a pooler.
+    """
+    model_type = config.model_type
+    if described is not None and described.sentence is not None:
+        return ""
     if model_type in _HEAD_ON_FIRST_TOKEN:
-        return "cls"
+        # Read from left to right, the first token knows nothing of the text.
+        return "" if is_turned(config) else "cls"
     has_head = model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    return "last" if has_head and is_causal(model_type) and model_type not in _HEAD_OF_ITS_OWN else ""
+    reads_last = has_head and is_causal(model_type) and not is_turned(config) and model_type not in _HEAD_OF_ITS_OWN
+    return "last" if reads_last else ""
 
 
-def default_pooling(model_type: str, described: ModelFolder | None) -> str:
-    """What a classifier was trained with, else the mean for encoders and the last token for causal models."""
+def default_pooling(config: Any, described: ModelFolder | None) -> str:
+    """What a model was trained with, else the mean for encoders and the last token for what reads left to right."""
     if described is not None and described.pooling:
         return described.pooling
-    own = native_pooling(model_type) if described is not None and described.task == "text_classification" else ""
-    return own or ("last" if is_causal(model_type) else "mean")
+    own = native_pooling(config) if described is not None and described.task == "text_classification" else ""
+    return own or ("last" if is_causal(config.model_type) != is_turned(config) else "mean")
+
+
+def is_turned(config: Any) -> bool:
+    """Whether the configuration makes an encoder read from left to right, or a causal model in both directions."""
+    if is_causal(config.model_type):
+        return getattr(config, "is_causal", True) is False or bool(
+            getattr(config, "use_bidirectional_attention", False)
+        )
+    return bool(getattr(config, "is_decoder", False))
 
 
 def position_offset(config: Any) -> int:

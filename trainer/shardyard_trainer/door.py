@@ -35,7 +35,9 @@ _ALLOWED = frozenset(
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
         *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"),
-        *("model.safetensors.index.json", "modules.json", "sentence_bert_config.json"),
+        *("model.safetensors.index.json", "modules.json"),
+        *(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert")),
+        *("sentence_xlm-roberta_config.json", "sentence_xlnet_config.json"),
         "config_sentence_transformers.json",
     }
 )

@@ -141,6 +141,7 @@ def _save_model(
 ) -> None:
     """Through a model without memory of its own: the live one may be sharded, or on a GPU with its ties undone."""
     config = copy.deepcopy(module.model.config)
+    config.use_cache = getattr(task.choice.config, "use_cache", True)
     with torch.device("meta"):
         shell = type(module.model)(config)
     if getattr(module.model.base_model, "pooler", shell) is None:

@@ -105,7 +105,7 @@ def _write_shard(extraction: Extraction, rows: Sequence[Row], first: int, path: 
     columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
     if extraction.whole:
         vectors: list[list[list[float]]] = [[] for _ in rows]
-        for index, hidden_TD, _ in forward.hidden_states(extraction.model, encoded):
+        for index, hidden_TD in forward.hidden_states(extraction.model, encoded):
             vectors[index] = hidden_TD.tolist()
         columns["vectors"] = pa.array(vectors, pa.list_(pa.list_(pa.float32())))
     else:

@@ -16,6 +16,7 @@ from shardyard_trainer.inspect import check_weights
 from shardyard_trainer.pins import model_fingerprint
 from shardyard_trainer.plan_checks import node_memory_of_worker, slots_of
 from shardyard_trainer.tasks.build import DEFAULT_MAX_LENGTH
+from shardyard_trainer.tasks.modules import POOLINGS
 
 ROWS_PER_SHARD = {
     spec_pb2.FeatureExtraction.OUTPUT_POOLED: 2048,
@@ -24,7 +25,6 @@ ROWS_PER_SHARD = {
 """Texts in one Parquet file: what is done again after a failure, and what lies in memory at once."""
 
 FIELD = "spec.feature_extraction"
-_POOLINGS = {value: name for name, value in resolve.POOLINGS.items()}
 _OUTPUTS = spec_pb2.FeatureExtraction
 
 
@@ -68,7 +68,7 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
     trained = model.folder.max_length or DEFAULT_MAX_LENGTH
     length = wanted.max_length if wanted.HasField("max_length") else min(trained, longest or trained)
     output = wanted.output or _OUTPUTS.OUTPUT_POOLED
-    pooling = _POOLINGS.get(wanted.pooling) or architectures.default_pooling(model.folder.model_type, model.folder)
+    pooling = POOLINGS.get(wanted.pooling) or architectures.default_pooling(model.model.config, model.folder)
     found = Extraction(
         model=model,
         files=files,
@@ -76,7 +76,7 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
         whole=output == _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE,
         pooling=pooling,
         max_length=length,
-        normalize=wanted.normalize,
+        normalize=wanted.normalize or model.folder.normalize,
         rows_per_shard=ROWS_PER_SHARD[output],
     )
     return found, commit
@@ -89,8 +89,9 @@ def plan_extraction(
     found, commit = read_extraction(spec, locations)
     wanted = spec.feature_extraction
     wanted.output = _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE if found.whole else _OUTPUTS.OUTPUT_POOLED
-    wanted.pooling = resolve.POOLINGS[found.pooling]
+    wanted.pooling = resolve.POOLING_VALUES[found.pooling]
     wanted.max_length = found.max_length
+    wanted.normalize = found.normalize
     resolve.fill_source(wanted.data, found.files)
     if commit:
         spec.model.hub.revision = commit

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.door import Folder, FolderInvalid
+from shardyard_trainer.sentence import SentenceSettings, read_sentence
 
 _TASKS = {
     "ForSequenceClassification": "text_classification",
@@ -37,16 +39,22 @@ class ModelFolder:
     problem: str
     labels: tuple[str, ...]
     trained: Mapping[str, Any] = field(default_factory=dict)
+    sentence: SentenceSettings | None = None
 
     @property
     def max_length(self) -> int | None:
         """Tokens that texts were cut to in training."""
-        return self.trained.get("max_length")
+        return self.sentence.max_length if self.sentence else self.trained.get("max_length")
 
     @property
     def pooling(self) -> str:
-        """`mean`, `cls`, `last`, or empty where nothing says so."""
-        return str(self.trained.get("pooling") or "")
+        """`mean`, `cls`, `max`, `last`, or empty if nothing says so."""
+        return self.sentence.pooling if self.sentence else str(self.trained.get("pooling") or "")
+
+    @property
+    def normalize(self) -> bool:
+        """Whether its authors scale pooled vectors to length 1."""
+        return self.sentence is not None and self.sentence.normalize
 
 
 def read_folder(folder: Folder) -> ModelFolder:
@@ -60,7 +68,8 @@ def read_folder(folder: Folder) -> ModelFolder:
         return _trained_here(folder, config, model_type, folder.read_json("shardyard.json"))
     task = _task_of(config)
     labels = _labels_of(config) if task == "text_classification" else ()
-    return ModelFolder(folder, config, model_type, task, _problem_of(config, labels) if labels else "", labels)
+    problem = _problem_of(config, labels) if labels else ""
+    return ModelFolder(folder, config, model_type, task, problem, labels, sentence=read_sentence(folder))
 
 
 def refuse_code(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
@@ -84,7 +93,7 @@ def _trained_here(
         "task": trained.get("task") in set(_TASKS.values()),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
         "problem": problem in {"", *_PROBLEMS.values()},
-        "pooling": pooling in {"", "mean", "cls", "last"},
+        "pooling": pooling in {"", "mean", "cls", "max", "last"},
         "max_length": length is None or (type(length) is int and length >= 1),
     }
     wrong = [name for name, holds in rules.items() if not holds]
@@ -116,13 +125,38 @@ def _task_of(config: Mapping[str, Any]) -> str:
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    names = config.get("id2label")
+    names, number = config.get("id2label"), config.get("num_labels")
     if not isinstance(names, dict):
-        return ("LABEL_0", "LABEL_1")  # transformers' own default
+        # transformers' own names; it has two of them if nothing says how many.
+        return tuple(f"LABEL_{index}" for index in range(number if type(number) is int else 2))
     try:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    except ValueError as error:
-        raise FolderInvalid("config.json has an id2label whose keys are not numbers", file="config.json") from error
+        by_output = {int(key): str(name) for key, name in names.items()}
+    except ValueError:
+        raise FolderInvalid("config.json has an id2label whose keys are not numbers", file="config.json") from None
+    labels = tuple(by_output[key] for key in sorted(by_output))
+    if sorted(by_output) != list(range(len(names))):
+        raise FolderInvalid(
+            f"config.json has an id2label with the keys {shorten(', '.join(names))}; number the head's outputs from 0",
+            file="config.json",
+        )
+    if type(number) is int and number != len(labels):
+        raise FolderInvalid(
+            f"config.json has num_labels {number}, but {len(labels)} names in id2label; correct one of them",
+            file="config.json",
+        )
+    _check_different(labels)
+    return labels
+
+
+def _check_different(labels: tuple[str, ...]) -> None:
+    seen: dict[str, str] = {}
+    for label in labels:
+        if (other := seen.setdefault(label.casefold(), label)) is not label:
+            how = "twice" if other == label else f"beside {other!r}, from which only its case differs"
+            raise FolderInvalid(
+                f"config.json has the label {shorten(label)!r} {how}; give each output a name of its own in id2label",
+                file="config.json",
+            )
 
 
 def _problem_of(config: Mapping[str, Any], labels: tuple[str, ...]) -> str:

@@ -88,26 +88,21 @@ def tensors(model: WarmModel, encoded: Sequence[Encoded]) -> dict[str, torch.Ten
 
 
 @torch.inference_mode()
-def hidden_states(model: WarmModel, encoded: Sequence[Encoded]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(index, last hidden state [T, D] without padding, the pooler's vector [D] or an empty tensor) of every text."""
+def hidden_states(model: WarmModel, encoded: Sequence[Encoded]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(index, last hidden state [T, D] without padding) of every text."""
     for batch in batches(encoded):
         inputs = tensors(model, [encoded[index] for index in batch])
-        output = model.backbone(**inputs)
-        hidden_BTD, pooled_BD = output.last_hidden_state.cpu(), getattr(output, "pooler_output", None)
+        hidden_BTD = model.backbone(**inputs).last_hidden_state.cpu()
         for row, index in enumerate(batch):
-            length = len(encoded[index].ids)
-            yield index, hidden_BTD[row, :length], torch.empty(0) if pooled_BD is None else pooled_BD[row].cpu()
+            yield index, hidden_BTD[row, : len(encoded[index].ids)]
 
 
 @torch.inference_mode()
 def text_vectors(model: WarmModel, encoded: Sequence[Encoded], *, pooling: str, normalize: bool) -> torch.Tensor:
     """One vector a text, fp32 [len(encoded), D], in the order given."""
     vectors = torch.empty(len(encoded), model.width)
-    for index, hidden_TD, pooled_D in hidden_states(model, encoded):
-        if pooling == "cls" and pooled_D.numel():
-            vectors[index] = pooled_D
-        else:
-            vectors[index] = pool(hidden_TD.unsqueeze(0), torch.ones(1, len(hidden_TD), dtype=torch.long), pooling)[0]
+    for index, hidden_TD in hidden_states(model, encoded):
+        vectors[index] = pool(hidden_TD.unsqueeze(0), torch.ones(1, len(hidden_TD), dtype=torch.long), pooling)[0]
     return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
 
 
@@ -126,5 +121,5 @@ def _head_outputs_of(model: WarmModel, encoded: Sequence[Encoded]) -> torch.Tens
     inputs = tensors(model, encoded)
     if model.head is not None:
         return text_logits(model.model, model.head, inputs, pooling=model.folder.pooling)
-    native = architectures.native_pooling(model.model.config.model_type)
+    native = architectures.native_pooling(model.model.config)
     return text_logits(model.model, None, inputs, pooling=native)

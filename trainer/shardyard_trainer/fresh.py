@@ -51,11 +51,20 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
             f"transformers has no model type {shorten(wanted.model_type)!r}{nearest(wanted.model_type, known)}",
         )
     kind = transformers.CONFIG_MAPPING[wanted.model_type]
-    default = kind()
+    try:
+        default = kind()
+    except LOADING_ERRORS as error:
+        raise SpecError(
+            f"{field}.model_type",
+            "SPEC_INVALID",
+            f"{wanted.model_type} has no default configuration: {one_line(error)}",
+        ) from None
     overrides = _checked_overrides(json_format.MessageToDict(wanted.overrides), default, f"{field}.overrides")
     try:
         with quiet():
             config = kind(**overrides)
+        # A few architectures have two backbones, and transformers looks here for the one that is meant.
+        config.architectures = config.architectures or []
     except LOADING_ERRORS as error:
         raise SpecError(
             f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {one_line(error)}"
@@ -103,7 +112,7 @@ def _checked_overrides(given: Mapping[str, Any], default: Any, field: str) -> di
     checked: dict[str, Any] = {}
     errors: list[SpecError] = []
     for name, value in sorted(given.items()):
-        after = _as_meant(value, getattr(default, name, None))
+        after = _as_meant(value, _setting(default, name))
         if complaint := _name_complaint(name, default) or _value_complaint(name, after, default):
             errors.append(SpecError(f"{field}.{shorten(name)}", "SPEC_INVALID", complaint))
         checked[name] = after
@@ -111,8 +120,22 @@ def _checked_overrides(given: Mapping[str, Any], default: Any, field: str) -> di
     return checked
 
 
+def _setting(config: Any, name: str) -> Any:
+    """A setting's value, None if it has none for the whole model: some differ by layer, and are then not to be had."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
+
+
 def _as_meant(value: Any, before: Any) -> Any:
     # Struct knows one kind of number: an integer is one again where it is whole and nothing else is meant.
+    if isinstance(value, list):
+        inner = before[0] if isinstance(before, list) and before else None
+        return [_as_meant(each, inner) for each in value]
+    if isinstance(value, dict):
+        known = before if isinstance(before, dict) else {}
+        return {name: _as_meant(each, known.get(name)) for name, each in value.items()}
     is_whole = isinstance(value, float) and value.is_integer() and not isinstance(before, float | bool)
     return int(value) if is_whole else value
 
@@ -126,7 +149,7 @@ def _name_complaint(name: str, default: Any) -> str:
 
 def _value_complaint(name: str, value: Any, default: Any) -> str:
     """What is wrong with an override's value, for all that the architecture itself does not look at; else empty."""
-    before, shown = getattr(default, name, None), _shown(value)
+    before, shown = _setting(default, name), _shown(value)
     if isinstance(before, bool | int | float | str) and not _same_kind(before, value):
         return f"{shown} is no {type(before).__name__}, as {before} is"
     if name in FIXED_SETTINGS and value != FIXED_SETTINGS[name]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from shardyard_trainer import architectures
 from shardyard_trainer.order import seed_for
 from shardyard_trainer.warm import WarmModel
 
@@ -50,6 +51,7 @@ def continue_texts(model: WarmModel, prompts: Sequence[list[int]], sampling: Sam
 def _continue(
     model: WarmModel, prompts: list[list[int]], sampling: Sampling, generators: list[torch.Generator]
 ) -> list[list[int]]:
+    has_cache = model.folder.model_type not in architectures.WITHOUT_CACHE
     end = model.tokenizer.eos_token_id
     context_BT = torch.tensor(prompts)
     if model.longest is not None:
@@ -59,8 +61,9 @@ def _continue(
     cache: Any = None
     feed_BT = context_BT
     for _ in range(sampling.max_new_tokens):
-        output: Any = model.model(input_ids=feed_BT, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output: Any = model.model(input_ids=feed_BT, past_key_values=cache, use_cache=has_cache)
+        # Without keys and values of the tokens before (openai-gpt, Mamba, RWKV) the whole text is read again.
+        cache = getattr(output, "past_key_values", None)
         chosen = [
             choose(logits_V, sampling, generator)
             for logits_V, generator in zip(output.logits[:, -1].float(), generators, strict=True)
@@ -72,8 +75,9 @@ def _continue(
                 new[row].append(chosen[row])
         if not open_rows:
             break
-        feed_BT = torch.tensor(chosen).unsqueeze(1)
-        context_BT = torch.cat([context_BT, feed_BT], dim=1)
+        new_BT = torch.tensor(chosen).unsqueeze(1)
+        context_BT = torch.cat([context_BT, new_BT], dim=1)
+        feed_BT = context_BT if cache is None else new_BT
         if model.longest is not None and context_BT.shape[1] > model.longest:
             # The window is full: go on from its newer half, so that one long pass serves many tokens.
             context_BT = context_BT[:, -max(model.longest // 2, 1) :]

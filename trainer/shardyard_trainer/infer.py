@@ -13,11 +13,11 @@ from shardyard.v1 import model_service_pb2, spec_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import answers, architectures, forward
 from shardyard_trainer.door import FolderInvalid, open_folder
+from shardyard_trainer.tasks.modules import POOLINGS
 from shardyard_trainer.warm import WarmModel, shared_cache
 
 MAX_INSTANCE_BYTES = 64 * 1024
 DEFAULT_EMBED_LENGTH = 128
-_POOLINGS = {spec_pb2.POOLING_MEAN: "mean", spec_pb2.POOLING_CLS: "cls", spec_pb2.POOLING_LAST: "last"}
 
 
 class Refused(Exception):
@@ -90,12 +90,14 @@ def _embed(call: worker_pb2.EmbedCall) -> model_service_pb2.EmbedResponse:
     _refuse_large([4 * count + 24 for count in numbers], call.max_response_bytes)
     embeddings: list[model_service_pb2.Embedding] = [model_service_pb2.Embedding() for _ in encoded]
     if whole:
-        for index, hidden_TD, _ in forward.hidden_states(model, encoded):
+        for index, hidden_TD in forward.hidden_states(model, encoded):
             embeddings[index].shape.extend(hidden_TD.shape)
             embeddings[index].values.extend(hidden_TD.flatten().tolist())
     else:
         pooling = choose_pooling(model, call.request.pooling)
-        vectors = forward.text_vectors(model, encoded, pooling=pooling, normalize=call.request.normalize)
+        vectors = forward.text_vectors(
+            model, encoded, pooling=pooling, normalize=call.request.normalize or model.folder.normalize
+        )
         for embedding, vector in zip(embeddings, vectors, strict=True):
             embedding.shape.append(model.width)
             embedding.values.extend(vector.tolist())
@@ -128,7 +130,7 @@ def read_instances(
 
 def choose_pooling(model: WarmModel, asked: spec_pb2.Pooling.ValueType) -> str:
     """As asked, else as trained, else `mean` for encoders and `last` for causal models."""
-    return _POOLINGS.get(asked) or architectures.default_pooling(model.folder.model_type, model.folder)
+    return POOLINGS.get(asked) or architectures.default_pooling(model.model.config, model.folder)
 
 
 def embed_length(model: WarmModel, asked: int | None) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ def _look_into(
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
         gather(lambda: _check_loads(found[0], tensors))
         gather(lambda: _check_head(found[0]))
+    if not problems:
+        from shardyard_trainer.heads import with_true_head  # It imports torch, which other calls do without.
+
+        gather(lambda: found.append(with_true_head(found.pop())))
+    if found:
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
     return tuple(problems), (found[0] if found else None), num_parameters
 
@@ -100,6 +105,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
 
     from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet, what_failed
     from shardyard_trainer.settings import model_config
+    from shardyard_trainer.weight_report import judge
 
     num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
     if isinstance(num_layers, int) and num_layers > len(tensors):
@@ -118,13 +124,13 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
                 f"config.json asks for {wanted} parameters, but the weights have {stored}", file="config.json"
             )
         with quiet():
-            _, info = weights.load_pretrained(AutoModel, folder.source, config, ignore_mismatched_sizes=True)
+            model, info = weights.load_pretrained(AutoModel, folder.source, config, ignore_mismatched_sizes=True)
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
         reason = one_line(error) if config is None else what_failed(error, config)[1]
         raise FolderInvalid(f"the model does not load: {reason}", file="config.json") from None
-    _refuse_strangers(info)
+    judge(model, info)
 
 
 def _check_head(folder: ModelFolder) -> None:
@@ -138,25 +144,6 @@ def _check_head(folder: ModelFolder) -> None:
     outputs = max(len(folder.labels), 1)
     if shapes.get("bias") != (outputs,) or len(shapes.get("weight", ())) != 2 or shapes["weight"][0] != outputs:
         raise FolderInvalid(f"head.safetensors is no head of {outputs} outputs: {shapes}"[:300], file=name)
-
-
-def _refuse_strangers(info: Mapping[str, Any]) -> None:
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        name, found, wanted = mismatched[0]
-        raise FolderInvalid(
-            f"tensor {name!r} has shape {list(found)}, but config.json asks for {list(wanted)}",
-            file="model.safetensors",
-            tensor=str(name),
-        )
-    # A backbone saved under a language-model head has no pooler; it is started afresh where one is needed.
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise FolderInvalid(
-            f"the weights lack {len(missing)} tensors that config.json asks for, {missing[0]!r} among them",
-            file="model.safetensors",
-            tensor=missing[0],
-        )
 
 
 def probe_storage(request: bytes) -> bytes:

@@ -17,7 +17,9 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from shardyard_trainer.data.errors import SpecError, nearest, shorten
+from shardyard_trainer.door import FolderInvalid
 from shardyard_trainer.plain_words import in_plain_words
+from shardyard_trainer.weight_report import judge
 from shardyard_trainer.weights import load_pretrained
 
 if TYPE_CHECKING:
@@ -54,13 +56,11 @@ def load(
     meta: bool,
     **options: Any,
 ) -> tuple[Any, list[str]]:
-    """A transformers model of the choice, and the names of its tensors that the weights lack: heads and poolers.
+    """A transformers model of the choice, and the names of its head's tensors that the weights lack.
 
-    Raises SpecError MODEL_INVALID, also where the weights lack a part of the backbone.
+    Raises SpecError MODEL_INVALID, also for whatever `weight_report` refuses.
     """
-    config = copy.deepcopy(choice.config)
-    for name, value in FIXED_SETTINGS.items():
-        setattr(config, name, value)
+    config = prepare_config(copy.deepcopy(choice.config))
     own_names = _use_faster_gelu(config)
     try:
         if choice.folder is None or meta:
@@ -73,7 +73,25 @@ def load(
         ) from error
     for name in own_names:
         setattr(model.config, name, "gelu_new")
-    return model, [] if info is None else _check_loaded(model, info, choice)
+    # Keys and values are kept only while a text is continued, which says so itself; the export has the setting again.
+    model.config.use_cache = False
+    if info is None:
+        return model, []
+    try:
+        report = judge(model, info)
+    except FolderInvalid as error:
+        raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
+    _check_finite(model, choice)
+    return model, list(report.lacking)
+
+
+def prepare_config(config: Any) -> Any:
+    """The configuration with the settings that this code needs, and the attention that packing was tested with."""
+    for name, value in FIXED_SETTINGS.items():
+        setattr(config, name, value)
+    # Eager attention would add a boolean mask as a number: transformers takes sdpa for every class that has it.
+    config._attn_implementation = None
+    return config
 
 
 @contextmanager
@@ -86,6 +104,12 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+def ensure_pad_id(model: Any, tokenizer: Any) -> None:
+    """Gives a model that knows no padding token the tokenizer's."""
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def one_line(error: BaseException) -> str:
@@ -101,22 +125,6 @@ def what_failed(error: BaseException, config: Any) -> tuple[str, str]:
     name = next((name for name, known in config.to_dict().items() if known == value), "")
     hint = nearest(value, ACT2FN) or "; it has gelu, relu, silu and others" if "act" in name else ""
     return name, f"transformers has no {name or 'value'} {shorten(value)!r}{hint}"
-
-
-def _check_loaded(model: Any, info: Mapping[str, Any], choice: ModelChoice) -> list[str]:
-    lacking = sorted(info["missing_keys"])
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    strange = [name for name in lacking if name.startswith(prefix) and "pooler" not in name]
-    strange += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
-    if strange:
-        raise SpecError(
-            choice.field,
-            "MODEL_INVALID",
-            f"the weights lack {len(strange)} tensors of the configuration's shapes, {strange[0]} among them",
-            {"tensor": strange[0]},
-        )
-    _check_finite(model, choice)
-    return lacking
 
 
 def _check_finite(model: Any, choice: ModelChoice) -> None:

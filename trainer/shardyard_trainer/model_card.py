@@ -29,6 +29,7 @@ _AUTO = {
 }
 _POOLED = {
     "mean": "((hidden * mask).sum(1) / mask.sum(1))",
+    "max": "hidden.masked_fill(mask == 0, float('-inf')).max(1).values",
     "last": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
     "cls": "hidden[:, 0]",
 }

@@ -5,12 +5,14 @@ Nothing of a model's folder is ever run, and only safetensors are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -20,6 +22,7 @@ from shardyard_trainer.data.sources import resolve_uri
 from shardyard_trainer.door import Folder, FolderInvalid, open_folder, refuse_links
 from shardyard_trainer.folder import ModelFolder, read_folder
 from shardyard_trainer.fresh import canonical_names, check_builds, check_token_ids, fresh_config, number_complaint
+from shardyard_trainer.heads import with_true_head
 from shardyard_trainer.hub import resolve_hub
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
 from shardyard_trainer.settings import model_config
@@ -82,6 +85,8 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     else:
         folder, commit = find_folder(source, locations, field=field)
         choice = _pretrained(folder, commit, f"{field}.{kind}")
+    if refusal := architectures.refusal(choice.config):
+        raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", refusal)
     if source.HasField("dropout"):
         for name in architectures.dropout_names(choice.config):
             if getattr(choice.config, name) is not None or name == "classifier_dropout":
@@ -139,7 +144,9 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
     config.vocab_size = wanted
     for role in ("pad", "bos", "eos", "cls", "sep"):
         if hasattr(config, f"{role}_token_id"):
-            setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+            # A configuration that must have such a token keeps its own.
+            with suppress(TypeError, StrictDataclassError):
+                setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
     if (
         "max_position_embeddings" not in canonical_names(config, choice.overrides)
         and architectures.longest(config) is not None
@@ -165,6 +172,8 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
             raise no_weights(folder)
         with quiet():
             config = model_config(folder)
+        if not architectures.refusal(config):
+            described = with_true_head(described)
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from None
     except WeightsInvalid as error:
@@ -180,3 +189,9 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
 def has_head(choice: ModelChoice) -> bool:
     """Whether the choice's folder has a classification head."""
     return choice.described is not None and choice.described.task == "text_classification"
+
+
+def head_order(choice: ModelChoice, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels in the order of the head's outputs if the head has just these, else empty."""
+    own = choice.described.labels if choice.described is not None and has_head(choice) else ()
+    return own if set(own) == set(labels) and tuple(labels) != own else ()

@@ -13,6 +13,7 @@ from shardyard_trainer.arithmetic import Batch
 from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.tasks.build import DEFAULT_HOLDOUT, DEFAULT_MASK_PROBABILITY
+from shardyard_trainer.tasks.modules import POOLINGS
 from shardyard_trainer.tasks.parts import TrainableTask
 from shardyard_trainer.tokenization import DEFAULT_VOCAB_SIZE
 
@@ -20,7 +21,7 @@ GLOBAL_BATCH_SIZE = 32
 PRETRAINED_LEARNING_RATE = 5e-5
 FRESH_LEARNING_RATE = 1e-3
 KEEP_LAST = 2
-POOLINGS = {"mean": spec_pb2.POOLING_MEAN, "cls": spec_pb2.POOLING_CLS, "last": spec_pb2.POOLING_LAST}
+POOLING_VALUES = {name: value for value, name in POOLINGS.items()}
 
 _OPTIMIZATION: dict[str, Any] = {
     "schedule": spec_pb2.SCHEDULE_LINEAR,
@@ -71,7 +72,7 @@ def fill_task(spec: spec_pb2.JobSpec, task: TrainableTask) -> None:
         described = task.export_config()
         if not classification.problem:
             classification.problem = SINGLE_LABEL
-        classification.pooling = POOLINGS[str(described["pooling"])]
+        classification.pooling = POOLING_VALUES[str(described["pooling"])]
         if classification.problem == SINGLE_LABEL:
             _fill(classification, label_smoothing=0.0)
         del classification.labels[:]

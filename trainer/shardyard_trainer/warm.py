@@ -9,10 +9,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import transformers
 from torch import nn
 from transformers import PreTrainedModel  # Its import takes seconds: a process is warm only once it has it.
 
@@ -21,10 +20,13 @@ from shardyard_trainer import architectures
 from shardyard_trainer.digests import check_known
 from shardyard_trainer.door import Folder, FolderInvalid, signature
 from shardyard_trainer.folder import ModelFolder, read_folder
-from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.heads import CLASSES, with_true_head
+from shardyard_trainer.loading import LOADING_ERRORS, one_line, prepare_config, quiet
+from shardyard_trainer.sentence import lower_case
 from shardyard_trainer.settings import model_config
 from shardyard_trainer.tokenization import prepare
 from shardyard_trainer.vocabularies import build_tokenizer
+from shardyard_trainer.weight_report import judge
 from shardyard_trainer.weights import load_pretrained, read_tensors
 
 BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"
@@ -54,7 +56,7 @@ class WarmModel:
     @property
     def backbone(self) -> nn.Module:
         """The part that gives `last_hidden_state`."""
-        backbone: nn.Module = self.model.base_model
+        backbone: nn.Module = architectures.backbone_of(self.model)
         return backbone
 
     @property
@@ -100,22 +102,19 @@ class ModelCache:
 
 def load(source: Folder) -> WarmModel:
     """Loads a folder for inference, in fp32, on the CPU. Raises FolderInvalid."""
-    folder = read_folder(source)
+    folder = with_true_head(read_folder(source))
     tokenizer = prepare(build_tokenizer(source))
+    if folder.sentence is not None and folder.sentence.lower_case:
+        lower_case(tokenizer)
     has_own_head = source.has("head.safetensors")
     model, lacking, strangers = _load_model(source, "" if has_own_head else folder.task)
-    if lacking and not folder.trained and folder.task:
-        # A backbone whose configuration tells of a head that is not there: a drawn one would answer at random.
-        folder = replace(folder, task="", labels=())
-        model, lacking, strangers = _load_model(source, "")
     if lacking:
         raise FolderInvalid(f"the weights lack {lacking[0]!r}, which would be drawn at random", tensor=lacking[0])
     model.eval().requires_grad_(False)
+    model.config.use_cache = False
     config = model.config
-    if not architectures.reads_text(config):
-        raise FolderInvalid(
-            f"{config.model_type} is no model that reads a text into one vector a token", reason="TASK_MISMATCH"
-        )
+    if refusal := architectures.refusal(config):
+        raise FolderInvalid(refusal, reason="TASK_MISMATCH")
     head = read_head(source) if has_own_head else None
     if folder.task == "text_classification":
         outputs = head.out_features if head is not None else config.num_labels
@@ -137,25 +136,17 @@ def _load_model(source: Folder, task: str) -> tuple[Any, list[str], list[str]]:
     """The model by transformers, the names of weights that the folder lacks (a missing pooler is left out), and of
     those that it has too many.
     """
-    kind = {
-        "text_classification": transformers.AutoModelForSequenceClassification,
-        "causal_lm": transformers.AutoModelForCausalLM,
-        "masked_lm": transformers.AutoModelForMaskedLM,
-    }.get(task, transformers.AutoModel)
     try:
         with quiet():
-            config = model_config(source)
-            for name, value in FIXED_SETTINGS.items():
-                setattr(config, name, value)
-            model, info = load_pretrained(kind, source, config)
+            model, info = load_pretrained(CLASSES[task], source, prepare_config(model_config(source)))
+        report = judge(model, info)
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
         raise FolderInvalid(f"the model does not load: {one_line(error)}") from None
-    poolers = [name for name in info["missing_keys"] if "pooler" in name]
-    if poolers:
+    if any("pooler" in name for name in info["missing_keys"]):
         model.base_model.pooler = None
-    return model, sorted(set(info["missing_keys"]) - set(poolers)), sorted(info["unexpected_keys"])
+    return model, list(report.lacking), sorted(info["unexpected_keys"])
 
 
 def read_head(source: Folder) -> nn.Linear:

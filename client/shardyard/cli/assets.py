@@ -142,7 +142,7 @@ def embed(
     file: File = None,
     pairs: Pairs = False,
     output: Annotated[str | None, typer.Option("--output", help="pooled or last-hidden-state.")] = None,
-    pooling: Annotated[str | None, typer.Option("--pooling", help="mean, cls, or last.")] = None,
+    pooling: Annotated[str | None, typer.Option("--pooling", help="mean, cls, last, or max.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Longest text in tokens.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")] = False,
     address: Address = None,

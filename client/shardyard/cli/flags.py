@@ -71,7 +71,7 @@ class JobFlags:
     text_pair: Annotated[str | None, _option("--text-pair", help="The column with the second text.")] = None
     label: Annotated[str | None, _option("--label", help="The column with the label.")] = None
     problem: Annotated[str | None, _option("--problem", help="single-label, multi-label, or regression.")] = None
-    pooling: Annotated[str | None, _option("--pooling", help="mean, cls, or last.")] = None
+    pooling: Annotated[str | None, _option("--pooling", help="mean, cls, last, or max.")] = None
     max_length: Annotated[int | None, _option("--max-length", help="Longest text in tokens.")] = None
     sequence_length: Annotated[int | None, _option("--sequence-length", help="Pretraining: tokens in a sequence.")] = (
         None

@@ -793,11 +793,11 @@ class EmbedRequest(_message.Message):
     output: _spec_pb2.FeatureExtraction.Output.ValueType
     """Unset: POOLED."""
     pooling: _spec_pb2.Pooling.ValueType
-    """Unset: what the model was trained with, else `mean` for encoders and `last` for causal models."""
+    """Unset: what the model was trained with or its folder says, else `mean` for encoders and `last` for causal models."""
     max_length: _builtins.int
-    """Longest text in tokens, the rest is cut; unset: what the model was trained with, else 128."""
+    """Longest text in tokens, the rest is cut; unset: what the model was trained with or its folder says, else 128."""
     normalize: _builtins.bool
-    """Scale pooled vectors to length 1."""
+    """Scale pooled vectors to length 1; always done for a sentence-transformers folder that says so."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
         """1 to 10,000; one bad instance refuses the call and is named."""

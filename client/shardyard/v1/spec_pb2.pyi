@@ -28,25 +28,33 @@ class _Pooling:
 class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
-    """Not given: `mean` for encoders that were not trained with another, `last` for causal models."""
+    """Not given: what the model was trained with or its sentence-transformers folder says, else `mean` for encoders,
+    `last` for causal models.
+    """
     POOLING_MEAN: _Pooling.ValueType  # 1
     """The mean over the text's tokens."""
     POOLING_CLS: _Pooling.ValueType  # 2
-    """The first token's vector, through the model's own pooler where its classification head has one."""
+    """The first token's vector itself; a classification head of the architecture's own may have its pooler behind it."""
     POOLING_LAST: _Pooling.ValueType  # 3
     """The last token's vector."""
+    POOLING_MAX: _Pooling.ValueType  # 4
+    """The largest value of each number over the text's tokens."""
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
     """How token vectors become one vector."""
 
 POOLING_UNSPECIFIED: Pooling.ValueType  # 0
-"""Not given: `mean` for encoders that were not trained with another, `last` for causal models."""
+"""Not given: what the model was trained with or its sentence-transformers folder says, else `mean` for encoders,
+`last` for causal models.
+"""
 POOLING_MEAN: Pooling.ValueType  # 1
 """The mean over the text's tokens."""
 POOLING_CLS: Pooling.ValueType  # 2
-"""The first token's vector, through the model's own pooler where its classification head has one."""
+"""The first token's vector itself; a classification head of the architecture's own may have its pooler behind it."""
 POOLING_LAST: Pooling.ValueType  # 3
 """The last token's vector."""
+POOLING_MAX: Pooling.ValueType  # 4
+"""The largest value of each number over the text's tokens."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 class _DataFormat:
@@ -364,7 +372,9 @@ class FineTuning(_message.Message):
     TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
-    """Longest text in tokens, the rest is cut; unset: 128, or the model's longest if that is less."""
+    """Longest text in tokens, the rest is cut; unset: what a sentence-transformers folder says, else 128, or the model's
+    longest if that is less.
+    """
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Put texts, or pairs of them, into classes, or score them."""
@@ -432,7 +442,7 @@ class TextClassification(_message.Message):
     problem: Global___TextClassification.Problem.ValueType
     """Unset: SINGLE_LABEL."""
     pooling: Global___Pooling.ValueType
-    """Unset: `mean` for encoders, `last` for causal models."""
+    """Unset: what the model was trained with or its folder says, else `mean` for encoders, `last` for causal models."""
     label_smoothing: _builtins.float
     """Probability mass spread over the other classes, from 0 to under 1; unset: 0. Single label only."""
     new_head: _builtins.bool
@@ -500,11 +510,13 @@ class FeatureExtraction(_message.Message):
     output: Global___FeatureExtraction.Output.ValueType
     """Unset: POOLED."""
     pooling: Global___Pooling.ValueType
-    """Unset: what the model was trained with, else `mean` for encoders and `last` for causal models."""
+    """Unset: what the model was trained with or its folder says, else `mean` for encoders and `last` for causal models."""
     max_length: _builtins.int
-    """Longest text in tokens, the rest is cut; unset: 128, or the model's longest if that is less."""
+    """Longest text in tokens, the rest is cut; unset: what a sentence-transformers folder says, else 128, or the model's
+    longest if that is less.
+    """
     normalize: _builtins.bool
-    """Scale pooled vectors to length 1."""
+    """Scale pooled vectors to length 1; always done for a sentence-transformers folder that says so."""
     @_builtins.property
     def data(self) -> Global___DataSource:
         """The texts; required."""

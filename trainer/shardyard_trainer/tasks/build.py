@@ -21,8 +21,10 @@ from shardyard_trainer.data.labels import SINGLE_LABEL, check_labels
 from shardyard_trainer.data.sources import DataFile, is_for_tests, resolve_source
 from shardyard_trainer.data.store import files_fingerprint
 from shardyard_trainer.models import ModelChoice
+from shardyard_trainer.sentence import lower_case
 from shardyard_trainer.tasks.causal_lm import CausalLmTask, CausalSamples
 from shardyard_trainer.tasks.masked_lm import MaskedLmTask, MaskedSamples
+from shardyard_trainer.tasks.modules import POOLINGS
 from shardyard_trainer.tasks.parts import TaskWarning, TrainableTask
 from shardyard_trainer.tasks.text_classification import (
     ClassificationSamples,
@@ -35,7 +37,6 @@ DEFAULT_HOLDOUT = 0.1
 DEFAULT_MASK_PROBABILITY = 0.15
 SHORTEST_SEQUENCE = 8
 
-_POOLINGS = {spec_pb2.POOLING_MEAN: "mean", spec_pb2.POOLING_CLS: "cls", spec_pb2.POOLING_LAST: "last"}
 _T = TypeVar("_T")
 
 
@@ -139,7 +140,9 @@ class _Builder:
         raise_all(self._errors)
         assert choice is not None and train_files is not None
         with self._looking_on(train_files, eval_files, with_label=True):
-            length = self._length(choice, fine_tuning, "max_length", DEFAULT_MAX_LENGTH, "spec.fine_tuning")
+            published = choice.described.sentence.max_length if choice.described and choice.described.sentence else None
+            default = published or DEFAULT_MAX_LENGTH
+            length = self._length(choice, fine_tuning, "max_length", default, "spec.fine_tuning")
             is_causal = architectures.is_causal(choice.config.model_type)
             tokenizer = self._tokenizer(choice, train_files, is_causal=is_causal)
             choice = models.adapt(choice, tokenizer, length)
@@ -158,6 +161,10 @@ class _Builder:
 
         with self._looking_on(None, eval_files, with_label=True):
             train = examples(train_files, self._spec.train_data, wanted.labels, "spec.train_data")
+            # The head's own order is taken if its labels are the data's: its outputs keep their meaning.
+            order = () if wanted.labels or wanted.new_head else models.head_order(choice, train.schema.labels)
+            if order:
+                train = examples(train_files, self._spec.train_data, order, "spec.train_data")
         held_out = None
         if eval_files is not None:
             held_out = examples(eval_files, self._spec.eval_data, train.schema.labels, "spec.eval_data")
@@ -189,8 +196,7 @@ class _Builder:
             evaluation,
             schema=train.schema,
             wanted=wanted,
-            pooling=_POOLINGS.get(wanted.pooling)
-            or architectures.default_pooling(choice.config.model_type, choice.described),
+            pooling=POOLINGS.get(wanted.pooling) or architectures.default_pooling(choice.config, choice.described),
             length=length,
         )
         return self._done(task)
@@ -243,7 +249,8 @@ class _Builder:
             raise SpecError(
                 f"spec.pretraining.{objective}",
                 "OBJECTIVE_UNSUPPORTED",
-                f"{choice.config.model_type} cannot be trained for it, but for: {', '.join(supported) or 'none'}",
+                _why_not(choice.config)
+                or f"{choice.config.model_type} cannot be trained for it, but for: {', '.join(supported) or 'none'}",
                 {"supported": ",".join(supported)},
             )
         return choice
@@ -290,6 +297,8 @@ class _Builder:
         elif kind is None:
             assert choice.folder is not None
             tokenizer = tokenization.load_tokenizer(choice.folder, field="spec.tokenizer")
+            if choice.described is not None and choice.described.sentence and choice.described.sentence.lower_case:
+                lower_case(tokenizer)
         else:
             folder, _ = models.find_folder(source, self._locations, field="spec.tokenizer")
             tokenizer = tokenization.load_tokenizer(folder, field=f"spec.tokenizer.{kind}")
@@ -370,6 +379,14 @@ class _Builder:
         except SpecError as error:
             self._errors.append(error)
             return None
+
+
+def _why_not(config: Any) -> str:
+    if not architectures.is_turned(config):
+        return ""
+    if architectures.is_causal(config.model_type):
+        return f"this {config.model_type} reads in both directions: it would see the tokens that it is to predict"
+    return f"is_decoder makes this {config.model_type} read from left to right only; set is_decoder to false"
 
 
 def _sets_positions(choice: ModelChoice) -> bool:

@@ -16,7 +16,7 @@ from shardyard_trainer.losses import IGNORED
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, SampleRef
 from shardyard_trainer.tasks.modules import CausalLm
-from shardyard_trainer.tasks.parts import LossSum, TaskWarning, positions_from
+from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights, positions_from
 
 _LONGEST_EXPONENT = 700.0
 
@@ -92,13 +92,12 @@ class CausalLmTask:
     def __init__(
         self, choice: ModelChoice, tokenizer: Any, train: CausalSamples, evaluation: CausalSamples | None, length: int
     ) -> None:
-        self.choice = choice
+        self.choice, self.warnings = accept_weights(choice, self.name)
         self.tokenizer = tokenizer
         self.train = train
         self.eval = evaluation
         self.length = length
         self.labels: tuple[str, ...] = ()
-        self.warnings: list[TaskWarning] = []
         if choice.config.model_type not in architectures.PACKED_BY_POSITIONS:
             self.warnings.append(
                 TaskWarning(
@@ -111,8 +110,7 @@ class CausalLmTask:
     def make_module(self, *, meta: bool) -> CausalLm:
         """The model with its own output layer."""
         model, _ = loading.load(transformers.AutoModelForCausalLM, self.choice, meta=meta)
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+        loading.ensure_pad_id(model, self.tokenizer)
         return CausalLm(model, plain_output_layer=self.choice.config.model_type in architectures.PLAIN_OUTPUT_LAYER)
 
     def metrics(self) -> CausalMetrics:

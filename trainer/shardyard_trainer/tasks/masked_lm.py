@@ -14,7 +14,7 @@ from shardyard_trainer.data.corpus import Blocks, Corpus
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import MaskedLm
-from shardyard_trainer.tasks.parts import LossSum, TaskWarning, positions_from
+from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights, positions_from
 
 _MASKED, _RANDOM = 0.8, 0.1
 _STREAM_TRAIN, _STREAM_EVAL = 0x3A5C, 0xE7A1
@@ -157,20 +157,16 @@ class MaskedLmTask:
     def __init__(
         self, choice: ModelChoice, tokenizer: Any, train: MaskedSamples, evaluation: MaskedSamples | None, length: int
     ) -> None:
-        self.choice = choice
+        self.choice, self.warnings = accept_weights(choice, self.name)
         self.tokenizer = tokenizer
         self.train = train
         self.eval = evaluation
         self.length = length
         self.labels: tuple[str, ...] = ()
-        self.warnings: list[TaskWarning] = []
         model_type = choice.config.model_type
         if model_type not in architectures.PACKED_BY_MASK:
             message = f"{model_type} is not known to keep packed documents apart: they see one another"
             self.warnings.append(TaskWarning("DOCUMENTS_NOT_SEPARATED", message, "spec.model"))
-        if not choice.is_fresh and choice.described is not None and choice.described.task != "masked_lm":
-            message = "the model has no masked-LM head: a new one is started, its output layer tied to the embeddings"
-            self.warnings.append(TaskWarning("NEW_HEAD", message, choice.field))
 
     def make_module(self, *, meta: bool) -> MaskedLm:
         """The model with its masked-LM head."""

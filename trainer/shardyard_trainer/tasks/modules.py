@@ -12,10 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer import architectures
 from shardyard_trainer.losses import IGNORED, LossLinear
 from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
 
 _TEXT = spec_pb2.TextClassification
+
+POOLINGS = {
+    spec_pb2.POOLING_MEAN: "mean",
+    spec_pb2.POOLING_CLS: "cls",
+    spec_pb2.POOLING_LAST: "last",
+    spec_pb2.POOLING_MAX: "max",
+}
+"""How poolings are called, by their value in a spec."""
 
 
 class HuggingFaceModule(TaskModule):
@@ -32,7 +41,7 @@ class HuggingFaceModule(TaskModule):
     @property
     def backbone(self) -> nn.Module:  # type: ignore[override]
         """The part that gives `last_hidden_state`."""
-        return self.model.base_model  # type: ignore[no-any-return]
+        return architectures.backbone_of(self.model)  # type: ignore[no-any-return]
 
 
 class CausalLm(HuggingFaceModule):
@@ -102,6 +111,8 @@ class MaskedLm(HuggingFaceModule):
         if self._head_name:
             hidden_MD = self.backbone(**inputs).last_hidden_state.flatten(0, 1)[masked_places]
             logits_MV = getattr(self.model, self._head_name)(hidden_MD)
+            if isinstance(logits_MV, tuple):  # XLM's head gives its logits with the loss, even if it has none.
+                logits_MV = logits_MV[0]
         else:
             logits_MV = self.model(**inputs).logits.flatten(0, 1)[masked_places]
         loss = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
@@ -166,7 +177,7 @@ def text_logits(
     """A text's outputs [B, C]: by our own head where there is one, else by the model's, which `pooling` describes."""
     if own_head is None and pooling != "last":
         return model(**inputs).logits  # type: ignore[no-any-return]
-    hidden_BTD = model.base_model(**inputs).last_hidden_state
+    hidden_BTD = architectures.backbone_of(model)(**inputs).last_hidden_state
     pooled_BD = pool(hidden_BTD, inputs["attention_mask"], pooling)
     if own_head is not None:
         return own_head(pooled_BD if dropout is None else dropout(pooled_BD))  # type: ignore[no-any-return]
@@ -175,10 +186,12 @@ def text_logits(
 
 
 def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a text [B, D] from right-padded positions: the tokens' mean, the first, or the last real one's."""
+    """One vector a text [B, D] from right-padded positions: mean, maximum, the first, or the last real one's."""
     if pooling == "mean":
         weights_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
         return (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
+    if pooling == "max":
+        return hidden_BTD.masked_fill(mask_BT.unsqueeze(-1) == 0, -torch.inf).max(1).values
     if pooling == "cls":
         return hidden_BTD[:, 0]
     return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), mask_BT.sum(1) - 1]

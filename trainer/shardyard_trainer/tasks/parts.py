@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from shardyard_trainer import heads
+from shardyard_trainer.data.errors import SpecError, listed
+from shardyard_trainer.door import FolderInvalid
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, Task
 from shardyard_trainer.tasks.modules import HuggingFaceModule
@@ -31,6 +36,32 @@ class TrainableTask(Task, Protocol):
 
     def make_module(self, *, meta: bool) -> HuggingFaceModule:
         """The module, drawn with torch's current generator; `meta`: without weights."""
+
+
+def accept_weights(choice: ModelChoice, task: str) -> tuple[ModelChoice, list[TaskWarning]]:
+    """The choice as its weights really are, and what of them is not as its config.json says.
+
+    `task` names the class that reads them, empty for the backbone alone. Raises SpecError for weights of another model.
+    """
+    if choice.folder is None:
+        return choice, []
+    try:
+        report = heads.look(choice.folder, task)
+    except FolderInvalid as error:
+        raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
+    warnings = []
+    if report.lacking:
+        message = f"the weights lack {listed(report.lacking, most=2)} of the {task} head: a new one is started"
+        warnings.append(TaskWarning("NEW_HEAD", message, choice.field))
+    if report.unread:
+        message = f"{len(report.unread)} tensors of the weights are not read: {listed(report.unread, most=3)}"
+        warnings.append(TaskWarning("UNREAD_TENSORS", message, choice.field))
+    if report.untied:
+        message = "config.json ties the output layer to the embeddings, but the weights have another one: it is kept"
+        warnings.append(TaskWarning("OUTPUT_LAYER_UNTIED", message, choice.field))
+        choice = dataclasses.replace(choice, config=copy.deepcopy(choice.config))
+        choice.config.tie_word_embeddings = False
+    return choice, warnings
 
 
 class LossSum:

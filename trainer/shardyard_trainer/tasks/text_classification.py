@@ -20,7 +20,7 @@ from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL,
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import TextClassifier
-from shardyard_trainer.tasks.parts import LossSum, TaskWarning
+from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights
 from shardyard_trainer.weights import read_tensors
 
 _PROBLEMS = {SINGLE_LABEL: "single_label", MULTI_LABEL: "multi_label", REGRESSION: "regression"}
@@ -126,7 +126,6 @@ class TextClassificationTask:
         pooling: str,
         length: int,
     ) -> None:
-        self.choice = choice
         self.tokenizer = tokenizer
         self.train = train
         self.eval = evaluation
@@ -134,10 +133,11 @@ class TextClassificationTask:
         self.labels = schema.labels
         self.pooling = pooling
         self.length = length
-        self.warnings: list[TaskWarning] = []
         self._label_smoothing = wanted.label_smoothing
-        self._is_native = architectures.native_pooling(choice.config.model_type) == pooling
+        self._is_native = architectures.native_pooling(choice.config, choice.described) == pooling
         self._keeps_head = _keeps_head(choice, schema, pooling, new_head=wanted.new_head)
+        reads_head = self._is_native and self._keeps_head
+        self.choice, self.warnings = accept_weights(choice, self.name if reads_head else "")
         if not choice.is_fresh and not self._keeps_head:
             message = (
                 "the model has no head for this task"
@@ -156,9 +156,11 @@ class TextClassificationTask:
             options["ignore_mismatched_sizes"] = True
         if choice.is_fresh or meta:
             options.pop("ignore_mismatched_sizes", None)
-        model, _ = loading.load(auto, choice, meta=meta, **options)
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+        model, lacking = loading.load(auto, choice, meta=meta, **options)
+        if lacking and self._keeps_head:
+            message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
+            raise SpecError(choice.field, "MODEL_INVALID", message)
+        loading.ensure_pad_id(model, self.tokenizer)
         head = None if self._is_native else self._own_head(model.config, meta=meta)
         if self._is_native and not choice.is_fresh and not self._keeps_head and not meta:
             _start_afresh(model)
@@ -215,17 +217,25 @@ def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_h
             f"{_FIELD}.new_head",
             "LABEL_MISMATCH",
             f"the model's head is {described.problem} with {len(own)} labels ({listed(own, most=8)}), the data "
-            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); set new_head for a new one",
+            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); {_next_step(own, ours)}",
         )
     # A head that was trained on another vector of the text is of no use.
-    return architectures.default_pooling(choice.config.model_type, choice.described) == pooling and _is_loadable(
-        choice, pooling
-    )
+    return architectures.default_pooling(choice.config, choice.described) == pooling and _is_loadable(choice, pooling)
+
+
+def _next_step(own: Sequence[str], ours: Sequence[str]) -> str:
+    if set(ours) == set(own):
+        return "leave labels out to keep the head in its own order, or set new_head for a new one"
+    if set(ours) < set(own):
+        return f"set labels to {list(own)!r} to keep it, or set new_head for a new one"
+    if {label.casefold() for label in ours} <= {label.casefold() for label in own}:
+        return "write the data's labels as the head has them to keep it, or set new_head for a new one"
+    return "set new_head for a new one"
 
 
 def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
     # Neither transformers' own head that reads this vector nor ours: a head inside of a class that is not used here.
-    is_native = architectures.native_pooling(choice.config.model_type) == pooling
+    is_native = architectures.native_pooling(choice.config, choice.described) == pooling
     return is_native or (choice.folder is not None and choice.folder.has("head.safetensors"))
 
 

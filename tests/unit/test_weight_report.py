@@ -1,0 +1,322 @@
+"""Weights that are not what config.json says: refused, warned of or kept, the same at upload, plan and answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from helpers import small_specs, tiny_folders
+from helpers.small_specs import causal_spec, classification_spec, locations, masked_spec, write_corpus, write_labelled
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.export import export_model
+from shardyard_trainer.infer import predict
+from shardyard_trainer.inspect import inspect_model
+from shardyard_trainer.models import build_module
+from shardyard_trainer.plan import plan
+from shardyard_trainer.tasks.base import SampleRef
+from shardyard_trainer.tasks.build import build_task
+
+Change = Callable[[Path], None]
+
+
+def planned(root: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
+    node = worker_pb2.NodeShape(memory_bytes=2**33, cpus=4)
+    request = worker_pb2.PlanRequest(spec=spec, locations=locations(root), node_shape=node)
+    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
+
+
+def inspected(folder: Path) -> worker_pb2.InspectModelResult:
+    request = worker_pb2.InspectModelRequest(folder=str(folder))
+    return worker_pb2.InspectModelResult.FromString(inspect_model(request.SerializeToString()))
+
+
+def asked(folder: Path, text: str) -> worker_pb2.PredictReply:
+    request = model_service_pb2.PredictRequest(model="m", instances=[model_service_pb2.Instance(text=text)])
+    call = worker_pb2.PredictCall(folder=str(folder), request=request)
+    return worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))
+
+
+def spec_for(task: str, root: Path, folder: Path) -> spec_pb2.JobSpec:
+    source = {"uri": str(folder)}
+    if task == "text_classification":
+        return classification_spec(write_labelled(root / "labelled.csv"), source)
+    make = causal_spec if task == "causal_lm" else masked_spec
+    return make(write_corpus(root), model=source, tokenizer={})
+
+
+def exported(root: Path, spec: spec_pb2.JobSpec) -> tuple[Any, Path]:
+    """The module after one step of training, and the folder that it became."""
+    result = planned(root, spec)
+    assert not result.violations, result.violations
+    task = build_task(spec, locations(root))
+    module = build_module(task, spec, locations(root))
+    batch = task.train.micro_batch([SampleRef(0, 0), SampleRef(0, 1)])
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    module(**batch.inputs).loss_sum.backward()
+    optimizer.step()
+    attempt = worker_pb2.AttemptSpec(
+        spec=result.plan.resolved_spec, locations=locations(root), job_name="j", job_uid="0" * 32, epoch=1, world_size=1
+    )
+    export_model(module, module.state_dict(), task, attempt, {}, folder=root / "exported")
+    return module, root / "exported"
+
+
+def set_config(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def set_tensors(**changes: Any) -> Change:
+    """Adds tensors (a shape), or takes them away (None); `__` in a name is a dot."""
+
+    def change(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        for name, shape in changes.items():
+            if shape is None:
+                del tensors[name.replace("__", ".")]
+            else:
+                tensors[name.replace("__", ".")] = torch.full(shape, 0.01)
+        save_file(tensors, path, {"format": "pt"})
+
+    return change
+
+
+REFUSED: list[tuple[str, str, Change, str]] = [
+    ("BertForMaskedLM", "masked_lm", set_config(num_hidden_layers=1), "encoder.layer.1"),
+    ("BertModel", "text_classification", set_config(num_hidden_layers=1), "encoder.layer.1"),
+    ("GPT2LMHeadModel", "causal_lm", set_config(n_layer=1), "h.1."),
+    ("BertForMaskedLM", "masked_lm", set_config(num_hidden_layers=3), "encoder.layer.2"),
+    (
+        "BertForMaskedLM",
+        "masked_lm",
+        set_tensors(bert__encoder__layer__0__attention__self__distance_embedding__weight=(7, 8)),
+        "distance_embedding",
+    ),
+    ("BertForMaskedLM", "masked_lm", set_config(intermediate_size=48), "intermediate"),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=[f"{row[0]}-{row[3]}" for row in REFUSED])
+def test_weights_of_another_backbone_are_refused_at_upload_and_at_plan(
+    tmp_path: Path, case: tuple[str, str, Change, str]
+) -> None:
+    kind, task, change, tensor = case
+    folder = tiny_folders.save_folder(tmp_path / "m", kind)
+    change(folder)
+    (problem,) = inspected(folder).violations
+    assert problem.reason == "MODEL_INVALID" and tensor in problem.message
+    refused = planned(tmp_path, spec_for(task, tmp_path, folder)).violations
+    assert {violation.reason for violation in refused} == {"MODEL_INVALID"}
+    assert any(tensor in violation.message for violation in refused)
+
+
+WARNED: list[tuple[str, str, Change, list[str]]] = [
+    ("BertForMaskedLM", "masked_lm", set_tensors(), []),
+    ("BertForPreTraining", "masked_lm", set_tensors(), []),
+    ("BertForMaskedLM", "masked_lm", set_tensors(adapter__down__weight=(4, 4)), ["UNREAD_TENSORS"]),
+    ("BertForMaskedLM", "masked_lm", set_tensors(cls__predictions__transform__dense__weight=None), ["NEW_HEAD"]),
+    ("BertModel", "masked_lm", set_config(architectures=["BertForMaskedLM"]), ["NEW_HEAD"]),
+    ("BertForSequenceClassification", "text_classification", set_tensors(), []),
+    ("BertModel", "text_classification", set_config(architectures=["BertForSequenceClassification"]), ["NEW_HEAD"]),
+    (
+        "BertModel",
+        "text_classification",
+        set_config(architectures=["BertForSequenceClassification"], id2label={"0": "x", "1": "y", "2": "z"}),
+        ["NEW_HEAD"],
+    ),
+    ("GPT2LMHeadModel", "causal_lm", set_tensors(transformer__h__0__attn__bias=(1, 1, 32, 32)), []),
+]
+
+
+@pytest.mark.parametrize("case", WARNED, ids=[f"{row[0]}-{row[1]}-{index}" for index, row in enumerate(WARNED)])
+def test_what_of_a_head_is_not_there_or_not_read_is_said_in_the_plan(
+    tmp_path: Path, case: tuple[str, str, Change, list[str]]
+) -> None:
+    kind, task, change, reasons = case
+    folder = tiny_folders.save_folder(tmp_path / "m", kind)
+    change(folder)
+    assert not inspected(folder).violations
+    result = planned(tmp_path, spec_for(task, tmp_path, folder))
+    assert not result.violations, result.violations
+    of_weights = {"NEW_HEAD", "UNREAD_TENSORS", "OUTPUT_LAYER_UNTIED"}
+    assert [warning.reason for warning in result.plan.warnings if warning.reason in of_weights] == reasons
+
+
+@pytest.mark.parametrize("task", ["text_classification", "masked_lm"])
+def test_a_head_that_only_config_json_tells_of_is_no_task_of_an_uploaded_model(tmp_path: Path, task: str) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertModel")
+    names = {"text_classification": "BertForSequenceClassification", "masked_lm": "BertForMaskedLM"}
+    set_config(architectures=[names[task]])(folder)
+    model = inspected(folder).model
+    assert (model.task, list(model.labels)) == ("", [])
+    assert [violation.reason for violation in asked(folder, "a [MASK]").violations] == ["TASK_MISMATCH"]
+
+
+@pytest.mark.parametrize("says_tied", [True, False])
+def test_an_output_layer_of_its_own_stays_its_own_through_training_and_export(tmp_path: Path, says_tied: bool) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "GPT2LMHeadModel", tie_word_embeddings=False)
+    set_config(tie_word_embeddings=says_tied)(folder)
+    own = load_file(folder / "model.safetensors")["lm_head.weight"]
+    spec = spec_for("causal_lm", tmp_path, folder)
+    warned = [warning.reason for warning in planned(tmp_path, spec).plan.warnings]
+    assert ("OUTPUT_LAYER_UNTIED" in warned) == says_tied
+    module, out = exported(tmp_path, spec)
+    assert not torch.equal(module.model.lm_head.weight, own), "it is trained"
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    again = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert torch.equal(again.lm_head.weight, module.model.lm_head.weight)
+    assert not torch.equal(again.lm_head.weight, again.transformer.wte.weight)
+
+
+def test_two_equal_output_layers_stay_one(tmp_path: Path) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "GPT2LMHeadModel")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    module, out = exported(tmp_path, spec_for("causal_lm", tmp_path, folder))
+    assert module.model.lm_head.weight is module.model.transformer.wte.weight
+    assert "lm_head.weight" not in load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("setting", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra", "DistilBert"])
+def test_documents_stay_apart_whatever_attention_a_config_asks_for(tmp_path: Path, kind: str, setting: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "DistilBert":
+        sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    if kind == "Electra":
+        sizes["embedding_size"] = 16
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=5 + len(tiny_folders.WORDS), max_position_embeddings=40, pad_token_id=0, **sizes
+    )
+    folder = tmp_path / "m"
+    getattr(transformers, f"{kind}ForMaskedLM")(config).save_pretrained(folder)
+    tiny_folders.bert_tokenizer().save_pretrained(folder)
+    set_config(**{setting: "eager"})(folder)
+    spec = masked_spec(write_corpus(tmp_path), model={"uri": str(folder)}, tokenizer={})
+    task = build_task(spec, locations(tmp_path))
+    module = build_module(task, spec, locations(tmp_path)).eval()
+    inputs = task.train.micro_batch([SampleRef(0, index) for index in range(4)]).inputs
+    mask = inputs["attention_mask"]
+    row = next(index for index in range(4) if not mask[index, 0, 0].all())
+    first = mask[row, 0, 0]
+    changed = inputs["input_ids"].clone()
+    changed[row, first] = 5 + (changed[row, first] + 3) % 10
+
+    def others(ids: torch.Tensor) -> torch.Tensor:
+        given = {name: inputs[name] for name in ("attention_mask", "position_ids") if name in inputs}
+        with torch.no_grad():
+            hidden: torch.Tensor = module.backbone(input_ids=ids, **given).last_hidden_state
+        return hidden[row, ~first]
+
+    assert torch.equal(others(inputs["input_ids"]), others(changed))
+
+
+def test_an_encoder_that_is_made_a_decoder_is_not_trained_on_masks(tmp_path: Path) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForMaskedLM")
+    set_config(is_decoder=True)(folder)
+    (refused,) = planned(tmp_path, spec_for("masked_lm", tmp_path, folder)).violations
+    assert refused.reason == "OBJECTIVE_UNSUPPORTED" and "set is_decoder to false" in refused.message
+    tuned = planned(tmp_path, spec_for("text_classification", tmp_path, folder)).plan
+    pooling = tuned.resolved_spec.fine_tuning.text_classification.pooling
+    assert pooling == spec_pb2.POOLING_LAST, "its first token has seen nothing of the text"
+
+
+def test_a_causal_model_that_reads_both_ways_is_not_trained_on_next_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=257, **sizes)).save_pretrained(folder)
+    tiny_folders.gpt2_tokenizer().save_pretrained(folder)
+    set_config(is_causal=False)(folder)
+    (refused,) = planned(tmp_path, spec_for("causal_lm", tmp_path, folder)).violations
+    assert refused.reason == "OBJECTIVE_UNSUPPORTED" and "both directions" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "labels"),
+    [
+        ({"0": "good", "1": "bad"}, None, ["good", "bad"]),
+        ({"0": "bad", "1": "good"}, None, ["bad", "good"]),
+        ({"0": "c", "1": "a", "2": "b"}, "abc", ["c", "a", "b"]),
+    ],
+)
+def test_the_heads_own_order_of_labels_is_taken_if_the_data_has_the_same(
+    tmp_path: Path, names: dict[str, str], rows: str | None, labels: list[str]
+) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=len(names))
+    set_config(id2label=names, label2id={name: int(key) for key, name in names.items()})(folder)
+    head = load_file(folder / "model.safetensors")["classifier.weight"]
+    texts = small_specs.sentences(60)
+    data = write_labelled(
+        tmp_path / "a.csv", None if rows is None else [(text, rows[i % len(rows)]) for i, text in enumerate(texts)]
+    )
+    spec = classification_spec(data, {"uri": str(folder)})
+    result = planned(tmp_path, spec)
+    assert (list(result.plan.labels), [w.reason for w in result.plan.warnings]) == (labels, [])
+    again = planned(tmp_path, result.plan.resolved_spec)
+    assert again.plan.resolved_spec == result.plan.resolved_spec
+    task = build_task(spec, locations(tmp_path))
+    module = build_module(task, spec, locations(tmp_path))
+    assert torch.equal(module.model.classifier.weight, head)
+    found = task.train.micro_batch([SampleRef(0, index) for index in range(task.train.num_samples)]).inputs["labels"]
+    assert set(found.tolist()) == set(range(len(labels)))
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "step"),
+    [
+        ({"0": "x", "1": "y"}, "ab", "set new_head for a new one"),
+        ({"0": "b", "1": "a", "2": "c"}, "ab", "set labels to ['b', 'a', 'c'] to keep it"),
+        ({"0": "A", "1": "B"}, "ab", "write the data's labels as the head has them"),
+    ],
+)
+def test_a_head_of_other_labels_is_refused_with_the_next_step(
+    tmp_path: Path, names: dict[str, str], rows: str, step: str
+) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=len(names))
+    set_config(id2label=names)(folder)
+    texts = small_specs.sentences(60)
+    data = write_labelled(tmp_path / "a.csv", [(text, rows[i % 2]) for i, text in enumerate(texts)])
+    (refused,) = planned(tmp_path, classification_spec(data, {"uri": str(folder)})).violations
+    assert refused.reason == "LABEL_MISMATCH" and step in refused.message
+
+
+def test_a_number_of_labels_without_names_is_that_number(tmp_path: Path) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=3)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["id2label"], config["label2id"]
+    path.write_text(json.dumps({**config, "num_labels": 3}))
+    assert list(inspected(folder).model.labels) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert len(asked(folder, "a dog").response.predictions[0].logits) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id2label": {"0": "Good", "1": "good"}}, "only its case differs"),
+        ({"id2label": {"0": "good", "1": "good"}}, "'good' twice"),
+        ({"id2label": {"0": "a", "2": "b"}}, "number the head's outputs from 0"),
+        ({"id2label": {"a": 0, "b": 1}}, "keys are not numbers"),
+        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels 3, but 2 names"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused_at_upload(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
+    set_config(**changes)(folder)
+    (problem,) = inspected(folder).violations
+    assert problem.reason == "MODEL_INVALID" and message in problem.message
