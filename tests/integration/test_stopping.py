@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
+from shardyard_coordinator.store import attempts
 
 TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
@@ -127,6 +129,60 @@ async def test_a_failed_gang_that_does_not_end_is_ended_by_force(tmp_path: Path)
         job = await core.until(job.uid, *TERMINAL)
     assert job.state is JobState.FAILED
     assert job_pb2.FailureReport.FromString(job.failure).reason == "USER_CONFIG"
+
+
+async def test_a_gang_that_cannot_be_reached_is_declared_lost_and_ended_when_the_cluster_is_back(
+    tmp_path: Path,
+) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await _brought_to(core, launcher, JobState.RUNNING)
+        launcher.unreachable = True
+        await core.when(job.uid, lambda job: bool(job.conditions))
+        job = await core.cancel(job, lost=True)
+        assert job.state is JobState.CANCELLED and not job.conditions
+        assert await core.store.read(attempts.live_attempts) == []
+        assert (await core.cancel(job, lost=True)).state is JobState.CANCELLED
+        log = await core.events(job.uid)
+        [attempt] = await core.attempts(job.uid)
+        assert launcher.killed == []
+    assert_dense(log)
+    assert states(log)[-2:] == ["CANCELLING", "CANCELLED"]
+    assert log[-1].state.message == "attempt 1 was declared lost by local"
+    assert job_pb2.FailureReport.FromString(attempt.failure).reason == "RAY_LOST" and not attempt.released
+    launcher.unreachable = False
+    async with running_core(tmp_path, launcher) as core:
+        async with asyncio.timeout(10):
+            while core.collector.following:
+                await asyncio.sleep(0.01)
+        [attempt] = await core.attempts(job.uid)
+        assert await core.events(job.uid) == log
+    assert attempt.released and launcher.killed == [launcher.newest().launch.key]
+
+
+async def test_a_cancel_that_the_cluster_never_confirms_is_ended_by_declaring_the_gang_lost(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await _brought_to(core, launcher, JobState.RUNNING)
+        launcher.unreachable = True
+        await core.cancel(job)
+        await core.when(job.uid, lambda job: bool(job.conditions))
+        job = await core.cancel(job, lost=True)
+        log = await core.events(job.uid)
+    assert job.state is JobState.CANCELLED and states(log).count("CANCELLING") == 1
+
+
+async def test_a_gang_that_answers_is_not_lost_whoever_says_so(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await _brought_to(core, launcher, JobState.RUNNING)
+        with pytest.raises(Refused) as refused:
+            await core.cancel(job, lost=True)
+        assert (await core.job(job.uid)).state is JobState.RUNNING
+        queued = await core.submit(new_job("other", workers=99))
+        assert (await core.cancel(queued, lost=True)).state is JobState.CANCELLED
+    assert refused.value.reason is Reason.INVALID_STATE
+    assert "cancel it without `lost`" in refused.value.message
 
 
 def _fail(gang: ScriptedGang) -> None:
