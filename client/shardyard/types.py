@@ -449,6 +449,7 @@ class ServerInfo:
     start_time: datetime | None
     warnings: tuple[str, ...]
     data_roots: tuple[str, ...]
+    confinement: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

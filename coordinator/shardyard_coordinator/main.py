@@ -27,7 +27,7 @@ from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
-from shardyard_coordinator.launch.process_compute import ProcessCompute
+from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import Compute, Launcher
 from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
@@ -226,19 +226,22 @@ class Coordinator:
         settings = self._settings
         state = settings.state_dir.absolute()
         environment = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]} if "HF_ENDPOINT" in os.environ else {}
-        workers, memory = settings.compute_workers, settings.compute_memory_bytes
+        size = Size(inspections=settings.compute_workers + 1, memory_bytes=settings.compute_memory_bytes)
+        reads = (*settings.data_roots, str(settings.storage))
+        folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state))
         if settings.launcher is LauncherKind.LOCAL:
             local = LocalLauncher(clock=self._clock, cpus=settings.cpus, gpus=settings.gpus, environment=environment)
-            compute = ProcessCompute(
-                log=state / "compute.log", workers=workers, memory_bytes=memory, environment=environment
-            )
-            return local, compute
+            log_file = state / "compute.log"
+            return local, ProcessCompute(log=log_file, size=size, folders=folders, environment=environment)
         head = None
         if not settings.ray_address:
             gpus = len(usable_gpus(settings.gpus))
             head = EmbeddedHead(state, cpus=settings.cpus, gpus=gpus, environment=environment)
         ray = RayLauncher(log=state / "ray-agent.log", head=head, address=settings.ray_address, environment=environment)
-        return ray, RayCompute(ray.link, workers=workers, memory_bytes=memory)
+        # With a cluster of somebody's own the node may be another one: what it and we see is the storage.
+        log_file = (settings.storage if settings.ray_address else state) / "compute.log"
+        compute = RayCompute(ray.link, log=log_file, size=size, folders=folders, environment=environment)
+        return ray, compute
 
     def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door) -> App:
         settings = self._settings
@@ -250,7 +253,7 @@ class Coordinator:
             clock=self._clock,
             trace=self._trace,
             tokens=Tokens(store.secret),
-            limits=Limits(),
+            limits=Limits(inspection_s=settings.inspection_s, turn_s=settings.inspection_s),
             storage=settings.storage,
             projects=frozenset(settings.projects),
             data_roots=settings.data_roots,

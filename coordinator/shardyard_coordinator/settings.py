@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     cpus: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
     gpus: int | None = Field(default=None, ge=0)
     compute_workers: int = Field(default=1, ge=1)
+    inspection_s: float = Field(default=30.0, gt=0)
     compute_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
     event_retention_days: int = Field(default=0, ge=0)
     drain_s: float = Field(default=20.0, ge=0)

@@ -1,10 +1,16 @@
-"""Functions for compute workers: they answer, fail, take long, take much, or die."""
+"""Functions for compute workers: they answer, fail, take long or much, or die; and questions to a model's process."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
+from pathlib import Path
+
+from shardyard_trainer.forward import Encoded
+from shardyard_trainer.reading import about, reading
+from shardyard_trainer.serving import Answerer, Steps, Work, at_once
 
 
 def echo(request: bytes) -> bytes:
@@ -19,17 +25,92 @@ def fail(request: bytes) -> bytes:
     raise ValueError(request.decode())
 
 
+def fail_of_the_system(request: bytes) -> bytes:
+    raise OSError(28, "No space left on device")
+
+
 def sleep(request: bytes) -> bytes:
     time.sleep(float(request))
     return b"awake"
 
 
 def die(request: bytes) -> bytes:
+    about("train_data", "DATA_INVALID")
+    reading(request.decode() or "nothing")
     os.kill(os.getpid(), signal.SIGKILL)
     return b""
 
 
 def grow(request: bytes) -> bytes:
-    block = bytearray(os.urandom(1024)) * (int(request) * 1024)
+    block = os.urandom(1024) * (int(request) * 1024)
     time.sleep(30)
-    return bytes(block[:1])
+    return block[:1]
+
+
+def spin(request: bytes) -> bytes:
+    until = time.monotonic() + float(request or 3600)
+    while time.monotonic() < until:
+        pass
+    return b"tired"
+
+
+def read(request: bytes) -> bytes:
+    """The file of a path, or why it cannot be read."""
+    try:
+        return Path(request.decode()).read_bytes()
+    except PermissionError:
+        return b"not allowed"
+
+
+def write(request: bytes) -> bytes:
+    """Writes the file of a path; why it cannot."""
+    try:
+        Path(request.decode()).write_bytes(b"written")
+    except PermissionError:
+        return b"not allowed"
+    return b"written"
+
+
+def connect(request: bytes) -> bytes:
+    """Connects to a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", int(request)), timeout=5).close()
+    except PermissionError:
+        return b"not allowed"
+    except ConnectionRefusedError:
+        return b"refused"
+    return b"connected"
+
+
+def signal_parent_of_parent(request: bytes) -> bytes:
+    """Whether the coordinator's process can be sent a signal."""
+    try:
+        os.kill(int(request), 0)
+    except PermissionError:
+        return b"not allowed"
+    return b"sent"
+
+
+def answerer(_settings: bytes) -> Answerer:
+    """Questions are words: `size` answers with how many texts were computed together, `die` and `fail` do so."""
+    return Answerer({"fake:ask": _ask})
+
+
+def _ask(request: bytes) -> Steps:
+    word, _, count = request.decode().partition(" ")
+    texts = [Encoded([1, 2], [0, 0])] * int(count or 1)
+    if word == "pid":
+        return str(os.getpid()).encode()
+
+    def compute(some: list[Encoded]) -> list[int]:
+        time.sleep(0.02)
+        if word == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if word == "fail":
+            raise ValueError("no")
+        if word == "spin":
+            spin(b"")
+        return [len(some)] * len(some)
+
+    found = yield Work("size", at_once(compute), texts, range(len(texts)))
+    return str(found[0]).encode()

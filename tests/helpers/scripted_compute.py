@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from shardyard_coordinator.launch.protocols import ComputeUnavailable
 
@@ -14,7 +15,8 @@ class ScriptedCompute:
     def __init__(self, answers: Mapping[str, Callable[[bytes], bytes]]) -> None:
         self._answers = dict(answers)
         self.calls: list[tuple[str, bytes]] = []
-        self.deadlines_s: list[float] = []
+        self.limits_s: list[float] = []
+        self.routes: list[bytes] = []
         self.available = True
         self._after_s = 0.0
 
@@ -28,10 +30,22 @@ class ScriptedCompute:
     async def close(self) -> None:
         return None
 
-    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
+    async def inspect(
+        self, function: str, request: bytes, *, cpu_s: float, route: bytes = b"", **_options: Any
+    ) -> bytes:
+        self.routes.append(route)
+        return await self._call(function, request, cpu_s)
+
+    async def ask(self, function: str, _model: str, request: bytes, *, turn_s: float, **_options: Any) -> bytes:
+        return await self._call(function, request, turn_s)
+
+    async def confinement(self) -> Mapping[str, str]:
+        return {"landlock": "not available: scripted"}
+
+    async def _call(self, function: str, request: bytes, limit_s: float) -> bytes:
         self.calls.append((function, request))
-        self.deadlines_s.append(deadline_s)
+        self.limits_s.append(limit_s)
         await asyncio.sleep(self._after_s)
         if not self.available or function not in self._answers:
-            raise ComputeUnavailable(f"no process answers {function} within {deadline_s} s")
+            raise ComputeUnavailable(f"no process answers {function}")
         return self._answers[function](request)

@@ -1,72 +1,212 @@
-"""Warm subprocesses: answers, failures, deadlines, memory, deaths."""
+"""Compute processes: a fork an inspection, with limits; a process a model; and what neither of them may do."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers.launches import TESTS, gone
-from shardyard_coordinator.launch.process_compute import ProcessCompute
-from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable
+from shardyard_coordinator.launch.confine import landlock_version
+from shardyard_coordinator.launch.forks import rotate
+from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
+from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
+
+ME = ("local", "mine")
+OTHERS = ("local", "theirs")
 
 
-@pytest.fixture
-async def compute(tmp_path: Path) -> AsyncIterator[ProcessCompute]:
-    processes = ProcessCompute(
-        log=tmp_path / "compute.log",
-        memory_bytes=200 * 1024**2,
+def made(folder: Path, **settings: object) -> ProcessCompute:
+    return ProcessCompute(
+        log=folder / "compute.log",
         warm=["helpers.fake_compute"],
+        answerer="helpers.fake_compute:answerer",
         environment={"PYTHONPATH": str(TESTS)},
+        **settings,  # type: ignore[arg-type]
     )
+
+
+@pytest.fixture(scope="module")
+async def compute(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCompute]:
+    processes = made(tmp_path_factory.mktemp("compute"), size=Size(memory_bytes=200 * 1024**2))
     await processes.start()
     yield processes
     await processes.close()
 
 
-async def test_a_warm_process_answers_again_and_again(compute: ProcessCompute) -> None:
+async def look(compute: ProcessCompute, name: str, request: bytes = b"", **options: object) -> bytes:
+    settings = {"caller": ME, "cpu_s": 20.0, **options}
+    return await compute.inspect(f"helpers.fake_compute:{name}", request, **settings)  # type: ignore[arg-type]
+
+
+async def ask(compute: ProcessCompute, request: bytes, *, caller: tuple[str, ...] = ME, turn_s: float = 20) -> bytes:
+    return await compute.ask("fake:ask", "model", request, caller=caller, turn_s=turn_s)
+
+
+async def test_each_inspection_has_a_process_of_its_own_unless_it_is_about_the_same_files(
+    compute: ProcessCompute,
+) -> None:
     payload = bytes(range(256)) * 10_000
-    assert await compute.call("helpers.fake_compute:echo", payload, deadline_s=20) == payload
-    first = await compute.call("helpers.fake_compute:pid", b"", deadline_s=20)
-    assert await compute.call("helpers.fake_compute:pid", b"", deadline_s=20) == first
+    assert await look(compute, "echo", payload) == payload
+    alone = {await look(compute, "pid") for _ in range(3)}
+    assert len(alone) == 3
+    same = {await look(compute, "pid", route=b"files") for _ in range(3)}
+    assert len(same) == 1 and not same & alone
 
 
-async def test_what_a_function_raises_is_for_the_log(compute: ProcessCompute) -> None:
-    with pytest.raises(ComputeFailed, match="ValueError: no such column"):
-        await compute.call("helpers.fake_compute:fail", b"no such column", deadline_s=20)
-    assert await compute.call("helpers.fake_compute:echo", b"on", deadline_s=20) == b"on"
+@pytest.mark.parametrize(
+    ("name", "request_", "cpu_s", "how"),
+    [
+        ("fail", b"no such column", 20, "nobody foresaw"),
+        ("die", b"train.csv", 20, "SIGKILL"),
+        ("grow", b"300", 20, "memory"),
+        ("spin", b"", 1, "takes more than 1 s"),
+    ],
+)
+async def test_what_ends_its_process_is_the_inputs_fault(
+    compute: ProcessCompute, name: str, request_: bytes, cpu_s: float, how: str
+) -> None:
+    with pytest.raises(InputFailed, match=how) as raised:
+        await look(compute, name, request_, cpu_s=cpu_s)
+    assert raised.value.what == ("train.csv" if name == "die" else "")
+    assert await look(compute, "echo", b"on") == b"on"
 
 
-async def test_a_process_past_its_deadline_is_replaced(compute: ProcessCompute) -> None:
-    first = await compute.call("helpers.fake_compute:pid", b"", deadline_s=20)
-    with pytest.raises(TimeoutError):
-        await compute.call("helpers.fake_compute:sleep", b"30", deadline_s=0.2)
-    assert await compute.call("helpers.fake_compute:pid", b"", deadline_s=20) != first
+async def test_what_the_system_fails_is_not_the_inputs_fault(compute: ProcessCompute) -> None:
+    with pytest.raises(ComputeFailed, match="No space left"):
+        await look(compute, "fail_of_the_system")
 
 
-async def test_a_busy_pool_is_unavailable_within_the_deadline(compute: ProcessCompute) -> None:
-    await compute.call("helpers.fake_compute:echo", b"", deadline_s=20)
-    with pytest.raises(TimeoutError):
-        await compute.call("helpers.fake_compute:sleep", b"30", deadline_s=0.05)
-    with pytest.raises(ComputeUnavailable):
-        await compute.call("helpers.fake_compute:echo", b"", deadline_s=0.01)
+async def test_one_that_waits_for_long_without_computing_may_do_better_later(compute: ProcessCompute) -> None:
+    with pytest.raises(ComputeUnavailable, match="without computing"):
+        await look(compute, "sleep", b"30", cpu_s=0.2)
 
 
-async def test_a_process_that_dies_or_grows_fails_its_call_alone(compute: ProcessCompute) -> None:
-    with pytest.raises(ComputeFailed, match="died"):
-        await compute.call("helpers.fake_compute:die", b"", deadline_s=20)
-    with pytest.raises(ComputeFailed, match="memory"):
-        await compute.call("helpers.fake_compute:grow", b"300", deadline_s=20)
-    assert await compute.call("helpers.fake_compute:echo", b"on", deadline_s=20) == b"on"
+async def test_the_wait_for_a_turn_does_not_count_and_callers_take_turns(compute: ProcessCompute) -> None:
+    await look(compute, "echo")
+    begin = time.monotonic()
+    many = [asyncio.create_task(look(compute, "sleep", b"0.4", cpu_s=0.3)) for _ in range(6)]
+    await asyncio.sleep(0.1)
+    assert await look(compute, "echo", b"theirs", caller=OTHERS) == b"theirs"
+    assert time.monotonic() - begin < 0.4 + 0.4
+    assert await asyncio.gather(*many) == [b"awake"] * 6
+
+
+async def test_a_caller_that_leaves_before_its_turn_has_none(compute: ProcessCompute) -> None:
+    await look(compute, "echo")
+    first = asyncio.create_task(look(compute, "sleep", b"0.5"))
+    await asyncio.sleep(0.1)
+    begin = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await look(compute, "sleep", b"20")
+    assert await look(compute, "echo", b"next") == b"next"
+    assert await first == b"awake" and time.monotonic() - begin < 3
+
+
+async def test_a_warm_process_that_is_killed_is_replaced_and_fails_nobody(compute: ProcessCompute) -> None:
+    fork = psutil.Process(int(await look(compute, "pid", route=b"warm")))
+    asked = asyncio.create_task(look(compute, "sleep", b"1"))
+    await asyncio.sleep(0.2)
+    fork.parent().kill()  # type: ignore[union-attr]
+    assert await asked == b"awake"
+    await gone(fork.pid)
+    assert await look(compute, "echo", b"on") == b"on"
+
+
+async def test_questions_to_a_model_that_come_together_are_computed_together(compute: ProcessCompute) -> None:
+    await ask(compute, b"size")
+    sizes = await asyncio.gather(*(ask(compute, b"size", caller=("local", str(i))) for i in range(16)))
+    assert max(map(int, sizes)) >= 8
+
+
+async def test_a_small_question_goes_between_the_slices_of_a_large_one(compute: ProcessCompute) -> None:
+    await ask(compute, b"size")
+    large = [asyncio.create_task(ask(compute, b"size 64")) for _ in range(20)]
+    await asyncio.sleep(0.03)
+    begin = time.monotonic()
+    await ask(compute, b"size", caller=OTHERS)
+    assert time.monotonic() - begin < 0.25 and not all(each.done() for each in large)
+    await asyncio.gather(*large)
+
+
+async def test_a_question_that_kills_its_process_fails_alone(compute: ProcessCompute) -> None:
+    asked = [asyncio.create_task(ask(compute, word, caller=("local", str(i)))) for i, word in enumerate([b"size"] * 8)]
+    with pytest.raises(InputFailed, match="SIGKILL"):
+        await ask(compute, b"die")
+    assert all(int(each) for each in await asyncio.gather(*asked))
+    with pytest.raises(InputFailed, match="unforeseen"):
+        await ask(compute, b"fail")
+    with pytest.raises(InputFailed, match=r"takes more than 0\.5 s"):
+        await ask(compute, b"spin", turn_s=0.5)
+    assert await ask(compute, b"size") == b"1"
 
 
 async def test_closing_ends_the_processes(tmp_path: Path) -> None:
-    processes = ProcessCompute(
-        log=tmp_path / "compute.log", warm=["helpers.fake_compute"], environment={"PYTHONPATH": str(TESTS)}
-    )
+    processes = made(tmp_path)
     await processes.start()
-    pid = int(await processes.call("helpers.fake_compute:pid", b"", deadline_s=20))
+    pids = [int(await look(processes, "pid", route=b"kept")), int(await ask(processes, b"pid"))]
     await processes.close()
-    await gone(pid)
-    assert not Path(f"/proc/{pid}").exists()
+    for pid in pids:
+        await gone(pid)
+        assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.skipif(not landlock_version(), reason="the kernel has no Landlock")
+async def test_processes_that_open_strangers_files_see_nothing_else(tmp_path: Path) -> None:
+    state, data = tmp_path / "state", tmp_path / "data"
+    for folder in (state / "storage" / "cache", data):
+        folder.mkdir(parents=True)
+    (state / "store.db").write_text("tokens")
+    (data / "rows.csv").write_text("text")
+    folders = Folders((str(data), str(state / "storage")), str(state / "storage" / "cache"), hidden=str(state))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hub, other = listener.getsockname()[1], free_port()
+        processes = ProcessCompute(
+            log=state / "compute.log",
+            warm=["helpers.fake_compute"],
+            folders=folders,
+            environment={"PYTHONPATH": str(TESTS), "HF_ENDPOINT": f"http://127.0.0.1:{hub}"},
+        )
+        await processes.start()
+        try:
+            rows = [
+                ("read", data / "rows.csv", b"text"),
+                ("read", state / "store.db", b"not allowed"),
+                ("read", "/etc/passwd", b"not allowed"),
+                ("read", f"/proc/{os.getpid()}/environ", b"not allowed"),
+                ("write", state / "storage" / "cache" / "tokens", b"written"),
+                ("write", data / "rows.csv", b"not allowed"),
+                ("write", state / "storage" / "model", b"not allowed"),
+                ("connect", hub, b"not allowed"),
+                ("signal_parent_of_parent", os.getpid(), b"not allowed"),
+            ]
+            seen = [await look(processes, name, str(what).encode()) for name, what, _ in rows]
+            assert seen == [answer for _, _, answer in rows]
+            assert await look(processes, "connect", str(hub).encode(), network=True) == b"connected"
+            assert await look(processes, "connect", str(other).encode(), network=True) == b"not allowed"
+            assert (await processes.confinement())["landlock"] == f"version {landlock_version()}"
+        finally:
+            await processes.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_log_that_has_grown_is_begun_anew_and_one_earlier_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "compute.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"x" * 2000)
+        rotate(log, most_bytes=1000)
+        writer.write(b"after")
+    assert log.read_bytes() == b"after"
+    assert (tmp_path / "compute.log.1").read_bytes() == b"x" * 1000

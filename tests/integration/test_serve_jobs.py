@@ -213,7 +213,7 @@ async def test_a_caller_in_a_hurry_ends_neither_the_worker_nor_the_question_of_o
     patient = service.jobs.CreateJob(create("patient", a_job(service)), timeout=20)
     assert (await refused(hurried)).reason == "INSPECTION_UNAVAILABLE"
     assert (await patient).state == job_pb2.STATE_QUEUED
-    assert service.compute.deadlines_s == [30.0]
+    assert service.compute.limits_s == [30.0]
 
 
 async def test_what_is_only_tried_is_refused_as_it_would_be_for_good(service: Service) -> None:
@@ -324,7 +324,7 @@ async def test_calls_at_once_are_bounded(tmp_path: Path) -> None:
 
 
 class SlowCompute(ScriptedCompute):
-    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
+    async def _call(self, function: str, request: bytes, limit_s: float) -> bytes:
         await asyncio.sleep(60)
         raise AssertionError
 

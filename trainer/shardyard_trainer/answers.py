@@ -11,6 +11,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import forward
 from shardyard_trainer.forward import Encoded
 from shardyard_trainer.generate import Sampling, continue_texts
+from shardyard_trainer.serving import Parts
 from shardyard_trainer.warm import WarmModel
 
 _PARAMETERS = {"text_classification": "classification", "causal_lm": "generation", "masked_lm": "fill_mask"}
@@ -73,12 +74,15 @@ def most_bytes(model: WarmModel, request: model_service_pb2.PredictRequest, enco
     return [2 * every + 4 * max(len(labels), 1) + 32] * len(encoded)
 
 
-def answer(
-    model: WarmModel, request: model_service_pb2.PredictRequest, encoded: Sequence[Encoded]
-) -> list[model_service_pb2.Prediction]:
-    """The answers in the order asked."""
+def answer_in_parts(
+    model: WarmModel,
+    request: model_service_pb2.PredictRequest,
+    encoded: Sequence[Encoded],
+    places: Sequence[int],
+) -> Parts:
+    """The answers in the order asked; `places` are the texts' places in their calls, which sampling depends on."""
     if model.folder.task == "causal_lm":
-        return _generate(model, _sampling(request), encoded)
+        return (yield from _generate(model, _sampling(request), encoded, places))
     if model.folder.task == "masked_lm":
         return _fill(model, _top_k(model, request), encoded)
     given = request.classification
@@ -104,11 +108,12 @@ def _classify(model: WarmModel, logits_C: torch.Tensor, threshold: float) -> mod
     return prediction
 
 
-def _generate(model: WarmModel, sampling: Sampling, encoded: Sequence[Encoded]) -> list[model_service_pb2.Prediction]:
+def _generate(model: WarmModel, sampling: Sampling, encoded: Sequence[Encoded], places: Sequence[int]) -> Parts:
     prompts = [each.ids for each in encoded]
+    continued = yield from continue_texts(model, prompts, sampling, places)
     return [
         model_service_pb2.Prediction(generated_text=_continuation(model, prompt, new))
-        for prompt, new in zip(prompts, continue_texts(model, prompts, sampling), strict=True)
+        for prompt, new in zip(prompts, continued, strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.reading import reading
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_VOCABULARY_BYTES = 256 * 1024 * 1024
@@ -93,6 +94,7 @@ class Folder:
         """A file of the folder for reading. Raises FolderInvalid for one that is not there or may not be read."""
         if not is_allowed(name):
             raise FolderInvalid(f"{shorten(name)!r} is not a file that is read from a model folder", file=name)
+        reading(name)
         try:
             # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -12,10 +12,10 @@ from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer import architectures
+from shardyard_trainer.bounds import too_large
 from shardyard_trainer.data.errors import SpecError, nearest, raise_all, shorten
 from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, one_line, quiet, what_failed
 
-_MOST_LAYERS = 10_000
 _NEVER_OVERRIDDEN: Mapping[str, str] = {
     "model_type": "give it as architecture.model_type",
     "transformers_version": "it is that of the transformers in use; leave it out",
@@ -60,6 +60,8 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
             f"{wanted.model_type} has no default configuration: {one_line(error)}",
         ) from None
     overrides = _checked_overrides(json_format.MessageToDict(wanted.overrides), default, f"{field}.overrides")
+    if (over := too_large(overrides)) is not None:
+        raise SpecError(f"{field}.overrides.{over.name}", "MODEL_DOES_NOT_FIT", over.message)
     try:
         with quiet():
             config = kind(**overrides)
@@ -69,7 +71,6 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
         raise SpecError(
             f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {one_line(error)}"
         ) from None
-    _check_layers(config, field)
     _check_heads(config, overrides, f"{field}.overrides")
     return config, overrides
 
@@ -199,17 +200,6 @@ def _same_kind(before: Any, after: Any) -> bool:
     if isinstance(before, float):
         return isinstance(after, int | float) and math.isfinite(after)
     return isinstance(after, type(before))
-
-
-def _check_layers(config: Any, field: str) -> None:
-    layers = getattr(config, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:
-        own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        raise SpecError(
-            f"{field}.overrides.{own}",
-            "MODEL_DOES_NOT_FIT",
-            f"{layers:,} layers; at most {_MOST_LAYERS:,} are planned for",
-        )
 
 
 def _check_heads(config: Any, overrides: Mapping[str, Any], field: str) -> None:

@@ -7,7 +7,7 @@ together only where they have equally many tokens, and none is padded.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from shardyard_trainer.order import seed_for
 from shardyard_trainer.warm import WarmModel
 
 TEXTS_AT_ONCE = 16
+TOKENS_AT_ONCE = 16
+"""Tokens of each text between two turns."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Sampling:
     seed: int
 
 
-def continue_texts(model: WarmModel, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
-    """The new tokens of each prompt, without the end token; every prompt has at least one token."""
+def continue_texts(
+    model: WarmModel, prompts: Sequence[list[int]], sampling: Sampling, places: Sequence[int]
+) -> Generator[None, None, list[list[int]]]:
+    """The new tokens of each prompt, without the end token; every prompt has at least one token.
+
+    Yields every few tokens, so that others have a turn. `places` are the prompts' places in their calls.
+    """
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)
@@ -39,18 +46,17 @@ def continue_texts(model: WarmModel, prompts: Sequence[list[int]], sampling: Sam
     for indices in by_length.values():
         for start in range(0, len(indices), TEXTS_AT_ONCE):
             batch = indices[start : start + TEXTS_AT_ONCE]
-            generators = [torch.Generator().manual_seed(seed_for("generate", sampling.seed, index)) for index in batch]
-            for index, tokens in zip(
-                batch, _continue(model, [prompts[i] for i in batch], sampling, generators), strict=True
-            ):
+            seeds = [seed_for("generate", sampling.seed, places[index]) for index in batch]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            found = yield from _continue(model, [prompts[index] for index in batch], sampling, generators)
+            for index, tokens in zip(batch, found, strict=True):
                 continued[index] = tokens
     return continued
 
 
-@torch.inference_mode()
 def _continue(
     model: WarmModel, prompts: list[list[int]], sampling: Sampling, generators: list[torch.Generator]
-) -> list[list[int]]:
+) -> Generator[None, None, list[list[int]]]:
     has_cache = model.folder.model_type not in architectures.WITHOUT_CACHE
     end = model.tokenizer.eos_token_id
     context_BT = torch.tensor(prompts)
@@ -60,8 +66,12 @@ def _continue(
     open_rows = set(range(len(prompts)))
     cache: Any = None
     feed_BT = context_BT
-    for _ in range(sampling.max_new_tokens):
-        output: Any = model.model(input_ids=feed_BT, past_key_values=cache, use_cache=has_cache)
+    for step in range(sampling.max_new_tokens):
+        if step % TOKENS_AT_ONCE == TOKENS_AT_ONCE - 1:
+            yield
+        # Around each step alone: a mode that a generator holds over its `yield` would be its neighbours' too.
+        with torch.inference_mode():
+            output: Any = model.model(input_ids=feed_BT, past_key_values=cache, use_cache=has_cache)
         # Without keys and values of the tokens before (openai-gpt, Mamba, RWKV) the whole text is read again.
         cache = getattr(output, "past_key_values", None)
         chosen = [

@@ -6,18 +6,33 @@ computed. An answer that would be too large is refused before it is computed, wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
 
 from shardyard.v1 import model_service_pb2, spec_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import answers, architectures, forward
+from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.door import FolderInvalid, open_folder
+from shardyard_trainer.forward import Encoded
+from shardyard_trainer.serving import Answerer, Parts, Steps, Work, at_once, finish
 from shardyard_trainer.tasks.modules import POOLINGS
 from shardyard_trainer.warm import WarmModel, shared_cache
 
 MAX_INSTANCE_BYTES = 64 * 1024
 DEFAULT_EMBED_LENGTH = 128
+PREDICT = "shardyard_trainer.infer:predict"
+EMBED = "shardyard_trainer.infer:embed"
+_ENCODED_AT_ONCE = 128 * 1024
+"""Characters of text that are made into tokens in one turn."""
+
+_T = TypeVar("_T")
+Asking = Generator[Work | None, list[Any], _T]
+Text = tuple[str, str | None]
 
 
 class Refused(Exception):
@@ -29,26 +44,41 @@ class Refused(Exception):
 
 
 def predict(request: bytes) -> bytes:
-    """PredictCall → PredictReply."""
+    """PredictCall → PredictReply, computed by itself."""
+    return finish(predict_steps(request))
+
+
+def embed(request: bytes) -> bytes:
+    """EmbedCall → EmbedReply, computed by itself."""
+    return finish(embed_steps(request))
+
+
+def answerer(_settings: bytes) -> Answerer:
+    """What answers the questions of a process (`serving`)."""
+    return Answerer({PREDICT: predict_steps, EMBED: embed_steps})
+
+
+def predict_steps(request: bytes) -> Steps:
+    """`predict`, in steps between which other questions have their turn."""
     call = worker_pb2.PredictCall.FromString(request)
     try:
-        response = _predict(call)
+        response = yield from _predict(call)
     except Refused as refused:
         return worker_pb2.PredictReply(violations=refused.violations).SerializeToString()
     return worker_pb2.PredictReply(response=response).SerializeToString()
 
 
-def embed(request: bytes) -> bytes:
-    """EmbedCall → EmbedReply."""
+def embed_steps(request: bytes) -> Steps:
+    """`embed`, in steps between which other questions have their turn."""
     call = worker_pb2.EmbedCall.FromString(request)
     try:
-        response = _embed(call)
+        response = yield from _embed(call)
     except Refused as refused:
         return worker_pb2.EmbedReply(violations=refused.violations).SerializeToString()
     return worker_pb2.EmbedReply(response=response).SerializeToString()
 
 
-def _predict(call: worker_pb2.PredictCall) -> model_service_pb2.PredictResponse:
+def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictResponse]:
     texts, violations = read_instances(call.request.instances)
     model = _model(call.folder, call.files)
     task = model.folder.task
@@ -61,19 +91,23 @@ def _predict(call: worker_pb2.PredictCall) -> model_service_pb2.PredictResponse:
         ]
     if violations:
         raise Refused(violations)
-    encoded = answers.encode(model, texts)
+    encoded = yield from _in_turns(texts, partial(answers.encode, model))
     violations = answers.wrong_tokens(model, encoded)
     if violations:
         raise Refused(violations)
     sizes = answers.most_bytes(model, call.request, encoded)
     _refuse_large(sizes, call.max_response_bytes)
-    predictions = answers.answer(model, call.request, encoded)
+    parameters = model_service_pb2.PredictRequest()
+    parameters.CopyFrom(call.request)
+    del parameters.instances[:]
+    key = (PREDICT, id(model), parameters.SerializeToString(deterministic=True))
+    predictions = yield from _in_slices(key, partial(answers.answer_in_parts, model, parameters), encoded)
     response = model_service_pb2.PredictResponse(predictions=predictions)
     _refuse_large([prediction.ByteSize() + 5 for prediction in predictions], call.max_response_bytes)
     return response
 
 
-def _embed(call: worker_pb2.EmbedCall) -> model_service_pb2.EmbedResponse:
+def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse]:
     texts, violations = read_instances(call.request.instances)
     model = _model(call.folder, call.files)
     length = embed_length(model, call.request.max_length if call.request.HasField("max_length") else None)
@@ -84,24 +118,56 @@ def _embed(call: worker_pb2.EmbedCall) -> model_service_pb2.EmbedResponse:
         violations.append(violation("max_length", "SPEC_INVALID", message))
     if violations or length is None:
         raise Refused(violations)
-    encoded = forward.encode(model, texts, length)
+    encoded = yield from _in_turns(texts, lambda some: forward.encode(model, some, length))
     whole = call.request.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
     numbers = [(len(each.ids) if whole else 1) * model.width for each in encoded]
     _refuse_large([4 * count + 24 for count in numbers], call.max_response_bytes)
-    embeddings: list[model_service_pb2.Embedding] = [model_service_pb2.Embedding() for _ in encoded]
-    if whole:
-        for index, hidden_TD in forward.hidden_states(model, encoded):
-            embeddings[index].shape.extend(hidden_TD.shape)
-            embeddings[index].values.extend(hidden_TD.flatten().tolist())
-    else:
-        pooling = choose_pooling(model, call.request.pooling)
-        vectors = forward.text_vectors(
-            model, encoded, pooling=pooling, normalize=call.request.normalize or model.folder.normalize
-        )
-        for embedding, vector in zip(embeddings, vectors, strict=True):
-            embedding.shape.append(model.width)
-            embedding.values.extend(vector.tolist())
+    pooling, normalize = choose_pooling(model, call.request.pooling), call.request.normalize or model.folder.normalize
+    key = (EMBED, id(model), whole, pooling, normalize)
+
+    def compute(some: Sequence[Encoded]) -> list[torch.Tensor]:
+        if whole:
+            found = dict(forward.hidden_states(model, some))
+            return [found[index] for index in range(len(some))]
+        return list(forward.text_vectors(model, some, pooling=pooling, normalize=normalize))
+
+    found = yield from _in_slices(key, at_once(compute), encoded)
+    embeddings = [model_service_pb2.Embedding(shape=each.shape, values=each.flatten().tolist()) for each in found]
     return model_service_pb2.EmbedResponse(embeddings=embeddings)
+
+
+def _in_turns(texts: Sequence[Text], encode: Callable[[Sequence[Text]], list[Encoded]]) -> Asking[list[Encoded]]:
+    """Texts as tokens, with a pause after so many bytes."""
+    encoded: list[Encoded] = []
+    some: list[Text] = []
+    size = 0
+    for text in texts:
+        some.append(text)
+        size += len(text[0]) + len(text[1] or "")
+        if size > _ENCODED_AT_ONCE or len(some) == forward.TEXTS_AT_ONCE:
+            encoded += _encoded(encode, some)
+            some, size = [], 0
+            yield None
+    return encoded + (_encoded(encode, some) if some else [])
+
+
+def _encoded(encode: Callable[[Sequence[Text]], list[Encoded]], texts: Sequence[Text]) -> list[Encoded]:
+    try:
+        return encode(texts)
+    except SpecError as error:
+        raise Refused([violation("model", error.reason, error.message)]) from None
+
+
+def _in_slices(
+    key: Hashable, compute: Callable[[Sequence[Encoded], Sequence[int]], Parts], encoded: Sequence[Encoded]
+) -> Asking[list[Any]]:
+    """A result for each text, in the order given; computed in slices of like length."""
+    results: list[Any] = [None] * len(encoded)
+    for indices in list(forward.batches(encoded)):
+        found = yield Work(key, compute, [encoded[index] for index in indices], indices)
+        for index, result in zip(indices, found, strict=True):
+            results[index] = result
+    return results
 
 
 def read_instances(

@@ -18,10 +18,12 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import weights
 from shardyard_trainer.door import Folder, FolderInvalid, open_folder, refuse_links, signature
 from shardyard_trainer.folder import ModelFolder, read_folder
+from shardyard_trainer.reading import about, reading
 
 
 def inspect_model(request: bytes) -> bytes:
     """InspectModelRequest → InspectModelResult."""
+    about("files", "MODEL_INVALID")
     folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
     problems, found, num_parameters = _look_into(folder, signature(folder.path))
     result = worker_pb2.InspectModelResult(
@@ -112,6 +114,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
         raise FolderInvalid(
             f"config.json asks for {num_layers} layers, but the weights have {len(tensors)} tensors", file="config.json"
         )
+    reading("the model that config.json asks for")
     # Whatever transformers raises here (many types: validation, shapes, missing attributes), it is the folder's fault.
     config: Any = None
     try:

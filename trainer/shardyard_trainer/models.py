@@ -25,6 +25,7 @@ from shardyard_trainer.fresh import canonical_names, check_builds, check_token_i
 from shardyard_trainer.heads import with_true_head
 from shardyard_trainer.hub import resolve_hub
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.reading import about
 from shardyard_trainer.settings import model_config
 from shardyard_trainer.vocabularies import num_ids, too_many_ids
 from shardyard_trainer.weights import WeightsInvalid, no_weights, weight_names
@@ -97,6 +98,7 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
 def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> tuple[Folder, str]:
     """The folder of a model or tokenizer source that is not made afresh, and its commit if it has one."""
     kind = source.WhichOneof("source")
+    about(f"{field}.{kind}", "MODEL_INVALID")
     if kind == "hub":
         found, commit = resolve_hub(source.hub, Path(locations.cache_dir), field=f"{field}.hub")
         return _checked(found, f"{field}.hub"), commit

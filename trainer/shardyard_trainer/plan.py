@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inspect import check_weights
 from shardyard_trainer.pins import model_fingerprint, tokenizer_fingerprint
 from shardyard_trainer.plan_checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
+from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.parts import TrainableTask
@@ -37,6 +40,7 @@ CPU_POSITIONS_AT_ONCE = 8192
 
 GPU_POSITIONS_AT_ONCE = 65536
 _MANY_LABELS = 20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _T = TypeVar("_T")
 
@@ -82,26 +86,63 @@ def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
     if spec.WhichOneof("task") == "feature_extraction":
         found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
         return worker_pb2.PlanResult(plan=found) if not errors else _refused(errors)
-    task = _try(errors, lambda: build_task(spec, call.locations))
-    if task is not None:
-        errors.extend(_weight_errors(spec, task))
-    if task is None or errors:
+    seen = _try(errors, lambda: _look(spec, call))
+    if seen is not None:
+        errors.extend(seen.weight_errors)
+    if seen is None or errors:
         errors.extend(_batch_errors(spec))
         return _refused(errors)
-    planned = _try(errors, lambda: _plan_training(spec, task, call))
+    planned = _try(errors, lambda: _plan_training(spec, seen, call))
     return worker_pb2.PlanResult(plan=planned) if not errors else _refused(errors)
 
 
-def _plan_training(
-    spec: spec_pb2.JobSpec, task: TrainableTask, call: worker_pb2.PlanRequest
-) -> plan_pb2.JobPlan | None:
+@dataclass(frozen=True)
+class _Seen:
+    """What files say, whatever the settings of the run are."""
+
+    task: TrainableTask
+    weight_errors: tuple[SpecError, ...]
+    locations: worker_pb2.Locations
+
+    @cached_property
+    def shape(self) -> memory.Shape:
+        """The model's. Raises SpecError where none can be made."""
+        return shape_of(self.task, spec_pb2.JobSpec(), self.locations)
+
+
+def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
+    """Reads the files, once for all specs that differ in settings of the run alone. Raises SpecError.
+
+    What is read is said by a spec without those settings, so that nothing that is kept can depend on them.
+    """
+    reduced = spec_pb2.JobSpec()
+    reduced.CopyFrom(spec)
+    for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time"):
+        reduced.ClearField(name)
+    reduced.evaluation.ClearField("every")
+    # Which samples are held out is drawn from it.
+    reduced.optimization.seed = spec.optimization.seed
+    where = call.locations.SerializeToString(deterministic=True)
+    look = _look_once.__wrapped__ if _may_move(spec) else _look_once
+    return look(reduced.SerializeToString(deterministic=True), where, tuple(_identities(call)))
+
+
+@lru_cache(maxsize=8)
+def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> _Seen:
+    read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
+    task = build_task(read, where)
+    return _Seen(task, tuple(_weight_errors(read, task)), where)
+
+
+def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
+    task = seen.task
     resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
     raise_all(check_rates(spec.optimization))
     resolve.fill_task(spec, task)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
         if source.WhichOneof("source"):
             resolve.fill_source(source, resolve_source(source, call.locations, field=field))
-    shape = shape_of(task, spec, call.locations)
+    shape = seen.shape
     gang = gang_of(spec, call.node_shape)
     parallelism = spec.parallelism
     stage = parallelism.zero_stage if parallelism.HasField("zero_stage") else memory.choose_stage(shape, gang)
@@ -191,6 +232,8 @@ def _batches_bytes(task: TrainableTask, batch: Batch, *, node_bytes: int) -> int
 
 def shape_of(task: TrainableTask, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> memory.Shape:
     """Counts the model without making it."""
+    about("spec.model", "MODEL_INVALID")
+    reading("the model that its configuration asks for")
     module = models.build_module(task, spec, locations, meta=True)
     config = task.choice.config
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -341,7 +384,8 @@ def _refused(errors: list[SpecError]) -> worker_pb2.PlanResult:
 
 def _may_move(spec: spec_pb2.JobSpec) -> bool:
     """Whether it names something outside of this machine's files, which no signature can hold fast."""
-    return spec.model.WhichOneof("source") == "hub" or spec.tokenizer.WhichOneof("source") == "hub"
+    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
+    return not all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
 def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:

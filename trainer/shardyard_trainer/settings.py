@@ -15,6 +15,7 @@ from typing import Any
 
 import transformers
 
+from shardyard_trainer.bounds import too_large
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.door import Folder, FolderInvalid
 
@@ -130,7 +131,10 @@ def model_config(folder: Folder) -> Any:
             file="config.json",
         )
     kind = transformers.CONFIG_MAPPING[str(values.get("model_type"))]
-    return kind(**_picked(values, kind))
+    picked = _picked(values, kind)
+    if (over := too_large(picked)) is not None:
+        raise FolderInvalid(f"config.json cannot be built: {over.message}", file="config.json")
+    return kind(**picked)
 
 
 def generation_settings(folder: Folder) -> dict[str, Any]:

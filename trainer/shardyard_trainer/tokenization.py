@@ -18,6 +18,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.store import build_once
 from shardyard_trainer.door import Folder, FolderInvalid, open_folder
+from shardyard_trainer.reading import about
 from shardyard_trainer.vocabularies import build_tokenizer, encoding_raises
 
 TRAINED_VERSION = 2
@@ -53,6 +54,7 @@ def load_tokenizer(folder: Folder, *, field: str = _FIELD) -> PreTrainedTokenize
 
     Raises SpecError TOKENIZER_MISSING if the folder has none, MODEL_INVALID if it does not load.
     """
+    about(field, "MODEL_INVALID")
     try:
         return prepare(build_tokenizer(folder))
     except FolderInvalid as error:

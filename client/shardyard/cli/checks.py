@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,5 +143,16 @@ def _service(client: Client) -> Iterator[Finding]:
         words = f"{cluster.launcher} {cluster.state}, {cluster.free_slots} of {cluster.slots} slots free"
         step = "" if connected else cluster.message or "jobs wait until it is connected"
         yield Finding("works" if connected else "note", "cluster", words, step)
+    yield from _confinement(info.confinement)
     for warning in info.warnings:
         yield Finding("note", "service", warning)
+
+
+def _confinement(holds: Mapping[str, str]) -> Iterator[Finding]:
+    """What the processes that open clients' files may do, as the service says."""
+    if not holds:
+        return
+    whole = holds.get("landlock", "").startswith("version")
+    step = "" if whole else "a kernel with Landlock (Linux 5.13 or later) keeps them from reading anything else"
+    words = "; ".join(f"{name} {text}" for name, text in holds.items())
+    yield Finding("works" if whole else "note", "confinement", words, step)

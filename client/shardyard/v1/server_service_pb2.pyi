@@ -63,6 +63,26 @@ class ServerInfo(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ConfinementEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
@@ -73,6 +93,7 @@ class ServerInfo(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     DATA_ROOTS_FIELD_NUMBER: _builtins.int
+    CONFINEMENT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     store_id: _builtins.str
@@ -107,6 +128,12 @@ class ServerInfo(_message.Message):
     def data_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Folders under which `uri` may point."""
 
+    @_builtins.property
+    def confinement(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What processes that open clients' files may not do, in words by name: `landlock`, `files`, `network`, `signals`;
+        empty while they start.
+        """
+
     def __init__(
         self,
         *,
@@ -120,10 +147,11 @@ class ServerInfo(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         data_roots: _abc.Iterable[_builtins.str] | None = ...,
+        confinement: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "data_roots", b"data_roots", "event_retention_days", b"event_retention_days", "limits", b"limits", "model_families", b"model_families", "start_time", b"start_time", "store_id", b"store_id", "tasks", b"tasks", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "confinement", b"confinement", "data_roots", b"data_roots", "event_retention_days", b"event_retention_days", "limits", b"limits", "model_families", b"model_families", "start_time", b"start_time", "store_id", b"store_id", "tasks", b"tasks", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

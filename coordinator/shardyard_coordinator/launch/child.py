@@ -21,12 +21,13 @@ async def start_child(
     environment: Mapping[str, str],
     stdout: IO[bytes],
     stderr: IO[bytes],
+    kind: socket.SocketKind = socket.SOCK_STREAM,
 ) -> tuple[asyncio.subprocess.Process, socket.socket]:
     """Starts `python arguments... fd_option N` as the leader of a new process group; N is its end of the pair.
 
     Raises: OSError.
     """
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(type=kind)
     with theirs:
         try:
             process = await asyncio.create_subprocess_exec(

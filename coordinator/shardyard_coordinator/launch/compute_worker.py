@@ -1,52 +1,205 @@
-"""A warm process that calls functions of the trainer package: `python -m ...compute_worker --warm a,b --fd N`.
+"""The processes behind a Compute: `python -m ...compute_worker --warm a,b --fd N --confine JSON`.
 
-Requests and answers are frames on the socket: {"function": "package.module:name"} and a body come in; {"ok": true}
-and the answer's bytes, or {"ok": false, "error": traceback} go out. The first frame, {"ready": true}, says that the
-modules of `--warm` are imported.
+The first one imports the modules of `--warm`, gives up every right that looking into strangers' files does not need
+(`confine`), and from then on only forks: a process of its own for each inspection, and for each model that answers.
+It stays single-threaded and opens nothing itself, so that a fork is a copy without locks that nobody holds.
+
+Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
+{"serve", "memory_bytes", "network"} is answered {"pid"}, {"end": pid} with how it ended: {"status", "cpu_s"}. The first
+packet, sent unasked, is {"ready": true, "confinement": {…}}. What a fork gets and gives are frames on its stream:
+see `inspect` and `serve`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
+import json
+import os
+import select
+import signal
 import socket
+import sys
+import time
 import traceback
 from collections.abc import Callable
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
+from shardyard_coordinator.launch import confine
 from shardyard_coordinator.launch.frames import Header, frame, pack, receive_frame, unpack
+
+READING_FUNCTION = "shardyard_trainer.reading:listen"
+_PACKET_BYTES = 64 * 1024
+_PR_SET_PDEATHSIG = 1
+_GONE_S = 5.0
 
 
 def main() -> None:
-    """Imports, says so, then answers until the socket is closed."""
+    """Imports, confines itself, says so, then forks as it is told until the socket is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--warm", default="")
+    parser.add_argument("--confine", default="{}")
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
-    channel = socket.socket(fileno=arguments.fd)
+    control = socket.socket(fileno=arguments.fd)
     for module in filter(None, arguments.warm.split(",")):
         importlib.import_module(module)
-    channel.sendall(frame(pack({"ready": True})))
+    _first_to_go()
+    confinement = _confine(json.loads(arguments.confine))
+    gc.collect()
+    gc.freeze()  # Collections in the forks would else copy every page of what is shared.
+    threads = sum(1 for _ in Path("/proc/self/task").iterdir()) if sys.platform == "linux" else 1
+    if threads != 1:
+        print(f"{threads} threads in the process that forks: locks of theirs may stay held", file=sys.stderr)
+    control.send(json.dumps({"ready": True, "confinement": confinement}).encode())
+    _fork_on_order(control)
+
+
+def _confine(wanted: dict[str, Any]) -> dict[str, str]:
+    """Gives up the rights; without `writes` nothing was asked for."""
+    if "writes" not in wanted:
+        return {}
+    for folder in wanted["writes"]:
+        Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        holds = confine.confine(wanted["reads"], wanted["writes"], hidden=wanted["hidden"], ports=wanted["ports"])
+    except OSError as error:
+        holds = {"landlock": f"not available: {error.strerror}", "files": "all that the account may read"}
+    return holds
+
+
+def _first_to_go() -> None:
+    """Where memory runs out, the kernel ends one of these before the coordinator."""
+    if sys.platform == "linux":
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _fork_on_order(control: socket.socket) -> None:
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, _PACKET_BYTES, 1)
+        if not data:
+            return
+        order = json.loads(data)
+        answer = _end(order["end"]) if "end" in order else _fork(order, descriptors[0], control)
+        control.send(json.dumps(answer).encode())
+
+
+def _fork(order: dict[str, Any], descriptor: int, control: socket.socket) -> dict[str, Any]:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(descriptor)
+        return {"pid": pid}
+    status = 1
+    try:
+        control.close()
+        _bind_to(parent)
+        confine.limit_memory(order["memory_bytes"])
+        if not order["network"]:
+            confine.forbid_network()
+        channel = socket.socket(fileno=descriptor)
+        if order["serve"]:
+            serve(channel, order["serve"])
+        else:
+            inspect(channel)
+        status = 0
+    except BaseException:  # edge: what a fork raises must not run on in its parent's code.
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not `sys.exit`: libraries' threads are ended at exit, and some wait for one that the fork does not have.
+        os._exit(status)
+
+
+def _bind_to(parent: int) -> None:
+    """Ends with its parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _end(pid: int) -> dict[str, Any]:
+    """Ends a fork, unless it has ended: how, and the seconds that it computed."""
+    until = time.monotonic() + _GONE_S
+    done, status, usage = os.wait4(pid, os.WNOHANG)
+    if not done:
+        os.kill(pid, signal.SIGKILL)
+    while not done and time.monotonic() < until:
+        time.sleep(0.001)
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+    code = os.waitstatus_to_exitcode(status) if done else None
+    return {"status": code, "cpu_s": usage.ru_utime + usage.ru_stime}
+
+
+def inspect(channel: socket.socket) -> None:
+    """Answers until the stream is closed: {"function", "cpu_s"} and a body come in.
+
+    Out go {"reading": {"field", "what", "reason"}} while it works, whenever it begins with another file, and then
+    {"ok": true} with the answer, or {"ok": false, "error": traceback, "kind"}: `memory`, `system` (an OSError), or
+    `raised`.
+    """
+    resolve(READING_FUNCTION)(lambda note: channel.sendall(frame(pack({"reading": note}))))
     while (request := receive_frame(channel)) is not None:
-        channel.sendall(frame(answer(request)))
+        header, body = unpack(request)
+        confine.limit_cpu(header["cpu_s"])
+        channel.sendall(frame(answer(header["function"], body)))
 
 
-def answer(request: bytes) -> bytes:
-    """Calls what a request asks for."""
-    header, body = unpack(request)
+def answer(function: str, body: bytes) -> bytes:
+    """Calls a function; the payload of the answer's frame."""
     reply: Header = {"ok": True}
     result = b""
     try:
-        result = resolve(header["function"])(body)
-    except Exception:  # The edge: whatever the function raises is the caller's to know, and this process goes on.
-        reply = {"ok": False, "error": traceback.format_exc()}
+        result = resolve(function)(body)
+    except BaseException as error:  # edge: a panic of a library in Rust is no Exception.
+        kind = "memory" if isinstance(error, MemoryError) else "system" if isinstance(error, OSError) else "raised"
+        reply = {"ok": False, "error": traceback.format_exc(), "kind": kind}
     return pack(reply, result)
 
 
-def resolve(function: str) -> Callable[[bytes], bytes]:
+def serve(channel: socket.socket, factory: str) -> None:
+    """Answers many questions at once with what `factory` makes, until the stream is closed.
+
+    {"id", "function", "caller", "alone"} and a body come in, or {"cancel": id}. {"computing": [ids]} goes out before
+    each part of the work, {"resting": true} when there is none, and for each question {"id", "ok"} with its answer, or
+    with its error as `inspect` has it. What computes has `add`, `cancel`, `busy`, `choose` and `compute`.
+    """
+    answerer: Any = resolve(factory)(b"")
+    resting = True
+    while True:
+        # While there is work it is only looked for more; and a little is waited for what comes at the same time.
+        while not answerer.busy or select.select([channel], [], [], answerer.patience_s)[0]:
+            if not resting and not answerer.busy:
+                channel.sendall(frame(pack({"resting": True})))
+                resting = True
+            request = receive_frame(channel)
+            if request is None:
+                return
+            header, body = unpack(request)
+            if "cancel" in header:
+                answerer.cancel(header["cancel"])
+            else:
+                answerer.add(header["id"], header["function"], tuple(header["caller"]), body, alone=header["alone"])
+        channel.sendall(frame(pack({"computing": answerer.choose()})))
+        resting = False
+        for number, result, error in answerer.compute():
+            reply: Header = {"id": number, "ok": error is None}
+            if error is not None:
+                kind = "memory" if isinstance(error, MemoryError) else "raised"
+                text = "".join(traceback.format_exception(error))
+                reply |= {"error": text, "kind": kind}
+            channel.sendall(frame(pack(reply, result)))
+
+
+def resolve(function: str) -> Callable[..., Any]:
     """The function that `package.module:name` names."""
     module, _, name = function.partition(":")
-    return cast(Callable[[bytes], bytes], getattr(importlib.import_module(module), name))
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), name))
 
 
 if __name__ == "__main__":

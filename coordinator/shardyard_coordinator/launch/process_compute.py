@@ -1,137 +1,240 @@
-"""A Compute of warm subprocesses: what needs torch runs beside the coordinator, never in it."""
+"""A Compute beside the coordinator: one warm process, and forks of it for every inspection and every model.
+
+An inspection has a process of its own, which nothing else shares: whatever becomes of it is the fault of what it read.
+It may compute for so many seconds, and take so much memory; it is kept for a while for further questions about the same
+files. Models answer from processes of their own (`answering`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import psutil
-
-from shardyard_coordinator.launch.child import kill_group, start_child
-from shardyard_coordinator.launch.frames import frame, pack, read_frame, unpack
-from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable
+from shardyard_coordinator.launch.answering import Answering
+from shardyard_coordinator.launch.forks import Fork, WarmProcess, WarmProcessGone, rotate
+from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
+from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
 WARM = ("shardyard_trainer.plan", "shardyard_trainer.inspect", "shardyard_trainer.infer")
+ANSWERER = "shardyard_trainer.infer:answerer"
 
-_MEMORY_CHECK_S = 0.5
+_CHECK_S = 0.1
 _BACKOFF_MAX_S = 10.0
+_START_S = 60.0
+_MOST_KEPT = 4
+_KEPT_S = 60.0
+# Times the time it may compute for: a busy machine is slow, and what hardly computes in so long waits for something.
+_WALL = 10.0
+_MEASURED_BYTES = 32 * 1024**2
+_HUB = "https://huggingface.co"
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Folders:
+    """What the processes may read and write beside the environment; without `cache` they are not confined.
+
+    `hidden` is the state folder, which they never see as a whole.
+    """
+
+    reads: tuple[str, ...] = ()
+    cache: str = ""
+    hidden: str = ""
+
+    def confine(self, environment: Mapping[str, str]) -> Mapping[str, object]:
+        """As `compute_worker --confine` takes it."""
+        if not self.cache:
+            return {}
+        ports = hub_ports(environment)
+        return {"reads": self.reads, "writes": [self.cache, f"{self.cache}/tmp"], "hidden": self.hidden, "ports": ports}
+
+    def environment(self) -> Mapping[str, str]:
+        """Where libraries put what they write."""
+        return {"TMPDIR": f"{self.cache}/tmp", "HF_HOME": f"{self.cache}/home"} if self.cache else {}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many inspections at a time, and what one process may take."""
+
+    inspections: int = 2
+    memory_bytes: int = 4 * 1024**3
+    threads: int = 1
+
+
 @dataclass
-class _Worker:
-    """One warm process; its answers come in the order of its requests, one at a time."""
+class _Kept:
+    """A fork that may be asked again about what it has read."""
 
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    ended: bool = False
+    fork: Fork
+    route: bytes
+    since_s: float
 
-    @property
-    def alive(self) -> bool:
-        return not self.ended and self.process.returncode is None
 
-    def end(self) -> None:
-        self.ended = True
-        kill_group(self.process.pid)
+@dataclass
+class _Begun:
+    """Whether a question has had its turn: its caller may leave it from then on."""
+
+    it_has: bool = field(default=False)
 
 
 class ProcessCompute:
-    """Calls functions in `workers` subprocesses, which import `warm` first.
-
-    A process over `memory_bytes` of resident memory, or past its call's deadline, is ended and another one started.
-    """
+    """Calls functions in forks of a process that has imported `warm`."""
 
     def __init__(
         self,
         *,
         log: Path,
-        workers: int = 1,
-        threads: int = 1,
-        memory_bytes: int = 4 * 1024**3,
+        size: Size | None = None,
+        folders: Folders | None = None,
         warm: Sequence[str] = WARM,
+        answerer: str = ANSWERER,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._log_path = log
-        self._num_workers = workers
-        self._memory_bytes = memory_bytes
+        self._size = size or Size()
+        self._folders = folders or Folders()
         self._warm = tuple(warm)
+        self._answerer = answerer
         self._environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
+            # On a cluster's node Ray's own settings are there, its token among them.
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **library_settings(self._size.threads),
+            **self._folders.environment(),
             **(environment or {}),
         }
-        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._turns = Turns(self._size.inspections)
+        self._answering = Answering(self._fork_to_serve, memory_bytes=self._size.memory_bytes)
+        self._warm_process: WarmProcess | None = None
+        self._ready = asyncio.Condition()
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._tasks: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[bytes]] = set()
 
     async def start(self) -> None:
         """Begins to warm up; returns at once."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._keepers = [asyncio.create_task(self._keep()) for _ in range(self._num_workers)]
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._tidy())]
 
     async def close(self) -> None:
         """Ends the processes; calls under way fail."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, self._answering.close(), return_exceptions=True)
 
-    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
-        """Calls `package.module:function` with bytes.
+    async def inspect(
+        self,
+        function: str,
+        request: bytes,
+        *,
+        caller: Caller,
+        cpu_s: float,
+        route: bytes = b"",
+        network: bool = False,
+    ) -> bytes:
+        """Calls `package.module:function` in a process of its own; see `protocols.Compute`."""
+        begun = _Begun()
 
-        A caller that goes away leaves the call to end by itself: to end its process would cost the next one seconds.
+        async def turn() -> bytes:
+            async with self._turns.turn(caller):
+                begun.it_has = True
+                return await self._inspect(function, request, cpu_s=cpu_s, route=route, network=network)
 
-        Raises: ComputeUnavailable, ComputeFailed, TimeoutError.
-        """
-        until = asyncio.get_running_loop().time() + deadline_s
-        try:
-            async with asyncio.timeout_at(until):
-                worker = await self._idle.get()
-                while not worker.alive:
-                    worker = await self._idle.get()
-        except TimeoutError:
-            raise ComputeUnavailable(f"no compute process was free within {deadline_s} s") from None
-        call = asyncio.create_task(self._exchange(worker, function, request, until))
+        call = asyncio.create_task(turn())
         self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        return await asyncio.shield(call)
+        call.add_done_callback(self._forget)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            if not begun.it_has:
+                call.cancel()
+            raise
+        except TooManyWaiting as error:
+            raise ComputeUnavailable(str(error)) from None
 
-    async def _exchange(self, worker: _Worker, function: str, request: bytes, until: float) -> bytes:
-        """One request and its answer; gives the process back, or ends it."""
-        reply = asyncio.create_task(_ask(worker, pack({"function": function}, request)))
-        loop = asyncio.get_running_loop()
-        while not reply.done():
-            await asyncio.wait([reply], timeout=min(_MEMORY_CHECK_S, max(until - loop.time(), 0)))
-            over = _resident_bytes(worker.process.pid) > self._memory_bytes
-            if over or (loop.time() >= until and not reply.done()):
-                worker.end()
-                if not reply.done():
-                    reply.cancel()
-                    if not over:
-                        raise TimeoutError(f"{function} did not answer in time")
-                    raise ComputeFailed(f"{function} needed more than {self._memory_bytes} bytes of memory")
-        answer = reply.result()
-        if answer is None:
-            raise ComputeFailed(f"the process died while it ran {function}")
-        if worker.alive:
-            self._idle.put_nowait(worker)
-        header, body = unpack(answer)
-        if not header["ok"]:
-            raise ComputeFailed(header["error"])
-        return body
+    async def ask(self, function: str, model: str, request: bytes, *, caller: Caller, turn_s: float) -> bytes:
+        """Asks the model's process; see `protocols.Compute`."""
+        try:
+            return await self._answering.ask(function, model, request, caller=caller, turn_s=turn_s)
+        except WarmProcessGone as error:
+            raise ComputeUnavailable(str(error)) from None
+
+    async def confinement(self) -> Mapping[str, str]:
+        """As the warm process says."""
+        return {} if self._warm_process is None else self._warm_process.confinement
+
+    def _forget(self, call: asyncio.Task[bytes]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # Seen here, where its caller has left.
+
+    async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
+        for _ in range(2):
+            try:
+                fork = self._take_kept(route)
+                if fork is None:
+                    warm = await self._warmed()
+                    fork = await warm.fork(serve="", memory_bytes=self._size.memory_bytes, network=network)
+                answer = await _Inspection(fork, function, cpu_s, self._size.memory_bytes).run(request)
+                self._keep_fork(fork, route)
+                return answer
+            except WarmProcessGone as error:
+                _log.warning("%s: %s", function, error)
+        raise ComputeUnavailable("the warm process ended twice")
+
+    def _take_kept(self, route: bytes) -> Fork | None:
+        for pid, kept in reversed(self._kept.items()):
+            if route and kept.route == route and not kept.fork.reader.at_eof():
+                del self._kept[pid]
+                return kept.fork
+        return None
+
+    def _keep_fork(self, fork: Fork, route: bytes) -> None:
+        now = asyncio.get_running_loop().time()
+        self._kept[fork.pid] = _Kept(fork, route, now if route else 0.0)
+        self._end_kept(older_than_s=now - _KEPT_S)
+
+    def _end_kept(self, *, older_than_s: float) -> None:
+        for pid, kept in list(self._kept.items()):
+            if len(self._kept) > _MOST_KEPT or kept.since_s < older_than_s:
+                del self._kept[pid]
+                task = asyncio.ensure_future(_end_quietly(kept.fork))
+                self._calls.add(task)
+                task.add_done_callback(self._forget)
+
+    async def _tidy(self) -> None:
+        """Ends forks that were kept long enough, and begins the log anew when it is long."""
+        while True:
+            await asyncio.sleep(_KEPT_S / 4)
+            self._end_kept(older_than_s=asyncio.get_running_loop().time() - _KEPT_S)
+            await asyncio.to_thread(rotate, self._log_path)
+
+    async def _fork_to_serve(self) -> Fork:
+        warm = await self._warmed()
+        return await warm.fork(serve=self._answerer, memory_bytes=self._size.memory_bytes, network=False)
+
+    async def _warmed(self) -> WarmProcess:
+        """Raises: ComputeUnavailable."""
+        try:
+            async with asyncio.timeout(_START_S), self._ready:
+                await self._ready.wait_for(lambda: self._warm_process is not None)
+        except TimeoutError:
+            raise ComputeUnavailable(f"no process was warm within {_START_S:g} s; see {self._log_path}") from None
+        assert self._warm_process is not None
+        return self._warm_process
 
     async def _keep(self) -> None:
-        """Has one process running, for ever."""
+        """Has a warm process running, for ever."""
         backoff_s = 0.1
         while True:
             was_ready = await self._run_one()
@@ -139,45 +242,135 @@ class ProcessCompute:
             await asyncio.sleep(backoff_s)
 
     async def _run_one(self) -> bool:
-        """One process from start to end; whether it was ever ready."""
+        """One warm process from start to end; whether it was ever ready."""
         try:
-            with self._log_path.open("ab") as log:
-                process, ours = await start_child(
-                    ["-m", "shardyard_coordinator.launch.compute_worker", "--warm", ",".join(self._warm)],
-                    fd_option="--fd",
-                    environment=self._environment,
-                    stdout=log,
-                    stderr=log,
-                )
+            warm = await WarmProcess.start(
+                warm=self._warm,
+                confine=self._folders.confine(self._environment),
+                environment=self._environment,
+                log=self._log_path,
+            )
         except OSError as error:
             _log.warning("no compute process could be started: %s", error)
             return False
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except WarmProcessGone:
+            _log.warning("a compute process ended while it warmed up; see %s", self._log_path)
+            return False
         try:
-            ready = await read_frame(reader)
-            if ready is not None:
-                self._idle.put_nowait(_Worker(process, reader, writer))
-            await process.wait()
-            if ready is None:
-                _log.warning("a compute process ended while it warmed up; see %s", self._log_path)
-            return ready is not None
+            async with self._ready:
+                self._warm_process = warm
+                self._ready.notify_all()
+            await warm.wait()
         finally:
-            kill_group(process.pid)
-            writer.close()
+            self._warm_process = None
+            self._kept.clear()  # They ended with it.
+            warm.kill()
+        return True
 
 
-async def _ask(worker: _Worker, payload: bytes) -> bytes | None:
-    """The answer to a request; None where the process is gone."""
-    with suppress(ConnectionError):
-        worker.writer.write(frame(payload))
-        await worker.writer.drain()
-        return await read_frame(worker.reader)
-    return None
+class _Inspection:
+    """One question to one fork, watched."""
+
+    def __init__(self, fork: Fork, function: str, cpu_s: float, memory_bytes: int) -> None:
+        self._fork = fork
+        self._function = function
+        self._cpu_s = cpu_s
+        self._memory_bytes = memory_bytes
+        self._note: Mapping[str, str] = {}
+        self._over = ""
+        self._idle = False
+
+    async def run(self, request: bytes) -> bytes:
+        """Raises: InputFailed, ComputeFailed, ComputeUnavailable, WarmProcessGone. Then the fork is ended."""
+        await self._fork.send({"function": self._function, "cpu_s": self._cpu_s}, request)
+        watch = asyncio.create_task(self._watch())
+        try:
+            received = await self._answer()
+        except BaseException:
+            self._fork.kill()
+            await _end_quietly(self._fork)
+            raise
+        finally:
+            watch.cancel()
+        if received is None:
+            await self._explain()
+        header, body = received  # type: ignore[misc]
+        if header["ok"]:
+            return body
+        await self._fork.end()
+        if header["kind"] == "system":
+            raise ComputeFailed(header["error"])
+        how = "takes more memory than one may" if header["kind"] == "memory" else "fails in a way that nobody foresaw"
+        raise InputFailed(how, note=self._note, log=header["error"])
+
+    async def _answer(self) -> tuple[Mapping[str, str], bytes] | None:
+        while (received := await self._fork.receive()) is not None:
+            if "reading" not in received[0]:
+                return received
+            self._note = received[0]["reading"]
+        return None
+
+    async def _watch(self) -> None:
+        """Ends a fork over its memory, and one that neither computes nor answers."""
+        loop = asyncio.get_running_loop()
+        begin_s, before_s = loop.time(), self._fork.cpu_s()
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            if self._fork.own_bytes() > self._memory_bytes + _MEASURED_BYTES:
+                self._over = f"takes more than {self._memory_bytes:,} bytes of memory"
+            elif self._fork.cpu_s() - before_s > self._cpu_s + 1:
+                self._over = f"takes more than {self._cpu_s:g} s"
+            elif loop.time() - begin_s > _WALL * self._cpu_s:
+                self._over = f"takes more than {_WALL * self._cpu_s:g} s"
+                # A disk or a network that does not answer: another time it may.
+                self._idle = self._fork.cpu_s() - before_s < self._cpu_s / 10
+            if self._over:
+                self._fork.kill()
+                return
+
+    async def _explain(self) -> None:
+        ending = await self._fork.end()
+        if self._idle:
+            raise ComputeUnavailable(f"{self._function} {self._over} without computing")
+        over = f"takes more than {self._cpu_s:g} s" if ending.words.endswith("SIGXCPU") else self._over
+        raise InputFailed(over or f"ends the process that reads it ({ending.words})", note=self._note)
 
 
-def _resident_bytes(pid: int) -> int:
-    """0 where the process is gone."""
+async def _end_quietly(fork: Fork) -> bytes:
     try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:
-        return 0
+        await fork.end()
+    except WarmProcessGone:
+        _log.info("fork %s ended with the warm process", fork.pid)
+    return b""
+
+
+def library_settings(threads: int) -> dict[str, str]:
+    """Makes libraries fit to be forked: no thread of theirs runs before the fork, and few after it."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Arrow's jemalloc would start a thread when it is imported.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def hub_ports(environment: Mapping[str, str]) -> list[int]:
+    """Ports of the Hub, of a proxy on the way there, and of names by TCP."""
+    if environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        return []
+    urls = [environment.get("HF_ENDPOINT") or _HUB, _HUB]
+    urls += [value for name, value in environment.items() if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]
+    ports = {53}
+    for url in filter(None, urls):
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
+        except ValueError:
+            _log.warning("%r is not a URL; its port stays closed to compute processes", url)
+    return sorted(ports)

@@ -7,6 +7,7 @@ Each has a Ray and a local variant here, and a scripted one in the tests. What c
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -160,11 +161,30 @@ class ComputeUnavailable(Exception):
 
 
 class ComputeFailed(Exception):
-    """The function raised, or its process died; the text is for the log, not for users."""
+    """The system failed the function, such as a disk that is full; the text is for the log, not for users."""
+
+
+class InputFailed(Exception):
+    """What was read is at fault: it ended its process, took too much of time or memory, or nobody foresaw it.
+
+    The same question would end the same way. `field`, `what` and `reason` are of the last note of what was being read,
+    empty where there is none; `how` goes on after "reading it"; `log` is for the log.
+    """
+
+    def __init__(self, how: str, *, note: Mapping[str, str], log: str = "") -> None:
+        super().__init__(f"{how} (reading {note.get('what', 'nothing that is known')})")
+        self.how = how
+        self.field = note.get("field", "")
+        self.what = note.get("what", "")
+        self.reason = note.get("reason", "")
+        self.log = log
 
 
 class Compute(Protocol):
-    """Calls functions of the trainer package in warm processes on the cluster."""
+    """Calls functions of the trainer package in processes beside the coordinator.
+
+    `caller` goes from the widest to the narrowest, such as (principal, connection): callers take turns on each level.
+    """
 
     async def start(self) -> None:
         """Begins to warm up; returns at once."""
@@ -172,8 +192,29 @@ class Compute(Protocol):
     async def close(self) -> None:
         """Ends the processes."""
 
-    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
-        """Calls `package.module:function` with bytes, answers with bytes.
+    async def inspect(
+        self,
+        function: str,
+        request: bytes,
+        *,
+        caller: tuple[str, ...],
+        cpu_s: float,
+        route: bytes = b"",
+        network: bool = False,
+    ) -> bytes:
+        """Calls `package.module:function` with bytes, in a process of its own that may compute for `cpu_s`.
 
-        Raises: ComputeUnavailable (none is ready within the deadline), ComputeFailed, TimeoutError.
+        The wait for a turn does not count. Questions of one `route` name the same files: the process of one may answer
+        the next. A caller that leaves ends nothing that has begun.
+
+        Raises: InputFailed; ComputeUnavailable, ComputeFailed.
         """
+
+    async def ask(self, function: str, model: str, request: bytes, *, caller: tuple[str, ...], turn_s: float) -> bytes:
+        """Asks the process of a model, together with what else it is asked; a turn of it may take `turn_s`.
+
+        Raises: InputFailed; ComputeUnavailable, ComputeFailed.
+        """
+
+    async def confinement(self) -> Mapping[str, str]:
+        """What the processes may not do, in words by name; empty: not known yet."""

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """No compute actor is ready in time."""
+    """The compute actor is not there."""
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ class Agent:
         self._address = address
         self._entry = entry
         self._handles: dict[AttemptKey, Any] = {}
-        self._compute: ComputePool | None = None
+        self._compute: ComputePlace | None = None
         self._gpus: dict[str, GpuFacts] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods: dict[str, Callable[[Header, bytes], Awaitable[bytes]]] = {
@@ -76,6 +76,7 @@ class Agent:
             "kill": self._kill,
             "warm": self._warm,
             "compute": self._call,
+            "confinement": self._confinement,
         }
 
     async def serve(self, channel: socket.socket) -> None:
@@ -206,87 +207,59 @@ class Agent:
 
     async def _warm(self, header: Header, body: bytes) -> bytes:
         if self._compute is None:
-            self._compute = ComputePool(header)
+            self._compute = ComputePlace(header)
         return b""
 
     async def _call(self, header: Header, body: bytes) -> bytes:
         if self._compute is None:
-            raise Unavailable("the compute actors were not started")
-        return await self._compute.call(body, deadline_s=header["deadline_s"])
+            raise Unavailable("the compute actor was not started")
+        return await self._compute.call(body)
+
+    async def _confinement(self, header: Header, body: bytes) -> bytes:
+        return pack({} if self._compute is None else await self._compute.confinement())
 
 
-class ComputePool:
-    """Warm actors, each for one call at a time; one that is late, too large or dead is replaced.
-
-    A call goes on when its caller has gone away: to end its actor would cost the next caller seconds.
-    """
+class ComputePlace:
+    """The actor with the compute processes: one, replaced when it is gone."""
 
     def __init__(self, settings: Header) -> None:
         self._settings = settings
-        self._idle: asyncio.Queue[Any] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
-        for _ in range(settings["workers"]):
-            self._add()
+        self._actor: Any = None
+        self._starting = asyncio.Lock()
+        self._warming = asyncio.create_task(self._begin())
 
-    async def call(self, payload: bytes, *, deadline_s: float) -> bytes:
-        """The answer to a request.
+    async def call(self, payload: bytes) -> bytes:
+        """The answer to a call. Raises: Unavailable; RayError where the actor is gone."""
+        actor = await self._living()
+        try:
+            answer: bytes = await actor.call.remote(payload)
+        except ray.exceptions.RayActorError as error:
+            self._actor = None
+            raise Unavailable(f"the compute actor is gone: {error}".partition("\n")[0]) from error
+        return answer
 
-        Raises: Unavailable, TimeoutError; RayError where the actor dies of it.
-        """
-        until = asyncio.get_running_loop().time() + deadline_s
-        try:
-            async with asyncio.timeout_at(until):
-                actor = await self._living()
-        except TimeoutError:
-            raise Unavailable(f"no compute actor was free within {deadline_s} s") from None
-        kept = False
-        try:
-            async with asyncio.timeout_at(until):
-                answer, resident_bytes = await actor.answer.remote(payload)
-            kept = resident_bytes <= self._settings["memory_bytes"]
-            result: bytes = answer
-            return result
-        finally:
-            if kept:
-                self._idle.put_nowait(actor)
-            else:
-                ray.kill(actor, no_restart=True)
-                self._add()
+    async def confinement(self) -> Header:
+        """What its processes may not do; empty: not known."""
+        if self._actor is None:
+            return {}
+        found: Header = await self._actor.confinement.remote()
+        return found
+
+    async def _begin(self) -> None:
+        with contextlib.suppress(Unavailable):
+            await self._living()
 
     async def _living(self) -> Any:
-        """An idle actor; one that died meanwhile is replaced, and fails nobody's call."""
-        while True:
-            actor = await self._idle.get()
-            try:
-                await actor.ready.remote()
-            except ray.exceptions.RayError as error:
-                _log.warning("an idle compute actor is gone: %s", error)
-                self._add()
-            except asyncio.CancelledError:
-                self._idle.put_nowait(actor)
-                raise
-            else:
-                return actor
-
-    def _add(self) -> None:
-        task = asyncio.create_task(self._start_one())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _start_one(self) -> None:
-        """Starts an actor, for as long as it takes."""
-        backoff_s = 0.5
-        while True:
-            try:
-                actor = await asyncio.to_thread(_compute_actor, self._settings)
-                await actor.ready.remote()
-            except Exception as error:  # The edge of a supervised loop: whatever it is, the place must be filled.
-                _log.warning("a compute actor did not start: %s", error)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, 10.0)
-            else:
-                self._idle.put_nowait(actor)
-                return
+        async with self._starting:
+            if self._actor is None:
+                try:
+                    actor = await asyncio.to_thread(_compute_actor, self._settings)
+                    await actor.start.remote()
+                except ray.exceptions.RayError as error:
+                    _log.warning("the compute actor did not start: %s", error)
+                    raise Unavailable(f"the compute actor did not start: {error}".partition("\n")[0]) from error
+                self._actor = actor
+            return self._actor
 
 
 def _probe(address: str) -> None:
@@ -323,9 +296,9 @@ def _supervisor(launch: Launch, entry: str) -> Any:
 
 def _compute_actor(settings: Header) -> Any:
     return (
-        ray.remote(num_cpus=0, max_restarts=0)(ComputeActor)
+        ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)(ComputeActor)
         .options(scheduling_strategy=_on(_node_with_cpus()))
-        .remote(settings["warm"], settings["environment"])
+        .remote(settings)
     )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.agent_link import AgentError, AgentLink
+from shardyard_coordinator.launch.compute_wire import read_answer, settings_of
 from shardyard_coordinator.launch.frames import Header, pack, split, unpack
-from shardyard_coordinator.launch.process_compute import WARM
+from shardyard_coordinator.launch.process_compute import ANSWERER, WARM, Folders, Size
 from shardyard_coordinator.launch.protocols import (
     AttemptKey,
     ClusterView,
-    ComputeFailed,
     ComputeUnavailable,
     Launch,
     Node,
@@ -32,6 +33,9 @@ _ENSURE_S = 90.0
 _KILL_S = 45.0
 # Beyond the agent's own limit for a long poll.
 _POLL_GRACE_S = 12.0
+# A question waits for its turn, however long; what it may take after that is the processes' own affair.
+_COMPUTE_S = 600.0
+_CONFINEMENT_S = 1.0
 _STORAGE_CAUSES = {
     cause.value: cause for cause in (Cause.STORAGE_FULL, Cause.STORAGE_NOT_WRITABLE, Cause.STORAGE_UNAVAILABLE)
 }
@@ -140,58 +144,70 @@ class RayLauncher:
 
 
 class RayCompute:
-    """Calls functions in warm actors; shares the launcher's agent, and starts and ends with it."""
+    """A ProcessCompute on a node of the cluster: an actor has its processes, and Ray does no more than place it.
+
+    Shares the launcher's agent, and starts and ends with it.
+    """
 
     def __init__(
         self,
         link: AgentLink,
         *,
-        workers: int = 1,
-        threads: int = 1,
-        memory_bytes: int = 4 * 1024**3,
+        log: Path,
+        size: Size | None = None,
+        folders: Folders | None = None,
         warm: Sequence[str] = WARM,
+        answerer: str = ANSWERER,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._link = link
-        self._settings: Header = {
-            "method": "warm",
-            "workers": workers,
-            "warm": list(warm),
-            "memory_bytes": memory_bytes,
-            "environment": {
-                "OMP_NUM_THREADS": str(threads),
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "DS_ACCELERATOR": "cpu",
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-        }
+        self._confinement: Mapping[str, str] = {}
+        self._settings = {"method": "warm"} | settings_of(
+            log=str(log),
+            size=size or Size(),
+            folders=folders or Folders(),
+            warm=tuple(warm),
+            answerer=answerer,
+            environment=environment or {},
+        )
 
     async def start(self) -> None:
         """Begins to warm up; returns at once."""
         await self._link.at_each_connection(self._settings)
 
     async def close(self) -> None:
-        """The actors end with the agent."""
+        """The processes end with the agent."""
 
-    async def call(self, function: str, request: bytes, *, deadline_s: float) -> bytes:
-        """Calls `package.module:function` with bytes.
+    async def inspect(
+        self,
+        function: str,
+        request: bytes,
+        *,
+        caller: tuple[str, ...],
+        cpu_s: float,
+        route: bytes = b"",
+        network: bool = False,
+    ) -> bytes:
+        """Calls `package.module:function` in a process of its own; see `protocols.Compute`."""
+        options = {"caller": caller, "cpu_s": cpu_s, "route": route.hex(), "network": network}
+        return await self._call({"verb": "inspect", "function": function, "options": options}, request)
 
-        Raises: ComputeUnavailable, ComputeFailed, TimeoutError.
-        """
+    async def ask(self, function: str, model: str, request: bytes, *, caller: tuple[str, ...], turn_s: float) -> bytes:
+        """Asks the model's process; see `protocols.Compute`."""
+        options = {"caller": caller, "turn_s": turn_s}
+        return await self._call({"verb": "ask", "function": function, "model": model, "options": options}, request)
+
+    async def confinement(self) -> Mapping[str, str]:
+        """As the warm process says; empty where nothing answers."""
+        if not self._confinement and self._link.connected:
+            with suppress(Unreachable, AgentError):
+                header, _ = unpack(await self._link.ask({"method": "confinement"}, timeout_s=_CONFINEMENT_S))
+                self._confinement = {str(name): str(text) for name, text in header.items()}
+        return self._confinement
+
+    async def _call(self, header: Header, body: bytes) -> bytes:
         try:
-            reply, result = unpack(
-                await self._link.ask(
-                    {"method": "compute", "deadline_s": deadline_s},
-                    pack({"function": function}, request),
-                    timeout_s=deadline_s + 1.0,
-                )
-            )
-        except Unreachable as error:
+            answer = await self._link.ask({"method": "compute"}, pack(header, body), timeout_s=_COMPUTE_S)
+        except (Unreachable, AgentError) as error:
             raise ComputeUnavailable(str(error)) from error
-        except AgentError as error:
-            if error.kind == "timeout":
-                raise TimeoutError(f"{function} did not answer in time") from error
-            failure = ComputeUnavailable if error.kind == "unavailable" else ComputeFailed
-            raise failure(str(error)) from error
-        if not reply["ok"]:
-            raise ComputeFailed(reply["error"])
-        return result
+        return read_answer(answer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import os
 import signal
@@ -27,8 +26,10 @@ import ray
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
-from shardyard_coordinator.launch.compute_worker import answer, resolve
+from shardyard_coordinator.launch.compute_wire import answer_call, made_of
+from shardyard_coordinator.launch.compute_worker import resolve
 from shardyard_coordinator.launch.folder import make_attempt_folder
+from shardyard_coordinator.launch.frames import Header
 from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch
@@ -268,19 +269,22 @@ class Supervisor:
 
 
 class ComputeActor:
-    """A warm process for a Compute; `answer` is that of the local compute workers."""
+    """Has the processes of a Compute on this node: the same as beside a coordinator."""
 
-    def __init__(self, warm: list[str], environment: dict[str, str]) -> None:
-        os.environ.update(environment)
-        for module in warm:
-            importlib.import_module(module)
+    def __init__(self, settings: Header) -> None:
+        self._compute = made_of(settings, log=Path(settings["log"]))
 
-    def ready(self) -> None:
-        """Returns when the imports are done."""
+    async def start(self) -> None:
+        """Begins to warm up."""
+        await self._compute.start()
 
-    def answer(self, payload: bytes) -> tuple[bytes, int]:
-        """The answer to a request, and the resident memory after it."""
-        return answer(payload), psutil.Process().memory_info().rss
+    async def call(self, payload: bytes) -> bytes:
+        """The answer to a call of `compute_wire`."""
+        return await answer_call(self._compute, payload)
+
+    async def confinement(self) -> Header:
+        """What the processes may not do."""
+        return dict(await self._compute.confinement())
 
 
 class RankActor:

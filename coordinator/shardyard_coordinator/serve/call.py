@@ -15,12 +15,13 @@ from shardyard_coordinator.serve.wire import Shape, shape_of
 
 @dataclass(frozen=True)
 class Call:
-    """Who calls what, and until when: `deadline_s` is on the loop's clock; None: no limit."""
+    """Who calls what, over which connection, and until when: `deadline_s` is on the loop's clock; None: no limit."""
 
     method: str
     principal: str
     request_id: str
     deadline_s: float | None
+    peer: str = ""
 
     @property
     def actor(self) -> Actor:

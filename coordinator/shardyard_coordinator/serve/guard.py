@@ -216,7 +216,8 @@ class Guard:
         if remaining is None or remaining > 3e7:  # grpc gives an endless deadline as a huge one.
             remaining = default_s
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
-        return Call(method.path, LOCAL_PRINCIPAL, f"{self._run}-{next(self._calls):x}", deadline)
+        request_id = f"{self._run}-{next(self._calls):x}"
+        return Call(method.path, LOCAL_PRINCIPAL, request_id, deadline, context.peer())
 
 
 def _no_port(address: str) -> str:

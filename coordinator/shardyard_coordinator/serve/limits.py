@@ -53,7 +53,7 @@ class Limits:
     max_chunk_bytes: int = 1024 * 1024
     max_pending_calls: int = 20_000
     max_unary: int = 512
-    max_heavy_each: int = 16
+    max_heavy_each: int = 128
     max_watches: int = 10_000
     max_waits: int = 10_000
     max_log_streams: int = 2_000
@@ -73,6 +73,8 @@ class Limits:
     unary_timeout_s: float = 60.0
     slow_consumer_s: float = 60.0
     max_response_bytes: int = 3 * 1024 * 1024
+    inspection_s: float = 30.0
+    turn_s: float = 30.0
 
 
 def is_never_shed(path: str) -> bool:

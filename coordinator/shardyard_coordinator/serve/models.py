@@ -9,9 +9,11 @@ from google.protobuf import empty_pb2
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import transfer_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import describe, download, find, ready
+from shardyard_coordinator.serve.inspection import Subject
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
@@ -19,7 +21,7 @@ from shardyard_coordinator.store import encode, resources
 
 PREDICT_FUNCTION = "shardyard_trainer.infer:predict"
 EMBED_FUNCTION = "shardyard_trainer.infer:embed"
-INFER_S = 60.0
+_SUBJECT = Subject("model", "these instances with the model", Reason.MODEL_INVALID)
 _KIND = ResourceKind.MODEL
 
 
@@ -93,8 +95,7 @@ class ModelService:
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
         )
-        asked = self._parts.ask(PREDICT_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
-        answer = await in_time(call, asked)
+        answer = await self._ask(PREDICT_FUNCTION, message, call)
         reply = worker_pb2.PredictReply.FromString(answer)
         raise_violations(reply.violations)
         return reply.response
@@ -108,11 +109,15 @@ class ModelService:
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
         )
-        asked = self._parts.ask(EMBED_FUNCTION, message.SerializeToString(), call, at_most_s=INFER_S)
-        answer = await in_time(call, asked)
+        answer = await self._ask(EMBED_FUNCTION, message, call)
         reply = worker_pb2.EmbedReply.FromString(answer)
         raise_violations(reply.violations)
         return reply.response
+
+    async def _ask(self, function: str, message: worker_pb2.PredictCall | worker_pb2.EmbedCall, call: Call) -> bytes:
+        questions = self._parts.questions
+        asked = questions.ask(function, message.folder, message.SerializeToString(), call, subject=_SUBJECT)
+        return await in_time(call, asked)
 
     async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
         """Where a model lies, and its files as they were registered."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import secrets
 import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,15 +15,15 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import MEANINGS, Code, Reason
 from shardyard_coordinator.launch.claim import claim_of
-from shardyard_coordinator.launch.protocols import ClusterView, Compute, ComputeFailed, ComputeUnavailable, Launcher
+from shardyard_coordinator.launch.protocols import ClusterView, Compute, Launcher
 from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.inspection import Questions, not_in_time
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store.store import Store
 
-log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 # What is left of a caller's time for the answer's way back.
 _ANSWER_S = 0.2
@@ -45,6 +44,11 @@ class Parts:
     storage: Path
     projects: frozenset[str]
     data_roots: tuple[str, ...]
+
+    @cached_property
+    def questions(self) -> Questions:
+        """To the processes that open strangers' files."""
+        return Questions(self.compute, self.limits)
 
     @property
     def cache_dir(self) -> str:
@@ -71,21 +75,6 @@ class Parts:
             text = f"no right to projects/{project}, whether it exists or not; ask its owner, or use projects/default"
             raise Refused(Reason.ACCESS_DENIED, text)
 
-    async def ask(self, function: str, request: bytes, call: Call, *, at_most_s: float) -> bytes:
-        """Calls a function of the trainer in a warm process; Refused INSPECTION_UNAVAILABLE where none answers.
-
-        The process has `at_most_s`, however little time the caller has: to end it would cost the next one seconds.
-        """
-        try:
-            return await self.compute.call(function, request, deadline_s=at_most_s)
-        except (ComputeUnavailable, TimeoutError):
-            raise _not_in_time() from None
-        except ComputeFailed:
-            error_id = secrets.token_hex(8)
-            log.exception("error %s in %s, request %s", error_id, function, call.request_id)
-            text = f"the worker that looked into it failed; the service's log has the details under {error_id}"
-        raise Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
-
 
 async def in_time(call: Call, answer: Awaitable[_T]) -> _T:
     """What is awaited; Refused INSPECTION_UNAVAILABLE shortly before the caller's deadline, unless it is soon."""
@@ -94,12 +83,7 @@ async def in_time(call: Call, answer: Awaitable[_T]) -> _T:
         async with asyncio.timeout(left_s - _ANSWER_S if _SHORT_S < left_s < math.inf else None):
             return await answer
     except TimeoutError:
-        raise _not_in_time() from None
-
-
-def _not_in_time() -> Refused:
-    text = "no worker could look into it in time; try again after the delay"
-    return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
+        raise not_in_time() from None
 
 
 class Cluster:

@@ -28,13 +28,14 @@ from shardyard_coordinator.domain.records import EventDraft, EventKind
 from shardyard_coordinator.launch.node_shape import gpus_of_worker, planning_shape
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.inspection import Subject
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
 from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import encode, resources
 from shardyard_coordinator.store.together import Together, looks_together, reads_together
 
 PLAN_FUNCTION = "shardyard_trainer.plan:plan"
-INSPECTION_S = 30.0
+_SUBJECT = Subject("job.spec", "what the spec names", Reason.SPEC_INVALID, prefix="job.")
 _PLANNER = f"4 {version('shardyard')}\n".encode()
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -114,7 +115,7 @@ class Plans:
             request = worker_pb2.PlanRequest(
                 spec=spec, locations=located.locations, node_shape=worker_pb2.NodeShape.FromString(shape)
             )
-            planned = await self._once(fingerprint, request, call)
+            planned = await self._once(fingerprint, request, call, located)
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
 
@@ -147,11 +148,11 @@ class Plans:
         found = [*_complaints(named, lambda name: folder_of(conn, name)), *refused.violations]
         return refused_fields(found) if found else refused
 
-    async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call) -> Planned:
+    async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call, located: Located) -> Planned:
         """Many callers with one fingerprint share one question; a caller that leaves does not end it."""
         asked = self._asked.get(fingerprint)
         if asked is None:
-            asked = asyncio.ensure_future(self._make(fingerprint, request, call))
+            asked = asyncio.ensure_future(self._make(fingerprint, request, call, located))
             self._asked[fingerprint] = asked
             asked.add_done_callback(lambda done: self._forget(fingerprint, done))
         return await in_time(call, asyncio.shield(asked))
@@ -161,12 +162,20 @@ class Plans:
         if not done.cancelled():
             done.exception()  # Seen here, where every caller has left; the callers see it too.
 
-    async def _make(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call) -> Planned:
+    async def _make(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call, located: Located) -> Planned:
         kept = is_pinned(request.spec)
         parts = self._parts
         stored = await parts.store.read(lambda conn: resources.get_plan(conn, fingerprint)) if kept else None
         if stored is None:
-            answer = await parts.ask(PLAN_FUNCTION, request.SerializeToString(), call, at_most_s=INSPECTION_S)
+            answer = await parts.questions.inspect(
+                PLAN_FUNCTION,
+                request.SerializeToString(),
+                call,
+                subject=_SUBJECT,
+                key=fingerprint,
+                route=_route(request, located.identity),
+                network=names_the_hub(request.spec),
+            )
             result = worker_pb2.PlanResult.FromString(answer)
             raise_violations(result.violations, "job.")
             stored = result.plan.SerializeToString()
@@ -190,6 +199,17 @@ def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: 
     return digest.digest()
 
 
+def _route(request: worker_pb2.PlanRequest, identity: bytes) -> bytes:
+    """Of the files that a spec names, and what they are for: the same for all settings of optimization and the like."""
+    spec = request.spec
+    digest = hashlib.sha256(request.locations.SerializeToString(deterministic=True))
+    for source in (spec.model, spec.tokenizer, spec.train_data, spec.eval_data, spec.feature_extraction.data):
+        data = source.SerializeToString(deterministic=True)
+        digest.update(len(data).to_bytes(8, "little") + data)
+    digest.update(identity)
+    return digest.digest()
+
+
 def _planned(data: bytes) -> Planned:
     plan = plan_pb2.JobPlan.FromString(data)
     resources_ = plan.resolved_spec.resources
@@ -201,6 +221,11 @@ def _planned(data: bytes) -> Planned:
         cpus_per_worker=max(resources_.cpus_per_worker, 1),
         warnings=tuple(encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning)) for warning in plan.warnings),
     )
+
+
+def names_the_hub(spec: spec_pb2.JobSpec) -> bool:
+    """Whether planning it may have to reach the Hub."""
+    return any(source.WhichOneof("source") == "hub" for source in (spec.model, spec.tokenizer))
 
 
 def is_pinned(spec: spec_pb2.JobSpec) -> bool:

@@ -56,6 +56,7 @@ class ServerService:
             start_time=encode.timestamp(self._start_us),
             warnings=self._warnings,
             data_roots=parts.data_roots,
+            confinement=await parts.compute.confinement(),
         )
 
     async def _cluster_info(self) -> pb.ClusterInfo:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -29,13 +30,14 @@ from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.serve.arriving import Arriving, Writer, cut, differing, make_empty, mismatch
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.downloads import find
+from shardyard_coordinator.serve.inspection import Subject
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.places import Place, UploadPlaces
 from shardyard_coordinator.serve.storage_errors import storage_errors
 from shardyard_coordinator.store import resources
 
 INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
-INSPECT_S = 60.0
+_SUBJECT = Subject("files", "the model", Reason.MODEL_INVALID)
 _COMMIT_BYTES = 8 * 1024 * 1024
 _SPARE_BYTES = 64 * 1024 * 1024
 
@@ -69,7 +71,7 @@ class Uploads:
                 if first is not None:
                     await self._take(record, folder, arriving, self._chunks(first, arriving, place, messages), call)
                 await self._verify(record, folder, files, call)
-                description = await self._inspect(record, folder, call) if kind is ResourceKind.MODEL else b""
+                description = await self._inspect(record, folder, files, call) if kind is ResourceKind.MODEL else b""
                 self._parts.trace.point("upload.verified")
                 return await self._parts.store.write(lambda conn: _finish(conn, record, description), call.actor)
 
@@ -252,12 +254,15 @@ class Uploads:
         text = f"the sha256 of {names} is not the one announced; send the file again with the same request_id"
         raise Refused(Reason.CHECKSUM_MISMATCH, text, metadata={"file": wrong[0].path})
 
-    async def _inspect(self, record: ResourceRecord, folder: Path, call: Call) -> bytes:
+    async def _inspect(self, record: ResourceRecord, folder: Path, files: list[FileRecord], call: Call) -> bytes:
         request = worker_pb2.InspectModelRequest(folder=str(folder))
-        asked = self._parts.ask(INSPECT_FUNCTION, request.SerializeToString(), call, at_most_s=INSPECT_S)
-        answer = await in_time(call, asked)
-        result = worker_pb2.InspectModelResult.FromString(answer)
+        content = "".join(sorted(f"{file.path} {file.sha256}\n" for file in files))
+        key = hashlib.sha256(f"{INSPECT_FUNCTION}\n{content}".encode("utf-8", "surrogateescape")).digest()
+        asked = self._parts.questions.inspect(
+            INSPECT_FUNCTION, request.SerializeToString(), call, subject=_SUBJECT, key=key
+        )
         try:
+            result = worker_pb2.InspectModelResult.FromString(await in_time(call, asked))
             raise_violations(result.violations)
         except Refused as refused:
             if refused.retry_after_s is None:

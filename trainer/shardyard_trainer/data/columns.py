@@ -12,6 +12,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
 from shardyard_trainer.data.readers import Layout, NumberedRow, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.reading import about, reading
 
 _NAME = re.compile(r"[^\W\d](?:[\w.-]{0,62}\w)?")
 """What a column may be called: one word that begins with a letter and ends as no sentence does."""
@@ -34,6 +35,8 @@ def read_rows(
     """The rows of all files, in order. Raises DataError, said of `field`, at the end also where no row has a text."""
     is_blank = True
     for file in files:
+        about(field, "DATA_INVALID")
+        reading(file.name)
         try:
             for row in _file_rows(file, source, with_label=with_label):
                 is_blank = is_blank and not row.text.strip()

@@ -1,0 +1,198 @@
+"""Processes that answer for models: one a model, asked by many at once, ended when they are used no more."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+
+from shardyard_coordinator.launch.forks import Fork, WarmProcessGone
+from shardyard_coordinator.launch.protocols import ComputeUnavailable, InputFailed
+
+Caller = tuple[str, ...]
+
+_CHECK_S = 0.1
+_MOST_PROCESSES = 8
+_MOST_WAITING = 64
+_TRIES = 4
+_PATIENCE_S = 30.0
+
+
+class _Died(Exception):
+    """The process is gone. `among`: with how many questions this one was being computed; 0: it waited."""
+
+    def __init__(self, how: str, among: int, *, by_us: bool) -> None:
+        super().__init__(how)
+        self.how = how
+        self.among = among
+        self.by_us = by_us
+
+
+class _Process:
+    """One model's process, and who waits for it."""
+
+    def __init__(self, fork: Fork, *, memory_bytes: int) -> None:
+        self._fork = fork
+        self._memory_bytes = memory_bytes
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._turn_s: dict[int, float] = {}
+        self._computing: list[int] = []
+        self._since_s = 0.0
+        self._killed = ""
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
+
+    @property
+    def alive(self) -> bool:
+        return not self._tasks[0].done()
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting
+
+    def own_bytes(self) -> int:
+        return self._fork.own_bytes()
+
+    async def ask(self, function: str, caller: Caller, request: bytes, *, alone: bool, turn_s: float) -> bytes:
+        """Raises: _Died, InputFailed, ComputeFailed."""
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[number], self._turn_s[number] = answer, turn_s
+        try:
+            header = {"id": number, "function": function, "caller": list(caller), "alone": alone}
+            await self._fork.send(header, request)
+            return await answer
+        finally:
+            self._waiting.pop(number, None)
+            self._turn_s.pop(number, None)
+            if not answer.done() or answer.cancelled():
+                await self._fork.send({"cancel": number})
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail("ended", by_us=True)
+
+    async def _read(self) -> None:
+        """Answers whoever waits until the process is gone."""
+        how = "its process is gone"
+        try:
+            while (received := await self._fork.receive()) is not None:
+                header, body = received
+                if "id" in header:
+                    self._answer(header["id"], header, body)
+                else:
+                    self._computing = header.get("computing", [])
+                    self._since_s = asyncio.get_running_loop().time()
+        finally:
+            try:
+                how = (await self._fork.end()).words
+            except WarmProcessGone:
+                self._computing = []  # Nobody's fault.
+            self._fail(self._killed or f"its process {how}", by_us=bool(self._killed))
+
+    def _answer(self, number: int, header: Mapping[str, str], body: bytes) -> None:
+        answer = self._waiting.get(number)
+        if answer is None or answer.done():
+            return
+        if header["ok"]:
+            answer.set_result(body)
+        else:
+            how = "takes more memory than there is" if header["kind"] == "memory" else "fails in an unforeseen way"
+            answer.set_exception(InputFailed(how, note={}, log=header["error"]))
+
+    async def _watch(self) -> None:
+        """Ends a process whose turn takes too long, or that grows too large."""
+        loop = asyncio.get_running_loop()
+        while self.alive and not self._killed:
+            await asyncio.sleep(_CHECK_S)
+            limits = [self._turn_s[number] for number in self._computing if number in self._turn_s]
+            if limits and loop.time() - self._since_s > max(limits):
+                self._killed = f"takes more than {max(limits):g} s"
+            elif self._computing and self._fork.own_bytes() > self._memory_bytes:
+                self._killed = f"takes more than {self._memory_bytes:,} bytes of memory"
+        if self._killed:
+            self._fork.kill()
+
+    def _fail(self, how: str, *, by_us: bool) -> None:
+        for number, answer in list(self._waiting.items()):
+            if not answer.done():
+                among = len(self._computing) if number in self._computing else 0
+                answer.set_exception(_Died(how, among, by_us=by_us))
+
+
+class Answering:
+    """Asks each model's process; begins one where there is none. `fork` makes one."""
+
+    def __init__(self, fork: Callable[[], Awaitable[Fork]], *, memory_bytes: int) -> None:
+        self._fork = fork
+        self._memory_bytes = memory_bytes
+        self._processes: OrderedDict[str, _Process] = OrderedDict()
+        self._starting = asyncio.Lock()
+        self._callers: Counter[Caller] = Counter()
+        self._users: Counter[str] = Counter()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def ask(self, function: str, model: str, request: bytes, *, caller: Caller, turn_s: float) -> bytes:
+        """The answer. A process that dies is replaced; who was computed in it alone, and twice, is at fault.
+
+        Raises: InputFailed, ComputeUnavailable, ComputeFailed, WarmProcessGone.
+        """
+        if self._callers[caller] >= _MOST_WAITING:
+            raise ComputeUnavailable(f"{_MOST_WAITING} questions of this caller wait already")
+        self._callers[caller] += 1
+        self._users[model] += 1
+        try:
+            alone = False
+            for _ in range(_TRIES):
+                process = await self._process(model)
+                try:
+                    return await process.ask(function, caller, request, alone=alone, turn_s=turn_s)
+                except _Died as died:
+                    if died.among == 1 and (died.by_us or alone):
+                        raise InputFailed(died.how, note={}) from None
+                    alone = alone or died.among > 0
+            raise ComputeUnavailable("the model's process ended again and again")
+        finally:
+            self._callers -= Counter([caller])
+            self._users -= Counter([model])
+            self._end_some(most=_MOST_PROCESSES)
+
+    async def close(self) -> None:
+        """Ends all processes."""
+        processes, self._processes = list(self._processes.values()), OrderedDict()
+        await asyncio.gather(*(process.end() for process in processes), *self._ending, return_exceptions=True)
+
+    async def _process(self, model: str) -> _Process:
+        process = self._processes.get(model)
+        if process is None or not process.alive:
+            async with self._starting:
+                process = self._processes.get(model)
+                if process is None or not process.alive:
+                    await self._wait_for_room()
+                    self._processes[model] = process = _Process(await self._fork(), memory_bytes=self._memory_bytes)
+        self._processes.move_to_end(model)
+        return process
+
+    async def _wait_for_room(self) -> None:
+        until = asyncio.get_running_loop().time() + _PATIENCE_S
+        self._end_some(most=_MOST_PROCESSES - 1)
+        while len(self._processes) >= _MOST_PROCESSES:
+            if asyncio.get_running_loop().time() > until:
+                raise ComputeUnavailable(f"{_MOST_PROCESSES} models are answering, the most at a time")
+            await asyncio.sleep(_CHECK_S)
+            self._end_some(most=_MOST_PROCESSES - 1)
+
+    def _end_some(self, *, most: int) -> None:
+        """Ends processes that nobody waits for, the least recently used first: over the number, or over the memory."""
+        held = {model: process.own_bytes() for model, process in self._processes.items()}
+        for model, process in list(self._processes.items()):
+            if len(self._processes) <= most and sum(held.values()) <= self._memory_bytes:
+                return
+            if process.idle and not self._users[model]:
+                del self._processes[model], held[model]
+                task = asyncio.create_task(process.end())
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)

@@ -1,0 +1,204 @@
+"""The coordinator's end of a `compute_worker`: one warm process that is asked for forks, and the forks' streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame, unpack
+
+_PACKET_BYTES = 64 * 1024
+# Above what a fork's whole start and end take on a busy machine.
+_ORDER_S = 30.0
+_LOG_BYTES = 8 * 1024**2
+
+_log = logging.getLogger(__name__)
+
+
+class WarmProcessGone(Exception):
+    """The warm process ended, and every fork of it: nothing of that is a question's fault."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a fork ended: its exit code, negative for a signal, None if it is not known; and what it computed."""
+
+    status: int | None
+    cpu_s: float
+
+    @property
+    def words(self) -> str:
+        """For a message."""
+        if self.status is not None and self.status < 0:
+            return f"ended by {signal.Signals(-self.status).name}"
+        return f"ended with exit code {self.status}"
+
+
+@dataclass(frozen=True, eq=False)
+class Fork:
+    """One fork: frames go to it and come from it."""
+
+    pid: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    warm: WarmProcess
+
+    async def send(self, header: Header, body: bytes = b"") -> None:
+        """Sends a frame; a fork that is gone is seen when it is read from."""
+        with suppress(ConnectionError):
+            self.writer.write(frame(pack(header, body)))
+            await self.writer.drain()
+
+    async def receive(self) -> tuple[Header, bytes] | None:
+        """The next frame; None: it is gone."""
+        payload = await read_frame(self.reader)
+        return None if payload is None else unpack(payload)
+
+    async def end(self) -> Ending:
+        """Ends it, if it has not ended; how it did."""
+        self.writer.close()
+        return await self.warm.end(self.pid)
+
+    def kill(self) -> None:
+        """Ends it at once; `end` says then how it ended. Its number is not another's before that."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def own_bytes(self) -> int:
+        """Resident memory beyond what the warm process has; 0: it is gone."""
+        return max(0, resident_bytes(self.pid) - self.warm.base_bytes)
+
+    def cpu_s(self) -> float:
+        """What it has computed so far."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return float(times.user + times.system)
+
+
+class WarmProcess:
+    """A running `compute_worker`, ready to fork."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._lock = asyncio.Lock()
+        self.confinement: Mapping[str, str] = {}
+        self.base_bytes = 0
+
+    @classmethod
+    async def start(
+        cls, *, warm: Sequence[str], confine: Mapping[str, Any], environment: Mapping[str, str], log: Path
+    ) -> WarmProcess:
+        """Starts one and waits until it has imported everything.
+
+        Raises: OSError; WarmProcessGone where it ends meanwhile.
+        """
+        rotate(log)
+        with log.open("ab") as stream:
+            process, control = await start_child(
+                # -P: the folder that the service was started in is no place for modules, nor to be read.
+                [
+                    *("-P", "-m", "shardyard_coordinator.launch.compute_worker"),
+                    *("--warm", ",".join(warm), "--confine", json.dumps(confine)),
+                ],
+                fd_option="--fd",
+                environment=environment,
+                stdout=stream,
+                stderr=stream,
+                kind=socket.SOCK_SEQPACKET,
+            )
+        control.setblocking(False)
+        self = cls(process, control)
+        try:
+            self.confinement = (await self._receive())["confinement"]
+        except BaseException:
+            self.kill()
+            raise
+        self.base_bytes = resident_bytes(process.pid)
+        return self
+
+    async def fork(self, *, serve: str, memory_bytes: int, network: bool) -> Fork:
+        """A new fork: one that serves with what `serve` makes, or with "" an inspection. Raises WarmProcessGone."""
+        ours, theirs = socket.socketpair()
+        order = {"serve": serve, "memory_bytes": memory_bytes, "network": network}
+        try:
+            with theirs:
+                answer = await self._order(order, theirs.fileno())
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        return Fork(answer["pid"], reader, writer, self)
+
+    async def end(self, pid: int) -> Ending:
+        """Ends a fork. Raises WarmProcessGone: then it is gone too."""
+        answer = await self._order({"end": pid})
+        return Ending(answer["status"], answer["cpu_s"])
+
+    async def wait(self) -> None:
+        """Returns when the process has ended."""
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """Ends the process and its forks."""
+        kill_group(self._process.pid)
+        self._control.close()
+
+    async def _order(self, order: Mapping[str, Any], *descriptors: int) -> dict[str, Any]:
+        """One order at a time: answers come in their order. It is finished though the caller leaves."""
+        return await asyncio.shield(asyncio.ensure_future(self._exchange(order, list(descriptors))))
+
+    async def _exchange(self, order: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        duplicates = [os.dup(descriptor) for descriptor in descriptors]
+        try:
+            async with self._lock, asyncio.timeout(_ORDER_S):
+                socket.send_fds(self._control, [json.dumps(order).encode()], duplicates)
+                return await self._receive()
+        except (OSError, TimeoutError) as error:
+            # Without its answer the next one could not be told apart.
+            self.kill()
+            raise WarmProcessGone("the warm process does not answer") from error
+        finally:
+            for duplicate in duplicates:
+                os.close(duplicate)
+
+    async def _receive(self) -> dict[str, Any]:
+        packet = await asyncio.get_running_loop().sock_recv(self._control, _PACKET_BYTES)
+        if not packet:
+            raise WarmProcessGone("the warm process ended")
+        answer: dict[str, Any] = json.loads(packet)
+        return answer
+
+
+def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
+    """Begins a log anew that has grown over its size; one earlier one is kept. Who writes into it appends."""
+    try:
+        if log.stat().st_size > most_bytes:
+            log.with_name(f"{log.name}.1").write_bytes(log.read_bytes()[-most_bytes:])
+            os.truncate(log, 0)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.warning("%s cannot be begun anew: %s", log, error)
+
+
+def resident_bytes(pid: int) -> int:
+    """0: the process is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0

@@ -1,0 +1,139 @@
+"""Questions to processes that open strangers' files, and what their ends mean to callers.
+
+What ends its process, takes too long or too much memory is refused as the input that it is, and the verdict is
+remembered: asked again, the same question is answered without being run. UNAVAILABLE is only what may go well another
+time without anybody changing anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.launch.protocols import Compute, ComputeFailed, ComputeUnavailable, InputFailed
+from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.limits import Limits
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED_S = 600.0
+_MOST_REMEMBERED = 1024
+_NEXT_STEPS = {
+    Reason.MODEL_INVALID: "use another model or tokenizer, or save this one anew with `save_pretrained`",
+    Reason.DATA_INVALID: "give fewer, smaller or simpler files",
+}
+_NEXT_STEP = "leave out what is unusual in it"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a question is about, where its process has not said what it was reading; `prefix` goes before fields."""
+
+    field: str
+    what: str
+    reason: Reason
+    prefix: str = ""
+
+
+class Questions:
+    """Asks the compute processes, and remembers what inputs they died of."""
+
+    def __init__(self, compute: Compute, limits: Limits) -> None:
+        self._compute = compute
+        self._limits = limits
+        self._verdicts: OrderedDict[bytes, tuple[float, Refused]] = OrderedDict()
+
+    async def inspect(
+        self,
+        function: str,
+        request: bytes,
+        call: Call,
+        *,
+        subject: Subject,
+        key: bytes,
+        route: bytes = b"",
+        network: bool = False,
+    ) -> bytes:
+        """Calls a function of the trainer in a process of its own.
+
+        `key` stands for the question: the same one is the same function, request and content of files. Questions of one
+        `route` name the same files. Raises Refused: the subject's reason, or INSPECTION_UNAVAILABLE.
+        """
+        caller, cpu_s = _caller(call), self._limits.inspection_s
+        return await self._judged(
+            lambda: self._compute.inspect(function, request, caller=caller, cpu_s=cpu_s, route=route, network=network),
+            call,
+            subject,
+            key,
+        )
+
+    async def ask(self, function: str, folder: str, request: bytes, call: Call, *, subject: Subject) -> bytes:
+        """Asks a model's process. Raises Refused."""
+        key = hashlib.sha256(f"{function} {folder} ".encode() + request).digest()
+        caller, turn_s = _caller(call), self._limits.turn_s
+        return await self._judged(
+            lambda: self._compute.ask(function, folder, request, caller=caller, turn_s=turn_s), call, subject, key
+        )
+
+    async def _judged(self, ask: Callable[[], Awaitable[bytes]], call: Call, subject: Subject, key: bytes) -> bytes:
+        if (known := self._recall(key)) is not None:
+            raise known
+        try:
+            return await ask()
+        except ComputeUnavailable as error:
+            log.warning("%s, request %s: %s", call.method, call.request_id, error)
+            raise not_in_time() from None
+        except ComputeFailed:
+            error_id = _logged(call, "the system failed")
+            text = f"the system failed the worker that looked into it; the service's log has details under {error_id}"
+            raise Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0) from None
+        except InputFailed as failed:
+            refused = _refusal(failed, call, subject)
+            self._remember(key, refused)
+            raise refused from None
+
+    def _recall(self, key: bytes) -> Refused | None:
+        until_s, refused = self._verdicts.get(key, (0.0, None))
+        return refused if time.monotonic() < until_s else None
+
+    def _remember(self, key: bytes, refused: Refused) -> None:
+        self._verdicts[key] = time.monotonic() + _REMEMBERED_S, refused
+        self._verdicts.move_to_end(key)
+        while len(self._verdicts) > _MOST_REMEMBERED:
+            self._verdicts.popitem(last=False)
+
+
+def not_in_time() -> Refused:
+    """No worker was free, or warm."""
+    text = "no worker could look into it in time; try again after the delay"
+    return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
+
+
+def _refusal(failed: InputFailed, call: Call, subject: Subject) -> Refused:
+    reason = Reason(failed.reason) if failed.reason in Reason.__members__ else subject.reason
+    field = f"{subject.prefix}{failed.field}" if failed.field else subject.field
+    details = ""
+    if failed.log:
+        log.error("%s", failed.log)
+        details = f" (the service's log has details under {_logged(call, 'nobody foresaw it')})"
+    step = _NEXT_STEPS.get(reason, _NEXT_STEP)
+    text = f"reading {failed.what or subject.what} {failed.how}{details}; {step}"
+    return refused_fields([FieldViolation(field, text, reason)])
+
+
+def _logged(call: Call, what: str) -> str:
+    error_id = secrets.token_hex(8)
+    log.exception("error %s in %s, request %s: %s", error_id, call.method, call.request_id, what)
+    return error_id
+
+
+def _caller(call: Call) -> tuple[str, ...]:
+    """Callers take turns, and the connections of each."""
+    return call.principal, call.peer

@@ -1,0 +1,207 @@
+"""Inputs that would stop whoever opens them, through the public calls of a real service: they harm their sender alone.
+
+The service looks at one for two seconds of computing. Meanwhile it answers everybody else, and afterwards it knows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from helpers.served import Served, served
+from helpers.service import Failure, failure_of
+from helpers.tiny_folders import save_folder
+from shardyard.v1 import (
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    model_service_pb2_grpc,
+    server_service_pb2,
+    server_service_pb2_grpc,
+)
+
+LIMIT_S = 2
+# A forked process may be late on a machine that does other things too.
+LATEST_S = 10 * LIMIT_S + 10
+
+
+def split_by(pattern: str, text: str) -> Callable[[Path], None]:
+    """A tokenizer whose regex tries every way to cut a word, and texts to try it on."""
+
+    def change(place: Path) -> None:
+        content = json.loads((place / "bert" / "tokenizer.json").read_text())
+        content["pre_tokenizer"] = {
+            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
+        }  # fmt: skip
+        (place / "bert" / "tokenizer.json").write_text(json.dumps(content))
+        (place / "reviews.csv").write_text("text,label\n" + f"{text},good\nmy dog,bad\n" * 40)
+
+    return change
+
+
+BACKTRACKING = r"(?:a+)+(?=b)|(?:(a|aa)+)+\1b"
+slow_tokenizer = split_by(BACKTRACKING, ("a" * 20 + " ") * 2000)
+panicking_tokenizer = split_by(BACKTRACKING, "a" * 5000)
+
+
+def parquet_bomb(place: Path) -> None:
+    """A kilobyte that says the same long text two million times."""
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2_000_000, np.int32)), pa.array(["good film " * 400]))
+    label = pa.array(["good"]).take(pa.array(np.zeros(2_000_000, np.int64)))
+    pq.write_table(pa.table({"text": text, "label": label}), place / "reviews.parquet", compression="zstd")
+
+
+def many_keys(place: Path) -> None:
+    row = {"text": "good", "label": "good"} | {f"k{index}": 1 for index in range(40_000)}
+    (place / "reviews.jsonl").write_text((json.dumps(row) + "\n") * 40)
+
+
+def deep_config(**changes: object) -> Callable[[Path], None]:
+    def change(place: Path) -> None:
+        config = json.loads((place / "bert" / "config.json").read_text())
+        (place / "bert" / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+ROWS: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
+    ("a regex that takes for ever", slow_tokenizer, "reviews.csv", {"DATA_INVALID"}),
+    ("a regex that gives up by a panic", panicking_tokenizer, "reviews.csv", {"MODEL_INVALID"}),
+    ("a small file that is large", parquet_bomb, "reviews.parquet", {"DATA_INVALID"}),
+    ("many keys", many_keys, "reviews.jsonl", {"DATA_INVALID"}),
+    ("many layers", deep_config(num_hidden_layers=10**6), "reviews.csv", {"MODEL_INVALID"}),
+    ("many labels", deep_config(num_labels=10**7), "reviews.csv", {"MODEL_INVALID"}),
+]
+
+
+class Caller:
+    """One caller with a connection of its own."""
+
+    def __init__(self, service: Served) -> None:
+        self.channel = grpc.insecure_channel(service.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self.jobs = job_service_pb2_grpc.JobServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.server = server_service_pb2_grpc.ServerServiceStub(self.channel)
+
+    def plan(self, place: Path, data: str = "reviews.csv", **settings: float) -> job_service_pb2.PlanJobRequest:
+        job = job_pb2.Job()
+        job.spec.fine_tuning.text_classification.pooling = 1
+        job.spec.fine_tuning.max_length = 16
+        job.spec.model.uri = str(place / "bert")
+        job.spec.train_data.uri = str(place / data)
+        job.spec.optimization.max_steps = 4
+        for name, value in settings.items():
+            setattr(job.spec.optimization, name, value)
+        request = job_service_pb2.PlanJobRequest(parent="projects/default", job=job)
+        return self.jobs.PlanJob(request, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("hostile")
+    settings = {"SHARDYARD_INSPECTION_S": str(LIMIT_S), "SHARDYARD_COMPUTE_MEMORY_BYTES": str(2**30)}
+    with served(folder, "local", "--data-root", str(folder), environment=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def place(service: Served, request: pytest.FixtureRequest) -> Path:
+    """A folder under the data root with a model and data, all in order."""
+    folder = service.folder / f"place-{abs(hash(request.node.name))}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    save_folder(folder / "bert", "BertModel")
+    (folder / "reviews.csv").write_text("text,label\n" + "good film,good\nbad film,bad\n" * 20)
+    return folder
+
+
+def refusal(call: Callable[[], object]) -> Failure:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return failure_of(raised.value)
+
+
+class Bystander(threading.Thread):
+    """Somebody else, who asks for other things all the time."""
+
+    def __init__(self, service: Served, place: Path) -> None:
+        super().__init__(daemon=True)
+        self._service, self._place = service, place
+        self._stop_asking = threading.Event()
+        self.info_s: list[float] = []
+        self.plans_s: list[float] = []
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        caller, steps = Caller(self._service), 1e-5
+        while not self._stop_asking.is_set():
+            try:
+                for times, ask in (
+                    (self.info_s, lambda: caller.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())),
+                    (self.plans_s, lambda steps=steps: caller.plan(self._place, learning_rate=steps)),
+                ):
+                    begin = time.monotonic()
+                    ask()
+                    times.append(time.monotonic() - begin)
+            except grpc.RpcError as error:
+                self.failures.append(str(error))
+            steps += 1e-6
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        self._stop_asking.set()
+        self.join(60)
+
+
+@pytest.mark.parametrize(("change", "data", "reasons"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_an_input_that_stops_its_reader_is_refused_and_stops_nobody_else(
+    service: Served, place: Path, change: Callable[[Path], None], data: str, reasons: set[str]
+) -> None:
+    other = service.folder / "other"
+    if not other.exists():
+        shutil.copytree(place, other)
+    change(place)
+    caller, bystander = Caller(service), Bystander(service, other)
+    bystander.start()
+    begin = time.monotonic()
+    failure = refusal(lambda: caller.plan(place, data))
+    took_s = time.monotonic() - begin
+    bystander.end()
+    assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, failure
+    assert failure.reason in reasons, failure
+    assert took_s < LATEST_S
+    assert not bystander.failures and bystander.info_s and bystander.plans_s
+    assert max(bystander.plans_s) < LATEST_S
+    begin = time.monotonic()
+    again = refusal(lambda: caller.plan(place, data))
+    assert (again.reason, again.message) == (failure.reason, failure.message)
+    assert time.monotonic() - begin < 1
+
+
+def test_what_its_reader_died_of_names_the_file_and_the_next_step(service: Served, place: Path) -> None:
+    slow_tokenizer(place)
+    failure = refusal(lambda: Caller(service).plan(place))
+    (field,) = failure.violations
+    assert field.startswith("job.spec.")
+    assert "reviews.csv" in failure.message or "tokenizer.json" in failure.message
+    assert "takes more than" in failure.message
+
+
+def test_a_sweep_of_learning_rates_is_planned_from_what_was_read_once(service: Served, place: Path) -> None:
+    caller = Caller(service)
+    first = caller.plan(place, learning_rate=1e-4)
+    begin = time.monotonic()
+    plans = [caller.plan(place, learning_rate=1e-4 + 1e-6 * index) for index in range(1, 20)]
+    assert time.monotonic() - begin < 10
+    assert {plan.num_parameters for plan in plans} == {first.num_parameters}
+    assert len({plan.resolved_spec.optimization.learning_rate for plan in plans}) == 19

@@ -1,0 +1,77 @@
+"""How large the parts of a configuration may be, looked at before anything is built from it.
+
+A model without weights costs time and memory too: a Python object a layer, a table of positions, a dictionary of
+labels. Settings are known by what their names have in common, so that an architecture with names of its own is bounded
+as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+MOST_LAYERS = 2_000
+_MOST_EXPERTS = 1_000_000
+_MOST_LISTED = 10_000
+_MOST_ANYTHING = 2**31
+
+_LAYERS = re.compile(r"(^|_)(n_|num_)?\w*(layer|layers|blocks|block_repeats|depth|depths|stages|groups)$")
+_EXPERTS = re.compile(r"experts$")
+_RULES: tuple[tuple[re.Pattern[str], int], ...] = (
+    # Where layers lie, and every how many something is, are numbers of layers too.
+    (_LAYERS, MOST_LAYERS),
+    (_EXPERTS, 20_000),
+    (re.compile(r"head(s|_groups)?$"), 16_384),
+    (re.compile(r"labels|classes"), 100_000),
+    (re.compile(r"position|seq_len|n_ctx|window|max_length"), 2**30),
+    (re.compile(r"vocab"), 10**8),
+    (re.compile(r"(size|dim|width|rank|embd|embed|inner|d_model|d_ff|d_kv|channels)s?$"), 2**22),
+)
+
+
+class TooLarge(NamedTuple):
+    """A setting over its bound."""
+
+    name: str
+    value: int
+    most: int
+
+    @property
+    def message(self) -> str:
+        """For people."""
+        return f"{self.name} is {self.value:,}; at most {self.most:,} is built here"
+
+
+def too_large(values: Mapping[str, Any]) -> TooLarge | None:
+    """The first setting over its bound, of a configuration and the configurations in it."""
+    for name, value in _numbers(values, ""):
+        if value > (most := _bound(name.rpartition(".")[2])):
+            return TooLarge(name, value, most)
+    layers = max((value for name, value in _numbers(values, "") if _LAYERS.search(name)), default=1)
+    experts = max((value for name, value in _numbers(values, "") if _EXPERTS.search(name)), default=1)
+    if layers * experts > _MOST_EXPERTS:
+        return TooLarge("layers times experts", layers * experts, _MOST_EXPERTS)
+    return None
+
+
+def _bound(name: str) -> int:
+    return next((most for pattern, most in _RULES if pattern.search(name)), _MOST_ANYTHING)
+
+
+def _numbers(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, int]]:
+    for name, value in values.items():
+        path = f"{place}.{name}" if place else str(name)
+        if isinstance(value, dict):
+            yield from _numbers(value, path)
+        elif isinstance(value, list):
+            # A list of what each layer is, say: it has an entry for each.
+            if len(value) > _MOST_LISTED:
+                yield f"{path}.layers", len(value)
+            yield from ((path, each) for each in value[:_MOST_LISTED] if _is_count(each))
+        elif _is_count(value):
+            yield path, value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
