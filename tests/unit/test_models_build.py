@@ -339,6 +339,13 @@ def test_a_hub_model_of_pickles_is_refused(tmp_path: Path, hub: LoopbackHub, ber
     assert caught.value.reason == "MODEL_UNSAFE"
 
 
+@pytest.mark.usefixtures("hub")
+def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        resolve_hub(spec_pb2.HubModel(id="me/bert"), tmp_path / "cache")
+
+
 def test_a_hub_that_does_not_answer_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SpecError) as caught:

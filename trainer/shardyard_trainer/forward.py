@@ -14,7 +14,8 @@ import torch
 from shardyard_trainer import architectures
 from shardyard_trainer.data.corpus import causal_frame
 from shardyard_trainer.tasks.modules import pool, text_logits
-from shardyard_trainer.tokenization import encode_batch
+from shardyard_trainer.tokenization import encode_batch, encoding_fault
+from shardyard_trainer.vocabularies import encoding_raises
 from shardyard_trainer.warm import WarmModel
 
 POSITIONS_AT_ONCE = 8192
@@ -52,7 +53,7 @@ def encode(model: WarmModel, texts: Sequence[tuple[str, str | None]], max_length
 def encode_prompts(model: WarmModel, texts: Sequence[str]) -> list[Encoded]:
     """Texts to be continued: behind the token that a document begins with in training, and with no end."""
     before = list(causal_frame(model.tokenizer).before)
-    with _TOKENIZING:
+    with _TOKENIZING, encoding_raises(encoding_fault):
         found = model.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     # A model without a begin token still needs one token to go on from.
     prompts = [before + list(ids) or [model.tokenizer.pad_token_id or 0] for ids in found]

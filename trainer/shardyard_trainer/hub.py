@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +24,11 @@ from huggingface_hub.errors import (
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.door import Folder, open_folder
-from shardyard_trainer.failures import FAILING, FULL, NOT_WRITABLE
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 20.0
-_OF_THE_CACHE = {*FULL, *NOT_WRITABLE, *FAILING}
+_OF_THE_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 
 
 class HubFolder(NamedTuple):
@@ -79,8 +80,8 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
             f"{field}.id", "MODEL_NOT_FOUND", f"the Hub has no model {shorten(hub.id)!r}, or it is private or gated"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_CACHE:
-            raise  # This machine's disk, which is not the Hub's fault.
+        if _is_of_this_disk(error):
+            raise
         raise SpecError(
             field,
             "HUB_UNREACHABLE",
@@ -89,6 +90,13 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
     _complete(target, str(info.sha)).touch()
     return HubFolder(_opened(Path(folder)), str(info.sha))
+
+
+def _is_of_this_disk(error: Exception) -> bool:
+    """Whether the cache could not be written or read, which is not the Hub's fault."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return False
+    return error.errno is not None and error.errno not in _OF_THE_NETWORK
 
 
 def _opened(snapshot: Path) -> Folder:

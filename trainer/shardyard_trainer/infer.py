@@ -65,6 +65,8 @@ def predict_steps(request: bytes) -> Steps:
         response = yield from _predict(call)
     except Refused as refused:
         return worker_pb2.PredictReply(violations=refused.violations).SerializeToString()
+    except SpecError as error:  # The model's tokenizer fails on a text.
+        return worker_pb2.PredictReply(violations=_of_the_model(error)).SerializeToString()
     return worker_pb2.PredictReply(response=response).SerializeToString()
 
 
@@ -75,6 +77,8 @@ def embed_steps(request: bytes) -> Steps:
         response = yield from _embed(call)
     except Refused as refused:
         return worker_pb2.EmbedReply(violations=refused.violations).SerializeToString()
+    except SpecError as error:
+        return worker_pb2.EmbedReply(violations=_of_the_model(error)).SerializeToString()
     return worker_pb2.EmbedReply(response=response).SerializeToString()
 
 
@@ -210,6 +214,10 @@ def embed_length(model: WarmModel, asked: int | None) -> int | None:
 def violation(field: str, reason: str, message: str, **metadata: str) -> worker_pb2.Violation:
     """One thing that is wrong."""
     return worker_pb2.Violation(field=field, reason=reason, message=message, metadata=metadata)
+
+
+def _of_the_model(error: SpecError) -> list[worker_pb2.Violation]:
+    return [violation("model", each.reason, each.message) for each in error.all()]
 
 
 def _model(folder: str, known: Sequence[transfer_pb2.StoredFile]) -> WarmModel:

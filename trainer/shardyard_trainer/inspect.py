@@ -75,6 +75,7 @@ def _look_into(
         from shardyard_trainer.heads import with_true_head  # It imports torch, which other calls do without.
 
         gather(lambda: found.append(with_true_head(found.pop())))
+        gather(lambda: _check_answers(folder))
     if found:
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
     return tuple(problems), (found[0] if found else None), num_parameters
@@ -134,6 +135,17 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
         reason = one_line(error) if config is None else what_failed(error, config)[1]
         raise FolderInvalid(f"the model does not load: {reason}", file="config.json") from None
     judge(model, info)
+
+
+def _check_answers(folder: Folder) -> None:
+    """Loads the model as `Predict` and `Embed` will, so that what is ready answers."""
+    from shardyard_trainer import warm
+
+    try:
+        warm.load(folder)
+    except FolderInvalid as problem:
+        if problem.reason != "TASK_MISMATCH":  # A model of no text is kept, and said to be one when it is asked.
+            raise
 
 
 def _check_head(folder: ModelFolder) -> None:

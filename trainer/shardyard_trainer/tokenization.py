@@ -188,7 +188,7 @@ def encode_batch(
 
 def encoding_fault(said: str) -> SpecError:
     """The error that a tokenizer makes of a text of the data."""
-    return SpecError(_FIELD, "MODEL_INVALID", f"the tokenizer fails on a text of the data: {said}; use another one")
+    return SpecError(_FIELD, "MODEL_INVALID", f"the tokenizer fails on a text: {said}; use another one")
 
 
 def _blank(tokenizer: PreTrainedTokenizerFast) -> int:
