@@ -20,7 +20,7 @@ from shardyard_coordinator.serve.app import descriptors
 
 ROOM = 4 * 1024 * 1024 - 64 * 1024
 FILLS = ("x", "/", "\u00a0", '"', "a = b AND ")
-DEEPEST = 4
+DEEPEST = 6
 LEVELS = 45
 
 
@@ -135,13 +135,14 @@ def _large_and_right(name: str) -> Iterator[tuple[str, bytes]]:
     if name in uploads:
         top = header("large", {f"folder/{at}.txt": b"x" for at in range(32_000)})
         yield "an honest header of 32,000 files", uploads[name](header=top).SerializeToString()
-        bad = header("bad", {f"{at}": b"" for at in range(38_000)})
-        for file in bad.files:
-            file.sha256 = "x"
-        yield "38,000 bad hashes", uploads[name](header=bad).SerializeToString()
+        for count in (100_000, 60_000):
+            bad = header("bad", {f"{at}": b"" for at in range(count)})
+            for file in bad.files:
+                file.sha256 = "x"
+            yield f"{count:,} bad hashes", uploads[name](header=bad).SerializeToString()
         for at, file in enumerate(bad.files):
             file.path = f"../{at}"
-        yield "38,000 bad paths", uploads[name](header=bad).SerializeToString()
+        yield f"{count:,} bad paths and hashes", uploads[name](header=bad).SerializeToString()
     if name in asking:
         text = model_service_pb2.Instance(text="word " * 78)
         asked = asking[name](model=f"{PARENT}/models/m", instances=[text] * 10_000)

@@ -188,6 +188,8 @@ async def test_a_wrong_upload_is_refused_and_nothing_of_what_is_wrong_is_kept(se
     code = "DATA_LOSS" if reason == "CRC_MISMATCH" else "INVALID_ARGUMENT"
     assert (failure.code.name, failure.reason) == (code, reason)
     assert field is None or field in failure.violations
+    if field == "chunk.offset":  # With where to go on, as every protocol for uploads learned to say.
+        assert (failure.metadata["file"], failure.metadata["committed_bytes"]) == ("a", str(kept or 0))
     found = service.datasets.GetDataset(pb.GetDatasetRequest(name=f"{PARENT}/datasets/up"))
     if kept is None:
         assert (await refused(found)).reason == "DATASET_NOT_FOUND"
@@ -293,6 +295,14 @@ async def test_uploads_that_move_keep_their_places(tmp_path: Path) -> None:
         await first.write(pb.CreateDatasetRequest(chunk=whole(files)[1]))
         await first.done_writing()
         assert (await first).state == pb.Dataset.STATE_READY
+
+
+async def test_the_deepest_path_can_be_uploaded_and_removed(service: Service) -> None:
+    path = "a/" * 511 + "a"
+    made = await send_dataset(service, "deep", {path: b"x"})
+    assert await fetch(service, "deep", path) == b"x"
+    await service.datasets.DeleteDataset(pb.DeleteDatasetRequest(name=made.name))
+    assert list((service.parts.storage / "datasets").iterdir()) == []
 
 
 async def test_what_is_uploaded_is_for_the_service_alone(service: Service) -> None:

@@ -44,7 +44,7 @@ class Arriving:
         if chunk.offset != have:
             kind = "a gap" if chunk.offset > have else "bytes that have arrived already"
             text = f"`{chunk.offset}` leaves {kind}: {have:,} bytes of {file.path} have arrived; go on from there"
-            raise mismatch("chunk.offset", text)
+            raise mismatch("chunk.offset", text, file=file.path, committed_bytes=str(have))
         if have + size > file.size_bytes:
             text = f"{have + size:,} bytes of {file.path}, announced with {file.size_bytes:,}; correct the header"
             raise mismatch("chunk.data", text)
@@ -68,9 +68,9 @@ class Arriving:
         return refused_fields(found)
 
 
-def mismatch(field: str, text: str) -> Refused:
+def mismatch(field: str, text: str, **metadata: str) -> Refused:
     """For what breaks the announcement."""
-    return refused_fields([FieldViolation(field, text, Reason.UPLOAD_MISMATCH)])
+    return refused_fields([FieldViolation(field, text, Reason.UPLOAD_MISMATCH, metadata)])
 
 
 class Writer:

@@ -70,7 +70,8 @@ class Requests:
                 f"with it the message has over {most:,} fields and items, its lists and nested messages counted; "
                 "leave out what is not needed, or send it in several calls"
             )
-            raise refused_fields([FieldViolation(path_of(descriptor, error.numbers), text)]) from None
+            field = path_of(descriptor, error.numbers) or "(a field that is not known)"
+            raise refused_fields([FieldViolation(field, text)]) from None
         return self._read(method, data)
 
     def _read(self, method: Method, data: bytes) -> Message:

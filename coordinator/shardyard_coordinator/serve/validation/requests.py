@@ -34,7 +34,7 @@ MAX_SHOWN_INSTANCES: Final = 100
 # The answer lists the same files with how much of each has arrived, and clients take 4 MiB.
 MAX_HEADER_BYTES: Final = 3 * 1024 * 1024
 MAX_HEADER_VIOLATIONS: Final = 500
-_FILES_AT_ONCE: Final = 250
+_FILES_AT_ONCE: Final = 100
 
 OUTPUT_ONLY: Final = (
     "name",
