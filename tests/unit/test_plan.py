@@ -216,7 +216,12 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     *[
         (f"sees ahead: {kind}", pretraining(model={"architecture": {"model_type": kind}}),
          [("pretraining.causal_lm", "OBJECTIVE_UNSUPPORTED")])
-        for kind in ("bert-generation", "cpmant")
+        for kind in ("bert-generation", "xlnet")
+    ],
+    *[
+        (f"refused by name: {kind}", pretraining(model={"architecture": {"model_type": kind}}),
+         [("model.architecture", "OBJECTIVE_UNSUPPORTED")])
+        for kind in ("fnet", "reformer", "yoso", "cpmant", "git", "blt")
     ],
     *[
         (f"no text model: {kind}", fine_tuning(model={"architecture": {"model_type": kind}},

@@ -11,7 +11,7 @@ import transformers
 
 from shardyard_trainer.door import Folder, FolderInvalid, signature
 from shardyard_trainer.folder import ModelFolder
-from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet, what_failed
 from shardyard_trainer.settings import model_config
 from shardyard_trainer.weight_report import WeightReport, judge
 from shardyard_trainer.weights import WeightsInvalid, load_pretrained, open_tensors
@@ -35,11 +35,13 @@ def look(folder: Folder, task: str) -> WeightReport:
 
 @functools.lru_cache(maxsize=256)
 def _look(folder: Folder, task: str, _signature: object) -> WeightReport:
+    config: Any = None
     try:
         with quiet():
             config = model_config(folder)
             if type(config) not in CLASSES[task]._model_mapping:
                 return WeightReport(("head",), (), untied=False)
+            _refuse_deep(folder, config)
             model, info = load_pretrained(
                 CLASSES[task], folder, config, device_map="meta", ignore_mismatched_sizes=True
             )
@@ -47,7 +49,8 @@ def _look(folder: Folder, task: str, _signature: object) -> WeightReport:
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid | WeightsInvalid):
             raise
-        raise FolderInvalid(f"the model does not load: {one_line(error)}") from None
+        why = one_line(error) if config is None else what_failed(error, config)[1]
+        raise FolderInvalid(f"the model does not load: {why}", file="config.json") from None
 
 
 def with_true_head(described: ModelFolder) -> ModelFolder:
@@ -55,6 +58,17 @@ def with_true_head(described: ModelFolder) -> ModelFolder:
     if described.trained or not described.task or not look(described.source, described.task).lacking:
         return described
     return replace(described, task="", labels=(), problem="")
+
+
+def _refuse_deep(folder: Folder, config: Any) -> None:
+    """Raises FolderInvalid for more layers than the file has tensors, before so many are built."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    with open_tensors(folder) as tensors:
+        if isinstance(layers, int) and layers > len(tensors):
+            raise FolderInvalid(
+                f"config.json asks for {layers:,} layers, but the weights have {len(tensors):,} tensors",
+                file="config.json",
+            )
 
 
 def _differ(folder: Folder, ties: Mapping[str, str]) -> bool:

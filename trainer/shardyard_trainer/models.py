@@ -86,7 +86,8 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     else:
         folder, commit = find_folder(source, locations, field=field)
         choice = _pretrained(folder, commit, f"{field}.{kind}")
-    if refusal := architectures.refusal(choice.config):
+    # What is not a model of texts is refused by the task, which says what the model can do.
+    if architectures.reads_text(choice.config) and (refusal := architectures.refusal(choice.config)):
         raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", refusal)
     if source.HasField("dropout"):
         for name in architectures.dropout_names(choice.config):
@@ -174,6 +175,9 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
             raise no_weights(folder)
         with quiet():
             config = model_config(folder)
+        for name, value in config.to_dict().items():
+            if complaint := number_complaint(name, value):
+                raise FolderInvalid(f"config.json has {name}: {complaint}", file="config.json")
         if not architectures.refusal(config):
             described = with_true_head(described)
     except FolderInvalid as error:
@@ -182,9 +186,6 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
         raise SpecError(field, "MODEL_INVALID", str(error), {"file": error.file}) from None
     except LOADING_ERRORS as error:
         raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from None
-    for name, value in config.to_dict().items():
-        if complaint := number_complaint(name, value):
-            raise SpecError(field, "MODEL_INVALID", f"config.json has {name}: {complaint}")
     return ModelChoice(config, folder, described, commit, field=field)
 
 
