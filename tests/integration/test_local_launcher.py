@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from helpers.fake_trainer import Script
+from helpers.full_disk import no_room_for
 from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
@@ -24,15 +25,6 @@ from shardyard_coordinator.launch.spool import SPOOL_NAME, read_spool
 from shardyard_coordinator.seams import SystemClock
 
 ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
-
-
-def break_spool(path: Path) -> None:
-    """Lets every further write to it fail, as a full or broken disk does."""
-    for link in Path("/proc/self/fd").iterdir():
-        if link.exists() and link.resolve() == path.resolve():
-            read_only = os.open(path, os.O_RDONLY)
-            os.dup2(read_only, int(link.name))
-            os.close(read_only)
 
 
 @pytest.fixture
@@ -188,16 +180,20 @@ async def test_ranks_share_the_gpus_that_the_service_may_use(
         await local.kill(launch.key)
 
 
-async def test_a_spool_that_breaks_ends_the_gang(launcher: LocalLauncher, tmp_path: Path) -> None:
+async def test_a_gang_whose_spool_has_no_room_ends_and_says_so(tmp_path: Path) -> None:
+    launcher = LocalLauncher(
+        clock=SystemClock(), cpus=2, program="helpers.fake_trainer", environment=ENVIRONMENT, patience_s=0.0
+    )
     launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.01))
     await launcher.ensure(launch)
-    ranks = pids(await collect(launcher, launch.key, until="progress"))
-    break_spool(Path(launch.attempt_dir) / "spool.bin")
-    for pid in ranks:
-        await gone(pid)
-    async with asyncio.timeout(10):
-        while await launcher.lookup(launch.key) is not Presence.DEAD:
-            await asyncio.sleep(0.01)
+    events = await collect(launcher, launch.key, until="progress")
+    spool = Path(launch.attempt_dir) / SPOOL_NAME
+    with no_room_for(spool):
+        for pid in pids(events):
+            await gone(pid)
+    told = await collect(launcher, launch.key, after=events[-1].sequence)
+    assert [event.failure.reason for event in told if event.HasField("failure")] == ["STORAGE_FULL"]
+    await launcher.close(stop_cluster=True)
 
 
 COORDINATOR = """

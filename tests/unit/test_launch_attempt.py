@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from helpers.clock import ManualClock
+from helpers.full_disk import no_room_for
 from helpers.launches import kinds
+from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit, read_tail
 from shardyard_coordinator.launch.protocols import AttemptKey
@@ -177,24 +179,80 @@ async def test_a_poll_waits_for_the_next_event_and_no_longer(tmp_path: Path) -> 
     gang.task.cancel()
 
 
-async def test_a_spool_that_cannot_be_written_ends_the_gang(tmp_path: Path) -> None:
+async def test_reports_wait_for_room_and_the_pressure_is_told_at_once(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
-    os.close(gang.spool._fd)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        await gang.say(progress(1))
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    await gang.say(progress(1))
+    with no_room_for(gang.path):
+        waits = [asyncio.create_task(gang.say(progress(2), rank=rank)) for rank in (0, 1)]
+        (raw,) = await gang.attempt.events_after(1, timeout_s=5, limit=10)
+        told = worker_pb2.WorkerEvent.FromString(raw)
+        assert (told.rank, told.sequence, told.condition.active) == (-1, 2, True)
+        assert told.condition.type == job_pb2.Condition.TYPE_DISK_PRESSURE and "No space" in told.condition.message
+        assert not any(task.done() for task in waits) and not gang.killed
+    await asyncio.gather(*waits)
+    for rank in (0, 1):
+        gang.exit(rank, GOOD)
+    events = await gang.events()
+    assert kinds(events) == ["progress", "condition", "progress", "progress", "condition", "ended"]
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6]
+    assert not events[4].condition.active and events[-1].ended.ok and not gang.killed
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "instead", "cause"), [(600.0, "/dev/full", "STORAGE_FULL"), (60.0, "gone", "STORAGE_NOT_WRITABLE")]
+)
+async def test_a_gang_whose_reports_waited_too_long_ends_for_what_they_waited_for(
+    tmp_path: Path, patience_s: float, instead: str, cause: str
+) -> None:
+    gang = Gang(tmp_path)
+    await gang.say(progress(7))
+    (tmp_path / "gone").touch()
+    with no_room_for(gang.path, instead if instead.startswith("/") else str(tmp_path / instead), flags=os.O_RDONLY):
+        waits = asyncio.create_task(gang.say(progress(8)))
+        await gang.attempt.events_after(1, timeout_s=5, limit=10)
+        gang.clock.advance(patience_s)
         await gang.task
-    assert gang.killed == [0, 1]
+        told = [
+            worker_pb2.WorkerEvent.FromString(raw) for raw in await gang.attempt.events_after(1, timeout_s=5, limit=9)
+        ]
+        assert kinds(told) == ["condition", "failure", "ended"]
+        failure_of_all = told[1].failure
+        assert (failure_of_all.reason, failure_of_all.step) == (cause, 8)
+        assert "spool" in failure_of_all.message and not told[-1].ended.ok
+        assert gang.killed == [0, 1]
+        await waits
 
 
 def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
     assert read_tail(tmp_path / "rank-0.stderr.log") == ""
 
 
-async def test_a_spool_that_breaks_while_the_cause_is_chosen_ends_the_ranks_all_the_same(tmp_path: Path) -> None:
+async def test_a_cause_that_has_no_room_on_the_disk_is_told_from_memory(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
-    gang.exit(1, LOST)
-    gang.spool.close()
-    with pytest.raises(OSError):
+    with no_room_for(gang.path):
+        gang.exit(1, LOST)
         await gang.task
+        told = [
+            worker_pb2.WorkerEvent.FromString(raw) for raw in await gang.attempt.events_after(0, timeout_s=5, limit=9)
+        ]
+    assert kinds(told) == ["failure", "ended"] and told[0].failure.reason == "WORKER_LOST"
     assert gang.killed == [0]
+
+
+async def test_pressure_of_checkpoints_and_of_the_spool_begins_once_and_ends_once(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    await gang.say(pressure(active=True))
+    await gang.say(pressure(active=True))
+    with no_room_for(gang.path):
+        waits = asyncio.create_task(gang.say(progress(1), rank=1))
+        await asyncio.sleep(0.05)
+    await waits
+    await gang.say(pressure(active=False))
+    for rank in (0, 1):
+        gang.exit(rank, GOOD)
+    assert kinds(await gang.events()) == ["condition", "progress", "condition", "ended"]
+
+
+def pressure(*, active: bool) -> worker_pb2.WorkerEvent:
+    condition = job_pb2.Condition(type=job_pb2.Condition.TYPE_DISK_PRESSURE, active=active)
+    return worker_pb2.WorkerEvent(condition=condition)

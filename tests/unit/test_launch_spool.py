@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from helpers.full_disk import no_room_for
 from shardyard_coordinator.launch.spool import MAX_READ_BYTES, Spool, read_spool
 
 
@@ -60,3 +62,38 @@ def test_a_read_is_bounded_in_bytes_but_never_empty(tmp_path: Path) -> None:
     spool.append([bytes(MAX_READ_BYTES + 1)])
     assert len(spool.read(10, 10)) == 1
     spool.close()
+
+
+async def test_what_has_no_room_is_not_added_and_what_is_held_is_written_when_there_is_some(tmp_path: Path) -> None:
+    path = tmp_path / "spool.bin"
+    spool = Spool(path)
+    spool.append([b"one"])
+    with no_room_for(path):
+        with pytest.raises(OSError, match="No space"):
+            spool.append([b"lost"])
+        spool.hold([b"two"])
+        assert (spool.last, spool.read(0, 10)) == (2, [b"one", b"two"])
+        with pytest.raises(OSError, match="No space"):
+            await spool.sync()
+    assert read_spool(path, after=0) == [b"one"]
+    spool.append([b"three"])
+    await spool.sync()
+    assert read_spool(path, after=0) == spool.read(0, 10) == [b"one", b"two", b"three"]
+    spool.close()
+
+
+async def test_what_an_fsync_could_not_make_durable_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "spool.bin"
+    spool = Spool(path)
+    spool.append([b"one"])
+    await spool.sync()
+    reading, writing = os.pipe()  # It takes no fsync.
+    spool.append([b"two"])
+    with no_room_for(path, f"/proc/self/fd/{writing}"), pytest.raises(OSError):
+        await spool.sync()
+    path.write_bytes(path.read_bytes()[:-5] + bytes(5))  # As a server that dropped its pages.
+    await spool.sync()
+    assert read_spool(path, after=0) == [b"one", b"two"]
+    spool.close()
+    os.close(reading)
+    os.close(writing)

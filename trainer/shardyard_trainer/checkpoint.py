@@ -84,7 +84,7 @@ class Checkpoints:
         self._skipped += 1
         if is_required or self._skipped >= SKIPS_BEFORE_FAILURE:
             raise problem
-        if self._context.gang.is_chief:
+        if self._context.gang.is_chief and self._skipped == 1:
             self._condition(True, f"checkpoint at step {state.step} skipped: {problem.message}")
         return False
 
@@ -177,6 +177,7 @@ class Checkpoints:
         needed = int(self._predicted_bytes * 1.1) + min(max(GIB, total // 20), 16 * GIB)
         if free >= needed:
             return None
+        shutil.rmtree(folder, ignore_errors=True)
         return RunFailed(
             "STORAGE_FULL",
             f"{folder.parent} has {free / GIB:.2f} GiB free, a checkpoint and its reserve need {needed / GIB:.2f}",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,19 @@ from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.memory import EXIT_KILLED, OutOfMemory
-from shardyard_coordinator.launch.protocols import AttemptKey
+from shardyard_coordinator.launch.pressure import Pressure
+from shardyard_coordinator.launch.protocols import AttemptKey, storage_cause
 from shardyard_coordinator.launch.spool import Spool
 from shardyard_coordinator.seams import Clock
 
 SUPERVISOR_RANK = -1
 TAIL_LINES = 50
 TAIL_BYTES = 32 * 1024
+_RETRY_S = 0.5
+# How long reports wait for a spool that cannot be written, before the gang is ended for that: a full disk is often
+# made room on, another error of the file system seldom passes by itself.
+_PATIENCE_S = {Cause.STORAGE_FULL: 600.0}
+_SHORT_PATIENCE_S = 60.0
 
 # What a rank reports when a peer is gone, or when it does not know: a rank that died without a word explains it better.
 _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cause.HUNG})
@@ -59,7 +66,15 @@ class Attempt:
     """One gang's events, directive and end."""
 
     def __init__(
-        self, key: AttemptKey, *, ranks: int, spool: Spool, logs: Path, clock: Clock, settle_s: float = 0.5
+        self,
+        key: AttemptKey,
+        *,
+        ranks: int,
+        spool: Spool,
+        logs: Path,
+        clock: Clock,
+        settle_s: float = 0.5,
+        patience_s: float | None = None,
     ) -> None:
         self.key = key
         self._spool = spool
@@ -73,7 +88,10 @@ class Attempt:
         self._failed: set[int] = set()
         self._step = 0
         self._closed = False
-        self._broken: OSError | None = None
+        self._patience_s = patience_s
+        self._pressure = Pressure()
+        self._waiting: set[int] = set()
+        self._pressed_s: float | None = None
         self._grown = asyncio.Event()
         self._trouble = asyncio.Event()
         self._decided = asyncio.Event()
@@ -85,34 +103,23 @@ class Attempt:
 
         `kill` ends every rank; it is called once a failure's cause is chosen. The launcher must report each rank's
         exit with `rank_exited` whatever happens.
-
-        Raises: OSError where the spool cannot be written; the gang is gone then, too.
         """
         await _first_of(self._trouble, self._all_exited)
-        try:
-            if self._broken is not None:
-                raise self._broken
-            if self._troubles:
-                # Not wait_for: on Python 3.11 it can swallow a cancellation.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._settle_s):
-                        await self._all_exited.wait()
-                await self._decide()
-                await kill()
-        except OSError:
-            self.fence()
+        if self._troubles:
+            # Not wait_for: on Python 3.11 it can swallow a cancellation.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settle_s):
+                    await self._all_exited.wait()
+            await self._decide()
             await kill()
-            await self._all_exited.wait()
-            raise
         await self._all_exited.wait()
         await self._end()
 
     async def report(self, request: bytes) -> bytes:
         """Takes a ReportRequest and answers with a ReportReply.
 
-        Durable events are on disk when it returns; a rank's failure is answered once the gang's cause is chosen.
-
-        Raises: OSError where the spool cannot be written; google.protobuf.message.DecodeError.
+        Durable events are on disk when it returns: while the spool cannot be written, the report waits. A rank's
+        failure is answered once the gang's cause is chosen. Raises: google.protobuf.message.DecodeError.
         """
         message = worker_pb2.ReportRequest.FromString(request)
         if self._closed or message.epoch != self.key.epoch:
@@ -122,14 +129,8 @@ class Attempt:
         for event in message.events:
             event.rank = message.rank
             (failures if event.WhichOneof("payload") == "failure" else ordinary).append(event)
-        try:
-            self._append(ordinary)
-            if message.durable and ordinary:
-                await self._spool.sync()
-        except OSError as error:
-            self._broken = error
-            self._trouble.set()
-            raise
+        if fresh := [event for event in ordinary if self._pressure.is_news(event)]:
+            await self._record(fresh, rank=message.rank, durable=message.durable)
         for event in failures:
             self._add_trouble(event, weight=1 if event.failure.reason in _SYMPTOMS else 0)
         if failures:
@@ -180,21 +181,82 @@ class Attempt:
         """Set when nothing runs any more and the last event is in the spool."""
         return self._ended
 
-    def _append(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
-        if not events:
-            return
+    async def _record(self, events: Sequence[worker_pb2.WorkerEvent], *, rank: int, durable: bool) -> None:
+        """Spools what a rank reports, as soon as there is room; nothing more once the gang is being ended."""
+        is_added = False
+        self._waiting.add(rank)
+        try:
+            while not self.doomed:
+                try:
+                    if not is_added:
+                        self._number(events)
+                        self._spool.append([event.SerializeToString() for event in events])
+                        is_added = True
+                        self._grew()
+                    if durable:
+                        await self._spool.sync()
+                    self._relieve(rank)
+                    return
+                except OSError as error:
+                    self._press(error)
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            self._waiting.discard(rank)
+
+    def _relieve(self, rank: int) -> None:
+        """The pressure is over once the last report that waited for room has found some."""
+        if self._pressed_s is not None and not self._waiting - {rank}:
+            self._pressed_s = None
+            self._tell_pressure(active=False, message="the spool is written again")
+
+    def _press(self, error: OSError) -> None:
+        """Tells at once that reports wait, and in the end fails the gang for what they wait for."""
+        now_s = self._clock.monotonic_s()
+        cause, why = storage_cause(error), f"the attempt's spool cannot be written: {error.strerror or error}"
+        if self._pressed_s is None:
+            self._pressed_s = now_s
+            self._tell_pressure(active=True, message=f"reports wait: {why}")
+        patience_s = _PATIENCE_S.get(cause, _SHORT_PATIENCE_S) if self._patience_s is None else self._patience_s
+        if now_s - self._pressed_s >= patience_s and not self._troubles:
+            event = self._event(SUPERVISOR_RANK)
+            event.failure.reason = cause
+            event.failure.message = f"{why}, for {now_s - self._pressed_s:.0f} s"
+            event.failure.metadata["errno"] = errno.errorcode.get(error.errno or 0, "")
+            self._add_trouble(event, weight=0)
+
+    def _tell_pressure(self, *, active: bool, message: str) -> None:
+        event = self._event(SUPERVISOR_RANK)
+        event.condition.type = job_pb2.Condition.TYPE_DISK_PRESSURE
+        event.condition.active = active
+        event.condition.message = message
+        event.condition.time.CopyFrom(event.time)
+        if self._pressure.is_news(event):
+            self._hold([event])
+
+    def _hold(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
+        """Spools what the supervisor itself says: it is read from memory even if there is no room for it."""
+        self._number(events)
+        self._spool.hold([event.SerializeToString() for event in events])
+        self._grew()
+
+    def _number(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
         for sequence, event in enumerate(events, start=self._spool.last + 1):
             event.sequence = sequence
             if event.WhichOneof("payload") == "progress":
                 self._step = max(self._step, event.progress.step)
-        self._spool.append([event.SerializeToString() for event in events])
+
+    def _grew(self) -> None:
         grown, self._grown = self._grown, asyncio.Event()
         grown.set()
+
+    async def _sync(self) -> None:
+        with contextlib.suppress(OSError):  # What has no room is read from memory.
+            await self._spool.sync()
 
     def _add_trouble(self, event: worker_pb2.WorkerEvent, *, weight: int) -> None:
         self._failed.add(event.rank)
         if self._decided.is_set():
-            self._append([_as_warning(event)])
+            self._hold([_as_warning(event)])
             return
         self._troubles.append(_Trouble(event, weight))
         self._trouble.set()
@@ -210,8 +272,8 @@ class Attempt:
             failure.step = self._step
         if not failure.log_tail:
             failure.log_tail = await asyncio.to_thread(read_tail, self._logs / f"rank-{cause.rank}.stderr.log")
-        self._append([cause, *(_as_warning(trouble.event) for trouble in self._troubles if trouble.event is not cause)])
-        await self._spool.sync()
+        self._hold([cause, *(_as_warning(trouble.event) for trouble in self._troubles if trouble.event is not cause)])
+        await self._sync()
         self._decided.set()
 
     async def _end(self) -> None:
@@ -222,8 +284,8 @@ class Attempt:
         event.ended.ok = not self._troubles
         event.ended.duration.FromNanoseconds(int((self._clock.monotonic_s() - self._started_s) * 1e9))
         self._closed = True
-        self._append([event])
-        await self._spool.sync()
+        self._hold([event])
+        await self._sync()
         self._ended.set()
 
     def _event(self, rank: int) -> worker_pb2.WorkerEvent:

@@ -56,7 +56,7 @@ class LocalLauncher:
     """A Launcher on this machine alone.
 
     `program` is a module that takes the arguments of `python -m shardyard_trainer`; `environment` is added to that of
-    the ranks.
+    the ranks; `patience_s` is how long their reports wait for a spool that cannot be written.
     """
 
     name = "local"
@@ -70,6 +70,7 @@ class LocalLauncher:
         program: str = "shardyard_trainer",
         environment: Mapping[str, str] | None = None,
         settle_s: float = 0.5,
+        patience_s: float | None = None,
     ) -> None:
         self._clock = clock
         self._cpus = cpus or len(os.sched_getaffinity(0))
@@ -79,6 +80,7 @@ class LocalLauncher:
         self._program = program
         self._environment = dict(environment or {})
         self._settle_s = settle_s
+        self._patience_s = patience_s
         # Gangs of another process are gone with it: a new id says so.
         self._cluster_id = f"local-{uuid.uuid4().hex}"
         self._gangs: dict[AttemptKey, _Gang] = {}
@@ -117,6 +119,7 @@ class LocalLauncher:
             logs=folder / "logs",
             clock=self._clock,
             settle_s=self._settle_s,
+            patience_s=self._patience_s,
         )
         needed = launch.workers * launch.gpus_per_worker
         gpus, self._free_gpus = self._free_gpus[:needed], self._free_gpus[needed:]
@@ -160,14 +163,7 @@ class LocalLauncher:
         return self._gangs[key]
 
     async def _supervise(self, gang: _Gang) -> None:
-        try:
-            await gang.attempt.supervise(lambda: _kill_ranks(gang))
-        except OSError:
-            # Without a spool nothing more can be said of the gang: it counts as lost.
-            _log.exception("the spool of %s cannot be written", gang.attempt.key)
-            if self._gangs.pop(gang.attempt.key, None) is not None:
-                self._dead.add(gang.attempt.key)
-                gang.spool.close()
+        await gang.attempt.supervise(lambda: _kill_ranks(gang))
         self._free_gpus.extend(gang.gpus)
 
     async def _start_ranks(self, gang: _Gang, launch: Launch) -> None:

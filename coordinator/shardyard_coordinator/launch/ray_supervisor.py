@@ -128,11 +128,6 @@ class Supervisor:
                 for rank in range(len(self._watches), self._launch.workers):
                     attempt.rank_exited(rank, RankExit(None, detail=str(error).partition("\n")[0][:500]))
             await supervising
-        except OSError:
-            # Without a spool nothing more can be said: the attempt counts as lost when this actor is gone.
-            _log.exception("the spool of %s cannot be written", attempt.key)
-            await self._kill_ranks()
-            os._exit(os.EX_IOERR)
         finally:
             if self._group is not None:
                 remove_placement_group(self._group)

@@ -7,6 +7,7 @@ is the event with sequence n. A torn or damaged record ends the file: what follo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import struct
@@ -17,6 +18,7 @@ from pathlib import Path
 
 SPOOL_NAME = "spool.bin"
 MAX_READ_BYTES = 8 * 1024 * 1024
+_MOST_UNSYNCED_BYTES = 4 * 1024 * 1024
 
 _HEAD = struct.Struct(">II")
 
@@ -24,16 +26,21 @@ _HEAD = struct.Struct(">II")
 class Spool:
     """The writing side: one process, one event loop.
 
-    Opening an existing file keeps its whole records, so that numbering goes on where a former supervisor stopped.
+    Opening an existing file keeps its whole records, so that numbering goes on where a former supervisor stopped. What
+    is not known to be on the disk stays in memory, too: after a failed write or fsync it is written again.
     """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Where record n+1 begins is at index n; the last entry is the end of the file.
+        # Where record n+1 begins is at index n; the last entry is the end of the file, once all is written.
         self._offsets = array("Q", [0])
         for offset, payload in _records(path):
             self._offsets.append(offset + _HEAD.size + len(payload))
         os.ftruncate(self._fd, self._offsets[-1])
+        # Records after `_safe`, as bytes of the file that begin there; the file has them up to `_written`.
+        self._safe = self.last
+        self._tail = bytearray()
+        self._written = self._offsets[-1]
 
     @property
     def last(self) -> int:
@@ -41,20 +48,39 @@ class Spool:
         return len(self._offsets) - 1
 
     def append(self, events: Sequence[bytes]) -> None:
-        """Adds events: they survive this process from here on, and the machine after `sync`."""
-        blob = b"".join(_HEAD.pack(len(event), zlib.crc32(event)) + event for event in events)
-        view = memoryview(blob)
-        at = self._offsets[-1]
-        while view:
-            written = os.pwrite(self._fd, view, at)
-            at += written
-            view = view[written:]
-        for event in events:
-            self._offsets.append(self._offsets[-1] + _HEAD.size + len(event))
+        """Adds events: they survive this process from here on, and the machine after `sync`.
+
+        Raises: OSError, and then none of them was added.
+        """
+        before = self.last
+        self._add(events)
+        try:
+            self._write()
+        except OSError:
+            del self._tail[self._offsets[before] - self._offsets[self._safe] :]
+            del self._offsets[before + 1 :]
+            self._written = min(self._written, self._offsets[-1])
+            raise
+
+    def hold(self, events: Sequence[bytes]) -> None:
+        """Adds events that are read at once, and are written as soon as that is possible."""
+        self._add(events)
+        with contextlib.suppress(OSError):
+            self._write()
 
     async def sync(self) -> None:
-        """Returns when all that was added is on disk."""
-        await asyncio.get_running_loop().run_in_executor(None, os.fsync, self._fd)
+        """Returns when all that was added is on disk. Raises: OSError; what it was about is written again then."""
+        self._write()
+        upto = self.last
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, os.fsync, self._fd)
+        except OSError:
+            # The kernel may have dropped what it could not write, and would say next time that all is well.
+            self._written = self._offsets[self._safe]
+            raise
+        if upto > self._safe:
+            del self._tail[: self._offsets[upto] - self._offsets[self._safe]]
+            self._safe = upto
 
     def read(self, after: int, limit: int) -> list[bytes]:
         """Up to `limit` events with a sequence over `after`, and not much over MAX_READ_BYTES of them."""
@@ -64,13 +90,35 @@ class Spool:
         start = self._offsets[after]
         while stop > after + 1 and self._offsets[stop] - start > MAX_READ_BYTES:
             stop = after + (stop - after) // 2
-        blob = os.pread(self._fd, self._offsets[stop] - start, start)
+        blob = self._bytes(start, self._offsets[stop])
         ends = [self._offsets[n] - start for n in range(after, stop + 1)]
         return [blob[a + _HEAD.size : b] for a, b in itertools.pairwise(ends)]
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
+
+    def _add(self, events: Sequence[bytes]) -> None:
+        for event in events:
+            self._tail += _HEAD.pack(len(event), zlib.crc32(event)) + event
+            self._offsets.append(self._offsets[-1] + _HEAD.size + len(event))
+
+    def _write(self) -> None:
+        begin = self._offsets[self._safe]
+        with memoryview(self._tail) as view:
+            while self._written < self._offsets[-1]:
+                self._written += os.pwrite(self._fd, view[self._written - begin :], self._written)
+        if len(self._tail) > _MOST_UNSYNCED_BYTES:
+            self._written = begin  # For an fsync that fails, as in `sync`.
+            os.fsync(self._fd)
+            self._tail.clear()
+            self._safe, self._written = self.last, self._offsets[-1]
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        """A part of the file as it will be: what may not be on the disk comes from memory."""
+        safe = self._offsets[self._safe]
+        head = os.pread(self._fd, min(end, safe) - start, start) if start < safe else b""
+        return head + bytes(self._tail[max(start - safe, 0) : max(end - safe, 0)])
 
 
 def read_spool(path: Path, after: int, limit: int | None = None) -> list[bytes]:

@@ -1,0 +1,61 @@
+"""A disk that fills up under a real job: said at once, waited for, and the run goes on when there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import shardyard
+from helpers.full_disk import fill, small_disk
+from helpers.served import served
+from helpers.small_specs import sentences
+
+# A checkpoint is written only if 1 GiB stays free beside it.
+MEGABYTES = 1024 + 96
+
+
+def follow(job: shardyard.Job, until: Callable[[shardyard.types.Event], bool]) -> Iterator[shardyard.types.Event]:
+    for event in job.watch():
+        yield event
+        if until(event):
+            return
+
+
+def condition(event: shardyard.types.Event) -> bool | None:
+    """Whether disk pressure began; None for an event of another kind."""
+    found = event.data
+    is_one = isinstance(found, shardyard.types.Condition) and found.type == "disk_pressure"
+    return found.active if is_one else None
+
+
+def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences(300)) + "\n")
+    spec = shardyard.JobSpec(
+        shardyard.CausalLm(sequence_length=32),
+        model=shardyard.Architecture("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 16}),
+        tokenizer=shardyard.TrainedTokenizer("characters"),
+        train_data=tmp_path / "corpus.txt",
+        optimization=shardyard.Optimization(max_steps=100_000, global_batch_size=2),
+        checkpoints=shardyard.Checkpoints(every=100_000),
+        evaluation=shardyard.EvaluationPolicy(every=100_000),
+    )
+    with (
+        small_disk(tmp_path / "disk", MEGABYTES) as disk,
+        served(tmp_path, "local", "--storage-root", str(disk / "storage")) as service,
+        shardyard.Client(service.address) as client,
+    ):
+        job = client.submit(spec)
+        list(follow(job, lambda event: isinstance(event.data, shardyard.types.CheckpointChanged)))
+        filler = fill(disk)
+        *_, began = follow(job, lambda event: condition(event) is True)
+        assert "space" in began.data.message or "free" in began.data.message
+        job.refresh()
+        assert job.state in ("preparing", "running")
+        filler.unlink()
+        seen = list(follow(job, lambda event: condition(event) is False))
+        assert [condition(event) for event in seen if condition(event) is not None] == [True, False]
+        step = max(event.progress.step for event in seen if event.progress is not None)
+        list(follow(job, lambda event: event.progress is not None and event.progress.step > step + 50))
+        assert len(job.attempts()) == 1 and job.attempts()[0].failure is None
+        job.cancel()
+        assert job.wait(timeout=60, check=False).state == "cancelled"
