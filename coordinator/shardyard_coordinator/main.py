@@ -22,6 +22,7 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from shardyard_coordinator.control.collector import Collector
+from shardyard_coordinator.control.private import make_private, tighten
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
@@ -62,7 +63,8 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     # Whatever is made from here on, by libraries and child processes too, is for this account alone.
     before = os.umask(0o077)
     try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(settings.state_dir)
+        tighten(settings.state_dir, but=settings.storage)
         return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
     except StoreFailure as failure:
         print(failure, file=errors)

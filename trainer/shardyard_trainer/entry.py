@@ -42,6 +42,7 @@ def run(attempt_spec: bytes, rank: int, local_rank: int, send: SendReport | None
     rank_run = _RankRun(attempt, rank, local_rank, _reporter(attempt, rank, send))
     try:
         if send is not None:
+            os.umask(0o077)  # Whatever the umask of a cluster's own processes is.
             _redirect_output(Path(attempt.attempt_dir), rank)
         else:
             _make_folders(attempt)

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.control.manifests import MANIFEST
+from shardyard_coordinator.control.private import tighten
 from shardyard_coordinator.control.recording import forget_checkpoint, tell_checkpoint
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.domain.records import (
@@ -80,8 +81,13 @@ class Retention:
 
     async def _run(self) -> None:
         swept_s: float | None = None
+        tightened = False
         while True:
             try:
+                if not tightened:
+                    # An earlier version let others read what it wrote; new files are private from the start.
+                    await asyncio.to_thread(tighten, self._settings.storage)
+                    tightened = True
                 now_s = self._clock.monotonic_s()
                 if swept_s is None or now_s - swept_s >= _SWEEP_EVERY_S:
                     swept_s = now_s

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from shardyard_coordinator.control.private import make_private
 from shardyard_coordinator.launch.claim import CLAIM, read_claim
 from shardyard_coordinator.store.failures import StorageForeign, StorageMissing
 from shardyard_coordinator.store.holdings import Holdings, look_up
@@ -37,7 +38,7 @@ class _Found:
 async def claim_storage(storage: Path, store: Store) -> None:
     """Makes the storage's folders, and the storage this store's own.
 
-    Raises: StorageForeign, StorageMissing, OSError.
+    Raises: StorageForeign, StorageMissing, FolderShared, OSError.
     """
     found = await asyncio.to_thread(_look, storage)
     if found.owner != store.store_id:
@@ -85,7 +86,7 @@ def _foreign(storage: Path, whose: str) -> StorageForeign:
 
 
 def _take(storage: Path, store_id: str, *, is_claimed: bool) -> None:
-    storage.mkdir(parents=True, exist_ok=True)
+    make_private(storage)
     for name in (*OWNED, "cache"):
         (storage / name).mkdir(exist_ok=True)
     if not is_claimed:

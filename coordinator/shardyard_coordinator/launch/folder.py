@@ -17,5 +17,5 @@ def make_attempt_folder(spec: worker_pb2.AttemptSpec) -> Path:
         check_claim(spec.locations.claim)
     folder = Path(spec.attempt_dir)
     for each in (folder.parent, folder, folder / "logs"):
-        each.mkdir(exist_ok=True)
+        each.mkdir(exist_ok=True, mode=0o700)
     return folder

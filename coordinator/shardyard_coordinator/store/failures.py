@@ -5,6 +5,7 @@ StoreFailure
 ├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
 ├── StorageForeign the storage's models and jobs are another store's (exit 78)
 ├── StorageMissing what the store has on its storage is not there (exit 78)
+├── FolderShared   other accounts can read the service's folders (exit 78)
 ├── StoreBroken    what it holds cannot be right (exit 65)
 ├── StoreLost      the lease is somebody else's now (exit 75)
 └── StoreDead      the disk failed: nothing in memory may be believed (exit 74)
@@ -46,6 +47,12 @@ class StorageForeign(StoreFailure):
 
 class StorageMissing(StoreFailure):
     """The storage is empty, but the store has jobs and models: its mount is missing."""
+
+    exit_code = 78
+
+
+class FolderShared(StoreFailure):
+    """Other accounts can read the state directory or the storage, and this one cannot change that."""
 
     exit_code = 78
 
