@@ -186,8 +186,8 @@ def _check_trained(train: spec_pb2.TrainedTokenizer, field: str, found: Found) -
         found.append(
             FieldViolation(field, f"{size}: a tokenizer of characters takes what the corpus has; leave it out")
         )
-    elif train.algorithm in (kinds.ALGORITHM_UNSPECIFIED, kinds.ALGORITHM_BYTE_BPE) and 64 <= train.vocab_size < 260:
-        text = f"{size} is under 260, the 256 bytes and special tokens of byte-level BPE; give 260 or more"
+    elif train.algorithm in (kinds.ALGORITHM_UNSPECIFIED, kinds.ALGORITHM_BYTE_BPE) and 64 <= train.vocab_size < 259:
+        text = f"{size} is under 259, the 256 bytes and special tokens of byte-level BPE; give 259 or more"
         found.append(FieldViolation(field, text))
 
 
