@@ -33,10 +33,15 @@ Format = Literal["text", "jsonl", "csv", "tsv", "parquet"]
 Document = Literal["line", "file"]
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
+_COLUMNS = ("text", "text_pair", "label", "labels")
+
 
 @dataclass(frozen=True)
 class Data:
-    """Data to train, evaluate or extract on; `path` is one file inside a folder. Columns left out are found."""
+    """Data to train, evaluate or extract on; `path` is one file inside a folder. Columns left out are found.
+
+    `labels` are the columns of several labels, one a class, with 0 or 1 in them.
+    """
 
     source: str | Path
     text: str | None = None
@@ -47,11 +52,12 @@ class Data:
     header: bool | None = None
     delimiter: str | None = None
     document: Document | None = None
+    labels: tuple[str, ...] | list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        rest = _set(self, without=("source", "text", "text_pair", "label"))
-        columns = {key: value for key in ("text", "text_pair", "label") if (value := getattr(self, key)) is not None}
+        rest = _set(self, without=("source", *_COLUMNS))
+        columns = {key: _plain(value) for key in _COLUMNS if (value := getattr(self, key)) is not None}
         return {"uri": str(self.source), **({"columns": columns} if columns else {}), **rest}
 
 
@@ -121,7 +127,10 @@ class MaskedLm:
 
 @dataclass(frozen=True)
 class TextClassification:
-    """Fine-tuning: put texts, or pairs of them, into classes, or score them (`problem="regression"`)."""
+    """Fine-tuning: put texts, or pairs of them, into classes, or score them (`problem="regression"`).
+
+    `label_separator` is what stands between several labels of one text (`problem="multi_label"`).
+    """
 
     problem: Problem | None = None
     labels: tuple[str, ...] | list[str] | None = None
@@ -129,6 +138,7 @@ class TextClassification:
     label_smoothing: float | None = None
     new_head: bool | None = None
     max_length: int | None = None
+    label_separator: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""

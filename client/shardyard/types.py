@@ -323,6 +323,16 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
+class DataStats:
+    """What data holds, and the shares of it that a model would not see: texts that are cut, tokens not known."""
+
+    num_samples: int
+    num_tokens: int
+    cut_share: float
+    unknown_share: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job would need."""
 
@@ -342,6 +352,8 @@ class Plan:
     data_fingerprint: str
     model_fingerprint: str
     tokenizer_fingerprint: str
+    train_stats: DataStats | None
+    eval_stats: DataStats | None
 
 
 @dataclass(frozen=True)

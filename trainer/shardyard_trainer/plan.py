@@ -23,6 +23,7 @@ from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.identity import data_fingerprint
 from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.deepspeed_config import deepspeed_config
 from shardyard_trainer.door import signature
 from shardyard_trainer.extraction import plan_extraction
@@ -168,6 +169,10 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanReq
         workers=batch.workers,
         on_gpu=gang.on_gpu,
     )
+    train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
+    losses = [*loss_warnings(train_stats, of="training", length=task.length)]
+    if eval_stats is not None:
+        losses += loss_warnings(eval_stats, of="evaluation", length=task.length)
     return plan_pb2.JobPlan(
         resolved_spec=spec,
         batch=_batch_proto(batch),
@@ -180,11 +185,13 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanReq
         num_train_tokens=task.train.num_tokens,
         labels=list(task.export_config().get("labels") or ()),
         checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
-        warnings=_warnings(spec, task, need, steps, call.node_shape),
+        warnings=[*_warnings(spec, task, need, steps, call.node_shape), *losses],
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, call.locations),
         model_fingerprint=model_fingerprint(spec, call.locations),
         tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
+        train_stats=train_stats.to_proto(),
+        eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
     )
 
 

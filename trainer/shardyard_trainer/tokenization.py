@@ -163,10 +163,26 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Encoded(NamedTuple):
+    """Token ids and type ids of each text (or pair), and whether it was cut; none is empty."""
+
+    ids: list[list[int]]
+    types: list[list[int]]
+    cut: list[bool]
+
+
 def encode_batch(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids and type ids of each text (or pair), with special tokens, the longest part cut first; none is empty."""
+    """Token ids and type ids of each text (or pair), as `encode` gives them."""
+    encoded = encode(tokenizer, texts, pairs, max_length)
+    return encoded.ids, encoded.types
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> Encoded:
+    """The tokens of each text (or pair), with special tokens, the longest part cut first."""
     with encoding_raises(encoding_fault):
         encoded = tokenizer(
             list(texts),
@@ -181,9 +197,12 @@ def encode_batch(
     # The call leaves its truncation on the backend.
     prepare(tokenizer)
     # Where the special tokens alone are more than max_length, the tokenizer cuts nothing.
-    ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in encoded["input_ids"]]
+    rows = encoded["input_ids"]
+    ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in rows]
     types = [list(row[:max_length]) or [0] for row in encoded["token_type_ids"]]
-    return ids, types
+    parts = encoded.encodings or []
+    cut = [bool(part.overflowing) or len(row) > max_length for part, row in zip(parts, rows, strict=True)]
+    return Encoded(ids, types, cut)
 
 
 def encoding_fault(said: str) -> SpecError:

@@ -70,6 +70,10 @@ class JobFlags:
     text: Annotated[str | None, _option("--text", help="The column with the text.")] = None
     text_pair: Annotated[str | None, _option("--text-pair", help="The column with the second text.")] = None
     label: Annotated[str | None, _option("--label", help="The column with the label.")] = None
+    label_column: Annotated[
+        list[str] | None, _option("--label-column", help="multi-label: a column of 0 and 1, one a class; repeat it.")
+    ] = None
+    label_separator: Annotated[str | None, _option("--label-separator", help="multi-label: between two labels.")] = None
     problem: Annotated[str | None, _option("--problem", help="single-label, multi-label, or regression.")] = None
     pooling: Annotated[str | None, _option("--pooling", help="mean, cls, last, or max.")] = None
     max_length: Annotated[int | None, _option("--max-length", help="Longest text in tokens.")] = None
@@ -95,7 +99,10 @@ class JobFlags:
     def overrides(self) -> dict[str, Any]:
         """The flags that were given."""
         return {
-            field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None
+            field.name: value
+            for field in dataclasses.fields(self)
+            # A repeatable flag that nobody gave is an empty list.
+            if (value := getattr(self, field.name)) is not None and value != []
         }
 
     def merged(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +135,11 @@ class JobFlags:
             spec["model"] = {"architecture": {"model_type": self.architecture}}
         if self.tokenizer is not None:
             spec["tokenizer"] = _here(self.tokenizer)
-        columns = {name: value for name in ("text", "text_pair", "label") if (value := getattr(self, name)) is not None}
+        columns: dict[str, Any] = {
+            name: value for name in ("text", "text_pair", "label") if (value := getattr(self, name)) is not None
+        }
+        if self.label_column:
+            columns["labels"] = list(self.label_column)
         for field, value in (("train_data", self.train), ("eval_data", self.eval)):
             name = _written(spec, field)
             if value is not None:
@@ -141,7 +152,7 @@ class JobFlags:
         if self.task is not None and self.task.replace("_", "-") not in TASKS:
             raise UsageError(f"--task: `{self.task}` is none of {', '.join(TASKS)}", reason="USAGE")
         lengths = {"max_length": self.max_length, "sequence_length": self.sequence_length}
-        wanted = {"problem": self.problem, "pooling": self.pooling}
+        wanted = {"problem": self.problem, "pooling": self.pooling, "label_separator": self.label_separator}
         if all(value is None for value in (self.task, self.data, *lengths.values(), *wanted.values())):
             return
         family, objective = TASKS[self.task.replace("_", "-")] if self.task is not None else _family(spec)
@@ -191,7 +202,7 @@ def _family(spec: dict[str, Any]) -> tuple[str, str | None]:
     raise UsageError("give --task as well", reason="USAGE")
 
 
-def _with_columns(source: Any, columns: Mapping[str, str], path: str) -> Any:
+def _with_columns(source: Any, columns: Mapping[str, Any], path: str) -> Any:
     if not columns:
         return source
     whole = dict(source) if isinstance(source, Mapping) else {"uri": source}

@@ -8,7 +8,7 @@ from shardyard._lines import printable, size
 from shardyard.cli.output import print_pairs
 
 if TYPE_CHECKING:
-    from shardyard.types import BatchPlan, MemoryPlan, Plan
+    from shardyard.types import BatchPlan, DataStats, MemoryPlan, Plan
 
 _VERDICTS = {
     "fits": "fits",
@@ -25,6 +25,8 @@ def print_plan(plan: Plan) -> None:
             ("steps", f"{plan.total_steps:,}" if plan.total_steps else ""),
             ("samples", f"{plan.num_train_samples:,} to train, {plan.num_eval_samples:,} to evaluate"),
             ("tokens", f"{plan.num_train_tokens:,}" if plan.num_train_tokens else ""),
+            ("training data", stats_line(plan.train_stats) if plan.train_stats is not None else ""),
+            ("evaluation data", stats_line(plan.eval_stats) if plan.eval_stats is not None else ""),
             ("labels", ", ".join(plan.labels[:10]) + (" …" if len(plan.labels) > 10 else "")),
             ("batch", batch_line(plan.batch) if plan.batch is not None and plan.batch.global_batch_size else ""),
             ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
@@ -34,6 +36,14 @@ def print_plan(plan: Plan) -> None:
     )
     for warning in plan.warnings:
         print(f"warning {printable(warning.reason)}: {printable(warning.message)}")
+
+
+def stats_line(stats: DataStats) -> str:
+    """What data holds: `60 samples, 1,200 tokens, 0.0 % of the texts cut, 2.1 % of the tokens unknown`."""
+    return (
+        f"{stats.num_samples:,} samples, {stats.num_tokens:,} tokens, {100 * stats.cut_share:.1f} % of the texts cut, "
+        f"{100 * stats.unknown_share:.1f} % of the tokens unknown"
+    )
 
 
 def batch_line(batch: BatchPlan) -> str:

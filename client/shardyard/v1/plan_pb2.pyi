@@ -71,6 +71,8 @@ class JobPlan(_message.Message):
     DATA_FINGERPRINT_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TRAIN_STATS_FIELD_NUMBER: _builtins.int
+    EVAL_STATS_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -113,6 +115,14 @@ class JobPlan(_message.Message):
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Warning]:
         """What to know before it is submitted."""
 
+    @_builtins.property
+    def train_stats(self) -> Global___DataStats:
+        """The training data: what is trained on, without what is held out of it. Unset for feature extraction."""
+
+    @_builtins.property
+    def eval_stats(self) -> Global___DataStats:
+        """The evaluation data, given or held out; unset if there is none."""
+
     def __init__(
         self,
         *,
@@ -132,10 +142,12 @@ class JobPlan(_message.Message):
         data_fingerprint: _builtins.str = ...,
         model_fingerprint: _builtins.str = ...,
         tokenizer_fingerprint: _builtins.str = ...,
+        train_stats: Global___DataStats | None = ...,
+        eval_stats: Global___DataStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "memory", b"memory", "resolved_spec", b"resolved_spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "labels", b"labels", "memory", b"memory", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,3 +250,37 @@ class MemoryPlan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemoryPlan: _TypeAlias = MemoryPlan  # noqa: Y015
+
+@_typing.final
+class DataStats(_message.Message):
+    """What data holds, and what of it a model would not see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_SAMPLES_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    CUT_SHARE_FIELD_NUMBER: _builtins.int
+    UNKNOWN_SHARE_FIELD_NUMBER: _builtins.int
+    num_samples: _builtins.int
+    """Samples (texts, or packed sequences)."""
+    num_tokens: _builtins.int
+    """Tokens, special ones included."""
+    cut_share: _builtins.float
+    """The share of the texts that are longer than `max_length` and are cut, from 0 to 1; 0 for packed sequences, which cut nothing. Over 0.05 the plan warns with TEXTS_CUT."""
+    unknown_share: _builtins.float
+    """The share of the tokens of text (special ones apart) that are the tokenizer's unknown token, from 0 to 1. Over 0.1 the plan warns with UNKNOWN_TOKENS."""
+    def __init__(
+        self,
+        *,
+        num_samples: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+        cut_share: _builtins.float = ...,
+        unknown_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_share", b"cut_share", "num_samples", b"num_samples", "num_tokens", b"num_tokens", "unknown_share", b"unknown_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataStats: _TypeAlias = DataStats  # noqa: Y015

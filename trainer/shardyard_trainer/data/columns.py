@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
+from shardyard_trainer.data.label_canon import as_bit
 from shardyard_trainer.data.readers import Layout, NumberedRow, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.reading import about, reading
@@ -27,18 +28,29 @@ class Row:
     text: str
     text_pair: str | None
     label: Any
+    label_names: tuple[str, ...] = ()
+    """The label columns, if there are several; `label` is then a tuple of what they hold."""
 
 
 def read_rows(
-    files: list[DataFile], source: spec_pb2.DataSource, *, with_label: bool, field: str = "spec.train_data"
+    files: list[DataFile],
+    source: spec_pb2.DataSource,
+    *,
+    with_label: bool,
+    several_labels: bool = False,
+    field: str = "spec.train_data",
 ) -> Iterator[Row]:
-    """The rows of all files, in order. Raises DataError, said of `field`, at the end also where no row has a text."""
+    """The rows of all files, in order; with `several_labels`, a text may have a column for each class.
+
+    Raises DataError, said of `field`, at the end also if no row has a text.
+    """
+    wanted = _Wanted(with_label=with_label, several_labels=several_labels)
     is_blank = True
     for file in files:
         about(field, "DATA_INVALID")
         reading(file.name)
         try:
-            for row in _file_rows(file, source, with_label=with_label):
+            for row in _file_rows(file, source, wanted):
                 is_blank = is_blank and not row.text.strip()
                 yield row
         except DataError as error:
@@ -46,7 +58,7 @@ def read_rows(
             found[0].others = tuple(found[1:])
             raise found[0] from None
     if is_blank:
-        raise DataError("the text of every row is empty", field=field)
+        raise DataError("the text of every row is empty; map the column with texts in columns.text", field=field)
 
 
 def layout_key(source: spec_pb2.DataSource) -> list[str | int]:
@@ -54,49 +66,103 @@ def layout_key(source: spec_pb2.DataSource) -> list[str | int]:
     columns = source.columns
     document = source.document or spec_pb2.DOCUMENT_UNIT_LINE
     header = int(source.header) if source.HasField("header") else -1
-    return [columns.text, columns.text_pair, columns.label, source.delimiter, document, header]
+    return [columns.text, columns.text_pair, columns.label, *columns.labels, source.delimiter, document, header]
 
 
 _MAPPED = ("text", "text_pair", "label")
 
 
+class _Wanted(NamedTuple):
+    with_label: bool
+    several_labels: bool
+
+
+class _Chosen(NamedTuple):
+    """Names of columns."""
+
+    text: str
+    text_pair: str | None
+    labels: tuple[str, ...]
+    is_one_label: bool
+
+
 def _place(field: str, error: DataError) -> str:
-    return f"{field}.columns.{error.column}" if error.column in _MAPPED else field
+    return f"{field}.columns.{error.column}" if error.column in (*_MAPPED, "labels") else field
 
 
-def _file_rows(file: DataFile, source: spec_pb2.DataSource, *, with_label: bool) -> Iterator[Row]:
+def _file_rows(file: DataFile, source: spec_pb2.DataSource, wanted: _Wanted) -> Iterator[Row]:
     table = open_table(file, Layout.of(source))
-    text, pair, label = _choose(table, source.columns, with_label=with_label)
-    places = [place for place in (text, pair, label) if place is not None]
-    of_pair, of_label = (None if place is None else places.index(place) for place in (pair, label))
-    for line, cells in table.rows(places):
+    chosen = _choose(table, source.columns, wanted)
+    has_pair = chosen.text_pair is not None
+    names = [chosen.text, *([chosen.text_pair] if chosen.text_pair is not None else []), *chosen.labels]
+    first_label = 1 + has_pair
+    label_names = () if chosen.is_one_label else chosen.labels
+    for line, cells in table.rows([table.index(name) for name in names]):
+        labels = cells[first_label:]
         yield Row(
             file.name,
             line,
-            _text(cells[0], file, line, table.columns[text]),
-            None if of_pair is None or pair is None else _text(cells[of_pair], file, line, table.columns[pair]),
-            None if of_label is None else cells[of_label],
+            _text(cells[0], file, line, chosen.text),
+            _text(cells[1], file, line, names[1]) if has_pair else None,
+            tuple(labels) if label_names else labels[0] if labels else None,
+            label_names,
         )
 
 
-def _choose(table: Table, mapping: spec_pb2.ColumnMapping, *, with_label: bool) -> tuple[int, int | None, int | None]:
+def _choose(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> _Chosen:
+    several = _several_mapped(table, mapping, wanted)
+    with_label = wanted.with_label and not several
     taken = _mapped(table, {part: getattr(mapping, part) for part in _MAPPED if part != "label" or with_label})
     if "text_pair" not in taken and "text_pair" in table.columns and "text_pair" not in taken.values():
         taken["text_pair"] = "text_pair"
     if with_label and "label" not in taken and "label" in table.columns and "label" not in taken.values():
         taken["label"] = "label"
     if "text" not in taken:
-        taken["text"] = _only_text_column(table, taken)
-    if with_label and "label" not in taken:
+        taken["text"] = _only_text_column(table, {**taken, **{f"label {name}": name for name in several}})
+    if with_label and wanted.several_labels and "label" not in taken:
+        several = _columns_of_bits(table, taken)
+    if with_label and "label" not in taken and not several:
         taken["label"] = _only_other_column(table, taken)
-    _refuse_doubles(table, taken)
-    pair = taken.get("text_pair")
-    label = taken.get("label")
-    return (
-        table.index(taken["text"]),
-        None if pair is None else table.index(pair),
-        None if label is None else table.index(label),
+    _refuse_doubles(table, [*taken.items(), *(("labels", name) for name in several)])
+    labels = several or ((taken["label"],) if "label" in taken else ())
+    return _Chosen(taken["text"], taken.get("text_pair"), labels, is_one_label=not several)
+
+
+def _several_mapped(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> tuple[str, ...]:
+    """The columns that the spec maps one a class. Raises DataError."""
+    names = tuple(mapping.labels)
+    if not names or not wanted.with_label:
+        return ()
+    complaint, name = "", ""
+    if not wanted.several_labels:
+        complaint = "several label columns are for problem multi_label: set it, or map one column in columns.label"
+    elif mapping.label:
+        complaint = f"columns.label maps {shorten(mapping.label)!r} too; leave one of the two out"
+    elif missing := [name for name in names if name not in table.columns]:
+        name = missing[0]
+        complaint = (
+            f"no column {listed(missing, most=8)}; there are: {listed(table.columns)}"
+            f"{nearest(name, [*table.columns, *table.untaken])}{layout_hint(table)}"
+        )
+    elif doubled := {
+        *(each for each in names if names.count(each) > 1),
+        *({mapping.text, mapping.text_pair} & {*names}),
+    }:
+        name = min(doubled)
+        complaint = f"the column {shorten(name)!r} is mapped twice; leave one out"
+    if complaint:
+        raise DataError(complaint, file=table.file.name, column="labels", value=name)
+    return names
+
+
+def _columns_of_bits(table: Table, taken: dict[str, str]) -> tuple[str, ...]:
+    """Two or more columns that hold 0 and 1 only, one a class, as many tables have them."""
+    free = [place for place, name in enumerate(table.columns) if name not in taken.values()]
+    head = table.head() if len(free) > 1 else []
+    found = tuple(
+        table.columns[place] for place in free if head and all(as_bit(cells[place]) is not None for _, cells in head)
     )
+    return found if len(found) > 1 else ()
 
 
 def _mapped(table: Table, wanted: dict[str, str]) -> dict[str, str]:
@@ -113,7 +179,7 @@ def _mapped(table: Table, wanted: dict[str, str]) -> dict[str, str]:
                 f"{nearest(name, [*table.columns, *table.untaken])}{layout_hint(table)}"
             )
         elif name in taken.values():
-            complaint = f"the column {name!r} is mapped twice"
+            complaint = f"the column {name!r} is mapped twice; leave one out"
         if complaint:
             errors.append(DataError(complaint, file=table.file.name, column=part, value=name))
         taken[part] = name
@@ -121,8 +187,8 @@ def _mapped(table: Table, wanted: dict[str, str]) -> dict[str, str]:
     return taken
 
 
-def _refuse_doubles(table: Table, taken: dict[str, str]) -> None:
-    for part, name in taken.items():
+def _refuse_doubles(table: Table, taken: Iterable[tuple[str, str]]) -> None:
+    for part, name in taken:
         if (times := table.columns.count(name)) > 1:
             message = (
                 f"{times} columns are called {shorten(name)!r}, so it is not known which is the {part}; rename one"
@@ -182,7 +248,7 @@ def _only_other_column(table: Table, taken: dict[str, str]) -> str:
 
 def _looks_like_text(values: list[Any]) -> bool:
     strings = [value for value in values if isinstance(value, str)]
-    return bool(strings) and not all(_is_number(value) for value in strings)
+    return bool(strings) and not all(_is_number(value) or as_bit(value) is not None for value in strings)
 
 
 def _is_number(value: str) -> bool:

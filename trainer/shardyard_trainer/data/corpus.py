@@ -22,6 +22,7 @@ from shardyard_trainer import tokenization
 from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
 from shardyard_trainer.tokenization import encoding_fault
 from shardyard_trainer.vocabularies import encoding_raises, num_ids
@@ -142,6 +143,12 @@ def split(store: TokenStore, holdout: float) -> tuple[Corpus, Corpus | None]:
         train_bytes = round(int(store.meta["num_bytes"]) * cut / max(1, total))
     eval_bytes = int(store.meta["num_bytes"]) - train_bytes
     return _slice(store, 0, cut, train_bytes), _slice(store, cut, total, eval_bytes)
+
+
+def corpus_stats(corpus: Corpus, blocks: Blocks, counter: TokenCounter, *, num_tokens: int) -> DataStats:
+    """What packed sequences hold; nothing of a corpus is cut, and what is not known is counted over all of it."""
+    words, unknown = counter.count_all(corpus.tokens)
+    return DataStats(blocks.num_blocks, num_tokens, num_cut=0, num_words=words, num_unknown=unknown)
 
 
 class Blocks:

@@ -18,8 +18,10 @@ SINGLE_LABEL = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
 MULTI_LABEL = spec_pb2.TextClassification.PROBLEM_MULTI_LABEL
 REGRESSION = spec_pb2.TextClassification.PROBLEM_REGRESSION
 
-_FIELD = "spec.fine_tuning.text_classification.labels"
-_MOST_LABELS = 10_000
+LABELS_FIELD = "spec.fine_tuning.text_classification.labels"
+"""The field that complaints about given labels are said of."""
+
+MOST_LABELS = 10_000
 _LONGEST_LABEL = 1024
 _MOST_LABELS_BYTES = 192 * 1024
 """Of all labels found, as they stand in a resolved spec: it has to stay under the 256 KiB of a spec that is given."""
@@ -52,27 +54,28 @@ class LabelSchema:
         return max(1, len(self.labels))
 
 
-def parse_label(row: Row, problem: Problem, given: Collection[str] = ()) -> str | tuple[str, ...] | float:
-    """What a row's label says; `given` are the spec's labels. Raises DataError with its line."""
-    if problem == REGRESSION:
-        return _number(row)
-    if problem == MULTI_LABEL:
-        return _several(row, given)
-    return _one(row, given)
+def class_name(row: Row, given: Collection[str] = ()) -> str:
+    """The class that a row's label names; `given` are the spec's labels. Raises DataError with its line."""
+    name = _class_name(row)
+    rule = _broken_rule(name)
+    # The spec's labels have rules of their own, and a spec may name a class `nan`.
+    if rule and name not in given:
+        raise wrong_label(row, rule)
+    return name
 
 
 def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> LabelSchema:
     """The schema from the spec's labels, or from those of the training data, sorted (as numbers if all are)."""
     if problem == REGRESSION:
         if given:
-            raise SpecError(_FIELD, "SPEC_INVALID", "labels are given, but a regression has none; leave them out")
+            raise SpecError(LABELS_FIELD, "SPEC_INVALID", "labels are given, but a regression has none; leave them out")
         return LabelSchema(problem, ())
     if given:
         check_labels(given, problem)
         return LabelSchema(problem, tuple(given))
-    if len(seen) > _MOST_LABELS:
+    if len(seen) > MOST_LABELS:
         raise DataError(
-            f"{len(seen):,} different labels; at most {_MOST_LABELS:,}; where it is a quantity: PROBLEM_REGRESSION"
+            f"{len(seen):,} different labels; at most {MOST_LABELS:,}; if it is a quantity, set problem to regression"
         )
     if (size := spec_pb2.TextClassification(labels=seen).ByteSize()) > _MOST_LABELS_BYTES:
         raise DataError(
@@ -80,9 +83,12 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
             "shorten them, or map the column that holds classes in columns.label"
         )
     if problem == SINGLE_LABEL and len(seen) < 2:
-        raise DataError(f"the data has one label: {listed(sorted(seen))}; a classifier needs at least 2")
+        raise DataError(
+            f"the data has one label: {listed(sorted(seen))}; a classifier needs at least 2; give data with more, or "
+            "list them in labels"
+        )
     if not seen:
-        raise DataError("no row has a label")
+        raise DataError("no row has a label; map the column with labels in columns.label")
     return LabelSchema(problem, tuple(sorted(seen, key=_sort_key(seen))))
 
 
@@ -90,17 +96,18 @@ def check_labels(given: Sequence[str], problem: Problem) -> None:
     """Raises SpecError where given labels are doubled, empty or too few."""
     doubled = sorted({label for label in given if list(given).count(label) > 1}) if len(set(given)) < len(given) else []
     if doubled:
-        raise SpecError(_FIELD, "SPEC_INVALID", f"a label stands twice: {listed(doubled)}")
+        raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"a label stands twice: {listed(doubled)}")
     if any(not label.strip() for label in given):
-        raise SpecError(_FIELD, "SPEC_INVALID", "a label is empty")
+        raise SpecError(LABELS_FIELD, "SPEC_INVALID", "a label is empty")
     if len(given) < 2 and problem != MULTI_LABEL:
-        raise SpecError(_FIELD, "SPEC_INVALID", f"one label ({shorten(given[0])}); a classifier needs at least 2")
+        raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"one label ({shorten(given[0])}); a classifier needs at least 2")
 
 
 def unknown_label(schema: LabelSchema, label: str, file: str, line: int) -> DataError:
     """The error for a label that the schema does not have."""
     return DataError(
-        f"the label {shorten(label)!r} is none of: {listed(schema.labels)}{nearest(label, schema.labels)}",
+        f"the label {shorten(label)!r} is none of: {listed(schema.labels)}{nearest(label, schema.labels)}"
+        "; write one of these, or add it to labels",
         file=file,
         line=line,
         value=label,
@@ -110,15 +117,6 @@ def unknown_label(schema: LabelSchema, label: str, file: str, line: int) -> Data
 def _sort_key(seen: set[str]) -> Any:
     integers = all(_INTEGER.fullmatch(label) for label in seen)
     return (lambda label: (int(label), label)) if integers else str
-
-
-def _one(row: Row, given: Collection[str]) -> str:
-    name = _class_name(row)
-    rule = _broken_rule(name)
-    # The spec's labels have rules of their own, and a spec may name a class `nan`.
-    if rule and name not in given:
-        raise _wrong(row, rule)
-    return name
 
 
 def _broken_rule(name: str) -> str:
@@ -143,44 +141,58 @@ def _class_name(row: Row) -> str:
     if isinstance(label, float):
         if math.isfinite(label) and label.is_integer():
             return str(int(label))
-        raise _wrong(row, "a class is a word or a whole number")
+        raise wrong_label(row, "a class is a word or a whole number; for scores set problem to regression")
     if isinstance(label, int):
         return str(label)
     if label is None or label == "":
-        raise _wrong(row, _MISSING)
+        raise wrong_label(row, _MISSING)
+    if isinstance(label, list | tuple):
+        raise wrong_label(row, "a class is a word or a number; for several classes set problem to multi_label")
     if not isinstance(label, str) or not label.strip():
-        raise _wrong(row, "a class is a word or a number")
+        raise wrong_label(row, "a class is a word or a number; write one, or remove the row")
     return label.strip()
 
 
-def _several(row: Row, given: Collection[str]) -> tuple[str, ...]:
-    label = row.label
-    if label is None:
-        return ()
-    if isinstance(label, str):
-        parts: Sequence[Any] = [part for part in label.split("|") if part.strip()]
-    elif isinstance(label, list):
-        parts = label
-    else:
-        parts = [label]
-    names = tuple(_one(Row(row.file, row.line, "", None, part), given) for part in parts)
-    return tuple(dict.fromkeys(names))
-
-
-def _number(row: Row) -> float:
+def number(row: Row) -> float:
+    """The number that a row's label is, for a regression. Raises DataError with its line."""
     label = row.label
     try:
-        value = float(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else math.nan
-    except (ValueError, OverflowError):
+        is_odd = isinstance(label, str) and "_" in label
+        value = math.nan if isinstance(label, bool) or is_odd else float(label)
+    except (ValueError, TypeError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise _wrong(row, "a regression needs a finite number")
+        raise wrong_label(row, f"a regression needs a finite number; {_number_advice(label)}")
     if abs(value) > _LARGEST_NUMBER:
-        raise _wrong(
+        raise wrong_label(
             row, f"its square is not finite in fp32; a regression needs numbers up to {_LARGEST_NUMBER:.1e}: scale them"
         )
     return value
 
 
-def _wrong(row: Row, rule: str) -> DataError:
+def _number_advice(label: Any) -> str:
+    text = unicodedata.normalize("NFKC", label).strip() if isinstance(label, str) else ""
+    if label is None or (isinstance(label, str) and (not text or text.casefold() in _NO_VALUE)):
+        return "fill it in, or remove the row"
+    fraction = unicodedata.numeric(label.strip(), None) if isinstance(label, str) and len(label.strip()) == 1 else None
+    if meant := f"{fraction:g}" if fraction is not None else _meant_number(text):
+        return f"write it as {meant}, with a point before the decimals and nothing else"
+    if re.search(r"inf(inity)?", text.casefold()):
+        return "an infinite score cannot be learned: remove the row, or give a number"
+    return "write digits with a point before the decimals, as in -1.5; for classes set problem to single_label"
+
+
+def _meant_number(text: str) -> str:
+    """The number that another notation perhaps means, as it should be written; an empty string: not known."""
+    plain = re.sub(r"[\s_'\u2019]", "", text.replace("\u2212", "-"))
+    if re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+", plain):
+        # `1,5`, and `1.000,5`; a comma before three digits alone may part thousands.
+        return "" if re.fullmatch(r"[+-]?\d{1,3},\d{3}", plain) else plain.replace(".", "").replace(",", ".")
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", plain):
+        return plain.replace(",", "")
+    return plain if re.fullmatch(r"[+-]?\d+(\.\d+)?", plain) else ""
+
+
+def wrong_label(row: Row, rule: str) -> DataError:
+    """The error for a row's label."""
     return DataError(f"label {shorten(str(row.label))!r}: {rule}", file=row.file, line=row.line, value=str(row.label))

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from shardyard_trainer.data.stats import DataStats
+
 
 class SampleRef(NamedTuple):
     """One sample in one pass over the data: everything random about it is seeded by (seed, data_epoch, sample)."""
@@ -54,6 +56,9 @@ class Samples(Protocol):
 
     def lengths(self) -> np.ndarray | None:
         """Tokens of each sample, int32 [num_samples]; None where all are equally long (packed sequences)."""
+
+    def stats(self) -> DataStats:
+        """What they hold, and what of it is cut or not known."""
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """The samples as tensors on the CPU; at least one sample."""

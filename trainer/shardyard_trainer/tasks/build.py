@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,9 @@ from shardyard_trainer.data import corpus as corpora
 from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError, SpecError, listed, raise_all
 from shardyard_trainer.data.examples import Examples, load_examples
-from shardyard_trainer.data.labels import SINGLE_LABEL, check_labels
+from shardyard_trainer.data.label_canon import LOOKALIKE
+from shardyard_trainer.data.label_column import wanted_labels
+from shardyard_trainer.data.labels import MULTI_LABEL, SINGLE_LABEL, check_labels
 from shardyard_trainer.data.sources import DataFile, is_for_tests, resolve_source
 from shardyard_trainer.data.store import files_fingerprint
 from shardyard_trainer.models import ModelChoice
@@ -134,6 +136,12 @@ class _Builder:
         train_files, eval_files = self._files()
         if wanted.labels:
             self._try(lambda: check_labels(wanted.labels, problem))
+        if wanted.label_separator and problem != MULTI_LABEL:
+            place = "spec.fine_tuning.text_classification.label_separator"
+            message = (
+                f"{wanted.label_separator!r}: for several labels only; set problem to multi_label, or leave it out"
+            )
+            self._errors.append(SpecError(place, "SPEC_INVALID", message))
         if wanted.label_smoothing and problem != SINGLE_LABEL:
             place = "spec.fine_tuning.text_classification.label_smoothing"
             self._errors.append(SpecError(place, "SPEC_INVALID", f"{wanted.label_smoothing:g}: for single labels only"))
@@ -147,17 +155,22 @@ class _Builder:
             tokenizer = self._tokenizer(choice, train_files, is_causal=is_causal)
             choice = models.adapt(choice, tokenizer, length)
 
-        def examples(files: list[DataFile], source: spec_pb2.DataSource, labels: Any, field: str) -> Examples:
-            return load_examples(
+        def examples(
+            files: list[DataFile], source: spec_pb2.DataSource, labels: Iterable[str], field: str, like: str = ""
+        ) -> Examples:
+            found = load_examples(
                 files,
                 source,
                 tokenizer,
                 max_length=length,
-                problem=problem,
-                labels=labels,
+                wanted=wanted_labels(wanted, tuple(labels), like=like),
                 cache_dir=self._cache_dir,
                 field=field,
             )
+            # Of the evaluation data only what concerns its own spelling.
+            notes = [note for note in found.label_notes if not like or note[0] == LOOKALIKE]
+            self._warnings += [TaskWarning(reason, message, field) for reason, message in notes]
+            return found
 
         with self._looking_on(None, eval_files, with_label=True):
             train = examples(train_files, self._spec.train_data, wanted.labels, "spec.train_data")
@@ -167,7 +180,8 @@ class _Builder:
                 train = examples(train_files, self._spec.train_data, order, "spec.train_data")
         held_out = None
         if eval_files is not None:
-            held_out = examples(eval_files, self._spec.eval_data, train.schema.labels, "spec.eval_data")
+            source = self._spec.eval_data
+            held_out = examples(eval_files, source, train.schema.labels, "spec.eval_data", train.label_way)
         return self._classification_task(choice, tokenizer, train, held_out, length)
 
     def _classification_task(
@@ -364,7 +378,8 @@ class _Builder:
                 (eval_files, spec.eval_data, "spec.eval_data"),
             ):
                 if files and field not in told:
-                    rows = read_rows(files, source, with_label=with_label, field=field)
+                    several = spec.fine_tuning.text_classification.problem == MULTI_LABEL
+                    rows = read_rows(files, source, with_label=with_label, several_labels=several, field=field)
                     self._try(lambda rows=rows: deque(rows, maxlen=0))  # type: ignore[misc]
             raise_all([error, *self._errors])
 

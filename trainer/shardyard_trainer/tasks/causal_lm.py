@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from shardyard_trainer import architectures, loading
-from shardyard_trainer.data.corpus import Blocks, Corpus
+from shardyard_trainer.data.corpus import Blocks, Corpus, corpus_stats
+from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.losses import IGNORED
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, SampleRef
@@ -30,6 +31,7 @@ class CausalSamples:
         self.corpus = corpus
         self.blocks = Blocks(corpus, length, seed=seed, shuffle=is_train, overlap=1)
         self._length = length
+        self._counter = TokenCounter(tokenizer)
         self._is_packed = choice.config.model_type in architectures.PACKED_BY_POSITIONS
         # Where one token ends a document and begins the next (GPT-2), to predict it is to predict the end.
         eos = tokenizer.eos_token_id
@@ -44,6 +46,10 @@ class CausalSamples:
     def lengths(self) -> None:
         """All are equally long."""
         return
+
+    def stats(self) -> DataStats:
+        """What they hold."""
+        return corpus_stats(self.corpus, self.blocks, self._counter, num_tokens=self.num_tokens)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """`input_ids`, `labels` (the next tokens) and, where documents meet, `position_ids`, each int64 [B, T]."""

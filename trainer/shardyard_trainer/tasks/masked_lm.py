@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from shardyard_trainer import architectures, loading
-from shardyard_trainer.data.corpus import Blocks, Corpus
+from shardyard_trainer.data.corpus import Blocks, Corpus, corpus_stats
+from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import MaskedLm
@@ -37,6 +38,7 @@ class MaskedSamples:
         self.corpus = corpus
         self.blocks = Blocks(corpus, length, seed=seed, shuffle=is_train, overlap=0)
         self._length = length
+        self._counter = TokenCounter(tokenizer)
         self._seed = (seed, _STREAM_TRAIN if is_train else _STREAM_EVAL)
         self._probability = probability
         self._mask_token = int(tokenizer.mask_token_id)
@@ -51,6 +53,10 @@ class MaskedSamples:
     def lengths(self) -> None:
         """All are equally long."""
         return
+
+    def stats(self) -> DataStats:
+        """What they hold."""
+        return corpus_stats(self.corpus, self.blocks, self._counter, num_tokens=self.num_tokens)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """`input_ids` [B, T], `masked_places` and `targets` [M]; where documents meet, mask and positions."""

@@ -17,6 +17,7 @@ from shardyard_trainer import architectures, loading, models
 from shardyard_trainer.data.errors import SpecError, listed
 from shardyard_trainer.data.examples import Examples
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
+from shardyard_trainer.data.stats import DataStats
 from shardyard_trainer.models import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import TextClassifier
@@ -47,6 +48,10 @@ class ClassificationSamples:
     def lengths(self) -> np.ndarray:
         """Tokens of each text, int32."""
         return self._lengths
+
+    def stats(self) -> DataStats:
+        """What they hold."""
+        return self._examples.stats(self._index)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """`input_ids`, `attention_mask`, `labels`, and for models that tell texts of a pair apart `token_type_ids`."""

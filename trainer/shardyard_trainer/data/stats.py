@@ -1,0 +1,88 @@
+"""What data holds, as a plan shows it: samples, tokens, the share that is cut, the share that no tokenizer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from shardyard.v1 import job_pb2, plan_pb2
+
+_MOST_CUT = 0.05
+_MOST_UNKNOWN = 0.1
+_PART = 2**20
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """Counts of one split: samples, their tokens, texts that were cut, tokens of text and those that are unknown."""
+
+    num_samples: int
+    num_tokens: int
+    num_cut: int
+    num_words: int
+    num_unknown: int
+
+    @property
+    def cut_share(self) -> float:
+        """The share of the texts that were cut."""
+        return self.num_cut / max(self.num_samples, 1)
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of the tokens of text that are the unknown token."""
+        return self.num_unknown / max(self.num_words, 1)
+
+    def to_proto(self) -> plan_pb2.DataStats:
+        """As a plan has it."""
+        return plan_pb2.DataStats(
+            num_samples=self.num_samples,
+            num_tokens=self.num_tokens,
+            cut_share=self.cut_share,
+            unknown_share=self.unknown_share,
+        )
+
+
+def loss_warnings(stats: DataStats, *, of: str, length: int) -> Iterator[job_pb2.Warning]:
+    """Warnings about what a model will not see of the `of` data, whose longest text may have `length` tokens."""
+    if stats.cut_share > _MOST_CUT:
+        message = (
+            f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "
+            "rest is cut; raise max_length as far as the model allows, or split the texts"
+        )
+        yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field="spec.fine_tuning.max_length")
+    if stats.unknown_share > _MOST_UNKNOWN:
+        message = (
+            f"{stats.unknown_share:.0%} of the {of} data's tokens are the unknown token, so the model cannot see "
+            "what they are; take the tokenizer that the model was trained with, or one for the data's language and case"
+        )
+        yield job_pb2.Warning(reason="UNKNOWN_TOKENS", message=message, field="spec.tokenizer")
+
+
+class TokenCounter:
+    """Counts the tokens that stand for text, and those of them that the tokenizer does not know."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        unknown = tokenizer.unk_token_id
+        framing = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+        # GPT-2's unknown token is its end of text: it knows every byte.
+        self._unknown = -1 if unknown is None or unknown in framing else int(unknown)
+        self._special = np.asarray(sorted({*tokenizer.all_special_ids} - {self._unknown}), np.int64)
+
+    def count(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each sequence, none of which is empty: tokens of text, and unknown ones (int32)."""
+        starts = np.cumsum([0, *(len(ids) for ids in sequences[:-1])])
+        flat = np.fromiter((token for ids in sequences for token in ids), np.int64)
+        words = np.add.reduceat((~np.isin(flat, self._special)).astype(np.int32), starts)
+        return words, np.add.reduceat((flat == self._unknown).astype(np.int32), starts)
+
+    def count_all(self, tokens: np.ndarray) -> tuple[int, int]:
+        """Of a stream of tokens, a part at a time: tokens of text, and unknown ones."""
+        words = unknown = 0
+        for first in range(0, len(tokens), _PART):
+            part = tokens[first : first + _PART]
+            words += int((~np.isin(part, self._special)).sum())
+            unknown += int((part == self._unknown).sum())
+        return words, unknown
