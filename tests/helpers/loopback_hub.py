@@ -86,4 +86,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+    # As the Hub names files that are kept in git itself.
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

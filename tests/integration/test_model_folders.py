@@ -17,9 +17,10 @@ import shardyard
 from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
 from helpers.served import served
 from helpers.small_specs import sentences
-from helpers.tiny_folders import save_folder
+from helpers.tiny_folders import WORDS, save_folder
 
 JOB_S = 240.0
+SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,28 @@ def test_a_cached_snapshot_under_a_data_root_is_a_model_and_a_tokenizer(place: P
     with shardyard.Client(place.address) as client:
         plan = client.plan(spec(place, f"server:{folder}", tokenizer=f"server:{folder}"))
         assert plan.num_parameters > 0
+
+
+TOKENIZERS = ["hub", "uri", "model", "dataset"]
+
+
+@pytest.mark.parametrize("source", TOKENIZERS)
+def test_a_tokenizer_comes_from_each_of_its_sources(place: Place, tmp_path: Path, source: str) -> None:
+    folder = save_folder(place.root / f"tokenizer-{source}", "BertModel")
+    (folder / "tokenizer.json").unlink()
+    words = [*("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with shardyard.Client(place.address) as client:
+        tokenizer = {
+            "hub": lambda: f"hub:{MODEL}",
+            "uri": lambda: f"server:{folder}",
+            "model": lambda: f"model:{client.upload_model(folder).id}",
+            "dataset": lambda: f"dataset:{client.upload_dataset(folder).id}",
+        }[source]()
+        plan = client.plan(spec(place, shardyard.Architecture("bert", SIZES), tokenizer=tokenizer))
+        assert plan.resolved_spec is not None and source in plan.resolved_spec["tokenizer"]
+        assert plan.num_train_samples > 0
 
 
 def linked_out(folder: Path, outside: Path, name: str) -> None:

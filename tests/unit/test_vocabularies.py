@@ -251,6 +251,7 @@ VOCABULARIES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "ids as texts": (lambda f: (gpt2(f), write(f, "vocab.json", {"a": "0"})), "tokens and their ids"),
     "a list": (lambda f: (gpt2(f), write(f, "vocab.json", ["a"])), "tokens and their ids"),
     "no merges": (lambda f: (gpt2(f), (f / "merges.txt").unlink()), "no merges.txt"),
+    "words without end": (lambda f: (old_bert(f), write(f, "vocab.txt", "a\n" * 2_000_001)), "has 2,000,001 lines"),
     "no words": (lambda f: (old_bert(f), write(f, "vocab.txt", "")), "vocab.txt is empty"),
     "added elsewhere": (lambda f: (old_bert(f), write(f, "added_tokens.json", {"<x>": 99})), "has the id 99"),
     "words of a family with more": (

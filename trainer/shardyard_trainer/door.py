@@ -23,8 +23,8 @@ from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.reading import reading
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
-MAX_VOCABULARY_BYTES = 256 * 1024 * 1024
-"""A tokenizer.json of 250,000 tokens has 20 MB."""
+MAX_VOCABULARY_BYTES = 64 * 1024 * 1024
+"""A tokenizer.json of 260,000 tokens has 33 MB."""
 
 _MOST_ENTRIES = 10_000
 _OF_THE_FOLDER = frozenset(

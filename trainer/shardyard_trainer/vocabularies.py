@@ -42,6 +42,7 @@ _FORMER = frozenset(
 _OF_PIECES = dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *pieces.FILES)
 _MOST_IDS = 10_000_000
+_MOST_WORDS = 2_000_000
 # Words, spaces, signs that no vocabulary has, and nothing: a tokenizer that fails on these is not one.
 _TRIALS = ("a word", "  \n\t", "\u65e5\u672c \U0001f642 \xe9\x00", "")
 _SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
@@ -260,8 +261,9 @@ def _words(folder: Folder) -> dict[str, int]:
     lines = folder.read_text("vocab.txt", most_bytes=MAX_VOCABULARY_BYTES).replace("\r\n", "\n").split("\n")
     if lines and not lines[-1]:
         lines.pop()
-    if not lines:
-        raise FolderInvalid("vocab.txt is empty; it has one token a line", file="vocab.txt")
+    if not lines or len(lines) > _MOST_WORDS:
+        what = f"has {len(lines):,} lines" if lines else "is empty"
+        raise FolderInvalid(f"vocab.txt {what}; it has one token a line, {_MOST_WORDS:,} at most", file="vocab.txt")
     return {token: index for index, token in enumerate(lines)}
 
 
@@ -277,8 +279,12 @@ def _numbered(folder: Folder) -> dict[str, int]:
         if isinstance(error, FolderInvalid):
             raise
         raise FolderInvalid(f"{name} is not JSON: {str(error)[:200]}", file=name) from None
-    if not isinstance(vocab, dict) or not all(type(index) is int and 0 <= index < 2**31 for index in vocab.values()):
-        raise FolderInvalid(f"{name} is not an object of tokens and their ids", file=name)
+    if (
+        not isinstance(vocab, dict)
+        or len(vocab) > _MOST_WORDS
+        or not all(type(index) is int and 0 <= index < 2**31 for index in vocab.values())
+    ):
+        raise FolderInvalid(f"{name} is not an object of up to {_MOST_WORDS:,} tokens and their ids", file=name)
     return vocab
 
 

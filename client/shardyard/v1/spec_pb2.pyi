@@ -655,7 +655,7 @@ class TokenizerSource(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The absolute path of a folder with `tokenizer.json` on the server, under an allowed data root."""
+    """The absolute path of a folder with `tokenizer.json` (or vocabulary or SentencePiece files) on the server, under an allowed data root."""
     model: _builtins.str
     """The tokenizer of `projects/{project}/models/{model}`."""
     dataset: _builtins.str
