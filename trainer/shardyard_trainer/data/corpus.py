@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer import tokenization
+from shardyard_trainer.data.budget import tokenised
 from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
 from shardyard_trainer.tokenization import encoding_fault
 from shardyard_trainer.vocabularies import encoding_raises, num_ids
 
@@ -108,7 +109,7 @@ def load_corpus(
     def build(target: Path) -> None:
         _tokenise(Texts(files, source, field=field), tokenizer, frame, whole_words, target)
 
-    return TokenStore.open(build_once(cache_dir / "corpora" / key, build))
+    return TokenStore.open(tokenised(cache_dir / "corpora" / key, build))
 
 
 class Texts:

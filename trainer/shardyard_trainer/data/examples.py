@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer import tokenization
+from shardyard_trainer.data.budget import tokenised
 from shardyard_trainer.data.columns import Row, layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.label_column import LabelColumn, Wanted
@@ -21,7 +22,6 @@ from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.data.store import (
     TokenStore,
     TokenWriter,
-    build_once,
     files_fingerprint,
     fingerprint_of,
     is_whole,
@@ -107,7 +107,7 @@ def load_examples(
             raise (error if error.field.startswith(field) else error.at(field)) from None
 
     folder = cache_dir / "examples" / fingerprint_of(key)
-    store = TokenStore.open(build_once(folder, build))
+    store = TokenStore.open(tokenised(folder, build))
     return Examples(store, LabelSchema(wanted.problem, tuple(store.meta["labels"])))
 
 

@@ -1,0 +1,50 @@
+"""Tokenised data in the cache: the budget, and what is never given up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shardyard_trainer.data.budget import BUDGET_VARIABLE, evict, tokenised
+
+
+def made(cache: Path, name: str, *, age_s: int, size: int = 1000) -> Path:
+    """A folder that no process reads."""
+    folder = cache / "corpora" / name
+    folder.mkdir(parents=True)
+    (folder / "tokens.bin").write_bytes(b"x" * size)
+    at = 1_700_000_000 - age_s
+    os.utime(folder, (at, at))
+    return folder
+
+
+def test_what_was_used_longest_ago_is_given_up_until_the_rest_fits(tmp_path: Path) -> None:
+    old, older, new = (made(tmp_path, name, age_s=age) for name, age in (("old", 5), ("older", 9), ("new", 1)))
+    assert evict(tmp_path, most_bytes=2500) == [older]
+    assert evict(tmp_path, most_bytes=1500) == [old]
+    assert new.exists() and evict(tmp_path, most_bytes=1500) == []
+
+
+def test_what_a_process_reads_is_never_given_up_and_when_it_ends_may_be(tmp_path: Path) -> None:
+    folder = tmp_path / "corpora" / "live"
+    reader = "import sys,pathlib; from shardyard_trainer.data.budget import tokenised; "
+    reader += "tokenised(pathlib.Path(sys.argv[1]), lambda t: (t / 'tokens.bin').write_bytes(b'x' * 1000)); "
+    reader += "print('reads', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", reader, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "reads\n"
+        assert evict(tmp_path, most_bytes=0) == [] and folder.exists()
+        process.communicate()
+    assert evict(tmp_path, most_bytes=0) == [folder] and not folder.exists()
+
+
+def test_what_is_made_anew_makes_room_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BUDGET_VARIABLE, "1500")
+    old = made(tmp_path, "old", age_s=5)
+    new = tokenised(tmp_path / "examples" / "new", lambda target: (target / "tokens.bin").write_bytes(b"x" * 1000))
+    assert new.exists() and not old.exists()
