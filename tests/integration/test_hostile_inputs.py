@@ -18,17 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.served import Served, served
+import shardyard
+from helpers.served import BIN, Served, served
 from helpers.service import Failure, failure_of
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import (
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
+    model_service_pb2,
     model_service_pb2_grpc,
     server_service_pb2,
     server_service_pb2_grpc,
 )
+from shardyard_coordinator.launch.confine import landlock_version
 
 LIMIT_S = 2
 # A forked process may be late on a machine that does other things too.
@@ -104,6 +107,14 @@ class Caller:
             setattr(job.spec.optimization, name, value)
         request = job_service_pb2.PlanJobRequest(parent="projects/default", job=job)
         return self.jobs.PlanJob(request, timeout=60)
+
+    def predict(self, model: str, *texts: str) -> model_service_pb2.PredictResponse:
+        instances = [model_service_pb2.Instance(text=text) for text in texts]
+        return self.models.Predict(model_service_pb2.PredictRequest(model=model, instances=instances), timeout=60)
+
+    def embed(self, model: str, number: int) -> model_service_pb2.EmbedResponse:
+        instances = [model_service_pb2.Instance(text=f"good film {index}") for index in range(number)]
+        return self.models.Embed(model_service_pb2.EmbedRequest(model=model, instances=instances), timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +216,56 @@ def test_a_sweep_of_learning_rates_is_planned_from_what_was_read_once(service: S
     assert time.monotonic() - begin < 10
     assert {plan.num_parameters for plan in plans} == {first.num_parameters}
     assert len({plan.resolved_spec.optimization.learning_rate for plan in plans}) == 19
+
+
+def uploaded(service: Served, folder: Path) -> str:
+    with shardyard.Client(service.address) as client:
+        return client.upload_model(folder).name
+
+
+def test_texts_that_stop_a_model_are_refused_and_stop_nobody_who_asks_it(service: Served, place: Path) -> None:
+    save_folder(place / "bert", "BertForSequenceClassification")
+    split_by(BACKTRACKING, "good")(place)
+    model, caller, other = uploaded(service, place / "bert"), Caller(service), Caller(service)
+    assert len(other.predict(model, "good film").predictions) == 1
+    for text, how in (("a" * 5000, "tokenizer"), (("a" * 20 + " ") * 3000, "takes more than")):
+        asked = [threading.Thread(target=other.predict, args=(model, "good film")) for _ in range(3)]
+        for each in asked:
+            each.start()
+        failure = refusal(lambda text=text: caller.predict(model, *[text] * 8))
+        for each in asked:
+            each.join(60)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID"), failure
+        assert "model" in failure.violations and how in failure.message
+        begin = time.monotonic()
+        assert refusal(lambda text=text: caller.predict(model, *[text] * 8)).message == failure.message
+        assert time.monotonic() - begin < LIMIT_S
+        assert len(other.predict(model, "good film").predictions) == 1
+
+
+def test_a_large_honest_question_is_answered_and_leaves_others_their_turn(service: Served, place: Path) -> None:
+    save_folder(place / "bert", "BertModel", hidden_size=128, num_hidden_layers=4, intermediate_size=512)
+    model, other = uploaded(service, place / "bert"), Caller(service)
+    other.embed(model, 1)
+    found: list[int] = []
+    large = threading.Thread(target=lambda: found.append(len(Caller(service).embed(model, 1900).embeddings)))
+    begin = time.monotonic()
+    large.start()
+    waits = []
+    while large.is_alive():
+        at = time.monotonic()
+        other.embed(model, 1)
+        other.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())
+        waits.append(time.monotonic() - at)
+    large.join()
+    assert found == [1900]
+    assert len(waits) > 1 and max(waits) < (time.monotonic() - begin) / 2
+
+
+def test_the_service_says_what_its_processes_may_not_do(service: Served) -> None:
+    Caller(service).server.GetServerInfo(server_service_pb2.GetServerInfoRequest())
+    holds = Caller(service).server.GetServerInfo(server_service_pb2.GetServerInfoRequest()).confinement
+    version = landlock_version()
+    assert holds["landlock"] == (f"version {version}" if version else "not available: the kernel has none")
+    done = service.run(str(BIN / "shardyard"), "doctor")
+    assert "confinement: files" in done.stdout and holds["landlock"] in done.stdout

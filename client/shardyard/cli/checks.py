@@ -154,5 +154,5 @@ def _confinement(holds: Mapping[str, str]) -> Iterator[Finding]:
         return
     whole = holds.get("landlock", "").startswith("version")
     step = "" if whole else "a kernel with Landlock (Linux 5.13 or later) keeps them from reading anything else"
-    words = "; ".join(f"{name} {text}" for name, text in holds.items())
+    words = "; ".join(f"{name} {text}" for name, text in sorted(holds.items()))
     yield Finding("works" if whole else "note", "confinement", words, step)

@@ -1,0 +1,37 @@
+"""How large a configuration may be: every name that means layers, experts, labels, widths; and what people have."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from shardyard_trainer.bounds import too_large
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({name: 10**6} for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")),
+        *({name: 10**6} for name in ("num_decoder_layers", "num_encoder_blocks", "depth", "num_hidden_groups")),
+        {"num_experts": 10**6},
+        {"num_hidden_layers": 1000, "num_local_experts": 2000},
+        {"num_labels": 10**7},
+        {"hidden_size": 10**9},
+        {"d_model": 10**8},
+        {"vocab_size": 2**40},
+        {"max_position_embeddings": 2**40},
+        {"text_config": {"num_hidden_layers": 10**6}},
+        {"depths": [2, 10**6]},
+        {"layer_types": ["full_attention"] * 20_000} | {"layers_of": [1] * 20_000},
+        {"anything": 2**60},
+    ],
+    ids=str,
+)
+def test_a_setting_over_its_bound_is_named(values: dict[str, object]) -> None:
+    over = too_large(values)
+    assert over is not None and over.value > over.most and over.name in over.message
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "mixtral", "t5", "albert", "qwen2_moe", "deepseek_v3"])
+def test_the_sizes_that_architectures_have_are_not(kind: str) -> None:
+    assert too_large(transformers.CONFIG_MAPPING[kind]().to_dict()) is None
