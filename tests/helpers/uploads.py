@@ -11,7 +11,7 @@ import google_crc32c
 
 from helpers.service import PARENT, Service
 from shardyard.v1 import dataset_service_pb2 as pb
-from shardyard.v1 import transfer_pb2
+from shardyard.v1 import model_service_pb2, transfer_pb2
 
 MIB = 1024 * 1024
 
@@ -47,3 +47,19 @@ def whole(files: Mapping[str, bytes]) -> list[transfer_pb2.Chunk]:
 
 async def send_dataset(service: Service, name: str, files: Mapping[str, bytes], request_id: str = "") -> pb.Dataset:
     return await service.datasets.CreateDataset(messages(header(name, files, request_id), *whole(files)))
+
+
+async def fetch(service: Service, name: str, path: str, offset: int = 0) -> bytes:
+    data = b""
+    request = pb.DownloadDatasetRequest(name=f"{PARENT}/datasets/{name}", path=path, offset=offset)
+    async for answer in service.datasets.DownloadDataset(request):
+        assert answer.chunk.offset == offset + len(data)
+        assert answer.chunk.crc32c == google_crc32c.value(answer.chunk.data)
+        data += answer.chunk.data
+    return data
+
+
+def model_messages(name: str) -> Iterator[model_service_pb2.CreateModelRequest]:
+    files = {"config.json": b"{}"}
+    yield model_service_pb2.CreateModelRequest(header=header(name, files))
+    yield model_service_pb2.CreateModelRequest(chunk=whole(files)[0])

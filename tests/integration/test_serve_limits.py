@@ -44,6 +44,14 @@ async def first(call: Any) -> Any:
     return found
 
 
+async def rest(call: Any) -> list[int]:
+    """The states that a watch still hears of, to its end."""
+    found: list[int] = []
+    while (batch := await call.read()) is not grpc.aio.EOF:
+        found += [event.state.to for event in batch.events if event.HasField("state")]
+    return found
+
+
 async def test_watchers_leave_every_other_kind_of_stream_its_places(tmp_path: Path) -> None:
     async with story(tmp_path, max_watches=2) as service:
         watching = [service.jobs.WatchJob(jobs.WatchJobRequest(name=STORY)) for _ in range(2)]
@@ -97,9 +105,11 @@ async def test_streams_that_are_opened_all_at_once_are_all_served(tmp_path: Path
         answers = await asyncio.gather(*(call.read() for call in calls), return_exceptions=True)
         failed = [answer for answer in answers if isinstance(answer, BaseException)]
         assert failed == []
-        assert (await service.jobs.GetJob(jobs.GetJobRequest(name=STORY))).state == job_pb2.STATE_QUEUED
-        for call in calls:
-            call.cancel()
+        # All of them hear of the end, and end with OK.
+        await service.jobs.CancelJob(jobs.CancelJobRequest(name=STORY))
+        heard = await asyncio.gather(*(rest(call) for call in calls))
+        assert {found[-1] for found in heard} == {job_pb2.STATE_CANCELLED}
+        assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
 
 
 def test_one_principal_of_many_has_a_tenth_of_each_pot_and_the_one_on_loopback_all() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -20,11 +20,12 @@ _MOVING_BYTES: Final = 64 * 1024
 """Less than this within `upload_yield_s` is a trickle."""
 
 
-class Place:
-    """One upload's place. Its time is the loop's clock."""
+class Place(Generic[_T]):
+    """One upload's place, through which its messages come. Its time is the loop's clock."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, messages: AsyncIterator[_T]) -> None:
         self._limits = limits
+        self._messages = messages
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._bytes = 0
@@ -47,12 +48,12 @@ class Place:
         if self._bytes >= _MOVING_BYTES:
             self._bytes, self._since = 0, self._loop.time()
 
-    async def next(self, messages: AsyncIterator[_T]) -> _T | None:
+    async def next(self) -> _T | None:
         """The next message, None at the end; Refused DEADLINE_EXCEEDED, or OVERLOADED if the place was given up."""
         idle_s = self._limits.upload_idle_s
         try:
             async with asyncio.timeout(idle_s) as self._waiting:
-                return await anext(messages, None)
+                return await anext(self._messages, None)
         except TimeoutError:
             step = "go on with the same request_id"
             if self._given_up:
@@ -68,10 +69,10 @@ class UploadPlaces:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._taken: set[Place] = set()
+        self._taken: set[Place[Any]] = set()
 
     @contextmanager
-    def take(self) -> Iterator[Place]:
+    def take(self, messages: AsyncIterator[_T]) -> Iterator[Place[_T]]:
         """Holds a place; Refused OVERLOADED if all are taken by uploads that move."""
         if len(self._taken) >= self._limits.max_uploads:
             idlest = max(self._taken, key=Place.idle_s, default=None)
@@ -80,7 +81,7 @@ class UploadPlaces:
                 raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s)
             idlest.give_up()
             self._taken.discard(idlest)
-        place = Place(self._limits)
+        place = Place(self._limits, messages)
         self._taken.add(place)
         try:
             yield place

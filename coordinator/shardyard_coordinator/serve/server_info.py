@@ -9,6 +9,7 @@ from importlib.metadata import version
 from shardyard.v1 import server_service_pb2 as pb
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.parts import Cluster, Parts
+from shardyard_coordinator.serve.scrub import scrub
 from shardyard_coordinator.store import encode
 
 VERSION = version("shardyard")
@@ -73,5 +74,5 @@ class ServerService:
             free_slots=free,
             gpus=sum(node.gpus for node in view.nodes),
             nodes=len(view.nodes),
-            message=view.message,
+            message=scrub(view.message),
         )

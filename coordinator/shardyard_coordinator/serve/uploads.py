@@ -55,25 +55,42 @@ class Uploads:
 
     async def receive(self, kind: ResourceKind, messages: AsyncIterator[UploadMessage], call: Call) -> ResourceRecord:
         """The resource, READY. Before its first bytes arrive nothing is kept of an upload, and nothing reserved."""
-        with self._places.take() as place:
-            header = _header(await place.next(messages))
+        with contextlib.ExitStack() as held:
+            place = held.enter_context(self._places.take(messages))
+            header = _header(await place.next())
             project = self._parts.name("project", header.parent).project
             with self._alone(kind, project, header.resource_id), storage_errors():
-                await asyncio.to_thread(check_claim, self._parts.claim)
-                new = await asyncio.to_thread(self._announced, kind, project, header)
-                known, files = await self._look(new)
-                if known is not None and known.state is ResourceState.READY:
-                    return known
-                arriving = Arriving(files)
-                first = await self._chunk(arriving, place, messages)
-                record = known or await self._begin(new, call)
+                record, files = await self._arrive(kind, project, header, place, call)
+                if record.state is ResourceState.READY:
+                    return record
+                held.close()  # A model is looked into in its turn, which may take a while; others may send meanwhile.
                 folder = Path(record.path)
-                if first is not None:
-                    await self._take(record, folder, arriving, self._chunks(first, arriving, place, messages), call)
-                await self._verify(record, folder, files, call)
                 description = await self._inspect(record, folder, files, call) if kind is ResourceKind.MODEL else b""
                 self._parts.trace.point("upload.verified")
                 return await self._parts.store.write(lambda conn: _finish(conn, record, description), call.actor)
+
+    async def _arrive(
+        self,
+        kind: ResourceKind,
+        project: str,
+        header: transfer_pb2.UploadHeader,
+        place: Place[UploadMessage],
+        call: Call,
+    ) -> tuple[ResourceRecord, list[FileRecord]]:
+        """The row and its files, which are all there and as announced; or the row of an earlier try, READY."""
+        await asyncio.to_thread(check_claim, self._parts.claim)
+        new = await asyncio.to_thread(self._announced, kind, project, header)
+        known, files = await self._look(new)
+        if known is not None and known.state is ResourceState.READY:
+            return known, files
+        arriving = Arriving(files)
+        first = await self._chunk(arriving, place)
+        record = known or await self._begin(new, call)
+        folder = Path(record.path)
+        if first is not None:
+            await self._take(record, folder, arriving, self._chunks(first, arriving, place), call)
+        await self._verify(record, folder, files, call)
+        return record, files
 
     async def delete(self, kind: ResourceKind, name: str, call: Call) -> None:
         """Removes a resource; Refused where a live job reads it or it is being uploaded at the moment."""
@@ -166,11 +183,9 @@ class Uploads:
             text = f"{total:,} bytes, but the storage has {free:,} free; ask the operator for space"
             raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0)
 
-    async def _chunk(
-        self, arriving: Arriving, place: Place, messages: AsyncIterator[UploadMessage]
-    ) -> transfer_pb2.Chunk | None:
+    async def _chunk(self, arriving: Arriving, place: Place[UploadMessage]) -> transfer_pb2.Chunk | None:
         """The next chunk, checked; None at the end of an upload that has arrived whole."""
-        message = await place.next(messages)
+        message = await place.next()
         if message is None:
             if arriving.missing:
                 raise arriving.ended_early()
@@ -185,13 +200,12 @@ class Uploads:
         self,
         first: transfer_pb2.Chunk,
         arriving: Arriving,
-        place: Place,
-        messages: AsyncIterator[UploadMessage],
+        place: Place[UploadMessage],
     ) -> AsyncIterator[transfer_pb2.Chunk]:
         chunk: transfer_pb2.Chunk | None = first
         while chunk is not None:
             yield chunk
-            chunk = await self._chunk(arriving, place, messages)
+            chunk = await self._chunk(arriving, place)
 
     async def _take(
         self,
