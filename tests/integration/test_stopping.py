@@ -14,6 +14,7 @@ from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
+from shardyard_coordinator.launch.protocols import AttemptKey
 from shardyard_coordinator.store import attempts
 
 TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
@@ -158,6 +159,31 @@ async def test_a_gang_that_cannot_be_reached_is_declared_lost_and_ended_when_the
         [attempt] = await core.attempts(job.uid)
         assert await core.events(job.uid) == log
     assert attempt.released and launcher.killed == [launcher.newest().launch.key]
+
+
+class SlowToLetGo(ScriptedLauncher):
+    """A question that is called off takes a moment to end."""
+
+    async def events_after(self, key: AttemptKey, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
+        try:
+            return await super().events_after(key, after, timeout_s=timeout_s, limit=limit)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.3)
+            raise
+
+    async def kill(self, key: AttemptKey) -> None:
+        self._reach()
+
+
+async def test_a_coordinator_that_stops_while_a_gang_is_let_go_does_stop(tmp_path: Path) -> None:
+    launcher = SlowToLetGo()
+    async with asyncio.timeout(20):
+        async with running_core(tmp_path, launcher, stop_grace_s=0.02) as core:
+            job = await _brought_to(core, launcher, JobState.RUNNING)
+            await core.cancel(job)
+            await core.until(job.uid, JobState.CANCELLED)
+            launcher.unreachable = True
+            await asyncio.sleep(0.05)
 
 
 async def test_a_cancel_that_the_cluster_never_confirms_is_ended_by_declaring_the_gang_lost(tmp_path: Path) -> None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from shardyard.v1 import job_pb2, spec_pb2
+from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
 from shardyard_coordinator.control.attempt_spec import build_launch
 from shardyard_coordinator.control.manifests import find_checkpoints
+from shardyard_coordinator.control.orders import Order, Orders
 from shardyard_coordinator.control.recorder import Recorder
 from shardyard_coordinator.control.recording import (
     Recorded,
@@ -52,9 +52,6 @@ from shardyard_coordinator.store import attempts, encode, events, jobs
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
-_NOTHING = worker_pb2.Directive.ACTION_UNSPECIFIED
-_STOP = worker_pb2.Directive.ACTION_STOP
-_PAUSE = worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP
 
 
 class Follower:
@@ -84,15 +81,9 @@ class Follower:
         # Job and attempt as they were recorded or read last; None when somebody else may have changed them.
         self._known: tuple[JobRecord, AttemptRecord] | None = None
         self._changes = 0
-        self._limit_s: float | None = None
         self._after = 0
         self._unreachable = False
-        self._told = _NOTHING
-        self._paused_s = 0.0
-        self._stop_by_s: float | None = None
-        self._end_by_s: float | None = None
-        self._start_by_s = clock.monotonic_s() + settings.start_timeout_s
-        self._run_by_s: float | None = None
+        self._orders = Orders(clock, settings)
 
     def wake(self) -> None:
         """The job or the attempt has changed: look at them now."""
@@ -116,8 +107,8 @@ class Follower:
         if attempt.state is AttemptState.ENDED:
             return False
         paused_us = await self._store.read(lambda conn: events.time_in_state(conn, job.uid, JobState.PAUSED))
-        self._paused_s = paused_us / 1e6
-        self._watch_times(job, attempt)
+        self._orders.paused_s = paused_us / 1e6
+        self._orders.watch(job, attempt)
         if attempt.state is not AttemptState.STARTING:
             return True
         if await self._reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
@@ -213,8 +204,10 @@ class Follower:
         finally:
             if poll is not None:
                 poll.cancel()
-                with contextlib.suppress(asyncio.CancelledError, LookupError):
-                    await poll
+                # Not awaited itself: its end by cancellation could not be told from a cancellation of this task.
+                await asyncio.wait({poll})
+                if not poll.cancelled():
+                    poll.exception()  # What came in the last moment is asked for again.
 
     async def _wait_for(self, poll: asyncio.Task[list[bytes]]) -> None:
         """Until there are events, the job changes, or a deadline passes."""
@@ -222,8 +215,8 @@ class Follower:
             self._wake.clear()
             return
         woken = asyncio.create_task(self._wake.wait())
-        deadlines = [each for each in (self._stop_by_s, self._end_by_s, self._run_by_s, self._start_by_s) if each]
-        timeout = max(min(deadlines) - self._clock.monotonic_s(), 0.0) + 0.01 if deadlines else None
+        next_s = self._orders.next_s
+        timeout = None if next_s is None else max(next_s - self._clock.monotonic_s(), 0.0) + 0.01
         try:
             await asyncio.wait({poll, woken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -262,41 +255,20 @@ class Follower:
         if recorded.ended is not None:
             self._trace.point("terminal.committed")
             return True
-        self._watch_times(recorded.job, recorded.attempt)
+        self._orders.watch(recorded.job, recorded.attempt)
         return False
-
-    def _watch_times(self, job: JobRecord, attempt: AttemptRecord) -> None:
-        """Deadlines run on the monotonic clock; the wall only tells how long an earlier life has run already."""
-        now_s = self._clock.monotonic_s()
-        if job.state is not JobState.PREPARING:
-            self._start_by_s = 0.0
-        if attempt.failure and self._end_by_s is None:
-            self._end_by_s = now_s + self._settings.failure_grace_s
-        if self._told != _NOTHING:
-            return
-        if self._limit_s is None:
-            self._limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
-        limit_s = self._limit_s
-        if limit_s and job.start_us and self._run_by_s is None:
-            ran_s = (self._clock.now_us() - job.start_us) / 1e6 - self._paused_s
-            self._run_by_s = now_s + min(max(limit_s - ran_s, 0.0), limit_s)
 
     async def _heed(self) -> bool:
         """Carries out what is asked of the gang; True when the attempt has ended."""
-        now_s = self._clock.monotonic_s()
         job, attempt = await self._current()
         if attempt.state is AttemptState.ENDED:
             return True
-        is_lost = attempt.state is AttemptState.STOPPING and not attempt.stop_reason
-        if is_lost or _over(self._end_by_s, now_s) or _over(self._stop_by_s, now_s):
+        if self._orders.must_end(job, attempt):
             await self._end_by_force()
             return True
-        if self._told == _PAUSE and job.state is JobState.FINALIZING:
-            # Its training was over before it heard: it is let to its end.
-            self._told, self._stop_by_s = _NOTHING, None
-        action, reason = self._wish(job, attempt, now_s)
-        if action not in (self._told, _NOTHING) and self._told != _STOP:
-            await self._stop(action, reason, grace_s=self._grace_s(action, attempt))
+        order = self._orders.due(job, attempt)
+        if order is not None:
+            await self._give(order, attempt)
         return False
 
     async def _current(self) -> tuple[JobRecord, AttemptRecord]:
@@ -308,37 +280,12 @@ class Follower:
                 self._known = found
         return self._known
 
-    def _wish(
-        self, job: JobRecord, attempt: AttemptRecord, now_s: float
-    ) -> tuple[worker_pb2.Directive.Action.ValueType, str]:
-        """What the gang is to do now, and why."""
-        if job.state is JobState.CANCELLING:
-            return _STOP, JobState.CANCELLED.value
-        if job.state is JobState.PAUSING:
-            return _PAUSE, ending.PAUSE
-        if attempt.stop_reason not in ("", ending.PAUSE):
-            return _STOP, attempt.stop_reason
-        if _over(self._run_by_s, now_s):
-            return _STOP, Cause.MAX_RUN_TIME.value
-        if self._start_by_s and job.state is JobState.PREPARING and _over(self._start_by_s, now_s):
-            return _STOP, Cause.ENGINE_START_TIMEOUT.value
-        return _NOTHING, ""
-
-    def _grace_s(self, action: worker_pb2.Directive.Action.ValueType, attempt: AttemptRecord) -> float:
-        """How long the gang has for it before it is ended by force."""
-        settings = self._settings
-        if not (attempt.last_step or attempt.committed):
-            return min(settings.unbegun_grace_s, settings.stop_grace_s)
-        return settings.pause_grace_s if action == _PAUSE else settings.stop_grace_s
-
-    async def _stop(self, action: worker_pb2.Directive.Action.ValueType, reason: str, *, grace_s: float) -> None:
+    async def _give(self, order: Order, attempt: AttemptRecord) -> None:
         await self._write(
-            lambda conn: ending.stop_attempt(conn, self.key.job_uid, self.key.epoch, reason, self._clock.now_us())
+            lambda conn: ending.stop_attempt(conn, self.key.job_uid, self.key.epoch, order.reason, self._clock.now_us())
         )
-        self._told = action
-        self._stop_by_s = self._clock.monotonic_s() + grace_s
-        self._start_by_s, self._run_by_s = 0.0, None
-        directive = worker_pb2.Directive(action=action, reason=reason)
+        self._orders.give(order, attempt)
+        directive = worker_pb2.Directive(action=order.action, reason=order.reason)
         with contextlib.suppress(LookupError, Unreachable):
             # Where it does not arrive, the end by force does.
             await self._launcher.direct(self.key, directive.SerializeToString())
@@ -445,9 +392,7 @@ class Follower:
 
     async def _tell_unreachable(self, *, active: bool, message: str) -> None:
         self._unreachable = active
-        if self._start_by_s:
-            # Of a gang that does not answer nothing is known, neither that it is late.
-            self._start_by_s = math.inf if active else self._clock.monotonic_s() + self._settings.start_timeout_s
+        self._orders.reached(reached=not active)
         with contextlib.suppress(StaleWrite):
             await self._write(lambda conn: self._record_unreachable(conn, active=active, message=message))
 
@@ -480,7 +425,3 @@ class Follower:
                 if refused.retry_after_s is None:
                     raise
                 await asyncio.sleep(min(refused.retry_after_s, self._settings.retry_max_s))
-
-
-def _over(deadline_s: float | None, now_s: float) -> bool:
-    return deadline_s is not None and now_s >= deadline_s
