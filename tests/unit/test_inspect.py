@@ -90,6 +90,13 @@ def _only_a_pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
 
 
+def _class_of_the_model(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    _config(tokenizer_class="Nope")(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 133508397\n"
+
 ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("no config", lambda f: (f / "config.json").unlink(), "MODEL_INVALID", "config.json"),
     ("config is a list", lambda f: (f / "config.json").write_text("[]"), "MODEL_INVALID", "JSON object"),
@@ -121,6 +128,12 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("tokenizer of another model", _config(vocab_size=2), "MODEL_INVALID", "vocab_size"),
     ("bad tokenizer", lambda f: (f / "tokenizer.json").write_text("{}"), "MODEL_INVALID", "tokenizer.json"),
     ("a link out", lambda f: (f / "x").symlink_to("/etc/passwd"), "MODEL_INVALID", "regular file"),
+    ("an adapter", lambda f: (f / "adapter_config.json").write_text("{}"), "MODEL_INVALID", "merge it into its model"),
+    ("a pointer", lambda f: (f / "model.safetensors").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),
+    ("a tokenizer's pointer", lambda f: (f / "tokenizer.json").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),
+    ("TensorFlow's weights", lambda f: (f / "model.safetensors").rename(f / "tf_model.h5"), "MODEL_INVALID", "another"),
+    ("a class of config.json", _class_of_the_model, "MODEL_INVALID", "config.json names the tokenizer_class"),
+    ("quantised", _config(quantization_config={"quant_method": "awq"}), "MODEL_INVALID", "quantised (awq)"),
     ("a fifo", lambda f: os.mkfifo(f / "x"), "MODEL_INVALID", "regular file"),
 ]  # fmt: skip
 

@@ -27,6 +27,7 @@ MAX_VOCABULARY_BYTES = 64 * 1024 * 1024
 """A tokenizer.json of 260,000 tokens has 33 MB."""
 
 _MOST_ENTRIES = 10_000
+_POINTER = b"version https://git-lfs"
 _OF_THE_FOLDER = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO}
 )
@@ -105,6 +106,11 @@ class Folder:
                 raise FolderInvalid(f"{name} is not a regular file; only those are read", file=name)
             if not _is_inside(Path(f"/proc/self/fd/{descriptor}").readlink(), self.roots):
                 raise _leaves(name)
+            if file.read(len(_POINTER)) == _POINTER:
+                raise FolderInvalid(
+                    f"{name} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`", file=name
+                )
+            file.seek(0)
             yield file
 
     def read(self, name: str, *, most_bytes: int) -> bytes:

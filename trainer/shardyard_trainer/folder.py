@@ -59,6 +59,13 @@ class ModelFolder:
 
 def read_folder(folder: Folder) -> ModelFolder:
     """Reads what the folder says. Raises FolderInvalid."""
+    if "adapter_config.json" in folder.names():
+        # Passed over, the model would be another one than its author means.
+        raise FolderInvalid(
+            "the folder has an adapter (adapter_config.json), which is not applied; merge it into its model "
+            "(`merge_and_unload` of peft), save that, and give its folder",
+            file="adapter_config.json",
+        )
     config = folder.read_json("config.json", what="a Hugging Face model folder has one")
     refuse_code(folder, "config.json", config)
     if folder.has("tokenizer_config.json"):

@@ -228,21 +228,21 @@ def _class(folder: Folder, settings: TokenizerSettings) -> Any:
 
     Raises FolderInvalid for a name that transformers does not have.
     """
-    name = settings.class_name
+    name, file = settings.class_name, CONFIG
     if not name and folder.has("config.json"):
         config = folder.read_json("config.json")
         model_type = str(config.get("model_type"))
         named = config.get("tokenizer_class") or _OF_PIECES.get(model_type) or TOKENIZER_MAPPING_NAMES.get(model_type)
-        name = named if isinstance(named, str) else ""
+        name, file = named if isinstance(named, str) else "", "config.json"
     name = name.removesuffix("Fast")
     if not name or name in _FORMER | {"PreTrainedTokenizer", "TokenizersBackend"}:
         return None
     known = {each for each in TOKENIZER_MAPPING_NAMES.values() if each}
-    if not name.endswith("Tokenizer") or not hasattr(transformers, name):
+    if not name.endswith(("Tokenizer", "Backend")) or not hasattr(transformers, name):
         raise FolderInvalid(
-            f"{CONFIG} names the tokenizer_class {shorten(name)!r}, which transformers does not have"
+            f"{file} names the tokenizer_class {shorten(name)!r}, which transformers does not have"
             f"{nearest(name, known)}; correct it, or leave it out if there is a tokenizer.json",
-            file=CONFIG,
+            file=file,
         )
     found = getattr(transformers, name)
     try:

@@ -239,6 +239,7 @@ def weight_names(folder: Folder) -> list[str]:
     return sorted(names)
 
 
+_FOREIGN = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".npz")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -247,7 +248,10 @@ def no_weights(folder: Folder) -> FolderInvalid:
     unsafe = sorted(name for name in folder.names() if name.endswith(_PICKLES))
     if not unsafe:
         others = ", ".join(folder.weight_names())
-        what = f"; it has {others}, which no index names" if others else ""
+        what = f"; it has {others}, which no index names: call it so" if others else ""
+        foreign = next((name for name in sorted(folder.names()) if name.endswith(_FOREIGN)), "")
+        if foreign:
+            what = f"; {foreign} is another framework's: save the model with `save_pretrained` of transformers"
         return FolderInvalid(
             f"the folder has no weights: model.safetensors is looked for{what}", file="model.safetensors"
         )
