@@ -17,9 +17,10 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection
@@ -55,6 +56,8 @@ TELL_ON_S = 0.2
 LOOK_ON_S = 2.0
 # Deciding takes at most a tenth of the time, and so does saying why.
 _REST = 9.0
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 # Why a job waits, and whether that is another reason than before.
 _Reason = tuple[QueuedJob, job_pb2.PendingInfo, bool]
 
@@ -86,6 +89,7 @@ class SchedulingLoop:
         self._place = _FIRST
         self._deciding_s = 0.0
         self._tell_after_s = 0.0
+        self._freed = False
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe = store.subscribe(self._hear)
 
@@ -116,21 +120,33 @@ class SchedulingLoop:
 
     async def _start_gangs(self, view: ClusterView) -> float | None:
         """Starts all that fits now; answers when the first back-off of who was looked at ends, in seconds."""
-        begun_s = time.monotonic()
+        self._freed, self._deciding_s = False, 0.0
         now_us = self._clock.now_us()
-        live, line = await self._store.read_many(_head)
-        free = await asyncio.to_thread(load_snapshot, (), live, view, now_us)
+        live, line = await self._store.read_many(self._counted(_head))
+        free = await asyncio.to_thread(self._counted(load_snapshot), (), live, view, now_us)
         admission = Admission(free, now_us // 1_000_000, self._policy)
-        starts, ends = await asyncio.to_thread(_decide, admission, line, view, now_us)
+        decide = self._counted(_decide)
+        starts, ends = await asyncio.to_thread(decide, admission, line, view, now_us)
         if len(line) == _HEAD and not admission.is_over:
-            rest = await self._store.read_many(partial(queue.rest_of_line, first=_HEAD))
-            more, ends_more = await asyncio.to_thread(_decide, admission, rest, view, now_us)
+            rest = await self._store.read_many(self._counted(partial(queue.rest_of_line, first=_HEAD)))
+            more, ends_more = await asyncio.to_thread(decide, admission, rest, view, now_us)
             starts, ends = starts + more, min((each for each in (ends, ends_more) if each), default=None)
-        self._deciding_s = time.monotonic() - begun_s
         self._trace.point("decide.done")
         for first in range(0, len(starts), _STARTS_AT_ONCE):
             await asyncio.gather(*(self._apply(start, view) for start in starts[first : first + _STARTS_AT_ONCE]))
         return ends
+
+    def _counted(self, work: Callable[_P, _T]) -> Callable[_P, _T]:
+        """The same work, whose CPU time is counted: a busy machine makes no pass dearer, and its rest no longer."""
+
+        def run(*args: _P.args, **keywords: _P.kwargs) -> _T:
+            begun_s = time.thread_time()
+            try:
+                return work(*args, **keywords)
+            finally:
+                self._deciding_s += time.thread_time() - begun_s
+
+        return run
 
     async def _apply(self, start: Start, view: ClusterView) -> None:
         def record(conn: Connection) -> AttemptKey:
@@ -163,25 +179,30 @@ class SchedulingLoop:
         made = await asyncio.to_thread(look, queued, live, view)
         if made is None:
             return None
-        await self._tell(made)
+        if not await self._tell(made):
+            return 0.0
         self._place = made.place
         return min((due for due in (made.more_s, self._until(made.ends)) if due is not None), default=None)
 
     def _until(self, ends: float | None) -> float | None:
         return None if ends is None else max(ends - self._clock.now_us() / 1e6, 0.0)
 
-    async def _tell(self, made: _Told) -> None:
-        """Records why jobs wait: with an event where the reason is another one, without where its numbers are."""
-        if not made.reasons:
-            return
+    async def _tell(self, made: _Told) -> bool:
+        """Records why jobs wait: with an event where the reason is another one, without where its numbers are.
+
+        False: it was left off, because a gang has ended.
+        """
         rows: list[tuple[QueuedJob, bytes, EventDraft | None]] = []
         for job, info, is_new in made.reasons:
             event = encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info)) if is_new else None
             rows.append((job, info.SerializeToString(), event))
         # A few at a time: callers who submit meanwhile wait for one such write at most.
         for first in range(0, len(rows), _ROWS_A_WRITE):
+            if self._freed:
+                return False  # Slots are waiting to be given away: the others are told in the next pass.
             some = rows[first : first + _ROWS_A_WRITE]
             await self._store.write(partial(queue.set_pending, rows=some, now_us=self._clock.now_us()), SYSTEM)
+        return True
 
     async def _run(self) -> None:
         while True:
@@ -229,6 +250,8 @@ class SchedulingLoop:
     def _hear(self, records: Sequence[EventRecord]) -> None:
         if any(record.kind is EventKind.STATE for record in records):
             self._hint.set()
+        if any(record.kind is EventKind.ATTEMPT and encode.attempt_has_ended(record) for record in records):
+            self._freed = True
 
 
 def _head(conn: Connection) -> tuple[list[HeldSlots], list[LineJob]]:

@@ -41,6 +41,12 @@ def event_to_proto(record: EventRecord) -> job_pb2.JobEvent:
     return event
 
 
+def attempt_has_ended(record: EventRecord) -> bool:
+    """Whether an event about an attempt tells of its end."""
+    changed = bounds.parsed(job_pb2.JobEvent, record.payload).attempt_changed
+    return changed.attempt.state == job_pb2.Attempt.STATE_ENDED
+
+
 def job_to_proto(record: JobRecord, *, full: bool = True) -> job_pb2.Job:
     """The job as clients see it; without `full`: without spec, resolved_spec and annotations."""
     job = bounds.parsed(job_pb2.Job, record.description, as_sent=True)
