@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 from helpers.core import ACTOR, assert_dense, new_job, running_core, shown
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher
 from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import CheckpointState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.store import checkpoints, jobs
@@ -106,6 +108,48 @@ async def test_a_sweep_removes_old_folders_that_have_no_row_and_nothing_else(tmp
                 os.utime(models / name, (age, age))
         await core.collector.retention.sweep()
     assert sorted(path.name for path in models.iterdir()) == ["b" * 32, "not-a-uid"]
+
+
+async def test_a_sweep_removes_old_folders_of_jobs_that_nobody_knows(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        folder = tmp_path / "storage" / "jobs"
+        for name, is_old in ((job.uid, True), ("a" * 32, True), ("b" * 32, False), ("notes", True)):
+            (folder / name).mkdir(exist_ok=True)
+            if is_old:
+                os.utime(folder / name, (0, 0))
+        await core.collector.retention.sweep()
+        assert sorted(path.name for path in folder.iterdir()) == sorted([job.uid, "b" * 32, "notes"])
+
+
+async def test_what_a_killed_attempt_left_half_made_is_removed_and_whole_checkpoints_stay(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        whole = checkpoint(gang, 1, 0.5)
+        await core.when(job.uid, lambda job: job.latest_checkpoint.endswith("s1"))
+        attempt_dir = Path(gang.launch.attempt_dir)
+        spec = worker_pb2.AttemptSpec.FromString(gang.launch.spec)
+        export = Path(spec.export_dir)
+        half = [
+            attempt_dir / "step-000000002",
+            attempt_dir / "export-dry-run-x",
+            export.with_name(f".{export.name}.e1"),
+        ]
+        for folder in half:
+            folder.mkdir(parents=True)
+            (folder / "shard.pt").write_bytes(b"half")
+        gang.failure("USER_CONFIG")
+        gang.ended(ok=False)
+        await core.until(job.uid, JobState.FAILED)
+        async with asyncio.timeout(10):
+            while any(folder.exists() for folder in half):
+                await asyncio.sleep(0.01)
+    assert whole.exists()
 
 
 def _age(conn: object, uid: str, deleted_us: int) -> None:

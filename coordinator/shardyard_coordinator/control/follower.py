@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -17,7 +19,8 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
-from shardyard_coordinator.control.attempt_spec import build_launch
+from shardyard_coordinator.control.attempt_spec import build_launch, export_dir
+from shardyard_coordinator.control.leftovers import remove_half_made
 from shardyard_coordinator.control.manifests import find_checkpoints
 from shardyard_coordinator.control.orders import Order, Orders
 from shardyard_coordinator.control.recorder import Recorder
@@ -52,6 +55,7 @@ from shardyard_coordinator.store import attempts, encode, events, jobs
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -363,7 +367,16 @@ class Follower:
     async def _release(self) -> None:
         """Lets the supervisor go, whose events are all recorded."""
         await self._reach(lambda: self._launcher.kill(self.key), tell=False)
+        await self._remove_half_made()
         await self._write(lambda conn: attempts.release_attempt(conn, self.key.job_uid, self.key.epoch))
+
+    async def _remove_half_made(self) -> None:
+        job, attempt = await self._store.read(self._load)
+        folder, result = self._settings.attempt_dir(job.uid, attempt.epoch), export_dir(job, attempt, self._settings)
+        try:
+            await asyncio.to_thread(remove_half_made, folder, Path(result), self._settings.claim)
+        except (OSError, StorageFailed) as error:
+            _log.warning("what attempt %s of job %s left half made stays: %s", attempt.epoch, job.uid, error)
 
     async def _connected(self) -> ClusterView:
         return await self._reach(self._view)

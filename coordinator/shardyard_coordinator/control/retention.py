@@ -230,12 +230,16 @@ class Retention:
         await self._store.write(partial(resources.finish_delete, uid=resource.uid), SYSTEM)
 
     async def _sweep_folders(self) -> None:
-        """Exports and uploads without a row, older than a day, and of no live attempt."""
+        """Exports, uploads and jobs' folders without a row, older than a day, and of no live attempt."""
         live = {attempt.export_uid for attempt in await self._store.read(attempts.live_attempts)}
         for kind in ResourceKind:
             known = await self._store.read(partial(resources.known_uids, kind=kind))
             folder = self._settings.storage / kind.value
             await asyncio.to_thread(_remove_unknown, folder, known | live, self._settings.sweep_after_s, self._clock)
+        folder = self._settings.storage / "jobs"
+        there = await asyncio.to_thread(lambda: [each.name for each in folder.iterdir()])
+        known = await self._store.read(partial(jobs.known_uids, uids=there))
+        await asyncio.to_thread(_remove_unknown, folder, known, self._settings.sweep_after_s, self._clock)
 
 
 async def _each(removal: Coroutine[None, None, None]) -> None:

@@ -66,6 +66,8 @@ _MOVE = PreparedUpdate(
 )
 ANY_ETAG = ("", "*")
 _MAX_BLOCKS_REMOVED = 200
+# SQLite takes 32,766 values in one statement.
+_UIDS_AT_ONCE = 5000
 
 
 def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:
@@ -207,6 +209,15 @@ def invalid_state(job: JobRecord, rule: str) -> Refused:
     return Refused(
         Reason.INVALID_STATE, f"{job.name} is {job.state}: {rule}", metadata={"job": job.name, "state": job.state.value}
     )
+
+
+def known_uids(conn: Connection, uids: Sequence[str]) -> set[str]:
+    """Those of the uids that are jobs', deleted ones that are not purged yet included."""
+    known: set[str] = set()
+    for first in range(0, len(uids), _UIDS_AT_ONCE):
+        some = uids[first : first + _UIDS_AT_ONCE]
+        known |= set(conn.execute(select(_job.uid).where(_job.uid.in_(some))).scalars())
+    return known
 
 
 def deleted_jobs(conn: Connection, purged_before_us: int) -> list[tuple[str, int]]:

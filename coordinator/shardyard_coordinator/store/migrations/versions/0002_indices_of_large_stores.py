@@ -34,8 +34,9 @@ def _labels() -> None:
 
 
 def _jobs() -> None:
-    op.drop_index("job_line", "job")
-    op.drop_index("job_by_create", "job")
+    # The first stores had `job_by_state`, and no `job_line`.
+    for name in ("job_line", "job_by_state", "job_by_create"):
+        op.drop_index(name, "job", if_exists=True)
     waits = sa.text("state = 'QUEUED' AND deleted_us = 0")
     line = ["id", "not_before_us", "workers", "gpus_per_worker", "cpus_per_worker", "pending"]
     op.create_index("job_line", "job", [sa.text("priority DESC"), *line], sqlite_where=waits, postgresql_where=waits)
