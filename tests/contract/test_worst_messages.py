@@ -22,8 +22,11 @@ from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.wire import TooManyNodes, path_of, shape_of, weigh
 
 MOST_S = 0.2
-# A machine that others use too may be late once; a message that holds the loop is late every time.
-TRIES = 3
+# A machine that others use too may be late now and then, also without a message; one that holds the loop is late every
+# time, and then alone.
+TRIES = 5
+IDLE_S = 0.2
+TIMES_IDLE = 4
 STREAM_S = 0.3
 
 
@@ -69,19 +72,26 @@ async def longest_s(service: Service, doing: Awaitable[Any]) -> float:
     return longest
 
 
+async def is_late(service: Service, worst: Worst, codes: set[grpc.StatusCode]) -> bool:
+    """Whether another call waits too long for its answer whenever the message comes, but not without it."""
+
+    async def ask() -> None:
+        codes.add(await answered(service, worst))
+
+    for _ in range(TRIES):
+        took_s = await longest_s(service, ask())
+        if took_s <= MOST_S or took_s <= TIMES_IDLE * await longest_s(service, asyncio.sleep(IDLE_S)):
+            return False
+    return True
+
+
 async def test_the_worst_message_of_every_method_delays_no_other_call(tmp_path: Path) -> None:
-    late, codes = [], set()
+    late: list[str] = []
+    codes: set[grpc.StatusCode] = set()
     async with serving(tmp_path) as service:
-
-        async def ask(worst: Worst) -> None:
-            codes.add(await answered(service, worst))
-
         for worst in worst_messages():
-            took = []
-            while len(took) < TRIES and (not took or took[-1] > MOST_S):
-                took.append(await longest_s(service, ask(worst)))
-            if min(took) > MOST_S:
-                late.append(f"{worst.path}, {worst.what}: {[round(each, 2) for each in took]} s")
+            if await is_late(service, worst, codes):
+                late.append(f"{worst.path}, {worst.what}")
     assert late == []
     assert grpc.StatusCode.INVALID_ARGUMENT in codes
     assert not codes & {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
