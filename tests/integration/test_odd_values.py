@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection
+from sqlalchemy import Connection, literal_column
 
 from helpers.core import ACTOR, Core, assert_dense, new_job, running_core
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher
@@ -136,6 +136,7 @@ async def test_an_event_that_cannot_be_read_is_left_out_and_told(tmp_path: Path)
     assert warning.reason == "EVENT_UNREADABLE" and "event 2 of the gang" in warning.message
 
 
+NOT_TEXT = literal_column("CAST(x'e28028ff' AS TEXT)")
 ROWS = [
     {"progress": job_pb2.Progress(step=3, total_steps=1 << 53, eta=AGES).SerializeToString()},
     {"progress": b"\xff\xff", "evaluation": b"\xff", "failure": b"\xff", "conditions": b"\xff", "pending": b"\xff"},
@@ -144,6 +145,7 @@ ROWS = [
     {"priority": 1 << 40, "epoch": 1 << 40, "recomputed_steps": -1, "slot_seconds": INF},
     {"pending": job_pb2.PendingInfo(position=1, until=FAR).SerializeToString()},
     {"conditions": job_pb2.Job(conditions=[job_pb2.Condition(active=True, time=FAR)]).SerializeToString()},
+    {"display_name": NOT_TEXT, "queue": NOT_TEXT, "latest_checkpoint": NOT_TEXT, "creator": NOT_TEXT},
     {"failure": job_pb2.FailureReport(step=-3, log_tail="x\0" * 99_999).SerializeToString()},
 ]
 

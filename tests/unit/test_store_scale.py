@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, new_job, running_core
@@ -193,3 +194,49 @@ async def test_a_job_of_many_events_is_expired_and_purged_a_part_at_a_time(tmp_p
 
 def commits(conn: Connection) -> int:
     return int(conn.execute(select(tables.lease.c.commits)).scalar_one())
+
+
+async def test_the_write_ahead_log_stays_short_under_readers_that_overlap(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    log, done, longest = tmp_path / "store.db-wal", asyncio.Event(), 0
+
+    def look(conn: Connection) -> int:
+        counted = conn.execute(select(func.count()).select_from(tables.plan)).scalar_one()
+        time.sleep(0.02)  # As long as others begin to read: there is never nobody who reads.
+        return counted + conn.execute(select(func.count()).select_from(tables.plan)).scalar_one()
+
+    async def reader(delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        while not done.is_set():
+            await store.read(look)
+
+    readers = [asyncio.create_task(reader(at * 0.006)) for at in range(4)]
+    for at in range(12):
+        plans = [{"fingerprint": f"{at}-{each}".encode(), "result": b"x" * 1_000_000} for each in range(10)]
+        await store.write(lambda conn, plans=plans: conn.execute(tables.plan.insert(), plans) and None, ACTOR)
+        longest = max(longest, log.stat().st_size)
+    done.set()
+    await asyncio.gather(*readers)
+    assert longest < 2 * sqlite.MAX_LOG_BYTES < 12 * 10_000_000
+    assert await store.read(look) == 240
+    await store.close()
+
+
+async def test_statistics_that_somebody_gathers_lead_no_list_astray(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+
+    def fill(conn: Connection) -> None:
+        made = [new_job(f"job-{at}", labels={"team": f"t{at % 3}"}, display_name="same") for at in range(600)]
+        submissions.create_jobs(conn, [submissions.Submission(new, ACTOR) for new in made], 1)
+        conn.exec_driver_sql("ANALYZE")
+
+    await store.write(fill, ACTOR)
+    await store.close()
+    analysed = await open_store(store.path, ManualClock(), NullTrace())
+    for name, asked, _ in LISTS:
+        given = {"conditions": (), "order_by": "create_time", "desc": True, "limit": 50, "full": False, **asked}
+        statement = listing.jobs_statement("default", after=None, **given)
+        plan = await analysed.read(lambda conn, statement=statement: plan_of(conn, statement))
+        found = plan[: plan.index("SCAN anon_1")]
+        assert [step for step in found if "job" in step and "COVERING INDEX" not in step] == [], name
+    await analysed.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import sqlite3
@@ -21,6 +22,11 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure, StoreLocked
 
 _READ_AHEAD_BYTES = 4 << 20
+MAX_LOG_BYTES = 32 << 20
+_BUSY_MS = 5000
+# As long as writers may wait for the readers of a log that is to be emptied.
+_LOG_WAIT_MS = 250
+_log = logging.getLogger(__name__)
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs"}
 
 
@@ -110,13 +116,26 @@ _ARGUMENTS = {"check_same_thread": False, "isolation_level": None, "timeout": 5.
 
 
 def _prepare_writer(connection: Any, _record: object) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", "cache_size=-32768"):
+    connection.text_factory = _text
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={_BUSY_MS}",
+        "cache_size=-32768",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _prepare_reader(connection: Any, _record: object) -> None:
-    for pragma in ("busy_timeout=5000", "query_only=ON"):
+    connection.text_factory = _text
+    for pragma in (f"busy_timeout={_BUSY_MS}", "query_only=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _text(data: bytes) -> str:
+    """A text that is not UTF-8 hides no other row, and shows what can be read of it."""
+    return data.decode("utf-8", "replace")
 
 
 def _begin_immediate(conn: Connection) -> None:
@@ -126,6 +145,31 @@ def _begin_immediate(conn: Connection) -> None:
 
 def _begin(conn: Connection) -> None:
     conn.exec_driver_sql("BEGIN")
+
+
+def empty_log(conn: Connection, path: Path) -> bool:
+    """Moves a long write-ahead log into the database; False: it is long, and readers did not let it be emptied now.
+
+    SQLite by itself begins the log anew only when nobody reads it. With readers that overlap there is no such moment,
+    and it grows for ever; once all of it is in the database, new readers need it no longer, and the last ones are
+    waited for. Outside of transactions only.
+    """
+    try:
+        if path.with_name(path.name + "-wal").stat().st_size < MAX_LOG_BYTES:
+            return True
+    except FileNotFoundError:
+        return True
+    driver = conn.connection
+    driver.execute(f"PRAGMA busy_timeout={_LOG_WAIT_MS}")
+    try:
+        [[busy, *_]] = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.Error as error:
+        # What has been committed is in the log: a full disk is no reason to fail it, and the next write says more.
+        _log.warning("the write-ahead log of %s could not be emptied: %s", path, error)
+        return False
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    return not busy
 
 
 def meaning(error: DBAPIError, path: Path) -> Refused | StoreFailure | None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,14 @@ from shardyard_coordinator.seams import Actor, Clock
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.failures import StoreFailure, StoreLost
 from shardyard_coordinator.store.sql import Prepared, begin_events, in_savepoint, noted_metrics
-from shardyard_coordinator.store.sqlite import meaning
+from shardyard_coordinator.store.sqlite import empty_log, meaning
 
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 4 << 20
 MAX_WAITING = 4096
 MAX_WAITING_BYTES = 64 << 20
 LEASE_US = 10_000_000
+_LOG_REST_S = 5.0
 
 _log = logging.getLogger(__name__)
 _lease = tables.lease.c
@@ -78,6 +80,7 @@ class Writer:
         self._path = path
         self._term = term
         self._commits = 0
+        self._log_after_s = 0.0
         self._clock = clock
         self._tell = tell
         self._fail = fail
@@ -139,12 +142,19 @@ class Writer:
                 self._renew()
                 outcomes = [_Outcome(write, *in_savepoint(self._conn, write.operation)) for write in batch]
             self._commits += 1
+            self._empty_log()
         except DBAPIError as error:
             outcomes, events = self._spoilt(batch, meaning(error, self._path) or error), None
         except StoreFailure as error:
             outcomes, events = self._spoilt(batch, error), None
         grown = noted_metrics(self._conn) if events is not None else frozenset()
         self._loop.call_soon_threadsafe(self._deliver, events, grown, outcomes)
+
+    def _empty_log(self) -> None:
+        """Keeps the write-ahead log short; after readers were in the way it is left alone for a while."""
+        now_s = time.monotonic()
+        if now_s >= self._log_after_s and not empty_log(self._conn, self._path):
+            self._log_after_s = now_s + _LOG_REST_S
 
     def _renew(self) -> None:
         until = self._clock.now_us() + LEASE_US
