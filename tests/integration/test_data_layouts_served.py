@@ -1,0 +1,120 @@
+"""Data as people have it through the public calls of a real service: planned, trained on, asked, or refused."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import shardyard
+from helpers.served import Served, served
+from helpers.small_specs import OVERRIDES, sentences
+from shardyard.cli.app import run
+
+JOB_S = 240.0
+MODEL = shardyard.Architecture("bert", {**OVERRIDES["bert"], "num_hidden_layers": 1})
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("service"), "local") as found:
+        yield found
+
+
+def comments(path: Path) -> Path:
+    """A table as of a contest: an id, a comment, and a column of 0 and 1 for each class."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "comment", "toxic", "insult", "threat"])
+        for i, text in enumerate(sentences(48)):
+            writer.writerow([f"c{i}", text, i % 2, int(i % 3 == 0), int(i % 8 == 0)])
+    return path
+
+
+def trained(task: shardyard.TextClassification, data: shardyard.Data) -> shardyard.JobSpec:
+    return shardyard.JobSpec(
+        task,
+        model=MODEL,
+        tokenizer=shardyard.TrainedTokenizer("wordpiece", 120),
+        train_data=data,
+        optimization=shardyard.Optimization(max_steps=3, global_batch_size=16),
+    )
+
+
+def test_a_job_with_a_column_for_each_class_trains_and_answers_with_them(service: Served, tmp_path: Path) -> None:
+    data = shardyard.Data(comments(tmp_path / "train.csv"), text="comment", labels=["threat", "toxic", "insult"])
+    with shardyard.Client(service.address) as client:
+        task = shardyard.TextClassification(problem="multi_label", max_length=16)
+        job = client.submit(trained(task, data))
+        done = job.wait(timeout=JOB_S)
+        assert done.state == "succeeded"
+        (answer,) = job.model().predict(["the quick brown fox"])
+    assert list(answer.scores) == ["threat", "toxic", "insult"]
+
+
+def test_a_job_on_a_packed_file_trains_and_answers(service: Served, tmp_path: Path) -> None:
+    rows = [
+        json.dumps({"text": text, "label": ["good", "Good ", "bad"][i % 3]}) for i, text in enumerate(sentences(48))
+    ]
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(rows).encode()))
+    with shardyard.Client(service.address) as client:
+        spec = trained(shardyard.TextClassification(max_length=16), shardyard.Data(path))
+        plan = client.plan(spec)
+        assert plan.train_stats is not None and plan.train_stats.num_samples == plan.num_train_samples
+        assert "LOOKALIKE_LABELS" in [warning.reason for warning in plan.warnings]
+        job = client.submit(spec)
+        job.wait(timeout=JOB_S)
+        (answer,) = job.model().predict(["the quick brown fox"])
+    assert answer.label in ("good", "bad")
+
+
+def arguments(command: str, data: Path, *more: str) -> list[str]:
+    shape = [f"--set=spec.model.architecture.overrides.{name}={value}" for name, value in OVERRIDES["bert"].items()]
+    fresh = ["--architecture", "bert", *shape, "--set", "spec.tokenizer.train.vocab_size=300"]
+    return [command, "--task", "text-classification", *fresh, "--train", str(data), "--max-steps", "2", *more]
+
+
+def test_the_command_line_maps_columns_and_shows_what_is_cut(
+    service: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = comments(tmp_path / "train.csv")
+    columns = ["--text", "comment", "--label-column", "threat", "--label-column", "toxic"]
+    flags = ["--problem", "multi-label", *columns, "--max-length", "8", "--address", service.address]
+    assert run(arguments("plan", data, *flags)) == 0
+    shown = capsys.readouterr().out
+    assert "threat, toxic" in shown and "% of the texts cut, 0.0 % of the tokens unknown" in shown
+    assert "warning TEXTS_CUT" in shown
+    (tmp_path / "joined.csv").write_text("text,label\n" + 'a fox,"x / y"\na dog,x\n' * 9)
+    flags = ["--problem", "multi-label", "--label-separator", "/", "--address", service.address]
+    assert run(arguments("plan", tmp_path / "joined.csv", *flags)) == 0
+    assert "x, y" in capsys.readouterr().out
+
+
+REFUSED = {
+    "a.csv": (pickle.dumps({"text": ["x"]}), "pickles are never opened"),
+    "b.csv": ("text,label\nx,1\n".encode("utf-16"), "save it as UTF-8"),
+    "c.jsonl.gz": (gzip.compress(b'{"text": "x", "label": 1}\n' * 999)[:40], "cut short"),
+    "d.parquet": (b"PAR1" + bytes(99), "copy it again"),
+    "e.jsonl": (b"{" + b",".join(b'"k%d": 1' % (i // 2) for i in range(40_000)) + b"}", "'k0' stands twice"),
+    "f.zip": (b"PK\x03\x04" + bytes(99), "unpack it"),
+    "g.txt.gz": (gzip.compress(b"\n" * 1_200_000), "decodes to more than"),
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "submit"])
+def test_files_that_are_not_read_are_refused_by_name_and_the_service_goes_on(
+    service: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    for name, (content, words) in REFUSED.items():
+        (tmp_path / name).write_bytes(content)
+        assert run(arguments(command, tmp_path / name, "--address", service.address)) != 0
+        error = capsys.readouterr().err
+        assert words in error and "train_data" in error, (name, error)
+    with shardyard.Client(service.address) as client:
+        assert client.server_info().version
