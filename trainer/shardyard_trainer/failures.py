@@ -80,9 +80,9 @@ def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> R
     if error.errno in FULL:
         return RunFailed(
             "STORAGE_FULL",
-            f"{what} could not be written: {where}: no space left",
-            "free space on the storage, or lower checkpoints.keep_last",
-            {"path": str(where)},
+            f"{what} could not be written: {where}: {error.strerror or 'no space left'}",
+            "free space (or raise the quota) on the storage, or lower checkpoints.keep_last",
+            {"path": str(where), "errno": errno.errorcode[error.errno or errno.ENOSPC]},
         )
     if error.errno in FAILING or (on_storage and error.errno in GONE):
         return RunFailed(

@@ -7,6 +7,7 @@ never begun anew. A storage of a version that wrote no claim is recognised by th
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ def _look(storage: Path) -> _Found:
 def _check(storage: Path, store_id: str, found: _Found, holdings: Holdings) -> None:
     """Raises unless a storage without this store's claim may become its own."""
     if found.owner:
-        raise _foreign(storage, f"belongs to the store {found.owner}, not to this one, {store_id}")
+        raise _foreign(storage, f"belongs to the store {found.owner[:64]!r}, not to this one, {store_id}")
     if holdings.recognises:
         return  # An older version wrote no claim.
     if found.held and not holdings.has_files:
@@ -91,5 +92,8 @@ def _take(storage: Path, store_id: str, *, is_claimed: bool) -> None:
         (storage / name).mkdir(exist_ok=True)
     if not is_claimed:
         draft = storage / f"{CLAIM}.tmp"
-        draft.write_text(f"{store_id}\n", encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(f"{store_id}\n")
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(storage / CLAIM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from shardyard.worker.v1 import worker_pb2
@@ -20,9 +21,17 @@ def claim_of(storage: Path, store_id: str) -> worker_pb2.StorageClaim:
 def read_claim(path: Path) -> str:
     """The id in a claim's file; empty if there is no such file. Raises: OSError."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        return _read(path)
     except (FileNotFoundError, NotADirectoryError):
         return ""
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return _read(path)  # A handle that an NFS client had kept; the name is looked up anew now.
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def check_claim(claim: worker_pb2.StorageClaim) -> None:
