@@ -10,7 +10,8 @@ from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer import forward
 from shardyard_trainer.forward import Encoded
-from shardyard_trainer.generate import Sampling, continue_texts
+from shardyard_trainer.generate import continue_texts
+from shardyard_trainer.sampling import Sampling, end_tokens, sampling_of
 from shardyard_trainer.serving import Parts
 from shardyard_trainer.warm import WarmModel
 
@@ -65,7 +66,7 @@ def wrong_tokens(model: WarmModel, encoded: Sequence[Encoded]) -> list[worker_pb
 def most_bytes(model: WarmModel, request: model_service_pb2.PredictRequest, encoded: Sequence[Encoded]) -> list[int]:
     """Bytes that the answer to each instance takes at most, known before anything is computed."""
     if model.folder.task == "causal_lm":
-        return [_sampling(request).max_new_tokens * _TOKEN_BYTES + 16] * len(encoded)
+        return [_sampling(model, request).max_new_tokens * _TOKEN_BYTES + 16] * len(encoded)
     if model.folder.task == "masked_lm":
         mask = model.tokenizer.mask_token_id
         return [each.ids.count(mask) * (_top_k(model, request) * (_TOKEN_BYTES + 24) + 8) + 16 for each in encoded]
@@ -82,7 +83,7 @@ def answer_in_parts(
 ) -> Parts:
     """The answers in the order asked; `places` are the texts' places in their calls, which sampling depends on."""
     if model.folder.task == "causal_lm":
-        return (yield from _generate(model, _sampling(request), encoded, places))
+        return (yield from _generate(model, _sampling(model, request), encoded, places))
     if model.folder.task == "masked_lm":
         return _fill(model, _top_k(model, request), encoded)
     given = request.classification
@@ -146,14 +147,9 @@ def _fill(model: WarmModel, top_k: int, encoded: Sequence[Encoded]) -> list[mode
     return predictions
 
 
-def _sampling(request: model_service_pb2.PredictRequest) -> Sampling:
-    given = request.generation
-    return Sampling(
-        max_new_tokens=given.max_new_tokens if given.HasField("max_new_tokens") else 40,
-        temperature=given.temperature,
-        top_p=given.top_p if given.HasField("top_p") else 1.0,
-        seed=given.seed,
-    )
+def _sampling(model: WarmModel, request: model_service_pb2.PredictRequest) -> Sampling:
+    ends = frozenset(end_tokens(model.model.config, model.generation, model.tokenizer))
+    return sampling_of(request.generation, model.generation, ends)
 
 
 def _top_k(model: WarmModel, request: model_service_pb2.PredictRequest) -> int:

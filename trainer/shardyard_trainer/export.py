@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -29,6 +31,8 @@ from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.loading import quiet
 from shardyard_trainer.model_card import Subject, model_card, sha256
 from shardyard_trainer.models import build_module
+from shardyard_trainer.sampling import end_tokens
+from shardyard_trainer.settings import generation_settings
 from shardyard_trainer.shards import fsync_folder
 from shardyard_trainer.tasks.base import MicroBatch, SampleRef, Task, TaskModule
 
@@ -148,12 +152,26 @@ def _save_model(
         shell.base_model.pooler = None
     shell.load_state_dict(state_dict, strict=True, assign=True)
     shell.tie_weights()
-    if getattr(shell, "generation_config", None) is not None and shell.can_generate():
-        for role in ("bos", "eos", "pad"):
-            setattr(shell.generation_config, f"{role}_token_id", getattr(task.tokenizer, f"{role}_token_id"))
-    else:
+    if not shell.can_generate():
         shell.generation_config = None
+        shell.save_pretrained(folder)
+        return
+    # Written as they came: transformers refuses to save some that it reads, such as a temperature without do_sample.
+    shell.generation_config = GenerationConfig()
     shell.save_pretrained(folder)
+    _save_json(folder / "generation_config.json", _generation(task))
+
+
+def _generation(task: TrainableTask) -> dict[str, Any]:
+    """The settings of the model that training began with, and all tokens that end a text."""
+    config, tokenizer = task.choice.config, task.tokenizer
+    settings = generation_settings(task.choice.folder) if task.choice.folder is not None else {}
+    ends = end_tokens(config, settings, tokenizer)
+    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "pad")}
+    found = {name: value for name, value in roles.items() if value is not None} | settings
+    if ends:
+        found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return {**found, "transformers_version": transformers.__version__}
 
 
 def _save_tokenizer(folder: Path, task: TrainableTask) -> None:

@@ -8,28 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from shardyard_trainer import architectures
 from shardyard_trainer.order import seed_for
+from shardyard_trainer.sampling import Sampling, choose
 from shardyard_trainer.warm import WarmModel
 
 TEXTS_AT_ONCE = 16
 TOKENS_AT_ONCE = 16
 """Tokens of each text between two turns."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0: the likeliest."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
 
 
 def continue_texts(
@@ -58,7 +48,6 @@ def _continue(
     model: WarmModel, prompts: list[list[int]], sampling: Sampling, generators: list[torch.Generator]
 ) -> Generator[None, None, list[list[int]]]:
     has_cache = model.folder.model_type not in architectures.WITHOUT_CACHE
-    end = model.tokenizer.eos_token_id
     context_BT = torch.tensor(prompts)
     if model.longest is not None:
         context_BT = context_BT[:, -model.longest :]
@@ -75,11 +64,11 @@ def _continue(
         # Without keys and values of the tokens before (openai-gpt, Mamba, RWKV) the whole text is read again.
         cache = getattr(output, "past_key_values", None)
         chosen = [
-            choose(logits_V, sampling, generator)
-            for logits_V, generator in zip(output.logits[:, -1].float(), generators, strict=True)
+            choose(logits_V, sampling, generator, [*prompts[row], *new[row]], len(new[row]))
+            for row, (logits_V, generator) in enumerate(zip(output.logits[:, -1].float(), generators, strict=True))
         ]
         for row in sorted(open_rows):
-            if chosen[row] == end:
+            if chosen[row] in sampling.ends:
                 open_rows.discard(row)
             else:
                 new[row].append(chosen[row])
@@ -93,15 +82,3 @@ def _continue(
             context_BT = context_BT[:, -max(model.longest // 2, 1) :]
             feed_BT, cache = context_BT, None
     return new
-
-
-def choose(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token: the likeliest, or one drawn from the nucleus of probability top_p (Holtzman et al., 2020)."""
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    # Less than the largest before the division: the smallest temperature then gives 0 and minus infinity, never NaN.
-    scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
-    probabilities_V, tokens_V = scaled_V.softmax(-1).sort(descending=True, stable=True)
-    before_V = probabilities_V.cumsum(-1) - probabilities_V
-    kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
-    return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from shardyard_trainer.folder import ModelFolder, read_folder
 from shardyard_trainer.heads import CLASSES, with_true_head
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, prepare_config, quiet
 from shardyard_trainer.sentence import lower_case
-from shardyard_trainer.settings import model_config
+from shardyard_trainer.settings import generation_settings, model_config
 from shardyard_trainer.tokenization import prepare
 from shardyard_trainer.vocabularies import build_tokenizer
 from shardyard_trainer.weight_report import judge
@@ -41,7 +41,7 @@ class WarmModel:
 
     `model` is an `AutoModelFor…` where transformers has the task's head, else the backbone; `head` [C, D] is then
     applied to what `pooling` makes of the last hidden state. `longest` is how many tokens the model can address;
-    `strangers` are tensors of the folder that the model has no place for.
+    `strangers` are tensors of the folder that the model has no place for; `generation` is generation_config.json.
     """
 
     folder: ModelFolder
@@ -52,6 +52,7 @@ class WarmModel:
     longest: int | None
     size_bytes: int
     strangers: tuple[str, ...]
+    generation: Mapping[str, Any]
 
     @property
     def backbone(self) -> nn.Module:
@@ -129,6 +130,7 @@ def load(source: Folder) -> WarmModel:
         longest=architectures.longest(config),
         size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         strangers=tuple(strangers),
+        generation=generation_settings(source),
     )
 
 

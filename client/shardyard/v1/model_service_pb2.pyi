@@ -410,11 +410,13 @@ class GenerationParameters(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """Tokens at most, 1 to 1,024; unset: 40."""
+    """Tokens at most, 1 to 1,024; unset: what the model's generation_config.json says, else 40."""
     temperature: _builtins.float
-    """0: always the likeliest token; unset: 0. At most 10."""
+    """0: always the likeliest token, at most 10; unset: what generation_config.json says if it has do_sample, else 0."""
     top_p: _builtins.float
-    """Only the likeliest tokens that together have this probability, over 0 to 1; unset: 1."""
+    """Only the likeliest tokens that together have this probability, over 0 to 1; unset: what generation_config.json
+    says, else 1.
+    """
     seed: _builtins.int
     """Seeds the sampling, 0 to 2^53; unset: 0."""
     def __init__(

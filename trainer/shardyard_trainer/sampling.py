@@ -1,0 +1,112 @@
+"""How the next token is chosen: what a request asks for, else what the model's generation_config.json says.
+
+The settings have transformers' meaning, in transformers' order: repetitions, lengths and forbidden tokens first, then
+temperature, top_k and top_p. Beams and penalties of groups are not computed: every text goes on by one path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shardyard.v1 import model_service_pb2
+
+DEFAULT_NEW_TOKENS = 40
+MOST_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0: the likeliest. `ends` are the tokens that end a text."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    ends: frozenset[int] = frozenset()
+    top_k: int = 0
+    min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+
+
+def sampling_of(
+    given: model_service_pb2.GenerationParameters, settings: Mapping[str, Any], ends: frozenset[int]
+) -> Sampling:
+    """A request's parameters, and for what it leaves out the model's own settings."""
+    own_length = min(max(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS), 1), MOST_NEW_TOKENS)
+    own_temperature = float(settings.get("temperature", 1.0)) if settings.get("do_sample") else 0.0
+    return Sampling(
+        max_new_tokens=given.max_new_tokens if given.HasField("max_new_tokens") else own_length,
+        temperature=given.temperature if given.HasField("temperature") else own_temperature,
+        top_p=given.top_p if given.HasField("top_p") else float(settings.get("top_p", 1.0)),
+        seed=given.seed,
+        ends=ends,
+        top_k=settings.get("top_k", 0),
+        min_new_tokens=settings.get("min_new_tokens", 0),
+        repetition_penalty=float(settings.get("repetition_penalty", 1.0)),
+        no_repeat_ngram_size=settings.get("no_repeat_ngram_size", 0),
+        suppressed=tuple(settings.get("suppress_tokens", ())),
+        suppressed_first=tuple(settings.get("begin_suppress_tokens", ())),
+    )
+
+
+def end_tokens(config: Any, settings: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the settings', else the configuration's, and the one that training ends with."""
+    own = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
+    ids = list(own) if isinstance(own, Sequence) else [own]
+    return list(dict.fromkeys(token for token in (*ids, tokenizer.eos_token_id) if token is not None))
+
+
+def choose(
+    logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator, before: Sequence[int] = (), num_new: int = 0
+) -> int:
+    """The next token after the tokens `before`, the last `num_new` of which were generated.
+
+    The likeliest, or one drawn from the nucleus of probability top_p (Holtzman et al., 2020).
+    """
+    logits_V = _allowed(logits_V, sampling, before, num_new)
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    # Less than the largest before the division: the smallest temperature then gives 0 and minus infinity, never NaN.
+    scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
+    probabilities_V, tokens_V = scaled_V.softmax(-1).sort(descending=True, stable=True)
+    if sampling.top_k > 0:
+        probabilities_V[sampling.top_k :] = 0
+        probabilities_V /= probabilities_V.sum()
+    before_V = probabilities_V.cumsum(-1) - probabilities_V
+    kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
+    return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])
+
+
+def _allowed(logits_V: torch.Tensor, sampling: Sampling, before: Sequence[int], num_new: int) -> torch.Tensor:
+    """The logits with what is repeated made less likely, and what is forbidden impossible."""
+    logits_V = logits_V.clone()
+    if sampling.repetition_penalty not in (0.0, 1.0) and before:
+        # Keskar et al., 2019: a token that was there is less likely, whatever its logit's sign.
+        seen = torch.tensor(sorted(set(before)))
+        values = logits_V[seen]
+        penalty = sampling.repetition_penalty
+        logits_V[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    forbidden = set(sampling.suppressed) | _repeated(before, sampling.no_repeat_ngram_size)
+    if num_new < sampling.min_new_tokens:
+        forbidden |= sampling.ends
+    if num_new == 0:
+        forbidden |= set(sampling.suppressed_first)
+    forbidden = {token for token in forbidden if 0 <= token < len(logits_V)}
+    if forbidden and len(forbidden) < len(logits_V):
+        logits_V[sorted(forbidden)] = -torch.inf
+    return logits_V
+
+
+def _repeated(before: Sequence[int], size: int) -> set[int]:
+    """The tokens that would end a run of `size` tokens that was there before."""
+    if size < 1 or len(before) + 1 < size:
+        return set()
+    tail = tuple(before[len(before) - size + 1 :])
+    return {before[i + size - 1] for i in range(len(before) - size + 1) if tuple(before[i : i + size - 1]) == tail}
