@@ -33,8 +33,8 @@ MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_SHOWN_INSTANCES: Final = 100
 # The answer lists the same files with how much of each has arrived, and clients take 4 MiB.
 MAX_HEADER_BYTES: Final = 3 * 1024 * 1024
-MAX_HEADER_VIOLATIONS: Final = 500
-_FILES_AT_ONCE: Final = 100
+MAX_HEADER_VIOLATIONS: Final = 100
+_FILES_AT_ONCE: Final = 50
 
 OUTPUT_ONLY: Final = (
     "name",
@@ -257,7 +257,7 @@ def _check_download(request: Any, found: Found) -> None:
 def _rules_of_upload(request: models.CreateModelRequest | datasets.CreateDatasetRequest) -> Found:
     """The rules of the protos, of a few files at a time: what is wrong with 100,000 files takes seconds to be said.
 
-    The first 500 violations are enough.
+    The first 100 violations are enough.
     """
     files = request.header.files
     if len(files) <= _FILES_AT_ONCE:
