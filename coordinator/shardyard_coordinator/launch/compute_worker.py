@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,7 +75,8 @@ def _confine(wanted: dict[str, Any]) -> dict[str, str]:
 def _first_to_go() -> None:
     """Where memory runs out, the kernel ends one of these before the coordinator."""
     if sys.platform == "linux":
-        Path("/proc/self/oom_score_adj").write_text("500")
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _fork_on_order(control: socket.socket) -> None:

@@ -125,12 +125,15 @@ class ProcessCompute:
 
     async def close(self) -> None:
         """Ends the processes; calls under way fail."""
+        for call in self._calls:
+            call.cancel()
+        kept, self._kept = [each.fork for each in self._kept.values()], OrderedDict()
+        ends = [self._answering.close(), *(_end_quietly(fork) for fork in kept)]
+        # Forks first: their parent collects them, while there is one.
+        await asyncio.gather(*self._calls, *ends, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, self._answering.close(), return_exceptions=True)
 
     async def inspect(
         self,
