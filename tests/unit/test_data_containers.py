@@ -142,6 +142,7 @@ def refusals(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "CR alone in TSV": ("a.tsv", b"text\tlabel\ra\t1\r", "a CR stands alone"),
         "odd quotes": ("a.csv", "text,label\n“a, b”,1\n".encode(), "no quotes to CSV"),
         "backslashes": ("a.csv", b'text,label\n"a \\"b\\"",1\n', "CSV doubles it"),
+        "a space behind a quote": ("a.csv", b'text,label\n"a, b" ,1\n', "a space follows a closing quote; take it out"),
         "delimiter at the end": ("a.csv", b"text,label\na,1,\n", "the row ends with a delimiter: take it out"),
         "late quote after a space": (
             "a.csv",

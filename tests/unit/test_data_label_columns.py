@@ -105,6 +105,16 @@ def test_label_columns_that_cannot_be_are_refused(
     assert error.field.endswith(field) and words in error.message, (error.field, error.message)
 
 
+def test_evaluation_data_has_the_label_columns_of_the_training_data(tmp_path: Path) -> None:
+    train, held = table(tmp_path), table(tmp_path, name="held.csv", header=HEADER.replace("insult", "rude"))
+    columns = {"text": "comment"}
+    spec = classification_spec(train, classify=MULTI, evalData={"uri": str(held), "columns": columns})
+    spec.train_data.columns.text = "comment"
+    with pytest.raises(SpecError, match="the label columns are toxic, rude, but those of the training data") as caught:
+        build_task(spec, locations(tmp_path))
+    assert caught.value.field == "spec.eval_data"
+
+
 @pytest.mark.parametrize("bit", ["", "-1", "2", "yes", "0.5"])
 def test_a_label_column_with_something_else_is_named_with_its_line(tmp_path: Path, bit: str) -> None:
     train = table(tmp_path, header="text,toxic,insult\n", bits=[*(["the fox,0,1"] * 300), f"a dog,1,{bit}"])

@@ -127,6 +127,7 @@ LAYOUTS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "bars": (["a|b", "b", None], {}, "ab b -"),
     "bars with spaces": (["a | b", "b", " "], {}, "ab b -"),
     "semicolons": (["a;b", "b", ""], {}, "ab b -"),
+    "lines": (["a\nb", "b", ""], {}, "ab b -"),
     "commas": (["a,b", "b, c", ""], {}, "ab bc -"),
     "of Python": (["['a', 'b']", "['b']", "[]"], {}, "ab b -"),
     "of JSON": (['["a", "b"]', '["b"]', "[]"], {}, "ab b -"),

@@ -174,6 +174,8 @@ def _complaint(error: str, more_lines: int, last: str) -> str:
             "rows; if it should have ended before, a quote of it is not closed"
         )
     if "expected after" in error:
+        if re.search(r'"\s+(\W|$)', last):
+            return f"a space follows a closing quote{place}; take it out, or double a quote inside a quoted value"
         if '\\"' in last:
             return f'a quote inside of a value is written `\\"`{place}; CSV doubles it, as in "say ""hi"""'
         return f"something follows a closing quote{place}; double a quote inside a quoted value"

@@ -201,6 +201,11 @@ class LabelColumn:
         if self._known is not None:
             matches = [self._known.find(name) for name in names]
             if None in matches or len(set(matches)) != len(self._known.labels):
+                if self._wanted.like:
+                    raise DataError(
+                        f"the label columns are {listed(names, most=_MOST_SHOWN)}, but those of the training data "
+                        f"{listed(self._known.labels, most=_MOST_SHOWN)}; map the same ones in columns.labels"
+                    )
                 raise SpecError(
                     LABELS_FIELD,
                     "SPEC_INVALID",

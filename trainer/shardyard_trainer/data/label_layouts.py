@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.label_canon import KnownLabels, as_bit, canonical_key
 
-SEPARATORS = "|;,"
+SEPARATORS = "|;,\n\t"
+"""Line breaks and tabs stand in no name, so they only ever part names."""
 
 Cells: TypeAlias = tuple[Any, ...]
 
@@ -183,9 +184,11 @@ def _has_shared_parts(texts: Sequence[Value]) -> bool:
 
 def _two_readings(texts: Sequence[Value], found: Sequence[str]) -> DataError:
     value = next(value for value in texts if any(mark in value.written for mark in found))
-    parts = [f"{_parts(value.written, mark)} (label_separator `{mark}`)" for mark in found if mark in value.written]
+    parts = [
+        f"{_parts(value.written, mark)} (label_separator `{shorten(mark)}`)" for mark in found if mark in value.written
+    ]
     others = [mark for mark in found if mark not in value.written]
-    more = f"; other labels have {' and '.join(f'`{mark}`' for mark in others)}" if others else ""
+    more = f"; other labels have {' and '.join(f'`{shorten(mark)}`' for mark in others)}" if others else ""
     one = f"one label ({shorten(value.written)})"
     return value.wrong(
         f"it may be {', or '.join([*parts, one])}{more}; give label_separator, or list the classes in labels"
