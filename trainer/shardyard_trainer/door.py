@@ -137,10 +137,17 @@ class Folder:
         except (ValueError, RecursionError) as error:
             if isinstance(error, FolderInvalid):
                 raise
-            raise FolderInvalid(f"{name} is not JSON: {str(error)[:200]}", file=name) from None
+            raise FolderInvalid(f"{name} is not JSON: {json_complaint(error)}", file=name) from None
         if not isinstance(value, dict):
             raise FolderInvalid(f"{name} is not a JSON object", file=name)
         return value
+
+
+def json_complaint(error: Exception) -> str:
+    """What is wrong with a text that is not JSON, and where."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: {error.msg}; save it anew"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of thousands of digits"
 
 
 def open_folder(path: Path, *, roots: tuple[Path, ...] = ()) -> Folder:
@@ -151,26 +158,32 @@ def open_folder(path: Path, *, roots: tuple[Path, ...] = ()) -> Folder:
 
 def refuse_links(folder: Folder) -> None:
     """Looks at every entry at any depth. Raises FolderInvalid for a link that leaves the roots, a FIFO or a device."""
-    number = 0
     folder.names()
+    number = 0
     for directory, folders, names in os.walk(folder.path):
         for name in (*folders, *names):
             number += 1
             path = Path(directory, name)
-            shown = str(path.relative_to(folder.path))
             if number > _MOST_ENTRIES:
                 raise FolderInvalid(f"the folder has more than {_MOST_ENTRIES:,} files; give the folder of one model")
-            try:
-                resolved = path.resolve(strict=True)
-                mode = resolved.stat().st_mode
-            except (OSError, RuntimeError):
-                raise FolderInvalid(
-                    f"{shorten(shown)!r} is not a regular file, but a link to nothing; copy the file itself", file=shown
-                ) from None
-            if not _is_inside(resolved, folder.roots):
-                raise _leaves(shown)
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise FolderInvalid(f"{shorten(shown)!r} is not a regular file; only those are read", file=shown)
+            _refuse_entry(path, str(path.relative_to(folder.path)), folder.roots)
+
+
+def _refuse_entry(path: Path, shown: str, roots: tuple[Path, ...]) -> None:
+    try:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            # Nothing else can be outside: the way here was resolved, and links to folders are not walked into.
+            path = path.resolve(strict=True)
+            status = path.stat()
+    except (OSError, RuntimeError):
+        raise FolderInvalid(
+            f"{shorten(shown)!r} is not a regular file, but a link to nothing; copy the file itself", file=shown
+        ) from None
+    if not _is_inside(path, roots):
+        raise _leaves(shown)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise FolderInvalid(f"{shorten(shown)!r} is not a regular file; only those are read", file=shown)
 
 
 def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:

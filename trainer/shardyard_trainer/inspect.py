@@ -66,6 +66,7 @@ def _look_into(
     gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
+    gather(lambda: _check_generation(folder))
     gather(lambda: _check_tokenizer(folder, found[0].config.get("vocab_size") if found else None))
     num_parameters = 0
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
@@ -90,6 +91,12 @@ def _check_files(folder: Folder) -> list[weights.Tensor]:
     if not tensors:
         raise weights.no_weights(folder)
     return tensors
+
+
+def _check_generation(folder: Folder) -> None:
+    from shardyard_trainer.settings import generation_settings  # It imports transformers.
+
+    generation_settings(folder)
 
 
 def _check_tokenizer(folder: Folder, vocab_size: object) -> None:

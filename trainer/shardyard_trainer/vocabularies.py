@@ -19,7 +19,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from shardyard_trainer import pieces
 from shardyard_trainer.data.errors import nearest, shorten
-from shardyard_trainer.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid
+from shardyard_trainer.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid, json_complaint
 from shardyard_trainer.plain_words import in_plain_words, panics_raise
 from shardyard_trainer.tokenizer_settings import CONFIG, ROLES, TokenizerSettings, read_settings
 
@@ -278,7 +278,7 @@ def _numbered(folder: Folder) -> dict[str, int]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, FolderInvalid):
             raise
-        raise FolderInvalid(f"{name} is not JSON: {str(error)[:200]}", file=name) from None
+        raise FolderInvalid(f"{name} is not JSON: {json_complaint(error)}", file=name) from None
     if (
         not isinstance(vocab, dict)
         or len(vocab) > _MOST_WORDS
