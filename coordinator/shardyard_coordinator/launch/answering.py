@@ -91,7 +91,7 @@ class _Process:
                 how = (await self._fork.end()).words
             except WarmProcessGone:
                 self._computing = []  # Nobody's fault.
-            self._fail(self._killed or f"its process {how}", by_us=bool(self._killed))
+            self._fail(self._killed or f"ends its process ({how})", by_us=bool(self._killed))
 
     def _answer(self, number: int, header: Mapping[str, str], body: bytes) -> None:
         answer = self._waiting.get(number)

@@ -1,0 +1,87 @@
+"""What callers are told when a process that opens their files ends: the fault of the input, or of nobody there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from helpers.service import ANSWERS, PARENT, Service, a_spec, create, refused, serving
+from helpers.uploads import model_messages
+from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2
+from shardyard_coordinator.launch.protocols import ComputeFailed, InputFailed
+
+PLAN = "shardyard_trainer.plan:plan"
+INSPECT = "shardyard_trainer.inspect:inspect_model"
+PREDICT = "shardyard_trainer.infer:predict"
+
+
+def raising(error: Exception) -> Callable[[bytes], bytes]:
+    def answer(_request: bytes) -> bytes:
+        raise error
+
+    return answer
+
+
+def died(field: str, what: str, reason: str) -> InputFailed:
+    return InputFailed("takes more than 30 s", note={"field": field, "what": what, "reason": reason})
+
+
+def job_in(folder: Path) -> job_pb2.Job:
+    (folder / "corpus.txt").write_text("to be or not to be\n")
+    return a_spec(spec__train_data__uri=str(folder / "corpus.txt"))
+
+
+def calls(service: Service, function: str) -> int:
+    return sum(name == function for name, _ in service.compute.calls)
+
+
+async def test_a_plan_that_ends_its_process_is_refused_by_its_field_and_not_run_again(tmp_path: Path) -> None:
+    answers = {**ANSWERS, PLAN: raising(died("spec.train_data", "corpus.txt", "DATA_INVALID"))}
+    async with serving(tmp_path, answers=answers, data_roots=(str(tmp_path),)) as service:
+        asked = job_service_pb2.PlanJobRequest(parent=PARENT, job=job_in(tmp_path))
+        for call in (service.jobs.PlanJob(asked), service.jobs.CreateJob(create("first", asked.job))):
+            failure = await refused(call)
+            assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATA_INVALID")
+            (text,) = failure.violations.values()
+            assert "job.spec.train_data" in failure.violations
+            assert text == "reading corpus.txt takes more than 30 s; give fewer, smaller or simpler files"
+        assert calls(service, PLAN) == 1
+        (tmp_path / "corpus.txt").write_text("something else, which is another question\n")
+        await refused(service.jobs.PlanJob(asked))
+        assert calls(service, PLAN) == 2
+
+
+async def test_what_the_system_failed_may_be_tried_again(tmp_path: Path) -> None:
+    answers = {**ANSWERS, PLAN: raising(ComputeFailed("OSError: the disk"))}
+    async with serving(tmp_path, answers=answers, data_roots=(str(tmp_path),)) as service:
+        for number in (1, 2):
+            failure = await refused(service.jobs.CreateJob(create("first", job_in(tmp_path))))
+            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "INSPECTION_UNAVAILABLE")
+            assert failure.retry_after_s and "the disk" not in failure.message
+            assert calls(service, PLAN) == number
+
+
+async def test_an_upload_that_ends_its_process_keeps_nothing_and_is_known_by_its_content(tmp_path: Path) -> None:
+    answers = {**ANSWERS, INSPECT: raising(died("files", "tokenizer.json", "MODEL_INVALID"))}
+    async with serving(tmp_path, answers=answers) as service:
+        for _ in range(2):
+            failure = await refused(service.models.CreateModel(model_messages("bert")))
+            assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID")
+            assert failure.violations["files"].startswith("reading tokenizer.json takes more than 30 s; use another")
+        assert calls(service, INSPECT) == 1
+        assert not list((tmp_path / "storage" / "models").iterdir())
+
+
+async def test_a_question_that_ends_a_models_process_is_one_about_the_model(tmp_path: Path) -> None:
+    answers = {**ANSWERS, PREDICT: raising(InputFailed("ends its process (ended by SIGSEGV)", note={}))}
+    async with serving(tmp_path, answers=answers) as service:
+        made = await service.models.CreateModel(model_messages("bert"))
+        for text, number in (("a", 1), ("a", 1), ("b", 2)):
+            instances = [model_service_pb2.Instance(text=text)]
+            asked = model_service_pb2.PredictRequest(model=made.name, instances=instances)
+            failure = await refused(service.models.Predict(asked))
+            assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID")
+            assert list(failure.violations) == ["model"]
+            assert calls(service, PREDICT) == number
