@@ -58,7 +58,7 @@ class CheckpointService:
             begin = None if after is None else (after[0], after[1])
             return job, checkpoints.list_checkpoints(conn, job.uid, after=begin, limit=pages.size + 1)
 
-        job, found = await self._parts.store.read(query)
+        job, found = await self._parts.store.read_many(query)
         page, token = pages.fill(
             found, lambda each: encode.checkpoint_to_proto(job, each), lambda each: (each.step, each.epoch)
         )

@@ -55,7 +55,7 @@ class DatasetService:
         project = self._parts.name("project", request.parent).project
         pages = Pages(self._parts.tokens, "datasets", request)
         after = pages.after()
-        found = await self._parts.store.read(
+        found = await self._parts.store.read_many(
             lambda conn: resources.list_resources(
                 conn,
                 _KIND,

@@ -149,7 +149,7 @@ class JobService:
             job = jobs.get_job(conn, name.project, name.id)
             return job, attempts.list_attempts(conn, job.uid, after_epoch=after, limit=pages.size + 1)
 
-        job, found = await self._parts.store.read(query)
+        job, found = await self._parts.store.read_many(query)
         page, token = pages.fill(
             found, lambda attempt: encode.attempt_to_proto(job, attempt), lambda attempt: attempt.epoch
         )

@@ -63,7 +63,7 @@ class ModelService:
         project = self._parts.name("project", request.parent).project
         pages = Pages(self._parts.tokens, "models", request)
         after = pages.after()
-        found = await self._parts.store.read(
+        found = await self._parts.store.read_many(
             lambda conn: resources.list_resources(
                 conn,
                 _KIND,
