@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -102,6 +103,20 @@ async def test_an_upload_goes_nowhere_while_the_storage_is_away_and_goes_on_when
     storage.rmdir()
     away.rename(storage)
     assert (await send_dataset(service, "corpus", {"a": b"abc"})).size_bytes == 3
+
+
+async def test_an_upload_that_had_no_folder_for_a_read_only_disk_goes_on_when_it_can_be_written(
+    service: Service,
+) -> None:
+    folder, request_id = service.parts.storage / "datasets", str(uuid.uuid4())
+    away = folder.rename(folder.with_name("away"))
+    folder.write_text("in the way")  # As root may write where a mode forbids it.
+    for _ in range(2):
+        failure = await refused(send_dataset(service, "corpus", {"a": b"abc"}, request_id))
+        assert failure.reason == "STORAGE_NOT_WRITABLE", failure.message
+    folder.unlink()
+    away.rename(folder)
+    assert (await send_dataset(service, "corpus", {"a": b"abc"}, request_id)).size_bytes == 3
 
 
 def test_a_job_whose_storage_is_unmounted_ends_for_that_and_writes_nothing_below(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ class Uploads:
         first = await self._chunk(arriving, place)
         record = known or await self._begin(new, call)
         folder = Path(record.path)
+        # Without its parents: they are there, or the storage is not. An earlier try may not have got this far.
+        await asyncio.to_thread(folder.mkdir, mode=0o700, exist_ok=True)
         if first is not None:
             await self._take(record, folder, arriving, self._chunks(first, arriving, place), call)
         await self._verify(record, folder, files, call)
@@ -149,7 +151,7 @@ class Uploads:
         return await self._parts.store.read(look)
 
     async def _begin(self, new: NewUpload, call: Call) -> ResourceRecord:
-        """The new row, and its folder; Refused if a quota or another resource has come in the way."""
+        """The new row; Refused if a quota or another resource has come in the way."""
         parts = self._parts
         free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
         now_us = parts.clock.now_us()
@@ -159,10 +161,7 @@ class Uploads:
             self._check_room(conn, new, free, record.uid)
             return record
 
-        record = await parts.store.write(begin, call.actor)
-        # Without its parents: they are there, or the storage is not.
-        await asyncio.to_thread(Path(record.path).mkdir, mode=0o700, exist_ok=True)
-        return record
+        return await parts.store.write(begin, call.actor)
 
     def _check_room(self, conn: Connection, new: NewUpload, free: int, uid: str = "") -> None:
         """Refused QUOTA_EXCEEDED, STORAGE_FULL if it could never arrive whole. `uid`: of its row, once it has one."""
