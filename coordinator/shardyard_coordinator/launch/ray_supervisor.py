@@ -233,7 +233,7 @@ class Supervisor:
     async def _out_of_memory(self, rank: int, node: str) -> OutOfMemory | None:
         """What the rank's memory group says, asked on its own node."""
         watch = self._memory.get(rank)
-        if watch is None:
+        if watch is None or not node:  # Without a node it was ended from here.
             return None
         if node == self._node:
             return watch.out_of_memory()
