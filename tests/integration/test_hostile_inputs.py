@@ -57,6 +57,23 @@ slow_tokenizer = split_by(BACKTRACKING, ("a" * 20 + " ") * 2000)
 panicking_tokenizer = split_by(BACKTRACKING, "a" * 5000)
 
 
+def multiplying_tokenizer(place: Path) -> None:
+    """Each letter becomes a thousand, four times over: the library aborts its process for want of memory."""
+    content = json.loads((place / "bert" / "tokenizer.json").read_text())
+    thousandfold = {"type": "Replace", "pattern": {"String": "z"}, "content": "z" * 1000}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [thousandfold] * 4}
+    (place / "bert" / "tokenizer.json").write_text(json.dumps(content))
+    (place / "reviews.csv").write_text("text,label\n" + "zz film,good\nmy dog,bad\n" * 8)
+
+
+def nested_tokenizer(place: Path) -> None:
+    """A hundred thousand sequences in one another."""
+    content = (place / "bert" / "tokenizer.json").read_text()
+    depth = 100_000
+    nested = '{"type":"Sequence","normalizers":[' * depth + "]}" * depth
+    (place / "bert" / "tokenizer.json").write_text(content.replace('"normalizer": null', f'"normalizer": {nested}', 1))
+
+
 def parquet_bomb(place: Path) -> None:
     """A kilobyte that says the same long text two million times."""
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2_000_000, np.int32)), pa.array(["good film " * 400]))
@@ -80,6 +97,8 @@ def deep_config(**changes: object) -> Callable[[Path], None]:
 ROWS: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
     ("a regex that takes for ever", slow_tokenizer, "reviews.csv", {"DATA_INVALID"}),
     ("a regex that gives up by a panic", panicking_tokenizer, "reviews.csv", {"MODEL_INVALID"}),
+    ("a normaliser that multiplies", multiplying_tokenizer, "reviews.csv", {"DATA_INVALID", "MODEL_INVALID"}),
+    ("a normaliser in itself", nested_tokenizer, "reviews.csv", {"MODEL_INVALID"}),
     ("a small file that is large", parquet_bomb, "reviews.parquet", {"DATA_INVALID"}),
     ("many keys", many_keys, "reviews.jsonl", {"DATA_INVALID"}),
     ("many layers", deep_config(num_hidden_layers=10**6), "reviews.csv", {"MODEL_INVALID"}),
