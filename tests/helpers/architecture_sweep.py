@@ -40,13 +40,14 @@ class Fault(Exception):
 
 @dataclass
 class Sweep:
-    """What came of one architecture: `refused` by name (task: message), `faults` else."""
+    """What came of one architecture: `refused` by name (task: message), else `faults`; `trained` is what worked."""
 
     model_type: str
     folder: Path
     refused: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
+    trained: list[str] = field(default_factory=list)
 
     def run(self) -> Sweep:
         """Goes through all tasks."""
@@ -128,6 +129,7 @@ class Sweep:
                 f"({Path(where.filename).name}:{where.lineno})"
             )
             return None
+        self.trained.append(name)
         return folder
 
 

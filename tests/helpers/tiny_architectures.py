@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto import modeling_auto
 
 SIZES: dict[str, int] = {
@@ -127,7 +128,7 @@ def overrides_of(model_type: str) -> dict[str, Any]:
     """Overrides of the default configuration that make it tiny."""
     try:
         default = transformers.CONFIG_MAPPING[model_type]()
-    except ValueError:  # It has no default configuration.
+    except StrictDataclassError:  # It has no default configuration.
         return {}
     known = default.to_dict()
     found: dict[str, Any] = {}

@@ -110,6 +110,7 @@ NOT_TRAINED: Mapping[str, str] = {
     "layoutlmv2": "it needs detectron2 and pictures of pages",
     "layoutlmv3": "it reads pages with pictures and boxes, not texts alone",
     "mobilebert": _READS_PADDING.format("embeddings of a last token"),
+    "moshi": "it is the half of a model of sound",
     "mra": _READS_PADDING.format("blocks of attention"),
     "nystromformer": _READS_PADDING.format("landmarks"),
     "perceiver": "its hidden states are latents, not one vector a token",
