@@ -401,7 +401,7 @@ class Condition(_message.Message):
         TYPE_DEGRADED: Condition._Type.ValueType  # 3
         """Slower than it should be."""
         TYPE_DISK_PRESSURE: Condition._Type.ValueType  # 4
-        """A checkpoint was skipped for want of space."""
+        """The storage has no room: a checkpoint was skipped, or reports wait until they can be written."""
         TYPE_PREEMPTION_PENDING: Condition._Type.ValueType  # 5
         """It will be stopped for another job."""
 
@@ -417,7 +417,7 @@ class Condition(_message.Message):
     TYPE_DEGRADED: Condition.Type.ValueType  # 3
     """Slower than it should be."""
     TYPE_DISK_PRESSURE: Condition.Type.ValueType  # 4
-    """A checkpoint was skipped for want of space."""
+    """The storage has no room: a checkpoint was skipped, or reports wait until they can be written."""
     TYPE_PREEMPTION_PENDING: Condition.Type.ValueType  # 5
     """It will be stopped for another job."""
 
