@@ -253,6 +253,21 @@ async def test_what_a_job_goes_on_from_is_said_when_it_recovers(tmp_path: Path) 
     assert said == ["goes on from the start", "goes on from the checkpoint at step 5"]
 
 
+async def test_the_next_step_of_a_lost_worker_is_what_then_happens(tmp_path: Path) -> None:
+    def script(gang: ScriptedGang) -> None:
+        gang.failure("WORKER_LOST", step=gang.launch.key.epoch)
+        gang.ended(ok=False)
+
+    async with running_core(tmp_path, ScriptedLauncher(script=script)) as core:
+        job = await core.submit(new_job())
+        waiting = await core.when(job.uid, lambda job: job.state is JobState.QUEUED and job.epoch == 1)
+        job = await core.until(job.uid, *TERMINAL)
+        log = await core.events(job.uid)
+    assert job_pb2.FailureReport.FromString(waiting.failure).next_step == "nothing: the job goes on from the start"
+    assert (log[-1].state.to, job.state) == (job_pb2.STATE_FAILED, JobState.FAILED)
+    assert log[-1].state.failure.next_step == "look at the end of its log, then submit the job again"
+
+
 @pytest.mark.parametrize(("reason", "step", "commits", "attempts"), BUDGETS)
 async def test_a_cause_has_its_budget_and_the_same_step_three_times_is_a_loop(
     tmp_path: Path, reason: str, step: Callable[[int], int], commits: bool, attempts: int

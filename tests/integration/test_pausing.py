@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,19 @@ async def test_a_failure_that_a_person_can_mend_pauses_the_job_with_its_report_a
     assert (job.state, last.resumed_from_step, job.failure) == (JobState.SUCCEEDED, 4, b"")
 
 
+async def test_a_gang_that_dies_while_it_pauses_says_that_a_resume_is_the_next_step(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await _running(core, launcher, step=5)
+        await core.pause(job)
+        launcher.newest().failure("WORKER_LOST", rank=1, step=5)
+        launcher.newest().ended(ok=False)
+        job = await core.until(job.uid, JobState.PAUSED, *TERMINAL)
+    report = job_pb2.FailureReport.FromString(job.failure)
+    assert (job.state, report.reason) == (JobState.PAUSED, "WORKER_LOST")
+    assert report.next_step == "resume the job (`shardyard resume job`): it goes on from the start"
+
+
 async def test_a_resume_gives_back_all_tries(tmp_path: Path) -> None:
     def script(gang: ScriptedGang) -> None:
         gang.failure("EXPORT_FAILED", step=gang.launch.key.epoch)
@@ -290,6 +304,8 @@ async def test_a_pause_that_was_recorded_is_carried_out_by_the_next_start(tmp_pa
     async with running_core(tmp_path, launcher) as core:
         job = await core.until(job.uid, JobState.PAUSED)
         assert job.latest_checkpoint.endswith("e1-s4")
+        while core.collector.following:  # Until the gang is let go.
+            await asyncio.sleep(0.01)
     async with running_core(tmp_path, launcher) as core:
         assert (await core.job(job.uid)).state is JobState.PAUSED and not core.collector.following
         await core.resume(job)

@@ -179,26 +179,36 @@ def _after_failure(
     may_retry = _may_retry(job, verdict, tally, cause, progress=progress) and not (
         tally.in_row > 1 and not _may_pass(report, verdict) and _is_same(conn, attempt, report)
     )
-    failure = report.SerializeToString()
     if may_retry and (job.state is JobState.PAUSING or attempt.stop_reason == PAUSE):
-        return _pause(conn, job, b"" if cause in _NOT_COUNTED else failure, changes, now_us)
+        report.next_step = f"resume the job (`shardyard resume {job.job_id}`): it goes on {resumes_from(job)}"
+        return _pause(conn, job, b"" if cause in _NOT_COUNTED else report.SerializeToString(), changes, now_us)
     if may_retry:
-        return _retry(conn, job, failure, changes, wait_s=verdict.backoff(tally.in_row, rng), now_us=now_us)
+        if verdict.may_pass and not verdict.needs_person:
+            report.next_step = f"nothing: the job goes on {resumes_from(job)}"
+        return _retry(conn, job, report, changes, wait_s=verdict.backoff(tally.in_row, rng), now_us=now_us)
     if verdict.needs_person:
         report.next_step = f"{report.next_step}; then resume the job (`shardyard resume {job.job_id}`), or cancel it"
         return _pause(conn, job, report.SerializeToString(), changes, now_us)
+    failure = report.SerializeToString()
     return jobs.move(conn, job, JobState.FAILED, now_us=now_us, failure=failure, changes=changes).job
 
 
 def _retry(
-    conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, Any], *, wait_s: float, now_us: int
+    conn: Connection,
+    job: JobRecord,
+    report: job_pb2.FailureReport,
+    changes: dict[str, Any],
+    *,
+    wait_s: float,
+    now_us: int,
 ) -> JobRecord:
     where = resumes_from(job)
+    failure = report.SerializeToString()
     if job.state is not JobState.RECOVERING:
         message = f"goes on {where}"
         job = jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=failure, message=message).job
     message = f"again in {wait_s:.0f} s, {where}" if wait_s >= 1 else f"again, {where}"
-    changes = {**changes, "not_before_us": now_us + round(wait_s * 1e6)}
+    changes = {**changes, "not_before_us": now_us + round(wait_s * 1e6), "failure": failure}
     return jobs.move(conn, job, JobState.QUEUED, now_us=now_us, message=message, changes=changes).job
 
 

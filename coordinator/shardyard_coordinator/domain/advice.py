@@ -39,7 +39,7 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.MAX_QUEUE_TIME: Advice("it waited longer than allowed", "submit it again, or ask for fewer workers"),
         Cause.HUNG: Advice("a rank made no step", "look at the stacks in the logs of the rank that is named"),
         Cause.NCCL_TIMEOUT: Advice("the ranks lost each other", "look at the network between the nodes"),
-        Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log"),
+        Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log, then submit the job again"),
         Cause.NODE_LOST: Advice("a node is gone", "bring the node back, or let the job go on elsewhere"),
         Cause.RAY_LOST: Advice("the cluster that ran the gang is gone", "look at the cluster's own logs"),
         Cause.PREEMPTED: Advice("it made room for another job", "nothing: it goes on by itself"),

@@ -326,8 +326,6 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
     report.reason = how.cause
     told = how.cause is not Cause.WORKER_LOST and how.detail
     report.message = how.detail if told else f"rank {rank} died without a report"
-    if how.cause is not Cause.HOST_OOM:
-        report.next_step = "nothing: the job goes on from its last checkpoint"
     if how.signal is not None:
         report.metadata["signal"] = _signal_name(how.signal)
         report.message = f"rank {rank} was ended by {report.metadata['signal']}"
