@@ -107,6 +107,7 @@ class Script:
     ready: set[str] = field(default_factory=set)
     predict: Callable[[model_service_pb2.Instance], model_service_pb2.Prediction] | None = None
     most_instances: int = 10_000
+    launcher: str = "local"
     requests: list[tuple[str, Any]] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
 
@@ -392,6 +393,7 @@ class Server(_Service, server_service_pb2_grpc.ServerServiceServicer):
         info = server_service_pb2.ServerInfo(version="0.1.0", store_id=UID, tasks=["text_classification"])
         info.cluster.state = server_service_pb2.ClusterInfo.STATE_CONNECTED
         info.cluster.slots = 2
+        info.cluster.launcher = self.script.launcher
         return info
 
 

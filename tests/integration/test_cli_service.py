@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,27 @@ def test_what_becomes_of_a_job_that_does_not_go_on_is_said_as_it_is(
         said = shardyard("stop", "--state-dir", str(tmp_path), *flags)
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines() == [words, "the service has stopped"]
+
+
+KEPT = [
+    ("ray", {"state": job_pb2.STATE_QUEUED}, "waits for the next start"),
+    ("local", {"state": job_pb2.STATE_PREPARING, "attempt_count": 1}, "begins anew at the next start"),
+    ("local", {"state": job_pb2.STATE_QUEUED, "attempt_count": 2}, "begins anew at the next start"),
+    ("local", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "from its last checkp"),
+    ("ray", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "runs on in its cluster"),
+]
+
+
+@pytest.mark.parametrize(("launcher", "changes", "words"), KEPT)
+def test_what_becomes_of_a_job_that_is_kept_is_said_as_it_is(
+    tmp_path: Path, launcher: str, changes: dict[str, Any], words: str
+) -> None:
+    job = a_job()
+    job.MergeFrom(job_pb2.Job(**changes))
+    with serving(Script(jobs=[job], launcher=launcher)) as address, a_process_at(tmp_path, address):
+        said = shardyard("stop", "--state-dir", str(tmp_path), "--keep-jobs")
+    assert said.returncode == 0, said.stderr
+    assert words in said.stdout.splitlines()[0]
 
 
 def test_a_gang_that_cannot_be_reached_does_not_keep_the_service_from_stopping(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,20 @@ _LOOK_S = 1.0
 _DRAIN_S = 60.0
 # What the next start does not go on with.
 _SETTLED = ("cancelling", "pausing", "paused")
+_RAY = "ray.json"
 _LIVE = "state != SUCCEEDED AND state != FAILED AND state != CANCELLED"
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """What was stopped. `cancelling`: jobs that were asked to end, and whose gangs had not confirmed it in time."""
+    """What was stopped. `kept`: what becomes of each job that was kept. `cancelling`: jobs that were asked to end, and
+    whose gangs had not confirmed it in time."""
 
     state_dir: str
     service: bool
     ray: bool
     cancelled: tuple[str, ...]
-    kept: tuple[str, ...]
+    kept: Mapping[str, str]
     cancelling: tuple[str, ...]
     paused: tuple[str, ...]
     not_cancelled: bool
@@ -48,7 +51,7 @@ class Stopped:
         """For people."""
         found = [f"cancelled {name}" for name in self.cancelled]
         found += [f"{name} is being cancelled; the next start finishes that" for name in self.cancelling]
-        found += [f"{name} goes on at the next start, from its last checkpoint" for name in self.kept]
+        found += [f"{name} {words}" for name, words in self.kept.items()]
         found += [f"{name} stays paused" for name in self.paused]
         found += ["the service has stopped"] if self.service else []
         found += ["its Ray has stopped"] if self.ray else []
@@ -65,7 +68,7 @@ class _Settled:
     """The names of the live jobs by what becomes of them."""
 
     cancelled: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
     cancelling: tuple[str, ...] = ()
     paused: tuple[str, ...] = ()
 
@@ -78,7 +81,7 @@ def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
     record = _record(state_dir)
     settled = None
     if record is not None:
-        settled = _settle_jobs(record["address"], cancel_jobs=cancel_jobs)
+        settled = _settle_jobs(record["address"], cancel_jobs=cancel_jobs, has_ray=(state_dir / _RAY).exists())
         _end_process(record)
     return Stopped(
         str(state_dir),
@@ -117,28 +120,41 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _settle_jobs(address: str, *, cancel_jobs: bool | None) -> _Settled | None:
+def _settle_jobs(address: str, *, cancel_jobs: bool | None, has_ray: bool) -> _Settled | None:
     """What becomes of the live jobs; None if the service does not answer: the process is ended all the same."""
     with Client(address, reconnect_for=5) as client:
         try:
             live = list(client.jobs(filter=_LIVE))
+            cluster = client.server_info().cluster
         except ShardyardError:
             return None
         if cancel_jobs:
             return _cancel(live)
         names = {job.id: job.state for job in live}
-        kept = tuple(name for name, state in names.items() if state not in _SETTLED)
+        kept = [job for job in live if job.state not in _SETTLED]
         if kept and cancel_jobs is None:
             raise FailedPrecondition(
-                f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({', '.join(kept[:5])}{' …' * (len(kept) > 5)}): "
+                f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({', '.join(job.id for job in kept[:5])}{' …' * (len(kept) > 5)}): "
                 "stop with --cancel-jobs, or with --keep-jobs to let them go on at the next start",
                 reason="JOBS_LIVE",
             )
+        is_elsewhere = cluster is not None and cluster.launcher == "ray" and not has_ray
         return _Settled(
-            kept=kept,
+            kept={job.id: _what_follows(job, is_elsewhere=is_elsewhere) for job in kept},
             cancelling=tuple(name for name, state in names.items() if state == "cancelling"),
             paused=tuple(name for name, state in names.items() if state in ("pausing", "paused")),
         )
+
+
+def _what_follows(job: Job, *, is_elsewhere: bool) -> str:
+    """What becomes of a job that is kept, once the service has stopped."""
+    if job.state == "queued" and not job.info.attempt_count:
+        return "waits for the next start"
+    if is_elsewhere and job.state not in ("queued", "recovering"):
+        return "runs on in its cluster; the next start goes on watching it"
+    if job.info.latest_checkpoint:
+        return "goes on at the next start, from its last checkpoint"
+    return "begins anew at the next start: it has no checkpoint yet"
 
 
 def _cancel(live: list[Job]) -> _Settled:
@@ -177,7 +193,7 @@ def _end_process(record: dict[str, Any]) -> None:
 
 def _stop_ray(state_dir: Path) -> bool:
     """End the Ray of the state directory, where one runs."""
-    if not (state_dir / "ray.json").exists():
+    if not (state_dir / _RAY).exists():
         return False
     # By name: the SDK never imports the coordinator; who has a state directory has it installed.
     head = importlib.import_module("shardyard_coordinator.launch.ray_head").EmbeddedHead(state_dir, cpus=1)
