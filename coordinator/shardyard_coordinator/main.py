@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
+EXIT_IO = 74
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 EXIT_CONFIG = 78
 
 
@@ -70,10 +73,23 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
         print(failure, file=errors)
         return failure.exit_code
     except OSError as error:
-        print(error, file=errors)
-        return EXIT_UNAVAILABLE
+        print(_words(error, settings), file=errors)
+        return EXIT_IO if error.errno in _FULL else EXIT_UNAVAILABLE
     finally:
         os.umask(before)
+
+
+def _words(error: OSError, settings: Settings) -> str:
+    """Which of the two folders it is about, and the next step."""
+    where = error.filename or f"the state directory {settings.state_dir}, or the storage {settings.storage}"
+    others = "or choose other folders with --state-dir and --storage-root"
+    if error.errno in _FULL:
+        return f"{where}: no space is left; free some and start again, {others}"
+    if error.errno == errno.EROFS:
+        return f"{where}: the file system is read-only; mount it so that it can be written, {others}"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{where}: it is in the place of a folder; move it away, {others}"
+    return str(error)
 
 
 def _reach_this_machine_directly() -> None:

@@ -179,3 +179,13 @@ def test_without_the_service_installed_serve_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'shardyard[all]'" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--state-dir", "--storage-root"])
+def test_a_file_in_the_place_of_a_folder_is_named_with_the_next_step(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    folders = {"--state-dir": tmp_path / "state", "--storage-root": tmp_path / "storage", flag: tmp_path / "file"}
+    flags = [str(part) for pair in folders.items() for part in pair]
+    said = shardyard("serve", "--listen", "127.0.0.1:0", "--launcher", "local", *flags)
+    assert said.returncode == 69
+    assert f"{tmp_path / 'file'}: it is in the place of a folder; move it away" in said.stderr

@@ -46,11 +46,11 @@ def file_names(folder: Folder) -> list[str]:
 def digest(folder: Folder, name: str, *, as_git: bool = False) -> str:
     """The sha256 of a file, or the name that git gives to its bytes. Raises FolderInvalid."""
     status = (folder.path / name).stat()
-    return _hashed(folder, name, (status.st_ino, status.st_size, status.st_mtime_ns), as_git)
+    return _hashed(folder, name, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns), as_git)
 
 
 @lru_cache(maxsize=4096)
-def _hashed(folder: Folder, name: str, identity: tuple[int, int, int], as_git: bool) -> str:
+def _hashed(folder: Folder, name: str, identity: tuple[int, int, int, int], as_git: bool) -> str:
     # Remembered while nothing of the file changes: a plan asks for it several times.
     total = hashlib.sha1(b"blob %d\0" % identity[1], usedforsecurity=False) if as_git else hashlib.sha256()
     with folder.open(name) as file:
@@ -64,7 +64,7 @@ def _hashed(folder: Folder, name: str, identity: tuple[int, int, int], as_git: b
 
 def _damaged(name: str, how: str) -> FolderInvalid:
     return FolderInvalid(
-        f"the service's copy is damaged: {name} {how}; restore the file, or upload the model again",
+        f"the service's copy is damaged: {name} {how}; restore the file, or delete the model and upload it again",
         reason=CHANGED,
         file=name,
     )

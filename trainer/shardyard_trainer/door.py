@@ -186,8 +186,8 @@ def _refuse_entry(path: Path, shown: str, roots: tuple[Path, ...]) -> None:
         raise FolderInvalid(f"{shorten(shown)!r} is not a regular file; only those are read", file=shown)
 
 
-def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Changes whenever a file of the folder does: (name, inode, size, mtime) of each, sorted; links are followed."""
+def signature(path: Path) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Changes whenever a file of the folder does: name, inode, size, mtime, ctime of each, sorted; links followed."""
     found = []
     for directory, _, names in os.walk(path):
         for name in names:
@@ -196,7 +196,9 @@ def signature(path: Path) -> tuple[tuple[str, int, int, int], ...]:
                 status = full.stat()
             except OSError:  # a link to nothing
                 status = full.lstat()
-            found.append((str(full.relative_to(path)), status.st_ino, status.st_size, status.st_mtime_ns))
+            found.append(
+                (str(full.relative_to(path)), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            )
     return tuple(sorted(found))
 
 

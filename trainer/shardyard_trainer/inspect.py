@@ -49,7 +49,7 @@ def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _look_into(
-    folder: Folder, _signature: tuple[tuple[str, int, int, int], ...]
+    folder: Folder, _signature: tuple[tuple[str, int, int, int, int], ...]
 ) -> tuple[tuple[FolderInvalid, ...], ModelFolder | None, int]:
     problems: list[FolderInvalid] = []
 

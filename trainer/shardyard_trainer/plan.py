@@ -405,6 +405,10 @@ def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
             path = Path(call.locations.folders.get(named, "") if kind != "uri" else named)
             try:
                 stat = path.stat()
-                yield signature(path) if path.is_dir() else (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                yield (
+                    signature(path)
+                    if path.is_dir()
+                    else (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                )
             except (OSError, ValueError):
                 yield "not there"

@@ -32,7 +32,7 @@ from shardyard_trainer.weights import load_pretrained, read_tensors
 BUDGET_VARIABLE = "SHARDYARD_MODEL_CACHE_BYTES"
 DEFAULT_BUDGET_BYTES = 2 * 1024**3
 
-Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,9 @@ def _settle_jobs(address: str, *, cancel_jobs: bool | None, has_ray: bool) -> _S
         names = {job.id: job.state for job in live}
         kept = [job for job in live if job.state not in _SETTLED]
         if kept and cancel_jobs is None:
+            some = ", ".join(job.id for job in kept[:5])
             raise FailedPrecondition(
-                f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({', '.join(job.id for job in kept[:5])}{' …' * (len(kept) > 5)}): "
+                f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({some}{' …' * (len(kept) > 5)}): "
                 "stop with --cancel-jobs, or with --keep-jobs to let them go on at the next start",
                 reason="JOBS_LIVE",
             )

@@ -8,7 +8,6 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.domain.records import ResourceKind
 from shardyard_coordinator.store import encode, resources
 
 
@@ -20,7 +19,7 @@ def locations(
     cache_dir: str,
     claim: worker_pb2.StorageClaim,
 ) -> worker_pb2.Locations:
-    """The folder of every named thing that the spec reads, and the files of those that are models or tokenizers.
+    """The folder of every named thing that the spec reads, and its files as they were uploaded or made.
 
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
     """
@@ -28,9 +27,7 @@ def locations(
     for name in referenced(spec):
         record = resources.ready_resource(conn, name)
         found.folders[name] = record.path
-        if record.kind is ResourceKind.MODEL or name == spec.tokenizer.dataset:
-            files = encode.files_to_proto(resources.list_files(conn, record.uid))
-            found.known_files[record.path].files.extend(files)
+        found.known_files[record.path].files.extend(encode.files_to_proto(resources.list_files(conn, record.uid)))
     return found
 
 

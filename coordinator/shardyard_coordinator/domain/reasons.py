@@ -69,6 +69,7 @@ class Reason(StrEnum):
     MODEL_NOT_READY = "MODEL_NOT_READY"
     MODEL_CHANGED = "MODEL_CHANGED"
     DATASET_NOT_READY = "DATASET_NOT_READY"
+    DATA_CHANGED = "DATA_CHANGED"
     MODEL_IN_USE = "MODEL_IN_USE"
     DATASET_IN_USE = "DATASET_IN_USE"
     ETAG_MISMATCH = "ETAG_MISMATCH"
@@ -157,6 +158,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.MODEL_NOT_READY: Meaning(_FP, "The model is still being uploaded."),
         Reason.MODEL_CHANGED: Meaning(_FP, "A file of the model is not the one that was uploaded or exported."),
         Reason.DATASET_NOT_READY: Meaning(_FP, "The data set is still being uploaded."),
+        Reason.DATA_CHANGED: Meaning(_FP, "A file of the data set is not the one that was uploaded or made."),
         Reason.MODEL_IN_USE: Meaning(_FP, "A live job reads the model."),
         Reason.DATASET_IN_USE: Meaning(_FP, "A live job reads the data set."),
         Reason.ETAG_MISMATCH: Meaning(Code.ABORTED, "The job has changed since the etag was read."),

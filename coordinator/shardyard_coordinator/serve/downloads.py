@@ -118,7 +118,9 @@ def _open(claim: worker_pb2.StorageClaim, record: ResourceRecord, file: FileReco
 
 def _damaged(record: ResourceRecord, file: FileRecord, why: str) -> Refused:
     step = (
-        "ask the operator to restore it" if record.source_job else "ask the operator to restore it, or upload it anew"
+        "ask the operator to restore it"
+        if record.source_job
+        else "ask the operator to restore it, or delete it and upload it again"
     )
     text = f"the service's own copy of {file.path} of `{record.name}` is damaged: {why}; {step}"
     return Refused(Reason.FILE_DAMAGED, text, metadata={"file": file.path, "resource": record.name})

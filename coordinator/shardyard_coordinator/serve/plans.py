@@ -296,14 +296,14 @@ def _identity(path: Path) -> str:
     found = path.stat()
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(f"{path} is neither a file nor a folder")
-    text = f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns}\n"
+    text = f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
     if stat.S_ISDIR(found.st_mode):
         for folder, _, files in os.walk(path):
             for name in sorted(files):
                 full = os.path.join(folder, name)  # noqa: PTH118 - as os.walk speaks.
                 # A link counts as what it leads to: that is what is read.
                 file = os.stat(full) if os.path.exists(full) else os.lstat(full)  # noqa: PTH110, PTH116 - as above
-                text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns}\n"
+                text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}\n"
     return text
 
 

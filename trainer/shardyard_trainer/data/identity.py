@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.digests import CHANGED
 from shardyard_trainer.data.errors import DataError, SpecError
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.store import files_fingerprint, fingerprint_of
@@ -26,6 +27,8 @@ def check_same_data(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pla
     try:
         found = data_fingerprint(spec, locations)
     except (SpecError, FileNotFoundError) as error:
+        if isinstance(error, SpecError) and error.reason == CHANGED:
+            raise RunFailed(CHANGED, error.message, "restore the file that is named", error.metadata) from error
         message = error.message if isinstance(error, SpecError) else f"{error.filename} is not there"
         raise RunFailed(
             "DATA_NOT_FOUND",
@@ -35,7 +38,7 @@ def check_same_data(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pla
         ) from error
     if found != plan.data_fingerprint:
         raise RunFailed(
-            "DATA_CHANGED",
+            CHANGED,
             "the data files are not those that were looked into when the job was submitted",
             "submit the job again with the data as it is, or bring back what was there",
             {"fingerprint": found, "planned_fingerprint": plan.data_fingerprint},

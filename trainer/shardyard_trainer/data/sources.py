@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.digests import CHANGED, damage_of
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
 from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, recognise
 
@@ -52,6 +53,7 @@ def resolve_source(
     """
     if source.WhichOneof("source") == "dataset":
         base, roots, origin = _dataset_folder(source.dataset, locations, field), None, f"{field}.dataset"
+        _check_uploaded(source, locations, origin)
     elif source.WhichOneof("source") == "uri":
         base, roots, origin = (
             resolve_uri(source.uri, locations, field=f"{field}.uri"),
@@ -68,6 +70,19 @@ def resolve_source(
     if base.is_file():
         return [_file(base, base.name, source.format, field)]
     return _walk(base, source.format, inside, field, origin)
+
+
+def _check_uploaded(source: spec_pb2.DataSource, locations: worker_pb2.Locations, field: str) -> None:
+    """Raises SpecError DATA_CHANGED if the service's copy is not what was uploaded: nobody's rows are to blame then."""
+    folder = locations.folders[source.dataset]
+    known = locations.known_files[folder].files if folder in locations.known_files else ()
+    asked = [file for file in known if source.path in ("", file.path)]
+    if damage := damage_of(Path(folder), asked, open_regular):
+        name, how = damage
+        message = (
+            f"the service's copy is damaged: {name} {how}; restore the file, or delete the data set and upload it again"
+        )
+        raise SpecError(field, CHANGED, message, {"file": name})
 
 
 def is_for_tests(name: str) -> bool:

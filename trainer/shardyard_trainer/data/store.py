@@ -9,13 +9,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.sources import DataFile, open_regular
 
 _CHUNK = 2**20
@@ -84,8 +83,7 @@ def files_fingerprint(files: Iterable[DataFile]) -> str:
     """Of the files' bytes, formats and order; names and places do not count."""
     total = hashlib.sha256()
     for file in files:
-        stat = file.path.stat()
-        digest = _sha256(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        digest = file_sha256(file.path, file.name, open_regular)
         total.update(f"{file.format}:{digest};".encode())
     return total.hexdigest()
 
@@ -163,16 +161,3 @@ class TokenWriter:
         self._streams[name].write(values.tobytes())
         dtype, size = self._sizes[name]
         self._sizes[name] = (dtype, size + len(values))
-
-
-@lru_cache(maxsize=4096)
-def _sha256(file: DataFile, _identity: tuple[int, int, int]) -> str:
-    # Remembered while nothing of the file changes: one build asks for it several times.
-    digest = hashlib.sha256()
-    with open_regular(file.path, file.name) as stream:
-        try:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", file=file.name) from None
-    return digest.hexdigest()
