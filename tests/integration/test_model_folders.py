@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 import shardyard
 from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
@@ -162,6 +164,25 @@ def test_no_setting_of_a_folder_makes_the_service_read_another_file(place: Place
             client.plan(spec(place, f"server:{good}", tokenizer=f"server:{folder}"))
     assert "tokenizer.json" in str(caught.value) and "hunter2" not in str(caught.value)
     assert secret.stat().st_atime == 1, "it was opened"
+
+
+def test_a_deberta_as_its_authors_publish_it_answers_as_transformers_does(place: Place, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "deberta", "BertModel")
+    torch.manual_seed(0)
+    config = transformers.DebertaV2Config(
+        **SIZES, vocab_size=5 + len(WORDS), type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"],
+        position_biased_input=False, share_att_key=True, position_buckets=8, norm_rel_ebd="layer_norm",
+    )  # fmt: skip
+    model = transformers.DebertaV2ForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    with shardyard.Client(place.address) as client, torch.inference_mode():
+        uploaded = client.upload_model(folder)
+        for text in ("the dog is cute", "not a good film"):
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            assert uploaded.predict([text])[0].logits == pytest.approx(
+                model(input_ids=ids).logits[0].tolist(), abs=1e-5
+            )
 
 
 def test_an_uploaded_folder_with_strange_settings_is_read_by_its_known_ones(place: Place, tmp_path: Path) -> None:

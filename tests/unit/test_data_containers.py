@@ -75,6 +75,7 @@ READ = {
     "array called JSONL, in gzip": ("a.jsonl.gz", gzip.compress(json.dumps(ROWS, indent=1).encode())),
     "array in CRLF": ("a.json", json.dumps(ROWS, indent=1).replace("\n", "\r\n").encode()),
     "objects called .json": ("a.json", "\n".join(map(json.dumps, ROWS)).encode()),
+    "the same, quoted": ("a.csv", b'"SEP=;"\r\ntext;label\r\nfine film;1\r\nbad film;0\r\n'),
     "Excel's first line": ("a.csv", b"\xef\xbb\xbfsep=;\r\ntext;label\r\nfine film;1\r\nbad film;0\r\n"),
 }
 

@@ -71,6 +71,7 @@ REFUSED = [
     ("pair twice", "a.csv", "text,text_pair,label,text_pair\nx,y,1,z\n", {}, "are called 'text_pair'", 0),
     ("mapped, twice", "a.csv", "a,a,label\nx,y,1\n", {"columns": {"text": "a"}}, "2 columns are called 'a'", 0),
     ("two of a name", "a.csv", "label,a,a\n1,x,y\n", {}, "several could be (a, a)", 0),
+    ("quoted TSV header", "a.tsv", '"text"\t"label"\n"fine"\t"1"\n', {}, "give format CSV and a tab", 1),
     ("quoted TSV", "a.tsv", 'text\tlabel\nfine\t1\n"so ""fine"""\t1\n', {}, "give format CSV and a tab", 3),
     ("bad bytes", "a.csv", b"text,label\nx,1\n\xff,0\n", {}, "byte 16 of the file (0xff) is not UTF-8", 3),
     ("NUL", "a.csv", b"text,label\nx,1\na\0b,0\n", {}, "NUL", 3),

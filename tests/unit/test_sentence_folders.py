@@ -194,6 +194,23 @@ def test_what_is_not_computed_here_is_refused_by_name(tmp_path: Path, changes: d
     assert {violation.reason for violation in feature_plan(tmp_path, folder).violations} == {"MODEL_INVALID"}
 
 
+@pytest.mark.parametrize("kind", ["Transformer", "BERT"])
+def test_a_transformer_in_a_folder_of_its_own_is_named_with_the_next_step(tmp_path: Path, kind: str) -> None:
+    folder = sentence_folder(tmp_path / "m", parts=(kind, "Pooling"))
+    own = folder / f"0_{kind}"
+    own.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).rename(own / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = own.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    request = worker_pb2.InspectModelRequest(folder=str(folder))
+    problem, *_ = worker_pb2.InspectModelResult.FromString(inspect_model(request.SerializeToString())).violations
+    assert f"its transformer is in '0_{kind}'; move the files" in problem.message
+    problem, *_ = feature_plan(tmp_path, folder).violations
+    assert f"its transformer is in '0_{kind}'; move the files" in problem.message
+
+
 def test_prompts_that_nobody_has_to_use_are_no_hindrance(tmp_path: Path) -> None:
     prompts = {"prompts": {"query": "q: "}, "default_prompt_name": None}
     folder = sentence_folder(tmp_path, parts=("Transformer", "Pooling", "Dropout"), prompts=prompts)

@@ -137,6 +137,9 @@ WARNED: list[tuple[str, str, Change, list[str]]] = [
         ["NEW_HEAD"],
     ),
     ("GPT2LMHeadModel", "causal_lm", set_tensors(transformer__h__0__attn__bias=(1, 1, 32, 32)), []),
+    ("GPT2LMHeadModel", "causal_lm", set_tensors(transformer__h__0__attn__scale_attn=(1,)), []),
+    ("GPT2LMHeadModel", "causal_lm", set_tensors(transformer__h__1__attn__rotary_emb__cos_cached=(1, 1, 32, 8)), []),
+    ("GPT2LMHeadModel", "causal_lm", set_tensors(transformer__rotary_emb__original_inv_freq=(4,)), []),
 ]
 
 

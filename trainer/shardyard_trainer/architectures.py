@@ -77,6 +77,9 @@ PLAIN_OUTPUT_LAYER = frozenset(
 WITHOUT_CACHE = frozenset({"xlstm"})
 """Causal models whose states in transformers do not fit their own configuration: each token reads the whole text."""
 
+HEAD_READS_LAST_PLACE = frozenset({"xlnet"})
+"""Encoders whose own classification head reads the last place of a batch's rows, be it padding."""
+
 _READS_PADDING = "its {} read the padding, so a text's answer would depend on the texts beside it"
 
 _HEAD_ON_FIRST_TOKEN = frozenset(
@@ -209,6 +212,12 @@ def is_turned(config: Any) -> bool:
             getattr(config, "use_bidirectional_attention", False)
         )
     return bool(getattr(config, "is_decoder", False))
+
+
+def width(config: Any) -> int:
+    """Numbers in one token's vector of the last hidden state."""
+    # OPT's smaller vectors go through a projection behind the last layer (OPT-350m has 512 of 1,024).
+    return int(config.word_embed_proj_dim if config.model_type == "opt" else config.hidden_size)
 
 
 def position_offset(config: Any) -> int:

@@ -66,6 +66,8 @@ def read_folder(folder: Folder) -> ModelFolder:
             "(`merge_and_unload` of peft), save that, and give its folder",
             file="adapter_config.json",
         )
+    if not folder.has("config.json"):
+        read_sentence(folder)  # It says where such a folder has its transformer.
     config = folder.read_json("config.json", what="a Hugging Face model folder has one")
     refuse_code(folder, "config.json", config)
     if folder.has("tokenizer_config.json"):

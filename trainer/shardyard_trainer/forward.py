@@ -60,13 +60,15 @@ def encode_prompts(model: WarmModel, texts: Sequence[str]) -> list[Encoded]:
     return [Encoded(prompt, [0] * len(prompt)) for prompt in prompts]
 
 
-def batches(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Indices of texts to compute together: of like length, so that little is padding."""
+def batches(encoded: Sequence[Encoded], *, unpadded: bool = False) -> Iterator[list[int]]:
+    """Indices of texts to compute together: of like length, so that little is padding, or `unpadded` nothing."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
     batch: list[int] = []
     for index in order:
         # In this order the newest is the longest: it sets the width of the batch.
-        if batch and (len(batch) == TEXTS_AT_ONCE or len(encoded[index].ids) * (len(batch) + 1) > POSITIONS_AT_ONCE):
+        length = len(encoded[index].ids)
+        is_full = len(batch) == TEXTS_AT_ONCE or length * (len(batch) + 1) > POSITIONS_AT_ONCE
+        if batch and (is_full or (unpadded and length != len(encoded[batch[0]].ids))):
             yield batch
             batch = []
         batch.append(index)
@@ -111,7 +113,8 @@ def text_vectors(model: WarmModel, encoded: Sequence[Encoded], *, pooling: str, 
 def head_outputs(model: WarmModel, encoded: Sequence[Encoded]) -> torch.Tensor:
     """The classification head's outputs, fp32 [len(encoded), C], in the order given."""
     parts: list[torch.Tensor | None] = [None] * len(encoded)
-    for batch in batches(encoded):
+    unpadded = model.head is None and model.model.config.model_type in architectures.HEAD_READS_LAST_PLACE
+    for batch in batches(encoded, unpadded=unpadded):
         logits_BC = _head_outputs_of(model, [encoded[index] for index in batch]).cpu()
         for row, index in enumerate(batch):
             parts[index] = logits_BC[row]

@@ -113,6 +113,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     import torch
     from transformers import AutoModel
 
+    from shardyard_trainer import architectures
     from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet, what_failed
     from shardyard_trainer.settings import model_config
     from shardyard_trainer.weight_report import judge
@@ -141,7 +142,12 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
             raise
         reason = one_line(error) if config is None else what_failed(error, config)[1]
         raise FolderInvalid(f"the model does not load: {reason}", file="config.json") from None
-    judge(model, info)
+    try:
+        judge(model, info)
+    except FolderInvalid:
+        if refusal := architectures.refusal(config):
+            raise FolderInvalid(refusal, file="config.json") from None
+        raise
 
 
 def _check_answers(folder: Folder) -> None:

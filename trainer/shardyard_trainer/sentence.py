@@ -23,6 +23,9 @@ _LENGTHS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+_TRANSFORMERS = frozenset(
+    {"Transformer", "BERT", "RoBERTa", "DistilBERT", "ALBERT", "XLMRoBERTa", "XLNet", "CamemBERT"}
+)
 _POOLINGS: Mapping[str, str] = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
 _FLAGS: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
@@ -54,8 +57,11 @@ def read_sentence(folder: Folder) -> SentenceSettings | None:
     for module in _modules(folder):
         kind, path = str(module.get("type")).rpartition(".")[2], str(module.get("path") or "")
         kinds.append(kind)
-        if kind == "Transformer" and path:
-            raise _refused(f"its transformer is in {shorten(path)!r}; move the files of that folder up beside {_FILE}")
+        if kind in _TRANSFORMERS and path:
+            raise _refused(
+                f"its transformer is in {shorten(path)!r}; move the files of that folder up beside {_FILE}, and write "
+                "the type sentence_transformers.models.Transformer with an empty path for it there"
+            )
         if kind == "Pooling":
             pooling = _pooling_of(folder.read_json(f"{path}/config.json" if path else "config.json"))
         elif kind not in {"Transformer", "Normalize", "Dropout"}:

@@ -65,6 +65,7 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
                 "block_ff_dim",
                 "global_attn_every_n_layers",
                 "max_expected_seq_len",
+                "conv_groups",
             ),
         ),
         (int,),
@@ -82,13 +83,19 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(
         (
             *("tie_word_embeddings", "tie_last_hidden_states", "is_decoder", "is_causal", "relative_attention"),
-            *("position_biased_input", "share_att_key", "norm_rel_ebd", "use_bidirectional_attention"),
+            *("position_biased_input", "share_att_key", "use_bidirectional_attention"),
             *("use_sliding_window", "use_bias", "qkv_bias", "summary_use_proj", "summary_proj_to_labels"),
             *("add_cross_attention", "talking_head", "pre_norm", "use_cache"),
         ),
         (bool,),
     ),
-    **dict.fromkeys(("position_embedding_type", "hidden_act", "summary_type", "summary_activation"), (str,)),
+    **dict.fromkeys(
+        (
+            *("position_embedding_type", "hidden_act", "summary_type", "summary_activation", "norm_rel_ebd"),
+            "conv_act",
+        ),
+        (str,),
+    ),
     **dict.fromkeys(("rope_scaling", "rope_parameters"), (dict,)),
     "layer_types": (list,),
 }

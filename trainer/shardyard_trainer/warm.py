@@ -63,7 +63,7 @@ class WarmModel:
     @property
     def width(self) -> int:
         """Numbers in one token's vector."""
-        return int(self.model.config.hidden_size)
+        return architectures.width(self.model.config)
 
 
 class ModelCache:

@@ -26,7 +26,8 @@ from shardyard_trainer.data.errors import listed
 from shardyard_trainer.door import FolderInvalid
 
 _CONSTANTS = re.compile(
-    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|causal_mask|attn\.bias|attention\.bias)$"
+    r"(^|\.)(position_ids|token_type_ids|(original_)?inv_freq|(cos|sin)_cached|masked_bias|causal_mask|scale_attn"
+    r"|attn\.bias|attention\.bias)$"
 )
 _HEADS = frozenset(
     {

@@ -13,7 +13,7 @@ from shardyard_trainer.data.sources import DataFile
 
 _LOOKED_AT = 200
 _HEAD_CHARACTERS = 2**23
-_EXCEL_SEPARATOR = re.compile(r"sep=(.)\s*")
+_EXCEL_SEPARATOR = re.compile(r"(\"?)sep=(.)\1\s*", re.IGNORECASE)
 _ODD_QUOTES = "“”„«»"
 
 
@@ -28,7 +28,7 @@ def read_csv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[st
         return
     if said := _EXCEL_SEPARATOR.fullmatch(first):
         # Excel reads it and shows it to nobody.
-        delimiter, before = delimiter or said[1], 1
+        delimiter, before = delimiter or said[2], 1
     else:
         lines = chain([first], lines)
     delimiter = delimiter or ","
@@ -44,7 +44,10 @@ def read_tsv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[st
         if not line:
             continue
         cells = line.split(delimiter or "\t")
-        if looked_at < _LOOKED_AT and (quoted := next(filter(_is_quoted, cells), None)) is not None:
+        quoted = next(filter(_is_quoted, cells), None) if looked_at < _LOOKED_AT else None
+        if looked_at == 0 and len(cells) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells):
+            quoted = cells[0]
+        if quoted is not None:
             raise DataError(
                 f"{shorten(quoted)} is quoted, and TSV is read without quoting: give format CSV and a tab as delimiter",
                 file=file.name,

@@ -56,7 +56,8 @@ def loss_warnings(stats: DataStats, *, of: str, length: int) -> Iterator[job_pb2
     if stats.unknown_share > _MOST_UNKNOWN:
         message = (
             f"{stats.unknown_share:.0%} of the {of} data's tokens are the unknown token, so the model cannot see "
-            "what they are; take the tokenizer that the model was trained with, or one for the data's language and case"
+            "what they are; take the tokenizer that the model was trained with, or one for the data's language and "
+            "case; for one that is trained here, raise vocab_size, or take byte_bpe, which knows every character"
         )
         yield job_pb2.Warning(reason="UNKNOWN_TOKENS", message=message, field="spec.tokenizer")
 

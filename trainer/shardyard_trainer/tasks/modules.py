@@ -178,11 +178,24 @@ def text_logits(
     if own_head is None and pooling != "last":
         return model(**inputs).logits  # type: ignore[no-any-return]
     hidden_BTD = architectures.backbone_of(model)(**inputs).last_hidden_state
-    pooled_BD = pool(hidden_BTD, inputs["attention_mask"], pooling)
     if own_head is not None:
+        pooled_BD = pool(hidden_BTD, inputs["attention_mask"], pooling)
         return own_head(pooled_BD if dropout is None else dropout(pooled_BD))  # type: ignore[no-any-return]
-    # transformers' own forward pass looks for the last token by its id, which fails where padding shares it.
-    return model.score(pooled_BD)  # type: ignore[no-any-return]
+    return model.score(_read_by_transformers(hidden_BTD, inputs, model.config.pad_token_id))  # type: ignore[no-any-return]
+
+
+def _read_by_transformers(
+    hidden_BTD: torch.Tensor, inputs: dict[str, torch.Tensor], padding: int | None
+) -> torch.Tensor:
+    """The vectors [B, D] that the causal classifiers of transformers read: of the last token that is not `padding`.
+
+    They look at ids and not at the mask: a text's own end token is passed over if it is the padding too.
+    """
+    read_BT = inputs["attention_mask"] > 0
+    if padding is not None:
+        read_BT = read_BT & (inputs["input_ids"] != padding)
+    places_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) * read_BT
+    return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), places_BT.argmax(-1)]
 
 
 def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -202,7 +202,7 @@ class TextClassificationTask:
         return dataclasses.replace(self.choice, config=config)
 
     def _own_head(self, config: Any, *, meta: bool) -> nn.Linear:
-        head = nn.Linear(config.hidden_size, self.schema.num_outputs)
+        head = nn.Linear(architectures.width(config), self.schema.num_outputs)
         if self._keeps_head and not meta:
             assert self.choice.folder is not None
             head.load_state_dict(read_tensors(self.choice.folder, "head.safetensors"))
