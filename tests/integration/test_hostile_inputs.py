@@ -6,6 +6,7 @@ The service looks at one for two seconds of computing. Meanwhile it answers ever
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -86,6 +87,11 @@ def many_keys(place: Path) -> None:
     (place / "reviews.jsonl").write_text((json.dumps(row) + "\n") * 40)
 
 
+def without_end(place: Path) -> None:
+    """A terabyte that takes no place."""
+    os.truncate(place / "reviews.csv", 2**40)
+
+
 def deep_config(**changes: object) -> Callable[[Path], None]:
     def change(place: Path) -> None:
         config = json.loads((place / "bert" / "config.json").read_text())
@@ -100,6 +106,7 @@ ROWS: list[tuple[str, Callable[[Path], None], str, set[str]]] = [
     ("a normaliser that multiplies", multiplying_tokenizer, "reviews.csv", {"DATA_INVALID", "MODEL_INVALID"}),
     ("a normaliser in itself", nested_tokenizer, "reviews.csv", {"MODEL_INVALID"}),
     ("a small file that is large", parquet_bomb, "reviews.parquet", {"DATA_INVALID"}),
+    ("a file without end", without_end, "reviews.csv", {"DATA_INVALID"}),
     ("many keys", many_keys, "reviews.jsonl", {"DATA_INVALID"}),
     ("many layers", deep_config(num_hidden_layers=10**6), "reviews.csv", {"MODEL_INVALID"}),
     ("many labels", deep_config(num_labels=10**7), "reviews.csv", {"MODEL_INVALID"}),

@@ -24,12 +24,14 @@ from shardyard_trainer.bounds import too_large
         {"depths": [2, 10**6]},
         {"layer_types": ["full_attention"] * 20_000} | {"layers_of": [1] * 20_000},
         {"anything": 2**60},
+        {"n_embd": int(1e300)},
     ],
     ids=str,
 )
 def test_a_setting_over_its_bound_is_named(values: dict[str, object]) -> None:
     over = too_large(values)
     assert over is not None and over.value > over.most and over.name in over.message
+    assert len(over.message) < 100
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "mixtral", "t5", "albert", "qwen2_moe", "deepseek_v3"])

@@ -249,7 +249,7 @@ def test_a_fingerprint_is_of_the_bytes_not_of_the_name(tmp_path: Path) -> None:
     def fingerprint(name: str, content: str) -> str:
         (tmp_path / name).write_text(content)
         source = spec_pb2.DataSource(uri=str(tmp_path / name))
-        return files_fingerprint(resolve_source(source, small_specs.locations(tmp_path)))
+        return files_fingerprint(resolve_source(source, small_specs.locations(tmp_path)), field="spec.train_data")
 
     assert fingerprint("a.txt", "x\n") == fingerprint("b.txt", "x\n") != fingerprint("a.txt", "y\n")
 

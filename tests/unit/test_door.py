@@ -226,6 +226,14 @@ FOREIGN = [
     ("see https://huggingface.co/docs for help", "ValueError"),
     ("<class 'transformers.models.bert.BertConfig'> is not it", "BertConfig is not it"),
     ("", "ValueError"),
+    (
+        "Validation error for field 'hidden_act': TypeError: Field 'hidden_act' expected str, got list (value: [1])",
+        "hidden_act is [1], but must be str; correct it, or leave it out",
+    ),
+    (
+        "Class validation error for validator 'validate_rope': ValueError: RoPE requires an even rotary dimension",
+        "RoPE requires an even rotary dimension",
+    ),
 ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from shardyard.worker.v1 import worker_pb2
@@ -76,6 +76,27 @@ def _nan(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def _weight(tensor: torch.Tensor) -> Callable[[Path], None]:
+    """The folder with another tensor for a weight of 8 numbers."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, "embeddings.LayerNorm.weight": tensor}, folder / "model.safetensors")
+
+    return change
+
+
+def _frame_of_type(kind: int) -> Callable[[Path], None]:
+    """A tokenizer that gives a text's tokens this type."""
+
+    def change(folder: Path) -> None:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A:{kind}", pair=f"$A:{kind} $B:{kind}")
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return change
+
+
 def _without_a_layer(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({name: t for name, t in tensors.items() if "attention" not in name}, folder / "model.safetensors")
@@ -123,6 +144,15 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("negative shape", _header({"a": _entry([-1], 0, 0)}), "MODEL_INVALID", "no valid shape"),
     ("empty tensors", _header({str(i): _entry([0], 0, 0) for i in range(100_000)}), "MODEL_INVALID", "100000 tensors"),
     ("not a number", _nan, "MODEL_INVALID", "embeddings.LayerNorm.bias"),
+    ("beyond 32 bits", _weight(torch.full((8,), 1e300, dtype=torch.float64)), "MODEL_INVALID", "too large for 32 bits"),
+    ("whole numbers", _weight(torch.ones(8, dtype=torch.int8)), "MODEL_INVALID", "whole numbers (I8)"),
+    ("truths", _weight(torch.ones(8, dtype=torch.bool)), "MODEL_INVALID", "whole numbers (BOOL)"),
+    ("no width", _config(hidden_size=0), "MODEL_INVALID", "hidden_size: 0, which must be at least 1"),
+    ("no heads", _config(num_attention_heads=0), "MODEL_INVALID", "num_attention_heads: 0, which must be at least 1"),
+    ("layers below none", _config(num_hidden_layers=-1), "MODEL_INVALID", "num_hidden_layers: -1"),
+    ("padding from outside", _config(pad_token_id=99), "MODEL_INVALID", "pad_token_id is 99"),
+    ("a list for a text", _config(hidden_act=["gelu"]), "MODEL_INVALID", "hidden_act is ['gelu'], but must be str"),
+    ("types of another model", _frame_of_type(9), "MODEL_INVALID", "the token type 9"),
     ("a tensor is missing", _without_a_layer, "MODEL_INVALID", "lack"),
     ("no tokenizer", lambda f: (f / "tokenizer.json").unlink(), "TOKENIZER_MISSING", "tokenizer.json"),
     ("tokenizer of another model", _config(vocab_size=2), "MODEL_INVALID", "vocab_size"),

@@ -58,6 +58,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("llama", {"model_type": "bert"}, "model_type", ("cannot be overridden", "architecture.model_type")),
     ("bert", {"transformers_version": "4.0"}, "transformers_version", ("cannot be overridden",)),
     ("bert", {"auto_map": {}}, "auto_map", ("cannot be overridden", "ever run")),
+    ("bert", {"_name_or_path": "/etc/passwd"}, "_name_or_path", ("no such setting",)),
+    ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 5}, "num_experts_per_tok", ("5 experts", "are 2")),
+    ("mixtral", {"num_experts_per_tok": 0}, "num_experts_per_tok", ("0 experts a token",)),
 ]
 
 

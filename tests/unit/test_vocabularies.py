@@ -187,6 +187,18 @@ def charsmap(text: str) -> Callable[[Path], None]:
 PADDING = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
 
 
+def frame(identifier: int, kind: int) -> Callable[[Path], None]:
+    """What is put around each text: one token of this id and type."""
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": kind}}, {"Sequence": {"id": "A", "type_id": kind}}]
+    token = {"id": "[CLS]", "ids": [identifier], "tokens": ["[CLS]"]}
+    pair = [*single, {"Sequence": {"id": "B", "type_id": kind}}]
+    return backend(
+        post_processor={
+            "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {"[CLS]": token},
+        }
+    )  # fmt: skip
+
+
 def words_only(vocab: Mapping[str, int]) -> Callable[[Path], None]:
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
     return backend(model=model, added_tokens=[], post_processor=None)
@@ -213,6 +225,7 @@ HOSTILE: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("no tokenizer", lambda f: write(f, "tokenizer.json", "{}"), "MODEL_INVALID", "tokenizer.json does not load"),
     ("another version", backend(version="9.0"), "MODEL_INVALID", "tokenizer.json does not load"),
     ("a panic", merges_longer_than_every_token, "MODEL_INVALID", "save_pretrained"),
+    ("an id from outside", frame(4 * 10**9, 0), "MODEL_INVALID", "the token id 4,000,000,000 (its post_processor)"),
     ("a panic over a text", backend(pre_tokenizer={"type": "FixedLength", "length": 0}), "MODEL_INVALID", "fails on"),
     ("a panic over a map", charsmap("BAAAAGFiY2Q="), "MODEL_INVALID", "fails on a text"),
     ("a map that is none", charsmap("AA=="), "MODEL_INVALID", "does not load"),
@@ -234,7 +247,7 @@ def test_a_hostile_tokenizer_is_refused_by_name(
         load_tokenizer(open_folder(tmp_path))
     assert (caught.value.reason, caught.value.field) == (reason, "spec.tokenizer")
     assert part in caught.value.message
-    for foreign in ("pip install", "http", "0x", "/site-packages", str(tmp_path)):
+    for foreign in ("pip install", "http", "0x", "/site-packages", "slice", "out of bounds", "chunk", str(tmp_path)):
         assert foreign not in caught.value.message
 
 
@@ -243,6 +256,16 @@ def test_padding_and_truncation_of_a_file_are_never_used(tmp_path: Path) -> None
     truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 5}
     backend(padding={**PADDING, "strategy": {"Fixed": 10**12}}, truncation=truncation)(tmp_path)
     assert len(load_tokenizer(open_folder(tmp_path))("the dog is cute")["input_ids"]) == 6
+
+
+def test_merges_are_never_left_out_by_chance(tmp_path: Path) -> None:
+    tiny_folders.bert_tokenizer().save_pretrained(tmp_path)
+    vocabulary = {"[UNK]": 0, "a": 1, "b": 2, "ab": 3}
+    backend(model={"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]], "unk_token": "[UNK]", "dropout": 0.9},
+            pre_tokenizer=None, post_processor=None, added_tokens=[])(tmp_path)  # fmt: skip
+    write(tmp_path, "tokenizer_config.json", {"unk_token": "[UNK]"})
+    tokenizer = load_tokenizer(open_folder(tmp_path))
+    assert [tokenizer("abab" * 8)["input_ids"] for _ in range(5)] == [[3] * 16] * 5
 
 
 VOCABULARIES: Mapping[str, tuple[Callable[[Path], None], str]] = {

@@ -29,6 +29,9 @@ _RULES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"(size|dim|width|rank|embd|embed|inner|d_model|d_ff|d_kv|channels)s?$"), 2**22),
 )
 
+_EXPERTS_OF_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+_EXPERTS_OF_LAYER = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
 
 class TooLarge(NamedTuple):
     """A setting over its bound."""
@@ -40,7 +43,8 @@ class TooLarge(NamedTuple):
     @property
     def message(self) -> str:
         """For people."""
-        return f"{self.name} is {self.value:,}; at most {self.most:,} is built here"
+        shown = f"{self.value:,}" if self.value < 10**18 else f"a number of {len(str(self.value))} digits"
+        return f"{self.name} is {shown}; at most {self.most:,} is built here"
 
 
 def too_large(values: Mapping[str, Any]) -> TooLarge | None:
@@ -53,6 +57,18 @@ def too_large(values: Mapping[str, Any]) -> TooLarge | None:
     if layers * experts > _MOST_EXPERTS:
         return TooLarge("layers times experts", layers * experts, _MOST_EXPERTS)
     return None
+
+
+def experts_complaint(settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A setting that asks for more experts a token than there are, and what to say of it: only a forward would tell."""
+    of_token = next((name for name in _EXPERTS_OF_TOKEN if _is_count(settings.get(name))), "")
+    number = next((name for name in _EXPERTS_OF_LAYER if _is_count(settings.get(name))), "")
+    if not of_token or not number or 1 <= settings[of_token] <= settings[number] or not settings[number]:
+        return None
+    return of_token, (
+        f"{settings[of_token]:,} experts a token, but there are {settings[number]:,} ({number}); give 1 to "
+        f"{settings[number]:,}"
+    )
 
 
 def _bound(name: str) -> int:

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer import architectures
-from shardyard_trainer.bounds import too_large
+from shardyard_trainer.bounds import experts_complaint, too_large
 from shardyard_trainer.data.errors import SpecError, nearest, raise_all, shorten
 from shardyard_trainer.loading import FIXED_SETTINGS, LOADING_ERRORS, one_line, quiet, what_failed
 
@@ -72,6 +72,8 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
             f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {one_line(error)}"
         ) from None
     _check_heads(config, overrides, f"{field}.overrides")
+    if (found := experts_complaint(config.to_dict())) is not None:
+        raise SpecError(f"{field}.overrides.{found[0]}", "SPEC_INVALID", found[1])
     return config, overrides
 
 
@@ -145,6 +147,8 @@ def _name_complaint(name: str, default: Any) -> str:
     if name in _NEVER_OVERRIDDEN:
         return f"{name} cannot be overridden: {_NEVER_OVERRIDDEN[name]}"
     known = {*default.to_dict(), *default.attribute_map} - set(_NEVER_OVERRIDDEN)
+    # Those of an underscore are transformers' own notes, of places among them.
+    known = {each for each in known if not each.startswith("_")}
     return "" if name in known else f"{default.model_type} has no such setting{nearest(name, known)}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def _look_into(
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
     gather(lambda: _check_generation(folder))
-    gather(lambda: _check_tokenizer(folder, found[0].config.get("vocab_size") if found else None))
+    gather(lambda: _check_tokenizer(folder, found[0].config if found else {}))
     num_parameters = 0
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
         gather(lambda: _check_loads(found[0], tensors))
@@ -99,12 +99,13 @@ def _check_generation(folder: Folder) -> None:
     generation_settings(folder)
 
 
-def _check_tokenizer(folder: Folder, vocab_size: object) -> None:
+def _check_tokenizer(folder: Folder, config: Mapping[str, Any]) -> None:
     """Builds the tokenizer as every later use does."""
-    from shardyard_trainer.vocabularies import build_tokenizer, too_many_ids
+    from shardyard_trainer.vocabularies import build_tokenizer, too_many_ids, too_many_types
 
-    tokenizer = build_tokenizer(folder)
-    if isinstance(vocab_size, int) and (complaint := too_many_ids(tokenizer, vocab_size)):
+    tokenizer, vocab_size = build_tokenizer(folder), config.get("vocab_size")
+    complaint = too_many_ids(tokenizer, vocab_size) if isinstance(vocab_size, int) else ""
+    if complaint := complaint or too_many_types(tokenizer, config.get("type_vocab_size")):
         raise FolderInvalid(complaint, file="tokenizer.json")
 
 

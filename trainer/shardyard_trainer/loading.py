@@ -119,6 +119,11 @@ def one_line(error: BaseException) -> str:
 
 def what_failed(error: BaseException, config: Any) -> tuple[str, str]:
     """The setting whose value transformers does not know (empty: another error), and what to say of it."""
+    if "Padding_idx must be within" in str(error):
+        return "pad_token_id", (
+            f"pad_token_id is {config.pad_token_id:,}, which is not an id of the {config.vocab_size:,} of vocab_size; "
+            "correct it, or leave it out"
+        )
     value = error.args[0] if isinstance(error, KeyError) and error.args else None
     if not isinstance(value, str):
         return "", one_line(error)

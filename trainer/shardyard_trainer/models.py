@@ -27,7 +27,7 @@ from shardyard_trainer.hub import resolve_hub
 from shardyard_trainer.loading import LOADING_ERRORS, one_line, quiet
 from shardyard_trainer.reading import about
 from shardyard_trainer.settings import model_config
-from shardyard_trainer.vocabularies import num_ids, too_many_ids
+from shardyard_trainer.vocabularies import num_ids, too_many_ids, too_many_types
 from shardyard_trainer.weights import WeightsInvalid, no_weights, weight_names
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
     Raises SpecError for a tokenizer that the model has no embeddings for.
     """
     config, size = choice.config, num_ids(tokenizer)
+    if complaint := too_many_types(tokenizer, getattr(config, "type_vocab_size", None)):
+        raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
     if not choice.is_fresh:
         if complaint := too_many_ids(tokenizer, config.vocab_size):
             raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)

@@ -15,7 +15,7 @@ from typing import Any
 
 import transformers
 
-from shardyard_trainer.bounds import too_large
+from shardyard_trainer.bounds import experts_complaint, too_large
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.door import Folder, FolderInvalid
 
@@ -121,6 +121,11 @@ _MOST_LAYERS = 10_000
 _LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks|groups)|\w+_layers|num_layers|depth|layers")
 """Names under which architectures have counts of layers: more are refused before anything is built of them."""
 
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
+    "max_position_embeddings",
+)
+
 _DEEPEST = 8
 
 
@@ -141,7 +146,11 @@ def model_config(folder: Folder) -> Any:
     picked = _picked(values, kind)
     if (over := too_large(picked)) is not None:
         raise FolderInvalid(f"config.json cannot be built: {over.message}", file="config.json")
-    return kind(**picked)
+    _refuse_too_small(picked, kind)
+    config = kind(**picked)
+    if (found := experts_complaint(config.to_dict())) is not None:
+        raise FolderInvalid(f"config.json has {found[0]}: {found[1]}", file="config.json")
+    return config
 
 
 def generation_settings(folder: Folder) -> dict[str, Any]:
@@ -200,6 +209,19 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
             picked[name] = _rotation(picked[name])
     _check_labels(picked)
     return picked
+
+
+def _refuse_too_small(picked: Mapping[str, Any], kind: Any) -> None:
+    """Raises FolderInvalid for a size under 1 that is not the architecture's own: transformers would divide by it."""
+    for name in _SIZES:
+        for own in sorted({name, kind.attribute_map.get(name, name)}):
+            value = picked.get(own)
+            if type(value) is int and value < 1 and value != getattr(kind(), own, None):
+                raise FolderInvalid(
+                    f"config.json has {own}: {value:,}, which must be at least 1; put the config.json that the weights "
+                    "were saved with beside them",
+                    file="config.json",
+                )
 
 
 def _method(value: Any) -> str:

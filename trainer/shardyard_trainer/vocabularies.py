@@ -65,8 +65,14 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
     with encoding_raises(
         lambda said: FolderInvalid(f"the tokenizer fails on a text: {said}; {_SAVE} anew", file=FILES[0])
     ):
-        for text in _TRIALS:
-            tokenizer(text, text, verbose=False)
+        given = {each for text in _TRIALS for each in tokenizer(text, text, verbose=False)["input_ids"]}
+    # What frames a text has ids of its own, which the vocabulary need not have.
+    if strange := given - set(tokenizer.get_vocab().values()):
+        raise FolderInvalid(
+            f"the tokenizer gives the token id {max(strange):,} (its post_processor), which its vocabulary does not "
+            f"have; {_SAVE} anew",
+            file=FILES[0],
+        )
     return tokenizer
 
 
@@ -101,6 +107,22 @@ def too_many_ids(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str:
     )
 
 
+def too_many_types(tokenizer: PreTrainedTokenizerFast, type_vocab_size: object) -> str:
+    """What to say of a tokenizer with token types that the model has no embeddings for; empty: it has them.
+
+    A model with fewer than two of them is never told of types.
+    """
+    if not isinstance(type_vocab_size, int) or type_vocab_size < 2:
+        return ""
+    highest = max(tokenizer("a", "a", return_token_type_ids=True, verbose=False)["token_type_ids"], default=0)
+    if highest < type_vocab_size:
+        return ""
+    return (
+        f"the tokenizer gives the token type {highest:,} (type_id of its post_processor), but the model has "
+        f"{type_vocab_size:,} of them (type_vocab_size); use the tokenizer that it was trained with"
+    )
+
+
 def _build(folder: Folder) -> PreTrainedTokenizerFast:
     settings = read_settings(folder)
     kind = _class(folder, settings)
@@ -130,6 +152,9 @@ def _of_file(folder: Folder, settings: TokenizerSettings, kind: Any) -> PreTrain
     # Padding and truncation of the file are its author's, and set the tokenizer's own settings.
     backend.no_padding()
     backend.no_truncation()
+    # Merges that are left out by chance, as while a model is trained: the same text would have other tokens each time.
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None
     roles = _default_roles(kind, backend) | dict(settings.roles)
     names = {"model_input_names": kind.model_input_names} if kind is not None else {}
     try:

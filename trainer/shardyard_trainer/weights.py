@@ -206,15 +206,28 @@ def check_finite(folder: Folder, name: str, tensors: list[Tensor]) -> None:
 
     with folder.open(name) as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
         for tensor in tensors:
-            if tensor.dtype not in {"F64", "F32", "F16", "BF16"}:
+            if not tensor.dtype.startswith(("F", "BF")):
+                _refuse_whole_numbers(name, tensor)
                 continue
-            if not file.get_tensor(tensor.name).isfinite().all():
+            # As the model will have it: what is finite in 64 bits need not be in 32.
+            if not file.get_tensor(tensor.name).float().isfinite().all():
                 raise WeightsInvalid(
-                    f"tensor {tensor.name!r} of {name} has values that are not finite (NaN or infinite); "
-                    "take a checkpoint from before it diverged",
+                    f"tensor {tensor.name!r} of {name} has values that are not finite (NaN, infinite, or too large for "
+                    "32 bits); take a checkpoint from before it diverged",
                     file=name,
                     tensor=tensor.name,
                 )
+
+
+def _refuse_whole_numbers(file: str, tensor: Tensor) -> None:
+    """A mask or a table of positions may be one of whole numbers; a weight of them means something else."""
+    if tensor.name.endswith("weight"):
+        raise WeightsInvalid(
+            f"tensor {tensor.name!r} of {file} has whole numbers ({tensor.dtype}), as quantised weights have, which "
+            "would be taken for the weights themselves; use the model that it was made from, or save it dequantised",
+            file=file,
+            tensor=tensor.name,
+        )
 
 
 def weight_names(folder: Folder) -> list[str]:

@@ -98,7 +98,7 @@ def load_corpus(
     key = fingerprint_of(
         {
             "version": CORPUS_VERSION,
-            "files": files_fingerprint(files),
+            "files": files_fingerprint(files, field=field),
             "tokenizer": tokenization.fingerprint(tokenizer),
             "frame": frame,
             "whole_words": whole_words,

@@ -84,7 +84,7 @@ def load_examples(
     """Reads, checks and tokenises a source once. Raises DataError, SpecError."""
     key = {
         "version": EXAMPLES_VERSION,
-        "files": files_fingerprint(files),
+        "files": files_fingerprint(files, field=field),
         "tokenizer": tokenization.fingerprint(tokenizer),
         "max_length": max_length,
         "layout": layout_key(source),

@@ -16,6 +16,7 @@ import numpy as np
 
 from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.sources import DataFile, open_regular
+from shardyard_trainer.reading import about, reading
 
 _CHUNK = 2**20
 _SIZES = "sizes.json"
@@ -79,10 +80,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def files_fingerprint(files: Iterable[DataFile]) -> str:
-    """Of the files' bytes, formats and order; names and places do not count."""
+def files_fingerprint(files: Iterable[DataFile], *, field: str) -> str:
+    """Of the files' bytes, formats and order; names and places do not count. `field` of the spec named them."""
     total = hashlib.sha256()
+    about(field, "DATA_INVALID")
     for file in files:
+        reading(file.name)
         digest = file_sha256(file.path, file.name, open_regular)
         total.update(f"{file.format}:{digest};".encode())
     return total.hexdigest()

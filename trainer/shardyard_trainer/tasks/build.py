@@ -264,7 +264,8 @@ class _Builder:
                 f"spec.pretraining.{objective}",
                 "OBJECTIVE_UNSUPPORTED",
                 _why_not(choice.config)
-                or f"{choice.config.model_type} cannot be trained for it, but for: {', '.join(supported) or 'none'}",
+                or f"{choice.config.model_type} cannot be trained for it, but for: "
+                f"{', '.join(supported) or 'nothing that this service trains; use another model'}",
                 {"supported": ",".join(supported)},
             )
         return choice
@@ -338,7 +339,7 @@ class _Builder:
         source = self._spec.train_data
         texts = corpora.Texts(files, source, field="spec.train_data")
         wanted = self._spec.tokenizer.train
-        key = f"{files_fingerprint(files)}:{layout_key(source)}"
+        key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}"
         return tokenization.cached_tokenizer(wanted, texts, special, data_fingerprint=key, cache_dir=self._cache_dir)
 
     def _corpora(
