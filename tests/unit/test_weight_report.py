@@ -261,10 +261,10 @@ def test_the_heads_own_order_of_labels_is_taken_if_the_data_has_the_same(
     folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=len(names))
     set_config(id2label=names, label2id={name: int(key) for key, name in names.items()})(folder)
     head = load_file(folder / "model.safetensors")["classifier.weight"]
-    texts = small_specs.sentences(60)
-    data = write_labelled(
-        tmp_path / "a.csv", None if rows is None else [(text, rows[i % len(rows)]) for i, text in enumerate(texts)]
-    )
+    words = tiny_folders.WORDS
+    texts = [f"{words[i % len(words)]} {words[i // len(words)]}" for i in range(60)]
+    chosen = rows or ("bad", "good")
+    data = write_labelled(tmp_path / "a.csv", [(text, chosen[i % len(chosen)]) for i, text in enumerate(texts)])
     spec = classification_spec(data, {"uri": str(folder)})
     result = planned(tmp_path, spec)
     assert (list(result.plan.labels), [w.reason for w in result.plan.warnings]) == (labels, [])
