@@ -15,6 +15,7 @@ from helpers.processes import ends, running
 from helpers.served import attempts_told, served
 from helpers.service import Service, refused, serving
 from helpers.small_specs import sentences
+from helpers.tiny_folders import save_folder
 from helpers.uploads import send_dataset
 from shardyard_coordinator.launch.claim import CLAIM
 
@@ -117,6 +118,37 @@ async def test_an_upload_that_had_no_folder_for_a_read_only_disk_goes_on_when_it
     folder.unlink()
     away.rename(folder)
     assert (await send_dataset(service, "corpus", {"a": b"abc"}, request_id)).size_bytes == 3
+
+
+def test_models_and_data_on_a_storage_that_is_away_are_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences(100)) + "\n")
+    model = save_folder(tmp_path / "gpt2", "GPT2LMHeadModel")
+    storage = tmp_path / "storage"
+    with (
+        served(tmp_path / "served", "local", "--cpus", "1", "--storage-root", str(storage)) as service,
+        shardyard.Client(service.address) as client,
+    ):
+        kept, data = client.upload_model(model), client.upload_dataset(tmp_path / "corpus.txt")
+        spec = shardyard.JobSpec(
+            shardyard.CausalLm(sequence_length=16),
+            model=kept.info.name,
+            train_data=data.info.name,
+            optimization=shardyard.Optimization(max_steps=2, global_batch_size=2),
+        )
+        asks = (
+            lambda: kept.predict(["hello"], max_new_tokens=1),
+            lambda: kept.embed(["hello"]),
+            lambda: client.plan(spec),
+        )
+        away = storage.rename(tmp_path / "away")
+        for ask in asks:
+            with pytest.raises(shardyard.Unavailable) as refused:
+                ask()
+            assert refused.value.reason == UNAVAILABLE and "not mounted" in str(refused.value)
+        assert not storage.exists(), "nothing is made below a mount point"
+        away.rename(storage)
+        for ask in asks:
+            assert ask()
 
 
 def test_a_job_whose_storage_is_unmounted_ends_for_that_and_writes_nothing_below(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def _confine(wanted: dict[str, Any]) -> dict[str, str]:
     """Gives up the rights; without `writes` nothing was asked for."""
     if "writes" not in wanted:
         return {}
-    for folder in wanted["writes"]:
-        Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in map(Path, wanted["writes"]):
+        # Only inside of what is there: below a mount point whose mount is missing nothing is made.
+        if str(folder.parent) in wanted["writes"] and folder.parent.is_dir():
+            folder.mkdir(exist_ok=True, mode=0o700)
     try:
         holds = confine.confine(wanted["reads"], wanted["writes"], hidden=wanted["hidden"], ports=wanted["ports"])
     except OSError as error:

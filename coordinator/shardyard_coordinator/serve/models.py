@@ -15,6 +15,7 @@ from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import describe, download, find, ready
 from shardyard_coordinator.serve.inspection import Subject
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
+from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
 from shardyard_coordinator.store import encode, resources
@@ -97,7 +98,7 @@ class ModelService:
         )
         answer = await self._ask(PREDICT_FUNCTION, message, call)
         reply = worker_pb2.PredictReply.FromString(answer)
-        raise_violations(reply.violations)
+        await self._refuse(reply.violations)
         return reply.response
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
@@ -111,13 +112,18 @@ class ModelService:
         )
         answer = await self._ask(EMBED_FUNCTION, message, call)
         reply = worker_pb2.EmbedReply.FromString(answer)
-        raise_violations(reply.violations)
+        await self._refuse(reply.violations)
         return reply.response
 
     async def _ask(self, function: str, message: worker_pb2.PredictCall | worker_pb2.EmbedCall, call: Call) -> bytes:
         questions = self._parts.questions
         asked = questions.ask(function, message.folder, message.SerializeToString(), call, subject=_SUBJECT)
         return await in_time(call, asked)
+
+    async def _refuse(self, violations: Sequence[worker_pb2.Violation]) -> None:
+        if violations:
+            await blame_the_storage_if_away(self._parts.claim)
+            raise_violations(violations)
 
     async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
         """Where a model lies, and its files as they were registered."""

@@ -30,6 +30,7 @@ from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.inspection import Subject
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
+from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
 from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import encode, resources
 from shardyard_coordinator.store.together import Together, looks_together, reads_together
@@ -177,6 +178,8 @@ class Plans:
                 network=names_the_hub(request.spec),
             )
             result = worker_pb2.PlanResult.FromString(answer)
+            if result.violations and request.locations.known_files:
+                await blame_the_storage_if_away(parts.claim)
             raise_violations(result.violations, "job.")
             stored = result.plan.SerializeToString()
             if kept:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Final
 
+from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.launch.protocols import StorageFailed, storage_cause
 
 _NEXT_STEPS: Final = {
@@ -27,6 +30,12 @@ def storage_errors() -> Iterator[None]:
         raise _storage_refusal(storage_cause(error), error.strerror or "its disk fails") from error
     except StorageFailed as failed:
         raise _storage_refusal(failed.cause, "it is not mounted") from failed
+
+
+async def blame_the_storage_if_away(claim: worker_pb2.StorageClaim) -> None:
+    """Raises Refused STORAGE_UNAVAILABLE if the storage is not there: files that are missed then are not damaged."""
+    with storage_errors():
+        await asyncio.to_thread(check_claim, claim)
 
 
 def _storage_refusal(cause: Cause, why: str) -> Refused:
