@@ -294,10 +294,12 @@ def test_weights_that_are_not_finite_are_refused_at_submission(root: Path) -> No
         ({"train_data": {"uri": "ROOT/scores.csv"}}, "MANY_LABELS"),
         ({"train_data": {"uri": "ROOT/split"}, "eval_data": {"uri": "ROOT/split/sst-test.csv"}}, "SAME_DATA"),
         ({"parallelism": {"compile": True}}, "COMPILE_ON_CPU"),
+        ({"train_data": {"uri": "ROOT/blank.csv"}}, "BLANK_TEXTS"),
     ],
 )
 def test_what_is_allowed_but_odd_is_warned_of(root: Path, changes: dict[str, Any], reason: str) -> None:
     (root / "scores.csv").write_text("text,label\n" + "".join(f"the dog,{at / 10}\n" for at in range(30)))
+    (root / "blank.csv").write_text("text,label\n" + "the dog,good\nthe cat,bad\n   ,bad\n" * 10)
     (root / "split").mkdir()
     for name in ("sst-test.csv", "latest.csv"):
         shutil.copy(root / "reviews.csv", root / "split" / name)

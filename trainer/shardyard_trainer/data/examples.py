@@ -68,6 +68,7 @@ class Examples(NamedTuple):
             num_cut=int(arrays["cut"][index].sum()),
             num_words=int(arrays["words"][index].sum(dtype=np.int64)),
             num_unknown=int(arrays["unknown"][index].sum(dtype=np.int64)),
+            num_blank=int((arrays["words"][index] == 0).sum()),
         )
 
 

@@ -13,17 +13,19 @@ from shardyard.v1 import job_pb2, plan_pb2
 _MOST_CUT = 0.05
 _MOST_UNKNOWN = 0.1
 _PART = 2**20
+_FIELDS = {"training": "spec.train_data", "evaluation": "spec.eval_data"}
 
 
 @dataclass(frozen=True)
 class DataStats:
-    """Counts of one split: samples, their tokens, texts that were cut, tokens of text and those that are unknown."""
+    """Counts of one split: samples, their tokens, texts that were cut or are blank, tokens of text and unknown ones."""
 
     num_samples: int
     num_tokens: int
     num_cut: int
     num_words: int
     num_unknown: int
+    num_blank: int = 0
 
     @property
     def cut_share(self) -> float:
@@ -47,6 +49,12 @@ class DataStats:
 
 def loss_warnings(stats: DataStats, *, of: str, length: int) -> Iterator[job_pb2.Warning]:
     """Warnings about what a model will not see of the `of` data, whose longest text may have `length` tokens."""
+    if stats.num_blank:
+        message = (
+            f"{stats.num_blank:,} of the {of} texts hold nothing to read, and a label is learnt for nothing; remove "
+            "their rows, or map the column that has the texts"
+        )
+        yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=_FIELDS[of])
     if stats.cut_share > _MOST_CUT:
         message = (
             f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "
