@@ -91,7 +91,7 @@ def _frame_of_type(kind: int) -> Callable[[Path], None]:
 
     def change(folder: Path) -> None:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A:{kind}", pair=f"$A:{kind} $B:{kind}")
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A:{kind}", pair="$A:0 $B:1")
         tokenizer.save(str(folder / "tokenizer.json"))
 
     return change

@@ -144,6 +144,7 @@ def test_what_a_folders_calls_would_return_is_of_no_matter(tmp_path: Path, name:
     [
         ("attn_pdrop", 2, "config.json has attn_pdrop: 2 is no dropout"),
         ("layer_norm_epsilon", -1.0, "config.json has layer_norm_epsilon: -1 must be over 0"),
+        ("initializer_range", float("inf"), "config.json has initializer_range: inf is no standard deviation"),
         ("activation_function", "nope", "transformers has no activation_function 'nope'; it has gelu"),
     ],
 )

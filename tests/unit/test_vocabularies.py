@@ -191,7 +191,7 @@ def frame(identifier: int, kind: int) -> Callable[[Path], None]:
     """What is put around each text: one token of this id and type."""
     single = [{"SpecialToken": {"id": "[CLS]", "type_id": kind}}, {"Sequence": {"id": "A", "type_id": kind}}]
     token = {"id": "[CLS]", "ids": [identifier], "tokens": ["[CLS]"]}
-    pair = [*single, {"Sequence": {"id": "B", "type_id": kind}}]
+    pair = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
     return backend(
         post_processor={
             "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {"[CLS]": token},

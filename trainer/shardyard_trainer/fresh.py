@@ -163,15 +163,11 @@ def _value_complaint(name: str, value: Any, default: Any) -> str:
         return ""
     if default.attribute_map.get(name, name) in _own_names(default, _COUNTS) and value < 1:
         return f"{shown}: at least 1"
-    if complaint := number_complaint(name, value):
-        return complaint
-    if name.endswith("initializer_range") and not 0 <= value < math.inf:
-        return f"{shown} is no standard deviation; give 0 or more, such as 0.02"
-    return ""
+    return number_complaint(name, value)
 
 
 def number_complaint(name: str, value: Any) -> str:
-    """What is wrong with a dropout or an epsilon of a configuration; empty: nothing, or it is another setting."""
+    """What is wrong with a dropout, an epsilon or an initial spread; empty: nothing, or it is another setting."""
     if not _is_number(value):
         return ""
     shown = _shown(value)
@@ -179,6 +175,8 @@ def number_complaint(name: str, value: Any) -> str:
         return f"{shown} is no dropout probability; give 0 or more and less than 1"
     if name.endswith(("_eps", "_epsilon")) and not 0 < value < math.inf:
         return f"{shown} must be over 0, such as 1e-5: what is divided by it would not be finite"
+    if name.endswith("initializer_range") and not 0 <= value < math.inf:
+        return f"{shown} is no standard deviation; give 0 or more, such as 0.02"
     return ""
 
 

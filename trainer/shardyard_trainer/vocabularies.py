@@ -65,7 +65,8 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
     with encoding_raises(
         lambda said: FolderInvalid(f"the tokenizer fails on a text: {said}; {_SAVE} anew", file=FILES[0])
     ):
-        given = {each for text in _TRIALS for each in tokenizer(text, text, verbose=False)["input_ids"]}
+        encoded = [tokenizer(*texts, verbose=False) for text in _TRIALS for texts in ((text,), (text, text))]
+    given = {each for row in encoded for each in row["input_ids"]}
     # What frames a text has ids of its own, which the vocabulary need not have.
     if strange := given - set(tokenizer.get_vocab().values()):
         raise FolderInvalid(
@@ -114,7 +115,8 @@ def too_many_types(tokenizer: PreTrainedTokenizerFast, type_vocab_size: object) 
     """
     if not isinstance(type_vocab_size, int) or type_vocab_size < 2:
         return ""
-    highest = max(tokenizer("a", "a", return_token_type_ids=True, verbose=False)["token_type_ids"], default=0)
+    encoded = [tokenizer(*texts, return_token_type_ids=True, verbose=False) for texts in (("a",), ("a", "a"))]
+    highest = max((each for row in encoded for each in row["token_type_ids"]), default=0)
     if highest < type_vocab_size:
         return ""
     return (
