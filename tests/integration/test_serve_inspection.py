@@ -85,3 +85,18 @@ async def test_a_question_that_ends_a_models_process_is_one_about_the_model(tmp_
             assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID")
             assert list(failure.violations) == ["model"]
             assert calls(service, PREDICT) == number
+
+
+async def test_more_data_may_be_read_for_longer_and_a_file_that_only_says_so_may_not(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "long.txt").write_bytes(b"to be or not to be\n" * 200_000)
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(2**40)
+    async with serving(tmp_path, data_roots=(str(tmp_path),)) as service:
+        for uri in (tmp_path / "sparse.txt", data, data / "long.txt"):
+            job = a_spec(spec__train_data__uri=str(uri))
+            await service.jobs.PlanJob(job_service_pb2.PlanJobRequest(parent=PARENT, job=job))
+        sparse_s, *long_s = service.compute.limits_s
+    assert sparse_s == service.parts.limits.inspection_s
+    assert all(sparse_s + 10 < limit_s < sparse_s + 20 for limit_s in long_s)

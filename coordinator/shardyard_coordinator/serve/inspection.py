@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED_S = 600.0
 _MOST_REMEMBERED = 1024
+# Reading and tokenising go on at a megabyte a second on a slow core; a quarter of that is taken for stuck.
+_S_PER_MIB = 4.0
+_MOST_FOR_DATA_S = 3600.0
 _NEXT_STEPS = {
     Reason.MODEL_INVALID: "use another model or tokenizer, or save this one anew with `save_pretrained`",
     Reason.DATA_INVALID: "give fewer, smaller or simpler files",
@@ -60,13 +63,15 @@ class Questions:
         key: bytes,
         route: bytes = b"",
         network: bool = False,
+        data_bytes: int = 0,
     ) -> bytes:
-        """Calls a function of the trainer in a process of its own.
+        """Calls a function of the trainer in a process of its own, which may compute longer for more `data_bytes`.
 
         `key` stands for the question: the same one is the same function, request and content of files. Questions of one
         `route` name the same files. Raises Refused: the subject's reason, or INSPECTION_UNAVAILABLE.
         """
-        caller, cpu_s = _caller(call), self._limits.inspection_s
+        more_s = min(data_bytes // 2**20 * _S_PER_MIB, _MOST_FOR_DATA_S)
+        caller, cpu_s = _caller(call), self._limits.inspection_s + more_s
         return await self._judged(
             lambda: self._compute.inspect(function, request, caller=caller, cpu_s=cpu_s, route=route, network=network),
             call,
@@ -108,6 +113,12 @@ class Questions:
         self._verdicts.move_to_end(key)
         while len(self._verdicts) > _MOST_REMEMBERED:
             self._verdicts.popitem(last=False)
+
+
+def still_looking() -> Refused:
+    """The answer is being made, and goes on without its caller: the next one who asks shares it."""
+    text = "what the spec names is still being looked into; that goes on: ask again after the delay"
+    return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=2.0)
 
 
 def not_in_time() -> Refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,14 +76,14 @@ class Parts:
             raise Refused(Reason.ACCESS_DENIED, text)
 
 
-async def in_time(call: Call, answer: Awaitable[_T]) -> _T:
-    """What is awaited; Refused INSPECTION_UNAVAILABLE shortly before the caller's deadline, unless it is soon."""
+async def in_time(call: Call, answer: Awaitable[_T], *, late: Callable[[], Refused] = not_in_time) -> _T:
+    """What is awaited; what `late` makes is raised shortly before the caller's deadline, unless that is soon."""
     left_s = math.inf if call.deadline_s is None else call.deadline_s - asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(left_s - _ANSWER_S if _SHORT_S < left_s < math.inf else None):
             return await answer
     except TimeoutError:
-        raise not_in_time() from None
+        raise late() from None
 
 
 class Cluster:

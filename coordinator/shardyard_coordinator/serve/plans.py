@@ -9,6 +9,7 @@ import re
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from shardyard_coordinator.domain.records import EventDraft, EventKind
 from shardyard_coordinator.launch.node_shape import gpus_of_worker, planning_shape
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
-from shardyard_coordinator.serve.inspection import Subject
+from shardyard_coordinator.serve.inspection import Subject, still_looking
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
 from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
 from shardyard_coordinator.serve.validation import sources
@@ -156,7 +157,7 @@ class Plans:
             asked = asyncio.ensure_future(self._make(fingerprint, request, call, located))
             self._asked[fingerprint] = asked
             asked.add_done_callback(lambda done: self._forget(fingerprint, done))
-        return await in_time(call, asyncio.shield(asked))
+        return await in_time(call, asyncio.shield(asked), late=still_looking)
 
     def _forget(self, fingerprint: bytes, done: asyncio.Future[Planned]) -> None:
         del self._asked[fingerprint]
@@ -176,6 +177,7 @@ class Plans:
                 key=fingerprint,
                 route=_route(request, located.identity),
                 network=names_the_hub(request.spec),
+                data_bytes=await asyncio.to_thread(_data_bytes, request),
             )
             result = worker_pb2.PlanResult.FromString(answer)
             if result.violations and request.locations.known_files:
@@ -200,6 +202,19 @@ def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: 
         digest.update(len(data).to_bytes(8, "little") + data)
     digest.update(identity)
     return digest.digest()
+
+
+def _data_bytes(request: worker_pb2.PlanRequest) -> int:
+    """Bytes on the disk of the data that a spec names: a file that only says that it is long counts little."""
+    spec = request.spec
+    total = 0
+    for source in (spec.train_data, spec.eval_data, spec.feature_extraction.data):
+        path = request.locations.folders.get(source.dataset, source.uri)
+        for folder, _, files in os.walk(path) if path and Path(path).is_dir() else [(path, [], [""])] * bool(path):
+            for name in files:
+                with suppress(OSError, ValueError):
+                    total += Path(folder, name).stat().st_blocks * 512
+    return total
 
 
 def _route(request: worker_pb2.PlanRequest, identity: bytes) -> bytes:
