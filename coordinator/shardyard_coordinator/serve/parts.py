@@ -94,22 +94,25 @@ class Cluster:
         self._keep_s = keep_s
         self._wait_s = wait_s
         self._view = ClusterView(False, "", "", (), "being connected")
-        self._asked_s = -math.inf
+        self._asked_s = self._answered_s = -math.inf
         self._asking: asyncio.Task[None] | None = None
 
     async def view(self) -> ClusterView:
         """Waits a little where the last answer is very old; a cluster that does not answer holds nobody up."""
-        age_s = time.monotonic() - self._asked_s
-        if age_s > self._keep_s and self._asking is None:
-            self._asked_s = time.monotonic()
+        now = time.monotonic()
+        if now - self._asked_s > self._keep_s and self._asking is None:
+            self._asked_s = now
             self._asking = asyncio.create_task(self._ask())
-        if age_s > 10 * self._keep_s and self._asking is not None:
-            await asyncio.wait({self._asking}, timeout=self._wait_s)
+        # All who come while it is asked wait for the same moment: one with an older view would plan otherwise.
+        left_s = self._asked_s + self._wait_s - now
+        if now - self._answered_s > 10 * self._keep_s and self._asking is not None and left_s > 0:
+            await asyncio.wait({self._asking}, timeout=left_s)
         return self._view
 
     async def _ask(self) -> None:
         try:
             self._view = await self._launcher.cluster()
+            self._answered_s = time.monotonic()
         finally:
             self._asking = None
 
