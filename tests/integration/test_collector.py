@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection
 
 from helpers.core import ACTOR, add_model, assert_dense, new_job, running_core, shown, states
@@ -407,3 +408,27 @@ async def test_a_result_is_registered_whatever_names_are_taken(tmp_path: Path) -
 
 def _delete(conn: Connection) -> None:
     jobs.delete_job(conn, "default", "job", "", actor=ACTOR, now_us=1)
+
+
+async def test_what_a_condition_says_is_renewed_in_the_job_without_another_event(tmp_path: Path) -> None:
+    def pressure(seconds: int, message: str, *, active: bool = True) -> job_pb2.Condition:
+        kind = job_pb2.Condition.TYPE_DISK_PRESSURE
+        return job_pb2.Condition(type=kind, active=active, message=message, time=Timestamp(seconds=seconds))
+
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher, poll_s=0.02) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        gang.canary()
+        gang.emit(condition=pressure(100, "a checkpoint was skipped"))
+        await core.when(job.uid, lambda job: bool(job.conditions))
+        gang.emit(condition=pressure(200, "reports wait"))
+        renewed = await core.when(job.uid, lambda job: b"reports wait" in (job.conditions or b""))
+        [held] = job_pb2.Job.FromString(renewed.conditions).conditions
+        assert held.time.seconds == 100  # Since when it holds.
+        gang.emit(condition=pressure(300, "", active=False))
+        await core.when(job.uid, lambda job: not job_pb2.Job.FromString(job.conditions).conditions)
+        log = await core.events(job.uid)
+    told = [(event.condition.active, event.condition.message) for event in log if event.HasField("condition")]
+    assert told == [(True, "a checkpoint was skipped"), (False, "")]

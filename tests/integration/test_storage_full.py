@@ -28,17 +28,21 @@ def condition(event: shardyard.types.Event) -> bool | None:
     return found.active if is_one else None
 
 
-def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def small_job(tmp_path: Path, *, every: int) -> shardyard.JobSpec:
     (tmp_path / "corpus.txt").write_text("\n".join(sentences(300)) + "\n")
-    spec = shardyard.JobSpec(
+    return shardyard.JobSpec(
         shardyard.CausalLm(sequence_length=32),
         model=shardyard.Architecture("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 16}),
         tokenizer=shardyard.TrainedTokenizer("characters"),
         train_data=tmp_path / "corpus.txt",
         optimization=shardyard.Optimization(max_steps=100_000, global_batch_size=2),
-        checkpoints=shardyard.Checkpoints(every=100_000),
+        checkpoints=shardyard.Checkpoints(every=every),
         evaluation=shardyard.EvaluationPolicy(every=100_000),
     )
+
+
+def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    spec = small_job(tmp_path, every=100_000)
     with (
         small_disk(tmp_path / "disk", MEGABYTES) as disk,
         served(tmp_path, "local", "--storage-root", str(disk / "storage")) as service,
@@ -57,5 +61,29 @@ def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_
         step = max(event.progress.step for event in seen if event.progress is not None)
         list(follow(job, lambda event: event.progress is not None and event.progress.step > step + 50))
         assert len(job.attempts()) == 1 and job.attempts()[0].failure is None
+        job.cancel()
+        assert job.wait(timeout=60, check=False).state == "cancelled"
+
+
+def test_a_disk_that_is_filled_after_a_skipped_checkpoint_fails_the_attempt_for_that(tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "disk", MEGABYTES) as disk,
+        served(tmp_path, "local", "--storage-root", str(disk / "storage")) as service,
+        shardyard.Client(service.address) as client,
+    ):
+        job = client.submit(small_job(tmp_path, every=500))
+        list(follow(job, lambda event: isinstance(event.data, shardyard.types.CheckpointChanged)))
+        half = disk / "half"
+        half.write_bytes(bytes(200 << 20))
+        began = next(event for event in follow(job, lambda event: False) if condition(event) is True)
+        assert "skipped" in began.data.message
+        fill(disk)
+        # Its third checkpoint in a row: the rank that says so is heard, though nothing that it said has room.
+        failed = next(
+            event.data.attempt
+            for event in follow(job, lambda event: False)
+            if isinstance(event.data, shardyard.types.AttemptChanged) and event.data.attempt.failure is not None
+        )
+        assert failed.failure.reason == "STORAGE_FULL" and "a checkpoint and its reserve need" in failed.failure.message
         job.cancel()
         assert job.wait(timeout=60, check=False).state == "cancelled"

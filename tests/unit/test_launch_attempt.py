@@ -38,8 +38,10 @@ class Gang:
         self.killed: list[int] = []
         self.task = asyncio.create_task(self.attempt.supervise(self._kill))
 
-    async def say(self, *events: worker_pb2.WorkerEvent, rank: int = 0, epoch: int = 3) -> worker_pb2.ReportReply:
-        request = worker_pb2.ReportRequest(epoch=epoch, rank=rank, events=events, durable=True)
+    async def say(
+        self, *events: worker_pb2.WorkerEvent, rank: int = 0, epoch: int = 3, durable: bool = True
+    ) -> worker_pb2.ReportReply:
+        request = worker_pb2.ReportRequest(epoch=epoch, rank=rank, events=events, durable=durable)
         return worker_pb2.ReportReply.FromString(await self.attempt.report(request.SerializeToString()))
 
     def exit(self, rank: int, how: RankExit) -> None:
@@ -50,6 +52,11 @@ class Gang:
         """All of them, when it is over."""
         await self.task
         return [worker_pb2.WorkerEvent.FromString(raw) for raw in read_spool(self.path, after=0)]
+
+    async def told(self, after: int = 0) -> list[worker_pb2.WorkerEvent]:
+        """What the coordinator can read by now."""
+        found = await self.attempt.events_after(after, timeout_s=5, limit=99)
+        return [worker_pb2.WorkerEvent.FromString(raw) for raw in found]
 
     async def _kill(self) -> None:
         for rank in sorted(self.running):
@@ -239,20 +246,88 @@ async def test_a_cause_that_has_no_room_on_the_disk_is_told_from_memory(tmp_path
     assert gang.killed == [0]
 
 
-async def test_pressure_of_checkpoints_and_of_the_spool_begins_once_and_ends_once(tmp_path: Path) -> None:
+async def test_pressure_of_checkpoints_and_of_the_spool_begins_once_ends_once_and_says_what_for(
+    tmp_path: Path,
+) -> None:
     gang = Gang(tmp_path)
-    await gang.say(pressure(active=True))
-    await gang.say(pressure(active=True))
+    skipped = "checkpoint at step 800 skipped"
+    await gang.say(pressure(skipped))
+    await gang.say(pressure(skipped))
     with no_room_for(gang.path):
         waits = asyncio.create_task(gang.say(progress(1), rank=1))
-        await asyncio.sleep(0.05)
+        await gang.attempt.events_after(1, timeout_s=5, limit=10)
     await waits
-    await gang.say(pressure(active=False))
+    await gang.say(pressure(None))
     for rank in (0, 1):
         gang.exit(rank, GOOD)
-    assert kinds(await gang.events()) == ["condition", "progress", "condition", "ended"]
+    events = await gang.events()
+    assert kinds(events) == ["condition", "condition", "progress", "condition", "condition", "ended"]
+    told = [event.condition for event in events if event.HasField("condition")]
+    assert [each.active for each in told] == [True, True, True, False]
+    assert told[0].message == told[2].message == skipped
+    assert told[1].message.startswith(f"{skipped}; reports wait: the attempt's spool cannot be written")
 
 
-def pressure(*, active: bool) -> worker_pb2.WorkerEvent:
-    condition = job_pb2.Condition(type=job_pb2.Condition.TYPE_DISK_PRESSURE, active=active)
+async def test_after_a_skipped_checkpoint_reports_that_wait_are_told_and_end_the_gang(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    await gang.say(pressure("checkpoint at step 800 skipped"))
+    with no_room_for(gang.path):
+        waits = asyncio.create_task(gang.say(progress(1000), rank=1))
+        await gang.attempt.events_after(1, timeout_s=5, limit=10)
+        gang.clock.advance(599)
+        await gang.say(durable=False)  # As rank 0 asks for directives.
+        assert not gang.killed
+        gang.clock.advance(1)
+        await gang.say(durable=False)
+        await gang.task
+        await waits
+        told = await gang.told(after=1)
+    assert kinds(told) == ["condition", "failure", "ended"]
+    assert "reports wait" in told[0].condition.message
+    assert (told[1].failure.reason, gang.killed) == ("STORAGE_FULL", [0, 1])
+
+
+async def test_what_need_not_be_durable_is_read_at_once_and_written_when_there_is_room(tmp_path: Path) -> None:
+    gang = Gang(tmp_path, ranks=1)
+    with no_room_for(gang.path):
+        for step in (1, 2):
+            await gang.say(progress(step), durable=False)
+        assert kinds(await gang.told()) == ["condition", "progress", "progress"]
+        assert read_spool(gang.path, after=0) == []
+    await gang.say(durable=False)
+    assert len(read_spool(gang.path, after=0)) == 4
+    assert [event.condition.active for event in await gang.told() if event.HasField("condition")] == [True, False]
+    gang.exit(0, GOOD)
+    assert kinds(await gang.events()) == ["condition", "progress", "progress", "condition", "ended"]
+
+
+async def test_no_more_is_kept_in_memory_than_a_bound(tmp_path: Path) -> None:
+    gang = Gang(tmp_path, ranks=1)
+    large = worker_pb2.WorkerEvent(warning=job_pb2.Warning(message="x" * (5 << 20)))
+    with no_room_for(gang.path):
+        for _ in range(2):
+            await gang.say(large, durable=False)
+        waits = asyncio.create_task(gang.say(large, durable=False))
+        await asyncio.sleep(0.05)
+        assert not waits.done() and gang.spool.last == 3
+    await waits
+    gang.exit(0, GOOD)
+    assert kinds(await gang.events()) == ["condition", "warning", "warning", "warning", "condition", "ended"]
+
+
+async def test_a_failure_does_not_wait_for_the_room_of_what_was_said_before_it(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    with no_room_for(gang.path):
+        await gang.say(progress(1000), failure("DATA_ERROR", 0))
+        await gang.task
+        told = await gang.told()
+    assert kinds(told) == ["progress", "failure", "ended"]
+    assert (told[1].failure.reason, told[1].failure.step) == ("DATA_ERROR", 1000)
+
+
+def pressure(message: str | None) -> worker_pb2.WorkerEvent:
+    """The condition of a checkpoint that was skipped; None: it is over."""
+    condition = job_pb2.Condition(
+        type=job_pb2.Condition.TYPE_DISK_PRESSURE, active=message is not None, message=message or ""
+    )
     return worker_pb2.WorkerEvent(condition=condition)

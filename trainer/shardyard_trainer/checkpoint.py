@@ -84,8 +84,9 @@ class Checkpoints:
         self._skipped += 1
         if is_required or self._skipped >= SKIPS_BEFORE_FAILURE:
             raise problem
-        if self._context.gang.is_chief and self._skipped == 1:
-            self._condition(True, f"checkpoint at step {state.step} skipped: {problem.message}")
+        if self._context.gang.is_chief:
+            text = f"checkpoint at step {state.step} skipped: {problem.message}"
+            self._condition(True, text, durable=self._skipped == 1)
         return False
 
     def folder(self, step: int) -> Path:
@@ -252,10 +253,10 @@ class Checkpoints:
             self._condition(False, "checkpoints are written again")
         self._skipped = 0
 
-    def _condition(self, active: bool, message: str) -> None:
+    def _condition(self, active: bool, message: str, *, durable: bool = True) -> None:
         condition = job_pb2.Condition(type=job_pb2.Condition.TYPE_DISK_PRESSURE, active=active, message=message)
         condition.time.GetCurrentTime()
-        self._context.reporter.emit(worker_pb2.WorkerEvent(condition=condition), durable=True)
+        self._context.reporter.emit(worker_pb2.WorkerEvent(condition=condition), durable=durable)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], trace: Callable[[str], None]) -> None:

@@ -208,10 +208,11 @@ class _Recording:
 
     def _on_condition(self, condition: job_pb2.Condition) -> None:
         held = self._changes.get("conditions", self._job.conditions)
-        if condition.active != any(
-            each.type == condition.type for each in job_pb2.Job.FromString(held or b"").conditions
-        ):
+        since = [each.time for each in job_pb2.Job.FromString(held or b"").conditions if each.type == condition.type]
+        if condition.active != bool(since):
             self._append(EventKind.CONDITION, job_pb2.JobEvent(condition=condition))  # It begins once, and ends once.
+        elif since:
+            condition.time.CopyFrom(since[0])  # What it says is renewed in the job; it has held all the time.
         self._changes["conditions"] = with_condition(held, condition)
 
     def _on_canary(self, canary: job_pb2.CanaryPassed) -> None:

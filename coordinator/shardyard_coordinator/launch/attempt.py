@@ -35,6 +35,8 @@ _RETRY_S = 0.5
 # made room on, another error of the file system seldom passes by itself.
 _PATIENCE_S = {Cause.STORAGE_FULL: 600.0}
 _SHORT_PATIENCE_S = 60.0
+# Of reports that need not be durable: beyond it they, too, wait for room.
+_MOST_HELD_BYTES = 8 * 1024 * 1024
 
 # What a rank reports when a peer is gone, or when it does not know: a rank that died without a word explains it better.
 _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cause.HUNG})
@@ -118,8 +120,9 @@ class Attempt:
     async def report(self, request: bytes) -> bytes:
         """Takes a ReportRequest and answers with a ReportReply.
 
-        Durable events are on disk when it returns: while the spool cannot be written, the report waits. A rank's
-        failure is answered once the gang's cause is chosen. Raises: google.protobuf.message.DecodeError.
+        Durable events are on disk when it returns: while the spool cannot be written, the report waits. Others are
+        read from memory then, and so is what comes with a failure, which is answered once the gang's cause is chosen.
+        Raises: google.protobuf.message.DecodeError.
         """
         message = worker_pb2.ReportRequest.FromString(request)
         if self._closed or message.epoch != self.key.epoch:
@@ -129,7 +132,11 @@ class Attempt:
         for event in message.events:
             event.rank = message.rank
             (failures if event.WhichOneof("payload") == "failure" else ordinary).append(event)
-        if fresh := [event for event in ordinary if self._pressure.is_news(event)]:
+        fresh = [event for event in ordinary if self._pressure.is_news(event)]
+        if failures:
+            # What the rank said before it failed has no time to wait: its failure is behind it.
+            self._hold(fresh)
+        elif fresh or self._pressed_s is not None:
             await self._record(fresh, rank=message.rank, durable=message.durable)
         for event in failures:
             self._add_trouble(event, weight=1 if event.failure.reason in _SYMPTOMS else 0)
@@ -182,23 +189,27 @@ class Attempt:
         return self._ended
 
     async def _record(self, events: Sequence[worker_pb2.WorkerEvent], *, rank: int, durable: bool) -> None:
-        """Spools what a rank reports, as soon as there is room; nothing more once the gang is being ended."""
+        """Spools what a rank reports, as soon as there is room; nothing more once the gang is being ended.
+
+        Without room, what need not be durable is kept in memory, up to a bound. Without events it tries for the others.
+        """
         is_added = False
         self._waiting.add(rank)
         try:
             while not self.doomed:
                 try:
                     if not is_added:
-                        self._number(events)
-                        self._spool.append([event.SerializeToString() for event in events])
+                        self._append(events)
                         is_added = True
-                        self._grew()
                     if durable:
                         await self._spool.sync()
                     self._relieve(rank)
                     return
                 except OSError as error:
                     self._press(error)
+                    if not durable and self._spool.unsynced_bytes < _MOST_HELD_BYTES:
+                        self._hold(events)
+                        return
                 await asyncio.sleep(_RETRY_S)
         finally:
             self._waiting.discard(rank)
@@ -215,7 +226,7 @@ class Attempt:
         cause, why = storage_cause(error), f"the attempt's spool cannot be written: {error.strerror or error}"
         if self._pressed_s is None:
             self._pressed_s = now_s
-            self._tell_pressure(active=True, message=f"reports wait: {why}")
+        self._tell_pressure(active=True, message=f"reports wait: {why}")
         patience_s = _PATIENCE_S.get(cause, _SHORT_PATIENCE_S) if self._patience_s is None else self._patience_s
         if now_s - self._pressed_s >= patience_s and not self._troubles:
             event = self._event(SUPERVISOR_RANK)
@@ -234,10 +245,19 @@ class Attempt:
             self._hold([event])
 
     def _hold(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
-        """Spools what the supervisor itself says: it is read from memory even if there is no room for it."""
+        """Spools what does not wait: it is read from memory even if there is no room for it."""
+        if not events:
+            return
         self._number(events)
         self._spool.hold([event.SerializeToString() for event in events])
         self._grew()
+
+    def _append(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
+        """Spools what a rank reports. Raises: OSError, and then nothing of it was added."""
+        self._number(events)
+        self._spool.append([event.SerializeToString() for event in events])
+        if events:
+            self._grew()
 
     def _number(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
         for sequence, event in enumerate(events, start=self._spool.last + 1):

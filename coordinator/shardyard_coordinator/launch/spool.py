@@ -47,6 +47,11 @@ class Spool:
         """The newest sequence; 0: there is none."""
         return len(self._offsets) - 1
 
+    @property
+    def unsynced_bytes(self) -> int:
+        """Of what is in memory because it is not known to be on the disk."""
+        return len(self._tail)
+
     def append(self, events: Sequence[bytes]) -> None:
         """Adds events: they survive this process from here on, and the machine after `sync`.
 
