@@ -448,6 +448,15 @@ class ClusterInfo:
 
 
 @dataclass(frozen=True)
+class StorageInfo:
+    """How the storage is: `available`, `unavailable` or `full`; `message` says what is wrong."""
+
+    state: str
+    free_bytes: int
+    message: str
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """About the service."""
 
@@ -462,6 +471,7 @@ class ServerInfo:
     warnings: tuple[str, ...]
     data_roots: tuple[str, ...]
     confinement: Mapping[str, str] = field(default_factory=dict)
+    storage: StorageInfo | None = None
 
 
 @dataclass(frozen=True)

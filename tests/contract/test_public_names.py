@@ -108,6 +108,7 @@ MIRRORED: dict[type, type[Message]] = {
     types.ModelInfo: model_service_pb2.Model,
     types.DatasetInfo: dataset_service_pb2.Dataset,
     types.ClusterInfo: server_service_pb2.ClusterInfo,
+    types.StorageInfo: server_service_pb2.StorageInfo,
     types.ServerInfo: server_service_pb2.ServerInfo,
     types.TokenCandidate: model_service_pb2.TokenCandidate,
     types.Embedding: model_service_pb2.Embedding,

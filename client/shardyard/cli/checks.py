@@ -18,6 +18,7 @@ from typing import Literal
 from shardyard._lines import size
 from shardyard._sync.client import Client
 from shardyard.errors import ShardyardError
+from shardyard.types import StorageInfo
 
 Verdict = Literal["works", "note", "broken"]
 
@@ -143,9 +144,20 @@ def _service(client: Client) -> Iterator[Finding]:
         words = f"{cluster.launcher} {cluster.state}, {cluster.free_slots} of {cluster.slots} slots free"
         step = "" if connected else cluster.message or "jobs wait until it is connected"
         yield Finding("works" if connected else "note", "cluster", words, step)
+    if info.storage is not None:
+        yield _storage(info.storage)
     yield from _confinement(info.confinement)
     for warning in info.warnings:
         yield Finding("note", "service", warning)
+
+
+def _storage(storage: StorageInfo) -> Finding:
+    """The service's storage, which need not be on this machine."""
+    free = f"{size(storage.free_bytes)} free"
+    if storage.state == "available":
+        return Finding("works", "storage", free)
+    words = storage.state if storage.state == "unavailable" else f"{storage.state}, {free}"
+    return Finding("broken", "storage", words, storage.message)
 
 
 def _confinement(holds: Mapping[str, str]) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shardyard/v1/server_service.proto\x12\x0cshardyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\xe1\x04\n\nServerInfo\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x19\n\x08store_id\x18\x02 \x01(\tR\x07storeId\x12<\n\x06limits\x18\x03 \x03(\x0b\x32$.shardyard.v1.ServerInfo.LimitsEntryR\x06limits\x12\x14\n\x05tasks\x18\x04 \x03(\tR\x05tasks\x12%\n\x0emodel_families\x18\x05 \x03(\tR\rmodelFamilies\x12\x30\n\x14\x65vent_retention_days\x18\x06 \x01(\x05R\x12\x65ventRetentionDays\x12\x33\n\x07\x63luster\x18\x07 \x01(\x0b\x32\x19.shardyard.v1.ClusterInfoR\x07\x63luster\x12\x39\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x1a\n\x08warnings\x18\t \x03(\tR\x08warnings\x12\x1d\n\ndata_roots\x18\n \x03(\tR\tdataRoots\x12K\n\x0b\x63onfinement\x18\x0b \x03(\x0b\x32).shardyard.v1.ServerInfo.ConfinementEntryR\x0b\x63onfinement\x1a\x39\n\x0bLimitsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a>\n\x10\x43onfinementEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xd5\x02\n\x0b\x43lusterInfo\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32\x1f.shardyard.v1.ClusterInfo.StateR\x05state\x12\x1a\n\x08launcher\x18\x02 \x01(\tR\x08launcher\x12\x18\n\x07\x61\x64\x64ress\x18\x03 \x01(\tR\x07\x61\x64\x64ress\x12\x14\n\x05slots\x18\x04 \x01(\x05R\x05slots\x12\x1d\n\nfree_slots\x18\x05 \x01(\x05R\tfreeSlots\x12\x12\n\x04gpus\x18\x06 \x01(\x05R\x04gpus\x12\x14\n\x05nodes\x18\x07 \x01(\x05R\x05nodes\x12\x18\n\x07message\x18\x08 \x01(\tR\x07message\"`\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_CONNECTING\x10\x01\x12\x13\n\x0fSTATE_CONNECTED\x10\x02\x12\x15\n\x11STATE_UNREACHABLE\x10\x03\x32^\n\rServerService\x12M\n\rGetServerInfo\x12\".shardyard.v1.GetServerInfoRequest\x1a\x18.shardyard.v1.ServerInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!shardyard/v1/server_service.proto\x12\x0cshardyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x96\x05\n\nServerInfo\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x19\n\x08store_id\x18\x02 \x01(\tR\x07storeId\x12<\n\x06limits\x18\x03 \x03(\x0b\x32$.shardyard.v1.ServerInfo.LimitsEntryR\x06limits\x12\x14\n\x05tasks\x18\x04 \x03(\tR\x05tasks\x12%\n\x0emodel_families\x18\x05 \x03(\tR\rmodelFamilies\x12\x30\n\x14\x65vent_retention_days\x18\x06 \x01(\x05R\x12\x65ventRetentionDays\x12\x33\n\x07\x63luster\x18\x07 \x01(\x0b\x32\x19.shardyard.v1.ClusterInfoR\x07\x63luster\x12\x39\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x1a\n\x08warnings\x18\t \x03(\tR\x08warnings\x12\x1d\n\ndata_roots\x18\n \x03(\tR\tdataRoots\x12K\n\x0b\x63onfinement\x18\x0b \x03(\x0b\x32).shardyard.v1.ServerInfo.ConfinementEntryR\x0b\x63onfinement\x12\x33\n\x07storage\x18\x0c \x01(\x0b\x32\x19.shardyard.v1.StorageInfoR\x07storage\x1a\x39\n\x0bLimitsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a>\n\x10\x43onfinementEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xd9\x01\n\x0bStorageInfo\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32\x1f.shardyard.v1.StorageInfo.StateR\x05state\x12\x1d\n\nfree_bytes\x18\x02 \x01(\x03R\tfreeBytes\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_AVAILABLE\x10\x01\x12\x15\n\x11STATE_UNAVAILABLE\x10\x02\x12\x0e\n\nSTATE_FULL\x10\x03\"\xd5\x02\n\x0b\x43lusterInfo\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32\x1f.shardyard.v1.ClusterInfo.StateR\x05state\x12\x1a\n\x08launcher\x18\x02 \x01(\tR\x08launcher\x12\x18\n\x07\x61\x64\x64ress\x18\x03 \x01(\tR\x07\x61\x64\x64ress\x12\x14\n\x05slots\x18\x04 \x01(\x05R\x05slots\x12\x1d\n\nfree_slots\x18\x05 \x01(\x05R\tfreeSlots\x12\x12\n\x04gpus\x18\x06 \x01(\x05R\x04gpus\x12\x14\n\x05nodes\x18\x07 \x01(\x05R\x05nodes\x12\x18\n\x07message\x18\x08 \x01(\tR\x07message\"`\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_CONNECTING\x10\x01\x12\x13\n\x0fSTATE_CONNECTED\x10\x02\x12\x15\n\x11STATE_UNREACHABLE\x10\x03\x32^\n\rServerService\x12M\n\rGetServerInfo\x12\".shardyard.v1.GetServerInfoRequest\x1a\x18.shardyard.v1.ServerInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=84
   _globals['_GETSERVERINFOREQUEST']._serialized_end=106
   _globals['_SERVERINFO']._serialized_start=109
-  _globals['_SERVERINFO']._serialized_end=718
-  _globals['_SERVERINFO_LIMITSENTRY']._serialized_start=597
-  _globals['_SERVERINFO_LIMITSENTRY']._serialized_end=654
-  _globals['_SERVERINFO_CONFINEMENTENTRY']._serialized_start=656
-  _globals['_SERVERINFO_CONFINEMENTENTRY']._serialized_end=718
-  _globals['_CLUSTERINFO']._serialized_start=721
-  _globals['_CLUSTERINFO']._serialized_end=1062
-  _globals['_CLUSTERINFO_STATE']._serialized_start=966
-  _globals['_CLUSTERINFO_STATE']._serialized_end=1062
-  _globals['_SERVERSERVICE']._serialized_start=1064
-  _globals['_SERVERSERVICE']._serialized_end=1158
+  _globals['_SERVERINFO']._serialized_end=771
+  _globals['_SERVERINFO_LIMITSENTRY']._serialized_start=650
+  _globals['_SERVERINFO_LIMITSENTRY']._serialized_end=707
+  _globals['_SERVERINFO_CONFINEMENTENTRY']._serialized_start=709
+  _globals['_SERVERINFO_CONFINEMENTENTRY']._serialized_end=771
+  _globals['_STORAGEINFO']._serialized_start=774
+  _globals['_STORAGEINFO']._serialized_end=991
+  _globals['_STORAGEINFO_STATE']._serialized_start=901
+  _globals['_STORAGEINFO_STATE']._serialized_end=991
+  _globals['_CLUSTERINFO']._serialized_start=994
+  _globals['_CLUSTERINFO']._serialized_end=1335
+  _globals['_CLUSTERINFO_STATE']._serialized_start=1239
+  _globals['_CLUSTERINFO_STATE']._serialized_end=1335
+  _globals['_SERVERSERVICE']._serialized_start=1337
+  _globals['_SERVERSERVICE']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)

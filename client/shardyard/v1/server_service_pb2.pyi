@@ -94,6 +94,7 @@ class ServerInfo(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     DATA_ROOTS_FIELD_NUMBER: _builtins.int
     CONFINEMENT_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     store_id: _builtins.str
@@ -134,6 +135,10 @@ class ServerInfo(_message.Message):
         empty while they start.
         """
 
+    @_builtins.property
+    def storage(self) -> Global___StorageInfo:
+        """How the storage is."""
+
     def __init__(
         self,
         *,
@@ -148,14 +153,72 @@ class ServerInfo(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         data_roots: _abc.Iterable[_builtins.str] | None = ...,
         confinement: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        storage: Global___StorageInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "start_time", b"start_time", "storage", b"storage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "confinement", b"confinement", "data_roots", b"data_roots", "event_retention_days", b"event_retention_days", "limits", b"limits", "model_families", b"model_families", "start_time", b"start_time", "store_id", b"store_id", "tasks", b"tasks", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "confinement", b"confinement", "data_roots", b"data_roots", "event_retention_days", b"event_retention_days", "limits", b"limits", "model_families", b"model_families", "start_time", b"start_time", "storage", b"storage", "store_id", b"store_id", "tasks", b"tasks", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerInfo: _TypeAlias = ServerInfo  # noqa: Y015
+
+@_typing.final
+class StorageInfo(_message.Message):
+    """How the storage is that holds checkpoints, models and data sets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[StorageInfo._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: StorageInfo._State.ValueType  # 0
+        """Never sent."""
+        STATE_AVAILABLE: StorageInfo._State.ValueType  # 1
+        """It is there and has room."""
+        STATE_UNAVAILABLE: StorageInfo._State.ValueType  # 2
+        """It is not mounted, fails, is read-only, or does not answer."""
+        STATE_FULL: StorageInfo._State.ValueType  # 3
+        """It is there and has no room: uploads are refused, checkpoints skipped."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Whether it can be used."""
+
+    STATE_UNSPECIFIED: StorageInfo.State.ValueType  # 0
+    """Never sent."""
+    STATE_AVAILABLE: StorageInfo.State.ValueType  # 1
+    """It is there and has room."""
+    STATE_UNAVAILABLE: StorageInfo.State.ValueType  # 2
+    """It is not mounted, fails, is read-only, or does not answer."""
+    STATE_FULL: StorageInfo.State.ValueType  # 3
+    """It is there and has no room: uploads are refused, checkpoints skipped."""
+
+    STATE_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    state: Global___StorageInfo.State.ValueType
+    """How it is."""
+    free_bytes: _builtins.int
+    """What is free; 0 if that is not known."""
+    message: _builtins.str
+    """For people: what is wrong, and what to do; empty if nothing is."""
+    def __init__(
+        self,
+        *,
+        state: Global___StorageInfo.State.ValueType = ...,
+        free_bytes: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "message", b"message", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageInfo: _TypeAlias = StorageInfo  # noqa: Y015
 
 @_typing.final
 class ClusterInfo(_message.Message):

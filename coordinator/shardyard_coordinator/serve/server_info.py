@@ -10,6 +10,7 @@ from shardyard.v1 import server_service_pb2 as pb
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.parts import Cluster, Parts
 from shardyard_coordinator.serve.scrub import scrub
+from shardyard_coordinator.serve.storage_look import StorageLook
 from shardyard_coordinator.store import encode
 
 VERSION = version("shardyard")
@@ -33,6 +34,7 @@ class ServerService:
     ) -> None:
         self._parts = parts
         self._cluster = cluster
+        self._storage = StorageLook(parts.storage, parts.claim)
         self._slots = slots
         self._warnings = tuple(warnings)
         self._event_retention_days = event_retention_days
@@ -58,6 +60,7 @@ class ServerService:
             warnings=self._warnings,
             data_roots=parts.data_roots,
             confinement=await parts.compute.confinement(),
+            storage=await self._storage.info(),
         )
 
     async def _cluster_info(self) -> pb.ClusterInfo:

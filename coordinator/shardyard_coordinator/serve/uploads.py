@@ -39,7 +39,7 @@ from shardyard_coordinator.store import resources
 INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
 _SUBJECT = Subject("files", "the model", Reason.MODEL_INVALID)
 _COMMIT_BYTES = 8 * 1024 * 1024
-_SPARE_BYTES = 64 * 1024 * 1024
+SPARE_BYTES = 64 * 1024 * 1024
 
 UploadMessage = model_service_pb2.CreateModelRequest
 """Or a CreateDatasetRequest, which has the same shape."""
@@ -178,7 +178,7 @@ class Uploads:
                 f"{len(new.files):,} files, but projects/{project} has room for {room:,}; join small files into fewer, "
                 "or delete what is not needed"
             )
-        if total > free - _SPARE_BYTES:
+        if total > free - SPARE_BYTES:
             text = f"{total:,} bytes, but the storage has {free:,} free; ask the operator for space"
             raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0)
 
