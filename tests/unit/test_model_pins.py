@@ -95,12 +95,15 @@ def test_files_that_nobody_reads_and_times_do_not_count(folder: Path) -> None:
     (folder / "README.md").write_text("changed")
     os.utime(folder / WEIGHTS, (1, 1))
     check_same_model(spec, where, plan)
+    assert accepted(folder)[2].model_fingerprint == plan.model_fingerprint
 
 
 def test_a_plan_of_an_earlier_version_is_compared_with_nothing(folder: Path) -> None:
-    spec, where, _ = accepted(folder)
+    spec, where, plan = accepted(folder)
     flip(folder / WEIGHTS)
     check_same_model(spec, where, plan_pb2.JobPlan())
+    with pytest.raises(RunFailed):
+        check_same_model(spec, where, plan)
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
