@@ -68,6 +68,19 @@ def test_a_small_question_waits_for_less_than_two_passes_of_a_large_one() -> Non
     assert len(passes) <= 3 and many.busy
 
 
+def test_a_small_question_comes_next_after_the_pass_that_it_met() -> None:
+    many = asked(("a", "a 1000"))
+    for _ in range(4):
+        many.choose()
+        assert not many.compute()
+    many.add(1, "count", ("b",), b"b 1")
+    passes, answered = 0, list[int]()
+    while 1 not in answered:
+        passes += many.choose() == [0]
+        answered += [number for number, *_ in many.compute()]
+    assert passes == 0
+
+
 def test_a_callers_many_questions_do_not_come_before_anothers_one() -> None:
     many = asked(*[("a", "a 64")] * 10, ("b", "b 1"))
     order = []

@@ -161,7 +161,9 @@ class Answerer:
             return self._go_on(chosen)
         answers: list[Answer] = []
         for question in chosen:
-            self._serve(question)
+            # To read a small question is no turn at the model: its first one comes as if nothing had been done for it.
+            if not self._is_small(question):
+                self._serve(question)
             question.begun = True
             answers += self._advance(question, None)
         return answers
