@@ -233,13 +233,21 @@ class Retention:
         """Exports, uploads and jobs' folders without a row, older than a day, and of no live attempt."""
         live = {attempt.export_uid for attempt in await self._store.read(attempts.live_attempts)}
         for kind in ResourceKind:
-            known = await self._store.read(partial(resources.known_uids, kind=kind))
             folder = self._settings.storage / kind.value
-            await asyncio.to_thread(_remove_unknown, folder, known | live, self._settings.sweep_after_s, self._clock)
+            there = await asyncio.to_thread(self._old_folders, folder)
+            known = await self._store.read(partial(resources.known_uids, kind=kind))
+            await asyncio.to_thread(_remove_all, folder, there - known - live)
         folder = self._settings.storage / "jobs"
-        there = await asyncio.to_thread(lambda: [each.name for each in folder.iterdir()])
-        known = await self._store.read(partial(jobs.known_uids, uids=there))
-        await asyncio.to_thread(_remove_unknown, folder, known, self._settings.sweep_after_s, self._clock)
+        there = await asyncio.to_thread(self._old_folders, folder)
+        known = await self._store.read(partial(jobs.known_uids, uids=sorted(there)))
+        await asyncio.to_thread(_remove_all, folder, there - known)
+
+    def _old_folders(self, folder: Path) -> set[str]:
+        """Returns the uids that name old folders. Looked up before the rows: a folder that comes in between stays."""
+        if not folder.is_dir():
+            return set()
+        before_s = self._clock.now_us() / 1e6 - self._settings.sweep_after_s
+        return {each.name for each in folder.iterdir() if _UID.fullmatch(each.name) and each.stat().st_mtime < before_s}
 
 
 async def _each(removal: Coroutine[None, None, None]) -> None:
@@ -268,10 +276,6 @@ def _remove_tree(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _remove_unknown(folder: Path, known: set[str], older_than_s: float, clock: Clock) -> None:
-    if not folder.is_dir():
-        return
-    before_s = clock.now_us() / 1e6 - older_than_s
-    for each in folder.iterdir():
-        if _UID.fullmatch(each.name) and each.name not in known and each.stat().st_mtime < before_s:
-            shutil.rmtree(each)
+def _remove_all(folder: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        shutil.rmtree(folder / name)
