@@ -16,12 +16,12 @@ from google.protobuf import json_format
 
 from gate import Gate
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.config import train_config
-from shardyard_trainer.engine import decay_groups, start_gang
-from shardyard_trainer.models import build_module
-from shardyard_trainer.order import Order
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.base import MicroBatch, Samples
 from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.training.config import train_config
+from shardyard_trainer.training.engine import decay_groups, start_gang
+from shardyard_trainer.training.order import Order
 
 
 def main(spec_file: str, num_batches: int) -> None:

@@ -232,7 +232,7 @@ async def test_a_defect_is_told_by_an_id_alone(tmp_path: Path, caplog: pytest.Lo
     def broken(_request: bytes) -> bytes:
         raise RuntimeError("secret")
 
-    async with serving(tmp_path, answers={"shardyard_trainer.plan:plan": broken}) as service:
+    async with serving(tmp_path, answers={"shardyard_trainer.planning.plan:plan": broken}) as service:
         await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
         failure = await refused(service.jobs.CreateJob(submission("story")))
         assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")

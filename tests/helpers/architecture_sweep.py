@@ -21,15 +21,15 @@ from helpers import small_specs, tiny_architectures
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.export import export_model
-from shardyard_trainer.infer import embed, predict
-from shardyard_trainer.inspect import inspect_model
-from shardyard_trainer.models import build_module
-from shardyard_trainer.plan import plan
+from shardyard_trainer.answering.infer import embed, predict
+from shardyard_trainer.answering.inspect import inspect_model
+from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.modules import HuggingFaceModule
 from shardyard_trainer.tasks.parts import TrainableTask
+from shardyard_trainer.training.export import export_model
 
 _SHORT, _LONG = "the quick fox", "the quick brown fox jumps over a lazy dog while seven small grey birds sing"
 

@@ -8,9 +8,9 @@ import socket
 import time
 from pathlib import Path
 
-from shardyard_trainer.forward import Encoded
+from shardyard_trainer.answering.serving import Answerer, Steps, Work, at_once
+from shardyard_trainer.inputs.forward import Encoded
 from shardyard_trainer.reading import about, reading
-from shardyard_trainer.serving import Answerer, Steps, Work, at_once
 
 
 def echo(request: bytes) -> bytes:

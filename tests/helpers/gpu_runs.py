@@ -17,12 +17,12 @@ from helpers.trainer_processes import TrainerGang
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import job_pb2, model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.config import train_config
-from shardyard_trainer.infer import predict
-from shardyard_trainer.models import build_module
-from shardyard_trainer.node import this_node
-from shardyard_trainer.plan import plan
+from shardyard_trainer.answering.infer import predict
+from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.planning.node import this_node
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.training.config import train_config
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,10 @@ def embed(request: bytes) -> bytes:
 
 
 ANSWERS: Mapping[str, Callable[[bytes], bytes]] = {
-    "shardyard_trainer.plan:plan": plan,
-    "shardyard_trainer.inspect:inspect_model": inspect_model,
-    "shardyard_trainer.infer:predict": predict,
-    "shardyard_trainer.infer:embed": embed,
+    "shardyard_trainer.planning.plan:plan": plan,
+    "shardyard_trainer.answering.inspect:inspect_model": inspect_model,
+    "shardyard_trainer.answering.infer:predict": predict,
+    "shardyard_trainer.answering.infer:embed": embed,
 }
 
 

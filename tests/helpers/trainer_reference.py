@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from helpers.trainer_tasks import TinyTask
-from shardyard_trainer.config import TrainConfig
-from shardyard_trainer.engine import decay_groups
-from shardyard_trainer.order import Order
 from shardyard_trainer.tasks.base import Task
+from shardyard_trainer.training.config import TrainConfig
+from shardyard_trainer.training.engine import decay_groups
+from shardyard_trainer.training.order import Order
 
 
 def reference_losses(task: TinyTask, config: TrainConfig) -> tuple[list[float], list[float]]:

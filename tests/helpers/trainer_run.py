@@ -26,13 +26,13 @@ import torch
 from helpers.trainer_tasks import TinyTask
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.attempt import train_and_export
-from shardyard_trainer.config import train_config
-from shardyard_trainer.context import Context
-from shardyard_trainer.engine import Engine, start_gang, stop_gang
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.gang import Gang
-from shardyard_trainer.report import PrintingReporter, Reporter, SendingReporter
+from shardyard_trainer.training.attempt import train_and_export
+from shardyard_trainer.training.config import train_config
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.engine import Engine, start_gang, stop_gang
+from shardyard_trainer.training.gang import Gang
+from shardyard_trainer.training.report import PrintingReporter, Reporter, SendingReporter
 
 COMMITTED = job_pb2.CheckpointChanged.CHANGE_COMMITTED
 TESTS = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.infer import embed, predict
+from shardyard_trainer.answering.infer import embed, predict
 
 ROWS = [
     (f"the {WORDS[2 + index % 2]} is {'very good' if index % 3 else 'not bad'}", "yes" if index % 3 else "no")

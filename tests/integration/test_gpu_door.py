@@ -14,7 +14,7 @@ from helpers.small_specs import causal_spec, write_corpus
 from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2, spec_pb2
 from shardyard_coordinator.control.attempt_spec import launch_shape
 from shardyard_coordinator.launch.protocols import ClusterView, Node
-from shardyard_trainer.plan import plan
+from shardyard_trainer.planning.plan import plan
 
 GIB = 2**30
 
@@ -42,7 +42,7 @@ class planning:
     """A service with these nodes, whose plans are made by the real planner."""
 
     def __init__(self, folder: Path, *nodes: Node) -> None:
-        answers: Mapping[str, Any] = {**ANSWERS, "shardyard_trainer.plan:plan": plan}
+        answers: Mapping[str, Any] = {**ANSWERS, "shardyard_trainer.planning.plan:plan": plan}
         self._serving = serving(
             folder, answers=answers, data_roots=(str(folder),), launcher=ScriptedLauncher(nodes=nodes)
         )

@@ -12,9 +12,9 @@ from helpers.uploads import model_messages
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2
 from shardyard_coordinator.launch.protocols import ComputeFailed, InputFailed
 
-PLAN = "shardyard_trainer.plan:plan"
-INSPECT = "shardyard_trainer.inspect:inspect_model"
-PREDICT = "shardyard_trainer.infer:predict"
+PLAN = "shardyard_trainer.planning.plan:plan"
+INSPECT = "shardyard_trainer.answering.inspect:inspect_model"
+PREDICT = "shardyard_trainer.answering.infer:predict"
 
 
 def raising(error: Exception) -> Callable[[bytes], bytes]:

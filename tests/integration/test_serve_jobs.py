@@ -252,7 +252,7 @@ async def test_what_the_planner_finds_wrong_is_told(
         return worker_pb2.PlanResult(violations=wrong).SerializeToString()
 
     (tmp_path / "corpus.txt").write_text("x\n")
-    answers = {"shardyard_trainer.plan:plan": plan}
+    answers = {"shardyard_trainer.planning.plan:plan": plan}
     async with serving(tmp_path, answers=answers, data_roots=(str(tmp_path),)) as service:
         failure = await refused(service.jobs.CreateJob(create(job=a_job(service))))
         assert (failure.code, failure.reason, failure.metadata["line"]) == (code, reason, "7")
@@ -267,7 +267,9 @@ async def test_what_the_plan_warns_of_stands_in_the_jobs_log_from_the_start(tmp_
         return result.SerializeToString()
 
     (tmp_path / "corpus.txt").write_text("x\n")
-    async with serving(tmp_path, answers={"shardyard_trainer.plan:plan": plan}, data_roots=(str(tmp_path),)) as service:
+    async with serving(
+        tmp_path, answers={"shardyard_trainer.planning.plan:plan": plan}, data_roots=(str(tmp_path),)
+    ) as service:
         made = await service.jobs.CreateJob(create("first", a_job(service)))
         assert made.last_event_sequence == 2
         await service.jobs.CancelJob(pb.CancelJobRequest(name=made.name))
@@ -286,7 +288,9 @@ async def test_a_long_refusal_in_any_script_reaches_the_caller(tmp_path: Path, c
         return worker_pb2.PlanResult(violations=wrong).SerializeToString()
 
     (tmp_path / "corpus.txt").write_text("x\n")
-    async with serving(tmp_path, answers={"shardyard_trainer.plan:plan": plan}, data_roots=(str(tmp_path),)) as service:
+    async with serving(
+        tmp_path, answers={"shardyard_trainer.planning.plan:plan": plan}, data_roots=(str(tmp_path),)
+    ) as service:
         failure = await refused(service.jobs.CreateJob(create(job=a_job(service))))
         assert failure.reason == "DATA_INVALID" and failure.metadata["violations_total"] == str(count)
         assert failure.violations["job.spec.f"].startswith(character * 100)

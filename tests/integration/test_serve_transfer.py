@@ -308,7 +308,7 @@ async def test_a_model_that_does_not_load_leaves_nothing(tmp_path: Path) -> None
         wrong = worker_pb2.Violation(field="config.json", reason="MODEL_INVALID", message="is not a config; send one")
         return worker_pb2.InspectModelResult(violations=[wrong]).SerializeToString()
 
-    answers = {**ANSWERS, "shardyard_trainer.inspect:inspect_model": inspect}
+    answers = {**ANSWERS, "shardyard_trainer.answering.inspect:inspect_model": inspect}
     async with serving(tmp_path, answers=answers) as service:
         failure = await refused(service.models.CreateModel(model_messages("bert")))
         assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID")
@@ -328,7 +328,9 @@ async def test_what_a_library_says_of_this_machine_does_not_reach_the_caller(tmp
         wrong = worker_pb2.Violation(field="files", reason="MODEL_INVALID", message=said, metadata={"cause": said})
         return worker_pb2.InspectModelResult(violations=[wrong]).SerializeToString()
 
-    async with serving(tmp_path, answers={**ANSWERS, "shardyard_trainer.inspect:inspect_model": inspect}) as service:
+    async with serving(
+        tmp_path, answers={**ANSWERS, "shardyard_trainer.answering.inspect:inspect_model": inspect}
+    ) as service:
         failure = await refused(service.models.CreateModel(model_messages("bert")))
         assert failure.violations["files"] == "cannot load <Reader object>: a library failed; send the weights again"
         told = failure.message + str(failure.metadata)

@@ -11,7 +11,7 @@ import torch
 from helpers.trainer_reference import mean_of_means_losses, reference_losses
 from helpers.trainer_run import Scenario, run_gang, run_scenario, solo_gang
 from helpers.trainer_tasks import TinyTask
-from shardyard_trainer.config import TrainConfig, train_config
+from shardyard_trainer.training.config import TrainConfig, train_config
 
 STAGES = (0, 1, 2, 3)
 

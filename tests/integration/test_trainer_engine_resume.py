@@ -12,7 +12,7 @@ import pytest
 
 from helpers.trainer_run import Scenario, run_gang, run_scenario, solo_gang
 from shardyard.v1 import job_pb2
-from shardyard_trainer.checkpoint import read_manifest
+from shardyard_trainer.training.checkpoint import read_manifest
 
 CORRUPT = job_pb2.CheckpointChanged.CHANGE_CORRUPT
 

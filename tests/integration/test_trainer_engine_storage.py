@@ -9,7 +9,7 @@ import pytest
 
 from helpers.trainer_run import Scenario, run_gang, run_scenario, solo_gang
 from shardyard.v1 import job_pb2
-from shardyard_trainer.shards import ShardWriter
+from shardyard_trainer.training.shards import ShardWriter
 
 
 def pressure(scenario: Scenario) -> list[bool]:

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.architecture_sweep import sweep
 from helpers.tiny_architectures import text_architectures
-from shardyard_trainer import architectures
+from shardyard_trainer.models import architectures
 
 pytestmark = pytest.mark.prove
 

@@ -13,9 +13,9 @@ from helpers.trainer_processes import TrainerGang
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.config import train_config
-from shardyard_trainer.models import build_module
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.training.config import train_config
 
 STEPS = 30
 pytestmark = pytest.mark.prove

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from shardyard_trainer.bounds import too_large
+from shardyard_trainer.models.bounds import too_large
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from helpers.small_specs import locations
 from shardyard.v1 import plan_pb2, spec_pb2
-from shardyard_trainer.data.identity import check_same_data, data_fingerprint
 from shardyard_trainer.failures import RunFailed
+from shardyard_trainer.planning.identity import check_same_data, data_fingerprint
 
 
 def accepted(folder: Path) -> tuple[spec_pb2.JobSpec, plan_pb2.JobPlan]:

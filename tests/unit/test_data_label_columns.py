@@ -13,7 +13,7 @@ from helpers.small_specs import classification_spec, locations, sentences, write
 from shardyard.v1 import plan_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.plan import plan
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.build import build_task
 
 MULTI = {"problem": "PROBLEM_MULTI_LABEL"}

@@ -13,13 +13,13 @@ import pytest
 
 from helpers import small_specs, tiny_folders
 from shardyard.v1 import spec_pb2
-from shardyard_trainer import tokenization
-from shardyard_trainer.data.corpus import Blocks, Corpus, causal_frame, load_corpus
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.store import TokenStore, TokenWriter, build_once, files_fingerprint
-from shardyard_trainer.door import open_folder
-from shardyard_trainer.vocabularies import num_ids
+from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.packed import Blocks, Corpus, causal_frame, load_corpus
+from shardyard_trainer.inputs.vocabularies import num_ids
+from shardyard_trainer.models.door import open_folder
 
 BYTE_BPE, WORDPIECE, UNIGRAM, CHARACTERS = (
     spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE,

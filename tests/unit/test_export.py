@@ -18,13 +18,13 @@ from torch import nn
 from helpers.tiny_folders import bert_config, bert_tokenizer, gpt2_config, gpt2_tokenizer
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.export import dry_run, export_model
+from shardyard_trainer.answering.infer import predict
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.infer import predict
-from shardyard_trainer.models import ModelChoice
+from shardyard_trainer.inputs.tokenization import encode_batch, ensure_pad, prepare
+from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, SampleRef
 from shardyard_trainer.tasks.modules import CausalLm, HuggingFaceModule, MaskedLm, TextClassifier
-from shardyard_trainer.tokenization import encode_batch, ensure_pad, prepare
+from shardyard_trainer.training.export import dry_run, export_model
 
 SINGLE = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
 TEXTS = ["Hello, my dog is cute", "a film", "this cat is not good .", "very bad"]

@@ -13,12 +13,12 @@ import torch
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer import extraction
-from shardyard_trainer.context import Context
-from shardyard_trainer.extract import run
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.gang import Gang
-from shardyard_trainer.report import PrintingReporter
+from shardyard_trainer.planning import extraction
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.extracting import run
+from shardyard_trainer.training.gang import Gang
+from shardyard_trainer.training.report import PrintingReporter
 
 
 class Recorder(PrintingReporter):

@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from helpers import small_specs, tiny_folders
 from helpers.tiny_pieces import write_pieces
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.inspect import inspect_model
-from shardyard_trainer.models import build_module
-from shardyard_trainer.plan import plan
+from shardyard_trainer.answering.inspect import inspect_model
+from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 

@@ -14,10 +14,10 @@ from helpers.small_specs import causal_spec, locations, write_corpus
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.export import export_model
-from shardyard_trainer.infer import predict
-from shardyard_trainer.models import build_module
+from shardyard_trainer.answering.infer import predict
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.training.export import export_model
 
 PROMPTS = ["the dog", "a cat is a cat", "my dog"]
 

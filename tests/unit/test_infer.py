@@ -15,9 +15,9 @@ from helpers.tiny_folders import save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.door import Folder, open_folder
-from shardyard_trainer.infer import embed, predict
-from shardyard_trainer.warm import ModelCache, load
+from shardyard_trainer.answering.infer import embed, predict
+from shardyard_trainer.answering.warm import ModelCache, load
+from shardyard_trainer.models.door import Folder, open_folder
 
 THREE_MIB = 3 * 1024 * 1024
 TEXTS = ["the dog is cute", "a film", "the dog eats . a cat runs", "not good"]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.inspect import inspect_model, probe_storage
+from shardyard_trainer.answering.inspect import inspect_model, probe_storage
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from helpers.small_specs import locations
 from helpers.tiny_folders import bert_tokenizer, save_folder
 from shardyard.v1 import model_service_pb2, plan_pb2, spec_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.digests import check_known
-from shardyard_trainer.door import FolderInvalid, open_folder
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.infer import embed, predict
-from shardyard_trainer.pins import check_same_model, model_fingerprint, tokenizer_fingerprint
+from shardyard_trainer.models.door import FolderInvalid, open_folder
+from shardyard_trainer.models.known_files import check_known
+from shardyard_trainer.planning.pins import check_same_model, model_fingerprint, tokenizer_fingerprint
 
 WEIGHTS = "model.safetensors"
 

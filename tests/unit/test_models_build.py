@@ -18,8 +18,8 @@ from helpers.loopback_hub import COMMIT, LoopbackHub, loopback_hub
 from helpers.small_specs import classification_spec, locations, masked_spec, write_corpus, write_labelled
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.hub import resolve_hub
-from shardyard_trainer.models import build_module
+from shardyard_trainer.models.hub import resolve_hub
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.modules import HuggingFaceModule

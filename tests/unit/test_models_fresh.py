@@ -12,11 +12,11 @@ import transformers
 from helpers import tiny_folders
 from helpers.small_specs import OVERRIDES, causal_spec, locations, masked_spec, write_corpus
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.architectures import known_types
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.fresh import fresh_config, number_complaint
-from shardyard_trainer.loading import FIXED_SETTINGS, quiet
-from shardyard_trainer.models import build_module
+from shardyard_trainer.models.architectures import known_types
+from shardyard_trainer.models.fresh import fresh_config, number_complaint
+from shardyard_trainer.models.loading import FIXED_SETTINGS, quiet
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 

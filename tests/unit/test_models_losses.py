@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from shardyard_trainer.losses import IGNORED, LossLinear, chunked_cross_entropy
+from shardyard_trainer.tasks.losses import IGNORED, LossLinear, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("num_tokens", [1, 255, 256, 700])

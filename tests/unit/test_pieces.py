@@ -13,8 +13,8 @@ from transformers.utils import sentencepiece_model_pb2_new as schema
 
 from helpers import small_specs
 from helpers.tiny_pieces import write_pieces
-from shardyard_trainer.door import FolderInvalid, open_folder
-from shardyard_trainer.vocabularies import build_tokenizer, num_ids
+from shardyard_trainer.inputs.vocabularies import build_tokenizer, num_ids
+from shardyard_trainer.models.door import FolderInvalid, open_folder
 
 TEXTS = ["I was born in 92000, and this is falsé.", "  two  spaces\tand tab ", "ﬁne ① 日本"]
 

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.plan import plan
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardyard.v1 import plan_pb2
-from shardyard_trainer.arithmetic import (
+from shardyard_trainer.planning.arithmetic import (
     BatchRefused,
     deal,
     evaluation_interval,
@@ -15,7 +15,7 @@ from shardyard_trainer.arithmetic import (
     plan_batch,
     total_steps,
 )
-from shardyard_trainer.memory import Gang, Shape, choose_stage, estimate, states
+from shardyard_trainer.planning.memory import Gang, Shape, choose_stage, estimate, states
 
 SMALL = Shape(num_parameters=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5)
 

@@ -15,12 +15,12 @@ from helpers.small_specs import classification_spec, locations, write_labelled
 from helpers.tiny_folders import WORDS, bert_tokenizer, gpt2_tokenizer
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.export import export_model
-from shardyard_trainer.infer import embed, predict
-from shardyard_trainer.inspect import inspect_model
-from shardyard_trainer.models import build_module
-from shardyard_trainer.plan import plan
+from shardyard_trainer.answering.infer import embed, predict
+from shardyard_trainer.answering.inspect import inspect_model
+from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.training.export import export_model
 
 TEXTS = ["the dog is cute", "a film", "the dog eats . a cat runs", "not good"]
 ENCODER = {

@@ -16,10 +16,10 @@ from helpers.small_specs import classification_spec, locations, parse, write_lab
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.infer import embed
-from shardyard_trainer.inspect import inspect_model
-from shardyard_trainer.models import build_module
-from shardyard_trainer.plan import plan
+from shardyard_trainer.answering.infer import embed
+from shardyard_trainer.answering.inspect import inspect_model
+from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 

@@ -10,9 +10,9 @@ import pytest
 from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.forward import Encoded
-from shardyard_trainer.infer import EMBED, PREDICT, answerer, embed, predict
-from shardyard_trainer.serving import Answerer, Steps, Work, at_once
+from shardyard_trainer.answering.infer import EMBED, PREDICT, answerer, embed, predict
+from shardyard_trainer.answering.serving import Answerer, Steps, Work, at_once
+from shardyard_trainer.inputs.forward import Encoded
 
 
 def counted(request: bytes) -> Steps:

@@ -14,7 +14,7 @@ from helpers import small_specs
 from helpers.small_specs import causal_spec, classification_spec, locations, masked_spec, write_corpus, write_labelled
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.models import build_module
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.parts import TrainableTask
@@ -99,7 +99,7 @@ def test_of_one_document_the_last_part_is_held_out(tmp_path: Path) -> None:
 def test_with_two_different_frame_tokens_no_document_predicts_the_next(tmp_path: Path) -> None:
     task = build(tmp_path, causal_spec(write_corpus(tmp_path)))
     task.tokenizer.bos_token = "<|unk|>"
-    from shardyard_trainer.data.corpus import causal_frame
+    from shardyard_trainer.inputs.packed import causal_frame
     from shardyard_trainer.tasks.causal_lm import CausalSamples
 
     assert causal_frame(task.tokenizer).after == (task.tokenizer.eos_token_id,)

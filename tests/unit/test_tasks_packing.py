@@ -12,8 +12,8 @@ import torch
 
 from helpers import small_specs
 from shardyard.v1 import spec_pb2
-from shardyard_trainer import architectures
-from shardyard_trainer.models import build_module
+from shardyard_trainer.models import architectures
+from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
 from shardyard_trainer.tasks.parts import positions_from

@@ -8,7 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 
-from shardyard_trainer.engine import gradient_norm
+from shardyard_trainer.training.engine import gradient_norm
 
 
 def exact(gradients: list[torch.Tensor]) -> float:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardyard_trainer.memory import ORDER_BYTES
-from shardyard_trainer.order import Order, Stretch, deal, seed_for
+from shardyard_trainer.planning.memory import ORDER_BYTES
 from shardyard_trainer.tasks.base import SampleRef
+from shardyard_trainer.training.order import Order, Stretch, deal, seed_for
 
 
 def order_of(num_samples: int, batch_size: int, seed: int, has_lengths: bool) -> Order:

@@ -11,12 +11,12 @@ import torch
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.config import train_config
 from shardyard_trainer.data.errors import DataError, SpecError
-from shardyard_trainer.deepspeed_config import deepspeed_config
 from shardyard_trainer.failures import RunFailed, failure_report
-from shardyard_trainer.learning import LearningWatch
-from shardyard_trainer.schedule import Schedule
+from shardyard_trainer.planning.deepspeed_config import deepspeed_config
+from shardyard_trainer.training.config import train_config
+from shardyard_trainer.training.learning import LearningWatch
+from shardyard_trainer.training.schedule import Schedule
 
 
 def rates(kind: str, *, warmup: int = 4, total: int = 12, minimum: float = 0.0) -> list[float]:

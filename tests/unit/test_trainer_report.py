@@ -7,7 +7,7 @@ import threading
 
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.report import PrintingReporter, SendingReporter
+from shardyard_trainer.training.report import PrintingReporter, SendingReporter
 
 
 class Supervisor:

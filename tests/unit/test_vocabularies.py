@@ -13,9 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from helpers import small_specs, tiny_folders
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.door import FolderInvalid, open_folder
-from shardyard_trainer.tokenization import encode_batch, load_tokenizer
-from shardyard_trainer.vocabularies import build_tokenizer, num_ids
+from shardyard_trainer.inputs.tokenization import encode_batch, load_tokenizer
+from shardyard_trainer.inputs.vocabularies import build_tokenizer, num_ids
+from shardyard_trainer.models.door import FolderInvalid, open_folder
 
 TEXTS = ["The dog is cute.", "the  Dogs sleep, not bad!", "ünïcode \U0001f642 2023", ""]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "##s", "is", "cute", ".", ",", "!", "sleep", "u"]

@@ -16,13 +16,13 @@ from helpers import small_specs, tiny_folders
 from helpers.small_specs import causal_spec, classification_spec, locations, masked_spec, write_corpus, write_labelled
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.export import export_model
-from shardyard_trainer.infer import predict
-from shardyard_trainer.inspect import inspect_model
-from shardyard_trainer.models import build_module
-from shardyard_trainer.plan import plan
+from shardyard_trainer.answering.infer import predict
+from shardyard_trainer.answering.inspect import inspect_model
+from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.training.export import export_model
 
 Change = Callable[[Path], None]
 

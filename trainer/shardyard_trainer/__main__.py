@@ -17,7 +17,7 @@ from google.protobuf import json_format
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.entry import run
-from shardyard_trainer.report import SendReport
+from shardyard_trainer.training.report import SendReport
 
 
 def main() -> None:
@@ -66,8 +66,8 @@ def _complete(attempt: worker_pb2.AttemptSpec) -> None:
     attempt.attempt_dir = attempt.attempt_dir or f"{attempt.job_dir}/e{attempt.epoch:06}"
     attempt.export_dir = attempt.export_dir or f"{attempt.job_dir}/model"
     if attempt.plan.total_steps == 0 and attempt.spec.WhichOneof("task") != "feature_extraction":
-        from shardyard_trainer.node import this_node  # Heavy, and not needed if a coordinator has planned.
-        from shardyard_trainer.plan import plan
+        from shardyard_trainer.planning.node import this_node  # Heavy, and not needed if a coordinator has planned.
+        from shardyard_trainer.planning.plan import plan
 
         if not attempt.HasField("node_shape"):
             attempt.node_shape.CopyFrom(this_node())

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.config import resolved_spec
-from shardyard_trainer.report import PrintingReporter, Reporter, SendingReporter, SendReport
+from shardyard_trainer.training.config import resolved_spec
+from shardyard_trainer.training.report import PrintingReporter, Reporter, SendingReporter, SendReport
 
 if TYPE_CHECKING:  # Importing these costs seconds; output and reports work before.
-    from shardyard_trainer.context import Context
-    from shardyard_trainer.gang import Gang
     from shardyard_trainer.tasks.base import Task
+    from shardyard_trainer.training.context import Context
+    from shardyard_trainer.training.gang import Gang
 
 START_LIMIT_S = 900.0
 PEER_GRACE_S = 1.0
@@ -67,7 +67,7 @@ class _RankRun:
     def run(self) -> None:
         """The whole attempt."""
         from shardyard_trainer.claim import check_storage
-        from shardyard_trainer.context import Context  # torch.
+        from shardyard_trainer.training.context import Context  # torch.
 
         attempt = self._attempt
         check_storage(attempt.locations)
@@ -76,14 +76,14 @@ class _RankRun:
         context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
         self._report_ready(context)
         if attempt.spec.WhichOneof("task") == "feature_extraction":
-            from shardyard_trainer.extract import run as extract  # Only this task needs it.
+            from shardyard_trainer.training.extracting import run as extract  # Only this task needs it.
 
             self._enter("extracting")
             extract(attempt, context)
         else:
             self._train(context)
         gang.wait_for_all()
-        from shardyard_trainer.engine import stop_gang  # As above.
+        from shardyard_trainer.training.engine import stop_gang  # As above.
 
         stop_gang()
 
@@ -105,7 +105,7 @@ class _RankRun:
     def _start_gang(self) -> Gang:
         import torch  # Heavy.
 
-        from shardyard_trainer.engine import start_gang  # DeepSpeed.
+        from shardyard_trainer.training.engine import start_gang  # DeepSpeed.
 
         torch.set_num_threads(max(self._attempt.threads_per_rank, 1))
         gang: Gang = start_gang(
@@ -118,11 +118,11 @@ class _RankRun:
         return gang
 
     def _train(self, context: Context) -> None:
-        from shardyard_trainer.attempt import train_and_export  # torch, DeepSpeed and transformers.
-        from shardyard_trainer.config import train_config
-        from shardyard_trainer.engine import Engine
-        from shardyard_trainer.export import dry_run, export_model
-        from shardyard_trainer.models import build_module
+        from shardyard_trainer.models.sources import build_module
+        from shardyard_trainer.training.attempt import train_and_export  # torch, DeepSpeed and transformers.
+        from shardyard_trainer.training.config import train_config
+        from shardyard_trainer.training.engine import Engine
+        from shardyard_trainer.training.export import dry_run, export_model
 
         attempt, spec = self._attempt, resolved_spec(self._attempt)
         self._enter("tokenizing", context)
@@ -146,8 +146,8 @@ class _RankRun:
 
     def _build_task(self, context: Context, spec: spec_pb2.JobSpec) -> Task:
         """One rank of a node tokenises into the cache, the others then read it."""
-        from shardyard_trainer.data.identity import check_same_data  # As below.
-        from shardyard_trainer.pins import check_same_model  # transformers.
+        from shardyard_trainer.planning.identity import check_same_data  # As below.
+        from shardyard_trainer.planning.pins import check_same_model  # transformers.
         from shardyard_trainer.tasks.build import build_task  # As above.
 
         if self._local_rank > 0:

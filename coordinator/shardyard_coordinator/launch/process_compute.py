@@ -21,8 +21,8 @@ from shardyard_coordinator.launch.forks import Fork, WarmProcess, WarmProcessGon
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
-WARM = ("shardyard_trainer.plan", "shardyard_trainer.inspect", "shardyard_trainer.infer")
-ANSWERER = "shardyard_trainer.infer:answerer"
+WARM = ("shardyard_trainer.planning.plan", "shardyard_trainer.answering.inspect", "shardyard_trainer.answering.infer")
+ANSWERER = "shardyard_trainer.answering.infer:answerer"
 
 _CHECK_S = 0.1
 _BACKOFF_MAX_S = 10.0

@@ -20,8 +20,8 @@ from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.uploads import Uploads
 from shardyard_coordinator.store import encode, resources
 
-PREDICT_FUNCTION = "shardyard_trainer.infer:predict"
-EMBED_FUNCTION = "shardyard_trainer.infer:embed"
+PREDICT_FUNCTION = "shardyard_trainer.answering.infer:predict"
+EMBED_FUNCTION = "shardyard_trainer.answering.infer:embed"
 _SUBJECT = Subject("model", "these instances with the model", Reason.MODEL_INVALID)
 _KIND = ResourceKind.MODEL
 

@@ -36,7 +36,7 @@ from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import encode, resources
 from shardyard_coordinator.store.together import Together, looks_together, reads_together
 
-PLAN_FUNCTION = "shardyard_trainer.plan:plan"
+PLAN_FUNCTION = "shardyard_trainer.planning.plan:plan"
 _SUBJECT = Subject("job.spec", "what the spec names", Reason.SPEC_INVALID, prefix="job.")
 _PLANNER = f"4 {version('shardyard')}\n".encode()
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -36,7 +36,7 @@ from shardyard_coordinator.serve.places import Place, UploadPlaces
 from shardyard_coordinator.serve.storage_errors import storage_errors
 from shardyard_coordinator.store import resources
 
-INSPECT_FUNCTION = "shardyard_trainer.inspect:inspect_model"
+INSPECT_FUNCTION = "shardyard_trainer.answering.inspect:inspect_model"
 _SUBJECT = Subject("files", "the model", Reason.MODEL_INVALID)
 _COMMIT_BYTES = 8 * 1024 * 1024
 SPARE_BYTES = 64 * 1024 * 1024

@@ -12,18 +12,19 @@ import numpy as np
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer import architectures, models, tokenization
-from shardyard_trainer.data import corpus as corpora
 from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError, SpecError, listed, raise_all
-from shardyard_trainer.data.examples import Examples, load_examples
 from shardyard_trainer.data.label_canon import LOOKALIKE
 from shardyard_trainer.data.label_column import wanted_labels
 from shardyard_trainer.data.labels import MULTI_LABEL, SINGLE_LABEL, check_labels
 from shardyard_trainer.data.sources import DataFile, is_for_tests, resolve_source
 from shardyard_trainer.data.store import files_fingerprint
-from shardyard_trainer.models import ModelChoice
-from shardyard_trainer.sentence import lower_case
+from shardyard_trainer.inputs import packed as corpora
+from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.labelled import Examples, load_examples
+from shardyard_trainer.models import architectures, sources
+from shardyard_trainer.models.sentence import lower_case
+from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.causal_lm import CausalLmTask, CausalSamples
 from shardyard_trainer.tasks.masked_lm import MaskedLmTask, MaskedSamples
 from shardyard_trainer.tasks.modules import POOLINGS
@@ -74,7 +75,7 @@ class _Builder:
         with self._looking_on(train_files, eval_files, with_label=False):
             length = self._length(choice, wanted, "sequence_length", DEFAULT_SEQUENCE_LENGTH, "spec.pretraining")
             tokenizer = self._tokenizer(choice, train_files, is_causal=objective == "causal_lm")
-            choice = models.adapt(choice, tokenizer, length)
+            choice = sources.adapt(choice, tokenizer, length)
         frame = corpora.causal_frame(tokenizer) if objective == "causal_lm" else corpora.masked_frame(tokenizer)
         with self._looking_on(train_files, eval_files, with_label=False):
             train, evaluation = self._corpora(train_files, eval_files, tokenizer, frame)
@@ -153,7 +154,7 @@ class _Builder:
             length = self._length(choice, fine_tuning, "max_length", default, "spec.fine_tuning")
             is_causal = architectures.is_causal(choice.config.model_type)
             tokenizer = self._tokenizer(choice, train_files, is_causal=is_causal)
-            choice = models.adapt(choice, tokenizer, length)
+            choice = sources.adapt(choice, tokenizer, length)
 
         def examples(
             files: list[DataFile], source: spec_pb2.DataSource, labels: Iterable[str], field: str, like: str = ""
@@ -175,7 +176,7 @@ class _Builder:
         with self._looking_on(None, eval_files, with_label=True):
             train = examples(train_files, self._spec.train_data, wanted.labels, "spec.train_data")
             # The head's own order is taken if its labels are the data's: its outputs keep their meaning.
-            order = () if wanted.labels or wanted.new_head else models.head_order(choice, train.schema.labels)
+            order = () if wanted.labels or wanted.new_head else sources.head_order(choice, train.schema.labels)
             if order:
                 train = examples(train_files, self._spec.train_data, order, "spec.train_data")
         held_out = None
@@ -245,7 +246,7 @@ class _Builder:
         return np.concatenate([train, back]), left
 
     def _choose_classifier(self) -> ModelChoice:
-        choice = models.choose_model(self._spec.model, self._locations)
+        choice = sources.choose_model(self._spec.model, self._locations)
         if not architectures.reads_text(choice.config):
             raise SpecError(
                 "spec.fine_tuning.text_classification",
@@ -257,7 +258,7 @@ class _Builder:
         return choice
 
     def _choose(self, objective: str | None) -> ModelChoice:
-        choice = models.choose_model(self._spec.model, self._locations)
+        choice = sources.choose_model(self._spec.model, self._locations)
         supported = architectures.objectives(choice.config)
         if objective not in supported:
             raise SpecError(
@@ -292,7 +293,7 @@ class _Builder:
             if length < (SHORTEST_SEQUENCE if name == "sequence_length" else 1):
                 raise SpecError(f"{field}.{name}", "SPEC_INVALID", f"{length} is too small")
             if most is not None:
-                models.check_length(choice, length, field=f"{field}.{name}")
+                sources.check_length(choice, length, field=f"{field}.{name}")
             return length
         return min(default, most or default)
 
@@ -315,7 +316,7 @@ class _Builder:
             if choice.described is not None and choice.described.sentence and choice.described.sentence.lower_case:
                 lower_case(tokenizer)
         else:
-            folder, _ = models.find_folder(source, self._locations, field="spec.tokenizer")
+            folder, _ = sources.find_folder(source, self._locations, field="spec.tokenizer")
             tokenizer = tokenization.load_tokenizer(folder, field=f"spec.tokenizer.{kind}")
         if warning := tokenization.ensure_pad(tokenizer):
             self._warnings.append(TaskWarning("PAD_TOKEN", warning, "spec.tokenizer"))

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import transformers
 
-from shardyard_trainer import architectures, loading
-from shardyard_trainer.data.corpus import Blocks, Corpus, corpus_stats
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.models import ModelChoice
+from shardyard_trainer.inputs.packed import Blocks, Corpus, corpus_stats
+from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import MaskedLm
 from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights, positions_from

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer import architectures
-from shardyard_trainer.losses import IGNORED, LossLinear
+from shardyard_trainer.models import architectures
 from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
+from shardyard_trainer.tasks.losses import IGNORED, LossLinear
 
 _TEXT = spec_pb2.TextClassification
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from shardyard_trainer import heads
 from shardyard_trainer.data.errors import SpecError, listed
-from shardyard_trainer.door import FolderInvalid
-from shardyard_trainer.models import ModelChoice
+from shardyard_trainer.models import weight_heads
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, Task
 from shardyard_trainer.tasks.modules import HuggingFaceModule
 
@@ -46,7 +46,7 @@ def accept_weights(choice: ModelChoice, task: str) -> tuple[ModelChoice, list[Ta
     if choice.folder is None:
         return choice, []
     try:
-        report = heads.look(choice.folder, task)
+        report = weight_heads.look(choice.folder, task)
     except FolderInvalid as error:
         raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
     warnings = []

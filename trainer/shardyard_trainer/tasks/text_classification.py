@@ -13,16 +13,16 @@ import transformers
 from torch import nn
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer import architectures, loading, models
 from shardyard_trainer.data.errors import SpecError, listed
-from shardyard_trainer.data.examples import Examples
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
 from shardyard_trainer.data.stats import DataStats
-from shardyard_trainer.models import ModelChoice
+from shardyard_trainer.inputs.labelled import Examples
+from shardyard_trainer.models import architectures, loading, sources
+from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.models.weights import read_tensors
 from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
 from shardyard_trainer.tasks.modules import TextClassifier
 from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights
-from shardyard_trainer.weights import read_tensors
 
 _PROBLEMS = {SINGLE_LABEL: "single_label", MULTI_LABEL: "multi_label", REGRESSION: "regression"}
 _TRANSFORMERS_PROBLEMS = {
@@ -146,7 +146,7 @@ class TextClassificationTask:
         if not choice.is_fresh and not self._keeps_head:
             message = (
                 "the model has no head for this task"
-                if not models.has_head(choice)
+                if not sources.has_head(choice)
                 else "the model's head is put aside"
             )
             self.warnings.append(TaskWarning("NEW_HEAD", f"{message}: a new one is started", choice.field))
@@ -213,7 +213,7 @@ class TextClassificationTask:
 
 def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_head: bool) -> bool:
     described = choice.described
-    if described is None or new_head or not models.has_head(choice):
+    if described is None or new_head or not sources.has_head(choice):
         return False
     own, ours = described.labels, schema.labels
     generic = all(name.startswith("LABEL_") for name in own) and len(own) == schema.num_outputs

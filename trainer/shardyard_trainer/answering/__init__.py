@@ -1,0 +1,1 @@
+"""What warm processes do: inspect folders, answer predictions, give embeddings."""

@@ -1,0 +1,194 @@
+"""Looks into model folders and the shared storage, in a warm process of the cluster.
+
+`inspect_model` proves that a folder is a model that loads without running anything of it: all that is wrong comes back
+at once. `check_weights` is the same proof for a folder that a spec points at, remembered while no file of it changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.models import weights
+from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links, signature
+from shardyard_trainer.models.folder import ModelFolder, read_folder
+from shardyard_trainer.reading import about, reading
+
+
+def inspect_model(request: bytes) -> bytes:
+    """InspectModelRequest → InspectModelResult."""
+    about("files", "MODEL_INVALID")
+    folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
+    problems, found, num_parameters = _look_into(folder, signature(folder.path))
+    result = worker_pb2.InspectModelResult(
+        violations=[
+            worker_pb2.Violation(field="files", reason=problem.reason, message=str(problem), metadata=problem.metadata)
+            for problem in problems
+        ]
+    )
+    if not problems and found is not None:
+        result.model.CopyFrom(
+            model_service_pb2.Model(
+                model_type=found.model_type, task=found.task, labels=found.labels, num_parameters=num_parameters
+            )
+        )
+    return result.SerializeToString()
+
+
+def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:
+    """What is wrong with a model folder apart from a missing tokenizer, which a spec may bring."""
+    problems, _, _ = _look_into(folder, signature(folder.path))
+    return tuple(problem for problem in problems if problem.reason != "TOKENIZER_MISSING")
+
+
+@functools.lru_cache(maxsize=64)
+def _look_into(
+    folder: Folder, _signature: tuple[tuple[str, int, int, int, int], ...]
+) -> tuple[tuple[FolderInvalid, ...], ModelFolder | None, int]:
+    problems: list[FolderInvalid] = []
+
+    def gather(check: Callable[[], None]) -> None:
+        try:
+            check()
+        except FolderInvalid as problem:
+            problems.append(problem)
+        except weights.WeightsInvalid as problem:
+            problems.append(FolderInvalid(str(problem), file=problem.file, tensor=problem.tensor))
+
+    found: list[ModelFolder] = []
+    tensors: list[weights.Tensor] = []
+    gather(lambda: refuse_links(folder))
+    gather(lambda: found.append(read_folder(folder)))
+    gather(lambda: tensors.extend(_check_files(folder)))
+    gather(lambda: _check_generation(folder))
+    gather(lambda: _check_tokenizer(folder, found[0].config if found else {}))
+    num_parameters = 0
+    if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
+        gather(lambda: _check_loads(found[0], tensors))
+        gather(lambda: _check_head(found[0]))
+    if not problems:
+        from shardyard_trainer.models.weight_heads import (
+            with_true_head,  # It imports torch, which other calls do without.
+        )
+
+        gather(lambda: found.append(with_true_head(found.pop())))
+        gather(lambda: _check_answers(folder))
+    if found:
+        num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
+    return tuple(problems), (found[0] if found else None), num_parameters
+
+
+def _check_files(folder: Folder) -> list[weights.Tensor]:
+    tensors = []
+    for name in weights.weight_names(folder):
+        header = weights.read_header(folder, name)
+        weights.check_finite(folder, name, header)
+        tensors.extend(header)
+    if not tensors:
+        raise weights.no_weights(folder)
+    return tensors
+
+
+def _check_generation(folder: Folder) -> None:
+    from shardyard_trainer.models.settings import generation_settings  # It imports transformers.
+
+    generation_settings(folder)
+
+
+def _check_tokenizer(folder: Folder, config: Mapping[str, Any]) -> None:
+    """Builds the tokenizer as every later use does."""
+    from shardyard_trainer.inputs.vocabularies import build_tokenizer, too_many_ids, too_many_types
+
+    tokenizer, vocab_size = build_tokenizer(folder), config.get("vocab_size")
+    complaint = too_many_ids(tokenizer, vocab_size) if isinstance(vocab_size, int) else ""
+    if complaint := complaint or too_many_types(tokenizer, config.get("type_vocab_size")):
+        raise FolderInvalid(complaint, file="tokenizer.json")
+
+
+def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
+    """Loads the backbone by transformers, once it is known that config.json asks for no more than the file holds."""
+    import torch
+    from transformers import AutoModel
+
+    from shardyard_trainer.models import architectures
+    from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, quiet, what_failed
+    from shardyard_trainer.models.settings import model_config
+    from shardyard_trainer.models.weight_report import judge
+
+    num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
+    if isinstance(num_layers, int) and num_layers > len(tensors):
+        raise FolderInvalid(
+            f"config.json asks for {num_layers} layers, but the weights have {len(tensors)} tensors", file="config.json"
+        )
+    reading("the model that config.json asks for")
+    # Whatever transformers raises here (many types: validation, shapes, missing attributes), it is the folder's fault.
+    config: Any = None
+    try:
+        config = model_config(folder.source)
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+        stored = sum(math.prod(tensor.shape) for tensor in tensors)
+        if wanted > 2 * stored + 10**6:
+            raise FolderInvalid(
+                f"config.json asks for {wanted} parameters, but the weights have {stored}", file="config.json"
+            )
+        with quiet():
+            model, info = weights.load_pretrained(AutoModel, folder.source, config, ignore_mismatched_sizes=True)
+    except LOADING_ERRORS as error:
+        if isinstance(error, FolderInvalid):
+            raise
+        reason = one_line(error) if config is None else what_failed(error, config)[1]
+        raise FolderInvalid(f"the model does not load: {reason}", file="config.json") from None
+    try:
+        judge(model, info)
+    except FolderInvalid:
+        if refusal := architectures.refusal(config):
+            raise FolderInvalid(refusal, file="config.json") from None
+        raise
+
+
+def _check_answers(folder: Folder) -> None:
+    """Loads the model as `Predict` and `Embed` will, so that what is ready answers."""
+    from shardyard_trainer.answering import warm
+
+    try:
+        warm.load(folder)
+    except FolderInvalid as problem:
+        if problem.reason != "TASK_MISMATCH":  # A model of no text is kept, and said to be one when it is asked.
+            raise
+
+
+def _check_head(folder: ModelFolder) -> None:
+    """A head of our own has as many outputs as there are labels."""
+    name = "head.safetensors"
+    if not folder.source.has(name):
+        return
+    header = weights.read_header(folder.source, name)
+    weights.check_finite(folder.source, name, header)
+    shapes = {tensor.name: tensor.shape for tensor in header}
+    outputs = max(len(folder.labels), 1)
+    if shapes.get("bias") != (outputs,) or len(shapes.get("weight", ())) != 2 or shapes["weight"][0] != outputs:
+        raise FolderInvalid(f"head.safetensors is no head of {outputs} outputs: {shapes}"[:300], file=name)
+
+
+def probe_storage(request: bytes) -> bytes:
+    """ProbeStorageRequest → ProbeStorageReply: reads the coordinator's file and writes one beside it.
+
+    A file that is not there, or a folder that cannot be written, leaves its part of the answer empty.
+    """
+    path = Path(worker_pb2.ProbeStorageRequest.FromString(request).path)
+    reply = worker_pb2.ProbeStorageReply()
+    try:
+        reply.content = path.read_bytes()
+        written = path.with_name(f"{path.name}.worker-{os.getpid()}")
+        written.write_bytes(reply.content)
+        reply.written_path = str(written)
+    except OSError:
+        return reply.SerializeToString()
+    return reply.SerializeToString()

@@ -1,0 +1,140 @@
+"""Labelled texts, tokenised once: their tokens, types and labels on disk, checked row by row on the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.columns import Row, layout_key, read_rows
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.label_column import LabelColumn, Wanted
+from shardyard_trainer.data.labels import LabelSchema
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.stats import DataStats, TokenCounter
+from shardyard_trainer.data.store import (
+    TokenStore,
+    TokenWriter,
+    files_fingerprint,
+    fingerprint_of,
+    is_whole,
+)
+from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.vocabularies import num_ids
+
+EXAMPLES_VERSION = 4
+_BATCH_TEXTS = 512
+
+
+class Examples(NamedTuple):
+    """Labelled texts, and what their labels mean.
+
+    Arrays of the store: `types` (uint8, a type id for each token); for each text `cut` (uint8, 1 if it was longer),
+    `words` and `unknown` (int32, its tokens but for the special ones, and those of them that the tokenizer does not
+    know); and `labels`: the class of each text (int64), its number (float64), or for several labels 0 or 1 for each
+    class (uint8 [texts · classes]).
+    """
+
+    store: TokenStore
+    schema: LabelSchema
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return bool(self.store.meta["has_pairs"])
+
+    @property
+    def label_notes(self) -> list[tuple[str, str]]:
+        """What to warn of, as (reason, message)."""
+        return [(reason, message) for reason, message in self.store.meta["label_notes"]]
+
+    @property
+    def label_way(self) -> str:
+        """How the labels were read; for `Wanted.like`."""
+        return str(self.store.meta["label_way"])
+
+    def stats(self, index: np.ndarray) -> DataStats:
+        """What some of the texts hold."""
+        arrays = self.store.arrays
+        return DataStats(
+            num_samples=len(index),
+            num_tokens=int(self.store.lengths()[index].sum()),
+            num_cut=int(arrays["cut"][index].sum()),
+            num_words=int(arrays["words"][index].sum(dtype=np.int64)),
+            num_unknown=int(arrays["unknown"][index].sum(dtype=np.int64)),
+            num_blank=int((arrays["words"][index] == 0).sum()),
+        )
+
+
+def load_examples(
+    files: list[DataFile],
+    source: spec_pb2.DataSource,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_length: int,
+    wanted: Wanted,
+    cache_dir: Path,
+    field: str = "spec.train_data",
+) -> Examples:
+    """Reads, checks and tokenises a source once. Raises DataError, SpecError."""
+    key = {
+        "version": EXAMPLES_VERSION,
+        "files": files_fingerprint(files, field=field),
+        "tokenizer": tokenization.fingerprint(tokenizer),
+        "max_length": max_length,
+        "layout": layout_key(source),
+        **wanted._asdict(),
+    }
+    # A plan found these labels, and has tokenised the same for it, if it was not given them.
+    found = cache_dir / "examples" / fingerprint_of({**key, "labels": ()})
+    if wanted.labels and is_whole(found):
+        store = TokenStore.open(found)
+        if tuple(store.meta["labels"]) == wanted.labels:
+            return Examples(store, LabelSchema(wanted.problem, wanted.labels))
+
+    def build(target: Path) -> None:
+        rows = read_rows(files, source, with_label=True, several_labels=wanted.takes_several, field=field)
+        labels = LabelColumn(wanted, mapped=bool(source.columns.labels))
+        try:
+            _tokenise(rows, tokenizer, target, max_length=max_length, labels=labels)
+        except DataError as error:
+            # What is found while rows are put together is said of the source that they came from.
+            raise (error if error.field.startswith(field) else error.at(field)) from None
+
+    folder = cache_dir / "examples" / fingerprint_of(key)
+    store = TokenStore.open(tokenised(folder, build))
+    return Examples(store, LabelSchema(wanted.problem, tuple(store.meta["labels"])))
+
+
+def _tokenise(
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerFast, target: Path, *, max_length: int, labels: LabelColumn
+) -> None:
+    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+    counter = TokenCounter(tokenizer)
+    has_pairs: bool | None = None
+    while batch := list(islice(rows, _BATCH_TEXTS)):
+        for row in batch:
+            labels.add(row)
+            if has_pairs is not None and has_pairs != (row.text_pair is not None):
+                message = (
+                    "some files have a second text and others none; give all one, or map none in columns.text_pair"
+                )
+                raise DataError(message, file=row.file, line=row.line)
+            has_pairs = row.text_pair is not None
+        pairs = [row.text_pair or "" for row in batch] if has_pairs else None
+        encoded = tokenization.encode(tokenizer, [row.text for row in batch], pairs, max_length)
+        writer.add(encoded.ids)
+        writer.add_array("types", np.fromiter((t for types in encoded.types for t in types), np.uint8))
+        writer.add_array("cut", np.asarray(encoded.cut, np.uint8))
+        words, unknown = counter.count(encoded.ids)
+        writer.add_array("words", words)
+        writer.add_array("unknown", unknown)
+    found = labels.finish()
+    writer.add_array("labels", found.array)
+    writer.finish(labels=found.schema.labels, has_pairs=bool(has_pairs), label_notes=found.notes, label_way=found.way)

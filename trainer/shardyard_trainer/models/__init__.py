@@ -1,0 +1,1 @@
+"""Which model a spec means: sources, folders, weights, configurations."""

@@ -1,0 +1,251 @@
+"""What is known of transformers' architectures: facts by model type, each held by a test where it concerns results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+
+from shardyard_trainer.models.folder import ModelFolder
+
+POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "roberta-prelayernorm",
+        "xmod",
+        "data2vec-text",
+        "mpnet",
+        "ibert",
+        "longformer",
+        "luke",
+        "esm",
+        "layoutlmv3",
+        "lilt",
+        "markuplm",
+    }
+)
+"""Absolute positions begin behind the padding id: position 0 is embedded as `pad_token_id + 1`."""
+
+PACKED_BY_POSITIONS = frozenset(
+    {
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "phi",
+        "phi3",
+        "gemma",
+        "gemma2",
+        "olmo",
+        "olmo2",
+        "starcoder2",
+        "stablelm",
+        "mixtral",
+    }
+)
+"""Causal models in which restarted `position_ids` without an attention mask keep documents apart."""
+
+PACKED_BY_MASK = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "ernie"})
+"""Encoders in which a 4-D boolean mask keeps documents apart, and positions can be given where they are absolute."""
+
+PLAIN_OUTPUT_LAYER = frozenset(
+    {
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "phi",
+        "phi3",
+        "gemma",
+        "olmo",
+        "olmo2",
+        "starcoder2",
+        "stablelm",
+    }
+)
+"""Causal models whose logits are the output layer of the last hidden state and nothing else: no scale, no soft cap."""
+
+WITHOUT_CACHE = frozenset({"xlstm"})
+"""Causal models whose states in transformers do not fit their own configuration: each token reads the whole text."""
+
+HEAD_READS_LAST_PLACE = frozenset({"xlnet"})
+"""Encoders whose own classification head reads the last place of a batch's rows, be it padding."""
+
+_READS_PADDING = "its {} read the padding, so a text's answer would depend on the texts beside it"
+
+_HEAD_ON_FIRST_TOKEN = frozenset(
+    {
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "electra",
+        "distilbert",
+        "albert",
+        "ernie",
+        "megatron-bert",
+        "deberta",
+        "deberta-v2",
+    }
+)
+# They have a causal head, but without further inputs look at the tokens that it is to predict.
+_SEES_AHEAD = frozenset({"bert-generation", "cpmant", "xlnet"})
+# Causal models whose classification head is not one linear layer named `score`.
+_HEAD_OF_ITS_OWN = frozenset({"ctrl", "modernbert-decoder"})
+NOT_TRAINED: Mapping[str, str] = {
+    "blt": "it reads bytes in patches, not the tokens of a tokenizer",
+    "clip_text_model": "it is the half of a model of pictures, and reads its vector at an end token of its own",
+    "convbert": _READS_PADDING.format("convolutions"),
+    "cpmant": "its attention counts the padding, so a text's answer would depend on the texts beside it",
+    "deepseek_v4": "transformers does not find its last norm again in what it has saved",
+    "fnet": "it has no attention mask, so a text's answer would depend on the texts beside it",
+    "funnel": _READS_PADDING.format("pooled blocks"),
+    "git": "most of its weights read pictures",
+    "layoutlmv2": "it needs detectron2 and pictures of pages",
+    "layoutlmv3": "it reads pages with pictures and boxes, not texts alone",
+    "mobilebert": _READS_PADDING.format("embeddings of a last token"),
+    "moshi": "it is the half of a model of sound",
+    "mra": _READS_PADDING.format("blocks of attention"),
+    "nystromformer": _READS_PADDING.format("landmarks"),
+    "perceiver": "its hidden states are latents, not one vector a token",
+    "phi4_multimodal": "most of its weights read pictures and sound",
+    "reformer": "it hashes at random, so the same text has another answer each time",
+    "youtu": "transformers sets a row of its embeddings to zero whenever it loads it",
+    "yoso": "it samples hashes at random and counts padding, so the same text has another answer each time",
+}
+"""Architectures of transformers that are refused by name, and why; a sweep over all of them keeps it true."""
+
+_TEXT_MODELS = (
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+)
+_DROPOUT_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate")
+
+
+def is_causal(model_type: str) -> bool:
+    """Whether the architecture reads from left to right: it has a causal head and no masked one."""
+    return (
+        model_type not in _SEES_AHEAD
+        and model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+
+
+def objectives(config: Any) -> list[str]:
+    """The pretraining objectives that a model supports: none that its direction of reading would give away."""
+    if not reads_text(config) or is_turned(config):
+        return []
+    if is_causal(config.model_type):
+        return ["causal_lm"]
+    return ["masked_lm"] if config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else []
+
+
+def reads_text(config: Any) -> bool:
+    """Whether the architecture makes one vector of each token of a text: no encoder-decoder, and nothing composite."""
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+        return False
+    return any(config.model_type in names for names in _TEXT_MODELS)
+
+
+def refusal(config: Any) -> str:
+    """Why no model of this configuration is trained here or asked; empty: it is."""
+    model_type = config.model_type
+    if model_type in NOT_TRAINED:
+        return f"{model_type} is not supported: {NOT_TRAINED[model_type]}"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{model_type} is an encoder with a decoder; use a model that is one of them, such as bert or gpt2"
+    if not reads_text(config):
+        return f"{model_type} is not a model that reads a text into one vector a token; use one such as bert or gpt2"
+    if model_type == "xmod" and not getattr(config, "default_language", None):
+        return "xmod has a part for each language; set default_language in its configuration, such as en_XX"
+    return ""
+
+
+def backbone_of(model: Any) -> Any:
+    """The part of a transformers model that gives `last_hidden_state`: the model itself if it has no head."""
+    backbone = model.base_model
+    if backbone is model and model.get_output_embeddings() is not None:
+        # The head of Llama 4 gives its backbone another name than its class says.
+        backbone = getattr(model, "model", model)
+    return backbone
+
+
+def native_pooling(config: Any, described: ModelFolder | None = None) -> str:
+    """What transformers' own classification head of this model reads: `cls`, `last`, or empty: it has none.
+
+    Sentence-transformers folders have none: their vectors are those of the tokens, without a pooler.
+    """
+    model_type = config.model_type
+    if described is not None and described.sentence is not None:
+        return ""
+    if model_type in _HEAD_ON_FIRST_TOKEN:
+        # Read from left to right, the first token knows nothing of the text.
+        return "" if is_turned(config) else "cls"
+    has_head = model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    reads_last = has_head and is_causal(model_type) and not is_turned(config) and model_type not in _HEAD_OF_ITS_OWN
+    return "last" if reads_last else ""
+
+
+def default_pooling(config: Any, described: ModelFolder | None) -> str:
+    """What a model was trained with, else the mean for encoders and the last token for what reads left to right."""
+    if described is not None and described.pooling:
+        return described.pooling
+    own = native_pooling(config) if described is not None and described.task == "text_classification" else ""
+    return own or ("last" if is_causal(config.model_type) != is_turned(config) else "mean")
+
+
+def is_turned(config: Any) -> bool:
+    """Whether the configuration makes an encoder read from left to right, or a causal model in both directions."""
+    if is_causal(config.model_type):
+        return getattr(config, "is_causal", True) is False or bool(
+            getattr(config, "use_bidirectional_attention", False)
+        )
+    return bool(getattr(config, "is_decoder", False))
+
+
+def width(config: Any) -> int:
+    """Numbers in one token's vector of the last hidden state."""
+    # OPT's smaller vectors go through a projection behind the last layer (OPT-350m has 512 of 1,024).
+    return int(config.word_embed_proj_dim if config.model_type == "opt" else config.hidden_size)
+
+
+def position_offset(config: Any) -> int:
+    """What the model's own positions begin at."""
+    if config.model_type not in POSITIONS_AFTER_PADDING:
+        return 0
+    if config.model_type == "mpnet":
+        return 2  # It takes 1 for its padding, whatever its configuration says.
+    return int(config.pad_token_id or 0) + 1
+
+
+def longest(config: Any) -> int | None:
+    """Tokens that the model can address; None: no limit is known."""
+    found = getattr(config, "max_position_embeddings", None)
+    if not isinstance(found, int) or found <= 0:
+        return None
+    return found - position_offset(config)
+
+
+def known_types() -> list[str]:
+    """The model types that a fresh model can be made of."""
+    return sorted(name for name in CONFIG_MAPPING if name in modeling_auto.MODEL_MAPPING_NAMES)
+
+
+def dropout_names(config: Any) -> list[str]:
+    """The names under which a configuration has dropout probabilities."""
+    return [
+        name
+        for name, value in config.to_dict().items()
+        if name.endswith(_DROPOUT_ENDINGS) and (value is None or isinstance(value, int | float))
+    ]

@@ -1,0 +1,173 @@
+"""What a Hugging Face folder says it is: `config.json`, and beside it `shardyard.json` where it was trained here.
+
+Nothing is loaded and no code of the folder is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.models.door import Folder, FolderInvalid
+from shardyard_trainer.models.sentence import SentenceSettings, read_sentence
+
+_TASKS = {
+    "ForSequenceClassification": "text_classification",
+    "ForMaskedLM": "masked_lm",
+    "ForPreTraining": "masked_lm",
+    "ForCausalLM": "causal_lm",
+    "LMHeadModel": "causal_lm",
+}
+_PROBLEMS = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder's own description. `task` is empty for a bare backbone; `trained` is the content of shardyard.json."""
+
+    source: Folder
+    config: Mapping[str, Any]
+    model_type: str
+    task: str
+    problem: str
+    labels: tuple[str, ...]
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    sentence: SentenceSettings | None = None
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that texts were cut to in training."""
+        return self.sentence.max_length if self.sentence else self.trained.get("max_length")
+
+    @property
+    def pooling(self) -> str:
+        """`mean`, `cls`, `max`, `last`, or empty if nothing says so."""
+        return self.sentence.pooling if self.sentence else str(self.trained.get("pooling") or "")
+
+    @property
+    def normalize(self) -> bool:
+        """Whether its authors scale pooled vectors to length 1."""
+        return self.sentence is not None and self.sentence.normalize
+
+
+def read_folder(folder: Folder) -> ModelFolder:
+    """Reads what the folder says. Raises FolderInvalid."""
+    if "adapter_config.json" in folder.names():
+        # Passed over, the model would be another one than its author means.
+        raise FolderInvalid(
+            "the folder has an adapter (adapter_config.json), which is not applied; merge it into its model "
+            "(`merge_and_unload` of peft), save that, and give its folder",
+            file="adapter_config.json",
+        )
+    if not folder.has("config.json"):
+        read_sentence(folder)  # It says where such a folder has its transformer.
+    config = folder.read_json("config.json", what="a Hugging Face model folder has one")
+    refuse_code(folder, "config.json", config)
+    if folder.has("tokenizer_config.json"):
+        refuse_code(folder, "tokenizer_config.json", folder.read_json("tokenizer_config.json"))
+    model_type = known_model_type(config.get("model_type"))
+    if folder.has("shardyard.json"):
+        return _trained_here(folder, config, model_type, folder.read_json("shardyard.json"))
+    task = _task_of(config)
+    labels = _labels_of(config) if task == "text_classification" else ()
+    problem = _problem_of(config, labels) if labels else ""
+    return ModelFolder(folder, config, model_type, task, problem, labels, sentence=read_sentence(folder))
+
+
+def refuse_code(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
+    """Raises FolderInvalid CUSTOM_CODE_REFUSED for a file of settings that asks for Python code of its own folder."""
+    if values.get("auto_map"):
+        raise FolderInvalid(
+            f"{name} has an auto_map: the model needs Python code from its own folder, which is never run; "
+            "use a model whose architecture transformers has",
+            reason="CUSTOM_CODE_REFUSED",
+            file=name,
+        )
+
+
+def _trained_here(
+    folder: Folder, config: Mapping[str, Any], model_type: str, trained: Mapping[str, Any]
+) -> ModelFolder:
+    labels, length = trained.get("labels") or [], trained.get("max_length")
+    problem, pooling = trained.get("problem") or "", trained.get("pooling") or ""
+    rules = {
+        "format": trained.get("format") == 1,
+        "task": trained.get("task") in set(_TASKS.values()),
+        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "problem": problem in {"", *_PROBLEMS.values()},
+        "pooling": pooling in {"", "mean", "cls", "max", "last"},
+        "max_length": length is None or (type(length) is int and length >= 1),
+    }
+    wrong = [name for name, holds in rules.items() if not holds]
+    if wrong:
+        value = str(trained.get(wrong[0]))[:100]
+        raise FolderInvalid(f"shardyard.json has a {wrong[0]} that is none: {value!r}", file="shardyard.json")
+    return ModelFolder(folder, config, model_type, trained["task"], problem, tuple(labels), trained)
+
+
+def known_model_type(model_type: object) -> str:
+    """The type if transformers has it. Raises FolderInvalid naming the nearest."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES:
+        return model_type
+    near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING_NAMES, n=1)
+    raise FolderInvalid(
+        f"config.json names the model_type {str(model_type)[:100]!r}, which transformers does not have"
+        + (f"; the nearest is {near[0]!r}" if near else ""),
+        file="config.json",
+    )
+
+
+def _task_of(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        return ""
+    return next((task for ending, task in _TASKS.items() if str(architectures[0]).endswith(ending)), "")
+
+
+def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names, number = config.get("id2label"), config.get("num_labels")
+    if not isinstance(names, dict):
+        # transformers' own names; it has two of them if nothing says how many.
+        return tuple(f"LABEL_{index}" for index in range(number if type(number) is int else 2))
+    try:
+        by_output = {int(key): str(name) for key, name in names.items()}
+    except ValueError:
+        raise FolderInvalid("config.json has an id2label whose keys are not numbers", file="config.json") from None
+    labels = tuple(by_output[key] for key in sorted(by_output))
+    if sorted(by_output) != list(range(len(names))):
+        raise FolderInvalid(
+            f"config.json has an id2label with the keys {shorten(', '.join(names))}; number the head's outputs from 0",
+            file="config.json",
+        )
+    if type(number) is int and number != len(labels):
+        raise FolderInvalid(
+            f"config.json has num_labels {number}, but {len(labels)} names in id2label; correct one of them",
+            file="config.json",
+        )
+    _check_different(labels)
+    return labels
+
+
+def _check_different(labels: tuple[str, ...]) -> None:
+    seen: dict[str, str] = {}
+    for label in labels:
+        if (other := seen.setdefault(label.casefold(), label)) is not label:
+            how = "twice" if other == label else f"beside {other!r}, from which only its case differs"
+            raise FolderInvalid(
+                f"config.json has the label {shorten(label)!r} {how}; give each output a name of its own in id2label",
+                file="config.json",
+            )
+
+
+def _problem_of(config: Mapping[str, Any], labels: tuple[str, ...]) -> str:
+    named = _PROBLEMS.get(str(config.get("problem_type")))
+    return named or ("regression" if len(labels) == 1 else "single_label")

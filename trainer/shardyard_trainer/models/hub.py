@@ -1,0 +1,128 @@
+"""Models of the Hugging Face Hub, pinned to a commit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2  # What huggingface_hub 2 speaks with: errors of the connection are its own.
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import SpecError, shorten
+from shardyard_trainer.models.door import Folder, open_folder
+
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT_S = 20.0
+_OF_THE_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+
+
+class HubFolder(NamedTuple):
+    """Where a model's files lie, and the commit that they are of."""
+
+    folder: Folder
+    commit: str
+
+
+def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.model.hub") -> HubFolder:
+    """Fetches a model's files (once) and pins its commit. `HF_ENDPOINT` says where the Hub is.
+
+    Raises SpecError MODEL_NOT_FOUND, REVISION_NOT_FOUND, HUB_UNREACHABLE, MODEL_UNSAFE, or SPEC_INVALID for an id
+    that is none.
+    """
+    target = cache_dir / "hub"
+    if _COMMIT.fullmatch(hub.revision) and (cached := _cached(hub, target)):
+        return HubFolder(_opened(cached), hub.revision)
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    revision = hub.revision or "main"
+    try:
+        # No token: what the server's account may read is not for everybody who may submit.
+        info = HfApi(endpoint=endpoint, token=False).model_info(hub.id, revision=revision, timeout=_TIMEOUT_S)
+        files = {sibling.rfilename for sibling in info.siblings or []}
+        _check_files(hub, files, field)
+        folder = snapshot_download(
+            hub.id,
+            revision=info.sha,
+            cache_dir=target,
+            endpoint=endpoint,
+            token=False,
+            allow_patterns=_WANTED,
+            # Other frameworks' weights and demos lie in folders of their own.
+            ignore_patterns=["*/*"],
+            etag_timeout=_TIMEOUT_S,
+        )
+    except HFValidationError:
+        raise SpecError(
+            f"{field}.id", "SPEC_INVALID", f"{shorten(hub.id)!r} is no Hub id; it is `name` or `owner/name`"
+        ) from None
+    except RevisionNotFoundError:
+        raise SpecError(
+            f"{field}.revision",
+            "REVISION_NOT_FOUND",
+            f"{shorten(hub.id)} has no branch, tag or commit {shorten(revision)!r}",
+        ) from None
+    except (RepositoryNotFoundError, GatedRepoError):
+        raise SpecError(
+            f"{field}.id", "MODEL_NOT_FOUND", f"the Hub has no model {shorten(hub.id)!r}, or it is private or gated"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        if _is_of_this_disk(error):
+            raise
+        raise SpecError(
+            field,
+            "HUB_UNREACHABLE",
+            f"the Hub cannot be reached ({type(error).__name__}); try again, or upload the model",
+        ) from None
+    _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
+    _complete(target, str(info.sha)).touch()
+    return HubFolder(_opened(Path(folder)), str(info.sha))
+
+
+def _is_of_this_disk(error: Exception) -> bool:
+    """Whether the cache could not be written or read, which is not the Hub's fault."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return False
+    return error.errno is not None and error.errno not in _OF_THE_NETWORK
+
+
+def _opened(snapshot: Path) -> Folder:
+    # `models--owner--name/snapshots/COMMIT`: its files are links into `models--owner--name/blobs`.
+    return open_folder(snapshot, roots=(snapshot.parents[1],))
+
+
+def _complete(target: Path, commit: str) -> Path:
+    # A download that was cut off leaves a folder that looks like a whole one.
+    return target / "complete" / commit
+
+
+def _cached(hub: spec_pb2.HubModel, target: Path) -> Path | None:
+    if not _complete(target, hub.revision).is_file():
+        return None
+    try:
+        return Path(snapshot_download(hub.id, revision=hub.revision, cache_dir=target, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def _check_files(hub: spec_pb2.HubModel, files: set[str], field: str) -> None:
+    has_safe = any(name.endswith(".safetensors") for name in files)
+    if files and not has_safe and any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in files):
+        raise SpecError(
+            field,
+            "MODEL_UNSAFE",
+            f"{shorten(hub.id)} has weights in pickle files only; use a revision with safetensors",
+        )

@@ -1,0 +1,262 @@
+"""What of a folder's config.json and generation_config.json reaches transformers: known settings of known types.
+
+A configuration object is made of a dictionary that was picked here. Nothing in it names a file, a class, a repository
+or code: `_name_or_path`, `auto_map`, `quantization_config`, `attn_implementation` and their like are left behind, and
+so is every setting that the architecture does not have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+
+from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.models.bounds import experts_complaint, too_large
+from shardyard_trainer.models.door import Folder, FolderInvalid
+
+_NEVER = frozenset(
+    {
+        "auto_map",
+        "backbone",
+        "backbone_config",
+        "backbone_kwargs",
+        "custom_pipelines",
+        "distributed_config",
+        "dtype",
+        "fusion_config",
+        "model_name",
+        "model_type",
+        "name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "per_layer_config",
+        "quantization_config",
+        "return_dict",
+        "timm_kwargs",
+        "torch_dtype",
+        "transformers_version",
+        "transformers_weights",
+        "use_kernels",
+        "use_pretrained_backbone",
+        "use_timm_backbone",
+    }
+)
+"""Settings that name code, files or places, or that decide how this code calls the model; `_…` ones are internal."""
+
+READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        (
+            *("head_dim", "global_head_dim", "num_global_key_value_heads", "embedding_size", "sliding_window"),
+            *("sliding_window_pattern", "sliding_window_size", "rotary_dim", "max_relative_positions"),
+            *("position_buckets", "original_max_position_embeddings", "no_rope_layer_interval", "num_labels"),
+            *("full_attention_interval", "first_k_dense_replace", "num_nextn_predict_layers", "num_hash_layers"),
+            *("attention_chunk_size", "pooler_hidden_size", "num_experts", "num_local_experts", "conv_kernel_size"),
+            *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id"),
+            *("num_key_value_heads", "attention_head_size", "dense_intermediate_size", "max_position_embeddings"),
+            *(
+                "linear_head_dim",
+                "n_embed",
+                "num_heads",
+                "block_ff_dim",
+                "global_attn_every_n_layers",
+                "max_expected_seq_len",
+                "conv_groups",
+            ),
+        ),
+        (int,),
+    ),
+    **dict.fromkeys(
+        (
+            *("rope_theta", "rotary_pct", "rotary_emb_base", "partial_rotary_factor", "rope_local_base_freq"),
+            *("local_rope_theta", "global_rope_theta", "swa_rope_theta", "initializer_range", "init_std"),
+            *("initializer_cutoff_factor", "initializer_factor", "embedding_initializer_range", "hidden_dropout"),
+            *("classifier_dropout", "classifier_dropout_rate", "cls_dropout", "layerdrop", "attention_dropout"),
+            *("summary_first_dropout", "summary_last_dropout", "capacity_factor", "router_scale", "swiglu_limit"),
+        ),
+        (int, float),
+    ),
+    **dict.fromkeys(
+        (
+            *("tie_word_embeddings", "tie_last_hidden_states", "is_decoder", "is_causal", "relative_attention"),
+            *("position_biased_input", "share_att_key", "use_bidirectional_attention"),
+            *("use_sliding_window", "use_bias", "qkv_bias", "summary_use_proj", "summary_proj_to_labels"),
+            *("add_cross_attention", "talking_head", "pre_norm", "use_cache"),
+        ),
+        (bool,),
+    ),
+    **dict.fromkeys(
+        (
+            *("position_embedding_type", "hidden_act", "summary_type", "summary_activation", "norm_rel_ebd"),
+            "conv_act",
+        ),
+        (str,),
+    ),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), (dict,)),
+    "layer_types": (list,),
+}
+"""Settings that code of transformers reads from architectures that do not declare them, or takes under an old name."""
+
+_SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf}
+
+_GENERATION: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), (int,)),
+    "eos_token_id": (int, list),
+    **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens", "top_k", "num_beams"), (int,)),
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
+        (int, float),
+    ),
+    **dict.fromkeys(("no_repeat_ngram_size", "num_return_sequences", "num_beam_groups"), (int,)),
+    **dict.fromkeys(("do_sample", "use_cache", "early_stopping", "remove_invalid_values"), (bool,)),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (list,)),
+}
+
+_MOST_LABELS = 100_000
+_MOST_LAYERS = 10_000
+_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks|groups)|\w+_layers|num_layers|depth|layers")
+"""Names under which architectures have counts of layers: more are refused before anything is built of them."""
+
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
+    "max_position_embeddings",
+)
+
+_DEEPEST = 8
+
+
+def model_config(folder: Folder) -> Any:
+    """The configuration object of a folder's config.json, of a model type that transformers has.
+
+    Raises FolderInvalid for a setting of another type, and what transformers raises for values that it refuses: see
+    `loading.LOADING_ERRORS`.
+    """
+    values = folder.read_json("config.json", what="a Hugging Face model folder has one")
+    if values.get("quantization_config"):
+        raise FolderInvalid(
+            f"the model is quantised ({_method(values['quantization_config'])}), and its weights are not those of its "
+            "architecture; use the model that it was made from, or save it dequantised",
+            file="config.json",
+        )
+    kind = transformers.CONFIG_MAPPING[str(values.get("model_type"))]
+    picked = _picked(values, kind)
+    if (over := too_large(picked)) is not None:
+        raise FolderInvalid(f"config.json cannot be built: {over.message}", file="config.json")
+    _refuse_too_small(picked, kind)
+    config = kind(**picked)
+    if (found := experts_complaint(config.to_dict())) is not None:
+        raise FolderInvalid(f"config.json has {found[0]}: {found[1]}", file="config.json")
+    return config
+
+
+def generation_settings(folder: Folder) -> dict[str, Any]:
+    """The known settings of generation_config.json that are set; empty if the folder has none. Raises FolderInvalid."""
+    if not folder.has("generation_config.json"):
+        return {}
+    values = folder.read_json("generation_config.json")
+    found = {name: values[name] for name in _GENERATION if values.get(name) is not None}
+    for name, value in found.items():
+        is_ids = not isinstance(value, list) or all(type(each) is int for each in value)
+        if not _is_of(value, _GENERATION[name]) or not is_ids:
+            raise _wrong("generation_config.json", name, value, _GENERATION[name])
+    return found
+
+
+def plain(file: str, name: str, value: Any, *, depth: int = 0) -> Any:
+    """A setting's value as it is meant. Raises FolderInvalid for one that no setting has: NaN, or nested deeply."""
+    if depth > _DEEPEST:
+        raise FolderInvalid(f"{file} has {name} nested more than {_DEEPEST} deep", file=file)
+    if isinstance(value, float) and math.isnan(value):
+        raise FolderInvalid(f"{file} has {name}: NaN, which is not a number; correct it, or leave it out", file=file)
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in _SPECIAL_FLOATS:
+            return _SPECIAL_FLOATS[value["__float__"]]  # transformers writes it so
+        return {key: plain(file, name, each, depth=depth + 1) for key, each in value.items()}
+    return [plain(file, name, each, depth=depth + 1) for each in value] if isinstance(value, list) else value
+
+
+def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """The settings of a config.json that its architecture has."""
+    declared = {field.name for field in dataclasses.fields(kind)}
+    declared |= {*kind.attribute_map, *kind.attribute_map.values()}
+    picked = {}
+    for name, value in values.items():
+        if name in _NEVER or name.startswith("_"):
+            continue
+        if name in kind.sub_configs_defaults:
+            inner = kind.sub_configs_defaults[name].config_class
+            # A part that chooses its own class is left at its default: models of text have none.
+            if isinstance(value, dict) and issubclass(inner, transformers.PretrainedConfig):
+                picked[name] = _picked(value, inner)
+            continue
+        if name not in declared:
+            if name not in READ_BY_MODELS:
+                continue
+            if value is not None and not _is_of(value, READ_BY_MODELS[name]):
+                raise _wrong("config.json", name, value, READ_BY_MODELS[name])
+        picked[name] = plain("config.json", name, value)
+        if type(value) is int and value > _MOST_LAYERS and _LAYERS.fullmatch(name):
+            raise FolderInvalid(
+                f"config.json asks for {value:,} layers ({name}); at most {_MOST_LAYERS:,} are built",
+                file="config.json",
+            )
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(picked.get(name), dict):
+            picked[name] = _rotation(picked[name])
+    _check_labels(picked)
+    return picked
+
+
+def _refuse_too_small(picked: Mapping[str, Any], kind: Any) -> None:
+    """Raises FolderInvalid for a size under 1 that is not the architecture's own: transformers would divide by it."""
+    for name in _SIZES:
+        for own in sorted({name, kind.attribute_map.get(name, name)}):
+            value = picked.get(own)
+            if type(value) is int and value < 1 and value != getattr(kind(), own, None):
+                raise FolderInvalid(
+                    f"config.json has {own}: {value:,}, which must be at least 1; put the config.json that the weights "
+                    "were saved with beside them",
+                    file="config.json",
+                )
+
+
+def _method(value: Any) -> str:
+    return shorten(str(value.get("quant_method"))) if isinstance(value, dict) else "in an unknown way"
+
+
+def _rotation(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, and the name of a kind; models with layers of several kinds have one dictionary for each of them."""
+    found = {}
+    for name, each in value.items():
+        if isinstance(each, dict):
+            found[name] = _rotation(each)
+        elif isinstance(each, int | float | list | None) or name in {"rope_type", "type"}:
+            found[name] = each
+    return found
+
+
+def _check_labels(picked: Mapping[str, Any]) -> None:
+    names, number = picked.get("id2label"), picked.get("num_labels")
+    if names is not None and not (isinstance(names, dict) and all(isinstance(each, str) for each in names.values())):
+        raise FolderInvalid("config.json has an id2label that is not an object of names", file="config.json")
+    for count in (len(names or ()), number or 0):
+        if isinstance(count, int) and count > _MOST_LABELS:
+            raise FolderInvalid(
+                f"config.json has {count:,} labels; at most {_MOST_LABELS:,} are possible", file="config.json"
+            )
+
+
+def _is_of(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
+
+
+def _wrong(file: str, name: str, value: Any, types: tuple[type, ...]) -> FolderInvalid:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
+    wanted = words.get(types[-1], "a list")
+    return FolderInvalid(
+        f"{file} has {name}: {shorten(str(value))!r}, which is not {wanted}; correct it, or leave it out", file=file
+    )

@@ -1,0 +1,208 @@
+"""Models: which one a spec means, and the module that a task trains, fresh or from weights.
+
+Nothing of a model's folder is ever run, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError, shorten
+from shardyard_trainer.data.sources import resolve_uri
+from shardyard_trainer.inputs.vocabularies import num_ids, too_many_ids, too_many_types
+from shardyard_trainer.models import architectures
+from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links
+from shardyard_trainer.models.folder import ModelFolder, read_folder
+from shardyard_trainer.models.fresh import (
+    canonical_names,
+    check_builds,
+    check_token_ids,
+    fresh_config,
+    number_complaint,
+)
+from shardyard_trainer.models.hub import resolve_hub
+from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.models.settings import model_config
+from shardyard_trainer.models.weight_heads import with_true_head
+from shardyard_trainer.models.weights import WeightsInvalid, no_weights, weight_names
+from shardyard_trainer.reading import about
+
+if TYPE_CHECKING:
+    from shardyard_trainer.tasks.base import Task
+    from shardyard_trainer.tasks.modules import HuggingFaceModule
+    from shardyard_trainer.tasks.parts import TrainableTask
+
+FIELD = "spec.model"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one)."""
+
+    config: Any
+    folder: Folder | None
+    described: ModelFolder | None = None
+    commit: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    field: str = FIELD
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it starts from random weights."""
+        return self.folder is None
+
+
+def build_module(
+    task: Task, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, meta: bool = False
+) -> HuggingFaceModule:
+    """The module that the task trains, fp32 on the CPU, the same on every rank for the same spec.
+
+    What is drawn at random comes from the spec's seed alone. `meta` makes it without memory or weights, to count.
+    Raises SpecError where the weights do not load.
+    """
+    # Every task of `build_task` is one.
+    trainable = cast("TrainableTask", task)
+    del locations  # The task was built from the same ones and has the folder.
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.optimization.seed)
+        if not meta:
+            return trainable.make_module(meta=False)
+        with torch.device("meta"):
+            return trainable.make_module(meta=True)
+
+
+def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, *, field: str = FIELD) -> ModelChoice:
+    """The model that a source means, its configuration read and checked. Raises SpecError."""
+    kind = source.WhichOneof("source")
+    if kind is None:
+        raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model or architecture")
+    if kind == "architecture":
+        place = f"{field}.architecture"
+        config, overrides = fresh_config(source.architecture, place)
+        choice = ModelChoice(config, None, overrides=overrides, field=place)
+    else:
+        folder, commit = find_folder(source, locations, field=field)
+        choice = _pretrained(folder, commit, f"{field}.{kind}")
+    # What is not a model of texts is refused by the task, which says what the model can do.
+    if architectures.reads_text(choice.config) and (refusal := architectures.refusal(choice.config)):
+        raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", refusal)
+    if source.HasField("dropout"):
+        for name in architectures.dropout_names(choice.config):
+            if getattr(choice.config, name) is not None or name == "classifier_dropout":
+                setattr(choice.config, name, source.dropout)
+    return choice
+
+
+def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> tuple[Folder, str]:
+    """The folder of a model or tokenizer source that is not made afresh, and its commit if it has one."""
+    kind = source.WhichOneof("source")
+    about(f"{field}.{kind}", "MODEL_INVALID")
+    if kind == "hub":
+        found, commit = resolve_hub(source.hub, Path(locations.cache_dir), field=f"{field}.hub")
+        return _checked(found, f"{field}.hub"), commit
+    if kind == "uri":
+        path = resolve_uri(source.uri, locations, field=f"{field}.uri")
+        if not path.is_dir():
+            raise SpecError(f"{field}.uri", "PATH_NOT_ALLOWED", f"{shorten(source.uri)!r} is a file; give its folder")
+        roots = tuple(Path(root) for root in locations.data_roots)
+        return _checked(open_folder(path, roots=roots), f"{field}.uri"), ""
+    name = getattr(source, kind)
+    reason = "DATASET_NOT_FOUND" if kind == "dataset" else "MODEL_NOT_FOUND"
+    place = locations.folders.get(name, "")
+    if not place or not Path(place).is_dir():
+        raise SpecError(f"{field}.{kind}", reason, f"there is no {kind} {shorten(name)!r}")
+    return _checked(open_folder(Path(place)), f"{field}.{kind}"), ""
+
+
+def _checked(folder: Folder, field: str) -> Folder:
+    try:
+        refuse_links(folder)
+    except FolderInvalid as error:
+        raise SpecError(field, "PATH_NOT_ALLOWED", str(error), error.metadata) from None
+    return folder
+
+
+def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
+    """A fresh model's configuration made to fit its tokenizer and the longest sequence; a given model's checked.
+
+    Raises SpecError for a tokenizer that the model has no embeddings for.
+    """
+    config, size = choice.config, num_ids(tokenizer)
+    if complaint := too_many_types(tokenizer, getattr(config, "type_vocab_size", None)):
+        raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
+    if not choice.is_fresh:
+        if complaint := too_many_ids(tokenizer, config.vocab_size):
+            raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
+        return choice
+    place = f"{choice.field}.overrides"
+    wanted = choice.overrides.get("vocab_size", size)
+    if wanted < size:
+        raise SpecError(
+            f"{place}.vocab_size",
+            "SPEC_INVALID",
+            f"{wanted:,} is less than the tokenizer's {size:,}; leave it out",
+        )
+    check_token_ids(choice.overrides, wanted, place)
+    config.vocab_size = wanted
+    for role in ("pad", "bos", "eos", "cls", "sep"):
+        if hasattr(config, f"{role}_token_id"):
+            # A configuration that must have such a token keeps its own.
+            with suppress(TypeError, StrictDataclassError):
+                setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    if (
+        "max_position_embeddings" not in canonical_names(config, choice.overrides)
+        and architectures.longest(config) is not None
+    ):
+        config.max_position_embeddings = length + architectures.position_offset(config)
+    check_builds(config, choice.field)
+    return replace(choice, config=config)
+
+
+def check_length(choice: ModelChoice, length: int, *, field: str) -> None:
+    """Raises SpecError where the model cannot address so many tokens."""
+    most = architectures.longest(choice.config)
+    if most is not None and length > most:
+        raise SpecError(
+            field, "SPEC_INVALID", f"{length:,} is more than the {most:,} tokens that the model can address"
+        )
+
+
+def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
+    try:
+        described = read_folder(folder)
+        if not weight_names(folder):
+            raise no_weights(folder)
+        with quiet():
+            config = model_config(folder)
+        for name, value in config.to_dict().items():
+            if complaint := number_complaint(name, value):
+                raise FolderInvalid(f"config.json has {name}: {complaint}", file="config.json")
+        if not architectures.refusal(config):
+            described = with_true_head(described)
+    except FolderInvalid as error:
+        raise SpecError(field, error.reason, str(error), error.metadata) from None
+    except WeightsInvalid as error:
+        raise SpecError(field, "MODEL_INVALID", str(error), {"file": error.file}) from None
+    except LOADING_ERRORS as error:
+        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from None
+    return ModelChoice(config, folder, described, commit, field=field)
+
+
+def has_head(choice: ModelChoice) -> bool:
+    """Whether the choice's folder has a classification head."""
+    return choice.described is not None and choice.described.task == "text_classification"
+
+
+def head_order(choice: ModelChoice, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels in the order of the head's outputs if the head has just these, else empty."""
+    own = choice.described.labels if choice.described is not None and has_head(choice) else ()
+    return own if set(own) == set(labels) and tuple(labels) != own else ()

@@ -1,0 +1,85 @@
+"""Which heads a folder's weights really have, found from the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import transformers
+
+from shardyard_trainer.models.door import Folder, FolderInvalid, signature
+from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, quiet, what_failed
+from shardyard_trainer.models.settings import model_config
+from shardyard_trainer.models.weight_report import WeightReport, judge
+from shardyard_trainer.models.weights import WeightsInvalid, load_pretrained, open_tensors
+
+CLASSES: Mapping[str, Any] = {
+    "text_classification": transformers.AutoModelForSequenceClassification,
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "": transformers.AutoModel,
+}
+"""Transformers' classes by the task that their head is for; empty: the backbone alone."""
+
+
+def look(folder: Folder, task: str) -> WeightReport:
+    """What a task's class would take of the weights, found without reading them. Raises FolderInvalid.
+
+    A class that the architecture does not have lacks everything of its head.
+    """
+    return _look(folder, task, signature(folder.path))
+
+
+@functools.lru_cache(maxsize=256)
+def _look(folder: Folder, task: str, _signature: object) -> WeightReport:
+    config: Any = None
+    try:
+        with quiet():
+            config = model_config(folder)
+            if type(config) not in CLASSES[task]._model_mapping:
+                return WeightReport(("head",), (), untied=False)
+            _refuse_deep(folder, config)
+            model, info = load_pretrained(
+                CLASSES[task], folder, config, device_map="meta", ignore_mismatched_sizes=True
+            )
+        return judge(model, info, untied=_differ(folder, getattr(model, "all_tied_weights_keys", {})))
+    except LOADING_ERRORS as error:
+        if isinstance(error, FolderInvalid | WeightsInvalid):
+            raise
+        why = one_line(error) if config is None else what_failed(error, config)[1]
+        raise FolderInvalid(f"the model does not load: {why}", file="config.json") from None
+
+
+def with_true_head(described: ModelFolder) -> ModelFolder:
+    """What a folder says of itself, without a head that config.json tells of and the weights lack."""
+    if described.trained or not described.task or not look(described.source, described.task).lacking:
+        return described
+    return replace(described, task="", labels=(), problem="")
+
+
+def _refuse_deep(folder: Folder, config: Any) -> None:
+    """Raises FolderInvalid for more layers than the file has tensors, before so many are built."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    with open_tensors(folder) as tensors:
+        if isinstance(layers, int) and layers > len(tensors):
+            raise FolderInvalid(
+                f"config.json asks for {layers:,} layers, but the weights have {len(tensors):,} tensors",
+                file="config.json",
+            )
+
+
+def _differ(folder: Folder, ties: Mapping[str, str]) -> bool:
+    """Whether the file has two different tensors where config.json says that they are one."""
+    with open_tensors(folder) as tensors:
+        return any(
+            one in tensors
+            and other in tensors
+            and (
+                tensors[one].get_shape() != tensors[other].get_shape()
+                or not bool((tensors[one][:] == tensors[other][:]).all())
+            )
+            for one, other in ties.items()
+        )

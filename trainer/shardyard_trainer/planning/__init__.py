@@ -1,0 +1,1 @@
+"""From a spec to what it would do, before anything runs."""

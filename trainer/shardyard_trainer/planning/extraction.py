@@ -1,0 +1,147 @@
+"""What a feature extraction is to do: its plan, and what a rank needs to know to do its part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.answering import warm
+from shardyard_trainer.answering.inspect import check_weights
+from shardyard_trainer.data.columns import Row, read_rows
+from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.sources import DataFile, resolve_source
+from shardyard_trainer.models import architectures, sources
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.planning import memory, resolve
+from shardyard_trainer.planning.checks import node_memory_of_worker, slots_of
+from shardyard_trainer.planning.identity import data_fingerprint
+from shardyard_trainer.planning.pins import model_fingerprint
+from shardyard_trainer.tasks.build import DEFAULT_MAX_LENGTH
+from shardyard_trainer.tasks.modules import POOLINGS
+
+ROWS_PER_SHARD = {
+    spec_pb2.FeatureExtraction.OUTPUT_POOLED: 2048,
+    spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE: 128,
+}
+"""Texts in one Parquet file: what is done again after a failure, and what lies in memory at once."""
+
+FIELD = "spec.feature_extraction"
+_OUTPUTS = spec_pb2.FeatureExtraction
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A resolved feature extraction. `whole`: one vector a token instead of one a text."""
+
+    model: warm.WarmModel
+    files: list[DataFile]
+    source: spec_pb2.DataSource
+    whole: bool
+    pooling: str
+    max_length: int
+    normalize: bool
+    rows_per_shard: int
+
+    def rows(self) -> list[Row]:
+        """The texts, in order. Raises DataError."""
+        return list(read_rows(self.files, self.source, with_label=False, field=f"{FIELD}.data"))
+
+
+def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Extraction, str]:
+    """What a spec asks for, its defaults filled in, and the Hub commit of its model. Raises SpecError, all at once."""
+    wanted = spec.feature_extraction
+    errors: list[SpecError] = []
+    model, commit, files = None, "", []
+    try:
+        model, commit = _load_model(spec, locations)
+    except SpecError as error:
+        errors.append(error)
+    try:
+        files = resolve_source(wanted.data, locations, field=f"{FIELD}.data")
+    except SpecError as error:
+        errors.append(error)
+    raise_all(errors)
+    assert model is not None
+    longest = model.longest
+    if wanted.HasField("max_length") and (wanted.max_length < 1 or (longest and wanted.max_length > longest)):
+        rule = f"1 to {longest:,} tokens" if longest else "at least 1"
+        raise SpecError(f"{FIELD}.max_length", "SPEC_INVALID", f"{wanted.max_length:,}: the model takes {rule}")
+    trained = model.folder.max_length or DEFAULT_MAX_LENGTH
+    length = wanted.max_length if wanted.HasField("max_length") else min(trained, longest or trained)
+    output = wanted.output or _OUTPUTS.OUTPUT_POOLED
+    pooling = POOLINGS.get(wanted.pooling) or architectures.default_pooling(model.model.config, model.folder)
+    found = Extraction(
+        model=model,
+        files=files,
+        source=wanted.data,
+        whole=output == _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE,
+        pooling=pooling,
+        max_length=length,
+        normalize=wanted.normalize or model.folder.normalize,
+        rows_per_shard=ROWS_PER_SHARD[output],
+    )
+    return found, commit
+
+
+def plan_extraction(
+    spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, node: worker_pb2.NodeShape
+) -> plan_pb2.JobPlan:
+    """The plan, and in `spec` what it found. Raises SpecError."""
+    found, commit = read_extraction(spec, locations)
+    wanted = spec.feature_extraction
+    wanted.output = _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE if found.whole else _OUTPUTS.OUTPUT_POOLED
+    wanted.pooling = resolve.POOLING_VALUES[found.pooling]
+    wanted.max_length = found.max_length
+    wanted.normalize = found.normalize
+    resolve.fill_source(wanted.data, found.files)
+    if commit:
+        spec.model.hub.revision = commit
+    num_rows = sum(1 for _ in read_rows(found.files, found.source, with_label=False, field=f"{FIELD}.data"))
+    num_parameters = sum(parameter.numel() for parameter in found.model.model.parameters())
+    workers = spec.resources.workers
+    need = memory.Memory(
+        parameters=4 * num_parameters,
+        gradients=0,
+        optimizer=0,
+        activations=0,
+        logits=0,
+        batches=0,
+        process=memory.CPU_PROCESS_BYTES,
+        available=node_memory_of_worker(spec, node),
+        on_gpu=False,
+    )
+    return plan_pb2.JobPlan(
+        resolved_spec=spec,
+        batch=plan_pb2.BatchPlan(workers=workers),
+        num_parameters=num_parameters,
+        memory=need.to_proto(),
+        total_steps=num_shards(num_rows, found.rows_per_shard),
+        num_train_samples=num_rows,
+        slots=slots_of(spec),
+        data_fingerprint=data_fingerprint(spec, locations),
+        model_fingerprint=model_fingerprint(spec, locations),
+    )
+
+
+def num_shards(num_rows: int, rows_per_shard: int) -> int:
+    """Files of the result."""
+    return -(-num_rows // rows_per_shard)
+
+
+def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[warm.WarmModel, str]:
+    kind = spec.model.WhichOneof("source")
+    if kind is None:
+        raise SpecError("spec.model", "SPEC_INVALID", "no model: give hub, uri or model")
+    if kind == "architecture":
+        message = "a fresh model has nothing to extract; give a pretrained one"
+        raise SpecError("spec.model.architecture", "SPEC_INVALID", message)
+    folder, commit = sources.find_folder(spec.model, locations, field="spec.model")
+    field = f"spec.model.{kind}"
+    if kind != "model":
+        raise_all([SpecError(field, each.reason, str(each), each.metadata) for each in check_weights(folder)])
+    try:
+        model = warm.shared_cache().get(folder)
+    except FolderInvalid as error:
+        raise SpecError(field, error.reason, str(error), error.metadata) from error
+    return replace(model), commit

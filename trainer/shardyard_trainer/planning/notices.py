@@ -1,0 +1,51 @@
+"""What is odd about a plan, though nothing is wrong with it (docs/planning.md lists the reasons)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.planning.memory import Memory
+from shardyard_trainer.tasks.parts import TrainableTask
+
+_MANY_LABELS = 20
+
+
+def plan_warnings(
+    spec: spec_pb2.JobSpec, task: TrainableTask, need: Memory, steps: int, node: worker_pb2.NodeShape
+) -> Iterator[job_pb2.Warning]:
+    """Each with the field that it is about; `steps` is the length of the run, `node` what the job may get."""
+    optimization = spec.optimization
+    for reason, message, field in task.warnings:
+        yield job_pb2.Warning(reason=reason, message=message, field=field)
+    labels = task.export_config().get("labels") or ()
+    if len(labels) > _MANY_LABELS and 2 * len(labels) > task.train.num_samples:
+        message = f"{len(labels)} labels for {task.train.num_samples} texts; if they are numbers, set it to regression"
+        field = "spec.fine_tuning.text_classification.problem"
+        yield job_pb2.Warning(reason="MANY_LABELS", message=message, field=field)
+    rate = "spec.optimization.learning_rate"
+    if optimization.learning_rate == 0:
+        yield job_pb2.Warning(reason="LEARNING_RATE_ZERO", message="at 0 nothing is learned", field=rate)
+    elif optimization.learning_rate > 1:
+        message = f"{optimization.learning_rate:g} is far over what AdamW can use (1e-5 to 1e-2)"
+        yield job_pb2.Warning(reason="LEARNING_RATE_HIGH", message=message, field=rate)
+    if optimization.WhichOneof("warmup") == "warmup_steps" and optimization.warmup_steps == steps:
+        message = f"all of {steps} steps: the learning rate never gets to its height"
+        yield job_pb2.Warning(reason="WARMUP_TOO_LONG", message=message, field="spec.optimization.warmup_steps")
+    if optimization.global_batch_size > task.train.num_samples:
+        message = f"{optimization.global_batch_size} is more than the {task.train.num_samples} samples there are"
+        yield job_pb2.Warning(reason="BATCH_OVER_DATA", message=message, field="spec.optimization.global_batch_size")
+    if need.verdict == plan_pb2.MEMORY_VERDICT_TIGHT:
+        message = (
+            f"{need.total:,} bytes of {need.available:,} by formula: it may not fit; "
+            "a smaller micro_batch_size or a higher zero_stage needs less"
+        )
+        yield job_pb2.Warning(reason="MEMORY_TIGHT", message=message, field="spec.resources")
+    if spec.resources.gpus_per_worker and optimization.precision == spec_pb2.PRECISION_FP32 and not node.bf16:
+        gpus = f"the GPUs ({node.gpu_name}) do not compute bf16" if node.gpu_name else "what the GPUs are is not known"
+        message = f"{gpus}, so fp32 is used, with twice the memory; where they do compute bf16, set precision to bf16"
+        yield job_pb2.Warning(reason="PRECISION_FP32", message=message, field="spec.optimization.precision")
+    if spec.parallelism.compile and not spec.resources.gpus_per_worker:
+        message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is seldom faster"
+        yield job_pb2.Warning(reason="COMPILE_ON_CPU", message=message, field="spec.parallelism.compile")

@@ -1,0 +1,377 @@
+"""From a spec to what it would do: inspection and planning are one call (docs/planning.md).
+
+All violations come back at once, with paths from the Job on. The same request over the same files gives the same plan,
+and a plan's resolved spec, planned again, gives that plan.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.answering.inspect import check_weights
+from shardyard_trainer.claim import check_storage
+from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.stats import loss_warnings
+from shardyard_trainer.failures import RunFailed, storage_failure
+from shardyard_trainer.models import sources
+from shardyard_trainer.models.door import signature
+from shardyard_trainer.planning import memory, resolve
+from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
+from shardyard_trainer.planning.checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
+from shardyard_trainer.planning.deepspeed_config import deepspeed_config
+from shardyard_trainer.planning.extraction import plan_extraction
+from shardyard_trainer.planning.identity import data_fingerprint
+from shardyard_trainer.planning.notices import plan_warnings
+from shardyard_trainer.planning.pins import model_fingerprint, tokenizer_fingerprint
+from shardyard_trainer.reading import about, reading
+from shardyard_trainer.tasks.base import SampleRef
+from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.parts import TrainableTask
+
+CPU_POSITIONS_AT_ONCE = 8192
+"""Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
+
+GPU_POSITIONS_AT_ONCE = 65536
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+
+def plan(request: bytes) -> bytes:
+    """PlanRequest → PlanResult."""
+    call = worker_pb2.PlanRequest.FromString(request)
+    try:
+        check_storage(call.locations)
+        if _may_move(call.spec):
+            result = _plan(call)
+        else:
+            result = _remembered(call.SerializeToString(deterministic=True), tuple(_identities(call)))
+    except RunFailed as failed:
+        result = _refused([SpecError("spec", failed.cause, f"{failed.message}; {failed.next_step}")])
+    except OSError as error:  # Another time it may go well.
+        full = storage_failure(error, "the cache of plans")
+        if full is None:
+            raise
+        result = _refused([SpecError("spec", full.cause, f"{full.message}; {full.next_step}")])
+    except MemoryError:  # As above.
+        raise
+    except Exception as error:  # The edge: what nobody foresaw of files and settings fails the same way each time.
+        _log.exception("a spec cannot be planned")
+        what = f"{type(error).__name__}: {str(error)[:500]}".encode("utf-8", "backslashreplace").decode()
+        text = f"it cannot be planned: {what}; leave out what is unusual in it"
+        result = _refused([SpecError("spec", "SPEC_INVALID", text)])
+    return result.SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _remembered(request: bytes, _identity: tuple[object, ...]) -> worker_pb2.PlanResult:
+    return _plan(worker_pb2.PlanRequest.FromString(request))
+
+
+def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
+    spec = spec_pb2.JobSpec()
+    spec.CopyFrom(call.spec)
+    resolve.fill_resources(spec, call.node_shape)
+    errors = check_spec(spec, call.node_shape)
+    if spec.WhichOneof("task") == "feature_extraction":
+        found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
+        return worker_pb2.PlanResult(plan=found) if not errors else _refused(errors)
+    seen = _try(errors, lambda: _look(spec, call))
+    if seen is not None:
+        errors.extend(seen.weight_errors)
+    if seen is None or errors:
+        errors.extend(_batch_errors(spec))
+        return _refused(errors)
+    planned = _try(errors, lambda: _plan_training(spec, seen, call))
+    return worker_pb2.PlanResult(plan=planned) if not errors else _refused(errors)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What files say, whatever the settings of the run are."""
+
+    task: TrainableTask
+    weight_errors: tuple[SpecError, ...]
+    locations: worker_pb2.Locations
+
+    @cached_property
+    def shape(self) -> memory.Shape:
+        """The model's. Raises SpecError where none can be made."""
+        return shape_of(self.task, spec_pb2.JobSpec(), self.locations)
+
+
+def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
+    """Reads the files, once for all specs that differ in settings of the run alone. Raises SpecError.
+
+    What is read is said by a spec without those settings, so that nothing that is kept can depend on them.
+    """
+    reduced = spec_pb2.JobSpec()
+    reduced.CopyFrom(spec)
+    for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time"):
+        reduced.ClearField(name)
+    reduced.evaluation.ClearField("every")
+    # Which samples are held out is drawn from it.
+    reduced.optimization.seed = spec.optimization.seed
+    where = call.locations.SerializeToString(deterministic=True)
+    look = _look_once.__wrapped__ if _may_move(spec) else _look_once
+    return look(reduced.SerializeToString(deterministic=True), where, tuple(_identities(call)))
+
+
+@lru_cache(maxsize=8)
+def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> _Seen:
+    read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
+    task = build_task(read, where)
+    return _Seen(task, tuple(_weight_errors(read, task)), where)
+
+
+def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
+    task = seen.task
+    resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
+    raise_all(check_rates(spec.optimization))
+    resolve.fill_task(spec, task)
+    for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
+        if source.WhichOneof("source"):
+            resolve.fill_source(source, resolve_source(source, call.locations, field=field))
+    shape = seen.shape
+    gang = gang_of(spec, call.node_shape)
+    parallelism = spec.parallelism
+    stage = parallelism.zero_stage if parallelism.HasField("zero_stage") else memory.choose_stage(shape, gang)
+    length = _longest_sample(task)
+    optimization = spec.optimization
+    batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, stage) // length)
+    raise_all(check_warmup(optimization, steps))
+    batches = _batches_bytes(task, batch, node_bytes=node_memory_of_worker(spec, call.node_shape))
+    need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length, batches=batches)
+    if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
+        raise _does_not_fit(spec, need, shape.num_parameters, stage)
+    every = None
+    if task.eval is not None:
+        every = evaluation_interval(
+            steps, num_train_samples=task.train.num_samples, global_batch_size=batch.global_batch_size
+        )
+    resolve.fill_batch(spec, batch, zero_stage=stage, evaluate_every=every)
+    config = deepspeed_config(
+        zero_stage=stage,
+        clip=optimization.clip,
+        precision="bf16" if gang.bf16 else "fp32",
+        micro_batch_size=batch.micro_batch_size,
+        workers=batch.workers,
+        on_gpu=gang.on_gpu,
+    )
+    train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
+    losses = [*loss_warnings(train_stats, of="training", length=task.length)]
+    if eval_stats is not None:
+        losses += loss_warnings(eval_stats, of="evaluation", length=task.length)
+    return plan_pb2.JobPlan(
+        resolved_spec=spec,
+        batch=_batch_proto(batch),
+        deepspeed_config_json=json.dumps(config, sort_keys=True),
+        num_parameters=shape.num_parameters,
+        memory=need.to_proto(),
+        total_steps=steps,
+        num_train_samples=task.train.num_samples,
+        num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
+        num_train_tokens=task.train.num_tokens,
+        labels=list(task.export_config().get("labels") or ()),
+        checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
+        warnings=[*plan_warnings(spec, task, need, steps, call.node_shape), *losses],
+        slots=slots_of(spec),
+        data_fingerprint=data_fingerprint(spec, call.locations),
+        model_fingerprint=model_fingerprint(spec, call.locations),
+        tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
+        train_stats=train_stats.to_proto(),
+        eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
+    )
+
+
+def gang_of(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> memory.Gang:
+    """The workers as the memory formulas see them."""
+    return memory.Gang(
+        workers=spec.resources.workers,
+        bf16=spec.optimization.precision == spec_pb2.PRECISION_BF16,
+        on_gpu=spec.resources.gpus_per_worker > 0,
+        available=memory_of_worker(spec, node),
+    )
+
+
+def _positions_at_once(shape: memory.Shape, gang: memory.Gang, stage: int) -> int:
+    most = GPU_POSITIONS_AT_ONCE if gang.on_gpu else CPU_POSITIONS_AT_ONCE
+    fitting = memory.positions_that_fit(shape, gang, zero_stage=stage)
+    return most if fitting is None else min(most, fitting)
+
+
+def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
+    """Bytes that one worker computes in: its GPU's, or its share of the node's; 0: not known."""
+    return node.gpu_memory_bytes if spec.resources.gpus_per_worker else node_memory_of_worker(spec, node)
+
+
+def _batches_bytes(task: TrainableTask, batch: Batch, *, node_bytes: int) -> int:
+    """Bytes of samples that a rank holds. Raises SpecError if a worker's part of the node is smaller."""
+    lengths = task.train.lengths()
+    longest = 0 if lengths is None else int(lengths.argmax())
+    sample = task.train.micro_batch([SampleRef(0, longest)])
+    size = float(sum(tensor.nbytes for tensor in sample.inputs.values()))
+    if lengths is not None:
+        size *= float(lengths.mean()) / max(int(lengths[longest]), 1)
+    need = memory.batches_bytes(global_batch_size=batch.global_batch_size, workers=batch.workers, sample_bytes=size)
+    if node_bytes and need > node_bytes:
+        most = max(batch.global_batch_size * node_bytes // (2 * need), 1)
+        raise SpecError(
+            "spec.optimization.global_batch_size",
+            "MODEL_DOES_NOT_FIT",
+            f"{batch.global_batch_size:,} samples a step take {need:,} bytes on each of {batch.workers} workers, but a "
+            f"worker has {node_bytes:,}; {most:,} samples would take half of that",
+            {"batches_bytes": str(need), "available_bytes": str(node_bytes)},
+        )
+    return need
+
+
+def shape_of(task: TrainableTask, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> memory.Shape:
+    """Counts the model without making it."""
+    about("spec.model", "MODEL_INVALID")
+    reading("the model that its configuration asks for")
+    module = sources.build_module(task, spec, locations, meta=True)
+    config = task.choice.config
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    num_layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
+    is_language_model = task.unit == "token"
+    embeddings = int(config.vocab_size) * width
+    return memory.Shape(
+        num_parameters=num_parameters,
+        num_layers=num_layers,
+        width=width,
+        num_logits=int(config.vocab_size) if is_language_model else 0,
+        chunk=memory.LOSS_CHUNK if task.name == "causal_lm" else 0,
+        live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
+    )
+
+
+def _batch_and_steps(spec: spec_pb2.JobSpec, task: TrainableTask, *, most_at_once: int) -> tuple[Batch, int]:
+    optimization = spec.optimization
+    given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
+    kind = optimization.WhichOneof("duration")
+    try:
+        batch = plan_batch(
+            optimization.global_batch_size,
+            spec.resources.workers,
+            micro_batch_size=given,
+            most_at_once=max(most_at_once, 1),
+        )
+        steps = total_steps(
+            max_steps=optimization.max_steps if kind == "max_steps" else None,
+            epochs=optimization.epochs if kind == "epochs" else None,
+            num_samples=task.train.num_samples,
+            global_batch_size=optimization.global_batch_size,
+        )
+    except BatchRefused as error:
+        raise SpecError(f"spec.{error.field}", error.reason, str(error)) from error
+    return batch, steps
+
+
+def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
+    """What can be said of the batch though something else is not usable."""
+    optimization = spec.optimization
+    size = optimization.global_batch_size if optimization.HasField("global_batch_size") else resolve.GLOBAL_BATCH_SIZE
+    given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
+    if min(size, spec.resources.workers, given if given is not None else 1) < 1:
+        return
+    try:
+        plan_batch(size, spec.resources.workers, micro_batch_size=given, most_at_once=1)
+    except BatchRefused as error:
+        yield SpecError(f"spec.{error.field}", error.reason, str(error))
+
+
+def _weight_errors(spec: spec_pb2.JobSpec, task: TrainableTask) -> list[SpecError]:
+    """What is wrong with weights that nobody has looked into yet; a registered model was, when it came."""
+    kind = spec.model.WhichOneof("source")
+    if task.choice.folder is None or kind == "model":
+        return []
+    return [
+        SpecError(f"spec.model.{kind}", problem.reason, str(problem), problem.metadata)
+        for problem in check_weights(task.choice.folder)
+    ]
+
+
+def _longest_sample(task: TrainableTask) -> int:
+    lengths = task.train.lengths()
+    return task.length if lengths is None or not len(lengths) else max(int(lengths.max()), 1)
+
+
+def _checkpoint_bytes(num_parameters: int, *, stage: int, bf16: bool) -> int:
+    """The weights, AdamW's two moments, and from stage 1 on fp32 master weights."""
+    return num_parameters * ((2 if bf16 else 4) + 8 + (4 if stage else 0))
+
+
+def _batch_proto(batch: Batch) -> plan_pb2.BatchPlan:
+    return plan_pb2.BatchPlan(
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        accumulation_steps=batch.accumulation_steps,
+        workers=batch.workers,
+        samples_per_rank=batch.samples_per_rank,
+    )
+
+
+def _does_not_fit(spec: spec_pb2.JobSpec, need: memory.Memory, num_parameters: int, stage: int) -> SpecError:
+    return SpecError(
+        "spec.model",
+        "MODEL_DOES_NOT_FIT",
+        f"{num_parameters:,} parameters need {need.states:,} bytes of states on each of {spec.resources.workers} "
+        f"workers at ZeRO stage {stage}, but a worker has {need.available:,}; use more workers, a higher zero_stage, "
+        "or a smaller model",
+        {"states_bytes": str(need.states), "available_bytes": str(need.available)},
+    )
+
+
+def _try(errors: list[SpecError], look: Callable[[], _T]) -> _T | None:
+    try:
+        return look()
+    except SpecError as error:
+        errors.extend(error.all())
+        return None
+
+
+def _refused(errors: list[SpecError]) -> worker_pb2.PlanResult:
+    return worker_pb2.PlanResult(
+        violations=[
+            worker_pb2.Violation(field=error.field, reason=error.reason, message=error.message, metadata=error.metadata)
+            for error in errors
+        ]
+    )
+
+
+def _may_move(spec: spec_pb2.JobSpec) -> bool:
+    """Whether it names something outside of this machine's files, which no signature can hold fast."""
+    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
+    return not all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
+
+
+def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
+    """Changes whenever a file does that the spec reads."""
+    spec = call.spec
+    for source in (spec.model, spec.tokenizer, spec.train_data, spec.eval_data, spec.feature_extraction.data):
+        kind = source.WhichOneof("source")
+        if kind in {"uri", "model", "dataset"}:
+            named = getattr(source, kind)
+            path = Path(call.locations.folders.get(named, "") if kind != "uri" else named)
+            try:
+                stat = path.stat()
+                yield (
+                    signature(path)
+                    if path.is_dir()
+                    else (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                )
+            except (OSError, ValueError):
+                yield "not there"

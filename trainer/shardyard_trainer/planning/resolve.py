@@ -1,0 +1,112 @@
+"""Fills in what a spec leaves out, as the comments of spec.proto say, so that a plan's spec planned again is itself.
+
+What depends on time is left to the run: `checkpoints.every`, and `retry.max`, which each cause has its own of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.labels import SINGLE_LABEL
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.inputs.tokenization import DEFAULT_VOCAB_SIZE
+from shardyard_trainer.planning.arithmetic import Batch
+from shardyard_trainer.tasks.build import DEFAULT_HOLDOUT, DEFAULT_MASK_PROBABILITY
+from shardyard_trainer.tasks.modules import POOLINGS
+from shardyard_trainer.tasks.parts import TrainableTask
+
+GLOBAL_BATCH_SIZE = 32
+PRETRAINED_LEARNING_RATE = 5e-5
+FRESH_LEARNING_RATE = 1e-3
+KEEP_LAST = 2
+POOLING_VALUES = {name: value for value, name in POOLINGS.items()}
+
+_OPTIMIZATION: dict[str, Any] = {
+    "schedule": spec_pb2.SCHEDULE_LINEAR,
+    "min_learning_rate": 0.0,
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "seed": 0,
+}
+
+
+def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> None:
+    """Workers, their cores and GPUs, and the precision that goes with them: bf16 only on GPUs known to compute it."""
+    resources = spec.resources
+    if resources.WhichOneof("size") is None:
+        resources.workers = 1
+    _fill(resources, gpus_per_worker=1 if node.gpus else 0, cpus_per_worker=1)
+    optimization = spec.optimization
+    if not optimization.precision:
+        on_gpu = resources.gpus_per_worker > 0 and spec.WhichOneof("task") != "feature_extraction"
+        optimization.precision = spec_pb2.PRECISION_BF16 if on_gpu and node.bf16 else spec_pb2.PRECISION_FP32
+
+
+def fill_optimization(spec: spec_pb2.JobSpec, *, is_fresh: bool) -> None:
+    """Learning rate, schedule, batch and the like."""
+    optimization = spec.optimization
+    if not optimization.schedule:
+        optimization.schedule = _OPTIMIZATION["schedule"]
+    rate = FRESH_LEARNING_RATE if is_fresh else PRETRAINED_LEARNING_RATE
+    _fill(optimization, global_batch_size=GLOBAL_BATCH_SIZE, learning_rate=rate)
+    _fill(optimization, **{name: value for name, value in _OPTIMIZATION.items() if name != "schedule"})
+    if optimization.WhichOneof("warmup") is None:
+        optimization.warmup_ratio = 0.1
+    _fill(spec.parallelism, compile=False)
+    _fill(spec.checkpoints, keep_last=KEEP_LAST)
+
+
+def fill_task(spec: spec_pb2.JobSpec, task: TrainableTask) -> None:
+    """What the task found: lengths, labels, pooling, and the commits of what came from the Hub."""
+    if spec.WhichOneof("task") == "pretraining":
+        spec.pretraining.sequence_length = task.length
+        if spec.pretraining.WhichOneof("objective") == "masked_lm":
+            _fill(spec.pretraining.masked_lm, mask_probability=DEFAULT_MASK_PROBABILITY)
+    else:
+        spec.fine_tuning.max_length = task.length
+        classification = spec.fine_tuning.text_classification
+        described = task.export_config()
+        if not classification.problem:
+            classification.problem = SINGLE_LABEL
+        classification.pooling = POOLING_VALUES[str(described["pooling"])]
+        if classification.problem == SINGLE_LABEL:
+            _fill(classification, label_smoothing=0.0)
+        del classification.labels[:]
+        classification.labels.extend(described.get("labels") or ())
+    if spec.model.WhichOneof("source") == "hub":
+        spec.model.hub.revision = task.choice.commit
+    if spec.tokenizer.WhichOneof("source") == "train":
+        trained = spec.tokenizer.train
+        if not trained.algorithm:
+            trained.algorithm = spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
+        if trained.algorithm != spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS:
+            _fill(trained, vocab_size=DEFAULT_VOCAB_SIZE)
+    if not spec.HasField("eval_data"):
+        _fill(spec.evaluation, holdout=DEFAULT_HOLDOUT)
+
+
+def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, *, zero_stage: int, evaluate_every: int | None) -> None:
+    """The batch where it divides exactly; an uneven one is chosen anew from the same numbers, with the same result."""
+    if batch.is_even:
+        spec.optimization.micro_batch_size = batch.micro_batch_size
+    spec.parallelism.zero_stage = zero_stage
+    if evaluate_every is not None:
+        _fill(spec.evaluation, every=evaluate_every)
+
+
+def fill_source(source: spec_pb2.DataSource, files: list[DataFile]) -> None:
+    """The format that the file's ending said."""
+    if files:
+        source.format = files[0].format
+    if source.format == spec_pb2.DATA_FORMAT_TEXT and not source.document:
+        source.document = spec_pb2.DOCUMENT_UNIT_LINE
+
+
+def _fill(message: Any, **values: Any) -> None:
+    for name, value in values.items():
+        if not message.HasField(name):
+            setattr(message, name, value)

@@ -1,0 +1,1 @@
+"""One attempt on one rank: engine, loop, evaluation, checkpoint, export."""

@@ -1,0 +1,162 @@
+"""One training attempt, once its engine stands: resume or begin, train, evaluate, commit, export."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.claim import check_storage
+from shardyard_trainer.tasks.base import Task, TaskModule
+from shardyard_trainer.training.batches import Batches
+from shardyard_trainer.training.checkpoint import Checkpoints, RunState
+from shardyard_trainer.training.config import TrainConfig
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.engine import Engine
+from shardyard_trainer.training.learning import LearningWatch
+from shardyard_trainer.training.loop import CANARY_STEP, Run, finish, report_canary, train
+from shardyard_trainer.training.order import Order
+from shardyard_trainer.training.progress import StepLog
+
+BYTES_PER_PARAMETER = 16
+"""Of a checkpoint in fp32 with AdamW: the weights twice and two moments; for a plan that does not say."""
+
+
+class Export(Protocol):
+    """Writes the model into `folder` and proves that it works; on rank 0 alone."""
+
+    def __call__(
+        self,
+        engine_module: TaskModule,
+        state_dict: dict[str, torch.Tensor],
+        task: Task,
+        attempt: worker_pb2.AttemptSpec,
+        metrics: dict[str, float],
+        *,
+        folder: Path,
+    ) -> worker_pb2.Exported:
+        """What was exported. `state_dict` has all weights on the CPU, by the names of `engine_module`."""
+
+
+def train_and_export(
+    context: Context,
+    task: Task,
+    engine: Engine,
+    config: TrainConfig,
+    *,
+    export: Export,
+    dry_run: Export,
+    entered: Callable[[str], None] = lambda phase: None,
+    stepped: Callable[[int], None] = lambda step: None,
+) -> RunState:
+    """All of an attempt; ends early, without an export, where a directive says so. A collective.
+
+    `entered` is told each phase, `stepped` the newest step, for the failure report.
+    """
+    started_s = time.monotonic()
+    run = build_run(context, task, engine, config, dry_run=dry_run)
+    try:
+        if not run.is_fresh:
+            run.checkpoints.probe()
+            if run.state.step <= CANARY_STEP:
+                # The canary's own checkpoint: the attempt before may have ended before it had tried the export.
+                run.dry_run()
+            report_canary(context, started_s)
+        entered("training")
+        is_complete = train(run, stepped)
+        if is_complete:
+            metrics = finish(run)
+    finally:
+        run.batches.close()
+    if is_complete:
+        entered("exporting")
+        context.phase("exporting")
+        exported = _export(context, engine, task, metrics, export=export, folder=Path(context.attempt.export_dir))
+        if exported is not None:
+            context.report(worker_pb2.WorkerEvent(exported=exported))
+    return run.state
+
+
+def build_run(context: Context, task: Task, engine: Engine, config: TrainConfig, *, dry_run: Export) -> Run:
+    """Puts a run together, from its newest whole checkpoint or from the beginning. A collective."""
+    checkpoints = Checkpoints(
+        context,
+        engine,
+        predicted_bytes=config.checkpoint_bytes or _predict_bytes(engine.module),
+        zero_stage=config.zero_stage,
+    )
+    restored = checkpoints.restore()
+    state = restored or RunState()
+    context.report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=state.step, path=checkpoints.restored_from)))
+    watch = LearningWatch(
+        total_steps=config.total_steps, warmup_steps=config.schedule.warmup_steps, state=state.learning
+    )
+    lengths = task.train.lengths()
+    order = Order(num_samples=task.train.num_samples, batch_size=config.batch_size, seed=config.seed, lengths=lengths)
+    return Run(
+        context=context,
+        config=config,
+        task=task,
+        engine=engine,
+        batches=Batches(
+            task.train,
+            order,
+            rank=context.gang.rank,
+            world_size=context.gang.world_size,
+            micro_batch_size=config.micro_batch_size,
+            first_step=state.step,
+        ),
+        checkpoints=checkpoints,
+        log=StepLog(
+            context,
+            total_steps=config.total_steps,
+            epochs_per_step=config.batch_size / task.train.num_samples,
+            see_loss=lambda step, loss: _judge(context, watch, step, loss),
+        ),
+        watch=watch,
+        state=state,
+        dry_run=lambda: _try_export(context, engine, task, dry_run),
+        is_fresh=restored is None,
+    )
+
+
+def _judge(context: Context, watch: LearningWatch, step: int, loss: float) -> None:
+    verdict = watch.see_loss(step, loss)
+    if verdict is not None:
+        advice = "try a lower learning rate, a longer warm-up or other data"
+        context.warn("NOT_LEARNING", f"the model does not learn: {verdict}; {advice}", "spec.optimization")
+
+
+def _export(
+    context: Context, engine: Engine, task: Task, metrics: dict[str, float], *, export: Export, folder: Path
+) -> worker_pb2.Exported | None:
+    """Gathers the weights on rank 0, which exports them; the others wait for it."""
+    check_storage(context.attempt.locations)
+    state_dict = engine.gather_state_dict()
+    exported = None
+    if state_dict is not None:
+        exported = export(engine.module, state_dict, task, context.attempt, metrics, folder=folder)
+    context.gang.wait_for_all()
+    return exported
+
+
+def _try_export(context: Context, engine: Engine, task: Task, dry_run: Export) -> None:
+    """Exports into a folder that is thrown away."""
+    parent = Path(context.attempt.attempt_dir)
+    folder = Path(tempfile.mkdtemp(prefix="export-dry-run-", dir=parent)) if context.gang.is_chief else parent
+    try:
+        _export(context, engine, task, {}, export=dry_run, folder=folder)
+    finally:
+        if context.gang.is_chief:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _predict_bytes(module: TaskModule) -> int:
+    numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+    return numbers * BYTES_PER_PARAMETER

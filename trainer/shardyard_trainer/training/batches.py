@@ -1,0 +1,66 @@
+"""This rank's micro batches of every step, made one step before they are needed, in a thread of their own.
+
+They are a pure function of the step, so the thread changes nothing but the time they take.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from shardyard_trainer.tasks.base import Samples
+from shardyard_trainer.training.engine import PreparedMicroBatch
+from shardyard_trainer.training.order import Order
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """What one rank computes in one step, and what its real micro batches count."""
+
+    micros: list[PreparedMicroBatch]
+    num_units: int
+    num_tokens: int
+    num_positions: int
+
+
+class Batches:
+    """The batches of one rank from `first_step` on."""
+
+    def __init__(
+        self, samples: Samples, order: Order, *, rank: int, world_size: int, micro_batch_size: int, first_step: int
+    ) -> None:
+        self._samples = samples
+        self._order = order
+        self._rank = rank
+        self._world_size = world_size
+        self._micro_batch_size = micro_batch_size
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._step = first_step
+        self._next: Future[RankBatch] = self._thread.submit(self.make, first_step)
+
+    def next(self) -> RankBatch:
+        """The batch of the next step; errors in the data are raised here."""
+        batch = self._next.result()
+        self._step += 1
+        self._next = self._thread.submit(self.make, self._step)
+        return batch
+
+    def make(self, step: int) -> RankBatch:
+        """The batch of a step."""
+        micros = [
+            PreparedMicroBatch(self._samples.micro_batch(micro.samples), micro.is_dummy)
+            for micro in self._order.rank_batches(
+                step, rank=self._rank, world_size=self._world_size, micro_batch_size=self._micro_batch_size
+            )
+        ]
+        real = [micro.batch for micro in micros if not micro.is_dummy]
+        return RankBatch(
+            micros,
+            sum(batch.num_units for batch in real),
+            sum(batch.num_tokens for batch in real),
+            sum(batch.num_positions for batch in real),
+        )
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

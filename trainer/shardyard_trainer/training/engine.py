@@ -1,0 +1,269 @@
+"""The DeepSpeed engine behind the contract of docs/training.md: the only file that imports DeepSpeed.
+
+The caller owns the boundary between optimizer steps. A step is: seed, backward of every micro batch with its summed
+loss scaled by world / n (n: the units of the whole global batch, over all ranks), one `step`. Gradients are then those
+of the mean over the global batch, for every ZeRO stage, number of ranks and choice of micro batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from torch import nn
+
+from shardyard_trainer.planning.deepspeed_config import deepspeed_config
+from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, TaskModule
+from shardyard_trainer.training.config import TrainConfig
+from shardyard_trainer.training.gang import Gang, keep_to_loopback, rendezvous_method
+from shardyard_trainer.training.order import seed_for
+from shardyard_trainer.training.shards import ShardWriter
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+NORM_ELEMENTS = 1 << 10
+"""So many squares are added up in fp32: few enough to lose nothing, enough for one call to be worth it."""
+
+
+class StepResult(NamedTuple):
+    """One optimizer step. `loss_sum` is this rank's alone and stays on the device; `grad_norm` is the gang's.
+
+    `applied` is false, on every rank alike, where loss or gradient were not finite: nothing was changed then.
+    """
+
+    loss_sum: torch.Tensor
+    grad_norm: float
+    applied: bool
+
+
+class PreparedMicroBatch(NamedTuple):
+    """A micro batch on the CPU; a dummy counts nothing."""
+
+    batch: MicroBatch
+    is_dummy: bool
+
+
+def start_gang(*, rank: int, local_rank: int, world_size: int, rendezvous: str, on_gpu: bool) -> Gang:
+    """Meets the other ranks: NCCL on GPUs, gloo on CPUs, on loopback where the gang is on one node."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    method = rendezvous_method(rendezvous)
+    keep_to_loopback(method)
+    if not on_gpu:
+        # Else the first start compiles a C++ extension that training never uses, and a killed build leaves a lock.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = torch.device("cpu")
+    if on_gpu:
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    # The device's index, which DeepSpeed takes from here alone.
+    os.environ["LOCAL_RANK"] = str(device.index or 0 if on_gpu else local_rank)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=COLLECTIVE_TIMEOUT,
+        init_method=method,
+        rank=rank,
+        world_size=world_size,
+    )
+    return Gang(rank=rank, world_size=world_size, device=device)
+
+
+def stop_gang() -> None:
+    """Leaves the gang in good order."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Engine:
+    """A module, its optimizer and their sharded states, on one rank of a gang."""
+
+    def __init__(self, module: TaskModule, config: TrainConfig, gang: Gang) -> None:
+        self._config = config
+        self._gang = gang
+        self._grad_norm = 0.0
+        self._applied = True
+        optimizer = torch.optim.AdamW(
+            decay_groups(module, config.weight_decay),
+            lr=config.schedule.peak,
+            betas=config.betas,
+            fused=True,
+        )
+        if config.zero_stage == 0:
+            optimizer.register_step_pre_hook(self._clip_stage_0)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(
+                zero_stage=config.zero_stage,
+                clip=config.clip,
+                precision=config.precision,
+                micro_batch_size=config.micro_batch_size,
+                workers=gang.world_size,
+                on_gpu=gang.device.type == "cuda",
+            ),
+            dist_init_required=False,
+        )
+        self._writer = _CheckpointEngine()
+        self._deepspeed.checkpoint_engine = self._writer
+        # It copies scripts beside each checkpoint, past the writer: on a full disk rank 0 alone would raise.
+        self._deepspeed._copy_recovery_script = _write_no_script
+        if config.compile:
+            self._deepspeed.compile()
+
+    @property
+    def module(self) -> TaskModule:
+        """The live module; at ZeRO-3 its parameters are only whole inside of forward and `gather_state_dict`."""
+        module: TaskModule = self._deepspeed.module
+        return module
+
+    @property
+    def forwards_are_collective(self) -> bool:
+        """Whether every rank has to call forward equally often."""
+        return self._config.zero_stage == 3
+
+    def train_step(
+        self, micros: Sequence[PreparedMicroBatch], *, num_units: float, step: int, learning_rate: float
+    ) -> StepResult:
+        """Makes optimizer step `step`, counted from 0, over this rank's micro batches.
+
+        `num_units` counts the tokens or samples of the whole global batch, over all ranks.
+        """
+        torch.manual_seed(seed_for(self._config.seed, step, self._gang.rank))
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._deepspeed.train()
+        loss_sum = torch.zeros((), device=self._gang.device)
+        for batch, is_dummy in micros:
+            # One at a time: a step's batches may be larger than the device.
+            loss = self._deepspeed(**self.to_device(batch).inputs).loss_sum
+            scale = 0.0 if is_dummy else self._gang.world_size / num_units
+            # A loss that is not finite makes every gradient NaN, so that all ranks see it in the norm.
+            self._deepspeed.backward(loss * (scale + loss.detach() * 0.0), scale_wrt_gas=False)
+            if not is_dummy:
+                loss_sum += loss.detach()
+        self._deepspeed.step()
+        if self._config.zero_stage > 0:
+            self._applied = self._deepspeed.was_step_applied()
+            self._grad_norm = float(self._deepspeed.get_global_grad_norm())
+        return StepResult(loss_sum, self._grad_norm, self._applied)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout and gradients; seeds nothing, since every training step seeds itself."""
+        self._deepspeed.eval()
+        with torch.no_grad():
+            yield
+        self._deepspeed.train()
+
+    def evaluate(self, batch: MicroBatch) -> ModuleOutput:
+        """One micro batch with its outputs, inside of `evaluating`."""
+        output: ModuleOutput = self._deepspeed(**batch.inputs, return_outputs=True)
+        return output
+
+    def to_device(self, batch: MicroBatch) -> MicroBatch:
+        """The micro batch on this rank's device; itself on a CPU."""
+        if self._gang.device.type == "cpu":
+            return batch
+        inputs = {
+            name: tensor.pin_memory().to(self._gang.device, non_blocking=True) for name, tensor in batch.inputs.items()
+        }
+        return MicroBatch(inputs, batch.num_units, batch.num_tokens, batch.num_positions)
+
+    def gather_state_dict(self) -> dict[str, torch.Tensor] | None:
+        """All weights and buffers by name, on the CPU of rank 0; None elsewhere. Every rank calls it."""
+        state = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
+        if self._config.zero_stage == 3:
+            whole: dict[int, torch.Tensor] = {}
+            for name, parameter in self.module.named_parameters(remove_duplicate=False):
+                if id(parameter) not in whole:
+                    with deepspeed.zero.GatheredParameters([parameter]):
+                        is_wanted = self._gang.is_chief
+                        whole[id(parameter)] = parameter.detach().cpu().clone() if is_wanted else torch.empty(0)
+                state[name] = whole[id(parameter)]
+        return state if self._gang.is_chief else None
+
+    def save(self, folder: Path, state: dict[str, Any], writer: ShardWriter) -> None:
+        """Writes this rank's shards into `folder`; `writer` keeps what went wrong. Every rank calls it."""
+        self._writer.shards = writer
+        client_state = {
+            "shardyard": state,
+            # Lets DeepSpeed convert the checkpoint to another number of ranks.
+            "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
+        }
+        try:
+            self._deepspeed.save_checkpoint(
+                str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False
+            )
+        finally:
+            self._writer.shards = None
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Loads what `save` wrote, in the same number of ranks, and returns its state. Every rank calls it."""
+        path, client_state = self._deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+        if path is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint of DeepSpeed")
+        state: dict[str, Any] = client_state["shardyard"]
+        return state
+
+    def _clip_stage_0(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Clips with `gradient_norm`, and leaves a step out whose gradient is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._grad_norm = gradient_norm([p.grad for p in parameters])
+        self._applied = math.isfinite(self._grad_norm)
+        if not self._applied:
+            for parameter in parameters:
+                parameter.grad = None
+        elif self._config.clip > 0 and (factor := self._config.clip / (self._grad_norm + 1e-6)) < 1:
+            torch._foreach_mul_([p.grad for p in parameters], factor)
+
+
+class _CheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
+    """Writes through a ShardWriter: a rank that cannot write still meets the others, who then all give up together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shards: ShardWriter | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        assert self.shards is not None
+        self.shards.write(state_dict, Path(path))
+
+
+def _write_no_script(save_path: str) -> None:
+    """In place of DeepSpeed's scripts for another format: no manifest names them, and nothing here reads them."""
+
+
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
+    """The norm over all gradients, as exact as fp32 gradients are: float64 sums of short fp32 ones.
+
+    One fp32 sum over a large tensor, as `clip_grad_norm_` makes it on a CPU, is off by 1e-4 to 1e-3, which ends in
+    other weights; squaring in float64 throughout costs fifteen times as much as this.
+    """
+    norms = []
+    for gradient in gradients:
+        flat = gradient.reshape(-1)
+        in_rows = flat.numel() // NORM_ELEMENTS * NORM_ELEMENTS
+        if in_rows:
+            rows = torch.linalg.vector_norm(flat[:in_rows].view(-1, NORM_ELEMENTS), dim=1)
+            norms.append(torch.linalg.vector_norm(rows, dtype=torch.float64))
+        if in_rows < flat.numel():
+            norms.append(torch.linalg.vector_norm(flat[in_rows:], dtype=torch.float64))
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay; biases and the weights of norms, which have one dimension, do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,190 @@
+"""Feature extraction as a job: each rank turns its part of the texts into Parquet files, one at a time.
+
+A file is whole or absent (written under another name, fsynced, renamed), lies in the job's own folder, and is not made
+again by a later attempt: that is the checkpoint. At the end rank 0 checks that all are there and puts them in place.
+Columns: `row` (int64, counted from 0 over the files in order), and `vector` (list<float>), or `vectors`
+(list<list<float>>, one a token).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardyard.v1 import job_pb2, model_service_pb2, transfer_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.claim import check_storage
+from shardyard_trainer.data.columns import Row
+from shardyard_trainer.failures import RunFailed, storage_failure
+from shardyard_trainer.inputs import forward
+from shardyard_trainer.planning.extraction import Extraction, num_shards, read_extraction
+from shardyard_trainer.planning.identity import check_same_data
+from shardyard_trainer.planning.pins import check_same_model
+from shardyard_trainer.training.config import resolved_spec
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.model_card import sha256
+from shardyard_trainer.training.shards import fsync_folder
+
+
+def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
+    """One rank's part of the job; on rank 0 also its end. Raises RunFailed, SpecError."""
+    spec = resolved_spec(attempt)
+    check_same_data(spec, attempt.locations, attempt.plan)
+    check_same_model(spec, attempt.locations, attempt.plan)
+    context.phase("loading model")
+    extraction, _ = read_extraction(spec, attempt.locations)
+    extraction.model.model.to(context.gang.device)
+    rows = extraction.rows()
+    folder = _working_folder(attempt, rows)
+    total = num_shards(len(rows), extraction.rows_per_shard)
+    try:
+        check_storage(attempt.locations)
+        folder.mkdir(exist_ok=True)
+        context.report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=len(_made(folder)), path=str(folder))))
+        if not _extract_share(context, extraction, rows, folder, total):
+            return
+        context.gang.wait_for_all()
+        if context.gang.is_chief:
+            _finish(context, extraction, folder, total, len(rows))
+    except OSError as error:
+        raise storage_failure(error, "the features", on_storage=True) or error from error
+
+
+def _extract_share(context: Context, extraction: Extraction, rows: Sequence[Row], folder: Path, total: int) -> bool:
+    """This rank's files; false where a directive stopped it. The first one stands for the canary."""
+    gang = context.gang
+    meter = _Meter(context, total)
+    size = extraction.rows_per_shard
+    for index in range(gang.rank, -(-total // gang.world_size) * gang.world_size, gang.world_size):
+        path = folder / _name(index)
+        tokens = 0
+        if index < total and not path.is_file():
+            tokens = _write_shard(extraction, rows[index * size : (index + 1) * size], index * size, path)
+        meter.tokens += int(gang.sum_ahead([float(tokens)])()[0])
+        # All ranks stop behind the same round of files.
+        action = gang.from_chief(context.reporter.directive.action)
+        meter.report(len(_made(folder)) if gang.is_chief else 0, is_first=index == gang.rank)
+        if action:
+            stopped = worker_pb2.Stopped(reason=context.reporter.directive.reason)
+            context.report(worker_pb2.WorkerEvent(stopped=stopped))
+            return False
+    return True
+
+
+class _Meter:
+    """Progress events: files made and tokens read by all ranks."""
+
+    def __init__(self, context: Context, total: int) -> None:
+        self._context = context
+        self._total = total
+        self._started_s = time.monotonic()
+        self.tokens = 0
+
+    def report(self, made: int, *, is_first: bool) -> None:
+        """Says how many files are there; the first time also that the job runs."""
+        elapsed_s = max(time.monotonic() - self._started_s, 1e-6)
+        progress = job_pb2.Progress(
+            step=made, total_steps=self._total, tokens=self.tokens, tokens_per_s=self.tokens / elapsed_s
+        )
+        self._context.report(worker_pb2.WorkerEvent(progress=progress), durable=False)
+        if is_first:
+            self._context.report(worker_pb2.WorkerEvent(canary=job_pb2.CanaryPassed(duration_s=0.0)))
+
+
+def _write_shard(extraction: Extraction, rows: Sequence[Row], first: int, path: Path) -> int:
+    """Writes one file; the tokens read."""
+    encoded = forward.encode(extraction.model, [(row.text, row.text_pair) for row in rows], extraction.max_length)
+    columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
+    if extraction.whole:
+        vectors: list[list[list[float]]] = [[] for _ in rows]
+        for index, hidden_TD in forward.hidden_states(extraction.model, encoded):
+            vectors[index] = hidden_TD.tolist()
+        columns["vectors"] = pa.array(vectors, pa.list_(pa.list_(pa.float32())))
+    else:
+        pooled = forward.text_vectors(
+            extraction.model, encoded, pooling=extraction.pooling, normalize=extraction.normalize
+        )
+        columns["vector"] = pa.array(pooled.tolist(), pa.list_(pa.float32()))
+    building = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with building.open("wb") as file:
+            pq.write_table(pa.table(columns), file)
+            file.flush()
+            os.fsync(file.fileno())
+        building.rename(path)
+    finally:
+        building.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+    return sum(len(each.ids) for each in encoded)
+
+
+def _finish(context: Context, extraction: Extraction, folder: Path, total: int, num_rows: int) -> None:
+    """Checks that all files are there and whole, and puts them in place as a data set."""
+    context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=total)))
+    context.phase("exporting")
+    found = sum(pq.read_metadata(folder / _name(index)).num_rows for index in range(total))
+    if found != num_rows:
+        raise RunFailed("EXPORT_FAILED", f"{found} of {num_rows} rows were written", "start the job again")
+    about = {
+        "format": 1,
+        "rows": num_rows,
+        "width": extraction.model.width,
+        "output": "last_hidden_state" if extraction.whole else "pooled",
+        "pooling": "" if extraction.whole else extraction.pooling,
+        "max_length": extraction.max_length,
+        "normalize": extraction.normalize,
+    }
+    # The leading underscore lets readers of a folder of Parquet files pass over it.
+    (folder / "_features.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    check_storage(context.attempt.locations)
+    target = Path(context.attempt.export_dir)
+    for path in folder.iterdir():
+        if path.name.startswith("."):  # what an attempt that was killed had begun
+            path.unlink()
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    fsync_folder(folder)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
+    fsync_folder(target.parent)
+    exported = worker_pb2.Exported(path=str(target), model=_describe(target), is_dataset=True)
+    context.report(worker_pb2.WorkerEvent(exported=exported))
+
+
+def _describe(folder: Path) -> model_service_pb2.Model:
+    files = [
+        transfer_pb2.StoredFile(
+            path=path.name,
+            size_bytes=path.stat().st_size,
+            sha256=sha256(path),
+            committed_bytes=path.stat().st_size,
+        )
+        for path in sorted(folder.iterdir())
+    ]
+    return model_service_pb2.Model(files=files, size_bytes=sum(file.size_bytes for file in files), path=str(folder))
+
+
+def _working_folder(attempt: worker_pb2.AttemptSpec, rows: Sequence[Row]) -> Path:
+    """In the job's folder, named after what its files depend on: those of other data are never taken."""
+    digest = hashlib.sha256(resolved_spec(attempt).SerializeToString(deterministic=True))
+    for row in rows:
+        digest.update(f"{row.text}\0{row.text_pair or ''}\0".encode())
+    return Path(attempt.job_dir or attempt.attempt_dir, f"features-{digest.hexdigest()[:16]}")
+
+
+def _made(folder: Path) -> list[Path]:
+    return sorted(folder.glob("features-*.parquet"))
+
+
+def _name(index: int) -> str:
+    return f"features-{index:06}.parquet"

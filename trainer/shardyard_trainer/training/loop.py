@@ -1,0 +1,221 @@
+"""The training loop, and what surrounds it: canary before, evaluation, checkpoint and export after.
+
+All ranks run it in step. What only rank 0 can know (time, directives) it decides for all: its decision about the
+boundary after a step goes out before the step begins, in the same all-reduce as the counts of the next batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from shardyard.v1 import job_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.failures import RunFailed
+from shardyard_trainer.tasks.base import Task
+from shardyard_trainer.training.batches import Batches, RankBatch
+from shardyard_trainer.training.checkpoint import Checkpoints, RunState
+from shardyard_trainer.training.config import TrainConfig
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.engine import Engine, StepResult
+from shardyard_trainer.training.evaluate import evaluate
+from shardyard_trainer.training.learning import LearningWatch
+from shardyard_trainer.training.progress import StepCounts, StepLog
+
+CANARY_STEP = 2
+CANARY_BATCHES = 4
+CHECKPOINTS_APART_S = 60.0
+LEFT_OUT_BEFORE_FAILURE = 3
+
+
+class Decision(NamedTuple):
+    """What rank 0 wants at the boundary after a step; numbers, so that they can be added up with its peers' zeros."""
+
+    log: float = 0.0
+    evaluate: float = 0.0
+    save: float = 0.0
+    action: float = float(worker_pb2.Directive.ACTION_UNSPECIFIED)
+
+
+@dataclass
+class Run:
+    """One attempt on one rank, ready to train from `state.step` on."""
+
+    context: Context
+    config: TrainConfig
+    task: Task
+    engine: Engine
+    batches: Batches
+    checkpoints: Checkpoints
+    log: StepLog
+    watch: LearningWatch
+    state: RunState
+    dry_run: Callable[[], None]
+    is_fresh: bool
+
+
+def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
+    """Trains to the last step; false where a directive stopped it before. `stepped` is told each step made."""
+    state, config = run.state, run.config
+    batch, counts = _first_batch(run)
+    while state.step < config.total_steps:
+        started_s = time.monotonic()
+        next_batch, agreement = _agree_ahead(run)
+        rate = config.schedule.learning_rate(state.step)
+        result = run.engine.train_step(batch.micros, num_units=counts.units, step=state.step, learning_rate=rate)
+        state.step += 1
+        state.tokens += int(counts.tokens)
+        stepped(state.step)
+        run.log.record(state, result, rate, counts, time.monotonic() - started_s)
+        _stop_when_diverged(run, result)
+        batch, (counts, decision) = next_batch, agreement()
+        if run.is_fresh and state.step == min(CANARY_STEP, config.total_steps):
+            canary(run)
+        if decision.log:
+            run.log.flush(state)
+        metrics = _evaluate(run) if decision.evaluate else {}
+        if decision.action:
+            _stop(run, int(decision.action))
+            return False
+        if decision.save:
+            _save(run, metrics)
+    run.log.flush(state)
+    return True
+
+
+def finish(run: Run) -> dict[str, float]:
+    """The final evaluation, which is the job's number, and the final checkpoint; the metrics."""
+    metrics = _evaluate(run, is_final=True)
+    if metrics.get("mcc") == 0:
+        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
+        run.context.warn("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+    if run.checkpoints.last_step < run.state.step:
+        _save(run, metrics, is_required=True)
+    run.context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=run.state.step)))
+    return metrics
+
+
+def canary(run: Run) -> None:
+    """Does once, after the first steps, everything that the end needs: nothing fails there that could fail here."""
+    started_s = time.monotonic()
+    run.context.phase("canary")
+    run.log.flush(run.state)
+    metrics = _evaluate(run, max_batches=CANARY_BATCHES)
+    folder = _save(run, metrics, is_required=True)
+    _, problem = run.checkpoints.verify(folder)
+    if problem:
+        raise RunFailed(
+            "CHECKPOINT_CORRUPT", f"the first checkpoint does not read back: {problem}", "see to the storage"
+        )
+    run.dry_run()
+    report_canary(run.context, started_s)
+
+
+def report_canary(context: Context, started_s: float) -> None:
+    """Says that the canary, begun at `started_s`, has passed."""
+    passed = job_pb2.CanaryPassed(duration_s=time.monotonic() - started_s)
+    context.report(worker_pb2.WorkerEvent(canary=passed))
+
+
+def _first_batch(run: Run) -> tuple[RankBatch, StepCounts]:
+    batch = run.batches.next()
+    units, tokens, positions = run.context.gang.sum_ahead(_counts(batch))()
+    return batch, StepCounts(units, tokens, positions)
+
+
+def _agree_ahead(run: Run) -> tuple[RankBatch, Callable[[], tuple[StepCounts, Decision]]]:
+    """The next batch; and, once waited for, its counts over all ranks and rank 0's decision after this step."""
+    batch = run.batches.next()
+    decision = Decision()
+    if run.context.gang.is_chief:
+        decision = _decide(run)
+        run.watch.see_labels(batch.micros[0].batch.inputs)
+    sums = run.context.gang.sum_ahead([*_counts(batch), *decision])
+
+    def agreed() -> tuple[StepCounts, Decision]:
+        units, tokens, positions, *decided = sums()
+        return StepCounts(units, tokens, positions), Decision(*decided)
+
+    return batch, agreed
+
+
+def _counts(batch: RankBatch) -> list[float]:
+    return [float(batch.num_units), float(batch.num_tokens), float(batch.num_positions)]
+
+
+def _decide(run: Run) -> Decision:
+    """What is to follow the step that is about to begin; canary and end have their own evaluation and checkpoint."""
+    step, total = run.state.step + 1, run.config.total_steps
+    is_between = (CANARY_STEP if run.is_fresh else 0) < step < total
+    now_s = time.monotonic()
+    return Decision(
+        log=float(now_s - run.log.last_flush_s >= run.config.log_interval_s),
+        evaluate=float(is_between and step % run.config.evaluate_every == 0),
+        save=float(is_between and _is_checkpoint_due(run, step, now_s)),
+        action=float(run.context.reporter.directive.action),
+    )
+
+
+def _is_checkpoint_due(run: Run, step: int, now_s: float) -> bool:
+    if run.config.checkpoint_every:
+        return step % run.config.checkpoint_every == 0
+    tenth = -(-run.config.total_steps // 10)
+    is_apart = now_s - run.checkpoints.last_time_s >= CHECKPOINTS_APART_S
+    return is_apart and step // tenth > run.checkpoints.last_step // tenth
+
+
+def _evaluate(run: Run, *, max_batches: int | None = None, is_final: bool = False) -> dict[str, float]:
+    return evaluate(
+        run.context,
+        run.engine,
+        run.task,
+        step=run.state.step,
+        micro_batch_size=run.config.micro_batch_size,
+        max_batches=max_batches,
+        is_final=is_final,
+    )
+
+
+def _save(run: Run, metrics: dict[str, float], *, is_required: bool = False) -> Path:
+    """A checkpoint of this step; what was recorded is reported before, so that its state is whole."""
+    run.log.flush(run.state)
+    run.state.learning = run.watch.state_dict()
+    run.checkpoints.save(run.state, metrics, is_required=is_required)
+    return run.checkpoints.folder(run.state.step)
+
+
+def _stop(run: Run, action: int) -> None:
+    """Follows a directive of the supervisor at a step boundary."""
+    run.log.flush(run.state)
+    checkpoint_step = 0
+    if action == worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP:
+        if run.checkpoints.last_step < run.state.step:
+            _save(run, {})
+        checkpoint_step = run.checkpoints.last_step
+    stopped = worker_pb2.Stopped(reason=run.context.reporter.directive.reason, checkpoint_step=checkpoint_step)
+    run.context.report(worker_pb2.WorkerEvent(stopped=stopped))
+
+
+def _stop_when_diverged(run: Run, result: StepResult) -> None:
+    """A step whose loss or gradient is not finite was left out; several in a row, or all there are, are the end.
+
+    Raises: RunFailed(LOSS_DIVERGED), on all ranks alike.
+    """
+    state = run.state
+    if result.applied:
+        state.skipped_in_row = 0
+        return
+    state.skipped_in_row += 1
+    run.context.warn("STEP_LEFT_OUT", f"loss or gradient of step {state.step} is not finite; the step was left out")
+    if state.skipped_in_row >= min(LEFT_OUT_BEFORE_FAILURE, run.config.total_steps):
+        run.log.flush(state)
+        raise RunFailed(
+            "LOSS_DIVERGED",
+            f"loss or gradient was not finite in {state.skipped_in_row} steps in a row, the last of them {state.step}; "
+            f"the learning rate was {run.config.schedule.learning_rate(state.step - 1):.3g}",
+            "lower optimization.learning_rate, or lengthen the warm-up",
+            {"step": str(state.step), "window": str(state.skipped_in_row)},
+        )

@@ -1,0 +1,177 @@
+"""The README.md beside a trained model: what it is, how to use it in plain transformers, and the receipt.
+
+The code in it is run by a test and gives the logits of `Predict`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.training.config import resolved_spec
+
+_PIPELINES = {"text_classification": "text-classification", "causal_lm": "text-generation", "masked_lm": "fill-mask"}
+_AUTO = {
+    "text_classification": "AutoModelForSequenceClassification",
+    "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+}
+_POOLED = {
+    "mean": "((hidden * mask).sum(1) / mask.sum(1))",
+    "max": "hidden.masked_fill(mask == 0, float('-inf')).max(1).values",
+    "last": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
+    "cls": "hidden[:, 0]",
+}
+_VERSIONED = ("shardyard", "torch", "transformers", "tokenizers", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty."""
+
+    task: str
+    model_type: str
+    num_parameters: int
+    labels: Sequence[str]
+    max_length: int | None
+    own_head: str
+    metrics: Mapping[str, float]
+
+
+def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
+    """The card as Markdown with its front matter."""
+    name = attempt.job_name.rpartition("/")[2] or "model"
+    parts = [
+        _front_matter(subject),
+        f"# {name}\n\n{_what(subject, resolved_spec(attempt))}",
+        f"## Use it\n\n```python\n{usage(subject)}```",
+        f"## Results\n\n{_table(subject.metrics)}",
+        f"## Receipt\n\n{_receipt(attempt)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def usage(subject: Subject) -> str:
+    """Plain torch and transformers, run in the model's folder; ends with `logits`."""
+    if not subject.own_head:
+        text = "Hello, my dog is [MASK]." if subject.task == "masked_lm" else "Hello, my dog is cute"
+        cut = f", truncation=True, max_length={subject.max_length}" if subject.max_length else ""
+        auto = _AUTO[subject.task]
+        spelled = '"Hello, my dog is " + tokenizer.mask_token' if subject.task == "masked_lm" else json.dumps(text)
+        return (
+            f"from transformers import {auto}, AutoTokenizer\n\n"
+            'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
+            f'model = {auto}.from_pretrained(".").eval()\n'
+            f'logits = model(**tokenizer({spelled}{cut}, return_tensors="pt")).logits\n'
+        )
+    return (
+        "from safetensors.torch import load_file\n"
+        "from transformers import AutoModel, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
+        'backbone = AutoModel.from_pretrained(".").eval()\n'
+        'head = load_file("head.safetensors")\n'
+        'texts = ["Hello, my dog is cute"]\n'
+        f"inputs = tokenizer(texts, padding=True, truncation=True, max_length={subject.max_length}, "
+        'return_tensors="pt")\n'
+        'mask = inputs["attention_mask"].unsqueeze(-1)\n'
+        "hidden = backbone(**inputs).last_hidden_state\n"
+        f'logits = {_POOLED[subject.own_head]} @ head["weight"].T + head["bias"]\n'
+    )
+
+
+def _front_matter(subject: Subject) -> str:
+    # JSON strings are YAML strings: nothing that a user named can break out.
+    lines = ["---", "library_name: transformers", "tags:", "- shardyard", f"- {json.dumps(subject.model_type)}"]
+    if subject.task in _PIPELINES and not subject.own_head:
+        lines.append(f"pipeline_tag: {_PIPELINES[subject.task]}")
+    return "\n".join([*lines, "---"])
+
+
+def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
+    source = spec.model.WhichOneof("source")
+    begun = {
+        "hub": f"the Hub model `{spec.model.hub.id}` at `{spec.model.hub.revision}`",
+        "uri": f"the folder `{Path(spec.model.uri).name}`",
+        "model": f"`{spec.model.model}`",
+        "architecture": "random weights",
+    }.get(source or "", "")
+    text = (
+        f"A {subject.model_type} model of {subject.num_parameters:,} parameters for {subject.task.replace('_', ' ')}, "
+        f"trained by Shardyard from {begun}."
+    )
+    if subject.labels:
+        text += (
+            "\n\nLabels, in the order of the outputs: "
+            + ", ".join(f"`{_plain(label)}`" for label in subject.labels)
+            + "."
+        )
+    return text
+
+
+def _table(metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return "No evaluation was asked for."
+    rows = [f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items())]
+    return "\n".join(["| Metric | Value |", "| --- | --- |", *rows])
+
+
+def _receipt(attempt: worker_pb2.AttemptSpec) -> str:
+    spec = resolved_spec(attempt)
+    lines = [
+        f"* Job `{attempt.job_name}`, uid `{attempt.job_uid}`, attempt {attempt.epoch}",
+        f"* {attempt.plan.total_steps or spec.optimization.max_steps} steps of {spec.optimization.global_batch_size} "
+        f"samples on {attempt.world_size} worker{'s' * (attempt.world_size != 1)}, "
+        f"ZeRO stage {spec.parallelism.zero_stage}, "
+        f"seed {spec.optimization.seed}",
+        "* " + ", ".join(f"{name} {version}" for name, version in versions().items()),
+        *_data_lines("training data", spec.train_data, attempt.locations),
+        *_data_lines("evaluation data", spec.eval_data, attempt.locations),
+    ]
+    text = json.dumps(json_format.MessageToDict(spec, preserving_proto_field_name=True), indent=2, sort_keys=True)
+    return "\n".join(lines) + f"\n\nThe spec, every default filled in:\n\n```json\n{text}\n```"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _data_lines(what: str, source: spec_pb2.DataSource, locations: worker_pb2.Locations) -> list[str]:
+    if source.WhichOneof("source") is None:
+        return []
+    try:
+        files = resolve_source(source, locations)
+    except SpecError as error:
+        return [f"* {what}: gone since ({error.reason})"]
+    return [
+        f"* {what}: `{_plain(file.name)}`, {file.path.stat().st_size} bytes, sha256 `{sha256(file.path)}`"
+        for file in files
+    ]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, as 64 lower-case hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(text: str) -> str:
+    """A name inside backquotes: none of its characters ends them or the line."""
+    return "".join(character if character.isprintable() and character != "`" else " " for character in text)[:200]

@@ -1,0 +1,135 @@
+"""The numbers of every step: kept on the device until a log line is due, then added up over the ranks and reported."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from shardyard.v1 import job_pb2, metric_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.training.checkpoint import RunState
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.engine import StepResult
+
+METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What the global batch of one step counts, over all ranks."""
+
+    units: float
+    tokens: float
+    positions: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: int
+    loss_sum: torch.Tensor
+    grad_norm: float
+    learning_rate: float
+    counts: StepCounts
+    duration_s: float
+    time_ns: int
+
+
+class StepLog:
+    """Records steps, and reports them at each `flush`, which is a collective."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        total_steps: int,
+        epochs_per_step: float,
+        see_loss: Callable[[int, float], None],
+    ) -> None:
+        """`see_loss` is told every step and its mean loss a unit, on rank 0."""
+        self._context = context
+        self._total_steps = total_steps
+        self._epochs_per_step = epochs_per_step
+        self._see_loss = see_loss
+        self._steps: list[_Step] = []
+        self.last_flush_s = time.monotonic()
+
+    def record(
+        self, state: RunState, result: StepResult, learning_rate: float, counts: StepCounts, duration_s: float
+    ) -> None:
+        """Takes the step that `state` has just counted."""
+        self._steps.append(
+            _Step(state.step, result.loss_sum, result.grad_norm, learning_rate, counts, duration_s, time.time_ns())
+        )
+
+    def flush(self, state: RunState) -> None:
+        """Reports everything recorded since the last time."""
+        self.last_flush_s = time.monotonic()
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        gang = self._context.gang
+        peaks = torch.zeros(gang.world_size, dtype=torch.float64, device=gang.device)
+        peaks[gang.rank] = _peak_memory_bytes(gang.device)
+        losses = torch.stack([step.loss_sum for step in steps]).double()
+        sums = gang.sum_tensor(torch.cat([losses, peaks])).tolist()
+        if gang.is_chief:
+            self._report(state, steps, sums[: len(steps)], max(sums[len(steps) :]))
+
+    def _report(self, state: RunState, steps: list[_Step], loss_sums: list[float], peak_bytes: float) -> None:
+        losses = [loss / step.counts.units for loss, step in zip(loss_sums, steps, strict=True)]
+        values = {
+            "loss": losses,
+            "learning_rate": [step.learning_rate for step in steps],
+            "grad_norm": [step.grad_norm for step in steps],
+            "tokens_per_s": [step.counts.tokens / max(step.duration_s, 1e-9) for step in steps],
+        }
+        metrics = worker_pb2.Metrics(series=[_series(name, steps, values[name]) for name in METRICS])
+        self._context.report(worker_pb2.WorkerEvent(metrics=metrics), durable=False)
+        progress = self._progress(state, steps, loss_sums, peak_bytes)
+        self._context.report(worker_pb2.WorkerEvent(progress=progress), durable=False)
+        for step, loss in zip(steps, losses, strict=True):
+            self._see_loss(step.step, loss)
+
+    def _progress(
+        self, state: RunState, steps: list[_Step], loss_sums: list[float], peak_bytes: float
+    ) -> job_pb2.Progress:
+        duration_s = max(sum(step.duration_s for step in steps), 1e-9)
+        positions = sum(step.counts.positions for step in steps)
+        tokens = sum(step.counts.tokens for step in steps)
+        finite = [(loss, step.counts.units) for loss, step in zip(loss_sums, steps, strict=True) if math.isfinite(loss)]
+        progress = job_pb2.Progress(
+            step=state.step,
+            total_steps=self._total_steps,
+            data_epoch=state.step * self._epochs_per_step,
+            loss=sum(loss for loss, _ in finite) / sum(units for _, units in finite) if finite else math.nan,
+            learning_rate=steps[-1].learning_rate,
+            grad_norm=steps[-1].grad_norm,
+            tokens=state.tokens,
+            tokens_per_s=tokens / duration_s,
+            padding_share=1 - tokens / positions if positions else 0.0,
+            peak_memory_bytes=int(peak_bytes),
+        )
+        eta_s = (self._total_steps - state.step) * duration_s / len(steps)
+        progress.eta.FromNanoseconds(int(eta_s * 1e9))
+        return progress
+
+
+def _series(name: str, steps: list[_Step], values: list[float]) -> metric_service_pb2.MetricSeries:
+    """The points that are numbers; a step that was left out has none."""
+    series = metric_service_pb2.MetricSeries(metric=name)
+    for step, value in zip(steps, values, strict=True):
+        if math.isfinite(value):
+            point = series.points.add(step=step.step, value=value)
+            point.time.FromNanoseconds(step.time_ns)
+    return series
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
