@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
+from helpers.scripted_compute import ScriptedCompute
 from helpers.service import ANSWERS, PARENT, Service, a_spec, create, refused, serving
 from helpers.uploads import model_messages
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.launch.protocols import ComputeFailed, InputFailed
+from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.inspection import Questions, Subject
+from shardyard_coordinator.serve.limits import Limits
 
 PLAN = "shardyard_trainer.planning.plan:plan"
 INSPECT = "shardyard_trainer.answering.inspect:inspect_model"
 PREDICT = "shardyard_trainer.answering.infer:predict"
+SUBJECT = Subject("model", "the model", Reason.MODEL_INVALID)
 
 
 def raising(error: Exception) -> Callable[[bytes], bytes]:
@@ -100,3 +110,19 @@ async def test_more_data_may_be_read_for_longer_and_a_file_that_only_says_so_may
         sparse_s, *long_s = service.compute.limits_s
     assert sparse_s == service.parts.limits.inspection_s
     assert all(sparse_s + 10 < limit_s < sparse_s + 20 for limit_s in long_s)
+
+
+async def test_a_remembered_verdict_keeps_no_call_in_memory() -> None:
+    def fail(_request: bytes) -> bytes:
+        raise InputFailed("takes more than 30 s", note={})
+
+    compute = ScriptedCompute({PREDICT: fail})
+    questions = Questions(compute, Limits())
+    calls = [Call("/Predict", "local", str(number), None) for number in range(3)]
+    seen = [weakref.ref(call) for call in calls]
+    while calls:
+        with contextlib.suppress(Refused):
+            await questions.ask(PREDICT, "/models/a", b"instances", calls.pop(), subject=SUBJECT)
+    gc.collect()
+    assert len(compute.calls) == 1
+    assert [call() for call in seen] == [None, None, None]

@@ -43,6 +43,16 @@ class Refused(Exception):
         """The gRPC code that belongs to the reason."""
         return MEANINGS[self.reason].code
 
+    def anew(self) -> Refused:
+        """The same refusal, never raised: the traceback of a raised one keeps its callers' variables in memory."""
+        return Refused(
+            self.reason,
+            self.message,
+            metadata=self.metadata,
+            violations=self.violations,
+            retry_after_s=self.retry_after_s,
+        )
+
 
 def refused_fields(violations: Sequence[FieldViolation]) -> Refused:
     """All violations as one refusal: with their common reason, else SPEC_INVALID.

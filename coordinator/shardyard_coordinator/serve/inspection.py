@@ -89,7 +89,7 @@ class Questions:
 
     async def _judged(self, ask: Callable[[], Awaitable[bytes]], call: Call, subject: Subject, key: bytes) -> bytes:
         if (known := self._recall(key)) is not None:
-            raise known
+            raise known.anew()
         try:
             return await ask()
         except ComputeUnavailable as error:
@@ -101,7 +101,7 @@ class Questions:
             raise Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0) from None
         except InputFailed as failed:
             refused = _refusal(failed, call, subject)
-            self._remember(key, refused)
+            self._remember(key, refused.anew())
             raise refused from None
 
     def _recall(self, key: bytes) -> Refused | None:
