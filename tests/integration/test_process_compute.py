@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from helpers.launches import TESTS, gone
 from shardyard_coordinator.launch.confine import landlock_version
-from shardyard_coordinator.launch.forks import rotate
+from shardyard_coordinator.launch.forks import WarmProcess, WarmProcessGone, rotate
 from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 
@@ -60,10 +62,33 @@ async def test_each_inspection_has_a_process_of_its_own_unless_it_is_about_the_s
     assert len(same) == 1 and not same & alone
 
 
+async def test_a_kept_process_that_is_gone_is_not_the_inputs_fault(compute: ProcessCompute) -> None:
+    kept = int(await look(compute, "pid", route=b"kept"))
+    os.kill(kept, signal.SIGKILL)
+    assert int(await look(compute, "pid", route=b"kept")) != kept
+
+
+async def test_an_order_ends_at_once_when_the_warm_process_is_killed(tmp_path: Path) -> None:
+    warm = await WarmProcess.start(
+        warm=["helpers.fake_compute"],
+        confine={},
+        environment={**os.environ, "PYTHONPATH": str(TESTS)},
+        log=tmp_path / "compute.log",
+    )
+    os.kill(warm.pid, signal.SIGSTOP)  # It leaves the order without an answer.
+    order = asyncio.create_task(warm.fork(serve="", memory_bytes=1, network=False))
+    await asyncio.sleep(0.1)
+    warm.kill()
+    async with asyncio.timeout(5):
+        with pytest.raises(WarmProcessGone):
+            await order
+        await warm.close()
+
+
 @pytest.mark.parametrize(
     ("name", "request_", "cpu_s", "how"),
     [
-        ("fail", b"no such column", 20, "nobody foresaw"),
+        ("fail", b"no such column", 20, "unexpected error"),
         ("die", b"train.csv", 20, "SIGKILL"),
         ("grow", b"300", 20, "memory"),
         ("spin", b"", 1, "takes more than 1 s"),
@@ -142,7 +167,7 @@ async def test_a_question_that_kills_its_process_fails_alone(compute: ProcessCom
     with pytest.raises(InputFailed, match="SIGKILL"):
         await ask(compute, b"die")
     assert all(int(each) for each in await asyncio.gather(*asked))
-    with pytest.raises(InputFailed, match="unforeseen"):
+    with pytest.raises(InputFailed, match="unexpected error"):
         await ask(compute, b"fail")
     with pytest.raises(InputFailed, match=r"takes more than 0\.5 s"):
         await ask(compute, b"spin", turn_s=0.5)
@@ -210,3 +235,16 @@ def test_a_log_that_has_grown_is_begun_anew_and_one_earlier_is_kept(tmp_path: Pa
         writer.write(b"after")
     assert log.read_bytes() == b"after"
     assert (tmp_path / "compute.log.1").read_bytes() == b"x" * 1000
+
+
+def test_a_log_of_any_size_is_begun_anew_in_little_memory(tmp_path: Path) -> None:
+    log = tmp_path / "compute.log"
+    log.touch()
+    os.truncate(log, 256 * 1024**2)
+    tracemalloc.start()
+    try:
+        rotate(log, most_bytes=1000)
+        assert tracemalloc.get_traced_memory()[1] < 1024**2
+    finally:
+        tracemalloc.stop()
+    assert (log.stat().st_size, (tmp_path / "compute.log.1").stat().st_size) == (0, 1000)

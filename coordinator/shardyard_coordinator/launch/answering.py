@@ -7,10 +7,9 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 
-from shardyard_coordinator.launch.forks import Fork, WarmProcessGone
+from shardyard_coordinator.launch.forks import Fork, WarmProcessGone, how_it_failed
 from shardyard_coordinator.launch.protocols import ComputeUnavailable, InputFailed
-
-Caller = tuple[str, ...]
+from shardyard_coordinator.launch.turns import Caller
 
 _CHECK_S = 0.1
 _MOST_PROCESSES = 8
@@ -100,8 +99,7 @@ class _Process:
         if header["ok"]:
             answer.set_result(body)
         else:
-            how = "takes more memory than there is" if header["kind"] == "memory" else "fails in an unforeseen way"
-            answer.set_exception(InputFailed(how, note={}, log=header["error"]))
+            answer.set_exception(InputFailed(how_it_failed(header["kind"]), note={}, log=header["error"]))
 
     async def _watch(self) -> None:
         """Ends a process whose turn takes too long, or that grows too large."""

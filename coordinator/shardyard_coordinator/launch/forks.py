@@ -46,6 +46,11 @@ class Ending:
         return f"ended with exit code {self.status}"
 
 
+def how_it_failed(kind: str) -> str:
+    """For a message: what a function of a fork ended with, other than an answer."""
+    return "needs more memory than is allowed" if kind == "memory" else "fails with an unexpected error"
+
+
 @dataclass(frozen=True, eq=False)
 class Fork:
     """One fork: frames go to it and come from it."""
@@ -96,8 +101,14 @@ class WarmProcess:
         self._process = process
         self._control = control
         self._lock = asyncio.Lock()
+        self._killed = False
         self.confinement: Mapping[str, str] = {}
         self.base_bytes = 0
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
 
     @classmethod
     async def start(
@@ -126,7 +137,7 @@ class WarmProcess:
         try:
             self.confinement = (await self._receive())["confinement"]
         except BaseException:
-            self.kill()
+            await self.close()
             raise
         self.base_bytes = resident_bytes(process.pid)
         return self
@@ -154,9 +165,19 @@ class WarmProcess:
         await self._process.wait()
 
     def kill(self) -> None:
-        """Ends the process and its forks."""
-        kill_group(self._process.pid)
-        self._control.close()
+        """Ends the process and its forks. Idempotent."""
+        if not self._killed:
+            self._killed = True
+            kill_group(self._process.pid)
+            with suppress(OSError):
+                # Not closed: the loop may be reading it, and the number would be another file's then.
+                self._control.shutdown(socket.SHUT_RDWR)
+
+    async def close(self) -> None:
+        """Ends the process, and lets go of its socket once no order waits on it."""
+        self.kill()
+        async with self._lock:
+            self._control.close()
 
     async def _order(self, order: Mapping[str, Any], *descriptors: int) -> dict[str, Any]:
         """One order at a time: answers come in their order. It is finished though the caller leaves."""
@@ -166,6 +187,8 @@ class WarmProcess:
         duplicates = [os.dup(descriptor) for descriptor in descriptors]
         try:
             async with self._lock, asyncio.timeout(_ORDER_S):
+                if self._killed:
+                    raise WarmProcessGone("the warm process ended")
                 socket.send_fds(self._control, [json.dumps(order).encode()], duplicates)
                 return await self._receive()
         except (OSError, TimeoutError) as error:
@@ -187,8 +210,10 @@ class WarmProcess:
 def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
     """Begins a log anew that has grown over its size; one earlier one is kept. Who writes into it appends."""
     try:
-        if log.stat().st_size > most_bytes:
-            log.with_name(f"{log.name}.1").write_bytes(log.read_bytes()[-most_bytes:])
+        if (size := log.stat().st_size) > most_bytes:
+            with log.open("rb") as stream:
+                stream.seek(size - most_bytes)
+                log.with_name(f"{log.name}.1").write_bytes(stream.read(most_bytes))
             os.truncate(log, 0)
     except FileNotFoundError:
         return

@@ -12,12 +12,12 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from shardyard_coordinator.launch.answering import Answering
-from shardyard_coordinator.launch.forks import Fork, WarmProcess, WarmProcessGone, rotate
+from shardyard_coordinator.launch.forks import Fork, WarmProcess, WarmProcessGone, how_it_failed, rotate
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
@@ -76,13 +76,6 @@ class _Kept:
     fork: Fork
     route: bytes
     since_s: float
-
-
-@dataclass
-class _Begun:
-    """Whether a question has had its turn: its caller may leave it from then on."""
-
-    it_has: bool = field(default=False)
 
 
 class ProcessCompute:
@@ -146,11 +139,12 @@ class ProcessCompute:
         network: bool = False,
     ) -> bytes:
         """Calls `package.module:function` in a process of its own; see `protocols.Compute`."""
-        begun = _Begun()
+        has_begun = False
 
         async def turn() -> bytes:
+            nonlocal has_begun
             async with self._turns.turn(caller):
-                begun.it_has = True
+                has_begun = True
                 return await self._inspect(function, request, cpu_s=cpu_s, route=route, network=network)
 
         call = asyncio.create_task(turn())
@@ -159,7 +153,7 @@ class ProcessCompute:
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            if not begun.it_has:
+            if not has_begun:
                 call.cancel()
             raise
         except TooManyWaiting as error:
@@ -182,9 +176,10 @@ class ProcessCompute:
             call.exception()  # Seen here, where its caller has left.
 
     async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
-        for _ in range(2):
+        kept = self._take_kept(route)
+        for _ in range(2 if kept is None else 3):
             try:
-                fork = self._take_kept(route)
+                fork = kept
                 if fork is None:
                     warm = await self._warmed()
                     fork = await warm.fork(serve="", memory_bytes=self._size.memory_bytes, network=network)
@@ -193,6 +188,12 @@ class ProcessCompute:
                 return answer
             except WarmProcessGone as error:
                 _log.warning("%s: %s", function, error)
+            except InputFailed:
+                # A kept process may have died while it was idle, and what it read before counts against its memory:
+                # only a fresh one shows that the input is at fault.
+                if kept is None:
+                    raise
+            kept = None
         raise ComputeUnavailable("the warm process ended twice")
 
     def _take_kept(self, route: bytes) -> Fork | None:
@@ -267,7 +268,7 @@ class ProcessCompute:
         finally:
             self._warm_process = None
             self._kept.clear()  # They ended with it.
-            warm.kill()
+            await warm.close()
         return True
 
 
@@ -296,15 +297,14 @@ class _Inspection:
         finally:
             watch.cancel()
         if received is None:
-            await self._explain()
-        header, body = received  # type: ignore[misc]
+            raise await self._explanation()
+        header, body = received
         if header["ok"]:
             return body
         await self._fork.end()
         if header["kind"] == "system":
             raise ComputeFailed(header["error"])
-        how = "takes more memory than one may" if header["kind"] == "memory" else "fails in a way that nobody foresaw"
-        raise InputFailed(how, note=self._note, log=header["error"])
+        raise InputFailed(how_it_failed(header["kind"]), note=self._note, log=header["error"])
 
     async def _answer(self) -> tuple[Mapping[str, str], bytes] | None:
         while (received := await self._fork.receive()) is not None:
@@ -331,12 +331,13 @@ class _Inspection:
                 self._fork.kill()
                 return
 
-    async def _explain(self) -> None:
+    async def _explanation(self) -> InputFailed | ComputeUnavailable:
+        """Why the fork ended without an answer."""
         ending = await self._fork.end()
         if self._idle:
-            raise ComputeUnavailable(f"{self._function} {self._over} without computing")
+            return ComputeUnavailable(f"{self._function} {self._over} without computing")
         over = f"takes more than {self._cpu_s:g} s" if ending.words.endswith("SIGXCPU") else self._over
-        raise InputFailed(over or f"ends the process that reads it ({ending.words})", note=self._note)
+        return InputFailed(over or f"ends the process that reads it ({ending.words})", note=self._note)
 
 
 async def _end_quietly(fork: Fork) -> bytes:

@@ -133,7 +133,7 @@ def _refusal(failed: InputFailed, call: Call, subject: Subject) -> Refused:
     details = ""
     if failed.log:
         log.error("%s", failed.log)
-        details = f" (the service's log has details under {_logged(call, 'nobody foresaw it')})"
+        details = f" (the service's log has details under {_logged(call, 'an unexpected error')})"
     step = _NEXT_STEPS.get(reason, _NEXT_STEP)
     text = f"reading {failed.what or subject.what} {failed.how}{details}; {step}"
     return refused_fields([FieldViolation(field, text, reason)])
