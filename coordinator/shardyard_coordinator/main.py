@@ -23,10 +23,12 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from shardyard_coordinator.control.collector import Collector
+from shardyard_coordinator.control.own_files import check_own_files
 from shardyard_coordinator.control.private import make_private, tighten
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
+from shardyard_coordinator.launch.claim import CLAIM
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
@@ -58,8 +60,8 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     """Runs a coordinator until it is told to stop; the exit code of its process.
 
     0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store,
-    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: it is of a newer version, or
-    the storage is another store's.
+    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: it is of a newer version, the
+    storage is another store's, or something else lies in the place of a file of the service.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()
@@ -67,6 +69,7 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     before = os.umask(0o077)
     try:
         make_private(settings.state_dir)
+        _look_at_files(settings)
         tighten(settings.state_dir, but=settings.storage)
         return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
     except StoreFailure as failure:
@@ -79,6 +82,16 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
         os.umask(before)
 
 
+def _look_at_files(settings: Settings) -> None:
+    """Raises: PlaceTaken, OSError if what is in the place of the service's own files cannot be one."""
+    state, storage = settings.state_dir.absolute(), settings.storage
+    database = settings.database
+    names = ("coordinator.json", "coordinator.tmp", "compute.log", "ray-agent.log", "ray.json", "ray.token")
+    beside = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm", ".lock")]
+    ours = [*beside, *(state / name for name in names), storage / f"{CLAIM}.tmp", storage / "compute.log"]
+    check_own_files(ours, read_only=[storage / CLAIM])
+
+
 def _words(error: OSError, settings: Settings) -> str:
     """Which of the two folders it is about, and the next step."""
     where = error.filename or f"the state directory {settings.state_dir}, or the storage {settings.storage}"
@@ -89,6 +102,12 @@ def _words(error: OSError, settings: Settings) -> str:
         return f"{where}: the file system is read-only; mount it so that it can be written, {others}"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{where}: it is in the place of a folder; move it away, {others}"
+    if error.errno == errno.ELOOP:
+        return f"{where}: a link on the way leads back to itself; remove it, {others}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{where}: this account, {os.geteuid()}, has no right to it; give it that right, {others}"
+    if error.filename:
+        return f"{where}: {error.strerror}; see to its disk and its mount and start again, {others}"
     return str(error)
 
 
@@ -213,9 +232,9 @@ class Coordinator:
             loop.start()
             app.health.set_serving(True)
             record = settings.state_dir / "coordinator.json"
-            await asyncio.to_thread(_write_record, record, address)
             running = _Running(store, launcher, collector, loop, app, address)
             try:
+                await asyncio.to_thread(_write_record, record, address)
                 yield running
             finally:
                 await self._end(running, compute)

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -16,6 +16,7 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from helpers.full_disk import small_disk
 from helpers.processes import MAIN, ends, environment, running
 from helpers.uploads import header, messages, whole
 from shardyard.v1 import dataset_service_pb2_grpc, job_service_pb2, job_service_pb2_grpc
@@ -76,6 +77,65 @@ def test_a_state_folder_that_cannot_be_made_exits_69(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = subprocess.run(MAIN, env=environment(tmp_path / "file"), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 69 and str(tmp_path / "file") in ended.stderr and "Traceback" not in ended.stderr
+
+
+def to_a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def to_a_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def to_a_loop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("place", "put", "word"),
+    [
+        ("storage/store-id", to_a_folder, "is a folder"),
+        ("store.db", to_a_folder, "is a folder"),
+        ("store.db", to_a_pipe, "not a regular file"),
+        ("store.db-shm", to_a_folder, "is a folder"),
+        ("store.db.lock", to_a_loop, "leads back to it"),
+        ("coordinator.tmp", to_a_folder, "is a folder"),
+        ("compute.log", to_a_folder, "is a folder"),
+        ("compute.log", lambda path: path.symlink_to("/nowhere/at/all"), "which is not there"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_file_is_named_with_the_next_step(
+    tmp_path: Path, place: str, put: Callable[[Path], object], word: str
+) -> None:
+    (tmp_path / "storage").mkdir()
+    put(tmp_path / place)
+    refused = ends(tmp_path)
+    [line] = refused.stderr.splitlines()
+    assert refused.returncode == 78 and line.startswith(str(tmp_path / place))
+    assert word in line and "move it away" in line
+
+
+def test_a_storage_behind_a_link_to_itself_is_named_in_words(tmp_path: Path) -> None:
+    to_a_loop(tmp_path / "storage")
+    refused = ends(tmp_path)
+    [line] = refused.stderr.splitlines()
+    assert refused.returncode == 69 and str(tmp_path / "storage") in line
+    assert "Errno" not in line and "--storage-root" in line
+
+
+def test_a_store_that_may_only_be_read_ends_the_start_in_words(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        storage = {"SHARDYARD_STORAGE_ROOT": str(tmp_path / "storage")}
+        with running(disk / "state", **storage) as (process, _):
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        refused = ends(disk / "state", **storage)
+    [line] = refused.stderr.splitlines()
+    assert refused.returncode == 69 and str(disk / "state") in line and "read-only" in line
 
 
 def stays_out(state: Path, storage: Path) -> str:

@@ -20,7 +20,7 @@ def missing_storage(locations: worker_pb2.Locations) -> RunFailed | None:
     path = Path(locations.claim.path)
     try:
         found = path.read_text(encoding="utf-8", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         found = ""
     except OSError as error:
         return storage_failure(error, "the storage's claim", on_storage=True)

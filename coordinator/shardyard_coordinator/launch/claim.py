@@ -19,10 +19,10 @@ def claim_of(storage: Path, store_id: str) -> worker_pb2.StorageClaim:
 
 
 def read_claim(path: Path) -> str:
-    """The id in a claim's file; empty if there is no such file. Raises: OSError."""
+    """The id in a claim's file; empty if there is no such file, be it that a folder lies there. Raises: OSError."""
     try:
         return _read(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ""
     except OSError as error:
         if error.errno != errno.ESTALE:

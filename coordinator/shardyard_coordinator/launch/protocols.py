@@ -110,7 +110,8 @@ class StorageFailed(Exception):
     @classmethod
     def of(cls, error: OSError) -> StorageFailed:
         """What the system's error means."""
-        return cls(str(error), storage_cause(error))
+        words = error.strerror or str(error)
+        return cls(f"{error.filename}: {words}" if error.filename else words, storage_cause(error))
 
 
 def storage_cause(error: OSError) -> Cause:

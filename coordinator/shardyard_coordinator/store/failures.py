@@ -5,6 +5,7 @@ StoreFailure
 ├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
 ├── StorageForeign the storage's models and jobs are another store's (exit 78)
 ├── StorageMissing what the store has on its storage is not there (exit 78)
+├── PlaceTaken     something else lies in the place of the service's own file (exit 78)
 ├── FolderShared   other accounts can read the service's folders (exit 78)
 ├── StoreBroken    what it holds cannot be right (exit 65)
 ├── StoreLost      the lease is somebody else's now (exit 75)
@@ -53,6 +54,12 @@ class StorageMissing(StoreFailure):
 
 class FolderShared(StoreFailure):
     """Other accounts can read the state directory or the storage, and this one cannot change that."""
+
+    exit_code = 78
+
+
+class PlaceTaken(StoreFailure):
+    """A folder, a pipe or another account's file lies in the place of one of the service's own files."""
 
     exit_code = 78
 

@@ -180,8 +180,17 @@ def meaning(error: DBAPIError, path: Path) -> Refused | StoreFailure | None:
         return Refused(Reason.STORE_FULL, f"the disk of {path} is full; free some space", retry_after_s=5)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Refused(Reason.STORE_BUSY, f"another process holds {path}; it is tried again", retry_after_s=1)
-    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
-        return StoreDead(f"{path}: {error.orig}")
+    if primary in _DEAD:
+        return StoreDead(f"{path}: {error.orig}; {_DEAD[primary]}, then start the service again")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreBroken(f"{path}: {error.orig}")
+        return StoreBroken(f"{path}: {error.orig}; restore it from a backup")
     return None
+
+
+_RIGHTS = "let this account write it, the files beside it and their folder, and mount its disk so that it can be written"
+_DEAD = {
+    sqlite3.SQLITE_IOERR: "see to its disk",
+    sqlite3.SQLITE_CANTOPEN: "see to this file, those of its name beside it, and their folder",
+    sqlite3.SQLITE_READONLY: _RIGHTS,
+    sqlite3.SQLITE_PERM: _RIGHTS,
+}
