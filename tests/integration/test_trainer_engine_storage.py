@@ -9,6 +9,7 @@ import pytest
 
 from helpers.trainer_run import Scenario, run_gang, run_scenario, solo_gang
 from shardyard.v1 import job_pb2
+from shardyard_trainer.training.checkpoint import kept_bytes, room_step
 from shardyard_trainer.training.shards import ShardWriter
 
 
@@ -73,3 +74,17 @@ def test_an_attempt_whose_folder_cannot_be_made_says_so(tmp_path: Path) -> None:
     (scenario.attempt_dir / "step-000000002").write_text("a file where a folder should be")
     failure = run_scenario(scenario, solo_gang())
     assert failure is not None and failure.cause == "STORAGE_NOT_WRITABLE"
+
+
+def test_fewer_checkpoints_are_advised_only_if_they_would_make_room(tmp_path: Path) -> None:
+    for attempt, step in ((1, 2), (1, 10), (2, 20)):
+        folder = tmp_path / f"e{attempt:06}" / f"step-{step:09}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+        (folder / "shard.pt").write_bytes(bytes(1000))
+    (tmp_path / "e000002" / "step-000000030").mkdir()  # Half written: nobody keeps it.
+    kept = kept_bytes(tmp_path)
+    assert kept == [1000, 1000, 1000]
+    assert "keep_last (3 of this job lie there)" in room_step(2000, kept)
+    assert "keep_last" not in room_step(2001, kept)
+    assert "keep_last" not in room_step(1, kept[:1]) and "keep_last" not in room_step(1, [])

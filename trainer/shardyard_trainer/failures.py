@@ -15,6 +15,8 @@ from shardyard.v1 import job_pb2
 from shardyard_trainer.data.errors import DataError, SpecError
 
 LOG_TAIL_LINES = 50
+ROOM_STEP = "free space on the storage (delete jobs, models and data sets that nobody needs), or raise its quota"
+
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 # A file system that fails or is no longer mounted, whatever file it is asked for.
@@ -81,7 +83,7 @@ def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> R
         return RunFailed(
             "STORAGE_FULL",
             f"{what} could not be written: {where}: {error.strerror or 'no space left'}",
-            "free space (or raise the quota) on the storage, or lower checkpoints.keep_last",
+            ROOM_STEP,
             {"path": str(where), "errno": errno.errorcode[error.errno or errno.ENOSPC]},
         )
     if error.errno in FAILING or (on_storage and error.errno in GONE):

@@ -31,7 +31,8 @@ def _check(path: Path, rights: int) -> None:
         return
     if what := _not_a_file(path):
         raise PlaceTaken(
-            f"{path} {what}, and a file of the service belongs there: move it away (or put the file back) and start again"
+            f"{path} {what}, and a file of the service belongs there: move it away (or put the file back) and start "
+            "again"
         )
     if os.access(path, rights):
         return
@@ -50,11 +51,11 @@ def _not_a_file(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return f"is a link to {os.readlink(path)!r}, which is not there"
+        return f"is a link to {str(path.readlink())!r}, which is not there"
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        return f"is a link to {os.readlink(path)!r}, which leads back to it"
+        return f"is a link to {str(path.readlink())!r}, which leads back to it"
     if stat.S_ISREG(mode):
         return ""
     return "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"

@@ -48,7 +48,10 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.CHECKPOINT_CORRUPT: Advice(
             "no whole checkpoint is left", "repair or restore the storage, or submit again to begin anew"
         ),
-        Cause.STORAGE_FULL: Advice("the storage is full", "free some space"),
+        Cause.STORAGE_FULL: Advice(
+            "the storage is full",
+            "free some space (delete jobs, models and data sets that nobody needs), or raise its quota",
+        ),
         Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "mend its permissions, or its mount"),
         Cause.STORAGE_UNAVAILABLE: Advice("the storage is not there", "bring the storage root's mount back"),
         Cause.EXPORT_FAILED: Advice("the model could not be exported", "look at the logs; its checkpoint is kept"),

@@ -22,12 +22,11 @@ from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.memory import EXIT_KILLED, OutOfMemory
-from shardyard_coordinator.launch.pressure import Pressure
+from shardyard_coordinator.launch.pressure import SUPERVISOR_RANK, Pressure
 from shardyard_coordinator.launch.protocols import AttemptKey, storage_cause
 from shardyard_coordinator.launch.spool import Spool
 from shardyard_coordinator.seams import Clock
 
-SUPERVISOR_RANK = -1
 TAIL_LINES = 50
 TAIL_BYTES = 32 * 1024
 _RETRY_S = 0.5

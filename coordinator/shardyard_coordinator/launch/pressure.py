@@ -1,9 +1,12 @@
-"""DISK_PRESSURE of a gang, whoever lacks the room: it begins once, ends once, and says what it is for meanwhile."""
+"""DISK_PRESSURE of a gang, whoever lacks the room: it begins once, ends once, and says what holds now meanwhile."""
 
 from __future__ import annotations
 
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
+
+SUPERVISOR_RANK = -1
+"""Who speaks for the spool of all ranks."""
 
 
 class Pressure:
@@ -15,7 +18,8 @@ class Pressure:
     def is_news(self, event: worker_pb2.WorkerEvent) -> bool:
         """Whether an event is to be told; notes who began and who ended. Other events always are.
 
-        The condition that is told says what everybody lacks room for: one may end while the other's goes on.
+        One may end while the other's goes on. While the supervisor lacks room the ranks wait, and what rank 0 said of
+        its last checkpoint says nothing of now.
         """
         condition = event.condition
         if condition.type != job_pb2.Condition.TYPE_DISK_PRESSURE:
@@ -27,5 +31,6 @@ class Pressure:
             self._said.pop(event.rank, None)
         if self._said:
             condition.active = True
-            condition.message = "; ".join(message for message in self._said.values() if message)
+            waiting = self._said.get(SUPERVISOR_RANK)
+            condition.message = waiting or "; ".join(message for message in self._said.values() if message)
         return self._said != before

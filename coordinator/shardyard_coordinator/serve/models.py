@@ -98,7 +98,7 @@ class ModelService:
         )
         answer = await self._ask(PREDICT_FUNCTION, message, call)
         reply = worker_pb2.PredictReply.FromString(answer)
-        await self._refuse(reply.violations)
+        await self._refuse(reply.violations, request.model)
         return reply.response
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
@@ -112,7 +112,7 @@ class ModelService:
         )
         answer = await self._ask(EMBED_FUNCTION, message, call)
         reply = worker_pb2.EmbedReply.FromString(answer)
-        await self._refuse(reply.violations)
+        await self._refuse(reply.violations, request.model)
         return reply.response
 
     async def _ask(self, function: str, message: worker_pb2.PredictCall | worker_pb2.EmbedCall, call: Call) -> bytes:
@@ -120,9 +120,11 @@ class ModelService:
         asked = questions.ask(function, message.folder, message.SerializeToString(), call, subject=_SUBJECT)
         return await in_time(call, asked)
 
-    async def _refuse(self, violations: Sequence[worker_pb2.Violation]) -> None:
+    async def _refuse(self, violations: Sequence[worker_pb2.Violation], name: str) -> None:
+        """Raises what is wrong: with the storage, with a model that was deleted meanwhile, else as it was found."""
         if violations:
             await blame_the_storage_if_away(self._parts.claim)
+            await find(self._parts, _KIND, name)
             raise_violations(violations)
 
     async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:

@@ -187,7 +187,9 @@ def meaning(error: DBAPIError, path: Path) -> Refused | StoreFailure | None:
     return None
 
 
-_RIGHTS = "let this account write it, the files beside it and their folder, and mount its disk so that it can be written"
+_RIGHTS = (
+    "let this account write it, the files beside it and their folder, and mount its disk so that it can be written"
+)
 _DEAD = {
     sqlite3.SQLITE_IOERR: "see to its disk",
     sqlite3.SQLITE_CANTOPEN: "see to this file, those of its name beside it, and their folder",

@@ -206,9 +206,9 @@ def _unreadable(name: str, error: OSError) -> Exception:
     """The folder's fault if it is one; a disk that fails, or a process without descriptors, is nobody's who gave it."""
     if error.errno not in _OF_THE_FOLDER:
         return error
-    return FolderInvalid(
-        f"{shorten(name)!r} cannot be read: {error.strerror}; make it readable for the service's account", file=name
-    )
+    gone = isinstance(error, FileNotFoundError)
+    step = "put it back" if gone else "make it readable for the service's account"
+    return FolderInvalid(f"{shorten(name)!r} cannot be read: {error.strerror}; {step}", file=name)
 
 
 def _leaves(name: str) -> FolderInvalid:

@@ -6,6 +6,7 @@ it counts without `manifest.json`, which names every file with its size and hash
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage, missing_storage
-from shardyard_trainer.failures import RunFailed, storage_failure
+from shardyard_trainer.failures import ROOM_STEP, RunFailed, storage_failure
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
 from shardyard_trainer.training.shards import ShardFile, ShardWriter, damage, fsync_folder
@@ -85,7 +86,7 @@ class Checkpoints:
         if is_required or self._skipped >= SKIPS_BEFORE_FAILURE:
             raise problem
         if self._context.gang.is_chief:
-            text = f"checkpoint at step {state.step} skipped: {problem.message}"
+            text = f"the checkpoint of step {state.step} was skipped: {problem.message}"
             self._condition(True, text, durable=self._skipped == 1)
         return False
 
@@ -181,8 +182,8 @@ class Checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
         return RunFailed(
             "STORAGE_FULL",
-            f"{folder.parent} has {free / GIB:.2f} GiB free, a checkpoint and its reserve need {needed / GIB:.2f}",
-            "free space on the storage, or lower checkpoints.keep_last",
+            f"the storage had {free / GIB:.2f} GiB free, a checkpoint and its reserve need {needed / GIB:.2f}",
+            room_step(needed - free, kept_bytes(folder.parent.parent)),
             {"path": str(folder.parent), "free": str(free), "needed": str(needed)},
         )
 
@@ -308,6 +309,22 @@ def _first_problem(errors: Any) -> RunFailed | None:
     if error is None:
         return None
     return storage_failure(error, "a checkpoint", on_storage=True)
+
+
+def kept_bytes(job_folder: Path) -> list[int]:
+    """The sizes of the checkpoints that lie in a job's folder, whichever attempt made them."""
+    sizes = []
+    for manifest in job_folder.glob(f"e*/step-*/{MANIFEST}"):
+        with contextlib.suppress(OSError):  # The service removes old ones meanwhile.
+            sizes.append(sum(path.stat().st_size for path in manifest.parent.iterdir()))
+    return sizes
+
+
+def room_step(missing: int, kept: Sequence[int]) -> str:
+    """What makes room for a checkpoint: keeping fewer of them only helps if those that lie there take enough."""
+    if sum(kept) - max(kept, default=0) >= missing:
+        return f"{ROOM_STEP}, or submit it with a lower checkpoints.keep_last ({len(kept)} of this job lie there)"
+    return ROOM_STEP
 
 
 def _free_bytes(folder: Path) -> tuple[int, int]:
