@@ -1,4 +1,4 @@
-"""An uploaded data set that was damaged on the service's storage is named as that, and planned with by nobody."""
+"""An upload that was damaged on the service's storage is named as that, and planned with by nobody."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import shardyard
 from helpers.served import Served, served
 from helpers.small_specs import sentences
+from helpers.tiny_folders import save_folder
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,36 @@ def test_a_damaged_data_set_is_named_and_not_planned_with_nor_blamed_on_its_rows
         [kept] = service.state.glob(f"storage/datasets/{uploaded.info.uid}/*")
         whole = kept.read_bytes()
         DAMAGE[how](kept)
+        # The very same spec too: its plan is kept, and looked at again with its files.
         another = replace(named, optimization=shardyard.Optimization(max_steps=3, global_batch_size=2))
-        with pytest.raises(shardyard.FailedPrecondition) as refused:
-            client.plan(another)
+        for again in (named, another):
+            with pytest.raises(shardyard.FailedPrecondition) as refused:
+                client.plan(again)
         [violation] = refused.value.violations
         assert violation.reason == "DATA_CHANGED" and "the service's copy is damaged" in violation.message
         assert kept.name in violation.message and how in violation.message and "upload it again" in violation.message
         kept.write_bytes(whole)
+        client.plan(named)
         client.plan(another)
+
+
+def test_a_model_that_is_gone_is_missed_though_its_plan_is_kept(service: Served, tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "the dog is good,yes\nthe cat is bad,no\n" * 10)
+    with shardyard.Client(service.address) as client:
+        model = client.upload_model(save_folder(tmp_path / "bert", "BertModel"))
+        spec = shardyard.JobSpec(
+            shardyard.TextClassification(max_length=8),
+            model=model.info.name,
+            train_data=client.upload_dataset(tmp_path / "reviews.csv").info.name,
+            optimization=shardyard.Optimization(max_steps=2),
+        )
+        client.plan(spec)
+        client.plan(spec)
+        [weights] = service.state.glob(f"storage/models/{model.info.uid}/model.safetensors")
+        weights.rename(tmp_path / "weights")
+        with pytest.raises(shardyard.ShardyardError) as refused:
+            client.plan(spec)
+        [violation] = refused.value.violations
+        assert violation.field == "job.spec.model.model" and "model.safetensors" in violation.message
+        (tmp_path / "weights").rename(weights)
+        client.plan(spec)

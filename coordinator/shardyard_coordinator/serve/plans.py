@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
-import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -29,22 +27,21 @@ from shardyard_coordinator.domain.records import EventDraft, EventKind
 from shardyard_coordinator.launch.node_shape import gpus_of_worker, planning_shape
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.identity import Named, hub_folders, identify, is_pinned
 from shardyard_coordinator.serve.inspection import Subject, still_looking
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
 from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
-from shardyard_coordinator.serve.validation import sources
 from shardyard_coordinator.store import encode, resources
 from shardyard_coordinator.store.together import Together, looks_together, reads_together
 
 PLAN_FUNCTION = "shardyard_trainer.planning.plan:plan"
 _SUBJECT = Subject("job.spec", "what the spec names", Reason.SPEC_INVALID, prefix="job.")
-_PLANNER = f"4 {version('shardyard')}\n".encode()
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PLANNER = f"5 {version('shardyard')}\n".encode()
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where what a spec names lies, and what the files behind its URIs are known by."""
+    """Where what a spec names lies, and what all these files are known by."""
 
     locations: worker_pb2.Locations
     identity: bytes
@@ -85,10 +82,10 @@ class Plans:
         """
         if referenced(spec):
             return None
-        uris = tuple(find_uris(spec, "job.spec"))
+        named = Named(tuple(find_uris(spec, "job.spec")), hub_folders(spec, self._parts.cache_dir))
         view = await self._cluster.view()
         try:
-            identity = await self._looks.ask(uris) if uris else b""
+            identity = await self._looks.ask(named) if any(named) else b""
             planned = self._kept.get(_fingerprint(spec, self._nothing_named, identity, self._shape(view, spec)))
             if planned is not None:
                 check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
@@ -123,19 +120,22 @@ class Plans:
 
     def reads(self, spec: spec_pb2.JobSpec) -> Together[Callable[[Connection], Any], Any]:
         """Where to look: apart for specs that name files, so that a file system that hangs holds up no others."""
-        return self._files if next(find_uris(spec, ""), None) else self._rows
+        names_files = referenced(spec) or hub_folders(spec, "") or any(find_uris(spec, ""))
+        return self._files if names_files else self._rows
 
     def locate(self, conn: Connection, spec: spec_pb2.JobSpec) -> Located:
         """Where what the spec names lies; inside a read, for it looks at files. Refused ACCESS_DENIED, MODEL_NOT_FOUND,
         PATH_NOT_ALLOWED … with every field that they are about.
         """
-        uris = list(find_uris(spec, "job.spec"))
+        parts, uris = self._parts, tuple(find_uris(spec, "job.spec"))
         try:
             for name in referenced(spec):
-                self._parts.check_project(name.split("/")[1])
-            identity = identify(uris, self._parts.data_roots) if uris else b""
-            parts = self._parts
+                parts.check_project(name.split("/")[1])
+            # What is wrong with paths is said before anything of names.
+            of_uris = identify(Named(uris), parts.data_roots)
             found = locations(conn, spec, data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
+            folders = (*(found.folders[name] for name in sorted(found.folders)), *hub_folders(spec, parts.cache_dir))
+            identity = of_uris + identify(Named(folders=folders), parts.data_roots)
         except Refused as refused:
             raise self._explained(conn, spec, refused) from None
         return Located(found, identity)
@@ -196,7 +196,7 @@ class Plans:
 
 
 def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: bytes) -> bytes:
-    """Of the spec, where everything lies (folders are named by uid), the files behind URIs, node and planner."""
+    """Of the spec, where everything lies (folders are named by uid), the files that are there, node and planner."""
     digest = hashlib.sha256(_PLANNER)
     for data in (spec.SerializeToString(deterministic=True), places, shape):
         digest.update(len(data).to_bytes(8, "little") + data)
@@ -246,13 +246,6 @@ def names_the_hub(spec: spec_pb2.JobSpec) -> bool:
     return any(source.WhichOneof("source") == "hub" for source in (spec.model, spec.tokenizer))
 
 
-def is_pinned(spec: spec_pb2.JobSpec) -> bool:
-    """Whether the same spec means the same model for ever: a branch of a Hub model moves."""
-    hubs = [spec.model.hub] if spec.model.WhichOneof("source") == "hub" else []
-    hubs += [spec.tokenizer.hub] if spec.tokenizer.WhichOneof("source") == "hub" else []
-    return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
-
-
 def _complaints(fields: Sequence[tuple[str, str]], check: Callable[[str], object]) -> list[FieldViolation]:
     """What a check says of each value."""
     found = []
@@ -285,44 +278,6 @@ def _find_texts(message: Message, path: str, names: tuple[str, ...]) -> Iterator
             and field.message_type.file.package == "shardyard.v1"
         ):
             yield from _find_texts(value, f"{path}.{field.name}", names)
-
-
-def identify(uris: Sequence[tuple[str, str]], roots: tuple[str, ...]) -> bytes:
-    """Path, inode, size and time of what the URIs name; Refused where one is not under a root or not regular.
-
-    The worker that opens it checks again: what is checked here may have been replaced by then.
-    """
-    real_roots = [os.path.realpath(root) for root in roots]
-    digest = hashlib.sha256()
-    refused: list[FieldViolation] = []
-    for field, uri in uris:
-        real = os.path.realpath(uri)
-        if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in real_roots):
-            refused.append(sources.not_allowed(field, uri))
-            continue
-        try:
-            digest.update(os.fsencode(_identity(Path(real))))
-        except OSError:
-            refused.append(sources.not_allowed(field, uri))
-    if refused:
-        raise refused_fields(refused)
-    return digest.digest()
-
-
-def _identity(path: Path) -> str:
-    """Raises: OSError where it is not there, or no regular file or folder."""
-    found = path.stat()
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise OSError(f"{path} is neither a file nor a folder")
-    text = f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
-    if stat.S_ISDIR(found.st_mode):
-        for folder, _, files in os.walk(path):
-            for name in sorted(files):
-                full = os.path.join(folder, name)  # noqa: PTH118 - as os.walk speaks.
-                # A link counts as what it leads to: that is what is read.
-                file = os.stat(full) if os.path.exists(full) else os.lstat(full)  # noqa: PTH110, PTH116 - as above
-                text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}\n"
-    return text
 
 
 def _gpus_of(view: ClusterView, spec: spec_pb2.JobSpec) -> int:

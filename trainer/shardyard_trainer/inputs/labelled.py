@@ -14,7 +14,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.budget import tokenised
 from shardyard_trainer.data.columns import Row, layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
-from shardyard_trainer.data.label_column import LabelColumn, Wanted
+from shardyard_trainer.data.label_column import LabelColumn, Labels, Wanted
 from shardyard_trainer.data.labels import LabelSchema
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
@@ -98,11 +98,14 @@ def load_examples(
         if tuple(store.meta["labels"]) == wanted.labels:
             return Examples(store, LabelSchema(wanted.problem, wanted.labels))
 
+    def rows() -> Iterator[Row]:
+        return read_rows(files, source, with_label=True, several_labels=wanted.takes_several, field=field)
+
     def build(target: Path) -> None:
-        rows = read_rows(files, source, with_label=True, several_labels=wanted.takes_several, field=field)
-        labels = LabelColumn(wanted, mapped=bool(source.columns.labels))
         try:
-            _tokenise(rows, tokenizer, target, max_length=max_length, labels=labels)
+            # All rows before the first is tokenised, which takes ten times as long: a file's last row is refused early.
+            checked = _check(rows(), LabelColumn(wanted, mapped=bool(source.columns.labels)))
+            _tokenise(rows(), checked, tokenizer, target, max_length=max_length)
         except DataError as error:
             # What is found while rows are put together is said of the source that they came from.
             raise (error if error.field.startswith(field) else error.at(field)) from None
@@ -112,22 +115,35 @@ def load_examples(
     return Examples(store, LabelSchema(wanted.problem, tuple(store.meta["labels"])))
 
 
+class _Checked(NamedTuple):
+    """What a first reading of all rows found."""
+
+    labels: Labels
+    num_rows: int
+    has_pairs: bool
+
+
+def _check(rows: Iterator[Row], column: LabelColumn) -> _Checked:
+    num_rows, has_pairs = 0, False
+    for row in rows:
+        column.add(row)
+        if num_rows and has_pairs != (row.text_pair is not None):
+            message = "some files have a second text and others none; give all one, or map none in columns.text_pair"
+            raise DataError(message, file=row.file, line=row.line)
+        has_pairs = row.text_pair is not None
+        num_rows += 1
+    return _Checked(column.finish(), num_rows, has_pairs)
+
+
 def _tokenise(
-    rows: Iterator[Row], tokenizer: PreTrainedTokenizerFast, target: Path, *, max_length: int, labels: LabelColumn
+    rows: Iterator[Row], checked: _Checked, tokenizer: PreTrainedTokenizerFast, target: Path, *, max_length: int
 ) -> None:
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     counter = TokenCounter(tokenizer)
-    has_pairs: bool | None = None
+    num_rows = 0
     while batch := list(islice(rows, _BATCH_TEXTS)):
-        for row in batch:
-            labels.add(row)
-            if has_pairs is not None and has_pairs != (row.text_pair is not None):
-                message = (
-                    "some files have a second text and others none; give all one, or map none in columns.text_pair"
-                )
-                raise DataError(message, file=row.file, line=row.line)
-            has_pairs = row.text_pair is not None
-        pairs = [row.text_pair or "" for row in batch] if has_pairs else None
+        num_rows += len(batch)
+        pairs = [row.text_pair or "" for row in batch] if checked.has_pairs else None
         encoded = tokenization.encode(tokenizer, [row.text for row in batch], pairs, max_length)
         writer.add(encoded.ids)
         writer.add_array("types", np.fromiter((t for types in encoded.types for t in types), np.uint8))
@@ -135,6 +151,11 @@ def _tokenise(
         words, unknown = counter.count(encoded.ids)
         writer.add_array("words", words)
         writer.add_array("unknown", unknown)
-    found = labels.finish()
+    if num_rows != checked.num_rows:
+        raise DataError(
+            f"{checked.num_rows:,} rows when they were checked and {num_rows:,} when they were tokenised: the files "
+            "change while they are read; submit again when nothing writes to them"
+        )
+    found = checked.labels
     writer.add_array("labels", found.array)
-    writer.finish(labels=found.schema.labels, has_pairs=bool(has_pairs), label_notes=found.notes, label_way=found.way)
+    writer.finish(labels=found.schema.labels, has_pairs=checked.has_pairs, label_notes=found.notes, label_way=found.way)

@@ -107,7 +107,9 @@ def load_corpus(
     )
 
     def build(target: Path) -> None:
-        _tokenise(Texts(files, source, field=field), tokenizer, frame, whole_words, target)
+        texts = Texts(files, source, field=field)
+        texts.check()
+        _tokenise(texts, tokenizer, frame, whole_words, target)
 
     return TokenStore.open(tokenised(cache_dir / "corpora" / key, build))
 
@@ -119,6 +121,14 @@ class Texts:
         self._files = files
         self._source = source
         self._field = field
+
+    def check(self) -> None:
+        """Reads all of them, so that what is wrong with the last one is said before any is tokenised; that takes long.
+
+        Raises DataError.
+        """
+        for _ in self:
+            pass
 
     def __iter__(self) -> Iterator[str]:
         return (row.text for row in read_rows(self._files, self._source, with_label=False, field=self._field))

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
@@ -90,6 +91,11 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
     _complete(target, str(info.sha)).touch()
     return HubFolder(_opened(Path(folder)), str(info.sha))
+
+
+def snapshot_folder(hub: spec_pb2.HubModel, cache_dir: Path) -> Path:
+    """Where the cache has a model of a commit, or would have it."""
+    return cache_dir / "hub" / repo_folder_name(repo_id=hub.id, repo_type="model") / "snapshots" / hub.revision
 
 
 def _is_of_this_disk(error: Exception) -> bool:

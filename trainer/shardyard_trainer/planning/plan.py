@@ -25,6 +25,7 @@ from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.models import sources
 from shardyard_trainer.models.door import signature
+from shardyard_trainer.models.hub import snapshot_folder
 from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
 from shardyard_trainer.planning.checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
@@ -363,7 +364,9 @@ def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
     spec = call.spec
     for source in (spec.model, spec.tokenizer, spec.train_data, spec.eval_data, spec.feature_extraction.data):
         kind = source.WhichOneof("source")
-        if kind in {"uri", "model", "dataset"}:
+        if kind == "hub":
+            yield signature(snapshot_folder(getattr(source, kind), Path(call.locations.cache_dir)))
+        elif kind in {"uri", "model", "dataset"}:
             named = getattr(source, kind)
             path = Path(call.locations.folders.get(named, "") if kind != "uri" else named)
             try:

@@ -1,0 +1,97 @@
+"""What the files that a spec names are known by: path, inode, size and times of each, looked at for every call.
+
+A plan is kept under it, so it is never answered for files that have changed, or are gone, since it was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shardyard.v1 import spec_pb2
+from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
+from shardyard_coordinator.serve.validation import sources
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Named(NamedTuple):
+    """What a spec names on disks: (field, URI) pairs of clients, and folders of the service's own."""
+
+    uris: tuple[tuple[str, str], ...] = ()
+    folders: tuple[str, ...] = ()
+
+
+def identify(named: Named, roots: Sequence[str]) -> bytes:
+    """Of all files: that of the URIs, then that of the folders. Refused where a URI is not under a root or not regular.
+
+    The worker that opens them checks again: what is checked here may have been replaced by then. One of the service's
+    own folders may be gone, which is an identity of its own: the planner says what is missed.
+    """
+    return _digest(_of_uris(named.uris, roots)) + _digest([_or_gone(folder) for folder in named.folders])
+
+
+def hub_folders(spec: spec_pb2.JobSpec, cache_dir: str) -> tuple[str, ...]:
+    """Where the Hub's cache has the models and tokenizers that the spec pins to a commit."""
+    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
+    return tuple(
+        f"{cache_dir}/hub/models--{hub.id.replace('/', '--')}/snapshots/{hub.revision}"
+        for hub in hubs
+        if _COMMIT.fullmatch(hub.revision)
+    )
+
+
+def is_pinned(spec: spec_pb2.JobSpec) -> bool:
+    """Whether the same spec means the same model for ever: a branch of a Hub model moves."""
+    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
+    return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
+
+
+def _digest(texts: Sequence[str]) -> bytes:
+    return hashlib.sha256(os.fsencode("".join(texts))).digest() if texts else b""
+
+
+def _of_uris(uris: Iterable[tuple[str, str]], roots: Sequence[str]) -> list[str]:
+    real_roots = [os.path.realpath(root) for root in roots]
+    found: list[str] = []
+    refused: list[FieldViolation] = []
+    for field, uri in uris:
+        real = os.path.realpath(uri)
+        if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in real_roots):
+            refused.append(sources.not_allowed(field, uri))
+            continue
+        try:
+            found.append(_identity(Path(real)))
+        except OSError:
+            refused.append(sources.not_allowed(field, uri))
+    if refused:
+        raise refused_fields(refused)
+    return found
+
+
+def _or_gone(folder: str) -> str:
+    try:
+        return _identity(Path(folder))
+    except OSError:
+        return f"{folder} is not there\n"
+
+
+def _identity(path: Path) -> str:
+    """Raises: OSError where it is not there, or not a regular file or folder."""
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise OSError(f"{path} is neither a file nor a folder")
+    text = f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
+    if stat.S_ISDIR(found.st_mode):
+        for folder, _, files in os.walk(path):
+            for name in sorted(files):
+                full = os.path.join(folder, name)  # noqa: PTH118 - as os.walk speaks.
+                # A link counts as what it leads to: that is what is read.
+                file = os.stat(full) if os.path.exists(full) else os.lstat(full)  # noqa: PTH110, PTH116 - as above
+                text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}\n"
+    return text

@@ -1,0 +1,62 @@
+"""Whatever changes about a file that a spec names, its plan is known by something else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers.loopback_hub import COMMIT
+from shardyard.v1 import spec_pb2
+from shardyard_coordinator.domain.errors import Refused
+from shardyard_coordinator.serve.identity import Named, hub_folders, identify, is_pinned
+from shardyard_trainer.models.hub import snapshot_folder
+
+
+def rewrite(path: Path) -> None:
+    """Other bytes of the same number, and the old time of change."""
+    found = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "other bytes": lambda folder: rewrite(folder / "deep/data.txt"),
+    "a longer file": lambda folder: (folder / "deep/data.txt").write_text("longer than it was"),
+    "a file removed": lambda folder: (folder / "deep/data.txt").unlink(),
+    "a file added": lambda folder: (folder / "other.txt").touch(),
+    "what a link leads to": lambda folder: (folder.parent / "blob").write_text("another blob"),
+    "all of it gone": lambda folder: folder.rename(folder.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("kind", ["folder", "uri"])
+def test_an_identity_changes_with_its_files(tmp_path: Path, kind: str, how: str) -> None:
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep/data.txt").write_text("some text")
+    (tmp_path / "blob").write_text("a blob")
+    (folder / "link").symlink_to(tmp_path / "blob")
+    named = Named(folders=(str(folder),)) if kind == "folder" else Named((("job.spec.train_data.uri", str(folder)),))
+    before = identify(named, [str(tmp_path)])
+    assert before and identify(named, [str(tmp_path)]) == before
+    CHANGES[how](folder)
+    if kind == "uri" and how == "all of it gone":
+        with pytest.raises(Refused):
+            identify(named, [str(tmp_path)])
+    else:
+        assert identify(named, [str(tmp_path)]) != before
+
+
+def test_only_a_pinned_model_of_the_hub_has_a_place_in_the_cache() -> None:
+    spec = spec_pb2.JobSpec()
+    spec.model.hub.id, spec.tokenizer.hub.id = "me/bert", "gpt2"
+    assert hub_folders(spec, "/cache") == () and not is_pinned(spec)
+    spec.model.hub.revision = COMMIT
+    assert hub_folders(spec, "/cache") == (str(snapshot_folder(spec.model.hub, Path("/cache"))),)
+    assert not is_pinned(spec)
+    spec.tokenizer.hub.revision = COMMIT
+    assert is_pinned(spec)
