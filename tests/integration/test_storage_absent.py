@@ -145,6 +145,7 @@ def test_models_and_data_on_a_storage_that_is_away_are_not_called_damaged(tmp_pa
             with pytest.raises(shardyard.Unavailable) as refused:
                 ask()
             assert refused.value.reason == UNAVAILABLE and "not mounted" in str(refused.value)
+            assert str(tmp_path) not in str(refused.value), "where the disks of the service are is nothing to a caller"
         assert not storage.exists(), "nothing is made below a mount point"
         away.rename(storage)
         for ask in asks:

@@ -34,12 +34,14 @@ def find_checkpoints(job_dir: Path, job_uid: str, below_epoch: int) -> list[Chec
 
 def _read(path: Path, job_uid: str, epoch: int, step: int) -> CheckpointRecord | None:
     try:
+        if not path.is_file():  # Reading a pipe would wait for ever.
+            raise ValueError("it is not a file")
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("it is too large")
         manifest = json.loads(path.read_bytes())
         _verify(manifest, job_uid, epoch, step)
         return _record(path, manifest, job_uid, epoch, step)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         _log.warning("%s is not a manifest: %s", path, error)
         return None
 

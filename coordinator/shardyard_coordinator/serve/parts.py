@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -20,11 +21,13 @@ from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.inspection import Questions, not_in_time
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.storage_errors import refused_storage
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
+log = logging.getLogger(__name__)
 # What is left of a caller's time for the answer's way back.
 _ANSWER_S = 0.2
 _SHORT_S = 1.0
@@ -120,7 +123,8 @@ class Cluster:
 def raise_violations(violations: Iterable[worker_pb2.Violation], prefix: str = "") -> None:
     """Raises what a function of the trainer found wrong, with field paths from the request on; nothing if nothing.
 
-    One that says "not now" outweighs those that say "not so": the others may look different then.
+    One that says "not now" outweighs those that say "not so": the others may look different then. Of the storage no
+    path is told.
     """
     found = [
         FieldViolation(
@@ -133,6 +137,9 @@ def raise_violations(violations: Iterable[worker_pb2.Violation], prefix: str = "
     ]
     later = [each for each in found if MEANINGS[each.reason].code is Code.UNAVAILABLE]
     if later:
+        if (refused := refused_storage(later[0].reason)) is not None:
+            log.warning("the storage failed what a caller asked for: %s", later[0].message)
+            raise refused
         raise Refused(later[0].reason, later[0].message, metadata=later[0].metadata, retry_after_s=5.0)
     if found:
         raise refused_fields(found)

@@ -20,6 +20,21 @@ _NEXT_STEPS: Final = {
     Cause.STORAGE_UNAVAILABLE: "ask the operator to bring it back, then try again",
 }
 
+_WHY: Final = {
+    Cause.STORAGE_FULL: "it is full",
+    Cause.STORAGE_NOT_WRITABLE: "it may not be written",
+    Cause.STORAGE_UNAVAILABLE: "it is not mounted, or its disk fails",
+}
+
+
+def refused_storage(reason: Reason) -> Refused | None:
+    """The refusal for what a process of the service found of the storage; None: the reason is not about that.
+
+    It names no path: where the operator's disks are mounted is nothing to a caller.
+    """
+    cause = next((cause for cause in _WHY if cause.value == reason.value), None)
+    return None if cause is None else _storage_refusal(cause, _WHY[cause])
+
 
 @contextlib.contextmanager
 def storage_errors() -> Iterator[None]:

@@ -278,11 +278,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any], trace: Callable[[str]
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The manifest of a committed checkpoint, or None and what is wrong with it."""
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
+            return None, f"{MANIFEST} is not a file"
+        manifest = json.loads(path.read_bytes())
     except OSError as error:
         return None, f"{MANIFEST}: {error.strerror or error}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"{MANIFEST} is no JSON: {error}"
     if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_hash(manifest):
         return None, f"{MANIFEST} does not have the hash that it says"
