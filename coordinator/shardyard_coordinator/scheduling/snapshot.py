@@ -9,7 +9,7 @@ from shardyard_coordinator.launch.node_shape import gpu_kind, largest_gpu_kind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.scheduling.policy import CPU, NodeInfo, PendingJob, RunningJob, Snapshot
 
-# Longer than any back-off: a wall clock that was set back holds nobody longer.
+# No back-off is longer. A time further ahead was written before the wall clock was set back: it holds nobody.
 _MAX_WAIT_S = 300
 
 
@@ -39,7 +39,7 @@ def pending_jobs(queued: Sequence[QueuedJob | LineJob], view: ClusterView, now_u
             slots_per_worker=job.gpus_per_worker or job.cpus_per_worker,
             accelerator=most if job.gpus_per_worker else CPU,
             priority=job.priority,
-            not_before=min(job.not_before_us // 1_000_000, now + _MAX_WAIT_S),
+            not_before=not_before if (not_before := job.not_before_us // 1_000_000) <= now + _MAX_WAIT_S else 0,
         )
         for job in queued
     )
