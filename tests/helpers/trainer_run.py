@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +43,8 @@ TESTS = Path(__file__).parent.parent
 class Scenario:
     """One attempt. `stop_at`: a directive to checkpoint and stop arrives when that step is reported; `poison`: the
     steps (from 0) whose loss is made infinite; `die_at`: a trace point to be killed at, the n-th time it is passed;
-    `full_at`: a trace point, the times of passing it at which the disk is full, and the rank that this happens to."""
+    `full_at`: a trace point, the times of passing it at which the disk is full, and the rank that this happens to;
+    `late_s`: how long reports that nobody waits for are on their way."""
 
     folder: str
     task: str = "gpt2"
@@ -61,6 +63,7 @@ class Scenario:
     die_at: tuple[str, int] = ("", 0)
     full_at: tuple[str, list[int], int] = ("", [], 0)
     dry_run_fails: bool = False
+    late_s: float = 0.0
 
     @property
     def attempt_dir(self) -> Path:
@@ -120,7 +123,10 @@ class Supervisor:
         self._reply = worker_pb2.ReportReply()
 
     def send(self, request: bytes) -> bytes:
-        for event in worker_pb2.ReportRequest.FromString(request).events:
+        message = worker_pb2.ReportRequest.FromString(request)
+        if not message.durable:
+            time.sleep(self._scenario.late_s)
+        for event in message.events:
             with open(self._path, "ab") as out:
                 out.write(event.SerializeToString().hex().encode() + b"\n")
             if self._scenario.stop_at and event.progress.step >= self._scenario.stop_at:

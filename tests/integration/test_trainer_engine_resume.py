@@ -128,6 +128,14 @@ def test_a_checkpoint_killed_after_its_rename_is_committed(tmp_path: Path) -> No
     assert manifest is not None and manifest["step"] == 10
 
 
+def test_of_the_steps_up_to_a_committed_checkpoint_no_number_is_lost(tmp_path: Path) -> None:
+    # No evaluation at step 7: nothing else waits for what was reported before.
+    scenario = Scenario(str(tmp_path), steps=12, checkpoint_every=7, die_at=("manifest.renamed", 2), late_s=0.3)
+    assert run_gang(tmp_path / "gang", [scenario]) == [-9]
+    assert read_manifest(scenario.attempt_dir / "step-000000007")[0] is not None
+    assert set(scenario.series()) == set(range(1, 8))
+
+
 def test_a_manifest_says_what_is_needed_to_judge_and_to_resume(trained: Scenario) -> None:
     folder = trained.attempt_dir / "step-000000020"
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -301,6 +301,19 @@ async def test_what_need_not_be_durable_is_read_at_once_and_written_when_there_i
     assert kinds(await gang.events()) == ["condition", "progress", "progress", "condition", "ended"]
 
 
+async def test_a_durable_report_without_events_waits_until_what_was_told_before_is_written(tmp_path: Path) -> None:
+    gang = Gang(tmp_path, ranks=1)
+    with no_room_for(gang.path):
+        await gang.say(progress(1), durable=False)
+        settled = asyncio.create_task(gang.say())
+        await asyncio.sleep(0.05)
+        assert not settled.done() and read_spool(gang.path, after=0) == []
+    await settled
+    assert len(read_spool(gang.path, after=0)) >= 2
+    gang.exit(0, GOOD)
+    await gang.events()
+
+
 async def test_no_more_is_kept_in_memory_than_a_bound(tmp_path: Path) -> None:
     gang = Gang(tmp_path, ranks=1)
     large = worker_pb2.WorkerEvent(warning=job_pb2.Warning(message="x" * (5 << 20)))

@@ -56,6 +56,20 @@ def test_a_durable_event_is_on_disk_when_emit_returns_with_everything_before_it(
     reporter.close()
 
 
+def test_what_was_sent_before_without_waiting_is_on_disk_once_it_is_settled() -> None:
+    supervisor = Supervisor()
+    reporter = SendingReporter(supervisor.send, epoch=1, rank=0, poll_s=0.01)
+    reporter.emit(progress(1))
+    while not supervisor.steps():
+        assert supervisor.asked.acquire(timeout=5)
+    assert not any(request.durable for request in supervisor.requests)
+    reporter.settle()
+    reporter.settle()
+    assert supervisor.steps() == [1]
+    assert sum(request.durable for request in supervisor.requests) == 1, "nothing is asked for what is on disk already"
+    reporter.close()
+
+
 def test_progress_does_not_wait_for_the_supervisor() -> None:
     supervisor = Supervisor()
     supervisor.may_answer.clear()

@@ -119,7 +119,8 @@ class Attempt:
     async def report(self, request: bytes) -> bytes:
         """Takes a ReportRequest and answers with a ReportReply.
 
-        Durable events are on disk when it returns: while the spool cannot be written, the report waits. Others are
+        If it is durable, all that this rank has told is on disk when it returns: while the spool cannot be written, the
+        report waits. Other events are
         read from memory then, and so is what comes with a failure, which is answered once the gang's cause is chosen.
         Raises: google.protobuf.message.DecodeError.
         """
@@ -135,7 +136,7 @@ class Attempt:
         if failures:
             # What the rank said before it failed has no time to wait: its failure is behind it.
             self._hold(fresh)
-        elif fresh or self._pressed_s is not None:
+        elif fresh or message.durable or self._pressed_s is not None:
             await self._record(fresh, rank=message.rank, durable=message.durable)
         for event in failures:
             self._add_trouble(event, weight=1 if event.failure.reason in _SYMPTOMS else 0)

@@ -221,6 +221,8 @@ class Checkpoints:
             "metrics": metrics,
             "versions": versions(),
         }
+        # The next attempt goes on behind this step: numbers of it that were lost with this rank would stay lost.
+        context.reporter.settle()
         try:
             write_manifest(folder, manifest, context.trace)
         except OSError as error:

@@ -34,6 +34,9 @@ class Reporter(Protocol):
     def emit(self, event: worker_pb2.WorkerEvent, *, durable: bool = False) -> None:
         """Hands the event over; with `durable` returns when it is on disk."""
 
+    def settle(self) -> None:
+        """Returns when everything emitted is on disk."""
+
     @property
     def directive(self) -> worker_pb2.Directive:
         """The newest directive; ACTION_UNSPECIFIED: go on."""
@@ -71,9 +74,14 @@ class SendingReporter:
         with self._changed:
             self._events.append(event)
             self._emitted += 1
-            if not durable:
-                return
-            mine = self._durable_up_to = self._emitted
+        if durable:
+            self.settle()
+
+    def settle(self) -> None:
+        """Returns when everything emitted is on disk."""
+        with self._changed:
+            mine = self._emitted
+            self._durable_up_to = max(self._durable_up_to, mine)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._sent_durably >= mine)
 
@@ -104,11 +112,11 @@ class SendingReporter:
             self._changed.wait_for(self._is_urgent, timeout=BATCH_S if self._events else self._poll_s)
             if self._closing and not self._events:
                 return True
-            if not self._events and self._poll_s is None:
+            durable = self._durable_up_to > self._sent_durably
+            if not self._events and not durable and self._poll_s is None:
                 return False
             events, self._events = self._events, []
             last = self._emitted
-            durable = self._durable_up_to > self._sent_durably
         request = worker_pb2.ReportRequest(epoch=self._epoch, rank=self._rank, events=events, durable=durable)
         reply = worker_pb2.ReportReply.FromString(self._send(request.SerializeToString()))
         if reply.fenced:
@@ -141,6 +149,9 @@ class PrintingReporter:
         text = json_format.MessageToJson(getattr(event, kind), preserving_proto_field_name=True, indent=None)
         self._out.write(f"{time.strftime('%H:%M:%S')} {kind} {text}\n")
         self._out.flush()
+
+    def settle(self) -> None:
+        """Everything is printed."""
 
     def close(self) -> None:
         """Has nothing left to send."""
