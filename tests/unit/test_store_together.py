@@ -44,6 +44,27 @@ async def test_what_waits_is_one_batch_and_each_caller_gets_its_own_answer() -> 
         assert str(answer) == str(at) and isinstance(answer, ValueError) == (at % 7 == 0)
 
 
+async def test_many_callers_out_of_step_share_few_batches() -> None:
+    batches: list[int] = []
+
+    async def make(items: Sequence[int]) -> Sequence[int | Exception]:
+        batches.append(len(items))
+        await asyncio.sleep(0)
+        return items
+
+    together = Together(make, gather_s=0.05)
+
+    async def caller(number: int) -> None:
+        for _ in range(20):
+            for _ in range(number):
+                await asyncio.sleep(0)  # A turn of the loop, so that each comes at a time of its own.
+            assert await together.ask(number) == number
+
+    await asyncio.gather(*map(caller, range(20)))
+    assert sum(batches) == 400
+    assert len(batches) < 100, batches
+
+
 async def test_who_has_gone_before_its_turn_is_left_out() -> None:
     slow = Slow()
     together = Together(slow.make)

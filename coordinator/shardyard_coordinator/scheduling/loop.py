@@ -56,6 +56,8 @@ TELL_ON_S = 0.2
 LOOK_ON_S = 2.0
 # Deciding takes at most a tenth of the time, and so does saying why.
 _REST = 9.0
+# While nothing is free, those who come find it so in few passes.
+_FULL_REST_S = 0.1
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 # Why a job waits, and whether that is another reason than before.
@@ -89,7 +91,8 @@ class SchedulingLoop:
         self._place = _FIRST
         self._deciding_s = 0.0
         self._tell_after_s = 0.0
-        self._freed = False
+        self._full = False
+        self._freed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe = store.subscribe(self._hear)
 
@@ -120,11 +123,17 @@ class SchedulingLoop:
 
     async def _start_gangs(self, view: ClusterView) -> float | None:
         """Starts all that fits now; answers when the first back-off of who was looked at ends, in seconds."""
-        self._freed, self._deciding_s = False, 0.0
+        self._freed.clear()
+        self._deciding_s = 0.0
         now_us = self._clock.now_us()
-        live, line = await self._store.read_many(self._counted(_head))
+        live = await self._store.read_many(self._counted(attempts.held_slots))
         free = await asyncio.to_thread(self._counted(load_snapshot), (), live, view, now_us)
         admission = Admission(free, now_us // 1_000_000, self._policy)
+        self._full = admission.is_over
+        if self._full:
+            return None  # Who waits need not be read.
+        # Read after what is held: a gang that ends meanwhile counts as running, which starts nobody too early.
+        line = await self._store.read_many(self._counted(partial(queue.head_of_line, most=_HEAD)))
         decide = self._counted(_decide)
         starts, ends = await asyncio.to_thread(decide, admission, line, view, now_us)
         if len(line) == _HEAD and not admission.is_over:
@@ -198,7 +207,7 @@ class SchedulingLoop:
             rows.append((job, info.SerializeToString(), event))
         # A few at a time: callers who submit meanwhile wait for one such write at most.
         for first in range(0, len(rows), _ROWS_A_WRITE):
-            if self._freed:
+            if self._freed.is_set():
                 return False  # Slots are waiting to be given away: the others are told in the next pass.
             some = rows[first : first + _ROWS_A_WRITE]
             await self._store.write(partial(queue.set_pending, rows=some, now_us=self._clock.now_us()), SYSTEM)
@@ -215,6 +224,10 @@ class SchedulingLoop:
                 _log.exception("a scheduling pass failed; it is made again")
                 pause_s = _RETRY_S
             await asyncio.sleep(self._deciding_s * _REST)
+            if self._full:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FULL_REST_S):
+                        await self._freed.wait()
             await self._wait(pause_s)
 
     async def _turn(self) -> float | None:
@@ -251,11 +264,7 @@ class SchedulingLoop:
         if any(record.kind is EventKind.STATE for record in records):
             self._hint.set()
         if any(record.kind is EventKind.ATTEMPT and encode.attempt_has_ended(record) for record in records):
-            self._freed = True
-
-
-def _head(conn: Connection) -> tuple[list[HeldSlots], list[LineJob]]:
-    return attempts.held_slots(conn), queue.head_of_line(conn, _HEAD)
+            self._freed.set()
 
 
 def _waiting(conn: Connection, place: int) -> tuple[list[HeldSlots], list[QueuedJob]]:

@@ -80,8 +80,6 @@ class Plans:
 
         Refuses nothing: None says that the store has to be asked, and why the spec cannot be planned if it cannot.
         """
-        if referenced(spec):
-            return None
         named = Named(tuple(find_uris(spec, "job.spec")), hub_folders(spec, self._parts.cache_dir))
         view = await self._cluster.view()
         try:

@@ -47,7 +47,8 @@ class Submitter:
         request.request_id = request.request_id.lower()  # One UUID, however it is written.
         fingerprint = request_fingerprint(request)
 
-        planned = await self._plans.at_hand(request.job.spec)
+        uses = referenced(request.job.spec)
+        planned = None if uses else await self._plans.at_hand(request.job.spec)
         if planned is None:
             found = await self._look(request, call, fingerprint)
             if isinstance(found, JobRecord):
@@ -55,7 +56,7 @@ class Submitter:
             queue_of(request.job)
             planned = await self._plans.plan(request.job.spec, call, found)
         queue = queue_of(request.job)
-        new = new_job(request, project, queue, planned, fingerprint=fingerprint, now_us=parts.clock.now_us())
+        new = new_job(request, project, queue, planned, uses, fingerprint=fingerprint, now_us=parts.clock.now_us())
         parts.trace.point("create.validated")
         if request.validate_only:
             return await self._preview(request, new, call)
@@ -121,6 +122,7 @@ def new_job(
     project: str,
     queue: str,
     planned: Planned,
+    uses: tuple[str, ...],
     *,
     fingerprint: bytes,
     now_us: int,
@@ -147,7 +149,7 @@ def new_job(
         workers=planned.workers,
         gpus_per_worker=planned.gpus_per_worker,
         cpus_per_worker=planned.cpus_per_worker,
-        uses=tuple(referenced(job.spec)),
+        uses=uses,
         warnings=planned.warnings,
     )
 

@@ -68,12 +68,12 @@ class Prepared:
 
 
 class PreparedInsert:
-    """An INSERT of many rows, compiled once a number of rows: a call of the driver costs more than a row.
+    """An INSERT of many rows, compiled once a number of rows: a call of the driver costs more than some rows.
 
     For the columns that `Prepared` is for. `returning` names what is answered of each row, in no order.
     """
 
-    _MOST = 64
+    _MOST, _STEP = 64, 16
 
     def __init__(self, table: Table, names: Iterable[str], *, returning: Sequence[str] = ()) -> None:
         wanted = set(names)
@@ -87,8 +87,9 @@ class PreparedInsert:
         found: list[tuple[Any, ...]] = []
         first = 0
         while first < len(rows):
-            # By powers of two, so that there are few statements.
-            count = min(self._MOST, 1 << (len(rows) - first).bit_length() - 1)
+            left = min(self._MOST, len(rows) - first)
+            # Few calls, and few statements: sixteens, and the rest at once.
+            count = left if left < self._STEP else left - left % self._STEP
             found += self._run(conn, rows[first : first + count])
             first += count
         return found

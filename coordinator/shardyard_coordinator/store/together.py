@@ -24,16 +24,17 @@ _Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
 _MOST = 64
 _MAX_WAITING = 1024
-# After so many at a time the next ones are waited for a little: a few at a time make the threads take turns at the
-# interpreter, which costs more than what they do.
+# After so many within a short while the next ones are waited for a little: a few at a time make the threads take turns
+# at the interpreter, which costs more than what they do.
 _GATHER_FROM = 8
+_MOMENT_S = 0.001
 
 
 class Together(Generic[_Item, _T]):
     """Has `make` answer for the items that wait, each with a value or an exception, which reaches only its caller.
 
-    After a large batch the next items are waited for `gather_s`. A batch begins at the earliest `every_s` after the one
-    before it: an item that comes alone is not held up, and many a second share few batches.
+    After many items within `gather_s` the next ones are waited for as long. A batch begins at the earliest `every_s`
+    after the one before it: an item that comes alone is not held up, and many a second share few batches.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Together(Generic[_Item, _T]):
         self._gather_s = gather_s
         self._every_s = every_s
         self._begun_s = -math.inf
+        self._counted_from_s = -math.inf
+        self._counted = 0
         self._waiting: list[tuple[_Item, asyncio.Future[_T]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -79,10 +82,30 @@ class Together(Generic[_Item, _T]):
                         done.set_exception(answer)
                     else:
                         done.set_result(answer)
-                if len(batch) >= _GATHER_FROM:
-                    await asyncio.sleep(self._gather_s)
+                if self._are_many(len(batch), loop.time()):
+                    await self._gather()
         finally:
             self._running = None
+
+    def _are_many(self, count: int, now_s: float) -> bool:
+        """Whether so many have been answered lately that it is worth waiting for the next ones."""
+        if now_s - self._counted_from_s > self._gather_s:
+            self._counted_from_s, self._counted = now_s, 0
+        self._counted += count
+        if self._counted < _GATHER_FROM:
+            return False
+        self._counted_from_s = -math.inf
+        return True
+
+    async def _gather(self) -> None:
+        """Waits until as many have come as are on their way: until nobody has come for a moment."""
+        loop = asyncio.get_running_loop()
+        ends_s, seen = loop.time() + self._gather_s, 0
+        while loop.time() < ends_s:
+            await asyncio.sleep(_MOMENT_S)
+            if self._waiting and len(self._waiting) == seen:
+                return
+            seen = len(self._waiting)
 
     async def _answers(self, items: Sequence[_Item]) -> Sequence[_T | Exception]:
         try:
@@ -107,7 +130,7 @@ def looks_together(look: Callable[[_Key], _T]) -> Together[_Key, _T]:
         found = await asyncio.to_thread(lambda: {key: _attempt(look, key) for key in dict.fromkeys(keys)})
         return [found[key] for key in keys]
 
-    return Together(make, gather_s=0.003)
+    return Together(make, gather_s=0.01)
 
 
 def writes_together(
