@@ -371,3 +371,27 @@ async def test_the_sdk_names_the_services_copy_and_lists_what_is_not_finished(se
         assert [each.id async for each in client.datasets()] == [data_set.id]
         states = {each.id: each.info.state async for each in client.datasets(show_uploading=True)}
         assert states == {"half": "uploading", data_set.id: "ready"}
+
+
+async def test_a_file_that_the_disk_fails_to_read_is_the_storages_fault(service: Service, tmp_path: Path) -> None:
+    await send_dataset(service, "corpus", {"folder/mem": b""})
+    (folder,) = (tmp_path / "storage" / "datasets").glob("*/folder")
+    (folder / "mem").unlink()
+    folder.rmdir()
+    folder.symlink_to("/proc/self")  # Whose `mem` is empty by its size, and cannot be read at its beginning.
+    failure = await refused(fetch(service, "corpus", "folder/mem"))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
+
+
+async def test_a_folder_in_the_place_of_a_file_is_damage_and_takes_no_descriptor(
+    service: Service, tmp_path: Path
+) -> None:
+    await send_dataset(service, "corpus", {"a.txt": b"hello"})
+    (file,) = (tmp_path / "storage" / "datasets").glob("*/a.txt")
+    file.unlink()
+    file.mkdir()
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        failure = await refused(fetch(service, "corpus", "a.txt"))
+        assert (failure.code, failure.reason) == (grpc.StatusCode.DATA_LOSS, "FILE_DAMAGED")
+    assert len(list(Path("/proc/self/fd").iterdir())) < held + 10

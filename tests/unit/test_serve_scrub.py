@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
@@ -64,3 +66,10 @@ def test_every_text_of_an_error_is_looked_at_on_its_way_out() -> None:
 
 def test_a_huge_text_costs_no_more_than_what_is_left_of_it() -> None:
     assert len(status.cut("pip install " * 1_000_000, 480).encode()) <= 480
+
+
+@pytest.mark.parametrize("word", ["/" * 32_000, "/a.so.1x" * 4_000, "/lib/python" * 3_000, 'File "' * 5_000])
+def test_a_long_word_takes_time_in_proportion_to_its_length(word: str) -> None:
+    begin_s = time.thread_time()
+    scrub(f"x.so {word}")
+    assert time.thread_time() - begin_s < 0.1

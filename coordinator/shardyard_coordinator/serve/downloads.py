@@ -50,13 +50,18 @@ async def download(
     with storage_errors():
         stream = await asyncio.to_thread(_open, parts.claim, record, file, offset)
     try:
-        while data := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
+        while data := await _read(stream):
             yield transfer_pb2.DownloadChunk(offset=offset, data=data, crc32c=google_crc32c.value(data))
             offset += len(data)
     finally:
         stream.close()
     if offset != file.size_bytes:
         raise _damaged(record, file, f"it had {offset:,} bytes when it was read, {file.size_bytes:,} are recorded")
+
+
+async def _read(stream: BinaryIO) -> bytes:
+    with storage_errors():
+        return await asyncio.to_thread(stream.read, _CHUNK_BYTES)
 
 
 def _file(conn: Connection, record: ResourceRecord, path: str) -> FileRecord:
@@ -104,7 +109,7 @@ def _open(claim: worker_pb2.StorageClaim, record: ResourceRecord, file: FileReco
     StorageFailed if the storage is not there: its files are not damaged for that.
     """
     try:
-        stream = os.fdopen(os.open(Path(record.path) / file.path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+        stream = open(Path(record.path) / file.path, "rb", opener=_open_itself)  # noqa: SIM115 - the stream is closed by who reads it.
     except OSError as error:
         check_claim(claim)
         raise _damaged(record, file, f"it cannot be read: {error.strerror}") from error
@@ -114,6 +119,10 @@ def _open(claim: worker_pb2.StorageClaim, record: ResourceRecord, file: FileReco
         raise _damaged(record, file, f"it has {size:,} bytes, {file.size_bytes:,} are recorded")
     stream.seek(offset)
     return stream
+
+
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _damaged(record: ResourceRecord, file: FileRecord, why: str) -> Refused:

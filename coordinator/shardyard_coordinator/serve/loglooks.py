@@ -81,20 +81,21 @@ class _Job:
         return grown
 
     def _list(self) -> None:
-        attempts = [each for each in self._folder.glob("e[0-9]*") if each.name[1:].isdigit()]
+        names = _paths(str(self._folder))
+        attempts = [path for name, path in names.items() if name[0] == "e" and name[1:].isdigit()]
         # The attempt's own folder is looked at until it has its logs.
-        self._folders = sorted(str(path) for each in attempts for path in (each, each / "logs"))
-        self._files = sorted(
-            entry.path for folder in self._folders if folder.endswith("/logs") for entry in _entries(folder)
-        )
+        logs = [f"{each}/logs" for each in attempts]
+        self._folders = sorted([*attempts, *logs])
+        self._files = sorted(path for folder in logs for name, path in _paths(folder).items() if name.endswith(".log"))
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _paths(folder: str) -> dict[str, str]:
+    """By name what is in a folder: nothing if it is not there, or while its storage does not answer."""
     try:
         with os.scandir(folder) as found:
-            return [each for each in found if each.name.endswith(".log")]
+            return {each.name: each.path for each in found}
     except OSError:
-        return []
+        return {}
 
 
 def _time(folder: str) -> int:

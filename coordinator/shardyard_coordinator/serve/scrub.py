@@ -20,7 +20,8 @@ _FRAME: Final = re.compile(r"File \"[^\"]*\", line \d+(?:, in [\w.<>]+)?")
 _OBJECT: Final = re.compile(r" at 0x[0-9a-fA-F]{6,16}\b")
 _ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]{8,16}\b")
 _WORD: Final = re.compile(r"[^\s'\"`(),;:]+(?::\d+\b)?")
-_INSTALLED: Final = re.compile(r"/(?:site|dist)-packages/|/lib/python[0-9.]+/|/.*\.so(?:\.\d+)*(?::\d+)?$")
+_INSTALLED: Final = re.compile(r"/(?:site|dist)-packages/|/lib/python[0-9.]+/")
+_SHARED_OBJECT: Final = re.compile(r"\.so(?:\.\d+)*(?::\d+)?$")
 _SENTENCE: Final = re.compile(r"(?<=[.;\n])\s+")
 # Advice to install an extra of ours stays.
 _ADVICE: Final = re.compile(
@@ -35,10 +36,18 @@ def scrub(text: str) -> str:
     cleaned = _TRACEBACK.sub(_INSTEAD, text)
     cleaned = _OBJECT.sub("", _FRAME.sub(_LIBRARY, cleaned))
     cleaned = _ADDRESS.sub("an address", cleaned)
-    cleaned = _WORD.sub(lambda word: _LIBRARY if _INSTALLED.search(word[0]) else word[0], cleaned)
+    cleaned = _WORD.sub(lambda word: _LIBRARY if _is_of_a_library(word[0]) else word[0], cleaned)
     if _ADVICE.search(cleaned):
         cleaned = " ".join(each for each in _SENTENCE.split(cleaned) if not _ADVICE.search(each))
     if cleaned == text:
         return text
     log.warning("a message was cleaned before it left: %r", text[:2000])
     return cleaned.strip() or _INSTEAD
+
+
+def _is_of_a_library(word: str) -> bool:
+    """Two searches, not one for a slash and a later `.so`: a word full of slashes would take its length squared."""
+    if _INSTALLED.search(word):
+        return True
+    found = _SHARED_OBJECT.search(word)
+    return found is not None and "/" in word[: found.start()]
