@@ -207,7 +207,7 @@ class Coordinator:
         async with contextlib.AsyncExitStack() as stack:
             unused = stack.enter_context(contextlib.ExitStack())
             unused.callback(lock.release)
-            door = make_door(Limits())
+            door = make_door(self._limits)
             port = await door.start(settings.listen)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store lets go of it.
@@ -280,6 +280,10 @@ class Coordinator:
         compute = RayCompute(ray.link, log=log_file, size=size, folders=folders, environment=environment)
         return ray, compute
 
+    @property
+    def _limits(self) -> Limits:
+        return Limits(inspection_s=self._settings.inspection_s, turn_s=self._settings.inspection_s)
+
     def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door) -> App:
         settings = self._settings
         warnings = ["--insecure: whoever reaches the port may do everything"] if settings.insecure else []
@@ -290,7 +294,7 @@ class Coordinator:
             clock=self._clock,
             trace=self._trace,
             tokens=Tokens(store.secret),
-            limits=Limits(inspection_s=settings.inspection_s, turn_s=settings.inspection_s),
+            limits=self._limits,
             storage=settings.storage,
             projects=frozenset(settings.projects),
             data_roots=settings.data_roots,

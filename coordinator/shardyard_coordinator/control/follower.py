@@ -301,16 +301,9 @@ class Follower:
         if presence is Presence.ALIVE:
             return False
         job, attempt = await self._store.read(self._load)
-        if (
-            presence is Presence.ABSENT
-            and not attempt.high_water
-            and job.state
-            in (
-                JobState.PAUSING,
-                JobState.CANCELLING,
-            )
-        ):
-            await self._end_by_force()  # It was never launched: nothing is lost.
+        was_launched = presence is not Presence.ABSENT or attempt.high_water
+        if not was_launched and job.state in (JobState.PAUSING, JobState.CANCELLING):
+            await self._end_by_force()  # Nothing is lost.
             return True
         while left := await asyncio.to_thread(self._read_spool):
             before = self._after

@@ -192,6 +192,7 @@ class AgentLink:
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(ConnectionError(f"the connection to Ray at {self.address} was lost"))
+                    answer.exception()  # Seen here, if its asker has left, as a ping's has.
 
     async def _hello(self, reader: asyncio.StreamReader) -> Header | None:
         with contextlib.suppress(TimeoutError):

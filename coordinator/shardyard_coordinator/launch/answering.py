@@ -69,6 +69,7 @@ class _Process:
                 await self._fork.send({"cancel": number})
 
     async def end(self) -> None:
+        self._computing = []  # No question is at fault.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -89,7 +90,7 @@ class _Process:
             try:
                 how = (await self._fork.end()).words
             except WarmProcessGone:
-                self._computing = []  # Nobody's fault.
+                self._computing = []  # No question is at fault.
             self._fail(self._killed or f"ends its process ({how})", by_us=bool(self._killed))
 
     def _answer(self, number: int, header: Mapping[str, str], body: bytes) -> None:
@@ -132,6 +133,7 @@ class Answering:
         self._callers: Counter[Caller] = Counter()
         self._users: Counter[str] = Counter()
         self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def ask(self, function: str, model: str, request: bytes, *, caller: Caller, turn_s: float) -> bytes:
         """The answer. A process that dies is replaced; who was computed in it alone, and twice, is at fault.
@@ -159,29 +161,39 @@ class Answering:
             self._end_some(most=_MOST_PROCESSES)
 
     async def close(self) -> None:
-        """Ends all processes."""
+        """Ends all processes; questions under way fail, and none begins another one."""
+        self._closed = True
         processes, self._processes = list(self._processes.values()), OrderedDict()
         await asyncio.gather(*(process.end() for process in processes), *self._ending, return_exceptions=True)
 
     async def _process(self, model: str) -> _Process:
-        process = self._processes.get(model)
-        if process is None or not process.alive:
+        """The model's process. Who waits for room holds up nobody whose model has a place."""
+        until_s = asyncio.get_running_loop().time() + _PATIENCE_S
+        while (process := self._living(model)) is None:
             async with self._starting:
-                process = self._processes.get(model)
-                if process is None or not process.alive:
-                    await self._wait_for_room()
-                    self._processes[model] = process = _Process(await self._fork(), memory_bytes=self._memory_bytes)
+                process = self._living(model) or await self._begin(model)
+            if process is not None:
+                break
+            if asyncio.get_running_loop().time() > until_s:
+                raise ComputeUnavailable(f"{_MOST_PROCESSES} models are answering, the most at a time")
+            await asyncio.sleep(_CHECK_S)
         self._processes.move_to_end(model)
         return process
 
-    async def _wait_for_room(self) -> None:
-        until = asyncio.get_running_loop().time() + _PATIENCE_S
+    def _living(self, model: str) -> _Process | None:
+        process = self._processes.get(model)
+        return process if process is not None and process.alive else None
+
+    async def _begin(self, model: str) -> _Process | None:
+        """A new process in the place of one that died; None if others have all the places."""
+        self._processes.pop(model, None)
         self._end_some(most=_MOST_PROCESSES - 1)
-        while len(self._processes) >= _MOST_PROCESSES:
-            if asyncio.get_running_loop().time() > until:
-                raise ComputeUnavailable(f"{_MOST_PROCESSES} models are answering, the most at a time")
-            await asyncio.sleep(_CHECK_S)
-            self._end_some(most=_MOST_PROCESSES - 1)
+        if len(self._processes) >= _MOST_PROCESSES:
+            return None
+        if self._closed:
+            raise ComputeUnavailable("the service is stopping")
+        self._processes[model] = process = _Process(await self._fork(), memory_bytes=self._memory_bytes)
+        return process
 
     def _end_some(self, *, most: int) -> None:
         """Ends processes that nobody waits for, the least recently used first: over the number, or over the memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 from shardyard_coordinator.launch.frames import Header, pack, unpack
 from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
@@ -30,11 +30,11 @@ def settings_of(
     }
 
 
-def made_of(settings: Header, *, log: Any) -> ProcessCompute:
-    """The ProcessCompute of such settings, with a log of its own."""
+def made_of(settings: Header) -> ProcessCompute:
+    """The ProcessCompute of such settings."""
     reads, cache, hidden = settings["folders"]
     return ProcessCompute(
-        log=log,
+        log=Path(settings["log"]),
         size=Size(*settings["size"]),
         folders=Folders(tuple(reads), cache, hidden),
         warm=settings["warm"],

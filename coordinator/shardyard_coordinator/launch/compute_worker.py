@@ -5,7 +5,7 @@ The first one imports the modules of `--warm`, gives up every right that looking
 It stays single-threaded and opens nothing itself, so that a fork is a copy without locks that nobody holds.
 
 Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
-{"serve", "memory_bytes", "network"} is answered {"pid"}, {"end": pid} with how it ended: {"status", "cpu_s"}. The first
+{"serve", "memory_bytes", "network"} is answered {"pid"}, {"end": pid} with how it ended: {"status"}. The first
 packet, sent unasked, is {"ready": true, "confinement": {…}}. What a fork gets and gives are frames on its stream:
 see `inspect` and `serve`.
 """
@@ -128,16 +128,15 @@ def _bind_to(parent: int) -> None:
 
 
 def _end(pid: int) -> dict[str, Any]:
-    """Ends a fork, unless it has ended: how, and the seconds that it computed."""
+    """Ends a fork, unless it has ended; how it did."""
     until = time.monotonic() + _GONE_S
-    done, status, usage = os.wait4(pid, os.WNOHANG)
+    done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
         os.kill(pid, signal.SIGKILL)
     while not done and time.monotonic() < until:
         time.sleep(0.001)
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-    code = os.waitstatus_to_exitcode(status) if done else None
-    return {"status": code, "cpu_s": usage.ru_utime + usage.ru_stime}
+        done, status = os.waitpid(pid, os.WNOHANG)
+    return {"status": os.waitstatus_to_exitcode(status) if done else None}
 
 
 def inspect(channel: socket.socket) -> None:

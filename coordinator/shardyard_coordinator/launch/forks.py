@@ -33,10 +33,9 @@ class WarmProcessGone(Exception):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a fork ended: its exit code, negative for a signal, None if it is not known; and what it computed."""
+    """How a fork ended: its exit code, negative for a signal, None if it is not known."""
 
     status: int | None
-    cpu_s: float
 
     @property
     def words(self) -> str:
@@ -158,7 +157,7 @@ class WarmProcess:
     async def end(self, pid: int) -> Ending:
         """Ends a fork. Raises WarmProcessGone: then it is gone too."""
         answer = await self._order({"end": pid})
-        return Ending(answer["status"], answer["cpu_s"])
+        return Ending(answer["status"])
 
     async def wait(self) -> None:
         """Returns when the process has ended."""

@@ -234,7 +234,8 @@ class ComputePlace:
         try:
             answer: bytes = await actor.call.remote(payload)
         except ray.exceptions.RayActorError as error:
-            self._actor = None
+            if self._actor is actor:  # Else another call has replaced it already.
+                self._actor = None
             raise Unavailable(f"the compute actor is gone: {error}".partition("\n")[0]) from error
         return answer
 

@@ -267,7 +267,7 @@ class ComputeActor:
     """Has the processes of a Compute on this node: the same as beside a coordinator."""
 
     def __init__(self, settings: Header) -> None:
-        self._compute = made_of(settings, log=Path(settings["log"]))
+        self._compute = made_of(settings)
 
     async def start(self) -> None:
         """Begins to warm up."""
