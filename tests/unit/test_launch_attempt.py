@@ -344,3 +344,18 @@ def pressure(message: str | None) -> worker_pb2.WorkerEvent:
         type=job_pb2.Condition.TYPE_DISK_PRESSURE, active=message is not None, message=message or ""
     )
     return worker_pb2.WorkerEvent(condition=condition)
+
+
+async def test_reports_that_need_not_be_durable_are_brought_to_the_disk_before_they_fill_the_memory(
+    tmp_path: Path,
+) -> None:
+    gang = Gang(tmp_path)
+    event = worker_pb2.WorkerEvent()
+    event.warning.message = "x" * 1024 * 1024
+    for _ in range(12):
+        await gang.say(event, durable=False)
+        assert gang.spool.unsynced_bytes < 6 * 1024 * 1024
+    assert gang.spool.last == 12
+    for rank in (0, 1):
+        gang.exit(rank, RankExit(0))
+    assert len(await gang.events()) == 13

@@ -97,3 +97,13 @@ async def test_what_an_fsync_could_not_make_durable_is_written_again(tmp_path: P
     spool.close()
     os.close(reading)
     os.close(writing)
+
+
+async def test_an_append_leaves_the_wait_for_the_disk_to_sync(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.bin")
+    many = [bytes(1024)] * 6 * 1024
+    spool.append(many)
+    assert spool.unsynced_bytes > sum(map(len, many))
+    await spool.sync()
+    assert spool.unsynced_bytes == 0 and spool.read(len(many) - 1, 10) == many[-1:]
+    spool.close()

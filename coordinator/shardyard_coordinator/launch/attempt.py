@@ -34,7 +34,9 @@ _RETRY_S = 0.5
 # made room on, another error of the file system seldom passes by itself.
 _PATIENCE_S = {Cause.STORAGE_FULL: 600.0}
 _SHORT_PATIENCE_S = 60.0
-# Of reports that need not be durable: beyond it they, too, wait for room.
+# Of reports that need not be durable: beyond the first bound they are brought to the disk all the same, since they are
+# in memory until then; beyond the second they, too, wait for room.
+_MOST_UNSYNCED_BYTES = 4 * 1024 * 1024
 _MOST_HELD_BYTES = 8 * 1024 * 1024
 
 # What a rank reports when a peer is gone, or when it does not know: a rank that died without a word explains it better.
@@ -201,14 +203,15 @@ class Attempt:
                     if not is_added:
                         self._append(events)
                         is_added = True
-                    if durable:
+                    if durable or self._spool.unsynced_bytes > _MOST_UNSYNCED_BYTES:
                         await self._spool.sync()
                     self._relieve(rank)
                     return
                 except OSError as error:
                     self._press(error)
                     if not durable and self._spool.unsynced_bytes < _MOST_HELD_BYTES:
-                        self._hold(events)
+                        if not is_added:
+                            self._hold(events)
                         return
                 await asyncio.sleep(_RETRY_S)
         finally:

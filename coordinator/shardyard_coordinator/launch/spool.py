@@ -18,7 +18,6 @@ from pathlib import Path
 
 SPOOL_NAME = "spool.bin"
 MAX_READ_BYTES = 8 * 1024 * 1024
-_MOST_UNSYNCED_BYTES = 4 * 1024 * 1024
 
 _HEAD = struct.Struct(">II")
 
@@ -49,7 +48,7 @@ class Spool:
 
     @property
     def unsynced_bytes(self) -> int:
-        """Of what is in memory because it is not known to be on the disk."""
+        """What is in memory because it is not known to be on the disk: all since the last `sync`."""
         return len(self._tail)
 
     def append(self, events: Sequence[bytes]) -> None:
@@ -113,11 +112,6 @@ class Spool:
         with memoryview(self._tail) as view:
             while self._written < self._offsets[-1]:
                 self._written += os.pwrite(self._fd, view[self._written - begin :], self._written)
-        if len(self._tail) > _MOST_UNSYNCED_BYTES:
-            self._written = begin  # For an fsync that fails, as in `sync`.
-            os.fsync(self._fd)
-            self._tail.clear()
-            self._safe, self._written = self.last, self._offsets[-1]
 
     def _bytes(self, start: int, end: int) -> bytes:
         """A part of the file as it will be: what may not be on the disk comes from memory."""
