@@ -102,12 +102,38 @@ async def test_a_sweep_removes_old_folders_that_have_no_row_and_nothing_else(tmp
     models = tmp_path / "storage" / "models"
     names = {"a" * 32: 0.0, "b" * 32: None, "not-a-uid": 0.0}
     async with running_core(tmp_path, ScriptedLauncher()) as core:
+        (models / ("0" * 32)).write_text("a file, which cannot be removed as a folder")
+        os.utime(models / ("0" * 32), (0, 0))
         for name, age in names.items():
             (models / name).mkdir()
             if age is not None:
                 os.utime(models / name, (age, age))
         await core.collector.retention.sweep()
-    assert sorted(path.name for path in models.iterdir()) == ["b" * 32, "not-a-uid"]
+    assert sorted(path.name for path in models.iterdir()) == ["0" * 32, "b" * 32, "not-a-uid"]
+
+
+async def test_what_could_not_go_while_the_storage_was_away_goes_when_it_is_back(tmp_path: Path) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda _: bool(launcher.gangs))
+        gang = launcher.newest()
+        folder = checkpoint(gang, 1, 0.5)
+        gang.failure("USER_CONFIG")
+        gang.ended(ok=False)
+        await core.until(job.uid, JobState.FAILED)
+        claim = tmp_path / "storage" / "store-id"
+        claim.rename(tmp_path / "away")
+        now_us = core.clock.now_us()
+        await core.store.write(
+            lambda conn: jobs.delete_job(conn, "default", "job", "", actor=ACTOR, now_us=now_us), ACTOR
+        )
+        await asyncio.sleep(0.1)
+        assert folder.exists()
+        (tmp_path / "away").rename(claim)
+        async with asyncio.timeout(10):
+            while folder.exists():
+                await asyncio.sleep(0.01)
 
 
 async def test_a_sweep_removes_old_folders_of_jobs_that_nobody_knows(tmp_path: Path) -> None:

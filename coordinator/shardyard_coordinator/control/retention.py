@@ -96,6 +96,7 @@ class Retention:
             except StorageFailed as failed:
                 # Where nothing is found because nothing is mounted, nothing has been removed.
                 _log.warning("nothing is removed: %s", failed)
+                swept_s = None  # Once it is back: what was to go meanwhile is not left for an hour.
                 await asyncio.sleep(self._settings.retry_max_s)
                 continue
             except Exception:  # The edge of a supervised loop: a store that is full for the moment ends nothing.
@@ -109,15 +110,14 @@ class Retention:
             self._wake.clear()
 
     async def _work(self) -> None:
-        while self._deleted:
-            await self.remove_checkpoints_of(self._deleted.pop())
-        while self._due:
-            job_uid = self._due.pop()
-            try:
-                await self.thin(job_uid)
-            except BaseException:
-                self._due.add(job_uid)
-                raise
+        for waiting, remove in ((self._deleted, self.remove_checkpoints_of), (self._due, self.thin)):
+            while waiting:
+                job_uid = waiting.pop()
+                try:
+                    await remove(job_uid)
+                except BaseException:
+                    waiting.add(job_uid)
+                    raise
 
     @contextlib.asynccontextmanager
     async def _on_storage(self) -> AsyncIterator[None]:
@@ -278,4 +278,7 @@ def _remove_tree(folder: Path) -> None:
 
 def _remove_all(folder: Path, names: set[str]) -> None:
     for name in sorted(names):
-        shutil.rmtree(folder / name)
+        try:
+            shutil.rmtree(folder / name)
+        except OSError as error:
+            _log.warning("not removed: %s", error)
