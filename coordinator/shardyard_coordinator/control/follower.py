@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
 from shardyard_coordinator.control.attempt_spec import build_launch, export_dir
+from shardyard_coordinator.control.contact import Contact, is_unreachable, record_contact
 from shardyard_coordinator.control.leftovers import remove_half_made
 from shardyard_coordinator.control.manifests import find_checkpoints
 from shardyard_coordinator.control.orders import Order, Orders
@@ -29,13 +30,12 @@ from shardyard_coordinator.control.recording import (
     read_events,
     record_checkpoint,
     record_events,
-    with_condition,
 )
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage import probe, storage_failure
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import Refused
-from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, EventKind, JobRecord
+from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.launch.claim import check_claim
@@ -51,7 +51,7 @@ from shardyard_coordinator.launch.protocols import (
 )
 from shardyard_coordinator.launch.spool import SPOOL_NAME, read_spool
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
-from shardyard_coordinator.store import attempts, encode, events, jobs
+from shardyard_coordinator.store import attempts, events, jobs
 from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
@@ -86,8 +86,8 @@ class Follower:
         self._known: tuple[JobRecord, AttemptRecord] | None = None
         self._changes = 0
         self._after = 0
-        self._unreachable = False
         self._orders = Orders(clock, settings)
+        self._contact = Contact(launcher, settings, self._tell_contact)
 
     def wake(self) -> None:
         """The job or the attempt has changed: look at them now."""
@@ -105,9 +105,7 @@ class Follower:
         """Makes sure that the gang is there; False: the attempt has ended."""
         job, attempt = await self._store.read(self._load)
         self._after = attempt.high_water
-        # Told by an earlier life, to be taken back by this one.
-        held = job_pb2.Job.FromString(job.conditions).conditions
-        self._unreachable = any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held)
+        self._contact.lost = is_unreachable(job)  # Recorded by an earlier process; this one takes it back.
         if attempt.state is AttemptState.ENDED:
             return False
         paused_us = await self._store.read(lambda conn: events.time_in_state(conn, job.uid, JobState.PAUSED))
@@ -115,13 +113,13 @@ class Follower:
         self._orders.watch(job, attempt)
         if attempt.state is not AttemptState.STARTING:
             return True
-        if await self._reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
+        if await self._contact.reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
             return True  # The next question finds it lost.
         if job.state in (JobState.CANCELLING, JobState.PAUSING):
             return True
         try:
             launch = await self._prepare(job)
-            await self._reach(lambda: self._ensure(launch))
+            await self._contact.reach(lambda: self._ensure(launch))
         except Refused as refused:
             if refused.retry_after_s is not None:  # The store's trouble, not the job's.
                 raise
@@ -133,7 +131,7 @@ class Follower:
         except NodeGone as gone:
             await self._lose(job_pb2.FailureReport(reason=Cause.NODE_LOST.value, message=str(gone)))
             return False
-        if self._is_elsewhere(attempt, await self._connected()):
+        if self._is_elsewhere(attempt, await self._contact.view()):
             await self._lose(job_pb2.FailureReport(reason=Cause.RAY_LOST.value))
             return False
         self._trace.point("attempt.launched")
@@ -145,7 +143,7 @@ class Follower:
     async def _ensure(self, launch: Launch) -> None:
         """Launches, unless there is no sense in it any more: the job was cancelled or paused, the nodes are no more."""
         job, attempt = await self._store.read(self._load)
-        if job.state is JobState.PREPARING and not self._is_elsewhere(attempt, await self._view()):
+        if job.state is JobState.PREPARING and not self._is_elsewhere(attempt, await self._contact.look()):
             await self._launcher.ensure(launch)
 
     def _is_elsewhere(self, attempt: AttemptRecord, view: ClusterView) -> bool:
@@ -162,7 +160,7 @@ class Follower:
 
     async def _prepare(self, job: JobRecord) -> Launch:
         """Checkpoints on the storage without a row are recorded first: they are resume points too."""
-        view = await self._connected()
+        view = await self._contact.view()
         await asyncio.to_thread(check_claim, self._settings.claim)
         found = await asyncio.to_thread(
             find_checkpoints, self._settings.job_dir(job.uid), job.uid, below_epoch=self.key.epoch
@@ -229,7 +227,7 @@ class Follower:
 
     async def _poll(self) -> list[bytes]:
         settings = self._settings
-        return await self._reach(
+        return await self._contact.reach(
             lambda: self._launcher.events_after(
                 self.key, self._after, timeout_s=settings.poll_s, limit=settings.events_per_poll
             )
@@ -296,8 +294,8 @@ class Follower:
 
     async def _gone(self) -> bool:
         """No supervisor is known: what it had spooled is read, then the attempt is lost. True: it has ended."""
-        presence = await self._reach(lambda: self._launcher.lookup(self.key))
-        view = await self._connected()
+        presence = await self._contact.reach(lambda: self._launcher.lookup(self.key))
+        view = await self._contact.view()
         if presence is Presence.ALIVE:
             return False
         job, attempt = await self._store.read(self._load)
@@ -347,7 +345,7 @@ class Follower:
 
     async def _end_by_force(self) -> None:
         """Ends what is left of the gang; the attempt ends once that is confirmed."""
-        await self._reach(lambda: self._launcher.kill(self.key))
+        await self._contact.reach(lambda: self._launcher.kill(self.key))
         with contextlib.suppress(StaleWrite):
             await self._write(lambda conn: self._end(conn, ok=False))
             self._trace.point("terminal.committed")
@@ -359,7 +357,7 @@ class Follower:
 
     async def _release(self) -> None:
         """Lets the supervisor go, whose events are all recorded."""
-        await self._reach(lambda: self._launcher.kill(self.key), tell=False)
+        await self._contact.reach(lambda: self._launcher.kill(self.key), tell=False)
         await self._remove_half_made()
         await self._write(lambda conn: attempts.release_attempt(conn, self.key.job_uid, self.key.epoch))
 
@@ -371,52 +369,12 @@ class Follower:
         except (OSError, StorageFailed) as error:
             _log.warning("what attempt %s of job %s left half made stays: %s", attempt.epoch, job.uid, error)
 
-    async def _connected(self) -> ClusterView:
-        return await self._reach(self._view)
-
-    async def _view(self) -> ClusterView:
-        seen = await self._launcher.cluster()
-        if not seen.connected:
-            raise Unreachable(seen.message)
-        return seen
-
-    async def _reach(self, ask: Callable[[], Coroutine[None, None, _T]], *, tell: bool = True) -> _T:
-        """Asks until there is an answer; meanwhile the job has the condition UNREACHABLE."""
-        wait_s = self._settings.retry_min_s
-        while True:
-            try:
-                answer = await ask()
-            except Unreachable as error:
-                if tell and not self._unreachable:
-                    await self._tell_unreachable(active=True, message=str(error))
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, self._settings.retry_max_s)
-                continue
-            if self._unreachable:
-                await self._tell_unreachable(active=False, message="")
-            return answer
-
-    async def _tell_unreachable(self, *, active: bool, message: str) -> None:
-        self._unreachable = active
-        self._orders.reached(reached=not active)
+    async def _tell_contact(self, *, lost: bool, message: str) -> None:
+        self._orders.reached(reached=not lost)
         with contextlib.suppress(StaleWrite):
-            await self._write(lambda conn: self._record_unreachable(conn, active=active, message=message))
-
-    def _record_unreachable(self, conn: Connection, *, active: bool, message: str) -> None:
-        job, attempt = self._load(conn)
-        if attempt.state is AttemptState.ENDED or job.state.is_terminal or job.epoch != self.key.epoch:
-            return
-        held = job_pb2.Job.FromString(job.conditions).conditions
-        if active == any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held):
-            return  # It begins once, and ends once.
-        now_us = self._clock.now_us()
-        condition = job_pb2.Condition(
-            type=job_pb2.Condition.TYPE_UNREACHABLE, active=active, message=message, time=encode.timestamp(now_us)
-        )
-        conditions = with_condition(job.conditions, condition)
-        jobs.change_job(conn, job.uid, now_us, {"conditions": conditions})
-        draft = encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=condition), self.key.epoch)
-        events.append(conn, job.uid, [draft], now_us)
+            await self._write(
+                lambda conn: record_contact(conn, *self._load(conn), lost=lost, message=message, clock=self._clock)
+            )
 
     async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0, *, together: bool = False) -> _T:
         """Writes, and writes again where the store is full or busy: what a gang tells is not lost to that."""
