@@ -1,6 +1,8 @@
 """Inputs that would stop whoever opens them, through the public calls of a real service: they harm their sender alone.
 
 The service looks at one for two seconds of computing. Meanwhile it answers everybody else, and afterwards it knows.
+How long something takes is told in the CPU seconds of the service's processes, so that no other work on the machine
+counts; a service that waits instead of computing runs into the calls' own time-outs.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from shardyard.v1 import (
 from shardyard_coordinator.launch.confine import landlock_version
 
 LIMIT_S = 2
-# A forked process may be late on a machine that does other things too.
-LATEST_S = 10 * LIMIT_S + 10
+# Of all processes together, the bystander's plans included.
+LATEST_S = 8 * LIMIT_S
 
 
 def split_by(pattern: str, text: str) -> Callable[[Path], None]:
@@ -187,9 +189,9 @@ class Bystander(threading.Thread):
                     (self.info_s, lambda: caller.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())),
                     (self.plans_s, lambda steps=steps: caller.plan(self._place, learning_rate=steps)),
                 ):
-                    begin = time.monotonic()
+                    begin = self._service.computing_s()
                     ask()
-                    times.append(time.monotonic() - begin)
+                    times.append(self._service.computing_s() - begin)
             except grpc.RpcError as error:
                 self.failures.append(str(error))
             steps += 1e-6
@@ -209,20 +211,21 @@ def test_an_input_that_stops_its_reader_is_refused_and_stops_nobody_else(
         shutil.copytree(place, other)
     change(place)
     caller, bystander = Caller(service), Bystander(service, other)
+    caller.plan(other)  # What starts the processes is no part of looking.
     bystander.start()
-    begin = time.monotonic()
+    begin = service.computing_s()
     failure = refusal(lambda: caller.plan(place, data))
-    took_s = time.monotonic() - begin
+    took_s = service.computing_s() - begin
     bystander.end()
     assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, failure
     assert failure.reason in reasons, failure
-    assert took_s < LATEST_S
+    assert took_s < LATEST_S, took_s
     assert not bystander.failures and bystander.info_s and bystander.plans_s
     assert max(bystander.plans_s) < LATEST_S
-    begin = time.monotonic()
+    begin = service.computing_s()
     again = refusal(lambda: caller.plan(place, data))
     assert (again.reason, again.message) == (failure.reason, failure.message)
-    assert time.monotonic() - begin < 1
+    assert service.computing_s() - begin < LIMIT_S / 2
 
 
 def test_what_its_reader_died_of_names_the_file_and_the_next_step(service: Served, place: Path) -> None:
@@ -237,9 +240,9 @@ def test_what_its_reader_died_of_names_the_file_and_the_next_step(service: Serve
 def test_a_sweep_of_learning_rates_is_planned_from_what_was_read_once(service: Served, place: Path) -> None:
     caller = Caller(service)
     first = caller.plan(place, learning_rate=1e-4)
-    begin = time.monotonic()
+    begin = service.computing_s()
     plans = [caller.plan(place, learning_rate=1e-4 + 1e-6 * index) for index in range(1, 20)]
-    assert time.monotonic() - begin < 10
+    assert service.computing_s() - begin < LIMIT_S
     assert {plan.num_parameters for plan in plans} == {first.num_parameters}
     assert len({plan.resolved_spec.optimization.learning_rate for plan in plans}) == 19
 
@@ -263,9 +266,9 @@ def test_texts_that_stop_a_model_are_refused_and_stop_nobody_who_asks_it(service
             each.join(60)
         assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_INVALID"), failure
         assert "model" in failure.violations and how in failure.message
-        begin = time.monotonic()
+        begin = service.computing_s()
         assert refusal(lambda text=text: caller.predict(model, *[text] * 8)).message == failure.message
-        assert time.monotonic() - begin < LIMIT_S
+        assert service.computing_s() - begin < LIMIT_S
         assert len(other.predict(model, "good film").predictions) == 1
 
 
