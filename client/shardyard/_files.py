@@ -187,7 +187,10 @@ def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
 
     Raises: InvalidArgument where a file of another model or data set would stand beside them in the end.
     """
-    folder = folder.resolve()  # `.` and `..` have no name of their own.
+    try:
+        folder = folder.resolve()  # `.` and `..` have no name of their own.
+    except RuntimeError:  # How Python calls a link that leads back to itself.
+        raise invalid("folder", f"`{folder}` lies behind a link that leads back to itself; give another name") from None
     if not folder.name:
         raise invalid("folder", f"`{folder}` is no folder to download into; give one below it")
     if folder.exists() and not folder.is_dir():

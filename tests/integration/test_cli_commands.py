@@ -414,3 +414,26 @@ def test_without_the_extra_the_command_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'shardyard[cli]'" in done.stderr
+
+
+def test_what_this_machines_disk_refuses_is_said_in_words_and_in_json(tmp_path: Path) -> None:
+    script = Script(jobs=[a_job()], ready={"m"}, files={"config.json": b"{}"})
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    folder = str(tmp_path / "file" / "m")
+    with serving(script) as address:
+        looped = shardyard(address, "download", "m", str(tmp_path / "loop" / "m"))
+        assert looped.returncode == 1 and "leads back to itself" in looped.stderr and "Traceback" not in looped.stderr
+        plain = shardyard(address, "download", "m", folder)
+        assert plain.returncode == 1 and "Errno" not in plain.stderr
+        assert "error: LOCAL_FILE: " in plain.stderr and "choose another place" in plain.stderr
+        told = json.loads(shardyard(address, "download", "m", folder, "--json").stdout)["error"]
+        assert told["reason"] == "LOCAL_FILE" and str(tmp_path / "file") in told["message"]
+        with Path("/dev/full").open("w") as full:
+            line = [*COMMAND, "jobs", "--address", address]
+            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: LOCAL_FILE: the output cannot be written: No space left on device; free some space on its "
+        "disk, or choose a place on another one\n"
+    )

@@ -71,23 +71,28 @@ async def test_a_full_or_busy_disk_refuses_the_whole_batch_and_the_next_one_goes
 
     create = lambda conn: submissions.create_job(conn, new_job(), ACTOR, 1)  # noqa: E731
     results = await asyncio.gather(store.write(create, ACTOR), store.write(fail, ACTOR), return_exceptions=True)
-    assert [getattr(each, "reason", None) for each in results][1] is reason
+    refused = results[1]
+    assert isinstance(refused, Refused) and refused.reason is reason
+    assert str(tmp_path) not in str(refused), "where the store lies is nothing to a caller"
     assert not store.failed.done()
     later = await store.write(lambda conn: submissions.create_job(conn, new_job("later"), ACTOR, 1), ACTOR)
     assert later.job.job_id == "later"
     await store.close()
 
 
-async def test_a_disk_that_fails_ends_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY])
+async def test_a_disk_that_fails_ends_the_process_and_the_operator_alone_reads_where(tmp_path: Path, code: int) -> None:
     store = await opened(tmp_path)
 
     def fail(_conn: Any) -> None:
-        raise OperationalError("COMMIT", {}, _sqlite_error(sqlite3.SQLITE_IOERR))
+        raise OperationalError("COMMIT", {}, _sqlite_error(code))
 
     with pytest.raises(Refused) as refused:
         await store.write(fail, ACTOR)
-    assert refused.value.reason is Reason.STORE_UNAVAILABLE
-    assert (await store.failed).exit_code == 74
+    assert refused.value.reason is Reason.STORE_UNAVAILABLE and str(tmp_path) not in str(refused.value)
+    failure = await store.failed
+    assert failure.exit_code == 74
+    assert str(failure).startswith(str(store.path)) and "start the service again" in str(failure)
     await store.close()
 
 

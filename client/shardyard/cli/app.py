@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -90,9 +91,26 @@ def run(arguments: Sequence[str]) -> int:
         code = _run(arguments)
         sys.stdout.flush()  # Here, where it can be caught: Python's own flush at the end prints a traceback.
     except BrokenPipeError:  # `shardyard jobs | head`: nobody reads on.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
+        return EXIT_ERROR
+    except OSError as error:  # `shardyard jobs > FILE` on a full disk.
+        _forget_output()
+        print(f"error: {_file_error(error)}", file=sys.stderr)
         return EXIT_ERROR
     return code
+
+
+def _forget_output() -> None:
+    """What is still to be printed goes nowhere, so that Python's own flush at the end finds nothing to fail with."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _step(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space on its disk, or choose a place on another one"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a place that you may write"
+    return "choose another place"
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -114,7 +132,7 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # A disk that is full, a folder that cannot be written: nobody's mistake here.
-        print(f"error: {error}", file=sys.stderr)
+        print_error(_file_error(error), as_json=as_json)
         return EXIT_ERROR
     except ShardyardError as error:
         print_error(error, as_json=as_json)
@@ -134,6 +152,14 @@ def _root(
     ),
 ) -> None:
     """Options of the command itself."""
+
+
+def _file_error(error: OSError) -> Any:
+    from shardyard.errors import FailedPrecondition
+
+    # Writing to what is open already names no file.
+    where = f"`{os.fsdecode(error.filename)}`" if error.filename else "the output cannot be written"
+    return FailedPrecondition(f"{where}: {error.strerror or error}; {_step(error)}", reason="LOCAL_FILE")
 
 
 def _usage_error(error: Any) -> Any:

@@ -172,15 +172,24 @@ def empty_log(conn: Connection, path: Path) -> bool:
     return not busy
 
 
-def meaning(error: DBAPIError, path: Path) -> Refused | StoreFailure | None:
-    """What a driver's error means for the caller (Refused) or the process (StoreFailure); None: a defect."""
+UNUSABLE = "the service's store cannot be used, and the service ends; the operator finds why in its log"
+"""What a caller is told of a StoreFailure, whose own words name paths and are for the operator."""
+
+
+def meaning(error: DBAPIError, path: Path, *, writes: bool = True) -> Refused | StoreFailure | None:
+    """What a driver's error means for the caller (Refused) or the process (StoreFailure); None: a defect.
+
+    `writes`: of the connection that may, which is refused by the disk alone.
+    """
     code = getattr(error.orig, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     if primary == sqlite3.SQLITE_FULL:
-        return Refused(Reason.STORE_FULL, f"the disk of {path} is full; free some space", retry_after_s=5)
+        text = "the disk of the service's store is full; try again when the operator has made space"
+        return Refused(Reason.STORE_FULL, text, retry_after_s=5)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Refused(Reason.STORE_BUSY, f"another process holds {path}; it is tried again", retry_after_s=1)
-    if primary in _DEAD:
+        text = "another process, a backup for instance, holds the service's store; try again in a moment"
+        return Refused(Reason.STORE_BUSY, text, retry_after_s=1)
+    if primary in _DEAD and (writes or primary != sqlite3.SQLITE_READONLY):
         return StoreDead(f"{path}: {error.orig}; {_DEAD[primary]}, then start the service again")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreBroken(f"{path}: {error.orig}; restore it from a backup")

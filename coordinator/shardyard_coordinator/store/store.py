@@ -135,10 +135,10 @@ class Store:
             with self._reading.begin() as conn:
                 return query(conn)
         except DBAPIError as error:
-            found = sqlite.meaning(error, self.path)
+            found = sqlite.meaning(error, self.path, writes=False)
             if isinstance(found, StoreFailure):
                 self._loop.call_soon_threadsafe(self._fail, found)
-                found = Refused(Reason.STORE_UNAVAILABLE, f"the store cannot be read: {found}", retry_after_s=5)
+                found = Refused(Reason.STORE_UNAVAILABLE, sqlite.UNUSABLE, retry_after_s=5)
             raise (found or error) from error
 
     def _tell(self, events: Sequence[EventRecord], grown: frozenset[str]) -> None:
@@ -167,8 +167,14 @@ async def _taken(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tupl
             return await asyncio.to_thread(_take, engine, path, clock, trace)
         except Refused as refused:
             if refused.reason is not Reason.STORE_BUSY or clock.monotonic_s() >= until_s:
-                raise StoreDead(f"{refused}; then start the service again") from refused
+                raise StoreDead(_unopened(path, refused)) from refused
             await asyncio.sleep(1.0)
+
+
+def _unopened(path: Path, refused: Refused) -> str:
+    if refused.reason is Reason.STORE_FULL:
+        return f"{path}: its disk is full; free some space, then start the service again"
+    return f"{path}: another process holds it, a backup for instance; end that one, then start the service again"
 
 
 def _take(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:

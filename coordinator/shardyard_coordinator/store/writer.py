@@ -27,7 +27,7 @@ from shardyard_coordinator.seams import Actor, Clock
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.failures import StoreFailure, StoreLost
 from shardyard_coordinator.store.sql import Prepared, begin_events, in_savepoint, noted_metrics
-from shardyard_coordinator.store.sqlite import empty_log, meaning
+from shardyard_coordinator.store.sqlite import UNUSABLE, empty_log, meaning
 
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 4 << 20
@@ -94,7 +94,7 @@ class Writer:
     def submit(self, operation: Callable[[Connection], Any], actor: Actor, size_bytes: int) -> asyncio.Future[Any]:
         """Queues an operation; the future ends with its commit. Raises: Refused OVERLOADED, STORE_UNAVAILABLE."""
         if self._failure is not None:
-            raise Refused(Reason.STORE_UNAVAILABLE, f"the store cannot be written: {self._failure}", retry_after_s=5)
+            raise Refused(Reason.STORE_UNAVAILABLE, UNUSABLE, retry_after_s=5)
         if self._queue.qsize() >= MAX_WAITING or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
             raise Refused(Reason.OVERLOADED, "too many writes are waiting; try again", retry_after_s=1)
         done: asyncio.Future[Any] = self._loop.create_future()
@@ -164,7 +164,7 @@ class Writer:
     def _spoilt(self, batch: list[Write], error: BaseException) -> list[_Outcome]:
         if isinstance(error, StoreFailure):
             self._failure = error
-            told = Refused(Reason.STORE_UNAVAILABLE, f"the store cannot be written: {error}", retry_after_s=5)
+            told = Refused(Reason.STORE_UNAVAILABLE, UNUSABLE, retry_after_s=5)
             return [_Outcome(write, None, told) for write in batch]
         if not isinstance(error, Refused):
             _log.error("a transaction failed (%s)", batch[0].actor.method, exc_info=error)

@@ -169,7 +169,11 @@ def _walk(
         name = str(path.relative_to(base))
         if not name.isprintable():
             raise SpecError(origin, "DATA_INVALID", f"the file name {shorten(name)!r} is not printable UTF-8")
-        resolved = path.resolve()
+        try:
+            resolved = path.resolve()
+        except RuntimeError:  # How Python calls it.
+            text = f"{shorten(name)!r} is a link that leads back to itself; remove it"
+            raise SpecError(origin, "PATH_NOT_ALLOWED", text) from None
         if not _is_inside(resolved, inside):
             raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is a link out of the folder")
         if not resolved.is_file():
