@@ -69,7 +69,7 @@ def _complaint(field: FieldDescriptor, value: Any) -> str:
         if isinstance(text, str) and not is_utf8(text):
             return not_utf8(text)
     wanted = _wanted(field)
-    return f"{shown(value)} where {f'a list, each {wanted},' if is_repeated(field) else wanted} is wanted"
+    return f"{shown(value)} is given, but {f'a list, each {wanted},' if is_repeated(field) else wanted} is needed"
 
 
 def _wanted(field: FieldDescriptor) -> str:

@@ -31,7 +31,7 @@ def full_name(project: str, collection: str, name: str) -> str:
 
 def _check_text(field: str, value: object) -> None:
     if not isinstance(value, str):
-        raise invalid(field, f"{shown(value)} where text is wanted; give an id or a full name")
+        raise invalid(field, f"{shown(value)} is given, but text is needed; give an id or a full name")
     if not is_utf8(value):
         raise invalid(field, not_utf8(value))
 

@@ -79,7 +79,7 @@ class Reader:
         elif isinstance(message, spec_pb2.Architecture) and isinstance(value, str):
             message.model_type = str(value)
         elif not isinstance(value, Mapping):
-            self.fail(path, f"{shown(value)} where fields are wanted: {', '.join(_names(message.DESCRIPTOR))}")
+            self.fail(path, f"{shown(value)} is given, but fields are needed: {', '.join(_names(message.DESCRIPTOR))}")
         else:
             self._fields(message, value, path, depth, kind)
 
@@ -116,7 +116,7 @@ class Reader:
             self._map(message, found, item, path)
         elif is_repeated(found):
             if not isinstance(item, Sequence) or isinstance(item, str):
-                self.fail(path, f"{shown(item)} where a list is wanted")
+                self.fail(path, f"{shown(item)} is given, but a list is needed")
                 return
             values = getattr(message, found.name)
             for index, entry in enumerate(item):
@@ -143,7 +143,7 @@ class Reader:
             self.fail(path, "is set by the service, not by a spec")
         elif full_name == "google.protobuf.Struct":
             if not isinstance(item, Mapping):
-                self.fail(path, f"{shown(item)} where names and values are wanted")
+                self.fail(path, f"{shown(item)} is given, but names and values are needed")
                 return
             try:
                 target.update(native(item))
@@ -157,7 +157,7 @@ class Reader:
 
     def _map(self, message: Message, found: FieldDescriptor, item: Any, path: str) -> None:
         if not isinstance(item, Mapping):
-            self.fail(path, f"{shown(item)} where names and values are wanted")
+            self.fail(path, f"{shown(item)} is given, but names and values are needed")
             return
         entry = found.message_type.fields_by_name
         for key, value in item.items():

@@ -136,7 +136,7 @@ def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2
     """
     given: object = items
     if not isinstance(given, Iterable):
-        raise invalid("instances", f"{shown(given)} where a list of texts is wanted")
+        raise invalid("instances", f"{shown(given)} is given, but a list of texts is needed")
     start, size, batch = 0, 0, list[model_service_pb2.Instance]()
     for index, item in enumerate(items):
         made = instance(item, index)

@@ -65,7 +65,7 @@ def local_path(field: str, path: str | Path) -> Path:
     Raises: InvalidArgument where it is empty, which would mean the current folder, or no path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise invalid(field, f"{shown(path)} where a path is wanted; give a text or a Path")
+        raise invalid(field, f"{shown(path)} is given, but a path is needed; give a text or a Path")
     if not str(path).strip():
         raise invalid(field, f"{shown(str(path))} is empty; give a path, `.` for the current folder")
     return expanded(path)

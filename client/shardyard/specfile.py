@@ -151,7 +151,7 @@ def _opened(data: Any, path: str, key: str) -> dict[str, Any]:
     if is_empty(data):
         return {}
     if not isinstance(data, str) or path.rsplit(".", 1)[-1] not in _SOURCES:
-        raise invalid(path, f"`{data}` stands there, which has no field `{key}`; set it as a whole: `--set {path}=…`")
+        raise invalid(path, f"its value is `{data}`, which has no field `{key}`; set it as a whole: `--set {path}=…`")
     return {} if _snake(key) in _SOURCE_KEYS else {"uri": data}
 
 

@@ -107,7 +107,7 @@ def _words(error: OSError, settings: Settings) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{where}: this account, {os.geteuid()}, has no right to it; give it that right, {others}"
     if error.filename:
-        return f"{where}: {error.strerror}; see to its disk and its mount and start again, {others}"
+        return f"{where}: {error.strerror}; check its disk and its mount, then start again, {others}"
     return str(error)
 
 
@@ -286,7 +286,7 @@ class Coordinator:
 
     def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door) -> App:
         settings = self._settings
-        warnings = ["--insecure: whoever reaches the port may do everything"] if settings.insecure else []
+        warnings = ["--insecure: everyone who reaches the port may do everything"] if settings.insecure else []
         parts = Parts(
             store=store,
             launcher=launcher,
@@ -303,7 +303,7 @@ class Coordinator:
 
     def _greet(self, running: _Running) -> None:
         if self._settings.insecure:
-            print("--insecure: whoever reaches the port may do everything", file=self._errors, flush=True)
+            print("--insecure: everyone who reaches the port may do everything", file=self._errors, flush=True)
         default = running.address == "127.0.0.1:7400"
         where = "" if default else f"SHARDYARD_ADDRESS={running.address} "
         text = f"Shardyard serves on {running.address}; next: {where}shardyard submit FILE.yaml"

@@ -87,8 +87,8 @@ class Settings(BaseSettings):
     def _only_loopback(self) -> Settings:
         if not self.insecure and not is_loopback(self.host):
             raise ValueError(
-                f"{self.listen!r} is not a loopback address, and whoever reaches the port may do everything; "
-                "listen on 127.0.0.1, or give --insecure where the network is trusted"
+                f"{self.listen!r} is not a loopback address, and everyone who reaches the port may do everything; "
+                "listen on 127.0.0.1, or give --insecure if the network is trusted"
             )
         return self
 

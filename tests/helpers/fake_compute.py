@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from shardyard_trainer.answering.serving import Answerer, Steps, Work, at_once
@@ -92,25 +93,31 @@ def signal_parent_of_parent(request: bytes) -> bytes:
 
 
 def answerer(_settings: bytes) -> Answerer:
-    """Questions are words: `size` answers with how many texts were computed together, `die` and `fail` do so."""
+    """Questions are words: `size` answers with how many texts were computed together; what the others do, they do to
+    all that are computed with them.
+    """
     return Answerer({"fake:ask": _ask})
+
+
+_WORDS = ("size", "die", "fail", "spin")
 
 
 def _ask(request: bytes) -> Steps:
     word, _, count = request.decode().partition(" ")
-    texts = [Encoded([1, 2], [0, 0])] * int(count or 1)
     if word == "pid":
         return str(os.getpid()).encode()
-
-    def compute(some: list[Encoded]) -> list[int]:
-        time.sleep(0.02)
-        if word == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if word == "fail":
-            raise ValueError("no")
-        if word == "spin":
-            spin(b"")
-        return [len(some)] * len(some)
-
-    found = yield Work("size", at_once(compute), texts, range(len(texts)))
+    texts = [Encoded([_WORDS.index(word), 2], [0, 0])] * int(count or 1)
+    found = yield Work("size", at_once(_compute), texts, range(len(texts)))
     return str(found[0]).encode()
+
+
+def _compute(some: Sequence[Encoded]) -> list[int]:
+    time.sleep(0.02)
+    words = {_WORDS[each.ids[0]] for each in some}
+    if "die" in words:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "fail" in words:
+        raise ValueError("no")
+    if "spin" in words:
+        spin(b"")
+    return [len(some)] * len(some)

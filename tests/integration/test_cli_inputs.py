@@ -39,22 +39,22 @@ def test_a_set_value_goes_beside_data_that_a_flag_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "words"),
     [
-        ("job: {spec: {fine_tuning: text_classification}}", "", "job.spec.fine_tuning: `text_classification` where"),
-        ("job: word", "--epochs 2", "job: `word` where fields are wanted; write them below it"),
-        ("job:\n  spec: [a]", "--epochs 2", "job.spec: `['a']` where fields are wanted"),
-        ("job:\n  spec:\n    optimization: fast", "--epochs 2", "job.spec.optimization: `fast` where fields"),
-        ("job:\n  spec:\n    fineTuning: word", "--pooling mean", "job.spec.fine_tuning: `word` where fields"),
+        ("job: {spec: {fine_tuning: text_classification}}", "", "job.spec.fine_tuning: `text_classification` is given"),
+        ("job: word", "--epochs 2", "job: `word` is given, but fields are needed; write them below it"),
+        ("job:\n  spec: [a]", "--epochs 2", "job.spec: `['a']` is given, but fields are needed"),
+        ("job:\n  spec:\n    optimization: fast", "--epochs 2", "job.spec.optimization: `fast` is given, but fields"),
+        ("job:\n  spec:\n    fineTuning: word", "--pooling mean", "job.spec.fine_tuning: `word` is given, but fields"),
         (
             "job:\n  spec:\n    fine_tuning: {text_classification: word}",
             "--pooling mean",
-            "job.spec.fine_tuning.text_classification: `word` where",
+            "job.spec.fine_tuning.text_classification: `word` is given",
         ),
         (
             "job:\n  spec:\n    train_data: {uri: a.csv, columns: text}",
             "--text text",
-            "job.spec.train_data.columns: `text` where",
+            "job.spec.train_data.columns: `text` is given",
         ),
-        ("job:\n  spec:\n    optimization: fast", "--set spec.optimization.epochs=2", "`fast` stands there"),
+        ("job:\n  spec:\n    optimization: fast", "--set spec.optimization.epochs=2", "its value is `fast`"),
         ("job:\n  spec:\n    fine_tuning:", "--pooling mean", "give --task as well"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_rank_that_the_kernel_ends_for_want_of_memory_is_reported_with_peak_an
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["reason"], report["rank"]) == ("HOST_OOM", 1)
-    assert "rank 1 was ended by the system for want of memory" in report["message"]
+    assert "rank 1 was killed by the system, which ran out of memory" in report["message"]
     assert "the limit is 0.59 GiB" in report["message"]
     assert int(report["metadata"]["limit_bytes"]) == LIMIT
     assert LIMIT // 2 < int(report["metadata"]["peak_bytes"]) <= LIMIT

@@ -144,8 +144,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         ({"nonsense": 1, "job": {}}, "nonsense", "there are job_id and job"),
         ({}, "job", "required"),
         ({"job": {"priority": "hgih"}}, "job.priority", "did you mean `high`?"),
-        ({"job": {"labels": ["a"]}}, "job.labels", "names and values are wanted"),
-        ({"job": {"spec": 3}}, "job.spec", "where fields are wanted"),
+        ({"job": {"labels": ["a"]}}, "job.labels", "names and values are needed"),
+        ({"job": {"spec": 3}}, "job.spec", "is given, but fields are needed"),
         ({"job": {"create_time": "now"}}, "job.create_time", "set by the service"),
         ({"job": {"spec": {"optimization": {"max_steps": 1.5}}}}, "job.spec.optimization.max_steps", "whole number"),
         ({"job": {"spec": {"optimization": {"max_steps": True}}}}, "job.spec.optimization.max_steps", "whole number"),
@@ -159,7 +159,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         (
             {"job": {"spec": {"fine_tuning": {"text_classification": {"labels": "a"}}}}},
             "job.spec.fine_tuning.text_classification.labels",
-            "a list is wanted",
+            "a list is needed",
         ),
         (
             {"job": {"spec": {"optimization": {"epochs": 1, "max_steps": 2}}}},
@@ -297,7 +297,7 @@ def test_an_override_keeps_the_source_that_is_written_as_a_string(before: Any, o
 
 @pytest.mark.parametrize("spec", [{"optimization": "fast"}, {"optimization": ["fast"]}, {"optimization": 2.0}])
 def test_an_override_below_a_value_without_fields_is_refused(spec: Any) -> None:
-    with pytest.raises(InvalidArgument, match="stands there, which has no field `epochs`"):
+    with pytest.raises(InvalidArgument, match="which has no field `epochs`"):
         overridden({"job": {"spec": spec}}, "spec.optimization.epochs=1")
 
 

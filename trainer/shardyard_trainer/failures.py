@@ -15,7 +15,7 @@ from shardyard.v1 import job_pb2
 from shardyard_trainer.data.errors import DataError, SpecError
 
 LOG_TAIL_LINES = 50
-ROOM_STEP = "free space on the storage (delete jobs, models and data sets that nobody needs), or raise its quota"
+ROOM_STEP = "free space on the storage (delete jobs, models and data sets that are not needed), or raise its quota"
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}

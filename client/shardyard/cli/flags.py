@@ -243,7 +243,9 @@ def _below(parent: dict[str, Any], name: str, path: str = "") -> dict[str, Any]:
     value = {} if is_empty(parent.get(written)) else parent[written]
     if not isinstance(value, dict):
         field = f"{path}.{name}" if path else name
-        raise invalid(field, f"`{value}` where fields are wanted; write them below it, or give no flag for one of them")
+        raise invalid(
+            field, f"`{value}` is given, but fields are needed; write them below it, or give no flag for one of them"
+        )
     parent[written] = value
     return value
 

@@ -69,7 +69,7 @@ def _check(storage: Path, store_id: str, found: _Found, holdings: Holdings) -> N
     if holdings.recognises:
         return  # An older version wrote no claim.
     if found.held and not holdings.has_files:
-        raise _foreign(storage, f"has `{found.held[0]}` of somebody")
+        raise _foreign(storage, f"has `{found.held[0]}` that this store does not know")
     if holdings.has_files or (holdings.knows and not found.made):
         raise StorageMissing(
             f"the storage {storage} is not there: it has neither the file `{CLAIM}` nor any folder of this store's "

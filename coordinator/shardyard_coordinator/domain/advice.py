@@ -25,11 +25,11 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.DATA_ERROR: Advice(
             "the data could not be read", "submit again with the file and line that are named corrected"
         ),
-        Cause.DATA_NOT_FOUND: Advice("the data is not there", "bring it back"),
+        Cause.DATA_NOT_FOUND: Advice("the data is not there", "restore it"),
         Cause.DATA_CHANGED: Advice(
             "the data is not what was looked into", "put it back as it was, or submit again with the data as it is"
         ),
-        Cause.MODEL_NOT_FOUND: Advice("the model is not there", "bring it back"),
+        Cause.MODEL_NOT_FOUND: Advice("the model is not there", "restore it"),
         Cause.MODEL_CHANGED: Advice(
             "the model is not what was looked into", "put it back as it was, or submit again with the model as it is"
         ),
@@ -50,10 +50,10 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         ),
         Cause.STORAGE_FULL: Advice(
             "the storage is full",
-            "free some space (delete jobs, models and data sets that nobody needs), or raise its quota",
+            "free some space (delete jobs, models and data sets that are not needed), or raise its quota",
         ),
-        Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "mend its permissions, or its mount"),
-        Cause.STORAGE_UNAVAILABLE: Advice("the storage is not there", "bring the storage root's mount back"),
+        Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "correct its permissions or its mount"),
+        Cause.STORAGE_UNAVAILABLE: Advice("the storage is not there", "mount the storage root again"),
         Cause.EXPORT_FAILED: Advice("the model could not be exported", "look at the logs; its checkpoint is kept"),
         Cause.UNKNOWN: Advice("the gang ended without saying why", "read the end of the first failing rank's log"),
     }

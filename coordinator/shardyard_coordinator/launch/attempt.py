@@ -333,12 +333,14 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
     report = job_pb2.FailureReport(rank=rank)
     if how.memory is not None:
         report.reason = Cause.HOST_OOM
-        report.message = f"rank {rank} was ended by the system for want of memory: {how.memory.words}"
+        report.message = f"rank {rank} was killed by the system, which ran out of memory: {how.memory.words}"
         report.metadata.update(how.memory.metadata)
         return report
     if how.code == EXIT_KILLED:
         report.reason = Cause.HOST_OOM
-        report.message = f"rank {rank} exited with code {EXIT_KILLED}, as a process that is ended for want of memory"
+        report.message = (
+            f"rank {rank} exited with code {EXIT_KILLED}, as a process does that is killed when memory runs out"
+        )
         return report
     if how.code is not None:
         report.reason = Cause.UNKNOWN

@@ -298,7 +298,7 @@ def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_w
     elif not gpus_per_worker and all(node.gpus for node in view.nodes):
         field = "gpus_per_worker"
         text = (
-            "`0`, and every node has GPUs: those are for jobs that ask for them; ask for 1, or, where the service "
+            "`0`, and every node has GPUs: those are for jobs that ask for them; ask for 1, or, if the service "
             "runs gangs on its own machine, start it with `--gpus 0`"
         )
     else:

@@ -17,7 +17,7 @@ from shardyard_coordinator.launch.protocols import StorageFailed, storage_cause
 _NEXT_STEPS: Final = {
     Cause.STORAGE_FULL: "try again when the operator has made space",
     Cause.STORAGE_NOT_WRITABLE: "ask the operator to make it writable, then try again",
-    Cause.STORAGE_UNAVAILABLE: "ask the operator to bring it back, then try again",
+    Cause.STORAGE_UNAVAILABLE: "ask the operator to mount it again, then try again",
 }
 
 _WHY: Final = {

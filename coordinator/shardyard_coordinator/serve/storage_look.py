@@ -29,7 +29,7 @@ class StorageLook:
         looking = self._looking
         await asyncio.wait({looking}, timeout=self._wait_s)
         if not looking.done():
-            return _unavailable(f"it does not answer within {self._wait_s:g} s; see to its mount and its server")
+            return _unavailable(f"it does not answer within {self._wait_s:g} s; check its mount and its server")
         return looking.result()
 
 
@@ -40,12 +40,12 @@ def _look(storage: Path, claim: worker_pb2.StorageClaim) -> pb.StorageInfo:
     except StorageFailed:
         return _unavailable("it is not mounted, or cannot be read; mount it again")
     except OSError as error:
-        return _unavailable(f"it cannot be read ({error.strerror}); see to its mount and its disk")
+        return _unavailable(f"it cannot be read ({error.strerror}); check its mount and its disk")
     free = found.f_bavail * found.f_frsize
     if found.f_flag & os.ST_RDONLY:
         return _unavailable("it is read-only; make it writable", free)
     if free <= SPARE_BYTES:
-        text = "it has no room; make space, or delete models, data sets and jobs that nobody needs"
+        text = "it has no room; make space, or delete models, data sets and jobs that are not needed"
         return pb.StorageInfo(state=pb.StorageInfo.STATE_FULL, free_bytes=free, message=text)
     return pb.StorageInfo(state=pb.StorageInfo.STATE_AVAILABLE, free_bytes=free)
 

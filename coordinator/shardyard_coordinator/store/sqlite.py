@@ -200,8 +200,8 @@ _RIGHTS = (
     "let this account write it, the files beside it and their folder, and mount its disk so that it can be written"
 )
 _DEAD = {
-    sqlite3.SQLITE_IOERR: "see to its disk",
-    sqlite3.SQLITE_CANTOPEN: "see to this file, those of its name beside it, and their folder",
+    sqlite3.SQLITE_IOERR: "check its disk",
+    sqlite3.SQLITE_CANTOPEN: "check this file, those of its name beside it, and their folder",
     sqlite3.SQLITE_READONLY: _RIGHTS,
     sqlite3.SQLITE_PERM: _RIGHTS,
 }

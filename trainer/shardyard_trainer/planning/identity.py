@@ -36,7 +36,7 @@ def check_same_data(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pla
         raise RunFailed(
             "DATA_NOT_FOUND",
             f"the data that the job was submitted with cannot be read any more: {message}",
-            "bring it back, or submit the job with its new place",
+            "restore it, or submit the job with its new path",
             error.metadata if isinstance(error, DataError) else None,
         ) from error
     if found != plan.data_fingerprint:

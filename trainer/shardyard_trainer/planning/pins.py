@@ -56,7 +56,7 @@ def check_same_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pl
             raise RunFailed(
                 "MODEL_NOT_FOUND",
                 f"the {what} that the job was submitted with cannot be read any more: {error.message}",
-                "bring it back, or submit the job with its new place",
+                "restore it, or submit the job with its new path",
                 error.metadata,
             ) from error
         if now != planned:

@@ -306,7 +306,7 @@ def _check_header(header: transfer_pb2.UploadHeader, found: Found) -> None:
     for at, file in enumerate(header.files):
         complaint = relative_path_complaint(file.path) if file.path else None
         if complaint is None and file.path in seen:
-            complaint = f"{show(file.path)} stands there twice; paths are distinct; leave one out"
+            complaint = f"duplicate path {show(file.path)}; leave one out"
         if complaint is None and file.path in folders:
             complaint = f"{show(file.path)} is a file and a folder at once; rename one"
         if complaint is not None:

@@ -86,7 +86,7 @@ def _check_classification(task: spec_pb2.TextClassification, path: str, found: F
         if not label or len(label) > 1024:
             found.append(FieldViolation(where, f"{show(label)} has {len(label)} characters; give 1 to 1,024"))
         elif label in seen:
-            found.append(FieldViolation(where, f"{show(label)} stands there twice; labels are distinct; leave one out"))
+            found.append(FieldViolation(where, f"duplicate label {show(label)}; leave one out"))
         elif complaint := control_complaint(label, allow="\u200c\u200d"):  # Persian words have them, and some emoji.
             found.append(FieldViolation(where, complaint))
         seen.add(label)
