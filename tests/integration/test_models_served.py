@@ -44,6 +44,13 @@ def test_odd_folders_are_taken_as_they_are_by_the_service(tmp_path: Path) -> Non
             client.upload_model(deep)
         assert "encoder.layer.1" in str(refused.value)
 
+        other = save_folder(place.folder / "other", "BertForSequenceClassification", num_labels=3)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "id2label": {"0": "bad", "1": "good"}}))
+        with pytest.raises(shardyard.ShardyardError) as refused:
+            client.upload_model(other)
+        assert "[3, 16]" in str(refused.value) and "[2, 16]" in str(refused.value)
+
         untied = save_folder(place.folder / "untied", "GPT2LMHeadModel", tie_word_embeddings=False)
         config = json.loads((untied / "config.json").read_text())
         (untied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))

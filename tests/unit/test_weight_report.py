@@ -323,3 +323,80 @@ def test_labels_that_cannot_be_told_apart_are_refused_at_upload(
     set_config(**changes)(folder)
     (problem,) = inspected(folder).violations
     assert problem.reason == "MODEL_INVALID" and message in problem.message
+
+
+CONTRADICTED: list[tuple[str, str, Change, str, str]] = [
+    ("BertForSequenceClassification", "text_classification", set_config(num_labels=3, id2label=None), "2, 16", "3, 16"),
+    ("BertForSequenceClassification", "text_classification", set_config(id2label={"0": "a"}), "2, 16", "1, 16"),
+    ("BertForSequenceClassification", "text_classification", set_tensors(classifier__weight=(5, 16)), "5, 16", "2, 16"),
+    (
+        "GPT2ForSequenceClassification",
+        "text_classification",
+        set_config(id2label={"0": "a", "1": "b", "2": "c"}, pad_token_id=0),
+        "2, 16",
+        "3, 16",
+    ),
+    (
+        "BertForMaskedLM",
+        "masked_lm",
+        set_tensors(cls__predictions__transform__dense__weight=(8, 16)),
+        "8, 16",
+        "16, 16",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CONTRADICTED, ids=[f"{row[0]}-{row[4]}" for row in CONTRADICTED])
+def test_a_head_of_another_shape_is_refused_at_upload_started_anew_by_a_plan_and_never_asked(
+    tmp_path: Path, case: tuple[str, str, Change, str, str]
+) -> None:
+    kind, task, change, found, wanted = case
+    folder = tiny_folders.save_folder(tmp_path / "m", kind)
+    change(folder)
+    shapes = f"has the shape [{found}], but config.json asks for [{wanted}]"
+    (problem,) = inspected(folder).violations
+    assert problem.reason == "MODEL_INVALID" and shapes in problem.message and "correct it there" in problem.message
+    result = planned(tmp_path, spec_for(task, tmp_path, folder))
+    assert not result.violations, result.violations
+    (warning,) = [warning for warning in result.plan.warnings if warning.reason == "NEW_HEAD"]
+    assert shapes in warning.message
+    # As a service of an earlier version may have it.
+    (refusal,) = asked(folder, "a [MASK]").violations
+    assert refusal.reason == "TASK_MISMATCH" and shapes in refusal.message
+
+
+NOT_LABELS: list[tuple[dict[str, Any], str]] = [
+    ({"num_labels": -5}, "num_labels: -5"),
+    ({"num_labels": 0}, "num_labels: 0"),
+    ({"num_labels": "3"}, "num_labels: '3'"),
+    ({"num_labels": 2.5}, "num_labels: '2.5'"),
+    ({"num_labels": True}, "num_labels: 'True'"),
+    ({"num_labels": [2]}, "num_labels: '[2]'"),
+    ({"id2label": ["bad", "good"]}, "id2label"),
+    ({"id2label": {"0": "bad", "1": None}}, "id2label"),
+    ({"problem_type": "multi_class"}, "problem_type: 'multi_class'"),
+    ({"problem_type": ["regression"]}, "problem_type"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), NOT_LABELS, ids=[str(row[0]) for row in NOT_LABELS])
+def test_what_is_not_a_number_or_kind_of_labels_is_refused_by_its_name_at_upload_and_at_plan(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
+    set_config(**changes)(folder)
+    said = [each.message for each in inspected(folder).violations]
+    spec = spec_for("text_classification", tmp_path, folder)
+    for message in (*said, *(each.message for each in planned(tmp_path, spec).violations)):
+        assert f"config.json has {named}" in message or f"config.json has an {named}" in message
+    assert len(said) == 1 and planned(tmp_path, spec).violations
+
+
+@pytest.mark.parametrize("empty", [{"num_labels": None}, {"id2label": None}, {"id2label": {}}, {"problem_type": None}])
+def test_settings_of_labels_that_say_nothing_are_as_if_they_were_not_there(
+    tmp_path: Path, empty: dict[str, Any]
+) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
+    set_config(**empty)(folder)
+    result = inspected(folder)
+    assert not result.violations and list(result.model.labels) == ["LABEL_0", "LABEL_1"]

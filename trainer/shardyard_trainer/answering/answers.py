@@ -12,6 +12,7 @@ from shardyard_trainer.answering.serving import Parts
 from shardyard_trainer.answering.warm import WarmModel
 from shardyard_trainer.inputs import forward
 from shardyard_trainer.inputs.forward import Encoded
+from shardyard_trainer.models.folder import ModelFolder
 from shardyard_trainer.tasks.generate import continue_texts
 from shardyard_trainer.tasks.sampling import Sampling, end_tokens, sampling_of
 
@@ -23,11 +24,12 @@ _TOKEN_BYTES = 16
 """Bytes of text that a token is taken to have at most, when an answer's size is foreseen."""
 
 
-def wrong_parameters(request: model_service_pb2.PredictRequest, task: str) -> list[worker_pb2.Violation]:
+def wrong_parameters(request: model_service_pb2.PredictRequest, folder: ModelFolder) -> list[worker_pb2.Violation]:
     """Parameters of another task, or a model that answers nothing."""
-    given = request.WhichOneof("parameters")
+    given, task = request.WhichOneof("parameters"), folder.task
     if task not in _PARAMETERS:
-        what = f"a {task} model" if task else "a bare backbone without a head"
+        without = f"a model whose head does not fit ({folder.reshaped})" if folder.reshaped else ""
+        what = f"a {task} model" if task else without or "a bare backbone without a head"
         return [
             _violation("model", "TASK_MISMATCH", f"it is {what}, which predicts nothing; use Embed, or fine-tune it")
         ]

@@ -88,7 +88,7 @@ def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictRe
     texts, violations = read_instances(call.request.instances)
     model = _model(call.folder, call.files)
     task = model.folder.task
-    violations += answers.wrong_parameters(call.request, task)
+    violations += answers.wrong_parameters(call.request, model.folder)
     if task in {"causal_lm", "masked_lm"}:
         violations += [
             violation(f"instances[{index}].pair", "TASK_MISMATCH", f"a {task} model takes single texts; send `text`")

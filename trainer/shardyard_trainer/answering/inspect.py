@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ def inspect_model(request: bytes) -> bytes:
     """InspectModelRequest → InspectModelResult."""
     about("files", "MODEL_INVALID")
     folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
-    problems, found, num_parameters = _look_into(folder, signature(folder.path))
+    seen, found, num_parameters = _look_into(folder, signature(folder.path))
+    problems = [*seen, *_contradicted_heads(found)]
     result = worker_pb2.InspectModelResult(
         violations=[
             worker_pb2.Violation(field="files", reason=problem.reason, message=str(problem), metadata=problem.metadata)
@@ -39,6 +40,17 @@ def inspect_model(request: bytes) -> bytes:
             )
         )
     return result.SerializeToString()
+
+
+def _contradicted_heads(found: ModelFolder | None) -> Iterator[FolderInvalid]:
+    """A head that is there but not as config.json says: fine to begin a fine-tuning from, but nothing to be asked."""
+    if found is not None and found.reshaped:
+        yield FolderInvalid(
+            f"{found.reshaped}; correct it there (num_labels and id2label are the outputs of a classifier), put the "
+            "config.json that the weights were saved with beside them, or name the bare model in `architectures` (such "
+            'as "BertModel") to use it without its head',
+            file="config.json",
+        )
 
 
 def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:

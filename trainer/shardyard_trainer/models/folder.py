@@ -40,6 +40,8 @@ class ModelFolder:
     labels: tuple[str, ...]
     trained: Mapping[str, Any] = field(default_factory=dict)
     sentence: SentenceSettings | None = None
+    reshaped: str = ""
+    """Why a head that config.json tells of is not this folder's: both shapes. Empty: it is, or its weights lack it."""
 
     @property
     def max_length(self) -> int | None:
@@ -135,7 +137,7 @@ def _task_of(config: Mapping[str, Any]) -> str:
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     names, number = config.get("id2label"), config.get("num_labels")
-    if not isinstance(names, dict):
+    if not isinstance(names, dict) or not names:
         # transformers' own names; it has two of them if nothing says how many.
         return tuple(f"LABEL_{index}" for index in range(number if type(number) is int else 2))
     try:
@@ -169,5 +171,11 @@ def _check_different(labels: tuple[str, ...]) -> None:
 
 
 def _problem_of(config: Mapping[str, Any], labels: tuple[str, ...]) -> str:
-    named = _PROBLEMS.get(str(config.get("problem_type")))
-    return named or ("regression" if len(labels) == 1 else "single_label")
+    named = config.get("problem_type")
+    if named is not None and str(named) not in _PROBLEMS:
+        raise FolderInvalid(
+            f"config.json has problem_type: {shorten(str(named))!r}, which is not {', '.join(_PROBLEMS)}; correct it, "
+            "or leave it out",
+            file="config.json",
+        )
+    return _PROBLEMS.get(str(named)) or ("regression" if len(labels) == 1 else "single_label")

@@ -116,6 +116,9 @@ _GENERATION: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (list,)),
 }
 
+_OF_LABELS = ("num_labels", "id2label", "label2id")
+"""Empty ones say nothing, as if they were not there."""
+
 _MOST_LABELS = 100_000
 _MOST_LAYERS = 10_000
 _LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks|groups)|\w+_layers|num_layers|depth|layers")
@@ -185,7 +188,7 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     declared |= {*kind.attribute_map, *kind.attribute_map.values()}
     picked = {}
     for name, value in values.items():
-        if name in _NEVER or name.startswith("_"):
+        if name in _NEVER or name.startswith("_") or (name in _OF_LABELS and value in (None, {})):
             continue
         if name in kind.sub_configs_defaults:
             inner = kind.sub_configs_defaults[name].config_class
@@ -241,8 +244,17 @@ def _rotation(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_labels(picked: Mapping[str, Any]) -> None:
     names, number = picked.get("id2label"), picked.get("num_labels")
+    if type(number) is int and number < 1:
+        raise FolderInvalid(
+            f"config.json has num_labels: {number:,}, which must be at least 1; give the outputs of the head, or leave "
+            "it out",
+            file="config.json",
+        )
     if names is not None and not (isinstance(names, dict) and all(isinstance(each, str) for each in names.values())):
-        raise FolderInvalid("config.json has an id2label that is not an object of names", file="config.json")
+        raise FolderInvalid(
+            'config.json has an id2label that is not an object of names; write it as {"0": "first", "1": "second"}',
+            file="config.json",
+        )
     for count in (len(names or ()), number or 0):
         if isinstance(count, int) and count > _MOST_LABELS:
             raise FolderInvalid(

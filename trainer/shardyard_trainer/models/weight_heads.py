@@ -55,9 +55,10 @@ def _look(folder: Folder, task: str, _signature: object) -> WeightReport:
 
 def with_true_head(described: ModelFolder) -> ModelFolder:
     """What a folder says of itself, without a head that config.json tells of and the weights lack."""
-    if described.trained or not described.task or not look(described.source, described.task).lacking:
+    if described.trained or not described.task:
         return described
-    return replace(described, task="", labels=(), problem="")
+    report = look(described.source, described.task)
+    return replace(described, task="", labels=(), problem="", reshaped=report.reshaped) if report.lacking else described
 
 
 def _refuse_deep(folder: Folder, config: Any) -> None:

@@ -9,6 +9,7 @@ reports is judged here, and nothing of it is thrown away:
 | a tensor of the backbone is not read, such as a layer beyond `num_hidden_layers` | refused: it is another model |
 | a pooler is missing | accepted: only heads that need it start one |
 | a tensor of a head is missing | the head is started afresh with a warning; nothing answers with it |
+| a tensor of a head has another shape | the same, with both shapes; an upload is refused: its config.json is wrong |
 | a head of another task, or a constant that older files carry, is not read | accepted: training changes neither |
 | any other tensor is not read | a warning that names it |
 | the output layer is tied by config.json, but the file has another one | a warning; the file's is kept, untied |
@@ -44,12 +45,14 @@ _HEADS = frozenset(
 class WeightReport:
     """What became of a folder's weights: missing `lacking` parts of the head, `unread` tensors of no known use.
 
-    `untied`: the file has an output layer of its own, though config.json ties it.
+    `untied`: the file has an output layer of its own, though config.json ties it. `reshaped` says of a part of the head
+    that is there in another shape than config.json asks for which shapes those are; empty: none is.
     """
 
     lacking: tuple[str, ...]
     unread: tuple[str, ...]
     untied: bool
+    reshaped: str = ""
 
 
 def judge(model: Any, info: Mapping[str, Any], *, untied: bool = False) -> WeightReport:
@@ -75,6 +78,16 @@ def judge(model: Any, info: Mapping[str, Any], *, untied: bool = False) -> Weigh
         lacking=tuple(sorted(heads)),
         unread=tuple(name for name in left if name.partition(".")[0] not in _HEADS and not is_of_backbone(name)),
         untied=untied,
+        reshaped=_reshaped([each for each in info["mismatched_keys"] if not is_of_backbone(each[0])]),
+    )
+
+
+def _reshaped(mismatched: Iterable[tuple[str, Any, Any]]) -> str:
+    # A weight says more than its bias.
+    named = sorted(mismatched, key=lambda each: (-len(each[1]), each[0]))
+    return "; ".join(
+        f"{name} of the weights has the shape {list(found)}, but config.json asks for {list(wanted)}"
+        for name, found, wanted in named[:1]
     )
 
 

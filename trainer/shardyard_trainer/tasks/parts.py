@@ -51,7 +51,8 @@ def accept_weights(choice: ModelChoice, task: str) -> tuple[ModelChoice, list[Ta
         raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
     warnings = []
     if report.lacking:
-        message = f"the weights lack {listed(report.lacking, most=2)} of the {task} head: a new one is started"
+        found = report.reshaped or f"the weights lack {listed(report.lacking, most=2)} of the {task} head"
+        message = f"{found}: a new head is started"
         warnings.append(TaskWarning("NEW_HEAD", message, choice.field))
     if report.unread:
         message = f"{len(report.unread)} tensors of the weights are not read: {listed(report.unread, most=3)}"

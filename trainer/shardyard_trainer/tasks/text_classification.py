@@ -144,11 +144,9 @@ class TextClassificationTask:
         reads_head = self._is_native and self._keeps_head
         self.choice, self.warnings = accept_weights(choice, self.name if reads_head else "")
         if not choice.is_fresh and not self._keeps_head:
-            message = (
-                "the model has no head for this task"
-                if not sources.has_head(choice)
-                else "the model's head is put aside"
-            )
+            reshaped = choice.described.reshaped if choice.described is not None else ""
+            without = reshaped or "the model has no head for this task"
+            message = "the model's head is put aside" if sources.has_head(choice) else without
             self.warnings.append(TaskWarning("NEW_HEAD", f"{message}: a new one is started", choice.field))
 
     def make_module(self, *, meta: bool) -> TextClassifier:
