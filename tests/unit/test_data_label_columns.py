@@ -180,3 +180,44 @@ def test_a_packed_file_of_rows_is_planned_like_the_file(tmp_path: Path) -> None:
     packed = planned(tmp_path, tmp_path / "b.jsonl.gz", {}, classify={})
     assert packed.train_stats == plain.train_stats and packed.labels == plain.labels
     assert packed.resolved_spec.train_data.format == plain.resolved_spec.train_data.format
+
+
+NAMED_LABELS: dict[str, tuple[str, str, list[str]]] = {
+    "lists of names": ("jsonl", '{{"id": {i}, "comment": "{text}", "labels": ["{a}", "{b}"]}}', ["x", "y", "z"]),
+    "lists of numbers": ("jsonl", '{{"id": {i}, "text": "{text}", "labels": [{bit}, 7]}}', ["0", "1", "7"]),
+    "vectors beside columns of bits": (
+        "jsonl",
+        '{{"text": "{text}", "rude": {bit}, "loud": {bit}, "labels": [{bit}, 1, 0]}}',
+        ["0", "1", "2"],
+    ),
+    "joined": ("csv", 'x{i},"{text}","{a};{b}"', ["x", "y", "z"]),
+    "lists as text": ("csv", "x{i},\"{text}\",\"['{a}', '{b}']\"", ["x", "y", "z"]),
+}
+
+
+@pytest.mark.parametrize(("ending", "row", "classes"), NAMED_LABELS.values(), ids=NAMED_LABELS)
+def test_a_column_called_labels_is_taken_by_its_name(tmp_path: Path, ending: str, row: str, classes: list[str]) -> None:
+    lines = [
+        row.format(i=i, text=text, a="xy"[i % 2], b="yz"[i % 2], bit=i % 2) for i, text in enumerate(sentences(40))
+    ]
+    path = tmp_path / f"train.{ending}"
+    path.write_text("\n".join([*(["id,comment,labels"] if ending == "csv" else []), *lines]) + "\n")
+    columns = {} if '"text"' in row else {"text": "comment"}
+    found = planned(tmp_path, path, columns)
+    assert list(found.labels) == classes and found.num_train_samples + found.num_eval_samples == 40
+    assert "LABEL_COLUMNS_FOUND" not in reasons(found)
+
+
+def test_one_label_a_text_may_be_called_labels_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("labels,note,comment\n" + "".join(f"{i % 2},n,the dog {i}\n" for i in range(40)))
+    found = planned(tmp_path, tmp_path / "a.csv", {"text": "comment"}, classify={})
+    assert list(found.labels) == ["0", "1"]
+
+
+def test_of_label_and_labels_the_first_is_one_label_and_several_have_to_be_named(tmp_path: Path) -> None:
+    rows = "".join(f"the dog {i},{'ab'[i % 2]},c;d\n" for i in range(40))
+    (tmp_path / "a.csv").write_text("text,label,labels\n" + rows)
+    assert list(planned(tmp_path, tmp_path / "a.csv", {}, classify={}).labels) == ["a", "b"]
+    error = refused(tmp_path, tmp_path / "a.csv", {})
+    assert error.field == "spec.train_data.columns.label" and "name one in columns.label" in str(error)
+    assert list(planned(tmp_path, tmp_path / "a.csv", {"label": "labels"}).labels) == ["c", "d"]

@@ -769,7 +769,7 @@ class DataSource(_message.Message):
     format: Global___DataFormat.ValueType
     """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet, each but the last also with .gz behind it)."""
     header: _builtins.bool
-    """CSV and TSV: whether the first line names the columns; unset: it does if the mapped names, or `text` or `label`, stand in it. Without names the columns are `column_1`, `column_2` …"""
+    """CSV and TSV: whether the first line names the columns; unset: it does if a mapped name, `text`, `label` or `labels` is in it. Without names the columns are `column_1`, `column_2` …"""
     delimiter: _builtins.str
     """CSV: one character between the columns; empty: what a first line `sep=;` says, else a comma."""
     document: Global___DocumentUnit.ValueType
@@ -820,10 +820,10 @@ class ColumnMapping(_message.Message):
     text_pair: _builtins.str
     """The second text of a pair; empty: `text_pair` if there is one, else single texts."""
     label: _builtins.str
-    """The label: a class, a number, or (multi label) several classes: a list, a list as text, classes joined by a separator, or 0 and 1 for each class. Empty: `label`, or the only other column."""
+    """The label: a class, a number, or (multi label) several classes: a list, a list as text, classes joined by a separator, or 0 and 1 for each class. Empty: `label`, else `labels`, or the only other column."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Multi label: one column for each class, with 0 or 1 in it, instead of `label`; the classes are called as the columns. Empty, with neither a mapped label nor a column `label`: the columns that hold nothing else, if there are two or more. Up to 1,024."""
+        """Multi label: one column for each class, with 0 or 1 in it, instead of `label`; the classes are called as the columns. Empty, with neither a mapped label nor a column `label` or `labels`: the columns that hold nothing else, if there are two or more. Up to 1,024."""
 
     def __init__(
         self,

@@ -115,8 +115,8 @@ def _choose(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> _
     taken = _mapped(table, {part: getattr(mapping, part) for part in _MAPPED if part != "label" or with_label})
     if "text_pair" not in taken and "text_pair" in table.columns and "text_pair" not in taken.values():
         taken["text_pair"] = "text_pair"
-    if with_label and "label" not in taken and "label" in table.columns and "label" not in taken.values():
-        taken["label"] = "label"
+    if with_label and "label" not in taken and (named := _named_label(table, taken, wanted)):
+        taken["label"] = named
     if "text" not in taken:
         taken["text"] = _only_text_column(table, {**taken, **{f"label {name}": name for name in several}})
     if with_label and wanted.several_labels and "label" not in taken:
@@ -126,6 +126,18 @@ def _choose(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> _
     _refuse_doubles(table, [*taken.items(), *(("labels", name) for name in several)])
     labels = several or ((taken["label"],) if "label" in taken else ())
     return _Chosen(taken["text"], taken.get("text_pair"), labels, is_one_label=not several)
+
+
+def _named_label(table: Table, taken: dict[str, str], wanted: _Wanted) -> str:
+    """`label`, or `labels` as libraries call it too; empty: there is neither. Raises DataError if both fit."""
+    found = [name for name in ("label", "labels") if name in table.columns and name not in taken.values()]
+    if len(found) > 1 and wanted.several_labels:
+        raise DataError(
+            "the columns `label` and `labels` may both be the labels of a text; name one in columns.label",
+            file=table.file.name,
+            column="label",
+        )
+    return found[0] if found else ""
 
 
 def _several_mapped(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> tuple[str, ...]:
@@ -239,7 +251,7 @@ def _only_other_column(table: Table, taken: dict[str, str]) -> str:
         return free[0]
     which = f"several could be ({listed(free)})" if free else "there is no other"
     raise DataError(
-        f"no column `label`, and {which}; name it in columns.label (there are: {listed(table.columns)})"
+        f"no column `label` or `labels`, and {which}; name it in columns.label (there are: {listed(table.columns)})"
         f"{layout_hint(table)}",
         file=table.file.name,
         column="label",

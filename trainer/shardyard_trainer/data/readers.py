@@ -33,7 +33,7 @@ class Layout:
     delimiter: str = ""
     document: spec_pb2.DocumentUnit.ValueType = spec_pb2.DOCUMENT_UNIT_UNSPECIFIED
     names: frozenset[str] = frozenset()
-    """Column names that tell a header from a row: the mapped ones, and `text` and `label`."""
+    """Column names that tell a header from a row: the mapped ones, `text`, `label` and `labels`."""
 
     @classmethod
     def of(cls, source: spec_pb2.DataSource) -> Layout:
@@ -44,7 +44,7 @@ class Layout:
             header=source.header if source.HasField("header") else None,
             delimiter=source.delimiter,
             document=source.document,
-            names=frozenset(mapped | {"text", "label"}),
+            names=frozenset(mapped | {"text", "label", "labels"}),
         )
 
 
@@ -146,7 +146,7 @@ def layout_hint(table: Table) -> str:
         return ""
     return (
         f"; the first line ({listed(table.untaken, most=8)}) was not taken for a header, as none of its names "
-        "is mapped or is `text` or `label`: map them in columns, or set header"
+        "is mapped or is `text`, `label` or `labels`: map them in columns, or set header"
     )
 
 

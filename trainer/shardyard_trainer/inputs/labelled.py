@@ -28,7 +28,7 @@ from shardyard_trainer.data.store import (
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.vocabularies import num_ids
 
-EXAMPLES_VERSION = 4
+EXAMPLES_VERSION = 5
 _BATCH_TEXTS = 512
 
 

@@ -28,7 +28,7 @@ from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.tokenization import encoding_fault
 from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
 
-CORPUS_VERSION = 2
+CORPUS_VERSION = 3
 _BATCH_TEXTS = 512
 # A whole file as one document is tokenised in pieces of about this many characters, cut at line breaks.
 _PIECE = 2**20
