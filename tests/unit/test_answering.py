@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -12,25 +13,24 @@ import pytest
 from shardyard_coordinator.launch.answering import Answering
 from shardyard_coordinator.launch.forks import Ending, Fork
 from shardyard_coordinator.launch.frames import Header
-from shardyard_coordinator.launch.protocols import ComputeUnavailable
+from shardyard_coordinator.launch.protocols import ComputeUnavailable, InputFailed
 
 MOST = 8
 
 
 class FakeFork:
-    """Computes every question for ever, until it dies or is told to answer."""
+    """Is at every question for ever, until it dies; `computes`: it does, and does not wait for a disk."""
 
     numbers = itertools.count(1)
 
     def __init__(self) -> None:
         self.pid = next(self.numbers)
         self._out: asyncio.Queue[tuple[Header, bytes] | None] = asyncio.Queue()
+        self.computes = self.killed = False
 
     async def send(self, header: Header, body: bytes = b"") -> None:
         if "id" in header:
             self._out.put_nowait(({"computing": [header["id"]]}, b""))
-            if body == b"answer":
-                self._out.put_nowait(({"id": header["id"], "ok": True}, str(self.pid).encode()))
 
     async def receive(self) -> tuple[Header, bytes] | None:
         return await self._out.get()
@@ -39,10 +39,14 @@ class FakeFork:
         return Ending(-9)
 
     def kill(self) -> None:
+        self.killed = True
         self._out.put_nowait(None)
 
     def own_bytes(self) -> int:
         return 0
+
+    def cpu_s(self) -> float:
+        return time.monotonic() if self.computes else 0.0
 
 
 class Forks:
@@ -58,8 +62,8 @@ def answering(forks: Forks) -> Answering:
     return Answering(cast(Callable[[], Awaitable[Fork]], forks), memory_bytes=1 << 30)
 
 
-def ask(models: Answering, model: str, request: bytes = b"") -> asyncio.Task[bytes]:
-    return asyncio.create_task(models.ask("f", model, request, caller=("local", model), turn_s=3600))
+def ask(models: Answering, model: str, *, turn_s: float = 3600) -> asyncio.Task[bytes]:
+    return asyncio.create_task(models.ask("f", model, b"", caller=("local", model), turn_s=turn_s))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -93,3 +97,34 @@ async def test_a_close_fails_the_questions_under_way_and_begins_no_process() -> 
         with pytest.raises(ComputeUnavailable, match="stopping"):
             await asked
     assert len(forks.made) == 1
+
+
+@pytest.mark.parametrize(("computes", "error"), [(True, InputFailed), (False, ComputeUnavailable)])
+async def test_a_turn_that_computes_too_long_is_the_inputs_fault_and_one_that_waits_is_not(
+    computes: bool, error: type[Exception]
+) -> None:
+    forks = Forks()
+    models = answering(forks)
+    asked = ask(models, "m", turn_s=0.1)
+    await until(lambda: len(forks.made) == 1)
+    forks.made[0].computes = computes
+    async with asyncio.timeout(10):
+        with pytest.raises(error, match="takes more than"):
+            await asked
+    assert len(forks.made) == 1
+    await models.close()
+
+
+async def test_a_turn_whose_caller_has_left_has_its_limit_and_blocks_the_model_for_nobody() -> None:
+    forks = Forks()
+    models = answering(forks)
+    asked = ask(models, "m", turn_s=0.1)
+    await until(lambda: len(forks.made) == 1)
+    forks.made[0].computes = True
+    await asyncio.sleep(0.02)
+    asked.cancel()
+    async with asyncio.timeout(10):
+        while not forks.made[0].killed:
+            await asyncio.sleep(0.01)
+    await models.close()
+    assert asked.cancelled()

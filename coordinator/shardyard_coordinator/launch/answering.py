@@ -7,7 +7,7 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 
-from shardyard_coordinator.launch.forks import Fork, WarmProcessGone, how_it_failed
+from shardyard_coordinator.launch.forks import WALL, Fork, WarmProcessGone, how_it_failed
 from shardyard_coordinator.launch.protocols import ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller
 
@@ -38,8 +38,11 @@ class _Process:
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._turn_s: dict[int, float] = {}
         self._computing: list[int] = []
+        self._turn = 0
+        self._limit_s = 0.0
         self._since_s = 0.0
         self._killed = ""
+        self._is_idle = False
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     @property
@@ -54,10 +57,11 @@ class _Process:
         return self._fork.own_bytes()
 
     async def ask(self, function: str, caller: Caller, request: bytes, *, alone: bool, turn_s: float) -> bytes:
-        """Raises: _Died, InputFailed, ComputeFailed."""
+        """Raises: _Died, InputFailed, ComputeUnavailable."""
         number = next(self._numbers)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[number], self._turn_s[number] = answer, turn_s
+        self._limit_s = self._limit_s or turn_s
         try:
             header = {"id": number, "function": function, "caller": list(caller), "alone": alone}
             await self._fork.send(header, request)
@@ -85,6 +89,10 @@ class _Process:
                     self._answer(header["id"], header, body)
                 else:
                     self._computing = header.get("computing", [])
+                    # Of the turn, and not of who waits for it: a caller that leaves ends no turn.
+                    known = (self._turn_s[number] for number in self._computing if number in self._turn_s)
+                    self._limit_s = max(known, default=self._limit_s)
+                    self._turn += 1
                     self._since_s = asyncio.get_running_loop().time()
         finally:
             try:
@@ -103,23 +111,36 @@ class _Process:
             answer.set_exception(InputFailed(how_it_failed(header["kind"]), note={}, log=header["error"]))
 
     async def _watch(self) -> None:
-        """Ends a process whose turn takes too long, or that grows too large."""
-        loop = asyncio.get_running_loop()
+        """Ends a process whose turn computes for too long, waits for ten times that, or that grows too large."""
+        turn, before_s = 0, 0.0
         while self.alive and not self._killed:
             await asyncio.sleep(_CHECK_S)
-            limits = [self._turn_s[number] for number in self._computing if number in self._turn_s]
-            if limits and loop.time() - self._since_s > max(limits):
-                self._killed = f"takes more than {max(limits):g} s"
-            elif self._computing and self._fork.own_bytes() > self._memory_bytes:
-                self._killed = f"takes more than {self._memory_bytes:,} bytes of memory"
+            if turn != self._turn:
+                turn, before_s = self._turn, self._fork.cpu_s()
+            if self._computing:
+                self._check(self._fork.cpu_s() - before_s)
         if self._killed:
             self._fork.kill()
+
+    def _check(self, computed_s: float) -> None:
+        limit_s = self._limit_s
+        if computed_s > limit_s:
+            self._killed = f"takes more than {limit_s:g} s"
+        elif asyncio.get_running_loop().time() - self._since_s > WALL * limit_s:
+            self._killed = f"takes more than {WALL * limit_s:g} s"
+            # A disk that does not answer, say: another time it may.
+            self._is_idle = computed_s < limit_s / 10
+        elif self._fork.own_bytes() > self._memory_bytes:
+            self._killed = f"takes more than {self._memory_bytes:,} bytes of memory"
 
     def _fail(self, how: str, *, by_us: bool) -> None:
         for number, answer in list(self._waiting.items()):
             if not answer.done():
                 among = len(self._computing) if number in self._computing else 0
-                answer.set_exception(_Died(how, among, by_us=by_us))
+                idle = self._is_idle and among > 0
+                answer.set_exception(
+                    ComputeUnavailable(f"{how} without computing") if idle else _Died(how, among, by_us=by_us)
+                )
 
 
 class Answering:

@@ -23,6 +23,9 @@ _PACKET_BYTES = 64 * 1024
 # Above what a fork's whole start and end take on a busy machine.
 _ORDER_S = 30.0
 _LOG_BYTES = 8 * 1024**2
+# Times the time that a fork may compute for: a busy machine is slow, and a fork that hardly computes in so long waits
+# for something, such as a disk.
+WALL = 10.0
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shardyard_coordinator.launch.answering import Answering
-from shardyard_coordinator.launch.forks import Fork, WarmProcess, WarmProcessGone, how_it_failed, rotate
+from shardyard_coordinator.launch.forks import WALL, Fork, WarmProcess, WarmProcessGone, how_it_failed, rotate
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
@@ -29,8 +29,6 @@ _BACKOFF_MAX_S = 10.0
 _START_S = 60.0
 _MOST_KEPT = 4
 _KEPT_S = 60.0
-# Times the time it may compute for: a busy machine is slow, and what hardly computes in so long waits for something.
-_WALL = 10.0
 _MEASURED_BYTES = 32 * 1024**2
 _HUB = "https://huggingface.co"
 
@@ -323,8 +321,8 @@ class _Inspection:
                 self._over = f"takes more than {self._memory_bytes:,} bytes of memory"
             elif self._fork.cpu_s() - before_s > self._cpu_s + 1:
                 self._over = f"takes more than {self._cpu_s:g} s"
-            elif loop.time() - begin_s > _WALL * self._cpu_s:
-                self._over = f"takes more than {_WALL * self._cpu_s:g} s"
+            elif loop.time() - begin_s > WALL * self._cpu_s:
+                self._over = f"takes more than {WALL * self._cpu_s:g} s"
                 # A disk or a network that does not answer: another time it may.
                 self._idle = self._fork.cpu_s() - before_s < self._cpu_s / 10
             if self._over:

@@ -75,10 +75,8 @@ class PendingJob:
     slots_per_worker: int
     accelerator: str = CPU
     queue: str = "default"
-    user: str = ""
     priority: int = 0
     not_before: int = 0
-    waiting_since: int = 0
     avoid_nodes: frozenset[str] = frozenset()
 
 
