@@ -20,10 +20,12 @@ from shardyard.v1 import job_service_pb2 as jobs
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.serve.app import descriptors
 from shardyard_coordinator.serve.limits import InFlight, Limits, is_never_shed
+from shardyard_coordinator.serve.openings import Openings
 from shardyard_coordinator.serve.watch import Intervals
 
 STORY = f"{PARENT}/jobs/story"
 STORM = 3_000
+BURST = 1_000
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +112,53 @@ async def test_streams_that_are_opened_all_at_once_are_all_served(tmp_path: Path
         heard = await asyncio.gather(*(rest(call) for call in calls))
         assert {found[-1] for found in heard} == {job_pb2.STATE_CANCELLED}
         assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
+
+
+async def test_a_call_that_comes_after_many_watches_does_not_wait_for_all_of_them(tmp_path: Path) -> None:
+    async with story(tmp_path) as service:
+        calls = [service.jobs.WatchJob(jobs.WatchJobRequest(name=STORY)) for _ in range(BURST)]
+        answers = [asyncio.ensure_future(call.read()) for call in calls]
+        await service.jobs.GetJob(jobs.GetJobRequest(name=STORY))
+        answered = sum(answer.done() for answer in answers)
+        assert {(await answer).job_uid for answer in answers} != {""}
+        for call in calls:
+            call.cancel()
+    assert answered < BURST * 0.9
+
+
+async def test_of_a_burst_of_streams_a_few_begin_at_a_time_in_order() -> None:
+    openings, begun, end = Openings(), list[int](), asyncio.Event()
+
+    async def opened(number: int) -> None:
+        async with openings.turn():
+            begun.append(number)
+            await end.wait()
+
+    streams = [asyncio.create_task(opened(number)) for number in range(100)]
+    await asyncio.sleep(0)
+    assert begun == list(range(8))
+    streams[30].cancel()
+    most, seen = 0, 8
+    while len(begun) < 99:
+        await asyncio.sleep(0)
+        most, seen = max(most, len(begun) - seen), len(begun)
+    assert begun == [number for number in range(100) if number != 30]
+    assert most <= 8
+    end.set()
+    await asyncio.wait(streams)
+
+
+async def test_streams_that_are_opened_one_after_the_other_are_not_held_up() -> None:
+    openings = Openings()
+
+    async def opened() -> None:
+        async with openings.turn():
+            pass
+
+    for _ in range(1_000):
+        stream = asyncio.create_task(opened())
+        await asyncio.sleep(0)
+        assert stream.done()
 
 
 def test_one_principal_of_many_has_a_tenth_of_each_pot_and_the_one_on_loopback_all() -> None:

@@ -25,6 +25,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve import status
 from shardyard_coordinator.serve.call import Call, Method
 from shardyard_coordinator.serve.limits import InFlight, Limits
+from shardyard_coordinator.serve.openings import Openings
 from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL, may
 from shardyard_coordinator.serve.reading import Requests, Validate
 
@@ -98,6 +99,7 @@ class Guard:
         self._requests = Requests(validate, limits)
         self._limits = limits
         self._in_flight = InFlight(limits)
+        self._openings = Openings()
         self._streams: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._calls = itertools.count(1)
@@ -161,7 +163,8 @@ class Guard:
                 if self._draining:
                     raise _draining()
                 with self._in_flight.stream(method.path, call.principal):
-                    return await self._run_stream(method, request, call, context)
+                    async with self._openings.turn():
+                        return await self._run_stream(method, request, call, context)
             except Refused as error:
                 refused = error
             except asyncio.CancelledError:
