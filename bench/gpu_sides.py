@@ -24,7 +24,7 @@ from helpers.gpu_runs import SPECS
 from helpers.small_specs import parse
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.ingredients import prepare
 
 MEASURED_STEPS = 30
 
@@ -72,7 +72,7 @@ class Sides:
 
     def shape_of(self, attempt: worker_pb2.AttemptSpec) -> Shape:
         """Read from the task of a planned attempt."""
-        task = build_task(attempt.plan.resolved_spec, attempt.locations)
+        task = prepare(attempt.plan.resolved_spec, attempt.locations)
         config = task.choice.config
         return Shape(config.num_hidden_layers, config.hidden_size, task.length)
 
@@ -162,7 +162,7 @@ def trainer_speed(kind: str, attempt: worker_pb2.AttemptSpec, *, warm_up: int) -
 
 def _model(kind: str, attempt: worker_pb2.AttemptSpec) -> torch.nn.Module:
     """A fresh model of the attempt's configuration, with transformers' own head and loss."""
-    config = build_task(attempt.plan.resolved_spec, attempt.locations).choice.config
+    config = prepare(attempt.plan.resolved_spec, attempt.locations).choice.config
     auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
     model: torch.nn.Module = auto.from_config(AutoConfig.for_model(**{**config.to_dict(), "num_labels": 2}))
     return model
@@ -170,7 +170,7 @@ def _model(kind: str, attempt: worker_pb2.AttemptSpec) -> torch.nn.Module:
 
 def _batches(kind: str, attempt: worker_pb2.AttemptSpec) -> Iterator[dict[str, torch.Tensor]]:
     """Global batches of the attempt's samples in their stored order, padded to the longest text of each."""
-    task = build_task(attempt.plan.resolved_spec, attempt.locations)
+    task = prepare(attempt.plan.resolved_spec, attempt.locations)
     size = attempt.plan.batch.global_batch_size
     longest = task.length
     generator = torch.Generator().manual_seed(0)

@@ -16,9 +16,8 @@ from google.protobuf import json_format
 
 from gate import Gate
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.base import MicroBatch, Samples
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import MicroBatch, Samples, build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 from shardyard_trainer.training.engine import decay_groups, start_gang
 from shardyard_trainer.training.order import Order
@@ -29,9 +28,9 @@ def main(spec_file: str, num_batches: int) -> None:
     attempt = json_format.Parse(Path(spec_file).read_text(encoding="utf-8"), worker_pb2.AttemptSpec())
     torch.set_num_threads(attempt.threads_per_rank)
     start_gang(rank=0, local_rank=0, world_size=1, rendezvous=f"{attempt.rendezvous}-raw", on_gpu=False)
-    task = build_task(attempt.spec, attempt.locations)
+    task = prepare(attempt.spec, attempt.locations)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
-    module = build_module(task, attempt.spec, attempt.locations)
+    module = build_module(task, attempt.spec)
     optimizer = torch.optim.AdamW(
         decay_groups(module, config.weight_decay), lr=config.schedule.peak, betas=config.betas, fused=True
     )

@@ -23,12 +23,10 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.answering.inspect import inspect_model
-from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
-from shardyard_trainer.tasks.modules import HuggingFaceModule
-from shardyard_trainer.tasks.parts import TrainableTask
+from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.export import export_model
 
 _SHORT, _LONG = "the quick fox", "the quick brown fox jumps over a lazy dog while seven small grey birds sing"
@@ -95,8 +93,8 @@ class Sweep:
             self.warned += [f"{name}:{w.reason}" for w in planned.plan.warnings]
             stage = "build"
             torch.manual_seed(1)
-            task = build_task(spec, locations)
-            module = build_module(task, spec, locations)
+            task = prepare(spec, locations)
+            module = build_module(task, spec)
             stage = "steps"
             two_steps(task, module)
             stage = "leak"
@@ -133,7 +131,7 @@ class Sweep:
         return folder
 
 
-def two_steps(task: TrainableTask, module: HuggingFaceModule) -> None:
+def two_steps(task: Prepared, module: HuggingFaceModule) -> None:
     """Two steps of AdamW; the loss must be a number and every weight that is trained have a gradient."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     module.train()
@@ -151,7 +149,7 @@ def two_steps(task: TrainableTask, module: HuggingFaceModule) -> None:
 
 
 @torch.no_grad()
-def check_no_leak(task: TrainableTask, module: HuggingFaceModule) -> None:
+def check_no_leak(task: Prepared, module: HuggingFaceModule) -> None:
     """Packed documents that are said to be kept apart are; causal ones do not see ahead."""
     module.eval()
     if task.name == "text_classification":
@@ -192,9 +190,9 @@ def check_no_leak(task: TrainableTask, module: HuggingFaceModule) -> None:
         raise Fault(f"documents leak: {off:.3g}")
 
 
-def check_answers(folder: Path, kind: str, task: TrainableTask) -> None:
+def check_answers(folder: Path, kind: str, task: Prepared) -> None:
     """Predictions are made, and are the same alone and beside others."""
-    mask = f" {task.tokenizer.mask_token}" if kind == "masked_lm" else ""
+    mask = f" {task.inputs.tokenizer.mask_token}" if kind == "masked_lm" else ""
     texts = [_SHORT + mask, _LONG + mask, "a dog" + mask]
     alone = [_predict(folder, [text], kind)[0] for text in texts]
     together = _predict(folder, texts, kind)

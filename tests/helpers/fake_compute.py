@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardyard_trainer.answering.serving import Answerer, Steps, Work, at_once
-from shardyard_trainer.inputs.forward import Encoded
+from shardyard_trainer.answering.serving import Answerer, Steps, Work
+from shardyard_trainer.inputs.text import EncodedText as Encoded
 from shardyard_trainer.reading import about, reading
+from shardyard_trainer.tasks.base import Parts, at_once
 
 
 def echo(request: bytes) -> bytes:
@@ -107,8 +108,12 @@ def _ask(request: bytes) -> Steps:
     if word == "pid":
         return str(os.getpid()).encode()
     texts = [Encoded([_WORDS.index(word), 2], [0, 0])] * int(count or 1)
-    found = yield Work("size", at_once(_compute), texts, range(len(texts)))
+    found = yield Work("size", _turn, texts, range(len(texts)))
     return str(found[0]).encode()
+
+
+def _turn(some: Sequence[Encoded], _: Sequence[int]) -> Parts:
+    return at_once(lambda: _compute(some))
 
 
 def _compute(some: Sequence[Encoded]) -> list[int]:

@@ -18,10 +18,10 @@ from helpers.trainer_reference import plain_losses
 from shardyard.v1 import job_pb2, model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
-from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.planning.node import this_node
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 
 
@@ -121,9 +121,9 @@ def run_of(spec: spec_pb2.JobSpec, folder: Path, *, stage: int, precision: spec_
 def plain_run(attempt: worker_pb2.AttemptSpec) -> list[float]:
     """The losses of the same training in plain PyTorch: fp32, on a CPU, in one process."""
     spec = attempt.plan.resolved_spec
-    task = build_task(spec, attempt.locations)
+    task = prepare(spec, attempt.locations)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
-    return plain_losses(task, build_module(task, spec, attempt.locations), config)[0]
+    return plain_losses(task, build_module(task, spec), config)[0]
 
 
 def farthest(losses: list[float], reference: list[float]) -> float:

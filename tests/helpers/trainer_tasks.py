@@ -118,7 +118,7 @@ class TinyTask:
     def metrics(self) -> MeanLoss:
         return MeanLoss()
 
-    def export_config(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"task": self.name}
 
     def module(self, dropout: float = 0.0) -> TaskModule:

@@ -13,8 +13,8 @@ from helpers.trainer_processes import TrainerGang
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 
 STEPS = 30
@@ -68,8 +68,8 @@ def attempt_of(folder: Path, name: str, stage: int, workers: int) -> worker_pb2.
 def expected(folder: Path) -> list[float]:
     attempt = attempt_of(folder, "reference", 0, 1)
     torch.manual_seed(0)
-    task = build_task(attempt.spec, attempt.locations)
-    module = build_module(task, attempt.spec, attempt.locations)
+    task = prepare(attempt.spec, attempt.locations)
+    module = build_module(task, attempt.spec)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
     losses, _ = plain_losses(task, module, config)
     return losses

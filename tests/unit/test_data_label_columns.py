@@ -14,7 +14,7 @@ from shardyard.v1 import plan_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.ingredients import prepare
 
 MULTI = {"problem": "PROBLEM_MULTI_LABEL"}
 HEADER = "id,comment,toxic,insult,year\n"
@@ -40,9 +40,7 @@ def planned(folder: Path, train: Path, columns: dict[str, Any], **changes: Any) 
 def refused(folder: Path, train: Path, columns: dict[str, Any], classify: dict[str, Any] | None = None) -> SpecError:
     data = {"trainData": {"uri": str(train), "columns": columns}}
     with pytest.raises(SpecError) as caught:
-        build_task(
-            classification_spec(train, classify=MULTI if classify is None else classify, **data), locations(folder)
-        )
+        prepare(classification_spec(train, classify=MULTI if classify is None else classify, **data), locations(folder))
     return caught.value
 
 
@@ -56,7 +54,7 @@ def test_mapped_label_columns_are_the_classes_in_their_order(tmp_path: Path) -> 
     assert list(found.labels) == ["insult", "toxic"]
     assert list(found.resolved_spec.train_data.columns.labels) == ["insult", "toxic"]
     assert "LABEL_COLUMNS_FOUND" not in reasons(found)
-    task = build_task(found.resolved_spec, locations(tmp_path))
+    task = prepare(found.resolved_spec, locations(tmp_path))
     rows = task.train._examples.store.arrays["labels"].reshape(-1, 2)  # type: ignore[attr-defined]
     assert rows.tolist() == [[int(i % 3 == 0), i % 2] for i in range(40)]
 
@@ -111,7 +109,7 @@ def test_evaluation_data_has_the_label_columns_of_the_training_data(tmp_path: Pa
     spec = classification_spec(train, classify=MULTI, evalData={"uri": str(held), "columns": columns})
     spec.train_data.columns.text = "comment"
     with pytest.raises(SpecError, match="the label columns are toxic, rude, but those of the training data") as caught:
-        build_task(spec, locations(tmp_path))
+        prepare(spec, locations(tmp_path))
     assert caught.value.field == "spec.eval_data"
 
 
@@ -126,7 +124,7 @@ def test_a_label_column_with_something_else_is_named_with_its_line(tmp_path: Pat
 def test_the_ways_to_write_a_bit_are_all_known(tmp_path: Path) -> None:
     cells = ["0", "1", "0.0", "1.0", "true", "False", " 1", "TRUE"]
     train = table(tmp_path, header="text,toxic,insult\n", bits=[f"the fox,{cell},1" for cell in cells])
-    task = build_task(classification_spec(train, classify=MULTI, evaluation={"holdout": 0}), locations(tmp_path))
+    task = prepare(classification_spec(train, classify=MULTI, evaluation={"holdout": 0}), locations(tmp_path))
     rows = task.train._examples.store.arrays["labels"].reshape(-1, 2)  # type: ignore[attr-defined]
     assert rows[:, 0].tolist() == [0, 1, 0, 1, 1, 0, 1, 1]
 

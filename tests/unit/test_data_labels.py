@@ -14,7 +14,7 @@ from shardyard_trainer.data.columns import Row
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.label_column import LabelColumn, Labels, Wanted
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Problem, find_schema
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.ingredients import prepare
 
 
 def column(labels: list[Any], problem: Problem = SINGLE_LABEL, given: tuple[str, ...] = (), **more: str) -> Labels:
@@ -116,7 +116,7 @@ def test_data_with_such_a_label_is_no_task(tmp_path: Path, label: Any, problem: 
     spec = classification_spec(data)
     spec.fine_tuning.text_classification.CopyFrom(spec_pb2.TextClassification(problem=problem))
     with pytest.raises(DataError) as caught:
-        build_task(spec, locations(tmp_path))
+        prepare(spec, locations(tmp_path))
     assert (caught.value.field, caught.value.file, caught.value.line) == ("spec.train_data", "a.jsonl", 4)
 
 

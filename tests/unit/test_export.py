@@ -20,10 +20,15 @@ from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
 from shardyard_trainer.failures import RunFailed
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.tokenization import encode_batch, ensure_pad, prepare
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import MicroBatch, SampleRef
-from shardyard_trainer.tasks.modules import CausalLm, HuggingFaceModule, MaskedLm, TextClassifier
+from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.base import HuggingFaceModule
+from shardyard_trainer.tasks.causal_lm import CausalLmModule as CausalLm
+from shardyard_trainer.tasks.heads import TextClassifier
+from shardyard_trainer.tasks.masked_lm import MaskedLmModule as MaskedLm
 from shardyard_trainer.training.export import dry_run, export_model
 
 SINGLE = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
@@ -60,8 +65,10 @@ class FakeTask:
 
     def __post_init__(self) -> None:
         self.train = FakeSamples(self.tokenizer)
+        self.inputs = TextInputs(self.tokenizer, self.length)
+        self.task = table.named(self.name)
 
-    def export_config(self) -> Mapping[str, Any]:
+    def describe(self) -> Mapping[str, Any]:
         return {"task": self.name, "max_length": self.length, **self.described}
 
 

@@ -16,10 +16,10 @@ from helpers import small_specs, tiny_folders
 from helpers.tiny_pieces import write_pieces
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.inspect import inspect_model
-from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 300,
@@ -123,8 +123,8 @@ def test_a_folder_is_ready_planned_and_trained_on(tmp_path: Path, name: str) -> 
 
 def stepped(tmp_path: Path, spec: Any) -> None:
     locations = small_specs.locations(tmp_path)
-    task = build_task(spec, locations)
-    module = build_module(task, spec, locations)
+    task = prepare(spec, locations)
+    module = build_module(task, spec)
     output = module(**task.train.micro_batch([SampleRef(0, index) for index in range(2)]).inputs)
     output.loss_sum.backward()
     assert output.loss_sum.isfinite()
@@ -143,7 +143,7 @@ def test_a_fresh_model_has_an_embedding_for_the_highest_id(tmp_path: Path, model
     make = small_specs.causal_spec if model_type == "gpt2" else small_specs.masked_spec
     spec = make(small_specs.write_corpus(tmp_path), model_type, tokenizer={"uri": str(tmp_path / "tokenizer")})
     stepped(tmp_path, spec)
-    task = build_task(spec, small_specs.locations(tmp_path))
+    task = prepare(spec, small_specs.locations(tmp_path))
     assert task.choice.config.vocab_size == last + 1
     if model_type == "bert":
         assert set(task.train._ordinary) == {3, 7}  # a word of the vocabulary stands in for a masked one

@@ -15,8 +15,8 @@ from helpers.tiny_folders import save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.export import export_model
 
 PROMPTS = ["the dog", "a cat is a cat", "my dog"]
@@ -116,8 +116,8 @@ def test_training_keeps_the_settings_and_all_end_tokens(
         with_settings(folder, **settings)
     spec = causal_spec(write_corpus(tmp_path), model={"uri": str(folder)}, tokenizer={})
     where = locations(tmp_path)
-    task = build_task(spec, where)
-    module = build_module(task, spec, where)
+    task = prepare(spec, where)
+    module = build_module(task, spec)
     attempt = worker_pb2.AttemptSpec(spec=spec, locations=where, job_name="j", job_uid="0" * 32, epoch=1, world_size=1)
     export_model(module, module.state_dict(), task, attempt, {}, folder=tmp_path / "out")
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())

@@ -16,8 +16,9 @@ from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed, predict
-from shardyard_trainer.answering.warm import ModelCache, load
+from shardyard_trainer.answering.warm import ModelCache
 from shardyard_trainer.models.door import Folder, open_folder
+from shardyard_trainer.tasks.opening import open_model
 
 THREE_MIB = 3 * 1024 * 1024
 TEXTS = ["the dog is cute", "a film", "the dog eats . a cat runs", "not good"]
@@ -327,13 +328,13 @@ def test_models_are_loaded_once_and_the_oldest_is_given_up_under_the_budget(tmp_
 
     def counting(folder: Folder) -> Any:
         loaded.append(folder)
-        return load(folder)
+        return open_model(folder)
 
-    size = load(folders[0]).size_bytes
+    size = open_model(folders[0]).loaded.size_bytes
     cache = ModelCache(counting, budget_bytes=2 * size)
     for folder in (folders[0], folders[1], folders[0], folders[2], folders[0], folders[1]):
         cache.get(folder)
     assert loaded == [folders[0], folders[1], folders[2], folders[1]]
     assert cache.held_bytes <= 2 * size
     save_folder(folders[1].path, "BertModel", hidden_size=32)
-    assert cache.get(folders[1]).width == 32
+    assert cache.get(folders[1]).loaded.width == 32

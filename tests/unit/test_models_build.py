@@ -18,12 +18,10 @@ from helpers.loopback_hub import COMMIT, LoopbackHub, loopback_hub
 from helpers.small_specs import classification_spec, locations, masked_spec, write_corpus, write_labelled
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.models.hub import resolve_hub
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
-from shardyard_trainer.tasks.modules import HuggingFaceModule
-from shardyard_trainer.tasks.parts import TrainableTask
+from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 _SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
@@ -31,9 +29,9 @@ _SIZES = (
 )
 
 
-def built(tmp_path: Path, spec: spec_pb2.JobSpec) -> tuple[TrainableTask, HuggingFaceModule]:
-    task = build_task(spec, locations(tmp_path))
-    return task, build_module(task, spec, locations(tmp_path))
+def built(tmp_path: Path, spec: spec_pb2.JobSpec) -> tuple[Prepared, HuggingFaceModule]:
+    task = prepare(spec, locations(tmp_path))
+    return task, build_module(task, spec)
 
 
 def refused(tmp_path: Path, spec: spec_pb2.JobSpec) -> SpecError:
@@ -57,10 +55,10 @@ def saved(tmp_path: Path, spec: spec_pb2.JobSpec, name: str) -> Path:
     task, module = built(tmp_path, spec)
     folder = tmp_path / name
     module.model.save_pretrained(folder)
-    task.tokenizer.save_pretrained(folder)
+    task.inputs.tokenizer.save_pretrained(folder)
     if module.own_head is not None:
         save_file(module.own_head.state_dict(), folder / "head.safetensors")
-    (folder / "shardyard.json").write_text(json.dumps({"format": 1, **task.export_config()}))
+    (folder / "shardyard.json").write_text(json.dumps({"format": 1, **task.describe()}))
     return folder
 
 
@@ -187,7 +185,7 @@ def test_a_causal_model_goes_on_and_is_fine_tuned_from_with_end_for_padding(tmp_
     assert module.model.config.activation_function == "gelu_new"
     assert type(module.model.transformer.h[0].mlp.act).__name__ == "GELUTanh"
     task, tuned = built(tmp_path, classification_spec(write_labelled(tmp_path / "a.csv"), by_uri(folder)))
-    assert task.export_config()["pooling"] == "last"
+    assert task.describe()["pooling"] == "last"
     assert type(tuned.model).__name__ == "GPT2ForSequenceClassification"
     assert all(torch.equal(tensor, weights[f"transformer.{name}"]) for name, tensor in backbone_of(tuned).items())
 

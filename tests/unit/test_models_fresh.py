@@ -13,12 +13,12 @@ from helpers import tiny_folders
 from helpers.small_specs import OVERRIDES, causal_spec, locations, masked_spec, write_corpus
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.models.architectures import known_types
 from shardyard_trainer.models.fresh import fresh_config, number_complaint
 from shardyard_trainer.models.loading import FIXED_SETTINGS, quiet
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 
 def spec_of(tmp_path: Path, model_type: str, overrides: dict[str, Any]) -> spec_pb2.JobSpec:
@@ -70,7 +70,7 @@ def test_an_override_that_cannot_work_is_refused_by_its_name(
 ) -> None:
     model_type, overrides, name, words = case
     with pytest.raises(SpecError) as caught:
-        build_task(spec_of(tmp_path, model_type, overrides), locations(tmp_path))
+        prepare(spec_of(tmp_path, model_type, overrides), locations(tmp_path))
     error = caught.value
     assert (error.reason, error.field) == ("SPEC_INVALID", f"spec.model.architecture.overrides.{name}")
     assert all(word in error.message for word in words), error.message
@@ -107,7 +107,7 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("model_type", "overrides"), ACCEPTED)
 def test_an_override_that_works_is_taken(tmp_path: Path, model_type: str, overrides: dict[str, Any]) -> None:
-    task = build_task(spec_of(tmp_path, model_type, overrides), locations(tmp_path))
+    task = prepare(spec_of(tmp_path, model_type, overrides), locations(tmp_path))
     kept = {name: value for name, value in overrides.items() if not name.endswith("_token_id")}
     assert {name: getattr(task.choice.config, name) for name in kept} == kept
 
@@ -132,8 +132,8 @@ def folder_spec(tmp_path: Path, **settings: Any) -> spec_pb2.JobSpec:
 )
 def test_what_a_folders_calls_would_return_is_of_no_matter(tmp_path: Path, name: str, value: bool) -> None:
     spec = folder_spec(tmp_path, **{name: value})
-    task = build_task(spec, locations(tmp_path))
-    module = build_module(task, spec, locations(tmp_path))
+    task = prepare(spec, locations(tmp_path))
+    module = build_module(task, spec)
     assert getattr(module.model.config, name) == FIXED_SETTINGS[name]
     loss = module(**task.train.micro_batch([SampleRef(0, 0)]).inputs).loss_sum
     assert loss.isfinite()
@@ -151,6 +151,6 @@ def test_what_a_folders_calls_would_return_is_of_no_matter(tmp_path: Path, name:
 def test_a_folder_of_settings_that_cannot_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
     spec = folder_spec(tmp_path, **{name: value})
     with pytest.raises(SpecError) as caught:
-        build_module(build_task(spec, locations(tmp_path)), spec, locations(tmp_path))
+        build_module(prepare(spec, locations(tmp_path)), spec)
     assert (caught.value.reason, caught.value.field) == ("MODEL_INVALID", "spec.model.uri")
     assert message in caught.value.message

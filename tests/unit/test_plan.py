@@ -13,9 +13,9 @@ from google.protobuf import json_format
 from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.ingredients import prepare
 
 GIB = 2**30
 CPU_NODE = {"memory_bytes": 8 * GIB, "cpus": 4}
@@ -323,7 +323,7 @@ def test_the_lot_leaves_each_class_a_text_to_train_on(root: Path) -> None:
         optimization = {"epochs": 1, "global_batch_size": 4, "seed": seed}
         result = ask(root, fine_tuning(optimization=optimization, evaluation=evaluation))
         locations = worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
-        train = build_task(result.plan.resolved_spec, locations).train
+        train = prepare(result.plan.resolved_spec, locations).train
         labels = train.micro_batch([SampleRef(0, index) for index in range(train.num_samples)]).inputs["labels"]
         assert set(labels.tolist()) == {0, 1}
         was_told = "RARE_LABELS" in [warning.reason for warning in result.plan.warnings]
@@ -383,7 +383,7 @@ def test_a_job_tokenises_nothing_that_its_plan_has_tokenised(root: Path, spec: d
     assert not result.violations
     cached = sorted(cache_of(root).glob("*/*"))
     assert cached
-    task = build_task(
+    task = prepare(
         result.plan.resolved_spec, worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
     )
     assert task.train.num_samples == result.plan.num_train_samples
@@ -395,7 +395,7 @@ def test_labels_in_another_order_are_other_classes(root: Path) -> None:
     where = worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
     assert list(found.fine_tuning.text_classification.labels) == ["bad", "good"]
     samples = [SampleRef(0, i) for i in range(8)]
-    first = build_task(found, where).train.micro_batch(samples).inputs["labels"]
+    first = prepare(found, where).train.micro_batch(samples).inputs["labels"]
     found.fine_tuning.text_classification.labels[:] = ["good", "bad"]
-    other = build_task(found, where).train.micro_batch(samples).inputs["labels"]
+    other = prepare(found, where).train.micro_batch(samples).inputs["labels"]
     assert other.tolist() == (1 - first).tolist()

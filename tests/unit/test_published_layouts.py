@@ -17,9 +17,9 @@ from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.answering.inspect import inspect_model
-from shardyard_trainer.models.sources import build_module
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.export import export_model
 
 TEXTS = ["the dog is cute", "a film", "the dog eats . a cat runs", "not good"]
@@ -141,8 +141,8 @@ def test_a_fine_tuned_model_is_exported_as_transformers_reads_it(tmp_path: Path,
     )
     planned = worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
     assert not planned.violations, planned.violations
-    task = build_task(spec, locations(tmp_path))
-    module = build_module(task, spec, locations(tmp_path))
+    task = prepare(spec, locations(tmp_path))
+    module = build_module(task, spec)
     attempt = worker_pb2.AttemptSpec(
         spec=planned.plan.resolved_spec, locations=locations(tmp_path), job_name="j", job_uid="0" * 32, epoch=1,
         world_size=1,

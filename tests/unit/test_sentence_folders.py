@@ -18,10 +18,10 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed
 from shardyard_trainer.answering.inspect import inspect_model
-from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 TEXTS = ["the dog is cute", "a film", "The Dog eats . a cat runs"]
 
@@ -156,8 +156,8 @@ def test_fine_tuning_reads_the_vector_that_the_folder_gives(tmp_path: Path, name
         spec_pb2.Pooling.Value(f"POOLING_{name.upper()}"),
     )
     assert planned(tmp_path, found).plan.resolved_spec == found
-    task = build_task(spec, locations(tmp_path))
-    module = build_module(task, spec, locations(tmp_path)).eval()
+    task = prepare(spec, locations(tmp_path))
+    module = build_module(task, spec).eval()
     assert module.own_head is not None, "a pooler between the vector and the head would be another vector"
     inputs = task.train.micro_batch([SampleRef(0, 3)]).inputs
     del inputs["labels"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import EMBED, PREDICT, answerer, embed, predict
-from shardyard_trainer.answering.serving import Answerer, Steps, Work, at_once
-from shardyard_trainer.inputs.forward import Encoded
+from shardyard_trainer.answering.serving import Answerer, Steps, Work
+from shardyard_trainer.inputs.text import EncodedText as Encoded
+from shardyard_trainer.tasks.base import Parts, at_once
 
 
 def counted(request: bytes) -> Steps:
@@ -21,12 +23,16 @@ def counted(request: bytes) -> Steps:
     sizes = []
     for start in range(0, int(count), 64):
         texts = [Encoded([_BAD if key == "bad" else 1] * 4, [0] * 4)] * min(64, int(count) - start)
-        found = yield Work("good" if key == "bad" else key, at_once(how_many), texts, range(len(texts)))
+        found = yield Work("good" if key == "bad" else key, partial(turn, how_many), texts, range(len(texts)))
         sizes.append(found[0])
     return str(sizes).encode()
 
 
 _BAD = 9
+
+
+def turn(compute: Callable[[Sequence[Encoded]], list[int]], some: Sequence[Encoded], _: Sequence[int]) -> Parts:
+    return at_once(lambda: compute(some))
 
 
 def how_many(texts: Sequence[Encoded]) -> list[int]:

@@ -14,14 +14,13 @@ from helpers import small_specs
 from helpers.small_specs import causal_spec, classification_spec, locations, masked_spec, write_corpus, write_labelled
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
-from shardyard_trainer.tasks.parts import TrainableTask
+from shardyard_trainer.inputs.base import SampleRef
+from shardyard_trainer.tasks.base import Prepared, build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 
-def build(tmp_path: Path, spec: spec_pb2.JobSpec) -> TrainableTask:
-    return build_task(spec, locations(tmp_path))
+def build(tmp_path: Path, spec: spec_pb2.JobSpec) -> Prepared:
+    return prepare(spec, locations(tmp_path))
 
 
 def refs(number: int, data_epoch: int = 0) -> list[SampleRef]:
@@ -31,7 +30,7 @@ def refs(number: int, data_epoch: int = 0) -> list[SampleRef]:
 def refused(tmp_path: Path, spec: spec_pb2.JobSpec) -> SpecError:
     with pytest.raises(SpecError) as caught:
         task = build(tmp_path, spec)
-        build_module(task, spec, locations(tmp_path))
+        build_module(task, spec)
     return caught.value
 
 
@@ -80,7 +79,7 @@ def test_evaluation_takes_every_token_but_the_first_once_and_in_order(tmp_path: 
 def test_the_last_documents_are_held_out(tmp_path: Path) -> None:
     task = build(tmp_path, causal_spec(write_corpus(tmp_path, 100), evaluation={"holdout": 0.2}))
     assert task.eval is not None
-    text = task.tokenizer.decode(task.eval.corpus.tokens.tolist(), skip_special_tokens=False)  # type: ignore[attr-defined]
+    text = task.inputs.tokenizer.decode(task.eval.corpus.tokens.tolist(), skip_special_tokens=False)  # type: ignore[attr-defined]
     assert text == "".join(f"<|endoftext|>{s}" for s in small_specs.sentences(100)[80:])
 
 
@@ -92,24 +91,24 @@ def test_of_one_document_the_last_part_is_held_out(tmp_path: Path) -> None:
     text = corpus.read_text()
     assert task.eval is not None
     assert task.train.corpus.num_tokens + task.eval.corpus.num_tokens == len(text) + 1  # type: ignore[attr-defined]
-    assert text.endswith(task.tokenizer.decode(task.eval.corpus.tokens.tolist()))  # type: ignore[attr-defined]
+    assert text.endswith(task.inputs.tokenizer.decode(task.eval.corpus.tokens.tolist()))  # type: ignore[attr-defined]
     assert "position_ids" not in task.train.micro_batch(refs(1)).inputs
 
 
 def test_with_two_different_frame_tokens_no_document_predicts_the_next(tmp_path: Path) -> None:
     task = build(tmp_path, causal_spec(write_corpus(tmp_path)))
-    task.tokenizer.bos_token = "<|unk|>"
+    task.inputs.tokenizer.bos_token = "<|unk|>"
     from shardyard_trainer.inputs.packed import causal_frame
     from shardyard_trainer.tasks.causal_lm import CausalSamples
 
-    assert causal_frame(task.tokenizer).after == (task.tokenizer.eos_token_id,)
+    assert causal_frame(task.inputs.tokenizer).after == (task.inputs.tokenizer.eos_token_id,)
     samples = CausalSamples(
         task.train.corpus,  # type: ignore[attr-defined]
         32,
         seed=0,
         is_train=True,
         choice=task.choice,
-        tokenizer=task.tokenizer,
+        tokenizer=task.inputs.tokenizer,
     )
     inputs = samples.micro_batch(refs(8)).inputs
     begins = inputs["position_ids"][:, 1:] == 0
@@ -122,9 +121,9 @@ def test_fifteen_percent_are_masked_in_the_known_shares(tmp_path: Path) -> None:
     ids, targets = batch.inputs["input_ids"].flatten(), batch.inputs["targets"]
     shown = ids[batch.inputs["masked_places"]]
     assert len(targets) / batch.num_tokens == pytest.approx(0.15 * 0.8, rel=0.15)  # a fifth are frames
-    assert (shown == task.tokenizer.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (shown == task.inputs.tokenizer.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.03)
     assert (shown == targets).float().mean().item() == pytest.approx(0.1, abs=0.03)
-    assert not set(targets.tolist()) & set(task.tokenizer.all_special_ids)
+    assert not set(targets.tolist()) & set(task.inputs.tokenizer.all_special_ids)
 
 
 def test_masks_are_new_in_every_pass_and_the_same_in_every_evaluation(tmp_path: Path) -> None:
@@ -158,14 +157,14 @@ def test_whole_words_are_masked_whole(tmp_path: Path) -> None:
 
 def test_a_classifiers_labels_are_those_of_the_data_sorted(tmp_path: Path) -> None:
     train = write_labelled(tmp_path / "a.csv", [(f"text {i}", label) for i, label in enumerate(["10", "9", "2"] * 5)])
-    assert build(tmp_path, classification_spec(train)).labels == ("2", "9", "10")  # type: ignore[attr-defined]
+    assert build(tmp_path, classification_spec(train)).schema.labels == ("2", "9", "10")  # type: ignore[attr-defined]
     train = write_labelled(tmp_path / "b.csv", [(f"text {i}", label) for i, label in enumerate(["b", "a", "10"] * 5)])
-    assert build(tmp_path, classification_spec(train)).labels == ("10", "a", "b")  # type: ignore[attr-defined]
+    assert build(tmp_path, classification_spec(train)).schema.labels == ("10", "a", "b")  # type: ignore[attr-defined]
     given = classification_spec(train, classify={"labels": ["b", "10", "a"]})
-    assert build(tmp_path, given).labels == ("b", "10", "a")  # type: ignore[attr-defined]
+    assert build(tmp_path, given).schema.labels == ("b", "10", "a")  # type: ignore[attr-defined]
     train = write_labelled(tmp_path / "c.csv", [(f"text {i}", "nan" if i % 2 else "none") for i in range(9)])
     given = classification_spec(train, classify={"labels": ["nan", "none"]})
-    assert build(tmp_path, given).labels == ("nan", "none")  # type: ignore[attr-defined]
+    assert build(tmp_path, given).schema.labels == ("nan", "none")  # type: ignore[attr-defined]
 
 
 def test_texts_are_padded_on_the_right_and_cut_to_the_longest(tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_texts_are_padded_on_the_right_and_cut_to_the_longest(tmp_path: Path) ->
     assert mask.sum(1).tolist() == lengths[:8].tolist()
     assert batch.inputs["input_ids"].shape == (8, max(lengths[:8]))
     assert (batch.num_tokens, batch.num_positions, batch.num_units) == (int(mask.sum()), mask.numel(), 8)
-    assert (batch.inputs["input_ids"][mask == 0] == task.tokenizer.pad_token_id).all()
+    assert (batch.inputs["input_ids"][mask == 0] == task.inputs.tokenizer.pad_token_id).all()
 
 
 def test_pairs_are_told_apart_by_their_types(tmp_path: Path) -> None:
@@ -188,7 +187,7 @@ def test_pairs_are_told_apart_by_their_types(tmp_path: Path) -> None:
     inputs = task.train.micro_batch(refs(2)).inputs
     assert set(inputs["token_type_ids"][0].tolist()) == {0, 1}
     assert inputs["labels"].dtype == torch.float32
-    module = build_module(task, spec, locations(tmp_path)).eval()
+    module = build_module(task, spec).eval()
     output = module(**inputs, return_outputs=True)
     expected = ((output.outputs["logits"][:, 0] - inputs["labels"]) ** 2).sum()
     assert output.loss_sum.item() == pytest.approx(expected.item())
@@ -202,7 +201,7 @@ def test_several_labels_are_a_row_of_zeros_and_ones(tmp_path: Path) -> None:
     task = build(tmp_path, spec)
     inputs = task.train.micro_batch(refs(4)).inputs
     assert inputs["labels"].tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
-    module = build_module(task, spec, locations(tmp_path)).eval()
+    module = build_module(task, spec).eval()
     metrics = task.metrics()
     batch = task.train.micro_batch(refs(4))
     metrics.update(batch, module(**batch.inputs, return_outputs=True))
@@ -221,7 +220,7 @@ def test_padding_changes_nothing_and_metrics_are_put_together_over_ranks(
         tokenizer={"train": {"vocabSize": 300}},
     )
     task = build(tmp_path, spec)
-    module = build_module(task, spec, locations(tmp_path)).eval()
+    module = build_module(task, spec).eval()
     metrics, halves = task.metrics(), [task.metrics(), task.metrics()]
     with torch.no_grad():
         batch = task.train.micro_batch(refs(8))
@@ -250,27 +249,27 @@ def test_the_held_out_rows_are_drawn_by_lot_and_are_not_trained_on(tmp_path: Pat
 def test_the_module_is_the_same_for_the_same_seed_whatever_was_drawn_before(tmp_path: Path) -> None:
     spec = causal_spec(write_corpus(tmp_path))
     task = build(tmp_path, spec)
-    first = build_module(task, spec, locations(tmp_path)).state_dict()
+    first = build_module(task, spec).state_dict()
     torch.rand(7)
-    second = build_module(task, spec, locations(tmp_path)).state_dict()
+    second = build_module(task, spec).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     spec.optimization.seed = 99
-    other = build_module(task, spec, locations(tmp_path)).state_dict()
+    other = build_module(task, spec).state_dict()
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_a_module_without_memory_counts_the_same_parameters(tmp_path: Path) -> None:
     spec = classification_spec(write_labelled(tmp_path / "a.csv"))
     task = build(tmp_path, spec)
-    counted = build_module(task, spec, locations(tmp_path), meta=True)
+    counted = build_module(task, spec, meta=True)
     assert all(parameter.is_meta for parameter in counted.parameters())
-    real = build_module(task, spec, locations(tmp_path))
+    real = build_module(task, spec)
     assert sum(p.numel() for p in counted.parameters()) == sum(p.numel() for p in real.parameters())
 
 
 def _train(tmp_path: Path, spec: spec_pb2.JobSpec, steps: int) -> tuple[float, float]:
     task = build(tmp_path, spec)
-    module = build_module(task, spec, locations(tmp_path)).train()
+    module = build_module(task, spec).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-3)
     losses = []
     for step in range(steps):

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as reference
 
 from shardyard_trainer.data.labels import MULTI_LABEL, LabelSchema
-from shardyard_trainer.tasks.text_classification import ClassificationMetrics
+from shardyard_trainer.tasks.metrics import ClassificationMetrics
 
 
 def measured(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -12,11 +12,11 @@ import torch
 
 from helpers import small_specs
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.inputs.base import SampleRef
+from shardyard_trainer.inputs.packed import positions_from
 from shardyard_trainer.models import architectures
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
-from shardyard_trainer.tasks.parts import positions_from
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 _SPECIAL_SETTINGS: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
@@ -54,8 +54,8 @@ def _model(model_type: str) -> dict[str, Any]:
 @pytest.mark.parametrize("model_type", sorted(architectures.PACKED_BY_POSITIONS))
 def test_a_causal_model_sees_nothing_of_the_document_before(tmp_path: Path, model_type: str) -> None:
     spec = small_specs.causal_spec(small_specs.write_corpus(tmp_path), model=_model(model_type))
-    task = build_task(spec, small_specs.locations(tmp_path))
-    module = build_module(task, spec, small_specs.locations(tmp_path)).eval()
+    task = prepare(spec, small_specs.locations(tmp_path))
+    module = build_module(task, spec).eval()
     batch = task.train.micro_batch([SampleRef(0, i) for i in range(4)])
     positions = batch.inputs["position_ids"]
     row = int((positions == 0).sum(1).argmax())
@@ -83,8 +83,8 @@ def test_a_causal_model_sees_nothing_of_the_document_before(tmp_path: Path, mode
 @pytest.mark.parametrize("model_type", sorted(architectures.PACKED_BY_MASK))
 def test_an_encoder_sees_one_document_only(tmp_path: Path, model_type: str) -> None:
     spec = small_specs.masked_spec(small_specs.write_corpus(tmp_path), model=_model(model_type))
-    task = build_task(spec, small_specs.locations(tmp_path))
-    module = build_module(task, spec, small_specs.locations(tmp_path)).eval()
+    task = prepare(spec, small_specs.locations(tmp_path))
+    module = build_module(task, spec).eval()
     inputs = task.train.micro_batch([SampleRef(0, i) for i in range(4)]).inputs
     offset = architectures.position_offset(task.choice.config)
     positions = inputs["position_ids"] - offset
@@ -110,7 +110,7 @@ def test_an_encoder_sees_one_document_only(tmp_path: Path, model_type: str) -> N
 
 def test_robertas_positions_begin_behind_its_padding(tmp_path: Path) -> None:
     spec = small_specs.masked_spec(small_specs.write_corpus(tmp_path), "roberta")
-    task = build_task(spec, small_specs.locations(tmp_path))
+    task = prepare(spec, small_specs.locations(tmp_path))
     inputs = task.train.micro_batch([SampleRef(0, i) for i in range(4)]).inputs
     assert inputs["position_ids"].min() == task.choice.config.pad_token_id + 1
     assert task.choice.config.max_position_embeddings == 32 + task.choice.config.pad_token_id + 1
@@ -124,8 +124,8 @@ def test_positions_restart_at_every_beginning() -> None:
 @pytest.mark.parametrize("model_type", sorted(architectures.PLAIN_OUTPUT_LAYER))
 def test_the_loss_is_that_of_the_models_own_logits(tmp_path: Path, model_type: str) -> None:
     spec = small_specs.causal_spec(small_specs.write_corpus(tmp_path), model=_model(model_type))
-    task = build_task(spec, small_specs.locations(tmp_path))
-    module = build_module(task, spec, small_specs.locations(tmp_path)).eval()
+    task = prepare(spec, small_specs.locations(tmp_path))
+    module = build_module(task, spec).eval()
     batch = task.train.micro_batch([SampleRef(0, i) for i in range(3)])
     labels = batch.inputs["labels"]
     with torch.no_grad():
@@ -144,8 +144,8 @@ def test_bits_per_byte_are_those_of_the_text_whatever_frames_it(tmp_path: Path, 
         small_specs.write_corpus(tmp_path), model_type, evalData={"uri": str(small_specs.write_corpus(tmp_path))}
     )
     spec.tokenizer.train.algorithm = spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE
-    task = build_task(spec, small_specs.locations(tmp_path))
-    module = build_module(task, spec, small_specs.locations(tmp_path)).eval()
+    task = prepare(spec, small_specs.locations(tmp_path))
+    module = build_module(task, spec).eval()
     assert task.eval is not None
     gatherer, nats = task.metrics(), 0.0
     for index in range(task.eval.num_samples):
@@ -164,7 +164,7 @@ def test_whole_words_are_masked_as_often_as_asked_for(tmp_path: Path, probabilit
     objective = {"maskedLm": {"maskProbability": probability, "wholeWord": True}, "sequenceLength": 64}
     spec = small_specs.masked_spec(small_specs.write_corpus(tmp_path), pretraining=objective)
     spec.tokenizer.train.vocab_size = 64
-    task = build_task(spec, small_specs.locations(tmp_path))
+    task = prepare(spec, small_specs.locations(tmp_path))
     chosen = ordinary = 0
     for data_epoch in range(10):
         for index in range(task.train.num_samples):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.memory import ORDER_BYTES
-from shardyard_trainer.tasks.base import SampleRef
 from shardyard_trainer.training.order import Order, Stretch, deal, seed_for
 
 

@@ -18,10 +18,10 @@ from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
 from shardyard_trainer.answering.inspect import inspect_model
-from shardyard_trainer.models.sources import build_module
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.export import export_model
 
 Change = Callable[[Path], None]
@@ -56,8 +56,8 @@ def exported(root: Path, spec: spec_pb2.JobSpec) -> tuple[Any, Path]:
     """The module after one step of training, and the folder that it became."""
     result = planned(root, spec)
     assert not result.violations, result.violations
-    task = build_task(spec, locations(root))
-    module = build_module(task, spec, locations(root))
+    task = prepare(spec, locations(root))
+    module = build_module(task, spec)
     batch = task.train.micro_batch([SampleRef(0, 0), SampleRef(0, 1)])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     module(**batch.inputs).loss_sum.backward()
@@ -209,8 +209,8 @@ def test_documents_stay_apart_whatever_attention_a_config_asks_for(tmp_path: Pat
     tiny_folders.bert_tokenizer().save_pretrained(folder)
     set_config(**{setting: "eager"})(folder)
     spec = masked_spec(write_corpus(tmp_path), model={"uri": str(folder)}, tokenizer={})
-    task = build_task(spec, locations(tmp_path))
-    module = build_module(task, spec, locations(tmp_path)).eval()
+    task = prepare(spec, locations(tmp_path))
+    module = build_module(task, spec).eval()
     inputs = task.train.micro_batch([SampleRef(0, index) for index in range(4)]).inputs
     mask = inputs["attention_mask"]
     row = next(index for index in range(4) if not mask[index, 0, 0].all())
@@ -270,8 +270,8 @@ def test_the_heads_own_order_of_labels_is_taken_if_the_data_has_the_same(
     assert (list(result.plan.labels), [w.reason for w in result.plan.warnings]) == (labels, [])
     again = planned(tmp_path, result.plan.resolved_spec)
     assert again.plan.resolved_spec == result.plan.resolved_spec
-    task = build_task(spec, locations(tmp_path))
-    module = build_module(task, spec, locations(tmp_path))
+    task = prepare(spec, locations(tmp_path))
+    module = build_module(task, spec)
     assert torch.equal(module.model.classifier.weight, head)
     found = task.train.micro_batch([SampleRef(0, index) for index in range(task.train.num_samples)]).inputs["labels"]
     assert set(found.tolist()) == set(range(len(labels)))

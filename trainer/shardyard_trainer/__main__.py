@@ -65,7 +65,7 @@ def _complete(attempt: worker_pb2.AttemptSpec) -> None:
     attempt.job_dir = attempt.job_dir or str(Path("shardyard-run").absolute())
     attempt.attempt_dir = attempt.attempt_dir or f"{attempt.job_dir}/e{attempt.epoch:06}"
     attempt.export_dir = attempt.export_dir or f"{attempt.job_dir}/model"
-    if attempt.plan.total_steps == 0 and attempt.spec.WhichOneof("task") != "feature_extraction":
+    if attempt.plan.total_steps == 0 and _trains(attempt):
         from shardyard_trainer.planning.node import this_node  # Heavy, and not needed if a coordinator has planned.
         from shardyard_trainer.planning.plan import plan
 
@@ -78,6 +78,13 @@ def _complete(attempt: worker_pb2.AttemptSpec) -> None:
         if result.violations:
             raise SystemExit("\n".join(f"{found.field}: {found.message}" for found in result.violations))
         attempt.plan.CopyFrom(result.plan)
+
+
+def _trains(attempt: worker_pb2.AttemptSpec) -> bool:
+    from shardyard_trainer.tasks import table  # Heavy.
+    from shardyard_trainer.tasks.base import Output
+
+    return table.of(attempt.spec).output is Output.MODEL
 
 
 if __name__ == "__main__":

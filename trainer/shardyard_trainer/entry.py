@@ -24,7 +24,7 @@ from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.report import PrintingReporter, Reporter, SendingReporter, SendReport
 
 if TYPE_CHECKING:  # Importing these costs seconds; output and reports work before.
-    from shardyard_trainer.tasks.base import Task
+    from shardyard_trainer.tasks.base import Prepared
     from shardyard_trainer.training.context import Context
     from shardyard_trainer.training.gang import Gang
 
@@ -75,8 +75,11 @@ class _RankRun:
             gang = self._start_gang()
         context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
         self._report_ready(context)
-        if attempt.spec.WhichOneof("task") == "feature_extraction":
-            from shardyard_trainer.training.extracting import run as extract  # Only this task needs it.
+        from shardyard_trainer.tasks import table  # As above.
+        from shardyard_trainer.tasks.base import Output
+
+        if table.of(attempt.spec).output is Output.DATASET:
+            from shardyard_trainer.training.extracting import run as extract  # Only such jobs need it.
 
             self._enter("extracting")
             extract(attempt, context)
@@ -118,7 +121,7 @@ class _RankRun:
         return gang
 
     def _train(self, context: Context) -> None:
-        from shardyard_trainer.models.sources import build_module
+        from shardyard_trainer.tasks.base import build_module
         from shardyard_trainer.training.attempt import train_and_export  # torch, DeepSpeed and transformers.
         from shardyard_trainer.training.config import train_config
         from shardyard_trainer.training.engine import Engine
@@ -129,7 +132,7 @@ class _RankRun:
         task = self._build_task(context, spec)
         config = train_config(attempt, num_train_samples=task.train.num_samples)
         self._enter("loading model", context)
-        module = build_module(task, spec, attempt.locations)
+        module = build_module(task, spec)
         self._enter("starting engine", context)
         with self._limited("the engine to start"):
             engine = Engine(module, config, context.gang)
@@ -144,18 +147,18 @@ class _RankRun:
             stepped=self._stepped,
         )
 
-    def _build_task(self, context: Context, spec: spec_pb2.JobSpec) -> Task:
+    def _build_task(self, context: Context, spec: spec_pb2.JobSpec) -> Prepared:
         """One rank of a node tokenises into the cache, the others then read it."""
         from shardyard_trainer.planning.identity import check_same_data  # As below.
         from shardyard_trainer.planning.pins import check_same_model  # transformers.
-        from shardyard_trainer.tasks.build import build_task  # As above.
+        from shardyard_trainer.tasks.ingredients import prepare  # As above.
 
         if self._local_rank > 0:
             context.gang.wait_for_all()
         check_same_data(spec, self._attempt.locations, self._attempt.plan)
         if self._local_rank == 0:
             check_same_model(spec, self._attempt.locations, self._attempt.plan)
-        task = build_task(spec, self._attempt.locations)
+        task = prepare(spec, self._attempt.locations)
         if self._local_rank == 0:
             context.gang.wait_for_all()
         return task

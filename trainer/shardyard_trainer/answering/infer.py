@@ -15,26 +15,28 @@ import torch
 
 from shardyard.v1 import model_service_pb2, spec_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.answering import answers
-from shardyard_trainer.answering.serving import Answerer, Parts, Steps, Work, at_once, finish
-from shardyard_trainer.answering.warm import WarmModel, shared_cache
+from shardyard_trainer.answering.serving import Answerer, Steps, Work, finish
+from shardyard_trainer.answering.warm import shared_cache
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.inputs import forward
-from shardyard_trainer.inputs.forward import Encoded
+from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, Encoded, batches
+from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.tasks.modules import POOLINGS
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.answers import text_of
+from shardyard_trainer.tasks.base import Parts, at_once, violation
+from shardyard_trainer.tasks.opening import Opened, text_inputs
+from shardyard_trainer.tasks.vectors import POOLINGS, hidden_states, text_vectors
 
 MAX_INSTANCE_BYTES = 64 * 1024
 DEFAULT_EMBED_LENGTH = 128
 PREDICT = "shardyard_trainer.answering.infer:predict"
 EMBED = "shardyard_trainer.answering.infer:embed"
-_ENCODED_AT_ONCE = 128 * 1024
-"""Characters of text that are made into tokens in one turn."""
+_READ_AT_ONCE = 128 * 1024
+"""Bytes of instances that are read in one turn."""
 
 _T = TypeVar("_T")
 Asking = Generator[Work | None, list[Any], _T]
-Text = tuple[str, str | None]
 
 
 class Refused(Exception):
@@ -85,81 +87,87 @@ def embed_steps(request: bytes) -> Steps:
 
 
 def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictResponse]:
-    texts, violations = read_instances(call.request.instances)
-    model = _model(call.folder, call.files)
-    task = model.folder.task
-    violations += answers.wrong_parameters(call.request, model.folder)
-    if task in {"causal_lm", "masked_lm"}:
-        violations += [
-            violation(f"instances[{index}].pair", "TASK_MISMATCH", f"a {task} model takes single texts; send `text`")
-            for index, (_, pair) in enumerate(texts)
-            if pair is not None
-        ]
+    violations = check_instances(call.request.instances)
+    opened = _model(call.folder, call.files)
+    predictor = opened.predictor
+    if predictor is None:
+        reshaped = opened.loaded.folder.reshaped
+        what = f"a model whose head does not fit ({reshaped})" if reshaped else "a bare backbone without a head"
+        message = f"it is {what}, which predicts nothing; use Embed, or fine-tune it"
+        raise Refused([*violations, violation("model", "TASK_MISMATCH", message)])
+    violations += predictor.refuse(call.request)
     if violations:
         raise Refused(violations)
-    encoded = yield from _in_turns(texts, partial(answers.encode, model))
-    violations = answers.wrong_tokens(model, encoded)
+    encoded = yield from _in_turns(call.request.instances, predictor.read)
+    violations = predictor.complain(encoded)
     if violations:
         raise Refused(violations)
-    sizes = answers.most_bytes(model, call.request, encoded)
+    sizes = predictor.most_bytes(call.request, encoded)
     _refuse_large(sizes, call.max_response_bytes)
     parameters = model_service_pb2.PredictRequest()
     parameters.CopyFrom(call.request)
     del parameters.instances[:]
-    key = (PREDICT, id(model), parameters.SerializeToString(deterministic=True))
-    predictions = yield from _in_slices(key, partial(answers.answer_in_parts, model, parameters), encoded)
+    key = (PREDICT, id(opened), parameters.SerializeToString(deterministic=True))
+    predictions = yield from _in_slices(key, partial(predictor.answer, parameters), encoded)
     response = model_service_pb2.PredictResponse(predictions=predictions)
     _refuse_large([prediction.ByteSize() + 5 for prediction in predictions], call.max_response_bytes)
     return response
 
 
 def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse]:
-    texts, violations = read_instances(call.request.instances)
-    model = _model(call.folder, call.files)
-    length = embed_length(model, call.request.max_length if call.request.HasField("max_length") else None)
+    violations = check_instances(call.request.instances)
+    opened = _model(call.folder, call.files)
+    loaded, inputs = opened.loaded, _text_inputs(opened)
+    length = embed_length(loaded, call.request.max_length if call.request.HasField("max_length") else None)
     if length is None:
         message = (
-            f"max_length {call.request.max_length} is more than the {model.longest} tokens that the model can address"
+            f"max_length {call.request.max_length} is more than the {loaded.longest} tokens that the model can address"
         )
         violations.append(violation("max_length", "SPEC_INVALID", message))
     if violations or length is None:
         raise Refused(violations)
-    encoded = yield from _in_turns(texts, lambda some: forward.encode(model, some, length))
+    encoded = yield from _in_turns(
+        call.request.instances, lambda some: inputs.encode([text_of(each) for each in some], length)
+    )
     whole = call.request.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
-    numbers = [(len(each.ids) if whole else 1) * model.width for each in encoded]
+    numbers = [(len(each.ids) if whole else 1) * loaded.width for each in encoded]
     _refuse_large([4 * count + 24 for count in numbers], call.max_response_bytes)
-    pooling, normalize = choose_pooling(model, call.request.pooling), call.request.normalize or model.folder.normalize
-    key = (EMBED, id(model), whole, pooling, normalize)
+    pooling, normalize = choose_pooling(loaded, call.request.pooling), call.request.normalize or loaded.folder.normalize
+    key = (EMBED, id(opened), whole, pooling, normalize)
 
-    def compute(some: Sequence[Encoded]) -> list[torch.Tensor]:
+    def compute(some: Sequence[Any]) -> list[torch.Tensor]:
         if whole:
-            found = dict(forward.hidden_states(model, some))
+            found = dict(hidden_states(loaded, inputs, some))
             return [found[index] for index in range(len(some))]
-        return list(forward.text_vectors(model, some, pooling=pooling, normalize=normalize))
+        return list(text_vectors(loaded, inputs, some, pooling=pooling, normalize=normalize))
 
-    found = yield from _in_slices(key, at_once(compute), encoded)
+    found = yield from _in_slices(key, lambda some, _places: at_once(lambda: compute(some)), encoded)
     embeddings = [model_service_pb2.Embedding(shape=each.shape, values=each.flatten().tolist()) for each in found]
     return model_service_pb2.EmbedResponse(embeddings=embeddings)
 
 
-def _in_turns(texts: Sequence[Text], encode: Callable[[Sequence[Text]], list[Encoded]]) -> Asking[list[Encoded]]:
-    """Texts as tokens, with a pause after so many bytes."""
-    encoded: list[Encoded] = []
-    some: list[Text] = []
+def _in_turns(
+    instances: Sequence[model_service_pb2.Instance], read: Callable[[Sequence[model_service_pb2.Instance]], list[_T]]
+) -> Asking[list[_T]]:
+    """Instances as the model takes them, with a pause after so many bytes."""
+    encoded: list[_T] = []
+    some: list[model_service_pb2.Instance] = []
     size = 0
-    for text in texts:
-        some.append(text)
-        size += len(text[0]) + len(text[1] or "")
-        if size > _ENCODED_AT_ONCE or len(some) == forward.TEXTS_AT_ONCE:
-            encoded += _encoded(encode, some)
+    for instance in instances:
+        some.append(instance)
+        size += instance.ByteSize()
+        if size > _READ_AT_ONCE or len(some) == INSTANCES_AT_ONCE:
+            encoded += _read(read, some)
             some, size = [], 0
             yield None
-    return encoded + (_encoded(encode, some) if some else [])
+    return encoded + (_read(read, some) if some else [])
 
 
-def _encoded(encode: Callable[[Sequence[Text]], list[Encoded]], texts: Sequence[Text]) -> list[Encoded]:
+def _read(
+    read: Callable[[Sequence[model_service_pb2.Instance]], list[_T]], instances: Sequence[model_service_pb2.Instance]
+) -> list[_T]:
     try:
-        return encode(texts)
+        return read(instances)
     except SpecError as error:
         raise Refused([violation("model", error.reason, error.message)]) from None
 
@@ -167,28 +175,22 @@ def _encoded(encode: Callable[[Sequence[Text]], list[Encoded]], texts: Sequence[
 def _in_slices(
     key: Hashable, compute: Callable[[Sequence[Encoded], Sequence[int]], Parts], encoded: Sequence[Encoded]
 ) -> Asking[list[Any]]:
-    """A result for each text, in the order given; computed in slices of like length."""
+    """A result for each instance, in the order given; computed in slices of like length."""
     results: list[Any] = [None] * len(encoded)
-    for indices in list(forward.batches(encoded)):
+    for indices in list(batches(encoded)):
         found = yield Work(key, compute, [encoded[index] for index in indices], indices)
         for index, result in zip(indices, found, strict=True):
             results[index] = result
     return results
 
 
-def read_instances(
-    instances: Sequence[model_service_pb2.Instance],
-) -> tuple[list[tuple[str, str | None]], list[worker_pb2.Violation]]:
-    """The texts, and what is wrong with single instances."""
-    texts: list[tuple[str, str | None]] = []
+def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[worker_pb2.Violation]:
+    """What is wrong with single instances, whatever the model."""
     violations = []
     for index, instance in enumerate(instances):
         field = instance.WhichOneof("input")
         where = f"instances[{index}]" + (f".{field}" if field else "")
-        text = instance.pair.text if field == "pair" else instance.text
-        pair = instance.pair.text_pair if field == "pair" else None
-        texts.append((text, pair))
-        size = len(text.encode()) + len((pair or "").encode())
+        size = sum(len((text or "").encode()) for text in text_of(instance))
         if field is None:
             violations.append(violation(where, "SPEC_INVALID", "no input; set `text` or `pair`"))
         elif size > MAX_INSTANCE_BYTES:
@@ -197,15 +199,15 @@ def read_instances(
             )
     if not instances:
         violations.append(violation("instances", "SPEC_INVALID", "no instances; send at least one"))
-    return texts, violations
+    return violations
 
 
-def choose_pooling(model: WarmModel, asked: spec_pb2.Pooling.ValueType) -> str:
+def choose_pooling(model: Loaded, asked: spec_pb2.Pooling.ValueType) -> str:
     """As asked, else as trained, else `mean` for encoders and `last` for causal models."""
     return POOLINGS.get(asked) or architectures.default_pooling(model.model.config, model.folder)
 
 
-def embed_length(model: WarmModel, asked: int | None) -> int | None:
+def embed_length(model: Loaded, asked: int | None) -> int | None:
     """Tokens that texts are cut to; None: more was asked than the model can address."""
     if asked is not None:
         return asked if model.longest is None or asked <= model.longest else None
@@ -213,16 +215,18 @@ def embed_length(model: WarmModel, asked: int | None) -> int | None:
     return trained if model.longest is None else min(trained, model.longest)
 
 
-def violation(field: str, reason: str, message: str, **metadata: str) -> worker_pb2.Violation:
-    """One thing that is wrong."""
-    return worker_pb2.Violation(field=field, reason=reason, message=message, metadata=metadata)
-
-
 def _of_the_model(error: SpecError) -> list[worker_pb2.Violation]:
     return [violation("model", each.reason, each.message) for each in error.all()]
 
 
-def _model(folder: str, known: Sequence[transfer_pb2.StoredFile]) -> WarmModel:
+def _text_inputs(opened: Opened) -> TextInputs:
+    try:
+        return text_inputs(opened)
+    except FolderInvalid as problem:
+        raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
+
+
+def _model(folder: str, known: Sequence[transfer_pb2.StoredFile]) -> Opened:
     try:
         return shared_cache().get(open_folder(Path(folder)), known)
     except FolderInvalid as problem:

@@ -10,6 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def inspect_model(request: bytes) -> bytes:
     if not problems and found is not None:
         result.model.CopyFrom(
             model_service_pb2.Model(
-                model_type=found.model_type, task=found.task, labels=found.labels, num_parameters=num_parameters
+                model_type=found.model_type,
+                task=found.task,
+                labels=found.labels if found.task else (),
+                num_parameters=num_parameters,
             )
         )
     return result.SerializeToString()
@@ -85,15 +89,21 @@ def _look_into(
         gather(lambda: _check_loads(found[0], tensors))
         gather(lambda: _check_head(found[0]))
     if not problems:
-        from shardyard_trainer.models.weight_heads import (
-            with_true_head,  # It imports torch, which other calls do without.
-        )
-
-        gather(lambda: found.append(with_true_head(found.pop())))
+        gather(lambda: found.append(_with_task(found.pop())))
         gather(lambda: _check_answers(folder))
     if found:
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
     return tuple(problems), (found[0] if found else None), num_parameters
+
+
+def _with_task(described: ModelFolder) -> ModelFolder:
+    """What the folder is for, by the head that its weights have."""
+    from shardyard_trainer.models.weight_heads import with_true_head  # It imports torch, which other calls do without.
+    from shardyard_trainer.tasks import table
+
+    described = with_true_head(described)
+    task = table.of_folder(described)
+    return replace(described, task=task.name if task is not None else "")
 
 
 def _check_files(folder: Folder) -> list[weights.Tensor]:
@@ -167,10 +177,10 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
 
 def _check_answers(folder: Folder) -> None:
     """Loads the model as `Predict` and `Embed` will, so that what is ready answers."""
-    from shardyard_trainer.answering import warm
+    from shardyard_trainer.tasks.opening import open_model
 
     try:
-        warm.load(folder)
+        open_model(folder)
     except FolderInvalid as problem:
         if problem.reason != "TASK_MISMATCH":  # A model of no text is kept, and said to be one when it is asked.
             raise

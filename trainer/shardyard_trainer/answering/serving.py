@@ -1,8 +1,8 @@
 """Many questions to one model at once: what waits is computed together, and large ones take turns.
 
-A question is a generator (`infer.py`). It yields `None` to let others have a turn, or a `Work`, and is sent what the
-work came to; what it returns is the answer. Works of one key are computed in one pass of at most `TEXTS_AT_ONCE` texts
-and `POSITIONS_AT_ONCE` positions; whoever was served longest ago comes first, callers before their questions.
+A question is a generator (`infer`). It yields `None` to let others have a turn, or a `Work`, and is sent what the work
+came to; what it returns is the answer. Works of one key are computed in one pass of at most `INSTANCES_AT_ONCE`
+instances and `POSITIONS_AT_ONCE` positions; whoever was served longest ago comes first, callers before their questions.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardyard_trainer.inputs.forward import POSITIONS_AT_ONCE, TEXTS_AT_ONCE, Encoded
+from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, POSITIONS_AT_ONCE, Encoded
+from shardyard_trainer.tasks.base import Parts
 
 PATIENCE_S = 0.003
 """Waited, where several came together lately, for others that come at the same time."""
 
 _SMALL_BYTES = 32 * 1024
-
-Parts = Generator[None, None, list[Any]]
-"""A computation that lets others have a turn at each `yield`, and returns one result for each text."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +36,6 @@ class Work:
 
 
 Steps = Generator[Work | None, list[Any], bytes]
-
-
-def at_once(compute: Callable[[Sequence[Encoded]], Sequence[Any]]) -> Callable[..., Parts]:
-    """A computation that is done in one turn."""
-
-    def parts(texts: Sequence[Encoded], _places: Sequence[int]) -> Parts:
-        return list(compute(texts))
-        yield  # Makes a generator of it.
-
-    return parts
 
 
 def finish(steps: Steps) -> bytes:
@@ -192,7 +180,7 @@ class Answerer:
             if other is first or first.alone or other.alone or other.work is None or other.work.key != first.work.key:
                 continue
             more, wide = count + len(other.work.texts), max(longest, _longest(other.work))
-            if more <= TEXTS_AT_ONCE and more * wide <= POSITIONS_AT_ONCE:
+            if more <= INSTANCES_AT_ONCE and more * wide <= POSITIONS_AT_ONCE:
                 joined, count, longest = [*joined, other], more, wide
         works = [each.work for each in joined if each.work is not None]
         texts = [text for work in works for text in work.texts]
@@ -247,4 +235,4 @@ class Answerer:
 
 
 def _longest(work: Work) -> int:
-    return max((len(text.ids) for text in work.texts), default=1)
+    return max((text.num_positions for text in work.texts), default=1)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.budget import tokenised
 from shardyard_trainer.data.columns import Row, layout_key, read_rows
-from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.errors import DataError, listed
 from shardyard_trainer.data.label_column import LabelColumn, Labels, Wanted
-from shardyard_trainer.data.labels import LabelSchema
+from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.data.store import (
@@ -26,6 +27,7 @@ from shardyard_trainer.data.store import (
     is_whole,
 )
 from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.vocabularies import num_ids
 
 EXAMPLES_VERSION = 5
@@ -159,3 +161,83 @@ def _tokenise(
     found = checked.labels
     writer.add_array("labels", found.array)
     writer.finish(labels=found.schema.labels, has_pairs=checked.has_pairs, label_notes=found.notes, label_way=found.way)
+
+
+class ClassificationSamples:
+    """Texts of one split, padded on the right to the longest of a micro batch."""
+
+    def __init__(self, examples: Examples, index: np.ndarray, *, with_types: bool, padding: int) -> None:
+        self._examples = examples
+        self._index = index
+        self._with_types = with_types
+        self._padding = padding
+        self._lengths: np.ndarray = examples.store.lengths()[index]
+        self.num_samples = len(index)
+        self.num_tokens = int(self._lengths.sum())
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int32."""
+        return self._lengths
+
+    def stats(self) -> DataStats:
+        """What they hold."""
+        return self._examples.stats(self._index)
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        """`input_ids`, `attention_mask`, `labels`, and for models that tell texts of a pair apart `token_type_ids`."""
+        store = self._examples.store
+        rows = self._index[[sample.sample for sample in samples]]
+        lengths = self._lengths[[sample.sample for sample in samples]]
+        shape = (len(rows), int(lengths.max()))
+        ids, mask, types = np.full(shape, self._padding), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            part = slice(store.offsets[row], store.offsets[row] + length)
+            ids[i, :length] = store.tokens[part]
+            types[i, :length] = store.arrays["types"][part]
+            mask[i, :length] = 1
+        inputs = {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(self._labels(rows)),
+        }
+        if self._with_types:
+            inputs["token_type_ids"] = torch.from_numpy(types)
+        return MicroBatch(inputs, len(rows), int(lengths.sum()), ids.size)
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        labels: np.ndarray = self._examples.store.arrays["labels"]
+        schema = self._examples.schema
+        if schema.problem == MULTI_LABEL:
+            return np.asarray(labels.reshape(-1, len(schema.labels))[rows], np.float32)
+        return np.asarray(labels[rows], np.float32 if schema.problem == REGRESSION else np.int64)
+
+
+def hold_out(examples: Examples, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """The texts to train on, those to evaluate on, and what to warn of. Raises DataError if none is left to train on.
+
+    By lot, not the last ones: labelled data often comes sorted by label.
+    """
+    num_samples = examples.store.num_sequences
+    order = np.random.default_rng([seed, 0x401D]).permutation(num_samples)
+    held = round(num_samples * holdout) or int(holdout > 0)
+    if num_samples - held < 1:
+        raise DataError(f"{num_samples} row: nothing would be left to train on; give eval_data, or holdout 0")
+    train, held_out, warning = order[held:], order[:held], ""
+    if examples.schema.problem == SINGLE_LABEL:
+        train, held_out, warning = _keep_classes(train, held_out, examples)
+    return np.sort(train), np.sort(held_out), warning
+
+
+def _keep_classes(train: np.ndarray, held_out: np.ndarray, examples: Examples) -> tuple[np.ndarray, np.ndarray, str]:
+    """Gives one text back to training for each class of which the lot held out all."""
+    labels: np.ndarray = examples.store.arrays["labels"]
+    lost = np.setdiff1d(labels[held_out], labels[train])
+    if not len(lost):
+        return train, held_out, ""
+    back = np.asarray([held_out[labels[held_out] == label][0] for label in lost])
+    left = np.setdiff1d(held_out, back)
+    names = [examples.schema.labels[label] for label in lost]
+    message = f"{len(back)} texts stay in training, as no other has their labels: {listed(names, most=8)}"
+    if not len(left):
+        message += "; nothing is left to evaluate on: give more data, or eval_data"
+    return np.concatenate([train, back]), left, message

@@ -275,3 +275,9 @@ def check_enough(corpus: Corpus, blocks: Blocks, *, field: str) -> None:
             f"{blocks.length:,}; give more text or a smaller sequence_length",
             field=field,
         )
+
+
+def positions_from(starts: np.ndarray) -> np.ndarray:
+    """Positions that restart at every start, from booleans [T] of which the first is true."""
+    index = np.arange(len(starts))
+    return index - np.maximum.accumulate(np.where(starts, index, 0))

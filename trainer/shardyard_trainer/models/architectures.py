@@ -201,7 +201,11 @@ def default_pooling(config: Any, described: ModelFolder | None) -> str:
     """What a model was trained with, else the mean for encoders and the last token for what reads left to right."""
     if described is not None and described.pooling:
         return described.pooling
-    own = native_pooling(config) if described is not None and described.task == "text_classification" else ""
+    own = (
+        native_pooling(config)
+        if described is not None and described.auto == "AutoModelForSequenceClassification"
+        else ""
+    )
     return own or ("last" if is_causal(config.model_type) != is_turned(config) else "mean")
 
 

@@ -14,13 +14,25 @@ from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.sentence import SentenceSettings, read_sentence
 
-_TASKS = {
-    "ForSequenceClassification": "text_classification",
-    "ForMaskedLM": "masked_lm",
-    "ForPreTraining": "masked_lm",
-    "ForCausalLM": "causal_lm",
-    "LMHeadModel": "causal_lm",
+_HEADS = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForPreTraining": "AutoModelForMaskedLM",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForMaskedImageModeling": "AutoModelForMaskedImageModeling",
 }
+"""Transformers' class for a head, by how the class that saved the folder ends."""
+
+_LABELLED = frozenset(
+    {"AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForImageClassification"}
+)
+"""Classes whose outputs have names in config.json."""
+
 _PROBLEMS = {
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
@@ -30,11 +42,16 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder's own description. `task` is empty for a bare backbone; `trained` is the content of shardyard.json."""
+    """A folder's own description.
+
+    `auto` is transformers' class for its head, such as `AutoModelForMaskedLM`; empty for a bare backbone. `task` is
+    what it was trained for here, else empty; `trained` is the content of shardyard.json.
+    """
 
     source: Folder
     config: Mapping[str, Any]
     model_type: str
+    auto: str
     task: str
     problem: str
     labels: tuple[str, ...]
@@ -77,10 +94,10 @@ def read_folder(folder: Folder) -> ModelFolder:
     model_type = known_model_type(config.get("model_type"))
     if folder.has("shardyard.json"):
         return _trained_here(folder, config, model_type, folder.read_json("shardyard.json"))
-    task = _task_of(config)
-    labels = _labels_of(config) if task == "text_classification" else ()
+    auto = _auto_of(config)
+    labels = _labels_of(config) if auto in _LABELLED else ()
     problem = _problem_of(config, labels) if labels else ""
-    return ModelFolder(folder, config, model_type, task, problem, labels, sentence=read_sentence(folder))
+    return ModelFolder(folder, config, model_type, auto, "", problem, labels, sentence=read_sentence(folder))
 
 
 def refuse_code(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
@@ -101,7 +118,7 @@ def _trained_here(
     problem, pooling = trained.get("problem") or "", trained.get("pooling") or ""
     rules = {
         "format": trained.get("format") == 1,
-        "task": trained.get("task") in set(_TASKS.values()),
+        "task": isinstance(trained.get("task"), str) and bool(trained["task"]),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
         "problem": problem in {"", *_PROBLEMS.values()},
         "pooling": pooling in {"", "mean", "cls", "max", "last"},
@@ -111,7 +128,7 @@ def _trained_here(
     if wrong:
         value = str(trained.get(wrong[0]))[:100]
         raise FolderInvalid(f"shardyard.json has a {wrong[0]} that is none: {value!r}", file="shardyard.json")
-    return ModelFolder(folder, config, model_type, trained["task"], problem, tuple(labels), trained)
+    return ModelFolder(folder, config, model_type, _auto_of(config), trained["task"], problem, tuple(labels), trained)
 
 
 def known_model_type(model_type: object) -> str:
@@ -128,11 +145,11 @@ def known_model_type(model_type: object) -> str:
     )
 
 
-def _task_of(config: Mapping[str, Any]) -> str:
+def _auto_of(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         return ""
-    return next((task for ending, task in _TASKS.items() if str(architectures[0]).endswith(ending)), "")
+    return next((auto for ending, auto in _HEADS.items() if str(architectures[0]).endswith(ending)), "")
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -167,6 +167,13 @@ def generation_settings(folder: Folder) -> dict[str, Any]:
         if not _is_of(value, _GENERATION[name]) or not is_ids:
             raise _wrong("generation_config.json", name, value, _GENERATION[name])
     return found
+
+
+def end_tokens(config: Any, settings: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the settings', else the configuration's, and the one that training ends with."""
+    own = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
+    ids = list(own) if isinstance(own, Sequence) else [own]
+    return list(dict.fromkeys(token for token in (*ids, tokenizer.eos_token_id) if token is not None))
 
 
 def plain(file: str, name: str, value: Any, *, depth: int = 0) -> Any:

@@ -5,27 +5,20 @@ Nothing of a model's folder is ever run, and only safetensors are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import torch
-from huggingface_hub.errors import StrictDataclassError
+from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
-from shardyard_trainer.inputs.vocabularies import num_ids, too_many_ids, too_many_types
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links
 from shardyard_trainer.models.folder import ModelFolder, read_folder
 from shardyard_trainer.models.fresh import (
-    canonical_names,
-    check_builds,
-    check_token_ids,
     fresh_config,
     number_complaint,
 )
@@ -35,11 +28,6 @@ from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.models.weights import WeightsInvalid, no_weights, weight_names
 from shardyard_trainer.reading import about
-
-if TYPE_CHECKING:
-    from shardyard_trainer.tasks.base import Task
-    from shardyard_trainer.tasks.modules import HuggingFaceModule
-    from shardyard_trainer.tasks.parts import TrainableTask
 
 FIELD = "spec.model"
 
@@ -59,25 +47,6 @@ class ModelChoice:
     def is_fresh(self) -> bool:
         """Whether it starts from random weights."""
         return self.folder is None
-
-
-def build_module(
-    task: Task, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, meta: bool = False
-) -> HuggingFaceModule:
-    """The module that the task trains, fp32 on the CPU, the same on every rank for the same spec.
-
-    What is drawn at random comes from the spec's seed alone. `meta` makes it without memory or weights, to count.
-    Raises SpecError where the weights do not load.
-    """
-    # Every task of `build_task` is one.
-    trainable = cast("TrainableTask", task)
-    del locations  # The task was built from the same ones and has the folder.
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.optimization.seed)
-        if not meta:
-            return trainable.make_module(meta=False)
-        with torch.device("meta"):
-            return trainable.make_module(meta=True)
 
 
 def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, *, field: str = FIELD) -> ModelChoice:
@@ -131,51 +100,6 @@ def _checked(folder: Folder, field: str) -> Folder:
     return folder
 
 
-def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
-    """A fresh model's configuration made to fit its tokenizer and the longest sequence; a given model's checked.
-
-    Raises SpecError for a tokenizer that the model has no embeddings for.
-    """
-    config, size = choice.config, num_ids(tokenizer)
-    if complaint := too_many_types(tokenizer, getattr(config, "type_vocab_size", None)):
-        raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
-    if not choice.is_fresh:
-        if complaint := too_many_ids(tokenizer, config.vocab_size):
-            raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
-        return choice
-    place = f"{choice.field}.overrides"
-    wanted = choice.overrides.get("vocab_size", size)
-    if wanted < size:
-        raise SpecError(
-            f"{place}.vocab_size",
-            "SPEC_INVALID",
-            f"{wanted:,} is less than the tokenizer's {size:,}; leave it out",
-        )
-    check_token_ids(choice.overrides, wanted, place)
-    config.vocab_size = wanted
-    for role in ("pad", "bos", "eos", "cls", "sep"):
-        if hasattr(config, f"{role}_token_id"):
-            # A configuration that must have such a token keeps its own.
-            with suppress(TypeError, StrictDataclassError):
-                setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
-    if (
-        "max_position_embeddings" not in canonical_names(config, choice.overrides)
-        and architectures.longest(config) is not None
-    ):
-        config.max_position_embeddings = length + architectures.position_offset(config)
-    check_builds(config, choice.field)
-    return replace(choice, config=config)
-
-
-def check_length(choice: ModelChoice, length: int, *, field: str) -> None:
-    """Raises SpecError where the model cannot address so many tokens."""
-    most = architectures.longest(choice.config)
-    if most is not None and length > most:
-        raise SpecError(
-            field, "SPEC_INVALID", f"{length:,} is more than the {most:,} tokens that the model can address"
-        )
-
-
 def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
     try:
         described = read_folder(folder)
@@ -197,12 +121,8 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
     return ModelChoice(config, folder, described, commit, field=field)
 
 
-def has_head(choice: ModelChoice) -> bool:
-    """Whether the choice's folder has a classification head."""
-    return choice.described is not None and choice.described.task == "text_classification"
-
-
-def head_order(choice: ModelChoice, labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels in the order of the head's outputs if the head has just these, else empty."""
-    own = choice.described.labels if choice.described is not None and has_head(choice) else ()
-    return own if set(own) == set(labels) and tuple(labels) != own else ()
+def untied(choice: ModelChoice) -> ModelChoice:
+    """The choice with an output layer of its own, beside the embeddings."""
+    config = copy.deepcopy(choice.config)
+    config.tie_word_embeddings = False
+    return replace(choice, config=config)

@@ -16,35 +16,31 @@ from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.models.weight_report import WeightReport, judge
 from shardyard_trainer.models.weights import WeightsInvalid, load_pretrained, open_tensors
 
-CLASSES: Mapping[str, Any] = {
-    "text_classification": transformers.AutoModelForSequenceClassification,
-    "causal_lm": transformers.AutoModelForCausalLM,
-    "masked_lm": transformers.AutoModelForMaskedLM,
-    "": transformers.AutoModel,
-}
-"""Transformers' classes by the task that their head is for; empty: the backbone alone."""
+
+def auto_class(auto: str) -> Any:
+    """Transformers' class of a name such as `AutoModelForMaskedLM`; empty: the backbone's."""
+    return getattr(transformers, auto or "AutoModel")
 
 
-def look(folder: Folder, task: str) -> WeightReport:
-    """What a task's class would take of the weights, found without reading them. Raises FolderInvalid.
+def look(folder: Folder, auto: str) -> WeightReport:
+    """What transformers' class `auto` (empty: the backbone alone) would take of the weights, without reading them.
 
-    A class that the architecture does not have lacks everything of its head.
+    A class that the architecture does not have lacks everything of its head. Raises FolderInvalid.
     """
-    return _look(folder, task, signature(folder.path))
+    return _look(folder, auto, signature(folder.path))
 
 
 @functools.lru_cache(maxsize=256)
-def _look(folder: Folder, task: str, _signature: object) -> WeightReport:
+def _look(folder: Folder, auto: str, _signature: object) -> WeightReport:
     config: Any = None
+    kind = auto_class(auto)
     try:
         with quiet():
             config = model_config(folder)
-            if type(config) not in CLASSES[task]._model_mapping:
+            if type(config) not in kind._model_mapping:
                 return WeightReport(("head",), (), untied=False)
             _refuse_deep(folder, config)
-            model, info = load_pretrained(
-                CLASSES[task], folder, config, device_map="meta", ignore_mismatched_sizes=True
-            )
+            model, info = load_pretrained(kind, folder, config, device_map="meta", ignore_mismatched_sizes=True)
         return judge(model, info, untied=_differ(folder, getattr(model, "all_tied_weights_keys", {})))
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid | WeightsInvalid):
@@ -55,10 +51,10 @@ def _look(folder: Folder, task: str, _signature: object) -> WeightReport:
 
 def with_true_head(described: ModelFolder) -> ModelFolder:
     """What a folder says of itself, without a head that config.json tells of and the weights lack."""
-    if described.trained or not described.task:
+    if described.trained or not described.auto:
         return described
-    report = look(described.source, described.task)
-    return replace(described, task="", labels=(), problem="", reshaped=report.reshaped) if report.lacking else described
+    report = look(described.source, described.auto)
+    return replace(described, auto="", labels=(), problem="", reshaped=report.reshaped) if report.lacking else described
 
 
 def _refuse_deep(folder: Folder, config: Any) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.tasks.base import Output, Task
 
 _TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
 
 _LONGEST_RUN_S = 10 * 366 * 86400
 
 
-def check_spec(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> list[SpecError]:
+def check_spec(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, task: Task | None) -> list[SpecError]:
     """All that is wrong; `spec` has its resources and precision filled in."""
     errors = [*_check_resources(spec, node), *_check_precision(spec, node)]
     if spec.resources.workers < 1 or spec.resources.cpus_per_worker < 1:
@@ -23,10 +24,11 @@ def check_spec(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> list[SpecE
     if spec.HasField("max_run_time") and not _is_run_time(duration.seconds, duration.nanos):
         message = f"{duration.seconds} s and {duration.nanos} ns: more than 0 and at most 10 years"
         errors.append(SpecError("spec.max_run_time", "SPEC_INVALID", message))
-    if spec.WhichOneof("task") == "feature_extraction":
+    if task is not None and task.output is not Output.MODEL:
+        what = task.name.replace("_", " ")
         for name in _TRAINING_ONLY:
             if spec.HasField(name):  # type: ignore[arg-type]
-                errors.append(SpecError(f"spec.{name}", "SPEC_INVALID", "feature extraction has none; leave it out"))
+                errors.append(SpecError(f"spec.{name}", "SPEC_INVALID", f"{what} has none; leave it out"))
         return errors
     return [*errors, *_check_optimization(spec.optimization)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -11,14 +11,17 @@ from shardyard_trainer.answering.inspect import check_weights
 from shardyard_trainer.data.columns import Row, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import DataFile, resolve_source
+from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures, sources
 from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.checks import node_memory_of_worker, slots_of
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.pins import model_fingerprint
-from shardyard_trainer.tasks.build import DEFAULT_MAX_LENGTH
-from shardyard_trainer.tasks.modules import POOLINGS
+from shardyard_trainer.tasks.opening import text_inputs
+from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
+from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
 
 ROWS_PER_SHARD = {
     spec_pb2.FeatureExtraction.OUTPUT_POOLED: 2048,
@@ -34,7 +37,8 @@ _OUTPUTS = spec_pb2.FeatureExtraction
 class Extraction:
     """A resolved feature extraction. `whole`: one vector a token instead of one a text."""
 
-    model: warm.WarmModel
+    loaded: Loaded
+    inputs: TextInputs
     files: list[DataFile]
     source: spec_pb2.DataSource
     whole: bool
@@ -63,22 +67,24 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
         errors.append(error)
     raise_all(errors)
     assert model is not None
-    longest = model.longest
+    loaded, inputs = model
+    longest = loaded.longest
     if wanted.HasField("max_length") and (wanted.max_length < 1 or (longest and wanted.max_length > longest)):
         rule = f"1 to {longest:,} tokens" if longest else "at least 1"
         raise SpecError(f"{FIELD}.max_length", "SPEC_INVALID", f"{wanted.max_length:,}: the model takes {rule}")
-    trained = model.folder.max_length or DEFAULT_MAX_LENGTH
+    trained = loaded.folder.max_length or DEFAULT_MAX_LENGTH
     length = wanted.max_length if wanted.HasField("max_length") else min(trained, longest or trained)
     output = wanted.output or _OUTPUTS.OUTPUT_POOLED
-    pooling = POOLINGS.get(wanted.pooling) or architectures.default_pooling(model.model.config, model.folder)
+    pooling = POOLINGS.get(wanted.pooling) or architectures.default_pooling(loaded.model.config, loaded.folder)
     found = Extraction(
-        model=model,
+        loaded=loaded,
+        inputs=inputs,
         files=files,
         source=wanted.data,
         whole=output == _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE,
         pooling=pooling,
         max_length=length,
-        normalize=wanted.normalize or model.folder.normalize,
+        normalize=wanted.normalize or loaded.folder.normalize,
         rows_per_shard=ROWS_PER_SHARD[output],
     )
     return found, commit
@@ -91,14 +97,14 @@ def plan_extraction(
     found, commit = read_extraction(spec, locations)
     wanted = spec.feature_extraction
     wanted.output = _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE if found.whole else _OUTPUTS.OUTPUT_POOLED
-    wanted.pooling = resolve.POOLING_VALUES[found.pooling]
+    wanted.pooling = POOLING_VALUES[found.pooling]
     wanted.max_length = found.max_length
     wanted.normalize = found.normalize
     resolve.fill_source(wanted.data, found.files)
     if commit:
         spec.model.hub.revision = commit
     num_rows = sum(1 for _ in read_rows(found.files, found.source, with_label=False, field=f"{FIELD}.data"))
-    num_parameters = sum(parameter.numel() for parameter in found.model.model.parameters())
+    num_parameters = sum(parameter.numel() for parameter in found.loaded.model.parameters())
     workers = spec.resources.workers
     need = memory.Memory(
         parameters=4 * num_parameters,
@@ -129,7 +135,7 @@ def num_shards(num_rows: int, rows_per_shard: int) -> int:
     return -(-num_rows // rows_per_shard)
 
 
-def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[warm.WarmModel, str]:
+def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[tuple[Loaded, TextInputs], str]:
     kind = spec.model.WhichOneof("source")
     if kind is None:
         raise SpecError("spec.model", "SPEC_INVALID", "no model: give hub, uri or model")
@@ -141,7 +147,7 @@ def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tupl
     if kind != "model":
         raise_all([SpecError(field, each.reason, str(each), each.metadata) for each in check_weights(folder)])
     try:
-        model = warm.shared_cache().get(folder)
+        opened = warm.shared_cache().get(folder)
+        return (opened.loaded, text_inputs(opened)), commit
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from error
-    return replace(model), commit

@@ -18,9 +18,6 @@ GPU_PROCESS_BYTES = 700 * 10**6
 TIGHT = 0.85
 """Above this part of the available memory the verdict is TIGHT: the formulas were off by -12 to +4 %."""
 
-LOSS_CHUNK = 256
-"""Positions whose logits a causal model has in memory at once (`losses.chunked_cross_entropy`)."""
-
 LOGIT_TENSORS = 4
 """Logit-sized fp32 tensors that loss and backward pass hold at once."""
 

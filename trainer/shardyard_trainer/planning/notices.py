@@ -7,23 +7,16 @@ from collections.abc import Iterator
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.planning.memory import Memory
-from shardyard_trainer.tasks.parts import TrainableTask
-
-_MANY_LABELS = 20
+from shardyard_trainer.tasks.base import Prepared
 
 
 def plan_warnings(
-    spec: spec_pb2.JobSpec, task: TrainableTask, need: Memory, steps: int, node: worker_pb2.NodeShape
+    spec: spec_pb2.JobSpec, task: Prepared, need: Memory, steps: int, node: worker_pb2.NodeShape
 ) -> Iterator[job_pb2.Warning]:
     """Each with the field that it is about; `steps` is the length of the run, `node` what the job may get."""
     optimization = spec.optimization
     for reason, message, field in task.warnings:
         yield job_pb2.Warning(reason=reason, message=message, field=field)
-    labels = task.export_config().get("labels") or ()
-    if len(labels) > _MANY_LABELS and 2 * len(labels) > task.train.num_samples:
-        message = f"{len(labels)} labels for {task.train.num_samples} texts; if they are numbers, set it to regression"
-        field = "spec.fine_tuning.text_classification.problem"
-        yield job_pb2.Warning(reason="MANY_LABELS", message=message, field=field)
     rate = "spec.optimization.learning_rate"
     if optimization.learning_rate == 0:
         yield job_pb2.Warning(reason="LEARNING_RATE_ZERO", message="at 0 nothing is learned", field=rate)

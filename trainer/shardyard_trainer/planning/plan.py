@@ -23,7 +23,7 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
-from shardyard_trainer.models import sources
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.models.door import signature
 from shardyard_trainer.models.hub import snapshot_folder
 from shardyard_trainer.planning import memory, resolve
@@ -35,9 +35,9 @@ from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, tokenizer_fingerprint
 from shardyard_trainer.reading import about, reading
-from shardyard_trainer.tasks.base import SampleRef
-from shardyard_trainer.tasks.build import build_task
-from shardyard_trainer.tasks.parts import TrainableTask
+from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.base import Output, Prepared, Task, build_module
+from shardyard_trainer.tasks.ingredients import prepare
 
 CPU_POSITIONS_AT_ONCE = 8192
 """Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
@@ -84,9 +84,11 @@ def _remembered(request: bytes, _identity: tuple[object, ...]) -> worker_pb2.Pla
 def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
     spec = spec_pb2.JobSpec()
     spec.CopyFrom(call.spec)
-    resolve.fill_resources(spec, call.node_shape)
-    errors = check_spec(spec, call.node_shape)
-    if spec.WhichOneof("task") == "feature_extraction":
+    task = _task_of(spec)
+    trains = task is None or task.output is Output.MODEL
+    resolve.fill_resources(spec, call.node_shape, trains=trains)
+    errors = check_spec(spec, call.node_shape, task)
+    if not trains:
         found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
         return worker_pb2.PlanResult(plan=found) if not errors else _refused(errors)
     seen = _try(errors, lambda: _look(spec, call))
@@ -99,18 +101,25 @@ def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
     return worker_pb2.PlanResult(plan=planned) if not errors else _refused(errors)
 
 
+def _task_of(spec: spec_pb2.JobSpec) -> Task | None:
+    """None: none is given, which is said with all else that is wrong."""
+    try:
+        return table.of(spec)
+    except SpecError:
+        return None
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What files say, whatever the settings of the run are."""
 
-    task: TrainableTask
+    task: Prepared
     weight_errors: tuple[SpecError, ...]
-    locations: worker_pb2.Locations
 
     @cached_property
     def shape(self) -> memory.Shape:
         """The model's. Raises SpecError where none can be made."""
-        return shape_of(self.task, spec_pb2.JobSpec(), self.locations)
+        return shape_of(self.task)
 
 
 def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
@@ -133,8 +142,8 @@ def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
 @lru_cache(maxsize=8)
 def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> _Seen:
     read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
-    task = build_task(read, where)
-    return _Seen(task, tuple(_weight_errors(read, task)), where)
+    task = prepare(read, where)
+    return _Seen(task, tuple(_weight_errors(read, task)))
 
 
 def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
@@ -185,7 +194,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanReq
         num_train_samples=task.train.num_samples,
         num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
         num_train_tokens=task.train.num_tokens,
-        labels=list(task.export_config().get("labels") or ()),
+        labels=list(task.describe().get("labels") or ()),
         checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
         warnings=[*plan_warnings(spec, task, need, steps, call.node_shape), *losses],
         slots=slots_of(spec),
@@ -218,7 +227,7 @@ def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
     return node.gpu_memory_bytes if spec.resources.gpus_per_worker else node_memory_of_worker(spec, node)
 
 
-def _batches_bytes(task: TrainableTask, batch: Batch, *, node_bytes: int) -> int:
+def _batches_bytes(task: Prepared, batch: Batch, *, node_bytes: int) -> int:
     """Bytes of samples that a rank holds. Raises SpecError if a worker's part of the node is smaller."""
     lengths = task.train.lengths()
     longest = 0 if lengths is None else int(lengths.argmax())
@@ -239,27 +248,27 @@ def _batches_bytes(task: TrainableTask, batch: Batch, *, node_bytes: int) -> int
     return need
 
 
-def shape_of(task: TrainableTask, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> memory.Shape:
+def shape_of(task: Prepared) -> memory.Shape:
     """Counts the model without making it."""
     about("spec.model", "MODEL_INVALID")
     reading("the model that its configuration asks for")
-    module = sources.build_module(task, spec, locations, meta=True)
+    module = build_module(task, spec_pb2.JobSpec(), meta=True)
     config = task.choice.config
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     num_layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
-    is_language_model = task.unit == "token"
-    embeddings = int(config.vocab_size) * width
+    footprint = task.footprint()
+    embeddings = int(getattr(config, "vocab_size", 0)) * width
     return memory.Shape(
         num_parameters=num_parameters,
         num_layers=num_layers,
         width=width,
-        num_logits=int(config.vocab_size) if is_language_model else 0,
-        chunk=memory.LOSS_CHUNK if task.name == "causal_lm" else 0,
+        num_logits=footprint.num_logits,
+        chunk=footprint.chunk,
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
     )
 
 
-def _batch_and_steps(spec: spec_pb2.JobSpec, task: TrainableTask, *, most_at_once: int) -> tuple[Batch, int]:
+def _batch_and_steps(spec: spec_pb2.JobSpec, task: Prepared, *, most_at_once: int) -> tuple[Batch, int]:
     optimization = spec.optimization
     given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
     kind = optimization.WhichOneof("duration")
@@ -294,7 +303,7 @@ def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
         yield SpecError(f"spec.{error.field}", error.reason, str(error))
 
 
-def _weight_errors(spec: spec_pb2.JobSpec, task: TrainableTask) -> list[SpecError]:
+def _weight_errors(spec: spec_pb2.JobSpec, task: Prepared) -> list[SpecError]:
     """What is wrong with weights that nobody has looked into yet; a registered model was, when it came."""
     kind = spec.model.WhichOneof("source")
     if task.choice.folder is None or kind == "model":
@@ -305,7 +314,7 @@ def _weight_errors(spec: spec_pb2.JobSpec, task: TrainableTask) -> list[SpecErro
     ]
 
 
-def _longest_sample(task: TrainableTask) -> int:
+def _longest_sample(task: Prepared) -> int:
     lengths = task.train.lengths()
     return task.length if lengths is None or not len(lengths) else max(int(lengths.max()), 1)
 

@@ -9,19 +9,17 @@ from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.tokenization import DEFAULT_VOCAB_SIZE
 from shardyard_trainer.planning.arithmetic import Batch
-from shardyard_trainer.tasks.build import DEFAULT_HOLDOUT, DEFAULT_MASK_PROBABILITY
-from shardyard_trainer.tasks.modules import POOLINGS
-from shardyard_trainer.tasks.parts import TrainableTask
+from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.base import Prepared
+from shardyard_trainer.tasks.ingredients import DEFAULT_HOLDOUT
 
 GLOBAL_BATCH_SIZE = 32
 PRETRAINED_LEARNING_RATE = 5e-5
 FRESH_LEARNING_RATE = 1e-3
 KEEP_LAST = 2
-POOLING_VALUES = {name: value for value, name in POOLINGS.items()}
 
 _OPTIMIZATION: dict[str, Any] = {
     "schedule": spec_pb2.SCHEDULE_LINEAR,
@@ -34,15 +32,18 @@ _OPTIMIZATION: dict[str, Any] = {
 }
 
 
-def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> None:
-    """Workers, their cores and GPUs, and the precision that goes with them: bf16 only on GPUs known to compute it."""
+def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, *, trains: bool) -> None:
+    """Workers, their cores and GPUs, and the precision that goes with them.
+
+    bf16 is for training (`trains`) on GPUs that are known to compute it.
+    """
     resources = spec.resources
     if resources.WhichOneof("size") is None:
         resources.workers = 1
     _fill(resources, gpus_per_worker=1 if node.gpus else 0, cpus_per_worker=1)
     optimization = spec.optimization
     if not optimization.precision:
-        on_gpu = resources.gpus_per_worker > 0 and spec.WhichOneof("task") != "feature_extraction"
+        on_gpu = resources.gpus_per_worker > 0 and trains
         optimization.precision = spec_pb2.PRECISION_BF16 if on_gpu and node.bf16 else spec_pb2.PRECISION_FP32
 
 
@@ -60,23 +61,13 @@ def fill_optimization(spec: spec_pb2.JobSpec, *, is_fresh: bool) -> None:
     _fill(spec.checkpoints, keep_last=KEEP_LAST)
 
 
-def fill_task(spec: spec_pb2.JobSpec, task: TrainableTask) -> None:
+def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
     """What the task found: lengths, labels, pooling, and the commits of what came from the Hub."""
     if spec.WhichOneof("task") == "pretraining":
         spec.pretraining.sequence_length = task.length
-        if spec.pretraining.WhichOneof("objective") == "masked_lm":
-            _fill(spec.pretraining.masked_lm, mask_probability=DEFAULT_MASK_PROBABILITY)
     else:
         spec.fine_tuning.max_length = task.length
-        classification = spec.fine_tuning.text_classification
-        described = task.export_config()
-        if not classification.problem:
-            classification.problem = SINGLE_LABEL
-        classification.pooling = POOLING_VALUES[str(described["pooling"])]
-        if classification.problem == SINGLE_LABEL:
-            _fill(classification, label_smoothing=0.0)
-        del classification.labels[:]
-        classification.labels.extend(described.get("labels") or ())
+    task.resolve(table.message_of(spec))
     if spec.model.WhichOneof("source") == "hub":
         spec.model.hub.revision = task.choice.commit
     if spec.tokenizer.WhichOneof("source") == "train":

@@ -1,77 +1,86 @@
-"""What the training loop asks of a task.
+"""What a task is: what the planner, a rank, the export and the answering processes ask of one kind of job.
 
-The loop knows samples only as `SampleRef`s in a fixed order and micro batches as tensors with their counts; a task
-knows nothing of ranks, steps or DeepSpeed. Shape suffixes: B samples, T positions, D width, V vocabulary, C classes.
+A task is stateless and listed in `table`. Whatever depends on the task is asked of it: no name of a task is compared
+outside of the table. The loop knows samples only as references in a fixed order and micro batches as tensors
+with their counts; a task knows nothing of ranks, steps or DeepSpeed.
+Shape suffixes: B samples, T positions, D width, V vocabulary, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
-from shardyard_trainer.data.stats import DataStats
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.inputs.base import Inputs, MicroBatch, Samples
+from shardyard_trainer.models import architectures
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.loading import quiet
+from shardyard_trainer.models.sources import ModelChoice
+
+if TYPE_CHECKING:
+    from shardyard_trainer.tasks.ingredients import Ingredients
+
+Parts = Generator[None, None, list[Any]]
+"""A computation that lets others have a turn at each `yield`, and returns one result for each instance."""
 
 
-class SampleRef(NamedTuple):
-    """One sample in one pass over the data: everything random about it is seeded by (seed, data_epoch, sample)."""
+class Output(Enum):
+    """What a job leaves behind."""
 
-    data_epoch: int
-    sample: int
+    MODEL = "model"
+    DATASET = "dataset"
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Samples as tensors, and what they count.
+class TaskWarning(NamedTuple):
+    """Something to know that stops nothing: reason (such as `NEW_HEAD`), message, and the spec's field."""
 
-    `inputs` are the keyword arguments of the module's forward pass. `num_units` is how many tokens or samples the loss
-    is summed over (never more than 2^53), `num_tokens` the real tokens, `num_positions` the positions computed,
-    padding included.
+    reason: str
+    message: str
+    field: str = ""
+
+
+class Footprint(NamedTuple):
+    """What the memory formulas ask of a task.
+
+    `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a sample), `chunk` how many
+    positions have their logits in memory at once (0: all of them).
     """
 
-    inputs: dict[str, torch.Tensor]
-    num_units: int
-    num_tokens: int
-    num_positions: int
-
-
-class Samples(Protocol):
-    """The samples of one split, in the order of their indices.
-
-    A task gives one for training and one for evaluation. Evaluation samples are always taken with data_epoch 0: what is
-    random about them is then the same every time.
-    """
-
-    @property
-    def num_samples(self) -> int:
-        """How many there are."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Real tokens in all of them."""
-
-    def lengths(self) -> np.ndarray | None:
-        """Tokens of each sample, int32 [num_samples]; None where all are equally long (packed sequences)."""
-
-    def stats(self) -> DataStats:
-        """What they hold, and what of it is cut or not known."""
-
-    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        """The samples as tensors on the CPU; at least one sample."""
+    num_logits: int
+    chunk: int
 
 
 class TaskModule(nn.Module):
     """Model and head in one module, so that the engine's hooks see every parameter.
 
     `forward(**inputs)` returns a `ModuleOutput`: the loss summed (not averaged) over the batch's units, in fp32, and
-    the head's raw outputs where they are asked for with `return_outputs=True` (evaluation, prediction), else None.
+    the head's raw outputs if they are asked for with `return_outputs=True` (evaluation, prediction), else None.
     """
 
     backbone: nn.Module
+
+
+class HuggingFaceModule(TaskModule):
+    """A module around a transformers model.
+
+    `model` is what `save_pretrained` writes; `own_head` is what goes into `head.safetensors` beside it, None if the
+    model has its head inside.
+    """
+
+    model: Any
+    own_head: nn.Linear | None
+
+    # An attribute would register the backbone's parameters under a second name.
+    @property
+    def backbone(self) -> nn.Module:  # type: ignore[override]
+        """The part that gives `last_hidden_state`."""
+        return architectures.backbone_of(self.model)  # type: ignore[no-any-return]
 
 
 class ModuleOutput(NamedTuple):
@@ -94,23 +103,143 @@ class Metrics(Protocol):
         """The metrics over all ranks' parts, `loss` (mean a unit) among them."""
 
 
-class Task(Protocol):
-    """Everything that is particular to a task. Built by `tasks.build.build_task` from a resolved JobSpec."""
-
-    name: str
-    """Such as `causal_lm`; also the `task` of the exported model."""
+class Prepared(Protocol):
+    """A task with its model chosen and its data read, as the planner and every rank see it."""
 
     unit: str
     """`token` or `sample`: what the loss is averaged over."""
 
-    tokenizer: Any
-    """A transformers PreTrainedTokenizerFast without padding or truncation of its own."""
+    length: int
+    """Positions of a packed sequence, or of the longest sample."""
 
-    train: Samples
-    eval: Samples | None
+    choice: ModelChoice
+
+    # Properties, so that a task may have them of a narrower type.
+    @property
+    def task(self) -> TrainingTask:
+        """Whose it is."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What reads inputs, in training and later."""
+
+    @property
+    def train(self) -> Samples:
+        """What to train on."""
+
+    @property
+    def eval(self) -> Samples | None:
+        """What to evaluate on; None: nothing."""
+
+    @property
+    def warnings(self) -> Sequence[TaskWarning]:
+        """What was found that stops nothing."""
+
+    def make_module(self, *, meta: bool) -> HuggingFaceModule:
+        """The module, drawn with torch's current generator; `meta`: without weights."""
 
     def metrics(self) -> Metrics:
         """A fresh gatherer."""
 
-    def export_config(self) -> Mapping[str, Any]:
+    def resolve(self, message: Any) -> None:
+        """Fills what was found into the task's own message of the spec."""
+
+    def footprint(self) -> Footprint:
+        """What the memory formulas ask."""
+
+    def describe(self) -> Mapping[str, Any]:
         """What `shardyard.json` says: task, labels, problem, pooling, max_length, head; JSON values only."""
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """What the final metrics say of a model that learnt nothing."""
+
+
+class Predictor(Protocol):
+    """A loaded model that answers questions in its task's terms. All violations of a question are found at once.
+
+    What `read` makes of an instance is an `inputs.base.Encoded`; nobody else looks into it.
+    """
+
+    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
+        """What is wrong with a question before it is read: parameters of another task, instances of another kind."""
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[Any]:
+        """Instances for the model. Raises SpecError."""
+
+    def complain(self, encoded: Sequence[Any]) -> list[worker_pb2.Violation]:
+        """What is wrong with instances once they are read."""
+
+    def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[Any]) -> list[int]:
+        """Bytes that the answer to each instance takes at most, known before anything is computed."""
+
+    def answer(self, request: model_service_pb2.PredictRequest, encoded: Sequence[Any], places: Sequence[int]) -> Parts:
+        """The answers in the order asked; `places` are the instances' places in their calls, for what is random."""
+
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs of a live module and of this model for the same samples, fp32 on the CPU."""
+
+
+class Task(Protocol):
+    """One kind of job."""
+
+    name: str
+    output: Output
+
+
+class TrainingTask(Task, Protocol):
+    """A kind of job that leaves a model."""
+
+    auto: str
+    """Transformers' class with its head, such as `AutoModelForMaskedLM`."""
+
+    pipeline: str
+    """What the Hub calls it; empty: nothing."""
+
+    example: str
+    """An input as a Python expression for the model card, in which `tokenizer` is known."""
+
+    cuts: bool
+    """Whether inputs that are longer than in training are cut."""
+
+    @property
+    def inputs(self) -> type[Inputs]:
+        """The modality."""
+
+    def prepare(self, job: Ingredients) -> Prepared:
+        """Model and data found, read and checked. Raises SpecError: all that is wrong, in `others` of the first."""
+
+    def open(self, loaded: Loaded, inputs: Any) -> Predictor:
+        """What answers with a loaded model. Raises FolderInvalid."""
+
+
+def has_head(choice: ModelChoice, task: TrainingTask) -> bool:
+    """Whether the choice's folder has a head for a task."""
+    described = choice.described
+    return described is not None and (
+        described.task == task.name or (not described.task and described.auto == task.auto)
+    )
+
+
+def build_module(prepared: Prepared, spec: spec_pb2.JobSpec, *, meta: bool = False) -> HuggingFaceModule:
+    """The module to train, fp32 on the CPU, the same on every rank for the same spec.
+
+    What is drawn at random comes from the spec's seed alone. `meta` makes it without memory or weights, to count.
+    Raises SpecError if the weights do not load.
+    """
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.optimization.seed)
+        if not meta:
+            return prepared.make_module(meta=False)
+        with torch.device("meta"):
+            return prepared.make_module(meta=True)
+
+
+def at_once(compute: Callable[[], Sequence[Any]]) -> Parts:
+    """A computation that takes one turn."""
+    return list(compute())
+    yield  # Makes a generator of it.
+
+
+def violation(field: str, reason: str, message: str, **metadata: str) -> worker_pb2.Violation:
+    """One thing that is wrong with a question; `field` is a path from the request on."""
+    return worker_pb2.Violation(field=field, reason=reason, message=message, metadata=metadata)

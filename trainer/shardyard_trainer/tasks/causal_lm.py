@@ -9,17 +9,78 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch import nn
+from torch.nn import functional as F
 
+from shardyard.v1 import model_service_pb2
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.inputs.packed import Blocks, Corpus, corpus_stats
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.packed import Blocks, Corpus, causal_frame, corpus_stats, positions_from
+from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import MicroBatch, SampleRef
-from shardyard_trainer.tasks.losses import IGNORED
-from shardyard_trainer.tasks.modules import CausalLm
-from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights, positions_from
+from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
+from shardyard_trainer.tasks.base import (
+    Footprint,
+    HuggingFaceModule,
+    ModuleOutput,
+    Output,
+    Parts,
+    TaskWarning,
+)
+from shardyard_trainer.tasks.generate import continue_texts
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear
+from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.sampling import Sampling, sampling_of
+from shardyard_trainer.tasks.texts import check_enough, prepare_corpora
 
 _LONGEST_EXPONENT = 700.0
+
+
+class CausalLm:
+    """The task `causal_lm`."""
+
+    name = "causal_lm"
+    output = Output.MODEL
+    auto = "AutoModelForCausalLM"
+    pipeline = "text-generation"
+    example = '"Hello, my dog is cute"'
+    cuts = False
+    inputs = TextInputs
+
+    def prepare(self, job: Ingredients) -> PreparedCausalLm:
+        """Model and data, found and checked. Raises SpecError."""
+        choice, inputs, (train, held_out) = prepare_corpora(job, make_frame=causal_frame)
+
+        def samples(corpus: Corpus, *, is_train: bool) -> CausalSamples:
+            found = CausalSamples(
+                corpus,
+                inputs.length or 0,
+                seed=job.seed,
+                is_train=is_train,
+                choice=choice,
+                tokenizer=inputs.tokenizer,
+            )
+            check_enough(job, found.blocks, corpus, is_train=is_train)
+            return found
+
+        train_samples = samples(train, is_train=True)
+        eval_samples = samples(held_out, is_train=False) if held_out else None
+        choice = job.accept_weights(choice, self.auto)
+        if choice.config.model_type not in architectures.PACKED_BY_POSITIONS:
+            message = f"{choice.config.model_type} is not known to keep packed documents apart: they see one another"
+            job.warn("DOCUMENTS_NOT_SEPARATED", message, "spec.model")
+        return PreparedCausalLm(choice, inputs, train_samples, eval_samples, job.warnings)
+
+    def open(self, loaded: Loaded, inputs: TextInputs) -> CausalPredictor:
+        """What goes on with texts."""
+        return CausalPredictor(self.name, loaded, inputs)
+
+
+TASK = CausalLm()
 
 
 class CausalSamples:
@@ -89,41 +150,122 @@ class CausalMetrics(LossSum):
         return found
 
 
-class CausalLmTask:
-    """The task `causal_lm`."""
+class PreparedCausalLm:
+    """The task with its model and data."""
 
-    name = "causal_lm"
+    task = TASK
     unit = "token"
 
     def __init__(
-        self, choice: ModelChoice, tokenizer: Any, train: CausalSamples, evaluation: CausalSamples | None, length: int
+        self,
+        choice: ModelChoice,
+        inputs: TextInputs,
+        train: CausalSamples,
+        evaluation: CausalSamples | None,
+        warnings: list[TaskWarning],
     ) -> None:
-        self.choice, self.warnings = accept_weights(choice, self.name)
-        self.tokenizer = tokenizer
+        self.choice = choice
+        self.inputs = inputs
         self.train = train
         self.eval = evaluation
-        self.length = length
-        self.labels: tuple[str, ...] = ()
-        if choice.config.model_type not in architectures.PACKED_BY_POSITIONS:
-            self.warnings.append(
-                TaskWarning(
-                    "DOCUMENTS_NOT_SEPARATED",
-                    f"{choice.config.model_type} is not known to keep packed documents apart: they see one another",
-                    "spec.model",
-                )
-            )
+        self.warnings = warnings
+        self.length = inputs.length or 0
 
-    def make_module(self, *, meta: bool) -> CausalLm:
+    def make_module(self, *, meta: bool) -> CausalLmModule:
         """The model with its own output layer."""
         model, _ = loading.load(transformers.AutoModelForCausalLM, self.choice, meta=meta)
-        loading.ensure_pad_id(model, self.tokenizer)
-        return CausalLm(model, plain_output_layer=self.choice.config.model_type in architectures.PLAIN_OUTPUT_LAYER)
+        loading.ensure_pad_id(model, self.inputs.tokenizer)
+        plain = self.choice.config.model_type in architectures.PLAIN_OUTPUT_LAYER
+        return CausalLmModule(model, plain_output_layer=plain)
 
     def metrics(self) -> CausalMetrics:
         """A fresh gatherer."""
         split = self.eval or self.train
         return CausalMetrics(split.num_scored / split.corpus.num_bytes if split.corpus.num_bytes else 0.0)
 
-    def export_config(self) -> Mapping[str, Any]:
+    def resolve(self, message: Any) -> None:
+        """Nothing of its own."""
+
+    def footprint(self) -> Footprint:
+        """The vocabulary's logits, some positions at a time."""
+        return Footprint(int(self.choice.config.vocab_size), LOSS_CHUNK)
+
+    def describe(self) -> Mapping[str, Any]:
         """What `shardyard.json` says."""
-        return {"task": self.name, "max_length": self.length}
+        return {"task": TASK.name, "max_length": self.length}
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """The loop's own watch is enough."""
+        return None
+
+
+class CausalLmModule(HuggingFaceModule):
+    """Next-token prediction; the loss is summed over the labels that are not `IGNORED`."""
+
+    def __init__(self, model: Any, *, plain_output_layer: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.own_head = None
+        layer = model.get_output_embeddings()
+        self._is_chunked = plain_output_layer and type(layer) is nn.Linear
+        if self._is_chunked:
+            layer.__class__ = LossLinear
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        return_outputs: bool = False,
+    ) -> ModuleOutput:
+        """`labels` [B, T] are the next tokens: nothing is shifted here."""
+        # No attention mask and no cache: with either, transformers does not see from restarted positions where
+        # documents begin, and lets them look into one another.
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        if self._is_chunked:
+            hidden_BTD = self.backbone(**inputs).last_hidden_state
+            loss = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1), labels.flatten())
+        else:
+            logits_BTV = self.model(**inputs).logits
+            loss = F.cross_entropy(
+                logits_BTV.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+        return ModuleOutput(loss, {} if return_outputs else None)
+
+
+class CausalPredictor(TextPredictor):
+    """Goes on with texts, token by token."""
+
+    parameters = "generation"
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
+        """Texts, whole: none is cut."""
+        return self.inputs.encode_prompts([instance.text for instance in instances])
+
+    def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
+        """Of as many tokens as are asked for."""
+        return [self._sampling(request).max_new_tokens * TOKEN_BYTES + 16] * len(encoded)
+
+    def answer(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], places: Sequence[int]
+    ) -> Parts:
+        """The text after each prompt; `places` seed what is drawn."""
+        prompts = [each.ids for each in encoded]
+        continued = yield from continue_texts(self.loaded, prompts, self._sampling(request), places)
+        return [
+            model_service_pb2.Prediction(generated_text=_continuation(self.inputs.tokenizer, prompt, new))
+            for prompt, new in zip(prompts, continued, strict=True)
+        ]
+
+    def _sampling(self, request: model_service_pb2.PredictRequest) -> Sampling:
+        loaded = self.loaded
+        ends = frozenset(end_tokens(loaded.model.config, loaded.generation, self.inputs.tokenizer))
+        return sampling_of(request.generation, loaded.generation, ends)
+
+
+def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    """The text of the new tokens as it reads after the prompt: many decoders drop a leading space."""
+    tail = prompt[-16:]
+    before: str = tokenizer.decode(tail, skip_special_tokens=True)
+    whole: str = tokenizer.decode(tail + new, skip_special_tokens=True)
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from shardyard_trainer.answering.warm import WarmModel
+from shardyard_trainer.inputs.base import seed_for
 from shardyard_trainer.models import architectures
+from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.sampling import Sampling, choose
-from shardyard_trainer.training.order import seed_for
 
 TEXTS_AT_ONCE = 16
 TOKENS_AT_ONCE = 16
@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 16
 
 
 def continue_texts(
-    model: WarmModel, prompts: Sequence[list[int]], sampling: Sampling, places: Sequence[int]
+    model: Loaded, prompts: Sequence[list[int]], sampling: Sampling, places: Sequence[int]
 ) -> Generator[None, None, list[list[int]]]:
     """The new tokens of each prompt, without the end token; every prompt has at least one token.
 
@@ -45,7 +45,7 @@ def continue_texts(
 
 
 def _continue(
-    model: WarmModel, prompts: list[list[int]], sampling: Sampling, generators: list[torch.Generator]
+    model: Loaded, prompts: list[list[int]], sampling: Sampling, generators: list[torch.Generator]
 ) -> Generator[None, None, list[list[int]]]:
     has_cache = model.folder.model_type not in architectures.WITHOUT_CACHE
     context_BT = torch.tensor(prompts)

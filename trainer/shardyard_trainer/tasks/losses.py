@@ -14,7 +14,8 @@ from torch.nn import functional as F
 IGNORED = -100
 """The target of a position that has none, as in torch's own cross-entropy."""
 
-_CHUNK = 256
+LOSS_CHUNK = 256
+"""Positions whose logits a causal model has in memory at once."""
 
 
 class LossLinear(nn.Linear):
@@ -60,8 +61,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden_ND)
             grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
             grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        for first in range(0, len(targets_N), _CHUNK):
-            part = slice(first, first + _CHUNK)
+        for first in range(0, len(targets_N), LOSS_CHUNK):
+            part = slice(first, first + LOSS_CHUNK)
             hidden, targets = hidden_ND[part], targets_N[part]
             logits = F.linear(hidden, weight_VD, bias_V).float()
             counts, places = targets != IGNORED, targets.clamp(min=0)[:, None]

@@ -8,17 +8,94 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch.nn import functional as F
 
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.inputs.packed import Blocks, Corpus, corpus_stats
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef, batches
+from shardyard_trainer.inputs.packed import Blocks, Corpus, corpus_stats, masked_frame, positions_from
+from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
-from shardyard_trainer.tasks.modules import MaskedLm
-from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights, positions_from
+from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
+from shardyard_trainer.tasks.base import (
+    Footprint,
+    HuggingFaceModule,
+    ModuleOutput,
+    Output,
+    Parts,
+    TaskWarning,
+    at_once,
+    violation,
+)
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.texts import check_enough, prepare_corpora
 
+DEFAULT_MASK_PROBABILITY = 0.15
 _MASKED, _RANDOM = 0.8, 0.1
 _STREAM_TRAIN, _STREAM_EVAL = 0x3A5C, 0xE7A1
+
+
+class MaskedLm:
+    """The task `masked_lm`."""
+
+    name = "masked_lm"
+    output = Output.MODEL
+    auto = "AutoModelForMaskedLM"
+    pipeline = "fill-mask"
+    example = '"Hello, my dog is " + tokenizer.mask_token'
+    cuts = True
+    inputs = TextInputs
+
+    def prepare(self, job: Ingredients) -> PreparedMaskedLm:
+        """Model and data, found and checked. Raises SpecError."""
+        wanted = job.wanted
+        probability = wanted.mask_probability if wanted.HasField("mask_probability") else DEFAULT_MASK_PROBABILITY
+        choice, inputs, (train, held_out) = prepare_corpora(
+            job, make_frame=masked_frame, check_tokenizer=_check_mask, whole_words=wanted.whole_word
+        )
+
+        def samples(corpus: Corpus, *, is_train: bool) -> MaskedSamples:
+            found = MaskedSamples(
+                corpus,
+                inputs.length or 0,
+                seed=job.seed,
+                is_train=is_train,
+                choice=choice,
+                tokenizer=inputs.tokenizer,
+                probability=probability,
+            )
+            check_enough(job, found.blocks, corpus, is_train=is_train)
+            return found
+
+        train_samples = samples(train, is_train=True)
+        eval_samples = samples(held_out, is_train=False) if held_out else None
+        choice = job.accept_weights(choice, self.auto)
+        if choice.config.model_type not in architectures.PACKED_BY_MASK:
+            message = f"{choice.config.model_type} is not known to keep packed documents apart: they see one another"
+            job.warn("DOCUMENTS_NOT_SEPARATED", message, "spec.model")
+        return PreparedMaskedLm(choice, inputs, train_samples, eval_samples, job.warnings)
+
+    def open(self, loaded: Loaded, inputs: TextInputs) -> MaskedPredictor:
+        """What fills masks."""
+        return MaskedPredictor(self.name, loaded, inputs)
+
+
+TASK = MaskedLm()
+
+
+def _check_mask(tokenizer: Any) -> None:
+    if tokenizer.mask_token_id is None:
+        raise SpecError(
+            "spec.tokenizer",
+            "OBJECTIVE_UNSUPPORTED",
+            "masked_lm needs a tokenizer with a mask token; use one that has it, or name one of its tokens as "
+            "mask_token (`tokenizer.mask_token = ...`) and save it anew",
+        )
 
 
 class MaskedSamples:
@@ -154,35 +231,138 @@ class MaskedMetrics(LossSum):
         return {"loss": self.mean(parts), "masked_accuracy": sum(part[2] for part in parts) / masked}
 
 
-class MaskedLmTask:
-    """The task `masked_lm`."""
+class PreparedMaskedLm:
+    """The task with its model and data."""
 
-    name = "masked_lm"
+    task = TASK
     unit = "token"
 
     def __init__(
-        self, choice: ModelChoice, tokenizer: Any, train: MaskedSamples, evaluation: MaskedSamples | None, length: int
+        self,
+        choice: ModelChoice,
+        inputs: TextInputs,
+        train: MaskedSamples,
+        evaluation: MaskedSamples | None,
+        warnings: list[TaskWarning],
     ) -> None:
-        self.choice, self.warnings = accept_weights(choice, self.name)
-        self.tokenizer = tokenizer
+        self.choice = choice
+        self.inputs = inputs
         self.train = train
         self.eval = evaluation
-        self.length = length
-        self.labels: tuple[str, ...] = ()
-        model_type = choice.config.model_type
-        if model_type not in architectures.PACKED_BY_MASK:
-            message = f"{model_type} is not known to keep packed documents apart: they see one another"
-            self.warnings.append(TaskWarning("DOCUMENTS_NOT_SEPARATED", message, "spec.model"))
+        self.warnings = warnings
+        self.length = inputs.length or 0
 
-    def make_module(self, *, meta: bool) -> MaskedLm:
+    def make_module(self, *, meta: bool) -> MaskedLmModule:
         """The model with its masked-LM head."""
         model, _ = loading.load(transformers.AutoModelForMaskedLM, self.choice, meta=meta)
-        return MaskedLm(model)
+        return MaskedLmModule(model)
 
     def metrics(self) -> MaskedMetrics:
         """A fresh gatherer."""
         return MaskedMetrics()
 
-    def export_config(self) -> Mapping[str, Any]:
+    def resolve(self, message: Any) -> None:
+        """The share of masked tokens."""
+        if not message.HasField("mask_probability"):
+            message.mask_probability = DEFAULT_MASK_PROBABILITY
+
+    def footprint(self) -> Footprint:
+        """The vocabulary's logits."""
+        return Footprint(int(self.choice.config.vocab_size), 0)
+
+    def describe(self) -> Mapping[str, Any]:
         """What `shardyard.json` says."""
-        return {"task": self.name, "max_length": self.length}
+        return {"task": TASK.name, "max_length": self.length}
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """The loop's own watch is enough."""
+        return None
+
+
+class MaskedLmModule(HuggingFaceModule):
+    """Prediction of masked tokens; only their vectors go through the head."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.own_head = None
+        layer = model.get_output_embeddings()
+        heads = [
+            name
+            for name, child in model.named_children()
+            if child is not model.base_model and any(module is layer for module in child.modules())
+        ]
+        # A head in several parts (DistilBERT's) is known to its model only.
+        others = [name for name, child in model.named_children() if child is not model.base_model]
+        self._head_name = heads[0] if len(heads) == 1 and len(others) == 1 else ""
+
+    def forward(  # noqa: PLR0917 - torch's own signature; always called with keywords
+        self,
+        input_ids: torch.Tensor,
+        masked_places: torch.Tensor,
+        targets: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_outputs: bool = False,
+    ) -> ModuleOutput:
+        """`masked_places` [M] index the flattened [B·T] positions, `targets` [M] are their tokens."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        if self._head_name:
+            hidden_MD = self.backbone(**inputs).last_hidden_state.flatten(0, 1)[masked_places]
+            logits_MV = getattr(self.model, self._head_name)(hidden_MD)
+            if isinstance(logits_MV, tuple):  # XLM's head gives its logits with the loss, even if it has none.
+                logits_MV = logits_MV[0]
+        else:
+            logits_MV = self.model(**inputs).logits.flatten(0, 1)[masked_places]
+        loss = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
+        outputs = {"correct": (logits_MV.argmax(-1) == targets).sum()} if return_outputs else None
+        return ModuleOutput(loss, outputs)
+
+
+class MaskedPredictor(TextPredictor):
+    """Fills masks."""
+
+    parameters = "fill_mask"
+
+    def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
+        """Texts without a mask."""
+        name, mask = self.inputs.tokenizer.mask_token, self.inputs.tokenizer.mask_token_id
+        message = f"no mask in its first {self.length_limit} tokens; write {name} where a word is to be found"
+        return [
+            violation(f"instances[{index}].text", "SPEC_INVALID", message)
+            for index, each in enumerate(encoded)
+            if mask not in each.ids
+        ]
+
+    def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
+        """Of the candidates of each mask."""
+        mask = self.inputs.tokenizer.mask_token_id
+        return [each.ids.count(mask) * (self._top_k(request) * (TOKEN_BYTES + 24) + 8) + 16 for each in encoded]
+
+    def answer(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], places: Sequence[int]
+    ) -> Parts:
+        """The likeliest tokens of each mask."""
+        return at_once(lambda: self._fill(self._top_k(request), encoded))
+
+    @torch.inference_mode()
+    def _fill(self, top_k: int, encoded: Sequence[EncodedText]) -> list[model_service_pb2.Prediction]:
+        tokenizer, model = self.inputs.tokenizer, self.loaded.model
+        predictions = [model_service_pb2.Prediction() for _ in encoded]
+        for batch in batches(encoded):
+            logits_BTV = model(**self.inputs.tensors(model, [encoded[index] for index in batch])).logits
+            for row, index in enumerate(batch):
+                predictions[index].masked_tokens.SetInParent()
+                for position, token in enumerate(encoded[index].ids):
+                    if token == tokenizer.mask_token_id:
+                        probabilities, ids = logits_BTV[row, position].double().softmax(-1).topk(top_k)
+                        mask = predictions[index].masked_tokens.masks.add()
+                        for score, candidate in zip(probabilities.tolist(), ids.tolist(), strict=True):
+                            mask.candidates.add(token=tokenizer.decode([candidate]), token_id=candidate, score=score)
+        return predictions
+
+    def _top_k(self, request: model_service_pb2.PredictRequest) -> int:
+        given = request.fill_mask
+        return min(given.top_k if given.HasField("top_k") else 5, len(self.inputs.tokenizer))

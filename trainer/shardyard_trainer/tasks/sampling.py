@@ -56,13 +56,6 @@ def sampling_of(
     )
 
 
-def end_tokens(config: Any, settings: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    """The tokens that end a text: the settings', else the configuration's, and the one that training ends with."""
-    own = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
-    ids = list(own) if isinstance(own, Sequence) else [own]
-    return list(dict.fromkeys(token for token in (*ids, tokenizer.eos_token_id) if token is not None))
-
-
 def choose(
     logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator, before: Sequence[int] = (), num_new: int = 0
 ) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,167 +13,281 @@ import torch
 import transformers
 from torch import nn
 
-from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.errors import SpecError, listed
-from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
-from shardyard_trainer.data.stats import DataStats
-from shardyard_trainer.inputs.labelled import Examples
-from shardyard_trainer.models import architectures, loading, sources
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard_trainer.data.columns import read_rows
+from shardyard_trainer.data.errors import DataError, SpecError, raise_all
+from shardyard_trainer.data.label_canon import LOOKALIKE
+from shardyard_trainer.data.label_column import wanted_labels
+from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema, check_labels
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.labelled import ClassificationSamples, Examples, hold_out, load_examples
+from shardyard_trainer.inputs.text import EncodedText, TextInputs, adapt
+from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weights import read_tensors
-from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, SampleRef
-from shardyard_trainer.tasks.modules import TextClassifier
-from shardyard_trainer.tasks.parts import LossSum, TaskWarning, accept_weights
+from shardyard_trainer.tasks.answers import TextPredictor
+from shardyard_trainer.tasks.base import (
+    Footprint,
+    HuggingFaceModule,
+    Output,
+    Parts,
+    TaskWarning,
+    at_once,
+    has_head,
+)
+from shardyard_trainer.tasks.heads import (
+    TextClassifier,
+    draw,
+    head_dropout,
+    head_outputs,
+    start_afresh,
+    without_pooler,
+)
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order, keeps_head
+from shardyard_trainer.tasks.metrics import ClassificationMetrics
+from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH, find_length, find_tokenizer
+from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
 
-_PROBLEMS = {SINGLE_LABEL: "single_label", MULTI_LABEL: "multi_label", REGRESSION: "regression"}
 _TRANSFORMERS_PROBLEMS = {
     SINGLE_LABEL: "single_label_classification",
     MULTI_LABEL: "multi_label_classification",
     REGRESSION: "regression",
 }
-_FIELD = "spec.fine_tuning.text_classification"
+_MANY_LABELS = 20
+
+Splits = tuple[ClassificationSamples, ClassificationSamples | None]
 
 
-class ClassificationSamples:
-    """Texts of one split, padded on the right to the longest of a micro batch."""
-
-    def __init__(self, examples: Examples, index: np.ndarray, *, with_types: bool, padding: int) -> None:
-        self._examples = examples
-        self._index = index
-        self._with_types = with_types
-        self._padding = padding
-        self._lengths: np.ndarray = examples.store.lengths()[index]
-        self.num_samples = len(index)
-        self.num_tokens = int(self._lengths.sum())
-
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text, int32."""
-        return self._lengths
-
-    def stats(self) -> DataStats:
-        """What they hold."""
-        return self._examples.stats(self._index)
-
-    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        """`input_ids`, `attention_mask`, `labels`, and for models that tell texts of a pair apart `token_type_ids`."""
-        store = self._examples.store
-        rows = self._index[[sample.sample for sample in samples]]
-        lengths = self._lengths[[sample.sample for sample in samples]]
-        shape = (len(rows), int(lengths.max()))
-        ids, mask, types = np.full(shape, self._padding), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            part = slice(store.offsets[row], store.offsets[row] + length)
-            ids[i, :length] = store.tokens[part]
-            types[i, :length] = store.arrays["types"][part]
-            mask[i, :length] = 1
-        inputs = {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(self._labels(rows)),
-        }
-        if self._with_types:
-            inputs["token_type_ids"] = torch.from_numpy(types)
-        return MicroBatch(inputs, len(rows), int(lengths.sum()), ids.size)
-
-    def _labels(self, rows: np.ndarray) -> np.ndarray:
-        labels: np.ndarray = self._examples.store.arrays["labels"]
-        schema = self._examples.schema
-        if schema.problem == MULTI_LABEL:
-            return np.asarray(labels.reshape(-1, len(schema.labels))[rows], np.float32)
-        return np.asarray(labels[rows], np.float32 if schema.problem == REGRESSION else np.int64)
-
-
-class ClassificationMetrics(LossSum):
-    """`loss`, and by problem: `accuracy`, `f1_macro`, `mcc`; `f1_micro`, `f1_macro`; `pearson`, `spearman`, `mse`."""
-
-    def __init__(self, schema: LabelSchema) -> None:
-        super().__init__()
-        self._schema = schema
-        self._outputs: list[torch.Tensor] = []
-        self._labels: list[torch.Tensor] = []
-
-    def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
-        """Takes one micro batch."""
-        super().update(batch, output)
-        assert output.outputs is not None
-        self._outputs.append(output.outputs["logits"].detach().float())
-        self._labels.append(batch.inputs["labels"])
-
-    def part(self) -> Any:
-        """Sums of loss and texts, the outputs [texts, C] and the labels."""
-        outputs = torch.cat(self._outputs).cpu().numpy() if self._outputs else None
-        labels = torch.cat(self._labels).cpu().numpy() if self._labels else None
-        return *super().part(), outputs, labels
-
-    def compute(self, parts: Sequence[Any]) -> dict[str, float]:
-        """The metrics over all ranks' parts."""
-        full = [part for part in parts if part[2] is not None]
-        outputs = np.concatenate([part[2] for part in full])
-        labels = np.concatenate([part[3] for part in full])
-        measure = {REGRESSION: _correlations, MULTI_LABEL: _multi_label, SINGLE_LABEL: _single_label}
-        return {"loss": self.mean(parts), **measure[self._schema.problem](outputs, labels)}
-
-
-class TextClassificationTask:
-    """The task `text_classification`. Raises SpecError LABEL_MISMATCH where the model's head has other labels."""
+class TextClassification:
+    """The task `text_classification`."""
 
     name = "text_classification"
+    output = Output.MODEL
+    auto = "AutoModelForSequenceClassification"
+    pipeline = "text-classification"
+    example = '"Hello, my dog is cute"'
+    cuts = True
+    inputs = TextInputs
+
+    def prepare(self, job: Ingredients) -> PreparedClassification:
+        """Model and data, found and checked. Raises SpecError, LABEL_MISMATCH for a head with other labels."""
+        return _prepare(job)
+
+    def open(self, loaded: Loaded, inputs: TextInputs) -> Classifier:
+        """What names classes. Raises FolderInvalid for a head with another number of outputs than there are labels."""
+        labels = loaded.folder.labels
+        if loaded.num_outputs != max(len(labels), 1):
+            raise FolderInvalid(
+                f"the head has {loaded.num_outputs} outputs for {len(labels)} labels", file="config.json"
+            )
+        return Classifier(self.name, loaded, inputs)
+
+
+TASK = TextClassification()
+
+
+def _prepare(job: Ingredients) -> PreparedClassification:
+    spec, wanted = job.spec, job.wanted
+    choice = job.attempt(lambda: _choose(job))
+    train_files, eval_files = job.files()
+    _check_settings(job)
+    raise_all(job.errors)
+    assert choice is not None and train_files is not None
+
+    def look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+        several = wanted.problem == MULTI_LABEL
+        deque(read_rows(files, source, with_label=True, several_labels=several, field=field), maxlen=0)
+
+    with job.looking_on(train_files, eval_files, look_through):
+        published = choice.described.sentence.max_length if choice.described and choice.described.sentence else None
+        default = published or DEFAULT_MAX_LENGTH
+        length = find_length(choice, spec.fine_tuning, "max_length", default, "spec.fine_tuning")
+        tokenizer = find_tokenizer(job, choice, train_files)
+        choice = adapt(choice, tokenizer, length)
+    inputs = TextInputs(tokenizer, length)
+    with job.looking_on(None, eval_files, look_through):
+        train = _examples(job, inputs, train_files, spec.train_data, labels=wanted.labels, field="spec.train_data")
+        # The head's own order is taken if its labels are the data's: its outputs keep their meaning.
+        order = () if wanted.labels or wanted.new_head else head_order(choice, train.schema.labels, TASK)
+        if order:
+            train = _examples(job, inputs, train_files, spec.train_data, labels=order, field="spec.train_data")
+    held_out = None
+    if eval_files is not None:
+        held_out = _examples(
+            job,
+            inputs,
+            eval_files,
+            spec.eval_data,
+            labels=train.schema.labels,
+            field="spec.eval_data",
+            like=train.label_way,
+        )
+        if held_out.has_pairs != train.has_pairs:
+            raise DataError("training data and evaluation data differ in having a second text", field="spec.eval_data")
+    return _assemble(job, choice, inputs, _samples(job, choice, inputs, train, held_out), train.schema)
+
+
+def _check_settings(job: Ingredients) -> None:
+    wanted = job.wanted
+    problem = wanted.problem or SINGLE_LABEL
+    if wanted.labels:
+        job.attempt(lambda: check_labels(wanted.labels, problem))
+    if wanted.label_separator and problem != MULTI_LABEL:
+        message = f"{wanted.label_separator!r}: for several labels only; set problem to multi_label, or leave it out"
+        job.errors.append(SpecError(f"{job.field}.label_separator", "SPEC_INVALID", message))
+    if wanted.label_smoothing and problem != SINGLE_LABEL:
+        message = f"{wanted.label_smoothing:g}: for single labels only"
+        job.errors.append(SpecError(f"{job.field}.label_smoothing", "SPEC_INVALID", message))
+
+
+def _choose(job: Ingredients) -> ModelChoice:
+    choice = job.choose()
+    if not architectures.reads_text(choice.config):
+        supported = architectures.objectives(choice.config)
+        raise SpecError(
+            job.field,
+            "OBJECTIVE_UNSUPPORTED",
+            f"{choice.config.model_type} is no model that reads a text into one vector a token; "
+            f"it can be trained for: {', '.join(supported) or 'none'}",
+            {"supported": ",".join(supported)},
+        )
+    return choice
+
+
+def _examples(
+    job: Ingredients,
+    inputs: TextInputs,
+    files: list[DataFile],
+    source: spec_pb2.DataSource,
+    *,
+    labels: Iterable[str],
+    field: str,
+    like: str = "",
+) -> Examples:
+    found = load_examples(
+        files,
+        source,
+        inputs.tokenizer,
+        max_length=inputs.length or 0,
+        wanted=wanted_labels(job.wanted, tuple(labels), like=like),
+        cache_dir=job.cache_dir,
+        field=field,
+    )
+    # Of the evaluation data only what concerns its own spelling.
+    for reason, message in found.label_notes:
+        if not like or reason == LOOKALIKE:
+            job.warn(reason, message, field)
+    return found
+
+
+def _samples(
+    job: Ingredients, choice: ModelChoice, inputs: TextInputs, train: Examples, held_out: Examples | None
+) -> Splits:
+    with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+    padding = int(inputs.tokenizer.pad_token_id or 0)
+
+    def samples(examples: Examples, index: np.ndarray) -> ClassificationSamples:
+        return ClassificationSamples(examples, index, with_types=with_types, padding=padding)
+
+    if held_out is not None:
+        everything = np.arange(train.store.num_sequences)
+        return samples(train, everything), samples(held_out, np.arange(held_out.store.num_sequences))
+    train_index, eval_index, warning = hold_out(train, job.holdout, job.seed)
+    if warning:
+        job.warn("RARE_LABELS", warning, "spec.train_data")
+    return samples(train, train_index), samples(train, eval_index) if len(eval_index) else None
+
+
+def _assemble(
+    job: Ingredients,
+    choice: ModelChoice,
+    inputs: TextInputs,
+    splits: Splits,
+    schema: LabelSchema,
+) -> PreparedClassification:
+    wanted = job.wanted
+    pooling = POOLINGS.get(wanted.pooling) or architectures.default_pooling(choice.config, choice.described)
+    is_native = architectures.native_pooling(choice.config, choice.described) == pooling
+    keeps = keeps_head(choice, schema, pooling, job.field, task=TASK, new_head=wanted.new_head)
+    choice = job.accept_weights(choice, TASK.auto if is_native and keeps else "")
+    if not choice.is_fresh and not keeps:
+        reshaped = choice.described.reshaped if choice.described is not None else ""
+        without = reshaped or "the model has no head for this task"
+        what = "the model's head is put aside" if has_head(choice, TASK) else without
+        job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
+    labels, num_samples = schema.labels, splits[0].num_samples
+    if len(labels) > _MANY_LABELS and 2 * len(labels) > num_samples:
+        message = f"{len(labels)} labels for {num_samples} texts; if they are numbers, set it to regression"
+        job.warn("MANY_LABELS", message, f"{job.field}.problem")
+    return PreparedClassification(
+        choice,
+        inputs,
+        splits,
+        job.warnings,
+        schema=schema,
+        pooling=pooling,
+        is_native=is_native,
+        keeps_head=keeps,
+        label_smoothing=wanted.label_smoothing,
+    )
+
+
+class PreparedClassification:
+    """The task with its model and data. `is_native`: transformers' own head reads what `pooling` says."""
+
+    task = TASK
     unit = "sample"
 
     def __init__(
         self,
         choice: ModelChoice,
-        tokenizer: Any,
-        train: ClassificationSamples,
-        evaluation: ClassificationSamples | None,
+        inputs: TextInputs,
+        splits: Splits,
+        warnings: list[TaskWarning],
         *,
         schema: LabelSchema,
-        wanted: spec_pb2.TextClassification,
         pooling: str,
-        length: int,
+        is_native: bool,
+        keeps_head: bool,
+        label_smoothing: float,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.train = train
-        self.eval = evaluation
+        self.choice = choice
+        self.inputs = inputs
+        self.train, self.eval = splits
+        self.warnings = warnings
+        self.length = inputs.length or 0
         self.schema = schema
-        self.labels = schema.labels
         self.pooling = pooling
-        self.length = length
-        self._label_smoothing = wanted.label_smoothing
-        self._is_native = architectures.native_pooling(choice.config, choice.described) == pooling
-        self._keeps_head = _keeps_head(choice, schema, pooling, new_head=wanted.new_head)
-        reads_head = self._is_native and self._keeps_head
-        self.choice, self.warnings = accept_weights(choice, self.name if reads_head else "")
-        if not choice.is_fresh and not self._keeps_head:
-            reshaped = choice.described.reshaped if choice.described is not None else ""
-            without = reshaped or "the model has no head for this task"
-            message = "the model's head is put aside" if sources.has_head(choice) else without
-            self.warnings.append(TaskWarning("NEW_HEAD", f"{message}: a new one is started", choice.field))
+        self._is_native = is_native
+        self._keeps_head = keeps_head
+        self._label_smoothing = label_smoothing
 
     def make_module(self, *, meta: bool) -> TextClassifier:
-        """Transformers' own model with a head where it has one that reads what `pooling` says, else a linear layer."""
+        """Transformers' own model with a head if it has one that reads what `pooling` says, else a linear layer."""
         choice = self._with_labels()
-        options = {} if self._is_native else _without_pooler(choice.config)
+        options = {} if self._is_native else without_pooler(choice.config)
         auto = transformers.AutoModelForSequenceClassification if self._is_native else transformers.AutoModel
-        if self._is_native and not self._keeps_head:
+        if self._is_native and not self._keeps_head and not choice.is_fresh and not meta:
             # Another number of labels is another shape, and the head in the folder is put aside below.
             options["ignore_mismatched_sizes"] = True
-        if choice.is_fresh or meta:
-            options.pop("ignore_mismatched_sizes", None)
         model, lacking = loading.load(auto, choice, meta=meta, **options)
         if lacking and self._keeps_head:
             message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
             raise SpecError(choice.field, "MODEL_INVALID", message)
-        loading.ensure_pad_id(model, self.tokenizer)
+        loading.ensure_pad_id(model, self.inputs.tokenizer)
         head = None if self._is_native else self._own_head(model.config, meta=meta)
         if self._is_native and not choice.is_fresh and not self._keeps_head and not meta:
-            _start_afresh(model)
+            start_afresh(model)
         return TextClassifier(
             model,
             head,
             pooling=self.pooling,
             problem=self.schema.problem,
-            dropout=_head_dropout(model.config),
+            dropout=head_dropout(model.config),
             label_smoothing=self._label_smoothing,
         )
 
@@ -180,20 +295,41 @@ class TextClassificationTask:
         """A fresh gatherer."""
         return ClassificationMetrics(self.schema)
 
-    def export_config(self) -> Mapping[str, Any]:
+    def resolve(self, message: Any) -> None:
+        """Problem, pooling and labels."""
+        if not message.problem:
+            message.problem = SINGLE_LABEL
+        message.pooling = POOLING_VALUES[self.pooling]
+        if message.problem == SINGLE_LABEL and not message.HasField("label_smoothing"):
+            message.label_smoothing = 0.0
+        del message.labels[:]
+        message.labels.extend(self.schema.labels)
+
+    def footprint(self) -> Footprint:
+        """A few outputs a text."""
+        return Footprint(0, 0)
+
+    def describe(self) -> Mapping[str, Any]:
         """What `shardyard.json` says."""
         return {
-            "task": self.name,
-            "problem": _PROBLEMS[self.schema.problem],
-            "labels": list(self.labels),
+            "task": TASK.name,
+            "problem": PROBLEMS[self.schema.problem],
+            "labels": list(self.schema.labels),
             "pooling": self.pooling,
             "max_length": self.length,
             "head": {"type": "transformers" if self._is_native else "linear", "outputs": self.schema.num_outputs},
         }
 
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """One answer to everything."""
+        if metrics.get("mcc") != 0:
+            return None
+        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
+        return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+
     def _with_labels(self) -> ModelChoice:
         config = copy.deepcopy(self.choice.config)
-        names = self.labels or ("score",)
+        names = self.schema.labels or ("score",)
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
         config.problem_type = _TRANSFORMERS_PROBLEMS[self.schema.problem]
@@ -205,109 +341,63 @@ class TextClassificationTask:
             assert self.choice.folder is not None
             head.load_state_dict(read_tensors(self.choice.folder, "head.safetensors"))
         else:
-            _draw(head, config)
+            draw(head, config)
         return head
 
 
-def _keeps_head(choice: ModelChoice, schema: LabelSchema, pooling: str, *, new_head: bool) -> bool:
-    described = choice.described
-    if described is None or new_head or not sources.has_head(choice):
-        return False
-    own, ours = described.labels, schema.labels
-    generic = all(name.startswith("LABEL_") for name in own) and len(own) == schema.num_outputs
-    if described.problem != _PROBLEMS[schema.problem] or not (own == ours or generic or not ours):
-        raise SpecError(
-            f"{_FIELD}.new_head",
-            "LABEL_MISMATCH",
-            f"the model's head is {described.problem} with {len(own)} labels ({listed(own, most=8)}), the data "
-            f"{_PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); {_next_step(own, ours)}",
+class Classifier(TextPredictor):
+    """Names the classes of texts and of pairs, or scores them."""
+
+    parameters = "classification"
+    takes_pairs = True
+
+    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
+        """Of a score for each label."""
+        labels = self.loaded.folder.labels
+        every = sum(len(label.encode()) + 20 for label in labels)
+        return [2 * every + 4 * max(len(labels), 1) + 32] * len(encoded)
+
+    def answer(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], _places: Sequence[int]
+    ) -> Parts:
+        """The label or labels of each text with all scores, or its number."""
+        given = request.classification
+        threshold = given.threshold if given.HasField("threshold") else 0.5
+        return at_once(
+            lambda: [
+                self._classify(logits_C, threshold) for logits_C in head_outputs(self.loaded, self.inputs, encoded)
+            ]
         )
-    # A head that was trained on another vector of the text is of no use.
-    return architectures.default_pooling(choice.config, choice.described) == pooling and _is_loadable(choice, pooling)
 
+    def _classify(self, logits_C: torch.Tensor, threshold: float) -> model_service_pb2.Prediction:
+        prediction = model_service_pb2.Prediction(logits=logits_C.tolist())
+        labels, problem = self.loaded.folder.labels, self.loaded.folder.problem
+        if problem == "regression":
+            prediction.regression.value = float(logits_C[0])
+            return prediction
+        several = problem == "multi_label"
+        scores = (logits_C.double().sigmoid() if several else logits_C.double().softmax(-1)).tolist()
+        classification = prediction.classification
+        for label, score in zip(labels, scores, strict=True):
+            classification.scores.add(label=label, score=score)
+        if several:
+            found = (label for label, score in zip(labels, scores, strict=True) if score >= threshold)
+            classification.labels.extend(found)
+        else:
+            classification.label = labels[int(logits_C.argmax())]
+        return prediction
 
-def _next_step(own: Sequence[str], ours: Sequence[str]) -> str:
-    if set(ours) == set(own):
-        return "leave labels out to keep the head in its own order, or set new_head for a new one"
-    if set(ours) < set(own):
-        return f"set labels to {list(own)!r} to keep it, or set new_head for a new one"
-    if {label.casefold() for label in ours} <= {label.casefold() for label in own}:
-        return "write the data's labels as the head has them to keep it, or set new_head for a new one"
-    return "set new_head for a new one"
-
-
-def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
-    # Neither transformers' own head that reads this vector nor ours: a head inside of a class that is not used here.
-    is_native = architectures.native_pooling(choice.config, choice.described) == pooling
-    return is_native or (choice.folder is not None and choice.folder.has("head.safetensors"))
-
-
-def _without_pooler(config: Any) -> dict[str, Any]:
-    # A pooler that nothing reads would be trained by nothing: left out where the class allows it.
-    import inspect
-
-    kind = transformers.MODEL_MAPPING[type(config)]
-    kind = kind[0] if isinstance(kind, tuple) else kind
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
-
-
-def _head_dropout(config: Any) -> float:
-    for name in ("classifier_dropout", "hidden_dropout_prob", "resid_pdrop", "dropout"):
-        value = getattr(config, name, None)
-        if isinstance(value, int | float):
-            return float(value)
-    return 0.0
-
-
-def _start_afresh(model: Any) -> None:
-    for child in model.children():
-        if child is not model.base_model:
-            for module in child.modules():
-                if isinstance(module, nn.Linear):
-                    _draw(module, model.config)
-
-
-def _draw(layer: nn.Linear, config: Any) -> None:
-    nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", None) or 0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-def _single_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn import metrics  # Half a second that only an evaluation pays for.
-
-    predicted = outputs.argmax(-1)
-    return {
-        "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "f1_macro": float(metrics.f1_score(labels, predicted, average="macro", zero_division=0)),
-        "mcc": float(metrics.matthews_corrcoef(labels, predicted)),
-    }
-
-
-def _multi_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    # A logit over 0 is a probability over one half. F1 is that of the labels that are there, whatever their number:
-    # scikit-learn reads a single column as two classes, and its micro average is then the accuracy.
-    predicted, truth = outputs > 0, labels > 0.5
-    right, wrong = (predicted & truth).sum(0), (predicted ^ truth).sum(0)
-    return {
-        "f1_micro": float(_f1(right.sum(), wrong.sum())),
-        "f1_macro": float(np.mean(_f1(right, wrong))),
-    }
-
-
-def _f1(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN), from TP and FP + FN; 0 for a label that neither data nor model ever says."""
-    return np.asarray(2 * right / np.maximum(2 * right + wrong, 1))
-
-
-def _correlations(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from scipy import stats
-
-    predicted = outputs[:, 0]
-    # One number, or equal ones, correlate with nothing: 0 instead of a NaN that no comparison survives.
-    has_spread = len(labels) > 1 and np.ptp(predicted) > 0 and np.ptp(labels) > 0
-    return {
-        "pearson": float(stats.pearsonr(predicted, labels).statistic) if has_spread else 0.0,
-        "spearman": float(stats.spearmanr(predicted, labels).statistic) if has_spread else 0.0,
-        "mse": float(np.mean((predicted - labels) ** 2)),
-    }
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head's outputs for all texts of the batch."""
+        device = next(live.parameters()).device
+        with torch.no_grad():
+            outputs = live(
+                **{name: tensor.to(device) for name, tensor in batch.inputs.items()}, return_outputs=True
+            ).outputs
+        lengths = batch.inputs["attention_mask"].sum(1).tolist()
+        types = batch.inputs.get("token_type_ids", torch.zeros_like(batch.inputs["input_ids"]))
+        encoded = [
+            EncodedText(ids[:length].tolist(), kinds[:length].tolist())
+            for ids, kinds, length in zip(batch.inputs["input_ids"], types, lengths, strict=True)
+        ]
+        return (outputs or {})["logits"].float().cpu(), head_outputs(self.loaded, self.inputs, encoded)

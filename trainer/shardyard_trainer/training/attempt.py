@@ -13,7 +13,7 @@ import torch
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
-from shardyard_trainer.tasks.base import Task, TaskModule
+from shardyard_trainer.tasks.base import Prepared, TaskModule
 from shardyard_trainer.training.batches import Batches
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
@@ -35,7 +35,7 @@ class Export(Protocol):
         self,
         engine_module: TaskModule,
         state_dict: dict[str, torch.Tensor],
-        task: Task,
+        task: Prepared,
         attempt: worker_pb2.AttemptSpec,
         metrics: dict[str, float],
         *,
@@ -46,7 +46,7 @@ class Export(Protocol):
 
 def train_and_export(
     context: Context,
-    task: Task,
+    task: Prepared,
     engine: Engine,
     config: TrainConfig,
     *,
@@ -83,7 +83,7 @@ def train_and_export(
     return run.state
 
 
-def build_run(context: Context, task: Task, engine: Engine, config: TrainConfig, *, dry_run: Export) -> Run:
+def build_run(context: Context, task: Prepared, engine: Engine, config: TrainConfig, *, dry_run: Export) -> Run:
     """Puts a run together, from its newest whole checkpoint or from the beginning. A collective."""
     checkpoints = Checkpoints(
         context,
@@ -134,7 +134,7 @@ def _judge(context: Context, watch: LearningWatch, step: int, loss: float) -> No
 
 
 def _export(
-    context: Context, engine: Engine, task: Task, metrics: dict[str, float], *, export: Export, folder: Path
+    context: Context, engine: Engine, task: Prepared, metrics: dict[str, float], *, export: Export, folder: Path
 ) -> worker_pb2.Exported | None:
     """Gathers the weights on rank 0, which exports them; the others wait for it."""
     check_storage(context.attempt.locations)
@@ -146,7 +146,7 @@ def _export(
     return exported
 
 
-def _try_export(context: Context, engine: Engine, task: Task, dry_run: Export) -> None:
+def _try_export(context: Context, engine: Engine, task: Prepared, dry_run: Export) -> None:
     """Exports into a folder that is thrown away."""
     parent = Path(context.attempt.attempt_dir)
     folder = Path(tempfile.mkdtemp(prefix="export-dry-run-", dir=parent)) if context.gang.is_chief else parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from shardyard_trainer.tasks.base import Samples
+from shardyard_trainer.inputs.base import Samples
 from shardyard_trainer.training.engine import PreparedMicroBatch
 from shardyard_trainer.training.order import Order
 

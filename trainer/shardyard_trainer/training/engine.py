@@ -21,11 +21,11 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 
+from shardyard_trainer.inputs.base import MicroBatch, seed_for
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
-from shardyard_trainer.tasks.base import MicroBatch, ModuleOutput, TaskModule
+from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.gang import Gang, keep_to_loopback, rendezvous_method
-from shardyard_trainer.training.order import seed_for
 from shardyard_trainer.training.shards import ShardWriter
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)

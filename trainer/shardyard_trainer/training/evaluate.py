@@ -6,7 +6,8 @@ import numpy as np
 
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.tasks.base import SampleRef, Samples, Task
+from shardyard_trainer.inputs.base import SampleRef, Samples
+from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
 
@@ -14,7 +15,7 @@ from shardyard_trainer.training.engine import Engine
 def evaluate(
     context: Context,
     engine: Engine,
-    task: Task,
+    task: Prepared,
     *,
     step: int,
     micro_batch_size: int,

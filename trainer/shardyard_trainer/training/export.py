@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -23,24 +23,17 @@ from transformers import GenerationConfig
 
 from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.answering import warm
 from shardyard_trainer.claim import missing_storage
 from shardyard_trainer.failures import RunFailed, storage_failure
-from shardyard_trainer.inputs import forward
-from shardyard_trainer.models import architectures
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
 from shardyard_trainer.models.loading import quiet
 from shardyard_trainer.models.settings import generation_settings
-from shardyard_trainer.models.sources import build_module
-from shardyard_trainer.tasks.base import MicroBatch, SampleRef, Task, TaskModule
-from shardyard_trainer.tasks.sampling import end_tokens
+from shardyard_trainer.tasks.base import HuggingFaceModule, Predictor, Prepared, TaskModule, build_module
+from shardyard_trainer.tasks.opening import open_model
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.model_card import Subject, model_card, sha256
 from shardyard_trainer.training.shards import fsync_folder
-
-if TYPE_CHECKING:
-    from shardyard_trainer.tasks.modules import HuggingFaceModule
-    from shardyard_trainer.tasks.parts import TrainableTask
 
 TOLERANCE = 1e-4
 """How far fp32 logits of the folder may be from the live model's, relative to the largest of them (at least 1)."""
@@ -49,7 +42,7 @@ BF16_TOLERANCE = 0.1
 """The same for a live model that computes in bf16: the folder is read in fp32."""
 
 _COMPARED_SAMPLES = 4
-_CONFIG_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "shardyard.json")
+_FILES = ("config.json", "model.safetensors", "shardyard.json")
 
 
 @dataclass(frozen=True)
@@ -58,14 +51,14 @@ class _Trained:
 
     module: HuggingFaceModule
     state_dict: Mapping[str, torch.Tensor]
-    task: TrainableTask
+    task: Prepared
     attempt: worker_pb2.AttemptSpec
 
 
 def export_model(
     engine_module: TaskModule,
     state_dict: Mapping[str, torch.Tensor],
-    task: Task,
+    task: Prepared,
     attempt: worker_pb2.AttemptSpec,
     metrics: Mapping[str, float],
     *,
@@ -76,7 +69,7 @@ def export_model(
     `state_dict` has all weights of the module by name on the CPU. An earlier attempt's folder is replaced.
     Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED or a STORAGE_ cause; nothing stands there then.
     """
-    trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, cast("TrainableTask", task), attempt)
+    trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, task, attempt)
     building = folder.with_name(f".{folder.name}.e{attempt.epoch:06}")
     broken = next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
     if broken is not None:
@@ -99,7 +92,7 @@ def export_model(
 def dry_run(
     engine_module: TaskModule,
     state_dict: Mapping[str, torch.Tensor],
-    task: Task,
+    task: Prepared,
     attempt: worker_pb2.AttemptSpec,
     metrics: Mapping[str, float],
     *,
@@ -116,11 +109,11 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
     module, state_dict, task = trained.module, trained.state_dict, trained.task
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()  # Without the folders above: they are there, or the storage is not.
-    described = dict(task.export_config())
+    described = dict(task.describe())
     pooling = str(described.get("pooling") or "")
     with quiet():
         _save_model(folder, module, _part(state_dict, "model."), task)
-        _save_tokenizer(folder, task)
+        task.inputs.save(folder, task.choice.config)
     if module.own_head is not None:
         head = {name: tensor.float().contiguous() for name, tensor in _part(state_dict, "own_head.").items()}
         save_file(head, folder / "head.safetensors")
@@ -131,11 +124,11 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
         )
     _save_json(folder / "shardyard.json", {**described, "format": 1})
     subject = Subject(
-        task=task.name,
+        task=task.task,
         model_type=task.choice.config.model_type,
         num_parameters=_num_parameters(folder),
         labels=list(described.get("labels") or ()),
-        max_length=None if task.name == "causal_lm" else task.length,
+        max_length=task.length if task.task.cuts else None,
         own_head=pooling if module.own_head is not None else "",
         metrics=metrics,
     )
@@ -143,7 +136,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
 
 
 def _save_model(
-    folder: Path, module: HuggingFaceModule, state_dict: Mapping[str, torch.Tensor], task: TrainableTask
+    folder: Path, module: HuggingFaceModule, state_dict: Mapping[str, torch.Tensor], task: Prepared
 ) -> None:
     """Through a model without memory of its own: the live one may be sharded, or on a GPU with its ties undone."""
     config = copy.deepcopy(module.model.config)
@@ -161,47 +154,31 @@ def _save_model(
     # Written as they came: transformers refuses to save some that it reads, such as a temperature without do_sample.
     shell.generation_config = GenerationConfig()
     shell.save_pretrained(folder)
-    _save_json(folder / "generation_config.json", _generation(task))
-
-
-def _generation(task: TrainableTask) -> dict[str, Any]:
-    """The settings of the model that training began with, and all tokens that end a text."""
-    config, tokenizer = task.choice.config, task.tokenizer
     settings = generation_settings(task.choice.folder) if task.choice.folder is not None else {}
-    ends = end_tokens(config, settings, tokenizer)
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "pad")}
-    found = {name: value for name, value in roles.items() if value is not None} | settings
-    if ends:
-        found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    return {**found, "transformers_version": transformers.__version__}
-
-
-def _save_tokenizer(folder: Path, task: TrainableTask) -> None:
-    tokenizer = copy.deepcopy(task.tokenizer)
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.model_max_length = architectures.longest(task.choice.config) or task.length
-    tokenizer.save_pretrained(folder)
+    generation = task.inputs.generation(task.choice.config, settings)
+    _save_json(folder / "generation_config.json", {**generation, "transformers_version": transformers.__version__})
 
 
 def _verify(folder: Path, trained: _Trained) -> None:
     task = trained.task
-    missing = [name for name in _CONFIG_FILES if not (folder / name).is_file()]
+    missing = [name for name in (*_FILES, *task.inputs.files) if not (folder / name).is_file()]
     if missing:
         raise _failed(f"{missing[0]} was not written")
     try:
-        loaded = warm.load(open_folder(folder))
+        opened = open_model(open_folder(folder))
     except FolderInvalid as error:
         raise _failed(f"the folder does not load: {error}") from error
-    if loaded.strangers:
-        raise _failed(f"transformers does not read the tensor {loaded.strangers[0]!r}")
+    if opened.predictor is None:
+        raise _failed("its task is not found again")
+    if strangers := opened.loaded.strangers:
+        raise _failed(f"transformers does not read the tensor {strangers[0]!r}")
     live = trained.module
     if any(hasattr(parameter, "ds_id") for parameter in live.parameters()):
         # At ZeRO-3 a forward pass of one rank alone would wait for the others for ever.
-        live = build_module(task, resolved_spec(trained.attempt), trained.attempt.locations)
+        live = build_module(task, resolved_spec(trained.attempt))
         live.load_state_dict(trained.state_dict)
     samples = [SampleRef(0, index) for index in range(min(_COMPARED_SAMPLES, task.train.num_samples))]
-    wanted, found = _compare(live, loaded, task.train.micro_batch(samples))
+    wanted, found = _compare(live, opened.predictor, task.train.micro_batch(samples))
     if not wanted.isfinite().all():
         raise _diverged("what the trained model computes is no longer a number")
     difference = float((wanted - found).abs().max())
@@ -211,32 +188,13 @@ def _verify(folder: Path, trained: _Trained) -> None:
         raise _failed(f"loaded afresh, its logits differ by {difference:.3g} from the trained model's")
 
 
-@torch.no_grad()
-def _compare(live: HuggingFaceModule, loaded: warm.WarmModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the live module and of the folder for the same tokens, fp32 on the CPU."""
-    device = next(live.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+def _compare(live: HuggingFaceModule, predictor: Predictor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     was_training = live.training
     live.eval()
     try:
-        if loaded.folder.task == "text_classification":
-            outputs = live(**inputs, return_outputs=True).outputs or {}
-            lengths = batch.inputs["attention_mask"].sum(1).tolist()
-            types = batch.inputs.get("token_type_ids", torch.zeros_like(batch.inputs["input_ids"]))
-            encoded = [
-                forward.Encoded(ids[:length].tolist(), kinds[:length].tolist())
-                for ids, kinds, length in zip(batch.inputs["input_ids"], types, lengths, strict=True)
-            ]
-            return outputs["logits"].float().cpu(), forward.head_outputs(loaded, encoded)
-        row = inputs["input_ids"][:1]
-        return live.model(input_ids=row).logits.float().cpu(), _logits(loaded.model, row.cpu())
+        return predictor.compare(live, batch)
     finally:
         live.train(was_training)
-
-
-def _logits(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=ids_BT).logits
-    return logits
 
 
 def _sync(folder: Path) -> None:
@@ -258,7 +216,7 @@ def _put_in_place(building: Path, folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
-def _describe(folder: Path, task: TrainableTask, metrics: Mapping[str, float]) -> model_service_pb2.Model:
+def _describe(folder: Path, task: Prepared, metrics: Mapping[str, float]) -> model_service_pb2.Model:
     files = [
         transfer_pb2.StoredFile(
             path=str(path.relative_to(folder)),
@@ -275,8 +233,8 @@ def _describe(folder: Path, task: TrainableTask, metrics: Mapping[str, float]) -
         size_bytes=sum(file.size_bytes for file in files),
         path=str(folder),
         model_type=task.choice.config.model_type,
-        task=task.name,
-        labels=list(task.export_config().get("labels") or ()),
+        task=task.task.name,
+        labels=list(task.describe().get("labels") or ()),
         num_parameters=_num_parameters(folder),
         metrics=dict(metrics),
     )

@@ -24,10 +24,10 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.columns import Row
 from shardyard_trainer.failures import RunFailed, storage_failure
-from shardyard_trainer.inputs import forward
 from shardyard_trainer.planning.extraction import Extraction, num_shards, read_extraction
 from shardyard_trainer.planning.identity import check_same_data
 from shardyard_trainer.planning.pins import check_same_model
+from shardyard_trainer.tasks.vectors import hidden_states, text_vectors
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.model_card import sha256
@@ -41,7 +41,7 @@ def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     check_same_model(spec, attempt.locations, attempt.plan)
     context.phase("loading model")
     extraction, _ = read_extraction(spec, attempt.locations)
-    extraction.model.model.to(context.gang.device)
+    extraction.loaded.model.to(context.gang.device)
     rows = extraction.rows()
     folder = _working_folder(attempt, rows)
     total = num_shards(len(rows), extraction.rows_per_shard)
@@ -101,17 +101,16 @@ class _Meter:
 
 def _write_shard(extraction: Extraction, rows: Sequence[Row], first: int, path: Path) -> int:
     """Writes one file; the tokens read."""
-    encoded = forward.encode(extraction.model, [(row.text, row.text_pair) for row in rows], extraction.max_length)
+    loaded, inputs = extraction.loaded, extraction.inputs
+    encoded = inputs.encode([(row.text, row.text_pair) for row in rows], extraction.max_length)
     columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
     if extraction.whole:
         vectors: list[list[list[float]]] = [[] for _ in rows]
-        for index, hidden_TD in forward.hidden_states(extraction.model, encoded):
+        for index, hidden_TD in hidden_states(loaded, inputs, encoded):
             vectors[index] = hidden_TD.tolist()
         columns["vectors"] = pa.array(vectors, pa.list_(pa.list_(pa.float32())))
     else:
-        pooled = forward.text_vectors(
-            extraction.model, encoded, pooling=extraction.pooling, normalize=extraction.normalize
-        )
+        pooled = text_vectors(loaded, inputs, encoded, pooling=extraction.pooling, normalize=extraction.normalize)
         columns["vector"] = pa.array(pooled.tolist(), pa.list_(pa.float32()))
     building = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -136,7 +135,7 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
     about = {
         "format": 1,
         "rows": num_rows,
-        "width": extraction.model.width,
+        "width": extraction.loaded.width,
         "output": "last_hidden_state" if extraction.whole else "pooled",
         "pooling": "" if extraction.whole else extraction.pooling,
         "max_length": extraction.max_length,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.tasks.base import Task
+from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.training.batches import Batches, RankBatch
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
@@ -46,7 +46,7 @@ class Run:
 
     context: Context
     config: TrainConfig
-    task: Task
+    task: Prepared
     engine: Engine
     batches: Batches
     checkpoints: Checkpoints
@@ -89,9 +89,8 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
 def finish(run: Run) -> dict[str, float]:
     """The final evaluation, which is the job's number, and the final checkpoint; the metrics."""
     metrics = _evaluate(run, is_final=True)
-    if metrics.get("mcc") == 0:
-        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
-        run.context.warn("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+    if warning := run.task.judge(metrics):
+        run.context.warn(*warning)
     if run.checkpoints.last_step < run.state.step:
         _save(run, metrics, is_required=True)
     run.context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=run.state.step)))

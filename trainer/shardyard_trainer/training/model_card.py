@@ -19,14 +19,9 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.tasks.base import TrainingTask
 from shardyard_trainer.training.config import resolved_spec
 
-_PIPELINES = {"text_classification": "text-classification", "causal_lm": "text-generation", "masked_lm": "fill-mask"}
-_AUTO = {
-    "text_classification": "AutoModelForSequenceClassification",
-    "causal_lm": "AutoModelForCausalLM",
-    "masked_lm": "AutoModelForMaskedLM",
-}
 _POOLED = {
     "mean": "((hidden * mask).sum(1) / mask.sum(1))",
     "max": "hidden.masked_fill(mask == 0, float('-inf')).max(1).values",
@@ -40,7 +35,7 @@ _VERSIONED = ("shardyard", "torch", "transformers", "tokenizers", "deepspeed")
 class Subject:
     """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty."""
 
-    task: str
+    task: TrainingTask
     model_type: str
     num_parameters: int
     labels: Sequence[str]
@@ -64,16 +59,14 @@ def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
 
 def usage(subject: Subject) -> str:
     """Plain torch and transformers, run in the model's folder; ends with `logits`."""
+    task = subject.task
     if not subject.own_head:
-        text = "Hello, my dog is [MASK]." if subject.task == "masked_lm" else "Hello, my dog is cute"
         cut = f", truncation=True, max_length={subject.max_length}" if subject.max_length else ""
-        auto = _AUTO[subject.task]
-        spelled = '"Hello, my dog is " + tokenizer.mask_token' if subject.task == "masked_lm" else json.dumps(text)
         return (
-            f"from transformers import {auto}, AutoTokenizer\n\n"
+            f"from transformers import {task.auto}, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
-            f'model = {auto}.from_pretrained(".").eval()\n'
-            f'logits = model(**tokenizer({spelled}{cut}, return_tensors="pt")).logits\n'
+            f'model = {task.auto}.from_pretrained(".").eval()\n'
+            f'logits = model(**tokenizer({task.example}{cut}, return_tensors="pt")).logits\n'
         )
     return (
         "from safetensors.torch import load_file\n"
@@ -93,8 +86,8 @@ def usage(subject: Subject) -> str:
 def _front_matter(subject: Subject) -> str:
     # JSON strings are YAML strings: nothing that a user named can break out.
     lines = ["---", "library_name: transformers", "tags:", "- shardyard", f"- {json.dumps(subject.model_type)}"]
-    if subject.task in _PIPELINES and not subject.own_head:
-        lines.append(f"pipeline_tag: {_PIPELINES[subject.task]}")
+    if not subject.own_head:
+        lines.append(f"pipeline_tag: {subject.task.pipeline}")
     return "\n".join([*lines, "---"])
 
 
@@ -107,8 +100,8 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
         "architecture": "random weights",
     }.get(source or "", "")
     text = (
-        f"A {subject.model_type} model of {subject.num_parameters:,} parameters for {subject.task.replace('_', ' ')}, "
-        f"trained by Shardyard from {begun}."
+        f"A {subject.model_type} model of {subject.num_parameters:,} parameters "
+        f"for {subject.task.name.replace('_', ' ')}, trained by Shardyard from {begun}."
     )
     if subject.labels:
         text += (

@@ -14,7 +14,6 @@ micro batch at a time.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import itertools
 from dataclasses import dataclass
@@ -22,15 +21,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from shardyard_trainer.tasks.base import SampleRef
+from shardyard_trainer.inputs.base import SampleRef, seed_for
 
 WINDOW_BATCHES = 16
-
-
-def seed_for(*parts: int | str) -> int:
-    """A seed of 63 bits from numbers and names, the same in every process and version of Python."""
-    text = "/".join(str(part) for part in parts).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)

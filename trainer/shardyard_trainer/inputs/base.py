@@ -1,0 +1,122 @@
+"""What a modality is to everything above it: samples of one split, tensors of some of them, and how they are kept.
+
+One file a modality. A task says which one it reads; the loop, the planner and the answering side know only this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+
+from shardyard_trainer.data.stats import DataStats
+from shardyard_trainer.models.door import Folder
+from shardyard_trainer.models.folder import ModelFolder
+
+POSITIONS_AT_ONCE = 8192
+"""Positions in one forward pass: enough to keep the cores busy, little enough to stay in memory."""
+
+INSTANCES_AT_ONCE = 64
+
+
+def seed_for(*parts: int | str) -> int:
+    """A seed of 63 bits from numbers and names, the same in every process and version of Python."""
+    text = "/".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+class SampleRef(NamedTuple):
+    """One sample in one pass over the data: everything random about it is seeded by (seed, data_epoch, sample)."""
+
+    data_epoch: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples as tensors, and what they count.
+
+    `inputs` are the keyword arguments of the module's forward pass. `num_units` is how many tokens or samples the loss
+    is summed over (never more than 2^53), `num_tokens` the real tokens, `num_positions` the positions computed,
+    padding included.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    num_units: int
+    num_tokens: int
+    num_positions: int
+
+
+class Samples(Protocol):
+    """The samples of one split, in the order of their indices.
+
+    A task gives one for training and one for evaluation. Evaluation samples are always taken with data_epoch 0: what is
+    random about them is then the same every time.
+    """
+
+    @property
+    def num_samples(self) -> int:
+        """How many there are."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens in all of them."""
+
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of each sample, int32 [num_samples]; None if all are equally long (packed sequences)."""
+
+    def stats(self) -> DataStats:
+        """What they hold, and what of it is cut or not known."""
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        """The samples as tensors on the CPU; at least one sample."""
+
+
+class Encoded(Protocol):
+    """One instance of a question, ready for the model."""
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that it takes in a forward pass without padding."""
+
+
+def batches(encoded: Sequence[Encoded], *, unpadded: bool = False) -> Iterator[list[int]]:
+    """Indices of instances to compute together: of like length, so that little is padding, or `unpadded` nothing."""
+    order = sorted(range(len(encoded)), key=lambda index: encoded[index].num_positions)
+    batch: list[int] = []
+    for index in order:
+        # In this order the newest is the longest: it sets the width of the batch.
+        length = encoded[index].num_positions
+        is_full = len(batch) == INSTANCES_AT_ONCE or length * (len(batch) + 1) > POSITIONS_AT_ONCE
+        if batch and (is_full or (unpadded and length != encoded[batch[0]].num_positions)):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class Inputs(Protocol):
+    """What turns raw inputs of one modality into what a model reads: a tokenizer, an image processor, an item list."""
+
+    files: ClassVar[tuple[str, ...]]
+    """The files that `save` writes into every model folder."""
+
+    @classmethod
+    def load(cls, source: Folder, described: ModelFolder) -> Self:
+        """Those of a model folder. Raises FolderInvalid."""
+
+    @staticmethod
+    def refusal(config: Any) -> str:
+        """Why no model of this configuration reads such inputs; empty: it does."""
+
+    def save(self, folder: Path, config: Any) -> None:
+        """Writes them beside a model with this configuration."""
+
+    def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """generation_config.json of a model that writes, from the settings that training began with."""

@@ -1,0 +1,172 @@
+"""Texts: from strings to token ids and tensors, by the same code in training and in answering.
+
+Shape suffixes: B texts, T positions.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.inputs.packed import causal_frame
+from shardyard_trainer.inputs.tokenization import encode_batch, encoding_fault, prepare
+from shardyard_trainer.inputs.vocabularies import (
+    build_tokenizer,
+    encoding_raises,
+    num_ids,
+    too_many_ids,
+    too_many_types,
+)
+from shardyard_trainer.models import architectures
+from shardyard_trainer.models.door import Folder
+from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.models.fresh import canonical_names, check_builds, check_token_ids
+from shardyard_trainer.models.sentence import lower_case
+from shardyard_trainer.models.settings import end_tokens
+from shardyard_trainer.models.sources import ModelChoice
+
+_TOKENIZING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One text, or pair of texts, as token ids; `type_ids` tell the texts of a pair apart."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+    @property
+    def num_positions(self) -> int:
+        """Its tokens."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """A tokenizer without padding or truncation of its own; `length` is the longest text that it is used for."""
+
+    tokenizer: Any
+    length: int | None = None
+    files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "tokenizer_config.json")
+
+    @classmethod
+    def load(cls, source: Folder, described: ModelFolder) -> Self:
+        """The tokenizer of a model folder, as its authors use it. Raises FolderInvalid."""
+        tokenizer = prepare(build_tokenizer(source))
+        if described.sentence is not None and described.sentence.lower_case:
+            lower_case(tokenizer)
+        return cls(tokenizer)
+
+    @staticmethod
+    def refusal(config: Any) -> str:
+        """Why no model of this configuration reads texts; empty: it does."""
+        return architectures.refusal(config)
+
+    def save(self, folder: Path, config: Any) -> None:
+        """Writes the tokenizer."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.model_max_length = architectures.longest(config) or self.length
+        tokenizer.save_pretrained(folder)
+
+    def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, and all tokens that end a text."""
+        ends = end_tokens(config, settings, self.tokenizer)
+        roles = {f"{role}_token_id": getattr(self.tokenizer, f"{role}_token_id") for role in ("bos", "pad")}
+        found = {name: value for name, value in roles.items() if value is not None} | dict(settings)
+        if ends:
+            found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        return found
+
+    def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[EncodedText]:
+        """Texts and pairs as tokens; none is empty. Raises SpecError if the tokenizer fails on one."""
+        encoded: list[EncodedText | None] = [None] * len(texts)
+        # A fast tokenizer refuses to be used by two threads at once.
+        with _TOKENIZING:
+            for paired in (False, True):
+                indices = [index for index, (_, pair) in enumerate(texts) if (pair is not None) == paired]
+                if not indices:
+                    continue
+                pairs = [texts[index][1] or "" for index in indices] if paired else None
+                ids, types = encode_batch(self.tokenizer, [texts[index][0] for index in indices], pairs, max_length)
+                for index, row, kinds in zip(indices, ids, types, strict=True):
+                    encoded[index] = EncodedText(row, kinds)
+        return [each for each in encoded if each is not None]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Texts to be continued: behind the token that a document begins with in training, and with no end."""
+        before = list(causal_frame(self.tokenizer).before)
+        with _TOKENIZING, encoding_raises(encoding_fault):
+            found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        # A model without a begin token still needs one token to go on from.
+        prompts = [before + list(ids) or [self.tokenizer.pad_token_id or 0] for ids in found]
+        return [EncodedText(prompt, [0] * len(prompt)) for prompt in prompts]
+
+    def tensors(self, model: Any, encoded: Sequence[EncodedText]) -> dict[str, torch.Tensor]:
+        """The inputs of a model: ids_BT, mask_BT, and type ids if the model has them; padded on the right."""
+        longest = max(len(each.ids) for each in encoded)
+        padding = self.tokenizer.pad_token_id or 0  # Behind the mask its value does not matter.
+        inputs = {
+            "input_ids": torch.tensor([each.ids + [padding] * (longest - len(each.ids)) for each in encoded]),
+            "attention_mask": torch.tensor([[1] * len(each.ids) + [0] * (longest - len(each.ids)) for each in encoded]),
+        }
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            types = [each.type_ids + [0] * (longest - len(each.ids)) for each in encoded]
+            inputs["token_type_ids"] = torch.tensor(types)
+        device = next(model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
+    """A fresh model's configuration made to fit its tokenizer and the longest sequence; a given model's checked.
+
+    Raises SpecError for a tokenizer that the model has no embeddings for.
+    """
+    config, size = choice.config, num_ids(tokenizer)
+    if complaint := too_many_types(tokenizer, getattr(config, "type_vocab_size", None)):
+        raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
+    if not choice.is_fresh:
+        if complaint := too_many_ids(tokenizer, config.vocab_size):
+            raise SpecError("spec.tokenizer", "MODEL_INVALID", complaint)
+        return choice
+    place = f"{choice.field}.overrides"
+    wanted = choice.overrides.get("vocab_size", size)
+    if wanted < size:
+        raise SpecError(
+            f"{place}.vocab_size",
+            "SPEC_INVALID",
+            f"{wanted:,} is less than the tokenizer's {size:,}; leave it out",
+        )
+    check_token_ids(choice.overrides, wanted, place)
+    config.vocab_size = wanted
+    for role in ("pad", "bos", "eos", "cls", "sep"):
+        if hasattr(config, f"{role}_token_id"):
+            # A configuration that must have such a token keeps its own.
+            with suppress(TypeError, StrictDataclassError):
+                setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    if (
+        "max_position_embeddings" not in canonical_names(config, choice.overrides)
+        and architectures.longest(config) is not None
+    ):
+        config.max_position_embeddings = length + architectures.position_offset(config)
+    check_builds(config, choice.field)
+    return replace(choice, config=config)
+
+
+def check_length(choice: ModelChoice, length: int, *, field: str) -> None:
+    """Raises SpecError where the model cannot address so many tokens."""
+    most = architectures.longest(choice.config)
+    if most is not None and length > most:
+        raise SpecError(
+            field, "SPEC_INVALID", f"{length:,} is more than the {most:,} tokens that the model can address"
+        )

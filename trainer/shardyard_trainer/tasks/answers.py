@@ -1,0 +1,79 @@
+"""What the predictors of the tasks on texts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.text import EncodedText, TextInputs
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.base import HuggingFaceModule, violation
+
+LONGEST = 1024
+"""Tokens that a text is cut to if neither training nor the architecture sets a limit."""
+
+TOKEN_BYTES = 16
+"""Bytes of text that a token is taken to have at most, when an answer's size is foreseen."""
+
+
+class TextPredictor:
+    """Answers questions about single texts with a language model; subclasses read and answer."""
+
+    parameters = ""
+    """The member of `PredictRequest.parameters` that it takes."""
+
+    takes_pairs = False
+
+    def __init__(self, task: str, loaded: Loaded, inputs: TextInputs) -> None:
+        self.task = task
+        self.loaded = loaded
+        self.inputs = inputs
+
+    @property
+    def length_limit(self) -> int:
+        """Tokens that texts are cut to: as in training, else what the model can address."""
+        limits = [limit for limit in (self.loaded.folder.max_length, self.loaded.longest) if limit is not None]
+        return min(limits, default=LONGEST)
+
+    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
+        """Parameters of another task, and pairs if the task takes single texts."""
+        found = []
+        given = request.WhichOneof("parameters")
+        if given is not None and given != self.parameters:
+            message = f"the model is one for {self.task}, whose parameters are `{self.parameters}`; leave `{given}` out"
+            found.append(violation(given, "TASK_MISMATCH", message))
+        if self.takes_pairs:
+            return found
+        message = f"a {self.task} model takes single texts; send `text`"
+        return found + [
+            violation(f"instances[{index}].pair", "TASK_MISMATCH", message)
+            for index, instance in enumerate(request.instances)
+            if instance.HasField("pair")
+        ]
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
+        """Texts and pairs as tokens, cut as in training. Raises SpecError."""
+        return self.inputs.encode([text_of(instance) for instance in instances], self.length_limit)
+
+    def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
+        """Nothing: any text will do."""
+        return []
+
+    @torch.no_grad()
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the live module and of this model for the first sequence."""
+        row = batch.inputs["input_ids"][:1]
+        own: torch.Tensor = self.loaded.model(input_ids=row).logits
+        device = next(live.parameters()).device
+        return live.model(input_ids=row.to(device)).logits.float().cpu(), own
+
+
+def text_of(instance: model_service_pb2.Instance) -> tuple[str, str | None]:
+    """The text, and the second one of a pair."""
+    if instance.HasField("pair"):
+        return instance.pair.text, instance.pair.text_pair
+    return instance.text, None

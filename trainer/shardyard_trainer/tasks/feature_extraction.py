@@ -1,0 +1,15 @@
+"""Vectors of texts as a data set: planned by `planning.extraction`, made by `training.extracting`."""
+
+from __future__ import annotations
+
+from shardyard_trainer.tasks.base import Output
+
+
+class FeatureExtraction:
+    """The task `feature_extraction`."""
+
+    name = "feature_extraction"
+    output = Output.DATASET
+
+
+TASK = FeatureExtraction()

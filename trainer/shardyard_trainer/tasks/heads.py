@@ -1,0 +1,148 @@
+"""Heads that put a text into classes: transformers' own, and a linear layer of ours on a pooled vector.
+
+Shape suffixes: B texts, T positions, D width, C outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.inputs.base import batches
+from shardyard_trainer.inputs.text import EncodedText, TextInputs
+from shardyard_trainer.models import architectures
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks.vectors import pool
+
+
+class TextClassifier(HuggingFaceModule):
+    """Classes or a score for a text; the loss is summed over texts."""
+
+    def __init__(
+        self,
+        model: Any,
+        own_head: nn.Linear | None,
+        *,
+        pooling: str,
+        problem: int,
+        dropout: float,
+        label_smoothing: float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.own_head = own_head
+        self.dropout = nn.Dropout(dropout)
+        self._pooling = pooling
+        self._problem = problem
+        self._label_smoothing = label_smoothing
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        return_outputs: bool = False,
+    ) -> ModuleOutput:
+        """`labels`: classes [B], 0 or 1 for each class [B, C], or numbers [B]; without them the loss is 0."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        logits_BC = text_logits(self.model, self.own_head, inputs, pooling=self._pooling, dropout=self.dropout)
+        loss = logits_BC.new_zeros((), dtype=torch.float32) if labels is None else self._loss(logits_BC.float(), labels)
+        return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
+
+    def _loss(self, logits_BC: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self._problem == spec_pb2.TextClassification.PROBLEM_REGRESSION:
+            return F.mse_loss(logits_BC.squeeze(-1), labels.float(), reduction="sum")
+        if self._problem == spec_pb2.TextClassification.PROBLEM_MULTI_LABEL:
+            return F.binary_cross_entropy_with_logits(logits_BC, labels.float(), reduction="none").mean(-1).sum()
+        smoothing = self._label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits_BC, labels, reduction="sum", label_smoothing=smoothing)
+
+
+def text_logits(
+    model: Any,
+    own_head: nn.Linear | None,
+    inputs: dict[str, torch.Tensor],
+    *,
+    pooling: str,
+    dropout: nn.Module | None = None,
+) -> torch.Tensor:
+    """A text's outputs [B, C]: by our own head where there is one, else by the model's, which `pooling` describes."""
+    if own_head is None and pooling != "last":
+        return model(**inputs).logits  # type: ignore[no-any-return]
+    hidden_BTD = architectures.backbone_of(model)(**inputs).last_hidden_state
+    if own_head is not None:
+        pooled_BD = pool(hidden_BTD, inputs["attention_mask"], pooling)
+        return own_head(pooled_BD if dropout is None else dropout(pooled_BD))  # type: ignore[no-any-return]
+    return model.score(_read_by_transformers(hidden_BTD, inputs, model.config.pad_token_id))  # type: ignore[no-any-return]
+
+
+def _read_by_transformers(
+    hidden_BTD: torch.Tensor, inputs: dict[str, torch.Tensor], padding: int | None
+) -> torch.Tensor:
+    """The vectors [B, D] that the causal classifiers of transformers read: of the last token that is not `padding`.
+
+    They look at ids and not at the mask: a text's own end token is passed over if it is the padding too.
+    """
+    read_BT = inputs["attention_mask"] > 0
+    if padding is not None:
+        read_BT = read_BT & (inputs["input_ids"] != padding)
+    places_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) * read_BT
+    return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), places_BT.argmax(-1)]
+
+
+@torch.inference_mode()
+def head_outputs(loaded: Loaded, inputs: TextInputs, encoded: Sequence[EncodedText]) -> torch.Tensor:
+    """The outputs of a loaded model's head, fp32 [len(encoded), C], in the order given."""
+    parts: list[torch.Tensor | None] = [None] * len(encoded)
+    unpadded = loaded.head is None and loaded.model.config.model_type in architectures.HEAD_READS_LAST_PLACE
+    native = architectures.native_pooling(loaded.model.config)
+    pooling = loaded.folder.pooling if loaded.head is not None else native
+    for batch in batches(encoded, unpadded=unpadded):
+        tensors = inputs.tensors(loaded.model, [encoded[index] for index in batch])
+        logits_BC = text_logits(loaded.model, loaded.head, tensors, pooling=pooling).cpu()
+        for row, index in enumerate(batch):
+            parts[index] = logits_BC[row]
+    return torch.stack([part for part in parts if part is not None])
+
+
+def without_pooler(config: Any) -> dict[str, Any]:
+    """Options of the backbone: a pooler that nothing reads is left out if the class allows it."""
+    kind = transformers.MODEL_MAPPING[type(config)]
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+
+
+def head_dropout(config: Any) -> float:
+    """The dropout before a head, as the configuration has it."""
+    for name in ("classifier_dropout", "hidden_dropout_prob", "resid_pdrop", "dropout"):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float):
+            return float(value)
+    return 0.0
+
+
+def start_afresh(model: Any) -> None:
+    """Draws the head of a transformers model anew."""
+    for child in model.children():
+        if child is not model.base_model:
+            for module in child.modules():
+                if isinstance(module, nn.Linear):
+                    draw(module, model.config)
+
+
+def draw(layer: nn.Linear, config: Any) -> None:
+    """Draws a linear layer as transformers does."""
+    nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", None) or 0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

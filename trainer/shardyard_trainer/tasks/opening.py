@@ -1,0 +1,46 @@
+"""A model folder, ready to be asked: its model, its inputs, and what its task makes of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard_trainer.inputs.base import Inputs
+from shardyard_trainer.inputs.text import TextInputs
+from shardyard_trainer.models.door import Folder, FolderInvalid
+from shardyard_trainer.models.folder import read_folder
+from shardyard_trainer.models.loaded import Loaded, load_model
+from shardyard_trainer.models.weight_heads import with_true_head
+from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.base import Predictor
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`predictor` is None for a bare backbone, which gives vectors only."""
+
+    loaded: Loaded
+    inputs: Inputs
+    task: str
+    predictor: Predictor | None
+
+
+def open_model(source: Folder) -> Opened:
+    """Loads a folder with its inputs, and its task's head if it has one. Raises FolderInvalid."""
+    described = with_true_head(read_folder(source))
+    task = table.of_folder(described)
+    kind: type[Inputs] = TextInputs if task is None else task.inputs
+    inputs = kind.load(source, described)
+    loaded = load_model(described, task.auto if task is not None else "")
+    if refusal := kind.refusal(loaded.model.config):
+        raise FolderInvalid(refusal, reason="TASK_MISMATCH")
+    predictor = task.open(loaded, inputs) if task is not None else None
+    return Opened(loaded, inputs, task.name if task is not None else "", predictor)
+
+
+def text_inputs(opened: Opened) -> TextInputs:
+    """Its tokenizer. Raises FolderInvalid TASK_MISMATCH for a model of another modality."""
+    if not isinstance(opened.inputs, TextInputs):
+        what: Any = opened.loaded.folder.model_type
+        raise FolderInvalid(f"{what} does not read texts", reason="TASK_MISMATCH")
+    return opened.inputs

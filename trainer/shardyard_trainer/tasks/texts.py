@@ -1,0 +1,146 @@
+"""What the tasks on texts have in common: a tokenizer, a length, a packed corpus."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.columns import layout_key, read_rows
+from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.store import files_fingerprint
+from shardyard_trainer.inputs import packed, tokenization
+from shardyard_trainer.inputs.text import TextInputs, adapt, check_length
+from shardyard_trainer.models import architectures, sources
+from shardyard_trainer.models.sentence import lower_case
+from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.tasks.ingredients import Ingredients, why_not_pretrained
+
+DEFAULT_SEQUENCE_LENGTH = 512
+DEFAULT_MAX_LENGTH = 128
+SHORTEST_SEQUENCE = 8
+
+Corpora = tuple[packed.Corpus, packed.Corpus | None]
+
+
+def prepare_corpora(
+    job: Ingredients,
+    *,
+    make_frame: Callable[[Any], packed.Frame],
+    check_tokenizer: Callable[[Any], None] = lambda tokenizer: None,
+    whole_words: bool = False,
+) -> tuple[ModelChoice, TextInputs, Corpora]:
+    """Model, tokenizer and data for an objective on packed texts. Raises SpecError, all at once."""
+    choice = job.attempt(lambda: _choose(job))
+    train_files, eval_files = job.files()
+    raise_all(job.errors)
+    assert choice is not None and train_files is not None
+    with job.looking_on(train_files, eval_files, read_texts):
+        family, place = job.spec.pretraining, "spec.pretraining"
+        length = find_length(
+            choice, family, "sequence_length", DEFAULT_SEQUENCE_LENGTH, place, shortest=SHORTEST_SEQUENCE
+        )
+        tokenizer = find_tokenizer(job, choice, train_files)
+        check_tokenizer(tokenizer)
+        choice = adapt(choice, tokenizer, length)
+    frame = make_frame(tokenizer)
+    with job.looking_on(train_files, eval_files, read_texts):
+
+        def load(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> Any:
+            return packed.load_corpus(
+                files, source, tokenizer, frame, whole_words=whole_words, cache_dir=job.cache_dir, field=field
+            )
+
+        train = load(train_files, job.spec.train_data, "spec.train_data")
+        if eval_files is None:
+            found = packed.split(train, job.holdout)
+        else:
+            held_out = load(eval_files, job.spec.eval_data, "spec.eval_data")
+            found = packed.whole(train), packed.whole(held_out)
+    return choice, TextInputs(tokenizer, length), found
+
+
+def check_enough(job: Ingredients, blocks: packed.Blocks, corpus: packed.Corpus, *, is_train: bool) -> None:
+    """Raises DataError for a split that does not fill one sequence."""
+    own = not is_train and job.spec.HasField("eval_data")
+    packed.check_enough(corpus, blocks, field="spec.eval_data" if own else "spec.train_data")
+
+
+def read_texts(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+    """Looks through texts for what is wrong with them."""
+    deque(read_rows(files, source, with_label=False, field=field), maxlen=0)
+
+
+def find_length(choice: ModelChoice, message: Any, name: str, default: int, field: str, *, shortest: int = 1) -> int:
+    """Tokens as given, else the default or what the model can address if that is less. Raises SpecError."""
+    most = None if choice.is_fresh and not _sets_positions(choice) else architectures.longest(choice.config)
+    if message.HasField(name):
+        length: int = getattr(message, name)
+        if length < shortest:
+            raise SpecError(f"{field}.{name}", "SPEC_INVALID", f"{length} is too small")
+        if most is not None:
+            check_length(choice, length, field=f"{field}.{name}")
+        return length
+    return min(default, most or default)
+
+
+def find_tokenizer(job: Ingredients, choice: ModelChoice, files: list[DataFile]) -> Any:
+    """The tokenizer that the spec means: the model's own, another one, or one trained on the data."""
+    source = job.spec.tokenizer
+    kind = source.WhichOneof("source")
+    if kind == "train" or (kind is None and choice.is_fresh):
+        if not choice.is_fresh:
+            message = "a pretrained model knows its own tokens only; leave the tokenizer out"
+            raise SpecError("spec.tokenizer.train", "SPEC_INVALID", message)
+        if kind is None:
+            message = "a fresh model has no tokenizer; set tokenizer, for example to one trained on the data (train)"
+            raise SpecError("spec.tokenizer", "TOKENIZER_MISSING", message)
+        tokenizer = _train(job, choice, files)
+    elif kind is None:
+        assert choice.folder is not None
+        tokenizer = tokenization.load_tokenizer(choice.folder, field="spec.tokenizer")
+        if choice.described is not None and choice.described.sentence and choice.described.sentence.lower_case:
+            lower_case(tokenizer)
+    else:
+        folder, _ = sources.find_folder(source, job.locations, field="spec.tokenizer")
+        tokenizer = tokenization.load_tokenizer(folder, field=f"spec.tokenizer.{kind}")
+    if warning := tokenization.ensure_pad(tokenizer):
+        job.warn("PAD_TOKEN", warning, "spec.tokenizer")
+    return tokenizer
+
+
+def _train(job: Ingredients, choice: ModelChoice, files: list[DataFile]) -> Any:
+    if architectures.is_causal(choice.config.model_type):
+        special = tokenization.CAUSAL
+    elif choice.config.model_type in architectures.POSITIONS_AFTER_PADDING:
+        special = tokenization.ROBERTA
+    else:
+        special = tokenization.BERT
+    source = job.spec.train_data
+    texts = packed.Texts(files, source, field="spec.train_data")
+    key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}"
+    return tokenization.cached_tokenizer(
+        job.spec.tokenizer.train, texts, special, data_fingerprint=key, cache_dir=job.cache_dir
+    )
+
+
+def _choose(job: Ingredients) -> ModelChoice:
+    choice = job.choose()
+    supported = architectures.objectives(choice.config)
+    if job.field.rpartition(".")[2] not in supported:
+        raise SpecError(
+            job.field,
+            "OBJECTIVE_UNSUPPORTED",
+            why_not_pretrained(choice.config)
+            or f"{choice.config.model_type} cannot be trained for it, but for: "
+            f"{', '.join(supported) or 'nothing that this service trains; use another model'}",
+            {"supported": ",".join(supported)},
+        )
+    return choice
+
+
+def _sets_positions(choice: ModelChoice) -> bool:
+    alias = {"max_position_embeddings", choice.config.attribute_map.get("max_position_embeddings", "")}
+    return bool(alias & set(choice.overrides))
