@@ -228,7 +228,13 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
-        if "connect" in message.lower():
+        if "settings frame" in message.lower():  # The port is open, and nobody speaks there.
+            metadata["hangs"] = "true"
+            message = (
+                f"what listens at {address} does not answer; if that is the service, see its log, or end it "
+                "(`kill -9` its process) and start it again: what it has accepted is not lost"
+            )
+        elif "connect" in message.lower():
             message = f"no service answers at {address}; start one with `shardyard serve --address {address}`"
         else:
             message = f"the connection to {address} broke: {message}"

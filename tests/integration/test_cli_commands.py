@@ -9,6 +9,7 @@ import re
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -437,3 +438,14 @@ def test_what_this_machines_disk_refuses_is_said_in_words_and_in_json(tmp_path: 
         "error: LOCAL_FILE: the output cannot be written: No space left on device; free some space on its "
         "disk, or choose a place on another one\n"
     )
+
+
+def test_a_service_that_hangs_is_not_called_absent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # Connections are taken, and nobody speaks.
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        asked = shardyard(address, "jobs")
+        looked = shardyard(address, "doctor", "--json")
+    assert asked.returncode == 1
+    assert f"what listens at {address} does not answer" in asked.stderr and "kill -9" in asked.stderr
+    [found] = [each for each in json.loads(looked.stdout) if each["subject"] == "service"]
+    assert looked.returncode == 1 and found["verdict"] == "broken" and "does not answer" in found["message"]

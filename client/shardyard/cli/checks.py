@@ -135,7 +135,8 @@ def _service(client: Client) -> Iterator[Finding]:
     try:
         info = client.server_info()
     except ShardyardError as error:
-        yield Finding("note", "service", error.message, "" if "serve" in error.message else "shardyard serve")
+        verdict = "broken" if error.metadata.get("hangs") else "note"
+        yield Finding(verdict, "service", error.message, "" if "serv" in error.message else "shardyard serve")
         return
     yield Finding("works", "service", f"{client.address}, version {info.version}, tasks {', '.join(info.tasks)}")
     cluster = info.cluster

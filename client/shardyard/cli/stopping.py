@@ -188,8 +188,15 @@ def _end_process(record: dict[str, Any]) -> None:
     deadline = time.monotonic() + _DRAIN_S
     while is_service(record):
         if time.monotonic() > deadline:
-            raise FailedPrecondition(f"process {pid} has not ended after {_DRAIN_S:.0f} s; its log says why")
+            raise FailedPrecondition(_hangs(pid))
         time.sleep(0.05)
+
+
+def _hangs(pid: int) -> str:
+    return (
+        f"process {pid} has not ended after {_DRAIN_S:.0f} s; its log says why. If it hangs, `kill -9 {pid}` ends it: "
+        "what it has accepted is not lost, and `shardyard serve` goes on from there"
+    )
 
 
 def _stop_ray(state_dir: Path) -> bool:
