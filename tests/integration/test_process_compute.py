@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -83,6 +84,27 @@ async def test_an_order_ends_at_once_when_the_warm_process_is_killed(tmp_path: P
         with pytest.raises(WarmProcessGone):
             await order
         await warm.close()
+
+
+async def test_how_an_order_ends_whose_caller_has_left_is_no_error_of_the_loop(tmp_path: Path) -> None:
+    said: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    warm = await WarmProcess.start(
+        warm=["helpers.fake_compute"],
+        confine={},
+        environment={**os.environ, "PYTHONPATH": str(TESTS)},
+        log=tmp_path / "compute.log",
+    )
+    os.kill(warm.pid, signal.SIGSTOP)
+    order = asyncio.create_task(warm.fork(serve="", memory_bytes=1, network=False))
+    await asyncio.sleep(0.1)
+    order.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await order
+    await warm.close()
+    gc.collect()  # What nobody has heard of is told when it is collected.
+    await asyncio.sleep(0)
+    assert said == []
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ def _service(client: Client) -> Iterator[Finding]:
     try:
         info = client.server_info()
     except ShardyardError as error:
-        verdict = "broken" if error.metadata.get("hangs") else "note"
-        yield Finding(verdict, "service", error.message, "" if "serv" in error.message else "shardyard serve")
+        step = "" if "serv" in error.message else "shardyard serve"
+        yield Finding("broken" if error.metadata.get("hangs") else "note", "service", error.message, step)
         return
     yield Finding("works", "service", f"{client.address}, version {info.version}, tasks {', '.join(info.tasks)}")
     cluster = info.cluster

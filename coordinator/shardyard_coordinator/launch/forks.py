@@ -183,7 +183,9 @@ class WarmProcess:
 
     async def _order(self, order: Mapping[str, Any], *descriptors: int) -> dict[str, Any]:
         """One order at a time: answers come in their order. It is finished though the caller leaves."""
-        return await asyncio.shield(asyncio.ensure_future(self._exchange(order, list(descriptors))))
+        exchange = asyncio.ensure_future(self._exchange(order, list(descriptors)))
+        exchange.add_done_callback(_heard)
+        return await asyncio.shield(exchange)
 
     async def _exchange(self, order: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:
         duplicates = [os.dup(descriptor) for descriptor in descriptors]
@@ -207,6 +209,12 @@ class WarmProcess:
             raise WarmProcessGone("the warm process ended")
         answer: dict[str, Any] = json.loads(packet)
         return answer
+
+
+def _heard(exchange: asyncio.Future[dict[str, Any]]) -> None:
+    """How an order ends whose caller has left is nobody's news, and no error of the event loop."""
+    if not exchange.cancelled():
+        exchange.exception()
 
 
 def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
