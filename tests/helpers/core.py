@@ -27,6 +27,7 @@ from shardyard_coordinator.store import attempts, encode, events, jobs, listing,
 from shardyard_coordinator.store.store import Store, open_store
 
 ACTOR = Actor("local", "CreateJob")
+TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 def new_job(job_id: str = "job", *, workers: int = 1, **overrides: object) -> NewJob:

@@ -11,6 +11,8 @@ from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.columns import Row, read_rows
+from shardyard_trainer.data.sources import resolve_source
 
 WORDS = [
     "the",
@@ -144,3 +146,10 @@ def shared_data(name: str) -> Path:
     if not (root / name).is_dir():
         pytest.skip(f"no real data: {root / name} is not there (set SHARDYARD_TEST_DATA)")
     return root / name
+
+
+def read_source(path: Path, *, with_label: bool = True, **source: Any) -> list[Row]:
+    """All rows of a file or folder, read as a job reads them; `source` has fields of its DataSource."""
+    message = json_format.ParseDict({"uri": str(path), **source}, spec_pb2.DataSource())
+    files = resolve_source(message, locations(path if path.is_dir() else path.parent))
+    return list(read_rows(files, message, with_label=with_label))

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from helpers.core import Core, new_job, running_core, shown
+from helpers.core import TERMINAL, Core, new_job, running_core, shown
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import StorageFailed, Unreachable
 from shardyard_coordinator.store import metrics
-
-TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 def reason(job: JobRecord) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.clock import ManualClock
-from helpers.core import ACTOR, Core, assert_dense, new_job, running_core, states
+from helpers.core import ACTOR, TERMINAL, Core, assert_dense, new_job, running_core, states
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -18,8 +18,6 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.store import attempts, jobs
-
-TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 def listening() -> ScriptedLauncher:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.core import Core, assert_dense, new_job, running_core, states
+from helpers.core import TERMINAL, Core, assert_dense, new_job, running_core, states
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.domain.errors import Refused
@@ -16,8 +16,6 @@ from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.launch.protocols import AttemptKey
 from shardyard_coordinator.store import attempts
-
-TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 async def test_a_queued_job_is_cancelled_at_once_and_again_without_effect(tmp_path: Path) -> None:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import os
-import resource
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from google.protobuf import json_format
 
 from helpers import small_specs
+from helpers.small_specs import read_source
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.columns import Row, read_rows
 from shardyard_trainer.data.errors import DataError, SpecError
 from shardyard_trainer.data.sources import resolve_source
-
-
-def read(path: Path, *, with_label: bool = True, **source: Any) -> list[Row]:
-    message = json_format.ParseDict({"uri": str(path), **source}, spec_pb2.DataSource())
-    root = path if path.is_dir() else path.parent
-    files = resolve_source(message, small_specs.locations(root))
-    return list(read_rows(files, message, with_label=with_label))
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -53,7 +42,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize(("name", "content", "expected"), ACCEPTED)
 def test_a_good_file_is_read(tmp_path: Path, name: str, content: str, expected: list[tuple[str, Any]]) -> None:
-    assert [(row.text, row.label) for row in read(write(tmp_path, name, content))] == expected
+    assert [(row.text, row.label) for row in read_source(write(tmp_path, name, content))] == expected
 
 
 def _nested(depth: int) -> str:
@@ -134,7 +123,7 @@ def test_a_bad_file_is_refused_with_its_line(
 ) -> None:
     name, content, source, message, line = case
     with pytest.raises(DataError) as caught:
-        read(write(tmp_path, name, content), **source)
+        read_source(write(tmp_path, name, content), **source)
     assert message in caught.value.message
     named = "" if "every row" in message else name
     assert (caught.value.reason, caught.value.line, caught.value.file) == ("DATA_INVALID", line, named)
@@ -144,7 +133,7 @@ def test_a_bad_file_is_refused_with_its_line(
 
 def test_a_missing_column_is_said_of_its_field_with_those_there(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read(write(tmp_path, "a.csv", "review,stars\nx,1\n"), columns={"text": "review", "label": "star"})
+        read_source(write(tmp_path, "a.csv", "review,stars\nx,1\n"), columns={"text": "review", "label": "star"})
     assert caught.value.field == "spec.train_data.columns.label"
     assert "review, stars" in caught.value.message and "did you mean stars?" in caught.value.message
 
@@ -157,7 +146,7 @@ def test_a_line_of_a_hundred_megabytes_does_not_fill_the_memory(tmp_path: Path) 
             stream.write(b"x" * 2**20)
     tracemalloc.start()
     with pytest.raises(DataError):
-        read(path, with_label=False)
+        read_source(path, with_label=False)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 * 2**20
@@ -165,16 +154,16 @@ def test_a_line_of_a_hundred_megabytes_does_not_fill_the_memory(tmp_path: Path) 
 
 def test_a_text_file_is_lines_or_one_document(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "one\r\n\ntwo\n")
-    assert [row.text for row in read(path, with_label=False)] == ["one", "two"]
-    assert [row.text for row in read(path, with_label=False, document="DOCUMENT_UNIT_FILE")] == ["one\n\ntwo\n"]
+    assert [row.text for row in read_source(path, with_label=False)] == ["one", "two"]
+    assert [row.text for row in read_source(path, with_label=False, document="DOCUMENT_UNIT_FILE")] == ["one\n\ntwo\n"]
 
 
 def test_a_header_is_what_names_the_mapped_columns_or_what_is_said(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "review,stars\nfine,5\n")
-    assert [r.text for r in read(path, columns={"text": "review", "label": "stars"})] == ["fine"]
+    assert [r.text for r in read_source(path, columns={"text": "review", "label": "stars"})] == ["fine"]
     columns = {"text": "column_1", "label": "column_2"}
-    assert [r.text for r in read(path, header=False, columns=columns)] == ["review", "fine"]
-    assert [r.text for r in read(path, header=True)] == ["fine"]
+    assert [r.text for r in read_source(path, header=False, columns=columns)] == ["review", "fine"]
+    assert [r.text for r in read_source(path, header=True)] == ["fine"]
 
 
 @pytest.mark.parametrize("name", ["review", "Review_Text", "body.raw"])
@@ -182,192 +171,48 @@ def test_a_header_is_what_names_the_mapped_columns_or_what_is_said(tmp_path: Pat
 def test_a_header_over_one_column_is_not_taken_for_a_text(tmp_path: Path, name: str, ending: str) -> None:
     path = write(tmp_path, f"a.{ending}", f"{name}\na fine film\nawful\nnot bad\n")
     with pytest.raises(DataError) as caught:
-        read(path, with_label=False)
+        read_source(path, with_label=False)
     assert f"the first line ({name}) was not taken for a header" in caught.value.message
     assert caught.value.field == "spec.train_data.columns.text"
-    assert [row.text for row in read(path, with_label=False, header=False)] == [name, "a fine film", "awful", "not bad"]
+    assert [row.text for row in read_source(path, with_label=False, header=False)] == [
+        name,
+        "a fine film",
+        "awful",
+        "not bad",
+    ]
     for source in ({"header": True}, {"columns": {"text": name}}):
-        assert [row.text for row in read(path, with_label=False, **source)] == ["a fine film", "awful", "not bad"]
+        assert [row.text for row in read_source(path, with_label=False, **source)] == [
+            "a fine film",
+            "awful",
+            "not bad",
+        ]
 
 
 @pytest.mark.parametrize("lines", [["Great!", "a fine film"], ["1984", "a fine film"], ["fox", "dog", "two words"]])
 def test_one_column_without_a_header_is_read_from_its_first_line(tmp_path: Path, lines: list[str]) -> None:
     path = write(tmp_path, "a.csv", "\n".join(lines) + "\n")
-    assert [row.text for row in read(path, with_label=False)] == lines
+    assert [row.text for row in read_source(path, with_label=False)] == lines
 
 
 def test_a_cell_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text,,\nfine,x,1\n")
-    assert [row.label for row in read(path, columns={"label": "column_3"})] == ["1"]
+    assert [row.label for row in read_source(path, columns={"label": "column_3"})] == ["1"]
 
 
 def test_a_label_that_stands_twice_is_of_no_matter_where_none_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text,label,label\nfine,0,1\n")
-    assert [row.text for row in read(path, with_label=False)] == ["fine"]
+    assert [row.text for row in read_source(path, with_label=False)] == ["fine"]
 
 
 def test_a_tsv_with_quotes_is_read_as_csv_with_tabs(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", 'text\tlabel\n"so ""fine"""\t1\n"two\twords"\t0\n')
-    rows = read(path, format="DATA_FORMAT_CSV", delimiter="\t")
+    rows = read_source(path, format="DATA_FORMAT_CSV", delimiter="\t")
     assert [(row.text, row.label) for row in rows] == [('so "fine"', "1"), ("two\twords", "0")]
 
 
 def test_a_second_text_is_read_where_there_is_one(tmp_path: Path) -> None:
-    rows = read(write(tmp_path, "a.csv", "text,text_pair,label\na,b,1\n"))
+    rows = read_source(write(tmp_path, "a.csv", "text,text_pair,label\na,b,1\n"))
     assert (rows[0].text, rows[0].text_pair, rows[0].label) == ("a", "b", "1")
-
-
-def _parquet(folder: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table(columns), folder / "a.parquet")
-    return folder / "a.parquet"
-
-
-def test_parquet_is_read(tmp_path: Path) -> None:
-    rows = read(_parquet(tmp_path, text=["a", "b"], label=[1, 0]))
-    assert [(row.line, row.text, row.label) for row in rows] == [(1, "a", 1), (2, "b", 0)]
-
-
-def test_a_struct_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="struct"):
-        read(_parquet(tmp_path, text=[{"a": 1}], label=[1]))
-
-
-def test_records_that_nobody_asked_for_are_left_out(tmp_path: Path) -> None:
-    (row,) = read(_parquet(tmp_path, meta=[{"a": 1}], text=["a"], label=[1]))
-    assert (row.text, row.label) == ("a", 1)
-
-
-def test_what_pandas_and_duckdb_write_is_read(tmp_path: Path) -> None:
-    columns = {
-        "text": pa.array(["a", "b"], pa.large_string()).dictionary_encode(),
-        "label": pa.array(["1.5", None]).cast(pa.decimal128(9, 1)),
-    }
-    assert [(row.text, row.label) for row in read(_parquet(tmp_path, **columns))] == [("a", 1.5), ("b", None)]
-
-
-def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table([["a"], [1], [2]], names=["text", "label", "label"]), path)
-    with pytest.raises(DataError, match="twice: label"):
-        read(path)
-
-
-def test_a_list_of_numbers_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must be text"):
-        read(_parquet(tmp_path, text=[[1, 2]], label=[1]))
-
-
-def test_a_damaged_page_is_refused(tmp_path: Path) -> None:
-    path = _parquet(tmp_path, text=[f"text number {i}" for i in range(5000)], label=list(range(5000)))
-    content = bytearray(path.read_bytes())
-    content[200:2000] = os.urandom(1800)
-    path.write_bytes(content)
-    with pytest.raises(DataError):
-        read(path)
-
-
-def test_a_parquet_bomb_is_refused_in_flat_memory(tmp_path: Path) -> None:
-    text = "x" * 2**20
-    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array([text]))
-    pq.write_table(pa.table({"text": rows, "label": [1] * 5000}), tmp_path / "a.parquet", row_group_size=5000)
-    assert (tmp_path / "a.parquet").stat().st_size < 2**20
-    before = pa.total_allocated_bytes()
-    with pytest.raises(DataError, match="decodes to more than"):
-        read(tmp_path / "a.parquet")
-    assert pa.total_allocated_bytes() - before < 64 * 2**20
-
-
-def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:
-    others = {
-        "far": pa.array([253402300800000 * 10] * 9, pa.timestamp("ms")),
-        "deep": pa.array([[["a"]]] * 9),
-        "map": pa.array([[("k", 1)]] * 9, pa.map_(pa.string(), pa.int32())),
-        "raw": pa.array([b"\xff"] * 9),
-        "span": pa.array([1] * 9, pa.duration("s")),
-        "broken": pa.array([f"zzzzzz{i}" for i in range(9)]),
-    }
-    table = pa.table({"review": ["a b"] * 9, "label": [1] * 9, **others})
-    path = tmp_path / "a.parquet"
-    pq.write_table(table, path, compression="none")
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"zzzzzz0", b"\xff" * 7))
-    for columns in ({}, {"text": "review"}):
-        assert {(row.text, row.label) for row in read(path, columns=columns)} == {("a b", 1)}
-    for name, words in (("far", "timestamp"), ("span", "duration"), ("broken", "damaged after row 0")):
-        with pytest.raises(DataError, match=words):
-            read(path, columns={"text": "review", "label": name})
-
-
-def test_a_column_name_may_have_dots(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"body.raw": ["a b"], "label": [["x", "y"]]}), tmp_path / "a.parquet")
-    (row,) = read(tmp_path / "a.parquet", columns={"text": "body.raw"})
-    assert (row.text, row.label) == ("a b", ["x", "y"])
-
-
-def _repeated(value: Any, times: int) -> Any:
-    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([value]))
-
-
-def _one_list(values: Any) -> Any:
-    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
-
-
-BOMBS: dict[str, tuple[Any, str]] = {
-    "rows": (lambda: {"text": _repeated("x", 1_200_000), "label": _repeated(1, 1_200_000)}, "decodes to more than"),
-    "a long list": (lambda: {"text": ["a"], "label": _one_list(_repeated(1, 3_000_000))}, "a list of 3,000,000 values"),
-    "a long list of long texts": (
-        lambda: {"text": ["a"], "label": _one_list(_repeated("y" * 2**20, 300))},
-        "decodes to more than",
-    ),
-    "a long value": (lambda: {"text": ["x" * 2**25], "label": [1]}, "a value of 33,554,432 characters"),
-    "a large page": (lambda: {"text": ["x" * 2**24] * 17, "label": [1] * 17}, "a page decodes to"),
-}
-
-
-@pytest.mark.parametrize(("columns", "words"), BOMBS.values(), ids=BOMBS)
-def test_what_a_parquet_file_decodes_to_is_bound_by_its_pages(tmp_path: Path, columns: Any, words: str) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(
-        pa.table(columns()),
-        path,
-        row_group_size=2**24,
-        compression="zstd",
-        use_dictionary="decodes to more" in words,
-    )
-    assert path.stat().st_size < 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=words):
-        read(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 2**10
-
-
-def test_many_different_texts_in_parquet_are_read_in_time_with_their_number(tmp_path: Path) -> None:
-    texts = pa.array([f"text number {i}" * 3 for i in range(100_000)])
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": texts, "label": _repeated("a", 100_000)}), path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    assert len(read(path)) == 100_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 3
-
-
-CUT = ["the first half", "all but the end"]
-
-
-@pytest.mark.parametrize("left", [0.5, 0.99], ids=CUT)
-def test_a_parquet_file_cut_short_is_refused_with_the_next_step(tmp_path: Path, left: float) -> None:
-    path = _parquet(tmp_path, text=[f"text {i}" for i in range(2000)], label=[1] * 2000)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(left * len(content))])
-    with pytest.raises(DataError, match="its end, which says what is in it, is missing; copy it again"):
-        read(path)
-
-
-def test_an_encrypted_parquet_file_is_refused(tmp_path: Path) -> None:
-    path = _parquet(tmp_path, text=["a"], label=[1])
-    content = path.read_bytes()
-    path.write_bytes(b"PARE" + content[4:-4] + b"PARE")
-    with pytest.raises(DataError, match="not a Parquet file"):
-        read(path)
 
 
 REFUSED_PATHS = [
@@ -447,7 +292,7 @@ REAL = [
 @pytest.mark.parametrize("case", REAL, ids=[row[0] for row in REAL])
 def test_real_files_are_read_whole(case: tuple[str, str, dict[str, Any], int, tuple[str, str]]) -> None:
     folder, name, source, number, (start, label) = case
-    rows = read(small_specs.shared_data(folder) / name, **source)
+    rows = read_source(small_specs.shared_data(folder) / name, **source)
     assert len(rows) == number
     assert rows[0].text.startswith(start)
     assert rows[0].label == label
