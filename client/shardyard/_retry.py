@@ -53,7 +53,8 @@ class Patience:
     def after(self, error: Any) -> float:
         """Seconds to wait before the next try.
 
-        Raises: the error, as one of ours, where trying again would not help or the patience is over.
+        Raises: the error, as one of ours, where trying again would not help, or the patience is over, or would be
+        before the time that the service asks to wait.
         """
         ours = error if isinstance(error, RequestError) else from_rpc(error, address=self._address)
         if not self._worth_a_try(ours):
@@ -61,14 +62,15 @@ class Patience:
         now = time.monotonic()
         if self._failures == 0:
             self._since = now
-        if self._limit_s <= 0 or now - self._since > self._limit_s:
+        left_s, asked_s = self._since + self._limit_s - now, ours.retry_after or 0.0
+        if self._limit_s <= 0 or left_s < asked_s or left_s < 0:
             raise ours from None
-        if now - self._since > _QUIET_S and not self._has_told:
+        if max(now - self._since, asked_s) > _QUIET_S and not self._has_told:
             self._has_told = True
-            tell_of_retry(ours, self._since + self._limit_s - now)
+            tell_of_retry(ours, left_s)
         self._failures += 1
         delay = random.uniform(0, min(self._longest_s, self._base_s * 2 ** min(self._failures, 10)))
-        return max(delay, ours.retry_after or 0.0)
+        return max(delay, asked_s)
 
     @staticmethod
     def _worth_a_try(error: RequestError) -> bool:

@@ -175,3 +175,14 @@ def test_a_failure_in_an_event_names_rank_and_step() -> None:
     failure = FailureReport("WORKER_LOST", "It is gone.", "It goes on.", 1, 1, 40, "", {})
     event = Event(3, "x-3", None, 1, "state", StateChanged("running", "recovering", failure, ""))
     assert describe(event) == "running → recovering (WORKER_LOST on rank 1 at step 40: It is gone. It goes on.)"
+
+
+def test_a_wait_that_is_asked_for_is_told_at_once_and_not_begun_if_it_is_longer_than_the_patience(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full = errors.Unavailable("the storage has 0 free", reason="STORAGE_FULL", retry_after=60.0)
+    assert Patience(300, "here").after(full) >= 60
+    [told] = caplog.messages
+    assert "the storage has 0 free" in told and "300 s" in told
+    with pytest.raises(errors.Unavailable):
+        Patience(5, "here").after(full)
