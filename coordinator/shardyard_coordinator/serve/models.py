@@ -10,7 +10,7 @@ from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import ResourceKind
+from shardyard_coordinator.domain.records import FileRecord, ResourceKind, ResourceRecord
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import describe, download, find, ready
 from shardyard_coordinator.serve.inspection import Subject
@@ -129,7 +129,9 @@ class ModelService:
 
     async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
         """Where a model lies, and its files as they were registered."""
-        record = await find(self._parts, _KIND, name)
-        ready(record)
-        files = await self._parts.store.read(lambda conn: resources.list_files(conn, record.uid))
-        return record.path, encode.files_to_proto(files)
+        return await describe(self._parts, _KIND, name, _place)
+
+
+def _place(record: ResourceRecord, files: list[FileRecord]) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
+    ready(record)
+    return record.path, encode.files_to_proto(files)
