@@ -6,24 +6,20 @@ Every test sets what the service is to do in plain attributes and reads what it 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import google_crc32c
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2, empty_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.protobuf import empty_pb2
 
+from helpers.script import UID, Failure, Script, ScriptedServicer
+from helpers.scripted_files import Datasets, Models
 from shardyard.v1 import (
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
-    dataset_service_pb2,
     dataset_service_pb2_grpc,
     job_pb2,
     job_service_pb2,
@@ -32,106 +28,14 @@ from shardyard.v1 import (
     log_service_pb2_grpc,
     metric_service_pb2,
     metric_service_pb2_grpc,
-    model_service_pb2,
     model_service_pb2_grpc,
     plan_pb2,
     server_service_pb2,
     server_service_pb2_grpc,
-    transfer_pb2,
 )
 
-UID = "0123456789abcdef0123456789abcdef"
 
-
-@dataclass
-class Failure:
-    """What a call is answered with instead of its answer."""
-
-    code: grpc.StatusCode
-    reason: str = ""
-    message: str = "scripted"
-    metadata: dict[str, str] = field(default_factory=dict)
-    violations: list[tuple[str, str, str]] = field(default_factory=list)
-    retry_after_s: float | None = None
-
-    def status(self) -> Any:
-        """As a google.rpc.Status for `abort_with_status`."""
-        status = status_pb2.Status(code=self.code.value[0], message=self.message)
-        details: list[Any] = []
-        if self.reason:
-            info = error_details_pb2.ErrorInfo(reason=self.reason, domain="shardyard.dev", metadata=self.metadata)
-            details.append(info)
-        if self.violations:
-            request = error_details_pb2.BadRequest()
-            for name, words, reason in self.violations:
-                request.field_violations.add(field=name, description=words, reason=reason)
-            details.append(request)
-        if self.retry_after_s is not None:
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromMilliseconds(round(self.retry_after_s * 1000))
-            details.append(retry)
-        for detail in details:
-            packed = any_pb2.Any()
-            packed.Pack(detail)
-            status.details.append(packed)
-        return rpc_status.to_status(status)
-
-
-@dataclass
-class Script:
-    """What the service has and does. `failures[method]` are used up one a call, before anything else."""
-
-    job: job_pb2.Job = field(default_factory=job_pb2.Job)
-    events: list[job_pb2.JobEvent] = field(default_factory=list)
-    # One entry a WatchJob call: how many events are sent before the stream is cut; None: to the end.
-    cuts: list[int | None] = field(default_factory=list)
-    overlap: int = 0  # Events sent again after a reconnect, before the cursor.
-    skip_once: int = 0  # Events that one WatchJob call leaves out: a gap.
-    batch: int = 3
-    hold: bool = False  # A watch stays open after the last event.
-    state_after_create: int = job_pb2.STATE_QUEUED
-    failures: dict[str, list[Failure]] = field(default_factory=dict)
-    jobs: list[job_pb2.Job] = field(default_factory=list)
-    page_size: int = 2
-    log_lines: list[log_service_pb2.LogLine] = field(default_factory=list)
-    log_cuts: list[int] = field(default_factory=list)
-    series: list[metric_service_pb2.MetricSeries] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-    announced: dict[str, bytes] = field(default_factory=dict)  # Files that Get tells of as others than are sent.
-    download_cuts: list[int] = field(default_factory=list)
-    corrupt_downloads: int = 0
-    upload_cuts: list[int] = field(default_factory=list)  # Bytes that a CreateDataset call takes before it is cut.
-    on_upload_cut: Callable[[], Any] = lambda: None
-    uploads: dict[str, dict[str, bytearray]] = field(default_factory=dict)
-    headers: dict[str, transfer_pb2.UploadHeader] = field(default_factory=dict)
-    ready: set[str] = field(default_factory=set)
-    predict: Callable[[model_service_pb2.Instance], model_service_pb2.Prediction] | None = None
-    most_instances: int = 10_000
-    launcher: str = "local"
-    requests: list[tuple[str, Any]] = field(default_factory=list)
-    metadata: list[dict[str, Any]] = field(default_factory=list)
-
-    def asked(self, method: str) -> list[Any]:
-        """The requests of one method, in order."""
-        return [request for name, request in self.requests if name == method]
-
-
-class _Service:
-    """What all scripted servicers share."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-
-    async def begin(self, method: str, request: Any, context: Any) -> None:
-        """Note the call, and fail it where the script says so."""
-        self.script.requests.append((method, request))
-        self.script.metadata.append(dict(context.invocation_metadata() or ()))
-        failures = self.script.failures.get(method)
-        if failures:
-            await context.abort_with_status(failures.pop(0).status())
-
-
-class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
+class Jobs(ScriptedServicer, job_service_pb2_grpc.JobServiceServicer):
     async def CreateJob(self, request: Any, context: Any) -> Any:
         await self.begin("CreateJob", request, context)
         job = job_pb2.Job()
@@ -218,7 +122,7 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the script")
 
 
-class Logs(_Service, log_service_pb2_grpc.LogServiceServicer):
+class Logs(ScriptedServicer, log_service_pb2_grpc.LogServiceServicer):
     async def TailLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self.begin("TailLogs", request, context)
         start = int(request.cursor or 0)
@@ -229,7 +133,7 @@ class Logs(_Service, log_service_pb2_grpc.LogServiceServicer):
             yield log_service_pb2.TailLogsResponse(lines=[self.script.log_lines[index]], cursor=str(index + 1))
 
 
-class Metrics(_Service, metric_service_pb2_grpc.MetricServiceServicer):
+class Metrics(ScriptedServicer, metric_service_pb2_grpc.MetricServiceServicer):
     async def QueryMetrics(self, request: Any, context: Any) -> Any:
         await self.begin("QueryMetrics", request, context)
         return metric_service_pb2.QueryMetricsResponse(series=self.script.series, max_points=1000)
@@ -239,7 +143,7 @@ class Metrics(_Service, metric_service_pb2_grpc.MetricServiceServicer):
         yield metric_service_pb2.WatchMetricsResponse(series=self.script.series, cursor="1")
 
 
-class Checkpoints(_Service, checkpoint_service_pb2_grpc.CheckpointServiceServicer):
+class Checkpoints(ScriptedServicer, checkpoint_service_pb2_grpc.CheckpointServiceServicer):
     async def GetCheckpoint(self, request: Any, context: Any) -> Any:
         await self.begin("GetCheckpoint", request, context)
         return checkpoint_service_pb2.Checkpoint(name=request.name, step=10)
@@ -250,144 +154,7 @@ class Checkpoints(_Service, checkpoint_service_pb2_grpc.CheckpointServiceService
         return checkpoint_service_pb2.ListCheckpointsResponse(checkpoints=[found])
 
 
-class _Files(_Service):
-    """Uploads and downloads, the same for models and data sets."""
-
-    async def receive(self, method: str, messages: Any, context: Any, kind: Any) -> Any:
-        """Take an upload, or as much of it as the script allows."""
-        script = self.script
-        header, taken, limit = None, 0, script.upload_cuts.pop(0) if script.upload_cuts else None
-        async for message in messages:
-            if header is None:
-                header = message.header
-                await self.begin(method, header, context)
-                script.headers[header.resource_id] = header
-                stored = script.uploads.setdefault(header.resource_id, {f.path: bytearray() for f in header.files})
-                continue
-            chunk = message.chunk
-            body = stored[header.files[chunk.file_index].path]
-            assert chunk.offset == len(body), "a chunk that does not follow"
-            assert google_crc32c.value(chunk.data) == chunk.crc32c
-            body += chunk.data
-            taken += len(chunk.data)
-            if limit is not None and taken >= limit:
-                script.on_upload_cut()
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the script")
-        script.ready.add(header.resource_id)
-        return self.resource(f"{header.parent}/{self.collection}/{header.resource_id}", kind)
-
-    def resource(self, name: str, kind: Any) -> Any:
-        """The model or data set of that name as it is."""
-        resource_id = name.rsplit("/", 1)[-1]
-        made = kind(name=name, uid=UID)
-        made.state = kind.STATE_READY if resource_id in self.script.ready else kind.STATE_UPLOADING
-        for path, body in self.script.uploads.get(resource_id, {}).items():
-            made.files.add(path=path, committed_bytes=len(body))
-        for path, sent in self.script.files.items():
-            data = self.script.announced.get(path, sent)
-            made.files.add(path=path, size_bytes=len(data), sha256=_sha256(data), committed_bytes=len(data))
-        return made
-
-    async def get(self, method: str, request: Any, context: Any, kind: Any) -> Any:
-        """Answer a Get."""
-        await self.begin(method, request, context)
-        resource_id = request.name.rsplit("/", 1)[-1]
-        if resource_id not in self.script.ready and resource_id not in self.script.uploads:
-            missing = Failure(grpc.StatusCode.NOT_FOUND, self.missing, f"there is no {request.name}")
-            await context.abort_with_status(missing.status())
-        return self.resource(request.name, kind)
-
-    async def send(self, method: str, request: Any, context: Any, kind: Any) -> AsyncIterator[Any]:
-        """Send a file in chunks of 4 bytes, cut and damaged as the script says."""
-        await self.begin(method, request, context)
-        script = self.script
-        data = script.files[request.path]
-        cut = script.download_cuts.pop(0) if script.download_cuts else None
-        for offset in range(request.offset, len(data), 4):
-            if cut is not None and offset - request.offset >= cut:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the script")
-            part = data[offset : offset + 4]
-            crc32c = google_crc32c.value(part)
-            if script.corrupt_downloads:
-                script.corrupt_downloads -= 1
-                crc32c ^= 1
-            yield kind(chunk=transfer_pb2.DownloadChunk(offset=offset, data=part, crc32c=crc32c))
-
-    collection = ""
-    missing = ""
-
-
-class Datasets(_Files, dataset_service_pb2_grpc.DatasetServiceServicer):
-    collection = "datasets"
-    missing = "DATASET_NOT_FOUND"
-
-    async def CreateDataset(self, request_iterator: Any, context: Any) -> Any:
-        return await self.receive("CreateDataset", request_iterator, context, dataset_service_pb2.Dataset)
-
-    async def GetDataset(self, request: Any, context: Any) -> Any:
-        return await self.get("GetDataset", request, context, dataset_service_pb2.Dataset)
-
-    async def ListDatasets(self, request: Any, context: Any) -> Any:
-        await self.begin("ListDatasets", request, context)
-        found = [dataset_service_pb2.Dataset(name=f"{request.parent}/datasets/{name}") for name in self.script.ready]
-        return dataset_service_pb2.ListDatasetsResponse(datasets=found)
-
-    async def DeleteDataset(self, request: Any, context: Any) -> Any:
-        await self.begin("DeleteDataset", request, context)
-        return empty_pb2.Empty()
-
-    async def DownloadDataset(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        async for message in self.send(
-            "DownloadDataset", request, context, dataset_service_pb2.DownloadDatasetResponse
-        ):
-            yield message
-
-
-class Models(_Files, model_service_pb2_grpc.ModelServiceServicer):
-    collection = "models"
-    missing = "MODEL_NOT_FOUND"
-
-    async def CreateModel(self, request_iterator: Any, context: Any) -> Any:
-        return await self.receive("CreateModel", request_iterator, context, model_service_pb2.Model)
-
-    async def GetModel(self, request: Any, context: Any) -> Any:
-        return await self.get("GetModel", request, context, model_service_pb2.Model)
-
-    async def ListModels(self, request: Any, context: Any) -> Any:
-        await self.begin("ListModels", request, context)
-        found = [model_service_pb2.Model(name=f"{request.parent}/models/{name}") for name in self.script.ready]
-        return model_service_pb2.ListModelsResponse(models=found)
-
-    async def DeleteModel(self, request: Any, context: Any) -> Any:
-        await self.begin("DeleteModel", request, context)
-        return empty_pb2.Empty()
-
-    async def DownloadModel(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        async for message in self.send("DownloadModel", request, context, model_service_pb2.DownloadModelResponse):
-            yield message
-
-    async def Predict(self, request: Any, context: Any) -> Any:
-        await self.begin("Predict", request, context)
-        await self._refuse_many(request, context)
-        answer = self.script.predict or (lambda _: model_service_pb2.Prediction())
-        return model_service_pb2.PredictResponse(predictions=[answer(instance) for instance in request.instances])
-
-    async def Embed(self, request: Any, context: Any) -> Any:
-        await self.begin("Embed", request, context)
-        await self._refuse_many(request, context)
-        found = [
-            model_service_pb2.Embedding(shape=[2], values=[float(len(instance.text)), 1.0])
-            for instance in request.instances
-        ]
-        return model_service_pb2.EmbedResponse(embeddings=found)
-
-    async def _refuse_many(self, request: Any, context: Any) -> None:
-        if len(request.instances) > self.script.most_instances:
-            many = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE", "over 3 MiB")
-            await context.abort_with_status(many.status())
-
-
-class Server(_Service, server_service_pb2_grpc.ServerServiceServicer):
+class Server(ScriptedServicer, server_service_pb2_grpc.ServerServiceServicer):
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
         await self.begin("GetServerInfo", request, context)
         info = server_service_pb2.ServerInfo(version="0.1.0", store_id=UID, tasks=["text_classification"])
@@ -453,8 +220,3 @@ def a_job(name: str = "projects/default/jobs/story", state: int = job_pb2.STATE_
 def _kind(event: job_pb2.JobEvent) -> int:
     name = str(event.WhichOneof("payload")).removesuffix("_changed").upper()
     return int(job_service_pb2.EventKind.Value(f"EVENT_KIND_{name}"))
-
-
-def _sha256(data: bytes) -> str:
-
-    return hashlib.sha256(data).hexdigest()

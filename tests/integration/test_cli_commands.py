@@ -18,7 +18,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from helpers.scripted_service import Failure, Script, a_job, a_story, serving
+from helpers.script import Failure, Script
+from helpers.scripted_service import a_job, a_story, serving
 from shardyard.cli.app import run
 from shardyard.v1 import job_pb2, log_service_pb2, metric_service_pb2, model_service_pb2
 

@@ -11,7 +11,8 @@ import pytest
 import typer
 from google.protobuf import text_format
 
-from helpers.scripted_service import Script, serving
+from helpers.script import Script
+from helpers.scripted_service import serving
 from shardyard.cli.app import run
 from shardyard.cli.texts import read_inputs
 from shardyard.v1 import spec_pb2

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from helpers.scripted_service import Script, a_job, serving
+from helpers.script import Script
+from helpers.scripted_service import a_job, serving
 from shardyard.cli.stopping import start_ticks
 from shardyard.v1 import job_pb2
 

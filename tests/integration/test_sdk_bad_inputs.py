@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from helpers.scripted_service import Script, a_job, serving
+from helpers.script import Script
+from helpers.scripted_service import a_job, serving
 from shardyard import AsyncClient, Client, Data, InvalidArgument, JobSpec, TextClassification
 from shardyard.v1 import model_service_pb2
 

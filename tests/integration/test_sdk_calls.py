@@ -8,7 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from helpers.scripted_service import Failure, Script, a_job, serving
+from helpers.script import Failure, Script
+from helpers.scripted_service import a_job, serving
 from shardyard import (
     AsyncClient,
     Client,

@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 
 import shardyard
 from helpers.extreme_messages import extreme
-from helpers.scripted_service import Script, a_job, serving
+from helpers.script import Script
+from helpers.scripted_service import a_job, serving
 from shardyard import _lines, types
 from shardyard._convert import read, read_embedding, read_event, read_prediction
 from shardyard._convert import to_plain as spec_to_plain

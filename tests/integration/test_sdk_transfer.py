@@ -8,7 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from helpers.scripted_service import Failure, Script, serving
+from helpers.script import Failure, Script
+from helpers.scripted_service import serving
 from shardyard import AsyncClient, Client, Data, DataLoss, InvalidArgument, TextClassification
 from shardyard._files import CHUNK_BYTES, package
 

@@ -7,7 +7,8 @@ import random
 import grpc
 import pytest
 
-from helpers.scripted_service import Failure, Script, a_job, a_story, serving
+from helpers.script import Failure, Script
+from helpers.scripted_service import a_job, a_story, serving
 from shardyard import Aborted, AsyncClient, Client, DataLoss, NotFound, OutOfRange, Unavailable
 
 SUCCEEDED = 9
