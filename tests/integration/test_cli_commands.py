@@ -11,19 +11,18 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import grpc
 import pytest
 
+from helpers.command import COMMAND, shardyard
 from helpers.script import Failure, Script
 from helpers.scripted_service import a_job, a_story, serving
 from shardyard.cli.app import run
 from shardyard.v1 import job_pb2, log_service_pb2, metric_service_pb2, model_service_pb2
 
-COMMAND = [sys.executable, "-c", "from shardyard.cli import main; main()"]
 SPEC = """\
 job_id: mine
 job:
@@ -35,13 +34,6 @@ job:
     optimization:
       epochs: 2
 """
-
-
-def shardyard(address: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SHARDYARD_ADDRESS": address, "COLUMNS": "200"}
-    return subprocess.run(
-        [*COMMAND, *arguments], input=text, capture_output=True, text=True, env=environment, timeout=30, check=False
-    )
 
 
 def a_spec(folder: Path, text: str = SPEC) -> Path:
@@ -375,70 +367,6 @@ def test_an_error_is_json_for_programs() -> None:
         done = shardyard(address, "get", "nope", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["reason"] == "JOB_NOT_FOUND"
-
-
-def test_nobody_there_is_one_line_and_says_what_to_start() -> None:
-    done = shardyard("127.0.0.1:1", "jobs")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert "shardyard serve" in done.stderr
-
-
-def test_doctor_looks_at_machine_and_service(tmp_path: Path) -> None:
-    with serving(Script()) as address:
-        done = shardyard(address, "doctor", "--state-dir", str(tmp_path))
-        findings = json.loads(shardyard(address, "doctor", "--json").stdout)
-    assert done.returncode == 0, done.stdout
-    assert "connected" in done.stdout
-    assert {finding["subject"] for finding in findings} >= {"Python", "CPU", "loopback", "service", "cluster"}
-
-
-def test_stop_without_a_service_says_so(tmp_path: Path) -> None:
-    done = shardyard("127.0.0.1:1", "stop", "--state-dir", str(tmp_path))
-    assert (done.returncode, done.stdout.strip()) == (0, f"nothing runs for {tmp_path}")
-
-
-@pytest.mark.parametrize("name", ["sleep", "shardyard-sleep"])
-def test_stop_never_ends_a_process_that_is_not_the_service(tmp_path: Path, name: str) -> None:
-    with subprocess.Popen([name, "60"], executable="sleep") as other:
-        record = {"pid": other.pid, "start_ticks": 1, "address": "127.0.0.1:1"}
-        (tmp_path / "coordinator.json").write_text(json.dumps(record))
-        done = shardyard("127.0.0.1:1", "stop", "--state-dir", str(tmp_path))
-        assert (done.returncode, other.poll()) == (0, None)
-        other.kill()
-
-
-def test_without_the_extra_the_command_says_what_to_install() -> None:
-    code = (
-        "import importlib.util as u; found = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'typer' else found(name, *rest)\n"
-        "from shardyard.cli import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "pip install 'shardyard[cli]'" in done.stderr
-
-
-def test_what_this_machines_disk_refuses_is_said_in_words_and_in_json(tmp_path: Path) -> None:
-    script = Script(jobs=[a_job()], ready={"m"}, files={"config.json": b"{}"})
-    (tmp_path / "file").touch()
-    (tmp_path / "loop").symlink_to("loop")
-    folder = str(tmp_path / "file" / "m")
-    with serving(script) as address:
-        looped = shardyard(address, "download", "m", str(tmp_path / "loop" / "m"))
-        assert looped.returncode == 1 and "leads back to itself" in looped.stderr and "Traceback" not in looped.stderr
-        plain = shardyard(address, "download", "m", folder)
-        assert plain.returncode == 1 and "Errno" not in plain.stderr
-        assert "error: LOCAL_FILE: " in plain.stderr and "choose another place" in plain.stderr
-        told = json.loads(shardyard(address, "download", "m", folder, "--json").stdout)["error"]
-        assert told["reason"] == "LOCAL_FILE" and str(tmp_path / "file") in told["message"]
-        with Path("/dev/full").open("w") as full:
-            line = [*COMMAND, "jobs", "--address", address]
-            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == (
-        "error: LOCAL_FILE: the output cannot be written: No space left on device; free some space on its "
-        "disk, or choose a place on another one\n"
-    )
 
 
 def test_a_service_that_hangs_is_not_called_absent() -> None:
