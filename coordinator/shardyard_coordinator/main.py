@@ -28,10 +28,11 @@ from shardyard_coordinator.control.private import make_private, tighten
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
+from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.claim import CLAIM
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
-from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
+from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import Compute, Launcher
 from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher

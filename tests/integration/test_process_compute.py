@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from helpers.launches import TESTS, gone
+from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.confine import landlock_version
 from shardyard_coordinator.launch.forks import WarmProcess, WarmProcessGone, rotate
-from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
+from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 
 ME = ("local", "mine")

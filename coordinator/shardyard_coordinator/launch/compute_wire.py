@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.frames import Header, pack, unpack
-from shardyard_coordinator.launch.process_compute import Folders, ProcessCompute, Size
+from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import Compute, ComputeFailed, ComputeUnavailable, InputFailed
 
 

@@ -6,8 +6,8 @@ It stays single-threaded and opens nothing itself, so that a fork is a copy with
 
 Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
 {"serve", "memory_bytes", "network"} is answered {"pid"}, {"end": pid} with how it ended: {"status"}. The first
-packet, sent unasked, is {"ready": true, "confinement": {…}}. What a fork gets and gives are frames on its stream:
-see `inspect` and `serve`.
+packet, sent unasked, is {"ready": true, "confinement": {…}, "folders": [[device, inode], …]}: what it was confined to.
+What a fork gets and gives are frames on its stream: see `inspect` and `serve`.
 """
 
 from __future__ import annotations
@@ -49,24 +49,32 @@ def main() -> None:
     for module in filter(None, arguments.warm.split(",")):
         importlib.import_module(module)
     _first_to_go()
-    confinement = _confine(json.loads(arguments.confine))
+    wanted = json.loads(arguments.confine)
+    _make_folders(wanted)
+    # Before the rules are made: what is exchanged meanwhile looks exchanged, never the same.
+    named = [*wanted.get("reads", ()), *wanted.get("writes", ())]
+    folders = confine.identities(named if confine.landlock_version() else ())
+    confinement = _confine(wanted)
     gc.collect()
     gc.freeze()  # Collections in the forks would else copy every page of what is shared.
     threads = sum(1 for _ in Path("/proc/self/task").iterdir()) if sys.platform == "linux" else 1
     if threads != 1:
         print(f"{threads} threads in the process that forks: locks of theirs may stay held", file=sys.stderr)
-    control.send(json.dumps({"ready": True, "confinement": confinement}).encode())
+    control.send(json.dumps({"ready": True, "confinement": confinement, "folders": folders}).encode())
     _fork_on_order(control)
+
+
+def _make_folders(wanted: dict[str, Any]) -> None:
+    for folder in map(Path, wanted.get("writes", ())):
+        # Only inside of what is there: below a mount point whose mount is missing nothing is made.
+        if str(folder.parent) in wanted["writes"] and folder.parent.is_dir():
+            folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def _confine(wanted: dict[str, Any]) -> dict[str, str]:
     """Gives up the rights; without `writes` nothing was asked for."""
     if "writes" not in wanted:
         return {}
-    for folder in map(Path, wanted["writes"]):
-        # Only inside of what is there: below a mount point whose mount is missing nothing is made.
-        if str(folder.parent) in wanted["writes"] and folder.parent.is_dir():
-            folder.mkdir(exist_ok=True, mode=0o700)
     try:
         holds = confine.confine(wanted["reads"], wanted["writes"], hidden=wanted["hidden"], ports=wanted["ports"])
     except OSError as error:

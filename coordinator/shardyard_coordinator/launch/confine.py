@@ -45,6 +45,8 @@ _ETC = (
     *("resolv.conf", "hosts", "host.conf", "nsswitch.conf", "gai.conf", "services", "protocols"),
 )
 
+Identities = tuple[tuple[int, int] | None, ...]
+
 
 def landlock_version() -> int:
     """The version of the kernel's Landlock; 0: it has none."""
@@ -87,6 +89,18 @@ def confine(reads: Iterable[str], writes: Iterable[str], *, hidden: str, ports: 
         "network": tcp if net else "not confined: the kernel's Landlock has no rules for TCP",
         "signals": "to its own kind alone" if version >= 6 else "not confined",
     }
+
+
+def identities(paths: Iterable[str]) -> Identities:
+    """Device and inode of what lies at each path, which a rule is about; None: nothing that can be looked at."""
+    found: list[tuple[int, int] | None] = []
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a path as text, at every question.
+            found.append((status.st_dev, status.st_ino))
+        except OSError:
+            found.append(None)
+    return tuple(found)
 
 
 def drop_capabilities() -> None:

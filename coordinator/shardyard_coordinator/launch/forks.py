@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.launch.confine import Identities
 from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame, unpack
 
 _PACKET_BYTES = 64 * 1024
@@ -105,6 +106,7 @@ class WarmProcess:
         self._lock = asyncio.Lock()
         self._killed = False
         self.confinement: Mapping[str, str] = {}
+        self.folders: Identities = ()
         self.base_bytes = 0
 
     @property
@@ -137,10 +139,12 @@ class WarmProcess:
         control.setblocking(False)
         self = cls(process, control)
         try:
-            self.confinement = (await self._receive())["confinement"]
+            ready = await self._receive()
         except BaseException:
             await self.close()
             raise
+        self.confinement = ready["confinement"]
+        self.folders = tuple(None if each is None else (each[0], each[1]) for each in ready["folders"])
         self.base_bytes = resident_bytes(process.pid)
         return self
 

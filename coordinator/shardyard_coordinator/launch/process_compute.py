@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from shardyard_coordinator.launch.allowed import Folders, FolderWatch
 from shardyard_coordinator.launch.answering import Answering
 from shardyard_coordinator.launch.forks import WALL, Fork, WarmProcess, WarmProcessGone, how_it_failed, rotate
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
@@ -30,32 +30,8 @@ _START_S = 60.0
 _MOST_KEPT = 4
 _KEPT_S = 60.0
 _MEASURED_BYTES = 32 * 1024**2
-_HUB = "https://huggingface.co"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Folders:
-    """What the processes may read and write beside the environment; without `cache` they are not confined.
-
-    `hidden` is the state folder, which they never see as a whole.
-    """
-
-    reads: tuple[str, ...] = ()
-    cache: str = ""
-    hidden: str = ""
-
-    def confine(self, environment: Mapping[str, str]) -> Mapping[str, object]:
-        """As `compute_worker --confine` takes it."""
-        if not self.cache:
-            return {}
-        ports = hub_ports(environment)
-        return {"reads": self.reads, "writes": [self.cache, f"{self.cache}/tmp"], "hidden": self.hidden, "ports": ports}
-
-    def environment(self) -> Mapping[str, str]:
-        """Where libraries put what they write."""
-        return {"TMPDIR": f"{self.cache}/tmp", "HF_HOME": f"{self.cache}/home"} if self.cache else {}
 
 
 @dataclass(frozen=True)
@@ -101,6 +77,7 @@ class ProcessCompute:
             **self._folders.environment(),
             **(environment or {}),
         }
+        self._folder_watch = FolderWatch(self._folders.paths)
         self._turns = Turns(self._size.inspections)
         self._answering = Answering(self._fork_to_serve, memory_bytes=self._size.memory_bytes)
         self._warm_process: WarmProcess | None = None
@@ -159,6 +136,7 @@ class ProcessCompute:
 
     async def ask(self, function: str, model: str, request: bytes, *, caller: Caller, turn_s: float) -> bytes:
         """Asks the model's process; see `protocols.Compute`."""
+        await self._follow_folders()
         try:
             return await self._answering.ask(function, model, request, caller=caller, turn_s=turn_s)
         except WarmProcessGone as error:
@@ -174,6 +152,7 @@ class ProcessCompute:
             call.exception()  # Seen here, where its caller has left.
 
     async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
+        await self._follow_folders()
         kept = self._take_kept(route)
         for _ in range(2 if kept is None else 3):
             try:
@@ -220,6 +199,16 @@ class ProcessCompute:
             await asyncio.sleep(_KEPT_S / 4)
             self._end_kept(older_than_s=asyncio.get_running_loop().time() - _KEPT_S)
             await asyncio.to_thread(rotate, self._log_path)
+
+    async def _follow_folders(self) -> None:
+        """Replaces the warm process, and all its forks, if one of the folders is another than it was confined to."""
+        warm = self._warm_process
+        if warm is None or not await self._folder_watch.exchanged(warm.folders) or warm is not self._warm_process:
+            return
+        _log.info("a folder that compute processes may use was exchanged: they are replaced")
+        self._warm_process = None
+        self._kept.clear()
+        warm.kill()
 
     async def _fork_to_serve(self) -> Fork:
         warm = await self._warmed()
@@ -360,19 +349,3 @@ def library_settings(threads: int) -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
-
-
-def hub_ports(environment: Mapping[str, str]) -> list[int]:
-    """Ports of the Hub, of a proxy on the way there, and of names by TCP."""
-    if environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return []
-    urls = [environment.get("HF_ENDPOINT") or _HUB, _HUB]
-    urls += [value for name, value in environment.items() if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]
-    ports = {53}
-    for url in filter(None, urls):
-        try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
-        except ValueError:
-            _log.warning("%r is not a URL; its port stays closed to compute processes", url)
-    return sorted(ports)

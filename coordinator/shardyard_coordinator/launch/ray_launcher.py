@@ -9,9 +9,10 @@ from pathlib import Path
 
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.agent_link import AgentError, AgentLink
+from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.compute_wire import read_answer, settings_of
 from shardyard_coordinator.launch.frames import Header, pack, split, unpack
-from shardyard_coordinator.launch.process_compute import ANSWERER, WARM, Folders, Size
+from shardyard_coordinator.launch.process_compute import ANSWERER, WARM, Size
 from shardyard_coordinator.launch.protocols import (
     AttemptKey,
     ClusterView,

@@ -1,0 +1,92 @@
+"""The folders that processes which open strangers' files may use, and whether they still are the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from shardyard_coordinator.launch.confine import Identities, identities
+
+_HUB = "https://huggingface.co"
+
+# A mount whose server does not answer: nobody waits for it longer than this, and nobody else at all.
+_PATIENCE_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What the processes may read and write beside the environment; without `cache` they are not confined.
+
+    `hidden` is the state folder, which they never see as a whole.
+    """
+
+    reads: tuple[str, ...] = ()
+    cache: str = ""
+    hidden: str = ""
+
+    def confine(self, environment: Mapping[str, str]) -> Mapping[str, object]:
+        """As `compute_worker --confine` takes it."""
+        if not self.cache:
+            return {}
+        ports = hub_ports(environment)
+        return {"reads": self.reads, "writes": self._writes, "hidden": self.hidden, "ports": ports}
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All that `confine` names, in the order in which the process says what it found there."""
+        return (*self.reads, *self._writes) if self.cache else ()
+
+    @property
+    def _writes(self) -> tuple[str, ...]:
+        return (self.cache, f"{self.cache}/tmp")
+
+    def environment(self) -> Mapping[str, str]:
+        """Where libraries put what they write."""
+        return {"TMPDIR": f"{self.cache}/tmp", "HF_HOME": f"{self.cache}/home"} if self.cache else {}
+
+
+class FolderWatch:
+    """Says whether folders were exchanged since a process was confined to them.
+
+    Landlock's rules are about what lay at a path when they were made: a folder that was removed and made anew, a link
+    that leads elsewhere, or a new mount is not allowed. The kernel keeps the numbers of what a rule is about from
+    being given again.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = tuple(paths)
+        self._look: asyncio.Task[Identities] | None = None
+        self._since_s = 0.0
+
+    async def exchanged(self, then: Identities) -> bool:
+        """Whether another file or folder lies now at one of the paths; what is gone may come back as it was."""
+        if not then:
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if self._look is None or self._look.done():
+            self._look, self._since_s = asyncio.create_task(asyncio.to_thread(identities, self._paths)), now_s
+        await asyncio.wait([self._look], timeout=max(0.0, self._since_s + _PATIENCE_S - now_s))
+        if not self._look.done():
+            return False
+        return any(now is not None and now != before for now, before in zip(self._look.result(), then, strict=True))
+
+
+def hub_ports(environment: Mapping[str, str]) -> list[int]:
+    """Ports of the Hub, of a proxy on the way there, and of names by TCP."""
+    if environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        return []
+    urls = [environment.get("HF_ENDPOINT") or _HUB, _HUB]
+    urls += [value for name, value in environment.items() if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]
+    ports = {53}
+    for url in filter(None, urls):
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            ports.add(parts.port or (443 if parts.scheme == "https" else 80))
+        except ValueError:
+            _log.warning("%r is not a URL; its port stays closed to compute processes", url)
+    return sorted(ports)
