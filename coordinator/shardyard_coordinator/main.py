@@ -268,7 +268,9 @@ class Coordinator:
         reads = (*settings.data_roots, str(settings.storage))
         folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state))
         if settings.launcher is LauncherKind.LOCAL:
-            local = LocalLauncher(clock=self._clock, cpus=settings.cpus, gpus=settings.gpus, environment=environment)
+            local = LocalLauncher(
+                clock=self._clock, cpus=settings.cpus, gpus=settings.gpus, environment=environment, hidden=str(state)
+            )
             log_file = state / "compute.log"
             return local, ProcessCompute(log=log_file, size=size, folders=folders, environment=environment)
         head = None

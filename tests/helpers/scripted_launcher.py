@@ -122,6 +122,7 @@ class ScriptedLauncher:
     """See the module."""
 
     name = "scripted"
+    ranks = ""
 
     def __init__(
         self,

@@ -22,6 +22,14 @@ def missing_storage(locations: worker_pb2.Locations) -> RunFailed | None:
         found = path.read_text(encoding="utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         found = ""
+    except PermissionError:
+        # A rank is confined to the folders that were there when it started (docs/compute.md): the next one starts anew.
+        return RunFailed(
+            "STORAGE_UNAVAILABLE",
+            f"the storage root {path.parent} may not be read any more: it was mounted or made anew under this rank",
+            "if the next attempt ends like this, too, let the service's account read the storage root",
+            {"path": str(path.parent)},
+        )
     except OSError as error:
         return storage_failure(error, "the storage's claim", on_storage=True)
     if found == locations.claim.store_id:

@@ -166,6 +166,7 @@ def _confinement(holds: Mapping[str, str]) -> Iterator[Finding]:
     if not holds:
         return
     whole = holds.get("landlock", "").startswith("version")
-    step = "" if whole else "a kernel with Landlock (Linux 5.13 or later) keeps them from reading anything else"
+    step = "" if whole else "a kernel with Landlock (Linux 5.19 or later) keeps them from reading anything else"
     words = "; ".join(f"{name} {text}" for name, text in sorted(holds.items()))
-    yield Finding("works" if whole else "note", "confinement", words, step)
+    all_are = whole and not holds.get("ranks", "").startswith("not")
+    yield Finding("works" if all_are else "note", "confinement", words, step)

@@ -131,8 +131,8 @@ class ServerInfo(_message.Message):
 
     @_builtins.property
     def confinement(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What processes that open clients' files may not do, in words by name: `landlock`, `files`, `network`, `signals`;
-        empty while they start.
+        """What processes that open clients' files may not do, in words by name: `landlock`, `files`, `network`, `signals`,
+        `ranks`; empty while they start.
         """
 
     @_builtins.property

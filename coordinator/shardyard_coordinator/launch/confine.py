@@ -25,6 +25,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 # The bits of linux/landlock.h.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_REMOVE_DIR, _MAKE_DIR, _REFER = 1 << 4, 1 << 7, 1 << 13
 _TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
 _CONNECT_TCP = 2
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
@@ -32,10 +33,17 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _OF_A_FILE = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 _FILE_RIGHTS_NOW = (1 << 16) - 1
+# The first one that lets a folder be renamed into another one.
+_RANK_VERSION = 2
 _SCOPES = 3  # Abstract sockets and signals stay within the confined processes.
+
+# Renames a folder into another one that is written by others too.
+_PUT = _REMOVE_DIR | _MAKE_DIR | _REFER
 
 # DAC_OVERRIDE and DAC_READ_SEARCH; of linux/capability.h.
 _CAPABILITIES = 1 << 1 | 1 << 2
+# IPC_LOCK and SYS_NICE: memory that a network card reads, and memory near to its processor.
+_RANK_CAPABILITIES = _CAPABILITIES | 1 << 14 | 1 << 23
 _CAPABILITY_VERSION = 0x20080522
 
 _SYSTEM = ("/usr", "/lib", "/lib64", "/opt", "/proc", "/sys", "/run/systemd/resolve")
@@ -44,6 +52,21 @@ _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "ssl", "ca-certificates", "pki", "mime.types"),
     *("resolv.conf", "hosts", "host.conf", "nsswitch.conf", "gai.conf", "services", "protocols"),
 )
+_RANK_ETC = (
+    *(
+        "python3",
+        f"python{sys.version_info[0]}.{sys.version_info[1]}",
+        "alternatives",
+        "OpenCL",
+        "vulkan",
+        "machine-id",
+    ),
+    *("nccl.conf", "nvidia", "libibverbs.d", "ucx", "numactl", "timezone"),
+)
+# Drivers' files: NVIDIA and AMD GPUs, GPUs under Windows, network cards.
+_RANK_DEVICES = ("nvidia*", "dri", "kfd", "dxg", "infiniband", "gdrdrv")
+# Stores that keep libraries outside of the usual folders, and where containers keep drivers.
+_RANK_SYSTEM = ("/nix/store", "/gnu/store", "/run/opengl-driver", "/run/nvidia")
 
 Identities = tuple[tuple[int, int] | None, ...]
 
@@ -91,6 +114,41 @@ def confine(reads: Iterable[str], writes: Iterable[str], *, hidden: str, ports: 
     }
 
 
+def confine_rank(reads: Iterable[str], writes: Iterable[str], puts: Iterable[str], *, hidden: str) -> bool:
+    """Leaves this thread, and all that it starts, files alone: no rule for the network, over which ranks meet.
+
+    Beside `confine`'s environment: drivers of GPUs and network cards, the folders of commands and libraries that
+    environment variables name, and its own part of /proc to write. Into `puts` folders can be renamed, and no file in
+    them can be written. Returns whether that holds now. Raises: OSError.
+    """
+    version = landlock_version()
+    if version < _RANK_VERSION:
+        return False
+    handled = _FILE_RIGHTS.get(version, _FILE_RIGHTS_NOW)
+    ruleset = _new_ruleset((handled,))
+    try:
+        for path in (*_environment(hidden), *_rank_environment(hidden), *reads):
+            _allow_path(ruleset, path, _READ & handled)
+        for path in puts:
+            _allow_path(ruleset, path, (_READ | _PUT) & handled)
+        devices = [str(device) for name in _RANK_DEVICES for device in Path("/dev").glob(name)]
+        for path in (*writes, *_DEVICES, *devices, f"/proc/{os.getpid()}"):
+            _allow_path(ruleset, path, handled)
+        drop_capabilities(_RANK_CAPABILITIES)
+        _restrict(ruleset)
+    finally:
+        os.close(ruleset)
+    return True
+
+
+def rank_words() -> str:
+    """What holds for ranks on this machine's kernel, as `doctor` shows it."""
+    version = landlock_version()
+    if version >= _RANK_VERSION:
+        return "read the same, and write their job's folder, its export and the caches"
+    return f"not confined: Landlock has version {version}, and they need {_RANK_VERSION} (Linux 5.19)"
+
+
 def identities(paths: Iterable[str]) -> Identities:
     """Device and inode of what lies at each path, which a rule is about; None: nothing that can be looked at."""
     found: list[tuple[int, int] | None] = []
@@ -103,8 +161,8 @@ def identities(paths: Iterable[str]) -> Identities:
     return tuple(found)
 
 
-def drop_capabilities() -> None:
-    """Leaves an account with capabilities, such as root, those to files alone: Landlock says which files."""
+def drop_capabilities(kept: int = _CAPABILITIES) -> None:
+    """Leaves an account with capabilities, such as root, those to files: Landlock says which files."""
     if sys.platform != "linux":
         return
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
@@ -112,8 +170,8 @@ def drop_capabilities() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     _checked(libc.capget(header, held), "capget")
     effective, permitted, *_ = struct.unpack("=6I", held.raw)
-    kept = struct.pack("=6I", effective & _CAPABILITIES, permitted & _CAPABILITIES, 0, 0, 0, 0)
-    _checked(libc.capset(header, kept), "capset")
+    left = struct.pack("=6I", effective & kept, permitted & kept, 0, 0, 0, 0)
+    _checked(libc.capset(header, left), "capset")
 
 
 def forbid_network() -> None:
@@ -156,6 +214,35 @@ def _environment(hidden: str) -> list[str]:
         else:
             found.append(path)
     return [path for path in found if not _holds(path, hidden)]
+
+
+def _rank_environment(hidden: str) -> list[str]:
+    """What a rank looks into beside Python's own folders: commands, and libraries that it loads by name."""
+    named = [*_RANK_SYSTEM, *(f"/etc/{name}" for name in _RANK_ETC), os.path.expanduser("~/.nccl.conf")]  # noqa: PTH111
+    for variable in ("PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH"):
+        named += [path for path in os.environ.get(variable, "").split(os.pathsep) if os.path.isabs(path)]  # noqa: PTH117
+    # Packages that are installed as links to where they are written.
+    finders = [module for name, module in sys.modules.items() if name.startswith("__editable__")]
+    named += [str(path) for finder in finders for path in getattr(finder, "MAPPING", {}).values()]
+    named += [path for folder in sys.path for path in _linked_packages(folder)]
+    named += [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "ROCM_PATH", "CUDA_MPS_PIPE_DIRECTORY")]
+    return [path for path in dict.fromkeys(named) if path and Path(path) != Path("/") and not _holds(path, hidden)]
+
+
+def _linked_packages(folder: str) -> list[str]:
+    """Where packages of a folder really are that an installer has linked from its cache, as a whole or file by file."""
+    found = []
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.is_symlink():
+                # Nothing but packages: a folder of somebody's own may have links to anywhere.
+                if entry.is_file() or Path(entry.path, "__init__.py").is_file():
+                    found.append(os.path.realpath(entry.path))
+            elif entry.is_dir():
+                files = (file for file in os.scandir(entry.path) if not file.is_dir())
+                if (first := next(files, None)) is not None and first.is_symlink():
+                    found.append(os.path.dirname(os.path.realpath(first.path)))  # noqa: PTH120
+    return found
 
 
 def _holds(folder: str, hidden: str) -> bool:

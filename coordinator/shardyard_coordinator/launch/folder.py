@@ -6,10 +6,13 @@ from pathlib import Path
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.claim import check_claim
+from shardyard_coordinator.launch.rank_env import staging_folder, temp_folder
 
 
 def make_attempt_folder(spec: worker_pb2.AttemptSpec) -> Path:
-    """Makes the job's folder, the attempt's in it, and `logs` in that; their parent has to be there.
+    """Makes the job's folder, the attempt's in it, and `logs` in that; and what ranks write to beside it.
+
+    Their parents have to be there.
 
     Raises: StorageFailed if the storage is not mounted; OSError.
     """
@@ -17,5 +20,12 @@ def make_attempt_folder(spec: worker_pb2.AttemptSpec) -> Path:
         check_claim(spec.locations.claim)
     folder = Path(spec.attempt_dir)
     for each in (folder.parent, folder, folder / "logs"):
+        each.mkdir(exist_ok=True, mode=0o700)
+    temp = temp_folder(spec)
+    made = [temp.parent, temp]
+    if spec.locations.HasField("claim"):
+        # Ranks may write what is in it, and make no folder of files beside it.
+        made.append(staging_folder(spec))
+    for each in made:
         each.mkdir(exist_ok=True, mode=0o700)
     return folder

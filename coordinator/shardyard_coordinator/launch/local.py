@@ -7,6 +7,7 @@ reads it by path.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -23,13 +24,14 @@ from google.protobuf.message import DecodeError
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.launch.confine import rank_words
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
 from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
-from shardyard_coordinator.launch.rank_env import FOREIGN, rank_environment
+from shardyard_coordinator.launch.rank_env import CONFINED_RANK, FOREIGN, rank_environment, rank_rights
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import Clock
 
@@ -56,7 +58,8 @@ class LocalLauncher:
     """A Launcher on this machine alone.
 
     `program` is a module that takes the arguments of `python -m shardyard_trainer`; `environment` is added to that of
-    the ranks; `patience_s` is how long their reports wait for a spool that cannot be written.
+    the ranks, which never see `hidden`, the state folder, as a whole; `patience_s` is how long their reports wait for a
+    spool that cannot be written.
     """
 
     name = "local"
@@ -69,10 +72,13 @@ class LocalLauncher:
         gpus: int | None = None,
         program: str = "shardyard_trainer",
         environment: Mapping[str, str] | None = None,
+        hidden: str = "",
         settle_s: float = 0.5,
         patience_s: float | None = None,
     ) -> None:
         self._clock = clock
+        self._hidden = hidden
+        self.ranks = rank_words()
         self._cpus = cpus or len(os.sched_getaffinity(0))
         self._free_gpus = usable_gpus(gpus)
         self._gpus = len(self._free_gpus)
@@ -180,7 +186,9 @@ class LocalLauncher:
 
     async def _start_rank(self, gang: _Gang, launch: Launch, rank: int) -> None:
         folder = Path(launch.attempt_dir)
-        arguments = ["-m", self._program, str(folder / "spec.json"), "--rank", str(rank), "--local-rank", str(rank)]
+        rights = json.dumps(rank_rights(launch.spec, hidden=self._hidden))
+        arguments = ["-P", "-m", CONFINED_RANK, rights, self._program, str(folder / "spec.json")]
+        arguments += ["--rank", str(rank), "--local-rank", str(rank)]
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         environment |= rank_environment(
             launch.spec, cpus=launch.cpus_per_worker, gpus=launch.gpus_per_worker, loopback=True

@@ -1,10 +1,14 @@
-"""The environment of a rank's process: what it may use of its node, and nothing of how the coordinator was started."""
+"""A rank's process: its environment, without how the coordinator was started, and the folders that it may use."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from shardyard.worker.v1 import worker_pb2
+
+# The module that ranks are started through.
+CONFINED_RANK = "shardyard_coordinator.launch.confined_rank"
 
 # A torchrun around the coordinator must not reach the gang.
 FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -13,7 +17,7 @@ FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"
 def rank_environment(spec: bytes, *, cpus: int, gpus: int, loopback: bool) -> dict[str, str]:
     """Variables for the ranks of an AttemptSpec; `loopback`: the whole gang is on one node."""
     attempt = worker_pb2.AttemptSpec.FromString(spec)
-    extensions = Path(attempt.locations.cache_dir or attempt.attempt_dir) / "torch_extensions"
+    caches = Path(attempt.locations.cache_dir or attempt.attempt_dir)
     threads = str(attempt.threads_per_rank or max(cpus, 1))
     variables = {
         "OMP_NUM_THREADS": threads,
@@ -21,8 +25,16 @@ def rank_environment(spec: bytes, *, cpus: int, gpus: int, loopback: bool) -> di
         # Spinning threads of one rank would take the cores of the next.
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
-        # Of our own: what lies in a home folder was compiled by somebody else, for something else.
-        "TORCH_EXTENSIONS_DIR": str(extensions),
+        # Of our own: what lies in a home folder was compiled by somebody else, for something else, and is not read.
+        "TORCH_EXTENSIONS_DIR": str(caches / "torch_extensions"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+        "CUDA_CACHE_PATH": str(caches / "cuda"),
+        "XDG_CACHE_HOME": str(caches / "xdg"),
+        "HF_HOME": str(caches / "home"),
+        "TMPDIR": str(temp_folder(attempt)),
+        # Libraries ask for it, and a rank does not read /etc/passwd.
+        "LOGNAME": os.environ.get("LOGNAME") or os.environ.get("USER") or "shardyard",
     }
     if gpus == 0:
         variables["DS_ACCELERATOR"] = "cpu"
@@ -31,3 +43,34 @@ def rank_environment(spec: bytes, *, cpus: int, gpus: int, loopback: bool) -> di
         variables["GLOO_SOCKET_IFNAME"] = "lo"
         variables["NCCL_SOCKET_IFNAME"] = "lo"
     return variables
+
+
+def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
+    """The folders that ranks of an AttemptSpec may use, as `confined_rank` takes them; empty without a service's claim.
+
+    `hidden` is the state folder: what of the environment holds it is not opened as a whole.
+    """
+    attempt = worker_pb2.AttemptSpec.FromString(spec)
+    locations = attempt.locations
+    if not locations.HasField("claim"):
+        return {}
+    export = Path(attempt.export_dir)
+    storage = str(Path(locations.claim.path).parent)
+    return {
+        "reads": [*locations.data_roots, storage],
+        "writes": [attempt.job_dir, locations.cache_dir, str(temp_folder(attempt)), str(staging_folder(attempt))],
+        # A model is renamed into place, in a folder where others' models lie.
+        "puts": [str(export.parent)],
+        "hidden": [hidden or storage],
+    }
+
+
+def temp_folder(attempt: worker_pb2.AttemptSpec) -> Path:
+    """Short, as the paths of sockets in it have to be; of the attempt where there are no caches."""
+    return Path(attempt.locations.cache_dir or attempt.attempt_dir) / "tmp"
+
+
+def staging_folder(attempt: worker_pb2.AttemptSpec) -> Path:
+    """Where the trainer writes its export before it is renamed into place."""
+    export = Path(attempt.export_dir)
+    return export.with_name(f".{export.name}.e{attempt.epoch:06}")

@@ -49,6 +49,7 @@ class RayLauncher:
     """
 
     name = "ray"
+    ranks = "not confined: they run inside Ray's own worker processes"
 
     def __init__(
         self,

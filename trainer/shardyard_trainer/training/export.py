@@ -107,8 +107,10 @@ def dry_run(
 
 def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> None:
     module, state_dict, task = trained.module, trained.state_dict, trained.task
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()  # Without the folders above: they are there, or the storage is not.
+    # The folder itself may have been made for this rank, which may not write to another one.
+    for left in folder.glob("*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    folder.mkdir(exist_ok=True)  # Without the folders above: they are there, or the storage is not.
     described = dict(task.describe())
     pooling = str(described.get("pooling") or "")
     with quiet():
