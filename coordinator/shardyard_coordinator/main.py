@@ -257,6 +257,9 @@ class Coordinator:
         attempts_ = f"{live} attempt{'s' * (live != 1)}"
         if self._settings.launcher is LauncherKind.LOCAL:
             return f"{attempts_} ended too; `shardyard serve` goes on from the last checkpoint" * bool(live)
+        if self._settings.ray_address:
+            where = f"the cluster at {self._settings.ray_address}"
+            return f"{attempts_} left to {where}; `shardyard serve` takes up again" * bool(live)
         what = f"{attempts_} and Ray go on" if live else "Ray goes on"
         return f"{what}; `shardyard serve` takes up again, `shardyard stop [--cancel-jobs | --keep-jobs]` ends it"
 

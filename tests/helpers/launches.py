@@ -61,6 +61,29 @@ def pids(events: list[worker_pb2.WorkerEvent]) -> list[int]:
     return next(list(event.ready.pids) for event in events if event.WhichOneof("payload") == "ready")
 
 
+def supervisor_of(launch: Launch) -> psutil.Process:
+    """The process on this machine that has an attempt's spool open."""
+    spool = str(Path(launch.attempt_dir) / "spool.bin")
+    [found] = [
+        process
+        for process in psutil.process_iter()
+        if "Supervisor" in process.name() and spool in [file.path for file in process.open_files()]
+    ]
+    return found
+
+
+def listeners(*roots: psutil.Process) -> list[tuple[str, str]]:
+    """(process, address) of each socket that a process of these trees listens on."""
+    tree = {process.pid: process for root in roots for process in [root, *root.children(recursive=True)]}
+    return [
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for process in tree.values()
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        for connection in process.net_connections(kind="inet")
+        if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+    ]
+
+
 def runs(pid: int) -> bool:
     """Whether a process is more than an entry that its parent has not taken away yet."""
     try:

@@ -136,6 +136,7 @@ class ScriptedLauncher:
         self.gangs: dict[AttemptKey, ScriptedGang] = {}
         self.killed: list[AttemptKey] = []
         self.unreachable = False
+        self.silence = "scripted to be unreachable"
         self.duplicate = False
         self.ignores_directives = True
         self.kills_fail = False
@@ -149,7 +150,7 @@ class ScriptedLauncher:
 
     async def cluster(self) -> ClusterView:
         if self.unreachable:
-            return ClusterView(False, "", "", (), "scripted to be unreachable")
+            return ClusterView(False, "", "", (), self.silence)
         return ClusterView(True, self.cluster_id, "scripted", self.nodes)
 
     async def ensure(self, launch: Launch) -> None:
@@ -213,7 +214,7 @@ class ScriptedLauncher:
 
     def _reach(self) -> None:
         if self.unreachable:
-            raise Unreachable("scripted to be unreachable")
+            raise Unreachable(self.silence)
 
     async def _alive(self, key: AttemptKey) -> ScriptedGang:
         self._reach()

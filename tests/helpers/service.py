@@ -29,6 +29,7 @@ from shardyard.v1 import (
 )
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.storage_claim import claim_storage
+from shardyard_coordinator.launch.protocols import ClusterView, Launcher
 from shardyard_coordinator.seams import NullTrace
 from shardyard_coordinator.serve.app import App, Info
 from shardyard_coordinator.serve.door import Door
@@ -110,7 +111,7 @@ class Service:
         return self.parts.store
 
 
-async def _slots() -> tuple[int, int]:
+async def _slots(_view: ClusterView) -> tuple[int, int]:
     return 8, 8
 
 
@@ -124,7 +125,7 @@ async def serving(
     data_roots: tuple[str, ...] = (),
     trace: Any = None,
     compute: ScriptedCompute | None = None,
-    launcher: ScriptedLauncher | None = None,
+    launcher: Launcher | None = None,
 ) -> AsyncIterator[Service]:
     """A service with its store and storage under `folder`."""
     clock, trace = ManualClock(), trace or NullTrace()

@@ -48,6 +48,26 @@ async def test_unreachable_told_by_one_coordinator_is_taken_back_by_the_next(tmp
     assert [event.condition.active for event in log if event.HasField("condition")] == [True, False]
 
 
+async def test_unreachable_says_where_since_when_why_and_what_to_do_and_is_renewed_without_another_event(
+    tmp_path: Path,
+) -> None:
+    launcher = ScriptedLauncher()
+    async with running_core(tmp_path, launcher) as core:
+        job = await running_job(core, launcher)
+        launcher.silence, launcher.unreachable = "its supervisor does not answer", True
+        job = await core.when(job.uid, is_unreachable)
+        [first] = job_pb2.Job.FromString(job.conditions).conditions
+        launcher.silence = "the cluster does not answer"
+        job = await core.when(job.uid, lambda job: b"the cluster does not" in job.conditions)
+        [renewed] = job_pb2.Job.FromString(job.conditions).conditions
+        log = await core.events(job.uid)
+    where = f"attempt 1 on {launcher.newest().launch.placement[0][0][:12]} has not answered since "
+    assert first.message.startswith(where) and " UTC: its supervisor does not answer. " in first.message
+    assert first.message.endswith("end the job (`shardyard cancel --lost job`)")
+    assert renewed.time == first.time and renewed.message == first.message.replace("its supervisor", "the cluster")
+    assert [event.condition.active for event in log if event.HasField("condition")] == [True]
+
+
 async def test_what_was_to_start_on_a_cluster_that_is_no_more_is_placed_anew(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     launcher.ensure_error = Unreachable("scripted not to launch")

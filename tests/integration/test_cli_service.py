@@ -98,12 +98,14 @@ def test_what_becomes_of_a_job_that_does_not_go_on_is_said_as_it_is(
     assert said.stdout.splitlines() == [words, "the service has stopped"]
 
 
+SILENT = job_pb2.Condition(type=job_pb2.Condition.TYPE_UNREACHABLE, active=True)
 KEPT = [
     ("ray", {"state": job_pb2.STATE_QUEUED}, "waits for the next start"),
     ("local", {"state": job_pb2.STATE_PREPARING, "attempt_count": 1}, "begins anew at the next start"),
     ("local", {"state": job_pb2.STATE_QUEUED, "attempt_count": 2}, "begins anew at the next start"),
     ("local", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "from its last checkp"),
     ("ray", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "runs on in its cluster"),
+    ("ray", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "conditions": [SILENT]}, "does not answer; the next"),
 ]
 
 
@@ -125,7 +127,9 @@ def test_a_gang_that_cannot_be_reached_does_not_keep_the_service_from_stopping(t
     with serving(Script(jobs=[job], job=job)) as address, a_process_at(tmp_path, address):
         said = shardyard("stop", "--state-dir", str(tmp_path), "--cancel-jobs")
     assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines()[0] == "story is being cancelled; the next start finishes that"
+    first, *_, last = said.stdout.splitlines()
+    assert first == "story is being cancelled; its gang does not answer, so the next start asks it again"
+    assert last.endswith("if it is gone for good, end its job at the next start: shardyard cancel --lost story")
 
 
 @contextmanager

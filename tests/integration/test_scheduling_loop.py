@@ -34,7 +34,7 @@ async def test_a_gang_waits_for_all_its_slots_and_says_how_many_are_missing(tmp_
         waiting = await core.when(second.uid, lambda job: bool(job.pending))
         assert pending(waiting).constraint == PENDING.CONSTRAINT_INSUFFICIENT_SLOTS
         assert (pending(waiting).needed_slots, pending(waiting).free_slots, pending(waiting).position) == (2, 1, 1)
-        assert await core.loop.cluster_slots() == (4, 1)
+        assert await core.loop.cluster_slots(await core.launcher.cluster()) == (4, 1)
         third = await core.submit(new_job("third", workers=1))
         await core.until(third.uid, JobState.PREPARING)
         await core.when(second.uid, lambda job: pending(job).free_slots == 0)
@@ -42,7 +42,7 @@ async def test_a_gang_waits_for_all_its_slots_and_says_how_many_are_missing(tmp_
         whole_run(launcher.gangs[AttemptKey(first.uid, 1)])
         started = await core.until(second.uid, JobState.PREPARING)
         log = await core.events(second.uid)
-        assert await core.loop.cluster_slots() == (4, 1)
+        assert await core.loop.cluster_slots(await core.launcher.cluster()) == (4, 1)
     assert_dense(log)
     assert [shown(event) for event in log][:3] == ["QUEUED", "pending", "PREPARING"]
     assert not started.pending
@@ -213,4 +213,4 @@ async def test_all_that_fits_starts_in_one_pass(tmp_path: Path) -> None:
         states = {job.state for job in [await core.job(each.uid) for each in waiting[1:80:2]]}
         assert states == {JobState.PREPARING}
         assert (await core.job(waiting[81].uid)).state is JobState.QUEUED
-        assert await core.loop.cluster_slots() == (160, 0)
+        assert await core.loop.cluster_slots(await core.launcher.cluster()) == (160, 0)

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.embedded_ray import Ray
 from helpers.fake_trainer import Script
-from helpers.launches import collect, fake_launch, gone, kinds, pids, runs
+from helpers.launches import collect, fake_launch, gone, kinds, listeners, pids, runs
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.protocols import Presence
 from shardyard_coordinator.launch.spool import read_spool
@@ -104,18 +104,11 @@ async def test_while_a_gang_runs_nothing_listens_beyond_loopback(ray: Ray, tmp_p
     launch = fake_launch(tmp_path, Script(steps=100_000, step_s=0.01))
     await ray.launcher.ensure(launch)
     events = await collect(ray.launcher, launch.key, until="progress")
-    me = psutil.Process()
     assert ray.head.record is not None
-    head = psutil.Process(ray.head.record.pid)
-    tree = {process.pid: process for root in (me, head) for process in [root, *root.children(recursive=True)]}
-    assert {ray.launcher.link.agent_pid, *pids(events)} <= set(tree)
-    listening = [
-        (process.name(), connection.laddr.ip)
-        for process in tree.values()
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        for connection in process.net_connections(kind="inet")
-        if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
-    ]
+    roots = psutil.Process(), psutil.Process(ray.head.record.pid)
+    tree = {process.pid for root in roots for process in [root, *root.children(recursive=True)]}
+    assert {ray.launcher.link.agent_pid, *pids(events)} <= tree
+    listening = listeners(*roots)
     assert len(listening) >= 5
-    assert [one for one in listening if one[1].removeprefix("::ffff:") not in ("127.0.0.1", "::1")] == []
+    assert [one for one in listening if one[1] not in ("127.0.0.1", "::1")] == []
     await ray.launcher.kill(launch.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ import pytest
 
 from helpers.embedded_ray import ENVIRONMENT, Ray, connected, new_launcher
 from helpers.fake_trainer import Script
-from helpers.launches import collect, fake_launch, gone, kinds, pids
+from helpers.launches import collect, fake_launch, gone, kinds, pids, supervisor_of
+from helpers.service import serving
+from shardyard.v1 import server_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.protocols import AttemptKey, Presence, Unreachable
 from shardyard_coordinator.launch.ray_head import EmbeddedHead
@@ -49,7 +52,7 @@ async def test_a_stopped_agent_is_said_at_once_and_replaced_after_its_time(ray: 
         address=ray.head.record.address,
         entry="helpers.fake_trainer:run",
         environment=ray.head.environment(),
-        agent_hung_s=6.0,
+        agent_hung_s=15.0,
     )
     await launcher.start()
     await connected(launcher)
@@ -57,18 +60,32 @@ async def test_a_stopped_agent_is_said_at_once_and_replaced_after_its_time(ray: 
     await launcher.ensure(launch)
     events = await collect(launcher, launch.key, until="progress")
     stopped = launcher.link.agent_pid
-    psutil.Process(stopped).suspend()
-    async with asyncio.timeout(5):
-        while (view := await launcher.cluster()).connected:
-            await asyncio.sleep(0.1)
-    assert f"process {stopped}, does not answer; it is replaced after 6 s" in view.message
-    await connected(launcher)
+    async with serving(tmp_path, launcher=launcher) as service:
+        ask = functools.partial(service.server.GetServerInfo, server_service_pb2.GetServerInfoRequest())
+        assert (await ask()).cluster.state == server_service_pb2.ClusterInfo.STATE_CONNECTED
+        psutil.Process(stopped).suspend()
+        async with asyncio.timeout(5):
+            while (told := (await ask()).cluster).state != server_service_pb2.ClusterInfo.STATE_UNREACHABLE:
+                await asyncio.sleep(0.1)
+        words = f"process {stopped}, does not answer; it is replaced after 15 s"
+        assert words in told.message
+        doctor = await asyncio.to_thread(_doctor, service.port)
+        assert doctor.returncode == 1
+        assert "broken  cluster: ray unreachable" in doctor.stdout and words in doctor.stdout
+        await connected(launcher)
+        assert (await ask()).cluster.state == server_service_pb2.ClusterInfo.STATE_CONNECTED
     assert launcher.link.agent_pid != stopped
     await gone(stopped)
     assert await launcher.lookup(launch.key) == Presence.ALIVE
     await collect(launcher, launch.key, after=len(events), until="progress")
     await launcher.kill(launch.key)
     await launcher.close(stop_cluster=False)
+
+
+def _doctor(port: int) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).parent / "shardyard", "doctor", "--address", f"127.0.0.1:{port}"]
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 COORDINATOR = """
@@ -122,13 +139,7 @@ async def test_ranks_die_with_their_supervisor_and_the_spool_is_read_by_path(ray
     launch = fake_launch(tmp_path, Script(steps=100_000, step_s=0.01))
     await ray.launcher.ensure(launch)
     events = await collect(ray.launcher, launch.key, until="progress")
-    spool = str(Path(launch.attempt_dir) / "spool.bin")
-    [supervisor] = [
-        process
-        for process in psutil.process_iter()
-        if "Supervisor" in process.name() and spool in [file.path for file in process.open_files()]
-    ]
-    supervisor.kill()
+    supervisor_of(launch).kill()
     for pid in pids(events):
         await gone(pid)
     async with asyncio.timeout(10):

@@ -11,20 +11,24 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
 from helpers.core import Core, new_job, running_core
 from helpers.embedded_ray import ENVIRONMENT, connected
 from helpers.fake_trainer import Script
-from helpers.launches import collect, fake_launch
+from helpers.launches import collect, fake_launch, listeners, pids, runs, supervisor_of
+from helpers.memory_groups import joined, limited_group
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import JobState
-from shardyard_coordinator.launch.protocols import NodeGone, Presence
+from shardyard_coordinator.launch.protocols import Launch, NodeGone, Presence, Unreachable
 from shardyard_coordinator.launch.ray_launcher import RayLauncher
 
 CPUS = 2
+LIMIT = 1 << 30
+LOOPBACK = {"node_ip_address": "127.0.0.1"}
 FOREIGN = """
 import ray, sys, time
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -44,16 +48,16 @@ def cluster() -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="syc-")
     Path(folder, "ray").mkdir()
     before = dict(os.environ)
-    # What keeps every socket on loopback refuses further nodes: this Ray, of a few seconds, is open.
     os.environ.update(
         RAY_TMPDIR=folder,
         RAY_AUTH_MODE="disabled",
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="1",
+        # Keeps every socket on loopback; that `ray start` refuses further nodes then does not concern these.
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_USAGE_STATS_ENABLED="0",
         **ENVIRONMENT,
     )
     # Gangs live off the head, which is the only node that outlives the others here.
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **LOOPBACK})
     try:
         yield made
     finally:
@@ -81,6 +85,9 @@ async def test_a_supervisor_lives_and_dies_with_a_node_of_its_gang(
     gone = [fake_launch(tmp_path, _LONG, workers=1, placement=((goes[0], 1),)) for _ in range(2)]
     await asyncio.gather(*(launcher.ensure(launch) for launch in [*there, *gone]))
     await asyncio.gather(*(collect(launcher, launch.key, until="progress") for launch in [*there, *gone]))
+    listening = listeners(psutil.Process())
+    assert len(listening) >= 10
+    assert [one for one in listening if one[1] not in ("127.0.0.1", "::1")] == []
     cluster.remove_node(goes[1], allow_graceful=False)
     async with asyncio.timeout(60):
         for launch in gone:
@@ -127,7 +134,7 @@ async def test_a_job_waits_for_what_others_hold_and_says_so(
             pending = job_pb2.PendingInfo.FromString(job.pending)
             assert pending.message == "needs 2 slots, 1 free; 1 are held by others than this service"
             assert (job.state, job.epoch) == (JobState.QUEUED, 0)
-            assert await core.loop.cluster_slots() == (2, 1)
+            assert await core.loop.cluster_slots(await launcher.cluster()) == (2, 1)
     async with running_core(tmp_path, launcher) as core:
         job = await core.when(job.uid, lambda job: job.last_step > 2, timeout_s=60)
         await core.cancel(job)
@@ -136,13 +143,69 @@ async def test_a_job_waits_for_what_others_hold_and_says_so(
     cluster.remove_node(node[1])
 
 
+async def test_a_rank_that_ends_for_want_of_memory_on_another_node_is_named_and_not_its_peers_error(
+    cluster: Cluster, launcher: RayLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy = await _node(cluster, launcher)
+    with limited_group(LIMIT) as group:
+        with joined(group):
+            narrow = await _node(cluster, launcher)
+        script = Script(steps=100_000, step_s=0.01, deaths={"1": [3, "balloon"]})
+        by_kernel = await _failure(launcher, fake_launch(tmp_path, script, placement=((roomy[0], 1), (narrow[0], 1))))
+        cluster.remove_node(narrow[1], allow_graceful=False)
+    assert (by_kernel.reason, by_kernel.rank) == ("HOST_OOM", 1)
+    assert (
+        "rank 1 was killed by the system, which ran out of memory: 1.00 GiB were held, the limit is"
+        in by_kernel.message
+    )
+    assert int(by_kernel.metadata["limit_bytes"]) == LIMIT
+    # As an administrator may have set it: everything that runs there is too much.
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "200")
+    strict = await _node(cluster, launcher)
+    by_ray = await _failure(launcher, fake_launch(tmp_path, _LONG, placement=((roomy[0], 1), (strict[0], 1))))
+    assert (by_ray.reason, by_ray.rank) == ("HOST_OOM", 1)
+    assert "rank 1 was killed by the cluster's own memory monitor:" in by_ray.message
+    assert int(by_ray.metadata["peak_bytes"]) > int(by_ray.metadata["limit_bytes"]) > 0
+    cluster.remove_node(strict[1], allow_graceful=False)
+    cluster.remove_node(roomy[1])
+
+
+async def test_a_stopped_supervisor_is_named_and_a_kill_confirms_that_its_ranks_are_gone(
+    cluster: Cluster, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    node = await _node(cluster, launcher)
+    launch = fake_launch(tmp_path, _LONG, placement=((node[0], 2),))
+    await launcher.ensure(launch)
+    events = await collect(launcher, launch.key, until="progress")
+    supervisor = supervisor_of(launch)
+    supervisor.suspend()
+    with pytest.raises(Unreachable) as silent:
+        await launcher.events_after(launch.key, 1_000_000, timeout_s=0.1, limit=1)
+    assert str(silent.value) == (
+        f"its supervisor, process {supervisor.pid} on node {node[0][:12]}, does not answer, though the cluster does"
+    )
+    await launcher.kill(launch.key)
+    assert not any(runs(pid) for pid in (supervisor.pid, *pids(events)))
+    cluster.remove_node(node[1])
+
+
 _LONG = Script(steps=100_000, step_s=0.01)
+
+
+async def _failure(launcher: RayLauncher, launch: Launch) -> job_pb2.FailureReport:
+    """What a gang fails of; it is cleared away."""
+    await launcher.ensure(launch)
+    events = await collect(launcher, launch.key)
+    await launcher.kill(launch.key)
+    [failure] = [event.failure for event in events if event.WhichOneof("payload") == "failure"]
+    return failure
 
 
 async def _node(cluster: Cluster, launcher: RayLauncher) -> tuple[str, object]:
     """Another node of the cluster, once it is known: its id, and what removes it."""
     before = {node.id for node in (await launcher.cluster()).nodes}
-    added = cluster.add_node(num_cpus=CPUS)
+    added = cluster.add_node(num_cpus=CPUS, **LOOPBACK)
     async with asyncio.timeout(30):
         while True:
             fresh = [node.id for node in (await launcher.cluster()).nodes if node.id not in before]

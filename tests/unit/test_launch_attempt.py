@@ -15,6 +15,7 @@ from helpers.launches import kinds
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit, read_tail
+from shardyard_coordinator.launch.memory import OutOfMemory
 from shardyard_coordinator.launch.protocols import AttemptKey
 from shardyard_coordinator.launch.spool import Spool, read_spool
 
@@ -96,6 +97,17 @@ async def test_events_are_numbered_densely_and_the_end_is_the_last(tmp_path: Pat
     assert kinds(events) == ["progress", "progress", "warning", "ended"]
     assert events[-1].ended.ok
     assert events[-1].ended.duration.ToTimedelta().total_seconds() == 7.5
+
+
+async def test_no_symptom_is_taken_for_the_cause_while_a_lost_rank_is_asked_about(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    with gang.attempt.asking_why():
+        report = asyncio.create_task(gang.say(failure("UNKNOWN", 0), rank=0))
+        await asyncio.sleep(0.15)  # Three times as long as the gang waits for better explanations.
+        assert not report.done()
+    gang.exit(1, RankExit(None, memory=OutOfMemory(1 << 30, 1 << 30)))
+    [cause] = [event.failure for event in await gang.events() if event.HasField("failure")]
+    assert (cause.reason, cause.rank) == ("HOST_OOM", 1)
 
 
 CAUSES = [

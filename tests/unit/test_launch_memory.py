@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from helpers.memory_groups import limited_group
 from helpers.repository import ROOT
 from shardyard_coordinator.launch.local import _how_ended
-from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory
+from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monitored
 
 LIMIT = 600 << 20
 EVENTS = "low 0\nhigh 0\nmax 31\noom 1\noom_kill {}\noom_group_kill 0\n"
@@ -85,7 +84,7 @@ def test_only_a_killed_process_is_explained_by_memory(tmp_path: Path, code: int,
 
 
 def test_a_rank_that_the_kernel_ends_for_want_of_memory_is_reported_with_peak_and_limit(tmp_path: Path) -> None:
-    with limited_group() as group:
+    with limited_group(LIMIT) as group:
         done = subprocess.run(
             [sys.executable, "-m", "helpers.oom_run", str(tmp_path), str(group)],
             env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
@@ -104,25 +103,15 @@ def test_a_rank_that_the_kernel_ends_for_want_of_memory_is_reported_with_peak_an
     assert LIMIT // 2 < int(report["metadata"]["peak_bytes"]) <= LIMIT
 
 
-@contextlib.contextmanager
-def limited_group() -> Iterator[Path]:
-    """A new memory group of LIMIT bytes, where this process may make one."""
-    for base, file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
-        group = Path(base, f"shardyard-test-{os.getpid()}")
-        try:
-            group.mkdir()
-            (group / file).write_text(str(LIMIT))
-        except OSError:
-            with contextlib.suppress(OSError):
-                group.rmdir()
-            continue
-        try:
-            yield group
-        finally:
-            with contextlib.suppress(OSError):
-                group.rmdir()
-        return
-    pytest.skip("no memory group can be made here")
+def test_what_rays_memory_monitor_says_is_read() -> None:
+    found = monitored(
+        "Task was killed due to the node running low on memory.\nOOM kill reason: Memory usage 2512080896B exceeded "
+        "threshold of 252765104B (1.0% of 25276510208B limit)\n"
+    )
+    assert found is not None
+    assert found.metadata == {"peak_bytes": "2512080896", "limit_bytes": "252765104"}
+    assert found.words == "2.34 GiB were held by all processes of its node, the limit is 0.24 GiB"
+    assert monitored("Memory on the node was low") is None
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 from shardyard._lines import size
 from shardyard._sync.client import Client
 from shardyard.errors import ShardyardError
-from shardyard.types import StorageInfo
+from shardyard.types import ClusterInfo, StorageInfo
 
 Verdict = Literal["works", "note", "broken"]
 
@@ -28,6 +28,8 @@ _EXTRAS = {
 }
 _LEAST_DISK = 5 * 2**30
 _LEAST_MEMORY = 2 * 2**30
+# One that was reached before is a loss; one that is being connected may only take its time.
+_VERDICTS: Mapping[str, Verdict] = {"unreachable": "broken", "connecting": "note"}
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,21 @@ def _service(client: Client) -> Iterator[Finding]:
     yield Finding("works", "service", f"{client.address}, version {info.version}, tasks {', '.join(info.tasks)}")
     cluster = info.cluster
     if cluster is not None:
-        connected = cluster.state == "connected"
-        words = f"{cluster.launcher} {cluster.state}, {cluster.free_slots} of {cluster.slots} slots free"
-        step = "" if connected else cluster.message or "jobs wait until it is connected"
-        yield Finding("works" if connected else "note", "cluster", words, step)
+        yield _cluster(cluster)
     if info.storage is not None:
         yield _storage(info.storage)
     yield from _confinement(info.confinement)
     for warning in info.warnings:
         yield Finding("note", "service", warning)
+
+
+def _cluster(cluster: ClusterInfo) -> Finding:
+    """Where gangs run, as the service sees it."""
+    if cluster.state == "connected":
+        free = f"{cluster.launcher} connected, {cluster.free_slots} of {cluster.slots} slots free"
+        return Finding("works", "cluster", free)
+    step = f"{cluster.message or 'it is asked again'}; jobs wait until it is connected"
+    return Finding(_VERDICTS.get(cluster.state, "note"), "cluster", f"{cluster.launcher} {cluster.state}", step)
 
 
 def _storage(storage: StorageInfo) -> Finding:

@@ -32,7 +32,7 @@ _LIVE = "state != SUCCEEDED AND state != FAILED AND state != CANCELLED"
 @dataclass(frozen=True)
 class Stopped:
     """What was stopped. `kept`: what becomes of each job that was kept. `cancelling`: jobs that were asked to end, and
-    whose gangs had not confirmed it in time."""
+    whose gangs had not confirmed it in time. `unreachable`: those of all of them whose gangs do not answer."""
 
     state_dir: str
     service: bool
@@ -40,6 +40,7 @@ class Stopped:
     cancelled: tuple[str, ...]
     kept: Mapping[str, str]
     cancelling: tuple[str, ...]
+    unreachable: tuple[str, ...]
     paused: tuple[str, ...]
     not_cancelled: bool
 
@@ -50,17 +51,27 @@ class Stopped:
     def lines(self) -> list[str]:
         """For people."""
         found = [f"cancelled {name}" for name in self.cancelled]
-        found += [f"{name} is being cancelled; the next start finishes that" for name in self.cancelling]
+        found += [f"{name} is being cancelled; {self._how_it_ends(name)}" for name in self.cancelling]
         found += [f"{name} {words}" for name, words in self.kept.items()]
         found += [f"{name} stays paused" for name in self.paused]
         found += ["the service has stopped"] if self.service else []
         found += ["its Ray has stopped"] if self.ray else []
         found = found or [f"nothing runs for {self.state_dir}"]
+        if self.unreachable and not self.ray:
+            found.append(
+                "a gang that does not answer may run on; if it is gone for good, end its job at the next start: "
+                f"shardyard cancel --lost {self.unreachable[0]}"
+            )
         if self.not_cancelled:
             found.append(
                 "no service answered, so nothing was cancelled: jobs that have not ended go on at its next start"
             )
         return found
+
+    def _how_it_ends(self, name: str) -> str:
+        if name in self.unreachable and not self.ray:
+            return "its gang does not answer, so the next start asks it again"
+        return "the next start finishes that"
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class _Settled:
     cancelled: tuple[str, ...] = ()
     kept: Mapping[str, str] = field(default_factory=dict)
     cancelling: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
     paused: tuple[str, ...] = ()
 
 
@@ -143,6 +155,7 @@ def _settle_jobs(address: str, *, cancel_jobs: bool | None, has_ray: bool) -> _S
         return _Settled(
             kept={job.id: _what_follows(job, is_elsewhere=is_elsewhere) for job in kept},
             cancelling=tuple(name for name, state in names.items() if state == "cancelling"),
+            unreachable=tuple(job.id for job in live if _is_unreachable(job)),
             paused=tuple(name for name, state in names.items() if state in ("pausing", "paused")),
         )
 
@@ -151,6 +164,8 @@ def _what_follows(job: Job, *, is_elsewhere: bool) -> str:
     """What becomes of a job that is kept, once the service has stopped."""
     if job.state == "queued" and not job.info.attempt_count:
         return "waits for the next start"
+    if _is_unreachable(job):
+        return "does not answer; the next start asks it again"
     if is_elsewhere and job.state not in ("queued", "recovering"):
         return "runs on in its cluster; the next start goes on watching it"
     if job.info.latest_checkpoint:
@@ -173,7 +188,9 @@ def _cancel(live: list[Job]) -> _Settled:
         for job in waits[1:]:
             job.refresh()
     return _Settled(
-        cancelled=tuple(job.id for job in live if job not in waits), cancelling=tuple(job.id for job in waits)
+        cancelled=tuple(job.id for job in live if job not in waits),
+        cancelling=tuple(job.id for job in waits),
+        unreachable=tuple(job.id for job in waits if _is_unreachable(job)),
     )
 
 

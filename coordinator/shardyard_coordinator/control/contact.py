@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -18,23 +18,43 @@ from shardyard_coordinator.seams import Clock
 from shardyard_coordinator.store import encode, events, jobs
 
 _T = TypeVar("_T")
+_TYPE = job_pb2.Condition.TYPE_UNREACHABLE
+
+
+class Silence(NamedTuple):
+    """Why a gang does not answer, and when it was heard of last."""
+
+    why: str
+    heard_us: int
 
 
 class Tell(Protocol):
-    """Records that contact was lost, or is there again."""
+    """Records that contact was lost, or is there again; `message`: why it was lost."""
 
     async def __call__(self, *, lost: bool, message: str) -> None:
         """Returns when it is recorded."""
 
 
 class Contact:
-    """Questions of one follower to its launcher. `lost`: the job has the condition, which the next answer ends."""
+    """Questions of one follower to its launcher. `lost`: the job has the condition, which the next answer ends.
 
-    def __init__(self, launcher: Launcher, settings: ControlSettings, tell: Tell) -> None:
+    `heard_us`: when the last question was answered.
+    """
+
+    def __init__(self, launcher: Launcher, settings: ControlSettings, clock: Clock, tell: Tell) -> None:
         self.lost = False
+        self.heard_us = clock.now_us()
+        self._why = ""
+        self._clock = clock
         self._launcher = launcher
         self._settings = settings
         self._tell = tell
+
+    def take_up(self, job: JobRecord) -> None:
+        """The condition as the job has it already."""
+        held = _held(job)
+        self.lost = held is not None
+        self.heard_us = held.time.ToMicroseconds() if held else self.heard_us
 
     async def view(self) -> ClusterView:
         """The cluster, once it is connected."""
@@ -54,8 +74,8 @@ class Contact:
             try:
                 answer = await ask()
             except Unreachable as error:
-                if tell and not self.lost:
-                    self.lost = True
+                if tell and not (self.lost and self._why == str(error)):
+                    self.lost, self._why = True, str(error)
                     await self._tell(lost=True, message=str(error))
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, self._settings.retry_max_s)
@@ -63,27 +83,50 @@ class Contact:
             if self.lost:
                 self.lost = False
                 await self._tell(lost=False, message="")
+            self.heard_us = self._clock.now_us()
             return answer
 
 
-def is_unreachable(job: JobRecord) -> bool:
-    """Whether the job has the condition."""
-    held = job_pb2.Job.FromString(job.conditions).conditions
-    return any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held)
-
-
-def record_contact(
-    conn: Connection, job: JobRecord, attempt: AttemptRecord, *, lost: bool, message: str, clock: Clock
-) -> None:
-    """Begins or ends the condition, with an event; nothing if the attempt is over or it was recorded before."""
-    if attempt.state is AttemptState.ENDED or job.state.is_terminal or job.epoch != attempt.epoch:
+def record_silence(conn: Connection, job: JobRecord, attempt: AttemptRecord, silence: Silence, now_us: int) -> None:
+    """Begins the condition, with an event. It begins once: another reason is renewed in the job, without an event."""
+    if _is_over(job, attempt):
         return
-    if lost == is_unreachable(job):
-        return  # It begins once, and ends once.
-    now_us = clock.now_us()
-    condition = job_pb2.Condition(
-        type=job_pb2.Condition.TYPE_UNREACHABLE, active=lost, message=message, time=encode.timestamp(now_us)
-    )
+    before = _held(job)
+    time = encode.timestamp(now_us) if before is None else before.time
+    message = _words(job, attempt, silence)
+    condition = job_pb2.Condition(type=_TYPE, active=True, message=message, time=time)
+    _record(conn, job, condition, now_us, tell=before is None)
+
+
+def record_answer(conn: Connection, job: JobRecord, attempt: AttemptRecord, now_us: int) -> None:
+    """Ends the condition, with an event; nothing if the attempt is over or the condition does not hold."""
+    if not _is_over(job, attempt) and _held(job) is not None:
+        over = job_pb2.Condition(type=_TYPE, active=False, time=encode.timestamp(now_us))
+        _record(conn, job, over, now_us, tell=True)
+
+
+def _held(job: JobRecord) -> job_pb2.Condition | None:
+    return next((each for each in job_pb2.Job.FromString(job.conditions).conditions if each.type == _TYPE), None)
+
+
+def _is_over(job: JobRecord, attempt: AttemptRecord) -> bool:
+    return attempt.state is AttemptState.ENDED or job.state.is_terminal or job.epoch != attempt.epoch
+
+
+def _record(conn: Connection, job: JobRecord, condition: job_pb2.Condition, now_us: int, *, tell: bool) -> None:
     jobs.change_job(conn, job.uid, now_us, {"conditions": with_condition(job.conditions, condition)})
-    draft = encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=condition), attempt.epoch)
-    events.append(conn, job.uid, [draft], now_us)
+    if tell:
+        draft = encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=condition), job.epoch)
+        events.append(conn, job.uid, [draft], now_us)
+
+
+def _words(job: JobRecord, attempt: AttemptRecord, silence: Silence) -> str:
+    """Where the gang was, since when nothing was heard of it, why, and what a person can do."""
+    nodes = ", ".join(node[:12] for node, _ in attempt.placement)
+    where = f" on {nodes}" if nodes else ""
+    since = encode.timestamp(silence.heard_us).ToDatetime()
+    return (
+        f"attempt {attempt.epoch}{where} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC: {silence.why}. "
+        "It may go on, and is asked again; if it is gone for good, end the job "
+        f"(`shardyard cancel --lost {job.job_id}`)"
+    )

@@ -20,7 +20,7 @@ from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
 from shardyard_coordinator.control.attempt_spec import build_launch, export_dir
-from shardyard_coordinator.control.contact import Contact, is_unreachable, record_contact
+from shardyard_coordinator.control.contact import Contact, Silence, record_answer, record_silence
 from shardyard_coordinator.control.leftovers import remove_half_made
 from shardyard_coordinator.control.manifests import find_checkpoints
 from shardyard_coordinator.control.orders import Order, Orders
@@ -87,7 +87,7 @@ class Follower:
         self._changes = 0
         self._after = 0
         self._orders = Orders(clock, settings)
-        self._contact = Contact(launcher, settings, self._tell_contact)
+        self._contact = Contact(launcher, settings, clock, self._tell_contact)
 
     def wake(self) -> None:
         """The job or the attempt has changed: look at them now."""
@@ -105,7 +105,7 @@ class Follower:
         """Makes sure that the gang is there; False: the attempt has ended."""
         job, attempt = await self._store.read(self._load)
         self._after = attempt.high_water
-        self._contact.lost = is_unreachable(job)  # Recorded by an earlier process; this one takes it back.
+        self._contact.take_up(job)  # Recorded by an earlier process; this one takes it back.
         if attempt.state is AttemptState.ENDED:
             return False
         paused_us = await self._store.read(lambda conn: events.time_in_state(conn, job.uid, JobState.PAUSED))
@@ -372,9 +372,11 @@ class Follower:
     async def _tell_contact(self, *, lost: bool, message: str) -> None:
         self._orders.reached(reached=not lost)
         with contextlib.suppress(StaleWrite):
-            await self._write(
-                lambda conn: record_contact(conn, *self._load(conn), lost=lost, message=message, clock=self._clock)
-            )
+            silence, now_us = Silence(message, self._contact.heard_us), self._clock.now_us()
+            if lost:
+                await self._write(lambda conn: record_silence(conn, *self._load(conn), silence, now_us))
+            else:
+                await self._write(lambda conn: record_answer(conn, *self._load(conn), now_us))
 
     async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0, *, together: bool = False) -> _T:
         """Writes, and writes again where the store is full or busy: what a gang tells is not lost to that."""

@@ -120,7 +120,7 @@ class AgentLink:
                 # It answers, but starts no worker any more: without its agent it is looked at again, and replaced.
                 _log.warning("Ray at %s runs, but its files are gone", self.address)
                 kill_group(self.agent_pid)
-            raise Unreachable(f"the cluster did not answer {header['method']} within {timeout_s} s") from None
+            raise Unreachable(f"the cluster at {self.address} did not answer within {timeout_s:g} s") from None
         except ConnectionError as error:
             raise Unreachable(str(error)) from error
         finally:
@@ -170,7 +170,8 @@ class AgentLink:
         try:
             hello = await self._hello(reader)
             if hello is None:
-                self.message = f"Ray at {self.address} cannot be reached; see {self._log_path}"
+                step = "" if self._head else "start it there, or give `shardyard serve` another --ray-address; "
+                self.message = f"Ray at {self.address} cannot be reached; {step}see {self._log_path}"
                 return False
             self.cluster_id = hello["cluster_id"]
             self._writer = writer
@@ -213,6 +214,7 @@ class AgentLink:
         while True:
             number = next(self._numbers)
             answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(_note)
             self._waiting[number] = answer
             writer.write(frame(pack({"method": "ping", "id": number})))
             await asyncio.wait({answer}, timeout=self._late_s)
@@ -239,3 +241,9 @@ class AgentLink:
         head = self._head
         await until(lambda: not head.alive(), timeout_s=None, every_s=_HEAD_CHECK_S)
         kill_group(agent_pid)
+
+
+def _note(answer: asyncio.Future[tuple[Header, bytes]]) -> None:
+    """A ping that fails with its connection has said all it could; nobody waits for its error."""
+    if not answer.cancelled():
+        answer.exception()

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import errno
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,8 @@ class Attempt:
         self._patience_s = patience_s
         self._pressure = Pressure()
         self._waiting: set[int] = set()
+        self._questions = 0
+        self._answered = asyncio.Event()
         self._pressed_s: float | None = None
         self._grown = asyncio.Event()
         self._trouble = asyncio.Event()
@@ -113,6 +115,9 @@ class Attempt:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settle_s):
                     await self._all_exited.wait()
+            while self._questions:
+                self._answered.clear()
+                await self._answered.wait()
             await self._decide()
             await kill()
         await self._all_exited.wait()
@@ -157,6 +162,16 @@ class Attempt:
         event.failure.CopyFrom(_lost(rank, how))
         # A runtime may abort a process because a peer is gone: any other explanation is better.
         self._add_trouble(event, weight=1 if how.signal == signal.SIGABRT else 0)
+
+    @contextlib.contextmanager
+    def asking_why(self) -> Iterator[None]:
+        """While it is open no cause is chosen: a rank is gone, and it is being asked why. Whoever asks has a limit."""
+        self._questions += 1
+        try:
+            yield
+        finally:
+            self._questions -= 1
+            self._answered.set()
 
     async def events_after(self, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
         """WorkerEvents with a sequence over `after`, in order; waits up to `timeout_s` for the first."""
@@ -333,7 +348,7 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
     report = job_pb2.FailureReport(rank=rank)
     if how.memory is not None:
         report.reason = Cause.HOST_OOM
-        report.message = f"rank {rank} was killed by the system, which ran out of memory: {how.memory.words}"
+        report.message = f"rank {rank} was killed by {how.memory.by}: {how.memory.words}"
         report.metadata.update(how.memory.metadata)
         return report
     if how.code == EXIT_KILLED:

@@ -5,6 +5,7 @@ A count that was there before says nothing, so the counter is read when a proces
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,15 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """What is known of the kill. `peak_bytes`: the most that the group held, 0 if that is not known."""
+    """What is known of the kill. `peak_bytes`: the most that the group held, 0 if that is not known.
+
+    `by` ended the process; `holder` held the memory, if it is more than the process's own group.
+    """
 
     peak_bytes: int
     limit_bytes: int
+    by: str = "the system, which ran out of memory"
+    holder: str = ""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -33,7 +39,8 @@ class OutOfMemory:
     @property
     def words(self) -> str:
         """For people."""
-        held = f"{_gib(self.peak_bytes)} GiB were held, " if self.peak_bytes else ""
+        by = f" by {self.holder}" if self.holder else ""
+        held = f"{_gib(self.peak_bytes)} GiB were held{by}, " if self.peak_bytes else ""
         return f"{held}the limit is {_gib(self.limit_bytes)} GiB"
 
 
@@ -62,6 +69,15 @@ class MemoryWatch:
         return OutOfMemory(peak, min(given, default=psutil.virtual_memory().total))
 
 
+def monitored(text: str) -> OutOfMemory | None:
+    """What Ray's memory monitor says when it ends a process: what was held on the node, and its threshold."""
+    found = _MONITOR.search(text)
+    if found is None:
+        return None
+    return OutOfMemory(int(found[1]), int(found[2]), "the cluster's own memory monitor", "all processes of its node")
+
+
+_MONITOR = re.compile(r"Memory usage (\d+)B exceeded threshold of (\d+)B")
 _PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
 _COUNTERS = ("memory.events", "memory.oom_control")
 

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -24,15 +25,17 @@ from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_
 from shardyard_coordinator.launch.gpus import GpuFacts, gpu_facts
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import AttemptKey, Launch, NodeGone, Presence, StorageFailed
-from shardyard_coordinator.launch.ray_supervisor import ComputeActor, Supervisor
+from shardyard_coordinator.launch.ray_supervisor import ComputeActor, RankActor, Supervisor, end_processes
 
 NAMESPACE = "shardyard"
 
 _PROBE_S = 2.0
 _STOP_S = 20.0
+_LISTEN_S = 5.0
 _GONE_S = 10.0
 # A node whose workers start slowly is asked again with the next list of nodes.
 _LOOK_S = 5.0
+_LOOK_AT_TABLE_S = 2.0
 # The server's answer to a long poll may be late by this much before the attempt counts as not answering.
 _GRACE_S = 8.0
 
@@ -40,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """The compute actor is not there."""
+    """What is asked is not there, or does not answer; the text says what is known of it."""
 
 
 def main() -> None:
@@ -63,6 +66,8 @@ class Agent:
         self._address = address
         self._entry = entry
         self._handles: dict[AttemptKey, Any] = {}
+        # Attempts whose processes are known to be gone.
+        self._gone: set[AttemptKey] = set()
         self._compute: ComputePlace | None = None
         self._gpus: dict[str, GpuFacts] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,7 +118,12 @@ class Agent:
             await writer.drain()
 
     async def _nodes(self, header: Header, body: bytes) -> bytes:
-        nodes = await asyncio.to_thread(_nodes)
+        await self._check_address()
+        asking = asyncio.create_task(asyncio.to_thread(_nodes))
+        if not (await asyncio.wait({asking}, timeout=_PROBE_S))[0]:
+            # It may have gone in the middle of it: Ray says so only after a minute.
+            await self._check_address()
+        nodes = await asking
         await asyncio.gather(*(self._look_at_gpus(node["id"]) for node in nodes if node["gpus"]))
         return pack({"nodes": [node | asdict(self._gpus.get(node["id"], GpuFacts())) for node in nodes]})
 
@@ -165,11 +175,14 @@ class Agent:
         return (await asyncio.to_thread(_presence, _name(_key(header)))).encode()
 
     async def _events(self, header: Header, body: bytes) -> bytes:
-        timeout_s = header["timeout_s"]
-        async with asyncio.timeout(timeout_s + _GRACE_S):
-            events = await self._ask(
-                _key(header), lambda handle: handle.events_after.remote(header["after"], timeout_s, header["limit"])
-            )
+        key, timeout_s = _key(header), header["timeout_s"]
+        try:
+            async with asyncio.timeout(timeout_s + _GRACE_S):
+                events = await self._ask(
+                    key, lambda handle: handle.events_after.remote(header["after"], timeout_s, header["limit"])
+                )
+        except TimeoutError:
+            raise Unavailable(await self._why_silent(key)) from None
         return join(events)
 
     async def _direct(self, header: Header, body: bytes) -> bytes:
@@ -179,21 +192,35 @@ class Agent:
     async def _kill(self, header: Header, body: bytes) -> bytes:
         key = _key(header)
         self._handles.pop(key, None)
-        handle = await asyncio.to_thread(_find, _name(key))
-        if handle is None:
+        if key in self._gone:
             return b""
-        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
-            async with asyncio.timeout(_STOP_S):
-                await handle.stop.remote()
-        ray.kill(handle, no_restart=True)
-        if not await until(lambda: _find(_name(key)) is None, timeout_s=_GONE_S):
-            raise TimeoutError(f"supervisor {_name(key)} does not end")
+        handle, stopped = await asyncio.to_thread(_find, _name(key)), False
+        if handle is not None:
+            stopped = await _stop(handle)
+            ray.kill(handle, no_restart=True)
+            if not await until(lambda: _find(_name(key)) is None, timeout_s=_GONE_S):
+                raise TimeoutError(f"supervisor {_name(key)} does not end")
+        if not stopped:
+            await self._end_processes(_name(key))
+        self._gone.add(key)
         return b""
+
+    async def _end_processes(self, name: str) -> None:
+        """Ends what a supervisor left that ended nothing itself: to Ray its ranks are dead before their processes are.
+
+        Raises: TimeoutError; RayError.
+        """
+        found = await asyncio.to_thread(_processes_of, name)
+        end = ray.remote(num_cpus=0, max_retries=0)(end_processes)
+        async with asyncio.timeout(_GONE_S):
+            await asyncio.gather(
+                *(end.options(scheduling_strategy=_on(node)).remote(pids) for node, pids in found.items())
+            )
 
     async def _ask(self, key: AttemptKey, call: Callable[[Any], Any]) -> Any:
         """A supervisor's answer.
 
-        Raises: LookupError where it is ABSENT or DEAD; RayError, TimeoutError.
+        Raises: LookupError where it is ABSENT or DEAD; Unavailable, RayError, TimeoutError.
         """
         handle = self._handles.get(key) or await asyncio.to_thread(_find, _name(key))
         if handle is None:
@@ -204,6 +231,27 @@ class Agent:
         except ray.exceptions.ActorDiedError as error:
             self._handles.pop(key, None)
             raise LookupError(f"supervisor {_name(key)} is dead") from error
+        except ray.exceptions.ActorUnavailableError as error:
+            raise Unavailable(await self._why_silent(key)) from error
+
+    async def _why_silent(self, key: AttemptKey) -> str:
+        """Which of the two does not answer, for people: the cluster, or the attempt's supervisor, and where that is."""
+        try:
+            await self._check_address()
+        except Unavailable as error:
+            return str(error)
+        where = ""
+        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+            async with asyncio.timeout(_LOOK_AT_TABLE_S):
+                where = await asyncio.to_thread(_where, _name(key))
+        return f"its supervisor{where} does not answer, though the cluster does"
+
+    async def _check_address(self) -> None:
+        """Raises: Unavailable if nothing listens where the cluster was; Ray itself would wait for a minute."""
+        try:
+            await asyncio.to_thread(_probe, self._address)
+        except OSError as error:
+            raise Unavailable(f"the cluster at {self._address} does not answer: {error.strerror or error}") from error
 
     async def _warm(self, header: Header, body: bytes) -> bytes:
         if self._compute is None:
@@ -322,6 +370,48 @@ def _find(name: str) -> Any | None:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+async def _stop(supervisor: Any) -> bool:
+    """Has the supervisor end its gang; whether it said that nothing of it runs. One that does not even listen is not
+    waited for as long as one that is at work."""
+    stopping = supervisor.stop.remote()
+    with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+        async with asyncio.timeout(_LISTEN_S):
+            await supervisor.answer.remote()
+        async with asyncio.timeout(_STOP_S):
+            await stopping
+            return True
+    return False
+
+
+def _where(name: str) -> str:
+    """The process and the node of a supervisor, in words; empty if the cluster does not know it."""
+    found = [actor for actor in ray_state.actors().values() if actor["Name"] == name]
+    return f", process {found[-1]['Pid']} on node {found[-1]['Address']['NodeID'][:12]}," if found else ""
+
+
+def _processes_of(name: str) -> dict[str, list[int]]:
+    """{node: processes} of a supervisor and its ranks, dead or alive, on nodes that are there."""
+    actors = list(ray_state.actors().values())
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    found: dict[str, list[int]] = {}
+    for supervisor in [actor for actor in actors if actor["Name"] == name]:
+        for actor in [supervisor, *(other for other in actors if _is_of(other, supervisor))]:
+            node = actor["Address"]["NodeID"]
+            if actor["Pid"] and node in alive:
+                found.setdefault(node, []).append(actor["Pid"])
+    return found
+
+
+def _is_of(actor: dict[str, Any], supervisor: dict[str, Any]) -> bool:
+    """Whether it is a rank of that supervisor; a later one may have got the same port."""
+    until_ms = supervisor["EndTime"] or math.inf
+    return bool(
+        actor["ActorClassName"] == RankActor.__name__
+        and actor["OwnerAddress"] == supervisor["Address"]
+        and supervisor["StartTime"] <= actor["StartTime"] <= until_ms
+    )
 
 
 def _presence(name: str) -> Presence:

@@ -33,7 +33,7 @@ _ENSURE_S = 90.0
 # A supervisor may take 20 s to end a gang that hangs, and 10 s to be gone itself.
 _KILL_S = 45.0
 # Beyond the agent's own limit for a long poll.
-_POLL_GRACE_S = 12.0
+_POLL_GRACE_S = 14.0
 # A question waits for its turn, however long; what it may take after that is the processes' own affair.
 _COMPUTE_S = 600.0
 _CONFINEMENT_S = 1.0

@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +31,7 @@ from shardyard_coordinator.launch.compute_wire import answer_call, made_of
 from shardyard_coordinator.launch.compute_worker import resolve
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import Header
-from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory
+from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monitored
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch
 from shardyard_coordinator.launch.rank_env import rank_environment
@@ -40,6 +41,8 @@ from shardyard_coordinator.seams import SystemClock
 _RESERVE_TIMEOUT_S = 60.0
 _GONE_TIMEOUT_S = 10.0
 _ASK_TIMEOUT_S = 2.0
+# A node that was asked nothing before starts a process for it first.
+_ASK_NODE_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +100,9 @@ class Supervisor:
     async def direct(self, directive: bytes) -> None:
         """Gives the gang a Directive."""
         self._started().direct(directive)
+
+    async def answer(self) -> None:
+        """Does nothing: shows that this actor listens."""
 
     async def stop(self) -> None:
         """Ends the ranks and returns when they are confirmed gone; this actor is to be ended next."""
@@ -212,7 +218,9 @@ class Supervisor:
         except ray.exceptions.RayTaskError as error:
             how = RankExit(1, detail=str(error)[-2000:])
         except ray.exceptions.RayError as error:
-            how = await self._how_lost(rank, error)
+            # Its peers' errors arrive meanwhile: they are not to be taken for the cause.
+            with attempt.asking_why():
+                how = await self._how_lost(rank, error)
         attempt.rank_exited(rank, how)
         # It is done: its process and what it holds are not kept for the others.
         self._end_rank(rank, gently=how.code is not None)
@@ -227,7 +235,8 @@ class Supervisor:
             if node and not any(one["NodeID"] == node and one["Alive"] for one in nodes):
                 return RankExit(None, detail=f"node {node} of rank {rank} is gone", cause=Cause.NODE_LOST)
         if isinstance(error, ray.exceptions.OutOfMemoryError):
-            return RankExit(None, detail=detail, cause=Cause.HOST_OOM)
+            said = f"rank {rank} was killed by the cluster's own memory monitor: {detail}"
+            return RankExit(None, detail=said, cause=Cause.HOST_OOM, memory=monitored(str(error)))
         return RankExit(None, detail=detail, memory=await self._out_of_memory(rank, node))
 
     async def _out_of_memory(self, rank: int, node: str) -> OutOfMemory | None:
@@ -240,7 +249,7 @@ class Supervisor:
         ask = ray.remote(num_cpus=0, max_retries=0)(MemoryWatch.out_of_memory)
         place = NodeAffinitySchedulingStrategy(node, soft=False)
         with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
-            async with asyncio.timeout(_ASK_TIMEOUT_S):
+            async with asyncio.timeout(_ASK_NODE_TIMEOUT_S):
                 found: OutOfMemory | None = await ask.options(scheduling_strategy=place).remote(watch)
                 return found
         return None
@@ -329,6 +338,28 @@ def _redirect(logs: Path, rank: int) -> None:
         log = os.open(logs / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, number)
         os.close(log)
+
+
+def end_processes(pids: Sequence[int]) -> None:
+    """Ends workers of this node with all that they started; returns when they are gone.
+
+    A number that another kind of process has by now is left alone. Raises: TimeoutError.
+    """
+    workers = [pid for pid in pids if _is_worker(pid)]
+    for pid in workers:
+        _kill_tree(pid, itself=True)
+    deadline_s = time.monotonic() + _GONE_TIMEOUT_S
+    while any(_runs(pid) for pid in workers):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"processes {workers} do not end")
+        time.sleep(0.01)
+
+
+def _is_worker(pid: int) -> bool:
+    """By the title that Ray gives them."""
+    with contextlib.suppress(psutil.Error, IndexError):
+        return psutil.Process(pid).cmdline()[0].startswith("ray::")
+    return False
 
 
 def _kill_tree(pid: int, *, itself: bool) -> None:

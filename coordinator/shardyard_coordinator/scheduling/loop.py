@@ -108,9 +108,8 @@ class SchedulingLoop:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def cluster_slots(self) -> tuple[int, int]:
+    async def cluster_slots(self, view: ClusterView) -> tuple[int, int]:
         """All slots of the cluster, and those that no gang holds."""
-        view = await self._launcher.cluster()
         live = await self._store.read(attempts.held_slots)
         snapshot = load_snapshot((), live, view, self._clock.now_us())
         return sum(slots_of(node) for node in view.nodes), sum(free_slots(snapshot).values())

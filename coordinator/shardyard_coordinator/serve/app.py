@@ -18,6 +18,7 @@ from shardyard.v1 import (
     model_service_pb2,
     server_service_pb2,
 )
+from shardyard_coordinator.launch.protocols import ClusterView
 from shardyard_coordinator.serve import reflection
 from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
@@ -54,9 +55,9 @@ FILES = (
 
 @dataclass(frozen=True)
 class Info:
-    """What GetServerInfo tells beside what the parts know. `slots` answers (all, free)."""
+    """What GetServerInfo tells beside what the parts know. `slots` answers (all, free) of a cluster."""
 
-    slots: Callable[[], Awaitable[tuple[int, int]]]
+    slots: Callable[[ClusterView], Awaitable[tuple[int, int]]]
     warnings: Sequence[str] = ()
     event_retention_days: int = 0
 

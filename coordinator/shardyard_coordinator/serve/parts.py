@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -92,10 +92,11 @@ async def in_time(call: Call, answer: Awaitable[_T], *, late: Callable[[], Refus
 class Cluster:
     """The cluster as the launcher sees it: asked again in the background when the answer is old."""
 
-    def __init__(self, launcher: Launcher, *, keep_s: float = 2.0, wait_s: float = 2.0) -> None:
+    def __init__(self, launcher: Launcher, *, keep_s: float = 2.0, wait_s: float = 2.0, silent_s: float = 4.0) -> None:
         self._launcher = launcher
         self._keep_s = keep_s
         self._wait_s = wait_s
+        self._silent_s = silent_s
         self._view = ClusterView(False, "", "", (), "being connected")
         self._asked_s = self._answered_s = -math.inf
         self._asking: asyncio.Task[None] | None = None
@@ -111,6 +112,17 @@ class Cluster:
         if now - self._answered_s > 10 * self._keep_s and self._asking is not None and left_s > 0:
             await asyncio.wait({self._asking}, timeout=left_s)
         return self._view
+
+    async def view_now(self) -> ClusterView:
+        """As it is now: a cluster that was connected, and does not answer within a few seconds, is no longer."""
+        view = await self.view()
+        if self._asking is None:
+            return view
+        await asyncio.wait({self._asking}, timeout=self._asked_s + self._silent_s - time.monotonic())
+        if self._asking is None or not self._view.connected:
+            return self._view
+        message = f"the cluster has not answered for {time.monotonic() - self._asked_s:.0f} s; it is asked again"
+        return replace(self._view, connected=False, nodes=(), message=message)
 
     async def _ask(self) -> None:
         try:

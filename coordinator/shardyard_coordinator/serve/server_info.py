@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from shardyard.v1 import server_service_pb2 as pb
+from shardyard_coordinator.launch.protocols import ClusterView
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.parts import Cluster, Parts
 from shardyard_coordinator.serve.scrub import scrub
@@ -28,7 +29,7 @@ class ServerService:
         parts: Parts,
         cluster: Cluster,
         *,
-        slots: Callable[[], Awaitable[tuple[int, int]]],
+        slots: Callable[[ClusterView], Awaitable[tuple[int, int]]],
         warnings: Sequence[str],
         event_retention_days: int,
     ) -> None:
@@ -69,8 +70,8 @@ class ServerService:
         return {**holds, "ranks": ranks} if holds and ranks else holds
 
     async def _cluster_info(self) -> pb.ClusterInfo:
-        view = await self._cluster.view()
-        slots, free = await self._slots()
+        view = await self._cluster.view_now()
+        slots, free = await self._slots(view)
         state = pb.ClusterInfo.STATE_CONNECTED if view.connected else pb.ClusterInfo.STATE_CONNECTING
         if not view.connected and view.cluster_id:
             state = pb.ClusterInfo.STATE_UNREACHABLE
