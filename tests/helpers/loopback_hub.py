@@ -23,6 +23,12 @@ class LoopbackHub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.requests = 0
+        self.said_bytes: dict[str, int] = {}
+        """Sizes that it says of files, other than their own."""
+
+    def says(self, file: Path) -> int:
+        """The size of a file, as its listings have it."""
+        return self.said_bytes.get(file.name, file.stat().st_size)
 
     @property
     def endpoint(self) -> str:
@@ -58,12 +64,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if path.rsplit("/", 1)[1] not in ("main", COMMIT):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
                 return
-            names = [{"rfilename": file.name} for file in files]
+            names = [{"rfilename": file.name, "size": self.server.says(file)} for file in files]
             body = json.dumps({"id": MODEL, "sha": COMMIT, "siblings": names}).encode()
             self._send(200, body, {"Content-Type": "application/json"}, with_body)
         elif path == f"/api/models/{MODEL}/tree/{COMMIT}":
             listed = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _digest(file)} for file in files
+                {"type": "file", "path": file.name, "size": self.server.says(file), "oid": _digest(file)}
+                for file in files
             ]
             self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"}, with_body)
         elif path.startswith(f"/{MODEL}/resolve/{COMMIT}/"):

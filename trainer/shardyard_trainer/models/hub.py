@@ -5,7 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
+import shutil
 import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +34,12 @@ from shardyard_trainer.models.door import Folder, open_folder
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 20.0
+
+MOST_VARIABLE = "SHARDYARD_HUB_MODEL_BYTES"
+MOST_BYTES = 64 * 1024**3
+"""Of one model, all files that are fetched together, unless the variable says otherwise."""
+
+_LEFT_FREE_BYTES = 1024**3
 _OF_THE_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 
 
@@ -42,8 +53,8 @@ class HubFolder(NamedTuple):
 def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.model.hub") -> HubFolder:
     """Fetches a model's files (once) and pins its commit. `HF_ENDPOINT` says where the Hub is.
 
-    Raises SpecError MODEL_NOT_FOUND, REVISION_NOT_FOUND, HUB_UNREACHABLE, MODEL_UNSAFE, or SPEC_INVALID for an id
-    that is none.
+    Raises SpecError MODEL_NOT_FOUND, REVISION_NOT_FOUND, HUB_UNREACHABLE, MODEL_UNSAFE, QUOTA_EXCEEDED for a model over
+    the bound, STORAGE_FULL for one that the disk has no room for, or SPEC_INVALID for an id that is not one.
     """
     target = cache_dir / "hub"
     if _COMMIT.fullmatch(hub.revision) and (cached := _cached(hub, target)):
@@ -52,23 +63,25 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     revision = hub.revision or "main"
     try:
         # No token: what the server's account may read is not for everybody who may submit.
-        info = HfApi(endpoint=endpoint, token=False).model_info(hub.id, revision=revision, timeout=_TIMEOUT_S)
-        files = {sibling.rfilename for sibling in info.siblings or []}
-        _check_files(hub, files, field)
-        folder = snapshot_download(
-            hub.id,
-            revision=info.sha,
-            cache_dir=target,
-            endpoint=endpoint,
-            token=False,
-            allow_patterns=_WANTED,
-            # Other frameworks' weights and demos lie in folders of their own.
-            ignore_patterns=["*/*"],
-            etag_timeout=_TIMEOUT_S,
-        )
+        api = HfApi(endpoint=endpoint, token=False)
+        info = api.model_info(hub.id, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
+        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+        _check_files(hub, set(sizes), field)
+        with _bounded(hub, sizes, target, field):
+            folder = snapshot_download(
+                hub.id,
+                revision=info.sha,
+                cache_dir=target,
+                endpoint=endpoint,
+                token=False,
+                allow_patterns=_WANTED,
+                # Other frameworks' weights and demos lie in folders of their own.
+                ignore_patterns=["*/*"],
+                etag_timeout=_TIMEOUT_S,
+            )
     except HFValidationError:
         raise SpecError(
-            f"{field}.id", "SPEC_INVALID", f"{shorten(hub.id)!r} is no Hub id; it is `name` or `owner/name`"
+            f"{field}.id", "SPEC_INVALID", f"{shorten(hub.id)!r} is not a Hub id; it is `name` or `owner/name`"
         ) from None
     except RevisionNotFoundError:
         raise SpecError(
@@ -91,6 +104,48 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
     _complete(target, str(info.sha)).touch()
     return HubFolder(_opened(Path(folder)), str(info.sha))
+
+
+@contextmanager
+def _bounded(hub: spec_pb2.HubModel, sizes: Mapping[str, int], target: Path, field: str) -> Iterator[None]:
+    """Refuses a model for the sizes that the Hub says, and stops a file that grows over the bound all the same."""
+    most = int(os.environ.get(MOST_VARIABLE, MOST_BYTES))
+    target.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target).free - _LEFT_FREE_BYTES
+    wanted = [name for name in sizes if "/" not in name and any(fnmatch(name, pattern) for pattern in _WANTED)]
+    need = sum(sizes[name] for name in wanted)
+    metadata = {"need_bytes": str(need), "most_bytes": str(most), "free_bytes": str(max(free, 0))}
+    if need > most:
+        raise _too_large(hub, f"{need:,} bytes in {len(wanted)} files", most, field, metadata)
+    if need > free:
+        raise SpecError(
+            field,
+            "STORAGE_FULL",
+            f"{shorten(hub.id)} has {need:,} bytes, but the service's cache has room for {max(free, 0):,}; use a "
+            "smaller model, or ask the operator to make space",
+            metadata,
+        )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    hard = most if before[1] == resource.RLIM_INFINITY else min(most, before[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, before[1]))
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise _too_large(hub, "a file that goes on beyond the size that the Hub says", most, field, metadata) from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _too_large(hub: spec_pb2.HubModel, what: str, most: int, field: str, metadata: Mapping[str, str]) -> SpecError:
+    return SpecError(
+        field,
+        "QUOTA_EXCEEDED",
+        f"{shorten(hub.id)} has {what}, but at most {most:,} bytes of a model are fetched from the Hub; use a smaller "
+        f"one, or ask the operator to raise {MOST_VARIABLE}",
+        metadata,
+    )
 
 
 def snapshot_folder(hub: spec_pb2.HubModel, cache_dir: Path) -> Path:
