@@ -192,7 +192,7 @@ def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
     except RuntimeError:  # How Python calls a link that leads back to itself.
         raise invalid("folder", f"`{folder}` lies behind a link that leads back to itself; give another name") from None
     if not folder.name:
-        raise invalid("folder", f"`{folder}` is no folder to download into; give one below it")
+        raise invalid("folder", f"`{folder}` is not a folder to download into; give one below it")
     if folder.exists() and not folder.is_dir():
         raise invalid("folder", f"`{folder}` is not a folder; give another name")
     staging = folder.with_name(folder.name + ".partial")
@@ -241,7 +241,7 @@ def _listed(path: Path, kind: Literal["datasets", "models"]) -> list[tuple[str, 
 
 
 def _visible(path: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a folder but hidden ones, each with its path inside it; none where there is no folder."""
+    """The files of a folder but hidden ones, each with its path inside it; empty without such a folder."""
     # Links to folders are not followed: they may lead in a circle. Links to files are: the Hub's cache is made of them.
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

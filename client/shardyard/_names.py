@@ -9,7 +9,7 @@ from shardyard.errors import invalid
 def parent_name(project: str) -> str:
     """`projects/{project}` of a project's id or name.
 
-    Raises: InvalidArgument where it is no text.
+    Raises: InvalidArgument if it is not a text.
     """
     _check_text("project", project)
     return project if project.startswith("projects/") else f"projects/{project}"
@@ -18,7 +18,7 @@ def parent_name(project: str) -> str:
 def full_name(project: str, collection: str, name: str) -> str:
     """The full name of `my-job` or of `projects/p/jobs/my-job`.
 
-    Raises: InvalidArgument for the full name of another kind of resource, or what is no text.
+    Raises: InvalidArgument for the full name of another kind of resource, or what is not a text.
     """
     _check_text("name", name)
     if "/" not in name:

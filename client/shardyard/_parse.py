@@ -134,7 +134,7 @@ class Reader:
         if full_name == "google.protobuf.Duration":
             seconds = duration_s(item)
             if seconds is None:
-                self.fail(path, f"{shown(item)} is no duration; write `90s`, `30m`, `2h` or `1h30m`")
+                self.fail(path, f"{shown(item)} is not a duration; write `90s`, `30m`, `2h` or `1h30m`")
             elif abs(seconds) > MAX_DURATION_S:
                 self.fail(path, f"{shown(item)} is longer than 10,000 years; write a shorter one")
             else:
@@ -256,7 +256,7 @@ def draft_job(value: Mapping[str, Any], *, base: Path, project: str) -> Draft:
 
 
 def duration_s(item: Any) -> float | None:
-    """Seconds of `90s`, `1h30m`, a number of seconds or a timedelta; None where it is none of them."""
+    """Seconds of `90s`, `1h30m`, a number of seconds or a timedelta; None if it is none of them."""
     if isinstance(item, timedelta):
         return item.total_seconds()
     if (seconds := _float(item)) is not None:

@@ -95,7 +95,7 @@ def _check_task(task: object) -> None:
     if not isinstance(task, Task):
         raise invalid(
             "spec",
-            f"{shown(task)} is no task; give one such as TextClassification(), a JobSpec, or a spec file's content",
+            f"{shown(task)} is not a task; give one such as TextClassification(), a JobSpec, or a spec file's content",
         )
 
 

@@ -71,3 +71,14 @@ def handler_raises(text: str, line: int) -> bool:
         node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ExceptHandler) and node.lineno == line
     ]
     return any(isinstance(handler.body[-1], ast.Raise) for handler in handlers)
+
+
+# In messages: "is not a", as engineers of all countries read it.
+DIALECT = re.compile(
+    r"\b(is|are) no (dropout|standard|id|JSON|head|duration|task|folder|Hub|model|quotes|regular)\b|\bstands twice\b"
+    r"|\bsee to the storage\b|\b[Mm]end the (file|line)\b"
+)
+
+
+def test_messages_say_is_not_a() -> None:
+    assert found(DIALECT, [each for each in products() if "_pb2" not in each[0]]) == []

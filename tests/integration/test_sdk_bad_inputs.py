@@ -57,9 +57,9 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("level", lambda c: list(c.job("story").logs(level=LONE)), r"`\ud800` is none of"),
     ("metrics", lambda c: c.job("story").metrics("loss", LONE), "is not UTF-8"),
     ("metrics", lambda c: list(c.job("story").watch_metrics(3)), "is given, but a list, each text, is needed"),
-    ("spec", lambda c: c.submit(None), "`None` is no task; give one such as TextClassification()"),
-    ("spec", lambda c: c.submit(JobSpec(None)), "`None` is no task"),  # type: ignore[arg-type]
-    ("spec", lambda c: c.plan("spec.yaml"), "`spec.yaml` is no task"),
+    ("spec", lambda c: c.submit(None), "`None` is not a task; give one such as TextClassification()"),
+    ("spec", lambda c: c.submit(JobSpec(None)), "`None` is not a task"),  # type: ignore[arg-type]
+    ("spec", lambda c: c.plan("spec.yaml"), "`spec.yaml` is not a task"),
     ("job_id", lambda c: c.submit(TASK, train_data="secret", job_id=LONE), "is not UTF-8"),
     ("job_id", lambda c: c.submit(TASK, job_id=3), "`3` is given, but text is needed"),
     ("job_id", lambda c: c.submit({"job_id": LONE, "job": {}}), "is not UTF-8"),
@@ -69,7 +69,7 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     (r"job.\ud800", lambda c: c.submit({"job": {LONE: 1}}), r"unknown field `\ud800`"),
     (r"\ud800", lambda c: c.submit({LONE: 1, "job": {}}), r"unknown field `\ud800`"),
     ("job.priority", lambda c: c.submit(TASK, priority=LONE), r"`\ud800` is none of"),
-    ("job.spec.max_run_time", lambda c: c.submit(TASK, max_run_time=LONE), "is no duration"),
+    ("job.spec.max_run_time", lambda c: c.submit(TASK, max_run_time=LONE), "is not a duration"),
     ("job.spec.model", lambda c: c.submit(TASK, model=f"hub:{LONE}"), "is not UTF-8"),
     ("job.spec.model", lambda c: c.submit(TASK, model=""), "`` is empty; give a path"),
     ("job.spec.train_data", lambda c: c.submit(TASK, train_data=f"server:/{LONE}"), "is not UTF-8"),

@@ -192,8 +192,8 @@ def test_a_packed_bomb_is_refused_in_flat_memory(tmp_path: Path, line: bytes, ti
 
 
 COSTLY = {
-    "keys": ("{" + ",".join(f'"k{i}": 1' for i in range(40_000)) + ', "k7": 1}', "the key 'k7' stands twice"),
-    "twice each": ("{" + ",".join(f'"k{i // 2}": 1' for i in range(40_000)) + "}", "the key 'k0' stands twice"),
+    "keys": ("{" + ",".join(f'"k{i}": 1' for i in range(40_000)) + ', "k7": 1}', "the key 'k7' is there twice"),
+    "twice each": ("{" + ",".join(f'"k{i // 2}": 1' for i in range(40_000)) + "}", "the key 'k0' is there twice"),
     "values": ('{"text": "x", "label": [' + "[]," * 1_500_000 + "[]]}", "values in one row; at most 1,000,000"),
     "brackets": ('{"text": ' + "[" * 2_000_000, "nested deeper than 64"),
     "escaped quotes": ('{"text": [{{{{' + "[" * 64 + '"' + '\\"' * 2_000_000, "nested deeper than 64"),

@@ -196,7 +196,7 @@ def _check_head(folder: ModelFolder) -> None:
     shapes = {tensor.name: tensor.shape for tensor in header}
     outputs = max(len(folder.labels), 1)
     if shapes.get("bias") != (outputs,) or len(shapes.get("weight", ())) != 2 or shapes["weight"][0] != outputs:
-        raise FolderInvalid(f"head.safetensors is no head of {outputs} outputs: {shapes}"[:300], file=name)
+        raise FolderInvalid(f"head.safetensors is not a head of {outputs} outputs: {shapes}"[:300], file=name)
 
 
 def probe_storage(request: bytes) -> bytes:

@@ -76,7 +76,7 @@ def width_hint(cells: list[str], num_columns: int, delimiters: str) -> str:
     if not any(cell.strip() for cell in cells[num_columns:]):
         return "; the row ends with a delimiter: take it out, or give the column a name in the header"
     if any(quote in cell for cell in cells for quote in _ODD_QUOTES):
-        return '; “ and ” are no quotes to CSV: write " around a value that has the delimiter in it'
+        return '; “ and ” are not quotes to CSV: write " around a value that has the delimiter in it'
     return "; a value that has the delimiter in it must be quoted"
 
 

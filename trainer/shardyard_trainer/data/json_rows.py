@@ -138,7 +138,7 @@ class _Array:
         return "each element of the list must be an object, and a comma stand between two"
 
     def _next(self) -> str:
-        """The next character that is no space; an empty string at the end."""
+        """The next character that is not a space; an empty string at the end."""
         while True:
             found = _SPACE.match(self._text, self._at)
             end = found.end() if found else self._at
@@ -208,7 +208,7 @@ class _Array:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON number; write null, or leave the row out")
+    raise ValueError(f"{constant} is not a JSON number; write null, or leave the row out")
 
 
 def _finite(text: str) -> float:
@@ -232,7 +232,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the key {shorten(name)!r} stands twice; rename one, or leave it out")
+                raise ValueError(f"the key {shorten(name)!r} is there twice; rename one, or leave it out")
             seen.add(name)
     return found
 

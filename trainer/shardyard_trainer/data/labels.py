@@ -96,7 +96,7 @@ def check_labels(given: Sequence[str], problem: Problem) -> None:
     """Raises SpecError where given labels are doubled, empty or too few."""
     doubled = sorted({label for label in given if list(given).count(label) > 1}) if len(set(given)) < len(given) else []
     if doubled:
-        raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"a label stands twice: {listed(doubled)}")
+        raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"duplicate label: {listed(doubled)}; list each once")
     if any(not label.strip() for label in given):
         raise SpecError(LABELS_FIELD, "SPEC_INVALID", "a label is empty")
     if len(given) < 2 and problem != MULTI_LABEL:

@@ -50,7 +50,7 @@ class ParquetTable:
             message = f"{len(names):,} columns; at most {most_columns:,}; keep those with text and labels"
             raise DataError(message, file=file.name)
         if doubled := sorted({name for name in names if names.count(name) > 1 and name in needed}):
-            message = f"a column's name stands twice: {listed(doubled)}; rename one"
+            message = f"a column's name is there twice: {listed(doubled)}; rename one"
             raise DataError(message, file=file.name)
         self._fields = {field.name: field.type for field in opened.schema_arrow if self._is_usable(field, needed)}
         if not self._fields:

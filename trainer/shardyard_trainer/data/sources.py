@@ -119,7 +119,7 @@ def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Pat
 
 
 def open_regular(path: Path, name: str) -> BinaryIO:
-    """Opens a file for reading, never waiting on a FIFO or a device; raises DataError where it is no regular file."""
+    """Opens a file for reading, never waiting on a FIFO or a device; raises DataError if it is not a regular file."""
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -127,7 +127,10 @@ def _trained_here(
     wrong = [name for name, holds in rules.items() if not holds]
     if wrong:
         value = str(trained.get(wrong[0]))[:100]
-        raise FolderInvalid(f"shardyard.json has a {wrong[0]} that is none: {value!r}", file="shardyard.json")
+        raise FolderInvalid(
+            f"shardyard.json has the {wrong[0]} {value!r}, which is not a known one; take the folder as exported",
+            file="shardyard.json",
+        )
     return ModelFolder(folder, config, model_type, _auto_of(config), trained["task"], problem, tuple(labels), trained)
 
 

@@ -97,7 +97,7 @@ def check_token_ids(overrides: Mapping[str, Any], vocab_size: int, field: str) -
         SpecError(
             f"{field}.{name}",
             "SPEC_INVALID",
-            f"{value} is no id of the vocabulary, which has 0 to {vocab_size - 1:,}; leave it out, and it is the "
+            f"{value} is not an id of the vocabulary, which has 0 to {vocab_size - 1:,}; leave it out, and it is the "
             "tokenizer's",
         )
         for name, value in overrides.items()
@@ -172,11 +172,11 @@ def number_complaint(name: str, value: Any) -> str:
         return ""
     shown = _shown(value)
     if ("dropout" in name or name.endswith(("pdrop", "layerdrop"))) and not 0 <= value < 1:
-        return f"{shown} is no dropout probability; give 0 or more and less than 1"
+        return f"{shown} is not a dropout probability; give 0 or more and less than 1"
     if name.endswith(("_eps", "_epsilon")) and not 0 < value < math.inf:
         return f"{shown} must be over 0, such as 1e-5: what is divided by it would not be finite"
     if name.endswith("initializer_range") and not 0 <= value < math.inf:
-        return f"{shown} is no standard deviation; give 0 or more, such as 0.02"
+        return f"{shown} is not a standard deviation; give 0 or more, such as 0.02"
     return ""
 
 

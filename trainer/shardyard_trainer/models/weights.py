@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 100 * 1000 * 1000
 """The format's own bound."""
 
 MAX_TENSORS = 50_000
-"""More in one file is no model; a header of many empty tensors would only cost memory."""
+"""More in one file is not a model; a header of many empty tensors would only cost memory."""
 
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,

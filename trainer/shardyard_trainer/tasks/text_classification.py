@@ -151,7 +151,7 @@ def _choose(job: Ingredients) -> ModelChoice:
         raise SpecError(
             job.field,
             "OBJECTIVE_UNSUPPORTED",
-            f"{choice.config.model_type} is no model that reads a text into one vector a token; "
+            f"{choice.config.model_type} does not read a text into one vector a token; "
             f"it can be trained for: {', '.join(supported) or 'none'}",
             {"supported": ",".join(supported)},
         )

@@ -288,7 +288,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     except OSError as error:
         return None, f"{MANIFEST}: {error.strerror or error}"
     except (ValueError, RecursionError) as error:
-        return None, f"{MANIFEST} is no JSON: {error}"
+        return None, f"{MANIFEST} is not JSON: {error}"
     if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_hash(manifest):
         return None, f"{MANIFEST} does not have the hash that it says"
     if manifest["format"] != FORMAT:

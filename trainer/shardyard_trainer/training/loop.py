@@ -107,7 +107,7 @@ def canary(run: Run) -> None:
     _, problem = run.checkpoints.verify(folder)
     if problem:
         raise RunFailed(
-            "CHECKPOINT_CORRUPT", f"the first checkpoint does not read back: {problem}", "see to the storage"
+            "CHECKPOINT_CORRUPT", f"the first checkpoint does not read back: {problem}", "check the storage"
         )
     run.dry_run()
     report_canary(run.context, started_s)

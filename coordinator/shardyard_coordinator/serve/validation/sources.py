@@ -58,7 +58,7 @@ def check_uri(field: str, uri: str) -> list[FieldViolation]:
 
 
 def not_allowed(field: str, uri: str) -> FieldViolation:
-    """The violation of a path that is not under an allowed root, is not there, or is no regular file or folder."""
+    """The violation of a path that is not under an allowed root, is not there, or is not a regular file or folder."""
     return FieldViolation(
         field,
         f"{show(uri)} is not a regular file or folder under an allowed data root; "
