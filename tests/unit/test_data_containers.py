@@ -141,7 +141,7 @@ def refusals(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "two objects a line": ("a.jsonl", b'{"text": "a"}{"text": "b"}', "each object on a line of its own"),
         "of Python": ("a.jsonl", b"{'text': 'a'}", "write it with json.dumps"),
         "CR alone in TSV": ("a.tsv", b"text\tlabel\ra\t1\r", "a CR stands alone"),
-        "odd quotes": ("a.csv", "text,label\n“a, b”,1\n".encode(), "no quotes to CSV"),
+        "odd quotes": ("a.csv", "text,label\n“a, b”,1\n".encode(), "not quotes to CSV"),
         "backslashes": ("a.csv", b'text,label\n"a \\"b\\"",1\n', "CSV doubles it"),
         "a space behind a quote": ("a.csv", b'text,label\n"a, b" ,1\n', "a space follows a closing quote; take it out"),
         "delimiter at the end": ("a.csv", b"text,label\na,1,\n", "the row ends with a delimiter: take it out"),
