@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import transformers
 
 from shardyard_trainer.models.bounds import too_large
+from shardyard_trainer.models.door import FolderInvalid, open_folder
+from shardyard_trainer.models.folder import read_folder
 
 
 @pytest.mark.parametrize(
@@ -37,3 +42,10 @@ def test_a_setting_over_its_bound_is_named(values: dict[str, object]) -> None:
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "mixtral", "t5", "albert", "qwen2_moe", "deepseek_v3"])
 def test_the_sizes_that_architectures_have_are_not(kind: str) -> None:
     assert too_large(transformers.CONFIG_MAPPING[kind]().to_dict()) is None
+
+
+def test_labels_that_are_only_counted_are_bounded_before_they_get_names(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 100_001}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FolderInvalid, match="num_labels is 100,001; at most 100,000"):
+        read_folder(open_folder(tmp_path))

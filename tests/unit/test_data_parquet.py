@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from helpers.small_specs import read_source
 from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.parquet_pages import PageInvalid, read_pages
 
 
 def _parquet(folder: Path, **columns: Any) -> Path:
@@ -53,6 +55,16 @@ def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> Non
 def test_a_list_of_numbers_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must be text"):
         read_source(_parquet(tmp_path, text=[[1, 2]], label=[1]))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"\x25\x02\x15\x02\x25\x0e\x00", b"\x25\x02\x15\x02\x4c\x1c\x00\x00\x00", b"\x25\x02\x15\x02\x4c\x15\x01\x00\x00"],
+    ids=["a number for a struct", "a struct for a number", "fewer than no values"],
+)
+def test_a_page_header_of_another_shape_is_not_one(header: bytes) -> None:
+    with pytest.raises(PageInvalid):
+        list(read_pages(io.BytesIO(header), 0, len(header)))
 
 
 def test_a_damaged_page_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,10 @@ def _config(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def _ours(**values: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / "shardyard.json").write_text(json.dumps({"format": 1, **values}))
+
+
 def _header(entries: dict[str, object], data: bytes = b"") -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         text = json.dumps(entries).encode()
@@ -162,6 +166,14 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
      "thousands of digits"),
     ("generation settings", lambda f: (f / "generation_config.json").write_text('{"top_k": "all"}'), "MODEL_INVALID",
      "top_k: 'all', which is not a whole number"),
+    ("lists for names", _ours(task=[]), "MODEL_INVALID", "shardyard.json has the task '[]'"),
+    ("objects for names", _ours(task="causal_lm", problem={"a": 1}), "MODEL_INVALID", "shardyard.json has the problem"),
+    ("names in lists", lambda f: (f / "tokenizer_config.json").write_text('{"model_input_names": [["input_ids"]]}'),
+     "MODEL_INVALID", "which is not a list of attention_mask"),
+    ("a template without a name", lambda f: (f / "tokenizer_config.json").write_text(
+        '{"chat_template": [{"name": [], "template": ""}]}'), "MODEL_INVALID", "chat_template"),
+    ("an index of nothing", lambda f: (f / "model.safetensors.index.json").write_text("[]"), "MODEL_INVALID",
+     "no weight_map"),
     ("an adapter", lambda f: (f / "adapter_config.json").write_text("{}"), "MODEL_INVALID", "merge it into its model"),
     ("a pointer", lambda f: (f / "model.safetensors").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),
     ("a tokenizer's pointer", lambda f: (f / "tokenizer.json").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),

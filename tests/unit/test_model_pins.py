@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.listings import folders_listed
 from helpers.small_specs import locations
 from helpers.tiny_folders import bert_tokenizer, save_folder
 from shardyard.v1 import model_service_pb2, plan_pb2, spec_pb2, transfer_pb2
@@ -17,7 +18,7 @@ from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.models.known_files import check_known
+from shardyard_trainer.models.known_files import check_known, file_names
 from shardyard_trainer.planning.pins import check_same_model, model_fingerprint, tokenizer_fingerprint
 
 WEIGHTS = "model.safetensors"
@@ -104,6 +105,22 @@ def test_a_plan_of_an_earlier_version_is_compared_with_nothing(folder: Path) -> 
     check_same_model(spec, where, plan_pb2.JobPlan())
     with pytest.raises(RunFailed):
         check_same_model(spec, where, plan)
+
+
+def test_a_folder_of_many_files_is_not_listed_anew_for_each(tmp_path: Path) -> None:
+    for index in range(50):
+        (tmp_path / f"part-{index}.safetensors").write_bytes(b"x")
+    with folders_listed() as listed:
+        check_known(open_folder(tmp_path), stored(tmp_path))
+    assert len(listed) <= 2
+
+
+def test_a_linked_part_is_pinned_as_it_is_read(tmp_path: Path) -> None:
+    for place in ("model", "elsewhere"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "elsewhere/config.json").write_text("{}")
+    (tmp_path / "model/1_Pooling").symlink_to(tmp_path / "elsewhere")
+    assert file_names(open_folder(tmp_path / "model", roots=(tmp_path,))) == ["1_Pooling/config.json"]
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from helpers.listings import folders_listed
 from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -352,6 +353,16 @@ def test_states_larger_than_memory_are_refused_and_activations_only_warn(root: P
 def test_many_layers_do_not_fit(root: Path) -> None:
     model = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1000000}}}
     assert [violation.reason for violation in ask(root, pretraining(model=model)).violations] == ["MODEL_DOES_NOT_FIT"]
+
+
+def test_nothing_outside_of_the_data_roots_is_even_listed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    with folders_listed() as listed:
+        result = ask(root, fine_tuning(model={"uri": str(outside)}, train_data={"uri": str(outside)}))
+        nameless = ask(root, fine_tuning(model={"model": "projects/default/models/none"}))
+    assert {reason for _, reason in places(result)} == {"PATH_NOT_ALLOWED"}
+    assert ("spec.model.model", "MODEL_NOT_FOUND") in places(nameless)
+    assert str(outside) not in listed and str(Path.cwd()) not in listed
 
 
 def test_a_changed_file_is_planned_anew_and_an_unchanged_one_is_remembered(root: Path) -> None:

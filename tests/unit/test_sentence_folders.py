@@ -174,6 +174,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pooling": flags("mean_sqrt_len_tokens")}, "mean_sqrt_len_tokens"),
     ({"pooling": flags("weightedmean_tokens")}, "weightedmean"),
     ({"pooling": {"pooling_mode": "attention"}}, "attention"),
+    ({"pooling": {"pooling_mode": [{"mean": True}]}}, "is not mean, cls, max or last"),
     ({"parts": ("Transformer", "Pooling", "Dense", "Normalize")}, "part Dense"),
     ({"parts": ("WordEmbeddings", "Pooling")}, "part WordEmbeddings"),
     ({"parts": ("Transformer", "SpladePooling")}, "part SpladePooling"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,16 @@ def test_a_bad_vocabulary_is_refused_by_name(tmp_path: Path, name: str) -> None:
     make(tmp_path)
     with pytest.raises(FolderInvalid, match=part):
         build_tokenizer(open_folder(tmp_path))
+
+
+def test_many_added_tokens_cost_no_more_than_their_number(tmp_path: Path) -> None:
+    old_bert(tmp_path)
+    first = num_ids(build_tokenizer(open_folder(tmp_path)))
+    write(tmp_path, "added_tokens.json", {f"<new {index}>": first + index for index in range(20_000)})
+    began_s = time.process_time()
+    tokenizer = build_tokenizer(open_folder(tmp_path))
+    assert tokenizer.convert_tokens_to_ids("<new 19999>") == first + 19_999
+    assert time.process_time() - began_s < 20, "one by one they take minutes"
 
 
 def test_a_tokenizer_that_fails_on_the_datas_own_texts_is_to_blame_for_it(tmp_path: Path) -> None:

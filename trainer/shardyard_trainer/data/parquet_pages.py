@@ -36,13 +36,18 @@ def read_pages(stream: BinaryIO, start: int, size: int) -> Iterator[Page]:
         unpacked, packed = header.get(2), header.get(3)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
             raise PageInvalid("a page without sizes")
-        inner = header.get(_DATA) or header.get(_DATA_V2) or {}
-        num_values = inner.get(1, 0)
-        if not isinstance(num_values, int) or num_values < 0:
-            raise PageInvalid("a page without a number of values")
-        dictionary = header.get(_DICTIONARY) or {}
-        yield Page(unpacked + 8 * int(dictionary.get(1, 0) or 0), num_values)
+        num_values = _number_in(header, _DATA) or _number_in(header, _DATA_V2)
+        yield Page(unpacked + 8 * _number_in(header, _DICTIONARY), num_values)
         at += length + packed
+
+
+def _number_in(header: dict[int, Any], field: int) -> int:
+    """The number of values that a part of a page header says first; 0 for a part that is not there."""
+    part = header.get(field, {})
+    number = part.get(1, 0) if isinstance(part, dict) else None
+    if not isinstance(number, int) or number < 0:
+        raise PageInvalid("a page without a number of values")
+    return number
 
 
 def _header(stream: BinaryIO, at: int, end: int) -> tuple[dict[int, Any], int]:

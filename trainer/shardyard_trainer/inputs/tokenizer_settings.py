@@ -46,18 +46,18 @@ class TokenizerSettings:
 
 def read_settings(folder: Folder) -> TokenizerSettings:
     """The settings of a folder; those of transformers' defaults if it has no such file. Raises FolderInvalid."""
-    values = folder.read_json(CONFIG) if folder.has(CONFIG) else {}
+    values = folder.read_object(CONFIG) if folder.has(CONFIG) else {}
     refuse_code(folder, CONFIG, values)
     added = dict(_decoder(values.get("added_tokens_decoder")))
     tokens = {name: _token(CONFIG, name, values[name]) for name in ROLES if values.get(name)}
     extra = _extra(CONFIG, values)
     if not added and folder.has("special_tokens_map.json"):
         # As transformers has it: the map counts, unless the configuration is of the newer kind with all tokens.
-        special = folder.read_json("special_tokens_map.json")
+        special = folder.read_object("special_tokens_map.json")
         tokens |= {name: _token("special_tokens_map.json", name, special[name]) for name in ROLES if special.get(name)}
         extra = _extra("special_tokens_map.json", special) or extra
     if not added and folder.has("added_tokens.json"):
-        added = _added(folder.read_json("added_tokens.json"), {str(token) for token in (*tokens.values(), *extra)})
+        added = _added(folder.read_object("added_tokens.json"), {str(token) for token in (*tokens.values(), *extra)})
     by_name = {str(token): token for token in added.values()}
     return TokenizerSettings(
         class_name=_text(values, "tokenizer_class"),
@@ -82,7 +82,7 @@ def _common(folder: Folder, values: Mapping[str, Any]) -> dict[str, Any]:
         found["model_max_length"] = int(length) if length < 2**53 else int(1e30)
     names = values.get("model_input_names")
     if names is not None:
-        if not isinstance(names, list) or not names or not all(name in _INPUT_NAMES for name in names):
+        if not isinstance(names, list) or not names or not all(str(name) in _INPUT_NAMES for name in names):
             raise _wrong(CONFIG, "model_input_names", names, f"a list of {', '.join(sorted(_INPUT_NAMES))}")
         found["model_input_names"] = names
     template = _template(folder, values.get("chat_template"))
@@ -96,9 +96,9 @@ def _template(folder: Folder, value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        named = {each.get("name"): each.get("template") for each in value}
-        if all(isinstance(name, str) and isinstance(text, str) for name, text in named.items()):
-            return named
+        named = [(each.get("name"), each.get("template")) for each in value]
+        if all(isinstance(name, str) and isinstance(text, str) for name, text in named):
+            return dict(named)
     raise _wrong(CONFIG, "chat_template", value, "a text, or a list of named texts")
 
 

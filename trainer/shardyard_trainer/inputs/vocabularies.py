@@ -7,7 +7,6 @@ Here its classes get a built tokenizer or the content of a vocabulary, and the k
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from shardyard_trainer.data.errors import nearest, shorten
 from shardyard_trainer.inputs import pieces
 from shardyard_trainer.inputs.tokenizer_settings import CONFIG, ROLES, TokenizerSettings, read_settings
-from shardyard_trainer.models.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid, json_complaint
+from shardyard_trainer.models.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid
 from shardyard_trainer.plain_words import in_plain_words, panics_raise
 
 _WORDPIECE = frozenset({"BertTokenizer", "FunnelTokenizer", "LxmertTokenizer", "MPNetTokenizer", "MobileBertTokenizer"})
@@ -239,9 +238,9 @@ def _common_kind(made: Any, settings: TokenizerSettings) -> PreTrainedTokenizerF
 
 def _add_tokens(backend: Tokenizer, settings: TokenizerSettings) -> None:
     """Adds the tokens that belong to the vocabulary and are written beside it, each under its own id."""
+    # All at once: for each call the library looks at all tokens anew.
+    backend.add_tokens([token for token in settings.added.values() if backend.token_to_id(str(token)) is None])
     for index, token in settings.added.items():
-        if backend.token_to_id(str(token)) is None:
-            backend.add_tokens([token])
         if (found := backend.token_to_id(str(token))) != index:
             raise FolderInvalid(
                 f"the added token {shorten(str(token))!r} has the id {index}, but behind this vocabulary it would have "
@@ -257,7 +256,7 @@ def _class(folder: Folder, settings: TokenizerSettings) -> Any:
     """
     name, file = settings.class_name, CONFIG
     if not name and folder.has("config.json"):
-        config = folder.read_json("config.json")
+        config = folder.read_object("config.json")
         model_type = str(config.get("model_type"))
         named = config.get("tokenizer_class") or _OF_PIECES.get(model_type) or TOKENIZER_MAPPING_NAMES.get(model_type)
         name, file = named if isinstance(named, str) else "", "config.json"
@@ -300,12 +299,7 @@ def _is_cased(vocab: dict[str, int]) -> bool:
 
 def _numbered(folder: Folder) -> dict[str, int]:
     name = "vocab.json"
-    try:
-        vocab = json.loads(folder.read_text(name, most_bytes=MAX_VOCABULARY_BYTES))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, FolderInvalid):
-            raise
-        raise FolderInvalid(f"{name} is not JSON: {json_complaint(error)}", file=name) from None
+    vocab = folder.read_json(name, most_bytes=MAX_VOCABULARY_BYTES)
     if (
         not isinstance(vocab, dict)
         or len(vocab) > _MOST_WORDS

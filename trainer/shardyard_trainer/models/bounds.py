@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 MOST_LAYERS = 2_000
+MOST_LABELS = 100_000
 _MOST_EXPERTS = 1_000_000
 _MOST_LISTED = 10_000
 _MOST_ANYTHING = 2**31
@@ -23,7 +24,7 @@ _RULES: tuple[tuple[re.Pattern[str], int], ...] = (
     (_LAYERS, MOST_LAYERS),
     (_EXPERTS, 20_000),
     (re.compile(r"head(s|_groups)?$"), 16_384),
-    (re.compile(r"labels|classes"), 100_000),
+    (re.compile(r"labels|classes"), MOST_LABELS),
     (re.compile(r"position|seq_len|n_ctx|window|max_length"), 2**30),
     (re.compile(r"vocab"), 10**8),
     (re.compile(r"(size|dim|width|rank|embd|embed|inner|d_model|d_ff|d_kv|channels)s?$"), 2**22),

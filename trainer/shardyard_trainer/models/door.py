@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,14 +75,24 @@ class Folder:
     roots: tuple[Path, ...]
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file, and it is one that is read. What it is shows when it is opened."""
-        return is_allowed(name) and name in self.names()
+        """Whether there is such a regular file, and it is one that is read. Raises FolderInvalid if that is hidden."""
+        if not is_allowed(name):
+            return False
+        try:
+            return stat.S_ISREG((self.path / name).stat().st_mode)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP} and self.path.is_dir():
+                return False
+            raise _unreadable(name, error) from None
 
     def names(self) -> frozenset[str]:
-        """The files in it, allowed or not, at two levels. Raises FolderInvalid if they may not be listed."""
+        """The files in it, allowed or not, at two levels.
+
+        Raises FolderInvalid if they may not be listed, or are too many for a model.
+        """
         try:
-            top = [path for path in self.path.iterdir() if path.is_file() or _PART.fullmatch(path.name)]
-            inner = [each for path in top if path.is_dir() for each in path.iterdir() if each.is_file()]
+            top = [path for path in _entries(self.path) if path.is_file() or _PART.fullmatch(path.name)]
+            inner = [each for path in top if path.is_dir() for each in _entries(path) if each.is_file()]
         except OSError as error:
             raise _unreadable(self.path.name, error) from None
         return frozenset(str(path.relative_to(self.path)) for path in (*top, *inner) if not path.is_dir())
@@ -128,22 +139,25 @@ class Folder:
         except UnicodeDecodeError as error:
             raise FolderInvalid(f"{name} is not UTF-8: byte {error.start:,} is not; save it anew", file=name) from None
 
-    def read_json(self, name: str, *, what: str = "") -> dict[str, Any]:
-        """A JSON object. Raises FolderInvalid; `what` is said of a file that is not there."""
+    def read_json(self, name: str, *, most_bytes: int = MAX_CONFIG_BYTES) -> Any:
+        """The JSON value in a file. Raises FolderInvalid."""
+        text = self.read_text(name, most_bytes=most_bytes)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FolderInvalid(f"{name} is not JSON: {_json_complaint(error)}", file=name) from None
+
+    def read_object(self, name: str, *, what: str = "") -> dict[str, Any]:
+        """The JSON object in a file. Raises FolderInvalid; `what` explains why a missing file is needed."""
         if not self.has(name):
             raise FolderInvalid(f"the folder has no {name}" + (f"; {what}" if what else ""), file=name)
-        try:
-            value = json.loads(self.read_text(name))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, FolderInvalid):
-                raise
-            raise FolderInvalid(f"{name} is not JSON: {json_complaint(error)}", file=name) from None
+        value = self.read_json(name)
         if not isinstance(value, dict):
             raise FolderInvalid(f"{name} is not a JSON object", file=name)
         return value
 
 
-def json_complaint(error: Exception) -> str:
+def _json_complaint(error: Exception) -> str:
     """What is wrong with a text that is not JSON, and where."""
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}: {error.msg}; save it anew"
@@ -165,7 +179,7 @@ def refuse_links(folder: Folder) -> None:
             number += 1
             path = Path(directory, name)
             if number > _MOST_ENTRIES:
-                raise FolderInvalid(f"the folder has more than {_MOST_ENTRIES:,} files; give the folder of one model")
+                raise _too_many()
             _refuse_entry(path, str(path.relative_to(folder.path)), folder.roots)
 
 
@@ -209,6 +223,17 @@ def _unreadable(name: str, error: OSError) -> Exception:
     gone = isinstance(error, FileNotFoundError)
     step = "put it back" if gone else "make it readable for the service's account"
     return FolderInvalid(f"{shorten(name)!r} cannot be read: {error.strerror}; {step}", file=name)
+
+
+def _entries(directory: Path) -> list[Path]:
+    found = list(islice(directory.iterdir(), _MOST_ENTRIES + 1))
+    if len(found) > _MOST_ENTRIES:
+        raise _too_many()
+    return found
+
+
+def _too_many() -> FolderInvalid:
+    return FolderInvalid(f"the folder has more than {_MOST_ENTRIES:,} files; give the folder of one model")
 
 
 def _leaves(name: str) -> FolderInvalid:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.models.bounds import too_large
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.sentence import SentenceSettings, read_sentence
 
@@ -87,13 +88,13 @@ def read_folder(folder: Folder) -> ModelFolder:
         )
     if not folder.has("config.json"):
         read_sentence(folder)  # It says where such a folder has its transformer.
-    config = folder.read_json("config.json", what="a Hugging Face model folder has one")
+    config = folder.read_object("config.json", what="a Hugging Face model folder has one")
     refuse_code(folder, "config.json", config)
     if folder.has("tokenizer_config.json"):
-        refuse_code(folder, "tokenizer_config.json", folder.read_json("tokenizer_config.json"))
+        refuse_code(folder, "tokenizer_config.json", folder.read_object("tokenizer_config.json"))
     model_type = known_model_type(config.get("model_type"))
     if folder.has("shardyard.json"):
-        return _trained_here(folder, config, model_type, folder.read_json("shardyard.json"))
+        return _trained_here(folder, config, model_type, folder.read_object("shardyard.json"))
     auto = _auto_of(config)
     labels = _labels_of(config) if auto in _LABELLED else ()
     problem = _problem_of(config, labels) if labels else ""
@@ -120,8 +121,8 @@ def _trained_here(
         "format": trained.get("format") == 1,
         "task": isinstance(trained.get("task"), str) and bool(trained["task"]),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
-        "problem": problem in {"", *_PROBLEMS.values()},
-        "pooling": pooling in {"", "mean", "cls", "max", "last"},
+        "problem": problem in ["", *_PROBLEMS.values()],
+        "pooling": pooling in ["", "mean", "cls", "max", "last"],
         "max_length": length is None or (type(length) is int and length >= 1),
     }
     wrong = [name for name, holds in rules.items() if not holds]
@@ -158,6 +159,8 @@ def _auto_of(config: Mapping[str, Any]) -> str:
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     names, number = config.get("id2label"), config.get("num_labels")
     if not isinstance(names, dict) or not names:
+        if type(number) is int and (over := too_large({"num_labels": number})) is not None:
+            raise FolderInvalid(f"config.json cannot be built: {over.message}", file="config.json")
         # transformers' own names; it has two of them if nothing says how many.
         return tuple(f"LABEL_{index}" for index in range(number if type(number) is int else 2))
     try:

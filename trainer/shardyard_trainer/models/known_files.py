@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 
 from shardyard.v1 import transfer_pb2
 from shardyard_trainer.models.door import Folder, FolderInvalid, is_allowed
@@ -23,10 +21,11 @@ def check_known(folder: Folder, known: Iterable[transfer_pb2.StoredFile]) -> Non
     wanted = {file.path: file for file in known if is_allowed(file.path)}
     if not wanted:
         return
-    for name in sorted({*wanted, *file_names(folder)}):
+    there = set(file_names(folder))
+    for name in sorted({*wanted, *there}):
         if name not in wanted:
             raise _damaged(name, "was added to the folder after it had been registered")
-        if not folder.has(name):
+        if name not in there:
             raise _damaged(name, "is missing")
         size = (folder.path / name).stat().st_size
         if size != wanted[name].size_bytes:
@@ -37,10 +36,7 @@ def check_known(folder: Folder, known: Iterable[transfer_pb2.StoredFile]) -> Non
 
 def file_names(folder: Folder) -> list[str]:
     """Every file of the folder that is ever read, sorted."""
-    found = []
-    for directory, _, names in os.walk(folder.path):
-        found += [str(Path(directory, name).relative_to(folder.path)) for name in names]
-    return sorted(name for name in found if folder.has(name))
+    return sorted(name for name in folder.names() if is_allowed(name))
 
 
 def digest(folder: Folder, name: str, *, as_git: bool = False) -> str:

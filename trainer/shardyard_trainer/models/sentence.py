@@ -7,7 +7,6 @@ the folder is refused by the part's name: never are other vectors given than tho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -63,7 +62,7 @@ def read_sentence(folder: Folder) -> SentenceSettings | None:
                 "the type sentence_transformers.models.Transformer with an empty path for it there"
             )
         if kind == "Pooling":
-            pooling = _pooling_of(folder.read_json(f"{path}/config.json" if path else "config.json"))
+            pooling = _pooling_of(folder.read_object(f"{path}/config.json" if path else "config.json"))
         elif kind not in {"Transformer", "Normalize", "Dropout"}:
             raise _refused(f"its part {shorten(kind)} is not computed here; {_BARE}")
     order = [kind for kind in kinds if kind != "Dropout"]
@@ -82,12 +81,7 @@ def lower_case(tokenizer: Any) -> None:
 
 
 def _modules(folder: Folder) -> list[Mapping[str, Any]]:
-    try:
-        modules = json.loads(folder.read_text(_FILE))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, FolderInvalid):
-            raise
-        raise FolderInvalid(f"{_FILE} is not JSON: {shorten(str(error))}", file=_FILE) from None
+    modules = folder.read_json(_FILE)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules) or not modules:
         raise FolderInvalid(f"{_FILE} is not a list of modules; {_BARE}", file=_FILE)
     return modules
@@ -101,16 +95,16 @@ def _pooling_of(config: Mapping[str, Any]) -> str:
         names = [name for flag, name in _FLAGS.items() if config.get(flag, flag == "pooling_mode_mean_tokens")]
     if len(names) != 1:
         raise _refused(f"it joins {len(names)} poolings ({shorten(', '.join(map(str, names)))}); {_BARE}")
-    if names[0] not in _POOLINGS:
+    if (pooling := _POOLINGS.get(str(names[0]))) is None:
         raise _refused(f"its pooling {shorten(str(names[0]))!r} is not mean, cls, max or last; {_BARE}")
-    return _POOLINGS[names[0]]
+    return pooling
 
 
 def _length_of(folder: Folder) -> tuple[int | None, bool]:
     name = next((name for name in _LENGTHS if folder.has(name)), "")
     if not name:
         return None, False
-    settings = folder.read_json(name)
+    settings = folder.read_object(name)
     length, lower = settings.get("max_seq_length"), settings.get("do_lower_case", False)
     if (length is not None and (type(length) is not int or length < 1)) or not isinstance(lower, bool | NoneType):
         raise FolderInvalid(
@@ -125,7 +119,7 @@ def _refuse_prompt(folder: Folder) -> None:
     name = "config_sentence_transformers.json"
     if not folder.has(name):
         return
-    settings = folder.read_json(name)
+    settings = folder.read_object(name)
     if (prompt := settings.get("default_prompt_name")) is not None:
         raise FolderInvalid(
             f"{name} puts the prompt {shorten(str(prompt))!r} before every text, which is not done here; set "

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
 
 from shardyard_trainer.data.errors import shorten
-from shardyard_trainer.models.bounds import experts_complaint, too_large
+from shardyard_trainer.models.bounds import MOST_LABELS, experts_complaint, too_large
 from shardyard_trainer.models.door import Folder, FolderInvalid
 
 _NEVER = frozenset(
@@ -119,11 +118,6 @@ _GENERATION: Mapping[str, tuple[type, ...]] = {
 _OF_LABELS = ("num_labels", "id2label", "label2id")
 """Empty ones say nothing, as if they were not there."""
 
-_MOST_LABELS = 100_000
-_MOST_LAYERS = 10_000
-_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks|groups)|\w+_layers|num_layers|depth|layers")
-"""Names under which architectures have counts of layers: more are refused before anything is built of them."""
-
 _SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
     "max_position_embeddings",
@@ -138,7 +132,7 @@ def model_config(folder: Folder) -> Any:
     Raises FolderInvalid for a setting of another type, and what transformers raises for values that it refuses: see
     `loading.LOADING_ERRORS`.
     """
-    values = folder.read_json("config.json", what="a Hugging Face model folder has one")
+    values = folder.read_object("config.json", what="a Hugging Face model folder has one")
     if values.get("quantization_config"):
         raise FolderInvalid(
             f"the model is quantised ({_method(values['quantization_config'])}), and its weights are not those of its "
@@ -160,7 +154,7 @@ def generation_settings(folder: Folder) -> dict[str, Any]:
     """The known settings of generation_config.json that are set; empty if the folder has none. Raises FolderInvalid."""
     if not folder.has("generation_config.json"):
         return {}
-    values = folder.read_json("generation_config.json")
+    values = folder.read_object("generation_config.json")
     found = {name: values[name] for name in _GENERATION if values.get(name) is not None}
     for name, value in found.items():
         is_ids = not isinstance(value, list) or all(type(each) is int for each in value)
@@ -209,11 +203,6 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
             if value is not None and not _is_of(value, READ_BY_MODELS[name]):
                 raise _wrong("config.json", name, value, READ_BY_MODELS[name])
         picked[name] = plain("config.json", name, value)
-        if type(value) is int and value > _MOST_LAYERS and _LAYERS.fullmatch(name):
-            raise FolderInvalid(
-                f"config.json asks for {value:,} layers ({name}); at most {_MOST_LAYERS:,} are built",
-                file="config.json",
-            )
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(picked.get(name), dict):
             picked[name] = _rotation(picked[name])
@@ -262,11 +251,10 @@ def _check_labels(picked: Mapping[str, Any]) -> None:
             'config.json has an id2label that is not an object of names; write it as {"0": "first", "1": "second"}',
             file="config.json",
         )
-    for count in (len(names or ()), number or 0):
-        if isinstance(count, int) and count > _MOST_LABELS:
-            raise FolderInvalid(
-                f"config.json has {count:,} labels; at most {_MOST_LABELS:,} are possible", file="config.json"
-            )
+    if names is not None and len(names) > MOST_LABELS:
+        raise FolderInvalid(
+            f"config.json has {len(names):,} labels; at most {MOST_LABELS:,} are possible", file="config.json"
+        )
 
 
 def _is_of(value: Any, types: tuple[type, ...]) -> bool:

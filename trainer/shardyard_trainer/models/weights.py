@@ -233,17 +233,16 @@ def _refuse_whole_numbers(file: str, tensor: Tensor) -> None:
 def weight_names(folder: Folder) -> list[str]:
     """The safetensors files that hold the model: those of the index if there is one, else `model.safetensors`.
 
-    Raises WeightsInvalid for an index that names files outside the folder or that are not there.
+    Raises WeightsInvalid for an index that names files outside the folder or that are not there, and FolderInvalid.
     """
     index = "model.safetensors.index.json"
     if not folder.has(index):
         return ["model.safetensors"] if folder.has("model.safetensors") else []
-    try:
-        names = {
-            str(name) for name in json.loads(folder.read(index, most_bytes=MAX_INDEX_BYTES))["weight_map"].values()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WeightsInvalid(f"{index} is not an index of weights: it has no weight_map of names", file=index) from None
+    listed = folder.read_json(index, most_bytes=MAX_INDEX_BYTES)
+    by_tensor = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(by_tensor, dict):
+        raise WeightsInvalid(f"{index} is not an index of weights: it has no weight_map of names", file=index)
+    names = {str(name) for name in by_tensor.values()}
     for name in sorted(names):
         if "/" in name or not name.endswith(".safetensors") or not folder.has(name):
             raise WeightsInvalid(

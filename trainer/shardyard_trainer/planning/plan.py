@@ -20,7 +20,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.inspect import check_weights
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.errors import SpecError, raise_all
-from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.sources import resolve_source, resolve_uri
 from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inputs.base import SampleRef
@@ -376,14 +376,22 @@ def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
         if kind == "hub":
             yield signature(snapshot_folder(getattr(source, kind), Path(call.locations.cache_dir)))
         elif kind in {"uri", "model", "dataset"}:
-            named = getattr(source, kind)
-            path = Path(call.locations.folders.get(named, "") if kind != "uri" else named)
-            try:
-                stat = path.stat()
-                yield (
-                    signature(path)
-                    if path.is_dir()
-                    else (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-                )
-            except (OSError, ValueError):
-                yield "not there"
+            yield _identity(getattr(source, kind), kind, call.locations)
+
+
+def _identity(named: str, kind: str, locations: worker_pb2.Locations) -> object:
+    """Of a path on the server, or of a registered model or data set."""
+    try:
+        if kind == "uri":
+            # Refused before it is walked: a stranger may name `/`.
+            path = resolve_uri(named, locations, field=kind)
+        elif not (folder := locations.folders.get(named)):
+            return "not there"
+        else:
+            path = Path(folder)
+        if path.is_dir():
+            return signature(path)
+        stat = path.stat()
+    except (OSError, SpecError):
+        return "not there"
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
