@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shardyard_trainer.data.budget import BUDGET_VARIABLE, evict, tokenised
+from shardyard_trainer.data.budget import BUDGET_VARIABLE, evict, in_use, tokenised
+from shardyard_trainer.data.store import build_once
 
 
 def made(cache: Path, name: str, *, age_s: int, size: int = 1000) -> Path:
@@ -48,3 +50,32 @@ def test_what_is_made_anew_makes_room_for_itself(tmp_path: Path, monkeypatch: py
     old = made(tmp_path, "old", age_s=5)
     new = tokenised(tmp_path / "examples" / "new", lambda target: (target / "tokens.bin").write_bytes(b"x" * 1000))
     assert new.exists() and not old.exists()
+
+
+def test_what_killed_processes_left_is_removed_and_what_is_being_built_is_not(tmp_path: Path) -> None:
+    left = [tmp_path / place for place in ("corpora/.a.building", "examples/.b.gone", "tokenizers/.c.building")]
+    building = tmp_path / "corpora/.d.building"
+    for folder in (*left, building):
+        folder.mkdir(parents=True)
+        (folder / "tokens.bin").write_bytes(b"x")
+    with (tmp_path / "corpora/.d.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        evict(tmp_path, most_bytes=2**30)
+        assert building.exists() and not any(folder.exists() for folder in left)
+    evict(tmp_path, most_bytes=2**30)
+    assert not building.exists()
+
+
+def test_tokens_that_a_plan_left_are_held_by_the_job_that_finds_them(tmp_path: Path) -> None:
+    reader = "import sys,pathlib; from shardyard_trainer.data.budget import in_use; "
+    reader += "print(in_use(pathlib.Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    folder = tmp_path / "examples" / "found"
+    build_once(folder, lambda target: (target / "tokens.bin").write_bytes(b"x" * 1000))
+    with subprocess.Popen(
+        [sys.executable, "-c", reader, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "True\n"
+        assert evict(tmp_path, most_bytes=0) == [] and folder.exists()
+        process.communicate()
+    assert evict(tmp_path, most_bytes=0) == [folder]
+    assert not in_use(folder)

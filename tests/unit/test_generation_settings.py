@@ -15,6 +15,7 @@ from helpers.tiny_folders import save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
+from shardyard_trainer.answering.inspect import inspect_model
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.export import export_model
@@ -94,6 +95,32 @@ def test_what_a_request_leaves_out_is_as_the_model_says(tmp_path: Path) -> None:
     assert ask(folder, PROMPTS[0], temperature=0, max_new_tokens=40) == plain
     assert ask(with_settings(folder, do_sample=True, top_k=1), PROMPTS[0]) == plain
     assert ask(with_settings(folder, temperature=2.5), PROMPTS[0]) == plain, "without do_sample nothing is drawn"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", float("nan")),
+        ("temperature", -1.0),
+        ("top_p", float("nan")),
+        ("top_p", 1.5),
+        ("repetition_penalty", -2),
+        ("repetition_penalty", float("inf")),
+        ("no_repeat_ngram_size", 10_000),
+    ],
+)
+def test_a_setting_that_nothing_can_be_drawn_with_is_refused_by_name(tmp_path: Path, name: str, value: float) -> None:
+    folder = with_settings(save_folder(tmp_path, "GPT2LMHeadModel"), do_sample=True, **{name: value})
+    request = worker_pb2.InspectModelRequest(folder=str(folder))
+    found = worker_pb2.InspectModelResult.FromString(inspect_model(request.SerializeToString()))
+    assert [problem.metadata["file"] for problem in found.violations] == ["generation_config.json"]
+    assert f"has {name}: " in found.violations[0].message and "leave it out" in found.violations[0].message
+
+
+def test_the_likeliest_token_is_left_at_the_lowest_top_p(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "GPT2LMHeadModel")
+    plain = ask(with_settings(folder), PROMPTS[0])
+    assert ask(with_settings(folder, do_sample=True, top_p=0.0), PROMPTS[0]) == plain
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Tokenised data in the cache has a budget: what was used longest ago is given up, never what a process reads.
 
-Every plan leaves its tokens in the cache, so that the job finds them. Nothing is lost with them: whoever needs them
-makes them again. A process that reads a folder holds a lock on it until it ends, a rank for as long as its job lives.
+Every plan leaves its tokens in the cache, so that the job finds them. Nothing is lost with them: the next process
+that needs them makes them again. A process that reads a folder holds a lock on it until it ends, a rank for as long as
+its job lives.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shardyard_trainer.data.store import build_once
+from shardyard_trainer.data.store import build_once, is_whole, sweep
 
 BUDGET_VARIABLE = "SHARDYARD_TOKEN_CACHE_BYTES"
 DEFAULT_BUDGET_BYTES = 32 * 1024**3
 _KINDS = ("examples", "corpora")
+_UNBUDGETED = ("tokenizers",)
 _HELD: dict[Path, BinaryIO] = {}
 
 
@@ -33,8 +35,26 @@ def tokenised(folder: Path, build: Callable[[Path], Any]) -> Path:
     return folder
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a folder of `tokenised` is there and whole; if so, it is used from now until this process ends."""
+    if not is_whole(folder):
+        return False
+    _hold(folder)
+    if not is_whole(folder):  # given up meanwhile
+        return False
+    os.utime(folder)
+    return True
+
+
 def evict(cache: Path, *, most_bytes: int) -> list[Path]:
-    """Gives up folders until the rest fits, the least recently used first; those that it gave up."""
+    """Gives up folders until the rest fits, the least recently used first; those that it gave up.
+
+    What killed processes have left goes first, whatever the budget is.
+    """
+    for kind in (*_KINDS, *_UNBUDGETED):
+        sweep(cache / kind)
+        for gone in (cache / kind).glob(".*.gone"):
+            shutil.rmtree(gone, ignore_errors=True)
     folders = [
         path
         for kind in _KINDS
@@ -43,14 +63,14 @@ def evict(cache: Path, *, most_bytes: int) -> list[Path]:
         if path.is_dir() and not path.name.startswith(".")
     ]
     sizes = {folder: _size(folder) for folder in folders}
-    held, gone = sum(sizes.values()), []
+    held, given_up = sum(sizes.values()), []
     for folder in sorted(folders, key=_used_at):
         if held <= most_bytes:
             break
         if _give_up(folder):
             held -= sizes[folder]
-            gone.append(folder)
-    return gone
+            given_up.append(folder)
+    return given_up
 
 
 def _hold(folder: Path) -> None:
@@ -71,10 +91,11 @@ def _give_up(folder: Path) -> bool:
         except BlockingIOError:
             return False
         gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
         with contextlib.suppress(OSError):
             # At once out of the way: nobody finds it half removed.
             folder.replace(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)
             return True
     return False
 

@@ -31,7 +31,7 @@ def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
     if is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+    with _lock_of(folder).open("w") as lock:
         # The kernel frees it with the process: a killed builder blocks nobody.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_whole(folder):
@@ -54,6 +54,18 @@ def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
     return folder
 
 
+def sweep(parent: Path) -> None:
+    """Removes what killed builds have left under a parent of folders of `build_once`."""
+    for target in parent.glob(".*.building"):
+        name = target.name.removeprefix(".").removesuffix(".building")
+        with _lock_of(parent / name).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # It is being built.
+            shutil.rmtree(target, ignore_errors=True)
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a folder of `build_once` is there, each of its files as long as it was written."""
     try:
@@ -61,6 +73,10 @@ def is_whole(folder: Path) -> bool:
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def _seal(folder: Path) -> None:

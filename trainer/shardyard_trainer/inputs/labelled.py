@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.budget import in_use, tokenised
 from shardyard_trainer.data.columns import Row, layout_key, read_rows
 from shardyard_trainer.data.errors import DataError, listed
 from shardyard_trainer.data.label_column import LabelColumn, Labels, Wanted
@@ -24,7 +24,6 @@ from shardyard_trainer.data.store import (
     TokenWriter,
     files_fingerprint,
     fingerprint_of,
-    is_whole,
 )
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
@@ -95,7 +94,7 @@ def load_examples(
     }
     # A plan found these labels, and has tokenised the same for it, if it was not given them.
     found = cache_dir / "examples" / fingerprint_of({**key, "labels": ()})
-    if wanted.labels and is_whole(found):
+    if wanted.labels and in_use(found):
         store = TokenStore.open(found)
         if tuple(store.meta["labels"]) == wanted.labels:
             return Examples(store, LabelSchema(wanted.problem, wanted.labels))

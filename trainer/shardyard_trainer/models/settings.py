@@ -118,6 +118,15 @@ _GENERATION: Mapping[str, tuple[type, ...]] = {
 _OF_LABELS = ("num_labels", "id2label", "label2id")
 """Empty ones say nothing, as if they were not there."""
 
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, 100.0),
+    # Every token looks through its text for runs of so many.
+    "no_repeat_ngram_size": (0, 100),
+}
+"""What `Predict` can compute with, of the settings that it obeys."""
+
 _SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
     "max_position_embeddings",
@@ -160,6 +169,13 @@ def generation_settings(folder: Folder) -> dict[str, Any]:
         is_ids = not isinstance(value, list) or all(type(each) is int for each in value)
         if not _is_of(value, _GENERATION[name]) or not is_ids:
             raise _wrong("generation_config.json", name, value, _GENERATION[name])
+        low, high = _RANGES.get(name, (-math.inf, math.inf))
+        if name in _RANGES and not low <= value <= high:  # so written, NaN fails too
+            raise FolderInvalid(
+                f"generation_config.json has {name}: {value:g}, which is not from {low:g} to {high:g}; correct it, or "
+                "leave it out",
+                file="generation_config.json",
+            )
     return found
 
 

@@ -73,7 +73,8 @@ def choose(
         probabilities_V[sampling.top_k :] = 0
         probabilities_V /= probabilities_V.sum()
     before_V = probabilities_V.cumsum(-1) - probabilities_V
-    kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
+    # The likeliest is kept at top_p 0 too.
+    kept_V = torch.where((before_V < sampling.top_p) | (before_V == 0), probabilities_V, 0.0)
     return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])
 
 
