@@ -36,7 +36,7 @@ _RECORDS = "write one object a line, or one list of objects (in pandas: to_json(
 def read_json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file, each with the line that it begins on. Raises DataError with the line."""
     with open_text(file) as stream:
-        start = _peek(stream, file)
+        start = _peek(stream)
         if start.startswith(b"["):
             yield from _Array(stream, file).rows()
             return
@@ -45,7 +45,7 @@ def read_json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, _object(line, file.name, number)
 
 
-def _peek(stream: io.BufferedReader, file: DataFile) -> bytes:
+def _peek(stream: io.BufferedReader) -> bytes:
     return stream.peek(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
 
 

@@ -43,7 +43,7 @@ class ParquetTable:
         self._stream = open_regular(file.path, file.name)
         check_parquet(file, self._stream)
         opened = self._open([])
-        if opened.metadata.num_rows == 0:
+        if not opened.metadata.num_rows or not opened.metadata.num_row_groups:
             raise DataError("the file has no rows; if it should have, write it again", file=file.name)
         names = opened.schema_arrow.names
         if len(names) > most_columns:

@@ -1,7 +1,7 @@
 """From the gang's gathered weights to a Hugging Face folder that is known to load before it counts.
 
-The folder is written under another name, loaded afresh by plain transformers, compared with the live model on one
-batch, fsynced, and then renamed into place: what stands under the folder's name works. Called on rank 0 only.
+The folder is written under another name, loaded afresh as `Predict` loads it, compared with the live model on one
+batch, fsynced, and then renamed into place: a folder of that name works. Called on rank 0 only.
 """
 
 from __future__ import annotations
