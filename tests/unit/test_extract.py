@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.planning import extraction
+from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.extracting import run
 from shardyard_trainer.training.gang import Gang
@@ -106,3 +108,29 @@ def test_data_that_changed_since_the_plan_is_refused(attempt: worker_pb2.Attempt
         extract(attempt, Recorder())
     assert failed.value.cause == "DATA_CHANGED"
     assert not Path(attempt.export_dir).exists()
+
+
+def test_a_plan_says_what_of_the_texts_is_cut_unknown_or_blank(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model", "BertModel")
+    lines = ["the dog", "the cat is very cute and my dog is good", "Schadenfreude", " ", "bad film"]
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in lines * 4)
+    (tmp_path / "texts.jsonl").write_text(rows)
+    spec = spec_pb2.JobSpec(
+        feature_extraction=spec_pb2.FeatureExtraction(
+            data=spec_pb2.DataSource(uri=str(tmp_path / "texts.jsonl")), max_length=6
+        ),
+        model=spec_pb2.ModelSource(uri=str(tmp_path / "model")),
+    )
+    places = worker_pb2.Locations(data_roots=[str(tmp_path)], cache_dir=str(tmp_path / "cache"))
+    request = worker_pb2.PlanRequest(spec=spec, locations=places)
+    found = worker_pb2.PlanResult.FromString(plan(request.SerializeToString())).plan
+    stats = found.train_stats
+    assert (stats.num_samples, stats.num_tokens) == (20, 4 * (4 + 6 + 3 + 2 + 4))
+    assert stats.cut_share == pytest.approx(0.2)
+    assert stats.unknown_share == pytest.approx(1 / 9)
+    assert [(each.reason, each.field) for each in found.warnings] == [
+        ("BLANK_TEXTS", "spec.feature_extraction.data"),
+        ("TEXTS_CUT", "spec.feature_extraction.max_length"),
+        ("UNKNOWN_TOKENS", "spec.model"),
+    ]
+    assert "label" not in "".join(each.message for each in found.warnings)

@@ -13,6 +13,7 @@ from helpers.tiny_folders import save_folder
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.planning.plan import plan
+from shardyard_trainer.tasks.ingredients import prepare
 
 
 def planned(root: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
@@ -55,6 +56,31 @@ def test_an_unclosed_quote_at_a_files_end_is_refused_before_anything_is_tokenise
     assert not accepted.violations
     assert "line 20002: a quote that opens here is never closed" in refused.violations[0].message
     assert read_s < 0.5 * tokenised_s
+
+
+def seeded(spec: spec_pb2.JobSpec, seed: int) -> spec_pb2.JobSpec:
+    found = spec_pb2.JobSpec()
+    found.CopyFrom(spec)
+    found.optimization.seed = seed
+    return found
+
+
+def test_another_seed_reads_nothing_again_but_for_its_own_split(tmp_path: Path) -> None:
+    save_folder(tmp_path / "bert", "BertModel")
+    few = _few(tmp_path)
+    held_out = classification_spec(few, {"uri": str(tmp_path / "bert")}, evalData={"uri": str(few)})
+    for spec in (pretrained(tmp_path, few), made_afresh(tmp_path, few), held_out):
+        first_s, first = seconds(tmp_path, seeded(spec, 1))
+        again_s, again = min((seconds(tmp_path, seeded(spec, seed)) for seed in (2, 3, 4)), key=lambda each: each[0])
+        assert not first.violations and not again.violations
+        assert again_s < 0.3 * first_s
+        assert again.plan.train_stats == first.plan.train_stats
+    split = fine_tuned(tmp_path, few)
+    for seed in (0, 1, 2):
+        found = planned(tmp_path, seeded(split, seed)).plan
+        assert found.resolved_spec.optimization.seed == seed
+        task = prepare(seeded(split, seed), locations(tmp_path))
+        assert task.eval is not None and found.eval_stats == task.eval.stats().to_proto()
 
 
 def _few(root: Path) -> Path:

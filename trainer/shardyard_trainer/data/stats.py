@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -13,7 +14,28 @@ from shardyard.v1 import job_pb2, plan_pb2
 _MOST_CUT = 0.05
 _MOST_UNKNOWN = 0.1
 _PART = 2**20
-_FIELDS = {"training": "spec.train_data", "evaluation": "spec.eval_data"}
+
+
+class _About(NamedTuple):
+    """What warnings about a split of data speak of: fields of a spec, and what a blank text is good for."""
+
+    data: str
+    length: str
+    tokenizer: str
+    blank: str
+
+
+_TRAINED = _About("", "spec.fine_tuning.max_length", "spec.tokenizer", "a label is learnt for nothing")
+_ABOUT: Mapping[str, _About] = {
+    "training": _TRAINED._replace(data="spec.train_data"),
+    "evaluation": _TRAINED._replace(data="spec.eval_data"),
+    "feature extraction": _About(
+        "spec.feature_extraction.data",
+        "spec.feature_extraction.max_length",
+        "spec.model",
+        "their vectors are those of special tokens alone",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -49,25 +71,31 @@ class DataStats:
 
 def loss_warnings(stats: DataStats, *, of: str, length: int) -> Iterator[job_pb2.Warning]:
     """Warnings about what a model will not see of the `of` data, whose longest text may have `length` tokens."""
+    about = _ABOUT[of]
     if stats.num_blank:
         message = (
-            f"{stats.num_blank:,} of the {of} texts hold nothing to read, and a label is learnt for nothing; remove "
+            f"{stats.num_blank:,} of the {of} texts hold nothing to read, and {about.blank}; remove "
             "their rows, or map the column that has the texts"
         )
-        yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=_FIELDS[of])
+        yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=about.data)
     if stats.cut_share > _MOST_CUT:
         message = (
             f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "
             "rest is cut; raise max_length as far as the model allows, or split the texts"
         )
-        yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field="spec.fine_tuning.max_length")
+        yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field=about.length)
     if stats.unknown_share > _MOST_UNKNOWN:
+        better = "take a model whose tokenizer knows the data's language and case"
+        if about is not _ABOUT["feature extraction"]:
+            better = (
+                "take the tokenizer that the model was trained with, or one for the data's language and case; for one "
+                "that is trained here, raise vocab_size, or take byte_bpe, which knows every character"
+            )
         message = (
             f"{stats.unknown_share:.0%} of the {of} data's tokens are the unknown token, so the model cannot see "
-            "what they are; take the tokenizer that the model was trained with, or one for the data's language and "
-            "case; for one that is trained here, raise vocab_size, or take byte_bpe, which knows every character"
+            f"what they are; {better}"
         )
-        yield job_pb2.Warning(reason="UNKNOWN_TOKENS", message=message, field="spec.tokenizer")
+        yield job_pb2.Warning(reason="UNKNOWN_TOKENS", message=message, field=about.tokenizer)
 
 
 class TokenCounter:

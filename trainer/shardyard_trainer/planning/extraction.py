@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -11,7 +13,9 @@ from shardyard_trainer.answering.inspect import check_weights
 from shardyard_trainer.data.columns import Row, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import DataFile, resolve_source
+from shardyard_trainer.data.stats import DataStats, TokenCounter, loss_warnings
 from shardyard_trainer.inputs.text import TextInputs
+from shardyard_trainer.inputs.tokenization import encode
 from shardyard_trainer.models import architectures, sources
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
@@ -30,6 +34,7 @@ ROWS_PER_SHARD = {
 """Texts in one Parquet file: what is done again after a failure, and what lies in memory at once."""
 
 FIELD = "spec.feature_extraction"
+_BATCH_TEXTS = 512
 _OUTPUTS = spec_pb2.FeatureExtraction
 
 
@@ -49,7 +54,11 @@ class Extraction:
 
     def rows(self) -> list[Row]:
         """The texts, in order. Raises DataError."""
-        return list(read_rows(self.files, self.source, with_label=False, field=f"{FIELD}.data"))
+        return list(self.texts())
+
+    def texts(self) -> Iterator[Row]:
+        """The same, as they are read."""
+        return read_rows(self.files, self.source, with_label=False, field=f"{FIELD}.data")
 
 
 def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Extraction, str]:
@@ -103,7 +112,8 @@ def plan_extraction(
     resolve.fill_source(wanted.data, found.files)
     if commit:
         spec.model.hub.revision = commit
-    num_rows = sum(1 for _ in read_rows(found.files, found.source, with_label=False, field=f"{FIELD}.data"))
+    stats = _stats(found)
+    num_rows = stats.num_samples
     num_parameters = sum(parameter.numel() for parameter in found.loaded.model.parameters())
     workers = spec.resources.workers
     need = memory.Memory(
@@ -127,7 +137,31 @@ def plan_extraction(
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, locations),
         model_fingerprint=model_fingerprint(spec, locations),
+        train_stats=stats.to_proto(),
+        warnings=loss_warnings(stats, of="feature extraction", length=found.max_length),
     )
+
+
+def _stats(found: Extraction) -> DataStats:
+    """What the texts hold, tokenised as the ranks will do it. Raises DataError, SpecError."""
+    for _ in found.texts():
+        pass  # What is wrong with the last row is said before any is tokenised, which takes ten times as long.
+    counter = TokenCounter(found.inputs.tokenizer)
+    total = DataStats(num_samples=0, num_tokens=0, num_cut=0, num_words=0, num_unknown=0)
+    for paired, rows in groupby(found.texts(), key=lambda row: row.text_pair is not None):
+        while batch := list(islice(rows, _BATCH_TEXTS)):
+            pairs = [row.text_pair or "" for row in batch] if paired else None
+            encoded = encode(found.inputs.tokenizer, [row.text for row in batch], pairs, found.max_length)
+            words, unknown = counter.count(encoded.ids)
+            total = DataStats(
+                num_samples=total.num_samples + len(batch),
+                num_tokens=total.num_tokens + sum(map(len, encoded.ids)),
+                num_cut=total.num_cut + sum(encoded.cut),
+                num_words=total.num_words + int(words.sum()),
+                num_unknown=total.num_unknown + int(unknown.sum()),
+                num_blank=total.num_blank + int((words == 0).sum()),
+            )
+    return total
 
 
 def num_shards(num_rows: int, rows_per_shard: int) -> int:

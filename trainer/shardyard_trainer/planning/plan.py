@@ -115,11 +115,13 @@ class _Seen:
 
     task: Prepared
     weight_errors: tuple[SpecError, ...]
+    of_any_seed: _Seen | None = None
+    """What was seen of the same spec with another seed: the model is the same."""
 
     @cached_property
     def shape(self) -> memory.Shape:
         """The model's. Raises SpecError where none can be made."""
-        return shape_of(self.task)
+        return self.of_any_seed.shape if self.of_any_seed is not None else shape_of(self.task)
 
 
 def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
@@ -132,11 +134,19 @@ def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
     for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time"):
         reduced.ClearField(name)
     reduced.evaluation.ClearField("every")
-    # Which samples are held out is drawn from it.
-    reduced.optimization.seed = spec.optimization.seed
     where = call.locations.SerializeToString(deterministic=True)
-    look = _look_once.__wrapped__ if _may_move(spec) else _look_once
-    return look(reduced.SerializeToString(deterministic=True), where, tuple(_identities(call)))
+    seed = spec.optimization.seed if _is_split_by_lot(spec) else 0
+    if _may_move(spec):
+        reduced.optimization.seed = seed
+        return _look_once.__wrapped__(reduced.SerializeToString(deterministic=True), where, ())
+    files = reduced.SerializeToString(deterministic=True), where, tuple(_identities(call))
+    return _split_once(*files, seed) if seed else _look_once(*files)
+
+
+def _is_split_by_lot(spec: spec_pb2.JobSpec) -> bool:
+    """Whether the seed decides which samples are held out; nothing else that a plan says depends on it."""
+    has_holdout = not spec.evaluation.HasField("holdout") or spec.evaluation.holdout > 0
+    return spec.HasField("fine_tuning") and not spec.HasField("eval_data") and has_holdout
 
 
 @lru_cache(maxsize=8)
@@ -144,6 +154,14 @@ def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> 
     read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
     task = prepare(read, where)
     return _Seen(task, tuple(_weight_errors(read, task)))
+
+
+@lru_cache(maxsize=8)
+def _split_once(spec: bytes, locations: bytes, identity: tuple[object, ...], seed: int) -> _Seen:
+    seen = _look_once(spec, locations, identity)
+    read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
+    read.optimization.seed = seed
+    return _Seen(prepare(read, where), seen.weight_errors, of_any_seed=seen)
 
 
 def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
