@@ -43,6 +43,11 @@ def die(request: bytes) -> bytes:
     return b""
 
 
+def stop(request: bytes) -> bytes:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return b"went on"
+
+
 def grow(request: bytes) -> bytes:
     block = os.urandom(1024) * (int(request) * 1024)
     time.sleep(30)
@@ -100,7 +105,7 @@ def answerer(_settings: bytes) -> Answerer:
     return Answerer({"fake:ask": _ask})
 
 
-_WORDS = ("size", "die", "fail", "spin")
+_WORDS = ("size", "die", "fail", "spin", "stop")
 
 
 def _ask(request: bytes) -> Steps:
@@ -121,6 +126,8 @@ def _compute(some: Sequence[Encoded]) -> list[int]:
     words = {_WORDS[each.ids[0]] for each in some}
     if "die" in words:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "stop" in words:
+        stop(b"")
     if "fail" in words:
         raise ValueError("no")
     if "spin" in words:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -250,6 +251,23 @@ def test_a_sweep_of_learning_rates_is_planned_from_what_was_read_once(service: S
 def uploaded(service: Served, folder: Path) -> str:
     with shardyard.Client(service.address) as client:
         return client.upload_model(folder).name
+
+
+def test_compute_processes_that_are_stopped_are_replaced_and_every_call_is_answered(
+    service: Served, place: Path
+) -> None:
+    save_folder(place / "bert", "BertForSequenceClassification")
+    model, caller = uploaded(service, place / "bert"), Caller(service)
+    caller.plan(place, learning_rate=1e-4)
+    before = caller.predict(model, "good film")
+    assert service.process is not None
+    stopped = psutil.Process(service.process.pid).children(recursive=True)
+    for process in stopped:
+        process.suspend()
+    # Each within its time-out; one is for a process that was kept, one for the model's.
+    assert caller.plan(place, learning_rate=2e-4).num_parameters
+    assert caller.predict(model, "good film") == before
+    assert not [process for process in stopped if process.is_running()]
 
 
 def test_texts_that_stop_a_model_are_refused_and_stop_nobody_who_asks_it(service: Served, place: Path) -> None:

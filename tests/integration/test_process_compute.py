@@ -169,6 +169,65 @@ async def test_a_warm_process_that_is_killed_is_replaced_and_fails_nobody(comput
     assert await look(compute, "echo", b"on") == b"on"
 
 
+async def test_processes_that_are_all_stopped_are_replaced_and_their_questions_answered(
+    compute: ProcessCompute,
+) -> None:
+    kept = psutil.Process(int(await look(compute, "pid", route=b"stopped")))
+    model = psutil.Process(int(await ask(compute, b"pid")))
+    warm = kept.parent()
+    assert warm is not None
+    under_way = asyncio.create_task(look(compute, "sleep", b"1", caller=OTHERS))
+    await asyncio.sleep(0.1)
+    for each in (warm, *warm.children()):
+        each.suspend()
+    old = {warm.pid, kept.pid, model.pid}
+    async with asyncio.timeout(15):
+        found = await asyncio.gather(look(compute, "pid", route=b"stopped"), ask(compute, b"pid"), under_way)
+    assert found[2] == b"awake" and not old & {int(found[0]), int(found[1])}
+    for pid in old:
+        await gone(pid)
+
+
+@pytest.mark.parametrize("size", [4, 4 * 1024**2], ids=["a small question", "one over what a socket holds"])
+async def test_a_process_that_is_stopped_alone_is_replaced_and_its_question_answered(
+    compute: ProcessCompute, size: int
+) -> None:
+    kept = psutil.Process(int(await look(compute, "pid", route=b"alone")))
+    model = psutil.Process(int(await ask(compute, b"pid")))
+    warm = kept.parent()
+    for each in (kept, model):
+        each.suspend()
+    async with asyncio.timeout(15):
+        answers = await asyncio.gather(
+            look(compute, "echo", bytes(size), route=b"alone"), ask(compute, b"pid" + b" " * size)
+        )
+    assert answers[0] == bytes(size) and int(answers[1]) != model.pid
+    assert warm == psutil.Process(int(await look(compute, "pid", route=b"alone"))).parent()
+
+
+async def test_a_question_whose_processes_are_stopped_again_and_again_is_not_at_fault(compute: ProcessCompute) -> None:
+    asked = asyncio.create_task(look(compute, "stop"))
+    with pytest.raises(ComputeUnavailable, match="SIGSTOP"):
+        await asked
+    with pytest.raises(ComputeUnavailable, match="ended again and again"):
+        await ask(compute, b"stop")
+
+
+async def test_a_process_that_is_stopped_while_it_warms_up_is_replaced(tmp_path: Path) -> None:
+    processes = made(tmp_path)
+    await processes.start()
+    try:
+        while not (started := psutil.Process().children()):
+            await asyncio.sleep(0.01)
+        first = max(started, key=psutil.Process.create_time)
+        first.suspend()
+        async with asyncio.timeout(15):
+            assert await look(processes, "echo", b"on") == b"on"
+        await gone(first.pid)
+    finally:
+        await processes.close()
+
+
 async def test_questions_to_a_model_that_come_together_are_computed_together(compute: ProcessCompute) -> None:
     await ask(compute, b"size")
     sizes = await asyncio.gather(*(ask(compute, b"size", caller=("local", str(i))) for i in range(16)))
@@ -271,3 +330,14 @@ def test_a_log_of_any_size_is_begun_anew_in_little_memory(tmp_path: Path) -> Non
     finally:
         tracemalloc.stop()
     assert (log.stat().st_size, (tmp_path / "compute.log.1").stat().st_size) == (0, 1000)
+
+
+async def test_questions_that_wait_for_the_hub_hold_up_no_others(compute: ProcessCompute) -> None:
+    callers = [("local", f"hub-{number}") for number in range(4)]
+    stuck = [asyncio.create_task(look(compute, "sleep", b"600", caller=each, network=True)) for each in callers]
+    await asyncio.sleep(0)
+    assert await look(compute, "echo", b"quick", caller=OTHERS) == b"quick"
+    assert await look(compute, "echo", b"mine", caller=ME) == b"mine"
+    assert not any(task.done() for task in stuck)
+    for task in stuck:
+        task.cancel()

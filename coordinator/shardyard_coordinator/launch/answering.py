@@ -7,7 +7,7 @@ import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 
-from shardyard_coordinator.launch.forks import WALL, Fork, WarmProcessGone, how_it_failed
+from shardyard_coordinator.launch.forks import WALL, Fork, StopWatch, WarmProcessGone, how_it_failed
 from shardyard_coordinator.launch.protocols import ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller
 
@@ -111,14 +111,18 @@ class _Process:
             answer.set_exception(InputFailed(how_it_failed(header["kind"]), note={}, log=header["error"]))
 
     async def _watch(self) -> None:
-        """Ends a process whose turn computes for too long, waits for ten times that, or that grows too large."""
+        """Ends a process whose turn computes for too long, waits for ten times that, that grows too large, or stops."""
         turn, before_s = 0, 0.0
+        stop = StopWatch(self._fork.pid)
         while self.alive and not self._killed:
             await asyncio.sleep(_CHECK_S)
             if turn != self._turn:
                 turn, before_s = self._turn, self._fork.cpu_s()
             if self._computing:
                 self._check(self._fork.cpu_s() - before_s)
+            if stop.is_over():
+                self._killed = "was stopped (SIGSTOP) and did not go on"
+                self._computing = []  # No question is at fault.
         if self._killed:
             self._fork.kill()
 

@@ -35,7 +35,8 @@ from shardyard_coordinator.launch.frames import Header, frame, pack, receive_fra
 READING_FUNCTION = "shardyard_trainer.reading:listen"
 _PACKET_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1
-_GONE_S = 5.0
+# Below the time that the coordinator waits for an answer to its order.
+_GONE_S = 3.0
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from shardyard_coordinator.launch.confine import Identities
 from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame, unpack
 
 _PACKET_BYTES = 64 * 1024
-# Above what a fork's whole start and end take on a busy machine.
-_ORDER_S = 30.0
+# Above what a fork's whole start and end take on a busy machine: the warm process does nothing else.
+_ORDER_S = 6.0
+# Longer than anybody stops a process in passing, and how often it is looked at.
+_STOPPED_S = 2.0
+_LOOK_S = 0.5
 _LOG_BYTES = 8 * 1024**2
 # Times the time that a fork may compute for: a busy machine is slow, and a fork that hardly computes in so long waits
 # for something, such as a disk.
@@ -33,6 +37,30 @@ _log = logging.getLogger(__name__)
 
 class WarmProcessGone(Exception):
     """The warm process ended, and every fork of it: nothing of that is a question's fault."""
+
+
+class Stopped(WarmProcessGone):
+    """A fork was stopped from outside (SIGSTOP), did not go on, and was ended: not the question's fault either."""
+
+    def __init__(self) -> None:
+        super().__init__("a compute process was stopped (SIGSTOP), did not go on and was ended")
+
+
+class StopWatch:
+    """Looks whether a process is stopped for good. Its state says so, however busy the machine is."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._looked_s = 0.0
+        self._since_s: float | None = None
+
+    def is_over(self) -> bool:
+        """Whether every look of more than `_STOPPED_S` found it stopped; may be called at any rate."""
+        now = time.monotonic()
+        if now - self._looked_s >= _LOOK_S:
+            self._looked_s = now
+            self._since_s = (self._since_s or now) if is_stopped(self._pid) else None
+        return self._since_s is not None and self._looked_s - self._since_s > _STOPPED_S
 
 
 @dataclass(frozen=True)
@@ -105,6 +133,7 @@ class WarmProcess:
         self._control = control
         self._lock = asyncio.Lock()
         self._killed = False
+        self._watching = asyncio.create_task(self._watch())
         self.confinement: Mapping[str, str] = {}
         self.folders: Identities = ()
         self.base_bytes = 0
@@ -113,6 +142,11 @@ class WarmProcess:
     def pid(self) -> int:
         """Its number."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may be asked for forks: nobody has ended it, and no order has found it gone."""
+        return not self._killed
 
     @classmethod
     async def start(
@@ -181,9 +215,20 @@ class WarmProcess:
 
     async def close(self) -> None:
         """Ends the process, and lets go of its socket once no order waits on it."""
+        self._watching.cancel()
         self.kill()
         async with self._lock:
             self._control.close()
+
+    async def _watch(self) -> None:
+        """Ends it if it is stopped: then it neither warms up nor answers, and nor do most of its forks."""
+        stop = StopWatch(self.pid)
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if stop.is_over():
+                _log.warning("the warm process was stopped (SIGSTOP) and did not go on: it is ended")
+                self.kill()
+                return
 
     async def _order(self, order: Mapping[str, Any], *descriptors: int) -> dict[str, Any]:
         """One order at a time: answers come in their order. It is finished though the caller leaves."""
@@ -210,6 +255,7 @@ class WarmProcess:
     async def _receive(self) -> dict[str, Any]:
         packet = await asyncio.get_running_loop().sock_recv(self._control, _PACKET_BYTES)
         if not packet:
+            self.kill()  # Its forks are ended with it, and nobody asks it again.
             raise WarmProcessGone("the warm process ended")
         answer: dict[str, Any] = json.loads(packet)
         return answer
@@ -241,3 +287,11 @@ def resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:
         return 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process; not whether a debugger holds it for a moment."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from shardyard_coordinator.launch.allowed import Folders, FolderWatch
 from shardyard_coordinator.launch.answering import Answering
-from shardyard_coordinator.launch.forks import WALL, Fork, WarmProcess, WarmProcessGone, how_it_failed, rotate
+from shardyard_coordinator.launch.forks import (
+    WALL,
+    Fork,
+    Stopped,
+    StopWatch,
+    WarmProcess,
+    WarmProcessGone,
+    how_it_failed,
+    rotate,
+)
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
@@ -79,6 +88,8 @@ class ProcessCompute:
         }
         self._folder_watch = FolderWatch(self._folders.paths)
         self._turns = Turns(self._size.inspections)
+        # A Hub that does not answer holds up only those who ask for something of it.
+        self._hub_turns = Turns(self._size.inspections)
         self._answering = Answering(self._fork_to_serve, memory_bytes=self._size.memory_bytes)
         self._warm_process: WarmProcess | None = None
         self._ready = asyncio.Condition()
@@ -118,7 +129,7 @@ class ProcessCompute:
 
         async def turn() -> bytes:
             nonlocal has_begun
-            async with self._turns.turn(caller):
+            async with (self._hub_turns if network else self._turns).turn(caller):
                 has_begun = True
                 return await self._inspect(function, request, cpu_s=cpu_s, route=route, network=network)
 
@@ -154,16 +165,15 @@ class ProcessCompute:
     async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
         await self._follow_folders()
         kept = self._take_kept(route)
+        how = ""
         for _ in range(2 if kept is None else 3):
             try:
-                fork = kept
-                if fork is None:
-                    warm = await self._warmed()
-                    fork = await warm.fork(serve="", memory_bytes=self._size.memory_bytes, network=network)
+                fork = kept or await self._new_fork(network=network)
                 answer = await _Inspection(fork, function, cpu_s, self._size.memory_bytes).run(request)
                 self._keep_fork(fork, route)
                 return answer
             except WarmProcessGone as error:
+                how = str(error)
                 _log.warning("%s: %s", function, error)
             except InputFailed:
                 # A kept process may have died while it was idle, and what it read before counts against its memory:
@@ -171,7 +181,7 @@ class ProcessCompute:
                 if kept is None:
                     raise
             kept = None
-        raise ComputeUnavailable("the warm process ended twice")
+        raise ComputeUnavailable(f"its processes ended again and again; the last time, {how}")
 
     def _take_kept(self, route: bytes) -> Fork | None:
         for pid, kept in reversed(self._kept.items()):
@@ -211,14 +221,22 @@ class ProcessCompute:
         warm.kill()
 
     async def _fork_to_serve(self) -> Fork:
+        try:
+            return await self._new_fork(serve=self._answerer)
+        except WarmProcessGone as error:
+            _log.warning("a model's process: %s", error)
+            return await self._new_fork(serve=self._answerer)
+
+    async def _new_fork(self, *, serve: str = "", network: bool = False) -> Fork:
+        """Raises: ComputeUnavailable, WarmProcessGone."""
         warm = await self._warmed()
-        return await warm.fork(serve=self._answerer, memory_bytes=self._size.memory_bytes, network=False)
+        return await warm.fork(serve=serve, memory_bytes=self._size.memory_bytes, network=network)
 
     async def _warmed(self) -> WarmProcess:
         """Raises: ComputeUnavailable."""
         try:
             async with asyncio.timeout(_START_S), self._ready:
-                await self._ready.wait_for(lambda: self._warm_process is not None)
+                await self._ready.wait_for(lambda: self._warm_process is not None and self._warm_process.alive)
         except TimeoutError:
             raise ComputeUnavailable(f"no process was warm within {_START_S:g} s; see {self._log_path}") from None
         assert self._warm_process is not None
@@ -270,12 +288,14 @@ class _Inspection:
         self._note: Mapping[str, str] = {}
         self._over = ""
         self._idle = False
+        self._stopped = False
 
     async def run(self, request: bytes) -> bytes:
         """Raises: InputFailed, ComputeFailed, ComputeUnavailable, WarmProcessGone. Then the fork is ended."""
-        await self._fork.send({"function": self._function, "cpu_s": self._cpu_s}, request)
+        # Before it is sent: a fork that is stopped takes no more than fits into the socket.
         watch = asyncio.create_task(self._watch())
         try:
+            await self._fork.send({"function": self._function, "cpu_s": self._cpu_s}, request)
             received = await self._answer()
         except BaseException:
             self._fork.kill()
@@ -301,9 +321,10 @@ class _Inspection:
         return None
 
     async def _watch(self) -> None:
-        """Ends a fork over its memory, and one that neither computes nor answers."""
+        """Ends a fork over its memory, one that neither computes nor answers, and one that is stopped."""
         loop = asyncio.get_running_loop()
         begin_s, before_s = loop.time(), self._fork.cpu_s()
+        stop = StopWatch(self._fork.pid)
         while True:
             await asyncio.sleep(_CHECK_S)
             if self._fork.own_bytes() > self._memory_bytes + _MEASURED_BYTES:
@@ -314,13 +335,16 @@ class _Inspection:
                 self._over = f"takes more than {WALL * self._cpu_s:g} s"
                 # A disk or a network that does not answer: another time it may.
                 self._idle = self._fork.cpu_s() - before_s < self._cpu_s / 10
-            if self._over:
+            self._stopped = stop.is_over()
+            if self._over or self._stopped:
                 self._fork.kill()
                 return
 
-    async def _explanation(self) -> InputFailed | ComputeUnavailable:
+    async def _explanation(self) -> InputFailed | ComputeUnavailable | Stopped:
         """Why the fork ended without an answer."""
         ending = await self._fork.end()
+        if self._stopped:
+            return Stopped()
         if self._idle:
             return ComputeUnavailable(f"{self._function} {self._over} without computing")
         over = f"takes more than {self._cpu_s:g} s" if ending.words.endswith("SIGXCPU") else self._over
