@@ -11,6 +11,7 @@ import itertools
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -18,7 +19,7 @@ from typing import Literal
 import google_crc32c
 
 from shardyard._text import is_utf8, not_utf8
-from shardyard.errors import DataLoss, InvalidArgument, invalid
+from shardyard.errors import DataLoss, InvalidArgument, invalid, local_file
 
 CHUNK_BYTES = 2**20
 MAX_FILES = 100_000
@@ -77,7 +78,7 @@ def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
                 raise invalid("path", not_utf8(name, "rename the file"))
         files = tuple(_hashed(name, source) for name, source in found)
     except OSError as error:
-        raise invalid("path", f"`{error.filename}` cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
     if not files:
         raise invalid("path", f"`{path}` has no files")
     digest = hashlib.sha256()
@@ -89,16 +90,19 @@ def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
 def chunks(file: LocalFile, offset: int) -> Iterator[tuple[int, bytes, int]]:
     """(offset, bytes, crc32c) of the file from `offset` on.
 
-    Raises: InvalidArgument when the file has become shorter since it was hashed.
+    Raises: InvalidArgument when the file has become shorter since it was hashed, or can be read no more.
     """
-    with file.source.open("rb") as source:
-        source.seek(offset)
-        while offset < file.size_bytes:
-            data = source.read(min(CHUNK_BYTES, file.size_bytes - offset))
-            if not data:
-                raise _changed(file.source)
-            yield offset, data, google_crc32c.value(data)
-            offset += len(data)
+    try:
+        with file.source.open("rb") as source:
+            source.seek(offset)
+            while offset < file.size_bytes:
+                data = source.read(min(CHUNK_BYTES, file.size_bytes - offset))
+                if not data:
+                    raise _changed(file.source)
+                yield offset, data, google_crc32c.value(data)
+                offset += len(data)
+    except OSError as error:
+        raise _unreadable(file.source, error) from None
 
 
 class Download:
@@ -182,6 +186,20 @@ class Download:
         )
 
 
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """Around what writes a download into the folder.
+
+    Raises: FailedPrecondition LOCAL_FILE for what the disk refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # A time limit of the caller, say: no disk's.
+            raise
+        raise local_file(error, f"`{folder}` cannot be written") from error
+
+
 def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
     """(staging, folder), both absolute: the folder beside it in which a download of these files is put together.
 
@@ -260,6 +278,10 @@ def without_other_weights(found: Sequence[tuple[str, Path]]) -> list[tuple[str, 
 
 def _hashed(name: str, source: Path) -> LocalFile:
     return LocalFile(name, source, source.stat().st_size, sha256_of(source))
+
+
+def _unreadable(source: Path, error: OSError) -> InvalidArgument:
+    return invalid("path", f"`{error.filename or source}` cannot be read: {error.strerror}")
 
 
 def _changed(source: Path) -> InvalidArgument:

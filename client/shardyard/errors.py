@@ -28,6 +28,8 @@ Reasons are listed in docs/errors.md.
 from __future__ import annotations
 
 import base64
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -244,6 +246,18 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
 def invalid(field: str, message: str, *, reason: str = "SPEC_INVALID") -> InvalidArgument:
     """An error found before the call, in the form in which the service reports its own."""
     return invalid_fields([Violation(field, message, reason)])
+
+
+def local_file(error: OSError, fallback: str) -> FailedPrecondition:
+    """What this machine's own disk refused; `fallback` is said if the error names no file, as it was open already."""
+    where = f"`{escaped(os.fsdecode(error.filename))}`" if error.filename else fallback
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        step = "free some space on its disk, or choose a place on another one"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        step = "choose a place that you may write"
+    else:
+        step = "choose another place"
+    return FailedPrecondition(f"{where}: {error.strerror or error}; {step}", reason="LOCAL_FILE")
 
 
 def invalid_fields(violations: Sequence[Violation]) -> InvalidArgument:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import chdir
 from pathlib import Path
 
 import grpc
 import pytest
 
+from helpers.full_disk import small_disk
 from helpers.script import Failure, Script
 from helpers.scripted_service import serving
-from shardyard import AsyncClient, Client, Data, DataLoss, InvalidArgument, TextClassification
+from shardyard import (
+    AsyncClient,
+    Client,
+    Data,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    ShardyardError,
+    TextClassification,
+)
 from shardyard._files import CHUNK_BYTES, package
 
 
@@ -154,6 +165,28 @@ def test_a_folder_with_files_of_another_model_is_refused_before_anything_is_fetc
         assert script.asked("DownloadModel") == []
         (tmp_path / place / "head.safetensors").rename(tmp_path / place / ".notes")
         client.model("m").download(tmp_path / "model")
+
+
+def test_a_full_disk_is_a_failure_of_the_sdk_and_the_download_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    files = {f"part-{number}": bytes(300_000) for number in range(4)}
+    with small_disk(tmp_path / "disk", 1) as disk, serving(Script(ready={"m"}, files=files)) as address:
+        with Client(address) as client, pytest.raises(ShardyardError) as raised:
+            client.model("m").download(disk / "model")
+        assert isinstance(raised.value, FailedPrecondition) and raised.value.reason == "LOCAL_FILE"
+        assert str(disk / "model") in raised.value.message and "free some space" in raised.value.message
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        with Client(address) as client:
+            client.model("m").download(disk / "model")
+        assert {path.name: path.read_bytes() for path in (disk / "model").iterdir()} == files
+
+
+async def test_a_place_that_no_download_can_be_put_in_is_a_failure_of_the_sdk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with serving(Script(ready={"m"}, files=FILES)) as address:
+        async with AsyncClient(address) as client:
+            for resource in (await client.model("m"), await client.dataset("m")):
+                with pytest.raises(FailedPrecondition, match=r"file.*Not a directory; choose another place"):
+                    await resource.download(tmp_path / "file" / "below")
 
 
 def test_a_damaged_chunk_is_fetched_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import grpc
 
-from shardyard._files import Download, LocalFile, Package, chunks, make_staging, package, publish
+from shardyard._files import Download, LocalFile, Package, chunks, make_staging, package, publish, written_to
 from shardyard._names import full_name
 from shardyard._retry import Patience
 from shardyard._sync import runtime
@@ -55,13 +55,15 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
 def download(connection: Connection, collection: Collection, resource: Any, folder: Path) -> Path:
     """All files of a Model or Dataset message into `folder`, which then is whole; a broken download goes on.
 
-    Raises: RequestError, also where the folder has other files; DataLoss where a file is not what was announced.
+    Raises: RequestError, also where the folder has other files, or the disk refuses one (LOCAL_FILE); DataLoss where a
+    file is not what was announced.
     """
-    staging, place = runtime.in_thread(make_staging, folder, [file.path for file in resource.files])
-    for file in resource.files:
-        wanted = Download(staging, place, file.path, file.size_bytes, file.sha256)
-        _download_file(connection, collection, resource.name, wanted)
-    runtime.in_thread(publish, staging, place)
+    with written_to(folder):
+        staging, place = runtime.in_thread(make_staging, folder, [file.path for file in resource.files])
+        for file in resource.files:
+            wanted = Download(staging, place, file.path, file.size_bytes, file.sha256)
+            _download_file(connection, collection, resource.name, wanted)
+        runtime.in_thread(publish, staging, place)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -105,14 +104,6 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _step(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space on its disk, or choose a place on another one"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose a place that you may write"
-    return "choose another place"
-
-
 def _run(arguments: Sequence[str]) -> int:
     from shardyard.cli.flags import UsageError
     from shardyard.cli.output import print_error
@@ -155,11 +146,9 @@ def _root(
 
 
 def _file_error(error: OSError) -> Any:
-    from shardyard.errors import FailedPrecondition
+    from shardyard.errors import local_file
 
-    # Writing to what is open already names no file.
-    where = f"`{os.fsdecode(error.filename)}`" if error.filename else "the output cannot be written"
-    return FailedPrecondition(f"{where}: {error.strerror or error}; {_step(error)}", reason="LOCAL_FILE")
+    return local_file(error, "the output cannot be written")
 
 
 def _usage_error(error: Any) -> Any:
