@@ -16,7 +16,8 @@ from google.protobuf import json_format
 
 from gate import Gate
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.tasks.base import MicroBatch, Samples, build_module
+from shardyard_trainer.inputs.base import MicroBatch, Samples
+from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 from shardyard_trainer.training.engine import decay_groups, start_gang
