@@ -80,6 +80,9 @@ def test_two_ranks_train_a_classifier_and_leave_a_model_and_logs(
     assert (tmp_path / "model" / "model.safetensors").exists()
     logs = {path.name for path in (tmp_path / "e000001" / "logs").iterdir()}
     assert logs == {f"rank-{rank}.{name}.log" for rank in (0, 1) for name in ("stdout", "stderr")}
+    told = [(tmp_path / "e000001" / "logs" / f"rank-{rank}.stderr.log").read_text() for rank in (0, 1)]
+    committed = [event.checkpoint.path for event in gang.events if event.HasField("checkpoint")]
+    assert committed and all(path in told[0] and path not in told[1] for path in committed)
 
 
 def test_an_evaluation_that_can_tell_nothing_is_warned_of(tmp_path: Path, start: Callable[..., TrainerGang]) -> None:

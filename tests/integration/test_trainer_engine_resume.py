@@ -85,8 +85,13 @@ def _flip(path: Path) -> None:
     "name", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt", "manifest.json"]
 )
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
-    tmp_path: Path, trained: Scenario, name: str, harm: Callable[[Path], None]
+    tmp_path: Path,
+    trained: Scenario,
+    name: str,
+    harm: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="shardyard")
     folders = [tmp_path / f"step-{step:09}" for step in (20, 10)]
     for folder in folders:
         shutil.copytree(trained.attempt_dir / folder.name, folder)
@@ -97,6 +102,8 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     assert report.path == str(folders[0]) and report.step == 20 and name in report.message
     assert resumed.series() == after(trained, 10)
     assert resumed.kinds()[-1] == "exported"
+    assert f"checkpoint of step 20 is damaged: {folders[0]}: {report.message}" in caplog.messages
+    assert f"checkpoint of step 25: {resumed.checkpoints()[-1].path}" in caplog.messages
 
 
 def test_no_whole_checkpoint_is_a_failure_and_never_a_silent_new_beginning(tmp_path: Path, trained: Scenario) -> None:

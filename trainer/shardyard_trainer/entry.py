@@ -165,8 +165,7 @@ class _RankRun:
 
     def _report_ready(self, context: Context) -> None:
         places = context.gang.gather((socket.gethostname(), os.getpid()))
-        ready = worker_pb2.GangReady(nodes=[node for node, _ in places], pids=[pid for _, pid in places])
-        context.report(worker_pb2.WorkerEvent(ready=ready))
+        context.ready(nodes=[node for node, _ in places], pids=[pid for _, pid in places])
 
     def _enter(self, phase: str, context: Context | None = None) -> None:
         self._phase = phase

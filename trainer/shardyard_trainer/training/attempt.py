@@ -20,7 +20,7 @@ from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
 from shardyard_trainer.training.learning import LearningWatch
-from shardyard_trainer.training.loop import CANARY_STEP, Run, finish, report_canary, train
+from shardyard_trainer.training.loop import CANARY_STEP, Run, finish, train
 from shardyard_trainer.training.order import Order
 from shardyard_trainer.training.progress import StepLog
 
@@ -67,7 +67,7 @@ def train_and_export(
             if run.state.step <= CANARY_STEP:
                 # The canary's own checkpoint: the attempt before may have ended before it had tried the export.
                 run.dry_run()
-            report_canary(context, started_s)
+            context.canary_passed(time.monotonic() - started_s)
         entered("training")
         is_complete = train(run, stepped)
         if is_complete:
@@ -79,7 +79,7 @@ def train_and_export(
         context.phase("exporting")
         exported = _export(context, engine, task, metrics, export=export, folder=Path(context.attempt.export_dir))
         if exported is not None:
-            context.report(worker_pb2.WorkerEvent(exported=exported))
+            context.exported(exported)
     return run.state
 
 
@@ -93,7 +93,7 @@ def build_run(context: Context, task: Prepared, engine: Engine, config: TrainCon
     )
     restored = checkpoints.restore()
     state = restored or RunState()
-    context.report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=state.step, path=checkpoints.restored_from)))
+    context.resumed(state.step, checkpoints.restored_from)
     watch = LearningWatch(
         total_steps=config.total_steps, warmup_steps=config.schedule.warmup_steps, state=state.learning
     )

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardyard.v1 import job_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage, missing_storage
 from shardyard_trainer.failures import ROOM_STEP, RunFailed, storage_failure
 from shardyard_trainer.training.context import Context
@@ -85,9 +83,8 @@ class Checkpoints:
         self._skipped += 1
         if is_required or self._skipped >= SKIPS_BEFORE_FAILURE:
             raise problem
-        if self._context.gang.is_chief:
-            text = f"the checkpoint of step {state.step} was skipped: {problem.message}"
-            self._condition(True, text, durable=self._skipped == 1)
+        text = f"the checkpoint of step {state.step} was skipped: {problem.message}"
+        self._context.disk_pressure(text, active=True, durable=self._skipped == 1)
         return False
 
     def folder(self, step: int) -> Path:
@@ -222,44 +219,23 @@ class Checkpoints:
             "versions": versions(),
         }
         # The next attempt goes on behind this step: numbers of it that were lost with this rank would stay lost.
-        context.reporter.settle()
+        context.settle()
         try:
             write_manifest(folder, manifest, context.trace)
         except OSError as error:
             return _first_problem([error])
         self._predicted_bytes = size_bytes
-        report = worker_pb2.CheckpointReport(
-            change=job_pb2.CheckpointChanged.CHANGE_COMMITTED,
-            path=str(folder),
-            epoch=context.attempt.epoch,
-            step=state.step,
-            size_bytes=size_bytes,
-            world_size=context.gang.world_size,
-            metrics=metrics,
-        )
-        context.reporter.emit(worker_pb2.WorkerEvent(checkpoint=report), durable=True)
+        context.checkpointed(state.step, str(folder), size_bytes=size_bytes, metrics=metrics)
         return None
 
     def _report_corrupt(self, folder: Path, problem: str) -> None:
-        if self._context.gang.is_chief:
-            report = worker_pb2.CheckpointReport(
-                change=job_pb2.CheckpointChanged.CHANGE_CORRUPT,
-                path=str(folder),
-                epoch=_number(folder.parent.name, "e"),
-                step=_number(folder.name, "step-"),
-                message=problem,
-            )
-            self._context.reporter.emit(worker_pb2.WorkerEvent(checkpoint=report), durable=True)
+        epoch, step = _number(folder.parent.name, "e"), _number(folder.name, "step-")
+        self._context.found_corrupt(step, str(folder), epoch=epoch, problem=problem)
 
     def _pressure_ends(self) -> None:
-        if self._skipped and self._context.gang.is_chief:
-            self._condition(False, "checkpoints are written again")
+        if self._skipped:
+            self._context.disk_pressure("checkpoints are written again", active=False)
         self._skipped = 0
-
-    def _condition(self, active: bool, message: str, *, durable: bool = True) -> None:
-        condition = job_pb2.Condition(type=job_pb2.Condition.TYPE_DISK_PRESSURE, active=active, message=message)
-        condition.time.GetCurrentTime()
-        self._context.reporter.emit(worker_pb2.WorkerEvent(condition=condition), durable=durable)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], trace: Callable[[str], None]) -> None:

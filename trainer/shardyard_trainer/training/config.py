@@ -1,4 +1,4 @@
-"""What a run is told to do: the resolved spec and its plan as one frozen object. Protobuf stops here."""
+"""The numbers of a run, read once from the resolved spec and its plan: loop and engine read these, not the spec."""
 
 from __future__ import annotations
 

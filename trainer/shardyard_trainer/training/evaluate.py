@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardyard.v1 import job_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import SampleRef, Samples
 from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.training.context import Context
@@ -46,15 +44,9 @@ def evaluate(
             engine.evaluate(engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))))
     parts = context.gang.gather(gatherer.part())
     metrics = task.metrics().compute(parts)
-    event = job_pb2.Evaluation(
-        step=step,
-        metrics=metrics,
-        num_samples=len(order),
-        is_final=is_final,
-        is_partial=len(order) < num_samples,
-    )
-    context.report(worker_pb2.WorkerEvent(evaluation=event))
-    return {} if event.is_partial else metrics
+    is_partial = len(order) < num_samples
+    context.evaluated(step, metrics, num_samples=len(order), is_final=is_final, is_partial=is_partial)
+    return {} if is_partial else metrics
 
 
 def evaluation_order(samples: Samples) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardyard.v1 import job_pb2, model_service_pb2, transfer_pb2
+from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.columns import Row
@@ -48,7 +48,7 @@ def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     try:
         check_storage(attempt.locations)
         folder.mkdir(exist_ok=True)
-        context.report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=len(_made(folder)), path=str(folder))))
+        context.resumed(len(_made(folder)), str(folder))
         if not _extract_share(context, extraction, rows, folder, total):
             return
         context.gang.wait_for_all()
@@ -70,11 +70,10 @@ def _extract_share(context: Context, extraction: Extraction, rows: Sequence[Row]
             tokens = _write_shard(extraction, rows[index * size : (index + 1) * size], index * size, path)
         meter.tokens += int(gang.sum_ahead([float(tokens)])()[0])
         # All ranks stop behind the same round of files.
-        action = gang.from_chief(context.reporter.directive.action)
+        action = gang.from_chief(context.directive)
         meter.report(len(_made(folder)) if gang.is_chief else 0, is_first=index == gang.rank)
         if action:
-            stopped = worker_pb2.Stopped(reason=context.reporter.directive.reason)
-            context.report(worker_pb2.WorkerEvent(stopped=stopped))
+            context.stopped()
             return False
     return True
 
@@ -91,12 +90,11 @@ class _Meter:
     def report(self, made: int, *, is_first: bool) -> None:
         """Says how many files are there; the first time also that the job runs."""
         elapsed_s = max(time.monotonic() - self._started_s, 1e-6)
-        progress = job_pb2.Progress(
-            step=made, total_steps=self._total, tokens=self.tokens, tokens_per_s=self.tokens / elapsed_s
+        self._context.progressed(
+            made, total_steps=self._total, tokens=self.tokens, tokens_per_s=self.tokens / elapsed_s
         )
-        self._context.report(worker_pb2.WorkerEvent(progress=progress), durable=False)
         if is_first:
-            self._context.report(worker_pb2.WorkerEvent(canary=job_pb2.CanaryPassed(duration_s=0.0)))
+            self._context.canary_passed(duration_s=0.0)
 
 
 def _write_shard(extraction: Extraction, rows: Sequence[Row], first: int, path: Path) -> int:
@@ -127,7 +125,7 @@ def _write_shard(extraction: Extraction, rows: Sequence[Row], first: int, path: 
 
 def _finish(context: Context, extraction: Extraction, folder: Path, total: int, num_rows: int) -> None:
     """Checks that all files are there and whole, and puts them in place as a data set."""
-    context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=total)))
+    context.finished(total)
     context.phase("exporting")
     found = sum(pq.read_metadata(folder / _name(index)).num_rows for index in range(total))
     if found != num_rows:
@@ -156,8 +154,7 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
         shutil.rmtree(target)
     folder.rename(target)
     fsync_folder(target.parent)
-    exported = worker_pb2.Exported(path=str(target), model=_describe(target), is_dataset=True)
-    context.report(worker_pb2.WorkerEvent(exported=exported))
+    context.exported(worker_pb2.Exported(path=str(target), model=_describe(target), is_dataset=True))
 
 
 def _describe(folder: Path) -> model_service_pb2.Model:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from shardyard.v1 import job_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.training.batches import Batches, RankBatch
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
-from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.context import CHECKPOINT_AND_STOP, Context
 from shardyard_trainer.training.engine import Engine, StepResult
 from shardyard_trainer.training.evaluate import evaluate
 from shardyard_trainer.training.learning import LearningWatch
@@ -37,7 +35,7 @@ class Decision(NamedTuple):
     log: float = 0.0
     evaluate: float = 0.0
     save: float = 0.0
-    action: float = float(worker_pb2.Directive.ACTION_UNSPECIFIED)
+    action: float = 0.0
 
 
 @dataclass
@@ -93,7 +91,7 @@ def finish(run: Run) -> dict[str, float]:
         run.context.warn(*warning)
     if run.checkpoints.last_step < run.state.step:
         _save(run, metrics, is_required=True)
-    run.context.report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=run.state.step)))
+    run.context.finished(run.state.step)
     return metrics
 
 
@@ -110,13 +108,7 @@ def canary(run: Run) -> None:
             "CHECKPOINT_CORRUPT", f"the first checkpoint does not read back: {problem}", "check the storage"
         )
     run.dry_run()
-    report_canary(run.context, started_s)
-
-
-def report_canary(context: Context, started_s: float) -> None:
-    """Says that the canary, begun at `started_s`, has passed."""
-    passed = job_pb2.CanaryPassed(duration_s=time.monotonic() - started_s)
-    context.report(worker_pb2.WorkerEvent(canary=passed))
+    run.context.canary_passed(time.monotonic() - started_s)
 
 
 def _first_batch(run: Run) -> tuple[RankBatch, StepCounts]:
@@ -154,7 +146,7 @@ def _decide(run: Run) -> Decision:
         log=float(now_s - run.log.last_flush_s >= run.config.log_interval_s),
         evaluate=float(is_between and step % run.config.evaluate_every == 0),
         save=float(is_between and _is_checkpoint_due(run, step, now_s)),
-        action=float(run.context.reporter.directive.action),
+        action=float(run.context.directive),
     )
 
 
@@ -190,12 +182,11 @@ def _stop(run: Run, action: int) -> None:
     """Follows a directive of the supervisor at a step boundary."""
     run.log.flush(run.state)
     checkpoint_step = 0
-    if action == worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP:
+    if action == CHECKPOINT_AND_STOP:
         if run.checkpoints.last_step < run.state.step:
             _save(run, {})
         checkpoint_step = run.checkpoints.last_step
-    stopped = worker_pb2.Stopped(reason=run.context.reporter.directive.reason, checkpoint_step=checkpoint_step)
-    run.context.report(worker_pb2.WorkerEvent(stopped=stopped))
+    run.context.stopped(checkpoint_step=checkpoint_step)
 
 
 def _stop_when_diverged(run: Run, result: StepResult) -> None:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from shardyard.v1 import job_pb2, metric_service_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.training.checkpoint import RunState
-from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.context import Context, Point
 from shardyard_trainer.training.engine import StepResult
 
 METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_s")
@@ -88,22 +86,18 @@ class StepLog:
             "grad_norm": [step.grad_norm for step in steps],
             "tokens_per_s": [step.counts.tokens / max(step.duration_s, 1e-9) for step in steps],
         }
-        metrics = worker_pb2.Metrics(series=[_series(name, steps, values[name]) for name in METRICS])
-        self._context.report(worker_pb2.WorkerEvent(metrics=metrics), durable=False)
-        progress = self._progress(state, steps, loss_sums, peak_bytes)
-        self._context.report(worker_pb2.WorkerEvent(progress=progress), durable=False)
+        self._context.measured({name: _points(steps, values[name]) for name in METRICS})
+        self._progress(state, steps, loss_sums, peak_bytes)
         for step, loss in zip(steps, losses, strict=True):
             self._see_loss(step.step, loss)
 
-    def _progress(
-        self, state: RunState, steps: list[_Step], loss_sums: list[float], peak_bytes: float
-    ) -> job_pb2.Progress:
+    def _progress(self, state: RunState, steps: list[_Step], loss_sums: list[float], peak_bytes: float) -> None:
         duration_s = max(sum(step.duration_s for step in steps), 1e-9)
         positions = sum(step.counts.positions for step in steps)
         tokens = sum(step.counts.tokens for step in steps)
         finite = [(loss, step.counts.units) for loss, step in zip(loss_sums, steps, strict=True) if math.isfinite(loss)]
-        progress = job_pb2.Progress(
-            step=state.step,
+        self._context.progressed(
+            state.step,
             total_steps=self._total_steps,
             data_epoch=state.step * self._epochs_per_step,
             loss=sum(loss for loss, _ in finite) / sum(units for _, units in finite) if finite else math.nan,
@@ -113,20 +107,12 @@ class StepLog:
             tokens_per_s=tokens / duration_s,
             padding_share=1 - tokens / positions if positions else 0.0,
             peak_memory_bytes=int(peak_bytes),
+            eta_s=(self._total_steps - state.step) * duration_s / len(steps),
         )
-        eta_s = (self._total_steps - state.step) * duration_s / len(steps)
-        progress.eta.FromNanoseconds(int(eta_s * 1e9))
-        return progress
 
 
-def _series(name: str, steps: list[_Step], values: list[float]) -> metric_service_pb2.MetricSeries:
-    """The points that are numbers; a step that was left out has none."""
-    series = metric_service_pb2.MetricSeries(metric=name)
-    for step, value in zip(steps, values, strict=True):
-        if math.isfinite(value):
-            point = series.points.add(step=step.step, value=value)
-            point.time.FromNanoseconds(step.time_ns)
-    return series
+def _points(steps: list[_Step], values: list[float]) -> list[Point]:
+    return [Point(step.step, value, step.time_ns) for step, value in zip(steps, values, strict=True)]
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
