@@ -21,7 +21,6 @@ from shardyard_coordinator.scheduling.policy import (
     Constraint,
     NodeInfo,
     NodeState,
-    Nothing,
     PendingJob,
     Policy,
     RunningJob,
@@ -29,7 +28,6 @@ from shardyard_coordinator.scheduling.policy import (
     Start,
     admit,
     admits,
-    decide,
     free_slots,
     ranked,
 )
@@ -74,7 +72,7 @@ _STATES = st.sampled_from([NodeState.READY] * 4 + [NodeState.CORDONED, NodeState
 
 
 def starts_of(snapshot: Snapshot, policy: Policy = Policy()) -> list[Start]:  # noqa: B008
-    return [each for each in decide(snapshot, NOW, policy) if isinstance(each, Start)]
+    return admit(snapshot, NOW, policy)[0]
 
 
 def applied(snapshot: Snapshot, starts: Sequence[Start]) -> Snapshot:
@@ -151,7 +149,7 @@ def test_the_order_of_the_rows_does_not_matter(snapshot: Snapshot, rng: random.R
         tuple(rng.sample(snapshot.running, len(snapshot.running))),
         tuple(rng.sample(snapshot.nodes, len(snapshot.nodes))),
     )
-    assert decide(shuffled, NOW, Policy()) == decide(snapshot, NOW, Policy())
+    assert admit(shuffled, NOW, Policy()) == admit(snapshot, NOW, Policy())
 
 
 @given(snapshots())
@@ -169,12 +167,10 @@ def test_deciding_again_after_applying_starts_nothing_and_leaves_nobody_behind_w
 @settings(max_examples=200, deadline=None)
 def test_every_job_starts_or_is_told_what_it_waits_for(snapshot: Snapshot, backfill: Backfill) -> None:
     policy = Policy(backfill)
-    decisions = decide(snapshot, NOW, policy)
-    starting = {each.job for each in decisions if isinstance(each, Start)}
+    starting = {each.job for each in starts_of(snapshot, policy)}
     waiting = explain(snapshot, NOW, policy)
     assert starting | set(waiting) == {job.job for job in snapshot.pending}
     assert not starting & set(waiting)
-    assert sum(each.count for each in decisions if isinstance(each, Nothing)) == len(waiting)
 
 
 @given(snapshots(), st.integers(0, 7))
@@ -194,7 +190,8 @@ def test_another_process_with_another_hash_seed_decides_the_same() -> None:
         "pending = tuple(PendingJob(f'p{i}', i % 7, 0, (i % 3 + 1,), 1, priority=i % 2,"
         " avoid_nodes=frozenset({f'n{i % 5}', 'n1'})) for i in range(30))\n"
         "nodes = tuple(NodeInfo(f'n{i}', 3 + i % 3) for i in range(6))\n"
-        "print(decide(Snapshot(pending, (), nodes), 5, Policy()))\n"
+        "starts, waiting = admit(Snapshot(pending, (), nodes), 5, Policy())\n"
+        "print(starts, [(job.job, blocked) for job, blocked in waiting])\n"
     )
     answers = {
         subprocess.run(

@@ -1,4 +1,4 @@
-"""Why a job waits, with numbers: the same function that decides, asked about one job."""
+"""Why jobs wait, in words and numbers, from the pass of the policy that starts the others."""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@ byte for byte, in any process; and what could start is not left behind. Pending 
 order of their first submission. One that does not fit is passed over (SKIP), so that slots never idle for it; it comes
 first again in the next pass. There is no clock and no I/O in here; times are integer seconds.
 
+`Admission` is one pass, fed job by job: the loop stops feeding it when no slot is left. `admit` feeds it a whole
+snapshot, to say why jobs wait.
+
 A slot is one GPU on a node with accelerators, one CPU core on a node without; a gang that asks for no GPU runs on nodes
 without.
 """
@@ -133,40 +136,8 @@ class Blocked(NamedTuple):
     others: int = 0
 
 
-class Shape(NamedTuple):
-    """What jobs that wait for the same reason have in common."""
-
-    queue: str
-    priority: int
-    accelerator: str
-    sizes: tuple[int, ...]
-    slots_per_worker: int
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """`count` jobs of one shape stay where they are, for one reason."""
-
-    shape: Shape
-    count: int
-    blocked: Blocked
-
-
-Decision = Start | Nothing
-
-
-def decide(snapshot: Snapshot, now: int, policy: Policy) -> list[Decision]:
-    """The starts, in the order in which they were admitted, then one Nothing for each shape and reason that waits."""
-    starts, waiting = admit(snapshot, now, policy)
-    counts: dict[tuple[Shape, Blocked], int] = {}
-    for job, blocked in waiting:
-        key = (_shape(job), blocked)
-        counts[key] = counts.get(key, 0) + 1
-    return [*starts, *(Nothing(shape, count, blocked) for (shape, blocked), count in sorted(counts.items()))]
-
-
 def admit(snapshot: Snapshot, now: int, policy: Policy) -> tuple[list[Start], list[tuple[PendingJob, Blocked]]]:
-    """One pass over the pending jobs in their order: who starts, and who waits for what."""
+    """One whole pass over the pending jobs in their order: who starts, and who waits for what."""
     admission = Admission(snapshot, now, policy)
     starts: list[Start] = []
     waiting: list[tuple[PendingJob, Blocked]] = []
@@ -182,10 +153,6 @@ def admit(snapshot: Snapshot, now: int, policy: Policy) -> tuple[list[Start], li
 def ranked(pending: Sequence[PendingJob]) -> list[PendingJob]:
     """Whose turn it is: the higher priority first, then the earlier submission."""
     return sorted(pending, key=lambda job: (-job.priority, job.order, job.job))
-
-
-def _shape(job: PendingJob) -> Shape:
-    return Shape(job.queue, job.priority, job.accelerator, job.sizes, job.slots_per_worker)
 
 
 def admits(node: NodeInfo, job: PendingJob) -> bool:

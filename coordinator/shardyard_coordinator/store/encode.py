@@ -1,4 +1,4 @@
-"""Records ↔ messages of `shardyard.v1`: the only door between the store and protobuf."""
+"""Records ↔ messages of `shardyard.v1`: how rows become answers, and messages become drafts of events."""
 
 from __future__ import annotations
 
