@@ -2,7 +2,7 @@
 
 `python` is executed, the examples of one page in one namespace; `console` lines after `$ ` are typed in (those that
 install, start or stop something are only looked at); `yaml` is parsed, and written as the file that its first line
-names; `text` is not run, and for what cannot be.
+names; `text` is for what cannot be run, `mermaid` for pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from helpers.fences import Fence, fences, parse_yaml
 from helpers.repository import ROOT
 from helpers.workplace import Workplace, workplace
 
-LANGUAGES = {"python", "console", "yaml", "json", "proto", "text"}
+LANGUAGES = {"python", "console", "yaml", "json", "proto", "text", "mermaid"}
 # Installing, and what would start or stop the service that the examples run against.
 LOOKED_AT_ONLY = ("make", "git", "pip", "python3", "cd", ".", "ln", "shardyard serve", "shardyard stop")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
