@@ -109,12 +109,19 @@ async def test_a_killed_gang_is_gone_with_all_that_it_started(launcher: LocalLau
     assert told and not {"failure", "ended"} & set(kinds(told))
 
 
-async def test_ranks_see_only_the_threads_they_were_given(launcher: LocalLauncher, tmp_path: Path) -> None:
+async def test_ranks_see_only_the_threads_they_were_given_and_no_secret(
+    launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
     launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.01), workers=1)
     await launcher.ensure(launch)
     [pid] = pids(await collect(launcher, launch.key, until="progress"))
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    assert {b"OMP_NUM_THREADS=1", b"OMP_WAIT_POLICY=PASSIVE", b"DS_ACCELERATOR=cpu"} <= set(environment)
+    assert {b"OMP_NUM_THREADS=1", b"OMP_WAIT_POLICY=PASSIVE", b"DS_ACCELERATOR=cpu", b"NCCL_DEBUG=WARN"} <= set(
+        environment
+    )
+    assert b"AWS_SECRET_ACCESS_KEY=secret" not in environment
 
 
 async def test_whoever_asked_for_a_gang_may_go_away_while_it_starts(launcher: LocalLauncher, tmp_path: Path) -> None:

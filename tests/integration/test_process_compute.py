@@ -304,6 +304,21 @@ async def test_processes_that_open_strangers_files_see_nothing_else(tmp_path: Pa
             await processes.close()
 
 
+async def test_processes_that_open_strangers_files_inherit_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "SHARDYARD_TOKEN_CACHE_BYTES"):
+        monkeypatch.setenv(name, "1")
+    processes = made(tmp_path)
+    await processes.start()
+    try:
+        names = set((await look(processes, "environment")).split())
+    finally:
+        await processes.close()
+    assert {b"PATH", b"PYTHONPATH", b"SHARDYARD_TOKEN_CACHE_BYTES"} <= names
+    assert not names & {b"AWS_SECRET_ACCESS_KEY", b"HF_TOKEN", b"RAY_AUTH_TOKEN"}
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

@@ -28,6 +28,7 @@ from shardyard_coordinator.launch.confine import rank_words
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
+from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
@@ -189,7 +190,7 @@ class LocalLauncher:
         rights = json.dumps(rank_rights(launch.spec, hidden=self._hidden))
         arguments = ["-P", "-m", CONFINED_RANK, rights, self._program, str(folder / "spec.json")]
         arguments += ["--rank", str(rank), "--local-rank", str(rank)]
-        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        environment = {name: value for name, value in without_secrets(os.environ).items() if name not in FOREIGN}
         environment |= rank_environment(
             launch.spec, cpus=launch.cpus_per_worker, gpus=launch.gpus_per_worker, loopback=True
         )

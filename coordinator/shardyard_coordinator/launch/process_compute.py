@@ -27,6 +27,7 @@ from shardyard_coordinator.launch.forks import (
     how_it_failed,
     rotate,
 )
+from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
@@ -81,7 +82,7 @@ class ProcessCompute:
         self._answerer = answerer
         self._environment = {
             # On a cluster's node Ray's own settings are there, its token among them.
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **{name: value for name, value in without_secrets(os.environ).items() if not name.startswith("RAY_")},
             **library_settings(self._size.threads),
             **self._folders.environment(),
             **(environment or {}),

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.rank_env import FOREIGN
 
@@ -131,7 +132,7 @@ class EmbeddedHead:
         }
         if self._record:
             variables["RAY_ADDRESS"] = self._record.address
-        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        inherited = {name: value for name, value in without_secrets(os.environ).items() if name not in FOREIGN}
         return {**inherited, **variables, **self._extra}
 
     def _address(self) -> str:

@@ -1,0 +1,34 @@
+"""What of this process's environment is handed on to processes that open strangers' files, or run on their behalf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_SECRET_NAMES = re.compile(
+    r"""
+    ^AWS_ | ^SSH_AUTH_SOCK$
+    | SECRET | PASSWORD | PASSWD | APIKEY
+    | _(TOKEN|KEY|CREDENTIAL|PASS|PWD|PAT)S?$
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+# As in postgresql://name:password@host; what leads to a network has to keep its own.
+_PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+_MAY_LEAD_OUT = re.compile(r"_proxy$|^HF_ENDPOINT$", re.IGNORECASE)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Everything but what looks like a secret, as libraries and drivers have settings of any name.
+
+    Ray's own token stays: what speaks to Ray cannot do without it.
+    """
+    return {
+        name: value for name, value in environment.items() if name.startswith("RAY_") or not _is_secret(name, value)
+    }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if _SECRET_NAMES.search(name):
+        return True
+    return bool(_PASSWORD_IN_URL.search(value)) and not _MAY_LEAD_OUT.search(name)
