@@ -60,7 +60,8 @@ def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_
         assert [condition(event) for event in seen if condition(event) is not None] == [True, False]
         step = max(event.progress.step for event in seen if event.progress is not None)
         list(follow(job, lambda event: event.progress is not None and event.progress.step > step + 50))
-        assert len(job.attempts()) == 1 and job.attempts()[0].failure is None
+        failures = [attempt.failure for attempt in job.attempts()]
+        assert failures == [None], failures
         job.cancel()
         assert job.wait(timeout=60, check=False).state == "cancelled"
 
