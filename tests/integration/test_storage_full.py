@@ -49,7 +49,8 @@ def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_
         shardyard.Client(service.address) as client,
     ):
         job = client.submit(spec)
-        list(follow(job, lambda event: isinstance(event.data, shardyard.types.CheckpointChanged)))
+        # Its trial export comes after the first checkpoint: without room for that the attempt would rightly fail.
+        list(follow(job, lambda event: isinstance(event.data, shardyard.types.CanaryPassed)))
         filler = fill(disk)
         *_, began = follow(job, lambda event: condition(event) is True)
         assert "space" in began.data.message or "free" in began.data.message
