@@ -24,6 +24,8 @@ from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavail
 
 ME = ("local", "mine")
 OTHERS = ("local", "theirs")
+# Most of it is for a new warm process, which imports torch; without a watch nobody would be answered for 200 s.
+PATIENCE_S = 60
 
 
 def made(folder: Path, **settings: object) -> ProcessCompute:
@@ -181,7 +183,7 @@ async def test_processes_that_are_all_stopped_are_replaced_and_their_questions_a
     for each in (warm, *warm.children()):
         each.suspend()
     old = {warm.pid, kept.pid, model.pid}
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         found = await asyncio.gather(look(compute, "pid", route=b"stopped"), ask(compute, b"pid"), under_way)
     assert found[2] == b"awake" and not old & {int(found[0]), int(found[1])}
     for pid in old:
@@ -197,7 +199,7 @@ async def test_a_process_that_is_stopped_alone_is_replaced_and_its_question_answ
     warm = kept.parent()
     for each in (kept, model):
         each.suspend()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         answers = await asyncio.gather(
             look(compute, "echo", bytes(size), route=b"alone"), ask(compute, b"pid" + b" " * size)
         )
@@ -221,7 +223,7 @@ async def test_a_process_that_is_stopped_while_it_warms_up_is_replaced(tmp_path:
             await asyncio.sleep(0.01)
         first = max(started, key=psutil.Process.create_time)
         first.suspend()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_S):
             assert await look(processes, "echo", b"on") == b"on"
         await gone(first.pid)
     finally:
