@@ -108,8 +108,7 @@ class Caller:
     async def plan(self, number: int) -> None:
         """Plans with a learning rate of its own."""
         job = job_pb2.Job()
-        job.spec.fine_tuning.text_classification.SetInParent()
-        job.spec.fine_tuning.max_length = 64
+        job.spec.fine_tuning.text_classification.max_length = 64
         job.spec.model.uri = str(self.folder / "bert")
         job.spec.train_data.uri = str(self.folder / "reviews.csv")
         job.spec.optimization.max_steps = 100

@@ -196,7 +196,7 @@ def _gpt2(folder: Path, size: Size) -> spec_pb2.JobSpec:
     _save_tokenizer(folder / "tokenizer", size.vocab, end="<|endoftext|>")
     return parse(
         {
-            "pretraining": {"causalLm": {}, "sequenceLength": size.length},
+            "pretraining": {"causalLm": {"sequenceLength": size.length}},
             "model": {"architecture": {"modelType": "gpt2", "overrides": size.overrides}, "dropout": 0},
             "trainData": {"uri": str(folder / "corpus.txt")},
             **_common(folder, size),
@@ -212,7 +212,7 @@ def _bert(folder: Path, size: Size) -> spec_pb2.JobSpec:
     _save_tokenizer(folder / "tokenizer", size.vocab, end="[SEP]")
     return parse(
         {
-            "fineTuning": {"textClassification": {"pooling": "POOLING_CLS"}, "maxLength": size.length},
+            "fineTuning": {"textClassification": {"pooling": "POOLING_CLS", "maxLength": size.length}},
             "model": {"architecture": {"modelType": "bert", "overrides": size.overrides}},
             "trainData": {"uri": str(folder / "texts.csv")},
             **_common(folder, size),

@@ -144,15 +144,14 @@ def attempt_spec(kind: str, workload: Workload, num_steps: int) -> worker_pb2.At
         evaluation=spec_pb2.EvaluationPolicy(every=10 * num_steps, holdout=0.01),
     )
     if kind == "gpt2":
-        spec.pretraining.sequence_length = workload.sequence_length
-        spec.pretraining.causal_lm.SetInParent()
+        spec.pretraining.causal_lm.sequence_length = workload.sequence_length
         spec.model.architecture.model_type = "gpt2"
         spec.model.architecture.overrides.update({**workload.overrides, "n_positions": workload.sequence_length})
         spec.tokenizer.uri = str(workload.tokenizer.parent)
         spec.train_data.uri = str(workload.text)
         spec.train_data.format = spec_pb2.DATA_FORMAT_TEXT
     else:
-        spec.fine_tuning.max_length = workload.sequence_length
+        spec.fine_tuning.text_classification.max_length = workload.sequence_length
         spec.fine_tuning.text_classification.pooling = spec_pb2.POOLING_CLS
         spec.model.uri = str(workload.model)
         spec.train_data.uri = str(workload.labelled)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -24,69 +25,35 @@ MAX_DURATION_S = 315_576_000_000
 _MOST_NANOS = 999_999_999
 # From the second day of the year 1 to the last but one of 9999: a time zone may move them by a day.
 _CALENDAR_S = (-62_135_510_400, 253_402_214_399)
-_RENAMED = {"from_state": "from"}  # `from` is a keyword.
-_PAYLOADS: dict[str, type[Any]] = {
-    "state": results.StateChanged,
-    "attempt_changed": results.AttemptChanged,
-    "checkpoint": results.CheckpointChanged,
-    "evaluation": results.Evaluation,
-    "progress": results.Progress,
-    "condition": results.Condition,
-    "warning": results.Warning,
-    "model": results.ModelRegistered,
-    "pending": results.PendingInfo,
-    "deleted": results.JobDeleted,
-    "phase": results.PhaseStarted,
-    "dataset": results.DatasetRegistered,
-    "canary": results.CanaryPassed,
-}
+# Ours, and what the contract calls them: `from` is a keyword; a continuation is read like any other text.
+_RENAMED = {"from_state": "from", "text": "generated_text"}
 
 
 def read(kind: type[T], message: Message) -> T:
     """The message as the dataclass `kind`, whose field names and types say how."""
-    values = {}
-    fields: Any = _hints  # mypy takes a class with a type variable for unhashable.
-    for name, hint in fields(kind).items():
-        field = message.DESCRIPTOR.fields_by_name[_RENAMED.get(name, name)]
-        values[name] = _field_value(message, field, hint)
-    return kind(**values)
+    return kind(**_values(kind, message))
 
 
 def read_event(message: Any) -> results.Event:
     """A JobEvent; a payload that this client does not know is of kind `unknown`."""
     which = message.WhichOneof("payload")
+    payload = getattr(message, which) if which else None
     return results.Event(
         sequence=message.sequence,
         id=message.id,
         time=_time(message.time) if message.HasField("time") else None,
         attempt=message.attempt,
         kind=which or "unknown",
-        data=read(_PAYLOADS[which], getattr(message, which)) if which else None,
+        data=None if payload is None else read(getattr(results, payload.DESCRIPTOR.name), payload),
     )
 
 
 def read_prediction(message: Any) -> results.Prediction:
-    """A Prediction, flat."""
-    logits = tuple(message.logits)
+    """A Prediction, flat: the fields of the output that is set, beside its own."""
     which = message.WhichOneof("output")
-    if which == "classification":
-        found = message.classification
-        scores = {score.label: score.score for score in found.scores}
-        return results.Prediction(label=found.label or None, labels=tuple(found.labels), scores=scores, logits=logits)
-    if which == "regression":
-        return results.Prediction(value=message.regression.value, logits=logits)
-    if which == "generated_text":
-        return results.Prediction(text=message.generated_text, logits=logits)
-    masks = tuple(
-        tuple(read(results.TokenCandidate, candidate) for candidate in mask.candidates)
-        for mask in message.masked_tokens.masks
-    )
-    return results.Prediction(masks=masks, logits=logits)
-
-
-def read_embedding(message: Any) -> results.Embedding:
-    """An Embedding."""
-    return results.Embedding(shape=tuple(message.shape), values=tuple(message.values))
+    output = getattr(message, which) if which else None
+    inner = _values(results.Prediction, output) if isinstance(output, Message) else {}
+    return results.Prediction(**{**_values(results.Prediction, message), **inner})
 
 
 def to_plain(message: Message) -> dict[str, Any]:
@@ -120,20 +87,42 @@ def duration_text(value: Duration) -> str:
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+def _shared(kind: Any, descriptor: Descriptor) -> tuple[tuple[str, FieldDescriptor, Any], ...]:
+    """The fields of a dataclass that a message has, each with the message's field and its own type."""
+    fields, hints = descriptor.fields_by_name, typing.get_type_hints(kind)
+    names = [(name, name if name in fields else _RENAMED.get(name, "")) for name in hints]
+    return tuple((ours, fields[theirs], hints[ours]) for ours, theirs in names if theirs in fields)
+
+
+def _values(kind: Any, message: Message) -> dict[str, Any]:
+    """The values of those fields of a dataclass that the message has."""
+    return {name: _field_value(message, field, hint) for name, field, hint in _shared(kind, message.DESCRIPTOR)}
 
 
 def _field_value(message: Message, field: FieldDescriptor, hint: Any) -> Any:
+    value = getattr(message, field.name)
     if is_map(field):
-        return dict(getattr(message, field.name))
+        return dict(value)
     if is_repeated(field):
-        item = typing.get_args(hint)[0]
-        return tuple(_single(field, value, item) for value in getattr(message, field.name))
+        return _list_value(field, value, hint)
     if field.has_presence and not message.HasField(field.name):
         return None
-    return _single(field, getattr(message, field.name), hint)
+    if value == "" and not field.has_presence and _without_none(hint) is not hint:
+        return None  # An empty text is how such a field says that there is none.
+    return _single(field, value, hint)
+
+
+def _list_value(field: FieldDescriptor, values: Any, hint: Any) -> Any:
+    if field.message_type is None and field.enum_type is None:
+        return tuple(values)  # Vectors are long.
+    if typing.get_origin(hint) is Mapping:  # Pairs in an order of theirs.
+        key, value = (part.name for part in field.message_type.fields)
+        return {getattr(pair, key): getattr(pair, value) for pair in values}
+    item = typing.get_args(hint)[0]
+    if typing.get_origin(item) is tuple:  # A list of lists is one of messages with a single field.
+        (only,) = field.message_type.fields
+        return tuple(_field_value(each, only, item) for each in values)
+    return tuple(_single(field, value, item) for value in values)
 
 
 def _single(field: FieldDescriptor, value: Any, hint: Any) -> Any:
@@ -215,6 +204,20 @@ def is_repeated(field: FieldDescriptor) -> bool:
     """Whether the field holds a list or a map."""
     # `label` is deprecated in the versions that have `is_repeated`, and the only way in those before.
     return bool(field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED)
+
+
+def task_paths(spec: Descriptor) -> Iterator[tuple[str, ...]]:
+    """Where each task stands in a job's spec, such as `("pretraining", "causal_lm")`, in the order of the fields.
+
+    A message is a family of tasks if it has a oneof whose members are messages, else it is a task's own.
+    """
+    for oneof in spec.oneofs:
+        members = oneof.fields
+        # `_name` is what `optional` makes.
+        if not oneof.name.startswith("_") and all(field.message_type for field in members):
+            for field in members:
+                below = list(task_paths(field.message_type))
+                yield from ((field.name, *path) for path in below or [()])
 
 
 def is_map(field: FieldDescriptor) -> bool:

@@ -161,6 +161,8 @@ class Reader:
             return
         entry = found.message_type.fields_by_name
         for key, value in item.items():
+            if value is None or is_null(value):
+                continue
             name = self._scalar(entry["key"], key, path)
             scalar = self._scalar(entry["value"], value, f"{path}.{key}")
             if name is not None and scalar is not None:

@@ -160,34 +160,36 @@ def shifted(error: InvalidArgument, start: int) -> InvalidArgument:
     return InvalidArgument(shift(error.message), reason=error.reason, metadata=error.metadata, violations=violations)
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """Parameters of a prediction; those of one task only may be given."""
+class PredictParameters(TypedDict, total=False):
+    """Parameters of a prediction, each for the models of one task; None: chosen by the service."""
 
-    threshold: float | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    top_k: int | None = None
+    threshold: float | None
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    top_k: int | None
 
-    def fill(self, request: model_service_pb2.PredictRequest) -> None:
-        """Write them into the request.
 
-        Raises: InvalidArgument where they belong to more than one task, or are no such numbers.
-        """
-        groups = {
-            "classification": ("threshold",),
-            "generation": ("max_new_tokens", "temperature", "top_p", "seed"),
-            "fill_mask": ("top_k",),
-        }
-        given = {
-            group: {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-            for group, names in groups.items()
-        }
-        chosen = [group for group, values in given.items() if values]
-        if len(chosen) > 1:
-            raise invalid("parameters", f"those of {' and '.join(chosen)} do not go together", reason="TASK_MISMATCH")
-        for group in chosen:
-            parameters = getattr(request, group)
-            parameters.CopyFrom(build(type(parameters), group, **given[group]))
+def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters) -> None:
+    """Write them into the request's member for the task that has them all.
+
+    Raises: InvalidArgument if they belong to more than one task, or cannot be held; TypeError for a name that is none.
+    """
+    members = {
+        member.name: set(member.message_type.fields_by_name)
+        for member in request.DESCRIPTOR.oneofs_by_name["parameters"].fields
+    }
+    known = set[str]().union(*members.values())
+    for name in parameters:
+        if name not in known:
+            raise TypeError(f"predict() has no parameter `{name}`; there are {', '.join(sorted(known))}")
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if not given:
+        return
+    chosen = next((member for member, names in members.items() if given.keys() <= names), None)
+    if chosen is None:
+        several = " and ".join(member for member, names in members.items() if given.keys() & names)
+        raise invalid("parameters", f"those of {several} do not go together", reason="TASK_MISMATCH")
+    target = getattr(request, chosen)
+    target.CopyFrom(build(type(target), chosen, **given))

@@ -33,15 +33,12 @@ Format = Literal["text", "jsonl", "csv", "tsv", "parquet"]
 Document = Literal["line", "file"]
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
-_COLUMNS = ("text", "text_pair", "label", "labels")
+_COLUMNS = ("text", "text_pair", "label")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Data to train, evaluate or extract on; `path` is one file inside a folder. Columns left out are found.
-
-    `labels` are the columns of several labels, one a class, with 0 or 1 in them.
-    """
+    """Data to train, evaluate or extract on; `path` is one file inside a folder. Columns left out are found."""
 
     source: str | Path
     text: str | None = None
@@ -52,12 +49,11 @@ class Data:
     header: bool | None = None
     delimiter: str | None = None
     document: Document | None = None
-    labels: tuple[str, ...] | list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
         rest = _set(self, without=("source", *_COLUMNS))
-        columns = {key: _plain(value) for key in _COLUMNS if (value := getattr(self, key)) is not None}
+        columns = {role: value for role in _COLUMNS if (value := getattr(self, role)) is not None}
         return {"uri": str(self.source), **({"columns": columns} if columns else {}), **rest}
 
 
@@ -107,7 +103,7 @@ class CausalLm:
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        return {"pretraining": {"causal_lm": {}, **_set(self)}}
+        return {"pretraining": {"causal_lm": _set(self)}}
 
 
 @dataclass(frozen=True)
@@ -120,16 +116,15 @@ class MaskedLm:
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        objective = _set(self, without=("sequence_length",))
-        rest = _set(self, without=("mask_probability", "whole_word"))
-        return {"pretraining": {"masked_lm": objective, **rest}}
+        return {"pretraining": {"masked_lm": _set(self)}}
 
 
 @dataclass(frozen=True)
 class TextClassification:
     """Fine-tuning: put texts, or pairs of them, into classes, or score them (`problem="regression"`).
 
-    `label_separator` is what stands between several labels of one text (`problem="multi_label"`).
+    For several labels of one text (`problem="multi_label"`), `label_separator` is what stands between them;
+    `label_columns` are the columns of the classes instead, one each, with 0 or 1 in them.
     """
 
     problem: Problem | None = None
@@ -139,12 +134,11 @@ class TextClassification:
     new_head: bool | None = None
     max_length: int | None = None
     label_separator: str | None = None
+    label_columns: tuple[str, ...] | list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        task = _set(self, without=("max_length",))
-        length = {} if self.max_length is None else {"max_length": self.max_length}
-        return {"fine_tuning": {"text_classification": task, **length}}
+        return {"fine_tuning": {"text_classification": _set(self)}}
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ class FeatureExtraction:
         return {"feature_extraction": _set(self)}
 
 
-Task = CausalLm | MaskedLm | TextClassification | FeatureExtraction
+Task = TextClassification | CausalLm | MaskedLm | FeatureExtraction
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,7 @@ class DataStats:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job would need."""
+    """What a job would need; `output` is what it leaves behind: a `model` or a `dataset`."""
 
     resolved_spec: Mapping[str, Any] | None
     batch: BatchPlan | None
@@ -354,6 +354,7 @@ class Plan:
     tokenizer_fingerprint: str
     train_stats: DataStats | None
     eval_stats: DataStats | None
+    output: str
 
 
 @dataclass(frozen=True)

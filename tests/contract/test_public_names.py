@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from google.protobuf.message import Message
 
 import shardyard
 from shardyard import types
+from shardyard._convert import task_paths
+from shardyard._parse import draft_job
+from shardyard._requests import PredictParameters
+from shardyard.cli import flags
+from shardyard.cli.assets import predict
+from shardyard.specs import Task
 from shardyard.v1 import (
     checkpoint_service_pb2,
     dataset_service_pb2,
@@ -112,6 +120,11 @@ MIRRORED: dict[type, type[Message]] = {
     types.ServerInfo: server_service_pb2.ServerInfo,
     types.TokenCandidate: model_service_pb2.TokenCandidate,
     types.Embedding: model_service_pb2.Embedding,
+    shardyard.CausalLm: spec_pb2.CausalLm,
+    shardyard.MaskedLm: spec_pb2.MaskedLm,
+    shardyard.TextClassification: spec_pb2.TextClassification,
+    shardyard.FeatureExtraction: spec_pb2.FeatureExtraction,
+    shardyard.TrainedTokenizer: spec_pb2.TrainedTokenizer,
     shardyard.Optimization: spec_pb2.Optimization,
     shardyard.Parallelism: spec_pb2.Parallelism,
     shardyard.Checkpoints: spec_pb2.CheckpointPolicy,
@@ -140,6 +153,29 @@ def test_another_name_is_an_attribute_error() -> None:
 def test_a_dataclass_has_every_field_of_its_message(kind: type, message: type[Message]) -> None:
     ours = {field.name.replace("from_state", "from") for field in dataclasses.fields(kind)}
     assert ours == set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_every_task_of_the_contract_has_a_class_and_a_flag() -> None:
+    wanted = list(task_paths(spec_pb2.JobSpec.DESCRIPTOR))
+    assert ("pretraining", "masked_lm") in wanted and ("feature_extraction",) in wanted
+    assert sorted(flags.TASKS) == sorted(path[-1].replace("_", "-") for path in wanted)
+    for kind in get_args(Task):
+        made = kind("server:/d") if kind is shardyard.FeatureExtraction else kind()
+        spec = draft_job({"job": {"spec": shardyard.JobSpec(made).to_dict()}}, base=ROOT, project="p").job.spec
+        (path,) = [path for path in wanted if path[-1].replace("_", "").casefold() == kind.__name__.casefold()]
+        for name in path:
+            assert spec.HasField(name)
+            spec = getattr(spec, name)
+        assert isinstance(spec, MIRRORED[kind])
+
+
+def test_every_output_and_parameter_of_a_prediction_can_be_had() -> None:
+    ours = {field.name.replace("text", "generated_text") for field in dataclasses.fields(types.Prediction)}
+    for field in model_service_pb2.Prediction.DESCRIPTOR.oneofs_by_name["output"].fields:
+        assert ours >= (set(field.message_type.fields_by_name) if field.message_type else {field.name})
+    oneof = model_service_pb2.PredictRequest.DESCRIPTOR.oneofs_by_name["parameters"]
+    wanted = {name for member in oneof.fields for name in member.message_type.fields_by_name}
+    assert set(PredictParameters.__annotations__) == wanted <= {*inspect.signature(predict).parameters}
 
 
 def test_every_kind_of_event_is_read() -> None:

@@ -224,8 +224,7 @@ ROWS: dict[str, Row] = {
         spec__optimization__precision=spec_pb2.PRECISION_FP16,
     ),
     "108 max_length": spec_row(
-        "job.spec.fine_tuning.max_length", "`0`",
-        spec__fine_tuning=spec_pb2.FineTuning(text_classification=spec_pb2.TextClassification(), max_length=0),
+        "job.spec.fine_tuning.text_classification.max_length", "`0`", **classification(max_length=0)
     ),
     "109 smoothing": spec_row(
         "job.spec.fine_tuning.text_classification.label_smoothing", "`1`", **classification(label_smoothing=1.0)
@@ -262,11 +261,11 @@ ROWS: dict[str, Row] = {
         "job.spec.train_data.dataset", ("nope", "upload it first"),
     ),
     "133 one column twice": edited(
-        lambda made: made.spec.train_data.columns.MergeFrom(spec_pb2.ColumnMapping(text="x", label="x")),
-        "job.spec.train_data.columns.label", "`x`",
+        lambda made: made.spec.train_data.columns.update(text="x", label="x"),
+        "job.spec.train_data.columns.text", "`x`",
     ),
     "144 duplicate labels": spec_row(
-        "job.spec.fine_tuning.text_classification.labels[1]", "`a`", "twice", **classification(labels=["a", "a"])
+        "job.spec.fine_tuning.text_classification.labels", "`a`", "duplicate", **classification(labels=["a", "a"])
     ),
     "a path in a data set": number("train_data__path", "../x", "`../x`", "relative"),
     "a delimiter of two": number("train_data__delimiter", "ab"),

@@ -97,7 +97,7 @@ def causal_spec(corpus: Path, model_type: str = "gpt2", **changes: Any) -> spec_
     """Pretraining from scratch by next-token prediction."""
     return parse(
         {
-            "pretraining": {"causalLm": {}, "sequenceLength": 32},
+            "pretraining": {"causalLm": {"sequenceLength": 32}},
             "model": architecture(model_type) | {"dropout": 0},
             "tokenizer": {"train": {"vocabSize": 300}},
             "trainData": {"uri": str(corpus)},
@@ -111,7 +111,7 @@ def masked_spec(corpus: Path, model_type: str = "bert", **changes: Any) -> spec_
     """Pretraining from scratch by predicting masked tokens."""
     return parse(
         {
-            "pretraining": {"maskedLm": {}, "sequenceLength": 32},
+            "pretraining": {"maskedLm": {"sequenceLength": 32}},
             "model": architecture(model_type) | {"dropout": 0},
             "tokenizer": {"train": {"vocabSize": 120, "algorithm": "ALGORITHM_WORDPIECE"}},
             "trainData": {"uri": str(corpus)},
@@ -128,7 +128,7 @@ def classification_spec(
     fresh = {"tokenizer": {"train": {"vocabSize": 120, "algorithm": "ALGORITHM_WORDPIECE"}}} if model is None else {}
     return parse(
         {
-            "fineTuning": {"textClassification": classify or {}, "maxLength": 16},
+            "fineTuning": {"textClassification": {"maxLength": 16, **(classify or {})}},
             "model": model or architecture("bert"),
             "trainData": {"uri": str(train)},
             "optimization": {"maxSteps": "10"},

@@ -53,7 +53,7 @@ def test_a_spec_file_is_submitted_and_followed_to_its_end(tmp_path: Path) -> Non
     assert "mine succeeded" in done.stdout
     spec = script.asked("CreateJob")[0].job.spec
     assert spec.train_data.dataset.startswith("projects/default/datasets/d-")
-    assert spec.train_data.columns.text == "review"
+    assert spec.train_data.columns["text"] == "review"
 
 
 def test_detach_returns_at_once_and_says_how_to_look(tmp_path: Path) -> None:
@@ -78,8 +78,22 @@ def test_flags_alone_make_a_job(tmp_path: Path) -> None:
     job = script.asked("CreateJob")[0].job
     assert job.priority == job_pb2.PRIORITY_HIGH
     assert job.spec.fine_tuning.text_classification.pooling == 1
-    assert (job.spec.fine_tuning.max_length, job.spec.resources.workers) == (64, 2)
-    assert (job.spec.train_data.columns.text, job.spec.train_data.columns.label) == ("review", "sentiment")
+    assert (job.spec.fine_tuning.text_classification.max_length, job.spec.resources.workers) == (64, 2)
+    assert dict(job.spec.train_data.columns) == {"text": "review", "label": "sentiment"}
+
+
+def test_each_flag_of_a_column_goes_where_the_contract_has_it(tmp_path: Path) -> None:
+    script, model = Script(), ("--detach", "--model", "hub:owner/bert")
+    classify = ("--task", "text-classification", "--train", "server:/d", "--text", "comment", "--text-pair", "reply")
+    extract = ("--task", "feature-extraction", "--data", "server:/d", "--text", "comment", "--text-pair", "reply")
+    with serving(script) as address:
+        for flags in ((*classify, "--label-column", "toxic", "--label-column", "insult"), extract):
+            done = shardyard(address, "submit", *model, *flags)
+            assert done.returncode == 0, done.stderr
+    first, second = (request.job.spec for request in script.asked("CreateJob"))
+    assert list(first.fine_tuning.text_classification.label_columns) == ["toxic", "insult"]
+    assert dict(first.train_data.columns) == {"text": "comment", "text_pair": "reply"}
+    assert dict(second.feature_extraction.data.columns) == {"text": "comment", "text_pair": "reply"}
 
 
 def test_flags_go_on_top_of_a_file_and_keep_what_stands_beside(tmp_path: Path) -> None:
@@ -91,7 +105,7 @@ def test_flags_go_on_top_of_a_file_and_keep_what_stands_beside(tmp_path: Path) -
         )
     assert done.returncode == 0, done.stderr
     spec = script.asked("CreateJob")[0].job.spec
-    assert spec.train_data.columns.text == "review"
+    assert spec.train_data.columns["text"] == "review"
     assert spec.optimization.HasField("learning_rate") and spec.optimization.learning_rate == 0
     assert [header.files[0].path for header in script.headers.values()] == ["other.csv"]
 

@@ -79,9 +79,9 @@ def test_a_word_where_fields_are_wanted_is_named_with_its_line(
         ("job: {spec: {feature_extraction: }}", "--epochs 2", "optimization {epochs: 2}"),
         ("job: {spec: {feature_extraction: }}", "--pooling mean", "feature_extraction {pooling: POOLING_MEAN}"),
         (
-            "job: {spec: {fineTuning: {textClassification: , maxLength: 8}}}",
+            "job: {spec: {fineTuning: {textClassification: {maxLength: 8}}}}",
             "--pooling mean --max-length 9",
-            "fine_tuning {text_classification {pooling: POOLING_MEAN} max_length: 9}",
+            "fine_tuning {text_classification {pooling: POOLING_MEAN max_length: 9}}",
         ),
     ],
 )

@@ -47,9 +47,10 @@ def trained(task: shardyard.TextClassification, data: shardyard.Data) -> shardya
 
 
 def test_a_job_with_a_column_for_each_class_trains_and_answers_with_them(service: Served, tmp_path: Path) -> None:
-    data = shardyard.Data(comments(tmp_path / "train.csv"), text="comment", labels=["threat", "toxic", "insult"])
+    data = shardyard.Data(comments(tmp_path / "train.csv"), text="comment")
+    columns = ["threat", "toxic", "insult"]
     with shardyard.Client(service.address) as client:
-        task = shardyard.TextClassification(problem="multi_label", max_length=16)
+        task = shardyard.TextClassification(problem="multi_label", label_columns=columns, max_length=16)
         job = client.submit(trained(task, data))
         done = job.wait(timeout=JOB_S)
         assert done.state == "succeeded"

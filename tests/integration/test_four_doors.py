@@ -65,7 +65,7 @@ def raw_request(job: shardyard.Job) -> dict[str, object]:
         "job_id": "by-raw-call",
         "job": {
             "spec": {
-                "fine_tuning": {"text_classification": {"pooling": "POOLING_MEAN"}, "max_length": 16},
+                "fine_tuning": {"text_classification": {"pooling": "POOLING_MEAN", "max_length": 16}},
                 "model": submitted["model"],
                 "train_data": submitted["train_data"],
                 "eval_data": submitted["eval_data"],

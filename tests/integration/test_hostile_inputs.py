@@ -128,7 +128,7 @@ class Caller:
     def plan(self, place: Path, data: str = "reviews.csv", **settings: float) -> job_service_pb2.PlanJobRequest:
         job = job_pb2.Job()
         job.spec.fine_tuning.text_classification.pooling = 1
-        job.spec.fine_tuning.max_length = 16
+        job.spec.fine_tuning.text_classification.max_length = 16
         job.spec.model.uri = str(place / "bert")
         job.spec.train_data.uri = str(place / data)
         job.spec.optimization.max_steps = 4

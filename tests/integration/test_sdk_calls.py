@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import json_format
 
 from helpers.script import Failure, Script
 from helpers.scripted_service import a_job, serving
@@ -22,10 +23,12 @@ from shardyard import (
     JobSpec,
     NotFound,
     Optimization,
+    Prediction,
     Resources,
     TextClassification,
     Unavailable,
 )
+from shardyard.types import TokenCandidate
 from shardyard.v1 import job_pb2, log_service_pb2, metric_service_pb2, model_service_pb2
 
 
@@ -197,6 +200,35 @@ def test_predictions_come_in_the_order_asked_over_split_calls() -> None:
     assert len(script.asked("Predict")) > 3
 
 
+def output_of(text: str) -> dict[str, object]:
+    """What a model of another task answers to each text."""
+    return {
+        "multi": {"classification": {"labels": ["b", "a"], "scores": [{"label": "b", "score": 0.9}, {"label": "a"}]}},
+        "none": {"classification": {"scores": [{"label": "a", "score": 0.25}]}},
+        "zero": {"regression": {}, "logits": [0.5]},
+        "silent": {"generated_text": ""},
+        "masks": {"masked_tokens": {"masks": [{"candidates": [{"token": "x", "token_id": 3, "score": 0.5}]}, {}]}},
+        "newer": {},
+    }[text]
+
+
+def test_the_answers_of_every_task_are_read_into_their_fields() -> None:
+    def predict(instance: model_service_pb2.Instance) -> model_service_pb2.Prediction:
+        return json_format.ParseDict(output_of(instance.text), model_service_pb2.Prediction())
+
+    with serving(Script(ready={"m"}, predict=predict)) as address, Client(address) as client:
+        answers = client.model("m").predict(["multi", "none", "zero", "silent", "masks", "newer"])
+    assert answers == [
+        Prediction(labels=("b", "a"), scores={"b": 0.9, "a": 0.0}),
+        Prediction(scores={"a": 0.25}),
+        Prediction(value=0.0, logits=(0.5,)),
+        Prediction(text=""),
+        Prediction(masks=((TokenCandidate("x", 3, 0.5),), ())),
+        Prediction(),
+    ]
+    assert list(answers[0].scores) == ["b", "a"]
+
+
 def test_large_inputs_are_split_under_the_message_limit() -> None:
     script = Script(ready={"m"}, predict=classify)
     with serving(script) as address, Client(address) as client:
@@ -230,6 +262,8 @@ def test_pairs_and_parameters_arrive() -> None:
         client.model("m").predict([("a", "b")], temperature=0.0, max_new_tokens=3)
         with pytest.raises(InvalidArgument, match="do not go together"):
             client.model("m").predict(["a"], top_k=3, threshold=0.5)
+        with pytest.raises(TypeError, match="no parameter `topk`; there are max_new_tokens, seed, temperature"):
+            client.model("m").predict(["a"], topk=3)  # type: ignore[call-arg]
         with pytest.raises(InvalidArgument, match=r"instances\[1\]"):
             client.model("m").predict(["a", 3])  # type: ignore[list-item]
         assert client.model("m").predict([]) == []

@@ -15,7 +15,7 @@ from helpers.extreme_messages import extreme
 from helpers.script import Script
 from helpers.scripted_service import a_job, serving
 from shardyard import _lines, types
-from shardyard._convert import read, read_embedding, read_event, read_prediction
+from shardyard._convert import read, read_event, read_prediction
 from shardyard._convert import to_plain as spec_to_plain
 from shardyard.cli.app import run
 from shardyard.cli.plain import event_to_plain, to_plain
@@ -43,7 +43,7 @@ KINDS: list[tuple[type[Message], Callable[[Any], Any]]] = [
     (log_service_pb2.LogLine, lambda message: read(types.LogLine, message)),
     (metric_service_pb2.MetricSeries, lambda message: read(types.MetricSeries, message)),
     (model_service_pb2.Prediction, read_prediction),
-    (model_service_pb2.Embedding, read_embedding),
+    (model_service_pb2.Embedding, lambda message: read(types.Embedding, message)),
 ]
 
 

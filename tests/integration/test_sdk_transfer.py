@@ -91,7 +91,7 @@ def test_a_submitted_path_is_uploaded_and_named_in_the_spec(tmp_path: Path) -> N
     spec = script.asked("CreateJob")[0].job.spec
     assert spec.model.model == f"projects/default/models/{package(tmp_path / 'bert', 'models').resource_id}"
     assert spec.train_data.dataset.startswith("projects/default/datasets/d-")
-    assert spec.train_data.columns.text == "review"
+    assert spec.train_data.columns["text"] == "review"
 
 
 def test_an_empty_folder_is_refused_before_any_call(tmp_path: Path) -> None:

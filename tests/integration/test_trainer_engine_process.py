@@ -52,7 +52,7 @@ def attempt_of(folder: Path, *, world_size: int = 2, steps: int = 6, rows: int =
     attempt.locations.cache_dir = str(folder / "cache")
     spec = attempt.spec
     spec.fine_tuning.text_classification.problem = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
-    spec.fine_tuning.max_length = 16
+    spec.fine_tuning.text_classification.max_length = 16
     spec.model.architecture.model_type = "bert"
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
     spec.model.architecture.overrides.update(sizes)

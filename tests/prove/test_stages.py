@@ -37,7 +37,7 @@ def spec_of(folder: Path) -> spec_pb2.JobSpec:
         {"model": "projects/default/models/bert", "dropout": 0},
         classify={"pooling": "POOLING_MEAN"},
     )
-    spec.fine_tuning.max_length = 64
+    spec.fine_tuning.text_classification.max_length = 64
     optimization = spec.optimization
     optimization.max_steps, optimization.global_batch_size, optimization.learning_rate = STEPS, 16, 1e-4
     spec.evaluation.holdout = 0

@@ -49,10 +49,11 @@ def reasons(found: plan_pb2.JobPlan) -> list[str]:
 
 
 def test_mapped_label_columns_are_the_classes_in_their_order(tmp_path: Path) -> None:
-    columns = {"text": "comment", "labels": ["insult", "toxic"]}
-    found = planned(tmp_path, table(tmp_path), columns, evaluation={"holdout": 0})
+    classify = {**MULTI, "labelColumns": ["insult", "toxic"]}
+    found = planned(tmp_path, table(tmp_path), {"text": "comment"}, classify=classify, evaluation={"holdout": 0})
     assert list(found.labels) == ["insult", "toxic"]
-    assert list(found.resolved_spec.train_data.columns.labels) == ["insult", "toxic"]
+    resolved = found.resolved_spec.fine_tuning.text_classification
+    assert list(resolved.label_columns) == ["insult", "toxic"]
     assert "LABEL_COLUMNS_FOUND" not in reasons(found)
     task = prepare(found.resolved_spec, locations(tmp_path))
     rows = task.train._examples.store.arrays["labels"].reshape(-1, 2)  # type: ignore[attr-defined]
@@ -63,34 +64,49 @@ def test_columns_of_zeros_and_ones_are_found_and_named_in_a_warning(tmp_path: Pa
     found = planned(tmp_path, table(tmp_path), {"text": "comment"})
     assert list(found.labels) == ["toxic", "insult"]
     (warning,) = [each for each in found.warnings if each.reason == "LABEL_COLUMNS_FOUND"]
-    assert "toxic, insult; map columns.labels if not meant" in warning.message
+    assert "toxic, insult; set label_columns if not meant" in warning.message
     again = planned(tmp_path, table(tmp_path), {"text": "comment"}, classify={**MULTI, "labels": ["toxic", "insult"]})
     assert list(again.warnings) == list(found.warnings)
 
 
 def test_given_labels_put_the_columns_into_their_order(tmp_path: Path) -> None:
-    columns = {"text": "comment", "labels": ["insult", "toxic"]}
-    found = planned(tmp_path, table(tmp_path), columns, classify={**MULTI, "labels": ["Toxic", "insult"]})
+    classify = {**MULTI, "labelColumns": ["insult", "toxic"], "labels": ["Toxic", "insult"]}
+    found = planned(tmp_path, table(tmp_path), {"text": "comment"}, classify=classify)
     assert list(found.labels) == ["Toxic", "insult"]
 
 
+def several(*names: str, **more: Any) -> dict[str, Any]:
+    return {**MULTI, "labelColumns": names, **more}
+
+
 COLUMNS_REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
-    "another problem": ({"labels": ["toxic"]}, {}, "columns.labels", "set it, or map one column in columns.label"),
-    "label as well": ({"labels": ["toxic"], "label": "year"}, MULTI, "columns.labels", "leave one of the two out"),
-    "missing": ({"labels": ["toxic", "insullt"]}, MULTI, "columns.labels", "did you mean insult?"),
-    "twice": ({"labels": ["toxic", "toxic"]}, MULTI, "columns.labels", "'toxic' is mapped twice"),
-    "the text": ({"labels": ["toxic", "comment"]}, MULTI, "columns.labels", "'comment' is mapped twice"),
-    "numbers": (
-        {"labels": ["toxic", "year"]},
-        MULTI,
-        "train_data",
-        "'year' is '2000'; write 0 or 1, leave the row out",
+    "another problem": (
+        {},
+        {"labelColumns": ["toxic"]},
+        "text_classification.label_columns",
+        "set it, or map one column in columns.label",
     ),
+    "label as well": (
+        {"label": "year"},
+        several("toxic"),
+        "text_classification.label_columns",
+        "leave one of the two out",
+    ),
+    "missing": ({}, several("toxic", "insullt"), "text_classification.label_columns", "did you mean insult?"),
+    "twice": ({}, several("toxic", "toxic"), "text_classification.label_columns", "'toxic' is mapped twice"),
+    "the text": ({}, several("toxic", "comment"), "text_classification.label_columns", "'comment' is mapped twice"),
+    "numbers": ({}, several("toxic", "year"), "train_data", "'year' is '2000'; write 0 or 1, leave the row out"),
     "other names": (
-        {"labels": ["toxic", "insult"]},
-        {**MULTI, "labels": ["toxic", "rude"]},
+        {},
+        several("toxic", "insult", labels=["toxic", "rude"]),
         "text_classification.labels",
         "the label columns are toxic, insult; name the same ones",
+    ),
+    "a role that is not there": (
+        {"labels": "toxic"},
+        MULTI,
+        "train_data.columns",
+        "'labels' (mapped to 'toxic'): text_classification has the roles text, text_pair, label; did you mean label?",
     ),
 }
 
@@ -107,7 +123,7 @@ def test_evaluation_data_has_the_label_columns_of_the_training_data(tmp_path: Pa
     train, held = table(tmp_path), table(tmp_path, name="held.csv", header=HEADER.replace("insult", "rude"))
     columns = {"text": "comment"}
     spec = classification_spec(train, classify=MULTI, evalData={"uri": str(held), "columns": columns})
-    spec.train_data.columns.text = "comment"
+    spec.train_data.columns["text"] = "comment"
     with pytest.raises(SpecError, match="the label columns are toxic, rude, but those of the training data") as caught:
         prepare(spec, locations(tmp_path))
     assert caught.value.field == "spec.eval_data"
@@ -117,7 +133,7 @@ def test_evaluation_data_has_the_label_columns_of_the_training_data(tmp_path: Pa
 def test_a_label_column_with_something_else_is_named_with_its_line(tmp_path: Path, bit: str) -> None:
     train = table(tmp_path, header="text,toxic,insult\n", bits=[*(["the fox,0,1"] * 300), f"a dog,1,{bit}"])
     error = refused(tmp_path, train, {})
-    assert "the label column 'insult' is" in error.message and "map other columns in columns.labels" in error.message
+    assert "the label column 'insult' is" in error.message and "name other columns in label_columns" in error.message
     assert (error.metadata["line"], error.metadata["file"], error.metadata["column"]) == ("302", "train.csv", "insult")
 
 
@@ -166,7 +182,7 @@ def test_the_shares_of_cut_texts_and_unknown_tokens_are_in_the_plan(tmp_path: Pa
     warned = {warning.reason: warning for warning in found.warnings}
     assert "50% of the evaluation texts (50) are longer than 16 tokens" in warned["TEXTS_CUT"].message
     assert "evaluation data's tokens are the unknown token" in warned["UNKNOWN_TOKENS"].message
-    assert warned["TEXTS_CUT"].field == "spec.fine_tuning.max_length"
+    assert warned["TEXTS_CUT"].field == "spec.fine_tuning.text_classification.max_length"
     assert warned["UNKNOWN_TOKENS"].field == "spec.tokenizer"
 
 

@@ -103,7 +103,7 @@ REFUSED = [
         "text for the pair",
         "a.csv",
         "text,label\nx,1\n",
-        {"columns": {"textPair": "text"}},
+        {"columns": {"text_pair": "text"}},
         "the column `text` is mapped as text_pair, and no other is left to be the text",
         0,
     ),
@@ -283,7 +283,7 @@ def test_files_of_several_formats_need_a_choice(tmp_path: Path) -> None:
 
 REAL = [
     ("sst2", "train.tsv", {}, 6920, ("a stirring , funny and finally transporting", "1")),
-    ("stsb", "stsb-en-dev.csv", {"columns": {"text": "column_1", "textPair": "column_2"}}, 1500, ("A man with", "5.0")),
+    ("stsb", "stsb-en-dev.csv", {"columns": {"text": "column_1", "text_pair": "column_2"}}, 1500, ("A man", "5.0")),
     ("ag_news", "test.csv", {"columns": {"text": "column_3", "label": "column_1"}}, 7600, ("Unions representing", "3")),
     ("sms_spam", "sms.tsv", {"columns": {"text": "column_2", "label": "column_1"}}, 5574, ("Go until", "ham")),
 ]

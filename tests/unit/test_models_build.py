@@ -269,9 +269,9 @@ def test_a_folder_with_a_link_out_of_the_roots_is_refused(tmp_path: Path, bert: 
 
 def test_a_text_longer_than_the_model_can_address_is_refused(tmp_path: Path, bert: Path) -> None:
     spec = classification_spec(write_labelled(tmp_path / "a.csv"), by_uri(bert))
-    spec.fine_tuning.max_length = 33
+    spec.fine_tuning.text_classification.max_length = 33
     error = refused(tmp_path, spec)
-    assert (error.field, error.reason) == ("spec.fine_tuning.max_length", "SPEC_INVALID")
+    assert (error.field, error.reason) == ("spec.fine_tuning.text_classification.max_length", "SPEC_INVALID")
     assert "32" in error.message
 
 

@@ -68,7 +68,7 @@ def fine_tuning(**changes: Any) -> dict[str, Any]:
 
 def pretraining(**changes: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {
-        "pretraining": {"causal_lm": {}, "sequence_length": 32},
+        "pretraining": {"causal_lm": {"sequence_length": 32}},
         "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2}}},
         "tokenizer": {"train": {"vocab_size": 300}},
         "train_data": {"uri": "ROOT/corpus.txt"},
@@ -89,9 +89,9 @@ def test_every_default_of_a_fine_tuning_is_resolved(root: Path) -> None:
     result = ask(root, fine_tuning())
     assert not result.violations
     spec = result.plan.resolved_spec
-    task = spec.fine_tuning
-    assert (task.max_length, task.text_classification.pooling) == (32, spec_pb2.POOLING_MEAN)
-    assert list(task.text_classification.labels) == list(result.plan.labels) == ["bad", "good"]
+    task = spec.fine_tuning.text_classification
+    assert (task.max_length, task.pooling) == (32, spec_pb2.POOLING_MEAN)
+    assert list(task.labels) == list(result.plan.labels) == ["bad", "good"]
     assert spec.optimization.learning_rate == 5e-5
     assert spec.optimization.precision == spec_pb2.PRECISION_FP32
     assert spec.optimization.warmup_ratio == 0.1
@@ -123,7 +123,7 @@ ACCEPTED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("three workers", fine_tuning(resources={"workers": 3}), CPU_NODE),
     ("pretraining", pretraining(), CPU_NODE),
     ("masked", pretraining(
-        pretraining={"masked_lm": {}, "sequence_length": 16}, tokenizer=None, model={"uri": "ROOT/bert"}
+        pretraining={"masked_lm": {"sequence_length": 16}}, tokenizer=None, model={"uri": "ROOT/bert"}
     ), CPU_NODE),
     ("on GPUs", pretraining(resources={"workers": 4}), GPU_NODE),
     ("extraction", extraction(), CPU_NODE),
@@ -195,16 +195,16 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
      [("optimization.min_learning_rate", INVALID)]),
     ("minimum over the default", fine_tuning(optimization={"epochs": 1, "min_learning_rate": 0.2}),
      [("optimization.min_learning_rate", INVALID)]),
-    ("too long", fine_tuning(fine_tuning={"text_classification": {}, "max_length": 10**6}),
-     [("fine_tuning.max_length", INVALID)]),
+    ("too long", fine_tuning(fine_tuning={"text_classification": {"max_length": 10**6}}),
+     [("fine_tuning.text_classification.max_length", INVALID)]),
     ("two columns", fine_tuning(train_data={**CSV, "columns": {"text": "txet", "label": "lable"}}),
      [("train_data.columns.text", "DATA_INVALID"), ("train_data.columns.label", "DATA_INVALID")]),
     ("both sources", fine_tuning(train_data={**CSV, "columns": {"text": "txet"}},
                                  eval_data={**CSV, "columns": {"label": "lable"}}),
      [("train_data.columns.text", "DATA_INVALID"), ("eval_data.columns.label", "DATA_INVALID")]),
-    ("length and source", fine_tuning(fine_tuning={"text_classification": {}, "max_length": 10**6},
+    ("length and source", fine_tuning(fine_tuning={"text_classification": {"max_length": 10**6}},
                                       eval_data={**CSV, "columns": {"label": "lable"}}),
-     [("fine_tuning.max_length", INVALID), ("eval_data.columns.label", "DATA_INVALID")]),
+     [("fine_tuning.text_classification.max_length", INVALID), ("eval_data.columns.label", "DATA_INVALID")]),
     ("no time", fine_tuning(max_run_time="0s"), [("max_run_time", INVALID)]),
     ("400 years", fine_tuning(max_run_time="12623000000s"), [("max_run_time", INVALID)]),
     ("cores", fine_tuning(resources={"cpus_per_worker": 99}), [("resources.cpus_per_worker", "TOO_LARGE_FOR_CLUSTER")]),

@@ -6,8 +6,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,9 @@ from shardyard_coordinator.scheduling.policy import (
 
 NOW = 1000
 ACCELERATORS = ("cpu", "gpu")
+
+
+T = TypeVar("T")
 
 
 @st.composite
@@ -125,17 +129,23 @@ def test_a_pass_that_ends_when_nothing_is_left_starts_the_same(snapshot: Snapsho
     assert starts == plain_admit(snapshot, NOW, Policy(backfill))[0]
 
 
+def fastest(decide: Callable[[], T]) -> tuple[T, float]:
+    """The answer, and the least CPU time of five: neighbours and the collector of garbage only ever add to it."""
+    times = []
+    for _ in range(5):
+        begun = time.process_time()
+        answer = decide()
+        times.append(time.process_time() - begun)
+    return answer, min(times)
+
+
 def test_a_long_line_is_decided_in_one_look_at_each_class() -> None:
     nodes = tuple(NodeInfo(f"n{at:04}", 8, "gpu") for at in range(200))
     busy = tuple(RunningJob(f"r{at}", 1, ((node.id, 8),), 1) for at, node in enumerate(nodes[:-1]))
     sizes = [(8,), (4,), (2,), (1,), (16,)]
     line = tuple(PendingJob(f"p{at}", at, 0, sizes[at % 5], 1, "gpu") for at in range(20_000))
-    begun = time.process_time()
-    starts, waiting = admit(Snapshot(line, busy, nodes), NOW, Policy())
-    took_s = time.process_time() - begun
-    begun = time.process_time()
-    few = plain_admit(Snapshot(line[:200], busy, nodes), NOW, Policy())
-    plain_s = time.process_time() - begun
+    (starts, waiting), took_s = fastest(lambda: admit(Snapshot(line, busy, nodes), NOW, Policy()))
+    few, plain_s = fastest(lambda: plain_admit(Snapshot(line[:200], busy, nodes), NOW, Policy()))
     assert starts == few[0] and waiting[: len(few[1])] == few[1]
     # A hundred times the jobs in less than ten times the time.
     assert took_s < 10 * plain_s

@@ -12,7 +12,7 @@ from shardyard import errors
 from shardyard._files import package
 from shardyard._lines import curve, moment, printable, size, span
 from shardyard._names import full_name
-from shardyard._requests import PredictOptions, batches
+from shardyard._requests import batches, set_parameters
 from shardyard._retry import Patience, is_loopback, retry_delay
 from shardyard.types import FailureReport, StateChanged
 
@@ -149,7 +149,7 @@ def test_predict_options_of_two_tasks_are_refused() -> None:
     with pytest.raises(errors.InvalidArgument, match="do not go together"):
         from shardyard.v1 import model_service_pb2
 
-        PredictOptions(threshold=0.1, top_k=3).fill(model_service_pb2.PredictRequest())
+        set_parameters(model_service_pb2.PredictRequest(), {"threshold": 0.1, "top_k": 3})
 
 
 def test_lines_for_people() -> None:

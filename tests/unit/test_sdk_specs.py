@@ -47,7 +47,12 @@ def test_a_typed_spec_fills_every_field() -> None:
     spec = spec_of(
         JobSpec(
             TextClassification(
-                problem="multi_label", labels=("a", "b"), pooling="cls", label_smoothing=0.0, max_length=64
+                problem="multi_label",
+                labels=("a", "b"),
+                pooling="cls",
+                label_smoothing=0.0,
+                max_length=64,
+                label_columns=["a", "c"],
             ),
             model=Pretrained("hub:owner/bert@v1", dropout=0.0),
             train_data=Data("server:/d", text="t", label="l", path="a.csv", format="csv", header=False, delimiter=";"),
@@ -67,9 +72,10 @@ def test_a_typed_spec_fills_every_field() -> None:
     task = spec.fine_tuning.text_classification
     assert task.problem == spec_pb2.TextClassification.PROBLEM_MULTI_LABEL
     assert (list(task.labels), task.pooling, task.HasField("label_smoothing")) == (["a", "b"], 2, True)
-    assert spec.fine_tuning.max_length == 64
+    assert (task.max_length, list(task.label_columns)) == (64, ["a", "c"])
     assert (spec.model.hub.id, spec.model.hub.revision, spec.model.HasField("dropout")) == ("owner/bert", "v1", True)
     assert (spec.train_data.uri, spec.train_data.delimiter, spec.train_data.HasField("header")) == ("/d", ";", True)
+    assert dict(spec.train_data.columns) == {"text": "t", "label": "l"}
     assert spec.eval_data.dataset == "projects/default/datasets/d-1"
     assert spec.tokenizer.model == "projects/default/models/tok"
     assert spec.optimization.HasField("learning_rate") and spec.optimization.HasField("seed")
@@ -118,8 +124,8 @@ def test_short_and_prefixed_enum_values_are_read(value: str) -> None:
 
 
 def test_camel_case_names_are_read() -> None:
-    spec = spec_of({"fineTuning": {"textClassification": {}, "maxLength": 64}, "maxRunTime": "90s"})
-    assert (spec.fine_tuning.max_length, spec.max_run_time.seconds) == (64, 90)
+    spec = spec_of({"fineTuning": {"textClassification": {"maxLength": 64}}, "maxRunTime": "90s"})
+    assert (spec.fine_tuning.text_classification.max_length, spec.max_run_time.seconds) == (64, 90)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_durations_are_read(text: Any, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["soon", "2 fortnights", "h2", "", "nan"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    assert "no duration" in complaints({"job": {"spec": {"max_run_time": text}}})["job.spec.max_run_time"]
+    assert "not a duration" in complaints({"job": {"spec": {"max_run_time": text}}})["job.spec.max_run_time"]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +151,11 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         ({}, "job", "required"),
         ({"job": {"priority": "hgih"}}, "job.priority", "did you mean `high`?"),
         ({"job": {"labels": ["a"]}}, "job.labels", "names and values are needed"),
+        (
+            {"job": {"spec": {"train_data": {"uri": "server:/d", "columns": {"labels": ["a", "b"]}}}}},
+            "job.spec.train_data.columns.labels",
+            "text is wanted",
+        ),
         ({"job": {"spec": 3}}, "job.spec", "is given, but fields are needed"),
         ({"job": {"create_time": "now"}}, "job.create_time", "set by the service"),
         ({"job": {"spec": {"optimization": {"max_steps": 1.5}}}}, "job.spec.optimization.max_steps", "whole number"),
@@ -174,7 +185,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         ),
         ({"job": {"spec": {"optimization": {"max_steps": 10**310}}}}, "job.spec.optimization.max_steps", "to 922337"),
         ({"job": {"spec": {"optimization": {"clip": "9" * 310}}}}, "job.spec.optimization.clip", "at most 1.8e308"),
-        ({"job": {"spec": {"max_run_time": 10**310}}}, "job.spec.max_run_time", "no duration"),
+        ({"job": {"spec": {"max_run_time": 10**310}}}, "job.spec.max_run_time", "not a duration"),
         (
             {"job": {"spec": {"model": {"architecture": {"overrides": {"n_layer": 10**310}}}}}},
             "job.spec.model.architecture.overrides",
@@ -260,6 +271,11 @@ def test_yaml_scalars_are_read_by_the_type_of_their_field() -> None:
     assert list(spec.fine_tuning.text_classification.labels) == ["no", "yes", "1"]
     assert spec.optimization.learning_rate == 1e-4
     assert dict(draft.job.labels) == {"team": "007"}
+
+
+def test_a_column_without_a_name_is_one_not_given() -> None:
+    data = {"uri": "server:/d", "columns": {"text": "t", "label": None}}
+    assert dict(spec_of({"train_data": data}).train_data.columns) == {"text": "t"}
 
 
 def test_overrides_go_on_top_in_order() -> None:

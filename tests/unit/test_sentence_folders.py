@@ -149,12 +149,10 @@ def test_fine_tuning_reads_the_vector_that_the_folder_gives(tmp_path: Path, name
     flag = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}[name]
     folder = sentence_folder(tmp_path / "m", pooling=flags(flag), length={"max_seq_length": 20, "do_lower_case": True})
     spec = classification_spec(write_labelled(tmp_path / "a.csv"), {"uri": str(folder)})
-    spec.fine_tuning.ClearField("max_length")
+    spec.fine_tuning.text_classification.ClearField("max_length")
     found = planned(tmp_path, spec).plan.resolved_spec
-    assert (found.fine_tuning.max_length, found.fine_tuning.text_classification.pooling) == (
-        20,
-        spec_pb2.Pooling.Value(f"POOLING_{name.upper()}"),
-    )
+    wanted = found.fine_tuning.text_classification
+    assert (wanted.max_length, wanted.pooling) == (20, spec_pb2.Pooling.Value(f"POOLING_{name.upper()}"))
     assert planned(tmp_path, found).plan.resolved_spec == found
     task = prepare(spec, locations(tmp_path))
     module = build_module(task, spec).eval()

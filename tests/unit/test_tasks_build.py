@@ -322,9 +322,9 @@ def _causal(corpus: Path, **changes: Any) -> spec_pb2.JobSpec:
         ({"model": {"model": "projects/p/models/m"}}, "spec.model.model", "MODEL_NOT_FOUND", "projects/p/models/m"),
         ({"tokenizer": {}}, "spec.tokenizer", "TOKENIZER_MISSING", "train"),
         ({"tokenizer": {"train": {"vocabSize": 100}}}, "spec.tokenizer.train.vocab_size", "SPEC_INVALID", "259"),
-        ({"pretraining": {"causalLm": {}, "sequenceLength": 4}}, "sequence_length", "SPEC_INVALID", "too small"),
+        ({"pretraining": {"causalLm": {"sequenceLength": 4}}}, "sequence_length", "SPEC_INVALID", "too small"),
         (
-            {"pretraining": {"causalLm": {}, "sequenceLength": 30000}},
+            {"pretraining": {"causalLm": {"sequenceLength": 30000}}},
             "spec.train_data",
             "DATA_INVALID",
             "less than one",
@@ -378,10 +378,13 @@ def test_a_bad_label_is_refused_with_its_line(
     assert error.field == "spec.train_data"
 
 
-@pytest.mark.parametrize("labels", [["a", "a"], ["a"], ["a", " "]])
-def test_bad_label_names_are_refused(tmp_path: Path, labels: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("labels", "place"),
+    [(["a", "a"], ""), (["a"], ""), (["a", " "], "[1]"), (["x" * 1025, "a"], "[0]"), (["a", "b\0"], "[1]")],
+)
+def test_bad_label_names_are_refused(tmp_path: Path, labels: list[str], place: str) -> None:
     error = refused(tmp_path, classification_spec(write_labelled(tmp_path / "a.csv"), classify={"labels": labels}))
-    assert error.field == "spec.fine_tuning.text_classification.labels"
+    assert error.field == f"spec.fine_tuning.text_classification.labels{place}"
 
 
 def test_a_label_that_only_the_evaluation_has_is_refused_there(tmp_path: Path) -> None:

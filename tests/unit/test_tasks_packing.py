@@ -161,7 +161,7 @@ def test_bits_per_byte_are_those_of_the_text_whatever_frames_it(tmp_path: Path, 
 
 @pytest.mark.parametrize("probability", [0.15, 0.3])
 def test_whole_words_are_masked_as_often_as_asked_for(tmp_path: Path, probability: float) -> None:
-    objective = {"maskedLm": {"maskProbability": probability, "wholeWord": True}, "sequenceLength": 64}
+    objective = {"maskedLm": {"maskProbability": probability, "wholeWord": True, "sequenceLength": 64}}
     spec = small_specs.masked_spec(small_specs.write_corpus(tmp_path), pretraining=objective)
     spec.tokenizer.train.vocab_size = 64
     task = prepare(spec, small_specs.locations(tmp_path))

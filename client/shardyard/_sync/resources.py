@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from shardyard._convert import read, read_embedding, read_prediction
+from shardyard._convert import read, read_prediction
 from shardyard._messages import build
 from shardyard._names import last_part
 from shardyard._parse import Reader
-from shardyard._requests import PredictOptions, Text, batches, shifted
+from shardyard._requests import PredictParameters, Text, batches, set_parameters, shifted
 from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
 from shardyard._sync.transfer import download
@@ -48,28 +48,19 @@ class Model:
         """The model as it was read."""
         return read(ModelInfo, self.message)
 
-    def predict(
-        self,
-        inputs: Sequence[Text],
-        *,
-        threshold: float | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        top_k: int | None = None,
-    ) -> list[Prediction]:
+    def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
         """An answer to each text or pair of texts, in the order asked.
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
         language models; `top_k` for masked ones. Any number may be asked: calls are split.
         Raises: InvalidArgument with the index of a bad input.
         """
-        options = PredictOptions(threshold, max_new_tokens, temperature, top_p, seed, top_k)
+        template = model_service_pb2.PredictRequest(model=self.name)
+        set_parameters(template, parameters)
         answers: list[Prediction] = []
         for start, instances in batches(_several(inputs)):
-            request = model_service_pb2.PredictRequest(model=self.name)
-            options.fill(request)
+            request = model_service_pb2.PredictRequest()
+            request.CopyFrom(template)
             found = self._ask(self._connection.models.Predict, request, instances, start, "predictions")
             answers += [read_prediction(message) for message in found]
         return answers
@@ -94,7 +85,7 @@ class Model:
             request = model_service_pb2.EmbedRequest()
             request.CopyFrom(template)
             found = self._ask(self._connection.models.Embed, request, instances, start, "embeddings")
-            answers += [read_embedding(message) for message in found]
+            answers += [read(Embedding, message) for message in found]
         return answers
 
     def download(self, folder: str | Path) -> Path:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_type_hints
 
 import typer
 
 from shardyard._scalars import is_empty
 from shardyard._sources import expanded
 from shardyard.errors import InvalidArgument, invalid
+from shardyard.specs import Task
 
-TASKS = {
-    "text-classification": ("fine_tuning", "text_classification"),
-    "causal-lm": ("pretraining", "causal_lm"),
-    "masked-lm": ("pretraining", "masked_lm"),
-    "feature-extraction": ("feature_extraction", None),
+# Their names as flags: `text-classification`, …
+TASKS = tuple(re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower() for kind in get_args(Task))
+# The flags that are fields of the task, and the fields' names.
+TASK_FIELDS = {
+    "problem": "problem",
+    "pooling": "pooling",
+    "label_column": "label_columns",
+    "label_separator": "label_separator",
+    "max_length": "max_length",
+    "sequence_length": "sequence_length",
 }
-# Where each flag's value goes, below `job.spec`; those of the task's own fields are in `_task_fields`.
+# Where each flag's value goes, below `job.spec`; those of the task's own fields are in `TASK_FIELDS`.
 PATHS = {
     "epochs": ("optimization", "epochs"),
     "max_steps": ("optimization", "max_steps"),
@@ -56,9 +63,7 @@ def _option(*names: str, help: str) -> Any:
 class JobFlags:
     """The flags of `submit` and `plan`."""
 
-    task: Annotated[
-        str | None, _option("--task", help="One of text-classification, causal-lm, masked-lm, feature-extraction.")
-    ] = None
+    task: Annotated[str | None, _option("--task", help=f"One of {', '.join(TASKS)}.")] = None
     model: Annotated[str | None, _option("--model", help="A folder, hub:owner/name, model:ID, or server:/path.")] = None
     architecture: Annotated[str | None, _option("--architecture", help="Instead of --model: a fresh gpt2, bert, …")] = (
         None
@@ -135,11 +140,7 @@ class JobFlags:
             spec["model"] = {"architecture": {"model_type": self.architecture}}
         if self.tokenizer is not None:
             spec["tokenizer"] = _here(self.tokenizer)
-        columns: dict[str, Any] = {
-            name: value for name in ("text", "text_pair", "label") if (value := getattr(self, name)) is not None
-        }
-        if self.label_column:
-            columns["labels"] = list(self.label_column)
+        columns = self._columns()
         for field, value in (("train_data", self.train), ("eval_data", self.eval)):
             name = _written(spec, field)
             if value is not None:
@@ -151,19 +152,23 @@ class JobFlags:
         """The task, and the flags that are fields of it."""
         if self.task is not None and self.task.replace("_", "-") not in TASKS:
             raise UsageError(f"--task: `{self.task}` is none of {', '.join(TASKS)}", reason="USAGE")
-        lengths = {"max_length": self.max_length, "sequence_length": self.sequence_length}
-        wanted = {"problem": self.problem, "pooling": self.pooling, "label_separator": self.label_separator}
-        if all(value is None for value in (self.task, self.data, *lengths.values(), *wanted.values())):
+        given = self.overrides()
+        if not given.keys() & {"task", "data", *TASK_FIELDS}:
             return
-        family, objective = TASKS[self.task.replace("_", "-")] if self.task is not None else _family(spec)
-        body = _below(spec, family, "job.spec")
-        inner = _below(body, objective, f"job.spec.{family}") if objective else body
-        for fields, values in ((inner, wanted), (body, lengths)):
-            fields.update({_written(fields, name): value for name, value in values.items() if value is not None})
+        path = _given_task(spec) if self.task is None else _task_paths()[self.task.replace("_", "-")]
+        fields, here = spec, "job.spec"
+        for name in path:
+            fields, here = _below(fields, name, here), f"{here}.{name}"
+        for flag in given.keys() & TASK_FIELDS.keys():
+            fields[_written(fields, TASK_FIELDS[flag])] = given[flag]
         if self.data is not None:
-            columns = {} if self.text is None else {"text": self.text}
-            source = _with_source(body.get("data"), _here(self.data))
-            body["data"] = _with_columns(source, columns, f"job.spec.{family}.data")
+            source = _with_source(fields.get("data"), _here(self.data))
+            fields["data"] = _with_columns(source, self._columns(), f"{here}.data")
+
+    def _columns(self) -> dict[str, str]:
+        """The columns that flags give, by their roles."""
+        roles = {"text": self.text, "text_pair": self.text_pair, "label": self.label}
+        return {role: column for role, column in roles.items() if column is not None}
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -189,16 +194,27 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _family(spec: dict[str, Any]) -> tuple[str, str | None]:
-    """The task that the spec has already.
+def _task_paths() -> dict[str, tuple[str, ...]]:
+    """Where each task stands below `job.spec`, by its name as a flag."""
+    from shardyard._convert import task_paths  # Here: a help text does without protobuf.
+    from shardyard.v1 import spec_pb2
+
+    return {path[-1].replace("_", "-"): path for path in task_paths(spec_pb2.JobSpec.DESCRIPTOR)}
+
+
+def _given_task(spec: dict[str, Any]) -> tuple[str, ...]:
+    """Where the spec has its task already.
 
     Raises: UsageError where it has none.
     """
-    for family, objective in TASKS.values():
-        if _written(spec, family) in spec:
-            body = _below(spec, family, "job.spec")
-            if objective is None or _written(body, objective) in body:
-                return family, objective
+    for path in _task_paths().values():
+        fields, here = spec, "job.spec"
+        for name in path:
+            if _written(fields, name) not in fields:
+                break
+            fields, here = _below(fields, name, here), f"{here}.{name}"
+        else:
+            return path
     raise UsageError("give --task as well", reason="USAGE")
 
 

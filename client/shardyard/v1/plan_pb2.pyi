@@ -21,6 +21,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _JobOutput:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobOutput.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_OUTPUT_UNSPECIFIED: _JobOutput.ValueType  # 0
+    """A plan of an earlier version."""
+    JOB_OUTPUT_MODEL: _JobOutput.ValueType  # 1
+    """A model that answers predictions."""
+    JOB_OUTPUT_DATASET: _JobOutput.ValueType  # 2
+    """A data set."""
+
+class JobOutput(_JobOutput, metaclass=_JobOutputEnumTypeWrapper):
+    """What a job leaves behind."""
+
+JOB_OUTPUT_UNSPECIFIED: JobOutput.ValueType  # 0
+"""A plan of an earlier version."""
+JOB_OUTPUT_MODEL: JobOutput.ValueType  # 1
+"""A model that answers predictions."""
+JOB_OUTPUT_DATASET: JobOutput.ValueType  # 2
+"""A data set."""
+Global___JobOutput: _TypeAlias = JobOutput  # noqa: Y015
+
 class _MemoryVerdict:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -73,6 +97,7 @@ class JobPlan(_message.Message):
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     TRAIN_STATS_FIELD_NUMBER: _builtins.int
     EVAL_STATS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -95,6 +120,8 @@ class JobPlan(_message.Message):
     """Of the model's files (hexadecimal): a job whose model is another one when an attempt starts fails with MODEL_CHANGED. Empty: not compared."""
     tokenizer_fingerprint: _builtins.str
     """The same of the tokenizer's files, if they are not the model's own."""
+    output: Global___JobOutput.ValueType
+    """What the job leaves behind."""
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
@@ -144,10 +171,11 @@ class JobPlan(_message.Message):
         tokenizer_fingerprint: _builtins.str = ...,
         train_stats: Global___DataStats | None = ...,
         eval_stats: Global___DataStats | None = ...,
+        output: Global___JobOutput.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -285,9 +285,6 @@ class Pretraining(_message.Message):
 
     CAUSAL_LM_FIELD_NUMBER: _builtins.int
     MASKED_LM_FIELD_NUMBER: _builtins.int
-    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
-    sequence_length: _builtins.int
-    """Tokens in a packed sequence; unset: 512, or the model's longest if that is less. At least 8, at most what the model can address."""
     @_builtins.property
     def causal_lm(self) -> Global___CausalLm:
         """Predict the next token."""
@@ -301,65 +298,75 @@ class Pretraining(_message.Message):
         *,
         causal_lm: Global___CausalLm | None = ...,
         masked_lm: Global___MaskedLm | None = ...,
-        sequence_length: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length", "causal_lm", b"causal_lm", "masked_lm", b"masked_lm", "objective", b"objective", "sequence_length", b"sequence_length"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length", "causal_lm", b"causal_lm", "masked_lm", b"masked_lm", "objective", b"objective", "sequence_length", b"sequence_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__sequence_length: _TypeAlias = _typing.Literal["sequence_length"]  # noqa: Y015
-    _WhichOneofArgType__sequence_length: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length"]  # noqa: Y015
     _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm"]  # noqa: Y015
     _WhichOneofArgType_objective: _TypeAlias = _typing.Literal["objective", b"objective"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_length) -> _WhichOneofReturnType__sequence_length | None: ...
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_objective) -> _WhichOneofReturnType_objective | None: ...
 
 Global___Pretraining: _TypeAlias = Pretraining  # noqa: Y015
 
 @_typing.final
 class CausalLm(_message.Message):
-    """Predict the next token (Radford et al., 2018)."""
+    """Predict the next token (Radford et al., 2018). Its data has the column role `text`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
+    sequence_length: _builtins.int
+    """Tokens in a packed sequence; unset: 512, or the model's longest if that is less. At least 8, at most what the model can address."""
     def __init__(
         self,
+        *,
+        sequence_length: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length", "sequence_length", b"sequence_length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length", "sequence_length", b"sequence_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__sequence_length: _TypeAlias = _typing.Literal["sequence_length"]  # noqa: Y015
+    _WhichOneofArgType__sequence_length: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_length) -> _WhichOneofReturnType__sequence_length | None: ...
 
 Global___CausalLm: _TypeAlias = CausalLm  # noqa: Y015
 
 @_typing.final
 class MaskedLm(_message.Message):
-    """Predict masked tokens (Devlin et al., 2018), masks drawn anew in every pass over the data."""
+    """Predict masked tokens (Devlin et al., 2018), masks drawn anew in every pass over the data. Its data has the column role `text`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MASK_PROBABILITY_FIELD_NUMBER: _builtins.int
     WHOLE_WORD_FIELD_NUMBER: _builtins.int
+    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
     mask_probability: _builtins.float
     """The part of the tokens chosen, over 0 and at most 0.9; unset: 0.15. Of them 80 % become the mask token, 10 % a random one, 10 % stay."""
     whole_word: _builtins.bool
     """Choose whole words instead of single tokens."""
+    sequence_length: _builtins.int
+    """Tokens in a packed sequence; unset: 512, or the model's longest if that is less. At least 8, at most what the model can address."""
     def __init__(
         self,
         *,
         mask_probability: _builtins.float | None = ...,
         whole_word: _builtins.bool = ...,
+        sequence_length: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_probability", b"_mask_probability", "mask_probability", b"mask_probability"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_probability", b"_mask_probability", "_sequence_length", b"_sequence_length", "mask_probability", b"mask_probability", "sequence_length", b"sequence_length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_probability", b"_mask_probability", "mask_probability", b"mask_probability", "whole_word", b"whole_word"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_probability", b"_mask_probability", "_sequence_length", b"_sequence_length", "mask_probability", b"mask_probability", "sequence_length", b"sequence_length", "whole_word", b"whole_word"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask_probability: _TypeAlias = _typing.Literal["mask_probability"]  # noqa: Y015
     _WhichOneofArgType__mask_probability: _TypeAlias = _typing.Literal["_mask_probability", b"_mask_probability"]  # noqa: Y015
+    _WhichOneofReturnType__sequence_length: _TypeAlias = _typing.Literal["sequence_length"]  # noqa: Y015
+    _WhichOneofArgType__sequence_length: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_probability) -> _WhichOneofReturnType__mask_probability | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_length) -> _WhichOneofReturnType__sequence_length | None: ...
 
 Global___MaskedLm: _TypeAlias = MaskedLm  # noqa: Y015
 
@@ -370,11 +377,6 @@ class FineTuning(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
-    MAX_LENGTH_FIELD_NUMBER: _builtins.int
-    max_length: _builtins.int
-    """Longest text in tokens, the rest is cut; unset: what a sentence-transformers folder says, else 128, or the model's
-    longest if that is less.
-    """
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Put texts, or pairs of them, into classes, or score them."""
@@ -383,26 +385,20 @@ class FineTuning(_message.Message):
         self,
         *,
         text_classification: Global___TextClassification | None = ...,
-        max_length: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "max_length", b"max_length", "task", b"task", "text_classification", b"text_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "max_length", b"max_length", "task", b"task", "text_classification", b"text_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
-    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
 Global___FineTuning: _TypeAlias = FineTuning  # noqa: Y015
 
 @_typing.final
 class TextClassification(_message.Message):
-    """Put texts into classes, or score them."""
+    """Put texts into classes, or score them. Its data has the column roles `text`, `text_pair` and `label`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -439,6 +435,8 @@ class TextClassification(_message.Message):
     LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     NEW_HEAD_FIELD_NUMBER: _builtins.int
     LABEL_SEPARATOR_FIELD_NUMBER: _builtins.int
+    LABEL_COLUMNS_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
     problem: Global___TextClassification.Problem.ValueType
     """Unset: SINGLE_LABEL."""
     pooling: Global___Pooling.ValueType
@@ -449,9 +447,20 @@ class TextClassification(_message.Message):
     """Start with a fresh head even where the model has one with other labels; without it such a model is refused with LABEL_MISMATCH."""
     label_separator: _builtins.str
     """Multi label: what stands between the classes of one text, such as `,` or ` / `; empty: found, from `|`, `;` and `,`. At most 16 characters."""
+    max_length: _builtins.int
+    """Longest text in tokens, the rest is cut; unset: what a sentence-transformers folder says, else 128, or the model's
+    longest if that is less.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The classes in the order of their outputs; empty: those of the training data, sorted. Up to 10,000."""
+
+    @_builtins.property
+    def label_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Multi label: one column for each class, with 0 or 1 in it, instead of the role `label`; the classes are named as the
+        columns. Empty, with neither a mapped label nor a column `label` or `labels`: the columns that hold nothing else, if
+        there are two or more. Up to 1,024.
+        """
 
     def __init__(
         self,
@@ -462,20 +471,27 @@ class TextClassification(_message.Message):
         label_smoothing: _builtins.float | None = ...,
         new_head: _builtins.bool = ...,
         label_separator: _builtins.str = ...,
+        label_columns: _abc.Iterable[_builtins.str] | None = ...,
+        max_length: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "label_smoothing", b"label_smoothing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "label_smoothing", b"label_smoothing", "max_length", b"max_length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "label_separator", b"label_separator", "label_smoothing", b"label_smoothing", "labels", b"labels", "new_head", b"new_head", "pooling", b"pooling", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "label_columns", b"label_columns", "label_separator", b"label_separator", "label_smoothing", b"label_smoothing", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "pooling", b"pooling", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
     _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
 
 Global___TextClassification: _TypeAlias = TextClassification  # noqa: Y015
 
 @_typing.final
 class FeatureExtraction(_message.Message):
-    """Turn text into vectors and write them as Parquet."""
+    """Turn text into vectors and write them as Parquet. Its data has the column roles `text` and `text_pair`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -752,6 +768,26 @@ class DataSource(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     URI_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
@@ -775,8 +811,10 @@ class DataSource(_message.Message):
     document: Global___DocumentUnit.ValueType
     """Plain text: what one document is."""
     @_builtins.property
-    def columns(self) -> Global___ColumnMapping:
-        """Which columns hold what; unset parts: the names `text`, `text_pair`, `label`, or the only candidates."""
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Which column holds what: from a role of the task (its message lists them) to a column's name. A role that is not here
+        is found by its own name or as the only candidate. Up to 16, names of up to 256 characters.
+        """
 
     def __init__(
         self,
@@ -785,12 +823,12 @@ class DataSource(_message.Message):
         dataset: _builtins.str = ...,
         path: _builtins.str = ...,
         format: Global___DataFormat.ValueType = ...,
-        columns: Global___ColumnMapping | None = ...,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         header: _builtins.bool | None = ...,
         delimiter: _builtins.str = ...,
         document: Global___DocumentUnit.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "columns", b"columns", "dataset", b"dataset", "header", b"header", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "dataset", b"dataset", "header", b"header", "source", b"source", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "columns", b"columns", "dataset", b"dataset", "delimiter", b"delimiter", "document", b"document", "format", b"format", "header", b"header", "path", b"path", "source", b"source", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -804,42 +842,6 @@ class DataSource(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___DataSource: _TypeAlias = DataSource  # noqa: Y015
-
-@_typing.final
-class ColumnMapping(_message.Message):
-    """Which columns hold what."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TEXT_FIELD_NUMBER: _builtins.int
-    TEXT_PAIR_FIELD_NUMBER: _builtins.int
-    LABEL_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    text: _builtins.str
-    """The text; empty: `text`, or the only text column."""
-    text_pair: _builtins.str
-    """The second text of a pair; empty: `text_pair` if there is one, else single texts."""
-    label: _builtins.str
-    """The label: a class, a number, or (multi label) several classes: a list, a list as text, classes joined by a separator, or 0 and 1 for each class. Empty: `label`, else `labels`, or the only other column."""
-    @_builtins.property
-    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Multi label: one column for each class, with 0 or 1 in it, instead of `label`; the classes are called as the columns. Empty, with neither a mapped label nor a column `label` or `labels`: the columns that hold nothing else, if there are two or more. Up to 1,024."""
-
-    def __init__(
-        self,
-        *,
-        text: _builtins.str = ...,
-        text_pair: _builtins.str = ...,
-        label: _builtins.str = ...,
-        labels: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "labels", b"labels", "text", b"text", "text_pair", b"text_pair"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ColumnMapping: _TypeAlias = ColumnMapping  # noqa: Y015
 
 @_typing.final
 class Optimization(_message.Message):

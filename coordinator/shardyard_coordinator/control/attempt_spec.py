@@ -15,8 +15,6 @@ from shardyard_coordinator.launch.node_shape import launch_shape
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch
 from shardyard_coordinator.store import checkpoints
 
-FEATURE_EXTRACTION = "feature_extraction"
-
 
 def build_launch(
     conn: Connection, job: JobRecord, attempt: AttemptRecord, view: ClusterView, settings: ControlSettings
@@ -63,7 +61,10 @@ def build_launch(
 
 def output_kind(job: JobRecord) -> ResourceKind:
     """What the job makes."""
-    return ResourceKind.DATASET if job.task == FEATURE_EXTRACTION else ResourceKind.MODEL
+    plan = plan_pb2.JobPlan.FromString(job.plan)
+    # A plan of an earlier version does not say: one that has no batch trains on nothing.
+    known = plan.output or (plan_pb2.JOB_OUTPUT_MODEL if plan.batch.global_batch_size else plan_pb2.JOB_OUTPUT_DATASET)
+    return ResourceKind.DATASET if known == plan_pb2.JOB_OUTPUT_DATASET else ResourceKind.MODEL
 
 
 def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:

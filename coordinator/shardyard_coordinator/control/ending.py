@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, spec_pb2
-from shardyard_coordinator.control.attempt_spec import FEATURE_EXTRACTION
+from shardyard_coordinator.control.attempt_spec import output_kind
 from shardyard_coordinator.domain.advice import ADVICE
 from shardyard_coordinator.domain.causes import VERDICTS, Blame, Cause, Verdict
-from shardyard_coordinator.domain.records import AttemptRecord, EventKind, JobRecord
+from shardyard_coordinator.domain.records import AttemptRecord, EventKind, JobRecord, ResourceKind
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.store import attempts, encode, events, jobs
@@ -219,7 +219,7 @@ def _pause(conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, 
 
 def resumes_from(job: JobRecord) -> str:
     """Where the job's next attempt goes on, for people."""
-    if job.task == FEATURE_EXTRACTION:
+    if output_kind(job) is ResourceKind.DATASET:
         return "behind the files that are made"
     step = job.latest_checkpoint.rpartition("-s")[2]
     return f"from the checkpoint at step {step}" if step else "from the start"

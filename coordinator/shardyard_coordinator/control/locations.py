@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.spec_walk import find_names
 from shardyard_coordinator.store import encode, resources
 
 
@@ -41,13 +42,4 @@ def referenced(spec: spec_pb2.JobSpec) -> tuple[str, ...]:
 
     The names must have been validated: `projects/{project}/models/{model}` or `.../datasets/{dataset}`.
     """
-    return tuple(sorted({name for name in _names(spec) if name}))
-
-
-def _names(spec: spec_pb2.JobSpec) -> Iterator[str]:
-    yield spec.model.model
-    yield spec.tokenizer.model
-    yield spec.tokenizer.dataset
-    yield spec.train_data.dataset
-    yield spec.eval_data.dataset
-    yield spec.feature_extraction.data.dataset
+    return tuple(sorted({name for _, name in find_names(spec, "spec")}))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shardyard.v1 import spec_pb2
+from shardyard_coordinator.control.spec_walk import find_hubs
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.serve.validation import sources
 
@@ -38,18 +39,16 @@ def identify(named: Named, roots: Sequence[str]) -> bytes:
 
 def hub_folders(spec: spec_pb2.JobSpec, cache_dir: str) -> tuple[str, ...]:
     """Where the Hub's cache has the models and tokenizers that the spec pins to a commit."""
-    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
     return tuple(
         f"{cache_dir}/hub/models--{hub.id.replace('/', '--')}/snapshots/{hub.revision}"
-        for hub in hubs
+        for hub in find_hubs(spec)
         if _COMMIT.fullmatch(hub.revision)
     )
 
 
 def is_pinned(spec: spec_pb2.JobSpec) -> bool:
     """Whether the same spec means the same model for ever: a branch of a Hub model moves."""
-    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
-    return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
+    return all(_COMMIT.fullmatch(hub.revision) for hub in find_hubs(spec))
 
 
 def _digest(texts: Sequence[str]) -> bytes:

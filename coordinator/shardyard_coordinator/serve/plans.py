@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.locations import folder_of, locations, referenced
+from shardyard_coordinator.control.spec_walk import find_data, find_names, find_sources, find_uris
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Code, Reason
 from shardyard_coordinator.domain.records import EventDraft, EventKind
@@ -204,9 +203,8 @@ def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: 
 
 def _data_bytes(request: worker_pb2.PlanRequest) -> int:
     """Bytes on the disk of the data that a spec names: a file that only says that it is long counts little."""
-    spec = request.spec
     total = 0
-    for source in (spec.train_data, spec.eval_data, spec.feature_extraction.data):
+    for source in find_data(request.spec):
         path = request.locations.folders.get(source.dataset, source.uri)
         for folder, _, files in os.walk(path) if path and Path(path).is_dir() else [(path, [], [""])] * bool(path):
             for name in files:
@@ -217,9 +215,8 @@ def _data_bytes(request: worker_pb2.PlanRequest) -> int:
 
 def _route(request: worker_pb2.PlanRequest, identity: bytes) -> bytes:
     """Of the files that a spec names, and what they are for: the same for all settings of optimization and the like."""
-    spec = request.spec
     digest = hashlib.sha256(request.locations.SerializeToString(deterministic=True))
-    for source in (spec.model, spec.tokenizer, spec.train_data, spec.eval_data, spec.feature_extraction.data):
+    for source in find_sources(request.spec):
         data = source.SerializeToString(deterministic=True)
         digest.update(len(data).to_bytes(8, "little") + data)
     digest.update(identity)
@@ -254,28 +251,6 @@ def _complaints(fields: Sequence[tuple[str, str]], check: Callable[[str], object
             step = "; upload it first, or name another" if refused.code is Code.NOT_FOUND else ""
             found.append(FieldViolation(field, refused.message + step, refused.reason, refused.metadata))
     return found
-
-
-def find_uris(message: Message, path: str) -> Iterator[tuple[str, str]]:
-    """Every `uri` of a spec with its field path."""
-    return _find_texts(message, path, ("uri",))
-
-
-def find_names(message: Message, path: str) -> Iterator[tuple[str, str]]:
-    """Every name of a model or data set in a spec, with its field path."""
-    return _find_texts(message, path, ("model", "dataset"))
-
-
-def _find_texts(message: Message, path: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for field, value in message.ListFields():
-        if field.name in names and field.type == FieldDescriptor.TYPE_STRING:
-            yield f"{path}.{field.name}", value
-        elif (
-            field.message_type is not None
-            and not field.is_repeated
-            and field.message_type.file.package == "shardyard.v1"
-        ):
-            yield from _find_texts(value, f"{path}.{field.name}", names)
 
 
 def _gpus_of(view: ClusterView, spec: spec_pb2.JobSpec) -> int:

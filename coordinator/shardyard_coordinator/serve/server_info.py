@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from shardyard.v1 import server_service_pb2 as pb
+from shardyard_coordinator.control.spec_walk import tasks
 from shardyard_coordinator.launch.protocols import ClusterView
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.parts import Cluster, Parts
@@ -15,7 +16,6 @@ from shardyard_coordinator.serve.storage_look import StorageLook
 from shardyard_coordinator.store import encode
 
 VERSION = version("shardyard")
-TASKS = ("causal_lm", "masked_lm", "text_classification", "feature_extraction")
 MODEL_FAMILIES = ("bert", "gpt2", "llama", "distilbert", "roberta")
 
 
@@ -53,7 +53,7 @@ class ServerService:
             version=VERSION,
             store_id=parts.store.store_id,
             limits=limits,
-            tasks=TASKS,
+            tasks=tasks(),
             model_families=MODEL_FAMILIES,
             event_retention_days=self._event_retention_days,
             cluster=await self._cluster_info(),

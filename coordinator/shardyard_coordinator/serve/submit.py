@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2, spec_pb2
+from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2
 from shardyard_coordinator.control.locations import referenced
+from shardyard_coordinator.control.spec_walk import task_of
 from shardyard_coordinator.domain.errors import FieldViolation, Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
@@ -162,16 +163,6 @@ def queue_of(job: job_pb2.Job) -> str:
         violation = FieldViolation("job.queue", text, Reason.QUEUE_NOT_FOUND)
         raise Refused(Reason.QUEUE_NOT_FOUND, text, violations=[violation])
     return queue
-
-
-def task_of(spec: spec_pb2.JobSpec) -> str:
-    """The task's name, such as `text_classification` or `causal_lm`."""
-    task = str(spec.WhichOneof("task"))
-    if task == "pretraining":
-        return str(spec.pretraining.WhichOneof("objective"))
-    if task == "fine_tuning":
-        return str(spec.fine_tuning.WhichOneof("task"))
-    return task
 
 
 def make_uid(now_us: int) -> str:

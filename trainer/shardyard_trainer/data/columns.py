@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
+from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, raise_all, shorten
 from shardyard_trainer.data.label_canon import as_bit
 from shardyard_trainer.data.readers import Layout, NumberedRow, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.reading import about, reading
 
+LABEL_COLUMNS_FIELD = "spec.fine_tuning.text_classification.label_columns"
 _NAME = re.compile(r"[^\W\d](?:[\w.-]{0,62}\w)?")
 """What a column may be called: one word that begins with a letter and ends as no sentence does."""
 
@@ -38,13 +39,16 @@ def read_rows(
     *,
     with_label: bool,
     several_labels: bool = False,
+    label_columns: Sequence[str] = (),
     field: str = "spec.train_data",
 ) -> Iterator[Row]:
     """The rows of all files, in order; with `several_labels`, a text may have a column for each class.
 
+    `label_columns` are those of the classes if the spec names them.
+
     Raises DataError, said of `field`, at the end also if no row has a text.
     """
-    wanted = _Wanted(with_label=with_label, several_labels=several_labels)
+    wanted = _Wanted(with_label, several_labels, tuple(label_columns))
     is_blank = True
     for file in files:
         about(field, "DATA_INVALID")
@@ -61,20 +65,34 @@ def read_rows(
         raise DataError("the text of every row is empty; map the column with texts in columns.text", field=field)
 
 
-def layout_key(source: spec_pb2.DataSource) -> list[str | int]:
+def check_roles(source: spec_pb2.DataSource, roles: Sequence[str], *, task: str, field: str) -> Iterator[SpecError]:
+    """A mapped role that the task does not have."""
+    for role, column in sorted(source.columns.items()):
+        if role not in roles:
+            yield SpecError(
+                f"{field}.columns",
+                "SPEC_INVALID",
+                f"{shorten(role)!r} (mapped to {shorten(column)!r}): {task} has the roles {', '.join(roles)}"
+                f"{nearest(role, roles)}",
+            )
+
+
+def layout_key(source: spec_pb2.DataSource, label_columns: Sequence[str] = ()) -> list[str | int]:
     """All of a source that decides what `read_rows` makes of the same files, the same for a source and as resolved."""
-    columns = source.columns
+    columns = [source.columns.get(role, "") for role in _ROLES]
     document = source.document or spec_pb2.DOCUMENT_UNIT_LINE
     header = int(source.header) if source.HasField("header") else -1
-    return [columns.text, columns.text_pair, columns.label, *columns.labels, source.delimiter, document, header]
+    return [*columns, *label_columns, source.delimiter, document, header]
 
 
-_MAPPED = ("text", "text_pair", "label")
+_ROLES = ("text", "text_pair", "label")
+_LABEL_COLUMNS = "label_columns"
 
 
 class _Wanted(NamedTuple):
     with_label: bool
     several_labels: bool
+    label_columns: tuple[str, ...]
 
 
 class _Chosen(NamedTuple):
@@ -87,11 +105,13 @@ class _Chosen(NamedTuple):
 
 
 def _place(field: str, error: DataError) -> str:
-    return f"{field}.columns.{error.column}" if error.column in (*_MAPPED, "labels") else field
+    if error.column == _LABEL_COLUMNS:
+        return LABEL_COLUMNS_FIELD
+    return f"{field}.columns.{error.column}" if error.column in _ROLES else field
 
 
 def _file_rows(file: DataFile, source: spec_pb2.DataSource, wanted: _Wanted) -> Iterator[Row]:
-    table = open_table(file, Layout.of(source))
+    table = open_table(file, Layout.of(source, wanted.label_columns))
     chosen = _choose(table, source.columns, wanted)
     has_pair = chosen.text_pair is not None
     names = [chosen.text, *([chosen.text_pair] if chosen.text_pair is not None else []), *chosen.labels]
@@ -109,10 +129,10 @@ def _file_rows(file: DataFile, source: spec_pb2.DataSource, wanted: _Wanted) -> 
         )
 
 
-def _choose(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> _Chosen:
+def _choose(table: Table, mapping: Mapping[str, str], wanted: _Wanted) -> _Chosen:
     several = _several_mapped(table, mapping, wanted)
     with_label = wanted.with_label and not several
-    taken = _mapped(table, {part: getattr(mapping, part) for part in _MAPPED if part != "label" or with_label})
+    taken = _mapped(table, {part: mapping.get(part, "") for part in _ROLES if part != "label" or with_label})
     if "text_pair" not in taken and "text_pair" in table.columns and "text_pair" not in taken.values():
         taken["text_pair"] = "text_pair"
     if with_label and "label" not in taken and (named := _named_label(table, taken, wanted)):
@@ -123,7 +143,7 @@ def _choose(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> _
         several = _columns_of_bits(table, taken)
     if with_label and "label" not in taken and not several:
         taken["label"] = _only_other_column(table, taken)
-    _refuse_doubles(table, [*taken.items(), *(("labels", name) for name in several)])
+    _refuse_doubles(table, [*taken.items(), *((_LABEL_COLUMNS, name) for name in several)])
     labels = several or ((taken["label"],) if "label" in taken else ())
     return _Chosen(taken["text"], taken.get("text_pair"), labels, is_one_label=not several)
 
@@ -140,16 +160,16 @@ def _named_label(table: Table, taken: dict[str, str], wanted: _Wanted) -> str:
     return found[0] if found else ""
 
 
-def _several_mapped(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Wanted) -> tuple[str, ...]:
+def _several_mapped(table: Table, mapping: Mapping[str, str], wanted: _Wanted) -> tuple[str, ...]:
     """The columns that the spec maps one a class. Raises DataError."""
-    names = tuple(mapping.labels)
+    names = wanted.label_columns
     if not names or not wanted.with_label:
         return ()
     complaint, name = "", ""
     if not wanted.several_labels:
         complaint = "several label columns are for problem multi_label: set it, or map one column in columns.label"
-    elif mapping.label:
-        complaint = f"columns.label maps {shorten(mapping.label)!r} too; leave one of the two out"
+    elif label := mapping.get("label"):
+        complaint = f"columns.label maps {shorten(label)!r} too; leave one of the two out"
     elif missing := [name for name in names if name not in table.columns]:
         name = missing[0]
         complaint = (
@@ -158,12 +178,12 @@ def _several_mapped(table: Table, mapping: spec_pb2.ColumnMapping, wanted: _Want
         )
     elif doubled := {
         *(each for each in names if names.count(each) > 1),
-        *({mapping.text, mapping.text_pair} & {*names}),
+        *({mapping.get("text", ""), mapping.get("text_pair", "")} & {*names}),
     }:
         name = min(doubled)
         complaint = f"the column {shorten(name)!r} is mapped twice; leave one out"
     if complaint:
-        raise DataError(complaint, file=table.file.name, column="labels", value=name)
+        raise DataError(complaint, file=table.file.name, column=_LABEL_COLUMNS, value=name)
     return names
 
 

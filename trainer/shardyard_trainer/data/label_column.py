@@ -35,13 +35,15 @@ _MOST_SHOWN = 8
 class Wanted(NamedTuple):
     """What a spec says of labels: the problem, the classes (none: those that are found), and how they are written.
 
-    `like` is the way in which the labels of the training data were read, for evaluation data that fits several.
+    `like` is the way in which the labels of the training data were read, for evaluation data that fits several;
+    `columns` are those of the classes, one each, if the spec names them.
     """
 
     problem: Problem
     labels: tuple[str, ...] = ()
     separator: str = ""
     like: str = ""
+    columns: tuple[str, ...] = ()
 
     @property
     def takes_several(self) -> bool:
@@ -64,9 +66,8 @@ class Labels(NamedTuple):
 class LabelColumn:
     """Gathers labels in little memory: each different one once, and its number for each row."""
 
-    def __init__(self, wanted: Wanted, *, mapped: bool) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._mapped = mapped
         self._known = KnownLabels(wanted.labels) if wanted.labels else None
         self._given = frozenset(wanted.labels)
         # Of a spec that gives labels where there are none, this complains.
@@ -204,7 +205,7 @@ class LabelColumn:
                 if self._wanted.like:
                     raise DataError(
                         f"the label columns are {listed(names, most=_MOST_SHOWN)}, but those of the training data "
-                        f"{listed(self._known.labels, most=_MOST_SHOWN)}; map the same ones in columns.labels"
+                        f"{listed(self._known.labels, most=_MOST_SHOWN)}; set the same ones in label_columns"
                     )
                 raise SpecError(
                     LABELS_FIELD,
@@ -218,9 +219,9 @@ class LabelColumn:
         schema = self._schema or LabelSchema(MULTI_LABEL, tuple(names))
         table = np.asarray(list(self._distinct), np.uint8)[:, order]
         notes = _rarely_two(table[which], schema)
-        if not self._mapped:
+        if not self._wanted.columns:
             shown = listed(names, most=_MOST_SHOWN)
-            message = f"taken for label columns, as they hold 0 and 1 only: {shown}; map columns.labels if not meant"
+            message = f"taken for label columns, as they hold 0 and 1 only: {shown}; set label_columns if not meant"
             notes.append(("LABEL_COLUMNS_FOUND", message))
         return Labels(schema, table[which].reshape(-1), notes, "columns")
 
@@ -230,8 +231,8 @@ def _bit(row: Row, name: str, cell: Any) -> bool:
     if bit is None:
         what = "is missing" if cell is None or cell == "" else f"is {shorten(str(cell))!r}"
         raise DataError(
-            f"the label column {shorten(name)!r} {what}; write 0 or 1, leave the row out, or map other columns in "
-            "columns.labels",
+            f"the label column {shorten(name)!r} {what}; write 0 or 1, leave the row out, or name other columns in "
+            "label_columns",
             file=row.file,
             line=row.line,
             column=name,
@@ -258,4 +259,4 @@ def _rarely_two(table: np.ndarray, schema: LabelSchema) -> list[tuple[str, str]]
 def wanted_labels(task: spec_pb2.TextClassification, labels: tuple[str, ...], *, like: str = "") -> Wanted:
     """What a spec wants of labels; `labels` instead of its own for evaluation data."""
     problem = task.problem or spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
-    return Wanted(problem, labels, task.label_separator, like)
+    return Wanted(problem, labels, task.label_separator, like, tuple(task.label_columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -93,12 +94,14 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
 
 
 def check_labels(given: Sequence[str], problem: Problem) -> None:
-    """Raises SpecError where given labels are doubled, empty or too few."""
-    doubled = sorted({label for label in given if list(given).count(label) > 1}) if len(set(given)) < len(given) else []
+    """Raises SpecError for given labels that are doubled, empty, unreadable or too few."""
+    doubled = sorted(label for label, times in Counter(given).items() if times > 1)
     if doubled:
-        raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"duplicate label: {listed(doubled)}; list each once")
-    if any(not label.strip() for label in given):
-        raise SpecError(LABELS_FIELD, "SPEC_INVALID", "a label is empty")
+        raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"duplicate label: {listed(doubled)}; leave one out")
+    for at, label in enumerate(given):
+        rule = "it is empty; fill it in" if not label.strip() else _unreadable(label)
+        if rule:
+            raise SpecError(f"{LABELS_FIELD}[{at}]", "SPEC_INVALID", f"{shorten(label)!r}: {rule}")
     if len(given) < 2 and problem != MULTI_LABEL:
         raise SpecError(LABELS_FIELD, "SPEC_INVALID", f"one label ({shorten(given[0])}); a classifier needs at least 2")
 
@@ -123,6 +126,10 @@ def _broken_rule(name: str) -> str:
     """What a label may not be; empty: it may."""
     if name.casefold() in _NO_VALUE:
         return _MISSING
+    return _unreadable(name)
+
+
+def _unreadable(name: str) -> str:
     if len(name) > _LONGEST_LABEL:
         return f"it has {len(name):,} characters; at most {_LONGEST_LABEL:,}; shorten it"
     for character in name:

@@ -36,15 +36,13 @@ class Layout:
     """Column names that tell a header from a row: the mapped ones, `text`, `label` and `labels`."""
 
     @classmethod
-    def of(cls, source: spec_pb2.DataSource) -> Layout:
-        """The layout that a source describes."""
-        columns = source.columns
-        mapped = {columns.text, columns.text_pair, columns.label, *columns.labels} - {""}
+    def of(cls, source: spec_pb2.DataSource, more: Iterable[str] = ()) -> Layout:
+        """The layout that a source describes; `more` columns are mapped elsewhere."""
         return cls(
             header=source.header if source.HasField("header") else None,
             delimiter=source.delimiter,
             document=source.document,
-            names=frozenset(mapped | {"text", "label", "labels"}),
+            names=frozenset({*source.columns.values(), *more} - {""}) | {"text", "label", "labels"},
         )
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from google.protobuf.message import Message
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.digests import CHANGED, damage_of
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
 from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, recognise
+
+Source = spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource
 
 _MOST_FILES = 1_000_000
 _FOR_TESTS = frozenset({"test", "dev", "val", "valid", "validation", "eval"})
@@ -42,6 +46,23 @@ class DataFile:
     path: Path
     name: str
     format: spec_pb2.DataFormat.ValueType
+
+
+def named_sources(spec: spec_pb2.JobSpec) -> Iterator[tuple[str, Source]]:
+    """Every model, tokenizer and data set that a spec names, with its path in the spec, wherever it stands."""
+    yield from _named(spec, "spec")
+
+
+def _named(message: Message, path: str) -> Iterator[tuple[str, Source]]:
+    for field, value in message.ListFields():
+        if not isinstance(value, Message):
+            continue
+        here = f"{path}.{field.name}"
+        if isinstance(value, spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource):
+            if value.WhichOneof("source"):
+                yield here, value
+        else:
+            yield from _named(value, here)
 
 
 def resolve_source(

@@ -20,18 +20,16 @@ class _About(NamedTuple):
     """What warnings about a split of data speak of: fields of a spec, and what a blank text is good for."""
 
     data: str
-    length: str
     tokenizer: str
     blank: str
 
 
-_TRAINED = _About("", "spec.fine_tuning.max_length", "spec.tokenizer", "a label is learnt for nothing")
+_TRAINED = _About("", "spec.tokenizer", "a label is learnt for nothing")
 _ABOUT: Mapping[str, _About] = {
     "training": _TRAINED._replace(data="spec.train_data"),
     "evaluation": _TRAINED._replace(data="spec.eval_data"),
     "feature extraction": _About(
         "spec.feature_extraction.data",
-        "spec.feature_extraction.max_length",
         "spec.model",
         "their vectors are those of special tokens alone",
     ),
@@ -69,8 +67,8 @@ class DataStats:
         )
 
 
-def loss_warnings(stats: DataStats, *, of: str, length: int) -> Iterator[job_pb2.Warning]:
-    """Warnings about what a model will not see of the `of` data, whose longest text may have `length` tokens."""
+def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iterator[job_pb2.Warning]:
+    """Warnings about what a model will not see of the `of` data, whose texts `field` cuts to `length` tokens."""
     about = _ABOUT[of]
     if stats.num_blank:
         message = (
@@ -83,7 +81,7 @@ def loss_warnings(stats: DataStats, *, of: str, length: int) -> Iterator[job_pb2
             f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "
             "rest is cut; raise max_length as far as the model allows, or split the texts"
         )
-        yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field=about.length)
+        yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field=field)
     if stats.unknown_share > _MOST_UNKNOWN:
         better = "take a model whose tokenizer knows the data's language and case"
         if about is not _ABOUT["feature extraction"]:

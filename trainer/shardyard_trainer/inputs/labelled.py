@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.budget import in_use, tokenised
-from shardyard_trainer.data.columns import Row, layout_key, read_rows
+from shardyard_trainer.data.columns import LABEL_COLUMNS_FIELD, Row, layout_key, read_rows
 from shardyard_trainer.data.errors import DataError, listed
 from shardyard_trainer.data.label_column import LabelColumn, Labels, Wanted
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
@@ -100,16 +100,23 @@ def load_examples(
             return Examples(store, LabelSchema(wanted.problem, wanted.labels))
 
     def rows() -> Iterator[Row]:
-        return read_rows(files, source, with_label=True, several_labels=wanted.takes_several, field=field)
+        return read_rows(
+            files,
+            source,
+            with_label=True,
+            several_labels=wanted.takes_several,
+            label_columns=wanted.columns,
+            field=field,
+        )
 
     def build(target: Path) -> None:
         try:
             # All rows before the first is tokenised, which takes ten times as long: a file's last row is refused early.
-            checked = _check(rows(), LabelColumn(wanted, mapped=bool(source.columns.labels)))
+            checked = _check(rows(), LabelColumn(wanted))
             _tokenise(rows(), checked, tokenizer, target, max_length=max_length)
         except DataError as error:
             # What is found while rows are put together is said of the source that they came from.
-            raise (error if error.field.startswith(field) else error.at(field)) from None
+            raise (error if error.field.startswith((field, LABEL_COLUMNS_FIELD)) else error.at(field)) from None
 
     folder = cache_dir / "examples" / fingerprint_of(key)
     store = TokenStore.open(tokenised(folder, build))

@@ -10,7 +10,7 @@ from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering import warm
 from shardyard_trainer.answering.inspect import check_weights
-from shardyard_trainer.data.columns import Row, read_rows
+from shardyard_trainer.data.columns import Row, check_roles, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import DataFile, resolve_source
 from shardyard_trainer.data.stats import DataStats, TokenCounter, loss_warnings
@@ -23,6 +23,7 @@ from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.checks import node_memory_of_worker, slots_of
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.pins import model_fingerprint
+from shardyard_trainer.tasks.feature_extraction import TASK
 from shardyard_trainer.tasks.opening import text_inputs
 from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
 from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
@@ -74,6 +75,7 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
         files = resolve_source(wanted.data, locations, field=f"{FIELD}.data")
     except SpecError as error:
         errors.append(error)
+    errors.extend(check_roles(wanted.data, TASK.roles, task=TASK.name, field=f"{FIELD}.data"))
     raise_all(errors)
     assert model is not None
     loaded, inputs = model
@@ -137,8 +139,9 @@ def plan_extraction(
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, locations),
         model_fingerprint=model_fingerprint(spec, locations),
+        output=plan_pb2.JOB_OUTPUT_DATASET,
         train_stats=stats.to_proto(),
-        warnings=loss_warnings(stats, of="feature extraction", length=found.max_length),
+        warnings=loss_warnings(stats, of="feature extraction", length=found.max_length, field=f"{FIELD}.max_length"),
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.digests import CHANGED
 from shardyard_trainer.data.errors import DataError, SpecError
-from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.sources import named_sources, resolve_source
 from shardyard_trainer.data.store import files_fingerprint, fingerprint_of
 from shardyard_trainer.failures import RunFailed
 
@@ -18,7 +16,8 @@ def data_fingerprint(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) ->
     return fingerprint_of(
         {
             field: files_fingerprint(resolve_source(source, locations, field=field), field=field)
-            for field, source in _sources(spec)
+            for field, source in named_sources(spec)
+            if isinstance(source, spec_pb2.DataSource)
         }
     )
 
@@ -46,12 +45,3 @@ def check_same_data(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pla
             "submit the job again with the data as it is, or bring back what was there",
             {"fingerprint": found, "planned_fingerprint": plan.data_fingerprint},
         )
-
-
-def _sources(spec: spec_pb2.JobSpec) -> Iterator[tuple[str, spec_pb2.DataSource]]:
-    named = {
-        "spec.train_data": spec.train_data,
-        "spec.eval_data": spec.eval_data,
-        "spec.feature_extraction.data": spec.feature_extraction.data,
-    }
-    return ((field, source) for field, source in named.items() if source.WhichOneof("source"))

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.inspect import check_weights
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.errors import SpecError, raise_all
-from shardyard_trainer.data.sources import resolve_source, resolve_uri
+from shardyard_trainer.data.sources import named_sources, resolve_source, resolve_uri
 from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inputs.base import SampleRef
@@ -199,9 +199,10 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanReq
         on_gpu=gang.on_gpu,
     )
     train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
-    losses = [*loss_warnings(train_stats, of="training", length=task.length)]
+    place = f"{table.path_of(spec)}.max_length"
+    losses = [*loss_warnings(train_stats, of="training", length=task.length, field=place)]
     if eval_stats is not None:
-        losses += loss_warnings(eval_stats, of="evaluation", length=task.length)
+        losses += loss_warnings(eval_stats, of="evaluation", length=task.length, field=place)
     return plan_pb2.JobPlan(
         resolved_spec=spec,
         batch=_batch_proto(batch),
@@ -221,6 +222,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanReq
         tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
         train_stats=train_stats.to_proto(),
         eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
+        output=task.task.output.value,
     )
 
 
@@ -382,14 +384,14 @@ def _refused(errors: list[SpecError]) -> worker_pb2.PlanResult:
 
 def _may_move(spec: spec_pb2.JobSpec) -> bool:
     """Whether it names something outside of this machine's files, which no signature can hold fast."""
-    hubs = [source.hub for source in (spec.model, spec.tokenizer) if source.WhichOneof("source") == "hub"]
+    named: list[Any] = [source for _, source in named_sources(spec)]
+    hubs = [source.hub for source in named if source.WhichOneof("source") == "hub"]
     return not all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
 def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
     """Changes whenever a file does that the spec reads."""
-    spec = call.spec
-    for source in (spec.model, spec.tokenizer, spec.train_data, spec.eval_data, spec.feature_extraction.data):
+    for _, source in named_sources(call.spec):
         kind = source.WhichOneof("source")
         if kind == "hub":
             yield signature(snapshot_folder(getattr(source, kind), Path(call.locations.cache_dir)))

@@ -63,10 +63,6 @@ def fill_optimization(spec: spec_pb2.JobSpec, *, is_fresh: bool) -> None:
 
 def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
     """What the task found: lengths, labels, pooling, and the commits of what came from the Hub."""
-    if spec.WhichOneof("task") == "pretraining":
-        spec.pretraining.sequence_length = task.length
-    else:
-        spec.fine_tuning.max_length = task.length
     task.resolve(table.message_of(spec))
     if spec.model.WhichOneof("source") == "hub":
         spec.model.hub.revision = task.choice.commit

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.v1 import model_service_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import Inputs, MicroBatch, Samples
 from shardyard_trainer.models import architectures
@@ -33,8 +33,8 @@ Parts = Generator[None, None, list[Any]]
 class Output(Enum):
     """What a job leaves behind."""
 
-    MODEL = "model"
-    DATASET = "dataset"
+    MODEL = plan_pb2.JOB_OUTPUT_MODEL
+    DATASET = plan_pb2.JOB_OUTPUT_DATASET
 
 
 class TaskWarning(NamedTuple):
@@ -184,6 +184,10 @@ class Task(Protocol):
 
     name: str
     output: Output
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What columns of its data can be mapped to."""
 
 
 class TrainingTask(Task, Protocol):

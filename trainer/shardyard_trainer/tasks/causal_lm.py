@@ -45,6 +45,7 @@ class CausalLm:
 
     name = "causal_lm"
     output = Output.MODEL
+    roles = ("text",)
     auto = "AutoModelForCausalLM"
     pipeline = "text-generation"
     example = '"Hello, my dog is cute"'
@@ -184,7 +185,8 @@ class PreparedCausalLm:
         return CausalMetrics(split.num_scored / split.corpus.num_bytes if split.corpus.num_bytes else 0.0)
 
     def resolve(self, message: Any) -> None:
-        """Nothing of its own."""
+        """The length."""
+        message.sequence_length = self.length
 
     def footprint(self) -> Footprint:
         """The vocabulary's logits, some positions at a time."""

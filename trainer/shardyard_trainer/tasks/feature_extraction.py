@@ -10,6 +10,7 @@ class FeatureExtraction:
 
     name = "feature_extraction"
     output = Output.DATASET
+    roles = ("text", "text_pair")
 
 
 TASK = FeatureExtraction()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.columns import check_roles
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile, is_for_tests, resolve_source
 from shardyard_trainer.models import architectures, sources
@@ -80,6 +81,9 @@ class Ingredients:
     def files(self) -> tuple[list[DataFile] | None, list[DataFile] | None]:
         """The files to train on, and those to evaluate on; None: not found, or not given."""
         spec = self.spec
+        roles, name = table.of(spec).roles, self.field.rpartition(".")[2]
+        for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
+            self.errors.extend(check_roles(source, roles, task=name, field=field))
         train = self.attempt(lambda: resolve_source(spec.train_data, self.locations))
         for_tests = [file.name for file in train or () if is_for_tests(file.name)]
         if train and 0 < len(for_tests) < len(train):

@@ -45,6 +45,7 @@ class MaskedLm:
 
     name = "masked_lm"
     output = Output.MODEL
+    roles = ("text",)
     auto = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
     example = '"Hello, my dog is " + tokenizer.mask_token'
@@ -262,7 +263,8 @@ class PreparedMaskedLm:
         return MaskedMetrics()
 
     def resolve(self, message: Any) -> None:
-        """The share of masked tokens."""
+        """The length, and the share of masked tokens."""
+        message.sequence_length = self.length
         if not message.HasField("mask_probability"):
             message.mask_probability = DEFAULT_MASK_PROBABILITY
 

@@ -67,6 +67,7 @@ class TextClassification:
 
     name = "text_classification"
     output = Output.MODEL
+    roles = ("text", "text_pair", "label")
     auto = "AutoModelForSequenceClassification"
     pipeline = "text-classification"
     example = '"Hello, my dog is cute"'
@@ -100,12 +101,20 @@ def _prepare(job: Ingredients) -> PreparedClassification:
 
     def look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
         several = wanted.problem == MULTI_LABEL
-        deque(read_rows(files, source, with_label=True, several_labels=several, field=field), maxlen=0)
+        rows = read_rows(
+            files,
+            source,
+            with_label=True,
+            several_labels=several,
+            label_columns=wanted.label_columns,
+            field=field,
+        )
+        deque(rows, maxlen=0)
 
     with job.looking_on(train_files, eval_files, look_through):
         published = choice.described.sentence.max_length if choice.described and choice.described.sentence else None
         default = published or DEFAULT_MAX_LENGTH
-        length = find_length(choice, spec.fine_tuning, "max_length", default, "spec.fine_tuning")
+        length = find_length(job, choice, "max_length", default)
         tokenizer = find_tokenizer(job, choice, train_files)
         choice = adapt(choice, tokenizer, length)
     inputs = TextInputs(tokenizer, length)
@@ -296,7 +305,8 @@ class PreparedClassification:
         return ClassificationMetrics(self.schema)
 
     def resolve(self, message: Any) -> None:
-        """Problem, pooling and labels."""
+        """Length, problem, pooling and labels."""
+        message.max_length = self.length
         if not message.problem:
             message.problem = SINGLE_LABEL
         message.pooling = POOLING_VALUES[self.pooling]

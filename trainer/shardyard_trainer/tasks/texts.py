@@ -38,10 +38,7 @@ def prepare_corpora(
     raise_all(job.errors)
     assert choice is not None and train_files is not None
     with job.looking_on(train_files, eval_files, read_texts):
-        family, place = job.spec.pretraining, "spec.pretraining"
-        length = find_length(
-            choice, family, "sequence_length", DEFAULT_SEQUENCE_LENGTH, place, shortest=SHORTEST_SEQUENCE
-        )
+        length = find_length(job, choice, "sequence_length", DEFAULT_SEQUENCE_LENGTH, shortest=SHORTEST_SEQUENCE)
         tokenizer = find_tokenizer(job, choice, train_files)
         check_tokenizer(tokenizer)
         choice = adapt(choice, tokenizer, length)
@@ -73,15 +70,15 @@ def read_texts(files: list[DataFile], source: spec_pb2.DataSource, field: str) -
     deque(read_rows(files, source, with_label=False, field=field), maxlen=0)
 
 
-def find_length(choice: ModelChoice, message: Any, name: str, default: int, field: str, *, shortest: int = 1) -> int:
+def find_length(job: Ingredients, choice: ModelChoice, name: str, default: int, *, shortest: int = 1) -> int:
     """Tokens as given, else the default or what the model can address if that is less. Raises SpecError."""
     most = None if choice.is_fresh and not _sets_positions(choice) else architectures.longest(choice.config)
-    if message.HasField(name):
-        length: int = getattr(message, name)
+    if job.wanted.HasField(name):
+        length: int = getattr(job.wanted, name)
         if length < shortest:
-            raise SpecError(f"{field}.{name}", "SPEC_INVALID", f"{length} is too small")
+            raise SpecError(f"{job.field}.{name}", "SPEC_INVALID", f"{length} is too small")
         if most is not None:
-            check_length(choice, length, field=f"{field}.{name}")
+            check_length(choice, length, field=f"{job.field}.{name}")
         return length
     return min(default, most or default)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any, Final
 
 import protovalidate
@@ -53,6 +54,9 @@ def _words(message: Message, violation: Any) -> str:
             return f"{show(value)} has {len(value.encode())} bytes; at most {limit} are allowed; shorten it"
         case "min_items":
             return f"{len(value)} items; at least {limit} must be given; add some"
+        case "unique":
+            doubled = next(each for each, times in Counter(value).items() if times > 1)
+            return f"duplicate value {show(doubled)}; leave one out"
         case "pattern":
             return f"{show(value)} does not match `{limit}`; correct it"
     bounds = _BOUNDS.fullmatch(text)

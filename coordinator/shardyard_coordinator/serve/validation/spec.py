@@ -10,6 +10,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from shardyard.v1 import spec_pb2
+from shardyard_coordinator.control.spec_walk import choice_of, leaf_of
 from shardyard_coordinator.domain.errors import FieldViolation
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve.validation import sources
@@ -50,49 +51,30 @@ def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> boo
 
 
 def _check_task(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
-    _missing_oneof(spec, "task", path, found)
-    task = spec.WhichOneof("task")
-    if task == "pretraining":
-        _missing_oneof(spec.pretraining, "objective", f"{path}.pretraining", found)
-        _check_least(spec.pretraining, "sequence_length", 8, f"{path}.pretraining", found)
-    elif task == "fine_tuning":
-        here = f"{path}.fine_tuning"
-        _check_least(spec.fine_tuning, "max_length", 1, here, found)
-        if not _missing_oneof(spec.fine_tuning, "task", here, found):
-            _check_classification(spec.fine_tuning.text_classification, f"{here}.text_classification", found)
-    elif task == "feature_extraction":
-        here = f"{path}.feature_extraction"
-        _check_least(spec.feature_extraction, "max_length", 1, here, found)
-        _check_data(spec.feature_extraction, "data", here, found, required=True)
-        for name in ("train_data", "eval_data"):
-            if spec.HasField(name):
-                text = f"is set, but a feature extraction trains on nothing; put the texts into {here}.data"
-                found.append(FieldViolation(f"{path}.{name}", text))
+    """That a task is given, and the data that it needs: a task with `data` of its own trains on nothing."""
+    here, choice = path, "task"
+    message: Any = spec
+    while choice:
+        if _missing_oneof(message, choice, here, found):
+            break
+        member = message.WhichOneof(choice)
+        here, message = f"{here}.{member}", getattr(message, member)
+        choice = choice_of(message.DESCRIPTOR)
+    if choice or not _has_own_data(message):
+        _check_data(spec, "train_data", path, found, required=spec.WhichOneof("task") is not None)
+        _check_data(spec, "eval_data", path, found, required=False)
         return
-    _check_data(spec, "train_data", path, found, required=task is not None)
-    _check_data(spec, "eval_data", path, found, required=False)
+    _check_data(message, "data", here, found, required=True)
+    for name in ("train_data", "eval_data"):
+        if spec.HasField(name):
+            task = here.rpartition(".")[2].replace("_", " ")
+            text = f"is set, but {task} trains on nothing; put its data into {here}.data"
+            found.append(FieldViolation(f"{path}.{name}", text))
 
 
-def _check_least(message: Any, name: str, least: int, path: str, found: Found) -> None:
-    if message.HasField(name) and getattr(message, name) < least:
-        text = f"{show(getattr(message, name))} is under {least}; give {least} or more, or leave it out for the default"
-        found.append(FieldViolation(f"{path}.{name}", text))
-
-
-def _check_classification(task: spec_pb2.TextClassification, path: str, found: Found) -> None:
-    seen: set[str] = set()
-    for at, label in enumerate(task.labels):
-        where = f"{path}.labels[{at}]"
-        if not label or len(label) > 1024:
-            found.append(FieldViolation(where, f"{show(label)} has {len(label)} characters; give 1 to 1,024"))
-        elif label in seen:
-            found.append(FieldViolation(where, f"duplicate label {show(label)}; leave one out"))
-        elif complaint := control_complaint(label, allow="\u200c\u200d"):  # Persian words have them, and some emoji.
-            found.append(FieldViolation(where, complaint))
-        seen.add(label)
-    if task.label_smoothing and task.problem in (task.PROBLEM_MULTI_LABEL, task.PROBLEM_REGRESSION):
-        text = f"{show(task.label_smoothing)}: smoothing is for single labels only; leave it out"
-        found.append(FieldViolation(f"{path}.label_smoothing", text))
+def _has_own_data(task: Message) -> bool:
+    field = task.DESCRIPTOR.fields_by_name.get("data")
+    return field is not None and field.message_type is spec_pb2.DataSource.DESCRIPTOR
 
 
 def _check_data(owner: Any, name: str, path: str, found: Found, *, required: bool) -> None:
@@ -112,8 +94,7 @@ def _check_data(owner: Any, name: str, path: str, found: Found, *, required: boo
     if data.delimiter in ('"', "\n", "\r"):
         found.append(FieldViolation(f"{here}.delimiter", f"{data.delimiter!r} cannot part columns; use another"))
     columns: dict[str, str] = {}
-    for part in ("text", "text_pair", "label"):
-        column = getattr(data.columns, part)
+    for part, column in sorted(data.columns.items()):
         if column and column in columns:
             text = f"{show(column)} is mapped to {columns[column]} too; each column has one use; map another"
             found.append(FieldViolation(f"{here}.columns.{part}", text))
@@ -193,8 +174,8 @@ def _check_trained(train: spec_pb2.TrainedTokenizer, field: str, found: Found) -
 
 def _check_optimization(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
     here = f"{path}.optimization"
-    training = spec.WhichOneof("task") in ("pretraining", "fine_tuning")
-    if training:
+    _, task = leaf_of(spec)
+    if spec.WhichOneof("task") is not None and (task is None or not _has_own_data(task)):
         _missing_oneof(spec.optimization, "duration", here, found)
     if spec.optimization.precision == spec_pb2.PRECISION_FP16:
         found.append(

@@ -1,0 +1,51 @@
+"""One table of tasks: contract, trainer, SDK, docs and examples agree, and nobody compares names of tasks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import shardyard
+from shardyard_coordinator.control.spec_walk import tasks
+from shardyard_trainer.tasks import table
+
+ROOT = Path(__file__).parents[2]
+# A comparison with a name, a choice by it, or a member of a set of names; paths of fields are none.
+_COMPARES = re.compile(
+    r"""WhichOneof\("(task|objective)"\)\s*(==|!=|in\b)|\btask(\.name)?\s*(==|!=)\s*["']"""
+    r"""|\bin\s*[{(\[]\s*["'](NAMES)["']|(==|!=)\s*["'](NAMES)["']|["'](NAMES)["']\s*(==|!=)""".replace(
+        "NAMES", "|".join(table.NAMES)
+    )
+)
+
+
+def test_the_table_has_the_tasks_of_the_contract_and_each_has_its_file() -> None:
+    assert sorted(table.NAMES) == sorted(tasks())
+    assert [path.rpartition(".")[2] for path in table.leaves()] == list(tasks())
+    for name in table.NAMES:
+        assert table.named(name).name == name
+        assert set(table.named(name).roles), name
+
+
+@pytest.mark.parametrize("name", table.NAMES)
+def test_a_task_has_a_row_in_the_docs_and_an_example_that_is_one(name: str) -> None:
+    rows = [line for line in (ROOT / "docs" / "tasks.md").read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
+    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    kind, flag = re.findall(r"`([^`]+)`", cells[1])
+    assert hasattr(shardyard, kind) and flag == name.replace("_", "-")
+    assert set(re.findall(r"`([^`]+)`", cells[2])) == set(table.named(name).roles)
+    (example,) = re.findall(r"\]\(\.\./(examples/[^)]+)\)", cells[5])
+    assert f"{name}:" in (ROOT / example).read_text()
+
+
+def test_nobody_compares_the_names_of_tasks() -> None:
+    found = []
+    for package in ("trainer/shardyard_trainer", "coordinator/shardyard_coordinator"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name != "table.py":
+                text = path.read_text(encoding="utf-8")
+                found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in _COMPARES.finditer(text)]
+    assert not found
