@@ -62,9 +62,7 @@ def build_launch(
 def output_kind(job: JobRecord) -> ResourceKind:
     """What the job makes."""
     plan = plan_pb2.JobPlan.FromString(job.plan)
-    # A plan of an earlier version does not say: one that has no batch trains on nothing.
-    known = plan.output or (plan_pb2.JOB_OUTPUT_MODEL if plan.batch.global_batch_size else plan_pb2.JOB_OUTPUT_DATASET)
-    return ResourceKind.DATASET if known == plan_pb2.JOB_OUTPUT_DATASET else ResourceKind.MODEL
+    return ResourceKind.DATASET if plan.output == plan_pb2.JOB_OUTPUT_DATASET else ResourceKind.MODEL
 
 
 def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:
