@@ -152,7 +152,7 @@ def two_steps(task: Prepared, module: HuggingFaceModule) -> None:
 def check_no_leak(task: Prepared, module: HuggingFaceModule) -> None:
     """Packed documents that are said to be kept apart are; causal ones do not see ahead."""
     module.eval()
-    if task.name == "text_classification":
+    if task.task.name == "text_classification":
         batch = task.train.micro_batch([SampleRef(0, i) for i in range(6)])
         together = module(**batch.inputs, return_outputs=True).outputs["logits"]
         for i in range(6):
@@ -164,7 +164,7 @@ def check_no_leak(task: Prepared, module: HuggingFaceModule) -> None:
         return
     batch = task.train.micro_batch([SampleRef(0, i) for i in range(4)])
     inputs = {k: v for k, v in batch.inputs.items() if k not in ("labels", "masked_places", "targets")}
-    if task.name == "causal_lm":
+    if task.task.name == "causal_lm":
         inputs["use_cache"] = False
         ids = inputs["input_ids"].clone()
         before = module.model(**inputs).logits
