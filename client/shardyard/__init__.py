@@ -71,10 +71,13 @@ if TYPE_CHECKING:
     )
     from shardyard.types import (
         Embedding,
+        Entity,
         Event,
         JobInfo,
         Plan,
         Prediction,
+        Tag,
+        Words,
     )
 
 __version__ = "0.1.0"
@@ -126,7 +129,7 @@ _HOMES = {
         "TextClassification",
         "TrainedTokenizer",
     ),
-    "shardyard.types": ("Embedding", "Event", "JobInfo", "Plan", "Prediction"),
+    "shardyard.types": ("Embedding", "Entity", "Event", "JobInfo", "Plan", "Prediction", "Tag", "Words"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -147,6 +150,7 @@ __all__ = [
     "Dataset",
     "DeadlineExceeded",
     "Embedding",
+    "Entity",
     "EvaluationPolicy",
     "Event",
     "FailedPrecondition",
@@ -174,12 +178,14 @@ __all__ = [
     "Resources",
     "Retry",
     "ShardyardError",
+    "Tag",
     "TextClassification",
     "TrainedTokenizer",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "Words",
 ]
 
 

@@ -28,12 +28,13 @@ from shardyard.specs import (
     Task,
     TrainedTokenizer,
 )
+from shardyard.types import Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
 MAX_REQUEST_BYTES = 3 * 2**20
 MAX_BATCH = 1_000
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, str] | Words
 
 
 class SpecFields(TypedDict, total=False):
@@ -116,7 +117,7 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
 
 
 def instance(item: Text, index: int) -> model_service_pb2.Instance:
-    """A text, or a pair of texts, as the service wants it.
+    """A text, a pair of texts, or words, as the service wants it.
 
     Raises: InvalidArgument for anything else.
     """
@@ -126,7 +127,10 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
         pair = build(model_service_pb2.TextPair, f"{where}.pair", text=item[0], text_pair=item[1])
         return model_service_pb2.Instance(pair=pair)
-    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts")
+    if isinstance(item, Words):
+        words = build(model_service_pb2.Words, f"{where}.words", words=list(item.words))
+        return model_service_pb2.Instance(words=words)
+    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts, nor Words")
 
 
 def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:

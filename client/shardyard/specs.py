@@ -29,7 +29,7 @@ Output = Literal["pooled", "last_hidden_state"]
 Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Format = Literal["text", "jsonl", "csv", "tsv", "parquet"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll"]
 Document = Literal["line", "file"]
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
@@ -38,7 +38,10 @@ _COLUMNS = ("text", "text_pair", "label")
 
 @dataclass(frozen=True)
 class Data:
-    """Data to train, evaluate or extract on; `path` is one file inside a folder. Columns left out are found."""
+    """Data to train, evaluate or extract on; `path` is one file inside a folder.
+
+    `columns` maps any role of the task to a column, as `{"tokens": "words"}`; roles that are left out are found.
+    """
 
     source: str | Path
     text: str | None = None
@@ -49,11 +52,13 @@ class Data:
     header: bool | None = None
     delimiter: str | None = None
     document: Document | None = None
+    columns: Mapping[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        rest = _set(self, without=("source", *_COLUMNS))
-        columns = {role: value for role in _COLUMNS if (value := getattr(self, role)) is not None}
+        rest = _set(self, without=("source", "columns", *_COLUMNS))
+        named = {role: value for role in _COLUMNS if (value := getattr(self, role)) is not None}
+        columns = {**(self.columns or {}), **named}
         return {"uri": str(self.source), **({"columns": columns} if columns else {}), **rest}
 
 

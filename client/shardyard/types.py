@@ -485,11 +485,40 @@ class TokenCandidate:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A text as its words, for a model that tags words."""
+
+    words: tuple[str, ...] | list[str]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """The tag of a word, which stands at `start` to `end` in characters of its text."""
+
+    start: int
+    end: int
+    tag: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Words that are one thing, such as a name, at `start` to `end` in characters of their text."""
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """An answer to one text or pair; which fields are set depends on the model's task.
+    """An answer to one instance; which fields are set depends on the model's task.
 
     Single label: `label` and `scores`; multi label: `labels` and `scores`; regression: `value`; causal language models:
-    `text`; masked ones: `masks`, the likeliest candidates of each mask. `logits` are the head's raw outputs.
+    `text`; masked ones: `masks`, the likeliest candidates of each mask; token classification: `tags` of the words, and
+    the `entities` that they mean. `logits` are the head's raw outputs.
     """
 
     label: str | None = None
@@ -498,6 +527,8 @@ class Prediction:
     value: float | None = None
     text: str | None = None
     masks: tuple[tuple[TokenCandidate, ...], ...] = ()
+    tags: tuple[Tag, ...] = ()
+    entities: tuple[Entity, ...] = ()
     logits: tuple[float, ...] = ()
 
     @property

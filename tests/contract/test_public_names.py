@@ -53,6 +53,7 @@ NAMES = [
     "Dataset",
     "DeadlineExceeded",
     "Embedding",
+    "Entity",
     "EvaluationPolicy",
     "Event",
     "FailedPrecondition",
@@ -80,12 +81,14 @@ NAMES = [
     "Resources",
     "Retry",
     "ShardyardError",
+    "Tag",
     "TextClassification",
     "TrainedTokenizer",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "Words",
 ]
 
 MIRRORED: dict[type, type[Message]] = {

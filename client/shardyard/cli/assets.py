@@ -236,6 +236,10 @@ def answer_line(answer: Prediction) -> str:
 
     if answer.label is not None:
         return f"{printable(answer.label)} {answer.score or 0.0:.3f}"
+    if answer.tags:
+        found = (f"{printable(each.text)} {printable(each.label)} {each.score:.3f}" for each in answer.entities)
+        plain = (printable(each.tag) for each in answer.tags)
+        return "; ".join(found) or " ".join(plain)
     if answer.value is not None:
         return f"{answer.value:.4f}"
     if answer.text is not None:

@@ -377,23 +377,29 @@ class Instance(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     PAIR_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """A text; for a masked language model with its mask token in it."""
     @_builtins.property
     def pair(self) -> Global___TextPair:
         """Two texts that belong together."""
 
+    @_builtins.property
+    def words(self) -> Global___Words:
+        """A text as its words, for token classification."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         pair: Global___TextPair | None = ...,
+        words: Global___Words | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pair", b"pair", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pair", b"pair", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -716,6 +722,7 @@ class Prediction(_message.Message):
     REGRESSION_FIELD_NUMBER: _builtins.int
     GENERATED_TEXT_FIELD_NUMBER: _builtins.int
     MASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    TAGGED_WORDS_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     generated_text: _builtins.str
     """Causal language models: the continuation, without the text given."""
@@ -732,6 +739,10 @@ class Prediction(_message.Message):
         """Masked language models."""
 
     @_builtins.property
+    def tagged_words(self) -> Global___TaggedWords:
+        """Token classification."""
+
+    @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The head's raw outputs, in the order of the labels; empty for language models."""
 
@@ -742,17 +753,144 @@ class Prediction(_message.Message):
         regression: Global___Regression | None = ...,
         generated_text: _builtins.str = ...,
         masked_tokens: Global___MaskedTokens | None = ...,
+        tagged_words: Global___TaggedWords | None = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "masked_tokens", b"masked_tokens", "output", b"output", "regression", b"regression"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "masked_tokens", b"masked_tokens", "output", b"output", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "logits", b"logits", "masked_tokens", b"masked_tokens", "output", b"output", "regression", b"regression"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "logits", b"logits", "masked_tokens", b"masked_tokens", "output", b"output", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["classification", "regression", "generated_text", "masked_tokens"]  # noqa: Y015
+    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["classification", "regression", "generated_text", "masked_tokens", "tagged_words"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
 
 Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
+
+@_typing.final
+class Words(_message.Message):
+    """A text as its words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In their order; a text may have none."""
+
+    def __init__(
+        self,
+        *,
+        words: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Words: _TypeAlias = Words  # noqa: Y015
+
+@_typing.final
+class TaggedWords(_message.Message):
+    """The tag of each word, and what the tags mean."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tag]:
+        """In the order of the words."""
+
+    @_builtins.property
+    def entities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entity]:
+        """In their order; none for tags that mean no entities."""
+
+    def __init__(
+        self,
+        *,
+        tags: _abc.Iterable[Global___Tag] | None = ...,
+        entities: _abc.Iterable[Global___Entity] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaggedWords: _TypeAlias = TaggedWords  # noqa: Y015
+
+@_typing.final
+class Tag(_message.Message):
+    """The tag of a word."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    """Where the word begins, in characters of the text (of the words with single spaces between them, if words were sent)."""
+    end: _builtins.int
+    """Behind its last character."""
+    tag: _builtins.str
+    """Its likeliest tag."""
+    score: _builtins.float
+    """That tag's probability."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        tag: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "score", b"score", "start", b"start", "tag", b"tag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tag: _TypeAlias = Tag  # noqa: Y015
+
+@_typing.final
+class Entity(_message.Message):
+    """Words that are one thing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """What it is, such as `PER`."""
+    text: _builtins.str
+    """As it stands in the text."""
+    start: _builtins.int
+    """Where it begins, in characters as in Tag."""
+    end: _builtins.int
+    """Behind its last character."""
+    score: _builtins.float
+    """The mean of its words' scores."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        text: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "label", b"label", "score", b"score", "start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Entity: _TypeAlias = Entity  # noqa: Y015
 
 @_typing.final
 class PredictResponse(_message.Message):

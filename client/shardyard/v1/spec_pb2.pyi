@@ -75,6 +75,8 @@ class _DataFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataFormat
     """Tab-separated values, without quoting."""
     DATA_FORMAT_PARQUET: _DataFormat.ValueType  # 5
     """Apache Parquet."""
+    DATA_FORMAT_CONLL: _DataFormat.ValueType  # 6
+    """A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
 
 class DataFormat(_DataFormat, metaclass=_DataFormatEnumTypeWrapper):
     """What a data file holds."""
@@ -91,6 +93,8 @@ DATA_FORMAT_TSV: DataFormat.ValueType  # 4
 """Tab-separated values, without quoting."""
 DATA_FORMAT_PARQUET: DataFormat.ValueType  # 5
 """Apache Parquet."""
+DATA_FORMAT_CONLL: DataFormat.ValueType  # 6
+"""A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
 Global___DataFormat: _TypeAlias = DataFormat  # noqa: Y015
 
 class _DocumentUnit:
@@ -803,7 +807,7 @@ class DataSource(_message.Message):
     path: _builtins.str
     """One file inside the folder or data set; empty: all of them, sorted by path."""
     format: Global___DataFormat.ValueType
-    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet, each but the last also with .gz behind it)."""
+    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2, each but .parquet also with .gz behind it)."""
     header: _builtins.bool
     """CSV and TSV: whether the first line names the columns; unset: it does if a mapped name, `text`, `label` or `labels` is in it. Without names the columns are `column_1`, `column_2` …"""
     delimiter: _builtins.str

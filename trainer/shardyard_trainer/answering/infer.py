@@ -190,9 +190,9 @@ def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[wor
     for index, instance in enumerate(instances):
         field = instance.WhichOneof("input")
         where = f"instances[{index}]" + (f".{field}" if field else "")
-        size = sum(len((text or "").encode()) for text in text_of(instance))
+        size = sum(len((text or "").encode()) for text in text_of(instance)) + instance.words.ByteSize()
         if field is None:
-            violations.append(violation(where, "SPEC_INVALID", "no input; set `text` or `pair`"))
+            violations.append(violation(where, "SPEC_INVALID", "no input; set `text`, `pair` or `words`"))
         elif size > MAX_INSTANCE_BYTES:
             violations.append(
                 violation(where, "SPEC_INVALID", f"{size} bytes; an instance has at most {MAX_INSTANCE_BYTES} (64 KiB)")

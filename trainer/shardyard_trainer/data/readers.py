@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.conll import conll_rows
 from shardyard_trainer.data.csv_rows import read_csv_rows, read_tsv_rows, read_unix_lines, width_hint
 from shardyard_trainer.data.errors import DataError, listed, shorten
 from shardyard_trainer.data.json_rows import read_json_rows
@@ -77,6 +78,7 @@ def open_table(file: DataFile, layout: Layout) -> Table:
         spec_pb2.DATA_FORMAT_CSV: _csv_table,
         spec_pb2.DATA_FORMAT_TSV: _tsv_table,
         spec_pb2.DATA_FORMAT_PARQUET: _parquet_table,
+        spec_pb2.DATA_FORMAT_CONLL: _conll_table,
     }[file.format]
     return reader(file, layout)
 
@@ -88,6 +90,10 @@ def _text_table(file: DataFile, layout: Layout) -> Table:
     else:
         rows = ((number, (line,)) for number, line in read_unix_lines(file) if line.strip())
     return _row_table(file, ("text",), iter(rows))
+
+
+def _conll_table(file: DataFile, layout: Layout) -> Table:
+    return _row_table(file, ("tokens", "tags"), conll_rows(file))
 
 
 def _csv_table(file: DataFile, layout: Layout) -> Table:

@@ -31,6 +31,7 @@ _FORMATS = {
     ".csv": spec_pb2.DATA_FORMAT_CSV,
     ".tsv": spec_pb2.DATA_FORMAT_TSV,
     ".parquet": spec_pb2.DATA_FORMAT_PARQUET,
+    **dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), spec_pb2.DATA_FORMAT_CONLL),
 }
 _PACKED = ".gz"
 _JSON = ".json"

@@ -43,13 +43,14 @@ class MicroBatch:
 
     `inputs` are the keyword arguments of the module's forward pass. `num_units` is how many tokens or samples the loss
     is summed over (never more than 2^53), `num_tokens` the real tokens, `num_positions` the positions computed,
-    padding included.
+    padding included. `samples` are the indices of the samples if the metrics put them together again.
     """
 
     inputs: dict[str, torch.Tensor]
     num_units: int
     num_tokens: int
     num_positions: int
+    samples: tuple[int, ...] = ()
 
 
 class Samples(Protocol):

@@ -26,7 +26,8 @@ class TextPredictor:
     parameters = ""
     """The member of `PredictRequest.parameters` that it takes."""
 
-    takes_pairs = False
+    takes: tuple[str, ...] = ("text",)
+    """The members of `Instance.input` that it takes."""
 
     def __init__(self, task: str, loaded: Loaded, inputs: TextInputs) -> None:
         self.task = task
@@ -46,13 +47,12 @@ class TextPredictor:
         if given is not None and given != self.parameters:
             message = f"the model is one for {self.task}, whose parameters are `{self.parameters}`; leave `{given}` out"
             found.append(violation(given, "TASK_MISMATCH", message))
-        if self.takes_pairs:
-            return found
-        message = f"a {self.task} model takes single texts; send `text`"
+        also = " or `pair`" if "pair" in self.takes else ""
+        message = f"a {self.task} model takes single texts; send `text`{also}"
         return found + [
-            violation(f"instances[{index}].pair", "TASK_MISMATCH", message)
+            violation(f"instances[{index}].{kind}", "TASK_MISMATCH", message)
             for index, instance in enumerate(request.instances)
-            if instance.HasField("pair")
+            if (kind := instance.WhichOneof("input")) is not None and kind not in self.takes
         ]
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:

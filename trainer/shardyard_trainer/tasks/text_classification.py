@@ -359,7 +359,7 @@ class Classifier(TextPredictor):
     """Names the classes of texts and of pairs, or scores them."""
 
     parameters = "classification"
-    takes_pairs = True
+    takes = ("text", "pair")
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
         """Of a score for each label."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shardyard.v1 import spec_pb2
@@ -83,8 +83,13 @@ def find_length(job: Ingredients, choice: ModelChoice, name: str, default: int, 
     return min(default, most or default)
 
 
-def find_tokenizer(job: Ingredients, choice: ModelChoice, files: list[DataFile]) -> Any:
-    """The tokenizer that the spec means: the model's own, another one, or one trained on the data."""
+def find_tokenizer(
+    job: Ingredients, choice: ModelChoice, files: list[DataFile], *, texts: Iterable[str] | None = None
+) -> Any:
+    """The tokenizer that the spec means: the model's own, another one, or one trained on the data.
+
+    `texts` are those of the data, to be read more than once; None: what stands in its text column.
+    """
     source = job.spec.tokenizer
     kind = source.WhichOneof("source")
     if kind == "train" or (kind is None and choice.is_fresh):
@@ -94,7 +99,7 @@ def find_tokenizer(job: Ingredients, choice: ModelChoice, files: list[DataFile])
         if kind is None:
             message = "a fresh model has no tokenizer; set tokenizer, for example to one trained on the data (train)"
             raise SpecError("spec.tokenizer", "TOKENIZER_MISSING", message)
-        tokenizer = _train(job, choice, files)
+        tokenizer = _train(job, choice, files, texts)
     elif kind is None:
         assert choice.folder is not None
         tokenizer = tokenization.load_tokenizer(choice.folder, field="spec.tokenizer")
@@ -108,7 +113,7 @@ def find_tokenizer(job: Ingredients, choice: ModelChoice, files: list[DataFile])
     return tokenizer
 
 
-def _train(job: Ingredients, choice: ModelChoice, files: list[DataFile]) -> Any:
+def _train(job: Ingredients, choice: ModelChoice, files: list[DataFile], texts: Iterable[str] | None) -> Any:
     if architectures.is_causal(choice.config.model_type):
         special = tokenization.CAUSAL
     elif choice.config.model_type in architectures.POSITIONS_AFTER_PADDING:
@@ -116,7 +121,7 @@ def _train(job: Ingredients, choice: ModelChoice, files: list[DataFile]) -> Any:
     else:
         special = tokenization.BERT
     source = job.spec.train_data
-    texts = packed.Texts(files, source, field="spec.train_data")
+    texts = texts if texts is not None else packed.Texts(files, source, field="spec.train_data")
     key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}"
     return tokenization.cached_tokenizer(
         job.spec.tokenizer.train, texts, special, data_fingerprint=key, cache_dir=job.cache_dir

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ class Engine:
         inputs = {
             name: tensor.pin_memory().to(self._gang.device, non_blocking=True) for name, tensor in batch.inputs.items()
         }
-        return MicroBatch(inputs, batch.num_units, batch.num_tokens, batch.num_positions)
+        return replace(batch, inputs=inputs)
 
     def gather_state_dict(self) -> dict[str, torch.Tensor] | None:
         """All weights and buffers by name, on the CPU of rank 0; None elsewhere. Every rank calls it."""

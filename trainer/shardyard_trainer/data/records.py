@@ -1,0 +1,122 @@
+"""Rows of any task: for each role the cell of its column, found as mapped, by the role's own name, or by an alias.
+
+Texts with labels have rules of their own (`columns`): there a column may also be found as the only candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
+from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_table
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.reading import about, reading
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a column can be: its name in a spec, and what such columns are called elsewhere."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: its place, and the cell of each role that the file has a column for."""
+
+    file: str
+    line: int
+    cells: Mapping[str, Any]
+
+
+def read_records(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    layouts: Sequence[Sequence[Role]],
+    *,
+    field: str,
+) -> Iterator[Record]:
+    """The rows of all files, in order. A file has the columns of the first of `layouts` that it has all roles of.
+
+    Raises DataError, said of `field`, for a file that has none of the layouts, or two columns for one role.
+    """
+    for file in files:
+        about(field, "DATA_INVALID")
+        reading(file.name)
+        try:
+            yield from _file_records(file, source, layouts)
+        except DataError as error:
+            found = [each.at(_place(field, each, layouts)) for each in error.all() if isinstance(each, DataError)]
+            found[0].others = tuple(found[1:])
+            raise found[0] from None
+
+
+def _place(field: str, error: DataError, layouts: Sequence[Sequence[Role]]) -> str:
+    roles = {role.name for layout in layouts for role in layout}
+    return f"{field}.columns" if error.column in roles else field
+
+
+def _file_records(file: DataFile, source: spec_pb2.DataSource, layouts: Sequence[Sequence[Role]]) -> Iterator[Record]:
+    names = [name for layout in layouts for role in layout for name in (role.name, *role.aliases)]
+    table = open_table(file, Layout.of(source, names))
+    chosen = _choose(table, source.columns, layouts)
+    roles = list(chosen)
+    for line, cells in table.rows([table.index(chosen[role]) for role in roles]):
+        yield Record(file.name, line, dict(zip(roles, cells, strict=True)))
+
+
+def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]) -> dict[str, str]:
+    """The column of each role of the layout that the file has."""
+    _check_mapped(table, mapping)
+    for layout in layouts:
+        found = {role.name: _column_of(table, mapping, role) for role in layout}
+        if all(found.values()):
+            for role, name in found.items():
+                if (times := table.columns.count(name)) > 1:
+                    message = f"{times} columns are called {shorten(name)!r}; rename one"
+                    raise DataError(message, file=table.file.name, column=role, value=name)
+            return found
+    wanted = " or ".join(" and ".join(f"`{role.name}`" for role in layout) for layout in layouts)
+    missing = next(role for role in layouts[0] if not _column_of(table, mapping, role))
+    raise DataError(
+        f"no columns {wanted}; there are: {listed(table.columns)}; map them in columns, as {missing.name}: NAME"
+        f"{layout_hint(table)}",
+        file=table.file.name,
+        column=missing.name,
+    )
+
+
+def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:
+    errors = [
+        DataError(
+            f"no column {shorten(name)!r}; there are: {listed(table.columns)}"
+            f"{nearest(name, [*table.columns, *table.untaken])}{layout_hint(table)}",
+            file=table.file.name,
+            column=role,
+            value=name,
+        )
+        for role, name in sorted(mapping.items())
+        if name not in table.columns
+    ]
+    raise_all(errors)
+
+
+def _column_of(table: Table, mapping: Mapping[str, str], role: Role) -> str:
+    """The role's column; empty: there is none. Raises DataError if two fit."""
+    if role.name in mapping:
+        return mapping[role.name]
+    taken = set(mapping.values())
+    if role.name in table.columns and role.name not in taken:
+        return role.name
+    found = [name for name in role.aliases if name in table.columns and name not in taken]
+    if len(found) > 1:
+        raise DataError(
+            f"the columns {listed(found)} may each be the {role.name}; map one in columns, as {role.name}: {found[0]}",
+            file=table.file.name,
+            column=role.name,
+        )
+    return found[0] if found else ""
