@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         Resources,
         Retry,
         TextClassification,
+        TokenClassification,
         TrainedTokenizer,
     )
     from shardyard.types import (
@@ -127,6 +128,7 @@ _HOMES = {
         "Resources",
         "Retry",
         "TextClassification",
+        "TokenClassification",
         "TrainedTokenizer",
     ),
     "shardyard.types": ("Embedding", "Entity", "Event", "JobInfo", "Plan", "Prediction", "Tag", "Words"),
@@ -180,6 +182,7 @@ __all__ = [
     "ShardyardError",
     "Tag",
     "TextClassification",
+    "TokenClassification",
     "TrainedTokenizer",
     "Unauthenticated",
     "Unavailable",

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 Pooling = Literal["mean", "cls", "last", "max"]
 Problem = Literal["single_label", "multi_label", "regression"]
+Scheme = Literal["bio", "iob1", "bioes", "plain"]
 Output = Literal["pooled", "last_hidden_state"]
 Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -161,7 +162,25 @@ class FeatureExtraction:
         return {"feature_extraction": _set(self)}
 
 
-Task = TextClassification | CausalLm | MaskedLm | FeatureExtraction
+@dataclass(frozen=True)
+class TokenClassification:
+    """Fine-tuning: tag words, such as names and places in a text.
+
+    `labels` are the tags by their numbers, if the data has numbers.
+    """
+
+    scheme: Scheme | None = None
+    labels: tuple[str, ...] | list[str] | None = None
+    max_length: int | None = None
+    overlap: int | None = None
+    new_head: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"token_classification": _set(self)}}
+
+
+Task = TextClassification | TokenClassification | CausalLm | MaskedLm | FeatureExtraction
 
 
 @dataclass(frozen=True)

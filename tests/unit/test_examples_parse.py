@@ -21,6 +21,7 @@ DATA = (
     "sst2/test.tsv",
     "stsb/train.csv",
     "stsb/test.csv",
+    "train.jsonl",
 )
 TASKS = {
     "pretrain-gpt2": "pretraining",
@@ -29,6 +30,7 @@ TASKS = {
     "sst2": "fine_tuning",
     "sst-regression": "fine_tuning",
     "multi-label": "fine_tuning",
+    "ner": "fine_tuning",
     "features": "feature_extraction",
 }
 

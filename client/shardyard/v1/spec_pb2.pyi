@@ -381,20 +381,26 @@ class FineTuning(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    TOKEN_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Put texts, or pairs of them, into classes, or score them."""
+
+    @_builtins.property
+    def token_classification(self) -> Global___TokenClassification:
+        """Tag words: names, places, parts of speech."""
 
     def __init__(
         self,
         *,
         text_classification: Global___TextClassification | None = ...,
+        token_classification: Global___TokenClassification | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -492,6 +498,86 @@ class TextClassification(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
 
 Global___TextClassification: _TypeAlias = TextClassification  # noqa: Y015
+
+@_typing.final
+class TokenClassification(_message.Message):
+    """Tag words, and find the entities that the tags mean. Its data has the column roles `tokens` and `tags` (lists, as long as one
+    another), or `text` and `spans` (a list of {start, end, label}, in characters).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Scheme:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SchemeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TokenClassification._Scheme.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SCHEME_UNSPECIFIED: TokenClassification._Scheme.ValueType  # 0
+        """Not given: found from the training data."""
+        SCHEME_BIO: TokenClassification._Scheme.ValueType  # 1
+        """`B-` on an entity's first word, `I-` on its others."""
+        SCHEME_IOB1: TokenClassification._Scheme.ValueType  # 2
+        """`I-` on all words of an entity, `B-` only where it follows another of its kind."""
+        SCHEME_BIOES: TokenClassification._Scheme.ValueType  # 3
+        """`BIO` with `E-` (or `L-`) on the last word and `S-` (or `U-`) on a single one."""
+        SCHEME_PLAIN: TokenClassification._Scheme.ValueType  # 4
+        """Tags that mean no entities, such as parts of speech."""
+
+    class Scheme(_Scheme, metaclass=_SchemeEnumTypeWrapper):
+        """How tags mark the words of an entity."""
+
+    SCHEME_UNSPECIFIED: TokenClassification.Scheme.ValueType  # 0
+    """Not given: found from the training data."""
+    SCHEME_BIO: TokenClassification.Scheme.ValueType  # 1
+    """`B-` on an entity's first word, `I-` on its others."""
+    SCHEME_IOB1: TokenClassification.Scheme.ValueType  # 2
+    """`I-` on all words of an entity, `B-` only where it follows another of its kind."""
+    SCHEME_BIOES: TokenClassification.Scheme.ValueType  # 3
+    """`BIO` with `E-` (or `L-`) on the last word and `S-` (or `U-`) on a single one."""
+    SCHEME_PLAIN: TokenClassification.Scheme.ValueType  # 4
+    """Tags that mean no entities, such as parts of speech."""
+
+    SCHEME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    NEW_HEAD_FIELD_NUMBER: _builtins.int
+    scheme: Global___TokenClassification.Scheme.ValueType
+    """Unset: found. The model's labels are always BIO, or plain."""
+    max_length: _builtins.int
+    """Tokens in a window; longer texts are cut between words into windows that overlap. Unset: 256, or the model's longest if that is less."""
+    overlap: _builtins.int
+    """Tokens that windows share, at most half a window; unset: 32."""
+    new_head: _builtins.bool
+    """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tags by their numbers, if the data has numbers; else the order of the outputs. Empty: those of the training data. Up to 10,000."""
+
+    def __init__(
+        self,
+        *,
+        scheme: Global___TokenClassification.Scheme.ValueType = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        max_length: _builtins.int | None = ...,
+        overlap: _builtins.int | None = ...,
+        new_head: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "max_length", b"max_length", "overlap", b"overlap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "overlap", b"overlap", "scheme", b"scheme"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    _WhichOneofReturnType__overlap: _TypeAlias = _typing.Literal["overlap"]  # noqa: Y015
+    _WhichOneofArgType__overlap: _TypeAlias = _typing.Literal["_overlap", b"_overlap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
+
+Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
 
 @_typing.final
 class FeatureExtraction(_message.Message):

@@ -1,0 +1,394 @@
+"""Fine-tuning for the words of texts: a tag for each, and the entities that tags mean."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional as F
+
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard_trainer.data.errors import SpecError, listed, raise_all
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, entities, parts
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.tagged import (
+    IGNORED,
+    TaggedSamples,
+    TaggedTexts,
+    TaggedWords,
+    TagWish,
+    load_tagged,
+    read_tagged,
+    split_texts,
+)
+from shardyard_trainer.inputs.text import TextInputs, adapt
+from shardyard_trainer.inputs.words import Window, WordCutter, split_words
+from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.tasks.answers import TextPredictor, text_of
+from shardyard_trainer.tasks.base import (
+    Footprint,
+    HuggingFaceModule,
+    ModuleOutput,
+    Output,
+    Parts,
+    TaskWarning,
+    at_once,
+    has_head,
+)
+from shardyard_trainer.tasks.heads import start_afresh
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.tag_metrics import TagMetrics
+from shardyard_trainer.tasks.texts import find_length, find_tokenizer
+
+DEFAULT_WINDOW = 256
+DEFAULT_OVERLAP = 32
+_SCHEMES = spec_pb2.TokenClassification
+_NAMES: Mapping[int, str] = {
+    _SCHEMES.SCHEME_BIO: BIO,
+    _SCHEMES.SCHEME_IOB1: IOB1,
+    _SCHEMES.SCHEME_BIOES: BIOES,
+    _SCHEMES.SCHEME_PLAIN: PLAIN,
+}
+
+Splits = tuple[TaggedSamples, TaggedSamples | None]
+
+
+class TokenClassification:
+    """The task `token_classification`."""
+
+    name = "token_classification"
+    output = Output.MODEL
+    roles = ("tokens", "tags", "text", "spans")
+    auto = "AutoModelForTokenClassification"
+    pipeline = "token-classification"
+    example = '"My name is Clara and I live in Berkeley"'
+    cuts = True
+    inputs = TextInputs
+
+    def prepare(self, job: Ingredients) -> PreparedTags:
+        """Model and data, found and checked. Raises SpecError."""
+        wanted = job.wanted
+        choice = job.attempt(lambda: _choose(job))
+        train_files, eval_files = job.files()
+        raise_all(job.errors)
+        assert choice is not None and train_files is not None
+
+        def look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+            deque(read_tagged(files, source, names=wanted.labels, field=field), maxlen=0)
+
+        with job.looking_on(train_files, eval_files, look_through):
+            length = find_length(job, choice, "max_length", DEFAULT_WINDOW, shortest=8)
+            texts = TaggedWords(train_files, job.spec.train_data, wanted.labels)
+            tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
+            choice = adapt(choice, tokenizer, length)
+        inputs = TextInputs(tokenizer, length)
+        wish = TagWish(_NAMES.get(wanted.scheme, ""), tuple(wanted.labels))
+        with job.looking_on(None, eval_files, look_through):
+            train = _load(job, inputs, train_files, "train_data", wish)
+            # The head's own order is taken if its labels are the data's: its outputs keep their meaning.
+            own = _head_labels(choice)
+            if set(own) == set(train.labels) and own != train.labels and not wanted.labels and not wanted.new_head:
+                train = _load(job, inputs, train_files, "train_data", TagWish(wish.scheme, own))
+        held_out = None
+        if eval_files is not None:
+            like = TagWish(train.scheme, wish.labels or train.labels)
+            held_out = _load(job, inputs, eval_files, "eval_data", like)
+        return _assemble(job, choice, inputs, _split(job, choice, inputs, train, held_out), train)
+
+    def open(self, loaded: Loaded, inputs: TextInputs) -> Tagger:
+        """What tags words. Raises FolderInvalid for a head with another number of outputs than there are labels."""
+        labels = loaded.folder.labels
+        if loaded.num_outputs != len(labels):
+            text = f"the head has {loaded.num_outputs} outputs for {len(labels)} labels"
+            raise FolderInvalid(text, file="config.json")
+        return Tagger(self.name, loaded, inputs)
+
+
+TASK = TokenClassification()
+
+
+def _choose(job: Ingredients) -> ModelChoice:
+    choice = job.choose()
+    if not architectures.reads_text(choice.config) or type(choice.config) not in _known_models():
+        raise SpecError(
+            job.field,
+            "OBJECTIVE_UNSUPPORTED",
+            f"transformers has no head that tags words for {choice.config.model_type}; use one such as bert, roberta, "
+            "distilbert, gpt2 or llama",
+            {"supported": "bert,roberta,distilbert,electra,gpt2,llama"},
+        )
+    return choice
+
+
+def _known_models() -> Mapping[Any, Any]:
+    known: Mapping[Any, Any] = transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    return known
+
+
+def _overlap(job: Ingredients) -> int:
+    return int(job.wanted.overlap) if job.wanted.HasField("overlap") else DEFAULT_OVERLAP
+
+
+def _load(job: Ingredients, inputs: TextInputs, files: list[DataFile], name: str, wish: TagWish) -> TaggedTexts:
+    source: spec_pb2.DataSource = getattr(job.spec, name)
+    return load_tagged(
+        files,
+        source,
+        inputs.tokenizer,
+        length=inputs.length or 0,
+        overlap=_overlap(job),
+        wish=wish,
+        cache_dir=job.cache_dir,
+        field=f"spec.{name}",
+    )
+
+
+def _head_labels(choice: ModelChoice) -> tuple[str, ...]:
+    return choice.described.labels if choice.described is not None and has_head(choice, TASK) else ()
+
+
+def _split(
+    job: Ingredients, choice: ModelChoice, inputs: TextInputs, train: TaggedTexts, held_out: TaggedTexts | None
+) -> Splits:
+    with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+    padding = int(inputs.tokenizer.pad_token_id or 0)
+
+    def samples(data: TaggedTexts, texts: np.ndarray) -> TaggedSamples:
+        return TaggedSamples(data, texts, with_types=with_types, padding=padding)
+
+    if held_out is not None:
+        return samples(train, np.arange(train.num_texts)), samples(held_out, np.arange(held_out.num_texts))
+    train_texts, eval_texts = split_texts(train, job.holdout, job.seed)
+    return samples(train, train_texts), samples(train, eval_texts) if len(eval_texts) else None
+
+
+def _assemble(
+    job: Ingredients, choice: ModelChoice, inputs: TextInputs, splits: Splits, data: TaggedTexts
+) -> PreparedTags:
+    own = _head_labels(choice)
+    keeps = bool(own) and not job.wanted.new_head and tuple(own) == data.labels
+    choice = job.accept_weights(choice, TASK.auto if keeps else "")
+    if not choice.is_fresh and not keeps:
+        what = "the model has no head for this task"
+        if own:
+            has_others = set(own) != set(data.labels)
+            what = (
+                f"the model's head has other labels ({listed(own)})" if has_others else "the model's head is put aside"
+            )
+        job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
+    return PreparedTags(choice, inputs, splits, job.warnings, data=data, overlap=_overlap(job), keeps_head=keeps)
+
+
+class PreparedTags:
+    """The task with its model and data."""
+
+    task = TASK
+    unit = "token"
+
+    def __init__(
+        self,
+        choice: ModelChoice,
+        inputs: TextInputs,
+        splits: Splits,
+        warnings: list[TaskWarning],
+        *,
+        data: TaggedTexts,
+        overlap: int,
+        keeps_head: bool,
+    ) -> None:
+        self.choice = choice
+        self.inputs = inputs
+        self.train, self.eval = splits
+        self.warnings = warnings
+        self.length = inputs.length or 0
+        self.labels = data.labels
+        self.scheme = data.scheme
+        self._overlap = overlap
+        self._keeps_head = keeps_head
+
+    def make_module(self, *, meta: bool) -> TokenClassifierModule:
+        """Transformers' own model with its head."""
+        config = copy.deepcopy(self.choice.config)
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {label: at for at, label in enumerate(self.labels)}
+        choice = dataclasses.replace(self.choice, config=config)
+        starts = not self._keeps_head and not choice.is_fresh and not meta
+        options = {"ignore_mismatched_sizes": True} if starts else {}
+        model, lacking = loading.load(transformers.AutoModelForTokenClassification, choice, meta=meta, **options)
+        if lacking and self._keeps_head:
+            message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
+            raise SpecError(choice.field, "MODEL_INVALID", message)
+        loading.ensure_pad_id(model, self.inputs.tokenizer)
+        if starts:
+            start_afresh(model)
+        return TokenClassifierModule(model)
+
+    def metrics(self) -> TagMetrics:
+        """A fresh gatherer."""
+        return TagMetrics(self.labels, self.scheme, self.eval or self.train)
+
+    def resolve(self, message: Any) -> None:
+        """Window, scheme and labels."""
+        message.max_length, message.overlap = self.length, self._overlap
+        if not message.scheme:
+            message.scheme = next(value for value, name in _NAMES.items() if name == self.scheme)
+        if not message.labels:
+            message.labels.extend(self.labels)
+
+    def footprint(self) -> Footprint:
+        """A score a label and position."""
+        return Footprint(len(self.labels), 0)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `shardyard.json` says."""
+        scheme = PLAIN if self.scheme == PLAIN else BIO
+        about = {"task": TASK.name, "labels": list(self.labels), "scheme": scheme}
+        return {**about, "max_length": self.length, "overlap": self._overlap}
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """No entity found."""
+        if metrics.get("f1") != 0:
+            return None
+        message = "f1 is 0: the model finds no entity as it stands in the data"
+        return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+
+
+class TokenClassifierModule(HuggingFaceModule):
+    """A tag for each word; the loss is summed over the words' first tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.own_head = None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        return_outputs: bool = False,
+    ) -> ModuleOutput:
+        """`labels` [B, T] are classes at the first tokens of words, IGNORED elsewhere."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        logits_BTC = self.model(**inputs).logits
+        loss = F.cross_entropy(
+            logits_BTC.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        # Answers, not scores: an evaluation of many texts would not hold those.
+        return ModuleOutput(loss, {"answers": logits_BTC.argmax(-1)} if return_outputs else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedWords:
+    """A text's words with their places in it, and the windows that answer for them."""
+
+    text: str
+    places: list[tuple[int, int]]
+    windows: list[Window]
+
+    @property
+    def num_positions(self) -> int:
+        """Of its longest window."""
+        return max(len(window.ids) for window in self.windows)
+
+
+class Tagger(TextPredictor):
+    """Tags the words of texts."""
+
+    takes = ("text", "words")
+
+    def __init__(self, task: str, loaded: Loaded, inputs: TextInputs) -> None:
+        super().__init__(task, loaded, inputs)
+        overlap = loaded.folder.trained.get("overlap")
+        self._cutter = WordCutter(
+            inputs.tokenizer,
+            self.length_limit,
+            overlap if isinstance(overlap, int) and overlap >= 0 else DEFAULT_OVERLAP,
+        )
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedWords]:  # type: ignore[override]
+        """Texts as words: as sent, or words and signs of a text. Raises SpecError."""
+        return [self._read(instance) for instance in instances]
+
+    def _read(self, instance: model_service_pb2.Instance) -> EncodedWords:
+        if instance.HasField("words"):
+            words = list(instance.words.words)
+            ends = np.cumsum([len(word) + 1 for word in words]).tolist()
+            places = [(end - len(word) - 1, end - 1) for word, end in zip(words, ends, strict=True)]
+            return EncodedWords(" ".join(words), places, self._cutter.cut(words))
+        text, _ = text_of(instance)
+        places = split_words(text)
+        return EncodedWords(text, places, self._cutter.cut([text[first:end] for first, end in places]))
+
+    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedWords]) -> list[int]:
+        """Of a tag for each word, and an entity each."""
+        longest = max((len(label.encode()) for label in self.loaded.folder.labels), default=0)
+        return [len(each.places) * 2 * (longest + 48) + 4 * len(each.text) + 32 for each in encoded]
+
+    def answer(
+        self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedWords], _places: Sequence[int]
+    ) -> Parts:
+        """The tag of each word, and entities."""
+        return at_once(lambda: [self._tag(each) for each in encoded])
+
+    @torch.inference_mode()
+    def _tag(self, encoded: EncodedWords) -> model_service_pb2.Prediction:
+        labels = self.loaded.folder.labels
+        # A word without a token of its own is nothing: its tag is that of most words.
+        nothing = labels.index("O") if "O" in labels else 0
+        classes, scores = [nothing] * len(encoded.places), [0.0] * len(encoded.places)
+        for window in encoded.windows:
+            if not any(window.firsts):
+                continue
+            logits_TC = self.loaded.model(**self._tensors(window)).logits[0].double().softmax(-1).cpu()
+            for place, (word, is_first) in enumerate(zip(window.words, window.firsts, strict=True)):
+                if is_first:
+                    classes[word] = int(logits_TC[place].argmax())
+                    scores[word] = float(logits_TC[place, classes[word]])
+        return self._prediction(encoded, [labels[each] for each in classes], scores)
+
+    def _tensors(self, window: Window) -> dict[str, torch.Tensor]:
+        device = next(self.loaded.model.parameters()).device
+        tensors = {
+            "input_ids": torch.tensor([window.ids]),
+            "attention_mask": torch.ones(1, len(window.ids), dtype=torch.long),
+        }
+        if getattr(self.loaded.model.config, "type_vocab_size", 0) > 1:
+            tensors["token_type_ids"] = torch.tensor([window.type_ids])
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def _prediction(self, encoded: EncodedWords, tags: list[str], scores: list[float]) -> model_service_pb2.Prediction:
+        prediction = model_service_pb2.Prediction()
+        found = prediction.tagged_words
+        found.SetInParent()
+        for (start, end), tag, score in zip(encoded.places, tags, scores, strict=True):
+            found.tags.add(start=start, end=end, tag=tag, score=score)
+        if any(parts(label)[0] for label in self.loaded.folder.labels):
+            for kind, first, last in entities(tags):
+                start, end = encoded.places[first][0], encoded.places[last - 1][1]
+                score = float(np.mean(scores[first:last]))
+                found.entities.add(label=kind, text=encoded.text[start:end], start=start, end=end, score=score)
+        return prediction
+
+    @torch.no_grad()
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores of all real positions of the batch."""
+        inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "labels"}
+        real_BT = batch.inputs["attention_mask"] > 0
+        device = next(live.parameters()).device
+        wanted = live.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
+        own: torch.Tensor = self.loaded.model(**inputs).logits
+        return wanted[real_BT], own[real_BT]
