@@ -267,12 +267,12 @@ def _continues(words: list[int | None]) -> list[int]:
     return [int(i > 0 and word is not None and word == words[i - 1]) for i, word in enumerate(words)]
 
 
-def check_enough(corpus: Corpus, blocks: Blocks, *, field: str) -> None:
-    """Raises DataError where there is not one sequence."""
-    if blocks.num_blocks == 0:
+def check_enough(corpus: Corpus, num_blocks: int, length: int, *, field: str) -> None:
+    """Raises DataError if there is not one sequence of `length`."""
+    if num_blocks == 0:
         raise DataError(
             f"{corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents are less than one sequence of "
-            f"{blocks.length:,}; give more text or a smaller sequence_length",
+            f"{length:,}; give more text or a smaller sequence_length",
             field=field,
         )
 

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import TypeVar
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.answering.inspect import check_weights
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.errors import SpecError, raise_all
-from shardyard_trainer.data.sources import named_sources, resolve_source, resolve_uri
+from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.models.door import signature
-from shardyard_trainer.models.hub import snapshot_folder
 from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
 from shardyard_trainer.planning.checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
@@ -34,16 +28,14 @@ from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, tokenizer_fingerprint
-from shardyard_trainer.reading import about, reading
+from shardyard_trainer.planning.seen import Seen, identities, look, may_move
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import Output, Prepared, Task, build_module
-from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.base import Output, Prepared, Task
 
 CPU_POSITIONS_AT_ONCE = 8192
 """Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
 
 GPU_POSITIONS_AT_ONCE = 65536
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _T = TypeVar("_T")
 
@@ -55,10 +47,10 @@ def plan(request: bytes) -> bytes:
     call = worker_pb2.PlanRequest.FromString(request)
     try:
         check_storage(call.locations)
-        if _may_move(call.spec):
+        if may_move(call.spec):
             result = _plan(call)
         else:
-            result = _remembered(call.SerializeToString(deterministic=True), tuple(_identities(call)))
+            result = _remembered(call.SerializeToString(deterministic=True), tuple(identities(call)))
     except RunFailed as failed:
         result = _refused([SpecError("spec", failed.cause, f"{failed.message}; {failed.next_step}")])
     except OSError as error:  # Another time it may go well.
@@ -91,7 +83,7 @@ def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
     if not trains:
         found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
         return worker_pb2.PlanResult(plan=found) if not errors else _refused(errors)
-    seen = _try(errors, lambda: _look(spec, call))
+    seen = _try(errors, lambda: look(spec, call))
     if seen is not None:
         errors.extend(seen.weight_errors)
     if seen is None or errors:
@@ -109,62 +101,7 @@ def _task_of(spec: spec_pb2.JobSpec) -> Task | None:
         return None
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What files say, whatever the settings of the run are."""
-
-    task: Prepared
-    weight_errors: tuple[SpecError, ...]
-    of_any_seed: _Seen | None = None
-    """What was seen of the same spec with another seed: the model is the same."""
-
-    @cached_property
-    def shape(self) -> memory.Shape:
-        """The model's. Raises SpecError where none can be made."""
-        return self.of_any_seed.shape if self.of_any_seed is not None else shape_of(self.task)
-
-
-def _look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> _Seen:
-    """Reads the files, once for all specs that differ in settings of the run alone. Raises SpecError.
-
-    What is read is said by a spec without those settings, so that nothing that is kept can depend on them.
-    """
-    reduced = spec_pb2.JobSpec()
-    reduced.CopyFrom(spec)
-    for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time"):
-        reduced.ClearField(name)
-    reduced.evaluation.ClearField("every")
-    where = call.locations.SerializeToString(deterministic=True)
-    seed = spec.optimization.seed if _is_split_by_lot(spec) else 0
-    if _may_move(spec):
-        reduced.optimization.seed = seed
-        return _look_once.__wrapped__(reduced.SerializeToString(deterministic=True), where, ())
-    files = reduced.SerializeToString(deterministic=True), where, tuple(_identities(call))
-    return _split_once(*files, seed) if seed else _look_once(*files)
-
-
-def _is_split_by_lot(spec: spec_pb2.JobSpec) -> bool:
-    """Whether the seed decides which samples are held out; nothing else that a plan says depends on it."""
-    has_holdout = not spec.evaluation.HasField("holdout") or spec.evaluation.holdout > 0
-    return spec.HasField("fine_tuning") and not spec.HasField("eval_data") and has_holdout
-
-
-@lru_cache(maxsize=8)
-def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> _Seen:
-    read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
-    task = prepare(read, where)
-    return _Seen(task, tuple(_weight_errors(read, task)))
-
-
-@lru_cache(maxsize=8)
-def _split_once(spec: bytes, locations: bytes, identity: tuple[object, ...], seed: int) -> _Seen:
-    seen = _look_once(spec, locations, identity)
-    read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
-    read.optimization.seed = seed
-    return _Seen(prepare(read, where), seen.weight_errors, of_any_seed=seen)
-
-
-def _plan_training(spec: spec_pb2.JobSpec, seen: _Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
+def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
     task = seen.task
     resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
     raise_all(check_rates(spec.optimization))
@@ -268,26 +205,6 @@ def _batches_bytes(task: Prepared, batch: Batch, *, node_bytes: int) -> int:
     return need
 
 
-def shape_of(task: Prepared) -> memory.Shape:
-    """Counts the model without making it."""
-    about("spec.model", "MODEL_INVALID")
-    reading("the model that its configuration asks for")
-    module = build_module(task, spec_pb2.JobSpec(), meta=True)
-    config = task.choice.config
-    num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    num_layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
-    footprint = task.footprint()
-    embeddings = int(getattr(config, "vocab_size", 0)) * width
-    return memory.Shape(
-        num_parameters=num_parameters,
-        num_layers=num_layers,
-        width=width,
-        num_logits=footprint.num_logits,
-        chunk=footprint.chunk,
-        live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
-    )
-
-
 def _batch_and_steps(spec: spec_pb2.JobSpec, task: Prepared, *, most_at_once: int) -> tuple[Batch, int]:
     optimization = spec.optimization
     given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
@@ -321,17 +238,6 @@ def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
         plan_batch(size, spec.resources.workers, micro_batch_size=given, most_at_once=1)
     except BatchRefused as error:
         yield SpecError(f"spec.{error.field}", error.reason, str(error))
-
-
-def _weight_errors(spec: spec_pb2.JobSpec, task: Prepared) -> list[SpecError]:
-    """What is wrong with weights that nobody has looked into yet; a registered model was, when it came."""
-    kind = spec.model.WhichOneof("source")
-    if task.choice.folder is None or kind == "model":
-        return []
-    return [
-        SpecError(f"spec.model.{kind}", problem.reason, str(problem), problem.metadata)
-        for problem in check_weights(task.choice.folder)
-    ]
 
 
 def _longest_sample(task: Prepared) -> int:
@@ -380,38 +286,3 @@ def _refused(errors: list[SpecError]) -> worker_pb2.PlanResult:
             for error in errors
         ]
     )
-
-
-def _may_move(spec: spec_pb2.JobSpec) -> bool:
-    """Whether it names something outside of this machine's files, which no signature can hold fast."""
-    named: list[Any] = [source for _, source in named_sources(spec)]
-    hubs = [source.hub for source in named if source.WhichOneof("source") == "hub"]
-    return not all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
-
-
-def _identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
-    """Changes whenever a file does that the spec reads."""
-    for _, source in named_sources(call.spec):
-        kind = source.WhichOneof("source")
-        if kind == "hub":
-            yield signature(snapshot_folder(getattr(source, kind), Path(call.locations.cache_dir)))
-        elif kind in {"uri", "model", "dataset"}:
-            yield _identity(getattr(source, kind), kind, call.locations)
-
-
-def _identity(named: str, kind: str, locations: worker_pb2.Locations) -> object:
-    """Of a path on the server, or of a registered model or data set."""
-    try:
-        if kind == "uri":
-            # Refused before it is walked: a stranger may name `/`.
-            path = resolve_uri(named, locations, field=kind)
-        elif not (folder := locations.folders.get(named)):
-            return "not there"
-        else:
-            path = Path(folder)
-        if path.is_dir():
-            return signature(path)
-        stat = path.stat()
-    except (OSError, SpecError):
-        return "not there"
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

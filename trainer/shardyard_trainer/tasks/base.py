@@ -205,6 +205,9 @@ class TrainingTask(Task, Protocol):
     cuts: bool
     """Whether inputs that are longer than in training are cut."""
 
+    holds_out_by_lot: bool
+    """Whether the seed decides which samples are held out of the training data."""
+
     @property
     def inputs(self) -> type[Inputs]:
         """The modality."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,13 @@ from shardyard_trainer.tasks.base import (
     ModuleOutput,
     Output,
     Parts,
-    TaskWarning,
 )
 from shardyard_trainer.tasks.generate import continue_texts
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear
 from shardyard_trainer.tasks.metrics import LossSum
 from shardyard_trainer.tasks.sampling import Sampling, sampling_of
-from shardyard_trainer.tasks.texts import check_enough, prepare_corpora
+from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
 
 _LONGEST_EXPONENT = 700.0
 
@@ -50,14 +49,14 @@ class CausalLm:
     pipeline = "text-generation"
     example = '"Hello, my dog is cute"'
     cuts = False
+    holds_out_by_lot = False
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedCausalLm:
         """Model and data, found and checked. Raises SpecError."""
-        choice, inputs, (train, held_out) = prepare_corpora(job, make_frame=causal_frame)
 
-        def samples(corpus: Corpus, *, is_train: bool) -> CausalSamples:
-            found = CausalSamples(
+        def samples(corpus: Corpus, choice: ModelChoice, inputs: TextInputs, is_train: bool) -> CausalSamples:
+            return CausalSamples(
                 corpus,
                 inputs.length or 0,
                 seed=job.seed,
@@ -65,16 +64,9 @@ class CausalLm:
                 choice=choice,
                 tokenizer=inputs.tokenizer,
             )
-            check_enough(job, found.blocks, corpus, is_train=is_train)
-            return found
 
-        train_samples = samples(train, is_train=True)
-        eval_samples = samples(held_out, is_train=False) if held_out else None
-        choice = job.accept_weights(choice, self.auto)
-        if choice.config.model_type not in architectures.PACKED_BY_POSITIONS:
-            message = f"{choice.config.model_type} is not known to keep packed documents apart: they see one another"
-            job.warn("DOCUMENTS_NOT_SEPARATED", message, "spec.model")
-        return PreparedCausalLm(choice, inputs, train_samples, eval_samples, job.warnings)
+        how = Packing(causal_frame, samples, architectures.PACKED_BY_POSITIONS)
+        return PreparedCausalLm(*prepare_packed(job, self.auto, how), job.warnings)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> CausalPredictor:
         """What goes on with texts."""
@@ -151,26 +143,10 @@ class CausalMetrics(LossSum):
         return found
 
 
-class PreparedCausalLm:
+class PreparedCausalLm(PreparedPacked[CausalSamples]):
     """The task with its model and data."""
 
     task = TASK
-    unit = "token"
-
-    def __init__(
-        self,
-        choice: ModelChoice,
-        inputs: TextInputs,
-        train: CausalSamples,
-        evaluation: CausalSamples | None,
-        warnings: list[TaskWarning],
-    ) -> None:
-        self.choice = choice
-        self.inputs = inputs
-        self.train = train
-        self.eval = evaluation
-        self.warnings = warnings
-        self.length = inputs.length or 0
 
     def make_module(self, *, meta: bool) -> CausalLmModule:
         """The model with its own output layer."""
@@ -184,21 +160,9 @@ class PreparedCausalLm:
         split = self.eval or self.train
         return CausalMetrics(split.num_scored / split.corpus.num_bytes if split.corpus.num_bytes else 0.0)
 
-    def resolve(self, message: Any) -> None:
-        """The length."""
-        message.sequence_length = self.length
-
     def footprint(self) -> Footprint:
         """The vocabulary's logits, some positions at a time."""
         return Footprint(int(self.choice.config.vocab_size), LOSS_CHUNK)
-
-    def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
-        return {"task": TASK.name, "max_length": self.length}
-
-    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """The loop's own watch is enough."""
-        return None
 
 
 class CausalLmModule(HuggingFaceModule):

@@ -5,8 +5,10 @@ Shape suffixes: B texts, T positions, D width, C outputs.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.base import batches
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
-from shardyard_trainer.models import architectures
+from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.vectors import pool
 
@@ -146,3 +150,40 @@ def draw(layer: nn.Linear, config: Any) -> None:
     nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", None) or 0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def load_with_labels(
+    auto: Any,
+    choice: ModelChoice,
+    tokenizer: Any,
+    labels: Sequence[str],
+    *,
+    keeps_head: bool,
+    meta: bool,
+    **settings: Any,
+) -> Any:
+    """Transformers' model with a head whose outputs have names; one that is not kept is drawn anew.
+
+    `settings` go into its configuration. Raises SpecError for a head that is to be kept and lacks weights.
+    """
+    starts = not keeps_head and not choice.is_fresh and not meta
+    # Another number of labels is another shape, and the head in the folder is put aside below.
+    options = {"ignore_mismatched_sizes": True} if starts else {}
+    model, lacking = loading.load(auto, with_labels(choice, labels, **settings), meta=meta, **options)
+    if lacking and keeps_head:
+        message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
+        raise SpecError(choice.field, "MODEL_INVALID", message)
+    loading.ensure_pad_id(model, tokenizer)
+    if starts:
+        start_afresh(model)
+    return model
+
+
+def with_labels(choice: ModelChoice, labels: Sequence[str], **settings: Any) -> ModelChoice:
+    """The choice with names for the outputs of its head, and further settings, in its configuration."""
+    config = copy.deepcopy(choice.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: at for at, label in enumerate(labels)}
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return replace(choice, config=config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,12 @@ from shardyard_trainer.tasks.base import (
     ModuleOutput,
     Output,
     Parts,
-    TaskWarning,
     at_once,
     violation,
 )
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.metrics import LossSum
-from shardyard_trainer.tasks.texts import check_enough, prepare_corpora
+from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
 
 DEFAULT_MASK_PROBABILITY = 0.15
 _MASKED, _RANDOM = 0.8, 0.1
@@ -50,18 +49,16 @@ class MaskedLm:
     pipeline = "fill-mask"
     example = '"Hello, my dog is " + tokenizer.mask_token'
     cuts = True
+    holds_out_by_lot = False
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedMaskedLm:
         """Model and data, found and checked. Raises SpecError."""
         wanted = job.wanted
         probability = wanted.mask_probability if wanted.HasField("mask_probability") else DEFAULT_MASK_PROBABILITY
-        choice, inputs, (train, held_out) = prepare_corpora(
-            job, make_frame=masked_frame, check_tokenizer=_check_mask, whole_words=wanted.whole_word
-        )
 
-        def samples(corpus: Corpus, *, is_train: bool) -> MaskedSamples:
-            found = MaskedSamples(
+        def samples(corpus: Corpus, choice: ModelChoice, inputs: TextInputs, is_train: bool) -> MaskedSamples:
+            return MaskedSamples(
                 corpus,
                 inputs.length or 0,
                 seed=job.seed,
@@ -70,16 +67,9 @@ class MaskedLm:
                 tokenizer=inputs.tokenizer,
                 probability=probability,
             )
-            check_enough(job, found.blocks, corpus, is_train=is_train)
-            return found
 
-        train_samples = samples(train, is_train=True)
-        eval_samples = samples(held_out, is_train=False) if held_out else None
-        choice = job.accept_weights(choice, self.auto)
-        if choice.config.model_type not in architectures.PACKED_BY_MASK:
-            message = f"{choice.config.model_type} is not known to keep packed documents apart: they see one another"
-            job.warn("DOCUMENTS_NOT_SEPARATED", message, "spec.model")
-        return PreparedMaskedLm(choice, inputs, train_samples, eval_samples, job.warnings)
+        how = Packing(masked_frame, samples, architectures.PACKED_BY_MASK, _check_mask, wanted.whole_word)
+        return PreparedMaskedLm(*prepare_packed(job, self.auto, how), job.warnings)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> MaskedPredictor:
         """What fills masks."""
@@ -232,26 +222,10 @@ class MaskedMetrics(LossSum):
         return {"loss": self.mean(parts), "masked_accuracy": sum(part[2] for part in parts) / masked}
 
 
-class PreparedMaskedLm:
+class PreparedMaskedLm(PreparedPacked[MaskedSamples]):
     """The task with its model and data."""
 
     task = TASK
-    unit = "token"
-
-    def __init__(
-        self,
-        choice: ModelChoice,
-        inputs: TextInputs,
-        train: MaskedSamples,
-        evaluation: MaskedSamples | None,
-        warnings: list[TaskWarning],
-    ) -> None:
-        self.choice = choice
-        self.inputs = inputs
-        self.train = train
-        self.eval = evaluation
-        self.warnings = warnings
-        self.length = inputs.length or 0
 
     def make_module(self, *, meta: bool) -> MaskedLmModule:
         """The model with its masked-LM head."""
@@ -264,21 +238,13 @@ class PreparedMaskedLm:
 
     def resolve(self, message: Any) -> None:
         """The length, and the share of masked tokens."""
-        message.sequence_length = self.length
+        super().resolve(message)
         if not message.HasField("mask_probability"):
             message.mask_probability = DEFAULT_MASK_PROBABILITY
 
     def footprint(self) -> Footprint:
         """The vocabulary's logits."""
         return Footprint(int(self.choice.config.vocab_size), 0)
-
-    def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
-        return {"task": TASK.name, "max_length": self.length}
-
-    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """The loop's own watch is enough."""
-        return None
 
 
 class MaskedLmModule(HuggingFaceModule):

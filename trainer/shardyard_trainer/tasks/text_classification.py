@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -43,13 +41,14 @@ from shardyard_trainer.tasks.heads import (
     draw,
     head_dropout,
     head_outputs,
-    start_afresh,
+    load_with_labels,
+    with_labels,
     without_pooler,
 )
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order, keeps_head
 from shardyard_trainer.tasks.metrics import ClassificationMetrics
-from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH, PreparedText, Splits, find_length, find_tokenizer
 from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
 
 _TRANSFORMERS_PROBLEMS = {
@@ -58,8 +57,6 @@ _TRANSFORMERS_PROBLEMS = {
     REGRESSION: "regression",
 }
 _MANY_LABELS = 20
-
-Splits = tuple[ClassificationSamples, ClassificationSamples | None]
 
 
 class TextClassification:
@@ -72,6 +69,7 @@ class TextClassification:
     pipeline = "text-classification"
     example = '"Hello, my dog is cute"'
     cuts = True
+    holds_out_by_lot = True
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedClassification:
@@ -195,7 +193,7 @@ def _examples(
 
 def _samples(
     job: Ingredients, choice: ModelChoice, inputs: TextInputs, train: Examples, held_out: Examples | None
-) -> Splits:
+) -> Splits[ClassificationSamples]:
     with_types = getattr(choice.config, "type_vocab_size", 0) > 1
     padding = int(inputs.tokenizer.pad_token_id or 0)
 
@@ -215,7 +213,7 @@ def _assemble(
     job: Ingredients,
     choice: ModelChoice,
     inputs: TextInputs,
-    splits: Splits,
+    splits: Splits[ClassificationSamples],
     schema: LabelSchema,
 ) -> PreparedClassification:
     wanted = job.wanted
@@ -245,7 +243,7 @@ def _assemble(
     )
 
 
-class PreparedClassification:
+class PreparedClassification(PreparedText[ClassificationSamples]):
     """The task with its model and data. `is_native`: transformers' own head reads what `pooling` says."""
 
     task = TASK
@@ -255,7 +253,7 @@ class PreparedClassification:
         self,
         choice: ModelChoice,
         inputs: TextInputs,
-        splits: Splits,
+        splits: Splits[ClassificationSamples],
         warnings: list[TaskWarning],
         *,
         schema: LabelSchema,
@@ -264,11 +262,7 @@ class PreparedClassification:
         keeps_head: bool,
         label_smoothing: float,
     ) -> None:
-        self.choice = choice
-        self.inputs = inputs
-        self.train, self.eval = splits
-        self.warnings = warnings
-        self.length = inputs.length or 0
+        super().__init__(choice, inputs, splits, warnings)
         self.schema = schema
         self.pooling = pooling
         self._is_native = is_native
@@ -277,20 +271,20 @@ class PreparedClassification:
 
     def make_module(self, *, meta: bool) -> TextClassifier:
         """Transformers' own model with a head if it has one that reads what `pooling` says, else a linear layer."""
-        choice = self._with_labels()
-        options = {} if self._is_native else without_pooler(choice.config)
-        auto = transformers.AutoModelForSequenceClassification if self._is_native else transformers.AutoModel
-        if self._is_native and not self._keeps_head and not choice.is_fresh and not meta:
-            # Another number of labels is another shape, and the head in the folder is put aside below.
-            options["ignore_mismatched_sizes"] = True
-        model, lacking = loading.load(auto, choice, meta=meta, **options)
-        if lacking and self._keeps_head:
-            message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
-            raise SpecError(choice.field, "MODEL_INVALID", message)
-        loading.ensure_pad_id(model, self.inputs.tokenizer)
-        head = None if self._is_native else self._own_head(model.config, meta=meta)
-        if self._is_native and not choice.is_fresh and not self._keeps_head and not meta:
-            start_afresh(model)
+        names = self.schema.labels or ("score",)
+        kind = _TRANSFORMERS_PROBLEMS[self.schema.problem]
+        if self._is_native:
+            auto, tokenizer = transformers.AutoModelForSequenceClassification, self.inputs.tokenizer
+            keeps = self._keeps_head
+            model = load_with_labels(
+                auto, self.choice, tokenizer, names, keeps_head=keeps, meta=meta, problem_type=kind
+            )
+            head = None
+        else:
+            choice = with_labels(self.choice, names, problem_type=kind)
+            model, _ = loading.load(transformers.AutoModel, choice, meta=meta, **without_pooler(choice.config))
+            loading.ensure_pad_id(model, self.inputs.tokenizer)
+            head = self._own_head(model.config, meta=meta)
         return TextClassifier(
             model,
             head,
@@ -336,14 +330,6 @@ class PreparedClassification:
             return None
         message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
         return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
-
-    def _with_labels(self) -> ModelChoice:
-        config = copy.deepcopy(self.choice.config)
-        names = self.schema.labels or ("score",)
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: i for i, name in enumerate(names)}
-        config.problem_type = _TRANSFORMERS_PROBLEMS[self.schema.problem]
-        return dataclasses.replace(self.choice, config=config)
 
     def _own_head(self, config: Any, *, meta: bool) -> nn.Linear:
         head = nn.Linear(architectures.width(config), self.schema.num_outputs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.columns import layout_key, read_rows
@@ -12,10 +13,12 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import files_fingerprint
 from shardyard_trainer.inputs import packed, tokenization
+from shardyard_trainer.inputs.base import Samples
 from shardyard_trainer.inputs.text import TextInputs, adapt, check_length
 from shardyard_trainer.models import architectures, sources
 from shardyard_trainer.models.sentence import lower_case
 from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.tasks.base import TaskWarning, TrainingTask
 from shardyard_trainer.tasks.ingredients import Ingredients, why_not_pretrained
 
 DEFAULT_SEQUENCE_LENGTH = 512
@@ -25,14 +28,78 @@ SHORTEST_SEQUENCE = 8
 Corpora = tuple[packed.Corpus, packed.Corpus | None]
 
 
-def prepare_corpora(
-    job: Ingredients,
-    *,
-    make_frame: Callable[[Any], packed.Frame],
-    check_tokenizer: Callable[[Any], None] = lambda tokenizer: None,
-    whole_words: bool = False,
-) -> tuple[ModelChoice, TextInputs, Corpora]:
+S = TypeVar("S", bound=Samples)
+Splits = tuple[S, S | None]
+"""What is trained on, and what is evaluated on; None: nothing."""
+
+
+class PreparedText(Generic[S]):
+    """A task on texts with its model and data."""
+
+    def __init__(
+        self, choice: ModelChoice, inputs: TextInputs, splits: Splits[S], warnings: Sequence[TaskWarning]
+    ) -> None:
+        self.choice = choice
+        self.inputs = inputs
+        self.train, self.eval = splits
+        self.warnings = warnings
+        self.length = inputs.length or 0
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """Nothing: the loop watches the loss of every task."""
+        return None
+
+
+class PreparedPacked(PreparedText[S]):
+    """An objective on packed texts with its model and data."""
+
+    unit = "token"
+    task: TrainingTask
+
+    def resolve(self, message: Any) -> None:
+        """The length of a sequence."""
+        message.sequence_length = self.length
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `shardyard.json` says."""
+        return {"task": self.task.name, "max_length": self.length}
+
+
+@dataclass(frozen=True)
+class Packing(Generic[S]):
+    """How an objective packs texts.
+
+    `make_samples` makes those of a corpus from (corpus, choice, inputs, is_train); `apart` are the model types that
+    keep documents of one sequence apart.
+    """
+
+    make_frame: Callable[[Any], packed.Frame]
+    make_samples: Callable[[packed.Corpus, ModelChoice, TextInputs, bool], S]
+    apart: Container[str]
+    check_tokenizer: Callable[[Any], None] = lambda tokenizer: None
+    whole_words: bool = False
+
+
+def prepare_packed(job: Ingredients, auto: str, how: Packing[S]) -> tuple[ModelChoice, TextInputs, Splits[S]]:
     """Model, tokenizer and data for an objective on packed texts. Raises SpecError, all at once."""
+    choice, inputs, (train, held_out) = _corpora(job, how)
+
+    def samples(corpus: packed.Corpus, *, is_train: bool) -> S:
+        found = how.make_samples(corpus, choice, inputs, is_train)
+        own = not is_train and job.spec.HasField("eval_data")
+        field = "spec.eval_data" if own else "spec.train_data"
+        packed.check_enough(corpus, found.num_samples, inputs.length or 0, field=field)
+        return found
+
+    splits = samples(train, is_train=True), samples(held_out, is_train=False) if held_out else None
+    choice = job.accept_weights(choice, auto)
+    if choice.config.model_type not in how.apart:
+        message = f"{choice.config.model_type} is not known to keep packed documents apart: they see one another"
+        job.warn("DOCUMENTS_NOT_SEPARATED", message, "spec.model")
+    return choice, inputs, splits
+
+
+def _corpora(job: Ingredients, how: Packing[S]) -> tuple[ModelChoice, TextInputs, Corpora]:
     choice = job.attempt(lambda: _choose(job))
     train_files, eval_files = job.files()
     raise_all(job.errors)
@@ -40,14 +107,14 @@ def prepare_corpora(
     with job.looking_on(train_files, eval_files, read_texts):
         length = find_length(job, choice, "sequence_length", DEFAULT_SEQUENCE_LENGTH, shortest=SHORTEST_SEQUENCE)
         tokenizer = find_tokenizer(job, choice, train_files)
-        check_tokenizer(tokenizer)
+        how.check_tokenizer(tokenizer)
         choice = adapt(choice, tokenizer, length)
-    frame = make_frame(tokenizer)
+    frame = how.make_frame(tokenizer)
     with job.looking_on(train_files, eval_files, read_texts):
 
         def load(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> Any:
             return packed.load_corpus(
-                files, source, tokenizer, frame, whole_words=whole_words, cache_dir=job.cache_dir, field=field
+                files, source, tokenizer, frame, whole_words=how.whole_words, cache_dir=job.cache_dir, field=field
             )
 
         train = load(train_files, job.spec.train_data, "spec.train_data")
@@ -57,12 +124,6 @@ def prepare_corpora(
             held_out = load(eval_files, job.spec.eval_data, "spec.eval_data")
             found = packed.whole(train), packed.whole(held_out)
     return choice, TextInputs(tokenizer, length), found
-
-
-def check_enough(job: Ingredients, blocks: packed.Blocks, corpus: packed.Corpus, *, is_train: bool) -> None:
-    """Raises DataError for a split that does not fill one sequence."""
-    own = not is_train and job.spec.HasField("eval_data")
-    packed.check_enough(corpus, blocks, field="spec.eval_data" if own else "spec.train_data")
 
 
 def read_texts(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from shardyard_trainer.inputs.tagged import (
 )
 from shardyard_trainer.inputs.text import TextInputs, adapt
 from shardyard_trainer.inputs.words import Window, WordCutter, split_words
-from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
@@ -45,10 +44,10 @@ from shardyard_trainer.tasks.base import (
     at_once,
     has_head,
 )
-from shardyard_trainer.tasks.heads import start_afresh
+from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
-from shardyard_trainer.tasks.texts import find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
 
 DEFAULT_WINDOW = 256
 DEFAULT_OVERLAP = 32
@@ -59,8 +58,6 @@ _NAMES: Mapping[int, str] = {
     _SCHEMES.SCHEME_BIOES: BIOES,
     _SCHEMES.SCHEME_PLAIN: PLAIN,
 }
-
-Splits = tuple[TaggedSamples, TaggedSamples | None]
 
 
 class TokenClassification:
@@ -73,6 +70,7 @@ class TokenClassification:
     pipeline = "token-classification"
     example = '"My name is Clara and I live in Berkeley"'
     cuts = True
+    holds_out_by_lot = True
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedTags:
@@ -159,7 +157,7 @@ def _head_labels(choice: ModelChoice) -> tuple[str, ...]:
 
 def _split(
     job: Ingredients, choice: ModelChoice, inputs: TextInputs, train: TaggedTexts, held_out: TaggedTexts | None
-) -> Splits:
+) -> Splits[TaggedSamples]:
     with_types = getattr(choice.config, "type_vocab_size", 0) > 1
     padding = int(inputs.tokenizer.pad_token_id or 0)
 
@@ -173,7 +171,7 @@ def _split(
 
 
 def _assemble(
-    job: Ingredients, choice: ModelChoice, inputs: TextInputs, splits: Splits, data: TaggedTexts
+    job: Ingredients, choice: ModelChoice, inputs: TextInputs, splits: Splits[TaggedSamples], data: TaggedTexts
 ) -> PreparedTags:
     own = _head_labels(choice)
     keeps = bool(own) and not job.wanted.new_head and tuple(own) == data.labels
@@ -189,7 +187,7 @@ def _assemble(
     return PreparedTags(choice, inputs, splits, job.warnings, data=data, overlap=_overlap(job), keeps_head=keeps)
 
 
-class PreparedTags:
+class PreparedTags(PreparedText[TaggedSamples]):
     """The task with its model and data."""
 
     task = TASK
@@ -199,18 +197,14 @@ class PreparedTags:
         self,
         choice: ModelChoice,
         inputs: TextInputs,
-        splits: Splits,
+        splits: Splits[TaggedSamples],
         warnings: list[TaskWarning],
         *,
         data: TaggedTexts,
         overlap: int,
         keeps_head: bool,
     ) -> None:
-        self.choice = choice
-        self.inputs = inputs
-        self.train, self.eval = splits
-        self.warnings = warnings
-        self.length = inputs.length or 0
+        super().__init__(choice, inputs, splits, warnings)
         self.labels = data.labels
         self.scheme = data.scheme
         self._overlap = overlap
@@ -218,20 +212,11 @@ class PreparedTags:
 
     def make_module(self, *, meta: bool) -> TokenClassifierModule:
         """Transformers' own model with its head."""
-        config = copy.deepcopy(self.choice.config)
-        config.id2label = dict(enumerate(self.labels))
-        config.label2id = {label: at for at, label in enumerate(self.labels)}
-        choice = dataclasses.replace(self.choice, config=config)
-        starts = not self._keeps_head and not choice.is_fresh and not meta
-        options = {"ignore_mismatched_sizes": True} if starts else {}
-        model, lacking = loading.load(transformers.AutoModelForTokenClassification, choice, meta=meta, **options)
-        if lacking and self._keeps_head:
-            message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
-            raise SpecError(choice.field, "MODEL_INVALID", message)
-        loading.ensure_pad_id(model, self.inputs.tokenizer)
-        if starts:
-            start_afresh(model)
-        return TokenClassifierModule(model)
+        auto = transformers.AutoModelForTokenClassification
+        tokenizer = self.inputs.tokenizer
+        return TokenClassifierModule(
+            load_with_labels(auto, self.choice, tokenizer, self.labels, keeps_head=self._keeps_head, meta=meta)
+        )
 
     def metrics(self) -> TagMetrics:
         """A fresh gatherer."""
