@@ -11,7 +11,7 @@ import pytest
 from helpers.loopback_hub import COMMIT
 from shardyard.v1 import spec_pb2
 from shardyard_coordinator.domain.errors import Refused
-from shardyard_coordinator.serve.identity import Named, hub_folders, identify, is_pinned
+from shardyard_coordinator.serve.identity import Named, are_pinned, hub_folders, identify
 from shardyard_trainer.models.hub import snapshot_folder
 
 
@@ -52,11 +52,10 @@ def test_an_identity_changes_with_its_files(tmp_path: Path, kind: str, how: str)
 
 
 def test_only_a_pinned_model_of_the_hub_has_a_place_in_the_cache() -> None:
-    spec = spec_pb2.JobSpec()
-    spec.model.hub.id, spec.tokenizer.hub.id = "me/bert", "gpt2"
-    assert hub_folders(spec, "/cache") == () and not is_pinned(spec)
-    spec.model.hub.revision = COMMIT
-    assert hub_folders(spec, "/cache") == (str(snapshot_folder(spec.model.hub, Path("/cache"))),)
-    assert not is_pinned(spec)
-    spec.tokenizer.hub.revision = COMMIT
-    assert is_pinned(spec)
+    model, tokenizer = spec_pb2.HubModel(id="me/bert"), spec_pb2.HubModel(id="gpt2")
+    assert hub_folders([model, tokenizer], "/cache") == () and not are_pinned([model, tokenizer])
+    model.revision = COMMIT
+    assert hub_folders([model, tokenizer], "/cache") == (str(snapshot_folder(model, Path("/cache"))),)
+    assert not are_pinned([model, tokenizer])
+    tokenizer.revision = COMMIT
+    assert are_pinned([model, tokenizer])

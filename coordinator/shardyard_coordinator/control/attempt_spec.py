@@ -10,6 +10,7 @@ from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.locations import locations
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.control.spec_walk import walk
 from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, JobRecord, ResourceKind
 from shardyard_coordinator.launch.node_shape import launch_shape
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch
@@ -25,7 +26,7 @@ def build_launch(
     """
     spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
     where = locations(
-        conn, spec, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir), claim=settings.claim
+        conn, walk(spec).uses, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir), claim=settings.claim
     )
     # Those found damaged come last: a storage may be whole again, and without any the run would begin anew unasked.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)

@@ -1,43 +1,109 @@
-"""What a spec names, found by walking it: a new task or source is seen without a word here."""
+"""What a spec names, found in one walk over it: a new task or source is seen without a word here."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from shardyard.v1 import spec_pb2
 
+_SOURCES = (spec_pb2.ModelSource, spec_pb2.TokenizerSource, spec_pb2.DataSource)
+
+
+@dataclass(frozen=True)
+class WalkedSpec:
+    """A spec and what it names, in the order of its fields: made once, and handed on instead of the spec.
+
+    `uris` and `names` (of models and data sets) come with their field paths; `sources` are all models, tokenizers and
+    data; `hubs` are models of the Hub. The spec must not change afterwards.
+    """
+
+    spec: spec_pb2.JobSpec
+    uris: list[tuple[str, str]] = field(default_factory=list)
+    names: list[tuple[str, str]] = field(default_factory=list)
+    sources: list[Message] = field(default_factory=list)
+    hubs: list[spec_pb2.HubModel] = field(default_factory=list)
+
+    @functools.cached_property
+    def uses(self) -> tuple[str, ...]:
+        """The names, sorted, once each."""
+        return tuple(sorted({name for _, name in self.names}))
+
+
+def walk(spec: spec_pb2.JobSpec) -> WalkedSpec:
+    """What the spec names; field paths begin with `job.spec`, as calls have it."""
+    found = WalkedSpec(spec)
+    _collect(spec, "job.spec", found)
+    return found
+
+
+def _collect(message: Message, path: str, found: WalkedSpec) -> None:
+    if isinstance(message, spec_pb2.HubModel):
+        found.hubs.append(message)
+    elif isinstance(message, _SOURCES):
+        found.sources.append(message)
+    for each, value in message.ListFields():
+        match _meaning(each):
+            case _Meaning.URI:
+                found.uris.append((f"{path}.{each.name}", value))
+            case _Meaning.NAME:
+                found.names.append((f"{path}.{each.name}", value))
+            case _Meaning.MESSAGE:
+                _collect(value, f"{path}.{each.name}", found)
+
+
+class _Meaning(Enum):
+    """What a field is to the walk."""
+
+    NOTHING = auto()
+    URI = auto()
+    NAME = auto()
+    MESSAGE = auto()
+
+
+@functools.cache
+def _meaning(of: FieldDescriptor) -> _Meaning:
+    if of.is_repeated:
+        return _Meaning.NOTHING
+    if of.type == FieldDescriptor.TYPE_STRING:
+        return {"uri": _Meaning.URI, "model": _Meaning.NAME, "dataset": _Meaning.NAME}.get(of.name, _Meaning.NOTHING)
+    kind = of.message_type
+    is_ours = kind is not None and kind.file.package == spec_pb2.DESCRIPTOR.package
+    return _Meaning.MESSAGE if is_ours else _Meaning.NOTHING
+
+
+class Leaf(NamedTuple):
+    """How far a spec says what its task is.
+
+    `members` lead to `message`, which is the task's own; unless `missing` is the oneof of it in which nothing is set.
+    """
+
+    members: tuple[str, ...]
+    message: Any
+    missing: str
+
 
 def task_of(spec: spec_pb2.JobSpec) -> str:
     """The name of the spec's task, such as `text_classification`: the member of its innermost oneof; empty: none."""
-    path, _ = leaf_of(spec)
-    return path[-1] if path else ""
+    leaf = leaf_of(spec)
+    return "" if leaf.missing else leaf.members[-1]
 
 
-def leaf_of(spec: spec_pb2.JobSpec) -> tuple[tuple[str, ...], Any]:
-    """The members that lead to the task's own message, and that message; no members and None if no task is given."""
-    path: tuple[str, ...] = ()
+def leaf_of(spec: spec_pb2.JobSpec) -> Leaf:
+    """The task's own message, found by the oneofs on the way to it."""
+    members: tuple[str, ...] = ()
     message: Any = spec
     choice = "task"
-    while choice:
-        member = message.WhichOneof(choice)
-        if member is None:
-            return (), None
-        path, message = (*path, member), getattr(message, member)
-        choice = choice_of(message.DESCRIPTOR)
-    return path, message
-
-
-def choice_of(message: Descriptor) -> str:
-    """The oneof by which a family of tasks says which one it is; empty: the message is a task's own."""
-    for choice in message.oneofs:
-        # A field that may be unset is a oneof of its own, named after it.
-        if not choice.name.startswith("_") and all(field.message_type for field in choice.fields):
-            return str(choice.name)
-    return ""
+    while choice and (member := message.WhichOneof(choice)) is not None:
+        members, message = (*members, member), getattr(message, member)
+        choice = _choice_of(message.DESCRIPTOR)
+    return Leaf(members, message, choice)
 
 
 def tasks() -> tuple[str, ...]:
@@ -46,55 +112,19 @@ def tasks() -> tuple[str, ...]:
 
 
 def _leaves(message: Descriptor, choice: str) -> Iterator[str]:
-    for field in message.oneofs_by_name[choice].fields:
-        below = choice_of(field.message_type)
+    for member in message.oneofs_by_name[choice].fields:
+        below = _choice_of(member.message_type)
         if below:
-            yield from _leaves(field.message_type, below)
+            yield from _leaves(member.message_type, below)
         else:
-            yield field.name
+            yield member.name
 
 
-def find_uris(spec: Message, path: str) -> Iterator[tuple[str, str]]:
-    """Every `uri` of a spec with its field path."""
-    return _find_texts(spec, path, ("uri",))
-
-
-def find_names(spec: Message, path: str) -> Iterator[tuple[str, str]]:
-    """Every name of a model or data set in a spec, with its field path."""
-    return _find_texts(spec, path, ("model", "dataset"))
-
-
-def find_data(spec: spec_pb2.JobSpec) -> Iterator[spec_pb2.DataSource]:
-    """Every data source of a spec."""
-    return (each for each in _messages(spec) if isinstance(each, spec_pb2.DataSource))
-
-
-def find_sources(spec: spec_pb2.JobSpec) -> Iterator[Message]:
-    """Everything in a spec that names files: models, tokenizers, data."""
-    kinds = (spec_pb2.ModelSource, spec_pb2.TokenizerSource, spec_pb2.DataSource)
-    return (each for each in _messages(spec) if isinstance(each, kinds))
-
-
-def find_hubs(spec: spec_pb2.JobSpec) -> Iterator[spec_pb2.HubModel]:
-    """Every model of the Hub that a spec names."""
-    return (each for each in _messages(spec) if isinstance(each, spec_pb2.HubModel))
-
-
-def _find_texts(message: Message, path: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for field, value in message.ListFields():
-        if field.name in names and field.type == FieldDescriptor.TYPE_STRING:
-            yield f"{path}.{field.name}", value
-        elif _is_ours(field):
-            yield from _find_texts(value, f"{path}.{field.name}", names)
-
-
-def _messages(message: Message) -> Iterator[Message]:
-    for field, value in message.ListFields():
-        if _is_ours(field):
-            yield value
-            yield from _messages(value)
-
-
-def _is_ours(field: FieldDescriptor) -> bool:
-    kind = field.message_type
-    return kind is not None and not field.is_repeated and kind.file.package == "shardyard.v1"
+@functools.cache
+def _choice_of(message: Descriptor) -> str:
+    """The oneof by which a family of tasks says which one it is; empty: the message is a task's own."""
+    for choice in message.oneofs:
+        # A field that may be unset is a oneof of its own, named after it.
+        if not choice.name.startswith("_") and all(member.message_type for member in choice.fields):
+            return str(choice.name)
+    return ""

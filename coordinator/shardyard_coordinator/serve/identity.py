@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shardyard.v1 import spec_pb2
-from shardyard_coordinator.control.spec_walk import find_hubs
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.serve.validation import sources
 
@@ -37,18 +36,18 @@ def identify(named: Named, roots: Sequence[str]) -> bytes:
     return _digest(_of_uris(named.uris, roots)) + _digest([_or_gone(folder) for folder in named.folders])
 
 
-def hub_folders(spec: spec_pb2.JobSpec, cache_dir: str) -> tuple[str, ...]:
-    """Where the Hub's cache has the models and tokenizers that the spec pins to a commit."""
+def hub_folders(hubs: Iterable[spec_pb2.HubModel], cache_dir: str) -> tuple[str, ...]:
+    """Where the Hub's cache has those of the models and tokenizers that are pinned to a commit."""
     return tuple(
         f"{cache_dir}/hub/models--{hub.id.replace('/', '--')}/snapshots/{hub.revision}"
-        for hub in find_hubs(spec)
+        for hub in hubs
         if _COMMIT.fullmatch(hub.revision)
     )
 
 
-def is_pinned(spec: spec_pb2.JobSpec) -> bool:
-    """Whether the same spec means the same model for ever: a branch of a Hub model moves."""
-    return all(_COMMIT.fullmatch(hub.revision) for hub in find_hubs(spec))
+def are_pinned(hubs: Iterable[spec_pb2.HubModel]) -> bool:
+    """Whether they mean the same models for ever: a branch of a Hub model moves."""
+    return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
 def _digest(texts: Sequence[str]) -> bytes:

@@ -18,15 +18,15 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.control.locations import folder_of, locations, referenced
-from shardyard_coordinator.control.spec_walk import find_data, find_names, find_sources, find_uris
+from shardyard_coordinator.control.locations import folder_of, locations
+from shardyard_coordinator.control.spec_walk import WalkedSpec
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Code, Reason
 from shardyard_coordinator.domain.records import EventDraft, EventKind
 from shardyard_coordinator.launch.node_shape import gpus_of_worker, planning_shape
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.call import Call
-from shardyard_coordinator.serve.identity import Named, hub_folders, identify, is_pinned
+from shardyard_coordinator.serve.identity import Named, are_pinned, hub_folders, identify
 from shardyard_coordinator.serve.inspection import Subject, still_looking
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
 from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
@@ -40,8 +40,9 @@ _PLANNER = f"5 {version('shardyard')}\n".encode()
 
 @dataclass(frozen=True)
 class Located:
-    """Where what a spec names lies, and what all these files are known by."""
+    """A spec, where what it names lies, and what all these files are known by."""
 
+    walked: WalkedSpec
     locations: worker_pb2.Locations
     identity: bytes
 
@@ -74,12 +75,14 @@ class Plans:
         self._nothing_named = nothing_named.SerializeToString(deterministic=True)
         self._shapes: tuple[ClusterView | None, dict[int, bytes]] = (None, {})
 
-    async def at_hand(self, spec: spec_pb2.JobSpec) -> Planned | None:
+    async def at_hand(self, walked: WalkedSpec) -> Planned | None:
         """The plan of a spec that names nothing in the store, where it is in memory, for the files as they are now.
 
         Refuses nothing: None says that the store has to be asked, and why the spec cannot be planned if it cannot.
         """
-        named = Named(tuple(find_uris(spec, "job.spec")), hub_folders(spec, self._parts.cache_dir))
+        if walked.names:
+            return None
+        spec, named = walked.spec, Named(tuple(walked.uris), hub_folders(walked.hubs, self._parts.cache_dir))
         view = await self._cluster.view()
         try:
             identity = await self._looks.ask(named) if any(named) else b""
@@ -99,8 +102,9 @@ class Plans:
             shapes[gpus] = planning_shape(view, gpus).SerializeToString(deterministic=True)
         return shapes[gpus]
 
-    async def plan(self, spec: spec_pb2.JobSpec, call: Call, located: Located) -> Planned:
+    async def plan(self, located: Located, call: Call) -> Planned:
         """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
+        spec = located.walked.spec
         view = await self._cluster.view()
         check_fits(view, spec.resources.workers or 1, _gpus_of(view, spec), spec.resources.cpus_per_worker)
         places = located.locations.SerializeToString(deterministic=True)
@@ -115,36 +119,35 @@ class Plans:
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
 
-    def reads(self, spec: spec_pb2.JobSpec) -> Together[Callable[[Connection], Any], Any]:
+    def reads(self, walked: WalkedSpec) -> Together[Callable[[Connection], Any], Any]:
         """Where to look: apart for specs that name files, so that a file system that hangs holds up no others."""
-        names_files = referenced(spec) or hub_folders(spec, "") or any(find_uris(spec, ""))
+        names_files = walked.names or walked.uris or hub_folders(walked.hubs, "")
         return self._files if names_files else self._rows
 
-    def locate(self, conn: Connection, spec: spec_pb2.JobSpec) -> Located:
+    def locate(self, conn: Connection, walked: WalkedSpec) -> Located:
         """Where what the spec names lies; inside a read, for it looks at files. Refused ACCESS_DENIED, MODEL_NOT_FOUND,
         PATH_NOT_ALLOWED … with every field that they are about.
         """
-        parts, uris = self._parts, tuple(find_uris(spec, "job.spec"))
+        parts, uses = self._parts, walked.uses
         try:
-            for name in referenced(spec):
+            for name in uses:
                 parts.check_project(name.split("/")[1])
             # What is wrong with paths is said before anything of names.
-            of_uris = identify(Named(uris), parts.data_roots)
-            found = locations(conn, spec, data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
-            folders = (*(found.folders[name] for name in sorted(found.folders)), *hub_folders(spec, parts.cache_dir))
+            of_uris = identify(Named(tuple(walked.uris)), parts.data_roots)
+            found = locations(conn, uses, data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
+            folders = (*(found.folders[name] for name in uses), *hub_folders(walked.hubs, parts.cache_dir))
             identity = of_uris + identify(Named(folders=folders), parts.data_roots)
         except Refused as refused:
-            raise self._explained(conn, spec, refused) from None
-        return Located(found, identity)
+            raise self._explained(conn, walked, refused) from None
+        return Located(walked, found, identity)
 
-    def _explained(self, conn: Connection, spec: spec_pb2.JobSpec, refused: Refused) -> Refused:
+    def _explained(self, conn: Connection, walked: WalkedSpec, refused: Refused) -> Refused:
         """The refusal with all fields that name what cannot be read; if a right is missing, with those alone."""
-        named = list(find_names(spec, "job.spec"))
-        denied = _complaints(named, lambda name: self._parts.check_project(name.split("/")[1]))
+        denied = _complaints(walked.names, lambda name: self._parts.check_project(name.split("/")[1]))
         if denied:
             return refused_fields(denied)
         # What was wrong with paths is in the refusal: they are looked at before names are.
-        found = [*_complaints(named, lambda name: folder_of(conn, name)), *refused.violations]
+        found = [*_complaints(walked.names, lambda name: folder_of(conn, name)), *refused.violations]
         return refused_fields(found) if found else refused
 
     async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call, located: Located) -> Planned:
@@ -162,7 +165,8 @@ class Plans:
             done.exception()  # Seen here, where every caller has left; the callers see it too.
 
     async def _make(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call, located: Located) -> Planned:
-        kept = is_pinned(request.spec)
+        walked = located.walked
+        kept = are_pinned(walked.hubs)
         parts = self._parts
         stored = await parts.store.read(lambda conn: resources.get_plan(conn, fingerprint)) if kept else None
         if stored is None:
@@ -172,9 +176,9 @@ class Plans:
                 call,
                 subject=_SUBJECT,
                 key=fingerprint,
-                route=_route(request, located.identity),
-                network=names_the_hub(request.spec),
-                data_bytes=await asyncio.to_thread(_data_bytes, request),
+                route=_route(located),
+                network=bool(walked.hubs),
+                data_bytes=await asyncio.to_thread(_data_bytes, located),
             )
             result = worker_pb2.PlanResult.FromString(answer)
             if result.violations and request.locations.known_files:
@@ -201,11 +205,13 @@ def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: 
     return digest.digest()
 
 
-def _data_bytes(request: worker_pb2.PlanRequest) -> int:
+def _data_bytes(located: Located) -> int:
     """Bytes on the disk of the data that a spec names: a file that only says that it is long counts little."""
     total = 0
-    for source in find_data(request.spec):
-        path = request.locations.folders.get(source.dataset, source.uri)
+    for source in located.walked.sources:
+        if not isinstance(source, spec_pb2.DataSource):
+            continue
+        path = located.locations.folders.get(source.dataset, source.uri)
         for folder, _, files in os.walk(path) if path and Path(path).is_dir() else [(path, [], [""])] * bool(path):
             for name in files:
                 with suppress(OSError, ValueError):
@@ -213,13 +219,13 @@ def _data_bytes(request: worker_pb2.PlanRequest) -> int:
     return total
 
 
-def _route(request: worker_pb2.PlanRequest, identity: bytes) -> bytes:
+def _route(located: Located) -> bytes:
     """Of the files that a spec names, and what they are for: the same for all settings of optimization and the like."""
-    digest = hashlib.sha256(request.locations.SerializeToString(deterministic=True))
-    for source in find_sources(request.spec):
+    digest = hashlib.sha256(located.locations.SerializeToString(deterministic=True))
+    for source in located.walked.sources:
         data = source.SerializeToString(deterministic=True)
         digest.update(len(data).to_bytes(8, "little") + data)
-    digest.update(identity)
+    digest.update(located.identity)
     return digest.digest()
 
 
@@ -234,11 +240,6 @@ def _planned(data: bytes) -> Planned:
         cpus_per_worker=max(resources_.cpus_per_worker, 1),
         warnings=tuple(encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning)) for warning in plan.warnings),
     )
-
-
-def names_the_hub(spec: spec_pb2.JobSpec) -> bool:
-    """Whether planning it may have to reach the Hub."""
-    return any(source.WhichOneof("source") == "hub" for source in (spec.model, spec.tokenizer))
 
 
 def _complaints(fields: Sequence[tuple[str, str]], check: Callable[[str], object]) -> list[FieldViolation]:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2
-from shardyard_coordinator.control.locations import referenced
-from shardyard_coordinator.control.spec_walk import task_of
+from shardyard_coordinator.control.spec_walk import WalkedSpec, task_of, walk
 from shardyard_coordinator.domain.errors import FieldViolation, Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
@@ -48,16 +47,16 @@ class Submitter:
         request.request_id = request.request_id.lower()  # One UUID, however it is written.
         fingerprint = request_fingerprint(request)
 
-        uses = referenced(request.job.spec)
-        planned = None if uses else await self._plans.at_hand(request.job.spec)
+        walked = walk(request.job.spec)
+        planned = await self._plans.at_hand(walked)
         if planned is None:
-            found = await self._look(request, call, fingerprint)
+            found = await self._look(request, walked, call, fingerprint)
             if isinstance(found, JobRecord):
                 return encode.job_to_proto(found)
             queue_of(request.job)
-            planned = await self._plans.plan(request.job.spec, call, found)
+            planned = await self._plans.plan(found, call)
         queue = queue_of(request.job)
-        new = new_job(request, project, queue, planned, uses, fingerprint=fingerprint, now_us=parts.clock.now_us())
+        new = new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=parts.clock.now_us())
         parts.trace.point("create.validated")
         if request.validate_only:
             return await self._preview(request, new, call)
@@ -73,28 +72,27 @@ class Submitter:
         return created
 
     async def _look(
-        self, request: job_service_pb2.CreateJobRequest, call: Call, fingerprint: bytes
+        self, request: job_service_pb2.CreateJobRequest, walked: WalkedSpec, call: Call, fingerprint: bytes
     ) -> JobRecord | Located:
         """The job that the request has made already, so that a retry is not planned again; else what to plan with."""
-        spec = request.job.spec
 
         def look(conn: Connection) -> JobRecord | Located:
             if request.request_id and not request.validate_only:
                 known = submissions.find_request(conn, call.principal, request.request_id, fingerprint)
                 if known is not None:
                     return known
-            return self._plans.locate(conn, spec)
+            return self._plans.locate(conn, walked)
 
-        found: JobRecord | Located = await self._plans.reads(spec).ask(look)
+        found: JobRecord | Located = await self._plans.reads(walked).ask(look)
         return found
 
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
         """What the job would need."""
         self._parts.name("project", request.parent)
-        spec = request.job.spec
-        located = await self._plans.reads(spec).ask(lambda conn: self._plans.locate(conn, spec))
+        walked = walk(request.job.spec)
+        located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked))
         queue_of(request.job)
-        planned = await self._plans.plan(request.job.spec, call, located)
+        planned = await self._plans.plan(located, call)
         return plan_pb2.JobPlan.FromString(planned.plan)
 
     async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob, call: Call) -> job_pb2.Job:
@@ -123,7 +121,7 @@ def new_job(
     project: str,
     queue: str,
     planned: Planned,
-    uses: tuple[str, ...],
+    walked: WalkedSpec,
     *,
     fingerprint: bytes,
     now_us: int,
@@ -150,7 +148,7 @@ def new_job(
         workers=planned.workers,
         gpus_per_worker=planned.gpus_per_worker,
         cpus_per_worker=planned.cpus_per_worker,
-        uses=uses,
+        uses=walked.uses,
         warnings=planned.warnings,
     )
 

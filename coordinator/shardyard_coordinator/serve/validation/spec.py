@@ -10,7 +10,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from shardyard.v1 import spec_pb2
-from shardyard_coordinator.control.spec_walk import choice_of, leaf_of
+from shardyard_coordinator.control.spec_walk import leaf_of
 from shardyard_coordinator.domain.errors import FieldViolation
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve.validation import sources
@@ -27,11 +27,11 @@ Found = list[FieldViolation]
 def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
     """What is wrong with the spec, beyond the rules in the protos."""
     found: Found = []
-    _check_task(spec, path, found)
+    trains = _check_task(spec, path, found)
     _check_model(spec, path, found)
     if spec.HasField("tokenizer"):
         _check_tokenizer(spec.tokenizer, f"{path}.tokenizer", found)
-    _check_optimization(spec, path, found)
+    _check_optimization(spec, path, found, trains=trains)
     if spec.HasField("max_run_time"):
         seconds = spec.max_run_time.seconds + spec.max_run_time.nanos / 1e9
         if not 0 < seconds <= _TEN_YEARS_S:
@@ -50,26 +50,24 @@ def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> boo
     return True
 
 
-def _check_task(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
-    """That a task is given, and the data that it needs: a task with `data` of its own trains on nothing."""
-    here, choice = path, "task"
-    message: Any = spec
-    while choice:
-        if _missing_oneof(message, choice, here, found):
-            break
-        member = message.WhichOneof(choice)
-        here, message = f"{here}.{member}", getattr(message, member)
-        choice = choice_of(message.DESCRIPTOR)
-    if choice or not _has_own_data(message):
-        _check_data(spec, "train_data", path, found, required=spec.WhichOneof("task") is not None)
+def _check_task(spec: spec_pb2.JobSpec, path: str, found: Found) -> bool:
+    """That a task is given, and the data that it needs. Returns whether it trains: not if it has data of its own."""
+    leaf = leaf_of(spec)
+    here = ".".join((path, *leaf.members))
+    if leaf.missing:
+        _missing_oneof(leaf.message, leaf.missing, here, found)
+    if leaf.missing or not _has_own_data(leaf.message):
+        trains = bool(leaf.members)
+        _check_data(spec, "train_data", path, found, required=trains)
         _check_data(spec, "eval_data", path, found, required=False)
-        return
-    _check_data(message, "data", here, found, required=True)
+        return trains
+    _check_data(leaf.message, "data", here, found, required=True)
     for name in ("train_data", "eval_data"):
         if spec.HasField(name):
-            task = here.rpartition(".")[2].replace("_", " ")
+            task = leaf.members[-1].replace("_", " ")
             text = f"is set, but {task} trains on nothing; put its data into {here}.data"
             found.append(FieldViolation(f"{path}.{name}", text))
+    return False
 
 
 def _has_own_data(task: Message) -> bool:
@@ -172,10 +170,9 @@ def _check_trained(train: spec_pb2.TrainedTokenizer, field: str, found: Found) -
         found.append(FieldViolation(field, text))
 
 
-def _check_optimization(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
+def _check_optimization(spec: spec_pb2.JobSpec, path: str, found: Found, *, trains: bool) -> None:
     here = f"{path}.optimization"
-    _, task = leaf_of(spec)
-    if spec.WhichOneof("task") is not None and (task is None or not _has_own_data(task)):
+    if trains:
         _missing_oneof(spec.optimization, "duration", here, found)
     if spec.optimization.precision == spec_pb2.PRECISION_FP16:
         found.append(

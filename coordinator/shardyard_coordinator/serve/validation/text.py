@@ -36,11 +36,11 @@ def code_point(character: str) -> str:
     return f"U+{ord(character):04X}"
 
 
-def control_complaint(value: str, *, allow: str = "") -> str | None:
+def control_complaint(value: str) -> str | None:
     """What is wrong with a text that may have no control characters; None: nothing."""
     if value.isprintable():  # Nearly all are, and a text of 4 MiB is looked through in no time.
         return None
-    wrong = {each for each in set(value) if is_control(each) and each not in allow}
+    wrong = {each for each in set(value) if is_control(each)}
     for at, each in enumerate(value if wrong else ""):
         if each in wrong:
             return f"{show(value)} has the control character {code_point(each)} at {at}; leave it out"
