@@ -13,8 +13,6 @@ from google.protobuf.message import Message
 
 from shardyard.v1 import spec_pb2
 
-_SOURCES = (spec_pb2.ModelSource, spec_pb2.TokenizerSource, spec_pb2.DataSource)
-
 
 @dataclass(frozen=True)
 class WalkedSpec:
@@ -44,18 +42,21 @@ def walk(spec: spec_pb2.JobSpec) -> WalkedSpec:
 
 
 def _collect(message: Message, path: str, found: WalkedSpec) -> None:
-    if isinstance(message, spec_pb2.HubModel):
-        found.hubs.append(message)
-    elif isinstance(message, _SOURCES):
-        found.sources.append(message)
     for each, value in message.ListFields():
-        match _meaning(each):
-            case _Meaning.URI:
-                found.uris.append((f"{path}.{each.name}", value))
-            case _Meaning.NAME:
-                found.names.append((f"{path}.{each.name}", value))
-            case _Meaning.MESSAGE:
-                _collect(value, f"{path}.{each.name}", found)
+        meaning = _meaning(each)
+        if meaning is _Meaning.NOTHING:
+            continue
+        here = f"{path}.{each.name}"
+        if meaning is _Meaning.URI:
+            found.uris.append((here, value))
+        elif meaning is _Meaning.NAME:
+            found.names.append((here, value))
+        elif meaning is _Meaning.HUB:
+            found.hubs.append(value)
+        else:
+            if meaning is _Meaning.SOURCE:
+                found.sources.append(value)
+            _collect(value, here, found)
 
 
 class _Meaning(Enum):
@@ -64,6 +65,8 @@ class _Meaning(Enum):
     NOTHING = auto()
     URI = auto()
     NAME = auto()
+    HUB = auto()
+    SOURCE = auto()
     MESSAGE = auto()
 
 
@@ -72,10 +75,24 @@ def _meaning(of: FieldDescriptor) -> _Meaning:
     if of.is_repeated:
         return _Meaning.NOTHING
     if of.type == FieldDescriptor.TYPE_STRING:
-        return {"uri": _Meaning.URI, "model": _Meaning.NAME, "dataset": _Meaning.NAME}.get(of.name, _Meaning.NOTHING)
+        return _TEXTS.get(of.name, _Meaning.NOTHING)
     kind = of.message_type
-    is_ours = kind is not None and kind.file.package == spec_pb2.DESCRIPTOR.package
-    return _Meaning.MESSAGE if is_ours else _Meaning.NOTHING
+    if kind is None or kind.file.package != spec_pb2.DESCRIPTOR.package:
+        return _Meaning.NOTHING
+    if kind in _SOURCES:
+        return _SOURCES[kind]
+    # Most messages of a spec lead to no source: they are not entered.
+    leads_on = any(_meaning(below) is not _Meaning.NOTHING for below in kind.fields)
+    return _Meaning.MESSAGE if leads_on else _Meaning.NOTHING
+
+
+_TEXTS = {"uri": _Meaning.URI, "model": _Meaning.NAME, "dataset": _Meaning.NAME}
+_SOURCES = {
+    spec_pb2.HubModel.DESCRIPTOR: _Meaning.HUB,
+    spec_pb2.ModelSource.DESCRIPTOR: _Meaning.SOURCE,
+    spec_pb2.TokenizerSource.DESCRIPTOR: _Meaning.SOURCE,
+    spec_pb2.DataSource.DESCRIPTOR: _Meaning.SOURCE,
+}
 
 
 class Leaf(NamedTuple):
