@@ -17,6 +17,7 @@ from helpers.small_specs import architecture, locations, parse
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.budget import BUDGET_VARIABLE
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import build_module
@@ -106,6 +107,38 @@ def test_words_and_tags_are_read_from_each_format(name: str, tmp_path: Path) -> 
     counts = torch.bincount(answered, minlength=5)
     assert counts[3] == 2 * counts[4] and counts[2] == 0 and batch.num_units == len(answered)
     assert planned(tmp_path, resolved).plan == found.plan
+    # Once for all of them: the rank reads what the plan has left.
+    assert len(left_in(tmp_path, "tagged")) == 1
+
+
+def left_in(folder: Path, kind: str) -> list[Path]:
+    cache = Path(locations(folder).cache_dir)
+    return [path for path in (cache / kind).iterdir() if not path.name.startswith(".")]
+
+
+def test_a_tokenizer_is_trained_on_the_words_of_the_mapped_column(tmp_path: Path) -> None:
+    rows = [{"german": ["Rom"], "english": ["Rome"], "tags": ["B-LOC"]}] * 8
+    train = write_lines(tmp_path / "a.jsonl", rows)
+    vocabularies = []
+    for column in ("german", "english"):
+        source = {"uri": str(train), "columns": {"tokens": column}}
+        found = planned(tmp_path, spec_of(train, trainData=source))
+        assert not found.violations, found.violations
+        vocabularies.append(prepare(found.plan.resolved_spec, locations(tmp_path)).inputs.tokenizer.get_vocab())
+    german, english = vocabularies
+    assert "##e" in english and "##e" not in german
+
+
+def test_tagged_words_are_given_up_under_the_budget_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BUDGET_VARIABLE, "1")
+    old = Path(locations(tmp_path).cache_dir) / "tagged" / "old"
+    old.mkdir(parents=True)
+    (old / "tokens.bin").write_bytes(b"x" * 1000)
+    found = planned(tmp_path, spec_of(lists(tmp_path)))
+    assert not found.violations, found.violations
+    assert not old.exists() and len(left_in(tmp_path, "tagged")) == 1
 
 
 ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {

@@ -19,7 +19,7 @@ from shardyard_trainer.data.store import build_once, is_whole, sweep
 
 BUDGET_VARIABLE = "SHARDYARD_TOKEN_CACHE_BYTES"
 DEFAULT_BUDGET_BYTES = 32 * 1024**3
-_KINDS = ("examples", "corpora")
+_KINDS = ("examples", "corpora", "tagged")
 _UNBUDGETED = ("tokenizers",)
 _HELD: dict[Path, BinaryIO] = {}
 
@@ -77,6 +77,8 @@ def _hold(folder: Path) -> None:
     """Kept open on purpose: the kernel lets go of the lock with the process, however it ends."""
     if folder in _HELD:
         return
+    if folder.parent.name not in _KINDS:
+        raise ValueError(f"{folder.parent.name} is not one of {_KINDS}: it would never be given up")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(folder).open("ab")
     fcntl.flock(lock, fcntl.LOCK_SH)

@@ -77,12 +77,11 @@ def check_roles(source: spec_pb2.DataSource, roles: Sequence[str], *, task: str,
             )
 
 
-def layout_key(source: spec_pb2.DataSource, label_columns: Sequence[str] = ()) -> list[str | int]:
-    """All of a source that decides what `read_rows` makes of the same files, the same for a source and as resolved."""
-    columns = [source.columns.get(role, "") for role in _ROLES]
+def layout_key(source: spec_pb2.DataSource) -> list[Any]:
+    """All of a source that decides how the same files are read, the same for a source and as resolved; JSON values."""
     document = source.document or spec_pb2.DOCUMENT_UNIT_LINE
     header = int(source.header) if source.HasField("header") else -1
-    return [*columns, *label_columns, source.delimiter, document, header]
+    return [sorted(source.columns.items()), source.delimiter, document, header]
 
 
 _ROLES = ("text", "text_pair", "label")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.budget import in_use, tokenised
+from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
 from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
@@ -109,10 +110,11 @@ def load_tagged(
         "files": files_fingerprint(files, field=field),
         "tokenizer": tokenization.fingerprint(tokenizer),
         "window": [length, overlap],
-        "columns": sorted(source.columns.items()),
-        "layout": [source.delimiter, int(source.header) if source.HasField("header") else -1],
+        "layout": layout_key(source),
         "wish": [wish.scheme, *wish.labels],
     }
+    if (planned := _planned(cache_dir, key, wish)) is not None:
+        return planned
 
     def build(target: Path) -> None:
         finder, num_tags = SchemeFinder(), 0
@@ -129,8 +131,26 @@ def load_tagged(
         rows = read_tagged(files, source, names=wish.labels, field=field)
         _tokenise(rows, WordCutter(tokenizer, length, overlap), tokenizer, target, labels=known, scheme=scheme)
 
-    folder = cache_dir / "tagged" / fingerprint_of(key)
-    store = TokenStore.open(tokenised(folder, build))
+    return _opened(tokenised(_folder(cache_dir, key), build))
+
+
+def _planned(cache_dir: Path, key: Mapping[str, Any], wish: TagWish) -> TaggedTexts | None:
+    """What a plan has left of the same texts: it found the scheme, and the labels if it was not given any."""
+    for labels in dict.fromkeys((wish.labels, ())) if wish.scheme else ():
+        folder = _folder(cache_dir, {**key, "wish": ["", *labels]})
+        if in_use(folder):
+            found = _opened(folder)
+            if found.scheme == wish.scheme and wish.labels in (labels, found.labels):
+                return found
+    return None
+
+
+def _folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
+    return cache_dir / "tagged" / fingerprint_of(key)
+
+
+def _opened(folder: Path) -> TaggedTexts:
+    store = TokenStore.open(folder)
     meta = store.meta
     return TaggedTexts(store, tuple(meta["labels"]), str(meta["scheme"]), int(meta["num_texts"]))
 
