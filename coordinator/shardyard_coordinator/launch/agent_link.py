@@ -214,7 +214,6 @@ class AgentLink:
         while True:
             number = next(self._numbers)
             answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
-            answer.add_done_callback(_note)
             self._waiting[number] = answer
             writer.write(frame(pack({"method": "ping", "id": number})))
             await asyncio.wait({answer}, timeout=self._late_s)
@@ -241,9 +240,3 @@ class AgentLink:
         head = self._head
         await until(lambda: not head.alive(), timeout_s=None, every_s=_HEAD_CHECK_S)
         kill_group(agent_pid)
-
-
-def _note(answer: asyncio.Future[tuple[Header, bytes]]) -> None:
-    """A ping that fails with its connection has said all it could; nobody waits for its error."""
-    if not answer.cancelled():
-        answer.exception()

@@ -1,8 +1,8 @@
 """The only Ray driver: a child of the coordinator that speaks frames with it (`agent_link`).
 
 Ray ends a driver's whole process a minute after the cluster's control service is gone, without an exception: here that
-is merely the end of a child. Requests are {"id", "method", ...} and a body; answers are {"id"} and a body, or {"id",
-"error": kind, "text"}. The first frame says that the cluster is reached: {"cluster_id", "address"}.
+is merely the end of a child. Requests are answered by `agent_server`. The first frame says that the cluster is reached:
+{"cluster_id", "address"}.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import math
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +20,13 @@ from ray._private import state as ray_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import ray
-from shardyard_coordinator.launch.frames import Header, frame, join, pack, read_frame, unpack
+from shardyard_coordinator.launch.agent_server import Methods, Unavailable, serve
+from shardyard_coordinator.launch.frames import Header, join, pack
 from shardyard_coordinator.launch.gpus import GpuFacts, gpu_facts
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import AttemptKey, Launch, NodeGone, Presence, StorageFailed
 from shardyard_coordinator.launch.ray_supervisor import ComputeActor, RankActor, Supervisor, end_processes
+from shardyard_coordinator.launch.ray_tables import living, node_of, place_of, processes_of
 
 NAMESPACE = "shardyard"
 
@@ -40,10 +41,6 @@ _LOOK_AT_TABLE_S = 2.0
 _GRACE_S = 8.0
 
 _log = logging.getLogger(__name__)
-
-
-class Unavailable(Exception):
-    """What is asked is not there, or does not answer; the text says what is known of it."""
 
 
 def main() -> None:
@@ -70,8 +67,7 @@ class Agent:
         self._gone: set[AttemptKey] = set()
         self._compute: ComputePlace | None = None
         self._gpus: dict[str, GpuFacts] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._methods: dict[str, Callable[[Header, bytes], Awaitable[bytes]]] = {
+        self._methods: Methods = {
             "ping": self._ping,
             "nodes": self._nodes,
             "ensure": self._ensure,
@@ -85,41 +81,15 @@ class Agent:
         }
 
     async def serve(self, channel: socket.socket) -> None:
-        """Answers each request in a task of its own, until the coordinator is gone."""
-        reader, writer = await asyncio.open_unix_connection(sock=channel)
+        """Answers until the coordinator is gone."""
         cluster_id = ray_state.ray._private.worker.global_worker.gcs_client.cluster_id.hex()
-        writer.write(frame(pack({"cluster_id": cluster_id, "address": self._address})))
-        while (request := await read_frame(reader)) is not None:
-            task = asyncio.create_task(self._answer(request, writer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _answer(self, request: bytes, writer: asyncio.StreamWriter) -> None:
-        header, body = unpack(request)
-        reply: Header = {"id": header["id"]}
-        result = b""
-        try:
-            result = await self._methods[header["method"]](header, body)
-        except LookupError as error:
-            reply |= {"error": "lookup", "text": str(error)}
-        except TimeoutError as error:
-            reply |= {"error": "timeout", "text": str(error) or "no answer in time"}
-        except Unavailable as error:
-            reply |= {"error": "unavailable", "text": str(error)}
-        except NodeGone as error:
-            reply |= {"error": "node", "text": str(error)}
-        except StorageFailed as error:
-            reply |= {"error": error.cause.value, "text": str(error)}
-        except ray.exceptions.RayError as error:
-            _log.warning("%s: %s", header["method"], error)
-            reply |= {"error": "ray", "text": str(error).partition("\n")[0]}
-        writer.write(frame(pack(reply, result)))
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
+        hello = {"cluster_id": cluster_id, "address": self._address}
+        await serve(channel, hello, self._methods, of_ray=ray.exceptions.RayError)
 
     async def _nodes(self, header: Header, body: bytes) -> bytes:
         await self._check_address()
         asking = asyncio.create_task(asyncio.to_thread(_nodes))
+        asking.add_done_callback(_note)  # Nobody waits for it any more if the cluster is found gone.
         if not (await asyncio.wait({asking}, timeout=_PROBE_S))[0]:
             # It may have gone in the middle of it: Ray says so only after a minute.
             await self._check_address()
@@ -136,10 +106,9 @@ class Agent:
         if node in self._gpus:
             return
         look = ray.remote(num_cpus=0, max_retries=0)(gpu_facts)
-        place = NodeAffinitySchedulingStrategy(node, soft=False)
         try:
             async with asyncio.timeout(_LOOK_S):
-                self._gpus[node] = await look.options(scheduling_strategy=place).remote()
+                self._gpus[node] = await look.options(scheduling_strategy=_on(node)).remote()
         except (TimeoutError, ray.exceptions.RayError) as error:
             _log.warning("node %s does not tell of its GPUs: %s", node, error)
 
@@ -320,6 +289,11 @@ def _probe(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
 
 
+def _note(asked: asyncio.Task[list[Header]]) -> None:
+    if not asked.cancelled():
+        asked.exception()
+
+
 def _key(header: Header) -> AttemptKey:
     return AttemptKey(header["job_uid"], header["epoch"])
 
@@ -358,7 +332,7 @@ def _on(node: str) -> NodeAffinitySchedulingStrategy:
 
 def _check_nodes(launch: Launch) -> None:
     """Raises: NodeGone if a node that was chosen is no longer there."""
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = living(ray.nodes())
     gone = [node for node, _ in launch.placement if node not in alive]
     if gone:
         raise NodeGone(f"node {gone[0]} is gone")
@@ -387,31 +361,13 @@ async def _stop(supervisor: Any) -> bool:
 
 def _where(name: str) -> str:
     """The process and the node of a supervisor, in words; empty if the cluster does not know it."""
-    found = [actor for actor in ray_state.actors().values() if actor["Name"] == name]
-    return f", process {found[-1]['Pid']} on node {found[-1]['Address']['NodeID'][:12]}," if found else ""
+    return place_of(list(ray_state.actors().values()), name)
 
 
 def _processes_of(name: str) -> dict[str, list[int]]:
     """{node: processes} of a supervisor and its ranks, dead or alive, on nodes that are there."""
     actors = list(ray_state.actors().values())
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    found: dict[str, list[int]] = {}
-    for supervisor in [actor for actor in actors if actor["Name"] == name]:
-        for actor in [supervisor, *(other for other in actors if _is_of(other, supervisor))]:
-            node = actor["Address"]["NodeID"]
-            if actor["Pid"] and node in alive:
-                found.setdefault(node, []).append(actor["Pid"])
-    return found
-
-
-def _is_of(actor: dict[str, Any], supervisor: dict[str, Any]) -> bool:
-    """Whether it is a rank of that supervisor; a later one may have got the same port."""
-    until_ms = supervisor["EndTime"] or math.inf
-    return bool(
-        actor["ActorClassName"] == RankActor.__name__
-        and actor["OwnerAddress"] == supervisor["Address"]
-        and supervisor["StartTime"] <= actor["StartTime"] <= until_ms
-    )
+    return processes_of(actors, name, children=RankActor.__name__, nodes=living(ray.nodes()))
 
 
 def _presence(name: str) -> Presence:
@@ -425,23 +381,7 @@ def _presence(name: str) -> Presence:
 def _nodes() -> list[Header]:
     """The nodes that live, and what is held of each: on a cluster that is shared, others hold some of it, too."""
     free = ray_state.available_resources_per_node()
-    return [_node(node, free.get(node["NodeID"])) for node in ray.nodes() if node["Alive"]]
-
-
-def _node(node: dict[str, Any], free: Mapping[str, float] | None) -> Header:
-    """Without `free` nothing is known of what is held."""
-    resources, labels = node["Resources"], node.get("Labels", {})
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    return {
-        "id": node["NodeID"],
-        "address": node["NodeManagerAddress"],
-        "cpus": cpus,
-        "gpus": gpus,
-        "memory_bytes": int(resources.get("memory", 0)),
-        "accelerator": labels.get("ray.io/accelerator-type", ""),
-        "used_cpus": 0 if free is None else cpus - min(int(free.get("CPU", 0)), cpus),
-        "used_gpus": 0 if free is None else gpus - min(int(free.get("GPU", 0)), gpus),
-    }
+    return [node_of(node, free.get(node_id)) for node_id, node in living(ray.nodes()).items()]
 
 
 def _node_with_cpus() -> str:

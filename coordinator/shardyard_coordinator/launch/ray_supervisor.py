@@ -35,6 +35,7 @@ from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monito
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch
 from shardyard_coordinator.launch.rank_env import rank_environment
+from shardyard_coordinator.launch.ray_tables import living
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import SystemClock
 
@@ -190,7 +191,7 @@ class Supervisor:
 
     async def _why_not_reserved(self, seats: list[_Seat]) -> RankExit:
         """A node that is gone is a loss; what others hold of the nodes is not, and is waited for in the queue."""
-        alive = {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
+        alive = living(await asyncio.to_thread(ray.nodes))
         gone = next((seat.node for seat in seats if seat.node and seat.node not in alive), "")
         if gone:
             return RankExit(None, detail=f"node {gone} is gone", cause=Cause.NODE_LOST)
@@ -232,7 +233,7 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ASK_TIMEOUT_S):
                 nodes = await asyncio.to_thread(ray.nodes)
-            if node and not any(one["NodeID"] == node and one["Alive"] for one in nodes):
+            if node and node not in living(nodes):
                 return RankExit(None, detail=f"node {node} of rank {rank} is gone", cause=Cause.NODE_LOST)
         if isinstance(error, ray.exceptions.OutOfMemoryError):
             said = f"rank {rank} was killed by the cluster's own memory monitor: {detail}"
