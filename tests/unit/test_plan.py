@@ -8,81 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
 
 from helpers.listings import folders_listed
-from helpers.tiny_folders import WORDS, save_folder
+from helpers.plan_requests import (
+    CPU_NODE,
+    GIB,
+    GPU_NODE,
+    ask,
+    extraction,
+    filled,
+    fine_tuning,
+    places,
+    planned,
+    pretraining,
+    where,
+)
 from shardyard.v1 import plan_pb2, spec_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.ingredients import prepare
-
-GIB = 2**30
-CPU_NODE = {"memory_bytes": 8 * GIB, "cpus": 4}
-GPU_NODE = {"memory_bytes": 64 * GIB, "cpus": 32, "gpus": 8, "gpu_memory_bytes": 80 * GIB, "bf16": True}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with data and models, all of it allowed."""
-    rows = [f"the {WORDS[index % 11]} is {WORDS[index % 7]},{'good' if index % 2 else 'bad'}" for index in range(60)]
-    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    (tmp_path / "corpus.txt").write_text("\n".join("the dog is cute and the cat sleeps" for _ in range(200)) + "\n")
-    save_folder(tmp_path / "bert", "BertModel")
-    save_folder(tmp_path / "gpt2", "GPT2LMHeadModel")
-    return tmp_path
-
-
-def ask(root: Path, spec: dict[str, Any], node: dict[str, Any] | None = None) -> worker_pb2.PlanResult:
-    text = json.dumps(spec).replace("ROOT", str(root))
-    return planned(root, json_format.Parse(text, spec_pb2.JobSpec()), node)
-
-
-def planned(root: Path, spec: spec_pb2.JobSpec, node: dict[str, Any] | None = None) -> worker_pb2.PlanResult:
-    request = worker_pb2.PlanRequest(
-        spec=spec,
-        locations=worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root))),
-        node_shape=worker_pb2.NodeShape(**(CPU_NODE if node is None else node)),
-    )
-    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
-
-
-def cache_of(root: Path) -> Path:
-    return root.parent / f"{root.name}-cache"
-
-
-def places(result: worker_pb2.PlanResult) -> list[tuple[str, str]]:
-    return [(violation.field, violation.reason) for violation in result.violations]
-
-
-def fine_tuning(**changes: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "fine_tuning": {"text_classification": {}},
-        "model": {"uri": "ROOT/bert"},
-        "train_data": {"uri": "ROOT/reviews.csv"},
-        "optimization": {"epochs": 2, "global_batch_size": 8},
-    }
-    return {**spec, **changes}
-
-
-def pretraining(**changes: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "pretraining": {"causal_lm": {"sequence_length": 32}},
-        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2}}},
-        "tokenizer": {"train": {"vocab_size": 300}},
-        "train_data": {"uri": "ROOT/corpus.txt"},
-        "optimization": {"max_steps": 40},
-    }
-    return {**spec, **changes}
-
-
-def extraction(**changes: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "feature_extraction": {"data": {"uri": "ROOT/reviews.csv", "columns": {"text": "text"}}},
-        "model": {"uri": "ROOT/bert"},
-    }
-    return {**spec, **changes}
+    return filled(tmp_path)
 
 
 def test_every_default_of_a_fine_tuning_is_resolved(root: Path) -> None:
@@ -322,8 +270,7 @@ def test_the_lot_leaves_each_class_a_text_to_train_on(root: Path) -> None:
     for seed in range(6):
         optimization = {"epochs": 1, "global_batch_size": 4, "seed": seed}
         result = ask(root, fine_tuning(optimization=optimization, evaluation=evaluation))
-        locations = worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
-        train = prepare(result.plan.resolved_spec, locations).train
+        train = prepare(result.plan.resolved_spec, where(root)).train
         labels = train.micro_batch([SampleRef(0, index) for index in range(train.num_samples)]).inputs["labels"]
         assert set(labels.tolist()) == {0, 1}
         was_told = "RARE_LABELS" in [warning.reason for warning in result.plan.warnings]
@@ -363,49 +310,3 @@ def test_nothing_outside_of_the_data_roots_is_even_listed(root: Path, tmp_path_f
     assert {reason for _, reason in places(result)} == {"PATH_NOT_ALLOWED"}
     assert ("spec.model.model", "MODEL_NOT_FOUND") in places(nameless)
     assert str(outside) not in listed and str(Path.cwd()) not in listed
-
-
-def test_a_changed_file_is_planned_anew_and_an_unchanged_one_is_remembered(root: Path) -> None:
-    first = ask(root, fine_tuning())
-    # What is remembered is not looked into again: the tokens are not missed.
-    shutil.rmtree(cache_of(root))
-    assert ask(root, fine_tuning()) == first
-    assert not cache_of(root).exists()
-    with (root / "reviews.csv").open("a") as file:
-        file.write("a new dog,good\n")
-    assert ask(root, fine_tuning()).plan.num_train_samples == first.plan.num_train_samples + 1
-
-
-CACHED: list[tuple[str, dict[str, Any]]] = [
-    ("labels", fine_tuning()),
-    ("given labels", fine_tuning(fine_tuning={"text_classification": {"labels": ["good", "bad"]}})),
-    ("labels of both", fine_tuning(eval_data={"uri": "ROOT/reviews.csv"})),
-    ("several labels", fine_tuning(fine_tuning={"text_classification": {"problem": "PROBLEM_MULTI_LABEL"}})),
-    ("lines", pretraining()),
-    ("a tokenizer of which nothing is said", pretraining(tokenizer={"train": {}})),
-    ("characters", pretraining(tokenizer={"train": {"algorithm": "ALGORITHM_CHARACTERS"}})),
-]
-
-
-@pytest.mark.parametrize("spec", [row[1] for row in CACHED], ids=[row[0] for row in CACHED])
-def test_a_job_tokenises_nothing_that_its_plan_has_tokenised(root: Path, spec: dict[str, Any]) -> None:
-    result = ask(root, spec)
-    assert not result.violations
-    cached = sorted(cache_of(root).glob("*/*"))
-    assert cached
-    task = prepare(
-        result.plan.resolved_spec, worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
-    )
-    assert task.train.num_samples == result.plan.num_train_samples
-    assert sorted(cache_of(root).glob("*/*")) == cached
-
-
-def test_labels_in_another_order_are_other_classes(root: Path) -> None:
-    found = ask(root, fine_tuning(evaluation={"holdout": 0.5})).plan.resolved_spec
-    where = worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(cache_of(root)))
-    assert list(found.fine_tuning.text_classification.labels) == ["bad", "good"]
-    samples = [SampleRef(0, i) for i in range(8)]
-    first = prepare(found, where).train.micro_batch(samples).inputs["labels"]
-    found.fine_tuning.text_classification.labels[:] = ["good", "bad"]
-    other = prepare(found, where).train.micro_batch(samples).inputs["labels"]
-    assert other.tolist() == (1 - first).tolist()

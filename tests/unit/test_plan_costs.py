@@ -8,18 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.folder_doors import planned
 from helpers.small_specs import causal_spec, classification_spec, locations, masked_spec
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.ingredients import prepare
-
-
-def planned(root: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
-    node = worker_pb2.NodeShape(memory_bytes=2**33, cpus=4)
-    request = worker_pb2.PlanRequest(spec=spec, locations=locations(root), node_shape=node)
-    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
 
 
 def seconds(root: Path, spec: spec_pb2.JobSpec) -> tuple[float, worker_pb2.PlanResult]:

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from helpers import tiny_folders
+from helpers.folder_doors import planned
 from helpers.small_specs import classification_spec, locations, parse, write_labelled
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
@@ -19,7 +20,6 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed
 from shardyard_trainer.answering.inspect import inspect_model
 from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
 
@@ -129,12 +129,6 @@ def feature_plan(root: Path, folder: Path) -> worker_pb2.PlanResult:
     (root / "texts.txt").write_text("\n".join(TEXTS))
     spec = parse({"featureExtraction": {"data": {"uri": str(root / "texts.txt")}}, "model": {"uri": str(folder)}})
     return planned(root, spec)
-
-
-def planned(root: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
-    node = worker_pb2.NodeShape(memory_bytes=2**33, cpus=4)
-    request = worker_pb2.PlanRequest(spec=spec, locations=locations(root), node_shape=node)
-    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
 
 
 def test_a_plan_for_features_says_what_the_folder_says(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from helpers import small_specs, tiny_folders
-from helpers.small_specs import causal_spec, classification_spec, locations, masked_spec, write_corpus, write_labelled
-from shardyard.v1 import model_service_pb2, spec_pb2
+from helpers import tiny_folders
+from helpers.folder_doors import Change, asked, inspected, planned, set_config, set_tensors, spec_for
+from helpers.small_specs import locations, masked_spec, write_corpus
+from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.answering.infer import predict
-from shardyard_trainer.answering.inspect import inspect_model
 from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.export import export_model
-
-Change = Callable[[Path], None]
-
-
-def planned(root: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
-    node = worker_pb2.NodeShape(memory_bytes=2**33, cpus=4)
-    request = worker_pb2.PlanRequest(spec=spec, locations=locations(root), node_shape=node)
-    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
-
-
-def inspected(folder: Path) -> worker_pb2.InspectModelResult:
-    request = worker_pb2.InspectModelRequest(folder=str(folder))
-    return worker_pb2.InspectModelResult.FromString(inspect_model(request.SerializeToString()))
-
-
-def asked(folder: Path, text: str) -> worker_pb2.PredictReply:
-    request = model_service_pb2.PredictRequest(model="m", instances=[model_service_pb2.Instance(text=text)])
-    call = worker_pb2.PredictCall(folder=str(folder), request=request)
-    return worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))
-
-
-def spec_for(task: str, root: Path, folder: Path) -> spec_pb2.JobSpec:
-    source = {"uri": str(folder)}
-    if task == "text_classification":
-        return classification_spec(write_labelled(root / "labelled.csv"), source)
-    make = causal_spec if task == "causal_lm" else masked_spec
-    return make(write_corpus(root), model=source, tokenizer={})
 
 
 def exported(root: Path, spec: spec_pb2.JobSpec) -> tuple[Any, Path]:
@@ -67,30 +37,6 @@ def exported(root: Path, spec: spec_pb2.JobSpec) -> tuple[Any, Path]:
     )
     export_model(module, module.state_dict(), task, attempt, {}, folder=root / "exported")
     return module, root / "exported"
-
-
-def set_config(**changes: Any) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-    return change
-
-
-def set_tensors(**changes: Any) -> Change:
-    """Adds tensors (a shape), or takes them away (None); `__` in a name is a dot."""
-
-    def change(folder: Path) -> None:
-        path = folder / "model.safetensors"
-        tensors = load_file(path)
-        for name, shape in changes.items():
-            if shape is None:
-                del tensors[name.replace("__", ".")]
-            else:
-                tensors[name.replace("__", ".")] = torch.full(shape, 0.01)
-        save_file(tensors, path, {"format": "pt"})
-
-    return change
 
 
 REFUSED: list[tuple[str, str, Change, str]] = [
@@ -247,84 +193,6 @@ def test_a_causal_model_that_reads_both_ways_is_not_trained_on_next_tokens(tmp_p
     assert refused.reason == "OBJECTIVE_UNSUPPORTED" and "both directions" in refused.message
 
 
-@pytest.mark.parametrize(
-    ("names", "rows", "labels"),
-    [
-        ({"0": "good", "1": "bad"}, None, ["good", "bad"]),
-        ({"0": "bad", "1": "good"}, None, ["bad", "good"]),
-        ({"0": "c", "1": "a", "2": "b"}, "abc", ["c", "a", "b"]),
-    ],
-)
-def test_the_heads_own_order_of_labels_is_taken_if_the_data_has_the_same(
-    tmp_path: Path, names: dict[str, str], rows: str | None, labels: list[str]
-) -> None:
-    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=len(names))
-    set_config(id2label=names, label2id={name: int(key) for key, name in names.items()})(folder)
-    head = load_file(folder / "model.safetensors")["classifier.weight"]
-    words = tiny_folders.WORDS
-    texts = [f"{words[i % len(words)]} {words[i // len(words)]}" for i in range(60)]
-    chosen = rows or ("bad", "good")
-    data = write_labelled(tmp_path / "a.csv", [(text, chosen[i % len(chosen)]) for i, text in enumerate(texts)])
-    spec = classification_spec(data, {"uri": str(folder)})
-    result = planned(tmp_path, spec)
-    assert (list(result.plan.labels), [w.reason for w in result.plan.warnings]) == (labels, [])
-    again = planned(tmp_path, result.plan.resolved_spec)
-    assert again.plan.resolved_spec == result.plan.resolved_spec
-    task = prepare(spec, locations(tmp_path))
-    module = build_module(task, spec)
-    assert torch.equal(module.model.classifier.weight, head)
-    found = task.train.micro_batch([SampleRef(0, index) for index in range(task.train.num_samples)]).inputs["labels"]
-    assert set(found.tolist()) == set(range(len(labels)))
-
-
-@pytest.mark.parametrize(
-    ("names", "rows", "step"),
-    [
-        ({"0": "x", "1": "y"}, "ab", "set new_head for a new one"),
-        ({"0": "b", "1": "a", "2": "c"}, "ab", "set labels to ['b', 'a', 'c'] to keep it"),
-        ({"0": "A", "1": "B"}, "ab", "write the data's labels as the head has them"),
-    ],
-)
-def test_a_head_of_other_labels_is_refused_with_the_next_step(
-    tmp_path: Path, names: dict[str, str], rows: str, step: str
-) -> None:
-    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=len(names))
-    set_config(id2label=names)(folder)
-    texts = small_specs.sentences(60)
-    data = write_labelled(tmp_path / "a.csv", [(text, rows[i % 2]) for i, text in enumerate(texts)])
-    (refused,) = planned(tmp_path, classification_spec(data, {"uri": str(folder)})).violations
-    assert refused.reason == "LABEL_MISMATCH" and step in refused.message
-
-
-def test_a_number_of_labels_without_names_is_that_number(tmp_path: Path) -> None:
-    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification", num_labels=3)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    del config["id2label"], config["label2id"]
-    path.write_text(json.dumps({**config, "num_labels": 3}))
-    assert list(inspected(folder).model.labels) == ["LABEL_0", "LABEL_1", "LABEL_2"]
-    assert len(asked(folder, "a dog").response.predictions[0].logits) == 3
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"id2label": {"0": "Good", "1": "good"}}, "only its case differs"),
-        ({"id2label": {"0": "good", "1": "good"}}, "'good' twice"),
-        ({"id2label": {"0": "a", "2": "b"}}, "number the head's outputs from 0"),
-        ({"id2label": {"a": 0, "b": 1}}, "keys are not numbers"),
-        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels 3, but 2 names"),
-    ],
-)
-def test_labels_that_cannot_be_told_apart_are_refused_at_upload(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
-    set_config(**changes)(folder)
-    (problem,) = inspected(folder).violations
-    assert problem.reason == "MODEL_INVALID" and message in problem.message
-
-
 CONTRADICTED: list[tuple[str, str, Change, str, str]] = [
     ("BertForSequenceClassification", "text_classification", set_config(num_labels=3, id2label=None), "2, 16", "3, 16"),
     ("BertForSequenceClassification", "text_classification", set_config(id2label={"0": "a"}), "2, 16", "1, 16"),
@@ -363,40 +231,3 @@ def test_a_head_of_another_shape_is_refused_at_upload_started_anew_by_a_plan_and
     # As a service of an earlier version may have it.
     (refusal,) = asked(folder, "a [MASK]").violations
     assert refusal.reason == "TASK_MISMATCH" and shapes in refusal.message
-
-
-NOT_LABELS: list[tuple[dict[str, Any], str]] = [
-    ({"num_labels": -5}, "num_labels: -5"),
-    ({"num_labels": 0}, "num_labels: 0"),
-    ({"num_labels": "3"}, "num_labels: '3'"),
-    ({"num_labels": 2.5}, "num_labels: '2.5'"),
-    ({"num_labels": True}, "num_labels: 'True'"),
-    ({"num_labels": [2]}, "num_labels: '[2]'"),
-    ({"id2label": ["bad", "good"]}, "id2label"),
-    ({"id2label": {"0": "bad", "1": None}}, "id2label"),
-    ({"problem_type": "multi_class"}, "problem_type: 'multi_class'"),
-    ({"problem_type": ["regression"]}, "problem_type"),
-]
-
-
-@pytest.mark.parametrize(("changes", "named"), NOT_LABELS, ids=[str(row[0]) for row in NOT_LABELS])
-def test_what_is_not_a_number_or_kind_of_labels_is_refused_by_its_name_at_upload_and_at_plan(
-    tmp_path: Path, changes: dict[str, Any], named: str
-) -> None:
-    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
-    set_config(**changes)(folder)
-    said = [each.message for each in inspected(folder).violations]
-    spec = spec_for("text_classification", tmp_path, folder)
-    for message in (*said, *(each.message for each in planned(tmp_path, spec).violations)):
-        assert f"config.json has {named}" in message or f"config.json has an {named}" in message
-    assert len(said) == 1 and planned(tmp_path, spec).violations
-
-
-@pytest.mark.parametrize("empty", [{"num_labels": None}, {"id2label": None}, {"id2label": {}}, {"problem_type": None}])
-def test_settings_of_labels_that_say_nothing_are_as_if_they_were_not_there(
-    tmp_path: Path, empty: dict[str, Any]
-) -> None:
-    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
-    set_config(**empty)(folder)
-    result = inspected(folder)
-    assert not result.violations and list(result.model.labels) == ["LABEL_0", "LABEL_1"]
