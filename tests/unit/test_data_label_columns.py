@@ -119,6 +119,15 @@ def test_label_columns_that_cannot_be_are_refused(
     assert error.field.endswith(field) and words in error.message, (error.field, error.message)
 
 
+def test_more_texts_times_classes_than_a_table_takes_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    # A class for each of 10,000 texts, and 50,000 further texts.
+    lines = (json.dumps({"text": "a dog", "label": [f"c{i % 10_000}"]}) + "\n" for i in range(60_000))
+    (tmp_path / "wide.jsonl").write_text("".join(lines))
+    error = refused(tmp_path, tmp_path / "wide.jsonl", {})
+    assert "60,000 texts with a 0 or 1 for each of 10,000 classes are 600,000,000 numbers" in error.message
+    assert error.field == "spec.train_data" and "join rare classes into one" in error.message
+
+
 def test_evaluation_data_has_the_label_columns_of_the_training_data(tmp_path: Path) -> None:
     train, held = table(tmp_path), table(tmp_path, name="held.csv", header=HEADER.replace("insult", "rude"))
     columns = {"text": "comment"}

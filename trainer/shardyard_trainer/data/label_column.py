@@ -29,6 +29,9 @@ from shardyard_trainer.data.labels import (
 
 _LONGEST_TEXT = 2**16
 _MOST_SPELLINGS = 4 * MOST_LABELS
+_MOST_CELLS = 2**29
+"""Texts times classes: a 0 or 1 each, in memory while they are put together and on disk afterwards."""
+
 _MOST_SHOWN = 8
 
 
@@ -115,7 +118,7 @@ class LabelColumn:
             raise DataError("some files have other label columns; give them the same", file=row.file, line=row.line)
         if row.label_names:
             self._columns = row.label_names
-            return tuple(_bit(row, name, cell) for name, cell in zip(row.label_names, label, strict=True))
+            return bytes(_bit(row, name, cell) for name, cell in zip(row.label_names, label, strict=True))
         items = label if isinstance(label, list) else [label]
         if any(not isinstance(item, str | int | float | None) for item in items):
             raise wrong_label(row, "the labels of a text are words or numbers, or one list of them")
@@ -171,10 +174,11 @@ class LabelColumn:
         labels = spelled.labels()
         schema = self._schema or find_schema(MULTI_LABEL, (), set(labels.values()))
         index = {label: i for i, label in enumerate(schema.labels)}
+        _refuse_wide(len(which), len(index))
         table = np.zeros((len(named), len(index)), np.uint8)
         for place, names in enumerate(named):
             table[place, [index[labels[name]] for name in names]] = 1
-        notes = [*_notes(spelled), *_rarely_two(table[which], schema)]
+        notes = [*_notes(spelled), *_rarely_two(table, schema)]
         return Labels(schema, table[which].reshape(-1), notes, reading.way)
 
     def _of_places(self, reading: Reading, which: np.ndarray) -> Labels:
@@ -185,10 +189,11 @@ class LabelColumn:
             raise first.wrong(f"a 0 or 1 for each of {size} classes, but labels has {len(given)}; list them all there")
         names = given or tuple(map(str, range(size)))
         schema = LabelSchema(MULTI_LABEL, names)
+        _refuse_wide(len(which), size)
         table = np.zeros((len(reading.cells), size), np.uint8)
         for place, cells in enumerate(reading.cells):
             table[place, : len(cells)] = [bool(as_bit(cell)) for cell in cells]
-        notes = _rarely_two(table[which], schema)
+        notes = _rarely_two(table, schema)
         if names == tuple(map(str, range(size))):
             message = f"the labels are a 0 or 1 for each of {size} classes, called by their places; name them in labels"
             notes.append(("UNNAMED_LABELS", message))
@@ -217,8 +222,9 @@ class LabelColumn:
         elif len({canonical_key(name) for name in names}) < len(names):
             raise DataError(f"label columns look alike: {listed(names, most=_MOST_SHOWN)}; rename one, or list labels")
         schema = self._schema or LabelSchema(MULTI_LABEL, tuple(names))
-        table = np.asarray(list(self._distinct), np.uint8)[:, order]
-        notes = _rarely_two(table[which], schema)
+        _refuse_wide(len(which), len(columns))
+        table = np.frombuffer(b"".join(self._distinct), np.uint8).reshape(-1, len(columns))[:, order]
+        notes = _rarely_two(table, schema)
         if not self._wanted.columns:
             shown = listed(names, most=_MOST_SHOWN)
             message = f"taken for label columns, as they hold 0 and 1 only: {shown}; set label_columns if not meant"
@@ -246,7 +252,16 @@ def _notes(spelled: Spellings) -> list[tuple[str, str]]:
     return [(LOOKALIKE, note)] if note else []
 
 
+def _refuse_wide(num_rows: int, num_classes: int) -> None:
+    if num_rows * num_classes > _MOST_CELLS:
+        raise DataError(
+            f"{num_rows:,} texts with a 0 or 1 for each of {num_classes:,} classes are {num_rows * num_classes:,} "
+            f"numbers; at most {_MOST_CELLS:,}; give fewer texts, or join rare classes into one"
+        )
+
+
 def _rarely_two(table: np.ndarray, schema: LabelSchema) -> list[tuple[str, str]]:
+    """Looks at the different rows of a table of classes."""
     if len(schema.labels) < 2 or table.sum(1, dtype=np.int64).max(initial=0) > 1:
         return []
     message = (
