@@ -138,6 +138,16 @@ def test_a_plan_for_features_says_what_the_folder_says(tmp_path: Path) -> None:
     assert (wanted.pooling, wanted.normalize, wanted.max_length) == (spec_pb2.POOLING_CLS, True, 20)
 
 
+def test_a_part_that_changes_behind_a_link_is_noticed(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path / "m", pooling=flags("cls_token"))
+    (folder / "1_Pooling").rename(tmp_path / "shared")
+    (folder / "1_Pooling").symlink_to(tmp_path / "shared")
+    for pooling, value in (("cls_token", spec_pb2.POOLING_CLS), ("max_tokens", spec_pb2.POOLING_MAX)):
+        (tmp_path / "shared" / "config.json").write_text(json.dumps(flags(pooling)))
+        found = feature_plan(tmp_path, folder)
+        assert not found.violations and found.plan.resolved_spec.feature_extraction.pooling == value
+
+
 @pytest.mark.parametrize("name", ["cls", "mean", "max"])
 def test_fine_tuning_reads_the_vector_that_the_folder_gives(tmp_path: Path, name: str) -> None:
     flag = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}[name]

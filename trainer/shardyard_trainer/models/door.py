@@ -201,10 +201,15 @@ def _refuse_entry(path: Path, shown: str, roots: tuple[Path, ...]) -> None:
 
 
 def signature(path: Path) -> tuple[tuple[str, int, int, int, int], ...]:
-    """Changes whenever a file of the folder does: name, inode, size, mtime, ctime of each, sorted; links followed."""
+    """Changes whenever a file of the folder does: name, inode, size, mtime, ctime of each, sorted; links followed.
+
+    Of folders behind links only parts of sentence-transformers count: no other one is read.
+    """
     found = []
-    for directory, _, names in os.walk(path):
-        for name in names:
+    for directory, folders, names in os.walk(path):
+        linked = [name for name in folders if _PART.fullmatch(name) and Path(directory, name).is_symlink()]
+        behind = [f"{part}/{name}" for part in linked for name in _names_in(Path(directory, part))]
+        for name in (*names, *behind):
             full = Path(directory, name)
             try:
                 status = full.stat()
@@ -214,6 +219,13 @@ def signature(path: Path) -> tuple[tuple[str, int, int, int, int], ...]:
                 (str(full.relative_to(path)), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             )
     return tuple(sorted(found))
+
+
+def _names_in(linked: Path) -> list[str]:
+    try:
+        return [entry.name for entry in islice(linked.iterdir(), _MOST_ENTRIES)]
+    except OSError:  # it may not be listed
+        return []
 
 
 def _unreadable(name: str, error: OSError) -> Exception:
