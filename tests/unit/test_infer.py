@@ -322,6 +322,14 @@ def test_no_length_is_too_short_to_be_kept(tmp_path: Path, length: int) -> None:
     assert [list(embedding.shape) for embedding in reply.response.embeddings] == [[length, 16], [length, 16]]
 
 
+def test_words_have_no_vector_of_their_own(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertModel")
+    given = [pb.Instance(text="a dog"), pb.Instance(words=pb.Words(words=["a", "dog"]))]
+    call = worker_pb2.EmbedCall(folder=str(folder), request=pb.EmbedRequest(model="m", instances=given))
+    reply = worker_pb2.EmbedReply.FromString(embed(call.SerializeToString()))
+    assert [(each.field, each.reason) for each in reply.violations] == [("instances[1].words", "TASK_MISMATCH")]
+
+
 def test_models_are_loaded_once_and_the_oldest_is_given_up_under_the_budget(tmp_path: Path) -> None:
     folders = [open_folder(save_folder(tmp_path / str(index), "BertModel")) for index in range(3)]
     loaded: list[Folder] = []

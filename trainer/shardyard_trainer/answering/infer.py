@@ -20,16 +20,13 @@ from shardyard_trainer.answering.warm import shared_cache
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, Encoded, batches
 from shardyard_trainer.inputs.text import TextInputs
-from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.tasks.answers import text_of
+from shardyard_trainer.tasks.answers import refuse_kinds, text_of
 from shardyard_trainer.tasks.base import Parts, at_once, violation
 from shardyard_trainer.tasks.opening import Opened, text_inputs
-from shardyard_trainer.tasks.vectors import POOLINGS, hidden_states, text_vectors
+from shardyard_trainer.tasks.vectors import choose_length, choose_pooling, hidden_states, text_vectors
 
 MAX_INSTANCE_BYTES = 64 * 1024
-DEFAULT_EMBED_LENGTH = 128
 PREDICT = "shardyard_trainer.answering.infer:predict"
 EMBED = "shardyard_trainer.answering.infer:embed"
 _READ_AT_ONCE = 128 * 1024
@@ -64,26 +61,23 @@ def answerer(_settings: bytes) -> Answerer:
 
 def predict_steps(request: bytes) -> Steps:
     """`predict`, in steps between which other questions have their turn."""
-    call = worker_pb2.PredictCall.FromString(request)
-    try:
-        response = yield from _predict(call)
-    except Refused as refused:
-        return worker_pb2.PredictReply(violations=refused.violations).SerializeToString()
-    except SpecError as error:  # The model's tokenizer fails on a text.
-        return worker_pb2.PredictReply(violations=_of_the_model(error)).SerializeToString()
-    return worker_pb2.PredictReply(response=response).SerializeToString()
+    return (yield from _reply(_predict(worker_pb2.PredictCall.FromString(request)), worker_pb2.PredictReply))
 
 
 def embed_steps(request: bytes) -> Steps:
     """`embed`, in steps between which other questions have their turn."""
-    call = worker_pb2.EmbedCall.FromString(request)
+    return (yield from _reply(_embed(worker_pb2.EmbedCall.FromString(request)), worker_pb2.EmbedReply))
+
+
+def _reply(asking: Asking[Any], kind: type[worker_pb2.PredictReply | worker_pb2.EmbedReply]) -> Steps:
+    """The response, or all that is wrong with the question."""
     try:
-        response = yield from _embed(call)
+        reply = kind(response=(yield from asking))
     except Refused as refused:
-        return worker_pb2.EmbedReply(violations=refused.violations).SerializeToString()
-    except SpecError as error:
-        return worker_pb2.EmbedReply(violations=_of_the_model(error)).SerializeToString()
-    return worker_pb2.EmbedReply(response=response).SerializeToString()
+        reply = kind(violations=refused.violations)
+    except SpecError as error:  # The model's tokenizer fails on a text.
+        reply = kind(violations=[violation("model", each.reason, each.message) for each in error.all()])
+    return reply.SerializeToString()
 
 
 def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictResponse]:
@@ -116,15 +110,15 @@ def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictRe
 
 def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse]:
     violations = check_instances(call.request.instances)
+    violations += refuse_kinds(call.request.instances, ("text", "pair"), "Embed reads texts; send `text` or `pair`")
     opened = _model(call.folder, call.files)
     loaded, inputs = opened.loaded, _text_inputs(opened)
-    length = embed_length(loaded, call.request.max_length if call.request.HasField("max_length") else None)
-    if length is None:
-        message = (
-            f"max_length {call.request.max_length} is more than the {loaded.longest} tokens that the model can address"
-        )
-        violations.append(violation("max_length", "SPEC_INVALID", message))
-    if violations or length is None:
+    length = 0
+    try:
+        length = choose_length(loaded, call.request.max_length if call.request.HasField("max_length") else None)
+    except ValueError as error:
+        violations.append(violation("max_length", "SPEC_INVALID", str(error)))
+    if violations:
         raise Refused(violations)
     encoded = yield from _in_turns(
         call.request.instances, lambda some: inputs.encode([text_of(each) for each in some], length)
@@ -157,19 +151,10 @@ def _in_turns(
         some.append(instance)
         size += instance.ByteSize()
         if size > _READ_AT_ONCE or len(some) == INSTANCES_AT_ONCE:
-            encoded += _read(read, some)
+            encoded += read(some)
             some, size = [], 0
             yield None
-    return encoded + (_read(read, some) if some else [])
-
-
-def _read(
-    read: Callable[[Sequence[model_service_pb2.Instance]], list[_T]], instances: Sequence[model_service_pb2.Instance]
-) -> list[_T]:
-    try:
-        return read(instances)
-    except SpecError as error:
-        raise Refused([violation("model", error.reason, error.message)]) from None
+    return encoded + (read(some) if some else [])
 
 
 def _in_slices(
@@ -200,23 +185,6 @@ def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[wor
     if not instances:
         violations.append(violation("instances", "SPEC_INVALID", "no instances; send at least one"))
     return violations
-
-
-def choose_pooling(model: Loaded, asked: spec_pb2.Pooling.ValueType) -> str:
-    """As asked, else as trained, else `mean` for encoders and `last` for causal models."""
-    return POOLINGS.get(asked) or architectures.default_pooling(model.model.config, model.folder)
-
-
-def embed_length(model: Loaded, asked: int | None) -> int | None:
-    """Tokens that texts are cut to; None: more was asked than the model can address."""
-    if asked is not None:
-        return asked if model.longest is None or asked <= model.longest else None
-    trained = model.folder.max_length or DEFAULT_EMBED_LENGTH
-    return trained if model.longest is None else min(trained, model.longest)
-
-
-def _of_the_model(error: SpecError) -> list[worker_pb2.Violation]:
-    return [violation("model", each.reason, each.message) for each in error.all()]
 
 
 def _text_inputs(opened: Opened) -> TextInputs:

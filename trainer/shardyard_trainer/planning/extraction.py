@@ -16,7 +16,7 @@ from shardyard_trainer.data.sources import DataFile, resolve_source
 from shardyard_trainer.data.stats import DataStats, TokenCounter, loss_warnings
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.tokenization import encode
-from shardyard_trainer.models import architectures, sources
+from shardyard_trainer.models import sources
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.planning import memory, resolve
@@ -25,8 +25,7 @@ from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.pins import model_fingerprint
 from shardyard_trainer.tasks.feature_extraction import TASK
 from shardyard_trainer.tasks.opening import text_inputs
-from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
-from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
+from shardyard_trainer.tasks.vectors import POOLING_VALUES, choose_length, choose_pooling
 
 ROWS_PER_SHARD = {
     spec_pb2.FeatureExtraction.OUTPUT_POOLED: 2048,
@@ -79,21 +78,18 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
     raise_all(errors)
     assert model is not None
     loaded, inputs = model
-    longest = loaded.longest
-    if wanted.HasField("max_length") and (wanted.max_length < 1 or (longest and wanted.max_length > longest)):
-        rule = f"1 to {longest:,} tokens" if longest else "at least 1"
-        raise SpecError(f"{FIELD}.max_length", "SPEC_INVALID", f"{wanted.max_length:,}: the model takes {rule}")
-    trained = loaded.folder.max_length or DEFAULT_MAX_LENGTH
-    length = wanted.max_length if wanted.HasField("max_length") else min(trained, longest or trained)
+    try:
+        length = choose_length(loaded, wanted.max_length if wanted.HasField("max_length") else None)
+    except ValueError as error:
+        raise SpecError(f"{FIELD}.max_length", "SPEC_INVALID", str(error)) from None
     output = wanted.output or _OUTPUTS.OUTPUT_POOLED
-    pooling = POOLINGS.get(wanted.pooling) or architectures.default_pooling(loaded.model.config, loaded.folder)
     found = Extraction(
         loaded=loaded,
         inputs=inputs,
         files=files,
         source=wanted.data,
         whole=output == _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE,
-        pooling=pooling,
+        pooling=choose_pooling(loaded, wanted.pooling),
         max_length=length,
         normalize=wanted.normalize or loaded.folder.normalize,
         rows_per_shard=ROWS_PER_SHARD[output],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 
@@ -49,11 +49,7 @@ class TextPredictor:
             found.append(violation(given, "TASK_MISMATCH", message))
         also = " or `pair`" if "pair" in self.takes else ""
         message = f"a {self.task} model takes single texts; send `text`{also}"
-        return found + [
-            violation(f"instances[{index}].{kind}", "TASK_MISMATCH", message)
-            for index, instance in enumerate(request.instances)
-            if (kind := instance.WhichOneof("input")) is not None and kind not in self.takes
-        ]
+        return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
         """Texts and pairs as tokens, cut as in training. Raises SpecError."""
@@ -70,6 +66,17 @@ class TextPredictor:
         own: torch.Tensor = self.loaded.model(input_ids=row).logits
         device = next(live.parameters()).device
         return live.model(input_ids=row.to(device)).logits.float().cpu(), own
+
+
+def refuse_kinds(
+    instances: Sequence[model_service_pb2.Instance], takes: Container[str], message: str
+) -> list[worker_pb2.Violation]:
+    """A violation for each instance that is not of a kind that is taken."""
+    return [
+        violation(f"instances[{index}].{kind}", "TASK_MISMATCH", message)
+        for index, instance in enumerate(instances)
+        if (kind := instance.WhichOneof("input")) is not None and kind not in takes
+    ]
 
 
 def text_of(instance: model_service_pb2.Instance) -> tuple[str, str | None]:

@@ -12,7 +12,9 @@ import torch
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.inputs.base import batches
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
+from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
 
 POOLINGS: Mapping[int, str] = {
     spec_pb2.POOLING_MEAN: "mean",
@@ -25,6 +27,23 @@ POOLINGS: Mapping[int, str] = {
 POOLING_VALUES: Mapping[str, spec_pb2.Pooling.ValueType] = {
     name: spec_pb2.Pooling.ValueType(value) for value, name in POOLINGS.items()
 }
+
+
+def choose_pooling(loaded: Loaded, asked: spec_pb2.Pooling.ValueType) -> str:
+    """As asked, else as trained, else `mean` for encoders and `last` for causal models."""
+    return POOLINGS.get(asked) or architectures.default_pooling(loaded.model.config, loaded.folder)
+
+
+def choose_length(loaded: Loaded, asked: int | None) -> int:
+    """Tokens that texts are cut to: as asked, else as in training. Raises ValueError if the model takes no so many."""
+    longest = loaded.longest
+    if asked is None:
+        trained = loaded.folder.max_length or DEFAULT_MAX_LENGTH
+        return trained if longest is None else min(trained, longest)
+    if asked < 1 or (longest is not None and asked > longest):
+        rule = f"1 to {longest:,} tokens, which it can address" if longest is not None else "at least 1"
+        raise ValueError(f"{asked:,}: the model takes {rule}")
+    return asked
 
 
 def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
