@@ -134,7 +134,7 @@ def test_fixed_padding_and_truncation_are_taken_off(tmp_path: Path) -> None:
     given.save_pretrained(tmp_path)
     tokenizer = tokenization.load_tokenizer(open_folder(tmp_path))
     assert len(tokenizer("the dog is very cute")["input_ids"]) == 7
-    ids, _ = tokenization.encode_batch(tokenizer, ["the dog is very cute", "dog"], None, 5)
+    ids = tokenization.encode(tokenizer, ["the dog is very cute", "dog"], None, 5).ids
     assert [len(row) for row in ids] == [5, 3]
     assert tokenizer.backend_tokenizer.truncation is None
     assert len(tokenizer("the dog is very cute")["input_ids"]) == 7
@@ -142,14 +142,14 @@ def test_fixed_padding_and_truncation_are_taken_off(tmp_path: Path) -> None:
 
 def test_the_longer_text_of_a_pair_is_cut_first() -> None:
     tokenizer = tokenization.prepare(tiny_folders.bert_tokenizer())
-    ids, types = tokenization.encode_batch(tokenizer, ["the dog is very very cute"], ["a cat"], 8)
+    ids, types, _ = tokenization.encode(tokenizer, ["the dog is very very cute"], ["a cat"], 8)
     assert tokenizer.decode(ids[0]) == "[CLS] the dog is [SEP] a cat [SEP]"
     assert types[0] == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
 def test_an_empty_text_still_has_a_token() -> None:
     tokenizer = tokenization.prepare(tiny_folders.gpt2_tokenizer())
-    assert tokenization.encode_batch(tokenizer, ["", "a"], None, 8)[0][0] == [tokenizer.eos_token_id]
+    assert tokenization.encode(tokenizer, ["", "a"], None, 8).ids[0] == [tokenizer.eos_token_id]
 
 
 def test_a_folder_is_built_once_by_whoever_comes_first(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from shardyard_trainer.answering.infer import predict
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.text import TextInputs
-from shardyard_trainer.inputs.tokenization import encode_batch, ensure_pad, prepare
+from shardyard_trainer.inputs.tokenization import encode, ensure_pad, prepare
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import HuggingFaceModule
@@ -43,7 +43,7 @@ class FakeSamples:
     num_samples: int = 4
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        ids, _ = encode_batch(self.tokenizer, [TEXTS[sample.sample] for sample in samples], None, 16)
+        ids = encode(self.tokenizer, [TEXTS[sample.sample] for sample in samples], None, 16).ids
         width = max(len(row) for row in ids)
         inputs = {
             "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in ids]),

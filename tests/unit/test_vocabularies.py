@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from helpers import small_specs, tiny_folders
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.inputs.tokenization import encode_batch, load_tokenizer
+from shardyard_trainer.inputs.tokenization import encode, load_tokenizer
 from shardyard_trainer.inputs.vocabularies import build_tokenizer, num_ids
 from shardyard_trainer.models.door import FolderInvalid, open_folder
 
@@ -307,9 +307,9 @@ def test_a_tokenizer_that_fails_on_the_datas_own_texts_is_to_blame_for_it(tmp_pa
     backend = Tokenizer(models.Unigram([(sign, -1.0) for sign in known], unk_id=None))
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(open_folder(tmp_path))
-    assert encode_batch(tokenizer, ["a word"], None, 9)[0]
+    assert encode(tokenizer, ["a word"], None, 9).ids
     with pytest.raises(SpecError) as caught:
-        encode_batch(tokenizer, ["xyz"], None, 9)
+        encode(tokenizer, ["xyz"], None, 9)
     assert (caught.value.field, caught.value.reason) == ("spec.tokenizer", "MODEL_INVALID")
     assert "unknown token" in caught.value.message and "use another one" in caught.value.message
 

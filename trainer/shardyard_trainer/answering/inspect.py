@@ -139,20 +139,18 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     from transformers import AutoModel
 
     from shardyard_trainer.models import architectures
-    from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, quiet, what_failed
+    from shardyard_trainer.models.loading import LOADING_ERRORS, quiet, what_failed
     from shardyard_trainer.models.settings import model_config
+    from shardyard_trainer.models.weight_heads import refuse_deep
     from shardyard_trainer.models.weight_report import judge
+    from shardyard_trainer.plain_words import in_plain_words
 
-    num_layers = folder.config.get("num_hidden_layers", folder.config.get("n_layer", 0))
-    if isinstance(num_layers, int) and num_layers > len(tensors):
-        raise FolderInvalid(
-            f"config.json asks for {num_layers} layers, but the weights have {len(tensors)} tensors", file="config.json"
-        )
     reading("the model that config.json asks for")
     # Whatever transformers raises here (many types: validation, shapes, missing attributes), it is the folder's fault.
     config: Any = None
     try:
         config = model_config(folder.source)
+        refuse_deep(config, len(tensors))
         with torch.device("meta"):
             wanted = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
         stored = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -165,7 +163,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
-        reason = one_line(error) if config is None else what_failed(error, config)[1]
+        reason = in_plain_words(error) if config is None else what_failed(error, config)[1]
         raise FolderInvalid(f"the model does not load: {reason}", file="config.json") from None
     try:
         judge(model, info)

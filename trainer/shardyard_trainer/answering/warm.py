@@ -6,7 +6,6 @@ A model is known by its folder and the identity of the folder's files: a changed
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -22,33 +21,31 @@ Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 class ModelCache:
-    """Loads on the first ask. Safe to use from several threads: they wait for one load."""
+    """Loads on the first ask; for one thread: a process answers with one."""
 
     def __init__(self, load: Callable[[Folder], Opened], *, budget_bytes: int) -> None:
         self._load = load
         self._budget_bytes = budget_bytes
         self._models: OrderedDict[tuple[Folder, Signature], Opened] = OrderedDict()
-        self._lock = threading.Lock()
 
     def get(self, source: Folder, known: Sequence[transfer_pb2.StoredFile] = ()) -> Opened:
         """The model of a folder. Raises FolderInvalid, MODEL_CHANGED for a file that is not as `known`.
 
         The bytes are compared when the model is loaded, and again once size or time of a file have changed.
         """
-        with self._lock:
-            key = (source, signature(source.path))
-            if key in self._models:
-                self._models.move_to_end(key)
-                return self._models[key]
-            for stale in [other for other in self._models if other[0] == source]:
-                del self._models[stale]
-            check_known(source, known)
-            model = self._load(source)
-            self._models[key] = model
-            # The newest stays however large it is: it is about to be asked.
-            while len(self._models) > 1 and self.held_bytes > self._budget_bytes:
-                self._models.popitem(last=False)
-            return model
+        key = (source, signature(source.path))
+        if key in self._models:
+            self._models.move_to_end(key)
+            return self._models[key]
+        for stale in [other for other in self._models if other[0] == source]:
+            del self._models[stale]
+        check_known(source, known)
+        model = self._load(source)
+        self._models[key] = model
+        # The newest stays however large it is: it is about to be asked.
+        while len(self._models) > 1 and self.held_bytes > self._budget_bytes:
+            self._models.popitem(last=False)
+        return model
 
     @property
     def held_bytes(self) -> int:

@@ -21,7 +21,7 @@ from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
-from shardyard_trainer.data.tags import OUTSIDE, PLAIN, SchemeFinder, labels_of, to_bio
+from shardyard_trainer.data.tags import OUTSIDE, SchemeFinder, labels_of, to_bio
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.vocabularies import num_ids
@@ -326,8 +326,3 @@ def split_texts(data: TaggedTexts, holdout: float, seed: int) -> tuple[np.ndarra
     if data.num_texts - held < 1:
         raise DataError(f"{data.num_texts} row: nothing would be left to train on; give eval_data, or holdout 0")
     return np.sort(order[held:]), np.sort(order[:held])
-
-
-def is_plain(scheme: str) -> bool:
-    """Whether tags mean no entities."""
-    return scheme == PLAIN

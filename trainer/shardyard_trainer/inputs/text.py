@@ -6,7 +6,6 @@ Shape suffixes: B texts, T positions.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.packed import causal_frame
-from shardyard_trainer.inputs.tokenization import encode_batch, encoding_fault, prepare
+from shardyard_trainer.inputs.tokenization import encode, encoding_fault, prepare
 from shardyard_trainer.inputs.vocabularies import (
     build_tokenizer,
     encoding_raises,
@@ -33,8 +32,6 @@ from shardyard_trainer.models.fresh import canonical_names, check_builds, check_
 from shardyard_trainer.models.sentence import lower_case
 from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.models.sources import ModelChoice
-
-_TOKENIZING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -91,22 +88,20 @@ class TextInputs:
     def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[EncodedText]:
         """Texts and pairs as tokens; none is empty. Raises SpecError if the tokenizer fails on one."""
         encoded: list[EncodedText | None] = [None] * len(texts)
-        # A fast tokenizer refuses to be used by two threads at once.
-        with _TOKENIZING:
-            for paired in (False, True):
-                indices = [index for index, (_, pair) in enumerate(texts) if (pair is not None) == paired]
-                if not indices:
-                    continue
-                pairs = [texts[index][1] or "" for index in indices] if paired else None
-                ids, types = encode_batch(self.tokenizer, [texts[index][0] for index in indices], pairs, max_length)
-                for index, row, kinds in zip(indices, ids, types, strict=True):
-                    encoded[index] = EncodedText(row, kinds)
+        for paired in (False, True):
+            indices = [index for index, (_, pair) in enumerate(texts) if (pair is not None) == paired]
+            if not indices:
+                continue
+            pairs = [texts[index][1] or "" for index in indices] if paired else None
+            found = encode(self.tokenizer, [texts[index][0] for index in indices], pairs, max_length)
+            for index, row, kinds in zip(indices, found.ids, found.types, strict=True):
+                encoded[index] = EncodedText(row, kinds)
         return [each for each in encoded if each is not None]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[EncodedText]:
         """Texts to be continued: behind the token that a document begins with in training, and with no end."""
         before = list(causal_frame(self.tokenizer).before)
-        with _TOKENIZING, encoding_raises(encoding_fault):
+        with encoding_raises(encoding_fault):
             found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         # A model without a begin token still needs one token to go on from.
         prompts = [before + list(ids) or [self.tokenizer.pad_token_id or 0] for ids in found]

@@ -173,14 +173,6 @@ class Encoded(NamedTuple):
     cut: list[bool]
 
 
-def encode_batch(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids and type ids of each text (or pair), as `encode` gives them."""
-    encoded = encode(tokenizer, texts, pairs, max_length)
-    return encoded.ids, encoded.types
-
-
 def encode(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> Encoded:

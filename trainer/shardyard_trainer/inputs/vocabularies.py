@@ -47,11 +47,6 @@ _TRIALS = ("a word", "  \n\t", "\u65e5\u672c \U0001f642 \xe9\x00", "")
 _SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
 
 
-def has_tokenizer(folder: Folder) -> bool:
-    """Whether the folder has a file that a tokenizer could be made of."""
-    return any(folder.has(name) for name in FILES)
-
-
 def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, tried out on some texts. Raises FolderInvalid TOKENIZER_MISSING or MODEL_INVALID."""
     tokenizer = _build(folder)

@@ -14,7 +14,8 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, nearest, raise_all, shorten
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.bounds import experts_complaint, too_large
-from shardyard_trainer.models.loading import FIXED_SETTINGS, LOADING_ERRORS, one_line, quiet, what_failed
+from shardyard_trainer.models.loading import FIXED_SETTINGS, LOADING_ERRORS, quiet, what_failed
+from shardyard_trainer.plain_words import in_plain_words
 
 _NEVER_OVERRIDDEN: Mapping[str, str] = {
     "model_type": "give it as architecture.model_type",
@@ -57,7 +58,7 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
         raise SpecError(
             f"{field}.model_type",
             "SPEC_INVALID",
-            f"{wanted.model_type} has no default configuration: {one_line(error)}",
+            f"{wanted.model_type} has no default configuration: {in_plain_words(error)}",
         ) from None
     overrides = _checked_overrides(json_format.MessageToDict(wanted.overrides), default, f"{field}.overrides")
     if (over := too_large(overrides)) is not None:
@@ -69,7 +70,7 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
         config.architectures = config.architectures or []
     except LOADING_ERRORS as error:
         raise SpecError(
-            f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {one_line(error)}"
+            f"{field}.overrides", "SPEC_INVALID", f"refused by {wanted.model_type}: {in_plain_words(error)}"
         ) from None
     _check_heads(config, overrides, f"{field}.overrides")
     if (found := experts_complaint(config.to_dict())) is not None:

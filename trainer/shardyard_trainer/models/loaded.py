@@ -12,11 +12,12 @@ from transformers import PreTrainedModel  # Its import takes seconds: a process 
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.folder import ModelFolder
-from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, prepare_config, quiet
+from shardyard_trainer.models.loading import LOADING_ERRORS, prepare_config, quiet
 from shardyard_trainer.models.settings import generation_settings, model_config
 from shardyard_trainer.models.weight_heads import auto_class
 from shardyard_trainer.models.weight_report import judge
 from shardyard_trainer.models.weights import load_pretrained, read_tensors
+from shardyard_trainer.plain_words import in_plain_words
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Loaded:
     folder: ModelFolder
     model: PreTrainedModel
     head: nn.Linear | None
-    is_causal: bool
     longest: int | None
     size_bytes: int
     strangers: tuple[str, ...]
@@ -70,7 +70,6 @@ def load_model(folder: ModelFolder, auto: str) -> Loaded:
         folder=folder,
         model=model,
         head=_read_head(source) if has_own_head else None,
-        is_causal=architectures.is_causal(model.config.model_type),
         longest=architectures.longest(model.config),
         size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         strangers=tuple(strangers),
@@ -89,7 +88,7 @@ def _load_model(source: Folder, auto: str) -> tuple[Any, list[str], list[str]]:
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid):
             raise
-        raise FolderInvalid(f"the model does not load: {one_line(error)}") from None
+        raise FolderInvalid(f"the model does not load: {in_plain_words(error)}") from None
     if any("pooler" in name for name in info["missing_keys"]):
         model.base_model.pooler = None
     return model, list(report.lacking), sorted(info["unexpected_keys"])
@@ -102,5 +101,5 @@ def _read_head(source: Folder) -> nn.Linear:
         head = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
         head.load_state_dict(tensors)
     except LOADING_ERRORS as error:
-        raise FolderInvalid(f"the head does not load: {one_line(error)}", file="head.safetensors") from None
+        raise FolderInvalid(f"the head does not load: {in_plain_words(error)}", file="head.safetensors") from None
     return head.eval().requires_grad_(False)

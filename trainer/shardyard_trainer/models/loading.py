@@ -112,11 +112,6 @@ def ensure_pad_id(model: Any, tokenizer: Any) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def one_line(error: BaseException) -> str:
-    """What transformers says, fit for a message."""
-    return in_plain_words(error)
-
-
 def what_failed(error: BaseException, config: Any) -> tuple[str, str]:
     """The setting whose value transformers does not know (empty: another error), and what to say of it."""
     if "Padding_idx must be within" in str(error):
@@ -126,7 +121,7 @@ def what_failed(error: BaseException, config: Any) -> tuple[str, str]:
         )
     value = error.args[0] if isinstance(error, KeyError) and error.args else None
     if not isinstance(value, str):
-        return "", one_line(error)
+        return "", in_plain_words(error)
     name = next((name for name, known in config.to_dict().items() if known == value), "")
     hint = nearest(value, ACT2FN) or "; it has gelu, relu, silu and others" if "act" in name else ""
     return name, f"transformers has no {name or 'value'} {shorten(value)!r}{hint}"

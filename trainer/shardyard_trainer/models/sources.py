@@ -23,10 +23,11 @@ from shardyard_trainer.models.fresh import (
     number_complaint,
 )
 from shardyard_trainer.models.hub import resolve_hub
-from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, quiet
+from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.models.weights import WeightsInvalid, no_weights, weight_names
+from shardyard_trainer.plain_words import in_plain_words
 from shardyard_trainer.reading import about
 
 FIELD = "spec.model"
@@ -117,7 +118,7 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
     except WeightsInvalid as error:
         raise SpecError(field, "MODEL_INVALID", str(error), {"file": error.file}) from None
     except LOADING_ERRORS as error:
-        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {one_line(error)}") from None
+        raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {in_plain_words(error)}") from None
     return ModelChoice(config, folder, described, commit, field=field)
 
 

@@ -11,10 +11,11 @@ import transformers
 
 from shardyard_trainer.models.door import Folder, FolderInvalid, signature
 from shardyard_trainer.models.folder import ModelFolder
-from shardyard_trainer.models.loading import LOADING_ERRORS, one_line, quiet, what_failed
+from shardyard_trainer.models.loading import LOADING_ERRORS, quiet, what_failed
 from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.models.weight_report import WeightReport, judge
 from shardyard_trainer.models.weights import WeightsInvalid, load_pretrained, open_tensors
+from shardyard_trainer.plain_words import in_plain_words
 
 
 def auto_class(auto: str) -> Any:
@@ -39,13 +40,14 @@ def _look(folder: Folder, auto: str, _signature: object) -> WeightReport:
             config = model_config(folder)
             if type(config) not in kind._model_mapping:
                 return WeightReport(("head",), (), untied=False)
-            _refuse_deep(folder, config)
+            with open_tensors(folder) as tensors:
+                refuse_deep(config, len(tensors))
             model, info = load_pretrained(kind, folder, config, device_map="meta", ignore_mismatched_sizes=True)
         return judge(model, info, untied=_differ(folder, getattr(model, "all_tied_weights_keys", {})))
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid | WeightsInvalid):
             raise
-        why = one_line(error) if config is None else what_failed(error, config)[1]
+        why = in_plain_words(error) if config is None else what_failed(error, config)[1]
         raise FolderInvalid(f"the model does not load: {why}", file="config.json") from None
 
 
@@ -57,15 +59,13 @@ def with_true_head(described: ModelFolder) -> ModelFolder:
     return replace(described, auto="", labels=(), problem="", reshaped=report.reshaped) if report.lacking else described
 
 
-def _refuse_deep(folder: Folder, config: Any) -> None:
-    """Raises FolderInvalid for more layers than the file has tensors, before so many are built."""
+def refuse_deep(config: Any, num_tensors: int) -> None:
+    """Raises FolderInvalid for more layers than the weights have tensors, before so many are built."""
     layers = getattr(config, "num_hidden_layers", 0)
-    with open_tensors(folder) as tensors:
-        if isinstance(layers, int) and layers > len(tensors):
-            raise FolderInvalid(
-                f"config.json asks for {layers:,} layers, but the weights have {len(tensors):,} tensors",
-                file="config.json",
-            )
+    if isinstance(layers, int) and layers > num_tensors:
+        raise FolderInvalid(
+            f"config.json asks for {layers:,} layers, but the weights have {num_tensors:,} tensors", file="config.json"
+        )
 
 
 def _differ(folder: Folder, ties: Mapping[str, str]) -> bool:
