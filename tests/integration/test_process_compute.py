@@ -110,6 +110,29 @@ async def test_how_an_order_ends_whose_caller_has_left_is_no_error_of_the_loop(t
     assert said == []
 
 
+async def test_a_fork_whose_caller_has_left_is_ended_and_collected(tmp_path: Path) -> None:
+    warm = await WarmProcess.start(
+        warm=["helpers.fake_compute"],
+        confine={},
+        environment={**os.environ, "PYTHONPATH": str(TESTS)},
+        log=tmp_path / "compute.log",
+    )
+    try:
+        for _ in range(3):
+            order = asyncio.create_task(warm.fork(serve="", memory_bytes=2**30, network=False))
+            await asyncio.sleep(0)  # The order is sent, and not answered yet.
+            await asyncio.sleep(0)
+            order.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await order
+        # Orders are answered one after the other: what was ordered before this one has been done.
+        wanted = await warm.fork(serve="", memory_bytes=2**30, network=False)
+        await wanted.end()
+        assert psutil.Process(warm.pid).children() == []
+    finally:
+        await warm.close()
+
+
 @pytest.mark.parametrize(
     ("name", "request_", "cpu_s", "how"),
     [

@@ -185,19 +185,20 @@ class WarmProcess:
     async def fork(self, *, serve: str, memory_bytes: int, network: bool) -> Fork:
         """A new fork: one that serves with what `serve` makes, or with "" an inspection. Raises WarmProcessGone."""
         ours, theirs = socket.socketpair()
-        order = {"serve": serve, "memory_bytes": memory_bytes, "network": network}
+        with theirs:
+            asked = self._order({"serve": serve, "memory_bytes": memory_bytes, "network": network}, theirs.fileno())
         try:
-            with theirs:
-                answer = await self._order(order, theirs.fileno())
+            pid = (await asyncio.shield(asked))["pid"]
             reader, writer = await asyncio.open_unix_connection(sock=ours)
         except BaseException:
             ours.close()
+            asked.add_done_callback(self._end_unwanted)
             raise
-        return Fork(answer["pid"], reader, writer, self)
+        return Fork(pid, reader, writer, self)
 
     async def end(self, pid: int) -> Ending:
         """Ends a fork. Raises WarmProcessGone: then it is gone too."""
-        answer = await self._order({"end": pid})
+        answer = await asyncio.shield(self._order({"end": pid}))
         return Ending(answer["status"])
 
     async def wait(self) -> None:
@@ -230,27 +231,32 @@ class WarmProcess:
                 self.kill()
                 return
 
-    async def _order(self, order: Mapping[str, Any], *descriptors: int) -> dict[str, Any]:
-        """One order at a time: answers come in their order. It is finished though the caller leaves."""
-        exchange = asyncio.ensure_future(self._exchange(order, list(descriptors)))
+    def _order(self, order: Mapping[str, Any], *descriptors: int) -> asyncio.Future[dict[str, Any]]:
+        """One order at a time: answers come in their order. To be shielded: it is finished though the caller leaves."""
+        exchange = asyncio.ensure_future(self._exchange(order, [os.dup(descriptor) for descriptor in descriptors]))
         exchange.add_done_callback(_heard)
-        return await asyncio.shield(exchange)
+        return exchange
+
+    def _end_unwanted(self, asked: asyncio.Future[dict[str, Any]]) -> None:
+        """Ends a fork whose caller has left before it had it: nobody else would, nor collect what is left of it."""
+        if not asked.cancelled() and asked.exception() is None:
+            self._order({"end": asked.result()["pid"]})
 
     async def _exchange(self, order: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        duplicates = [os.dup(descriptor) for descriptor in descriptors]
+        """The answer to an order. Closes the descriptors."""
         try:
             async with self._lock, asyncio.timeout(_ORDER_S):
                 if self._killed:
                     raise WarmProcessGone("the warm process ended")
-                socket.send_fds(self._control, [json.dumps(order).encode()], duplicates)
+                socket.send_fds(self._control, [json.dumps(order).encode()], descriptors)
                 return await self._receive()
         except (OSError, TimeoutError) as error:
             # Without its answer the next one could not be told apart.
             self.kill()
             raise WarmProcessGone("the warm process does not answer") from error
         finally:
-            for duplicate in duplicates:
-                os.close(duplicate)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def _receive(self) -> dict[str, Any]:
         packet = await asyncio.get_running_loop().sock_recv(self._control, _PACKET_BYTES)
