@@ -49,12 +49,18 @@ def launch_of(storage: Path, root: Path, looks: list[tuple[str, Path]]) -> Launc
 def linked_packages(folder: Path) -> Path:
     """A folder of packages whose files are elsewhere, as an installer makes it that links from its cache."""
     site = folder / "site"
-    (site / "linked_by_file").mkdir(parents=True)
+    site.mkdir(parents=True)
+    # Links that lead to themselves are passed over: first or last in the folder's order, which is the file system's.
+    for name in ("loop", "a_loop", "z_loop"):
+        (site / name).symlink_to(site / name)
+    (site / "linked_by_file").mkdir()
     for name in ("linked_as_a_whole", "linked_by_file"):
         (folder / "installer-cache" / name).mkdir(parents=True)
         (folder / "installer-cache" / name / "__init__.py").write_text("")
     (site / "linked_as_a_whole").symlink_to(folder / "installer-cache" / "linked_as_a_whole")
     (site / "linked_by_file" / "__init__.py").symlink_to(folder / "installer-cache" / "linked_by_file" / "__init__.py")
+    for name in ("last_loop", "b_loop", "y_loop"):
+        (site / name).symlink_to(site / name)
     return site
 
 

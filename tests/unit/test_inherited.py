@@ -12,6 +12,11 @@ SECRETS = {
     "OPENAI_API_KEY": "k", "CLIENT_SECRET": "s", "DJANGO_SECRET_KEY": "s", "PGPASSWORD": "p", "MYSQL_PWD": "p",
     "SMTP_PASS": "p", "GOOGLE_APPLICATION_CREDENTIALS": "/key.json", "DB_PASSWORD_FILE": "/p", "GITLAB_PAT": "p",
     "DATABASE_URL": "postgresql://me:word@db/x", "BROKER": "redis://:word@host:6379", "SSH_AUTH_SOCK": "/tmp/agent",
+    "TOKEN": "t", "APIToken_KEY": "k", "CREDENTIALS": "c",
+    "GPG_PASSPHRASE": "p", "REDISCLI_AUTH": "p", "CI_JOB_JWT": "j",
+    "AZURE_STORAGE_CONNECTION_STRING": "AccountKey=k", "SENTRY_DSN": "https://k@host/1", "DOCKER_AUTH_CONFIG": "{}",
+    "SSH_PRIVATE_KEY_BASE64": "LS0t", "SLACK_WEBHOOK_URL": "https://hooks/x", "npm_config__auth": "a",
+    "GCP_SERVICE_ACCOUNT": '{"private_key": "-----BEGIN PRIVATE KEY-----"}',
 }  # fmt: skip
 OTHERS = {
     "PATH": "/usr/bin", "PWD": "/", "HOME": "/root", "NCCL_DEBUG": "INFO", "NCCL_IB_HCA": "mlx5", "CUDA_HOME": "/cuda",

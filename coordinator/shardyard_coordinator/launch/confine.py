@@ -231,18 +231,28 @@ def _rank_environment(hidden: str) -> list[str]:
 
 def _linked_packages(folder: str) -> list[str]:
     """Where packages of a folder really are that an installer has linked from its cache, as a whole or file by file."""
-    found = []
+    return [place for entry in _entries(folder) if (place := _linked_place(entry))]
+
+
+def _linked_place(entry: os.DirEntry[str]) -> str:
+    """Where one package really is; empty if it is not a link, or leads nowhere."""
     with suppress(OSError):
-        for entry in os.scandir(folder):
-            if entry.is_symlink():
-                # Nothing but packages: a folder of somebody's own may have links to anywhere.
-                if entry.is_file() or Path(entry.path, "__init__.py").is_file():
-                    found.append(os.path.realpath(entry.path))
-            elif entry.is_dir():
-                files = (file for file in os.scandir(entry.path) if not file.is_dir())
-                if (first := next(files, None)) is not None and first.is_symlink():
-                    found.append(os.path.dirname(os.path.realpath(first.path)))  # noqa: PTH120
-    return found
+        if entry.is_symlink():
+            # Nothing but packages: a folder of somebody's own may have links to anywhere.
+            if entry.is_file() or Path(entry.path, "__init__.py").is_file():
+                return os.path.realpath(entry.path)
+        elif entry.is_dir():
+            first = next((file for file in _entries(entry.path) if not file.is_dir()), None)
+            if first is not None and first.is_symlink():
+                return os.path.dirname(os.path.realpath(first.path))  # noqa: PTH120
+    return ""
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing if it cannot be read."""
+    with suppress(OSError), os.scandir(folder) as found:
+        return list(found)
+    return []
 
 
 def _holds(folder: str, hidden: str) -> bool:

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 _SECRET_NAMES = re.compile(
     r"""
     ^AWS_ | ^SSH_AUTH_SOCK$
-    | SECRET | PASSWORD | PASSWD | APIKEY
-    | _(TOKEN|KEY|CREDENTIAL|PASS|PWD|PAT)S?$
+    | SECRET | PASSWORD | PASSWD | PASSPHRASE | APIKEY | PRIVATE_?KEY | CREDENTIAL
+    | CONNECTION_?STRING | WEBHOOK | AUTHORIZATION | _AUTH_
+    | (^|_)(TOKEN|KEY|PASS|PAT|JWT|AUTH|COOKIE|DSN)S?$ | _PWDS?$
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 # As in postgresql://name:password@host; what leads to a network has to keep its own.
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+_KEY_BLOCK = "PRIVATE KEY-----"
 _MAY_LEAD_OUT = re.compile(r"_proxy$|^HF_ENDPOINT$", re.IGNORECASE)
 
 
@@ -29,6 +31,6 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    if _SECRET_NAMES.search(name):
+    if _SECRET_NAMES.search(name) or _KEY_BLOCK in value:
         return True
     return bool(_PASSWORD_IN_URL.search(value)) and not _MAY_LEAD_OUT.search(name)
