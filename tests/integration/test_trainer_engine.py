@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -129,7 +130,9 @@ def test_a_run_whose_every_step_was_left_out_is_no_success(tmp_path: Path) -> No
 
 
 def test_events_come_in_the_order_that_the_coordinator_expects(two_ranks: dict[tuple[str, int], Scenario]) -> None:
-    kinds = [kind for kind in two_ranks["bert", 1].kinds() if kind not in ("phase", "metrics")]
+    told = [kind for kind in two_ranks["bert", 1].kinds() if kind not in ("phase", "metrics")]
+    # Progress comes as often as time passes, so a slow machine has more of it.
+    kinds = [kind for kind, _ in itertools.groupby(told)]
     assert kinds[:5] == ["resumed", "progress", "evaluation", "checkpoint", "canary"]
     assert kinds[-4:] == ["evaluation", "checkpoint", "finished", "exported"]
 
