@@ -22,6 +22,7 @@ from shardyard_trainer.failures import ROOM_STEP, RunFailed, storage_failure
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
 from shardyard_trainer.training.shards import ShardFile, ShardWriter, damage, fsync_folder
+from shardyard_trainer.training.versions import versions
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -276,13 +277,6 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
     """The sha256 of the manifest without its own hash."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The versions that wrote a checkpoint."""
-    import importlib.metadata  # Needed once a checkpoint, not at the start.
-
-    return {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
 
 
 def _first_problem(errors: Any) -> RunFailed | None:

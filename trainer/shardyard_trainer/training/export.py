@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,10 @@ from typing import Any, cast
 
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from shardyard.v1 import model_service_pb2, transfer_pb2
+from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import missing_storage
 from shardyard_trainer.failures import RunFailed, storage_failure
@@ -29,11 +28,12 @@ from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
 from shardyard_trainer.models.loading import quiet
 from shardyard_trainer.models.settings import generation_settings
+from shardyard_trainer.models.weights import read_header
 from shardyard_trainer.tasks.base import HuggingFaceModule, Predictor, Prepared, TaskModule, build_module
 from shardyard_trainer.tasks.opening import open_model
 from shardyard_trainer.training.config import resolved_spec
-from shardyard_trainer.training.model_card import Subject, model_card, sha256
-from shardyard_trainer.training.shards import fsync_folder
+from shardyard_trainer.training.model_card import Subject, model_card
+from shardyard_trainer.training.results import put_in_place, stored_files, sync
 
 TOLERANCE = 1e-4
 """How far fp32 logits of the folder may be from the live model's, relative to the largest of them (at least 1)."""
@@ -77,8 +77,8 @@ def export_model(
     try:
         _write(building, trained, metrics)
         _verify(building, trained)
-        _sync(building)
-        _put_in_place(building, folder)
+        sync(building)
+        put_in_place(building, folder)
         model = _describe(folder, trained.task, metrics)
     except OSError as error:
         missing = missing_storage(attempt.locations)
@@ -199,36 +199,8 @@ def _compare(live: HuggingFaceModule, predictor: Predictor, batch: MicroBatch) -
         live.train(was_training)
 
 
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    fsync_folder(folder)
-
-
-def _put_in_place(building: Path, folder: Path) -> None:
-    if folder.exists():
-        # An earlier attempt's export, or the empty folder that was prepared: never half old, half new.
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
-    building.rename(folder)
-    fsync_folder(folder.parent)
-
-
 def _describe(folder: Path, task: Prepared, metrics: Mapping[str, float]) -> model_service_pb2.Model:
-    files = [
-        transfer_pb2.StoredFile(
-            path=str(path.relative_to(folder)),
-            size_bytes=path.stat().st_size,
-            sha256=sha256(path),
-            committed_bytes=path.stat().st_size,
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    files = stored_files(folder)
     return model_service_pb2.Model(
         state=model_service_pb2.Model.STATE_READY,
         files=files,
@@ -243,11 +215,9 @@ def _describe(folder: Path, task: Prepared, metrics: Mapping[str, float]) -> mod
 
 
 def _num_parameters(folder: Path) -> int:
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            total += sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - not a mapping
-    return total
+    opened = open_folder(folder)
+    headers = (read_header(opened, name) for name in opened.weight_names())
+    return sum(math.prod(tensor.shape) for header in headers for tensor in header)
 
 
 def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

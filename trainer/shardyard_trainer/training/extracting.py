@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardyard.v1 import model_service_pb2, transfer_pb2
+from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.columns import Row
@@ -30,7 +29,7 @@ from shardyard_trainer.planning.pins import check_same_model
 from shardyard_trainer.tasks.vectors import hidden_states, text_vectors
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.context import Context
-from shardyard_trainer.training.model_card import sha256
+from shardyard_trainer.training.results import put_in_place, stored_files, sync
 from shardyard_trainer.training.shards import fsync_folder
 
 
@@ -143,30 +142,15 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
     (folder / "_features.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     check_storage(context.attempt.locations)
     target = Path(context.attempt.export_dir)
-    for path in folder.iterdir():
-        if path.name.startswith("."):  # what an attempt that was killed had begun
-            path.unlink()
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    fsync_folder(folder)
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
-    fsync_folder(target.parent)
+    for path in folder.glob(".*"):
+        path.unlink()  # What an attempt that was killed had begun.
+    sync(folder)
+    put_in_place(folder, target)
     context.exported(worker_pb2.Exported(path=str(target), model=_describe(target), is_dataset=True))
 
 
 def _describe(folder: Path) -> model_service_pb2.Model:
-    files = [
-        transfer_pb2.StoredFile(
-            path=path.name,
-            size_bytes=path.stat().st_size,
-            sha256=sha256(path),
-            committed_bytes=path.stat().st_size,
-        )
-        for path in sorted(folder.iterdir())
-    ]
+    files = stored_files(folder)
     return model_service_pb2.Model(files=files, size_bytes=sum(file.size_bytes for file in files), path=str(folder))
 
 

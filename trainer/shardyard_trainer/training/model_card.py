@@ -5,10 +5,7 @@ The code in it is run by a test and gives the logits of `Predict`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +14,12 @@ from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.sources import DataFile, open_regular, resolve_source
 from shardyard_trainer.tasks.base import TrainingTask
 from shardyard_trainer.training.config import resolved_spec
+from shardyard_trainer.training.versions import versions
 
 _POOLED = {
     "mean": "((hidden * mask).sum(1) / mask.sum(1))",
@@ -28,7 +27,6 @@ _POOLED = {
     "last": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
     "cls": "hidden[:, 0]",
 }
-_VERSIONED = ("shardyard", "torch", "transformers", "tokenizers", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -135,17 +133,6 @@ def _receipt(attempt: worker_pb2.AttemptSpec) -> str:
     return "\n".join(lines) + f"\n\nThe spec, every default filled in:\n\n```json\n{text}\n```"
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _data_lines(what: str, source: spec_pb2.DataSource, locations: worker_pb2.Locations) -> list[str]:
     if source.WhichOneof("source") is None:
         return []
@@ -153,16 +140,12 @@ def _data_lines(what: str, source: spec_pb2.DataSource, locations: worker_pb2.Lo
         files = resolve_source(source, locations)
     except SpecError as error:
         return [f"* {what}: gone since ({error.reason})"]
-    return [
-        f"* {what}: `{_plain(file.name)}`, {file.path.stat().st_size} bytes, sha256 `{sha256(file.path)}`"
-        for file in files
-    ]
+    return [f"* {what}: {_data_line(file)}" for file in files]
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes, as 64 lower-case hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _data_line(file: DataFile) -> str:
+    digest = file_sha256(file.path, file.name, open_regular)
+    return f"`{_plain(file.name)}`, {file.path.stat().st_size} bytes, sha256 `{digest}`"
 
 
 def _plain(text: str) -> str:
