@@ -32,6 +32,8 @@ EMBED = "shardyard_trainer.answering.infer:embed"
 _READ_AT_ONCE = 128 * 1024
 """Bytes of instances that are read in one turn."""
 
+_KINDS = tuple(field.name for field in model_service_pb2.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
+
 _T = TypeVar("_T")
 Asking = Generator[Work | None, list[Any], _T]
 
@@ -175,9 +177,9 @@ def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[wor
     for index, instance in enumerate(instances):
         field = instance.WhichOneof("input")
         where = f"instances[{index}]" + (f".{field}" if field else "")
-        size = sum(len((text or "").encode()) for text in text_of(instance)) + instance.words.ByteSize()
+        size = _size(getattr(instance, field)) if field else 0
         if field is None:
-            violations.append(violation(where, "SPEC_INVALID", "no input; set `text`, `pair` or `words`"))
+            violations.append(violation(where, "SPEC_INVALID", f"no input; set one of {', '.join(_KINDS)}"))
         elif size > MAX_INSTANCE_BYTES:
             violations.append(
                 violation(where, "SPEC_INVALID", f"{size} bytes; an instance has at most {MAX_INSTANCE_BYTES} (64 KiB)")
@@ -185,6 +187,10 @@ def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[wor
     if not instances:
         violations.append(violation("instances", "SPEC_INVALID", "no instances; send at least one"))
     return violations
+
+
+def _size(given: Any) -> int:
+    return len(given.encode()) if isinstance(given, str) else int(given.ByteSize())
 
 
 def _text_inputs(opened: Opened) -> TextInputs:

@@ -83,7 +83,7 @@ def _look_into(
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
     gather(lambda: _check_generation(folder))
-    gather(lambda: _check_tokenizer(folder, found[0].config if found else {}))
+    gather(lambda: _check_inputs(folder, found[0] if found else None))
     num_parameters = 0
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
         gather(lambda: _check_loads(found[0], tensors))
@@ -121,6 +121,18 @@ def _check_generation(folder: Folder) -> None:
     from shardyard_trainer.models.settings import generation_settings  # It imports transformers.
 
     generation_settings(folder)
+
+
+def _check_inputs(folder: Folder, described: ModelFolder | None) -> None:
+    """Reads what reads the model's inputs, as every later use does: by its task's modality, else a tokenizer."""
+    from shardyard_trainer.inputs.text import TextInputs  # They import torch, which other calls do without.
+    from shardyard_trainer.tasks import table
+
+    task = table.of_folder(described) if described is not None else None
+    if described is not None and task is not None and task.inputs is not TextInputs:
+        task.inputs.load(folder, described)
+    else:
+        _check_tokenizer(folder, described.config if described is not None else {})
 
 
 def _check_tokenizer(folder: Folder, config: Mapping[str, Any]) -> None:

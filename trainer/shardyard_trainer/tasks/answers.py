@@ -42,13 +42,9 @@ class TextPredictor:
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
         """Parameters of another task, and pairs if the task takes single texts."""
-        found = []
-        given = request.WhichOneof("parameters")
-        if given is not None and given != self.parameters:
-            message = f"the model is one for {self.task}, whose parameters are `{self.parameters}`; leave `{given}` out"
-            found.append(violation(given, "TASK_MISMATCH", message))
         also = " or `pair`" if "pair" in self.takes else ""
         message = f"a {self.task} model takes single texts; send `text`{also}"
+        found = refuse_parameters(request, self.task, self.parameters)
         return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
@@ -66,6 +62,17 @@ class TextPredictor:
         own: torch.Tensor = self.loaded.model(input_ids=row).logits
         device = next(live.parameters()).device
         return live.model(input_ids=row.to(device)).logits.float().cpu(), own
+
+
+def refuse_parameters(
+    request: model_service_pb2.PredictRequest, task: str, parameters: str
+) -> list[worker_pb2.Violation]:
+    """A violation if the question's parameters are not the `parameters` that the task takes; empty: it takes none."""
+    given = request.WhichOneof("parameters")
+    if given is None or given == parameters:
+        return []
+    message = f"the model is one for {task}, whose parameters are `{parameters}`; leave `{given}` out"
+    return [violation(given, "TASK_MISMATCH", message)]
 
 
 def refuse_kinds(

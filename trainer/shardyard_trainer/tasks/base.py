@@ -202,6 +202,9 @@ class TrainingTask(Task, Protocol):
     example: str
     """An input as a Python expression for the model card, in which `tokenizer` is known."""
 
+    usage: str
+    """The model card's code, run in the model's folder, that ends with `logits`; empty: a tokenizer reads `example`."""
+
     cuts: bool
     """Whether inputs that are longer than in training are cut."""
 

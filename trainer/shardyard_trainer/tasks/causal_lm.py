@@ -48,6 +48,7 @@ class CausalLm:
     auto = "AutoModelForCausalLM"
     pipeline = "text-generation"
     example = '"Hello, my dog is cute"'
+    usage = ""
     cuts = False
     holds_out_by_lot = False
     inputs = TextInputs

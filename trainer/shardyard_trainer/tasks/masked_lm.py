@@ -48,6 +48,7 @@ class MaskedLm:
     auto = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
     example = '"Hello, my dog is " + tokenizer.mask_token'
+    usage = ""
     cuts = True
     holds_out_by_lot = False
     inputs = TextInputs

@@ -68,6 +68,7 @@ class TextClassification:
     auto = "AutoModelForSequenceClassification"
     pipeline = "text-classification"
     example = '"Hello, my dog is cute"'
+    usage = ""
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs

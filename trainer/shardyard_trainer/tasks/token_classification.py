@@ -69,6 +69,7 @@ class TokenClassification:
     auto = "AutoModelForTokenClassification"
     pipeline = "token-classification"
     example = '"My name is Clara and I live in Berkeley"'
+    usage = ""
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs

@@ -58,6 +58,8 @@ def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
 def usage(subject: Subject) -> str:
     """Plain torch and transformers, run in the model's folder; ends with `logits`."""
     task = subject.task
+    if task.usage:
+        return task.usage
     if not subject.own_head:
         cut = f", truncation=True, max_length={subject.max_length}" if subject.max_length else ""
         return (
@@ -84,7 +86,7 @@ def usage(subject: Subject) -> str:
 def _front_matter(subject: Subject) -> str:
     # JSON strings are YAML strings: nothing that a user named can break out.
     lines = ["---", "library_name: transformers", "tags:", "- shardyard", f"- {json.dumps(subject.model_type)}"]
-    if not subject.own_head:
+    if not subject.own_head and subject.task.pipeline:
         lines.append(f"pipeline_tag: {subject.task.pipeline}")
     return "\n".join([*lines, "---"])
 

@@ -31,6 +31,7 @@ from shardyard_coordinator.serve.validation.text import (
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
 MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_SHOWN_INSTANCES: Final = 100
+_INPUTS: Final = tuple(field.name for field in models.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
 # The answer lists the same files with how much of each has arrived, and clients take 4 MiB.
 MAX_HEADER_BYTES: Final = 3 * 1024 * 1024
 MAX_HEADER_VIOLATIONS: Final = 100
@@ -240,10 +241,10 @@ def _check_instances(request: models.PredictRequest | models.EmbedRequest, found
 def _instance_complaint(instance: models.Instance) -> str | None:
     kind = instance.WhichOneof("input")
     if kind is None:
-        return "has no input; set one of text, pair"
+        return f"has no input; set one of {', '.join(_INPUTS)}"
     size = instance.ByteSize()
     if size > MAX_INSTANCE_BYTES:
-        return f"{size:,} bytes; an instance has at most {MAX_INSTANCE_BYTES:,} (64 KiB); split or shorten the text"
+        return f"{size:,} bytes; an instance has at most {MAX_INSTANCE_BYTES:,} (64 KiB); split or shorten it"
     return None
 
 
