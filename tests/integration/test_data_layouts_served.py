@@ -97,6 +97,48 @@ def test_the_command_line_maps_columns_and_shows_what_is_cut(
     assert "x, y" in capsys.readouterr().out
 
 
+TAGGED = {
+    "kaggle.csv": (
+        "Sentence #,Word,POS,Tag\n" + "Sentence: 1,Anna,NNP,B-per\n,met,VBD,O\nSentence: 2,Rome,NNP,B-geo\n" * 9,
+        {},
+    ),
+    "doccano.jsonl": ('{"id": 1, "text": "Anna met Rome", "label": [[0, 4, "per"], [9, 13, "geo"]]}\n' * 9, {}),
+    "ud.conll": (
+        "# sent_id = 1\n1\tAnna\t_\tB-per\t_\n2\tmet\t_\tO\t_\n3\tRome\t_\tB-geo\t_\n\n" * 9,
+        {"tags": "column_4"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_tagged_words_of_other_tools_are_planned_or_refused_with_their_line(
+    service: Served, tmp_path: Path, name: str
+) -> None:
+    content, columns = TAGGED[name]
+    path = tmp_path / name
+    for text, is_good in (
+        (content, True),
+        (content.replace("met,", ",").replace("B-per", "B_per").replace("9, 13", "9, 12"), False),
+    ):
+        path.write_text(text)
+        spec = shardyard.JobSpec(
+            shardyard.TokenClassification(max_length=16),
+            model=MODEL,
+            tokenizer=shardyard.TrainedTokenizer("wordpiece", 120),
+            train_data=shardyard.Data(path, columns=columns),
+            optimization=shardyard.Optimization(max_steps=3, global_batch_size=4),
+        )
+        with shardyard.Client(service.address) as client:
+            if is_good:
+                plan = client.plan(spec)
+                assert list(plan.labels) == ["O", "B-geo", "I-geo", "B-per", "I-per"]
+                continue
+            with pytest.raises(shardyard.InvalidArgument) as caught:
+                client.plan(spec)
+            (violation,) = caught.value.violations
+            assert f"{name}, line " in violation.message and violation.field == "job.spec.train_data"
+
+
 REFUSED = {
     "a.csv": (pickle.dumps({"text": ["x"]}), "pickles are never opened"),
     "b.csv": ("text,label\nx,1\n".encode("utf-16"), "save it as UTF-8"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from helpers.small_specs import architecture, locations, parse
+from helpers.small_specs import locations
+from helpers.tagged import LABELS, TEXTS, planned, spec_of, write_lines
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.budget import BUDGET_VARIABLE
 from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
-
-TEXTS = [
-    (["Anna", "met", "Bob", "Smith", "."], ["B-PER", "O", "B-PER", "I-PER", "O"]),
-    (["Rome", "is", "far"], ["B-LOC", "O", "O"]),
-] * 8
-LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def lists(folder: Path, tokens: str = "tokens", tags: str = "tags") -> Path:
@@ -74,22 +60,6 @@ FORMATS = {
     "columns": (columns_of_words, {}),
     "spans": (spans, {}),
 }
-
-
-def spec_of(train: Path, task: Mapping[str, Any] | None = None, **changes: Any) -> spec_pb2.JobSpec:
-    spec: dict[str, Any] = {
-        "fineTuning": {"tokenClassification": {"maxLength": 16, **(task or {})}},
-        "model": architecture("bert"),
-        "tokenizer": {"train": {"algorithm": "ALGORITHM_WORDPIECE", "vocabSize": 80}},
-        "trainData": {"uri": str(train)},
-        "optimization": {"maxSteps": 4, "globalBatchSize": 4},
-    }
-    return parse({**spec, **changes})
-
-
-def planned(folder: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
-    request = worker_pb2.PlanRequest(spec=spec, locations=locations(folder))
-    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
 
 
 @pytest.mark.parametrize("name", FORMATS)

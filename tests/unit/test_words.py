@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from helpers.tiny_folders import bert_tokenizer, gpt2_tokenizer
 from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, SchemeFinder, entities, labels_of, to_bio
+from shardyard_trainer.data.word_split import split_words
 from shardyard_trainer.inputs.tokenization import ensure_pad, prepare
-from shardyard_trainer.inputs.words import WordCutter, split_words
+from shardyard_trainer.inputs.words import WordCutter
 
 KINDS = {"bert": bert_tokenizer, "gpt2": gpt2_tokenizer}
 WORDS = st.lists(
@@ -61,20 +62,20 @@ SCHEMES = {
 def test_tags_of_any_scheme_are_found_and_mean_the_same(scheme: str) -> None:
     finder = SchemeFinder()
     finder.add(SCHEMES[scheme])
-    assert finder.scheme == scheme
-    assert to_bio(SCHEMES[scheme], finder.scheme) == SCHEMES[BIO]
-    assert labels_of(finder.seen, finder.scheme) == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert finder.find() == scheme
+    assert to_bio(SCHEMES[scheme], finder.find()) == SCHEMES[BIO]
+    assert labels_of(finder.seen, finder.find()) == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     assert entities(SCHEMES[BIO]) == [("PER", 0, 2), ("LOC", 3, 4), ("LOC", 4, 5), ("PER", 6, 7)]
 
 
 def test_tags_without_marks_mean_no_entities() -> None:
     finder = SchemeFinder()
     finder.add(["NOUN", "VERB", "O", "I"])
-    assert finder.scheme == PLAIN and to_bio(["NOUN", "O"], PLAIN) == ["NOUN", "O"]
+    assert finder.find() == PLAIN and to_bio(["NOUN", "O"], PLAIN) == ["NOUN", "O"]
     assert labels_of(finder.seen, PLAIN) == ("I", "NOUN", "O", "VERB")
     only_outside = SchemeFinder()
     only_outside.add(["O", "O"])
-    assert only_outside.scheme == PLAIN
+    assert only_outside.find() == PLAIN
 
 
 def test_what_a_model_opens_with_an_inside_is_no_entity_but_data_means_one() -> None:

@@ -502,7 +502,7 @@ Global___TextClassification: _TypeAlias = TextClassification  # noqa: Y015
 @_typing.final
 class TokenClassification(_message.Message):
     """Tag words, and find the entities that the tags mean. Its data has the column roles `tokens` and `tags` (lists, as long as one
-    another), or `text` and `spans` (a list of {start, end, label}, in characters).
+    another; with `text_id`, a word a row), or `text` and `spans` (a list of {start, end, label}, in characters).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

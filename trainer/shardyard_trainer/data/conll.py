@@ -1,8 +1,13 @@
-"""Files with a word a line: `word … tag`, columns parted by spaces or tabs, a blank line behind each text."""
+"""Files with a word a line: `word … tag`, columns parted by spaces or tabs, a blank line behind each text.
+
+CoNLL-U and its like are read too: remarks (`# sent_id = 3`), a first column that counts the words, and lines about
+parts of words (`1-2`, `8.1`) that are no words of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.lines import read_lines
@@ -10,35 +15,90 @@ from shardyard_trainer.data.sources import DataFile
 
 DOCUMENT_START = "-DOCSTART-"
 _MOST_WORDS = 2**16
+_MOST_COLUMNS = 64
+_BLANKS = " \t\r"
+_REMARK = re.compile(r"#\s*(?:newdoc|newpar|sent_id|id|text|global\.columns)\b")
+_PART = re.compile(r"[0-9]+[-.][0-9]+")
 
 
-def conll_rows(file: DataFile) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
-    """(line of its first word, (words, tags)) of each text. Raises DataError for a line without a tag."""
-    words: list[str] = []
-    tags: list[str] = []
-    first = width = 0
-    for number, line in read_lines(file):
-        cells = line.split("\t") if "\t" in line else line.split()
-        # `# sent_id = 3` is about a text; the word `#` has its tag behind it.
-        is_remark = line.startswith("# ") and " = " in line and len(cells) != width
-        if not line.strip() or cells[0] == DOCUMENT_START or is_remark:
-            if words:
-                yield first, (words, tags)
-                words, tags = [], []
-            continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
-            message = f"{shorten(line.strip())!r} has no tag; write a word, spaces or a tab, and its tag"
-            raise DataError(message, file=file.name, line=number)
-        width = width or len(cells)
-        if len(cells) != width:
-            message = f"{len(cells)} columns, but the lines before have {width}; give each word the same columns"
-            raise DataError(message, file=file.name, line=number)
-        if not words:
-            first = number
-        elif len(words) == _MOST_WORDS:
+class ConllFile:
+    """The columns of a file, and its texts.
+
+    `words` is the place of the column of words: the first, or the second if the first one counts them. Raises DataError
+    for a file without words, and from `texts` for a line that has not as many columns as the others.
+    """
+
+    def __init__(self, file: DataFile) -> None:
+        self._file = file
+        self.width = self._width()
+        head = next(self._texts(), None)
+        self.words = int(self.width > 2 and head is not None and _counts(head[1][0]))
+
+    def texts(self) -> Iterator[tuple[int, list[list[str]]]]:
+        """(line of its first word, the cells of each column) of each text."""
+        for line, columns in self._texts():
+            kept = [at for at, cell in enumerate(columns[0]) if not (self.words and _PART.fullmatch(cell))]
+            yield line, [[column[at] for at in kept] for column in columns]
+
+    def _width(self) -> int:
+        """The number of columns: that of the first line which is no remark."""
+        for _, line in read_lines(self._file):
+            cells = _split(line)
+            if cells and cells[0] != DOCUMENT_START and not cells[0].startswith("#"):
+                return len(cells)
+        return 2
+
+    def _texts(self) -> Iterator[tuple[int, list[list[str]]]]:
+        rows: list[list[str]] = []
+        first = 0
+        for number, line in read_lines(self._file):
+            cells = _split(line)
+            if not cells or cells[0] == DOCUMENT_START or self._is_remark(line, cells, rows):
+                if rows:
+                    yield first, _columns(rows)
+                    rows = []
+                continue
+            self._check(cells, number, len(rows))
+            first = first if rows else number
+            rows.append(cells)
+        if rows:
+            yield first, _columns(rows)
+
+    def _is_remark(self, line: str, cells: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+        """`# sent_id = 3` is about a text; the word `#` has its tag behind it."""
+        if not line.startswith("#"):
+            return False
+        return len(cells) != self.width or (not rows and bool(_REMARK.match(line)))
+
+    def _check(self, cells: Sequence[str], number: int, num_words: int) -> None:
+        message = ""
+        if len(cells) < 2 or not cells[0]:
+            message = f"{shorten(' '.join(cells))!r} has no tag; write a word, spaces or a tab, and its tag"
+        elif len(cells) > _MOST_COLUMNS:
+            message = f"{len(cells):,} columns; at most {_MOST_COLUMNS}; write a word a line, and its tag behind it"
+        elif len(cells) != self.width:
+            message = f"{len(cells)} columns, but the lines before have {self.width}; give each word the same columns"
+        elif num_words == _MOST_WORDS:
             message = f"more than {_MOST_WORDS:,} words without a blank line; put one behind each text"
-            raise DataError(message, file=file.name, line=number)
-        words.append(cells[0].strip())
-        tags.append(cells[-1].strip())
-    if words:
-        yield first, (words, tags)
+        if message:
+            raise DataError(message, file=self._file.name, line=number)
+
+
+def _split(line: str) -> list[str]:
+    """The cells of a line. Parted by tabs or spaces alone: a word may hold other white space, such as `10\u00a0000`."""
+    written = line.rstrip(_BLANKS)
+    if not written.strip():
+        return []
+    parted = written.split("\t") if "\t" in written else written.split(" ")
+    cells = [cell.strip(_BLANKS) for cell in parted]
+    return cells if "\t" in written else [cell for cell in cells if cell]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    """Whether cells are the numbers of the words of a text, from 0 or 1 on."""
+    numbers = [cell for cell in cells if not _PART.fullmatch(cell)]
+    return any(numbers == [str(first + at) for at in range(len(numbers))] for first in (0, 1))

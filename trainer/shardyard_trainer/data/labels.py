@@ -58,7 +58,7 @@ class LabelSchema:
 def class_name(row: Row, given: Collection[str] = ()) -> str:
     """The class that a row's label names; `given` are the spec's labels. Raises DataError with its line."""
     name = _class_name(row)
-    rule = _broken_rule(name)
+    rule = unfit(name)
     # The spec's labels have rules of their own, and a spec may name a class `nan`.
     if rule and name not in given:
         raise wrong_label(row, rule)
@@ -74,15 +74,11 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
     if given:
         check_labels(given, problem)
         return LabelSchema(problem, tuple(given))
-    if len(seen) > MOST_LABELS:
-        raise DataError(
-            f"{len(seen):,} different labels; at most {MOST_LABELS:,}; if it is a quantity, set problem to regression"
-        )
-    if (size := spec_pb2.TextClassification(labels=seen).ByteSize()) > _MOST_LABELS_BYTES:
-        raise DataError(
-            f"the {len(seen):,} different labels have {size:,} bytes together; at most {_MOST_LABELS_BYTES:,}; "
-            "shorten them, or map the column that holds classes in columns.label"
-        )
+    check_amount(
+        seen,
+        "if it is a quantity, set problem to regression",
+        "shorten them, or map the column that holds classes in columns.label",
+    )
     if problem == SINGLE_LABEL and len(seen) < 2:
         raise DataError(
             f"the data has one label: {listed(sorted(seen))}; a classifier needs at least 2; give data with more, or "
@@ -91,6 +87,15 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
     if not seen:
         raise DataError("no row has a label; map the column with labels in columns.label")
     return LabelSchema(problem, tuple(sorted(seen, key=_sort_key(seen))))
+
+
+def check_amount(seen: Collection[str], if_many: str, if_long: str) -> None:
+    """Raises DataError, with what to do, for more labels or longer ones than a resolved spec has room for."""
+    if len(seen) > MOST_LABELS:
+        raise DataError(f"{len(seen):,} different labels; at most {MOST_LABELS:,}; {if_many}")
+    if (size := spec_pb2.TextClassification(labels=seen).ByteSize()) > _MOST_LABELS_BYTES:
+        message = f"the {len(seen):,} different labels have {size:,} bytes together; at most {_MOST_LABELS_BYTES:,}"
+        raise DataError(f"{message}; {if_long}")
 
 
 def check_labels(given: Sequence[str], problem: Problem) -> None:
@@ -122,8 +127,8 @@ def _sort_key(seen: set[str]) -> Any:
     return (lambda label: (int(label), label)) if integers else str
 
 
-def _broken_rule(name: str) -> str:
-    """What a label may not be; empty: it may."""
+def unfit(name: str) -> str:
+    """What is wrong with the name of a class; empty: nothing."""
     if name.casefold() in _NO_VALUE:
         return _MISSING
     return _unreadable(name)

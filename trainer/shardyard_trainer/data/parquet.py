@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ _LONGEST_LIST = 100_000
 _CELL_BYTES = 128
 """What the smallest cell counts: a run of one value decodes to as many rows as it says, from a few bytes."""
 
+_LONGEST_METADATA = 2**22
+
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
@@ -37,8 +40,9 @@ class ParquetTable:
     left out of `columns`.
     """
 
-    def __init__(self, file: DataFile, most_columns: int, *, needed: Container[str]) -> None:
+    def __init__(self, file: DataFile, most_columns: int, *, needed: Container[str], has_records: bool = False) -> None:
         self._file = file
+        self._has_records = has_records
         self._allowed = allowed_bytes(file.path.stat().st_size)
         self._stream = open_regular(file.path, file.name)
         check_parquet(file, self._stream)
@@ -59,7 +63,7 @@ class ParquetTable:
             )
         self.columns = tuple(self._fields)
         # Kept as a dictionary, a text that a list repeats is in memory once.
-        lists = [name for name, kind in self._fields.items() if _is_list(kind)]
+        lists = [name for name, kind in self._fields.items() if not _is_plain(_undictionaried(kind))]
         self._opened = self._open([path for path in self._string_leaves(opened) if _is_below(path, lists)])
 
     def head(self, most: int) -> list[tuple[int, Sequence[Any]]]:
@@ -67,7 +71,7 @@ class ParquetTable:
         rows = [[None] * len(self.columns) for _ in range(min(most, self._opened.metadata.row_group(0).num_rows))]
         for place, kind in enumerate(self._fields.values()):
             size = 0
-            if _is_list(kind):
+            if not _is_plain(_undictionaried(kind)):
                 continue
             with contextlib.suppress(DataError):
                 for row, (_, cells) in zip(rows, self._read([place], most_groups=1), strict=False):
@@ -87,6 +91,15 @@ class ParquetTable:
             message = f"the file's end says {told:,} rows, but it has {num_rows:,}; write it again"
             raise DataError(message, file=self._file.name)
 
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """The names of the numbers of columns, as the library datasets leaves them in the file."""
+        written = (self._opened.schema_arrow.metadata or {}).get(b"huggingface", b"")
+        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
+            features = json.loads(written)["info"]["features"] if len(written) <= _LONGEST_METADATA else {}
+            found = {name: _class_names(features.get(name)) for name in self.columns}
+            return {name: names for name, names in found.items() if names}
+        return {}
+
     def _open(self, dictionaries: list[str]) -> Any:
         try:
             return pq.ParquetFile(self._stream, read_dictionary=dictionaries)
@@ -97,6 +110,8 @@ class ParquetTable:
     def _is_usable(self, field: Any, needed: Container[str]) -> bool:
         kind = _undictionaried(field.type)
         if _is_plain(kind) or (_is_list(kind) and _is_plain(_undictionaried(kind.value_type))):
+            return True
+        if self._has_records and field.name in needed and _is_records(kind):
             return True
         if field.name in needed:
             raise DataError(
@@ -179,14 +194,18 @@ class ParquetTable:
         if (longest := max(lengths, default=0)) > LONGEST_LINE_BYTES:
             message = f"a value of {longest:,} characters; at most 16 MiB; break the text into rows"
             raise DataError(message, file=self._file.name, line=row + 1 + lengths.index(longest))
-        items = (item for value in values if isinstance(value, list) for item in value)
-        return sum(lengths) + _CELL_BYTES * len(values) + sum(len(i) if isinstance(i, str) else 8 for i in items)
+        return sum(lengths) + _CELL_BYTES * len(values) + sum(_cost_inside(v) for v in values if not isinstance(v, str))
 
     def _values(self, column: Any, row: int) -> Sequence[Any]:
         if pa.types.is_dictionary(column.type):
             return _distinct_once(column)
         if _is_list(column.type):
             return self._lists(column, row)
+        if pa.types.is_struct(column.type):
+            names = [field.name for field in column.type]
+            parts = [self._values(part, row) for part in column.flatten()]
+            cells = [dict(zip(names, cells, strict=True)) for cells in zip(*parts, strict=True)]
+            return [cell if is_there else None for cell, is_there in zip(cells, column.is_valid(), strict=True)]
         if pa.types.is_decimal(column.type):
             return [None if value is None else float(value) for value in column.to_pylist()]
         return column.to_pylist()  # type: ignore[no-any-return]
@@ -222,6 +241,34 @@ def _is_plain(kind: Any) -> bool:
 def _is_list(kind: Any) -> bool:
     types = pa.types
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _is_records(kind: Any) -> bool:
+    """A list of records of plain values, or a record of lists of them."""
+    if _is_list(kind):
+        kind = kind.value_type
+        return bool(pa.types.is_struct(kind)) and all(_is_plain(_undictionaried(field.type)) for field in kind)
+    return bool(pa.types.is_struct(kind)) and all(
+        _is_list(field.type) and _is_plain(_undictionaried(field.type.value_type)) for field in kind
+    )
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Of a ClassLabel, or a sequence of them."""
+    while isinstance(feature, dict | list):
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            return tuple(str(name) for name in feature.get("names", ()))
+        feature = feature[0] if isinstance(feature, list) and feature else dict(feature).get("feature")
+    return ()
+
+
+def _cost_inside(value: Any) -> int:
+    """About what the items of a list or a record take."""
+    if isinstance(value, str):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = _CELL_BYTES if isinstance(value, dict) else 8
+    return own + sum(_cost_inside(item) for item in items)
 
 
 def _is_below(path: str, names: Sequence[str]) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.conll import conll_rows
+from shardyard_trainer.data.conll import ConllFile
 from shardyard_trainer.data.csv_rows import read_csv_rows, read_tsv_rows, read_unix_lines, width_hint
 from shardyard_trainer.data.errors import DataError, listed, shorten
 from shardyard_trainer.data.json_rows import read_json_rows
@@ -35,15 +35,18 @@ class Layout:
     document: spec_pb2.DocumentUnit.ValueType = spec_pb2.DOCUMENT_UNIT_UNSPECIFIED
     names: frozenset[str] = frozenset()
     """Column names that tell a header from a row: the mapped ones, `text`, `label` and `labels`."""
+    has_records: bool = False
+    """Whether a cell may be a record, or a list of them."""
 
     @classmethod
-    def of(cls, source: spec_pb2.DataSource, more: Iterable[str] = ()) -> Layout:
+    def of(cls, source: spec_pb2.DataSource, more: Iterable[str] = (), *, has_records: bool = False) -> Layout:
         """The layout that a source describes; `more` columns are mapped elsewhere."""
         return cls(
             header=source.header if source.HasField("header") else None,
             delimiter=source.delimiter,
             document=source.document,
             names=frozenset({*source.columns.values(), *more} - {""}) | {"text", "label", "labels"},
+            has_records=has_records,
         )
 
 
@@ -53,7 +56,7 @@ class Table:
 
     `head` gives some of the first rows with all columns, None for what is only read when it is asked for; `rows` gives
     all rows, once, with the columns of these places in this order. `untaken` is the first line if nobody said whether
-    it is a header, and it was not taken for one.
+    it is a header, and it was not taken for one. `class_names` are names of a column's numbers.
     """
 
     file: DataFile
@@ -61,6 +64,7 @@ class Table:
     head: Callable[[], Sequence[NumberedRow]]
     rows: Callable[[Sequence[int]], Iterator[NumberedRow]]
     untaken: tuple[str, ...] = ()
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def index(self, name: str) -> int:
         """Where a column stands."""
@@ -93,7 +97,10 @@ def _text_table(file: DataFile, layout: Layout) -> Table:
 
 
 def _conll_table(file: DataFile, layout: Layout) -> Table:
-    return _row_table(file, ("tokens", "tags"), conll_rows(file))
+    """Words and tags, and behind them all columns by their numbers, for a mapping."""
+    found = ConllFile(file)
+    names = ("tokens", "tags", *(f"column_{place + 1}" for place in range(found.width)))
+    return _row_table(file, names, ((line, [cells[found.words], cells[-1], *cells]) for line, cells in found.texts()))
 
 
 def _csv_table(file: DataFile, layout: Layout) -> Table:
@@ -183,8 +190,9 @@ def _refuse_wrapped(file: DataFile, line: int, row: dict[str, Any], *, names: fr
 
 
 def _parquet_table(file: DataFile, layout: Layout) -> Table:
-    table = ParquetTable(file, MOST_COLUMNS, needed=layout.names)
-    return Table(file, table.columns, lambda: table.head(_ROWS_LOOKED_AT), table.rows)
+    table = ParquetTable(file, MOST_COLUMNS, needed=layout.names, has_records=layout.has_records)
+    names = table.class_names()
+    return Table(file, table.columns, lambda: table.head(_ROWS_LOOKED_AT), table.rows, class_names=names)
 
 
 def _row_table(

@@ -6,7 +6,7 @@ Texts with labels have rules of their own (`columns`): there a column may also b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shardyard.v1 import spec_pb2
@@ -18,19 +18,21 @@ from shardyard_trainer.reading import about, reading
 
 @dataclass(frozen=True)
 class Role:
-    """What a column can be: its name in a spec, and what such columns are called elsewhere."""
+    """What a column can be: its name in a spec, and what such columns are called elsewhere, in any case."""
 
     name: str
     aliases: tuple[str, ...] = ()
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row: its place, and the cell of each role that the file has a column for."""
+    """One row: its place, the cell of each role that the file has a column for, and the names of a role's numbers."""
 
     file: str
     line: int
     cells: Mapping[str, Any]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_records(
@@ -62,32 +64,44 @@ def _place(field: str, error: DataError, layouts: Sequence[Sequence[Role]]) -> s
 
 def _file_records(file: DataFile, source: spec_pb2.DataSource, layouts: Sequence[Sequence[Role]]) -> Iterator[Record]:
     names = [name for layout in layouts for role in layout for name in (role.name, *role.aliases)]
-    table = open_table(file, Layout.of(source, names))
+    spelled = {way for name in names for way in (name, name.capitalize(), name.title(), name.upper())}
+    table = open_table(file, Layout.of(source, spelled, has_records=True))
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
+    class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}
     for line, cells in table.rows([table.index(chosen[role]) for role in roles]):
-        yield Record(file.name, line, dict(zip(roles, cells, strict=True)))
+        yield Record(file.name, line, dict(zip(roles, cells, strict=True)), class_names)
 
 
 def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]) -> dict[str, str]:
     """The column of each role of the layout that the file has."""
     _check_mapped(table, mapping)
     for layout in layouts:
-        found = {role.name: _column_of(table, mapping, role) for role in layout}
-        if all(found.values()):
+        columns = {role: _column_of(table, mapping, role) for role in layout}
+        if all(column or role.is_optional for role, column in columns.items()):
+            found = {role.name: column for role, column in columns.items() if column}
             for role, name in found.items():
                 if (times := table.columns.count(name)) > 1:
                     message = f"{times} columns are called {shorten(name)!r}; rename one"
                     raise DataError(message, file=table.file.name, column=role, value=name)
             return found
-    wanted = " or ".join(" and ".join(f"`{role.name}`" for role in layout) for layout in layouts)
-    missing = next(role for role in layouts[0] if not _column_of(table, mapping, role))
+    wanted = " or ".join(
+        " and ".join(f"`{role.name}`" for role in layout if not role.is_optional) for layout in layouts
+    )
+    missing = next(role for role in layouts[0] if not role.is_optional and not _column_of(table, mapping, role))
     raise DataError(
         f"no columns {wanted}; there are: {listed(table.columns)}; map them in columns, as {missing.name}: NAME"
-        f"{layout_hint(table)}",
+        f"{layout_hint(table)}{_text_hint(table)}",
         file=table.file.name,
         column=missing.name,
     )
+
+
+def _text_hint(table: Table) -> str:
+    """What to say of a plain text, which has no columns."""
+    if table.file.format != spec_pb2.DATA_FORMAT_TEXT:
+        return ""
+    return "; if each line is a word with its tag behind it, set format to conll"
 
 
 def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:
@@ -110,9 +124,11 @@ def _column_of(table: Table, mapping: Mapping[str, str], role: Role) -> str:
     if role.name in mapping:
         return mapping[role.name]
     taken = set(mapping.values())
-    if role.name in table.columns and role.name not in taken:
+    free = [name for name in table.columns if name not in taken]
+    if role.name in free:
         return role.name
-    found = [name for name in role.aliases if name in table.columns and name not in taken]
+    named = {role.name, *role.aliases}
+    found = list(dict.fromkeys(name for name in free if name.casefold() in named))
     if len(found) > 1:
         raise DataError(
             f"the columns {listed(found)} may each be the {role.name}; map one in columns, as {role.name}: {found[0]}",

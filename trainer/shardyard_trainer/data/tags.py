@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from shardyard_trainer.data.errors import DataError, shorten
 
 BIO, IOB1, BIOES, PLAIN = "BIO", "IOB1", "BIOES", "PLAIN"
 """B opens every entity; B opens only one behind its like; with marks for ends and single words; no entities at all."""
 
 OUTSIDE = "O"
-_TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
+_TAG = re.compile(r"([BIESLUMbi])-(.+)", re.DOTALL)
+_OTHERWISE = re.compile(r"[BIESLUM][_:|/]\S+|\S+[-_][BIESLUM]")
+"""How marks are written too, and not read: `B_PER`, `PER-B`."""
+
 _OPEN = frozenset("BSU")
 _SINGLE_OR_END = frozenset("ESLU")
 
@@ -19,20 +25,24 @@ _SINGLE_OR_END = frozenset("ESLU")
 class SchemeFinder:
     """Looks at the tags of texts and says which scheme they are in."""
 
-    has_plain: bool = False
     has_ends: bool = False
     opens_with_inside: int = 0
     opens_with_begin: int = 0
     seen: set[str] = field(default_factory=set)
+    plain: Counter[str] = field(default_factory=Counter)
+    marked: Counter[str] = field(default_factory=Counter)
+    places: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def add(self, tags: Sequence[str]) -> None:
-        """Takes the tags of one text."""
+    def add(self, tags: Sequence[str], file: str = "", line: int = 0) -> None:
+        """Takes the tags of one text, which begins in this line."""
         before = ("", "")
         for tag in tags:
-            self.seen.add(tag)
             mark, kind = parts(tag)
-            if not mark and tag != OUTSIDE:
-                self.has_plain = True
+            if tag not in self.seen:
+                self.seen.add(tag)
+                self.places[tag] = (file, line)
+            if tag != OUTSIDE:
+                (self.marked if mark else self.plain)[tag] += 1
             self.has_ends = self.has_ends or mark in _SINGLE_OR_END
             follows_its_like = bool(before[0]) and before[1] == kind
             if mark == "I" and not follows_its_like:
@@ -41,10 +51,32 @@ class SchemeFinder:
                 self.opens_with_begin += 1
             before = (mark, kind)
 
-    @property
-    def scheme(self) -> str:
-        """The scheme of all tags seen."""
-        if self.has_plain or not any(parts(tag)[0] for tag in self.seen):
+    def find(self, wish: str = "") -> str:
+        """The scheme of all tags seen, or the one that is wished. Raises DataError for tags that it does not have."""
+        if wish != PLAIN and self.plain and (self.marked or wish):
+            self._refuse_mixed()
+        if not wish and self.plain and all(_OTHERWISE.fullmatch(tag) for tag in self.plain):
+            raise self._wrong(next(iter(self.plain)), "write B-PER and I-PER for an entity of the kind PER")
+        return wish or self._found()
+
+    def _refuse_mixed(self) -> None:
+        plain, _ = self.plain.most_common()[-1]
+        marked = next(iter(self.marked), "B-PER")
+        if self.marked and self.marked.total() < self.plain.total():
+            rarest, _ = self.marked.most_common()[-1]
+            raise self._wrong(
+                rarest, f"it has a mark, but others have none, such as {shorten(plain)!r}; write all alike"
+            )
+        message = f"it has no B- or I-, but entities have one, as {shorten(marked)!r}; write {OUTSIDE} outside of them"
+        raise self._wrong(plain, message)
+
+    def _wrong(self, tag: str, rule: str) -> DataError:
+        file, line = self.places[tag]
+        message = f"the tag {shorten(tag)!r}: {rule}, or set scheme to PLAIN if tags mean no entities"
+        return DataError(message, file=file, line=line, value=tag)
+
+    def _found(self) -> str:
+        if not self.marked:
             return PLAIN
         if self.has_ends:
             return BIOES
@@ -54,7 +86,7 @@ class SchemeFinder:
 def parts(tag: str) -> tuple[str, str]:
     """(mark, kind) of a tag such as `B-PER`; the mark is empty for others, `O` among them."""
     match = _TAG.fullmatch(tag)
-    return (match[1], match[2]) if match else ("", "")
+    return (match[1].upper(), match[2]) if match else ("", "")
 
 
 def to_bio(tags: Sequence[str], scheme: str) -> list[str]:

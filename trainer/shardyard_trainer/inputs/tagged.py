@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,32 +14,21 @@ import torch
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.budget import in_use, tokenised
 from shardyard_trainer.data.columns import layout_key
-from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.errors import DataError, shorten
+from shardyard_trainer.data.labels import check_amount
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
-from shardyard_trainer.data.tags import OUTSIDE, SchemeFinder, labels_of, to_bio
+from shardyard_trainer.data.tagged_rows import TaggedText, read_tagged
+from shardyard_trainer.data.tags import SchemeFinder, labels_of, to_bio
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.vocabularies import num_ids
-from shardyard_trainer.inputs.words import WordCutter, split_words
+from shardyard_trainer.inputs.words import WordCutter
 
 IGNORED = -100
-TAGGED_VERSION = 1
-WORDS = (Role("tokens", ("words",)), Role("tags", ("ner_tags", "pos_tags", "labels")))
-SPANS = (Role("text", ("sentence",)), Role("spans", ("entities", "annotations")))
+TAGGED_VERSION = 2
 _BATCH_TEXTS = 256
-
-
-@dataclass(frozen=True)
-class TaggedText:
-    """Words and their tags as they are written."""
-
-    file: str
-    line: int
-    words: list[str]
-    tags: list[str]
 
 
 @dataclass(frozen=True)
@@ -60,24 +47,6 @@ class TaggedTexts:
     labels: tuple[str, ...]
     scheme: str
     num_texts: int
-
-
-def read_tagged(
-    files: Sequence[DataFile], source: spec_pb2.DataSource, *, names: Sequence[str], field: str
-) -> Iterator[TaggedText]:
-    """Words with their tags, from lists of both or from texts with spans. Raises DataError.
-
-    `names` are the tags by their numbers, for data that has numbers.
-    """
-    for record in read_records(files, source, (WORDS, SPANS), field=field):
-        try:
-            words, tags = _of_spans(record) if "spans" in record.cells else _of_lists(record, names)
-        except ValueError as error:
-            raise DataError(str(error), file=record.file, line=record.line, field=field) from None
-        if len(words) != len(tags):
-            message = f"{len(words)} tokens, but {len(tags)} tags; give each token a tag"
-            raise DataError(message, file=record.file, line=record.line, field=field)
-        yield TaggedText(record.file, record.line, words, tags)
 
 
 class TaggedWords:
@@ -120,16 +89,29 @@ def load_tagged(
         finder, num_tags = SchemeFinder(), 0
         # All rows before the first is tokenised: what is wrong with the last one is said early.
         for text in read_tagged(files, source, names=wish.labels, field=field):
-            finder.add(text.tags)
+            finder.add(text.tags, text.file, text.line)
             num_tags += len(text.tags)
         if not num_tags:
             raise DataError("no row has a word with a tag", field=field)
-        scheme = wish.scheme or finder.scheme
+        try:
+            scheme = finder.find(wish.scheme)
+            check_amount(finder.seen, "map the column of tags in columns.tags", "shorten them")
+        except DataError as error:
+            raise error.at(field) from None
         labels = labels_of({*finder.seen, *wish.labels}, scheme)
-        # Given labels that say just these keep their order: it is that of a head's outputs.
-        known = wish.labels if set(wish.labels) == set(labels) else labels
+        # Given labels keep their order: it is that of a head's outputs.
+        given = [label for label in wish.labels if label in labels]
+        known = (*given, *(label for label in labels if label not in given))
+        if len(known) < 2:
+            message = (
+                f"all words have the tag {shorten(known[0])!r}; map the column of tags in columns.tags (in a CoNLL "
+                "file: column_1, column_2 …)"
+            )
+            raise DataError(message, field=field)
         rows = read_tagged(files, source, names=wish.labels, field=field)
-        _tokenise(rows, WordCutter(tokenizer, length, overlap), tokenizer, target, labels=known, scheme=scheme)
+        _tokenise(
+            rows, WordCutter(tokenizer, length, overlap), tokenizer, target, labels=known, scheme=scheme, field=field
+        )
 
     return _opened(tokenised(_folder(cache_dir, key), build))
 
@@ -163,22 +145,29 @@ def _tokenise(
     *,
     labels: Sequence[str],
     scheme: str,
+    field: str,
 ) -> None:
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     counter = TokenCounter(tokenizer)
     ids = {label: at for at, label in enumerate(labels)}
-    num_texts = 0
+    num_texts = num_windows = 0
     while batch := list(islice(rows, _BATCH_TEXTS)):
         windows, of, tags = [], [], []
         for text in batch:
             found = [ids[tag] for tag in to_bio(text.tags, scheme)]
             for window in cutter.cut(text.words):
+                # A window that answers for no word has nothing to be learnt or evaluated.
+                if not any(window.firsts):
+                    continue
                 windows.append(window)
                 of.append(num_texts)
                 tags += [
                     found[word] if first else IGNORED for word, first in zip(window.words, window.firsts, strict=True)
                 ]
             num_texts += 1
+        if not windows:
+            continue
+        num_windows += len(windows)
         tokens = [window.ids for window in windows]
         writer.add(tokens)
         writer.add_array("types", np.fromiter((t for window in windows for t in window.type_ids), np.uint8))
@@ -187,6 +176,8 @@ def _tokenise(
         words, unknown = counter.count(tokens)
         writer.add_array("counted", words)
         writer.add_array("unknown", unknown)
+    if not num_windows:
+        raise DataError("no word has a token; give texts that the tokenizer knows", field=field)
     writer.finish(labels=list(labels), scheme=scheme, num_texts=num_texts)
 
 
@@ -245,84 +236,11 @@ class TaggedSamples:
         return MicroBatch(inputs, num_units, int(lengths.sum()), ids.size, tuple(chosen))
 
 
-def _of_lists(record: Record, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    words = [str(word) for word in _as_list(record.cells["tokens"], "tokens")]
-    tags = _as_list(record.cells["tags"], "tags")
-    numbers = [tag for tag in tags if isinstance(tag, int | np.integer) and not isinstance(tag, bool)]
-    if not numbers:
-        return words, [_known(str(tag), names) for tag in tags]
-    if len(numbers) < len(tags):
-        raise ValueError("some tags are numbers and others names; write all as one of them")
-    if not names:
-        raise ValueError("the tags are numbers; say which tags they are in labels, in the order of the numbers")
-    worst = max(numbers, key=lambda number: number if number >= 0 else len(names) - number)
-    if not 0 <= worst < len(names):
-        raise ValueError(f"the tag {worst}, but labels has {len(names)} names, for 0 to {len(names) - 1}")
-    return words, [names[int(number)] for number in numbers]
-
-
-def _known(tag: str, names: Sequence[str]) -> str:
-    if names and tag not in names and tag.partition("-")[2] not in {name.partition("-")[2] for name in names}:
-        raise ValueError(f"the tag {shorten(tag)!r} is none of labels: {listed(names)}{nearest(tag, names)}")
-    return tag
-
-
-def _of_spans(record: Record) -> tuple[list[str], list[str]]:
-    """Words of a text, tagged with the spans of characters that cover them."""
-    text = record.cells["text"]
-    if not isinstance(text, str):
-        raise ValueError(f"the text is {shorten(str(text))!r}; give a string")
-    places = split_words(text)
-    tags = [OUTSIDE] * len(places)
-    for span in _as_list(record.cells["spans"], "spans"):
-        start, end, label = _span(span, len(text))
-        covered = [at for at, (first, last) in enumerate(places) if first < end and last > start]
-        if not covered:
-            raise ValueError(f"the span {start} to {end} ({shorten(label)}) covers no word")
-        if any(tags[at] != OUTSIDE for at in covered):
-            raise ValueError(f"the span {start} to {end} ({shorten(label)}) overlaps with another; leave one out")
-        for at in covered:
-            tags[at] = f"{'B' if at == covered[0] else 'I'}-{label}"
-    return [text[first:last] for first, last in places], tags
-
-
-def _span(span: Any, size: int) -> tuple[int, int, str]:
-    if isinstance(span, dict):
-        start, end, label = span.get("start"), span.get("end"), span.get("label", span.get("type"))
-    elif isinstance(span, list | tuple) and len(span) == 3:
-        start, end, label = span
-    else:
-        raise ValueError(f"the span {shorten(str(span))!r} is not {{start, end, label}}")
-    if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
-        raise ValueError(f"the span {shorten(str(span))!r}: start and end are whole numbers, label is a name")
-    if not 0 <= start < end <= size:
-        raise ValueError(f"the span {start} to {end} is not inside of the text's {size} characters")
-    return start, end, label
-
-
-def _as_list(cell: Any, what: str) -> list[Any]:
-    """A list, or one that is written as text: JSON, Python's way, or words parted by spaces."""
-    if isinstance(cell, str):
-        written = cell.strip()
-        if not written.startswith(("[", "(")):
-            return written.split()
-        for read in (json.loads, ast.literal_eval):
-            try:
-                cell = read(written)
-                break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    if isinstance(cell, np.ndarray):
-        cell = cell.tolist()
-    if not isinstance(cell, list | tuple):
-        raise ValueError(f"{what} is {shorten(str(cell))!r}; give a list")
-    return list(cell)
-
-
 def split_texts(data: TaggedTexts, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Texts to train on and to evaluate on, by lot. Raises DataError if none is left to train on."""
-    order = np.random.default_rng([seed, 0x401D]).permutation(data.num_texts)
-    held = round(data.num_texts * holdout) or int(holdout > 0)
-    if data.num_texts - held < 1:
-        raise DataError(f"{data.num_texts} row: nothing would be left to train on; give eval_data, or holdout 0")
+    texts = np.unique(data.store.arrays["texts"])  # Texts without words are in no window.
+    order = np.random.default_rng([seed, 0x401D]).permutation(texts)
+    held = round(len(texts) * holdout) or int(holdout > 0)
+    if len(texts) - held < 1:
+        raise DataError(f"{len(texts)} row: nothing would be left to train on; give eval_data, or holdout 0")
     return np.sort(order[held:]), np.sort(order[:held])

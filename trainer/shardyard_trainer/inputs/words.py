@@ -9,15 +9,12 @@ found by their places in that text.
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shardyard_trainer.inputs.tokenization import encoding_fault
 from shardyard_trainer.inputs.vocabularies import encoding_raises
-
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,6 @@ class Window:
     def num_positions(self) -> int:
         """Its tokens."""
         return len(self.ids)
-
-
-def split_words(text: str) -> list[tuple[int, int]]:
-    """Words and signs of a text as places (start, end) in characters."""
-    return [match.span() for match in _WORD.finditer(text)]
 
 
 class WordCutter:

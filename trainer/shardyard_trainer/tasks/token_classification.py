@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.tagged_rows import read_tagged
 from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, entities, parts
+from shardyard_trainer.data.word_split import split_words
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.tagged import (
     IGNORED,
@@ -24,11 +26,10 @@ from shardyard_trainer.inputs.tagged import (
     TaggedWords,
     TagWish,
     load_tagged,
-    read_tagged,
     split_texts,
 )
 from shardyard_trainer.inputs.text import TextInputs, adapt
-from shardyard_trainer.inputs.words import Window, WordCutter, split_words
+from shardyard_trainer.inputs.words import Window, WordCutter
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
@@ -65,7 +66,7 @@ class TokenClassification:
 
     name = "token_classification"
     output = Output.MODEL
-    roles = ("tokens", "tags", "text", "spans")
+    roles = ("tokens", "tags", "text_id", "text", "spans")
     auto = "AutoModelForTokenClassification"
     pipeline = "token-classification"
     example = '"My name is Clara and I live in Berkeley"'
