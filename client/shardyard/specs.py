@@ -41,7 +41,8 @@ _COLUMNS = ("text", "text_pair", "label")
 class Data:
     """Data to train, evaluate or extract on; `path` is one file inside a folder.
 
-    `columns` maps any role of the task to a column, as `{"tokens": "words"}`; roles that are left out are found.
+    `columns` maps any role of the task to a column, as `{"tokens": "words"}`; roles that are left out are found. Of
+    all rows, `max_bad_rows_share` may be left out because they cannot be used; the plan lists them.
     """
 
     source: str | Path
@@ -54,6 +55,7 @@ class Data:
     delimiter: str | None = None
     document: Document | None = None
     columns: Mapping[str, str] | None = None
+    max_bad_rows_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""

@@ -139,6 +139,22 @@ def test_tagged_words_of_other_tools_are_planned_or_refused_with_their_line(
             assert f"{name}, line " in violation.message and violation.field == "job.spec.train_data"
 
 
+def test_bad_rows_are_left_out_and_shown_or_refused_before_the_job_queues(service: Served, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "a fox,good\na dog,bad\n" * 9 + "a cat,with,commas\n")
+    task = shardyard.TextClassification(max_length=16)
+    with shardyard.Client(service.address) as client:
+        plan = client.plan(trained(task, shardyard.Data(path, max_bad_rows_share=0.1)))
+        (told,) = [warning.message for warning in plan.warnings if warning.reason == "BAD_ROWS_LEFT_OUT"]
+        assert told.startswith("1 of 19 rows cannot be used and are left out: train.csv, line 20: 3 values")
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            client.submit(trained(task, shardyard.Data(path, max_bad_rows_share=0.05)), job_id="never")
+        (violation,) = caught.value.violations
+        assert violation.field == "job.spec.train_data" and "1 of 19 rows cannot be used" in violation.message
+        with pytest.raises(shardyard.NotFound):
+            client.job("never").refresh()
+
+
 REFUSED = {
     "a.csv": (pickle.dumps({"text": ["x"]}), "pickles are never opened"),
     "b.csv": ("text,label\nx,1\n".encode("utf-16"), "save it as UTF-8"),

@@ -886,6 +886,7 @@ class DataSource(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     DELIMITER_FIELD_NUMBER: _builtins.int
     DOCUMENT_FIELD_NUMBER: _builtins.int
+    MAX_BAD_ROWS_SHARE_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The absolute path of a file or folder on the server, under an allowed data root."""
     dataset: _builtins.str
@@ -900,6 +901,10 @@ class DataSource(_message.Message):
     """CSV: one character between the columns; empty: what a first line `sep=;` says, else a comma."""
     document: Global___DocumentUnit.ValueType
     """Plain text: what one document is."""
+    max_bad_rows_share: _builtins.float
+    """The share of the rows that may be left out because they cannot be used, from 0 to under 1: the plan counts them and lists the
+    first in a warning BAD_ROWS_LEFT_OUT, and more are refused. Unset: 0. Not for feature extraction, where each row has its vector.
+    """
     @_builtins.property
     def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Which column holds what: from a role of the task (its message lists them) to a column's name. A role that is not here
@@ -917,10 +922,11 @@ class DataSource(_message.Message):
         header: _builtins.bool | None = ...,
         delimiter: _builtins.str = ...,
         document: Global___DocumentUnit.ValueType = ...,
+        max_bad_rows_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "dataset", b"dataset", "header", b"header", "source", b"source", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "columns", b"columns", "dataset", b"dataset", "delimiter", b"delimiter", "document", b"document", "format", b"format", "header", b"header", "path", b"path", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "columns", b"columns", "dataset", b"dataset", "delimiter", b"delimiter", "document", b"document", "format", b"format", "header", b"header", "max_bad_rows_share", b"max_bad_rows_share", "path", b"path", "source", b"source", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015

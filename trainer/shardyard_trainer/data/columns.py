@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, raise_all, shorten
 from shardyard_trainer.data.label_canon import as_bit
 from shardyard_trainer.data.readers import Layout, NumberedRow, Table, layout_hint, open_table
@@ -41,27 +42,32 @@ def read_rows(
     several_labels: bool = False,
     label_columns: Sequence[str] = (),
     field: str = "spec.train_data",
+    bad: BadRows | None = None,
 ) -> Iterator[Row]:
     """The rows of all files, in order; with `several_labels`, a text may have a column for each class.
 
-    `label_columns` are those of the classes if the spec names them.
+    `label_columns` are those of the classes if the spec names them. Rows that cannot be read go to `bad`, if the caller
+    has one and finishes it.
 
     Raises DataError, said of `field`, at the end also if no row has a text.
     """
     wanted = _Wanted(with_label, several_labels, tuple(label_columns))
-    is_blank = True
+    is_blank, own, num_rows = True, bad or BadRows(source), 0
     for file in files:
         about(field, "DATA_INVALID")
         reading(file.name)
         try:
-            for row in _file_rows(file, source, wanted):
+            for row in _file_rows(file, source, wanted, own):
+                num_rows += 1
                 is_blank = is_blank and not row.text.strip()
                 yield row
         except DataError as error:
             found = [each.at(_place(field, each)) for each in error.all() if isinstance(each, DataError)]
             found[0].others = tuple(found[1:])
             raise found[0] from None
-    if is_blank:
+    if bad is None:
+        own.finish(num_rows, field)
+    if is_blank and num_rows:
         raise DataError("the text of every row is empty; map the column with texts in columns.text", field=field)
 
 
@@ -81,7 +87,8 @@ def layout_key(source: spec_pb2.DataSource) -> list[Any]:
     """All of a source that decides how the same files are read, the same for a source and as resolved; JSON values."""
     document = source.document or spec_pb2.DOCUMENT_UNIT_LINE
     header = int(source.header) if source.HasField("header") else -1
-    return [sorted(source.columns.items()), source.delimiter, document, header]
+    bad = [source.max_bad_rows_share] if source.max_bad_rows_share else []
+    return [sorted(source.columns.items()), source.delimiter, document, header, *bad]
 
 
 _ROLES = ("text", "text_pair", "label")
@@ -109,8 +116,8 @@ def _place(field: str, error: DataError) -> str:
     return f"{field}.columns.{error.column}" if error.column in _ROLES else field
 
 
-def _file_rows(file: DataFile, source: spec_pb2.DataSource, wanted: _Wanted) -> Iterator[Row]:
-    table = open_table(file, Layout.of(source, wanted.label_columns))
+def _file_rows(file: DataFile, source: spec_pb2.DataSource, wanted: _Wanted, bad: BadRows) -> Iterator[Row]:
+    table = open_table(file, Layout.of(source, wanted.label_columns, bad=bad))
     chosen = _choose(table, source.columns, wanted)
     has_pair = chosen.text_pair is not None
     names = [chosen.text, *([chosen.text_pair] if chosen.text_pair is not None else []), *chosen.labels]
@@ -118,14 +125,14 @@ def _file_rows(file: DataFile, source: spec_pb2.DataSource, wanted: _Wanted) -> 
     label_names = () if chosen.is_one_label else chosen.labels
     for line, cells in table.rows([table.index(name) for name in names]):
         labels = cells[first_label:]
-        yield Row(
-            file.name,
-            line,
-            _text(cells[0], file, line, chosen.text),
-            _text(cells[1], file, line, names[1]) if has_pair else None,
-            tuple(labels) if label_names else labels[0] if labels else None,
-            label_names,
-        )
+        try:
+            text = _text(cells[0], file, line, chosen.text)
+            text_pair = _text(cells[1], file, line, names[1]) if has_pair else None
+        except DataError as error:
+            bad.skip(error)
+            continue
+        label = tuple(labels) if label_names else labels[0] if labels else None
+        yield Row(file.name, line, text, text_pair, label, label_names)
 
 
 def _choose(table: Table, mapping: Mapping[str, str], wanted: _Wanted) -> _Chosen:

@@ -7,8 +7,10 @@ parts of words (`1-2`, `8.1`) that are no words of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
+from shardyard_trainer.data.bad_rows import refuse
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.lines import read_lines
 from shardyard_trainer.data.sources import DataFile
@@ -25,44 +27,52 @@ class ConllFile:
     """The columns of a file, and its texts.
 
     `words` is the place of the column of words: the first, or the second if the first one counts them. Raises DataError
-    for a file without words, and from `texts` for a line that has not as many columns as the others.
+    for a file without words; a text with a line that has not as many columns as the others is given to `skip`.
     """
 
-    def __init__(self, file: DataFile) -> None:
+    def __init__(self, file: DataFile, skip: Callable[[DataError], None] = refuse) -> None:
         self._file = file
+        self._skip = skip
         self.width = self._width()
-        head = next(self._texts(), None)
+        head = next(self._texts(lambda error: None), None)
         self.words = int(self.width > 2 and head is not None and _counts(head[1][0]))
 
     def texts(self) -> Iterator[tuple[int, list[list[str]]]]:
         """(line of its first word, the cells of each column) of each text."""
-        for line, columns in self._texts():
+        for line, columns in self._texts(self._skip):
             kept = [at for at, cell in enumerate(columns[0]) if not (self.words and _PART.fullmatch(cell))]
             yield line, [[column[at] for at in kept] for column in columns]
 
     def _width(self) -> int:
         """The number of columns: that of the first line which is no remark."""
-        for _, line in read_lines(self._file):
+        for _, line in read_lines(self._file, skip=lambda error: None):
             cells = _split(line)
             if cells and cells[0] != DOCUMENT_START and not cells[0].startswith("#"):
                 return len(cells)
         return 2
 
-    def _texts(self) -> Iterator[tuple[int, list[list[str]]]]:
+    def _texts(self, skip: Callable[[DataError], None]) -> Iterator[tuple[int, list[list[str]]]]:
         rows: list[list[str]] = []
         first = 0
-        for number, line in read_lines(self._file):
+        wrong: DataError | None = None
+
+        def note(error: DataError) -> None:
+            nonlocal wrong
+            wrong = wrong or error
+
+        for number, line in chain(read_lines(self._file, skip=note), [(0, "")]):
             cells = _split(line)
             if not cells or cells[0] == DOCUMENT_START or self._is_remark(line, cells, rows):
-                if rows:
+                if wrong is not None:
+                    skip(wrong)
+                elif rows:
                     yield first, _columns(rows)
-                    rows = []
-                continue
-            self._check(cells, number, len(rows))
-            first = first if rows else number
-            rows.append(cells)
-        if rows:
-            yield first, _columns(rows)
+                rows, wrong = [], None
+            elif error := self._fault(cells, number, len(rows)):
+                note(error)
+            else:
+                first = first if rows else number
+                rows.append(cells)
 
     def _is_remark(self, line: str, cells: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         """`# sent_id = 3` is about a text; the word `#` has its tag behind it."""
@@ -70,7 +80,7 @@ class ConllFile:
             return False
         return len(cells) != self.width or (not rows and bool(_REMARK.match(line)))
 
-    def _check(self, cells: Sequence[str], number: int, num_words: int) -> None:
+    def _fault(self, cells: Sequence[str], number: int, num_words: int) -> DataError | None:
         message = ""
         if len(cells) < 2 or not cells[0]:
             message = f"{shorten(' '.join(cells))!r} has no tag; write a word, spaces or a tab, and its tag"
@@ -80,8 +90,7 @@ class ConllFile:
             message = f"{len(cells)} columns, but the lines before have {self.width}; give each word the same columns"
         elif num_words == _MOST_WORDS:
             message = f"more than {_MOST_WORDS:,} words without a blank line; put one behind each text"
-        if message:
-            raise DataError(message, file=self._file.name, line=number)
+        return DataError(message, file=self._file.name, line=number) if message else None
 
 
 def _split(line: str) -> list[str]:

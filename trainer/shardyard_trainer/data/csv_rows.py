@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
+from shardyard_trainer.data.bad_rows import refuse
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.lines import LONGEST_LINE_BYTES, read_lines
 from shardyard_trainer.data.sources import DataFile
@@ -17,8 +18,13 @@ _EXCEL_SEPARATOR = re.compile(r"(\"?)sep=(.)\1\s*", re.IGNORECASE)
 _ODD_QUOTES = "“”„«»"
 
 
-def read_csv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row, with the line that it begins on. `delimiter` empty: what a first line `sep=;` says, else a comma."""
+def read_csv_rows(
+    file: DataFile, delimiter: str, skip: Callable[[DataError], None] = refuse
+) -> Iterator[tuple[int, list[str]]]:
+    """Each row, with the line that it begins on. `delimiter` empty: what a first line `sep=;` says, else a comma.
+
+    A row with wrong quotes is given to `skip`.
+    """
     # The limit is the process's: every reader here wants this one.
     csv.field_size_limit(LONGEST_LINE_BYTES)
     lines: Iterator[str] = (line for _, line in read_lines(file, keep_ends=True))
@@ -34,13 +40,15 @@ def read_csv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[st
     delimiter = delimiter or ","
     head = list(_head(lines))
     rows = _Rows(chain(head, lines), file, delimiter, before, skips_spaces=_has_spaced_quotes(head, delimiter))
-    yield from rows.read()
+    yield from rows.read(skip)
 
 
-def read_tsv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def read_tsv_rows(
+    file: DataFile, delimiter: str, skip: Callable[[DataError], None] = refuse
+) -> Iterator[tuple[int, list[str]]]:
     """Each line, split at the delimiter (empty: a tab); quotes are characters like others."""
     looked_at = 0
-    for number, line in read_unix_lines(file):
+    for number, line in read_unix_lines(file, skip):
         if not line:
             continue
         cells = line.split(delimiter or "\t")
@@ -58,9 +66,9 @@ def read_tsv_rows(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[st
         yield number, cells
 
 
-def read_unix_lines(file: DataFile) -> Iterator[tuple[int, str]]:
+def read_unix_lines(file: DataFile, skip: Callable[[DataError], None] = refuse) -> Iterator[tuple[int, str]]:
     """Lines. Raises DataError if lines end with a CR alone, as of old spreadsheets: all would be one line."""
-    lines = read_lines(file)
+    lines = read_lines(file, skip=skip)
     head = list(islice(lines, 2))
     if len(head) == 1 and "\r" in head[0][1]:
         message = "a CR stands alone, as old spreadsheets end lines; save the file with LF or CRLF ends"
@@ -93,7 +101,7 @@ class _Rows:
         self._lines: list[str] = []
         self._reader = csv.reader(self._watched(lines), delimiter=delimiter, strict=True, skipinitialspace=skips_spaces)
 
-    def read(self) -> Iterator[tuple[int, list[str]]]:
+    def read(self, skip: Callable[[DataError], None]) -> Iterator[tuple[int, list[str]]]:
         while True:
             began = self._reader.line_num + 1
             self._has_spaced_quote = False
@@ -104,15 +112,18 @@ class _Rows:
                 return
             except csv.Error as error:
                 message = _complaint(str(error), self._reader.line_num - began, self._lines[-1] if self._lines else "")
-                raise DataError(message, file=self._file.name, line=began + self._before) from None
+                skip(DataError(message, file=self._file.name, line=began + self._before))
+                continue
             if self._has_spaced_quote and _has_spaced_quotes(self._lines, self._delimiter):
-                raise DataError(
-                    "a quote stands after a space, so it quotes nothing, as it would in the rows before; "
-                    "take the space out",
-                    file=self._file.name,
-                    line=began + self._before,
+                skip(
+                    DataError(
+                        "a quote stands after a space, so it quotes nothing, as it would in the rows before; "
+                        "take the space out",
+                        file=self._file.name,
+                        line=began + self._before,
+                    )
                 )
-            if row:
+            elif row:
                 yield began + self._before, row
 
     def _watched(self, lines: Iterable[str]) -> Iterator[str]:

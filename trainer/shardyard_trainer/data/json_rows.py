@@ -7,11 +7,12 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from shardyard_trainer.data.bad_rows import refuse
 from shardyard_trainer.data.containers import open_text
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.lines import LONGEST_LINE_BYTES, not_utf8, read_lines
@@ -33,16 +34,25 @@ _NOT_COMMAS = re.compile(r"[^,]++")
 _RECORDS = "write one object a line, or one list of objects (in pandas: to_json(path, orient='records', lines=True))"
 
 
-def read_json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file, each with the line that it begins on. Raises DataError with the line."""
+def read_json_rows(file: DataFile, skip: Callable[[DataError], None] = refuse) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file, each with the line that it begins on. Raises DataError with the line.
+
+    A line that is not an object is given to `skip`; in a list of objects nothing can be skipped.
+    """
     with open_text(file) as stream:
         start = _peek(stream)
         if start.startswith(b"["):
             yield from _Array(stream, file).rows()
             return
-    for number, line in read_lines(file):
-        if line.strip():
-            yield number, _object(line, file.name, number)
+    for number, line in read_lines(file, skip=skip):
+        if not line.strip():
+            continue
+        try:
+            value = _object(line, file.name, number)
+        except DataError as error:
+            skip(error)
+        else:
+            yield number, value
 
 
 def _peek(stream: io.BufferedReader) -> bytes:

@@ -87,9 +87,11 @@ class LabelColumn:
             self._numbers.append(number(row))
             return
         key = self._several(row) if self._wanted.takes_several else self._one(row)
-        place = self._distinct.setdefault(key, len(self._values))
-        if place == len(self._values):
+        place = self._distinct.get(key)
+        if place is None:
+            # First checked: a label that is refused leaves no trace, as its row may be left out.
             self._check(row)
+            place = self._distinct[key] = len(self._values)
             label = row.label
             written = key if row.label_names else tuple(label) if isinstance(label, list) else label
             self._values.append(Value(written, row.file, row.line))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from shardyard_trainer.data.bad_rows import refuse
 from shardyard_trainer.data.containers import open_text
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
@@ -13,11 +14,13 @@ LONGEST_LINE_BYTES = 16 * 2**20
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_lines(file: DataFile, *, keep_ends: bool = False) -> Iterator[tuple[int, str]]:
+def read_lines(
+    file: DataFile, *, keep_ends: bool = False, skip: Callable[[DataError], None] = refuse
+) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1. A byte-order mark is dropped, CRLF reads as LF; `keep_ends` leaves the LF on the line.
 
-    A gzip file is unpacked. Raises DataError with the line where bytes are not UTF-8, a NUL stands, or a line is over
-    16 MiB.
+    A gzip file is unpacked. Raises DataError with the line if it is over 16 MiB; one that is not UTF-8 or has a NUL is
+    given to `skip`.
     """
     with open_text(file) as stream:
         number = offset = 0
@@ -29,7 +32,12 @@ def read_lines(file: DataFile, *, keep_ends: bool = False) -> Iterator[tuple[int
                     file=file.name,
                     line=number,
                 )
-            yield number, _decode(raw, file.name, number, offset, keep_ends=keep_ends)
+            try:
+                line = _decode(raw, file.name, number, offset, keep_ends=keep_ends)
+            except DataError as error:
+                skip(error)
+            else:
+                yield number, line
             offset += len(raw)
 
 

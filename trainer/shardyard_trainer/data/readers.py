@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows, refuse
 from shardyard_trainer.data.conll import ConllFile
 from shardyard_trainer.data.csv_rows import read_csv_rows, read_tsv_rows, read_unix_lines, width_hint
 from shardyard_trainer.data.errors import DataError, listed, shorten
@@ -37,9 +38,23 @@ class Layout:
     """Column names that tell a header from a row: the mapped ones, `text`, `label` and `labels`."""
     has_records: bool = False
     """Whether a cell may be a record, or a list of them."""
+    bad: BadRows | None = None
+    """Takes the rows that cannot be used; None: the first of them is raised."""
+
+    @property
+    def skip(self) -> Callable[[DataError], None]:
+        """Takes what is wrong with a row: the row is left out, or the error raised."""
+        return refuse if self.bad is None else self.bad.skip
 
     @classmethod
-    def of(cls, source: spec_pb2.DataSource, more: Iterable[str] = (), *, has_records: bool = False) -> Layout:
+    def of(
+        cls,
+        source: spec_pb2.DataSource,
+        more: Iterable[str] = (),
+        *,
+        has_records: bool = False,
+        bad: BadRows | None = None,
+    ) -> Layout:
         """The layout that a source describes; `more` columns are mapped elsewhere."""
         return cls(
             header=source.header if source.HasField("header") else None,
@@ -47,6 +62,7 @@ class Layout:
             document=source.document,
             names=frozenset({*source.columns.values(), *more} - {""}) | {"text", "label", "labels"},
             has_records=has_records,
+            bad=bad,
         )
 
 
@@ -92,29 +108,31 @@ def _text_table(file: DataFile, layout: Layout) -> Table:
         text = "".join(line for _, line in read_lines(file, keep_ends=True))
         rows: Iterable[NumberedRow] = [(1, (text,))] if text.strip() else []
     else:
-        rows = ((number, (line,)) for number, line in read_unix_lines(file) if line.strip())
-    return _row_table(file, ("text",), iter(rows))
+        rows = ((number, (line,)) for number, line in read_unix_lines(file, layout.skip) if line.strip())
+    return _row_table(file, layout, ("text",), iter(rows))
 
 
 def _conll_table(file: DataFile, layout: Layout) -> Table:
     """Words and tags, and behind them all columns by their numbers, for a mapping."""
-    found = ConllFile(file)
+    found = ConllFile(file, layout.skip)
     names = ("tokens", "tags", *(f"column_{place + 1}" for place in range(found.width)))
-    return _row_table(file, names, ((line, [cells[found.words], cells[-1], *cells]) for line, cells in found.texts()))
+    return _row_table(
+        file, layout, names, ((line, [cells[found.words], cells[-1], *cells]) for line, cells in found.texts())
+    )
 
 
 def _csv_table(file: DataFile, layout: Layout) -> Table:
-    return _delimited(file, layout, read_csv_rows(file, layout.delimiter))
+    return _delimited(file, layout, read_csv_rows(file, layout.delimiter, layout.skip))
 
 
 def _tsv_table(file: DataFile, layout: Layout) -> Table:
-    return _delimited(file, layout, read_tsv_rows(file, layout.delimiter))
+    return _delimited(file, layout, read_tsv_rows(file, layout.delimiter, layout.skip))
 
 
 def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[str]]]) -> Table:
     first = next(rows, None)
     if first is None:
-        raise _empty(file)
+        raise _empty(file, layout)
     line, cells = first
     if len(cells) > MOST_COLUMNS:
         raise _too_many(file, f"{len(cells):,} columns", line)
@@ -127,20 +145,25 @@ def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[st
     else:
         columns = tuple(f"column_{i + 1}" for i in range(len(cells)))
         body = chain([first], rows)
-    table = _row_table(file, columns, _same_width(file, columns, body), header_only=has_header)
+    table = _row_table(file, layout, columns, _same_width(file, columns, body, layout.skip), header_only=has_header)
     return table if has_header or layout.header is not None else replace(table, untaken=tuple(stripped))
 
 
 def _same_width(
-    file: DataFile, columns: tuple[str, ...], rows: Iterator[tuple[int, list[str]]]
+    file: DataFile,
+    columns: tuple[str, ...],
+    rows: Iterator[tuple[int, list[str]]],
+    skip: Callable[[DataError], None],
 ) -> Iterator[NumberedRow]:
     for line, cells in rows:
         if len(cells) != len(columns):
             hint = "; give each row a value for each column, an empty one too"
             if file.format == spec_pb2.DATA_FORMAT_CSV and len(cells) > len(columns):
                 hint = width_hint(cells, len(columns), _OTHER_DELIMITERS)
-            raise DataError(f"{len(cells)} values in a row of {len(columns)} columns{hint}", file=file.name, line=line)
-        yield line, cells
+            message = f"{len(cells)} values in a row of {len(columns)} columns{hint}"
+            skip(DataError(message, file=file.name, line=line))
+        else:
+            yield line, cells
 
 
 def layout_hint(table: Table) -> str:
@@ -162,17 +185,19 @@ def layout_hint(table: Table) -> str:
 
 
 def _jsonl_table(file: DataFile, layout: Layout) -> Table:
-    rows = read_json_rows(file)
+    rows = read_json_rows(file, layout.skip)
     # A key may be missing where it has no value: one row alone does not tell them all.
     head = list(_some(rows, lambda row: row.values()))
     if not head:
-        raise _empty(file)
+        raise _empty(file, layout)
     columns = tuple(dict.fromkeys(name for _, row in head for name in row))
     if len(columns) > MOST_COLUMNS:
         raise _too_many(file, f"{len(columns):,} keys", head[0][0])
     if len(head) == 1:
         _refuse_wrapped(file, *head[0], names=layout.names)
-    return _row_table(file, columns, ((line, [row.get(name) for name in columns]) for line, row in chain(head, rows)))
+    return _row_table(
+        file, layout, columns, ((line, [row.get(name) for name in columns]) for line, row in chain(head, rows))
+    )
 
 
 def _refuse_wrapped(file: DataFile, line: int, row: dict[str, Any], *, names: frozenset[str]) -> None:
@@ -196,13 +221,17 @@ def _parquet_table(file: DataFile, layout: Layout) -> Table:
 
 
 def _row_table(
-    file: DataFile, columns: tuple[str, ...], rows: Iterator[NumberedRow], *, header_only: bool = False
+    file: DataFile,
+    layout: Layout,
+    columns: tuple[str, ...],
+    rows: Iterator[NumberedRow],
+    *,
+    header_only: bool = False,
 ) -> Table:
     """A table of rows that are read whole, whichever columns are wanted."""
     head = list(_some(rows, iter))
     if not head:
-        message = "no rows after the header; if the file was cut short, copy it again"
-        raise DataError(message, file=file.name) if header_only else _empty(file)
+        raise _empty(file, layout, header_only=header_only)
 
     def chosen(places: Sequence[int]) -> Iterator[NumberedRow]:
         return ((line, [cells[place] for place in places]) for line, cells in chain(head, rows))
@@ -220,7 +249,12 @@ def _some(rows: Iterator[tuple[int, Any]], values: Callable[[Any], Iterable[Any]
             return
 
 
-def _empty(file: DataFile) -> DataError:
+def _empty(file: DataFile, layout: Layout, *, header_only: bool = False) -> DataError:
+    """The error about a file without rows: what is wrong with its first row if it has only bad ones."""
+    if layout.bad is not None and (first := layout.bad.first_of(file.name)):
+        return first
+    if header_only:
+        return DataError("no rows after the header; if the file was cut short, copy it again", file=file.name)
     return DataError("the file is empty; if it should not be, copy it again", file=file.name)
 
 

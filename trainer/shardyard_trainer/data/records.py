@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all, shorten
 from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
@@ -41,20 +42,27 @@ def read_records(
     layouts: Sequence[Sequence[Role]],
     *,
     field: str,
+    bad: BadRows | None = None,
 ) -> Iterator[Record]:
     """The rows of all files, in order. A file has the columns of the first of `layouts` that it has all roles of.
 
-    Raises DataError, said of `field`, for a file that has none of the layouts, or two columns for one role.
+    Rows that cannot be read go to `bad`, if the caller has one and finishes it. Raises DataError, said of `field`, for
+    too many of them, and for a file that has none of the layouts, or two columns for one role.
     """
+    own, num_rows = bad or BadRows(source), 0
     for file in files:
         about(field, "DATA_INVALID")
         reading(file.name)
         try:
-            yield from _file_records(file, source, layouts)
+            for record in _file_records(file, source, layouts, own):
+                num_rows += 1
+                yield record
         except DataError as error:
             found = [each.at(_place(field, each, layouts)) for each in error.all() if isinstance(each, DataError)]
             found[0].others = tuple(found[1:])
             raise found[0] from None
+    if bad is None:
+        own.finish(num_rows, field)
 
 
 def _place(field: str, error: DataError, layouts: Sequence[Sequence[Role]]) -> str:
@@ -62,10 +70,12 @@ def _place(field: str, error: DataError, layouts: Sequence[Sequence[Role]]) -> s
     return f"{field}.columns" if error.column in roles else field
 
 
-def _file_records(file: DataFile, source: spec_pb2.DataSource, layouts: Sequence[Sequence[Role]]) -> Iterator[Record]:
+def _file_records(
+    file: DataFile, source: spec_pb2.DataSource, layouts: Sequence[Sequence[Role]], bad: BadRows
+) -> Iterator[Record]:
     names = [name for layout in layouts for role in layout for name in (role.name, *role.aliases)]
     spelled = {way for name in names for way in (name, name.capitalize(), name.title(), name.upper())}
-    table = open_table(file, Layout.of(source, spelled, has_records=True))
+    table = open_table(file, Layout.of(source, spelled, has_records=True, bad=bad))
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}

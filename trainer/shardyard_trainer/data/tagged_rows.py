@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
 from shardyard_trainer.data.labels import unfit
 from shardyard_trainer.data.records import Record, Role, read_records
@@ -101,17 +102,27 @@ class TagNames:
 
 
 def read_tagged(
-    files: Sequence[DataFile], source: spec_pb2.DataSource, *, names: Sequence[str], field: str
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    *,
+    names: Sequence[str],
+    field: str,
+    bad: BadRows | None = None,
 ) -> Iterator[TaggedText]:
     """Words with their tags, from lists of both, from rows of one word, or from texts with spans. Raises DataError.
 
-    `names` are the tags by their numbers, for data that has numbers.
+    `names` are the tags by their numbers, for data that has numbers. Texts that cannot be used go to `bad`, if the
+    caller has one and finishes it.
     """
-    known = TagNames(names)
+    known, own = TagNames(names), bad or BadRows(source)
     longest = num_texts = 0
     first: Record | None = None
-    for rows in _by_text(read_records(files, source, (WORDS, SPANS), field=field)):
-        text = _text(rows, known, field)
+    for rows in _by_text(read_records(files, source, (WORDS, SPANS), field=field, bad=own), own):
+        try:
+            text = _text(rows, known, field)
+        except DataError as error:
+            own.skip(error)
+            continue
         longest, num_texts = max(longest, len(text.words)), num_texts + 1
         first = first or rows[0]
         yield text
@@ -121,26 +132,35 @@ def read_tagged(
             "the texts apart in columns.text_id, or write a word a line into a .conll file"
         )
         raise DataError(message, file=first.file, line=first.line, field=field)
+    if bad is None:
+        own.finish(num_texts, field)
 
 
 def _is_plain_word(cell: Any) -> bool:
     return isinstance(cell, str) and not cell.lstrip().startswith(("[", "("))
 
 
-def _by_text(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """The rows of each text: one, or those that follow one another with the same `text_id`, or with none."""
+def _by_text(records: Iterable[Record], bad: BadRows) -> Iterator[list[Record]]:
+    """The rows of each text: one, or those that follow one another with the same `text_id`, or with none.
+
+    A text that lacks a bad row is bad as a whole.
+    """
     rows: list[Record] = []
+    is_whole = True
     for record in records:
         own = _id(record)
         goes_on = rows and "text_id" in record.cells and record.file == rows[0].file and own in ("", _id(rows[0]))
+        if goes_on and any((record.file, line) in bad.places for line in range(rows[-1].line + 1, record.line)):
+            is_whole = False
         if rows and not goes_on:
-            yield rows
-            rows = []
+            if is_whole:
+                yield rows
+            rows, is_whole = [], True
         if len(rows) == _MOST_WORDS:
             message = f"more than {_MOST_WORDS:,} rows with the same text_id; give each text an id of its own"
             raise DataError(message, file=record.file, line=record.line)
         rows.append(record)
-    if rows:
+    if rows and is_whole:
         yield rows
 
 

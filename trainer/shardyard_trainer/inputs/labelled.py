@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import REASON, BadRows
 from shardyard_trainer.data.budget import in_use, tokenised
 from shardyard_trainer.data.columns import LABEL_COLUMNS_FIELD, Row, layout_key, read_rows
 from shardyard_trainer.data.errors import DataError, listed
@@ -99,7 +100,7 @@ def load_examples(
         if tuple(store.meta["labels"]) == wanted.labels:
             return Examples(store, LabelSchema(wanted.problem, wanted.labels))
 
-    def rows() -> Iterator[Row]:
+    def rows(bad: BadRows) -> Iterator[Row]:
         return read_rows(
             files,
             source,
@@ -107,13 +108,16 @@ def load_examples(
             several_labels=wanted.takes_several,
             label_columns=wanted.columns,
             field=field,
+            bad=bad,
         )
 
     def build(target: Path) -> None:
         try:
             # All rows before the first is tokenised, which takes ten times as long: a file's last row is refused early.
-            checked = _check(rows(), LabelColumn(wanted))
-            _tokenise(rows(), checked, tokenizer, target, max_length=max_length)
+            bad = BadRows(source)
+            checked = _check(rows(bad), LabelColumn(wanted), bad, field)
+            good = (row for row in rows(BadRows(source)) if (row.file, row.line) not in bad.places)
+            _tokenise(good, checked, tokenizer, target, max_length=max_length)
         except DataError as error:
             # What is found while rows are put together is said of the source that they came from.
             raise (error if error.field.startswith((field, LABEL_COLUMNS_FIELD)) else error.at(field)) from None
@@ -129,18 +133,24 @@ class _Checked(NamedTuple):
     labels: Labels
     num_rows: int
     has_pairs: bool
+    bad_rows: str
 
 
-def _check(rows: Iterator[Row], column: LabelColumn) -> _Checked:
+def _check(rows: Iterator[Row], column: LabelColumn, bad: BadRows, field: str) -> _Checked:
     num_rows, has_pairs = 0, False
     for row in rows:
-        column.add(row)
+        try:
+            column.add(row)
+        except DataError as error:
+            bad.skip(error)
+            continue
         if num_rows and has_pairs != (row.text_pair is not None):
             message = "some files have a second text and others none; give all one, or map none in columns.text_pair"
             raise DataError(message, file=row.file, line=row.line)
         has_pairs = row.text_pair is not None
         num_rows += 1
-    return _Checked(column.finish(), num_rows, has_pairs)
+    bad.finish(num_rows, field)
+    return _Checked(column.finish(), num_rows, has_pairs, bad.note(num_rows))
 
 
 def _tokenise(
@@ -166,7 +176,8 @@ def _tokenise(
         )
     found = checked.labels
     writer.add_array("labels", found.array)
-    writer.finish(labels=found.schema.labels, has_pairs=checked.has_pairs, label_notes=found.notes, label_way=found.way)
+    notes = [*found.notes, *([(REASON, checked.bad_rows)] if checked.bad_rows else [])]
+    writer.finish(labels=found.schema.labels, has_pairs=checked.has_pairs, label_notes=notes, label_way=found.way)
 
 
 class ClassificationSamples:

@@ -18,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.budget import tokenised
 from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
@@ -28,7 +29,7 @@ from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.tokenization import encoding_fault
 from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
 
-CORPUS_VERSION = 3
+CORPUS_VERSION = 4
 _BATCH_TEXTS = 512
 # A whole file as one document is tokenised in pieces of about this many characters, cut at line breaks.
 _PIECE = 2**20
@@ -108,8 +109,8 @@ def load_corpus(
 
     def build(target: Path) -> None:
         texts = Texts(files, source, field=field)
-        texts.check()
-        _tokenise(texts, tokenizer, frame, whole_words, target)
+        bad_rows = texts.check()
+        _tokenise(texts, tokenizer, frame, whole_words, target, bad_rows=bad_rows)
 
     return TokenStore.open(tokenised(cache_dir / "corpora" / key, build))
 
@@ -122,13 +123,16 @@ class Texts:
         self._source = source
         self._field = field
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Reads all of them, so that what is wrong with the last one is said before any is tokenised; that takes long.
 
-        Raises DataError.
+        Returns what to warn of: rows that are left out. Raises DataError.
         """
-        for _ in self:
-            pass
+        bad = BadRows(self._source)
+        rows = read_rows(self._files, self._source, with_label=False, field=self._field, bad=bad)
+        num_rows = sum(1 for _ in rows)
+        bad.finish(num_rows, self._field)
+        return bad.note(num_rows)
 
     def __iter__(self) -> Iterator[str]:
         return (row.text for row in read_rows(self._files, self._source, with_label=False, field=self._field))
@@ -221,7 +225,13 @@ def _slice(store: TokenStore, first: int, last: int, num_bytes: int) -> Corpus:
 
 
 def _tokenise(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, frame: Frame, whole_words: bool, target: Path
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerFast,
+    frame: Frame,
+    whole_words: bool,
+    target: Path,
+    *,
+    bad_rows: str,
 ) -> None:
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     num_bytes = 0
@@ -248,7 +258,7 @@ def _tokenise(
         writer.add(documents, bytes=sizes)
         if whole_words:
             writer.add_array("continues", np.asarray(continues, np.uint8))
-    writer.finish(num_bytes=num_bytes)
+    writer.finish(num_bytes=num_bytes, bad_rows=bad_rows)
 
 
 def _pieces(text: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.budget import in_use, tokenised
 from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.errors import DataError, shorten
@@ -27,7 +28,7 @@ from shardyard_trainer.inputs.vocabularies import num_ids
 from shardyard_trainer.inputs.words import WordCutter
 
 IGNORED = -100
-TAGGED_VERSION = 2
+TAGGED_VERSION = 3
 _BATCH_TEXTS = 256
 
 
@@ -86,11 +87,13 @@ def load_tagged(
         return planned
 
     def build(target: Path) -> None:
-        finder, num_tags = SchemeFinder(), 0
+        finder, num_tags, num_texts, bad = SchemeFinder(), 0, 0, BadRows(source)
         # All rows before the first is tokenised: what is wrong with the last one is said early.
-        for text in read_tagged(files, source, names=wish.labels, field=field):
+        for text in read_tagged(files, source, names=wish.labels, field=field, bad=bad):
             finder.add(text.tags, text.file, text.line)
             num_tags += len(text.tags)
+            num_texts += 1
+        bad.finish(num_texts, field)
         if not num_tags:
             raise DataError("no row has a word with a tag", field=field)
         try:
@@ -109,8 +112,9 @@ def load_tagged(
             )
             raise DataError(message, field=field)
         rows = read_tagged(files, source, names=wish.labels, field=field)
+        about = {"scheme": scheme, "bad_rows": bad.note(num_texts)}
         _tokenise(
-            rows, WordCutter(tokenizer, length, overlap), tokenizer, target, labels=known, scheme=scheme, field=field
+            rows, WordCutter(tokenizer, length, overlap), tokenizer, target, labels=known, about=about, field=field
         )
 
     return _opened(tokenised(_folder(cache_dir, key), build))
@@ -144,7 +148,7 @@ def _tokenise(
     target: Path,
     *,
     labels: Sequence[str],
-    scheme: str,
+    about: Mapping[str, str],
     field: str,
 ) -> None:
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
@@ -154,7 +158,7 @@ def _tokenise(
     while batch := list(islice(rows, _BATCH_TEXTS)):
         windows, of, tags = [], [], []
         for text in batch:
-            found = [ids[tag] for tag in to_bio(text.tags, scheme)]
+            found = [ids[tag] for tag in to_bio(text.tags, about["scheme"])]
             for window in cutter.cut(text.words):
                 # A window that answers for no word has nothing to be learnt or evaluated.
                 if not any(window.firsts):
@@ -178,7 +182,7 @@ def _tokenise(
         writer.add_array("unknown", unknown)
     if not num_windows:
         raise DataError("no word has a token; give texts that the tokenizer knows", field=field)
-    writer.finish(labels=list(labels), scheme=scheme, num_texts=num_texts)
+    writer.finish(labels=list(labels), num_texts=num_texts, **about)
 
 
 class TaggedSamples:

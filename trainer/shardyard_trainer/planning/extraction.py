@@ -74,6 +74,9 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
         files = resolve_source(wanted.data, locations, field=f"{FIELD}.data")
     except SpecError as error:
         errors.append(error)
+    if wanted.data.max_bad_rows_share:
+        message = "each row gets its vector; fix the rows that cannot be used, and leave this out"
+        errors.append(SpecError(f"{FIELD}.data.max_bad_rows_share", "SPEC_INVALID", message))
     errors.extend(check_roles(wanted.data, TASK.roles, task=TASK.name, field=f"{FIELD}.data"))
     raise_all(errors)
     assert model is not None

@@ -65,8 +65,10 @@ class Ingredients:
             return None
 
     def warn(self, reason: str, message: str, field: str) -> None:
-        """Notes something to know."""
-        self.warnings.append(TaskWarning(reason, message, field))
+        """Notes something to know, once."""
+        warning = TaskWarning(reason, message, field)
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def choose(self) -> ModelChoice:
         """The model that the spec means. Raises SpecError."""

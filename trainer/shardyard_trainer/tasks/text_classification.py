@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 
 from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard_trainer.data import bad_rows
 from shardyard_trainer.data.columns import read_rows
 from shardyard_trainer.data.errors import DataError, SpecError, raise_all
 from shardyard_trainer.data.label_canon import LOOKALIKE
@@ -185,9 +186,9 @@ def _examples(
         cache_dir=job.cache_dir,
         field=field,
     )
-    # Of the evaluation data only what concerns its own spelling.
+    # Of the evaluation data only what concerns its own spelling and rows.
     for reason, message in found.label_notes:
-        if not like or reason == LOOKALIKE:
+        if not like or reason in (LOOKALIKE, bad_rows.REASON):
             job.warn(reason, message, field)
     return found
 

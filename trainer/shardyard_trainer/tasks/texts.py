@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data import bad_rows
 from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import DataFile
@@ -113,9 +114,12 @@ def _corpora(job: Ingredients, how: Packing[S]) -> tuple[ModelChoice, TextInputs
     with job.looking_on(train_files, eval_files, read_texts):
 
         def load(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> Any:
-            return packed.load_corpus(
+            found = packed.load_corpus(
                 files, source, tokenizer, frame, whole_words=how.whole_words, cache_dir=job.cache_dir, field=field
             )
+            if found.meta["bad_rows"]:
+                job.warn(bad_rows.REASON, found.meta["bad_rows"], field)
+            return found
 
         train = load(train_files, job.spec.train_data, "spec.train_data")
         if eval_files is None:

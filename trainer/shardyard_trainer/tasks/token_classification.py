@@ -13,6 +13,7 @@ import transformers
 from torch.nn import functional as F
 
 from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard_trainer.data import bad_rows
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.tagged_rows import read_tagged
@@ -141,7 +142,7 @@ def _overlap(job: Ingredients) -> int:
 
 def _load(job: Ingredients, inputs: TextInputs, files: list[DataFile], name: str, wish: TagWish) -> TaggedTexts:
     source: spec_pb2.DataSource = getattr(job.spec, name)
-    return load_tagged(
+    found = load_tagged(
         files,
         source,
         inputs.tokenizer,
@@ -151,6 +152,9 @@ def _load(job: Ingredients, inputs: TextInputs, files: list[DataFile], name: str
         cache_dir=job.cache_dir,
         field=f"spec.{name}",
     )
+    if found.store.meta["bad_rows"]:
+        job.warn(bad_rows.REASON, found.store.meta["bad_rows"], f"spec.{name}")
+    return found
 
 
 def _head_labels(choice: ModelChoice) -> tuple[str, ...]:

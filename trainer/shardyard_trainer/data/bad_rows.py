@@ -1,0 +1,69 @@
+"""Rows that cannot be used: refused, or left out up to the share that a source allows, counted and listed."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.errors import DataError
+
+REASON = "BAD_ROWS_LEFT_OUT"
+_MOST_LISTED = 5
+
+
+class BadRows:
+    """The bad rows of one reading of a source; without a share, the first one is raised.
+
+    `places` are their (file, line).
+    """
+
+    def __init__(self, source: spec_pb2.DataSource) -> None:
+        self._share = source.max_bad_rows_share
+        self._first: list[DataError] = []
+        self.places: set[tuple[str, int]] = set()
+
+    def skip(self, error: DataError) -> None:
+        """Leaves out the row that an error names. Raises the error if it names none, or if all rows are needed."""
+        if not self._share or not error.line:
+            raise error
+        if len(self._first) < _MOST_LISTED:
+            self._first.append(error)
+        self.places.add((error.file, error.line))
+
+    def first_of(self, file: str) -> DataError | None:
+        """What is wrong with the first bad row of a file, if it is among those that are listed."""
+        return next((error for error in self._first if error.file == file), None)
+
+    def finish(self, num_good: int, field: str) -> None:
+        """Raises DataError if of `num_good` rows and the bad ones more are bad than the share allows."""
+        total = num_good + len(self.places)
+        if len(self.places) > self._share * total:
+            message = (
+                f"{self._counted(total)}, more than the {self._share:.3g} of max_bad_rows_share: {self._listed()}; "
+                "fix them, or allow a larger share"
+            )
+            first = self._first[0]
+            raise DataError(message, field=field, column=first.column, value=first.value)
+
+    def note(self, num_good: int) -> str:
+        """What to warn of; empty: all rows are used."""
+        if not self.places:
+            return ""
+        return f"{self._counted(num_good + len(self.places))} and are left out: {self._listed()}"
+
+    def _counted(self, total: int) -> str:
+        return f"{len(self.places):,} of {total:,} rows cannot be used"
+
+    def _listed(self) -> str:
+        more = len(self.places) - len(self._first)
+        listed = "; ".join(f"{each.file}, line {each.line}: {each.plain}" for each in sorted(self._first, key=_place))
+        return f"{listed}; and {more:,} more" if more else listed
+
+
+def _place(error: DataError) -> tuple[str, int]:
+    return error.file, error.line
+
+
+def refuse(error: DataError) -> NoReturn:
+    """In place of `BadRows.skip` if no row may be left out."""
+    raise error
