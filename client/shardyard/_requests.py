@@ -28,13 +28,13 @@ from shardyard.specs import (
     Task,
     TrainedTokenizer,
 )
-from shardyard.types import Words
+from shardyard.types import Items, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
 MAX_REQUEST_BYTES = 3 * 2**20
 MAX_BATCH = 1_000
 
-Text = str | tuple[str, str] | Words
+Text = str | tuple[str, str] | Words | Items
 
 
 class SpecFields(TypedDict, total=False):
@@ -117,7 +117,7 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
 
 
 def instance(item: Text, index: int) -> model_service_pb2.Instance:
-    """A text, a pair of texts, or words, as the service wants it.
+    """A text, a pair of texts, words, or items, as the service wants it.
 
     Raises: InvalidArgument for anything else.
     """
@@ -130,7 +130,10 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
     if isinstance(item, Words):
         words = build(model_service_pb2.Words, f"{where}.words", words=list(item.words))
         return model_service_pb2.Instance(words=words)
-    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts, nor Words")
+    if isinstance(item, Items):
+        ids = [str(each) if type(each) is int else each for each in item.items]
+        return model_service_pb2.Instance(items=build(model_service_pb2.Items, f"{where}.items", items=ids))
+    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts, nor Words or Items")
 
 
 def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:
@@ -173,10 +176,11 @@ class PredictParameters(TypedDict, total=False):
     top_p: float | None
     seed: int | None
     top_k: int | None
+    exclude_seen: bool | None
 
 
-def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters) -> None:
-    """Write them into the request's member for the task that has them all.
+def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, task: str = "") -> None:
+    """Write them into the request's member for the task that has them all; the model's own `task` comes first.
 
     Raises: InvalidArgument if they belong to more than one task, or cannot be held; TypeError for a name that is none.
     """
@@ -191,7 +195,9 @@ def set_parameters(request: model_service_pb2.PredictRequest, parameters: Predic
     given = {name: value for name, value in parameters.items() if value is not None}
     if not given:
         return
-    chosen = next((member for member, names in members.items() if given.keys() <= names), None)
+    # Several tasks have a parameter of the same name: it is then that of the model's own.
+    fitting = [member for member, names in members.items() if given.keys() <= names]
+    chosen = task if task in fitting else next(iter(fitting), None)
     if chosen is None:
         several = " and ".join(member for member, names in members.items() if given.keys() & names)
         raise invalid("parameters", f"those of {several} do not go together", reason="TASK_MISMATCH")

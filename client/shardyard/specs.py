@@ -30,7 +30,8 @@ Output = Literal["pooled", "last_hidden_state"]
 Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll"]
+Split = Literal["leave_one_out", "time"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll", "interactions"]
 Document = Literal["line", "file"]
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
@@ -182,7 +183,26 @@ class TokenClassification:
         return {"fine_tuning": {"token_classification": _set(self)}}
 
 
-Task = TextClassification | TokenClassification | CausalLm | MaskedLm | FeatureExtraction
+@dataclass(frozen=True)
+class Recommendation:
+    """Fine-tuning: recommend the items that come next in a user's history.
+
+    The data has a `user`, an `item`, and if it is not in the order of time a `time`; with `min_rating` a `rating`.
+    """
+
+    max_history: int | None = None
+    min_user_interactions: int | None = None
+    min_item_interactions: int | None = None
+    min_rating: float | None = None
+    split: Split | None = None
+    exclude_seen: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"recommendation": _set(self)}}
+
+
+Task = TextClassification | TokenClassification | Recommendation | CausalLm | MaskedLm | FeatureExtraction
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,21 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Items:
+    """A history of items, the latest last, for a model that recommends."""
+
+    items: tuple[str | int, ...] | list[str] | list[int]
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """An item, and its probability among all items."""
+
+    item: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Tag:
     """The tag of a word, which stands at `start` to `end` in characters of its text."""
 
@@ -174,7 +189,8 @@ class Prediction:
 
     Single label: `label` and `scores`; multi label: `labels` and `scores`; regression: `value`; causal language models:
     `text`; masked ones: `masks`, the likeliest candidates of each mask; token classification: `tags` of the words, and
-    the `entities` that they mean. `logits` are the head's raw outputs.
+    the `entities` that they mean; recommendation: `items`, the likeliest first, and the `unknown_items` of the history,
+    which the model does not know. `logits` are the head's raw outputs.
     """
 
     label: str | None = None
@@ -185,6 +201,8 @@ class Prediction:
     masks: tuple[tuple[TokenCandidate, ...], ...] = ()
     tags: tuple[Tag, ...] = ()
     entities: tuple[Entity, ...] = ()
+    items: tuple[RankedItem, ...] = ()
+    unknown_items: tuple[str, ...] = ()
     logits: tuple[float, ...] = ()
 
     @property

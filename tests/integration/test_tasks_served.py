@@ -39,6 +39,64 @@ def tagged(path: Path, number: int, seed: int) -> list[dict[str, list[str]]]:
     return rows
 
 
+def wanderings(path: Path, number: int, seed: int) -> dict[str, list[str]]:
+    """Users who go from each item on to the next one of a circle, or skip one; the rows are in no order."""
+    draw = random.Random(seed)
+    histories: dict[str, list[str]] = {}
+    rows = []
+    for user in range(number):
+        at = draw.randrange(40)
+        items = []
+        for _ in range(draw.randint(4, 9)):
+            items.append(f"i{at}")
+            at = (at + draw.choice([1, 1, 1, 2])) % 40
+        histories[f"u{user}"] = items
+        rows += [f"u{user},{item},{1_700_000_000 + 60 * time}" for time, item in enumerate(items)]
+    draw.shuffle(rows)
+    path.write_text("user,item,time\n" + "\n".join(rows) + "\n")
+    return histories
+
+
+def test_what_comes_next_is_recommended(place: Workplace) -> None:
+    histories = wanderings(place.folder / "interactions.csv", 300, 1)
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.Recommendation(max_history=6),
+            model=shardyard.Architecture("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 32}),
+            train_data=place.folder / "interactions.csv",
+            optimization=shardyard.Optimization(epochs=15, learning_rate=1e-2, global_batch_size=32, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=2),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="walks")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("walks")
+        assert model.info.task == "recommendation"
+        numbers = model.info.metrics
+        assert numbers["hr_10"] > 0.95 and numbers["popular_hr_10"] < 0.5
+        held_out = {user: items for user, items in histories.items() if len(items) > 2}
+        answers = model.predict([shardyard.Items(items[:-1]) for items in held_out.values()], top_k=10)
+        ranks = []
+        for items, answer in zip(held_out.values(), answers, strict=True):
+            ranked = [each.item for each in answer.items]
+            assert len(ranked) == 10 and not set(ranked) & set(items[:-1])
+            ranks.append(ranked.index(items[-1]) + 1 if items[-1] in ranked else 0)
+        assert sum(rank > 0 for rank in ranks) / len(ranks) == pytest.approx(numbers["hr_10"], abs=1e-9)
+        assert sum(1 / rank for rank in ranks if rank) / len(ranks) == pytest.approx(numbers["mrr_10"], abs=1e-9)
+        (answer,) = model.predict([shardyard.Items(["i3", "new", "i4"])], top_k=50, exclude_seen=False)
+        assert answer.unknown_items == ("new",) and len(answer.items) == 40
+        assert sum(each.score for each in answer.items) == pytest.approx(1, abs=1e-3)
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict([shardyard.Items(["i1"]), shardyard.Items(["i 1", "x"])])
+        (violation,) = caught.value.violations
+        assert violation.field == "instances[1].items" and "did you mean i1" in violation.message
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict(["i1"])
+        assert caught.value.reason == "TASK_MISMATCH"
+    done = place.run("shardyard predict walks i7 i8 --top-k 2")
+    assert done.returncode == 0 and done.stdout.startswith("i9 0."), done.stderr
+
+
 def test_names_and_places_are_found(place: Workplace) -> None:
     tagged(place.folder / "train.jsonl", 300, 1)
     held_out = tagged(place.folder / "held.jsonl", 60, 2)

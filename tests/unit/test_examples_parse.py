@@ -22,6 +22,7 @@ DATA = (
     "stsb/train.csv",
     "stsb/test.csv",
     "train.jsonl",
+    "interactions.csv",
 )
 TASKS = {
     "pretrain-gpt2": "pretraining",
@@ -31,6 +32,7 @@ TASKS = {
     "sst-regression": "fine_tuning",
     "multi-label": "fine_tuning",
     "ner": "fine_tuning",
+    "recommendation": "fine_tuning",
     "features": "feature_extraction",
 }
 

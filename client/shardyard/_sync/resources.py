@@ -49,14 +49,15 @@ class Model:
         return read(ModelInfo, self.message)
 
     def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
-        """An answer to each text or pair of texts, in the order asked.
+        """An answer to each text, pair of texts, `Words` or `Items`, in the order asked.
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
-        language models; `top_k` for masked ones. Any number may be asked: calls are split.
+        language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation. Any number may be
+        asked: calls are split.
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)
-        set_parameters(template, parameters)
+        set_parameters(template, parameters, task=self.message.task)
         answers: list[Prediction] = []
         for start, instances in batches(_several(inputs)):
             request = model_service_pb2.PredictRequest()

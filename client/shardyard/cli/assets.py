@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli.options import Address, Json, ModelName, Project, a_path, open_client
-from shardyard.cli.texts import read_inputs
+from shardyard.cli.texts import read_histories, read_inputs
 
 if TYPE_CHECKING:
     from shardyard._sync.client import Client
     from shardyard.types import Prediction
 
+READS_ITEMS = ("recommendation",)
+"""Tasks whose models are asked with histories of items."""
+
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one a line of stdin.")]
+Asked = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Texts, or the items of one history; none: one text or history a line of stdin."
+    ),
+]
 File = Annotated[
     Path | None, typer.Option("--file", metavar="<path>", parser=a_path, help="A file with one text a line.")
 ]
@@ -89,7 +98,7 @@ def _shown(
 
 def predict(
     model: ModelName,
-    texts: Texts = None,
+    texts: Asked = None,
     *,
     file: File = None,
     pairs: Pairs = False,
@@ -98,22 +107,28 @@ def predict(
     temperature: Annotated[float | None, typer.Option("--temperature", help="Causal: 0 is the likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Causal: nucleus sampling.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Causal: seeds the sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Masked: candidates a mask.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Candidates a mask; items to recommend.")] = None,
+    exclude_seen: Annotated[
+        bool | None,
+        typer.Option("--exclude-seen/--include-seen", help="Recommend what the history has [as in training]."),
+    ] = None,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
 ) -> None:
     """Ask a model.
 
-    By its task the answers are classes, numbers, continuations, or what stands behind the masks.
+    By its task the answers are classes, numbers, continuations, what stands behind the masks, or items.
     """
     from shardyard._lines import printable
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
 
-    inputs = read_inputs(texts, file, pairs=pairs)
     with open_client(address, project) as client:
-        answers = client.model(model).predict(
+        asked = client.model(model)
+        reads_items = asked.info.task in READS_ITEMS
+        inputs = read_histories(texts, file) if reads_items else read_inputs(texts, file, pairs=pairs)
+        answers = asked.predict(
             inputs,
             threshold=threshold,
             max_new_tokens=max_new_tokens,
@@ -121,12 +136,13 @@ def predict(
             top_p=top_p,
             seed=seed,
             top_k=top_k,
+            exclude_seen=exclude_seen,
         )
     if json:
         print_json([to_plain(answer) for answer in answers])
         return
     for item, answer in zip(inputs, answers, strict=True):
-        shown = item if isinstance(item, str) else " | ".join(item)
+        shown = _shown_input(item)
         # A continuation is read behind its prompt; other answers are of one length, and stand first.
         print(
             printable(shown) + answer_line(answer)
@@ -230,6 +246,12 @@ def delete(
         print(f"deleted {resource.name}")
 
 
+def _shown_input(item: Any) -> str:
+    if isinstance(item, str):
+        return item
+    return " | ".join(item) if isinstance(item, tuple) else " ".join(map(str, item.items))
+
+
 def answer_line(answer: Prediction) -> str:
     """`good 0.982`, `3.14`, `… and so on`: what a prediction says."""
     from shardyard._lines import printable
@@ -240,6 +262,10 @@ def answer_line(answer: Prediction) -> str:
         found = (f"{printable(each.text)} {printable(each.label)} {each.score:.3f}" for each in answer.entities)
         plain = (printable(each.tag) for each in answer.tags)
         return "; ".join(found) or " ".join(plain)
+    if answer.items or answer.unknown_items:
+        found = (f"{printable(each.item)} {each.score:.3f}" for each in answer.items)
+        unknown = ", ".join(map(printable, answer.unknown_items))
+        return (", ".join(found) or "(no item)") + (f" (not known: {unknown})" if unknown else "")
     if answer.value is not None:
         return f"{answer.value:.4f}"
     if answer.text is not None:

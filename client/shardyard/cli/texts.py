@@ -32,6 +32,22 @@ def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) 
     return [_pair(number, line) for number, line in enumerate(lines, start=1)] if pairs else lines
 
 
+def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
+    """Histories of items: the arguments are one; of a file or of stdin each line is one, its items parted by tabs if
+    there are any, else by spaces.
+
+    Raises: BadParameter, with the number of the line where one is wrong.
+    """
+    from shardyard.types import Items
+
+    if items:
+        return [Items(list(items))]
+    lines = read_inputs(None, file, pairs=False)
+    return [
+        Items([item for each in line.split("\t" if "\t" in line else None) if (item := each.strip())]) for line in lines
+    ]
+
+
 def _lines(raw: bytes) -> Iterator[str]:
     """The lines of a UTF-8 file. Only a line feed ends one: what else Python takes for an end may stand in a text."""
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").split(b"\n"), start=1):

@@ -378,6 +378,7 @@ class Instance(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     PAIR_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """A text; for a masked language model with its mask token in it."""
     @_builtins.property
@@ -388,18 +389,23 @@ class Instance(_message.Message):
     def words(self) -> Global___Words:
         """A text as its words, for token classification."""
 
+    @_builtins.property
+    def items(self) -> Global___Items:
+        """A history of items, for recommendation."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         pair: Global___TextPair | None = ...,
         words: Global___Words | None = ...,
+        items: Global___Items | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "items"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -505,6 +511,39 @@ class ClassificationParameters(_message.Message):
 Global___ClassificationParameters: _TypeAlias = ClassificationParameters  # noqa: Y015
 
 @_typing.final
+class RecommendationParameters(_message.Message):
+    """How items are recommended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_K_FIELD_NUMBER: _builtins.int
+    EXCLUDE_SEEN_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """Items at most, 1 to 1,000; unset: 10."""
+    exclude_seen: _builtins.bool
+    """Whether the items of the history itself are left out; unset: as in the model's evaluation."""
+    def __init__(
+        self,
+        *,
+        top_k: _builtins.int | None = ...,
+        exclude_seen: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen", "_top_k", b"_top_k", "exclude_seen", b"exclude_seen", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen", "_top_k", b"_top_k", "exclude_seen", b"exclude_seen", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exclude_seen: _TypeAlias = _typing.Literal["exclude_seen"]  # noqa: Y015
+    _WhichOneofArgType__exclude_seen: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclude_seen) -> _WhichOneofReturnType__exclude_seen | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___RecommendationParameters: _TypeAlias = RecommendationParameters  # noqa: Y015
+
+@_typing.final
 class PredictRequest(_message.Message):
     """Asks a model."""
 
@@ -515,6 +554,7 @@ class PredictRequest(_message.Message):
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     FILL_MASK_FIELD_NUMBER: _builtins.int
+    RECOMMENDATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`projects/{project}/models/{model}`; required."""
     @_builtins.property
@@ -533,6 +573,10 @@ class PredictRequest(_message.Message):
     def fill_mask(self) -> Global___FillMaskParameters:
         """For masked language models."""
 
+    @_builtins.property
+    def recommendation(self) -> Global___RecommendationParameters:
+        """For recommendation."""
+
     def __init__(
         self,
         *,
@@ -541,12 +585,13 @@ class PredictRequest(_message.Message):
         classification: Global___ClassificationParameters | None = ...,
         generation: Global___GenerationParameters | None = ...,
         fill_mask: Global___FillMaskParameters | None = ...,
+        recommendation: Global___RecommendationParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "parameters", b"parameters", "recommendation", b"recommendation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "instances", b"instances", "model", b"model", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "instances", b"instances", "model", b"model", "parameters", b"parameters", "recommendation", b"recommendation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["classification", "generation", "fill_mask"]  # noqa: Y015
+    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["classification", "generation", "fill_mask", "recommendation"]  # noqa: Y015
     _WhichOneofArgType_parameters: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_parameters) -> _WhichOneofReturnType_parameters | None: ...
 
@@ -723,6 +768,7 @@ class Prediction(_message.Message):
     GENERATED_TEXT_FIELD_NUMBER: _builtins.int
     MASKED_TOKENS_FIELD_NUMBER: _builtins.int
     TAGGED_WORDS_FIELD_NUMBER: _builtins.int
+    RANKED_ITEMS_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     generated_text: _builtins.str
     """Causal language models: the continuation, without the text given."""
@@ -743,6 +789,10 @@ class Prediction(_message.Message):
         """Token classification."""
 
     @_builtins.property
+    def ranked_items(self) -> Global___RankedItems:
+        """Recommendation."""
+
+    @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The head's raw outputs, in the order of the labels; empty for language models."""
 
@@ -754,13 +804,14 @@ class Prediction(_message.Message):
         generated_text: _builtins.str = ...,
         masked_tokens: Global___MaskedTokens | None = ...,
         tagged_words: Global___TaggedWords | None = ...,
+        ranked_items: Global___RankedItems | None = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "masked_tokens", b"masked_tokens", "output", b"output", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "masked_tokens", b"masked_tokens", "output", b"output", "ranked_items", b"ranked_items", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "logits", b"logits", "masked_tokens", b"masked_tokens", "output", b"output", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "logits", b"logits", "masked_tokens", b"masked_tokens", "output", b"output", "ranked_items", b"ranked_items", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["classification", "regression", "generated_text", "masked_tokens", "tagged_words"]  # noqa: Y015
+    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["classification", "regression", "generated_text", "masked_tokens", "tagged_words", "ranked_items"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
 
@@ -789,6 +840,88 @@ class Words(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Words: _TypeAlias = Words  # noqa: Y015
+
+@_typing.final
+class Items(_message.Message):
+    """The items that a user has had."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids as in the training data, in the order of time, the latest last; an item may be there several times. At least one that the
+        model knows; of a long history the model sees the latest.
+        """
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Items: _TypeAlias = Items  # noqa: Y015
+
+@_typing.final
+class RankedItems(_message.Message):
+    """What a user may want next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedItem]:
+        """The likeliest first; fewer than were asked for if the catalogue has no more."""
+
+    @_builtins.property
+    def unknown_items(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Items of the history that the model does not know: it answered as if they were not there. Each once, in their order."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___RankedItem] | None = ...,
+        unknown_items: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "unknown_items", b"unknown_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankedItems: _TypeAlias = RankedItems  # noqa: Y015
+
+@_typing.final
+class RankedItem(_message.Message):
+    """An item and how likely it is to come next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """Its id as in the training data."""
+    score: _builtins.float
+    """Its probability among all items of the catalogue, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankedItem: _TypeAlias = RankedItem  # noqa: Y015
 
 @_typing.final
 class TaggedWords(_message.Message):

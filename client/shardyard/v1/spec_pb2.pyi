@@ -77,6 +77,10 @@ class _DataFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataFormat
     """Apache Parquet."""
     DATA_FORMAT_CONLL: _DataFormat.ValueType  # 6
     """A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
+    DATA_FORMAT_INTERACTIONS: _DataFormat.ValueType  # 9
+    """One interaction of a user with an item a line: a typed header as `user_id:token` and tabs (RecBole's .inter), or two columns `user item`
+    without a header. Columns are parted by tabs, by `::`, or by spaces.
+    """
 
 class DataFormat(_DataFormat, metaclass=_DataFormatEnumTypeWrapper):
     """What a data file holds."""
@@ -95,6 +99,10 @@ DATA_FORMAT_PARQUET: DataFormat.ValueType  # 5
 """Apache Parquet."""
 DATA_FORMAT_CONLL: DataFormat.ValueType  # 6
 """A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
+DATA_FORMAT_INTERACTIONS: DataFormat.ValueType  # 9
+"""One interaction of a user with an item a line: a typed header as `user_id:token` and tabs (RecBole's .inter), or two columns `user item`
+without a header. Columns are parted by tabs, by `::`, or by spaces.
+"""
 Global___DataFormat: _TypeAlias = DataFormat  # noqa: Y015
 
 class _DocumentUnit:
@@ -382,6 +390,7 @@ class FineTuning(_message.Message):
 
     TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     TOKEN_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    RECOMMENDATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Put texts, or pairs of them, into classes, or score them."""
@@ -390,17 +399,22 @@ class FineTuning(_message.Message):
     def token_classification(self) -> Global___TokenClassification:
         """Tag words: names, places, parts of speech."""
 
+    @_builtins.property
+    def recommendation(self) -> Global___Recommendation:
+        """Recommend the items that come next in a history."""
+
     def __init__(
         self,
         *,
         text_classification: Global___TextClassification | None = ...,
         token_classification: Global___TokenClassification | None = ...,
+        recommendation: Global___Recommendation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "recommendation"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -578,6 +592,100 @@ class TokenClassification(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
 
 Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
+
+@_typing.final
+class Recommendation(_message.Message):
+    """Recommend the items that come next in a user's history, with a causal model over items (Kang and McAuley, 2018). Its data has the
+    column roles `user`, `item`, `time` and `rating`; without a `time` the rows are in the order of time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Split:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Recommendation._Split.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SPLIT_UNSPECIFIED: Recommendation._Split.ValueType  # 0
+        """Not given: LEAVE_ONE_OUT."""
+        SPLIT_LEAVE_ONE_OUT: Recommendation._Split.ValueType  # 1
+        """The last interaction of each user who has three or more; `evaluation.holdout` 0 holds out none."""
+        SPLIT_TIME: Recommendation._Split.ValueType  # 2
+        """The latest interactions of all users together, as large a part as `evaluation.holdout` says; needs a `time`."""
+
+    class Split(_Split, metaclass=_SplitEnumTypeWrapper):
+        """Which interactions are evaluated on if there is no `eval_data`. With `eval_data` all of it is, each interaction after all that its
+        user had before.
+        """
+
+    SPLIT_UNSPECIFIED: Recommendation.Split.ValueType  # 0
+    """Not given: LEAVE_ONE_OUT."""
+    SPLIT_LEAVE_ONE_OUT: Recommendation.Split.ValueType  # 1
+    """The last interaction of each user who has three or more; `evaluation.holdout` 0 holds out none."""
+    SPLIT_TIME: Recommendation.Split.ValueType  # 2
+    """The latest interactions of all users together, as large a part as `evaluation.holdout` says; needs a `time`."""
+
+    MAX_HISTORY_FIELD_NUMBER: _builtins.int
+    MIN_USER_INTERACTIONS_FIELD_NUMBER: _builtins.int
+    MIN_ITEM_INTERACTIONS_FIELD_NUMBER: _builtins.int
+    MIN_RATING_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    EXCLUDE_SEEN_FIELD_NUMBER: _builtins.int
+    max_history: _builtins.int
+    """Items of a history that the model sees, the latest; earlier ones are neither learnt nor looked at. Unset: 50, or the model's longest
+    if that is less. At least 2, at most what the model can address.
+    """
+    min_user_interactions: _builtins.int
+    """Users with fewer interactions in the training data are left out, again and again until none is left (k-core, with the next field).
+    1 to 1,000,000; unset: 1, which leaves out nobody.
+    """
+    min_item_interactions: _builtins.int
+    """Items with fewer interactions in the training data are left out, likewise. 1 to 1,000,000; unset: 1."""
+    min_rating: _builtins.float
+    """Interactions with a lower rating are left out; needs a `rating`. Unset: all count, whatever their rating."""
+    split: Global___Recommendation.Split.ValueType
+    """Unset: LEAVE_ONE_OUT."""
+    exclude_seen: _builtins.bool
+    """Whether the evaluation ranks only items that the user has not had before; what the user has again then counts as missed. Unset: true.
+    `Predict` does the same unless it is told otherwise.
+    """
+    def __init__(
+        self,
+        *,
+        max_history: _builtins.int | None = ...,
+        min_user_interactions: _builtins.int | None = ...,
+        min_item_interactions: _builtins.int | None = ...,
+        min_rating: _builtins.float | None = ...,
+        split: Global___Recommendation.Split.ValueType = ...,
+        exclude_seen: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen", "_max_history", b"_max_history", "_min_item_interactions", b"_min_item_interactions", "_min_rating", b"_min_rating", "_min_user_interactions", b"_min_user_interactions", "exclude_seen", b"exclude_seen", "max_history", b"max_history", "min_item_interactions", b"min_item_interactions", "min_rating", b"min_rating", "min_user_interactions", b"min_user_interactions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen", "_max_history", b"_max_history", "_min_item_interactions", b"_min_item_interactions", "_min_rating", b"_min_rating", "_min_user_interactions", b"_min_user_interactions", "exclude_seen", b"exclude_seen", "max_history", b"max_history", "min_item_interactions", b"min_item_interactions", "min_rating", b"min_rating", "min_user_interactions", b"min_user_interactions", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exclude_seen: _TypeAlias = _typing.Literal["exclude_seen"]  # noqa: Y015
+    _WhichOneofArgType__exclude_seen: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen"]  # noqa: Y015
+    _WhichOneofReturnType__max_history: _TypeAlias = _typing.Literal["max_history"]  # noqa: Y015
+    _WhichOneofArgType__max_history: _TypeAlias = _typing.Literal["_max_history", b"_max_history"]  # noqa: Y015
+    _WhichOneofReturnType__min_item_interactions: _TypeAlias = _typing.Literal["min_item_interactions"]  # noqa: Y015
+    _WhichOneofArgType__min_item_interactions: _TypeAlias = _typing.Literal["_min_item_interactions", b"_min_item_interactions"]  # noqa: Y015
+    _WhichOneofReturnType__min_rating: _TypeAlias = _typing.Literal["min_rating"]  # noqa: Y015
+    _WhichOneofArgType__min_rating: _TypeAlias = _typing.Literal["_min_rating", b"_min_rating"]  # noqa: Y015
+    _WhichOneofReturnType__min_user_interactions: _TypeAlias = _typing.Literal["min_user_interactions"]  # noqa: Y015
+    _WhichOneofArgType__min_user_interactions: _TypeAlias = _typing.Literal["_min_user_interactions", b"_min_user_interactions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclude_seen) -> _WhichOneofReturnType__exclude_seen | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_history) -> _WhichOneofReturnType__max_history | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_item_interactions) -> _WhichOneofReturnType__min_item_interactions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_rating) -> _WhichOneofReturnType__min_rating | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_user_interactions) -> _WhichOneofReturnType__min_user_interactions | None: ...
+
+Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
 
 @_typing.final
 class FeatureExtraction(_message.Message):
@@ -894,7 +1002,7 @@ class DataSource(_message.Message):
     path: _builtins.str
     """One file inside the folder or data set; empty: all of them, sorted by path."""
     format: Global___DataFormat.ValueType
-    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2, each but .parquet also with .gz behind it)."""
+    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2 .inter, each but .parquet also with .gz behind it)."""
     header: _builtins.bool
     """CSV and TSV: whether the first line names the columns; unset: it does if a mapped name, `text`, `label` or `labels` is in it. Without names the columns are `column_1`, `column_2` …"""
     delimiter: _builtins.str

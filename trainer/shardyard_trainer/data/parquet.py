@@ -37,12 +37,21 @@ class ParquetTable:
     """An opened file: the columns that can be text or label, and the rows of chosen ones.
 
     Raises DataError, also from the iterators. A column of another type is refused if it is of a `needed` name, else
-    left out of `columns`.
+    left out of `columns`. Those of `times` may hold points in time, which become microseconds since 1970.
     """
 
-    def __init__(self, file: DataFile, most_columns: int, *, needed: Container[str], has_records: bool = False) -> None:
+    def __init__(
+        self,
+        file: DataFile,
+        most_columns: int,
+        *,
+        needed: Container[str],
+        has_records: bool = False,
+        times: Container[str] = frozenset(),
+    ) -> None:
         self._file = file
         self._has_records = has_records
+        self._times = times
         self._allowed = allowed_bytes(file.path.stat().st_size)
         self._stream = open_regular(file.path, file.name)
         check_parquet(file, self._stream)
@@ -109,6 +118,8 @@ class ParquetTable:
 
     def _is_usable(self, field: Any, needed: Container[str]) -> bool:
         kind = _undictionaried(field.type)
+        if field.name in self._times and _is_time(kind):
+            return True
         if _is_plain(kind) or (_is_list(kind) and _is_plain(_undictionaried(kind.value_type))):
             return True
         if self._has_records and field.name in needed and _is_records(kind):
@@ -206,6 +217,8 @@ class ParquetTable:
             parts = [self._values(part, row) for part in column.flatten()]
             cells = [dict(zip(names, cells, strict=True)) for cells in zip(*parts, strict=True)]
             return [cell if is_there else None for cell, is_there in zip(cells, column.is_valid(), strict=True)]
+        if _is_time(column.type):
+            return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_pylist()  # type: ignore[no-any-return]
         if pa.types.is_decimal(column.type):
             return [None if value is None else float(value) for value in column.to_pylist()]
         return column.to_pylist()  # type: ignore[no-any-return]
@@ -236,6 +249,10 @@ def _is_plain(kind: Any) -> bool:
     is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
     return bool(is_text or is_number or types.is_boolean(kind) or types.is_null(kind))
+
+
+def _is_time(kind: Any) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
 def _is_list(kind: Any) -> bool:

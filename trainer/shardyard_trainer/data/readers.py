@@ -12,6 +12,7 @@ from shardyard_trainer.data.bad_rows import BadRows, refuse
 from shardyard_trainer.data.conll import ConllFile
 from shardyard_trainer.data.csv_rows import read_csv_rows, read_tsv_rows, read_unix_lines, width_hint
 from shardyard_trainer.data.errors import DataError, listed, shorten
+from shardyard_trainer.data.interaction_rows import PAIR, read_interaction_rows, untyped
 from shardyard_trainer.data.json_rows import read_json_rows
 from shardyard_trainer.data.lines import read_lines
 from shardyard_trainer.data.parquet import ParquetTable
@@ -38,6 +39,8 @@ class Layout:
     """Column names that tell a header from a row: the mapped ones, `text`, `label` and `labels`."""
     has_records: bool = False
     """Whether a cell may be a record, or a list of them."""
+    times: frozenset[str] = frozenset()
+    """Columns that may hold points in time, which Parquet has types for: they are read as microseconds since 1970."""
     bad: BadRows | None = None
     """Takes the rows that cannot be used; None: the first of them is raised."""
 
@@ -53,9 +56,10 @@ class Layout:
         more: Iterable[str] = (),
         *,
         has_records: bool = False,
+        times: Iterable[str] = (),
         bad: BadRows | None = None,
     ) -> Layout:
-        """The layout that a source describes; `more` columns are mapped elsewhere."""
+        """The layout that a source describes; `more` columns are mapped elsewhere, `times` may hold points in time."""
         return cls(
             header=source.header if source.HasField("header") else None,
             delimiter=source.delimiter,
@@ -63,6 +67,7 @@ class Layout:
             names=frozenset({*source.columns.values(), *more} - {""}) | {"text", "label", "labels"},
             has_records=has_records,
             bad=bad,
+            times=frozenset(times),
         )
 
 
@@ -99,6 +104,7 @@ def open_table(file: DataFile, layout: Layout) -> Table:
         spec_pb2.DATA_FORMAT_TSV: _tsv_table,
         spec_pb2.DATA_FORMAT_PARQUET: _parquet_table,
         spec_pb2.DATA_FORMAT_CONLL: _conll_table,
+        spec_pb2.DATA_FORMAT_INTERACTIONS: _interactions_table,
     }[file.format]
     return reader(file, layout)
 
@@ -127,6 +133,19 @@ def _csv_table(file: DataFile, layout: Layout) -> Table:
 
 def _tsv_table(file: DataFile, layout: Layout) -> Table:
     return _delimited(file, layout, read_tsv_rows(file, layout.delimiter, layout.skip))
+
+
+def _interactions_table(file: DataFile, layout: Layout) -> Table:
+    rows = read_interaction_rows(file, layout.delimiter, layout.skip)
+    first = next(rows, None)
+    if first is None:
+        raise _empty(file, layout)
+    line, cells = first
+    if (names := untyped(cells)) is not None:
+        return _delimited(file, replace(layout, header=True), chain([(line, names)], rows))
+    table = _delimited(file, layout, chain([first], rows))
+    is_pair = table.columns == ("column_1", "column_2") and not layout.names & set(table.columns)
+    return replace(table, columns=PAIR) if is_pair else table
 
 
 def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[str]]]) -> Table:
@@ -168,7 +187,8 @@ def _same_width(
 
 def layout_hint(table: Table) -> str:
     """What to say where a delimited file perhaps has another delimiter, or a header that was not taken for one."""
-    if table.file.format not in (spec_pb2.DATA_FORMAT_CSV, spec_pb2.DATA_FORMAT_TSV):
+    delimited = (spec_pb2.DATA_FORMAT_CSV, spec_pb2.DATA_FORMAT_TSV, spec_pb2.DATA_FORMAT_INTERACTIONS)
+    if table.file.format not in delimited:
         return ""
     if len(table.columns) == 1:
         _, first = next(read_lines(table.file))
@@ -215,7 +235,7 @@ def _refuse_wrapped(file: DataFile, line: int, row: dict[str, Any], *, names: fr
 
 
 def _parquet_table(file: DataFile, layout: Layout) -> Table:
-    table = ParquetTable(file, MOST_COLUMNS, needed=layout.names, has_records=layout.has_records)
+    table = ParquetTable(file, MOST_COLUMNS, needed=layout.names, has_records=layout.has_records, times=layout.times)
     names = table.class_names()
     return Table(file, table.columns, lambda: table.head(_ROWS_LOOKED_AT), table.rows, class_names=names)
 

@@ -24,6 +24,8 @@ class Role:
     name: str
     aliases: tuple[str, ...] = ()
     is_optional: bool = False
+    is_time: bool = False
+    """Whether its column may hold points in time."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def _file_records(
 ) -> Iterator[Record]:
     names = [name for layout in layouts for role in layout for name in (role.name, *role.aliases)]
     spelled = {way for name in names for way in (name, name.capitalize(), name.title(), name.upper())}
-    table = open_table(file, Layout.of(source, spelled, has_records=True, bad=bad))
+    of_time = {role.name: (role.name, *role.aliases) for layout in layouts for role in layout if role.is_time}
+    times = [name for role, known in of_time.items() for name in (source.columns.get(role, ""), *known)]
+    table = open_table(file, Layout.of(source, spelled, has_records=True, times=times, bad=bad))
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}

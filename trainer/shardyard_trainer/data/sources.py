@@ -32,6 +32,7 @@ _FORMATS = {
     ".tsv": spec_pb2.DATA_FORMAT_TSV,
     ".parquet": spec_pb2.DATA_FORMAT_PARQUET,
     **dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), spec_pb2.DATA_FORMAT_CONLL),
+    ".inter": spec_pb2.DATA_FORMAT_INTERACTIONS,
 }
 _PACKED = ".gz"
 _JSON = ".json"

@@ -46,6 +46,8 @@ class DataStats:
     num_words: int
     num_unknown: int
     num_blank: int = 0
+    told: bool = False
+    """Whether the task itself warns of what is cut: its samples are no texts."""
 
     @property
     def cut_share(self) -> float:
@@ -76,7 +78,7 @@ def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iter
             "their rows, or map the column that has the texts"
         )
         yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=about.data)
-    if stats.cut_share > _MOST_CUT:
+    if stats.cut_share > _MOST_CUT and not stats.told:
         message = (
             f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "
             "rest is cut; raise max_length as far as the model allows, or split the texts"

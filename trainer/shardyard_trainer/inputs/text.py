@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.packed import causal_frame
@@ -28,7 +26,7 @@ from shardyard_trainer.inputs.vocabularies import (
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder
 from shardyard_trainer.models.folder import ModelFolder
-from shardyard_trainer.models.fresh import canonical_names, check_builds, check_token_ids
+from shardyard_trainer.models.fresh import SPECIAL_ROLES, check_token_ids, fit_config
 from shardyard_trainer.models.sentence import lower_case
 from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.models.sources import ModelChoice
@@ -143,18 +141,8 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
             f"{wanted:,} is less than the tokenizer's {size:,}; leave it out",
         )
     check_token_ids(choice.overrides, wanted, place)
-    config.vocab_size = wanted
-    for role in ("pad", "bos", "eos", "cls", "sep"):
-        if hasattr(config, f"{role}_token_id"):
-            # A configuration that must have such a token keeps its own.
-            with suppress(TypeError, StrictDataclassError):
-                setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
-    if (
-        "max_position_embeddings" not in canonical_names(config, choice.overrides)
-        and architectures.longest(config) is not None
-    ):
-        config.max_position_embeddings = length + architectures.position_offset(config)
-    check_builds(config, choice.field)
+    special = {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_ROLES}
+    fit_config(config, choice.overrides, vocab_size=wanted, special=special, length=length, field=choice.field)
     return replace(choice, config=config)
 
 

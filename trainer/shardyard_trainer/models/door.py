@@ -42,6 +42,7 @@ _ALLOWED = frozenset(
         *(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert")),
         *("sentence_xlm-roberta_config.json", "sentence_xlnet_config.json"),
         "config_sentence_transformers.json",
+        "items.json",
     }
 )
 _WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")

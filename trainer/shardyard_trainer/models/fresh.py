@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 import transformers
 from google.protobuf import json_format
+from huggingface_hub.errors import StrictDataclassError
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, nearest, raise_all, shorten
@@ -16,6 +18,9 @@ from shardyard_trainer.models import architectures
 from shardyard_trainer.models.bounds import experts_complaint, too_large
 from shardyard_trainer.models.loading import FIXED_SETTINGS, LOADING_ERRORS, quiet, what_failed
 from shardyard_trainer.plain_words import in_plain_words
+
+SPECIAL_ROLES = ("pad", "bos", "eos", "cls", "sep")
+"""Tokens that a configuration may name."""
 
 _NEVER_OVERRIDDEN: Mapping[str, str] = {
     "model_type": "give it as architecture.model_type",
@@ -76,6 +81,30 @@ def fresh_config(wanted: spec_pb2.Architecture, field: str) -> tuple[Any, dict[s
     if (found := experts_complaint(config.to_dict())) is not None:
         raise SpecError(f"{field}.overrides.{found[0]}", "SPEC_INVALID", found[1])
     return config, overrides
+
+
+def fit_config(
+    config: Any,
+    overrides: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    special: Mapping[str, int | None],
+    length: int,
+    field: str,
+) -> None:
+    """Makes a fresh configuration fit what it reads: so many tokens, those of `special` by their roles, and positions
+    for `length` of them unless the overrides say how many. Raises SpecError if no model can be made of it.
+    """
+    config.vocab_size = vocab_size
+    for role in SPECIAL_ROLES:
+        if hasattr(config, f"{role}_token_id"):
+            # A configuration that must have such a token keeps its own.
+            with suppress(TypeError, StrictDataclassError):
+                setattr(config, f"{role}_token_id", special.get(role))
+    sets_positions = "max_position_embeddings" in canonical_names(config, overrides)
+    if not sets_positions and architectures.longest(config) is not None:
+        config.max_position_embeddings = length + architectures.position_offset(config)
+    check_builds(config, field)
 
 
 def check_builds(config: Any, field: str) -> None:

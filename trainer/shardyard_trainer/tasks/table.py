@@ -17,7 +17,14 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.folder import ModelFolder
 from shardyard_trainer.tasks.base import Output, Task, TrainingTask
 
-NAMES = ("causal_lm", "masked_lm", "text_classification", "token_classification", "feature_extraction")
+NAMES = (
+    "causal_lm",
+    "masked_lm",
+    "text_classification",
+    "token_classification",
+    "recommendation",
+    "feature_extraction",
+)
 """The tasks, each the name of its module."""
 
 

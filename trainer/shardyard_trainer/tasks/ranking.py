@@ -1,0 +1,106 @@
+"""Ranks of targets among all items, and what they come to: hit rate, NDCG and MRR at 10, never over drawn negatives.
+
+Shape suffixes: N targets, D width, V tokens (the padding and all items), S items seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.items import PADDING
+from shardyard_trainer.inputs.next_items import TargetSamples
+from shardyard_trainer.tasks.base import ModuleOutput
+from shardyard_trainer.tasks.losses import LOSS_CHUNK, LossLinear, chunked_cross_entropy
+from shardyard_trainer.tasks.metrics import LossSum
+
+CUT = 10
+"""Places of a list that count."""
+
+
+class RankingLinear(LossLinear):
+    """An output layer that also gives the ranks of targets, made inside of its forward pass as the loss is."""
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, seen: torch.Tensor | None = None
+    ) -> Any:
+        """As LossLinear; with `seen` [N, S] loss and ranks [N] of `targets` [N]."""
+        if targets is None or seen is None:
+            return super().forward(hidden, targets)
+        weights = (self.weight.float(), self.bias.float() if self.bias is not None else None)
+        parts = [slice(first, first + LOSS_CHUNK) for first in range(0, len(targets), LOSS_CHUNK)]
+        ranks = [
+            # In fp32 whatever is computed in: of two items whose scores are equal in halves, one is before the other.
+            ranks_of(F.linear(hidden[part].float(), *weights), targets[part], seen[part])
+            for part in parts
+        ]
+        return chunked_cross_entropy(hidden, self.weight, self.bias, targets), torch.cat(ranks)
+
+
+def ranks_of(logits_NV: torch.Tensor, targets_N: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor:
+    """The place of each target, from 1: behind every item with the same score, and last if it is among `seen`.
+
+    Neither the padding nor what was seen has a place.
+    """
+    logits_NV = without_seen(logits_NV, seen_NS)
+    of_target_N1 = logits_NV.gather(1, targets_N[:, None])
+    # So written, an item whose score is not a number comes before the target.
+    ranks_N = (~(logits_NV < of_target_N1)).sum(1)
+    return torch.where(of_target_N1.squeeze(1) == -math.inf, logits_NV.shape[1], ranks_N)
+
+
+def without_seen(logits_NV: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor:
+    """The logits, in their memory, without the padding and the tokens of `seen`."""
+    logits_NV[:, PADDING] = -math.inf
+    return logits_NV.scatter_(1, seen_NS, -math.inf)
+
+
+class RankingMetrics(LossSum):
+    """`loss`, `hr_10`, `ndcg_10` and `mrr_10`, and the first two of the list of the most frequent items for all."""
+
+    def __init__(self, targets: TargetSamples, popular_ranks: np.ndarray) -> None:
+        super().__init__()
+        self._targets = targets
+        self._popular_ranks = popular_ranks
+        self._ranks: list[torch.Tensor] = []
+        self._samples: list[int] = []
+
+    def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
+        """Takes one micro batch."""
+        super().update(batch, output)
+        assert output.outputs is not None
+        self._ranks.append(output.outputs["ranks"].detach())
+        self._samples += batch.samples
+
+    def part(self) -> Any:
+        """Sums of loss and targets, the ranks, and which targets they are of."""
+        ranks = torch.cat(self._ranks).cpu().numpy() if self._ranks else np.zeros(0, np.int64)
+        return *super().part(), ranks, np.asarray(self._samples, np.int64)
+
+    def compute(self, parts: Sequence[Any]) -> dict[str, float]:
+        """The metrics over all ranks' parts."""
+        ranks = np.concatenate([part[2] for part in parts])
+        popular = self._popular_ranks[np.concatenate([part[3] for part in parts])]
+        # What training does not know is never recommended.
+        total = len(ranks) + self._targets.num_unknown
+        found = {"loss": self.mean(parts), **_at_cut(ranks, total), "mrr_10": _mean(1 / ranks, ranks, total)}
+        return found | {f"popular_{name}": value for name, value in _at_cut(popular, total).items()}
+
+
+def _at_cut(ranks: np.ndarray, total: int) -> dict[str, float]:
+    return {"hr_10": _mean(np.ones(len(ranks)), ranks, total), "ndcg_10": _mean(1 / np.log2(ranks + 1), ranks, total)}
+
+
+def _mean(values: np.ndarray, ranks: np.ndarray, total: int) -> float:
+    return float(values[ranks <= CUT].sum() / max(total, 1))
+
+
+def is_no_better_than_popular(metrics: Mapping[str, float]) -> bool:
+    """Whether one list for all finds as many targets."""
+    return "hr_10" in metrics and metrics["hr_10"] <= metrics["popular_hr_10"]

@@ -1,0 +1,106 @@
+"""What answers with a model over items: the likeliest of the catalogue, in the terms of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import listed, nearest
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.items import PADDING, EncodedHistory, ItemInputs
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.answers import refuse_kinds, refuse_parameters
+from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.ranking import without_seen
+
+DEFAULT_TOP_K = 10
+_NUMBER_BYTES = 16
+
+Logits = Callable[[Loaded, Sequence[Sequence[int]]], torch.Tensor]
+
+
+class Recommender:
+    """Recommends items to histories; `logits` gives those [B, V] of what comes behind some, fp32."""
+
+    parameters = "recommendation"
+
+    def __init__(self, task: str, loaded: Loaded, inputs: ItemInputs, logits: Logits) -> None:
+        self._logits = logits
+        self.task = task
+        self.loaded = loaded
+        self.inputs = inputs
+
+    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
+        """Parameters of another task, and what is not a history."""
+        message = f"a {self.task} model takes histories; send `items`, such as {', '.join(self.inputs.items[:3])}"
+        found = refuse_parameters(request, self.task, self.parameters)
+        return found + refuse_kinds(request.instances, ("items",), message)
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedHistory]:
+        """Histories as tokens; what the model does not know is left out."""
+        return [self.inputs.encode(instance.items.items) for instance in instances]
+
+    def complain(self, encoded: Sequence[EncodedHistory]) -> list[worker_pb2.Violation]:
+        """Histories of which the model knows no item."""
+        found = []
+        for index, history in enumerate(encoded):
+            if not history.ids:
+                unknown = listed(history.unknown, most=3)
+                hint = nearest(history.unknown[0], self.inputs.items) if history.unknown else ""
+                what = f"the model knows none of these items ({unknown})" if history.unknown else "no items"
+                message = f"{what}; send at least one of its catalogue{hint}"
+                found.append(violation(f"instances[{index}].items", "SPEC_INVALID", message))
+        return found
+
+    def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedHistory]) -> list[int]:
+        """Of as many items as are asked for, and the unknown ones."""
+        longest = max(len(item.encode()) for item in self.inputs.items)
+        most = min(self._top_k(request), len(self.inputs.items))
+        unknown = (sum(len(item.encode()) + 4 for item in history.unknown) for history in encoded)
+        return [most * (longest + _NUMBER_BYTES) + size + 16 for size in unknown]
+
+    def answer(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedHistory], _places: Sequence[int]
+    ) -> Parts:
+        """The likeliest items of each history."""
+        return at_once(lambda: self._rank(request, encoded))
+
+    @torch.inference_mode()
+    def _rank(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedHistory]
+    ) -> list[model_service_pb2.Prediction]:
+        given = request.recommendation
+        as_trained = self.loaded.folder.trained.get("exclude_seen") is not False
+        excludes = given.exclude_seen if given.HasField("exclude_seen") else as_trained
+        predictions = []
+        for history, logits_V in zip(
+            encoded, self._logits(self.loaded, [each.ids for each in encoded]).double(), strict=True
+        ):
+            totals = logits_V[PADDING + 1 :].logsumexp(0)
+            seen_1S = torch.tensor([history.seen if excludes else []], dtype=torch.long)
+            best = without_seen(logits_V[None], seen_1S)[0].topk(min(self._top_k(request), len(logits_V)))
+            prediction = model_service_pb2.Prediction()
+            prediction.ranked_items.unknown_items.extend(history.unknown)
+            for logit, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                if logit > -math.inf:
+                    score = math.exp(logit - float(totals))
+                    prediction.ranked_items.items.add(item=self.inputs.items[token - 1], score=score)
+            predictions.append(prediction)
+        return predictions
+
+    @staticmethod
+    def _top_k(request: model_service_pb2.PredictRequest) -> int:
+        given = request.recommendation
+        return given.top_k if given.HasField("top_k") else DEFAULT_TOP_K
+
+    @torch.no_grad()
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the live module and of this model for the first history."""
+        row = batch.inputs["input_ids"][:1]
+        own: torch.Tensor = self.loaded.model(input_ids=row).logits
+        device = next(live.parameters()).device
+        return live.model(input_ids=row.to(device)).logits.float().cpu(), own
