@@ -59,7 +59,7 @@ async def fetch(service: Service, name: str, path: str, offset: int = 0) -> byte
     return data
 
 
-def model_messages(name: str) -> Iterator[model_service_pb2.CreateModelRequest]:
+def model_messages(name: str, request_id: str = "") -> Iterator[model_service_pb2.CreateModelRequest]:
     files = {"config.json": b"{}"}
-    yield model_service_pb2.CreateModelRequest(header=header(name, files))
+    yield model_service_pb2.CreateModelRequest(header=header(name, files, request_id))
     yield model_service_pb2.CreateModelRequest(chunk=whole(files)[0])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
+import pytest
 
 from helpers.scripted_compute import ScriptedCompute
 from helpers.service import ANSWERS, PARENT, Service, a_spec, create, refused, serving
@@ -97,6 +101,47 @@ async def test_a_question_that_ends_a_models_process_is_one_about_the_model(tmp_
             assert calls(service, PREDICT) == number
 
 
+async def left(service: Service, call: Any, function: str, times: int) -> None:
+    """Cancels a call once its question is being looked into, and waits until that has ended."""
+    asked = asyncio.ensure_future(call)
+    async with asyncio.timeout(5):
+        while calls(service, function) < times:
+            await asyncio.sleep(0.005)
+    call.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("ends", ["the process", "well"])
+async def test_a_caller_that_left_finds_what_came_of_it_when_it_asks_again(tmp_path: Path, ends: str) -> None:
+    spoilt = died("spec.train_data", "corpus.txt", "DATA_INVALID")
+    no_model = died("files", "tokenizer.json", "MODEL_INVALID")
+    answers = {**ANSWERS, PLAN: raising(spoilt), INSPECT: raising(no_model)}
+    compute = ScriptedCompute(ANSWERS if ends == "well" else answers)
+    async with serving(tmp_path, compute=compute, data_roots=(str(tmp_path),)) as service:
+        plan = job_service_pb2.PlanJobRequest(parent=PARENT, job=job_in(tmp_path))
+        upload = list(model_messages("bert", request_id=str(uuid.uuid4())))
+        asks: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+            PLAN: (lambda: service.jobs.PlanJob(plan), lambda: service.jobs.PlanJob(plan)),
+            # All bytes have arrived: asking again sends none.
+            INSPECT: (
+                lambda: service.models.CreateModel(iter(upload)),
+                lambda: service.models.CreateModel(iter(upload[:1])),
+            ),
+        }
+        for function, (ask, ask_again) in asks.items():
+            service.compute.answer_after(0.1)
+            await left(service, ask(), function, 1)
+            service.compute.answer_after(30)
+            async with asyncio.timeout(5):
+                if ends == "well":
+                    assert await ask_again()
+                else:
+                    assert (await refused(ask_again())).reason in ("DATA_INVALID", "MODEL_INVALID")
+            assert calls(service, function) == 1, function
+
+
 async def test_more_data_may_be_read_for_longer_and_a_file_that_only_says_so_may_not(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -123,6 +168,7 @@ async def test_a_remembered_verdict_keeps_no_call_in_memory() -> None:
     while calls:
         with contextlib.suppress(Refused):
             await questions.ask(PREDICT, "/models/a", b"instances", calls.pop(), subject=SUBJECT)
+    await asyncio.sleep(0)  # Until then the loop holds what woke this test: the last answer.
     gc.collect()
     assert len(compute.calls) == 1
     assert [call() for call in seen] == [None, None, None]

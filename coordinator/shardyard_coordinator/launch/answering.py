@@ -38,6 +38,7 @@ class _Process:
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._turn_s: dict[int, float] = {}
         self._computing: list[int] = []
+        self._left: set[int] = set()
         self._turn = 0
         self._limit_s = 0.0
         self._since_s = 0.0
@@ -57,7 +58,10 @@ class _Process:
         return self._fork.own_bytes()
 
     async def ask(self, function: str, caller: Caller, request: bytes, *, alone: bool, turn_s: float) -> bytes:
-        """Raises: _Died, InputFailed, ComputeUnavailable."""
+        """The answer. Cancelled while it is being computed, it ends with its turn: with the verdict, if that is one.
+
+        Raises: _Died, InputFailed, ComputeUnavailable.
+        """
         number = next(self._numbers)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[number], self._turn_s[number] = answer, turn_s
@@ -65,12 +69,27 @@ class _Process:
         try:
             header = {"id": number, "function": function, "caller": list(caller), "alone": alone}
             await self._fork.send(header, request)
-            return await answer
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            await self._fork.send({"cancel": number})
+            if number in self._computing:
+                self._left.add(number)
+                await self._verdict(answer)
+            raise
         finally:
             self._waiting.pop(number, None)
             self._turn_s.pop(number, None)
-            if not answer.done() or answer.cancelled():
-                await self._fork.send({"cancel": number})
+            self._left.discard(number)
+
+    async def _verdict(self, answer: asyncio.Future[bytes]) -> None:
+        """Waits for the end of a turn whose caller has left. Raises what shows that the question is at fault."""
+        try:
+            await answer
+        except _Died as died:
+            if died.among == 1 and died.by_us:
+                raise
+        except ComputeUnavailable:
+            pass
 
     async def end(self) -> None:
         self._computing = []  # No question is at fault.
@@ -89,6 +108,8 @@ class _Process:
                     self._answer(header["id"], header, body)
                 else:
                     self._computing = header.get("computing", [])
+                    for number in self._left.difference(self._computing):
+                        self._waiting[number].cancel()
                     # Of the turn, and not of who waits for it: a caller that leaves ends no turn.
                     known = (self._turn_s[number] for number in self._computing if number in self._turn_s)
                     self._limit_s = max(known, default=self._limit_s)

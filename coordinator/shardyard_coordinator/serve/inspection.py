@@ -7,6 +7,7 @@ time without anybody changing anything.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
@@ -80,12 +81,23 @@ class Questions:
         )
 
     async def ask(self, function: str, folder: str, request: bytes, call: Call, *, subject: Subject) -> bytes:
-        """Asks a model's process. Raises Refused."""
+        """Asks a model's process. A caller that leaves ends what has not begun; a verdict is remembered all the same.
+
+        Raises Refused.
+        """
         key = hashlib.sha256(f"{function} {folder} ".encode() + request).digest()
         caller, turn_s = _caller(call), self._limits.turn_s
-        return await self._judged(
-            lambda: self._compute.ask(function, folder, request, caller=caller, turn_s=turn_s), call, subject, key
+        judging = asyncio.ensure_future(
+            self._judged(
+                lambda: self._compute.ask(function, folder, request, caller=caller, turn_s=turn_s), call, subject, key
+            )
         )
+        try:
+            return await asyncio.shield(judging)
+        except asyncio.CancelledError:
+            judging.cancel()
+            judging.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
 
     async def _judged(self, ask: Callable[[], Awaitable[bytes]], call: Call, subject: Subject, key: bytes) -> bytes:
         if (known := self._recall(key)) is not None:
@@ -115,9 +127,9 @@ class Questions:
             self._verdicts.popitem(last=False)
 
 
-def still_looking() -> Refused:
+def still_looking(what: str = "what the spec names") -> Refused:
     """The answer is being made, and goes on without its caller: the next one who asks shares it."""
-    text = "what the spec names is still being looked into; that goes on: ask again after the delay"
+    text = f"{what} is still being looked into; that goes on: ask again after the delay"
     return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=2.0)
 
 

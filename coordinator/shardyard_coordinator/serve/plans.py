@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -29,6 +29,7 @@ from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.identity import Named, are_pinned, hub_folders, identify
 from shardyard_coordinator.serve.inspection import Subject, still_looking
 from shardyard_coordinator.serve.parts import Cluster, Parts, in_time, raise_violations
+from shardyard_coordinator.serve.shared import Shared
 from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
 from shardyard_coordinator.store import encode, resources
 from shardyard_coordinator.store.together import Together, looks_together, reads_together
@@ -40,11 +41,15 @@ _PLANNER = f"5 {version('shardyard')}\n".encode()
 
 @dataclass(frozen=True)
 class Located:
-    """A spec, where what it names lies, and what all these files are known by."""
+    """A spec, where what it names lies, and what all these files are known by. `places` are the locations' bytes.
+
+    A data set may have tens of thousands of files, so whatever goes over all of them is done in a thread.
+    """
 
     walked: WalkedSpec
     locations: worker_pb2.Locations
     identity: bytes
+    places: bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Plans:
         self._cluster = cluster
         self._kept: OrderedDict[bytes, Planned] = OrderedDict()
         self._num_kept = kept
-        self._asked: dict[bytes, asyncio.Future[Planned]] = {}
+        self._shared: Shared[Planned] = Shared()
         self._rows = reads_together(parts.store)
         self._files = reads_together(parts.store)
         self._looks = looks_together(partial(identify, roots=parts.data_roots))
@@ -107,15 +112,12 @@ class Plans:
         spec = located.walked.spec
         view = await self._cluster.view()
         check_fits(view, spec.resources.workers or 1, _gpus_of(view, spec), spec.resources.cpus_per_worker)
-        places = located.locations.SerializeToString(deterministic=True)
         shape = self._shape(view, spec)
-        fingerprint = _fingerprint(spec, places, located.identity, shape)
+        fingerprint = _fingerprint(spec, located.places, located.identity, shape)
         planned = self._kept.get(fingerprint)
         if planned is None:
-            request = worker_pb2.PlanRequest(
-                spec=spec, locations=located.locations, node_shape=worker_pb2.NodeShape.FromString(shape)
-            )
-            planned = await self._once(fingerprint, request, call, located)
+            asked = self._shared.get(fingerprint, lambda: self._make(fingerprint, shape, call, located))
+            planned = await in_time(call, asked, late=still_looking)
         check_fits(view, planned.workers, planned.gpus_per_worker, planned.cpus_per_worker)
         return planned
 
@@ -139,7 +141,7 @@ class Plans:
             identity = of_uris + identify(Named(folders=folders), parts.data_roots)
         except Refused as refused:
             raise self._explained(conn, walked, refused) from None
-        return Located(walked, found, identity)
+        return Located(walked, found, identity, found.SerializeToString(deterministic=True))
 
     def _explained(self, conn: Connection, walked: WalkedSpec, refused: Refused) -> Refused:
         """The refusal with all fields that name what cannot be read; if a right is missing, with those alone."""
@@ -150,38 +152,25 @@ class Plans:
         found = [*_complaints(walked.names, lambda name: folder_of(conn, name)), *refused.violations]
         return refused_fields(found) if found else refused
 
-    async def _once(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call, located: Located) -> Planned:
-        """Many callers with one fingerprint share one question; a caller that leaves does not end it."""
-        asked = self._asked.get(fingerprint)
-        if asked is None:
-            asked = asyncio.ensure_future(self._make(fingerprint, request, call, located))
-            self._asked[fingerprint] = asked
-            asked.add_done_callback(lambda done: self._forget(fingerprint, done))
-        return await in_time(call, asyncio.shield(asked), late=still_looking)
-
-    def _forget(self, fingerprint: bytes, done: asyncio.Future[Planned]) -> None:
-        del self._asked[fingerprint]
-        if not done.cancelled():
-            done.exception()  # Seen here, where every caller has left; the callers see it too.
-
-    async def _make(self, fingerprint: bytes, request: worker_pb2.PlanRequest, call: Call, located: Located) -> Planned:
+    async def _make(self, fingerprint: bytes, shape: bytes, call: Call, located: Located) -> Planned:
         walked = located.walked
         kept = are_pinned(walked.hubs)
         parts = self._parts
         stored = await parts.store.read(lambda conn: resources.get_plan(conn, fingerprint)) if kept else None
         if stored is None:
+            question = await asyncio.to_thread(_question, located, shape)
             answer = await parts.questions.inspect(
                 PLAN_FUNCTION,
-                request.SerializeToString(),
+                question.request,
                 call,
                 subject=_SUBJECT,
                 key=fingerprint,
-                route=_route(located),
+                route=question.route,
                 network=bool(walked.hubs),
-                data_bytes=await asyncio.to_thread(_data_bytes, located),
+                data_bytes=question.data_bytes,
             )
             result = worker_pb2.PlanResult.FromString(answer)
-            if result.violations and request.locations.known_files:
+            if result.violations and located.locations.known_files:
                 await blame_the_storage_if_away(parts.claim)
             raise_violations(result.violations, "job.")
             stored = result.plan.SerializeToString()
@@ -205,6 +194,21 @@ def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: 
     return digest.digest()
 
 
+class _Question(NamedTuple):
+    """What the planner is asked: a PlanRequest, the route of its files, and how much data that is."""
+
+    request: bytes
+    route: bytes
+    data_bytes: int
+
+
+def _question(located: Located, shape: bytes) -> _Question:
+    request = worker_pb2.PlanRequest(
+        spec=located.walked.spec, locations=located.locations, node_shape=worker_pb2.NodeShape.FromString(shape)
+    )
+    return _Question(request.SerializeToString(), _route(located), _data_bytes(located))
+
+
 def _data_bytes(located: Located) -> int:
     """Bytes on the disk of the data that a spec names: a file that only says that it is long counts little."""
     total = 0
@@ -221,7 +225,7 @@ def _data_bytes(located: Located) -> int:
 
 def _route(located: Located) -> bytes:
     """Of the files that a spec names, and what they are for: the same for all settings of optimization and the like."""
-    digest = hashlib.sha256(located.locations.SerializeToString(deterministic=True))
+    digest = hashlib.sha256(located.places)
     for source in located.walked.sources:
         data = source.SerializeToString(deterministic=True)
         digest.update(len(data).to_bytes(8, "little") + data)

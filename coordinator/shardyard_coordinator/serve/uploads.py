@@ -30,9 +30,10 @@ from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.serve.arriving import Arriving, Writer, cut, differing, make_empty, mismatch
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.downloads import find
-from shardyard_coordinator.serve.inspection import Subject
+from shardyard_coordinator.serve.inspection import Subject, still_looking
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.places import Place, UploadPlaces
+from shardyard_coordinator.serve.shared import Shared
 from shardyard_coordinator.serve.storage_errors import storage_errors
 from shardyard_coordinator.store import resources
 
@@ -52,6 +53,7 @@ class Uploads:
         self._parts = parts
         self._places = UploadPlaces(parts.limits)
         self._live: set[tuple[ResourceKind, str, str]] = set()
+        self._inspections: Shared[bytes] = Shared()
 
     async def receive(self, kind: ResourceKind, messages: AsyncIterator[UploadMessage], call: Call) -> ResourceRecord:
         """The resource, READY. Before its first bytes arrive nothing is kept of an upload, and nothing reserved."""
@@ -271,11 +273,15 @@ class Uploads:
         request = worker_pb2.InspectModelRequest(folder=str(folder))
         content = "".join(sorted(f"{file.path} {file.sha256}\n" for file in files))
         key = hashlib.sha256(f"{INSPECT_FUNCTION}\n{content}".encode("utf-8", "surrogateescape")).digest()
-        asked = self._parts.questions.inspect(
-            INSPECT_FUNCTION, request.SerializeToString(), call, subject=_SUBJECT, key=key
+        asked = self._inspections.get(
+            key + record.uid.encode(),
+            lambda: self._parts.questions.inspect(
+                INSPECT_FUNCTION, request.SerializeToString(), call, subject=_SUBJECT, key=key
+            ),
         )
         try:
-            result = worker_pb2.InspectModelResult.FromString(await in_time(call, asked))
+            answer = await in_time(call, asked, late=lambda: still_looking("the model"))
+            result = worker_pb2.InspectModelResult.FromString(answer)
             raise_violations(result.violations)
         except Refused as refused:
             if refused.retry_after_s is None:
