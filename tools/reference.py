@@ -1,6 +1,6 @@
-"""The tables of docs/ that stand in the code too: `python tools/reference.py` writes them, `--check` compares.
+"""The tables of docs/ that are generated from the code: `python tools/reference.py` writes them, `--check` compares.
 
-A table stands between `<!-- NAME begin -->` and `<!-- NAME end -->`; what is around it is written by hand.
+A table is written between `<!-- NAME begin -->` and `<!-- NAME end -->`; the text around it is written by hand.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
-    """The page with its tables made anew. Raises ValueError where a table's place is missing."""
+    """The page with its tables regenerated. Raises ValueError if the place of a table is missing."""
     for name, table in tables.items():
         begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
         place = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
@@ -90,7 +90,7 @@ def retries(cause: Cause) -> str:
     if verdict.retries is not None:
         return f"{verdict.retries} × in a row"
     if verdict.retries_without_progress >= 1000:
-        return "always; it is no failure"
+        return "always; it is not a failure"
     return f"while checkpoints are made in between, else {verdict.retries_without_progress} × in a row"
 
 
