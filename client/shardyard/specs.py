@@ -33,6 +33,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Split = Literal["leave_one_out", "time"]
 Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll", "interactions"]
 Document = Literal["line", "file"]
+ClassWeights = Literal["balanced"] | Mapping[str, float]
+"""How much each label counts in the loss: by its name, or the more the rarer it is."""
+
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
 _COLUMNS = ("text", "text_pair", "label")
@@ -133,7 +136,8 @@ class TextClassification:
     """Fine-tuning: put texts, or pairs of them, into classes, or score them (`problem="regression"`).
 
     For several labels of one text (`problem="multi_label"`), `label_separator` is what stands between them;
-    `label_columns` are the columns of the classes instead, one each, with 0 or 1 in them.
+    `label_columns` are the columns of the classes instead, one each, with 0 or 1 in them. `class_weights` are for one
+    label a text.
     """
 
     problem: Problem | None = None
@@ -144,10 +148,11 @@ class TextClassification:
     max_length: int | None = None
     label_separator: str | None = None
     label_columns: tuple[str, ...] | list[str] | None = None
+    class_weights: ClassWeights | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        return {"fine_tuning": {"text_classification": _set(self)}}
+        return {"fine_tuning": {"text_classification": {**_set(self), **_weights(self.class_weights)}}}
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class FeatureExtraction:
 class TokenClassification:
     """Fine-tuning: tag words, such as names and places in a text.
 
-    `labels` are the tags by their numbers, if the data has numbers.
+    `labels` are the tags by their numbers, if the data has numbers; `class_weights` say how much each tag counts.
     """
 
     scheme: Scheme | None = None
@@ -177,10 +182,12 @@ class TokenClassification:
     max_length: int | None = None
     overlap: int | None = None
     new_head: bool | None = None
+    label_all_pieces: bool | None = None
+    class_weights: ClassWeights | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        return {"fine_tuning": {"token_classification": _set(self)}}
+        return {"fine_tuning": {"token_classification": {**_set(self), **_weights(self.class_weights)}}}
 
 
 @dataclass(frozen=True)
@@ -286,6 +293,12 @@ class JobSpec:
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file: what stands under `job.spec`."""
         return {**self.task.to_dict(), **_set(self, without=("task",))}
+
+
+def _weights(given: ClassWeights | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    return {"class_weights": {"balanced": True} if given == "balanced" else {"weights": dict(given)}}
 
 
 def _set(spec: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:

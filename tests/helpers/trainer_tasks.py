@@ -1,4 +1,4 @@
-"""Two small tasks for the engine's tests: GPT-2 and a BERT classifier, on random tokens of unequal lengths."""
+"""Small tasks for the engine's tests: GPT-2, a BERT classifier and a tagger, on random tokens of unequal lengths."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForTokenClassification, BertModel, GPT2Config, GPT2LMHeadModel
 
-from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
+from shardyard_trainer.inputs.tagged import IGNORED
 from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
+from shardyard_trainer.tasks.token_classification import TokenClassifierModule
 
 VOCAB = 61
+TAG_WEIGHTS = np.array([0.3, 2.7, 1.1], np.float32)
 
 
 class RandomSamples:
-    def __init__(self, num_samples: int, *, is_causal: bool, seed: int = 5) -> None:
+    def __init__(self, num_samples: int, *, kind: str, seed: int = 5) -> None:
         generator = np.random.default_rng(seed)
         self._lengths = generator.integers(4, 25, num_samples).astype(np.int32)
         self.texts = [generator.integers(1, VOCAB, length) for length in self._lengths]
         self.labels = np.array([int(text[0]) % 2 for text in self.texts])
-        self._is_causal = is_causal
+        self._kind = kind
         self.num_samples = num_samples
         self.num_tokens = int(self._lengths.sum())
 
@@ -37,9 +40,15 @@ class RandomSamples:
             ids_BT[row, : self._lengths[ref.sample]] = torch.from_numpy(self.texts[ref.sample])
         mask_BT = ids_BT != 0
         num_tokens = int(mask_BT.sum())
-        if self._is_causal:
+        if self._kind == "gpt2":
             inputs = {"input_ids": ids_BT}
             return MicroBatch(inputs, num_tokens - len(samples), num_tokens, ids_BT.numel())
+        if self._kind == "tags":
+            # Every third token begins a word; its tag is that of the token, and weighs as much.
+            labels_BT = torch.where(mask_BT & (torch.arange(longest) % 3 == 1), ids_BT % 3, IGNORED)
+            inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels_BT}
+            num_units = sum_of(TAG_WEIGHTS, labels_BT[labels_BT != IGNORED].numpy())
+            return MicroBatch(inputs, num_units, num_tokens, ids_BT.numel())
         labels_B = torch.tensor([self.labels[ref.sample] for ref in samples])
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels_B}
         return MicroBatch(inputs, len(samples), num_tokens, ids_BT.numel())
@@ -91,10 +100,20 @@ class TinyBert(TaskModule):
         return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
 
 
+def tiny_tagger(dropout: float) -> TokenClassifierModule:
+    """The module of the task itself, with weights for its tags."""
+    config = BertConfig(
+        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64, num_labels=3,
+        max_position_embeddings=32, vocab_size=VOCAB,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    return TokenClassifierModule(BertForTokenClassification(config), TAG_WEIGHTS)
+
+
 class MeanLoss:
     def __init__(self) -> None:
         self.loss = 0.0
-        self.units = 0
+        self.units = 0.0
 
     def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
         self.loss += float(output.loss_sum)
@@ -112,9 +131,9 @@ class TinyTask:
 
     def __init__(self, name: str, num_samples: int = 100) -> None:
         self.name = name
-        self.unit = "token" if name == "gpt2" else "sample"
-        self.train = RandomSamples(num_samples, is_causal=name == "gpt2")
-        self.eval = RandomSamples(20, is_causal=name == "gpt2", seed=6)
+        self.unit = "sample" if name == "bert" else "token"
+        self.train = RandomSamples(num_samples, kind=name)
+        self.eval = RandomSamples(20, kind=name, seed=6)
 
     def metrics(self) -> MeanLoss:
         return MeanLoss()
@@ -127,4 +146,6 @@ class TinyTask:
 
     def module(self, dropout: float = 0.0) -> TaskModule:
         torch.manual_seed(11)
+        if self.name == "tags":
+            return tiny_tagger(dropout)
         return TinyGpt2(dropout) if self.name == "gpt2" else TinyBert(dropout)

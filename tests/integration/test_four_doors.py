@@ -20,12 +20,38 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         yield place
 
 
-def spec(place: Workplace) -> shardyard.JobSpec:
-    return shardyard.JobSpec(
+# The flags of the command line, the same as a task of the SDK, as a request of one's own, and the files to train on.
+JOBS = {
+    "texts": (
+        "--task text-classification --pooling mean",
         shardyard.TextClassification(pooling="mean", max_length=16),
+        {"text_classification": {"pooling": "POOLING_MEAN", "max_length": 16}},
+        ("reviews.csv", "test.csv"),
+    ),
+    "words": (
+        "--task token-classification",
+        shardyard.TokenClassification(max_length=16),
+        {"token_classification": {"max_length": 16}},
+        ("words.conll", "words.jsonl"),
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def words(place: Workplace) -> None:
+    rows = [{"tokens": ["Anna", "met", name], "tags": ["B-PER", "O", "B-LOC"]} for name in ["Rome", "Bonn"] * 12]
+    lines = ("\n".join(f"{w} {t}" for w, t in zip(row["tokens"], row["tags"], strict=True)) for row in rows)
+    (place.folder / "words.conll").write_text("\n\n".join(lines) + "\n")
+    (place.folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+
+
+def spec(place: Workplace, job: str) -> shardyard.JobSpec:
+    _, task, _, (train, held_out) = JOBS[job]
+    return shardyard.JobSpec(
+        task,
         model=place.folder / "bert",
-        train_data=place.folder / "reviews.csv",
-        eval_data=place.folder / "test.csv",
+        train_data=place.folder / train,
+        eval_data=place.folder / held_out,
         optimization=shardyard.Optimization(max_steps=12, learning_rate=1e-3, seed=7),
     )
 
@@ -36,36 +62,38 @@ def curve(client: shardyard.Client, job_id: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in job.metrics("loss", max_points=CURVE)["loss"].points]
 
 
-async def test_one_job_through_four_doors_has_one_loss_curve(place: Workplace) -> None:
-    flags = "--task text-classification --pooling mean --max-length 16 --model bert --train reviews.csv --eval test.csv"
-    numbers = "--max-steps 12 --lr 1e-3 --seed 7 --job-id by-command --detach"
-    done = place.run(f"shardyard submit {flags} {numbers}")
+@pytest.mark.parametrize("job", JOBS)
+async def test_one_job_through_four_doors_has_one_loss_curve(place: Workplace, job: str) -> None:
+    flags, _, _, (train, held_out) = JOBS[job]
+    files = f"--max-length 16 --model bert --train {train} --eval {held_out}"
+    numbers = f"--max-steps 12 --lr 1e-3 --seed 7 --job-id {job}-by-command --detach"
+    done = place.run(f"shardyard submit {flags} {files} {numbers}")
     assert done.returncode == 0, done.stderr
     with shardyard.Client(place.address) as client:
-        client.submit(spec(place), job_id="by-client")
+        client.submit(spec(place, job), job_id=f"{job}-by-client")
         async with shardyard.AsyncClient(place.address) as asynchronous:
-            await asynchronous.submit(spec(place), job_id="by-async-client")
-        raw = raw_request(client.job("by-client"))
+            await asynchronous.submit(spec(place, job), job_id=f"{job}-by-async-client")
+        raw = raw_request(client.job(f"{job}-by-client"), job)
         url = f"http://{place.address}/shardyard.v1.JobService/CreateJob"
         (place.folder / "request.json").write_text(json.dumps(raw))
         done = place.run(f"{BIN / 'buf'} curl --protocol grpc --http2-prior-knowledge --data @request.json {url}")
         assert done.returncode == 0, done.stderr
         doors = ("by-command", "by-client", "by-async-client", "by-raw-call")
-        curves = [curve(client, job_id) for job_id in doors]
+        curves = [curve(client, f"{job}-{door}") for door in doors]
     assert len(curves[0]) == 12
     assert curves.count(curves[0]) == 4
 
 
-def raw_request(job: shardyard.Job) -> dict[str, object]:
+def raw_request(by_client: shardyard.Job, job: str) -> dict[str, object]:
     """The request as a program without an SDK would write it: the data sets and the model are there by now."""
-    submitted = job.info.spec
+    submitted = by_client.info.spec
     assert submitted is not None
     return {
         "parent": "projects/default",
-        "job_id": "by-raw-call",
+        "job_id": f"{job}-by-raw-call",
         "job": {
             "spec": {
-                "fine_tuning": {"text_classification": {"pooling": "POOLING_MEAN", "max_length": 16}},
+                "fine_tuning": JOBS[job][2],
                 "model": submitted["model"],
                 "train_data": submitted["train_data"],
                 "eval_data": submitted["eval_data"],

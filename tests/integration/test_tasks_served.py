@@ -102,7 +102,7 @@ def test_names_and_places_are_found(place: Workplace) -> None:
     held_out = tagged(place.folder / "held.jsonl", 60, 2)
     with shardyard.Client(place.address) as client:
         spec = shardyard.JobSpec(
-            shardyard.TokenClassification(max_length=24, overlap=8),
+            shardyard.TokenClassification(max_length=24, overlap=8, class_weights={"O": 0.5}, label_all_pieces=True),
             model=shardyard.Architecture("bert", SMALL),
             tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=150),
             train_data=place.folder / "train.jsonl",
@@ -117,6 +117,9 @@ def test_names_and_places_are_found(place: Workplace) -> None:
         assert model.info.task == "token_classification" and len(model.info.labels) == 5
         numbers = model.info.metrics
         assert numbers["f1"] > 0.9 and numbers["f1_LOC"] > 0.9
+        truth = [tag for row in held_out for tag in row["tags"]]
+        assert numbers["majority_token_accuracy"] == pytest.approx(truth.count("O") / len(truth))
+        assert numbers["majority_f1"] == 0
         answers = model.predict([shardyard.Words(row["tokens"]) for row in held_out])
         tags = [tag.tag for answer in answers for tag in answer.tags]
         right = sum(

@@ -15,6 +15,7 @@ from helpers.trainer_tasks import TinyTask
 from shardyard_trainer.training.config import TrainConfig, train_config
 
 STAGES = (0, 1, 2, 3)
+TASKS = ("gpt2", "bert", "tags")
 
 
 def config_of(scenario: Scenario) -> TrainConfig:
@@ -26,7 +27,7 @@ def worst(losses: dict[int, float], expected: list[float]) -> float:
     return max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected))
 
 
-@pytest.mark.parametrize("task", ["gpt2", "bert"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("zero_stage", STAGES)
 def test_one_rank_has_the_losses_of_plain_pytorch(tmp_path: Path, task: str, zero_stage: int) -> None:
     scenario = Scenario(str(tmp_path), task=task, zero_stage=zero_stage)
@@ -39,13 +40,13 @@ def test_one_rank_has_the_losses_of_plain_pytorch(tmp_path: Path, task: str, zer
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Scenario]:
-    """Both tasks at every stage on two ranks, in one gang of processes."""
+    """Each task at every stage on two ranks, in one gang of processes."""
     folder = tmp_path_factory.mktemp("two-ranks")
     scenarios = {
         (task, stage): Scenario(
             str(folder / f"{task}-{stage}"), task=task, zero_stage=stage, world_size=2, micro_batch_size=3
         )
-        for task in ("gpt2", "bert")
+        for task in TASKS
         for stage in STAGES
     }
     # A batch of 3 in micro batches of 1: one rank makes two backward calls with one sample.
@@ -60,7 +61,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int],
     return scenarios
 
 
-@pytest.mark.parametrize("task", ["gpt2", "bert"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("zero_stage", STAGES)
 def test_two_ranks_with_unequal_tokens_have_the_losses_of_plain_pytorch(
     two_ranks: dict[tuple[str, int], Scenario], task: str, zero_stage: int

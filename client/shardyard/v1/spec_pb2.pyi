@@ -383,6 +383,56 @@ class MaskedLm(_message.Message):
 Global___MaskedLm: _TypeAlias = MaskedLm  # noqa: Y015
 
 @_typing.final
+class ClassWeights(_message.Message):
+    """How much each class counts in the training loss, which is divided by the sum of the weights of what it is of. Evaluation
+    weighs all alike.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BALANCED_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    balanced: _builtins.bool
+    """A class weighs the more the rarer it is in the training data: all ÷ (number of classes × its own), as in scikit-learn."""
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """From a label to its weight, over 0 and at most 1,000,000; before `balanced`. Others weigh 1, or are balanced. Up to 10,000."""
+
+    def __init__(
+        self,
+        *,
+        balanced: _builtins.bool = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassWeights: _TypeAlias = ClassWeights  # noqa: Y015
+
+@_typing.final
 class FineTuning(_message.Message):
     """Train on labelled data."""
 
@@ -461,6 +511,7 @@ class TextClassification(_message.Message):
     LABEL_SEPARATOR_FIELD_NUMBER: _builtins.int
     LABEL_COLUMNS_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     problem: Global___TextClassification.Problem.ValueType
     """Unset: SINGLE_LABEL."""
     pooling: Global___Pooling.ValueType
@@ -486,6 +537,10 @@ class TextClassification(_message.Message):
         there are two or more. Up to 1,024.
         """
 
+    @_builtins.property
+    def class_weights(self) -> Global___ClassWeights:
+        """Unset: all classes weigh the same. Single label only."""
+
     def __init__(
         self,
         *,
@@ -497,10 +552,11 @@ class TextClassification(_message.Message):
         label_separator: _builtins.str = ...,
         label_columns: _abc.Iterable[_builtins.str] | None = ...,
         max_length: _builtins.int | None = ...,
+        class_weights: Global___ClassWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "label_smoothing", b"label_smoothing", "max_length", b"max_length"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "class_weights", b"class_weights", "label_smoothing", b"label_smoothing", "max_length", b"max_length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "label_columns", b"label_columns", "label_separator", b"label_separator", "label_smoothing", b"label_smoothing", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "pooling", b"pooling", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "class_weights", b"class_weights", "label_columns", b"label_columns", "label_separator", b"label_separator", "label_smoothing", b"label_smoothing", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "pooling", b"pooling", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
     _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
@@ -557,6 +613,8 @@ class TokenClassification(_message.Message):
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     OVERLAP_FIELD_NUMBER: _builtins.int
     NEW_HEAD_FIELD_NUMBER: _builtins.int
+    LABEL_ALL_PIECES_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     scheme: Global___TokenClassification.Scheme.ValueType
     """Unset: found. The model's labels are always BIO, or plain."""
     max_length: _builtins.int
@@ -565,9 +623,15 @@ class TokenClassification(_message.Message):
     """Tokens that windows share, at most half a window; unset: 32."""
     new_head: _builtins.bool
     """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
+    label_all_pieces: _builtins.bool
+    """Learn a word's tag at all of its tokens, as `I-` at those after the first of a `B-`; unset: at its first alone, where it is always answered."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tags by their numbers, if the data has numbers; else the order of the outputs. Empty: those of the training data. Up to 10,000."""
+
+    @_builtins.property
+    def class_weights(self) -> Global___ClassWeights:
+        """By label, such as `B-PER`. Unset: all labels weigh the same."""
 
     def __init__(
         self,
@@ -577,10 +641,12 @@ class TokenClassification(_message.Message):
         max_length: _builtins.int | None = ...,
         overlap: _builtins.int | None = ...,
         new_head: _builtins.bool = ...,
+        label_all_pieces: _builtins.bool = ...,
+        class_weights: Global___ClassWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "max_length", b"max_length", "overlap", b"overlap"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "class_weights", b"class_weights", "max_length", b"max_length", "overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "overlap", b"overlap", "scheme", b"scheme"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "class_weights", b"class_weights", "label_all_pieces", b"label_all_pieces", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "overlap", b"overlap", "scheme", b"scheme"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
     _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015

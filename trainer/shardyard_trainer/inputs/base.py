@@ -41,16 +41,22 @@ class SampleRef(NamedTuple):
 class MicroBatch:
     """Samples as tensors, and what they count.
 
-    `inputs` are the keyword arguments of the module's forward pass. `num_units` is how many tokens or samples the loss
-    is summed over (never more than 2^53), `num_tokens` the real tokens, `num_positions` the positions computed,
-    padding included. `samples` are the indices of the samples if the metrics put them together again.
+    `inputs` are the keyword arguments of the module's forward pass. `num_units` is what the summed loss is divided by:
+    how many tokens or samples it is of (never more than 2^53), or the sum of their weights. `num_tokens` are the real
+    tokens, `num_positions` the positions computed, padding included.
+    `samples` are the indices of the samples if the metrics put them together again.
     """
 
     inputs: dict[str, torch.Tensor]
-    num_units: int
+    num_units: float
     num_tokens: int
     num_positions: int
     samples: tuple[int, ...] = ()
+
+
+def sum_of(weights: np.ndarray | None, labels: np.ndarray) -> float:
+    """What the loss of these classes is divided by: their number, or the sum of their weights."""
+    return len(labels) if weights is None else float(weights[labels].sum(dtype=np.float64))
 
 
 class Samples(Protocol):

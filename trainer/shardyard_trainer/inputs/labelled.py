@@ -27,7 +27,7 @@ from shardyard_trainer.data.store import (
     fingerprint_of,
 )
 from shardyard_trainer.inputs import tokenization
-from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.vocabularies import num_ids
 
 EXAMPLES_VERSION = 5
@@ -181,7 +181,9 @@ def _tokenise(
 
 
 class ClassificationSamples:
-    """Texts of one split, padded on the right to the longest of a micro batch."""
+    """Texts of one split, padded on the right to the longest of a micro batch; `weights` are those of the classes."""
+
+    weights: np.ndarray | None = None
 
     def __init__(self, examples: Examples, index: np.ndarray, *, with_types: bool, padding: int) -> None:
         self._examples = examples
@@ -219,7 +221,13 @@ class ClassificationSamples:
         }
         if self._with_types:
             inputs["token_type_ids"] = torch.from_numpy(types)
-        return MicroBatch(inputs, len(rows), int(lengths.sum()), ids.size)
+        num_units = len(rows) if self.weights is None else sum_of(self.weights, inputs["labels"].numpy())
+        return MicroBatch(inputs, num_units, int(lengths.sum()), ids.size)
+
+    def counts(self) -> np.ndarray:
+        """How many texts of each class there are, int64 [C]; for one label a text."""
+        labels = self._examples.store.arrays["labels"][self._index]
+        return np.bincount(labels, minlength=len(self._examples.schema.labels))
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         labels: np.ndarray = self._examples.store.arrays["labels"]

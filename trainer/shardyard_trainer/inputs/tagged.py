@@ -23,12 +23,12 @@ from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerpr
 from shardyard_trainer.data.tagged_rows import TaggedText, read_tagged
 from shardyard_trainer.data.tags import SchemeFinder, labels_of, to_bio
 from shardyard_trainer.inputs import tokenization
-from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.vocabularies import num_ids
 from shardyard_trainer.inputs.words import WordCutter
 
 IGNORED = -100
-TAGGED_VERSION = 3
+TAGGED_VERSION = 4
 _BATCH_TEXTS = 256
 
 
@@ -42,7 +42,11 @@ class TagWish:
 
 @dataclass(frozen=True)
 class TaggedTexts:
-    """Windows of texts. Arrays of the store: `types`, `words` and `labels` a token; `texts` (int64) a window."""
+    """Windows of texts.
+
+    Arrays of the store: a token's `types`, `labels` (of a word's first token, else IGNORED) and `owned` (uint8, 1 for
+    the tokens of words that this window answers for); a window's `texts` (int64), `counted` and `unknown` tokens.
+    """
 
     store: TokenStore
     labels: tuple[str, ...]
@@ -156,7 +160,7 @@ def _tokenise(
     ids = {label: at for at, label in enumerate(labels)}
     num_texts = num_windows = 0
     while batch := list(islice(rows, _BATCH_TEXTS)):
-        windows, of, tags = [], [], []
+        windows, of, tags, owned = [], [], [], []
         for text in batch:
             found = [ids[tag] for tag in to_bio(text.tags, about["scheme"])]
             for window in cutter.cut(text.words):
@@ -164,6 +168,7 @@ def _tokenise(
                 if not any(window.firsts):
                     continue
                 windows.append(window)
+                owned += [word >= 0 for word in window.words]
                 of.append(num_texts)
                 tags += [
                     found[word] if first else IGNORED for word, first in zip(window.words, window.firsts, strict=True)
@@ -176,6 +181,7 @@ def _tokenise(
         writer.add(tokens)
         writer.add_array("types", np.fromiter((t for window in windows for t in window.type_ids), np.uint8))
         writer.add_array("labels", np.asarray(tags, np.int32))
+        writer.add_array("owned", np.asarray(owned, np.uint8))
         writer.add_array("texts", np.asarray(of, np.int64))
         words, unknown = counter.count(tokens)
         writer.add_array("counted", words)
@@ -186,7 +192,13 @@ def _tokenise(
 
 
 class TaggedSamples:
-    """The windows of some texts, padded on the right to the longest of a micro batch."""
+    """The windows of some texts, padded on the right to the longest of a micro batch.
+
+    `inside` has for each label that of a word's later tokens, if those are learnt too; `weights` are the labels' own.
+    """
+
+    inside: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __init__(self, data: TaggedTexts, texts: np.ndarray, *, with_types: bool, padding: int) -> None:
         store = data.store
@@ -205,6 +217,14 @@ class TaggedSamples:
     def text_of(self, samples: np.ndarray) -> np.ndarray:
         """The texts that windows are of, int64."""
         return np.asarray(self.data.store.arrays["texts"][self._index[samples]])
+
+    def counts(self) -> np.ndarray:
+        """How many tokens of each label are learnt, int64 [C]."""
+        total = np.zeros(len(self.data.labels), np.int64)
+        for row in self._index.tolist():
+            labels = self._labels(row)
+            total += np.bincount(labels[labels != IGNORED], minlength=len(total))
+        return total
 
     def stats(self) -> DataStats:
         """What they hold; nothing is cut."""
@@ -228,7 +248,7 @@ class TaggedSamples:
         for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             part = slice(store.offsets[row], store.offsets[row] + length)
             ids[i, :length], types[i, :length] = store.tokens[part], store.arrays["types"][part]
-            labels[i, :length], mask[i, :length] = store.arrays["labels"][part], 1
+            labels[i, :length], mask[i, :length] = self._labels(row), 1
         inputs = {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
@@ -236,8 +256,22 @@ class TaggedSamples:
         }
         if self._with_types:
             inputs["token_type_ids"] = torch.from_numpy(types)
-        num_units = int((labels != IGNORED).sum())
+        num_units = sum_of(self.weights, labels[labels != IGNORED])
         return MicroBatch(inputs, num_units, int(lengths.sum()), ids.size, tuple(chosen))
+
+    def _labels(self, row: int) -> np.ndarray:
+        """The labels of a window's tokens."""
+        store = self.data.store
+        part = slice(store.offsets[row], store.offsets[row + 1])
+        labels: np.ndarray = store.arrays["labels"][part]
+        if self.inside is None:
+            return labels
+        is_first = labels != IGNORED
+        later = (store.arrays["owned"][part] > 0) & ~is_first
+        last_first = np.maximum.accumulate(np.where(is_first, np.arange(len(labels)), 0))
+        filled = labels.copy()
+        filled[later] = self.inside[labels[last_first[later]]]
+        return filled
 
 
 def split_texts(data: TaggedTexts, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -24,6 +25,7 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks.class_weights import as_tensor
 from shardyard_trainer.tasks.vectors import pool
 
 
@@ -39,6 +41,7 @@ class TextClassifier(HuggingFaceModule):
         problem: int,
         dropout: float,
         label_smoothing: float,
+        class_weights: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,6 +50,7 @@ class TextClassifier(HuggingFaceModule):
         self._pooling = pooling
         self._problem = problem
         self._label_smoothing = label_smoothing
+        self._class_weights = class_weights
 
     def forward(
         self,
@@ -69,8 +73,11 @@ class TextClassifier(HuggingFaceModule):
             return F.mse_loss(logits_BC.squeeze(-1), labels.float(), reduction="sum")
         if self._problem == spec_pb2.TextClassification.PROBLEM_MULTI_LABEL:
             return F.binary_cross_entropy_with_logits(logits_BC, labels.float(), reduction="none").mean(-1).sum()
-        smoothing = self._label_smoothing if self.training else 0.0
-        return F.cross_entropy(logits_BC, labels, reduction="sum", label_smoothing=smoothing)
+        if not self.training:
+            return F.cross_entropy(logits_BC, labels, reduction="sum")
+        weights_C = as_tensor(self._class_weights, logits_BC)
+        smoothing = self._label_smoothing
+        return F.cross_entropy(logits_BC, labels, weight=weights_C, reduction="sum", label_smoothing=smoothing)
 
 
 def text_logits(

@@ -18,7 +18,7 @@ class LossSum:
 
     def __init__(self) -> None:
         self._loss: list[torch.Tensor] = []
-        self._units = 0
+        self._units = 0.0
 
     def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
         """Takes one micro batch."""

@@ -18,7 +18,8 @@ from shardyard_trainer.tasks.metrics import LossSum
 class TagMetrics(LossSum):
     """`loss` (nats a word), `token_accuracy`, and by scheme: precision, recall and F1 of whole entities; or macro F1.
 
-    An entity counts if its kind, its first word and its last one are right (strict BIO).
+    An entity counts if its kind, its first word and its last one are right (strict BIO). `majority_token_accuracy` and
+    `majority_f1` (or `majority_f1_macro`) are what answering the most frequent tag to every word would reach.
     """
 
     def __init__(self, labels: Sequence[str], scheme: str, samples: TaggedSamples) -> None:
@@ -47,15 +48,26 @@ class TagMetrics(LossSum):
         # By window: those of a text stand one behind the other, and each word in one of them.
         found = found[:, np.argsort(found[0], kind="stable")]
         truth, answers = found[1], found[2]
-        metrics = {"loss": self.mean(parts), "token_accuracy": float((truth == answers).mean()) if len(truth) else 0.0}
+        majority = np.full_like(truth, np.bincount(truth).argmax() if len(truth) else 0)
+        metrics = {
+            "loss": self.mean(parts),
+            "token_accuracy": _accuracy(truth, answers),
+            "majority_token_accuracy": _accuracy(truth, majority),
+        }
         if self._scheme == PLAIN:
-            return metrics | {"f1_macro": _macro_f1(truth, answers)}
+            return metrics | {"f1_macro": _macro_f1(truth, answers), "majority_f1_macro": _macro_f1(truth, majority)}
         texts = self._samples.text_of(found[0])
-        return metrics | _entity_scores(self._tags(truth, texts), self._tags(answers, texts))
+        wanted = self._tags(truth, texts)
+        trivial = _entity_scores(wanted, self._tags(majority, texts))["f1"]
+        return metrics | _entity_scores(wanted, self._tags(answers, texts)) | {"majority_f1": trivial}
 
     def _tags(self, classes: np.ndarray, texts: np.ndarray) -> list[list[str]]:
         starts = np.flatnonzero(np.diff(texts, prepend=-1))
         return [[self._labels[each] for each in part] for part in np.split(classes, starts[1:])] if len(texts) else []
+
+
+def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
+    return float((truth == answers).mean()) if len(truth) else 0.0
 
 
 def _entity_scores(truth: list[list[str]], answers: list[list[str]]) -> dict[str, float]:

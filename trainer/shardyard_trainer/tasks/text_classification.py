@@ -37,6 +37,7 @@ from shardyard_trainer.tasks.base import (
     at_once,
     has_head,
 )
+from shardyard_trainer.tasks.class_weights import find_weights
 from shardyard_trainer.tasks.heads import (
     TextClassifier,
     draw,
@@ -151,6 +152,9 @@ def _check_settings(job: Ingredients) -> None:
     if wanted.label_smoothing and problem != SINGLE_LABEL:
         message = f"{wanted.label_smoothing:g}: for single labels only"
         job.errors.append(SpecError(f"{job.field}.label_smoothing", "SPEC_INVALID", message))
+    if wanted.HasField("class_weights") and problem != SINGLE_LABEL:
+        message = "for single labels only; leave it out"
+        job.errors.append(SpecError(f"{job.field}.class_weights", "SPEC_INVALID", message))
 
 
 def _choose(job: Ingredients) -> ModelChoice:
@@ -229,6 +233,7 @@ def _assemble(
         what = "the model's head is put aside" if has_head(choice, TASK) else without
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
     labels, num_samples = schema.labels, splits[0].num_samples
+    splits[0].weights = find_weights(job, labels, splits[0].counts)
     if len(labels) > _MANY_LABELS and 2 * len(labels) > num_samples:
         message = f"{len(labels)} labels for {num_samples} texts; if they are numbers, set it to regression"
         job.warn("MANY_LABELS", message, f"{job.field}.problem")
@@ -294,6 +299,7 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
             problem=self.schema.problem,
             dropout=head_dropout(model.config),
             label_smoothing=self._label_smoothing,
+            class_weights=self.train.weights,
         )
 
     def metrics(self) -> ClassificationMetrics:

@@ -46,6 +46,7 @@ from shardyard_trainer.tasks.base import (
     at_once,
     has_head,
 )
+from shardyard_trainer.tasks.class_weights import as_tensor, find_weights
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
@@ -190,6 +191,17 @@ def _assemble(
                 f"the model's head has other labels ({listed(own)})" if has_others else "the model's head is put aside"
             )
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
+    train = splits[0]
+    if job.wanted.label_all_pieces:
+        # The later tokens of an entity's first word are inside of it.
+        names = [f"I-{parts(label)[1]}" if parts(label)[0] == "B" else label for label in data.labels]
+        train.inside = np.asarray(
+            [
+                data.labels.index(name if name in data.labels else label)
+                for name, label in zip(names, data.labels, strict=True)
+            ]
+        )
+    train.weights = find_weights(job, data.labels, train.counts)
     return PreparedTags(choice, inputs, splits, job.warnings, data=data, overlap=_overlap(job), keeps_head=keeps)
 
 
@@ -220,9 +232,8 @@ class PreparedTags(PreparedText[TaggedSamples]):
         """Transformers' own model with its head."""
         auto = transformers.AutoModelForTokenClassification
         tokenizer = self.inputs.tokenizer
-        return TokenClassifierModule(
-            load_with_labels(auto, self.choice, tokenizer, self.labels, keeps_head=self._keeps_head, meta=meta)
-        )
+        model = load_with_labels(auto, self.choice, tokenizer, self.labels, keeps_head=self._keeps_head, meta=meta)
+        return TokenClassifierModule(model, self.train.weights)
 
     def metrics(self) -> TagMetrics:
         """A fresh gatherer."""
@@ -255,12 +266,13 @@ class PreparedTags(PreparedText[TaggedSamples]):
 
 
 class TokenClassifierModule(HuggingFaceModule):
-    """A tag for each word; the loss is summed over the words' first tokens."""
+    """A tag for each word; the loss is summed over the tokens with a label, in training with the labels' weights."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, class_weights: np.ndarray | None) -> None:
         super().__init__()
         self.model = model
         self.own_head = None
+        self._class_weights = class_weights
 
     def forward(
         self,
@@ -270,14 +282,14 @@ class TokenClassifierModule(HuggingFaceModule):
         token_type_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
     ) -> ModuleOutput:
-        """`labels` [B, T] are classes at the first tokens of words, IGNORED elsewhere."""
+        """`labels` [B, T] are classes at the first tokens of words (in training perhaps at all), IGNORED elsewhere."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         logits_BTC = self.model(**inputs).logits
-        loss = F.cross_entropy(
-            logits_BTC.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        weights_C = as_tensor(self._class_weights, logits_BTC) if self.training else None
+        logits_NC, labels_N = logits_BTC.flatten(0, 1).float(), labels.flatten()
+        loss = F.cross_entropy(logits_NC, labels_N, weight=weights_C, ignore_index=IGNORED, reduction="sum")
         # Answers, not scores: an evaluation of many texts would not hold those.
         return ModuleOutput(loss, {"answers": logits_BTC.argmax(-1)} if return_outputs else None)
 

@@ -18,7 +18,7 @@ class RankBatch:
     """What one rank computes in one step, and what its real micro batches count."""
 
     micros: list[PreparedMicroBatch]
-    num_units: int
+    num_units: float
     num_tokens: int
     num_positions: int
 

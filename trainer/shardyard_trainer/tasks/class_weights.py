@@ -1,0 +1,39 @@
+"""How much each class counts in the training loss, as a spec gives it or as their numbers in the data say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from shardyard_trainer.data.errors import SpecError, listed, nearest, shorten
+from shardyard_trainer.tasks.ingredients import Ingredients
+
+
+def find_weights(job: Ingredients, labels: Sequence[str], count: Callable[[], np.ndarray]) -> np.ndarray | None:
+    """The weight of each class, float32 [C]; None: all count alike. Raises SpecError for a label that is not there.
+
+    `count` gives how often each class is trained on; with `balanced` a class weighs total / (classes · its number), as
+    in scikit-learn, and one that is never there 1.
+    """
+    wanted = job.wanted.class_weights
+    if not job.wanted.HasField("class_weights"):
+        return None
+    weights = np.ones(len(labels), np.float32)
+    if wanted.balanced:
+        counts = count()
+        seen = counts > 0
+        weights[seen] = counts.sum() / (seen.sum() * counts[seen])
+    for label, weight in sorted(wanted.weights.items()):
+        if label not in labels:
+            message = f"no label {shorten(label)!r}; there are: {listed(labels)}{nearest(label, labels)}"
+            raise SpecError(f"{job.field}.class_weights.weights", "SPEC_INVALID", message)
+        weights[labels.index(label)] = weight
+    return weights
+
+
+def as_tensor(weights: np.ndarray | None, like: torch.Tensor) -> torch.Tensor | None:
+    """The weights for a loss over fp32 logits, on the device of `like`."""
+    # Not a buffer: an engine that trains in bf16 would round it, and the loss would be divided by another sum.
+    return None if weights is None else torch.from_numpy(weights).to(like.device)
