@@ -280,7 +280,13 @@ class Coordinator:
         if not settings.ray_address:
             gpus = len(usable_gpus(settings.gpus))
             head = EmbeddedHead(state, cpus=settings.cpus, gpus=gpus, environment=environment)
-        ray = RayLauncher(log=state / "ray-agent.log", head=head, address=settings.ray_address, environment=environment)
+        ray = RayLauncher(
+            log=state / "ray-agent.log",
+            head=head,
+            address=settings.ray_address,
+            environment=environment,
+            hidden=str(state),
+        )
         # With a cluster of somebody's own the node may be another one: what it and we see is the storage.
         log_file = (settings.storage if settings.ray_address else state) / "compute.log"
         compute = RayCompute(ray.link, log=log_file, size=size, folders=folders, environment=environment)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
+import subprocess
+import sys
 
 from helpers.repository import python_files, relative
+from shardyard_coordinator.launch.rank_process import TRAINER
 
 NAMED = re.compile(r"[\"'](shardyard_trainer(?:\.\w+)+:\w+)[\"']")
 
@@ -31,7 +33,6 @@ def test_every_string_that_names_the_trainer_leads_to_a_function() -> None:
     assert {name: where for name, where in names.items() if not callable(resolve(name))} == {}
 
 
-def test_the_entry_takes_what_the_launchers_give_it() -> None:
-    entry = resolve("shardyard_trainer.entry:run")
-    assert callable(entry)
-    assert list(inspect.signature(entry).parameters) == ["attempt_spec", "rank", "local_rank", "send"]
+def test_the_program_takes_what_the_launchers_give_it() -> None:
+    done = subprocess.run([sys.executable, "-m", TRAINER, "--help"], capture_output=True, text=True, check=True)
+    assert {"spec", "--rank", "--local-rank", "--report-fd"} <= set(done.stdout.replace("[", "").split())

@@ -26,7 +26,7 @@ class Ray:
 def new_launcher(state: Path) -> tuple[EmbeddedHead, RayLauncher]:
     """As a coordinator makes them; a second one of the same state finds the first one's Ray."""
     head = EmbeddedHead(state, cpus=4, environment=ENVIRONMENT)
-    return head, RayLauncher(log=state / "ray-agent.log", head=head, entry="helpers.fake_trainer:run")
+    return head, RayLauncher(log=state / "ray-agent.log", head=head, program="helpers.fake_trainer")
 
 
 async def connected(launcher: RayLauncher, timeout_s: float = 60.0) -> str:

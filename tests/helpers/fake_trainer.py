@@ -1,8 +1,7 @@
 """A trainer without torch: reports as the real one does, meets its peers through files, and dies as it is told.
 
-What it does stands in `script.json` in the attempt's folder (see `Script`). Started by `run`, as the Ray supervisor
-does it, or by `python -m helpers.fake_trainer spec.json --rank R --local-rank L --report-fd N`, as the local launcher
-does.
+`script.json` in the attempt's folder says what it does (see `Script`). Launchers start it as they start the trainer:
+`python -m helpers.fake_trainer spec.json --rank R --local-rank L --report-fd N`.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ class Script:
         (attempt_dir / "script.json").write_text(json.dumps(asdict(self)))
 
 
-def run(attempt_spec: bytes, rank: int, local_rank: int, send: Send) -> None:
+def run(spec: worker_pb2.AttemptSpec, rank: int, send: Send) -> None:
     """One rank of the fake gang; SystemExit(1) after it reported its failure."""
-    spec = worker_pb2.AttemptSpec.FromString(attempt_spec)
     folder = Path(spec.attempt_dir)
     (folder / "logs").mkdir(exist_ok=True)
     stderr = os.open(folder / "logs" / f"rank-{rank}.stderr.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -177,7 +175,7 @@ def main() -> None:
         return _exactly(channel, struct.unpack(">I", _exactly(channel, 4))[0])
 
     spec = json_format.Parse(arguments.spec.read_text(), worker_pb2.AttemptSpec())
-    run(spec.SerializeToString(), arguments.rank, arguments.local_rank, send)
+    run(spec, arguments.rank, send)
 
 
 def _exactly(channel: socket.socket, length: int) -> bytes:

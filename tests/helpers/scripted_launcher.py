@@ -122,7 +122,6 @@ class ScriptedLauncher:
     """See the module."""
 
     name = "scripted"
-    ranks = ""
 
     def __init__(
         self,

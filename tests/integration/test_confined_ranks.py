@@ -12,38 +12,15 @@ import psutil
 import pytest
 
 import shardyard
+from helpers.confined import is_confined, looking_launch
 from helpers.launches import TESTS, collect
 from helpers.served import BIN, rank_pids, served, wait_for_step
 from helpers.tiny_folders import save_folder
-from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.launch.claim import claim_of
 from shardyard_coordinator.launch.confine import landlock_version
 from shardyard_coordinator.launch.local import LocalLauncher
-from shardyard_coordinator.launch.protocols import AttemptKey, Launch
 from shardyard_coordinator.seams import SystemClock
 
 pytestmark = pytest.mark.skipif(landlock_version() < 2, reason="the kernel's Landlock has no rules for ranks")
-
-
-def launch_of(storage: Path, root: Path, looks: list[tuple[str, Path]]) -> Launch:
-    """One rank that tries `looks`, in a storage that is claimed."""
-    folder, epoch = storage / "jobs" / "one" / "e000001", 1
-    for made in (folder, storage / "models" / "others"):
-        made.mkdir(parents=True)
-    (storage / "models" / "others" / "config.json").write_text("theirs")
-    claim = claim_of(storage, "ours")
-    Path(claim.path).write_text("ours")
-    (folder / "looks.json").write_text(json.dumps([(verb, str(path)) for verb, path in looks]))
-    spec = worker_pb2.AttemptSpec(
-        job_uid="one",
-        epoch=epoch,
-        job_dir=str(folder.parent),
-        attempt_dir=str(folder),
-        export_dir=str(storage / "models" / "mine"),
-        world_size=1,
-        locations=worker_pb2.Locations(data_roots=[str(root)], cache_dir=str(storage / "cache"), claim=claim),
-    )
-    return Launch(AttemptKey("one", epoch), spec.SerializeToString(), str(folder), 1, 1, 0, ())
 
 
 def linked_packages(folder: Path) -> Path:
@@ -116,7 +93,7 @@ async def test_a_rank_opens_what_its_job_needs_and_nothing_else(tmp_path: Path) 
         environment={"PYTHONPATH": f"{TESTS}:{linked_packages(tmp_path)}"},
         hidden=str(state),
     )
-    launch = launch_of(storage, root, [(verb, path) for verb, path, _ in rows])
+    launch = looking_launch(storage, root, [(verb, path) for verb, path, _ in rows])
     await launcher.ensure(launch)
     try:
         await collect(launcher, launch.key)
@@ -151,8 +128,7 @@ def test_the_ranks_of_a_real_job_are_confined_and_doctor_says_so(tmp_path: Path)
         wait_for_step(job, 1)
         ranks = [psutil.Process(pid) for pid in rank_pids(service.state, job.uid).values()]
         for rank in ranks:
-            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{rank.pid}/status").read_text().splitlines())
-            assert status["NoNewPrivs"] == "1" and int(status["CapEff"], 16) & ~0x804006 == 0
+            assert is_confined(rank)
             assert rank.rlimit(psutil.RLIMIT_CORE) == (0, 0)
             files = {file.path for file in rank.open_files()}
             # The environment may itself lie there.

@@ -33,7 +33,7 @@ async def test_a_gang_of_two_reports_in_order_and_ends_well(ray: Ray, tmp_path: 
     await ray.launcher.kill(launch.key)
 
 
-DEATHS = [("kill", "WORKER_LOST"), ("exit", "WORKER_LOST"), ("report", "DATA_ERROR")]
+DEATHS = [("kill", "WORKER_LOST"), ("exit", "UNKNOWN"), ("report", "DATA_ERROR")]
 
 
 @pytest.mark.parametrize(("how", "reason"), DEATHS, ids=[row[0] for row in DEATHS])

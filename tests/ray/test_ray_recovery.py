@@ -50,7 +50,7 @@ async def test_a_stopped_agent_is_said_at_once_and_replaced_after_its_time(ray: 
     launcher = RayLauncher(
         log=tmp_path / "ray-agent.log",
         address=ray.head.record.address,
-        entry="helpers.fake_trainer:run",
+        program="helpers.fake_trainer",
         environment=ray.head.environment(),
         agent_hung_s=15.0,
     )
@@ -197,7 +197,7 @@ async def test_a_head_that_was_killed_is_cleared_away_and_a_stopped_one_leaves_n
 
 async def test_a_ray_that_runs_but_can_start_no_worker_any_more_is_replaced(tmp_path: Path) -> None:
     head = EmbeddedHead(tmp_path / "state", cpus=1, environment=ENVIRONMENT)
-    launcher = RayLauncher(log=tmp_path / "agent.log", head=head, entry="helpers.fake_trainer:run")
+    launcher = RayLauncher(log=tmp_path / "agent.log", head=head, program="helpers.fake_trainer")
     await launcher.start()
     try:
         cluster_id = await connected(launcher)

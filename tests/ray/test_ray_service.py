@@ -11,8 +11,10 @@ import psutil
 import pytest
 
 import shardyard
-from helpers.served import Served, interrupt, pids_of, rank_pids, served, state_dir, wait_for_step
+from helpers.confined import is_confined
+from helpers.served import BIN, Served, interrupt, pids_of, rank_pids, served, state_dir, wait_for_step
 from helpers.small_specs import sentences
+from shardyard_coordinator.launch.confine import landlock_version
 
 STEPS = 300
 WATCHED_S = 240.0
@@ -59,6 +61,23 @@ def submit(client: shardyard.Client, service: Served, job_id: str) -> shardyard.
 def losses(job: shardyard.Job) -> list[tuple[int, float]]:
     """(step, loss) of every step; the highest attempt wins a step."""
     return [(point.step, point.value) for point in job.metrics("loss", max_points=STEPS)["loss"].points]
+
+
+@pytest.mark.skipif(landlock_version() < 2, reason="the kernel's Landlock has no rules for ranks")
+def test_ranks_are_confined_and_know_nothing_of_ray(service: Served, client: shardyard.Client) -> None:
+    job = submit(client, service, "confined")
+    wait_for_step(job, 1)
+    ranks = [psutil.Process(pid) for pid in rank_pids(service.state, job.uid).values()]
+    assert len(ranks) == 2 and all(is_confined(rank) for rank in ranks)
+    assert all(rank.parent().name().startswith("ray::") for rank in ranks)
+    assert not [name for rank in ranks for name in rank.environ() if name.startswith("RAY_")]
+    opened = {file.path for rank in ranks for file in rank.open_files()}
+    assert not [path for path in opened if "/ray/" in path.removeprefix(str(service.state))]
+    assert all(rank.rlimit(psutil.RLIMIT_CORE) == (0, 0) for rank in ranks)
+    job.cancel()
+    assert job.wait(timeout=WATCHED_S, check=False).state == "cancelled"
+    done = service.run(str(BIN / "shardyard"), "doctor")
+    assert "ranks read the same" in " ".join(done.stdout.split())
 
 
 class Watcher:

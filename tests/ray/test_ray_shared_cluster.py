@@ -69,7 +69,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 async def launcher(cluster: Cluster, tmp_path: Path) -> AsyncIterator[RayLauncher]:
     made = RayLauncher(
-        log=tmp_path / "agent.log", address=cluster.address, entry="helpers.fake_trainer:run", environment=ENVIRONMENT
+        log=tmp_path / "agent.log", address=cluster.address, program="helpers.fake_trainer", environment=ENVIRONMENT
     )
     await made.start()
     await connected(made)

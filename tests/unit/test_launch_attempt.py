@@ -14,6 +14,7 @@ from helpers.full_disk import no_room_for
 from helpers.launches import kinds
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.attempt import Attempt, RankExit, read_tail
 from shardyard_coordinator.launch.memory import OutOfMemory
 from shardyard_coordinator.launch.protocols import AttemptKey
@@ -97,6 +98,25 @@ async def test_events_are_numbered_densely_and_the_end_is_the_last(tmp_path: Pat
     assert kinds(events) == ["progress", "progress", "warning", "ended"]
     assert events[-1].ended.ok
     assert events[-1].ended.duration.ToTimedelta().total_seconds() == 7.5
+
+
+async def test_a_symptom_waits_longer_for_its_cause(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    report = asyncio.create_task(gang.say(failure("UNKNOWN", 0), rank=0))
+    await asyncio.sleep(0.15)  # Three times as long as a cause waits for a better one.
+    assert not report.done()
+    gang.exit(1, RankExit(None, detail="node n is gone", cause=Cause.NODE_LOST))
+    [cause] = [event.failure for event in await gang.events() if event.HasField("failure")]
+    assert (cause.reason, cause.rank) == ("NODE_LOST", 1)
+
+
+async def test_symptoms_of_all_ranks_wait_for_nobody(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    reports = [asyncio.create_task(gang.say(failure("UNKNOWN", rank), rank=rank)) for rank in (0, 1)]
+    async with asyncio.timeout(0.2):  # Less than the cause of a symptom is waited for.
+        await asyncio.gather(*reports)
+    [cause] = [event.failure for event in await gang.events() if event.HasField("failure")]
+    assert (cause.reason, cause.rank) == ("UNKNOWN", 0)
 
 
 async def test_no_symptom_is_taken_for_the_cause_while_a_lost_rank_is_asked_about(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame, unpack
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Unreachable
+from shardyard_coordinator.launch.rank_process import RankSettings
 from shardyard_coordinator.launch.ray_head import EmbeddedHead, HeadFailed
 
 _CONNECT_TIMEOUT_S = 90.0
@@ -48,7 +49,7 @@ class AgentLink:
         *,
         head: EmbeddedHead | None,
         address: str,
-        entry: str,
+        ranks: RankSettings,
         log: Path,
         environment: Mapping[str, str] | None = None,
         late_s: float = 3.0,
@@ -59,7 +60,7 @@ class AgentLink:
         self._is_late = False
         self._head = head
         self._fixed_address = address
-        self._entry = entry
+        self._ranks = ranks
         self._log_path = log
         self._extra = dict(environment or {})
         self._numbers = itertools.count(1)
@@ -156,7 +157,7 @@ class AgentLink:
             process, ours = await start_child(
                 [
                     *("-m", "shardyard_coordinator.launch.ray_agent"),
-                    *("--address", self.address, "--entry", self._entry),
+                    *("--address", self.address, "--program", self._ranks.program, "--hidden", self._ranks.hidden),
                 ],
                 fd_option="--fd",
                 environment=environment | self._extra,

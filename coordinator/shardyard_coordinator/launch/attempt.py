@@ -30,6 +30,9 @@ from shardyard_coordinator.seams import Clock
 TAIL_LINES = 50
 TAIL_BYTES = 32 * 1024
 _RETRY_S = 0.5
+# So many times as long as for better explanations of a cause it is waited for the cause of a symptom: of a lost node a
+# cluster tells seconds after the peers have noticed.
+_SYMPTOMS_SETTLE = 6
 # How long reports wait for a spool that cannot be written, before the gang is ended for that: a full disk is often
 # made room on, another error of the file system seldom passes by itself.
 _PATIENCE_S = {Cause.STORAGE_FULL: 600.0}
@@ -111,10 +114,7 @@ class Attempt:
         """
         await _first_of(self._trouble, self._all_exited)
         if self._troubles:
-            # Not wait_for: on Python 3.11 it can swallow a cancellation.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settle_s):
-                    await self._all_exited.wait()
+            await self._settle()
             while self._questions:
                 self._answered.clear()
                 await self._answered.wait()
@@ -122,6 +122,18 @@ class Attempt:
             await kill()
         await self._all_exited.wait()
         await self._end()
+
+    async def _settle(self) -> None:
+        """Lets better explanations arrive. If only symptoms are known, a rank that said nothing has the cause."""
+        # Not wait_for: on Python 3.11 it can swallow a cancellation.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settle_s):
+                await self._all_exited.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SYMPTOMS_SETTLE * self._settle_s):
+                while self._running - self._failed and all(trouble.weight for trouble in self._troubles):
+                    self._trouble.clear()
+                    await _first_of(self._trouble, self._all_exited)
 
     async def report(self, request: bytes) -> bytes:
         """Takes a ReportRequest and answers with a ReportReply.

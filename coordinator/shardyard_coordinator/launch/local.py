@@ -7,41 +7,26 @@ reads it by path.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
-import signal
-import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from google.protobuf.json_format import MessageToJson
-from google.protobuf.message import DecodeError
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
-from shardyard_coordinator.launch.child import kill_group, start_child
-from shardyard_coordinator.launch.confine import rank_words
 from shardyard_coordinator.launch.folder import make_attempt_folder
-from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
-from shardyard_coordinator.launch.inherited import without_secrets
-from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
-from shardyard_coordinator.launch.rank_env import CONFINED_RANK, FOREIGN, rank_environment, rank_rights
+from shardyard_coordinator.launch.rank_env import rank_environment, rank_rights
+from shardyard_coordinator.launch.rank_process import TRAINER, RankOrders, RankProcess, write_spec
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import Clock
 
 NODE_ID = "local"
-
-# How long a dead rank's last reports may take out of its socket; its own children may hold the other end open.
-_DRAIN_S = 0.3
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,7 +36,7 @@ class _Gang:
     attempt: Attempt
     spool: Spool
     gpus: list[str]
-    ranks: list[asyncio.subprocess.Process] = field(default_factory=list)
+    ranks: list[RankProcess] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -71,7 +56,7 @@ class LocalLauncher:
         clock: Clock,
         cpus: int | None = None,
         gpus: int | None = None,
-        program: str = "shardyard_trainer",
+        program: str = TRAINER,
         environment: Mapping[str, str] | None = None,
         hidden: str = "",
         settle_s: float = 0.5,
@@ -79,7 +64,6 @@ class LocalLauncher:
     ) -> None:
         self._clock = clock
         self._hidden = hidden
-        self.ranks = rank_words()
         self._cpus = cpus or len(os.sched_getaffinity(0))
         self._free_gpus = usable_gpus(gpus)
         self._gpus = len(self._free_gpus)
@@ -186,76 +170,39 @@ class LocalLauncher:
                 gang.attempt.rank_exited(rank, RankExit(None, detail=f"not started: {error}"))
 
     async def _start_rank(self, gang: _Gang, launch: Launch, rank: int) -> None:
-        folder = Path(launch.attempt_dir)
-        rights = json.dumps(rank_rights(launch.spec, hidden=self._hidden))
-        arguments = ["-P", "-m", CONFINED_RANK, rights, self._program, str(folder / "spec.json")]
-        arguments += ["--rank", str(rank), "--local-rank", str(rank)]
-        environment = {name: value for name, value in without_secrets(os.environ).items() if name not in FOREIGN}
-        environment |= rank_environment(
+        environment = rank_environment(
             launch.spec, cpus=launch.cpus_per_worker, gpus=launch.gpus_per_worker, loopback=True
         )
         if launch.gpus_per_worker:
             mine = gang.gpus[rank * launch.gpus_per_worker : (rank + 1) * launch.gpus_per_worker]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
-        logs = folder / "logs"
-        with (
-            (logs / f"rank-{rank}.stdout.log").open("ab") as stdout,
-            (logs / f"rank-{rank}.stderr.log").open("ab") as stderr,
-        ):
-            process, ours = await start_child(
-                arguments,
-                fd_option="--report-fd",
+        process = await RankProcess.start(
+            RankOrders(
+                self._program,
+                launch.attempt_dir,
+                rank,
+                rank,
+                rights=rank_rights(launch.spec, hidden=self._hidden),
                 environment=environment | self._environment,
-                stdout=stdout,
-                stderr=stderr,
             )
+        )
         gang.ranks.append(process)
-        gang.tasks.append(asyncio.create_task(_watch_rank(gang.attempt, rank, process, ours)))
+        gang.tasks.append(asyncio.create_task(_watch_rank(gang.attempt, rank, process)))
         if gang.attempt.doomed:
             await _kill_ranks(gang)
 
 
-async def _watch_rank(attempt: Attempt, rank: int, process: asyncio.subprocess.Process, ours: socket.socket) -> None:
-    """Passes a rank's reports on until its process is gone, and then how it ended."""
-    memory = MemoryWatch.of(process.pid)
-    reports = asyncio.create_task(_serve_reports(attempt, ours))
-    code = await process.wait()
-    await asyncio.wait([reports], timeout=_DRAIN_S)
-    reports.cancel()
-    kill_group(process.pid)
-    attempt.rank_exited(rank, _how_ended(code, memory))
-
-
-def _how_ended(code: int, memory: MemoryWatch) -> RankExit:
-    """Memory explains only a process that was killed: of another one's end it is a neighbour's."""
-    killed = code in (-signal.SIGKILL, EXIT_KILLED)
-    out = memory.out_of_memory() if killed else None
-    return RankExit(code, memory=out) if code >= 0 else RankExit(None, -code, memory=out)
-
-
-async def _serve_reports(attempt: Attempt, ours: socket.socket) -> None:
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
-    try:
-        while (request := await read_frame(reader)) is not None:
-            writer.write(frame(await attempt.report(request)))
-            await writer.drain()
-    except (OSError, FrameError, DecodeError) as error:
-        # Closing the socket tells the rank; the supervisor core has kept what it needs to know.
-        _log.warning("reports of %s: %s", attempt.key, error)
-    finally:
-        writer.close()
+async def _watch_rank(attempt: Attempt, rank: int, process: RankProcess) -> None:
+    attempt.rank_exited(rank, await process.serve(attempt.report))
 
 
 async def _kill_ranks(gang: _Gang) -> None:
     for process in gang.ranks:
-        if process.returncode is None:
-            kill_group(process.pid)
+        process.kill()
 
 
 def _prepare(spec: worker_pb2.AttemptSpec) -> Spool:
     """Makes the attempt's folder: spec.json, logs, and a spool that goes on where one is there already."""
     folder = make_attempt_folder(spec)
-    (folder / "spec.json").write_text(MessageToJson(spec))
-    # Ranks of a launch that was cut short have met here: others would wait for them.
-    (folder / "rendezvous").unlink(missing_ok=True)
+    write_spec(spec)
     return Spool(folder / SPOOL_NAME)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from shardyard_coordinator.launch.allowed import Folders, FolderWatch
 from shardyard_coordinator.launch.answering import Answering
+from shardyard_coordinator.launch.confine import rank_words
 from shardyard_coordinator.launch.forks import (
     WALL,
     Fork,
@@ -155,8 +156,9 @@ class ProcessCompute:
             raise ComputeUnavailable(str(error)) from None
 
     async def confinement(self) -> Mapping[str, str]:
-        """As the warm process says."""
-        return {} if self._warm_process is None else self._warm_process.confinement
+        """As the warm process says, and what holds for ranks on this machine."""
+        holds = {} if self._warm_process is None else self._warm_process.confinement
+        return {**holds, "ranks": rank_words()} if holds else {}
 
     def _forget(self, call: asyncio.Task[bytes]) -> None:
         self._calls.discard(call)

@@ -125,8 +125,6 @@ class Launcher(Protocol):
     """Runs attempts. Every method but `start` and `close` may raise Unreachable."""
 
     name: str
-    ranks: str
-    """What ranks may do with files, in words: `not confined: …` if that is all that the account may."""
 
     async def start(self) -> None:
         """Begins to connect; returns at once and goes on trying for ever."""

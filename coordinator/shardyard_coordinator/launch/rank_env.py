@@ -1,4 +1,4 @@
-"""A rank's process: its environment, without how the coordinator was started, and the folders that it may use."""
+"""What a rank is given for its attempt: variables of its environment, and the folders that it may use."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 from pathlib import Path
 
 from shardyard.worker.v1 import worker_pb2
-
-# The module that ranks are started through.
-CONFINED_RANK = "shardyard_coordinator.launch.confined_rank"
 
 # A torchrun around the coordinator must not reach the gang.
 FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")

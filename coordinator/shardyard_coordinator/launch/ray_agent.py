@@ -25,6 +25,7 @@ from shardyard_coordinator.launch.frames import Header, join, pack
 from shardyard_coordinator.launch.gpus import GpuFacts, gpu_facts
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import AttemptKey, Launch, NodeGone, Presence, StorageFailed
+from shardyard_coordinator.launch.rank_process import RankSettings
 from shardyard_coordinator.launch.ray_supervisor import ComputeActor, RankActor, Supervisor, end_processes
 from shardyard_coordinator.launch.ray_tables import living, node_of, place_of, processes_of
 
@@ -47,21 +48,23 @@ def main() -> None:
     """Connects once, answers until the socket is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--address", required=True)
-    parser.add_argument("--entry", required=True)
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--hidden", default="")
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     _probe(arguments.address)
     ray.init(address=arguments.address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    asyncio.run(Agent(arguments.address, arguments.entry).serve(socket.socket(fileno=arguments.fd)))
+    ranks = RankSettings(arguments.program, arguments.hidden)
+    asyncio.run(Agent(arguments.address, ranks).serve(socket.socket(fileno=arguments.fd)))
 
 
 class Agent:
     """Answers the coordinator's requests out of Ray."""
 
-    def __init__(self, address: str, entry: str) -> None:
+    def __init__(self, address: str, ranks: RankSettings) -> None:
         self._address = address
-        self._entry = entry
+        self._ranks = ranks
         self._handles: dict[AttemptKey, Any] = {}
         # Attempts whose processes are known to be gone.
         self._gone: set[AttemptKey] = set()
@@ -124,7 +127,7 @@ class Agent:
             tuple((node, count) for node, count in header["placement"]),
         )
         await asyncio.to_thread(_check_nodes, launch)
-        handle = await asyncio.to_thread(_supervisor, launch, self._entry)
+        handle = await asyncio.to_thread(_supervisor, launch, self._ranks)
         self._handles[key] = handle
         try:
             await handle.ensure.remote()
@@ -302,7 +305,7 @@ def _name(key: AttemptKey) -> str:
     return f"sy-{key.job_uid}-{key.epoch}"
 
 
-def _supervisor(launch: Launch, entry: str) -> Any:
+def _supervisor(launch: Launch, ranks: RankSettings) -> Any:
     """The attempt's supervisor, made if it is not there."""
     return (
         ray.remote(num_cpus=0, max_restarts=0, max_concurrency=256)(Supervisor)
@@ -313,7 +316,7 @@ def _supervisor(launch: Launch, entry: str) -> Any:
             get_if_exists=True,
             scheduling_strategy=_on(launch.placement[0][0] if launch.placement else _node_with_cpus()),
         )
-        .remote(launch, entry)
+        .remote(launch, ranks)
     )
 
 

@@ -24,9 +24,8 @@ from shardyard_coordinator.launch.protocols import (
     StorageFailed,
     Unreachable,
 )
+from shardyard_coordinator.launch.rank_process import TRAINER, RankSettings
 from shardyard_coordinator.launch.ray_head import EmbeddedHead
-
-DEFAULT_ENTRY = "shardyard_trainer.entry:run"
 
 _ASK_S = 10.0
 _ENSURE_S = 90.0
@@ -46,10 +45,11 @@ class RayLauncher:
     """Runs attempts on Ray: on a private one on loopback, or on the one at `address`.
 
     With `head`, `start` starts that Ray or finds it again; it outlives this process unless `close(stop_cluster=True)`.
+    `program` is a module that takes the arguments of `python -m shardyard_trainer`; ranks never see `hidden`, the state
+    folder, as a whole.
     """
 
     name = "ray"
-    ranks = "not confined: they run inside Ray's own worker processes"
 
     def __init__(
         self,
@@ -57,15 +57,21 @@ class RayLauncher:
         log: Path,
         head: EmbeddedHead | None = None,
         address: str = "",
-        entry: str = DEFAULT_ENTRY,
+        program: str = TRAINER,
         environment: Mapping[str, str] | None = None,
+        hidden: str = "",
         agent_hung_s: float = 30.0,
     ) -> None:
         if (head is None) == (address == ""):
             raise ValueError("either an embedded head or an address")
         self._head = head
         self.link = AgentLink(
-            head=head, address=address, entry=entry, log=log, environment=environment, hung_s=agent_hung_s
+            head=head,
+            address=address,
+            ranks=RankSettings(program, hidden),
+            log=log,
+            environment=environment,
+            hung_s=agent_hung_s,
         )
         self._view = ClusterView(False, "", address, ())
         # The cluster that each attempt was last seen on: on another one it is dead, though nobody there knows of it.
@@ -163,7 +169,6 @@ class RayCompute:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._link = link
-        self._confinement: Mapping[str, str] = {}
         self._settings = {"method": "warm"} | settings_of(
             log=str(log),
             size=size or Size(),
@@ -200,12 +205,12 @@ class RayCompute:
         return await self._call({"verb": "ask", "function": function, "model": model, "options": options}, request)
 
     async def confinement(self) -> Mapping[str, str]:
-        """As the warm process says; empty where nothing answers."""
-        if not self._confinement and self._link.connected:
+        """As the actor of the moment says: a later one may be on another node. Empty if nothing answers."""
+        if self._link.connected:
             with suppress(Unreachable, AgentError):
-                header, _ = unpack(await self._link.ask({"method": "confinement"}, timeout_s=_CONFINEMENT_S))
-                self._confinement = {str(name): str(text) for name, text in header.items()}
-        return self._confinement
+                answer = await self._link.ask({"method": "confinement"}, timeout_s=_CONFINEMENT_S, hurry=True)
+                return {str(name): str(text) for name, text in unpack(answer)[0].items()}
+        return {}
 
     async def _call(self, header: Header, body: bytes) -> bytes:
         try:

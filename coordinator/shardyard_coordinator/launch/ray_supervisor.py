@@ -1,4 +1,4 @@
-"""The Ray actors of one attempt: a detached supervisor, and the ranks that it owns.
+"""The Ray actors of one attempt: a detached supervisor, and those that have its ranks as their children.
 
 The supervisor outlives the coordinator and the agent; the ranks do not outlive the supervisor. Imported by Ray's
 workers, so whatever node these land on has this package installed.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -28,13 +25,13 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.compute_wire import answer_call, made_of
-from shardyard_coordinator.launch.compute_worker import resolve
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import Header
 from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monitored
 from shardyard_coordinator.launch.poll import until
-from shardyard_coordinator.launch.protocols import Launch
-from shardyard_coordinator.launch.rank_env import rank_environment
+from shardyard_coordinator.launch.protocols import Launch, storage_cause
+from shardyard_coordinator.launch.rank_env import rank_environment, rank_rights
+from shardyard_coordinator.launch.rank_process import RankOrders, RankProcess, RankSettings, write_spec
 from shardyard_coordinator.launch.ray_tables import living
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import SystemClock
@@ -45,8 +42,6 @@ _ASK_TIMEOUT_S = 2.0
 # A node that was asked nothing before starts a process for it first.
 _ASK_NODE_TIMEOUT_S = 5.0
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class _Seat:
@@ -56,26 +51,15 @@ class _Seat:
     local_rank: int
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What a rank runs: an entry such as `package.module:run`, its arguments, and its environment."""
-
-    entry: str
-    spec: bytes
-    rank: int
-    local_rank: int
-    environment: dict[str, str]
-
-
 class Supervisor:
     """One attempt's supervisor. All of its methods run in one event loop: no concurrency groups.
 
     The gang is started by the first call, whichever it is: a supervisor whose `ensure` got lost still starts it.
     """
 
-    def __init__(self, launch: Launch, entry: str) -> None:
+    def __init__(self, launch: Launch, ranks: RankSettings) -> None:
         self._launch = launch
-        self._entry = entry
+        self._settings = ranks
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         self._group: PlacementGroup | None = None
@@ -131,13 +115,19 @@ class Supervisor:
             try:
                 await self._start_ranks(attempt)
             except ray.exceptions.RayError as error:
-                # Those that are watched tell their end themselves, once they are ended for the others.
-                for rank in range(len(self._watches), self._launch.workers):
-                    attempt.rank_exited(rank, RankExit(None, detail=str(error).partition("\n")[0][:500]))
+                self._never_started(attempt, RankExit(None, detail=str(error).partition("\n")[0][:500]))
+            except OSError as error:
+                detail = f"the gang was not started: {error.strerror or error}"
+                self._never_started(attempt, RankExit(None, detail=detail, cause=storage_cause(error)))
             await supervising
         finally:
             if self._group is not None:
                 remove_placement_group(self._group)
+
+    def _never_started(self, attempt: Attempt, how: RankExit) -> None:
+        # Those that are watched tell their end themselves, once they are ended for the others.
+        for rank in range(len(self._watches), self._launch.workers):
+            attempt.rank_exited(rank, how)
 
     async def _start_ranks(self, attempt: Attempt) -> None:
         seats = _seats(self._launch)
@@ -159,18 +149,21 @@ class Supervisor:
             ).remote()
             for rank in range(len(seats))
         ]
-        spec = await self._spec_for(seats)
+        await self._write_spec(seats)
         environment = rank_environment(
-            spec,
+            self._launch.spec,
             cpus=self._launch.cpus_per_worker,
             gpus=self._launch.gpus_per_worker,
             loopback=len({seat.node for seat in seats}) == 1,
         )
+        rights = rank_rights(self._launch.spec, hidden=self._settings.hidden)
         me = ray.get_runtime_context().current_actor
         for rank, seat in enumerate(seats):
             # In this order: an actor does one thing after the other, and the second lasts as long as the attempt.
             where = self._ranks[rank].where.remote()
-            orders = Orders(self._entry, spec, rank, seat.local_rank, environment)
+            orders = RankOrders(
+                self._settings.program, self._launch.attempt_dir, rank, seat.local_rank, rights, environment
+            )
             run = self._ranks[rank].run.remote(orders, me)
             self._watches.append(asyncio.create_task(self._watch(attempt, rank, where, run)))
 
@@ -201,21 +194,19 @@ class Supervisor:
         )
         return RankExit(None, detail=detail, cause=Cause.PREEMPTED)
 
-    async def _spec_for(self, seats: list[_Seat]) -> bytes:
-        """The spec with the place where this gang meets."""
-        if len({seat.node for seat in seats}) == 1:
-            with contextlib.suppress(FileNotFoundError):
-                (Path(self._launch.attempt_dir) / "rendezvous").unlink()
-            return self._launch.spec
+    async def _write_spec(self, seats: list[_Seat]) -> None:
+        """Leaves the ranks their spec, with the place where this gang meets. Raises: OSError."""
         spec = worker_pb2.AttemptSpec.FromString(self._launch.spec)
-        spec.rendezvous = await self._ranks[0].meeting_point.remote()
-        return spec.SerializeToString()
+        if len({seat.node for seat in seats}) > 1:
+            spec.rendezvous = await self._ranks[0].meeting_point.remote()
+        write_spec(spec)
 
     async def _watch(self, attempt: Attempt, rank: int, where: Any, run: Any) -> None:
+        returned = False
         try:
             node, pid, self._memory[rank] = await where
             self._pids[rank] = node, pid
-            how = RankExit(await run)
+            how, returned = await run, True
         except ray.exceptions.RayTaskError as error:
             how = RankExit(1, detail=str(error)[-2000:])
         except ray.exceptions.RayError as error:
@@ -223,8 +214,8 @@ class Supervisor:
             with attempt.asking_why():
                 how = await self._how_lost(rank, error)
         attempt.rank_exited(rank, how)
-        # It is done: its process and what it holds are not kept for the others.
-        self._end_rank(rank, gently=how.code is not None)
+        # It is done: its actor and what that holds are not kept for the others.
+        self._end_rank(rank, gently=returned)
 
     async def _how_lost(self, rank: int, error: ray.exceptions.RayError) -> RankExit:
         """The actor's error comes at once; whether its node or the want of memory is to blame, others say."""
@@ -293,7 +284,7 @@ class ComputeActor:
 
 
 class RankActor:
-    """One rank's process."""
+    """Has one rank's process, which ends with this one: Ray's own threads and rights are not the trainer's."""
 
     def where(self) -> tuple[str, int, MemoryWatch]:
         """The node, the process id, and what its memory group has counted so far."""
@@ -307,22 +298,24 @@ class RankActor:
             probe.bind((address, 0))
             return f"tcp://{address}:{probe.getsockname()[1]}"
 
-    def run(self, orders: Orders, supervisor: Any) -> int:
-        """Runs the trainer to its end; its exit code."""
-        # Before the first import of torch, which reads them.
-        os.environ.update(orders.environment)
-        _redirect(Path(worker_pb2.AttemptSpec.FromString(orders.spec).attempt_dir) / "logs", orders.rank)
+    def run(self, orders: RankOrders, supervisor: Any) -> RankExit:
+        """Runs the rank to its end; how that was."""
+        return asyncio.run(_run_rank(orders, supervisor))
 
-        def send(request: bytes) -> bytes:
-            reply: bytes = ray.get(supervisor.report.remote(request))
-            return reply
 
+async def _run_rank(orders: RankOrders, supervisor: Any) -> RankExit:
+    async def report(request: bytes) -> bytes:
         try:
-            cast(Callable[..., None], resolve(orders.entry))(orders.spec, orders.rank, orders.local_rank, send)
-        except SystemExit as stop:
-            # Ray would take it for the wish to end this actor, and lose the code.
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return 0
+            reply: bytes = await supervisor.report.remote(request)
+        except ray.exceptions.RayError as error:
+            raise ConnectionError(str(error).partition("\n")[0]) from error
+        return reply
+
+    try:
+        process = await RankProcess.start(orders)
+    except OSError as error:
+        return RankExit(None, detail=f"not started: {error}")
+    return await process.serve(report)
 
 
 def _seats(launch: Launch) -> list[_Seat]:
@@ -330,15 +323,6 @@ def _seats(launch: Launch) -> list[_Seat]:
     if not launch.placement:
         return [_Seat("", rank) for rank in range(launch.workers)]
     return [_Seat(node, local_rank) for node, count in launch.placement for local_rank in range(count)]
-
-
-def _redirect(logs: Path, rank: int) -> None:
-    """Standard output and error go to the attempt's logs, imports that fail included."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        (sys.stdout if number == 1 else sys.stderr).flush()
-        log = os.open(logs / f"rank-{rank}.{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(log, number)
-        os.close(log)
 
 
 def end_processes(pids: Sequence[int]) -> None:

@@ -60,14 +60,9 @@ class ServerService:
             start_time=encode.timestamp(self._start_us),
             warnings=self._warnings,
             data_roots=parts.data_roots,
-            confinement=await self._confinement(),
+            confinement=await parts.compute.confinement(),
             storage=await self._storage.info(),
         )
-
-    async def _confinement(self) -> Mapping[str, str]:
-        """What processes that open clients' files may do; nothing until the first of them has said so."""
-        holds, ranks = await self._parts.compute.confinement(), self._parts.launcher.ranks
-        return {**holds, "ranks": ranks} if holds and ranks else holds
 
     async def _cluster_info(self) -> pb.ClusterInfo:
         view = await self._cluster.view_now()

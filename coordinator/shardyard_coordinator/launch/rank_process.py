@@ -1,0 +1,143 @@
+"""A rank as a child of the process that watches it, under either launcher: started, listened to, asked how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import DecodeError
+
+from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.launch.attempt import RankExit
+from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
+from shardyard_coordinator.launch.inherited import without_secrets
+from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
+from shardyard_coordinator.launch.rank_env import FOREIGN
+
+TRAINER = "shardyard_trainer"
+"""The module that a rank runs: it takes the arguments of `python -m shardyard_trainer`."""
+
+# The module that ranks are started through.
+_CONFINED_RANK = "shardyard_coordinator.launch.confined_rank"
+
+# A rank does not speak to Ray: it gets neither its addresses nor its token.
+_OF_RAY = "RAY_"
+
+# How long a dead rank's last reports may take out of its socket; its own children may hold the other end open.
+_DRAIN_S = 0.3
+
+_log = logging.getLogger(__name__)
+
+
+class RankSettings(NamedTuple):
+    """The module that ranks run, and the state folder, which they never see as a whole; empty: there is none."""
+
+    program: str
+    hidden: str
+
+
+@dataclass(frozen=True)
+class RankOrders:
+    """What a rank runs: a module, for the spec in an attempt's folder, with rights that `rank_env.rank_rights` makes.
+
+    `environment` is added to that of the process that starts it.
+    """
+
+    program: str
+    attempt_dir: str
+    rank: int
+    local_rank: int
+    rights: Mapping[str, list[str]]
+    environment: Mapping[str, str]
+
+
+class RankProcess:
+    """A rank that runs. Its process ends with the one that started it."""
+
+    def __init__(self, rank: int, process: asyncio.subprocess.Process, reports: socket.socket) -> None:
+        self._rank = rank
+        self._process = process
+        self._reports = reports
+        self._memory = MemoryWatch.of(process.pid)
+
+    @classmethod
+    async def start(cls, orders: RankOrders) -> RankProcess:
+        """Starts the rank; its output goes to the attempt's logs, imports that fail included. Raises: OSError."""
+        folder, rank = Path(orders.attempt_dir), str(orders.rank)
+        arguments = ["-P", "-m", _CONFINED_RANK, json.dumps(dict(orders.rights)), orders.program]
+        arguments += [str(folder / "spec.json"), "--rank", rank, "--local-rank", str(orders.local_rank)]
+        with _log_file(folder, rank, "stdout") as stdout, _log_file(folder, rank, "stderr") as stderr:
+            process, ours = await start_child(
+                arguments,
+                fd_option="--report-fd",
+                environment=_inherited() | dict(orders.environment),
+                stdout=stdout,
+                stderr=stderr,
+            )
+        return cls(orders.rank, process, ours)
+
+    async def serve(self, report: Callable[[bytes], Awaitable[bytes]]) -> RankExit:
+        """Passes the rank's ReportRequests on until its process is gone; how that ended."""
+        serving = asyncio.create_task(self._serve_reports(report))
+        code = await self._process.wait()
+        await asyncio.wait([serving], timeout=_DRAIN_S)
+        serving.cancel()
+        kill_group(self._process.pid)
+        return _how_ended(code, self._memory)
+
+    def kill(self) -> None:
+        """Ends it with what it started, unless it has ended."""
+        if self._process.returncode is None:
+            kill_group(self._process.pid)
+
+    async def _serve_reports(self, report: Callable[[bytes], Awaitable[bytes]]) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=self._reports)
+        try:
+            while (request := await read_frame(reader)) is not None:
+                writer.write(frame(await report(request)))
+                await writer.drain()
+        except (OSError, FrameError, DecodeError) as error:
+            # Closing the socket tells the rank; who is reported to has kept what it needs to know.
+            _log.warning("reports of rank %s: %s", self._rank, error)
+        finally:
+            writer.close()
+
+
+def write_spec(spec: worker_pb2.AttemptSpec) -> None:
+    """Leaves the spec where the ranks read it, in the attempt's folder. Raises: OSError."""
+    folder = Path(spec.attempt_dir)
+    with _private(folder / "spec.json", os.O_TRUNC) as file:
+        file.write(MessageToJson(spec).encode())
+    # Ranks of a launch that was cut short have met here: others would wait for them.
+    (folder / "rendezvous").unlink(missing_ok=True)
+
+
+def _inherited() -> dict[str, str]:
+    own = without_secrets(os.environ)
+    return {name: value for name, value in own.items() if name not in FOREIGN and not name.startswith(_OF_RAY)}
+
+
+def _log_file(folder: Path, rank: str, name: str) -> IO[bytes]:
+    return _private(folder / "logs" / f"rank-{rank}.{name}.log", os.O_APPEND)
+
+
+def _private(path: Path, flag: int) -> IO[bytes]:
+    """To write, for this account alone whatever the umask of a cluster's own processes is. Raises: OSError."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flag, 0o600), "wb")
+
+
+def _how_ended(code: int, memory: MemoryWatch) -> RankExit:
+    """Memory explains only a process that was killed: of another one's end it is a neighbour's."""
+    killed = code in (-signal.SIGKILL, EXIT_KILLED)
+    out = memory.out_of_memory() if killed else None
+    return RankExit(code, memory=out) if code >= 0 else RankExit(None, -code, memory=out)
