@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CheckpointServiceStub(object):
-    """What a job can resume from.
+    """Checkpoints that a job can resume from.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class CheckpointServiceStub(object):
 
 
 class CheckpointServiceServicer(object):
-    """What a job can resume from.
+    """Checkpoints that a job can resume from.
     """
 
     def GetCheckpoint(self, request, context):
@@ -87,7 +87,7 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CheckpointService(object):
-    """What a job can resume from.
+    """Checkpoints that a job can resume from.
     """
 
     @staticmethod

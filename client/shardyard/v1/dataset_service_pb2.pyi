@@ -38,17 +38,17 @@ class Dataset(_message.Message):
         STATE_UPLOADING: Dataset._State.ValueType  # 1
         """Parts are missing; listed only with `show_uploading`."""
         STATE_READY: Dataset._State.ValueType  # 2
-        """Whole and checked."""
+        """Complete and checked."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """What states a data set has."""
+        """The states of a data set."""
 
     STATE_UNSPECIFIED: Dataset.State.ValueType  # 0
     """Never sent."""
     STATE_UPLOADING: Dataset.State.ValueType  # 1
     """Parts are missing; listed only with `show_uploading`."""
     STATE_READY: Dataset.State.ValueType  # 2
-    """Whole and checked."""
+    """Complete and checked."""
 
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
@@ -64,9 +64,9 @@ class Dataset(_message.Message):
     uid: _builtins.str
     """32 lower-case hexadecimal digits."""
     state: Global___Dataset.State.ValueType
-    """Where it is."""
+    """Its state."""
     size_bytes: _builtins.int
-    """Bytes in all."""
+    """Total bytes."""
     display_name: _builtins.str
     """For people."""
     source_job: _builtins.str
@@ -112,7 +112,7 @@ class CreateDatasetRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> _transfer_pb2.UploadHeader:
-        """What is going to be uploaded; once, first."""
+        """The header: required, exactly once, first."""
 
     @_builtins.property
     def chunk(self) -> _transfer_pb2.Chunk:
@@ -169,11 +169,11 @@ class ListDatasetsRequest(_message.Message):
     parent: _builtins.str
     """`projects/{project}`; required."""
     page_size: _builtins.int
-    """At most so many, 1 to 1,000 (more is taken as 1,000); 0: 50."""
+    """Maximum number of items, 1 to 1,000 (more is treated as 1,000); 0: 50."""
     page_token: _builtins.str
     """From the last answer; empty: the first page."""
     show_uploading: _builtins.bool
-    """Whether to list those too that are being uploaded, or whose upload broke off: they count against the quota."""
+    """Also list unfinished uploads, running or interrupted: they count against the quota."""
     def __init__(
         self,
         *,
@@ -254,7 +254,7 @@ class DownloadDatasetRequest(_message.Message):
     path: _builtins.str
     """One of its files; required."""
     offset: _builtins.int
-    """From here on, at least 0; past the end is OUT_OF_RANGE."""
+    """The first byte to send, at least 0; past the end is OUT_OF_RANGE."""
     def __init__(
         self,
         *,

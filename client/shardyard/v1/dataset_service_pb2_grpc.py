@@ -96,7 +96,7 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DownloadDataset(self, request, context):
-        """One file, from an offset on.
+        """One file, starting at an offset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

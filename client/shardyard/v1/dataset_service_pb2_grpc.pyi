@@ -43,7 +43,7 @@ class DatasetServiceStub:
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _empty_pb2.Empty]
     """Deletes a data set that no live job reads."""
     DownloadDataset: _grpc.UnaryStreamMultiCallable[_dataset_service_pb2.DownloadDatasetRequest, _dataset_service_pb2.DownloadDatasetResponse]
-    """One file, from an offset on."""
+    """One file, starting at an offset."""
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
@@ -59,7 +59,7 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a data set that no live job reads."""
     DownloadDataset: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.DownloadDatasetRequest, _dataset_service_pb2.DownloadDatasetResponse]  # type: ignore[assignment]
-    """One file, from an offset on."""
+    """One file, starting at an offset."""
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Uploaded data, and data that jobs wrote."""
@@ -102,6 +102,6 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.DownloadDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dataset_service_pb2.DownloadDatasetResponse], _abc.AsyncIterator[_dataset_service_pb2.DownloadDatasetResponse]]:
-        """One file, from an offset on."""
+        """One file, starting at an offset."""
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

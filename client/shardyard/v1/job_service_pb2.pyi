@@ -32,7 +32,7 @@ class _JobViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobView.Value
     JOB_VIEW_BASIC: _JobView.ValueType  # 1
     """Without spec, resolved_spec and annotations."""
     JOB_VIEW_FULL: _JobView.ValueType  # 2
-    """All of it."""
+    """All fields."""
 
 class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
     """How much of a job a list shows."""
@@ -42,7 +42,7 @@ JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
 JOB_VIEW_BASIC: JobView.ValueType  # 1
 """Without spec, resolved_spec and annotations."""
 JOB_VIEW_FULL: JobView.ValueType  # 2
-"""All of it."""
+"""All fields."""
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
 
 class _EventKind:
@@ -192,7 +192,7 @@ class ListJobsRequest(_message.Message):
     parent: _builtins.str
     """`projects/{project}`; required."""
     page_size: _builtins.int
-    """At most so many, 1 to 1,000 (more is taken as 1,000); 0: 50."""
+    """Maximum number of items, 1 to 1,000 (more is treated as 1,000); 0: 50."""
     page_token: _builtins.str
     """From the last answer, with the same other fields; empty: the first page."""
     filter: _builtins.str
@@ -231,7 +231,7 @@ class ListJobsResponse(_message.Message):
     """For the next page; empty: this is the last."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]:
-        """In the order asked for."""
+        """In the requested order."""
 
     def __init__(
         self,
@@ -313,7 +313,7 @@ class WaitJobRequest(_message.Message):
     """`projects/{project}/jobs/{job}`; required."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """At most 60 s (more is taken as 60 s), at least 0; unset: 60 s."""
+        """At most 60 s (more is treated as 60 s), at least 0; unset: 60 s."""
 
     def __init__(
         self,
@@ -343,8 +343,8 @@ class CancelJobRequest(_message.Message):
     etag: _builtins.str
     """The job's etag; another is ABORTED ETAG_MISMATCH, unless the job is being cancelled already; empty or `*`: any."""
     lost: _builtins.bool
-    """Declares the job's gang lost: the job ends at once, without the word of a cluster that does not answer.
-    Refused with INVALID_STATE while the gang can be reached. What is left of it is ended if the cluster comes back.
+    """Declares the job's gang lost: the job ends at once, without confirmation from a cluster that does not answer.
+    Refused with INVALID_STATE while the gang can be reached. If the cluster comes back, the rest of the gang is ended.
     """
     def __init__(
         self,
@@ -430,18 +430,18 @@ class WatchJobRequest(_message.Message):
     name: _builtins.str
     """`projects/{project}/jobs/{job}`; required."""
     job_uid: _builtins.str
-    """The job's uid as it was seen first; another job of that name is ABORTED JOB_REPLACED; empty: not checked."""
+    """The job's uid when it was first seen; another job of that name is ABORTED JOB_REPLACED; empty: not checked."""
     after_sequence: _builtins.int
-    """The last sequence that the caller has; 0: from the beginning. Beyond the end: OUT_OF_RANGE CURSOR_AHEAD."""
+    """The last sequence that the caller has; 0: from the beginning. Beyond the last event: OUT_OF_RANGE CURSOR_AHEAD."""
     include_snapshot: _builtins.bool
-    """Begin with the job as it is."""
+    """Begin with the job's current state."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___EventKind.ValueType]:
         """Only these; empty: all."""
 
     @_builtins.property
     def min_interval(self) -> _duration_pb2.Duration:
-        """Least time between two answers, taken into 50 ms to 10 s; unset: 50 ms."""
+        """Least time between two answers, clamped to 50 ms to 10 s; unset: 50 ms."""
 
     def __init__(
         self,
@@ -463,7 +463,7 @@ Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobResponse(_message.Message):
-    """A batch of events: all of the range (after_sequence, last_sequence] that were asked for."""
+    """A batch of events: all requested ones in the range (after_sequence, last_sequence]."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -474,22 +474,22 @@ class WatchJobResponse(_message.Message):
     MIN_INTERVAL_FIELD_NUMBER: _builtins.int
     JOB_UID_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """Where the batch begins; not the caller's cursor: a gap."""
+    """Where the batch begins; if it is not the caller's cursor, there is a gap."""
     last_sequence: _builtins.int
     """Where the batch ends: the caller's next cursor."""
     job_uid: _builtins.str
     """The job's uid."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.JobEvent]:
-        """In the order of their sequences; empty: a heartbeat, or nothing of the kinds asked for."""
+        """In the order of their sequences; empty: a heartbeat, or none of the requested kinds."""
 
     @_builtins.property
     def snapshot(self) -> _job_pb2.Job:
-        """The job as it is; in the first answer, if asked for."""
+        """The job's current state; in the first answer, if requested."""
 
     @_builtins.property
     def min_interval(self) -> _duration_pb2.Duration:
-        """The least time between two answers that is kept to."""
+        """The least time between two answers that the server uses."""
 
     def __init__(
         self,
@@ -521,7 +521,7 @@ class ListAttemptsRequest(_message.Message):
     parent: _builtins.str
     """`projects/{project}/jobs/{job}`; required."""
     page_size: _builtins.int
-    """At most so many, 1 to 1,000 (more is taken as 1,000); 0: 50."""
+    """Maximum number of items, 1 to 1,000 (more is treated as 1,000); 0: 50."""
     page_token: _builtins.str
     """From the last answer; empty: the first page."""
     def __init__(

@@ -100,7 +100,7 @@ class JobServiceServicer(object):
     """
 
     def CreateJob(self, request, context):
-        """Accepts a job durably and exactly once, after its model and data have been looked into.
+        """Accepts a job durably and exactly once, after its model and data have been inspected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,35 +128,35 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PlanJob(self, request, context):
-        """What a job would need; no effect.
+        """What a job would need; changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WaitJob(self, request, context):
-        """The job when it has ended, or as it is after `timeout`.
+        """Returns the job when it has ended, or after `timeout`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Asks a job to end; the job as it is then.
+        """Asks a job to end; returns its new state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Asks a job to make a checkpoint and free its slots; the job as it is then.
+        """Asks a job to make a checkpoint and free its slots; returns its new state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Queues a paused job again: it goes on from its newest whole checkpoint.
+        """Queues a paused job again: it continues from its newest intact checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class JobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     CreateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CreateJobRequest, _job_pb2.Job]
-    """Accepts a job durably and exactly once, after its model and data have been looked into."""
+    """Accepts a job durably and exactly once, after its model and data have been inspected."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_pb2.Job]
     """One job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
@@ -45,15 +45,15 @@ class JobServiceStub:
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]
     """Deletes a job that has ended; its models stay."""
     PlanJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PlanJobRequest, _plan_pb2.JobPlan]
-    """What a job would need; no effect."""
+    """What a job would need; changes nothing."""
     WaitJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_pb2.Job]
-    """The job when it has ended, or as it is after `timeout`."""
+    """Returns the job when it has ended, or after `timeout`."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]
-    """Asks a job to end; the job as it is then."""
+    """Asks a job to end; returns its new state."""
     PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]
-    """Asks a job to make a checkpoint and free its slots; the job as it is then."""
+    """Asks a job to make a checkpoint and free its slots; returns its new state."""
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]
-    """Queues a paused job again: it goes on from its newest whole checkpoint."""
+    """Queues a paused job again: it continues from its newest intact checkpoint."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Every event after a cursor, without a gap, until the job has ended."""
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListAttemptsRequest, _job_service_pb2.ListAttemptsResponse]
@@ -65,7 +65,7 @@ class JobServiceAsyncStub(JobServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CreateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Accepts a job durably and exactly once, after its model and data have been looked into."""
+    """Accepts a job durably and exactly once, after its model and data have been inspected."""
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """One job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
@@ -73,15 +73,15 @@ class JobServiceAsyncStub(JobServiceStub):
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a job that has ended; its models stay."""
     PlanJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PlanJobRequest, _plan_pb2.JobPlan]  # type: ignore[assignment]
-    """What a job would need; no effect."""
+    """What a job would need; changes nothing."""
     WaitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """The job when it has ended, or as it is after `timeout`."""
+    """Returns the job when it has ended, or after `timeout`."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Asks a job to end; the job as it is then."""
+    """Asks a job to end; returns its new state."""
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Asks a job to make a checkpoint and free its slots; the job as it is then."""
+    """Asks a job to make a checkpoint and free its slots; returns its new state."""
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Queues a paused job again: it goes on from its newest whole checkpoint."""
+    """Queues a paused job again: it continues from its newest intact checkpoint."""
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Every event after a cursor, without a gap, until the job has ended."""
     ListAttempts: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListAttemptsRequest, _job_service_pb2.ListAttemptsResponse]  # type: ignore[assignment]
@@ -96,7 +96,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CreateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Accepts a job durably and exactly once, after its model and data have been looked into."""
+        """Accepts a job durably and exactly once, after its model and data have been inspected."""
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -128,7 +128,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.PlanJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_plan_pb2.JobPlan, _abc.Awaitable[_plan_pb2.JobPlan]]:
-        """What a job would need; no effect."""
+        """What a job would need; changes nothing."""
 
     @_abc_1.abstractmethod
     def WaitJob(
@@ -136,7 +136,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WaitJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """The job when it has ended, or as it is after `timeout`."""
+        """Returns the job when it has ended, or after `timeout`."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -144,7 +144,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Asks a job to end; the job as it is then."""
+        """Asks a job to end; returns its new state."""
 
     @_abc_1.abstractmethod
     def PauseJob(
@@ -152,7 +152,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Asks a job to make a checkpoint and free its slots; the job as it is then."""
+        """Asks a job to make a checkpoint and free its slots; returns its new state."""
 
     @_abc_1.abstractmethod
     def ResumeJob(
@@ -160,7 +160,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Queues a paused job again: it goes on from its newest whole checkpoint."""
+        """Queues a paused job again: it continues from its newest intact checkpoint."""
 
     @_abc_1.abstractmethod
     def WatchJob(

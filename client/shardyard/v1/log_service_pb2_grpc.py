@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LogServiceStub(object):
-    """What the ranks of a job wrote.
+    """The log output of a job's ranks.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class LogServiceStub(object):
 
 
 class LogServiceServicer(object):
-    """What the ranks of a job wrote.
+    """The log output of a job's ranks.
     """
 
     def TailLogs(self, request, context):
@@ -70,7 +70,7 @@ def add_LogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LogService(object):
-    """What the ranks of a job wrote.
+    """The log output of a job's ranks.
     """
 
     @staticmethod

@@ -34,9 +34,9 @@ class QueryMetricsRequest(_message.Message):
     name: _builtins.str
     """`projects/{project}/jobs/{job}`; required."""
     max_points: _builtins.int
-    """At most so many points a series, at least 3 (more than 100,000 is taken as 100,000); unset: 1,000."""
+    """Maximum points per series, at least 3 (more than 100,000 is treated as 100,000); unset: 1,000."""
     all_attempts: _builtins.bool
-    """Points of every attempt; else one curve, in which the highest attempt wins a step."""
+    """Points of every attempt; otherwise one curve, which takes each step from the highest attempt."""
     min_step: _builtins.int
     """From this step on; 0: from the first."""
     max_step: _builtins.int
@@ -76,7 +76,7 @@ class MetricPoint(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
-    """The attempt that it is from."""
+    """The attempt that measured it."""
     step: _builtins.int
     """The optimizer step."""
     value: _builtins.float
@@ -142,10 +142,10 @@ class QueryMetricsResponse(_message.Message):
     SERIES_FIELD_NUMBER: _builtins.int
     MAX_POINTS_FIELD_NUMBER: _builtins.int
     max_points: _builtins.int
-    """The limit that was kept to."""
+    """The limit that was applied."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSeries]:
-        """In the order asked for, or by name."""
+        """In the requested order, or by name."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class WatchMetricsRequest(_message.Message):
     """From an earlier answer; empty: from the beginning."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """As in QueryMetrics, but names that have no points yet are waited for."""
+        """As in QueryMetrics, except that names without points yet are waited for."""
 
     def __init__(
         self,
@@ -195,17 +195,17 @@ Global___WatchMetricsRequest: _TypeAlias = WatchMetricsRequest  # noqa: Y015
 
 @_typing.final
 class WatchMetricsResponse(_message.Message):
-    """Points that came."""
+    """New points."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SERIES_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Goes on after this batch."""
+    """The cursor after this batch."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSeries]:
-        """New points a series."""
+        """New points per series."""
 
     def __init__(
         self,

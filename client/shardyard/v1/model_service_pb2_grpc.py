@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Models, uploaded or trained here: kept, downloaded, asked.
+    """Models, uploaded or trained here: storage, download and prediction.
     """
 
     def __init__(self, channel):
@@ -74,11 +74,11 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Models, uploaded or trained here: kept, downloaded, asked.
+    """Models, uploaded or trained here: storage, download and prediction.
     """
 
     def CreateModel(self, request_iterator, context):
-        """Uploads a Hugging Face folder: a header, then chunks. It is looked into before it counts.
+        """Uploads a Hugging Face folder: a header, then chunks. It is inspected before it is READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,21 +106,21 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DownloadModel(self, request, context):
-        """One file, from an offset on.
+        """One file, starting at an offset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Predict(self, request, context):
-        """Answers for texts, in the order asked.
+        """Answers for texts, in the requested order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Vectors for texts, in the order asked.
+        """Vectors for texts, in the requested order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +173,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Models, uploaded or trained here: kept, downloaded, asked.
+    """Models, uploaded or trained here: storage, download and prediction.
     """
 
     @staticmethod

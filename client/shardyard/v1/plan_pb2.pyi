@@ -28,17 +28,17 @@ class _JobOutput:
 class _JobOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobOutput.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_OUTPUT_UNSPECIFIED: _JobOutput.ValueType  # 0
-    """A plan of an earlier version."""
+    """A plan made by an earlier version."""
     JOB_OUTPUT_MODEL: _JobOutput.ValueType  # 1
     """A model that answers predictions."""
     JOB_OUTPUT_DATASET: _JobOutput.ValueType  # 2
     """A data set."""
 
 class JobOutput(_JobOutput, metaclass=_JobOutputEnumTypeWrapper):
-    """What a job leaves behind."""
+    """The kind of result of a job."""
 
 JOB_OUTPUT_UNSPECIFIED: JobOutput.ValueType  # 0
-"""A plan of an earlier version."""
+"""A plan made by an earlier version."""
 JOB_OUTPUT_MODEL: JobOutput.ValueType  # 1
 """A model that answers predictions."""
 JOB_OUTPUT_DATASET: JobOutput.ValueType  # 2
@@ -58,7 +58,7 @@ class _MemoryVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemoryV
     MEMORY_VERDICT_TIGHT: _MemoryVerdict.ValueType  # 2
     """The states fit; with the activations it is close."""
     MEMORY_VERDICT_NO_FIT: _MemoryVerdict.ValueType  # 3
-    """The states alone are larger."""
+    """The states alone do not fit."""
 
 class MemoryVerdict(_MemoryVerdict, metaclass=_MemoryVerdictEnumTypeWrapper):
     """Whether the memory of one worker suffices."""
@@ -70,7 +70,7 @@ MEMORY_VERDICT_FITS: MemoryVerdict.ValueType  # 1
 MEMORY_VERDICT_TIGHT: MemoryVerdict.ValueType  # 2
 """The states fit; with the activations it is close."""
 MEMORY_VERDICT_NO_FIT: MemoryVerdict.ValueType  # 3
-"""The states alone are larger."""
+"""The states alone do not fit."""
 Global___MemoryVerdict: _TypeAlias = MemoryVerdict  # noqa: Y015
 
 @_typing.final
@@ -103,32 +103,32 @@ class JobPlan(_message.Message):
     num_parameters: _builtins.int
     """Parameters of the model."""
     total_steps: _builtins.int
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     num_train_samples: _builtins.int
     """Samples in the training data (texts, or packed sequences)."""
     num_eval_samples: _builtins.int
     """Samples in the evaluation data."""
     num_train_tokens: _builtins.int
-    """Tokens that one pass trains on where they were counted; 0: not counted."""
+    """Tokens that one pass trains on, if they were counted; 0: not counted."""
     checkpoint_bytes: _builtins.int
     """Bytes on disk that one checkpoint takes."""
     slots: _builtins.int
     """Slots that the gang holds while it runs."""
     data_fingerprint: _builtins.str
-    """Of the bytes of all data files in their order (hexadecimal sha256): a job whose data is other when an attempt starts fails with DATA_CHANGED. Empty: not compared."""
+    """Hash of the bytes of all data files in their order (hexadecimal sha256): if the data differs when an attempt starts, the job fails with DATA_CHANGED. Empty: not compared."""
     model_fingerprint: _builtins.str
-    """Of the model's files (hexadecimal): a job whose model is another one when an attempt starts fails with MODEL_CHANGED. Empty: not compared."""
+    """Hash of the model's files (hexadecimal): if the model differs when an attempt starts, the job fails with MODEL_CHANGED. Empty: not compared."""
     tokenizer_fingerprint: _builtins.str
-    """The same of the tokenizer's files, if they are not the model's own."""
+    """The same for the tokenizer's files, if they are not the model's own."""
     output: Global___JobOutput.ValueType
-    """What the job leaves behind."""
+    """The kind of result."""
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
 
     @_builtins.property
     def batch(self) -> Global___BatchPlan:
-        """How the global batch is made."""
+        """How the global batch is split."""
 
     @_builtins.property
     def memory(self) -> Global___MemoryPlan:
@@ -140,11 +140,11 @@ class JobPlan(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Warning]:
-        """What to know before it is submitted."""
+        """Warnings before it is submitted."""
 
     @_builtins.property
     def train_stats(self) -> Global___DataStats:
-        """The training data: what is trained on, without what is held out of it. Unset for feature extraction."""
+        """The training data, without its held-out part. Unset for feature extraction."""
 
     @_builtins.property
     def eval_stats(self) -> Global___DataStats:
@@ -183,7 +183,7 @@ Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
 
 @_typing.final
 class BatchPlan(_message.Message):
-    """How the global batch is made: micro × accumulation × workers = global where it divides, else each rank's exact share."""
+    """How the global batch is made: micro × accumulation × workers = global if it divides, else each rank's exact share."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -195,9 +195,9 @@ class BatchPlan(_message.Message):
     global_batch_size: _builtins.int
     """Samples in one optimizer step."""
     micro_batch_size: _builtins.int
-    """Most samples that one worker computes at once."""
+    """The most samples that one worker computes at once."""
     accumulation_steps: _builtins.int
-    """Most micro batches that one worker computes in one step."""
+    """The most micro batches that one worker computes in one step."""
     workers: _builtins.int
     """Workers."""
     @_builtins.property
@@ -242,9 +242,9 @@ class MemoryPlan(_message.Message):
     gradients_bytes: _builtins.int
     """The gradients."""
     optimizer_bytes: _builtins.int
-    """AdamW's two moments, and fp32 master weights where there are any."""
+    """AdamW's two moments, and fp32 master weights if there are any."""
     activations_bytes: _builtins.int
-    """What the backward pass keeps, for one micro batch."""
+    """The activations kept for the backward pass, for one micro batch."""
     logits_bytes: _builtins.int
     """Logit-sized tensors of loss and backward pass."""
     process_bytes: _builtins.int
@@ -252,11 +252,11 @@ class MemoryPlan(_message.Message):
     total_bytes: _builtins.int
     """The sum."""
     available_bytes: _builtins.int
-    """What one worker has; 0: not known."""
+    """The memory of one worker; 0: not known."""
     verdict: Global___MemoryVerdict.ValueType
     """Whether it suffices."""
     batches_bytes: _builtins.int
-    """Samples as tensors, of the step that is computed and the two that are made ahead, and their order. On a GPU they are in the node's memory, and not in the sum."""
+    """Samples as tensors, for the current step and the two prepared ahead, and their order. With GPUs they are in the node's memory and not in the sum."""
     def __init__(
         self,
         *,
@@ -281,7 +281,7 @@ Global___MemoryPlan: _TypeAlias = MemoryPlan  # noqa: Y015
 
 @_typing.final
 class DataStats(_message.Message):
-    """What data holds, and what of it a model would not see."""
+    """The size of the data, and the shares of it that the model would not see."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -292,11 +292,11 @@ class DataStats(_message.Message):
     num_samples: _builtins.int
     """Samples (texts, or packed sequences)."""
     num_tokens: _builtins.int
-    """Tokens, special ones included."""
+    """Tokens, including special ones."""
     cut_share: _builtins.float
-    """The share of the texts that are longer than `max_length` and are cut, from 0 to 1; 0 for packed sequences, which cut nothing. Over 0.05 the plan warns with TEXTS_CUT."""
+    """The share of the texts that are longer than `max_length` and are cut, from 0 to 1; 0 for packed sequences, which are not cut. Over 0.05 the plan warns with TEXTS_CUT."""
     unknown_share: _builtins.float
-    """The share of the tokens of text (special ones apart) that are the tokenizer's unknown token, from 0 to 1. Over 0.1 the plan warns with UNKNOWN_TOKENS."""
+    """The share of the tokens of text (without special ones) that are the tokenizer's unknown token, from 0 to 1. Over 0.1 the plan warns with UNKNOWN_TOKENS."""
     def __init__(
         self,
         *,

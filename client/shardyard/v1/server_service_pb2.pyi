@@ -98,9 +98,9 @@ class ServerInfo(_message.Message):
     version: _builtins.str
     """Its version."""
     store_id: _builtins.str
-    """32 hexadecimal digits that belong to its store for ever."""
+    """32 hexadecimal digits that identify its store permanently."""
     event_retention_days: _builtins.int
-    """Days that events are kept after a job ends; 0: for ever."""
+    """Days that events are kept after a job ends; 0: forever."""
     @_builtins.property
     def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Name → number, such as `max_message_bytes`."""
@@ -111,11 +111,11 @@ class ServerInfo(_message.Message):
 
     @_builtins.property
     def model_families(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """transformers model types that were tried."""
+        """transformers model types that are tested."""
 
     @_builtins.property
     def cluster(self) -> Global___ClusterInfo:
-        """How the cluster is."""
+        """The state of the cluster."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -123,7 +123,7 @@ class ServerInfo(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What an operator should know, such as `--insecure`."""
+        """Warnings for the operator, such as `--insecure`."""
 
     @_builtins.property
     def data_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -131,13 +131,13 @@ class ServerInfo(_message.Message):
 
     @_builtins.property
     def confinement(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What processes that open clients' files may not do, in words by name: `landlock`, `files`, `network`, `signals`,
+        """Restrictions of the processes that open clients' files, in words, by name: `landlock`, `files`, `network`, `signals`,
         `ranks`; empty while they start.
         """
 
     @_builtins.property
     def storage(self) -> Global___StorageInfo:
-        """How the storage is."""
+        """The state of the storage."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ Global___ServerInfo: _TypeAlias = ServerInfo  # noqa: Y015
 
 @_typing.final
 class StorageInfo(_message.Message):
-    """How the storage is that holds checkpoints, models and data sets."""
+    """The state of the storage that holds checkpoints, models and data sets."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -178,11 +178,11 @@ class StorageInfo(_message.Message):
         STATE_UNSPECIFIED: StorageInfo._State.ValueType  # 0
         """Never sent."""
         STATE_AVAILABLE: StorageInfo._State.ValueType  # 1
-        """It is there and has room."""
+        """It is mounted and has room."""
         STATE_UNAVAILABLE: StorageInfo._State.ValueType  # 2
         """It is not mounted, fails, is read-only, or does not answer."""
         STATE_FULL: StorageInfo._State.ValueType  # 3
-        """It is there and has no room: uploads are refused, checkpoints skipped."""
+        """It is mounted and has no room: uploads are refused, checkpoints skipped."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Whether it can be used."""
@@ -190,19 +190,19 @@ class StorageInfo(_message.Message):
     STATE_UNSPECIFIED: StorageInfo.State.ValueType  # 0
     """Never sent."""
     STATE_AVAILABLE: StorageInfo.State.ValueType  # 1
-    """It is there and has room."""
+    """It is mounted and has room."""
     STATE_UNAVAILABLE: StorageInfo.State.ValueType  # 2
     """It is not mounted, fails, is read-only, or does not answer."""
     STATE_FULL: StorageInfo.State.ValueType  # 3
-    """It is there and has no room: uploads are refused, checkpoints skipped."""
+    """It is mounted and has no room: uploads are refused, checkpoints skipped."""
 
     STATE_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     state: Global___StorageInfo.State.ValueType
-    """How it is."""
+    """The state."""
     free_bytes: _builtins.int
-    """What is free; 0 if that is not known."""
+    """Free bytes; 0 if not known."""
     message: _builtins.str
     """For people: what is wrong, and what to do; empty if nothing is."""
     def __init__(
@@ -222,7 +222,7 @@ Global___StorageInfo: _TypeAlias = StorageInfo  # noqa: Y015
 
 @_typing.final
 class ClusterInfo(_message.Message):
-    """How the cluster is."""
+    """The state of the cluster."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -239,10 +239,10 @@ class ClusterInfo(_message.Message):
         STATE_CONNECTED: ClusterInfo._State.ValueType  # 2
         """Connected."""
         STATE_UNREACHABLE: ClusterInfo._State.ValueType  # 3
-        """Not reachable at the moment; tried again for ever."""
+        """Not reachable at the moment; retried indefinitely."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """How it is reached."""
+        """The connection to it."""
 
     STATE_UNSPECIFIED: ClusterInfo.State.ValueType  # 0
     """Never sent."""
@@ -251,7 +251,7 @@ class ClusterInfo(_message.Message):
     STATE_CONNECTED: ClusterInfo.State.ValueType  # 2
     """Connected."""
     STATE_UNREACHABLE: ClusterInfo.State.ValueType  # 3
-    """Not reachable at the moment; tried again for ever."""
+    """Not reachable at the moment; retried indefinitely."""
 
     STATE_FIELD_NUMBER: _builtins.int
     LAUNCHER_FIELD_NUMBER: _builtins.int
@@ -262,17 +262,17 @@ class ClusterInfo(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     state: Global___ClusterInfo.State.ValueType
-    """How it is."""
+    """The state."""
     launcher: _builtins.str
     """`ray` or `local`."""
     address: _builtins.str
     """Its address; empty for `local`."""
     slots: _builtins.int
-    """Slots in all."""
+    """Total slots."""
     free_slots: _builtins.int
     """Slots that no gang holds."""
     gpus: _builtins.int
-    """GPUs in all."""
+    """Total GPUs."""
     nodes: _builtins.int
     """Nodes."""
     message: _builtins.str

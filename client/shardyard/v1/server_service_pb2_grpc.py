@@ -47,7 +47,7 @@ class ServerServiceServicer(object):
     """
 
     def GetServerInfo(self, request, context):
-        """Version, limits, what is supported, and how the cluster is.
+        """Version, limits, supported tasks, and the state of the cluster.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
