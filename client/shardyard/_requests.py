@@ -28,13 +28,15 @@ from shardyard.specs import (
     Task,
     TrainedTokenizer,
 )
-from shardyard.types import Items, Words
+from shardyard.types import Image, Items, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
 MAX_REQUEST_BYTES = 3 * 2**20
 MAX_BATCH = 1_000
 
-Text = str | tuple[str, str] | Words | Items
+MAX_IMAGE_BYTES = 4_000_000
+
+Text = str | tuple[str, str] | Words | Items | Image | bytes | Path
 
 
 class SpecFields(TypedDict, total=False):
@@ -117,9 +119,9 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
 
 
 def instance(item: Text, index: int) -> model_service_pb2.Instance:
-    """A text, a pair of texts, words, or items, as the service wants it.
+    """A text, a pair of texts, words, items, or a picture (bytes, a Path, or Image), as the service wants it.
 
-    Raises: InvalidArgument for anything else.
+    Raises: InvalidArgument for anything else, and for a picture that cannot be read or is too large.
     """
     where = f"instances[{index}]"
     if isinstance(item, str):
@@ -133,13 +135,34 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
     if isinstance(item, Items):
         ids = [str(each) if type(each) is int else each for each in item.items]
         return model_service_pb2.Instance(items=build(model_service_pb2.Items, f"{where}.items", items=ids))
-    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts, nor Words or Items")
+    if isinstance(item, Image | bytes | Path):
+        return model_service_pb2.Instance(image=_content(item, where))
+    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts, nor Words or Items, nor a picture")
+
+
+def _content(item: Image | bytes | Path, where: str) -> bytes:
+    """The bytes of a picture's file."""
+    source = item.source if isinstance(item, Image) else item
+    if isinstance(source, bytes):
+        content, what = source, "the picture"
+    else:
+        what = f"`{source}`"
+        try:
+            with Path(source).open("rb") as file:
+                content = file.read(MAX_IMAGE_BYTES + 1)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise invalid(where, f"{what} cannot be read: {why}") from None
+    if len(content) > MAX_IMAGE_BYTES:
+        text = f"{what} has more than {MAX_IMAGE_BYTES:,} bytes, which one message takes; make the picture smaller"
+        raise invalid(f"{where}.image", text)
+    return content
 
 
 def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:
     """(index of the first, instances), each under 3 MiB and 1,000 instances.
 
-    Raises: InvalidArgument with the index of what is neither a text nor a pair.
+    Raises: InvalidArgument with the index of what is not an instance.
     """
     given: object = items
     if not isinstance(given, Iterable):

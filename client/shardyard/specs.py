@@ -31,7 +31,7 @@ Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Split = Literal["leave_one_out", "time"]
-Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll", "interactions"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll", "images", "idx", "interactions"]
 Document = Literal["line", "file"]
 ClassWeights = Literal["balanced"] | Mapping[str, float]
 """How much each label counts in the loss: by its name, or the more the rarer it is."""
@@ -43,7 +43,7 @@ _COLUMNS = ("text", "text_pair", "label")
 
 @dataclass(frozen=True)
 class Data:
-    """Data to train, evaluate or extract on; `path` is one file inside a folder.
+    """Data to train, evaluate or extract on; `path` is one file or folder inside a folder.
 
     `columns` maps any role of the task to a column, as `{"tokens": "words"}`; roles that are left out are found. Of
     all rows, `max_bad_rows_share` may be left out because they cannot be used; the plan lists them.
@@ -209,7 +209,37 @@ class Recommendation:
         return {"fine_tuning": {"recommendation": _set(self)}}
 
 
-Task = TextClassification | TokenClassification | Recommendation | CausalLm | MaskedLm | FeatureExtraction
+@dataclass(frozen=True)
+class ImageClassification:
+    """Fine-tuning: put pictures into classes.
+
+    Training sees a random part of each picture, of at least `crop_scale` of its area, mirrored with the probability
+    `flip`. `labels` are the classes by their numbers, if the data has numbers.
+    """
+
+    problem: Literal["single_label", "multi_label"] | None = None
+    labels: tuple[str, ...] | list[str] | None = None
+    image_size: int | None = None
+    crop_scale: float | None = None
+    flip: float | None = None
+    label_smoothing: float | None = None
+    freeze_backbone: bool | None = None
+    new_head: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"image_classification": _set(self)}}
+
+
+Task = (
+    TextClassification
+    | TokenClassification
+    | ImageClassification
+    | Recommendation
+    | CausalLm
+    | MaskedLm
+    | FeatureExtraction
+)
 
 
 @dataclass(frozen=True)

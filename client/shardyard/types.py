@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from shardyard.job_types import *  # noqa: F403 - one name for users, two files.
 
@@ -160,6 +161,13 @@ class RankedItem:
 
     item: str
     score: float
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture for a model that reads pictures: the path of its file, or the bytes of one."""
+
+    source: str | Path | bytes
 
 
 @dataclass(frozen=True)

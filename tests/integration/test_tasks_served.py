@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 import shardyard
+from helpers.small_pictures import write_folders
 from helpers.workplace import Workplace, workplace
 
 PEOPLE = ["Anna", "Bob", "Clara Smith"]
 PLACES = ["Rome", "New York"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+TINY_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,41 @@ def test_names_and_places_are_found(place: Workplace) -> None:
         assert "instances[0].pair" in {each.field for each in caught.value.violations}
     done = place.run("shardyard predict names 'Bob the dog'")
     assert done.returncode == 0 and done.stdout.startswith("Bob PER 0.")
+
+
+def test_flowers_are_named(place: Workplace) -> None:
+    write_folders(place.folder / "flowers" / "train", 40)
+    held_out = write_folders(place.folder / "flowers" / "test", 10, first=100)
+    (place.folder / "flowers" / "train" / "rose" / "Thumbs.db").write_bytes(b"not a picture")
+    (place.folder / "flowers" / "train" / ".DS_Store").write_bytes(b"not a class")
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.ImageClassification(image_size=24, flip=0.5, crop_scale=0.8),
+            model=shardyard.Architecture("resnet", TINY_RESNET),
+            train_data=place.folder / "flowers" / "train",
+            eval_data=place.folder / "flowers" / "test",
+            optimization=shardyard.Optimization(epochs=6, learning_rate=5e-3, global_batch_size=16, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=1),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="flowers")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("flowers")
+        assert model.info.task == "image_classification" and model.info.labels == ("daisy", "rose", "violet")
+        numbers = model.info.metrics
+        assert numbers["accuracy"] > 0.9
+        answers = model.predict(held_out)
+        right = sum(answer.label == path.parent.name for answer, path in zip(answers, held_out, strict=True))
+        assert right / len(held_out) == pytest.approx(numbers["accuracy"], abs=1e-9)
+        (again,) = model.predict([held_out[0].read_bytes()])
+        assert again.logits == pytest.approx(answers[0].logits, abs=1e-4)
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict([b"GIF89a, but no more of one", held_out[0], b""])
+        assert {each.field for each in caught.value.violations} == {"instances[0].image", "instances[2].image"}
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict(["rose.jpg"])
+        assert "takes pictures" in caught.value.violations[0].message
+    done = place.run("shardyard predict flowers flowers/test/rose/100.jpg flowers/test/violet")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 11 and lines[0].startswith("rose 0.")
+    assert lines[0].endswith("flowers/test/rose/100.jpg")

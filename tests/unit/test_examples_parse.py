@@ -23,6 +23,8 @@ DATA = (
     "stsb/test.csv",
     "train.jsonl",
     "interactions.csv",
+    "flowers/train/rose/1.jpg",
+    "flowers/test/rose/2.jpg",
 )
 TASKS = {
     "pretrain-gpt2": "pretraining",
@@ -33,6 +35,7 @@ TASKS = {
     "multi-label": "fine_tuning",
     "ner": "fine_tuning",
     "recommendation": "fine_tuning",
+    "flowers": "fine_tuning",
     "features": "feature_extraction",
 }
 
@@ -45,7 +48,7 @@ def test_there_is_a_spec_file_for_every_task() -> None:
 def test_an_example_spec_is_read_whole(path: Path, tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     for name in DATA:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     shutil.copy(path, tmp_path)
     draft = read_spec_file(tmp_path / path.name).draft(project="default")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli.options import Address, Json, ModelName, Project, a_path, open_client
-from shardyard.cli.texts import read_histories, read_inputs
+from shardyard.cli.texts import as_pictures, read_histories, read_inputs
 
 if TYPE_CHECKING:
     from shardyard._sync.client import Client
@@ -118,7 +118,8 @@ def predict(
 ) -> None:
     """Ask a model.
 
-    By its task the answers are classes, numbers, continuations, what stands behind the masks, or items.
+    By its task the answers are classes, numbers, continuations, what stands behind the masks, or items. A model of
+    pictures takes paths of files, or of folders of them, in place of texts.
     """
     from shardyard._lines import printable
     from shardyard.cli.output import print_json
@@ -128,6 +129,7 @@ def predict(
         asked = client.model(model)
         reads_items = asked.info.task in READS_ITEMS
         inputs = read_histories(texts, file) if reads_items else read_inputs(texts, file, pairs=pairs)
+        inputs = as_pictures(inputs) if "image" in asked.info.task else inputs
         answers = asked.predict(
             inputs,
             threshold=threshold,

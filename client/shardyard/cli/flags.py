@@ -27,6 +27,9 @@ TASK_FIELDS = {
     "label_separator": "label_separator",
     "max_length": "max_length",
     "sequence_length": "sequence_length",
+    "image_size": "image_size",
+    "crop_scale": "crop_scale",
+    "flip": "flip",
 }
 # Where each flag's value goes, below `job.spec`; those of the task's own fields are in `TASK_FIELDS`.
 PATHS = {
@@ -85,6 +88,9 @@ class JobFlags:
     sequence_length: Annotated[int | None, _option("--sequence-length", help="Pretraining: tokens in a sequence.")] = (
         None
     )
+    image_size: Annotated[int | None, _option("--image-size", help="Pictures: height and width in pixels.")] = None
+    crop_scale: Annotated[float | None, _option("--crop-scale", help="Pictures: least part of one to train on.")] = None
+    flip: Annotated[float | None, _option("--flip", help="Pictures: how often to mirror one, 0 to 1.")] = None
     epochs: Annotated[float | None, _option("--epochs", help="Passes over the training data.")] = None
     max_steps: Annotated[int | None, _option("--max-steps", help="Optimizer steps, instead of --epochs.")] = None
     batch_size: Annotated[int | None, _option("--batch-size", help="Samples in a step, over all workers.")] = None

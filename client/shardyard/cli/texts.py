@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
 
 def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
     """The texts or pairs, in order.
@@ -46,6 +48,26 @@ def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
     return [
         Items([item for each in line.split("\t" if "\t" in line else None) if (item := each.strip())]) for line in lines
     ]
+
+
+def as_pictures(inputs: Sequence[Any]) -> list[Path]:
+    """Paths of pictures, those of a folder sorted by name.
+
+    Raises: BadParameter for pairs, and for a folder without pictures.
+    """
+    found: list[Path] = []
+    for item in inputs:
+        if not isinstance(item, str):
+            raise typer.BadParameter("the model takes pictures; leave --pairs out, and give paths of files")
+        path = Path(item)
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in _PICTURES and each.is_file())
+        if not inside:
+            raise typer.BadParameter(f"the folder `{path}` has no pictures ({', '.join(_PICTURES)})")
+        found += inside
+    return found
 
 
 def _lines(raw: bytes) -> Iterator[str]:

@@ -378,9 +378,12 @@ class Instance(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     PAIR_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """A text; for a masked language model with its mask token in it."""
+    image: _builtins.bytes
+    """A picture as the bytes of its file: JPEG, PNG, WebP, GIF, BMP or TIFF."""
     @_builtins.property
     def pair(self) -> Global___TextPair:
         """Two texts that belong together."""
@@ -399,13 +402,14 @@ class Instance(_message.Message):
         text: _builtins.str = ...,
         pair: Global___TextPair | None = ...,
         words: Global___Words | None = ...,
+        image: _builtins.bytes = ...,
         items: Global___Items | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "items"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "image", "items"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -488,7 +492,7 @@ Global___FillMaskParameters: _TypeAlias = FillMaskParameters  # noqa: Y015
 
 @_typing.final
 class ClassificationParameters(_message.Message):
-    """How texts are classified."""
+    """How texts and pictures are classified."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -563,7 +567,7 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def classification(self) -> Global___ClassificationParameters:
-        """For text classification."""
+        """For the classification of texts and pictures."""
 
     @_builtins.property
     def generation(self) -> Global___GenerationParameters:
@@ -625,7 +629,7 @@ Global___LabelScore: _TypeAlias = LabelScore  # noqa: Y015
 
 @_typing.final
 class Classification(_message.Message):
-    """The class of a text."""
+    """The class of a text or a picture."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -774,7 +778,7 @@ class Prediction(_message.Message):
     """Causal language models: the continuation, without the text given."""
     @_builtins.property
     def classification(self) -> Global___Classification:
-        """Text classification, single or multi label."""
+        """Classification of texts or pictures, single or multi label."""
 
     @_builtins.property
     def regression(self) -> Global___Regression:

@@ -113,7 +113,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Predict(self, request, context):
-        """Answers for texts, in the requested order.
+        """Answers for texts or pictures, in the requested order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class ModelServiceStub:
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelRequest, _model_service_pb2.DownloadModelResponse]
     """One file, starting at an offset."""
     Predict: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]
-    """Answers for texts, in the requested order."""
+    """Answers for texts or pictures, in the requested order."""
     Embed: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]
     """Vectors for texts, in the requested order."""
 
@@ -65,7 +65,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadModelRequest, _model_service_pb2.DownloadModelResponse]  # type: ignore[assignment]
     """One file, starting at an offset."""
     Predict: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]  # type: ignore[assignment]
-    """Answers for texts, in the requested order."""
+    """Answers for texts or pictures, in the requested order."""
     Embed: _aio.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Vectors for texts, in the requested order."""
 
@@ -118,7 +118,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.PredictRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.PredictResponse, _abc.Awaitable[_model_service_pb2.PredictResponse]]:
-        """Answers for texts, in the requested order."""
+        """Answers for texts or pictures, in the requested order."""
 
     @_abc_1.abstractmethod
     def Embed(

@@ -77,6 +77,10 @@ class _DataFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataFormat
     """Apache Parquet."""
     DATA_FORMAT_CONLL: _DataFormat.ValueType  # 6
     """A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
+    DATA_FORMAT_IMAGES: _DataFormat.ValueType  # 7
+    """A folder of pictures, in a folder for each class or with a metadata.csv or metadata.jsonl that names each file_name."""
+    DATA_FORMAT_IDX: _DataFormat.ValueType  # 8
+    """Pictures and labels as MNIST has them: a pair of files, such as train-images-idx3-ubyte and train-labels-idx1-ubyte."""
     DATA_FORMAT_INTERACTIONS: _DataFormat.ValueType  # 9
     """One interaction of a user with an item a line: a typed header as `user_id:token` and tabs (RecBole's .inter), or two columns `user item`
     without a header. Columns are parted by tabs, by `::`, or by spaces.
@@ -99,6 +103,10 @@ DATA_FORMAT_PARQUET: DataFormat.ValueType  # 5
 """Apache Parquet."""
 DATA_FORMAT_CONLL: DataFormat.ValueType  # 6
 """A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
+DATA_FORMAT_IMAGES: DataFormat.ValueType  # 7
+"""A folder of pictures, in a folder for each class or with a metadata.csv or metadata.jsonl that names each file_name."""
+DATA_FORMAT_IDX: DataFormat.ValueType  # 8
+"""Pictures and labels as MNIST has them: a pair of files, such as train-images-idx3-ubyte and train-labels-idx1-ubyte."""
 DATA_FORMAT_INTERACTIONS: DataFormat.ValueType  # 9
 """One interaction of a user with an item a line: a typed header as `user_id:token` and tabs (RecBole's .inter), or two columns `user item`
 without a header. Columns are parted by tabs, by `::`, or by spaces.
@@ -440,6 +448,7 @@ class FineTuning(_message.Message):
 
     TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     TOKEN_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
@@ -450,6 +459,10 @@ class FineTuning(_message.Message):
         """Tag words: names, places, parts of speech."""
 
     @_builtins.property
+    def image_classification(self) -> Global___ImageClassification:
+        """Put pictures into classes."""
+
+    @_builtins.property
     def recommendation(self) -> Global___Recommendation:
         """Recommend the items that come next in a history."""
 
@@ -458,13 +471,14 @@ class FineTuning(_message.Message):
         *,
         text_classification: Global___TextClassification | None = ...,
         token_classification: Global___TokenClassification | None = ...,
+        image_classification: Global___ImageClassification | None = ...,
         recommendation: Global___Recommendation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "recommendation"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -658,6 +672,100 @@ class TokenClassification(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
 
 Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
+
+@_typing.final
+class ImageClassification(_message.Message):
+    """Put pictures into classes. Its data is folders `CLASS/*.jpg` or `train/CLASS/*.jpg`, a folder of pictures with a
+    `metadata.csv` or `metadata.jsonl`, Parquet, or IDX files; a table has the column roles `image` and `label`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Problem:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ProblemEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ImageClassification._Problem.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PROBLEM_UNSPECIFIED: ImageClassification._Problem.ValueType  # 0
+        """Not given: SINGLE_LABEL."""
+        PROBLEM_SINGLE_LABEL: ImageClassification._Problem.ValueType  # 1
+        """One of several classes; cross-entropy."""
+        PROBLEM_MULTI_LABEL: ImageClassification._Problem.ValueType  # 2
+        """Any of several classes; binary cross-entropy. For tables only: a folder gives one class."""
+
+    class Problem(_Problem, metaclass=_ProblemEnumTypeWrapper):
+        """What a label is."""
+
+    PROBLEM_UNSPECIFIED: ImageClassification.Problem.ValueType  # 0
+    """Not given: SINGLE_LABEL."""
+    PROBLEM_SINGLE_LABEL: ImageClassification.Problem.ValueType  # 1
+    """One of several classes; cross-entropy."""
+    PROBLEM_MULTI_LABEL: ImageClassification.Problem.ValueType  # 2
+    """Any of several classes; binary cross-entropy. For tables only: a folder gives one class."""
+
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    CROP_SCALE_FIELD_NUMBER: _builtins.int
+    FLIP_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    FREEZE_BACKBONE_FIELD_NUMBER: _builtins.int
+    NEW_HEAD_FIELD_NUMBER: _builtins.int
+    problem: Global___ImageClassification.Problem.ValueType
+    """Unset: SINGLE_LABEL."""
+    image_size: _builtins.int
+    """Height and width in pixels of what the model sees, 4 to 2,048; unset: the model's own."""
+    crop_scale: _builtins.float
+    """Training sees a random part of each picture with at least this share of its area (random resized crop, sides 3:4 to
+    4:3), over 0 to 1; unset: 1, the whole picture as in evaluation.
+    """
+    flip: _builtins.float
+    """The probability that training sees a picture mirrored left to right, 0 to 1; unset: 0. Not for digits or letters."""
+    label_smoothing: _builtins.float
+    """Probability mass spread over the other classes, from 0 to under 1; unset: 0. Single label only."""
+    freeze_backbone: _builtins.bool
+    """Train the head alone; the rest of the model stays as it is."""
+    new_head: _builtins.bool
+    """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The classes in the order of their outputs, and by number if the data has numbers; empty: those of the training data, sorted. Up to 10,000."""
+
+    def __init__(
+        self,
+        *,
+        problem: Global___ImageClassification.Problem.ValueType = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        image_size: _builtins.int | None = ...,
+        crop_scale: _builtins.float | None = ...,
+        flip: _builtins.float | None = ...,
+        label_smoothing: _builtins.float | None = ...,
+        freeze_backbone: _builtins.bool = ...,
+        new_head: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "crop_scale", b"crop_scale", "flip", b"flip", "image_size", b"image_size", "label_smoothing", b"label_smoothing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "crop_scale", b"crop_scale", "flip", b"flip", "freeze_backbone", b"freeze_backbone", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "labels", b"labels", "new_head", b"new_head", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__crop_scale: _TypeAlias = _typing.Literal["crop_scale"]  # noqa: Y015
+    _WhichOneofArgType__crop_scale: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale"]  # noqa: Y015
+    _WhichOneofReturnType__flip: _TypeAlias = _typing.Literal["flip"]  # noqa: Y015
+    _WhichOneofArgType__flip: _TypeAlias = _typing.Literal["_flip", b"_flip"]  # noqa: Y015
+    _WhichOneofReturnType__image_size: _TypeAlias = _typing.Literal["image_size"]  # noqa: Y015
+    _WhichOneofArgType__image_size: _TypeAlias = _typing.Literal["_image_size", b"_image_size"]  # noqa: Y015
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_scale) -> _WhichOneofReturnType__crop_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flip) -> _WhichOneofReturnType__flip | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_size) -> _WhichOneofReturnType__image_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
+
+Global___ImageClassification: _TypeAlias = ImageClassification  # noqa: Y015
 
 @_typing.final
 class Recommendation(_message.Message):
@@ -1066,9 +1174,9 @@ class DataSource(_message.Message):
     dataset: _builtins.str
     """An uploaded data set: `projects/{project}/datasets/{dataset}`."""
     path: _builtins.str
-    """One file inside the folder or data set; empty: all of them, sorted by path."""
+    """One file inside the folder or data set, or one folder; empty: all files, sorted by path."""
     format: Global___DataFormat.ValueType
-    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2 .inter, each but .parquet also with .gz behind it)."""
+    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2 .inter, each but .parquet also with .gz behind it; .jpg .jpeg .png .webp .gif .bmp .tif .tiff of pictures; -idx3-ubyte, -idx1-ubyte, also with .gz)."""
     header: _builtins.bool
     """CSV and TSV: whether the first line names the columns; unset: it does if a mapped name, `text`, `label` or `labels` is in it. Without names the columns are `column_1`, `column_2` …"""
     delimiter: _builtins.str

@@ -27,6 +27,9 @@ from shardyard_trainer.tasks.opening import Opened, text_inputs
 from shardyard_trainer.tasks.vectors import choose_length, choose_pooling, hidden_states, text_vectors
 
 MAX_INSTANCE_BYTES = 64 * 1024
+MAX_IMAGE_BYTES = 4_000_000
+"""A message has 4 MiB."""
+
 PREDICT = "shardyard_trainer.answering.infer:predict"
 EMBED = "shardyard_trainer.answering.infer:embed"
 _READ_AT_ONCE = 128 * 1024
@@ -180,16 +183,17 @@ def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[wor
         size = _size(getattr(instance, field)) if field else 0
         if field is None:
             violations.append(violation(where, "SPEC_INVALID", f"no input; set one of {', '.join(_KINDS)}"))
-        elif size > MAX_INSTANCE_BYTES:
-            violations.append(
-                violation(where, "SPEC_INVALID", f"{size} bytes; an instance has at most {MAX_INSTANCE_BYTES} (64 KiB)")
-            )
+        elif size > (most := MAX_IMAGE_BYTES if field == "image" else MAX_INSTANCE_BYTES):
+            what = "a picture" if field == "image" else "an instance"
+            violations.append(violation(where, "SPEC_INVALID", f"{size:,} bytes; {what} has at most {most:,}"))
     if not instances:
         violations.append(violation("instances", "SPEC_INVALID", "no instances; send at least one"))
     return violations
 
 
 def _size(given: Any) -> int:
+    if isinstance(given, bytes):
+        return len(given)
     return len(given.encode()) if isinstance(given, str) else int(given.ByteSize())
 
 

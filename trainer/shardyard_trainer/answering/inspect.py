@@ -127,10 +127,11 @@ def _check_inputs(folder: Folder, described: ModelFolder | None) -> None:
     """Reads what reads the model's inputs, as every later use does: by its task's modality, else a tokenizer."""
     from shardyard_trainer.inputs.text import TextInputs  # They import torch, which other calls do without.
     from shardyard_trainer.tasks import table
+    from shardyard_trainer.tasks.opening import inputs_of
 
-    task = table.of_folder(described) if described is not None else None
-    if described is not None and task is not None and task.inputs is not TextInputs:
-        task.inputs.load(folder, described)
+    kind = inputs_of(described, table.of_folder(described)) if described is not None else TextInputs
+    if described is not None and kind is not TextInputs:
+        kind.load(folder, described)
     else:
         _check_tokenizer(folder, described.config if described is not None else {})
 

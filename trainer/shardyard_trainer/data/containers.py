@@ -44,6 +44,14 @@ def open_text(file: DataFile) -> io.BufferedReader:
     return stream
 
 
+def open_packed(file: DataFile) -> io.BufferedReader:
+    """Opens a file of any bytes, unpacked if it is gzip. Raises DataError, also from reads of damaged ones."""
+    stream: io.BufferedReader = io.BufferedReader(open_regular(file.path, file.name), _BUFFER)  # type: ignore[arg-type]
+    if stream.peek(2)[:2] == b"\x1f\x8b":
+        return io.BufferedReader(_Unpacked(stream, file, line_bytes=0), _BUFFER)
+    return stream
+
+
 def check_parquet(file: DataFile, stream: BinaryIO) -> None:
     """Raises DataError if the file is not a whole Parquet file; leaves the stream where it was."""
     head = stream.read(HEAD_BYTES)
@@ -70,11 +78,12 @@ def _refused(file: DataFile, kind: Kind, *, inside: bool = False) -> DataError:
 class _Unpacked(io.RawIOBase):
     """What a gzip file holds, up to what a file of its size may."""
 
-    def __init__(self, packed: io.BufferedReader, file: DataFile) -> None:
+    def __init__(self, packed: io.BufferedReader, file: DataFile, *, line_bytes: int = _LINE_BYTES) -> None:
         self._packed = packed
         self._gzip = gzip.GzipFile(fileobj=packed)
         self._file = file
         self._allowed = allowed_bytes(file.path.stat().st_size)
+        self._line_bytes = line_bytes
         self._num_bytes = 0
         self._cost = 0
 
@@ -98,7 +107,7 @@ class _Unpacked(io.RawIOBase):
         except zlib.error:
             raise self._damaged("the gzip file is damaged", "copy it again, or pack it again") from None
         self._num_bytes += size
-        self._cost += size + _LINE_BYTES * bytes(buffer[:size]).count(b"\n")
+        self._cost += size + (self._line_bytes * bytes(buffer[:size]).count(b"\n") if self._line_bytes else 0)
         if self._cost > self._allowed:
             raise DataError(
                 f"decodes to more than {self._allowed:,} bytes ({_LINE_BYTES} counted for each line), over "

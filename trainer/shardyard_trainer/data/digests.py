@@ -43,7 +43,7 @@ def damage_of(base: Path, known: Iterable[transfer_pb2.StoredFile], open_file: O
     return None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def _sha256(path: Path, name: str, open_file: Opens, _identity: tuple[int, int, int, int]) -> str:
     # One build asks for it several times.
     digest = hashlib.sha256()

@@ -47,10 +47,12 @@ class ParquetTable:
         *,
         needed: Container[str],
         has_records: bool = False,
+        has_pictures: bool = False,
         times: Container[str] = frozenset(),
     ) -> None:
         self._file = file
         self._has_records = has_records
+        self._has_pictures = has_pictures
         self._times = times
         self._allowed = allowed_bytes(file.path.stat().st_size)
         self._stream = open_regular(file.path, file.name)
@@ -123,6 +125,8 @@ class ParquetTable:
         if _is_plain(kind) or (_is_list(kind) and _is_plain(_undictionaried(kind.value_type))):
             return True
         if self._has_records and field.name in needed and _is_records(kind):
+            return True
+        if self._has_pictures and _is_picture(kind):
             return True
         if field.name in needed:
             raise DataError(
@@ -205,7 +209,9 @@ class ParquetTable:
         if (longest := max(lengths, default=0)) > LONGEST_LINE_BYTES:
             message = f"a value of {longest:,} characters; at most 16 MiB; break the text into rows"
             raise DataError(message, file=self._file.name, line=row + 1 + lengths.index(longest))
-        return sum(lengths) + _CELL_BYTES * len(values) + sum(_cost_inside(v) for v in values if not isinstance(v, str))
+        pictures = sum(len(value) for value in map(picture_bytes, values) if value is not None)
+        inside = sum(_cost_inside(value) for value in values if not isinstance(value, str))
+        return pictures + sum(lengths) + _CELL_BYTES * len(values) + inside
 
     def _values(self, column: Any, row: int) -> Sequence[Any]:
         if pa.types.is_dictionary(column.type):
@@ -231,6 +237,12 @@ class ParquetTable:
                 raise DataError(message, file=self._file.name, line=row + place + 1)
         items = iter(self._values(column.flatten(), row))
         return [None if length is None else [next(items) for _ in range(length)] for length in lengths]
+
+
+def picture_bytes(cell: Any) -> bytes | None:
+    """The content of a picture's cell: bytes, or a struct with them; None for anything else."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else None
 
 
 def _distinct_once(column: Any) -> list[Any]:
@@ -286,6 +298,14 @@ def _cost_inside(value: Any) -> int:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     own = _CELL_BYTES if isinstance(value, dict) else 8
     return own + sum(_cost_inside(item) for item in items)
+
+
+def _is_picture(kind: Any) -> bool:
+    types = pa.types
+    if types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _is_picture(kind.field(place).type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _is_below(path: str, names: Sequence[str]) -> bool:

@@ -39,6 +39,8 @@ class Layout:
     """Column names that tell a header from a row: the mapped ones, `text`, `label` and `labels`."""
     has_records: bool = False
     """Whether a cell may be a record, or a list of them."""
+    has_pictures: bool = False
+    """Whether a cell of Parquet may hold the bytes of a picture."""
     times: frozenset[str] = frozenset()
     """Columns that may hold points in time, which Parquet has types for: they are read as microseconds since 1970."""
     bad: BadRows | None = None
@@ -97,7 +99,7 @@ def open_table(file: DataFile, layout: Layout) -> Table:
 
     Raises DataError for an empty file, one with a header only, and (from `rows`) for a row that is not one.
     """
-    reader = {
+    readers = {
         spec_pb2.DATA_FORMAT_TEXT: _text_table,
         spec_pb2.DATA_FORMAT_JSONL: _jsonl_table,
         spec_pb2.DATA_FORMAT_CSV: _csv_table,
@@ -105,8 +107,11 @@ def open_table(file: DataFile, layout: Layout) -> Table:
         spec_pb2.DATA_FORMAT_PARQUET: _parquet_table,
         spec_pb2.DATA_FORMAT_CONLL: _conll_table,
         spec_pb2.DATA_FORMAT_INTERACTIONS: _interactions_table,
-    }[file.format]
-    return reader(file, layout)
+    }
+    if file.format not in readers:
+        text = "a picture, where a table or texts are read; give those, or a task for pictures (image_classification)"
+        raise DataError(text, file=file.name)
+    return readers[file.format](file, layout)
 
 
 def _text_table(file: DataFile, layout: Layout) -> Table:
@@ -235,7 +240,14 @@ def _refuse_wrapped(file: DataFile, line: int, row: dict[str, Any], *, names: fr
 
 
 def _parquet_table(file: DataFile, layout: Layout) -> Table:
-    table = ParquetTable(file, MOST_COLUMNS, needed=layout.names, has_records=layout.has_records, times=layout.times)
+    table = ParquetTable(
+        file,
+        MOST_COLUMNS,
+        needed=layout.names,
+        has_records=layout.has_records,
+        has_pictures=layout.has_pictures,
+        times=layout.times,
+    )
     names = table.class_names()
     return Table(file, table.columns, lambda: table.head(_ROWS_LOOKED_AT), table.rows, class_names=names)
 

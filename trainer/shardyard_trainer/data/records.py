@@ -6,7 +6,7 @@ Texts with labels have rules of their own (`columns`): there a column may also b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardyard.v1 import spec_pb2
@@ -45,6 +45,7 @@ def read_records(
     *,
     field: str,
     bad: BadRows | None = None,
+    has_pictures: bool = False,
 ) -> Iterator[Record]:
     """The rows of all files, in order. A file has the columns of the first of `layouts` that it has all roles of.
 
@@ -56,7 +57,7 @@ def read_records(
         about(field, "DATA_INVALID")
         reading(file.name)
         try:
-            for record in _file_records(file, source, layouts, own):
+            for record in _file_records(file, source, layouts, own, has_pictures=has_pictures):
                 num_rows += 1
                 yield record
         except DataError as error:
@@ -73,13 +74,19 @@ def _place(field: str, error: DataError, layouts: Sequence[Sequence[Role]]) -> s
 
 
 def _file_records(
-    file: DataFile, source: spec_pb2.DataSource, layouts: Sequence[Sequence[Role]], bad: BadRows
+    file: DataFile,
+    source: spec_pb2.DataSource,
+    layouts: Sequence[Sequence[Role]],
+    bad: BadRows,
+    *,
+    has_pictures: bool,
 ) -> Iterator[Record]:
     names = [name for layout in layouts for role in layout for name in (role.name, *role.aliases)]
     spelled = {way for name in names for way in (name, name.capitalize(), name.title(), name.upper())}
     of_time = {role.name: (role.name, *role.aliases) for layout in layouts for role in layout if role.is_time}
     times = [name for role, known in of_time.items() for name in (source.columns.get(role, ""), *known)]
-    table = open_table(file, Layout.of(source, spelled, has_records=True, times=times, bad=bad))
+    layout = Layout.of(source, spelled, has_records=True, times=times, bad=bad)
+    table = open_table(file, replace(layout, has_pictures=has_pictures))
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,11 +17,12 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.digests import CHANGED, damage_of
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
 from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, recognise
+from shardyard_trainer.data.picture_folders import ENDINGS, check_folders, is_left_out, is_metadata
 
 Source = spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource
 
 _MOST_FILES = 1_000_000
-_FOR_TESTS = frozenset({"test", "dev", "val", "valid", "validation", "eval"})
+_FOR_TESTS = frozenset({"t10k", "test", "dev", "val", "valid", "validation", "eval"})
 
 _FORMATS = {
     ".txt": spec_pb2.DATA_FORMAT_TEXT,
@@ -33,12 +34,15 @@ _FORMATS = {
     ".parquet": spec_pb2.DATA_FORMAT_PARQUET,
     **dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), spec_pb2.DATA_FORMAT_CONLL),
     ".inter": spec_pb2.DATA_FORMAT_INTERACTIONS,
+    **dict.fromkeys(ENDINGS, spec_pb2.DATA_FORMAT_IMAGES),
 }
 _PACKED = ".gz"
 _JSON = ".json"
 """One list of objects, or one object a line; beside data files it is rather about them than one of them."""
 
-_ENDINGS = f"{', '.join([*_FORMATS, _JSON])}, each also with {_PACKED}"
+_IDX = re.compile(r"(idx[0-9]-ubyte|\.idx[0-9]?)(\.gz)?$", re.IGNORECASE)
+_TEXT_ENDINGS = [ending for ending, kind in _FORMATS.items() if kind != spec_pb2.DATA_FORMAT_IMAGES]
+_ENDINGS = f"{', '.join([*_TEXT_ENDINGS, _JSON])}, each also with {_PACKED}, nor pictures"
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,12 @@ def resolve_source(
             field, "SPEC_INVALID", "no source: give uri (a path on the server) or dataset (an uploaded one)"
         )
     inside = [Path(root).resolve() for root in roots] if roots is not None else [base]
+    if (folder := _folder_below(base, source.path, inside)) is not None:
+        return _walk(folder, source.format, inside, field, f"{field}.path")
     if source.path:
-        return [_single(base, source, inside, field)]
+        return _with_partner(_single(base, source, inside, field), inside)
     if base.is_file():
-        return [_file(base, base.name, source.format, field)]
+        return _with_partner(_file(base, base.name, source.format, field), inside)
     return _walk(base, source.format, inside, field, origin)
 
 
@@ -99,7 +105,8 @@ def _check_uploaded(source: spec_pb2.DataSource, locations: worker_pb2.Locations
     """Raises SpecError DATA_CHANGED if the service's copy is not what was uploaded: nobody's rows are to blame then."""
     folder = locations.folders[source.dataset]
     known = locations.known_files[folder].files if folder in locations.known_files else ()
-    asked = [file for file in known if source.path in ("", file.path)]
+    folder_path = source.path.rstrip("/") + "/"
+    asked = [file for file in known if source.path in ("", file.path) or file.path.startswith(folder_path)]
     if damage := damage_of(Path(folder), asked, open_regular):
         name, how = damage
         message = (
@@ -110,7 +117,9 @@ def _check_uploaded(source: spec_pb2.DataSource, locations: worker_pb2.Locations
 
 def is_for_tests(name: str) -> bool:
     """Whether a file is called after a part of a data set that nobody trains on, such as `test.csv`, `a/dev-0.tsv`."""
-    return not _FOR_TESTS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+    # A picture's own name says nothing: `val_1.jpg` may well be one to train on.
+    name = str(Path(name).parent) if _format_of(name) == spec_pb2.DATA_FORMAT_IMAGES else name
+    return not _FOR_TESTS.isdisjoint(re.split(r"[^a-z0-9]+|(?<=[a-z])[0-9]+$", name.lower()))
 
 
 def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Path:
@@ -186,6 +195,7 @@ def _walk(
 ) -> list[DataFile]:
     found: list[DataFile] = []
     others: list[tuple[str, Path]] = []
+    by_ending = wanted in (spec_pb2.DATA_FORMAT_UNSPECIFIED, spec_pb2.DATA_FORMAT_IMAGES)
     for number, path in enumerate(_files_below(base)):
         if number >= _MOST_FILES:
             raise SpecError(origin, "DATA_INVALID", f"the folder has more than {_MOST_FILES:,} files")
@@ -201,10 +211,15 @@ def _walk(
             raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is a link out of the folder")
         if not resolved.is_file():
             raise SpecError(origin, "PATH_NOT_ALLOWED", f"{shorten(name)!r} is not a regular file")
-        if wanted or (_format_of(name) and not _is_json(name)):
-            found.append(_file(resolved, name, wanted, field))
+        if not by_ending or (_format_of(name) and not _is_json(name)):
+            found.append(_file(resolved, name, wanted if not by_ending else _format_of(name), field))
         else:
             others.append((name, resolved))
+    if by_ending:
+        described = [
+            _file(path, name, spec_pb2.DATA_FORMAT_UNSPECIFIED, field) for name, path in others if is_metadata(name)
+        ]
+        found = _of_pictures(base, found, described, wanted, origin)
     found = found or [_file(path, name, wanted, field) for name, path in others if _is_json(name)]
     if not found:
         for name, path in others:
@@ -219,9 +234,71 @@ def _walk(
     return found
 
 
+def _of_pictures(
+    base: Path,
+    found: list[DataFile],
+    described: list[DataFile],
+    wanted: spec_pb2.DataFormat.ValueType,
+    field: str,
+) -> list[DataFile]:
+    """The pictures of a folder with what describes them, if that is what it is; else the other files.
+
+    A folder is one of pictures if it has more of them than of other data.
+    """
+    pictures = [file for file in found if file.format == spec_pb2.DATA_FORMAT_IMAGES]
+    others = [file for file in found if file.format != spec_pb2.DATA_FORMAT_IMAGES]
+    rows = [file for file in others if not is_metadata(file.name)]
+    if not wanted and len(pictures) <= len(rows):
+        return others
+    described = [*described, *(file for file in others if is_metadata(file.name))]
+    if not pictures:
+        text = f"the folder has no pictures ({', '.join(ENDINGS)})"
+        raise SpecError(field, "DATA_INVALID", f"{text}; leave format out, or choose another folder")
+    if not described:
+        try:
+            check_folders(base, [file.name for file in pictures])
+        except DataError as error:
+            raise error.at(field) from None
+    both = [*pictures, *(replace(file, format=spec_pb2.DATA_FORMAT_IMAGES) for file in described)]
+    return sorted(both, key=lambda file: Path(file.name).parts)
+
+
+def _folder_below(base: Path, relative: str, inside: list[Path]) -> Path | None:
+    """A folder inside of another one; None: that is not what the path names."""
+    path = Path(relative)
+    if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative:
+        return None
+    try:
+        resolved = (base / path).resolve()
+    except RuntimeError:  # A link that leads back to itself.
+        return None
+    return resolved if _is_inside(resolved, inside) and resolved.is_dir() else None
+
+
+def _with_partner(file: DataFile, inside: list[Path]) -> list[DataFile]:
+    """A file alone, or one of IDX with the file of its labels (or pictures) beside it."""
+    if file.format != spec_pb2.DATA_FORMAT_IDX:
+        return [file]
+    found = {file.path: file}
+    stem = partner(file.path.name.removesuffix(_PACKED))
+    for name in (stem, stem + _PACKED):
+        path = file.path.with_name(name).resolve()
+        if path.is_file() and _is_inside(path, [*inside, file.path.parent]) and path not in found:
+            found[path] = DataFile(path, str(Path(file.name).with_name(name)), file.format)
+            break
+    return sorted(found.values(), key=lambda each: each.name)
+
+
+def partner(name: str) -> str:
+    """The name of the labels of a file of pictures, and the reverse: `train-images-idx3-ubyte` and `train-labels-…`."""
+    if "images" in name.lower() or "idx3" in name.lower():
+        return name.replace("images", "labels").replace("idx3", "idx1")
+    return name.replace("labels", "images").replace("idx1", "idx3")
+
+
 def _files_below(base: Path) -> Iterable[Path]:
     for folder, folders, files in os.walk(base, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_left_out(name))
         # A link to a folder is listed among the folders and never followed: what lies behind it has two names at best.
         for name in folders:
             if (linked := Path(folder, name)).is_symlink():
@@ -245,7 +322,11 @@ def _file(path: Path, name: str, wanted: spec_pb2.DataFormat.ValueType, field: s
 
 def _format_of(name: str) -> spec_pb2.DataFormat.ValueType:
     """By the ending, of `.gz` files by the one before; 0: not known."""
+    if _IDX.search(name):
+        return spec_pb2.DATA_FORMAT_IDX
     suffix = Path(name.lower().removesuffix(_PACKED)).suffix
+    if suffix in ENDINGS and name.lower().endswith(_PACKED):
+        return spec_pb2.DATA_FORMAT_UNSPECIFIED
     return spec_pb2.DATA_FORMAT_JSONL if suffix == _JSON else _FORMATS.get(suffix, spec_pb2.DATA_FORMAT_UNSPECIFIED)
 
 

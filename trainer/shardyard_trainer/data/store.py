@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.sources import DataFile, open_regular
 from shardyard_trainer.reading import about, reading
@@ -97,13 +98,17 @@ def _fsync(path: Path) -> None:
 
 
 def files_fingerprint(files: Iterable[DataFile], *, field: str) -> str:
-    """Of the files' bytes, formats and order; names and places do not count. `field` of the spec named them."""
+    """Of the files' bytes, formats and order, and of the names of pictures, whose folder is their class.
+
+    Other names, and places, do not count. `field` of the spec named the files.
+    """
     total = hashlib.sha256()
     about(field, "DATA_INVALID")
     for file in files:
         reading(file.name)
         digest = file_sha256(file.path, file.name, open_regular)
-        total.update(f"{file.format}:{digest};".encode())
+        name = file.name if file.format == spec_pb2.DATA_FORMAT_IMAGES else ""
+        total.update(f"{file.format}:{digest}{name and f':{name}'};".encode())
     return total.hexdigest()
 
 

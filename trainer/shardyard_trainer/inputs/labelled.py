@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -237,8 +237,20 @@ class ClassificationSamples:
         return np.asarray(labels[rows], np.float32 if schema.problem == REGRESSION else np.int64)
 
 
-def hold_out(examples: Examples, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The texts to train on, those to evaluate on, and what to warn of. Raises DataError if none is left to train on.
+class Labelled(Protocol):
+    """Samples with labels, as `Examples` has them."""
+
+    @property
+    def store(self) -> TokenStore:
+        """A sequence a sample, and the array `labels`."""
+
+    @property
+    def schema(self) -> LabelSchema:
+        """What the labels mean."""
+
+
+def hold_out(examples: Labelled, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """The samples to train on, those to evaluate on, and what to warn of. Raises DataError if none is left to train on.
 
     By lot, not the last ones: labelled data often comes sorted by label.
     """
@@ -253,8 +265,8 @@ def hold_out(examples: Examples, holdout: float, seed: int) -> tuple[np.ndarray,
     return np.sort(train), np.sort(held_out), warning
 
 
-def _keep_classes(train: np.ndarray, held_out: np.ndarray, examples: Examples) -> tuple[np.ndarray, np.ndarray, str]:
-    """Gives one text back to training for each class of which the lot held out all."""
+def _keep_classes(train: np.ndarray, held_out: np.ndarray, examples: Labelled) -> tuple[np.ndarray, np.ndarray, str]:
+    """Gives one sample back to training for each class of which the lot held out all."""
     labels: np.ndarray = examples.store.arrays["labels"]
     lost = np.setdiff1d(labels[held_out], labels[train])
     if not len(lost):
@@ -262,7 +274,7 @@ def _keep_classes(train: np.ndarray, held_out: np.ndarray, examples: Examples) -
     back = np.asarray([held_out[labels[held_out] == label][0] for label in lost])
     left = np.setdiff1d(held_out, back)
     names = [examples.schema.labels[label] for label in lost]
-    message = f"{len(back)} texts stay in training, as no other has their labels: {listed(names, most=8)}"
+    message = f"{len(back)} samples stay in training, as no other has their labels: {listed(names, most=8)}"
     if not len(left):
         message += "; nothing is left to evaluate on: give more data, or eval_data"
     return np.concatenate([train, back]), left, message

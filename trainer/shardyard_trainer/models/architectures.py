@@ -124,6 +124,19 @@ NOT_TRAINED: Mapping[str, str] = {
 }
 """Architectures of transformers that are refused by name, and why; a sweep over all of them keeps it true."""
 
+_PICTURE_MODELS = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+SOME_PICTURE_MODELS = ("vit", "deit", "beit", "swin", "resnet", "convnext", "mobilenet_v2", "dinov2")
+"""Examples for messages."""
+
+NOT_FOR_PICTURES: Mapping[str, str] = {
+    "imagegpt": "it reads clusters of colours as tokens, not pixels",
+    "perceiver": "it has a head for each way of reading pictures, and its configuration does not say which",
+    "shieldgemma2": "it is a language model that judges pictures by a prompt",
+    "siglip2": "it reads patches of a size of their own for each picture",
+    "timm_wrapper": "it builds models of another library (timm) by name",
+}
+"""Architectures of transformers with a head for pictures that are refused by name, and why."""
+
 _TEXT_MODELS = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -169,6 +182,24 @@ def refusal(config: Any) -> str:
         return f"{model_type} is not a model that reads a text into one vector a token; use one such as bert or gpt2"
     if model_type == "xmod" and not getattr(config, "default_language", None):
         return "xmod has a part for each language; set default_language in its configuration, such as en_XX"
+    return ""
+
+
+def is_of_pictures(model_type: str) -> bool:
+    """Whether the architecture reads pictures, and no text."""
+    return model_type in _PICTURE_MODELS and not any(model_type in names for names in _TEXT_MODELS)
+
+
+def picture_refusal(config: Any) -> str:
+    """Why no model of this configuration classifies pictures here; empty: it does."""
+    model_type = config.model_type
+    if model_type in NOT_FOR_PICTURES:
+        return f"{model_type} is not supported: {NOT_FOR_PICTURES[model_type]}"
+    if model_type not in _PICTURE_MODELS:
+        return f"{model_type} is not a model of pictures; use one such as {', '.join(SOME_PICTURE_MODELS)}"
+    channels = getattr(config, "num_channels", 3)
+    if channels not in (1, 3):
+        return f"num_channels is {channels}: pictures have 3 (RGB), or 1 (grey)"
     return ""
 
 

@@ -43,6 +43,7 @@ _ALLOWED = frozenset(
         *("sentence_xlm-roberta_config.json", "sentence_xlnet_config.json"),
         "config_sentence_transformers.json",
         "items.json",
+        "preprocessor_config.json",
     }
 )
 _WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")

@@ -33,7 +33,8 @@ class Shape:
     """What the formulas ask of a model.
 
     `num_logits` is how many outputs a position has (the vocabulary; 0 where a head has a few a text), `chunk` how many
-    positions have their logits in memory at once (0: all of them), `live_parameters` what ZeRO-3 gathers at once.
+    positions have their logits in memory at once (0: all of them), `live_parameters` what ZeRO-3 gathers at once,
+    `activation_bytes` what the backward pass keeps of a position in fp32 (0: by the formula for transformers).
     """
 
     num_parameters: int
@@ -42,6 +43,7 @@ class Shape:
     num_logits: int
     chunk: int
     live_parameters: int
+    activation_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def batches_bytes(*, global_batch_size: int, workers: int, sample_bytes: float) 
 
 
 def activation_bytes_per_position(shape: Shape) -> int:
-    """118 D L: what the backward pass of a transformer keeps a position in fp32, measured on GPT-2."""
-    return 118 * shape.width * shape.num_layers
+    """As the task measured, else 118 D L: what a transformer's backward pass keeps in fp32, measured on GPT-2."""
+    return shape.activation_bytes or 118 * shape.width * shape.num_layers
 
 
 def states(shape: Shape, *, zero_stage: int, workers: int, bf16: bool) -> tuple[int, int, int]:

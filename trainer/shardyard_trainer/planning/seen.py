@@ -98,6 +98,7 @@ def shape_of(task: Prepared) -> memory.Shape:
         num_logits=footprint.num_logits,
         chunk=footprint.chunk,
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
+        activation_bytes=footprint.activation_bytes,
     )
 
 

@@ -86,6 +86,28 @@ def refuse_kinds(
     ]
 
 
+def classification(
+    logits_C: torch.Tensor, labels: Sequence[str], *, several: bool, threshold: float
+) -> model_service_pb2.Prediction:
+    """The likeliest label, or with `several` all that are at least as likely as `threshold`, and every score."""
+    prediction = model_service_pb2.Prediction(logits=logits_C.tolist())
+    scores = (logits_C.double().sigmoid() if several else logits_C.double().softmax(-1)).tolist()
+    found = prediction.classification
+    for label, score in zip(labels, scores, strict=True):
+        found.scores.add(label=label, score=score)
+    if several:
+        found.labels.extend(label for label, score in zip(labels, scores, strict=True) if score >= threshold)
+    else:
+        found.label = labels[int(logits_C.argmax())]
+    return prediction
+
+
+def classification_bytes(labels: Sequence[str]) -> int:
+    """Bytes that such an answer takes at most."""
+    every = sum(len(label.encode()) + 20 for label in labels)
+    return 2 * every + 4 * max(len(labels), 1) + 32
+
+
 def text_of(instance: model_service_pb2.Instance) -> tuple[str, str | None]:
     """The text, and the second one of a pair."""
     if instance.HasField("pair"):

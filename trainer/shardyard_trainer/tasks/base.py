@@ -49,11 +49,13 @@ class Footprint(NamedTuple):
     """What the memory formulas ask of a task.
 
     `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a sample), `chunk` how many
-    positions have their logits in memory at once (0: all of them).
+    positions have their logits in memory at once (0: all of them), `activation_bytes` what the backward pass keeps of a
+    position in fp32 (0: by the formula for transformers).
     """
 
     num_logits: int
     chunk: int
+    activation_bytes: int = 0
 
 
 class TaskModule(nn.Module):

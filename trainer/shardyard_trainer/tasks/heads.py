@@ -171,7 +171,8 @@ def load_with_labels(
 ) -> Any:
     """Transformers' model with a head whose outputs have names; one that is not kept is drawn anew.
 
-    `settings` go into its configuration. Raises SpecError for a head that is to be kept and lacks weights.
+    `tokenizer` is None for a model that reads no text; `settings` go into its configuration. Raises SpecError for a
+    head that is to be kept and lacks weights.
     """
     starts = not keeps_head and not choice.is_fresh and not meta
     # Another number of labels is another shape, and the head in the folder is put aside below.
@@ -180,7 +181,8 @@ def load_with_labels(
     if lacking and keeps_head:
         message = f"the weights lack {lacking[0]} of their own head; set new_head for a new one"
         raise SpecError(choice.field, "MODEL_INVALID", message)
-    loading.ensure_pad_id(model, tokenizer)
+    if tokenizer is not None:
+        loading.ensure_pad_id(model, tokenizer)
     if starts:
         start_afresh(model)
     return model

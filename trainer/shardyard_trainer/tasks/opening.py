@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardyard_trainer.inputs.base import Inputs
+from shardyard_trainer.inputs.image import ImageInputs
 from shardyard_trainer.inputs.text import TextInputs
+from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid
-from shardyard_trainer.models.folder import read_folder
+from shardyard_trainer.models.folder import ModelFolder, read_folder
 from shardyard_trainer.models.loaded import Loaded, load_model
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import Predictor
+from shardyard_trainer.tasks.base import Predictor, TrainingTask
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,20 @@ def open_model(source: Folder) -> Opened:
     """Loads a folder with its inputs, and its task's head if it has one. Raises FolderInvalid."""
     described = with_true_head(read_folder(source))
     task = table.of_folder(described)
-    kind: type[Inputs] = TextInputs if task is None else task.inputs
+    kind = inputs_of(described, task)
     inputs = kind.load(source, described)
     loaded = load_model(described, task.auto if task is not None else "")
     if refusal := kind.refusal(loaded.model.config):
         raise FolderInvalid(refusal, reason="TASK_MISMATCH")
     predictor = task.open(loaded, inputs) if task is not None else None
     return Opened(loaded, inputs, task.name if task is not None else "", predictor)
+
+
+def inputs_of(described: ModelFolder, task: TrainingTask | None) -> type[Inputs]:
+    """What reads the inputs of a folder: as its task says, or its architecture if it has no head."""
+    if task is not None:
+        return task.inputs
+    return ImageInputs if architectures.is_of_pictures(described.model_type) else TextInputs
 
 
 def text_inputs(opened: Opened) -> TextInputs:

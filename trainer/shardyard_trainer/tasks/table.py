@@ -22,6 +22,7 @@ NAMES = (
     "masked_lm",
     "text_classification",
     "token_classification",
+    "image_classification",
     "recommendation",
     "feature_extraction",
 )

@@ -27,7 +27,7 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weights import read_tensors
-from shardyard_trainer.tasks.answers import TextPredictor
+from shardyard_trainer.tasks.answers import TextPredictor, classification, classification_bytes
 from shardyard_trainer.tasks.base import (
     Footprint,
     HuggingFaceModule,
@@ -357,9 +357,7 @@ class Classifier(TextPredictor):
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
         """Of a score for each label."""
-        labels = self.loaded.folder.labels
-        every = sum(len(label.encode()) + 20 for label in labels)
-        return [2 * every + 4 * max(len(labels), 1) + 32] * len(encoded)
+        return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
 
     def answer(
         self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], _places: Sequence[int]
@@ -374,22 +372,12 @@ class Classifier(TextPredictor):
         )
 
     def _classify(self, logits_C: torch.Tensor, threshold: float) -> model_service_pb2.Prediction:
-        prediction = model_service_pb2.Prediction(logits=logits_C.tolist())
-        labels, problem = self.loaded.folder.labels, self.loaded.folder.problem
-        if problem == "regression":
+        folder = self.loaded.folder
+        if folder.problem == "regression":
+            prediction = model_service_pb2.Prediction(logits=logits_C.tolist())
             prediction.regression.value = float(logits_C[0])
             return prediction
-        several = problem == "multi_label"
-        scores = (logits_C.double().sigmoid() if several else logits_C.double().softmax(-1)).tolist()
-        classification = prediction.classification
-        for label, score in zip(labels, scores, strict=True):
-            classification.scores.add(label=label, score=score)
-        if several:
-            found = (label for label, score in zip(labels, scores, strict=True) if score >= threshold)
-            classification.labels.extend(found)
-        else:
-            classification.label = labels[int(logits_C.argmax())]
-        return prediction
+        return classification(logits_C, folder.labels, several=folder.problem == "multi_label", threshold=threshold)
 
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The head's outputs for all texts of the batch."""

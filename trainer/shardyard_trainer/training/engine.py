@@ -142,6 +142,7 @@ class Engine:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self._deepspeed.train()
+        before = self._running_statistics()
         loss_sum = torch.zeros((), device=self._gang.device)
         for batch, is_dummy in micros:
             # One at a time: a step's batches may be larger than the device.
@@ -155,7 +156,28 @@ class Engine:
         if self._config.zero_stage > 0:
             self._applied = self._deepspeed.was_step_applied()
             self._grad_norm = float(self._deepspeed.get_global_grad_norm())
+        if before is not None:
+            self._agree_on_statistics(before)
         return StepResult(loss_sum, self._grad_norm, self._applied)
+
+    def _running_statistics(self) -> torch.Tensor | None:
+        """The running statistics of batch normalisation, in one tensor; None: the model has none."""
+        found = [buffer.detach().float().flatten() for buffer in _statistics(self.module)]
+        return torch.cat(found) if found else None
+
+    def _agree_on_statistics(self, before: torch.Tensor) -> None:
+        """Gives every rank the mean of what the ranks saw, and takes back a step that was not applied.
+
+        So evaluation, checkpoints and export are of one model, whichever rank makes them.
+        """
+        after = self._running_statistics()
+        assert after is not None
+        after = self._gang.sum_tensor(after) / self._gang.world_size
+        agreed = after if self._applied and bool(after.isfinite().all()) else before
+        at = 0
+        for buffer in _statistics(self.module):
+            buffer.copy_(agreed[at : at + buffer.numel()].view_as(buffer))
+            at += buffer.numel()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -237,6 +259,12 @@ class _CheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
     def save(self, state_dict: Any, path: str) -> None:
         assert self.shards is not None
         self.shards.write(state_dict, Path(path))
+
+
+def _statistics(module: nn.Module) -> list[torch.Tensor]:
+    """Means and variances that batch normalisation keeps of what it has seen."""
+    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
 
 
 def _write_no_script(save_path: str) -> None:

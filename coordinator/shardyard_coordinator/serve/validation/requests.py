@@ -30,6 +30,7 @@ from shardyard_coordinator.serve.validation.text import (
 
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
 MAX_INSTANCE_BYTES: Final = 64 * 1024
+MAX_IMAGE_BYTES: Final = 4_000_000
 MAX_SHOWN_INSTANCES: Final = 100
 _INPUTS: Final = tuple(field.name for field in models.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
 # The answer lists the same files with how much of each has arrived, and clients take 4 MiB.
@@ -243,7 +244,10 @@ def _instance_complaint(instance: models.Instance) -> str | None:
     if kind is None:
         return f"has no input; set one of {', '.join(_INPUTS)}"
     size = instance.ByteSize()
-    if size > MAX_INSTANCE_BYTES:
+    if kind == "image":
+        if (size := len(instance.image)) > MAX_IMAGE_BYTES:
+            return f"{size:,} bytes; a picture has at most {MAX_IMAGE_BYTES:,}; make it smaller"
+    elif size > MAX_INSTANCE_BYTES:
         return f"{size:,} bytes; an instance has at most {MAX_INSTANCE_BYTES:,} (64 KiB); split or shorten it"
     return None
 

@@ -1,0 +1,33 @@
+"""Small pictures that say what they show: a bright shape of a class's own colour and place on a dark ground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES: dict[str, tuple[int, int, int]] = {"daisy": (240, 240, 60), "rose": (230, 40, 60), "violet": (120, 60, 230)}
+
+
+def picture(name: str, number: int, *, side: int = 24) -> Image.Image:
+    """A picture of a class; the same for the same number."""
+    draw = np.random.default_rng([number, *name.encode()])
+    pixels = draw.integers(0, 70, (side, side, 3), dtype=np.uint8)
+    size = side // 2
+    top, left = draw.integers(0, side - size + 1, 2)
+    shade = np.asarray(CLASSES[name]) * draw.uniform(0.7, 1.0)
+    pixels[top : top + size, left : left + size] = shade.astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write_folders(folder: Path, each: int, *, first: int = 0, ending: str = ".jpg", side: int = 24) -> list[Path]:
+    """`CLASS/NUMBER.jpg`, `each` of every class."""
+    paths = []
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + each):
+            path = folder / name / f"{number:03}{ending}"
+            picture(name, number, side=side).save(path)
+            paths.append(path)
+    return paths

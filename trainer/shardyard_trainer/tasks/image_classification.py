@@ -1,0 +1,405 @@
+"""Fine-tuning for pictures: one class of several, or any of several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError, listed, raise_all
+from shardyard_trainer.data.label_column import Wanted
+from shardyard_trainer.data.labels import LABELS_FIELD, MULTI_LABEL, SINGLE_LABEL, LabelSchema, check_labels
+from shardyard_trainer.data.picture_rows import read_pictures
+from shardyard_trainer.data.pictures import PictureInvalid
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.image import Augmentation, EncodedPicture, ImageInputs, positions
+from shardyard_trainer.inputs.image_settings import default_settings
+from shardyard_trainer.inputs.labelled import hold_out
+from shardyard_trainer.inputs.pictures import Pictures, PictureSamples, load_pictures
+from shardyard_trainer.models import architectures
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
+from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.plain_words import in_plain_words
+from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
+from shardyard_trainer.tasks.base import (
+    Footprint,
+    HuggingFaceModule,
+    Output,
+    Parts,
+    TaskWarning,
+    at_once,
+    has_head,
+    violation,
+)
+from shardyard_trainer.tasks.heads import load_with_labels
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
+from shardyard_trainer.tasks.picture_module import Kept, PictureMetrics, PictureModule
+from shardyard_trainer.tasks.texts import Splits
+
+DEFAULT_SIDE = 224
+_KINDS = {SINGLE_LABEL: "single_label_classification", MULTI_LABEL: "multi_label_classification"}
+
+
+class ImageClassification:
+    """The task `image_classification`."""
+
+    name = "image_classification"
+    output = Output.MODEL
+    roles = ("image", "label")
+    auto = "AutoModelForImageClassification"
+    pipeline = "image-classification"
+    example = ""
+    usage = (
+        "from PIL import Image, ImageOps\n"
+        "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+        'processor = AutoImageProcessor.from_pretrained(".", backend="pil")  # this folder\n'
+        'model = AutoModelForImageClassification.from_pretrained(".").eval()\n'
+        'mode = "RGB" if len(processor.image_mean) == 3 else "L"\n'
+        'picture = ImageOps.exif_transpose(Image.open("picture.png")).convert(mode)\n'
+        'logits = model(**processor(picture, return_tensors="pt")).logits\n'
+    )
+    cuts = False
+    holds_out_by_lot = True
+    inputs = ImageInputs
+
+    def prepare(self, job: Ingredients) -> PreparedPictures:
+        """Model and data, found and checked. Raises SpecError."""
+        with _said_of(job.field):
+            return _prepare(job)
+
+    def open(self, loaded: Loaded, inputs: ImageInputs) -> PictureClassifier:
+        """What names classes. Raises FolderInvalid for a head with another number of outputs than there are labels."""
+        labels = loaded.folder.labels
+        if loaded.num_outputs != len(labels):
+            text = f"the head has {loaded.num_outputs} outputs for {len(labels)} labels"
+            raise FolderInvalid(text, file="config.json")
+        return PictureClassifier(self.name, loaded, inputs)
+
+
+TASK = ImageClassification()
+
+
+@contextmanager
+def _said_of(field: str) -> Iterator[None]:
+    """Errors about labels are said of this task's field."""
+    try:
+        yield
+    except SpecError as error:
+        for each in error.all():
+            if each.field.startswith(LABELS_FIELD):
+                each.field = f"{field}.labels{each.field.removeprefix(LABELS_FIELD)}"
+        raise
+
+
+def _prepare(job: Ingredients) -> PreparedPictures:
+    spec, wanted = job.spec, job.wanted
+    choice = job.attempt(lambda: _choose(job))
+    inputs = job.attempt(lambda: _inputs(job, choice)) if choice is not None else None
+    train_files, eval_files = job.files()
+    problem = wanted.problem or SINGLE_LABEL
+    if wanted.labels:
+        job.attempt(lambda: check_labels(wanted.labels, problem))
+    if wanted.label_smoothing and problem != SINGLE_LABEL:
+        message = f"{wanted.label_smoothing:g}: for single labels only; leave it out"
+        job.errors.append(SpecError(f"{job.field}.label_smoothing", "SPEC_INVALID", message))
+    if spec.HasField("tokenizer"):
+        job.errors.append(SpecError("spec.tokenizer", "SPEC_INVALID", "pictures have none; leave it out"))
+    raise_all(job.errors)
+    assert choice is not None and inputs is not None and train_files is not None
+
+    def look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+        deque(read_pictures(files, source, labels=wanted.labels, field=field), maxlen=0)
+
+    with job.looking_on(None, eval_files, look_through):
+        train = _load(job, train_files, "train_data", tuple(wanted.labels))
+        order = () if wanted.labels or wanted.new_head else head_order(choice, train.schema.labels, TASK)
+        if order:
+            train = _load(job, train_files, "train_data", order)
+    held_out = None
+    if eval_files is not None:
+        held_out = _load(job, eval_files, "eval_data", train.schema.labels, like=train.label_way)
+    return _assemble(job, choice, inputs, train, held_out)
+
+
+def _choose(job: Ingredients) -> ModelChoice:
+    choice = job.choose()
+    if refusal := architectures.picture_refusal(choice.config):
+        known = ", ".join(architectures.SOME_PICTURE_MODELS)
+        raise SpecError(
+            job.field,
+            "OBJECTIVE_UNSUPPORTED",
+            refusal if known in refusal else f"{refusal}; use a model such as {known}",
+            {"supported": known.replace(", ", ",")},
+        )
+    return choice
+
+
+def _inputs(job: Ingredients, choice: ModelChoice) -> ImageInputs:
+    """What pictures become: as the model's folder says, or what suits a fresh one; in the spec's size."""
+    config, wanted = choice.config, job.wanted
+    own = getattr(config, "image_size", None)
+    sides = tuple(own) if isinstance(own, list | tuple) and len(own) == 2 else (own, own)
+    if not all(type(side) is int and side > 0 for side in sides):
+        sides = (DEFAULT_SIDE, DEFAULT_SIDE)
+    channels = getattr(config, "num_channels", 3)
+    if choice.folder is None:
+        side = wanted.image_size if wanted.HasField("image_size") else None
+        if side is not None and own is not None:
+            config.image_size = side
+        return ImageInputs(default_settings((side, side) if side is not None else sides, channels))
+    assert choice.described is not None
+    try:
+        found = ImageInputs.load(choice.folder, choice.described)
+    except FolderInvalid as error:
+        raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
+    if wanted.HasField("image_size") and found.settings.seen != (wanted.image_size, wanted.image_size):
+        return ImageInputs(found.settings.resized(wanted.image_size))
+    return found
+
+
+def _load(job: Ingredients, files: list[DataFile], name: str, labels: tuple[str, ...], *, like: str = "") -> Pictures:
+    wanted = Wanted(job.wanted.problem or SINGLE_LABEL, labels, like=like)
+    field = f"spec.{name}"
+    source: spec_pb2.DataSource = getattr(job.spec, name)
+    found = load_pictures(files, source, wanted=wanted, cache_dir=job.cache_dir, field=field)
+    for reason, message in found.label_notes:
+        job.warn(reason, message, field)
+    return found
+
+
+def _assemble(
+    job: Ingredients, choice: ModelChoice, inputs: ImageInputs, train: Pictures, held_out: Pictures | None
+) -> PreparedPictures:
+    wanted, labels = job.wanted, train.schema.labels
+    own = choice.described.labels if choice.described is not None and has_head(choice, TASK) else ()
+    problem = choice.described.problem if choice.described is not None else ""
+    keeps = bool(own) and not wanted.new_head and own == labels and problem == PROBLEMS[train.schema.problem]
+    choice = job.accept_weights(choice, TASK.auto if keeps else "")
+    if not choice.is_fresh and not keeps:
+        what = "the model has no head for this task"
+        if own:
+            has_others = own != labels
+            what = f"the model's head has {len(own)} other labels ({listed(own, most=4)})" if has_others else ""
+            what = what or "the model's head is put aside"
+        job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
+    splits = _samples(job, inputs, train, held_out)
+    prepared = PreparedPictures(
+        choice,
+        inputs,
+        splits,
+        job.warnings,
+        schema=train.schema,
+        wanted=wanted,
+        keeps_head=keeps,
+    )
+    prepared.probe(job.field)
+    return prepared
+
+
+def _samples(
+    job: Ingredients, inputs: ImageInputs, train: Pictures, held_out: Pictures | None
+) -> Splits[PictureSamples]:
+    wanted = job.wanted
+    how = Augmentation(wanted.crop_scale if wanted.HasField("crop_scale") else 1.0, wanted.flip)
+    changes = how if how.crop_scale < 1 or how.flip else None
+
+    def samples(pictures: Pictures, index: np.ndarray, augmentation: Augmentation | None) -> PictureSamples:
+        return PictureSamples(pictures, index, inputs, augmentation=augmentation, seed=job.seed)
+
+    if held_out is not None:
+        everything = np.arange(train.store.num_sequences)
+        others = np.arange(held_out.store.num_sequences)
+        return samples(train, everything, changes), samples(held_out, others, None)
+    train_index, eval_index, warning = hold_out(train, job.holdout, job.seed)
+    if warning:
+        job.warn("RARE_LABELS", warning, "spec.train_data")
+    return samples(train, train_index, changes), samples(train, eval_index, None) if len(eval_index) else None
+
+
+class PreparedPictures:
+    """The task with its model and data."""
+
+    task = TASK
+    unit = "sample"
+
+    def __init__(
+        self,
+        choice: ModelChoice,
+        inputs: ImageInputs,
+        splits: Splits[PictureSamples],
+        warnings: Sequence[TaskWarning],
+        *,
+        schema: LabelSchema,
+        wanted: spec_pb2.ImageClassification,
+        keeps_head: bool,
+    ) -> None:
+        self.choice = choice
+        self.inputs = inputs
+        self.train, self.eval = splits
+        self.warnings = warnings
+        self.schema = schema
+        self.length = positions(inputs.settings.seen)
+        self._label_smoothing = wanted.label_smoothing
+        self._freezes = wanted.freeze_backbone
+        self._keeps_head = keeps_head
+        self._kept_bytes = 0
+        self._needs_two = False
+
+    def make_module(self, *, meta: bool) -> PictureModule:
+        """Transformers' own model with its head."""
+        kind = _KINDS[self.schema.problem]
+        auto = transformers.AutoModelForImageClassification
+        labels, keeps = self.schema.labels, self._keeps_head
+        model = load_with_labels(auto, self.choice, None, labels, keeps_head=keeps, meta=meta, problem_type=kind)
+        return PictureModule(
+            model,
+            problem=self.schema.problem,
+            label_smoothing=self._label_smoothing,
+            freezes=self._freezes,
+            needs_two=self._needs_two,
+        )
+
+    def probe(self, field: str) -> None:
+        """Computes two pictures without memory: whether the model takes them, and what a backward pass would keep.
+
+        Raises SpecError for a model that does not fit this size of pictures.
+        """
+        settings = self.inputs.settings
+        shape = (settings.channels, *settings.seen)
+        with quiet(), torch.device("meta"):
+            module = self.make_module(meta=True).train()
+            kept = Kept(module)
+            try:
+                with kept:
+                    found = module(torch.empty(2, *shape), return_outputs=True).outputs
+            except LOADING_ERRORS as error:
+                raise self._does_not_fit(in_plain_words(error), field) from None
+            try:
+                module(torch.empty(1, *shape))
+            except ValueError:
+                # Batch normalisation cannot learn from one number.
+                self._needs_two = True
+        size = tuple((found or {})["logits"].shape)
+        if size != (2, self.schema.num_outputs):
+            raise self._does_not_fit(f"its head gives outputs of the shape {list(size)}", field)
+        self._kept_bytes = kept.num_bytes // 2
+
+    def _does_not_fit(self, why: str, field: str) -> SpecError:
+        height, width = self.inputs.settings.seen
+        kind, own = self.choice.config.model_type, getattr(self.choice.config, "image_size", None)
+        advice = f"its own size is {own}" if own is not None else "give another size"
+        text = f"this {kind} does not take pictures of {height} × {width} pixels: {why}; {advice}"
+        return SpecError(f"{field}.image_size", "SPEC_INVALID", text)
+
+    def metrics(self) -> PictureMetrics:
+        """A fresh gatherer."""
+        return PictureMetrics(self.schema)
+
+    def resolve(self, message: Any) -> None:
+        """Problem, labels, size and what training changes."""
+        if not message.problem:
+            message.problem = SINGLE_LABEL
+        del message.labels[:]
+        message.labels.extend(self.schema.labels)
+        height, width = self.inputs.settings.seen
+        if height == width and not message.HasField("image_size"):
+            message.image_size = height
+        if not message.HasField("crop_scale"):
+            message.crop_scale = 1.0
+        if not message.HasField("flip"):
+            message.flip = 0.0
+        if message.problem == SINGLE_LABEL and not message.HasField("label_smoothing"):
+            message.label_smoothing = 0.0
+
+    def footprint(self) -> Footprint:
+        """A few outputs a picture; what is kept of it is measured."""
+        return Footprint(0, 0, self._kept_bytes // self.length)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `shardyard.json` says."""
+        height, width = self.inputs.settings.seen
+        labels, problem = list(self.schema.labels), PROBLEMS[self.schema.problem]
+        return {"task": TASK.name, "problem": problem, "labels": labels, "height": height, "width": width}
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """One answer to everything."""
+        if metrics.get("mcc") != 0:
+            return None
+        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
+        return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureClassifier:
+    """Names the classes of pictures."""
+
+    task: str
+    loaded: Loaded
+    inputs: ImageInputs
+
+    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
+        """Parameters of another task, and instances that are no pictures."""
+        message = f"a {self.task} model takes pictures; send the bytes of a file as `image`"
+        found = refuse_parameters(request, self.task, "classification")
+        return found + refuse_kinds(request.instances, ("image",), message)
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:
+        """Pictures as numbers; `complain` says which are none."""
+        return [self._read(instance.image) for instance in instances]
+
+    def _read(self, content: bytes) -> EncodedPicture:
+        try:
+            return EncodedPicture(self.inputs.encode(content))
+        except PictureInvalid as error:
+            return EncodedPicture(np.zeros((1, 1, 1), np.float32), str(error))
+
+    def complain(self, encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
+        """Bytes that are not a picture."""
+        return [
+            violation(f"instances[{index}].image", "DATA_INVALID", each.complaint)
+            for index, each in enumerate(encoded)
+            if each.complaint
+        ]
+
+    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture]) -> list[int]:
+        """Of a score for each label."""
+        return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
+
+    def answer(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture], _places: Sequence[int]
+    ) -> Parts:
+        """The label or labels of each picture with all scores."""
+        given, folder = request.classification, self.loaded.folder
+        threshold = given.threshold if given.HasField("threshold") else 0.5
+        several = folder.problem == "multi_label"
+        return at_once(
+            lambda: [
+                classification(logits_C, folder.labels, several=several, threshold=threshold)
+                for logits_C in self._logits(encoded)
+            ]
+        )
+
+    @torch.inference_mode()
+    def _logits(self, encoded: Sequence[EncodedPicture]) -> torch.Tensor:
+        logits_BC: torch.Tensor = self.loaded.model(**self.inputs.tensors(self.loaded.model, encoded)).logits
+        return logits_BC.float().cpu()
+
+    @torch.no_grad()
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs for all pictures of the batch."""
+        parameter = next(live.parameters())
+        pixels = batch.inputs["pixel_values"]
+        wanted = live.model(pixel_values=pixels.to(parameter.device, parameter.dtype)).logits.float().cpu()
+        return wanted, self._logits([EncodedPicture(each.numpy()) for each in pixels])
