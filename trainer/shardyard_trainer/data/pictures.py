@@ -11,10 +11,29 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (  # Each registers its format: `Image.open` knows no other one by itself.
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 from PIL.Image import DecompressionBombError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = (
+    JpegImagePlugin.JpegImageFile.format,
+    PngImagePlugin.PngImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+    GifImagePlugin.GifImageFile.format,
+    BmpImagePlugin.BmpImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    PpmImagePlugin.PpmImageFile.format,
+)
 MOST_PIXELS = 1 << 26
 """8,192 times 8,192: three bytes for each are 200 MB while a picture is decoded."""
 
@@ -117,7 +136,12 @@ def _too_large(size: str) -> PictureInvalid:
 
 def _damaged(error: BaseException) -> PictureInvalid:
     text = str(error)
-    if "truncated" in text or "unexpected end" in text or "broken data stream" in text or isinstance(error, EOFError):
+    if (
+        "truncated" in text.lower()
+        or "unexpected end" in text
+        or "broken data stream" in text
+        or isinstance(error, EOFError)
+    ):
         return PictureInvalid(f"the picture is cut short or damaged; {_STEP}")
     first = text.strip().split("\n")[0][:120] or type(error).__name__
     return PictureInvalid(f"the picture does not decode ({first}); {_STEP}")

@@ -86,11 +86,9 @@ class PictureSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """As preprocessor_config.json."""
-        size = (
-            {"shortest_edge": self.shortest}
-            if self.shortest
-            else dict(zip(("height", "width"), self.seen, strict=True))
-        )
+        size = dict(zip(("height", "width"), self.size or self.seen, strict=True))
+        if self.shortest:
+            size = {"shortest_edge": self.shortest}
         return {
             "image_processor_type": "MobileViTImageProcessor" if self.is_bgr else "ViTImageProcessor",
             "do_resize": self.size is not None or self.shortest is not None,
