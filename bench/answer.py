@@ -168,7 +168,7 @@ async def measure(address: str, model: str, folder: Path, seconds: float) -> dic
 
 
 def judge(numbers: dict[str, float], *, write: bool) -> int:
-    """Print the table; 0 where every target was met."""
+    """Print the table; 0 if every target was met."""
     ratio = numbers["many"] / numbers["one"]
     slices = numbers["behind_s"] / numbers["slice_s"]
     rows = [

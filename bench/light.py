@@ -71,7 +71,7 @@ def idle_coordinator_mb() -> float:
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    """Return when the address accepts connections. Raises RuntimeError where the process ended or it takes a minute."""
+    """Return when the address accepts connections. Raises RuntimeError if the process ended or it takes a minute."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:

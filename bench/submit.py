@@ -146,7 +146,7 @@ def requests(data: Path) -> Callable[[], bytes]:
 
 
 def judge(cold_s: float, jobs: Load, nothing: Load, check: Load, *, write: bool) -> int:
-    """Print the table; 0 where every target was met."""
+    """Print the table; 0 if every target was met."""
     p99, ratio = quantile(jobs.took, 0.99), jobs.rate / nothing.rate
     rows = [
         (f"`CreateJob`, {CALLERS} callers", f"at least {TARGET_RATE:,.0f}/s", f"{jobs.rate:,.0f}/s"),

@@ -25,7 +25,7 @@ MAX_DURATION_S = 315_576_000_000
 _MOST_NANOS = 999_999_999
 # From the second day of the year 1 to the last but one of 9999: a time zone may move them by a day.
 _CALENDAR_S = (-62_135_510_400, 253_402_214_399)
-# Ours, and what the contract calls them: `from` is a keyword; a continuation is read like any other text.
+# Our field names and the contract's: `from` is a keyword; a continuation is text like any other.
 _RENAMED = {"from_state": "from", "text": "generated_text"}
 
 
@@ -70,7 +70,7 @@ def to_plain(message: Message) -> dict[str, Any]:
 
 
 def short_enum(descriptor: EnumDescriptor, number: int) -> str:
-    """`mean` for POOLING_MEAN; the number itself where this client does not know it."""
+    """`mean` for POOLING_MEAN; the number itself if this client does not know it."""
     value = descriptor.values_by_number.get(number)
     return str(number) if value is None else value.name.removeprefix(enum_prefix(descriptor)).lower()
 
@@ -82,7 +82,7 @@ def enum_prefix(descriptor: EnumDescriptor) -> str:
 
 
 def duration_text(value: Duration) -> str:
-    """`90s`, `1.5s`: as proto JSON writes it; what no duration can be is taken to the nearest that can."""
+    """`90s`, `1.5s`: as proto JSON writes it; a value out of range becomes the nearest valid one."""
     return str(_legal_duration(value).ToJsonString())
 
 
@@ -108,7 +108,7 @@ def _field_value(message: Message, field: FieldDescriptor, hint: Any) -> Any:
     if field.has_presence and not message.HasField(field.name):
         return None
     if value == "" and not field.has_presence and _without_none(hint) is not hint:
-        return None  # An empty text is how such a field says that there is none.
+        return None  # In such a field an empty text means that there is none.
     return _single(field, value, hint)
 
 
@@ -207,7 +207,7 @@ def is_repeated(field: FieldDescriptor) -> bool:
 
 
 def task_paths(spec: Descriptor) -> Iterator[tuple[str, ...]]:
-    """Where each task stands in a job's spec, such as `("pretraining", "causal_lm")`, in the order of the fields.
+    """The path of each task in a job's spec, such as `("pretraining", "causal_lm")`, in the order of the fields.
 
     A message is a family of tasks if it has a oneof whose members are messages, else it is a task's own.
     """

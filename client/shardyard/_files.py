@@ -1,7 +1,7 @@
-"""Files on their way up and down: what is sent, under which id, and what arrived whole.
+"""Uploaded and downloaded files: what is sent, under which id, and what has fully arrived.
 
 An upload is named by its content: `d-` (data) or `m-` (model) and 32 hexadecimal digits of the sha256 over its sorted
-(path, size, sha256). So the same files are sent once, and an interrupted upload goes on, from whichever process.
+(path, size, sha256). So the same files are sent once, and an interrupted upload continues, from any process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from shardyard.errors import DataLoss, InvalidArgument, invalid, local_file
 CHUNK_BYTES = 2**20
 MAX_FILES = 100_000
 _MOST_NAMED = 3
-# Weights in a form that could run code, or that torch does not read; left out where safetensors are there.
+# Weights in a form that could run code, or that torch does not read; left out if there are safetensors.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".pkl")
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file here: its path in the upload, where it is, its size and sha256."""
+    """A local file: its path in the upload, its location, size and sha256."""
 
     path: str
     source: Path
@@ -40,7 +40,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Package:
-    """What is going to be uploaded, under an id made from its content."""
+    """An upload: its files, and an id made from their content."""
 
     resource_id: str
     files: tuple[LocalFile, ...]
@@ -48,16 +48,16 @@ class Package:
 
     @property
     def request_id(self) -> str:
-        """A UUID4 made from the id: who sends the same files again goes on with the same upload."""
+        """A UUID4 made from the id: sending the same files again continues the same upload."""
         return str(uuid.UUID(bytes=hashlib.sha256(self.resource_id.encode()).digest()[:16], version=4))
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in all."""
+        """Total bytes."""
         return sum(file.size_bytes for file in self.files)
 
     def check_unchanged(self) -> None:
-        """Look whether every file still has the size that it was hashed with.
+        """Check that every file still has the size that it was hashed with.
 
         Raises: InvalidArgument.
         """
@@ -69,7 +69,7 @@ class Package:
 def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
     """The file, or all files of the folder but hidden ones, hashed.
 
-    Raises: InvalidArgument where there is nothing to send, more than 100,000 files, or a name that is not UTF-8.
+    Raises: InvalidArgument if there is nothing to send, more than 100,000 files, or a name that is not UTF-8.
     """
     try:
         found = sorted(_listed(path, kind))
@@ -106,7 +106,7 @@ def chunks(file: LocalFile, offset: int) -> Iterator[tuple[int, bytes, int]]:
 
 
 class Download:
-    """One file on its way down: written to `{target}.part`, checked, renamed; goes on where an earlier one stopped."""
+    """A file being downloaded to `{target}.part`, checked, renamed; continues where an earlier download stopped."""
 
     def __init__(self, staging: Path, folder: Path, path: str, size_bytes: int, sha256: str) -> None:
         self.path = path
@@ -127,7 +127,7 @@ class Download:
         )
 
     def open(self) -> None:
-        """Take up what an earlier download left."""
+        """Continue from an earlier download's partial file."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._digest = hashlib.sha256()
         self.offset = 0
@@ -179,7 +179,7 @@ class Download:
         self._part.replace(self.target)
 
     def damaged(self, why: str) -> DataLoss:
-        """For a file that the service itself no longer has whole."""
+        """The error for a file whose copy in the service is damaged."""
         return DataLoss(
             f"{self.path}: the service's own copy is damaged: {why}; ask its operator to restore the file",
             reason="FILE_DAMAGED",
@@ -195,7 +195,7 @@ def written_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # A time limit of the caller, say: no disk's.
+        if error.errno is None:  # Not an error of the disk, for example the caller's time limit.
             raise
         raise local_file(error, f"`{folder}` cannot be written") from error
 
@@ -203,11 +203,11 @@ def written_to(folder: Path) -> Iterator[None]:
 def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
     """(staging, folder), both absolute: the folder beside it in which a download of these files is put together.
 
-    Raises: InvalidArgument where a file of another model or data set would stand beside them in the end.
+    Raises: InvalidArgument if a file of another model or data set would end up beside them.
     """
     try:
         folder = folder.resolve()  # `.` and `..` have no name of their own.
-    except RuntimeError:  # How Python calls a link that leads back to itself.
+    except RuntimeError:  # Python's error for a link that leads back to itself.
         raise invalid("folder", f"`{folder}` lies behind a link that leads back to itself; give another name") from None
     if not folder.name:
         raise invalid("folder", f"`{folder}` is not a folder to download into; give one below it")
@@ -228,7 +228,7 @@ def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
 
 
 def publish(staging: Path, folder: Path) -> None:
-    """Put the whole download in its place: one rename where nothing is there, else file by file."""
+    """Move the complete download into place: one rename if nothing is there, else file by file."""
     if not folder.exists():
         staging.rename(folder)
         return
@@ -270,7 +270,7 @@ def _visible(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def without_other_weights(found: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """The files without the weights' other forms, where safetensors are among them."""
+    """The files without weights in other formats, if safetensors are among them."""
     if not any(name.endswith(".safetensors") for name, _ in found):
         return list(found)
     return [(name, source) for name, source in found if not name.endswith(OTHER_WEIGHTS)]

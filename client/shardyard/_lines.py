@@ -83,12 +83,12 @@ def curve(values: list[float], width: int = 40) -> str:
 
 
 def clock(time: datetime | None) -> str:
-    """The time of day here."""
+    """The local time of day."""
     return "--:--:--" if time is None else time.astimezone().strftime("%H:%M:%S")
 
 
 def moment(time: datetime | None, *, now: datetime | None = None) -> str:
-    """The time of day here, behind its date where that is not today's; `now` says when it is [now]."""
+    """The local time, after its date if that is not today; `now` says when it is [now]."""
     is_today = time is None or time.astimezone().date() == (now or datetime.now(UTC)).astimezone().date()
     return clock(time) if is_today or time is None else f"{time.astimezone():%Y-%m-%d} {clock(time)}"
 
@@ -111,7 +111,7 @@ def size(count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere without what a terminal would obey: control characters show as their escapes."""
+    """Foreign text made safe for a terminal: control characters are shown as escapes."""
     return "".join(
         character if character.isprintable() or character == "\t" else character.encode("unicode_escape").decode()
         for character in text
@@ -140,7 +140,7 @@ def _why(failure: types.FailureReport | None) -> str:
 
 
 def sentences(*parts: str) -> str:
-    """What is not empty as one text: a part that does not end as a sentence is set off from the next."""
+    """Joins the parts that are not empty: a part that does not end like a sentence is separated from the next."""
     made = ""
     for part in filter(None, parts):
         made += part if not made else f" {part}" if made.endswith((".", "!", "?")) else f"; {part}"

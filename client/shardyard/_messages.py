@@ -1,4 +1,4 @@
-"""Messages made of what callers give: what a field cannot hold is refused here, with its name, value and rule."""
+"""Builds messages from callers' values: a value that a field cannot hold is refused with its name, value and rule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(kind: type[M], where: str = "", /, **values: Any) -> M:
 def build_duration(field: str, seconds: float) -> Duration:
     """A number of seconds as a message.
 
-    Raises: InvalidArgument where it is none, or too many.
+    Raises: InvalidArgument if it is not a number, or too large.
     """
     made = Duration()
     try:

@@ -1,7 +1,7 @@
-"""A job written as plain data (spec file, flags, typed spec) becomes its message, or all that is wrong with it.
+"""A job written as plain data (spec file, flags, typed spec) becomes its message, or a list of all its errors.
 
 Read are: snake_case and camelCase names, short and prefixed enum values, durations such as `90s` and `2h`, numbers
-written as text (YAML takes `1e-4` for text), and strings where a model, data or tokenizer is wanted (`_sources`). An
+written as text (YAML takes `1e-4` for text), and strings for a model, data or tokenizer (`_sources`). An
 unknown name is refused with the nearest one: the service would ignore it.
 """
 
@@ -34,7 +34,7 @@ _SOURCES: dict[str, Kind] = {"ModelSource": "model", "DataSource": "data", "Toke
 
 @dataclass(frozen=True)
 class Upload:
-    """A path here that has to be uploaded before the job can be submitted; `message.member` then names the resource."""
+    """A local path to upload before the job can be submitted; `message.member` then names the resource."""
 
     field: str
     path: Path
@@ -45,7 +45,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Draft:
-    """A job that is ready but for its uploads."""
+    """A job that is ready except for its uploads."""
 
     job: job_pb2.Job
     job_id: str | None = None
@@ -233,7 +233,7 @@ class Reader:
 def draft_job(value: Mapping[str, Any], *, base: Path, project: str) -> Draft:
     """`{job_id?, job: {…}}` as a message; paths are relative to `base`.
 
-    Raises: InvalidArgument with everything that is wrong, each with its field path.
+    Raises: InvalidArgument with all violations, each with its field path.
     """
     reader = Reader(base, project)
     job = job_pb2.Job()
@@ -300,7 +300,7 @@ def _number(item: Any) -> int | float | None:
 
 
 def _float(item: Any) -> float | None:
-    """A number that a float can hold, as one; None where it is none."""
+    """The value as a float; None if it is not a number that a float can hold."""
     number = _number(item)
     try:
         return None if number is None else float(number)

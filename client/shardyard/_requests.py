@@ -1,4 +1,4 @@
-"""Requests made of what people write, without a connection: shared by both clients."""
+"""Builds requests from users' arguments, without a connection: shared by both clients."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SpecFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What stands beside the spec in a job."""
+    """The fields of a job beside its spec."""
 
     job_id: str | None = None
     display_name: str = ""
@@ -70,7 +70,7 @@ Spec = Task | JobSpec | spec_pb2.JobSpec | Mapping[str, Any] | Draft
 
 
 def make_draft(spec: Spec, fields: SpecFields, options: JobOptions, *, project: str) -> Draft:
-    """The job as a message, with what is still to be uploaded.
+    """The job as a message, and the files still to upload.
 
     A mapping is a spec file's content, `{job_id?, job: {…}}`; paths are relative to the current folder.
     Raises: InvalidArgument.
@@ -203,7 +203,7 @@ class PredictParameters(TypedDict, total=False):
 
 
 def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, task: str = "") -> None:
-    """Write them into the request's member for the task that has them all; the model's own `task` comes first.
+    """Write them into the request's member for the task that has them all; the model's own `task` is tried first.
 
     Raises: InvalidArgument if they belong to more than one task, or cannot be held; TypeError for a name that is none.
     """
@@ -218,7 +218,7 @@ def set_parameters(request: model_service_pb2.PredictRequest, parameters: Predic
     given = {name: value for name, value in parameters.items() if value is not None}
     if not given:
         return
-    # Several tasks have a parameter of the same name: it is then that of the model's own.
+    # Several tasks have a parameter of the same name: the model's own task is preferred.
     fitting = [member for member, names in members.items() if given.keys() <= names]
     chosen = task if task in fitting else next(iter(fitting), None)
     if chosen is None:

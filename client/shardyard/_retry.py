@@ -1,7 +1,7 @@
-"""When a call is tried again, and how a channel is set up: one place for both clients.
+"""When a call is retried, and how a channel is configured: one place for both clients.
 
 Unary calls are repeated by gRPC itself (service config). A stream that broke after its first message is not: there the
-iterator reconnects, with a `Patience` that starts anew whenever something arrived.
+iterator reconnects, with a `Patience` that starts again whenever something arrived.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _NAMED = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 RECONNECT_REASONS = frozenset({"SLOW_CONSUMER", "TOO_MANY_WATCHERS", "OVERLOADED", "DRAINING"})
 TRANSPORT_CODES = frozenset({"INTERNAL", "UNKNOWN", "CANCELLED"})
 RETRY_AFTER_REASONS = frozenset({"INSPECTION_UNAVAILABLE", "OVERLOADED", "RATE_LIMITED"})
-# So long an outage is nobody's business: a coordinator restarts within it.
+# Outages this short are not reported: a coordinator restarts within this time.
 _QUIET_S = 2.0
-# A unary call that the service keeps putting off: its caller has to hear of it.
+# A unary call that the service keeps deferring is reported to its caller.
 _PUT_OFF_S = 60.0
 
 _log = logging.getLogger("shardyard")
 
 
 class Patience:
-    """How long a broken stream is mended: full jitter between tries, a time limit that counts from the last progress.
+    """How long a broken stream is reopened: full jitter between tries, a time limit that counts from the last progress.
 
     With `limit_s` 0 the first failure is final.
     """
@@ -46,14 +46,14 @@ class Patience:
         self._has_told = False
 
     def progressed(self) -> None:
-        """Something arrived: the next failure is a first one again."""
+        """Something arrived: the next failure counts as the first again."""
         self._failures = 0
         self._has_told = False
 
     def after(self, error: Any) -> float:
         """Seconds to wait before the next try.
 
-        Raises: the error, as one of ours, where trying again would not help, or the patience is over, or would be
+        Raises: the error, as one of ours, if trying again would not help, or the patience is over, or would be
         before the time that the service asks to wait.
         """
         ours = error if isinstance(error, RequestError) else from_rpc(error, address=self._address)
@@ -76,7 +76,7 @@ class Patience:
     def _worth_a_try(error: RequestError) -> bool:
         if error.reason:
             return isinstance(error, Unavailable) or error.reason in RECONNECT_REASONS
-        # Without a reason it is the transport that speaks, not the service.
+        # An error without a reason comes from the transport, not from the service.
         return isinstance(error, Unavailable | Internal) or error.code in TRANSPORT_CODES
 
 
@@ -89,12 +89,12 @@ def retry_delay(error: RequestError, waited_s: float, limit_s: float) -> float |
 
 
 def put_off_s(limit_s: float) -> float:
-    """For how long a unary call is repeated by a client that mends streams for `limit_s` seconds."""
+    """For how long a client that reopens streams for `limit_s` seconds repeats a unary call."""
     return min(limit_s, _PUT_OFF_S)
 
 
 def tell_of_retry(error: RequestError, left_s: float) -> None:
-    """Says why nothing is answered yet, as a warning of the logger `shardyard`: Python prints it if nobody takes it."""
+    """Logs why there is no answer yet, as a warning of the logger `shardyard`: Python prints it without a handler."""
     reason = f"{error.reason}: " if error.reason and error.reason not in error.message else ""
     _log.warning("%s%s (trying again for up to %.0f s)", reason, error.message, max(left_s, 0.0))
 
@@ -129,7 +129,7 @@ def channel_options(address: str, methods: list[tuple[str, str]]) -> list[tuple[
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", 16 * 2**20),
-        # A broken connection is tried again soon: a coordinator restarts within seconds.
+        # A broken connection is retried soon: a coordinator restarts within seconds.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -148,12 +148,12 @@ def check_address(address: str) -> None:
 
 
 def check_token_address(address: str, token: str | None) -> None:
-    """A token is a header, and travels in clear to this machine only.
+    """A token is a header, sent in clear text to this machine only.
 
     Raises: InvalidArgument for another address, or a token that no header can hold; it is not shown.
     """
     if token and not (token.isascii() and token.isprintable()):
-        raise invalid("token", "has a line end, or a character that is not ASCII; copy the token anew")
+        raise invalid("token", "has a line end, or a character that is not ASCII; copy the token again")
     if token and not is_loopback(address):
         raise invalid(
             "token",

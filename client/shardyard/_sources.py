@@ -1,4 +1,4 @@
-"""What a string means where the contract wants a model, data or a tokenizer."""
+"""What a string means as a model, data or a tokenizer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Kind = Literal["model", "data", "tokenizer"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where something is: `field` is the oneof member of the proto, or `local` for a path that is to be uploaded."""
+    """A source: `field` is the oneof member of the proto, or `local` for a path to upload."""
 
     field: Literal["uri", "hub", "model", "dataset", "local"]
     value: str
 
 
 def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str:
-    """What `text` means; a sentence about what is wrong with it instead where it means nothing.
+    """The source that `text` means; an error sentence instead if it means none.
 
     In this order: `server:/path`, `hub:id`, `model:ID` and `dataset:ID`, `projects/…`, a path that exists here
     (relative to `base`), and, for models and tokenizers, the id of a model on the Hub.
@@ -52,7 +52,7 @@ def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str
 
 
 def expanded(text: str | Path) -> Path:
-    """The path with the home folder in the place of `~`; as it is written where there is no such user."""
+    """The path with `~` expanded; unchanged if there is no such user."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -60,9 +60,9 @@ def expanded(text: str | Path) -> Path:
 
 
 def local_path(field: str, path: str | Path) -> Path:
-    """A path that a caller gave.
+    """A path from a caller, checked.
 
-    Raises: InvalidArgument where it is empty, which would mean the current folder, or no path.
+    Raises: InvalidArgument if it is empty, which would mean the current folder, or no path.
     """
     if not isinstance(path, str | os.PathLike):
         raise invalid(field, f"{shown(path)} is given, but a path is needed; give a text or a Path")
@@ -72,7 +72,7 @@ def local_path(field: str, path: str | Path) -> Path:
 
 
 def _unreadable(text: str) -> str | None:
-    """What is wrong with a text that means no source at all."""
+    """The error sentence for a text that means no source."""
     if not text.strip():
         return f"{shown(text)} is empty; give a path, `.` for the current folder, or leave it out"
     return None if is_utf8(text) else not_utf8(text)

@@ -1,4 +1,4 @@
-"""Text as people give it: what can be sent, and how it is shown where it is refused."""
+"""Users' text: what can be sent, and how it is shown if it is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def not_utf8(text: str, next_step: str = "write it in UTF-8") -> str:
 
 
 def shown(item: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """A value for an error message, shortened if it is long."""
     text = escaped(str(item) if isinstance(item, str) else repr(item))
     return f"`{text if len(text) <= 80 else text[:77] + '…'}`"
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree of three levels:
+"""The SDK's errors, as a tree of three levels:
 
     ShardyardError
     ├── RequestError              the service, or a check before the call, refused it
@@ -38,7 +38,7 @@ from shardyard._text import escaped
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 LONGEST_RETRY_S = 3600.0
-"""A service that puts a caller off for longer is not waited for longer."""
+"""The longest delay that is waited for, even if the service asks for more."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ShardyardError(Exception):
 
 
 class RequestError(ShardyardError):
-    """A call that was refused, or that nobody answered."""
+    """A call that was refused or not answered."""
 
 
 class InvalidArgument(RequestError):
@@ -133,13 +133,13 @@ class ResourceExhausted(RequestError):
 
 
 class Aborted(RequestError):
-    """Somebody else was faster."""
+    """A concurrent change came first."""
 
     code = "ABORTED"
 
 
 class OutOfRange(RequestError):
-    """A cursor or an offset that is not there (any more)."""
+    """A cursor or an offset out of range, or expired."""
 
     code = "OUT_OF_RANGE"
 
@@ -151,7 +151,7 @@ class DataLoss(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The time given to the call passed."""
+    """The call's deadline passed."""
 
     code = "DEADLINE_EXCEEDED"
 
@@ -169,7 +169,7 @@ class Unimplemented(RequestError):
 
 
 class Unavailable(RequestError):
-    """Nobody answers, or not now."""
+    """The service does not answer, or cannot at the moment."""
 
     code = "UNAVAILABLE"
 
@@ -181,7 +181,7 @@ class Internal(RequestError):
 
 
 class JobError(ShardyardError):
-    """A job that did not end well; `job` is its name, `info` what became of it (a `JobInfo`)."""
+    """A job that did not succeed; `job` is its name, `info` its final state (a `JobInfo`)."""
 
     def __init__(self, message: str, *, job: str, reason: str, info: Any) -> None:
         super().__init__(message, reason=reason, metadata={"job": job})
@@ -230,7 +230,7 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
-        if "settings frame" in message.lower():  # The port is open, and nobody speaks there.
+        if "settings frame" in message.lower():  # The port is open, but no gRPC server answers.
             metadata["hangs"] = "true"
             message = (
                 f"what listens at {address} does not answer; if that is the service, see its log, or end it "
@@ -249,7 +249,7 @@ def invalid(field: str, message: str, *, reason: str = "SPEC_INVALID") -> Invali
 
 
 def local_file(error: OSError, fallback: str) -> FailedPrecondition:
-    """What this machine's own disk refused; `fallback` is said if the error names no file, as it was open already."""
+    """An error of this machine's own disk; `fallback` is the message if the error names no file because it was open."""
     where = f"`{escaped(os.fsdecode(error.filename))}`" if error.filename else fallback
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         step = "free some space on its disk, or choose a place on another one"
@@ -275,8 +275,8 @@ def invalid_fields(violations: Sequence[Violation]) -> InvalidArgument:
 def _details(
     trailers: Sequence[tuple[str, str | bytes]],
 ) -> tuple[str, dict[str, str], list[Violation], float | None]:
-    """Reason, metadata, violations and delay out of the status details; whatever else is there is left alone."""
-    from google.protobuf.message import DecodeError  # Here: `import shardyard` is to stay light.
+    """Reason, metadata, violations and delay out of the status details; anything else there is ignored."""
+    from google.protobuf.message import DecodeError  # Imported here to keep `import shardyard` light.
     from google.rpc import error_details_pb2, status_pb2
 
     reason, metadata, violations, retry_after = "", {}, [], None
@@ -299,5 +299,5 @@ def _details(
                     asked_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
                     retry_after = min(max(asked_s, 0.0), LONGEST_RETRY_S)
         except (DecodeError, ValueError):
-            continue  # A proxy's, not ours: code and message still tell.
+            continue  # From a proxy, not from the service: code and message are still used.
     return reason, metadata, violations, retry_after

@@ -12,7 +12,7 @@ TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come."""
+    """How far training has progressed."""
 
     step: int
     total_steps: int
@@ -40,7 +40,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Condition:
-    """Something true of a job beside its state."""
+    """A fact about a job beside its state."""
 
     type: str
     active: bool
@@ -76,7 +76,7 @@ class FailureReport:
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What a job has used."""
+    """The resources that a job has used."""
 
     slot_seconds: float
     recomputed_steps: int
@@ -187,7 +187,7 @@ class CheckpointChanged:
 
 @dataclass(frozen=True)
 class Warning:
-    """Something to know that stops nothing."""
+    """A warning that does not stop the job."""
 
     reason: str
     message: str
@@ -212,7 +212,7 @@ class DatasetRegistered:
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A part of starting or ending that takes time began."""
+    """A slow phase of starting or ending began."""
 
     phase: str
     message: str
@@ -220,7 +220,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class CanaryPassed:
-    """Everything that the end needs has worked once."""
+    """Everything needed at the end has worked once."""
 
     duration_s: float
 
@@ -251,7 +251,7 @@ Payload = (
 
 @dataclass(frozen=True)
 class Event:
-    """One durable thing that happened to a job.
+    """One durable event of a job.
 
     `kind` is one of state, attempt_changed, checkpoint, evaluation, progress, condition, warning, model, pending,
     deleted, phase, dataset, canary; `unknown`, with `data` None, is a kind that a newer service sends. `str(event)`
@@ -267,17 +267,17 @@ class Event:
 
     @property
     def progress(self) -> Progress | None:
-        """The progress, where the event is one."""
+        """The progress, if the event is one."""
         return self.data if isinstance(self.data, Progress) else None
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The evaluation, where the event is one."""
+        """The evaluation, if the event is one."""
         return self.data if isinstance(self.data, Evaluation) else None
 
     @property
     def state(self) -> str | None:
-        """The new state, where the event changed it."""
+        """The new state, if the event changed it."""
         return self.data.to if isinstance(self.data, StateChanged) else None
 
     @property
@@ -286,7 +286,7 @@ class Event:
         return self.state in TERMINAL_STATES or isinstance(self.data, JobDeleted)
 
     def __str__(self) -> str:
-        from shardyard._lines import event_line  # Here: only who prints pays for it.
+        from shardyard._lines import event_line  # Imported here: only needed for printing.
 
         return event_line(self)
 
@@ -320,7 +320,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class DataStats:
-    """What data holds, and the shares of it that a model would not see: texts that are cut, tokens not known."""
+    """The size of data, and the shares of it that a model would not see: cut texts, unknown tokens."""
 
     num_samples: int
     num_tokens: int
@@ -330,7 +330,7 @@ class DataStats:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job would need; `output` is what it leaves behind: a `model` or a `dataset`."""
+    """What a job would need; `output` is the kind of result: a `model` or a `dataset`."""
 
     resolved_spec: Mapping[str, Any] | None
     batch: BatchPlan | None

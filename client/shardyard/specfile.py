@@ -21,7 +21,7 @@ from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
 MAX_BYTES = 2**20
 MAX_NODES = 20_000
 MAX_DEPTH = 64
-# Fields that may be written as a string, and what names a source in the mapping that the string is short for.
+# Fields that may be written as a string, and the keys that name a source in the mapping that the string abbreviates.
 _SOURCES = ("train_data", "eval_data", "data", "model", "tokenizer")
 _SOURCE_KEYS = ("uri", "hub", "model", "dataset", "architecture", "train")
 _CORE_TAG = "tag:yaml.org,2002:"
@@ -29,7 +29,7 @@ _CORE_TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class SpecFile:
-    """What a spec file says, as plain data, and on which line each field stands."""
+    """A spec file's content as plain data, and the line of each field."""
 
     path: Path
     data: dict[str, Any]
@@ -50,14 +50,14 @@ class SpecFile:
             raise source.located(error) from None
 
     def with_data(self, data: dict[str, Any]) -> SpecFile:
-        """The same file with other data on top: what differs has no line any more."""
+        """The same file with changed data: fields that differ have no line any more."""
         changed = set(_differences(self.data, data, ""))
         return SpecFile(
             self.path, data, {path: line for path, line in self.lines.items() if path not in changed}, changed
         )
 
     def located(self, error: InvalidArgument) -> InvalidArgument:
-        """The error with the line of each field that stands in the file; also for what the service refused."""
+        """The error with the line of each field that is in the file; also for errors from the service."""
         violations = [
             Violation(violation.field, f"{violation.message}{self._place(violation.field)}", violation.reason)
             for violation in error.violations
@@ -81,7 +81,7 @@ class SpecFile:
 def read_spec_file(path: Path) -> SpecFile:
     """Read a spec file.
 
-    Raises: InvalidArgument where it cannot be read or is not YAML of the form wanted, with the line.
+    Raises: InvalidArgument if it cannot be read or is not YAML of the form wanted, with the line.
     """
     try:
         raw = path.read_bytes()
@@ -117,7 +117,7 @@ def parse_spec(text: str, path: Path) -> SpecFile:
 def overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
     """The data with one `path=value` on top; the path is relative to the job, such as `spec.optimization.max_steps`.
 
-    Raises: InvalidArgument where it is not of that form.
+    Raises: InvalidArgument if it is not of that form.
     """
     path, equals, text = override.partition("=")
     keys = path.strip().removeprefix("job.").split(".")
@@ -134,7 +134,7 @@ def overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def _with(data: Any, keys: Sequence[str], value: Any, path: str = "job") -> dict[str, Any]:
-    """A copy of the mapping at `path` with one value put in, whichever way the names on the way are written."""
+    """A copy of the mapping at `path` with one value set, however the names on the path are spelled."""
     here = _opened(data, path, keys[0])
     key = next((known for known in here if _snake(known) == _snake(keys[0])), keys[0])
     here[key] = value if len(keys) == 1 else _with(here.get(key), keys[1:], value, f"{path}.{_snake(key)}")
@@ -142,9 +142,9 @@ def _with(data: Any, keys: Sequence[str], value: Any, path: str = "job") -> dict
 
 
 def _opened(data: Any, path: str, key: str) -> dict[str, Any]:
-    """What stands at `path` as a mapping into which `key` can be put.
+    """The mapping at `path`, into which `key` can be put.
 
-    Raises: InvalidArgument where a value stands that has no fields.
+    Raises: InvalidArgument if a value without fields is there.
     """
     if isinstance(data, dict):
         return dict(data)
@@ -156,7 +156,7 @@ def _opened(data: Any, path: str, key: str) -> dict[str, Any]:
 
 
 def _differences(before: Any, after: Any, path: str) -> Iterator[str]:
-    """Paths of the fields that are new or other in `after`."""
+    """Paths of the fields that are new or different in `after`."""
     for key, value in after.items():
         inner = f"{path}.{_snake(key)}" if path else _snake(key)
         whole = before if key == "uri" else None  # A source may have been written as a string.
@@ -177,7 +177,7 @@ class _NodeReader:
         self.violations: list[Violation] = []
 
     def plain(self, node: yaml.Node, path: str, depth: int) -> Any:
-        """The node's data; what is wrong with it is in `violations`."""
+        """The node's data; its errors are added to `violations`."""
         self._nodes += 1
         if self._nodes > MAX_NODES or depth > MAX_DEPTH:
             raise invalid("file", f"`{self._path}` is too large or too deeply nested for a spec")
@@ -214,7 +214,7 @@ class _NodeReader:
 
 
 def _composed(text: str) -> yaml.Node | None:
-    """The document's tree, nothing constructed; None: it is empty."""
+    """The document's tree, with nothing constructed; None if it is empty."""
     loader = yaml.SafeLoader(text)
     try:
         return loader.get_single_node()

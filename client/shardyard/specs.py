@@ -1,4 +1,4 @@
-"""What a job is to do, typed. Whatever is left out is chosen by the service and shown in `Job.info.resolved_spec`.
+"""Typed specifications of jobs. The service chooses what is left out and shows it in `Job.info.resolved_spec`.
 
     spec = JobSpec(
         TextClassification(pooling="mean"),
@@ -71,7 +71,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model to start from, with every dropout probability set to `dropout` where that is given."""
+    """A model to start from, with every dropout probability set to `dropout` if that is given."""
 
     source: str | Path
     dropout: float | None = None
@@ -83,7 +83,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A fresh model: a transformers model type, and values of its configuration that differ from the defaults."""
+    """A new model: a transformers model type, and values of its configuration that differ from the defaults."""
 
     model_type: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -133,9 +133,9 @@ class MaskedLm:
 
 @dataclass(frozen=True)
 class TextClassification:
-    """Fine-tuning: put texts, or pairs of them, into classes, or score them (`problem="regression"`).
+    """Fine-tuning: classify or score texts or pairs of texts (`problem="regression"`).
 
-    For several labels of one text (`problem="multi_label"`), `label_separator` is what stands between them;
+    For several labels of one text (`problem="multi_label"`), `label_separator` is the text between them;
     `label_columns` are the columns of the classes instead, one each, with 0 or 1 in them. `class_weights` are for one
     label a text.
     """
@@ -290,7 +290,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class EvaluationPolicy:
-    """Steps between two evaluations, and the part of the training data held out where no `eval_data` is given."""
+    """Steps between two evaluations, and the part of the training data held out if no `eval_data` is given."""
 
     every: int | None = None
     holdout: float | None = None
@@ -305,7 +305,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job is to do."""
+    """The specification of a job: its task, model, data and settings."""
 
     task: Task
     model: str | Path | Pretrained | Architecture | None = None
@@ -321,7 +321,7 @@ class JobSpec:
     max_run_time: timedelta | str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """In the form of a spec file: what stands under `job.spec`."""
+        """In the form of a spec file: the content of `job.spec`."""
         return {**self.task.to_dict(), **_set(self, without=("task",))}
 
 

@@ -1,4 +1,4 @@
-"""What the service answers, as frozen dataclasses.
+"""The service's answers, as frozen dataclasses.
 
 Field names are those of the protos; enums are short lower-case words (`running`, `mean`), times are aware `datetime`s,
 durations `timedelta`s; what is unset is None.
@@ -93,7 +93,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """How the cluster is."""
+    """The state of the cluster."""
 
     state: str
     launcher: str
@@ -107,7 +107,7 @@ class ClusterInfo:
 
 @dataclass(frozen=True)
 class StorageInfo:
-    """How the storage is: `available`, `unavailable` or `full`; `message` says what is wrong."""
+    """The state of the storage: `available`, `unavailable` or `full`; `message` has the problem."""
 
     state: str
     free_bytes: int
@@ -172,7 +172,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Tag:
-    """The tag of a word, which stands at `start` to `end` in characters of its text."""
+    """The tag of a word, at `start` to `end` in characters of its text."""
 
     start: int
     end: int
@@ -221,12 +221,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A vector (shape [width]) or one a token (shape [tokens, width]); `values` row by row."""
+    """One vector (shape [width]) or one per token (shape [tokens, width]); `values` row by row."""
 
     shape: tuple[int, ...]
     values: tuple[float, ...]
 
     def rows(self) -> tuple[tuple[float, ...], ...]:
-        """One tuple a vector."""
+        """One tuple per vector."""
         width = self.shape[-1]
         return tuple(self.values[start : start + width] for start in range(0, len(self.values), width))

@@ -4,7 +4,7 @@
 
 Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library),
 starts a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers,
-and leaves no process behind. The exit code is not 0 where anything is off.
+and leaves no process behind. The exit code is not 0 if anything is off.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Row:
 
 
 def main() -> int:
-    """Run the story; 0 where all of it went well."""
+    """Run the story; 0 if all of it went well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="more comparisons, a few minutes more")
     parser.add_argument("--fallback", action="store_true", help="docstrings of the standard library, nothing fetched")
@@ -167,7 +167,7 @@ def print_table(rows: list[Row], data: material.Material) -> None:
 
 
 def check(rows: list[Row], *, pretrained: str, has_bert: bool) -> None:
-    """Raises WrongAnswer where the table does not show what it is there to show."""
+    """Raises WrongAnswer if the table does not show what it is there to show."""
     accuracy = {row.what: row.accuracy for row in rows if row.seconds is not None}
     to_beat = max(row.accuracy for row in rows if row.seconds is None) if has_bert else rows[0].accuracy
     if accuracy[pretrained] <= to_beat:

@@ -58,7 +58,7 @@ class Service:
         raise ServiceFailed(f"`shardyard serve` did not start:\n{self.tail()}")
 
     def stop(self) -> None:
-        """End service and Ray with `shardyard stop`. Raises ServiceFailed where a process is left."""
+        """End service and Ray with `shardyard stop`. Raises ServiceFailed if a process is left."""
         if self._process.poll() is None:
             subprocess.run(
                 [str(BIN / "shardyard"), "stop", "--cancel-jobs"],

@@ -52,7 +52,7 @@ def features(client: shardyard.Client, model: str, texts: tuple[str, str, str]) 
 
 
 def raw_call(address: str, model: str, text: str) -> None:
-    """The same through gRPC without the SDK: any language, any tool. Raises WrongAnswer where the call fails."""
+    """The same through gRPC without the SDK: any language, any tool. Raises WrongAnswer if the call fails."""
     body = json.dumps({"model": model, "instances": [{"text": text}]})
     url = f"http://{address}/shardyard.v1.ModelService/Predict"
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", body, url]
@@ -65,7 +65,7 @@ def raw_call(address: str, model: str, text: str) -> None:
 
 
 def in_transformers(client: shardyard.Client, model: str, folder: Path) -> None:
-    """Download the model, load it without Shardyard, and compare. Raises WrongAnswer where the features differ."""
+    """Download the model, load it without Shardyard, and compare. Raises WrongAnswer if the features differ."""
     shutil.rmtree(folder, ignore_errors=True)
     client.model(model).download(folder)
     lines = TRANSFORMERS.format(folder=str(folder), text=HELLO)

@@ -1,6 +1,6 @@
 """The trainer on a GPU, through planning: plain PyTorch's losses at every stage, and a job to its answers.
 
-Skipped where there is no GPU. `bench/gpu.py` makes the same checks without pytest, and measures.
+Skipped if there is no GPU. `bench/gpu.py` makes the same checks without pytest, and measures.
 """
 
 from __future__ import annotations

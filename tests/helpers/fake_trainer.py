@@ -109,7 +109,7 @@ class Rank:
         return reply.directive
 
     def _meet(self, step: int, phase: str = "begun") -> None:
-        """Waits for all ranks, as a collective would, and fails as one does where a peer is gone."""
+        """Waits for all ranks, as a collective would, and fails as one does if a peer is gone."""
         (self._meeting / f"{phase}-{step}-{self._rank}").touch()
         for peer in range(self._spec.world_size):
             while not (self._meeting / f"{phase}-{step}-{peer}").exists():

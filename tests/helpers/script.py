@@ -103,7 +103,7 @@ class ScriptedServicer:
         self.script = script
 
     async def begin(self, method: str, request: Any, context: Any) -> None:
-        """Note the call, and fail it where the script says so."""
+        """Note the call, and fail it if the script says so."""
         self.script.requests.append((method, request))
         self.script.metadata.append(dict(context.invocation_metadata() or ()))
         failures = self.script.failures.get(method)

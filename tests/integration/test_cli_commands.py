@@ -233,7 +233,7 @@ def test_watch_goes_on_through_a_pause_and_says_how_to_resume() -> None:
     lines = done.stdout.splitlines()
     at = next(index for index, line in enumerate(lines) if "paused" in line)
     assert "STORAGE_NOT_WRITABLE" in lines[at]
-    assert lines[at + 1] == f"  paused; to go on: shardyard resume story --address {address}"
+    assert lines[at + 1] == f"  paused; to continue: shardyard resume story --address {address}"
     assert "story succeeded" in done.stdout
 
 

@@ -101,10 +101,10 @@ def test_what_becomes_of_a_job_that_does_not_go_on_is_said_as_it_is(
 SILENT = job_pb2.Condition(type=job_pb2.Condition.TYPE_UNREACHABLE, active=True)
 KEPT = [
     ("ray", {"state": job_pb2.STATE_QUEUED}, "waits for the next start"),
-    ("local", {"state": job_pb2.STATE_PREPARING, "attempt_count": 1}, "begins anew at the next start"),
-    ("local", {"state": job_pb2.STATE_QUEUED, "attempt_count": 2}, "begins anew at the next start"),
+    ("local", {"state": job_pb2.STATE_PREPARING, "attempt_count": 1}, "starts over at the next start"),
+    ("local", {"state": job_pb2.STATE_QUEUED, "attempt_count": 2}, "starts over at the next start"),
     ("local", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "from its last checkp"),
-    ("ray", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "runs on in its cluster"),
+    ("ray", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "latest_checkpoint": "x"}, "keeps running"),
     ("ray", {"state": job_pb2.STATE_RUNNING, "attempt_count": 1, "conditions": [SILENT]}, "does not answer; the next"),
 ]
 
@@ -129,7 +129,7 @@ def test_a_gang_that_cannot_be_reached_does_not_keep_the_service_from_stopping(t
     assert said.returncode == 0, said.stderr
     first, *_, last = said.stdout.splitlines()
     assert first == "story is being cancelled; its gang does not answer, so the next start asks it again"
-    assert last.endswith("if it is gone for good, end its job at the next start: shardyard cancel --lost story")
+    assert last.endswith("if it is permanently gone, end its job at the next start: shardyard cancel --lost story")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Folders that are removed and made anew under a running service are read again at once, not after a restart."""
+"""Folders that are removed and made again under a running service are read again at once, not after a restart."""
 
 from __future__ import annotations
 

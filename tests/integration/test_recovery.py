@@ -91,7 +91,7 @@ async def test_a_gang_that_outlives_its_coordinator_is_found_again_and_read_on(t
 async def test_a_gang_that_died_with_its_coordinator_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     first = ScriptedLauncher()
     spec = spec_pb2.JobSpec()
-    spec.retry.max = 0  # That the service was stopped is no failure of the job.
+    spec.retry.max = 0  # That the service was stopped is not a failure of the job.
     async with running_core(tmp_path, first) as core:
         job = await core.submit(new_job(spec=spec))
         await core.when(job.uid, lambda _: bool(first.gangs))

@@ -18,7 +18,7 @@ FETCH = "import assets; print(assets.bert_folder())"
 
 @pytest.fixture(scope="session")
 def bert() -> Path:
-    """The folder of the real pretrained BERT of the quickstart; skips where it cannot be had."""
+    """The folder of the real pretrained BERT of the quickstart; skips if it cannot be had."""
     done = subprocess.run(
         [sys.executable, "-c", FETCH],
         cwd=ROOT / "examples" / "quickstart",

@@ -19,7 +19,7 @@ MOST = 8
 
 
 class FakeFork:
-    """Is at every question for ever, until it dies; `computes`: it does, and does not wait for a disk."""
+    """Is at every question forever, until it dies; `computes`: it does, and does not wait for a disk."""
 
     numbers = itertools.count(1)
 

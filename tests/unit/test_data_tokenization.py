@@ -168,7 +168,7 @@ def test_a_folder_is_built_once_by_whoever_comes_first(tmp_path: Path) -> None:
             thread.join()
         assert len(built) == times
         assert (tmp_path / "x" / "a").read_text() == "1"
-        (tmp_path / "x" / "a").write_text("")  # damaged: it is built anew, once as well
+        (tmp_path / "x" / "a").write_text("")  # damaged: it is built again, once as well
 
 
 def test_a_build_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:

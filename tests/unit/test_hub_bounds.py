@@ -1,4 +1,4 @@
-"""A model of the Hub is fetched within bounds: refused for the sizes that the Hub says, stopped where it says none."""
+"""A model of the Hub is fetched within bounds: refused for the sizes that the Hub says, stopped if it says none."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ def missing_storage(locations: worker_pb2.Locations) -> RunFailed | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         found = ""
     except PermissionError:
-        # A rank is confined to the folders that were there when it started (docs/compute.md): the next one starts anew.
+        # A rank is confined to the folders that were there when it started (docs/compute.md): a new one works again.
         return RunFailed(
             "STORAGE_UNAVAILABLE",
-            f"the storage root {path.parent} may not be read any more: it was mounted or made anew under this rank",
+            f"the storage root {path.parent} may not be read any more: it was mounted or recreated under this rank",
             "if the next attempt ends like this, too, let the service's account read the storage root",
             {"path": str(path.parent)},
         )

@@ -65,7 +65,7 @@ def failure_report(
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed: then another rank is to blame, and this one only died of it."""
-    import torch  # Heavy; this module is also imported where nothing has been loaded yet.
+    import torch  # Heavy; this module is also imported if nothing has been loaded yet.
 
     text = str(error).lower()
     return isinstance(error, torch.distributed.DistError) or (

@@ -26,7 +26,7 @@ from shardyard.v1 import (
     server_service_pb2,
 )
 
-_INSPECT_S = 120.0  # Model and data are looked into before the answer.
+_INSPECT_S = 120.0  # Model and data are inspected before the answer.
 
 
 class AsyncClient:
@@ -57,12 +57,12 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
-        """Where the service is."""
+        """The service's address."""
         return self._connection.address
 
     @property
     def project(self) -> str:
-        """The project that names without one belong to."""
+        """The default project of names without one."""
         return self._connection.project
 
     async def close(self) -> None:
@@ -85,7 +85,7 @@ class AsyncClient:
         priority: str | None = None,
         **fields: Unpack[SpecFields],
     ) -> AsyncJob:
-        """Submit a job, exactly once; files and folders here that it names are uploaded first, each once.
+        """Submit a job, exactly once; local files and folders that it names are uploaded first, each once.
 
         `spec` is a `JobSpec`, or a task with the other fields of `JobSpec` as keywords, or the content of a spec file.
         Raises: InvalidArgument with every broken rule; RequestError.
@@ -94,7 +94,7 @@ class AsyncClient:
         return await self.create_job(make_draft(spec, fields, options, project=self.project))
 
     async def create_job(self, draft: Draft, *, validate_only: bool = False) -> AsyncJob:
-        """Submit a job that was read from a spec file; with `validate_only` make every check and change nothing."""
+        """Submit a job that was read from a spec file; with `validate_only` run every check and change nothing."""
         request = build(
             job_service_pb2.CreateJobRequest,
             parent=self._connection.parent,
@@ -108,7 +108,7 @@ class AsyncClient:
         return AsyncJob(self._connection, message)
 
     async def plan(self, spec: Spec, **fields: Unpack[SpecFields]) -> Plan:
-        """What the job would need; nothing runs. Files and folders here are uploaded to be looked into."""
+        """What the job would need; nothing runs. Local files and folders are uploaded for inspection."""
         return read(Plan, await self.plan_message(make_draft(spec, fields, JobOptions(), project=self.project)))
 
     async def plan_message(self, draft: Draft) -> Any:
@@ -142,15 +142,15 @@ class AsyncClient:
         return AsyncJob(self._connection, message)
 
     async def upload_dataset(self, path: str | Path) -> AsyncDataset:
-        """Upload a file or folder; what the service already has is not sent again."""
+        """Upload a file or folder; files that the service already has are not sent again."""
         return AsyncDataset(self._connection, await upload(self._connection, local_path("path", path), "datasets"))
 
     async def upload_model(self, path: str | Path) -> AsyncModel:
-        """Upload a Hugging Face folder; what the service already has is not sent again."""
+        """Upload a Hugging Face folder; files that the service already has are not sent again."""
         return AsyncModel(self._connection, await upload(self._connection, local_path("path", path), "models"))
 
     async def models(self, *, page_size: int = 0, show_uploading: bool = False) -> AsyncIterator[AsyncModel]:
-        """The project's models, the newest first; `show_uploading` adds those whose upload is not finished."""
+        """The project's models, the newest first; `show_uploading` adds unfinished uploads."""
         request = build(
             model_service_pb2.ListModelsRequest,
             parent=self._connection.parent,
@@ -170,7 +170,7 @@ class AsyncClient:
         return AsyncModel(self._connection, await self._connection.call(self._connection.models.GetModel, request))
 
     async def datasets(self, *, page_size: int = 0, show_uploading: bool = False) -> AsyncIterator[AsyncDataset]:
-        """The project's data sets, the newest first; `show_uploading` adds those whose upload is not finished."""
+        """The project's data sets, the newest first; `show_uploading` adds unfinished uploads."""
         request = build(
             dataset_service_pb2.ListDatasetsRequest,
             parent=self._connection.parent,
@@ -191,7 +191,7 @@ class AsyncClient:
         return AsyncDataset(self._connection, message)
 
     async def _upload_all(self, draft: Draft) -> None:
-        """Send what the job names here, and write the names of what the service made of it into the job."""
+        """Upload the local files that the job names, and replace them in the job by their names in the service."""
         for item in draft.uploads:
             collection: Collection = item.collection
             resource = await upload(self._connection, item.path, collection)

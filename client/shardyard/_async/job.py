@@ -1,4 +1,4 @@
-"""A job: followed, waited for, looked into, stopped."""
+"""One job: watch it, wait for it, inspect it, stop it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MOST_GAPS = 5
 
 
 class AsyncJob:
-    """A job of the service. `info` is what was read last; `refresh()` reads it anew."""
+    """A job of the service. `info` is its state when it was last read; `refresh()` reads it again."""
 
     def __init__(self, connection: AsyncConnection, message: job_pb2.Job) -> None:
         self._connection = connection
@@ -60,7 +60,7 @@ class AsyncJob:
 
     @property
     def uid(self) -> str:
-        """Never used again, unlike the name."""
+        """Never reused, unlike the name."""
         return self.message.uid
 
     @property
@@ -74,7 +74,7 @@ class AsyncJob:
         return self.info.state
 
     async def refresh(self) -> JobInfo:
-        """Read the job anew."""
+        """Read the job again."""
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = await self._connection.call(self._connection.jobs.GetJob, request)
         return self.info
@@ -84,8 +84,8 @@ class AsyncJob:
     ) -> AsyncIterator[Event]:
         """Every event after the sequence `after`, each exactly once, until the job has ended.
 
-        A broken connection is mended and the stream goes on at the same event. Stopping to read never touches the job.
-        Raises: RequestError; Aborted JOB_REPLACED where the name belongs to another job now; DataLoss EVENT_GAP.
+        A broken connection is reopened, and the stream continues at the same event. Ending a watch never stops the job.
+        Raises: RequestError; Aborted JOB_REPLACED if the name now belongs to another job; DataLoss EVENT_GAP.
         """
         wanted = event_kinds(kinds)
         interval = None if min_interval is None else build_duration("min_interval", min_interval)
@@ -123,7 +123,7 @@ class AsyncJob:
         raise DataLoss(f"{self.name}: events after {cursor} do not arrive", reason="EVENT_GAP")
 
     async def wait(self, timeout: float | None = None, *, check: bool = True) -> JobInfo:
-        """The job when it has ended; a paused one is waited for until somebody resumes or cancels it.
+        """The job when it has ended; a paused one is waited for until it is resumed or cancelled.
 
         Raises: JobFailed or JobCancelled unless `check` is False; DeadlineExceeded after `timeout` seconds.
         """
@@ -142,7 +142,7 @@ class AsyncJob:
         return info
 
     async def cancel(self, *, lost: bool = False) -> JobInfo:
-        """Ask the job to end; as it is then.
+        """Ask the job to end; returns its new state.
 
         `lost` says that its gang is gone though the cluster does not answer: the job ends at once.
         Raises: FailedPrecondition INVALID_STATE if it has ended otherwise, or with `lost` if its gang can be reached.
@@ -152,7 +152,7 @@ class AsyncJob:
         return self.info
 
     async def pause(self) -> JobInfo:
-        """Ask the job to make a checkpoint and free its slots; as it is then: `pausing`, or `paused` at once.
+        """Ask the job to make a checkpoint and free its slots; its new state is `pausing`, or `paused` at once.
 
         Raises: FailedPrecondition INVALID_STATE once its training is over.
         """
@@ -161,7 +161,7 @@ class AsyncJob:
         return self.info
 
     async def resume(self) -> JobInfo:
-        """Queue the paused job again: it goes on from its newest whole checkpoint.
+        """Queue the paused job again: it continues from its newest intact checkpoint.
 
         Raises: FailedPrecondition INVALID_STATE unless it is paused.
         """
@@ -184,7 +184,7 @@ class AsyncJob:
     ) -> AsyncIterator[LogLine]:
         """The lines that the ranks wrote; with `follow` until the job has ended; with `tail` only each rank's last.
 
-        Lines that the service left out because they were not read in time show as one line of level `warning`.
+        Lines that the service skipped because they were not read in time appear as one line of level `warning`.
         """
         cursor = ""
         min_level = _log_level(level)
@@ -215,7 +215,7 @@ class AsyncJob:
         min_step: int = 0,
         max_step: int = 0,
     ) -> dict[str, MetricSeries]:
-        """The history of the metrics named, or of all, downsampled to `max_points` a series."""
+        """The history of the metrics named, or of all, downsampled to `max_points` per series."""
         request = build(
             metric_service_pb2.QueryMetricsRequest,
             name=self.name,
@@ -256,7 +256,7 @@ class AsyncJob:
         return [read(Checkpoint, message) async for message in found]
 
     async def model(self) -> AsyncModel:
-        """The model that it left.
+        """The model that it trained.
 
         Raises: FailedPrecondition while there is none.
         """
@@ -281,7 +281,7 @@ class AsyncJob:
         return AsyncDataset(self._connection, message)
 
     async def _has_ended_by(self, cursor: int) -> bool:
-        """Whether a stream that ended before any terminal event may have: the job has ended, all of it was seen."""
+        """Whether a stream may end before a terminal event: the job has ended, and all its events were seen."""
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = await self._connection.call_patiently(self._connection.jobs.GetJob, request)
         return self.info.is_terminal and self.message.last_event_sequence <= cursor
@@ -292,7 +292,7 @@ def _why_paused(info: JobInfo) -> str:
         return ""
     failure = info.failure
     why = f": {failure.reason}: {sentences(failure.message, failure.next_step)}" if failure else ""
-    return why or "; resume it to go on"
+    return why or "; resume it to continue"
 
 
 def _job_error(info: JobInfo) -> JobFailed | JobCancelled:

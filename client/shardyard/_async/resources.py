@@ -1,4 +1,4 @@
-"""Models and data sets of the service: asked, downloaded, deleted."""
+"""Models and data sets of the service: prediction, download, deletion."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class AsyncModel:
         return read(ModelInfo, self.message)
 
     async def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
-        """An answer to each text, pair of texts, `Words` or `Items`, in the order asked.
+        """An answer to each text, pair of texts, `Words` or `Items`, in the order of the inputs.
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
         language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation. Any number may be
@@ -89,7 +89,7 @@ class AsyncModel:
         return answers
 
     async def download(self, folder: str | Path) -> Path:
-        """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
+        """Download its files into `folder`: checked, complete or absent; resumes an interrupted download."""
         request = model_service_pb2.GetModelRequest(name=self.name)
         self.message = await self._connection.call(self._connection.models.GetModel, request)
         return await download(self._connection, "models", self.message, local_path("folder", folder))
@@ -100,7 +100,7 @@ class AsyncModel:
         await self._connection.call(self._connection.models.DeleteModel, request)
 
     async def _ask(self, method: Any, request: Any, instances: list[Any], start: int, field: str) -> list[Any]:
-        """The answers to one batch, in parts where they would be too large for one message."""
+        """The answers to one batch, in parts if they would be too large for one message."""
         del request.instances[:]
         request.instances.extend(instances)
         try:
@@ -144,7 +144,7 @@ class AsyncDataset:
         return read(DatasetInfo, self.message)
 
     async def download(self, folder: str | Path) -> Path:
-        """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
+        """Download its files into `folder`: checked, complete or absent; resumes an interrupted download."""
         request = dataset_service_pb2.GetDatasetRequest(name=self.name)
         self.message = await self._connection.call(self._connection.datasets.GetDataset, request)
         return await download(self._connection, "datasets", self.message, local_path("folder", folder))
@@ -167,5 +167,5 @@ async def pages(connection: AsyncConnection, method: Any, request: Any, field: s
 
 
 def _several(inputs: Sequence[Text]) -> Sequence[Text]:
-    """A single text is a list of one: its characters are surely not meant."""
+    """A single text becomes a list of one: its characters are not meant."""
     return [inputs] if isinstance(inputs, str) else inputs

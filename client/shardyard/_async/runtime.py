@@ -1,4 +1,4 @@
-"""What differs between waiting and blocking; the sync twin of this one file is written by hand."""
+"""The differences between async and blocking code; the sync twin of this one file is written by hand."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ sleep = asyncio.sleep
 
 
 def closing(stream: AsyncIterator[T]) -> AbstractAsyncContextManager[AsyncIterator[T]]:
-    """End an async generator where its reader leaves it, not when it is collected."""
-    close: Any = aclosing  # Its type asks for a generator; every iterator here is one.
+    """Close an async generator when its reader leaves it, not when it is garbage-collected."""
+    close: Any = aclosing  # Its type requires a generator; every iterator here is one.
     made: AbstractAsyncContextManager[AsyncIterator[T]] = close(stream)
     return made
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what reads much from disk without stopping the loop."""
+    """Run disk-heavy work without blocking the loop."""
     return await asyncio.to_thread(function, *args, **kwargs)

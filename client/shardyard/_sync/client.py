@@ -27,7 +27,7 @@ from shardyard.v1 import (
     server_service_pb2,
 )
 
-_INSPECT_S = 120.0  # Model and data are looked into before the answer.
+_INSPECT_S = 120.0  # Model and data are inspected before the answer.
 
 
 class Client:
@@ -58,12 +58,12 @@ class Client:
 
     @property
     def address(self) -> str:
-        """Where the service is."""
+        """The service's address."""
         return self._connection.address
 
     @property
     def project(self) -> str:
-        """The project that names without one belong to."""
+        """The default project of names without one."""
         return self._connection.project
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Client:
         priority: str | None = None,
         **fields: Unpack[SpecFields],
     ) -> Job:
-        """Submit a job, exactly once; files and folders here that it names are uploaded first, each once.
+        """Submit a job, exactly once; local files and folders that it names are uploaded first, each once.
 
         `spec` is a `JobSpec`, or a task with the other fields of `JobSpec` as keywords, or the content of a spec file.
         Raises: InvalidArgument with every broken rule; RequestError.
@@ -95,7 +95,7 @@ class Client:
         return self.create_job(make_draft(spec, fields, options, project=self.project))
 
     def create_job(self, draft: Draft, *, validate_only: bool = False) -> Job:
-        """Submit a job that was read from a spec file; with `validate_only` make every check and change nothing."""
+        """Submit a job that was read from a spec file; with `validate_only` run every check and change nothing."""
         request = build(
             job_service_pb2.CreateJobRequest,
             parent=self._connection.parent,
@@ -109,7 +109,7 @@ class Client:
         return Job(self._connection, message)
 
     def plan(self, spec: Spec, **fields: Unpack[SpecFields]) -> Plan:
-        """What the job would need; nothing runs. Files and folders here are uploaded to be looked into."""
+        """What the job would need; nothing runs. Local files and folders are uploaded for inspection."""
         return read(Plan, self.plan_message(make_draft(spec, fields, JobOptions(), project=self.project)))
 
     def plan_message(self, draft: Draft) -> Any:
@@ -141,15 +141,15 @@ class Client:
         return Job(self._connection, message)
 
     def upload_dataset(self, path: str | Path) -> Dataset:
-        """Upload a file or folder; what the service already has is not sent again."""
+        """Upload a file or folder; files that the service already has are not sent again."""
         return Dataset(self._connection, upload(self._connection, local_path("path", path), "datasets"))
 
     def upload_model(self, path: str | Path) -> Model:
-        """Upload a Hugging Face folder; what the service already has is not sent again."""
+        """Upload a Hugging Face folder; files that the service already has are not sent again."""
         return Model(self._connection, upload(self._connection, local_path("path", path), "models"))
 
     def models(self, *, page_size: int = 0, show_uploading: bool = False) -> Iterator[Model]:
-        """The project's models, the newest first; `show_uploading` adds those whose upload is not finished."""
+        """The project's models, the newest first; `show_uploading` adds unfinished uploads."""
         request = build(
             model_service_pb2.ListModelsRequest,
             parent=self._connection.parent,
@@ -169,7 +169,7 @@ class Client:
         return Model(self._connection, self._connection.call(self._connection.models.GetModel, request))
 
     def datasets(self, *, page_size: int = 0, show_uploading: bool = False) -> Iterator[Dataset]:
-        """The project's data sets, the newest first; `show_uploading` adds those whose upload is not finished."""
+        """The project's data sets, the newest first; `show_uploading` adds unfinished uploads."""
         request = build(
             dataset_service_pb2.ListDatasetsRequest,
             parent=self._connection.parent,
@@ -190,7 +190,7 @@ class Client:
         return Dataset(self._connection, message)
 
     def _upload_all(self, draft: Draft) -> None:
-        """Send what the job names here, and write the names of what the service made of it into the job."""
+        """Upload the local files that the job names, and replace them in the job by their names in the service."""
         for item in draft.uploads:
             collection: Collection = item.collection
             resource = upload(self._connection, item.path, collection)

@@ -1,5 +1,5 @@
 # Made from the async source by client/generate_sync.py: change that, never this.
-"""The connection to one service: channel, stubs, and every error as one of ours."""
+"""The connection to one service: channel, stubs, and conversion of every error to the SDK's."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Connection:
         self._channel.close()
 
     def call(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
-        """Make a unary call, again when the service says when.
+        """Make a unary call, and repeat it when the service says so.
 
         Raises: RequestError.
         """
@@ -110,7 +110,7 @@ class Connection:
             runtime.sleep(delay)
 
     def call_patiently(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
-        """Make a unary call that changes nothing, again while nobody answers.
+        """Make a read-only unary call, repeated while the service does not answer.
 
         Raises: RequestError; Unavailable after `reconnect_for` seconds.
         """
@@ -128,7 +128,7 @@ class Connection:
         """Messages of a stream that is opened again, with a new request, whenever it breaks.
 
         `make_request` knows the cursor; `is_over` tells that nothing is left, so that a break at the end is none.
-        Raises: RequestError where opening it again would not help, or did not for `reconnect_for` seconds.
+        Raises: RequestError if opening it again would not help, or did not for `reconnect_for` seconds.
         """
         self._check_open()
         patience = self.patience()
@@ -154,18 +154,18 @@ class Connection:
     def upload(self, method: Any, messages: Any) -> Any:
         """Make a client-streaming call.
 
-        Raises: grpc.RpcError, for the caller to decide whether to go on from what arrived.
+        Raises: grpc.RpcError, for the caller to decide whether to continue from what arrived.
         """
         self._check_open()
         return method(messages, metadata=self._metadata)
 
     def patience(self) -> Patience:
-        """For mending one stream."""
+        """The patience for reopening one stream."""
         return Patience(self.reconnect_for, self.address)
 
 
 def _repeatable_methods() -> list[tuple[str, str]]:
-    """Unary methods that do no harm when made twice: all but Delete, which would answer NOT_FOUND the second time."""
+    """Unary methods that are safe to call twice: all but Delete, which would answer NOT_FOUND the second time."""
     return [
         (service.full_name, method.name)
         for module in _MODULES

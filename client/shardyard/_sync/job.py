@@ -1,5 +1,5 @@
 # Made from the async source by client/generate_sync.py: change that, never this.
-"""A job: followed, waited for, looked into, stopped."""
+"""One job: watch it, wait for it, inspect it, stop it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MOST_GAPS = 5
 
 
 class Job:
-    """A job of the service. `info` is what was read last; `refresh()` reads it anew."""
+    """A job of the service. `info` is its state when it was last read; `refresh()` reads it again."""
 
     def __init__(self, connection: Connection, message: job_pb2.Job) -> None:
         self._connection = connection
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def uid(self) -> str:
-        """Never used again, unlike the name."""
+        """Never reused, unlike the name."""
         return self.message.uid
 
     @property
@@ -75,7 +75,7 @@ class Job:
         return self.info.state
 
     def refresh(self) -> JobInfo:
-        """Read the job anew."""
+        """Read the job again."""
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = self._connection.call(self._connection.jobs.GetJob, request)
         return self.info
@@ -83,8 +83,8 @@ class Job:
     def watch(self, *, after: int = 0, kinds: Sequence[str] = (), min_interval: float | None = None) -> Iterator[Event]:
         """Every event after the sequence `after`, each exactly once, until the job has ended.
 
-        A broken connection is mended and the stream goes on at the same event. Stopping to read never touches the job.
-        Raises: RequestError; Aborted JOB_REPLACED where the name belongs to another job now; DataLoss EVENT_GAP.
+        A broken connection is reopened, and the stream continues at the same event. Ending a watch never stops the job.
+        Raises: RequestError; Aborted JOB_REPLACED if the name now belongs to another job; DataLoss EVENT_GAP.
         """
         wanted = event_kinds(kinds)
         interval = None if min_interval is None else build_duration("min_interval", min_interval)
@@ -122,7 +122,7 @@ class Job:
         raise DataLoss(f"{self.name}: events after {cursor} do not arrive", reason="EVENT_GAP")
 
     def wait(self, timeout: float | None = None, *, check: bool = True) -> JobInfo:
-        """The job when it has ended; a paused one is waited for until somebody resumes or cancels it.
+        """The job when it has ended; a paused one is waited for until it is resumed or cancelled.
 
         Raises: JobFailed or JobCancelled unless `check` is False; DeadlineExceeded after `timeout` seconds.
         """
@@ -141,7 +141,7 @@ class Job:
         return info
 
     def cancel(self, *, lost: bool = False) -> JobInfo:
-        """Ask the job to end; as it is then.
+        """Ask the job to end; returns its new state.
 
         `lost` says that its gang is gone though the cluster does not answer: the job ends at once.
         Raises: FailedPrecondition INVALID_STATE if it has ended otherwise, or with `lost` if its gang can be reached.
@@ -151,7 +151,7 @@ class Job:
         return self.info
 
     def pause(self) -> JobInfo:
-        """Ask the job to make a checkpoint and free its slots; as it is then: `pausing`, or `paused` at once.
+        """Ask the job to make a checkpoint and free its slots; its new state is `pausing`, or `paused` at once.
 
         Raises: FailedPrecondition INVALID_STATE once its training is over.
         """
@@ -160,7 +160,7 @@ class Job:
         return self.info
 
     def resume(self) -> JobInfo:
-        """Queue the paused job again: it goes on from its newest whole checkpoint.
+        """Queue the paused job again: it continues from its newest intact checkpoint.
 
         Raises: FailedPrecondition INVALID_STATE unless it is paused.
         """
@@ -183,7 +183,7 @@ class Job:
     ) -> Iterator[LogLine]:
         """The lines that the ranks wrote; with `follow` until the job has ended; with `tail` only each rank's last.
 
-        Lines that the service left out because they were not read in time show as one line of level `warning`.
+        Lines that the service skipped because they were not read in time appear as one line of level `warning`.
         """
         cursor = ""
         min_level = _log_level(level)
@@ -214,7 +214,7 @@ class Job:
         min_step: int = 0,
         max_step: int = 0,
     ) -> dict[str, MetricSeries]:
-        """The history of the metrics named, or of all, downsampled to `max_points` a series."""
+        """The history of the metrics named, or of all, downsampled to `max_points` per series."""
         request = build(
             metric_service_pb2.QueryMetricsRequest,
             name=self.name,
@@ -253,7 +253,7 @@ class Job:
         return [read(Checkpoint, message) for message in found]
 
     def model(self) -> Model:
-        """The model that it left.
+        """The model that it trained.
 
         Raises: FailedPrecondition while there is none.
         """
@@ -278,7 +278,7 @@ class Job:
         return Dataset(self._connection, message)
 
     def _has_ended_by(self, cursor: int) -> bool:
-        """Whether a stream that ended before any terminal event may have: the job has ended, all of it was seen."""
+        """Whether a stream may end before a terminal event: the job has ended, and all its events were seen."""
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = self._connection.call_patiently(self._connection.jobs.GetJob, request)
         return self.info.is_terminal and self.message.last_event_sequence <= cursor
@@ -289,7 +289,7 @@ def _why_paused(info: JobInfo) -> str:
         return ""
     failure = info.failure
     why = f": {failure.reason}: {sentences(failure.message, failure.next_step)}" if failure else ""
-    return why or "; resume it to go on"
+    return why or "; resume it to continue"
 
 
 def _job_error(info: JobInfo) -> JobFailed | JobCancelled:

@@ -1,5 +1,5 @@
 # Made from the async source by client/generate_sync.py: change that, never this.
-"""Models and data sets of the service: asked, downloaded, deleted."""
+"""Models and data sets of the service: prediction, download, deletion."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Model:
         return read(ModelInfo, self.message)
 
     def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
-        """An answer to each text, pair of texts, `Words` or `Items`, in the order asked.
+        """An answer to each text, pair of texts, `Words` or `Items`, in the order of the inputs.
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
         language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation. Any number may be
@@ -90,7 +90,7 @@ class Model:
         return answers
 
     def download(self, folder: str | Path) -> Path:
-        """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
+        """Download its files into `folder`: checked, complete or absent; resumes an interrupted download."""
         request = model_service_pb2.GetModelRequest(name=self.name)
         self.message = self._connection.call(self._connection.models.GetModel, request)
         return download(self._connection, "models", self.message, local_path("folder", folder))
@@ -101,7 +101,7 @@ class Model:
         self._connection.call(self._connection.models.DeleteModel, request)
 
     def _ask(self, method: Any, request: Any, instances: list[Any], start: int, field: str) -> list[Any]:
-        """The answers to one batch, in parts where they would be too large for one message."""
+        """The answers to one batch, in parts if they would be too large for one message."""
         del request.instances[:]
         request.instances.extend(instances)
         try:
@@ -145,7 +145,7 @@ class Dataset:
         return read(DatasetInfo, self.message)
 
     def download(self, folder: str | Path) -> Path:
-        """Its files into `folder`: checked, whole or absent; a broken download goes on where it stopped."""
+        """Download its files into `folder`: checked, complete or absent; resumes an interrupted download."""
         request = dataset_service_pb2.GetDatasetRequest(name=self.name)
         self.message = self._connection.call(self._connection.datasets.GetDataset, request)
         return download(self._connection, "datasets", self.message, local_path("folder", folder))
@@ -168,5 +168,5 @@ def pages(connection: Connection, method: Any, request: Any, field: str) -> Iter
 
 
 def _several(inputs: Sequence[Text]) -> Sequence[Text]:
-    """A single text is a list of one: its characters are surely not meant."""
+    """A single text becomes a list of one: its characters are not meant."""
     return [inputs] if isinstance(inputs, str) else inputs

@@ -1,5 +1,5 @@
 # Made from the async source by client/generate_sync.py: change that, never this.
-"""Uploads that are sent once and go on where they stopped; downloads that are whole or absent."""
+"""Uploads are sent once and continue where they stopped; downloads are complete or absent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shardyard.v1 import dataset_service_pb2, model_service_pb2, transfer_pb2
 Collection = Literal["datasets", "models"]
 
 _READY = 2  # STATE_READY of both messages.
-_MOST_DAMAGED = 5  # Chunks of one file that are asked for again.
+_MOST_DAMAGED = 5  # Damaged chunks of one file that are requested again.
 
 
 def upload(connection: Connection, path: Path, collection: Collection) -> Any:
@@ -47,15 +47,15 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
         except grpc.RpcError as error:
             ours = from_rpc(error, address=connection.address)
         if ours.reason == "UPLOAD_MISMATCH" and broke_at < committed:
-            broke_at = committed  # Somebody sent the same files meanwhile: go on from what has arrived by now.
+            broke_at = committed  # Another client sent the same files meanwhile: continue from its bytes.
             continue
         runtime.sleep(_upload_delay(ours, patience))
 
 
 def download(connection: Connection, collection: Collection, resource: Any, folder: Path) -> Path:
-    """All files of a Model or Dataset message into `folder`, which then is whole; a broken download goes on.
+    """Download all files of a Model or Dataset message into `folder`; an interrupted download continues.
 
-    Raises: RequestError, also where the folder has other files, or the disk refuses one (LOCAL_FILE); DataLoss where a
+    Raises: RequestError, also if the folder has other files, or the disk refuses one (LOCAL_FILE); DataLoss if a
     file is not what was announced.
     """
     with written_to(folder):
@@ -76,7 +76,7 @@ def _download_file(connection: Connection, collection: Collection, name: str, fi
         try:
             return runtime.in_thread(file.finish)
         except DataLoss as error:
-            # What an earlier download left here may be what is wrong: once more, from the start.
+            # The remains of an earlier download may be damaged: retry once from the start.
             if error.reason != "CHECKSUM_MISMATCH" or not file.is_resumed:
                 raise
 
@@ -84,7 +84,7 @@ def _download_file(connection: Connection, collection: Collection, name: str, fi
 def _receive(connection: Connection, collection: Collection, name: str, file: Download) -> None:
     """All bytes that are missing.
 
-    Raises: RequestError; DataLoss if the service ends in order before all have come, and then sends nothing more.
+    Raises: RequestError; DataLoss if the service ends the stream early with OK, and then sends nothing more.
     """
     kind: Any = (
         model_service_pb2.DownloadModelRequest if collection == "models" else dataset_service_pb2.DownloadDatasetRequest
@@ -125,12 +125,12 @@ def _create_method(connection: Connection, collection: Collection) -> Any:
 
 
 def _upload_delay(error: RequestError, patience: Patience) -> float:
-    """Seconds until the upload may go on.
+    """Seconds until the upload may continue.
 
-    Raises: the error where it may not.
+    Raises: the error if it may not continue.
     """
     if isinstance(error, Aborted) and error.reason == "UPLOAD_IN_PROGRESS":
-        return error.retry_after or 1.0  # Somebody sends the very same files: wait for them.
+        return error.retry_after or 1.0  # Another client is sending the same files: wait for it.
     if isinstance(error, DataLoss) and error.reason == "CRC_MISMATCH":
         return 0.0
     return patience.after(error)

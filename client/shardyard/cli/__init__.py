@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 well, 1 a job that did not end well or a call that was refused, 2 wrong usage,
+"""The command line. Exit codes: 0 success, 1 the job did not succeed or a call was refused, 2 wrong usage,
 130 stopped by Ctrl-C.
 
 Only the standard library is imported before it is known what is wanted: `shardyard --help` does not wait for gRPC.

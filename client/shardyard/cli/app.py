@@ -1,4 +1,4 @@
-"""The commands, put together, and what they end with."""
+"""All commands and their exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardyard import __version__
 from shardyard._text import is_utf8, not_utf8
 from shardyard.cli import assets, jobs, service, submitting, watching
 
-# Typer brings a click of its own, and of its errors it names only the narrowest: this is what they all are.
+# Typer bundles its own click and exports only the narrowest of its errors: this is their common base.
 CliError: Any = typer.BadParameter.__mro__[2]
 
 _HELP = "Train, fine-tune and use pretrained models on a cluster."
@@ -49,7 +49,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
 
 
 class _Command(TyperCommand):
-    """A command whose texts are UTF-8, as messages are: what is not is named by its flag."""
+    """A command whose texts must be UTF-8, as messages are; the error for any other text names its flag."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it.
@@ -82,9 +82,9 @@ def make_app() -> typer.Typer:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # A terminal without Unicode shows `?`, it ends nothing.
+        if isinstance(stream, io.TextIOWrapper):  # A terminal without Unicode shows `?` instead of failing.
             stream.reconfigure(errors="replace")
     try:
         code = _run(arguments)
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _forget_output() -> None:
-    """What is still to be printed goes nowhere, so that Python's own flush at the end finds nothing to fail with."""
+    """Discard remaining output, so that Python's own flush at the end has nothing to fail on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -122,7 +122,7 @@ def _run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
-    except OSError as error:  # A disk that is full, a folder that cannot be written: nobody's mistake here.
+    except OSError as error:  # A full disk or a folder that cannot be written: not a usage error.
         print_error(_file_error(error), as_json=as_json)
         return EXIT_ERROR
     except ShardyardError as error:

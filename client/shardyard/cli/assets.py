@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 READS_ITEMS = ("recommendation",)
 """Tasks whose models are asked with histories of items."""
 
-Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one a line of stdin.")]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one per line of stdin.")]
 Asked = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="TEXT...", help="Texts, or the items of one history; none: one text or history a line of stdin."
+        metavar="TEXT...", help="Texts, or the items of one history; none: one text or history per line of stdin."
     ),
 ]
 File = Annotated[
-    Path | None, typer.Option("--file", metavar="<path>", parser=a_path, help="A file with one text a line.")
+    Path | None, typer.Option("--file", metavar="<path>", parser=a_path, help="A file with one text per line.")
 ]
-Uploading = Annotated[bool, typer.Option("--uploading", help="Also those whose upload is not finished.")]
-Pairs = Annotated[bool, typer.Option("--pairs", help="Pairs: two arguments, or two columns with a tab between them.")]
+Uploading = Annotated[bool, typer.Option("--uploading", help="Also unfinished uploads.")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Pairs: two arguments, or two columns separated by a tab.")]
 
 
 def models(
@@ -92,7 +92,7 @@ def datasets(
 def _shown(
     columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, uploading: bool
 ) -> tuple[tuple[str, ...], Sequence[tuple[str, ...]]]:
-    """The last column, the state, tells something only if there is more than one."""
+    """The last column, the state, is shown only if there is more than one."""
     return (columns, rows) if uploading else (columns[:-1], [row[:-1] for row in rows])
 
 
@@ -102,12 +102,12 @@ def predict(
     *,
     file: File = None,
     pairs: Pairs = False,
-    threshold: Annotated[float | None, typer.Option("--threshold", help="Multi label: the least probability.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Causal: tokens at most.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Causal: 0 is the likeliest.")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", help="Multi label: least probability.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Causal: most new tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Causal: 0: the likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Causal: nucleus sampling.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Causal: seeds the sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Candidates a mask; items to recommend.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Candidates per mask; items to recommend.")] = None,
     exclude_seen: Annotated[
         bool | None,
         typer.Option("--exclude-seen/--include-seen", help="Recommend what the history has [as in training]."),
@@ -116,9 +116,9 @@ def predict(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Ask a model.
+    """Get predictions from a model.
 
-    By its task the answers are classes, numbers, continuations, what stands behind the masks, or items. A model of
+    By its task the answers are classes, numbers, continuations, candidates for masks, or items. A model of
     pictures takes paths of files, or of folders of them, in place of texts.
     """
     from shardyard._lines import printable
@@ -145,7 +145,7 @@ def predict(
         return
     for item, answer in zip(inputs, answers, strict=True):
         shown = _shown_input(item)
-        # A continuation is read behind its prompt; other answers are of one length, and stand first.
+        # A continuation is printed after its prompt; other answers have one length, and come first.
         print(
             printable(shown) + answer_line(answer)
             if answer.text is not None
@@ -167,14 +167,14 @@ def embed(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Turn texts into vectors; with --json all of their numbers."""
+    """Turn texts into vectors; with --json, print all numbers."""
     from shardyard._lines import printable
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
 
     inputs = read_inputs(texts, file, pairs=pairs)
     with open_client(address, project) as client:
-        options: Any = {"output": output, "pooling": pooling}  # Checked there, with the words of the service.
+        options: Any = {"output": output, "pooling": pooling}  # The service checks them, with its own messages.
         vectors = client.model(model).embed(inputs, max_length=max_length, normalize=normalize, **options)
     if json:
         print_json([to_plain(vector) for vector in vectors])
@@ -187,7 +187,7 @@ def embed(
 
 def upload(
     path: Annotated[Path, typer.Argument(metavar="PATH", parser=a_path, help="A file or folder.")],
-    model: Annotated[bool, typer.Option("--model", help="It is a Hugging Face folder.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="PATH is a Hugging Face folder.")] = False,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -209,14 +209,14 @@ def upload(
 
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or dataset:ID.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=a_path, help="Where to.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=a_path, help="The target folder.")],
     address: Address = None,
     project: Project = "default",
     json: Json = False,
 ) -> None:
     """Download a model or data set.
 
-    Checked, whole or absent; a broken download goes on where it stopped.
+    Checked, complete or absent; a broken download continues where it stopped.
     """
     from shardyard.cli.output import print_json
 
@@ -255,7 +255,7 @@ def _shown_input(item: Any) -> str:
 
 
 def answer_line(answer: Prediction) -> str:
-    """`good 0.982`, `3.14`, `… and so on`: what a prediction says."""
+    """`good 0.982`, `3.14`, `… and so on`: a prediction as text."""
     from shardyard._lines import printable
 
     if answer.label is not None:

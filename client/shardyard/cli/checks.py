@@ -1,4 +1,4 @@
-"""What `doctor` looks at: Python, packages, memory, disk, GPUs, and the service. Each finding says what to do."""
+"""The checks of `doctor`: Python, packages, memory, disk, GPUs, and the service. Each finding says what to do."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _EXTRAS = {
 }
 _LEAST_DISK = 5 * 2**30
 _LEAST_MEMORY = 2 * 2**30
-# One that was reached before is a loss; one that is being connected may only take its time.
+# Losing a cluster that was reached before is a failure; one that is still connecting may just be slow.
 _VERDICTS: Mapping[str, Verdict] = {"unreachable": "broken", "connecting": "note"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     verdict: Verdict
     subject: str
@@ -42,12 +42,12 @@ class Finding:
     next_step: str = ""
 
     def line(self) -> str:
-        """For people."""
+        """As a line for people."""
         return f"{self.verdict:<7} {self.subject}: {self.message}"
 
 
 def examine(client: Client, state_dir: Path | None) -> list[Finding]:
-    """Everything that can be seen from here."""
+    """All checks that can be made from this machine."""
     return [*_python(), *_packages(), *_hardware(), *_disk(state_dir), *_network(), *_service(client)]
 
 
@@ -100,7 +100,7 @@ def _available_memory() -> int | None:
 
 
 def _gpus() -> list[str]:
-    """By the driver's own tool: importing torch takes seconds."""
+    """Asks the driver's own tool: importing torch takes seconds."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -117,7 +117,7 @@ def _disk(state_dir: Path | None) -> Iterator[Finding]:
     if not os.access(existing, os.W_OK):
         yield Finding("broken", "state", f"{state_dir} cannot be written", "give --state-dir, or SHARDYARD_STATE_DIR")
     elif free < _LEAST_DISK:
-        step = "a checkpoint takes 16 bytes a parameter; give another --storage-root"
+        step = "a checkpoint takes 16 bytes per parameter; give another --storage-root"
         yield Finding("note", "state", f"{state_dir}: {size(free)} free", step)
     else:
         yield Finding("works", "state", f"{state_dir}: {size(free)} free")
@@ -170,7 +170,7 @@ def _storage(storage: StorageInfo) -> Finding:
 
 
 def _confinement(holds: Mapping[str, str]) -> Iterator[Finding]:
-    """What the processes that open clients' files may do, as the service says."""
+    """The rights of the processes that open clients' files, as the service reports them."""
     if not holds:
         return
     whole = holds.get("landlock", "").startswith("version")

@@ -1,4 +1,4 @@
-"""A job by flags, for who has no spec file yet: each flag is a field of the spec, and goes on top of a file's."""
+"""A job from flags, without a spec file: each flag is a field of the spec, and overrides a file's."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ PATHS = {
 
 
 class UsageError(InvalidArgument):
-    """What is wrong with the command or its file; nothing was sent."""
+    """An error in the command or its file; nothing was sent."""
 
     @classmethod
     def of(cls, error: InvalidArgument) -> Self:
-        """The same error, as one of usage."""
+        """The same error as a usage error."""
         return cls(error.message, reason=error.reason, metadata=error.metadata, violations=error.violations)
 
 
@@ -68,7 +68,7 @@ class JobFlags:
 
     task: Annotated[str | None, _option("--task", help=f"One of {', '.join(TASKS)}.")] = None
     model: Annotated[str | None, _option("--model", help="A folder, hub:owner/name, model:ID, or server:/path.")] = None
-    architecture: Annotated[str | None, _option("--architecture", help="Instead of --model: a fresh gpt2, bert, …")] = (
+    architecture: Annotated[str | None, _option("--architecture", help="Instead of --model: a new gpt2, bert, …")] = (
         None
     )
     tokenizer: Annotated[str | None, _option("--tokenizer", help="A folder, hub:owner/name, or model:ID.")] = None
@@ -79,9 +79,9 @@ class JobFlags:
     text_pair: Annotated[str | None, _option("--text-pair", help="The column with the second text.")] = None
     label: Annotated[str | None, _option("--label", help="The column with the label.")] = None
     label_column: Annotated[
-        list[str] | None, _option("--label-column", help="multi-label: a column of 0 and 1, one a class; repeat it.")
+        list[str] | None, _option("--label-column", help="multi-label: a column of 0 and 1, one per class; repeatable.")
     ] = None
-    label_separator: Annotated[str | None, _option("--label-separator", help="multi-label: between two labels.")] = None
+    label_separator: Annotated[str | None, _option("--label-separator", help="multi-label: the separator.")] = None
     problem: Annotated[str | None, _option("--problem", help="single-label, multi-label, or regression.")] = None
     pooling: Annotated[str | None, _option("--pooling", help="mean, cls, last, or max.")] = None
     max_length: Annotated[int | None, _option("--max-length", help="Longest text in tokens.")] = None
@@ -94,7 +94,7 @@ class JobFlags:
     epochs: Annotated[float | None, _option("--epochs", help="Passes over the training data.")] = None
     max_steps: Annotated[int | None, _option("--max-steps", help="Optimizer steps, instead of --epochs.")] = None
     batch_size: Annotated[int | None, _option("--batch-size", help="Samples in a step, over all workers.")] = None
-    learning_rate: Annotated[float | None, _option("--learning-rate", "--lr", help="The highest learning rate.")] = None
+    learning_rate: Annotated[float | None, _option("--learning-rate", "--lr", help="The peak learning rate.")] = None
     precision: Annotated[str | None, _option("--precision", help="fp32 or bf16.")] = None
     seed: Annotated[int | None, _option("--seed", help="Seeds everything random.")] = None
     workers: Annotated[int | None, _option("--workers", help="How many workers.")] = None
@@ -112,15 +112,15 @@ class JobFlags:
         return {
             field.name: value
             for field in dataclasses.fields(self)
-            # A repeatable flag that nobody gave is an empty list.
+            # A repeatable flag that is not given is an empty list.
             if (value := getattr(self, field.name)) is not None and value != []
         }
 
     def merged(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """A spec file's content with the flags on top.
+        """A spec file's content, overridden by the flags.
 
         Raises: UsageError for a task that does not exist, or flags without the task that they belong to;
-        InvalidArgument where the file has a value in the place of the fields that a flag goes into.
+        InvalidArgument if the file has a value instead of the fields that a flag sets.
         """
         made: dict[str, Any] = _copy(data)
         if not self.overrides():
@@ -201,17 +201,17 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _task_paths() -> dict[str, tuple[str, ...]]:
-    """Where each task stands below `job.spec`, by its name as a flag."""
-    from shardyard._convert import task_paths  # Here: a help text does without protobuf.
+    """The path of each task below `job.spec`, by its name as a flag."""
+    from shardyard._convert import task_paths  # Imported here: a help text does not need protobuf.
     from shardyard.v1 import spec_pb2
 
     return {path[-1].replace("_", "-"): path for path in task_paths(spec_pb2.JobSpec.DESCRIPTOR)}
 
 
 def _given_task(spec: dict[str, Any]) -> tuple[str, ...]:
-    """Where the spec has its task already.
+    """The path of the task that the spec already has.
 
-    Raises: UsageError where it has none.
+    Raises: UsageError if it has none.
     """
     for path in _task_paths().values():
         fields, here = spec, "job.spec"
@@ -233,7 +233,7 @@ def _with_columns(source: Any, columns: Mapping[str, Any], path: str) -> Any:
 
 
 def _with_source(written: Any, value: str) -> Any:
-    """Other data in the place of what the file names; columns, format and the like stay as they are."""
+    """Data that replaces the file's; columns, format and the like are kept."""
     if not isinstance(written, Mapping):
         return value
     return {**{key: item for key, item in written.items() if key not in ("uri", "dataset")}, "uri": value}
@@ -244,7 +244,7 @@ def _has(value: Any, key: str) -> bool:
 
 
 def _here(text: str) -> str:
-    """A path that exists, made absolute: the spec file may lie elsewhere. An empty text is refused later."""
+    """An existing path, made absolute: the spec file may be in another folder. An empty text is refused later."""
     path = expanded(text)
     return str(path.resolve()) if text.strip() and path.exists() else text
 
@@ -257,9 +257,9 @@ def _put(spec: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _below(parent: dict[str, Any], name: str, path: str = "") -> dict[str, Any]:
-    """The fields under a name of the mapping at `path`, made where there are none.
+    """The fields under a name of the mapping at `path`, made if there are none.
 
-    Raises: InvalidArgument where a value stands there.
+    Raises: InvalidArgument if there is a value instead.
     """
     written = _written(parent, name)
     value = {} if is_empty(parent.get(written)) else parent[written]
@@ -273,7 +273,7 @@ def _below(parent: dict[str, Any], name: str, path: str = "") -> dict[str, Any]:
 
 
 def _written(spec: Mapping[str, Any], name: str) -> str:
-    """The name as it is written in the spec already."""
+    """The name as the spec already spells it."""
     return next((known for known in spec if known in (name, _camel(name))), name)
 
 

@@ -17,7 +17,7 @@ def list_jobs(
     *,
     filter: Annotated[str, typer.Option("--filter", help="Such as 'state = running AND labels.team = nlp'.")] = "",
     order_by: Annotated[str, typer.Option("--order-by", help="Such as 'create_time desc' [that].")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of jobs.")] = 50,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -41,7 +41,7 @@ def list_jobs(
 
 
 def get(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
-    """Show a job: what it is, how far it is, what it left."""
+    """Show a job: its settings, progress and results."""
     from shardyard._lines import printable, sentences
     from shardyard.cli.output import print_json, print_pairs
     from shardyard.cli.plain import to_plain
@@ -80,11 +80,11 @@ def get(job: JobName, address: Address = None, project: Project = "default", jso
 def logs(
     job: JobName,
     *,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue until the job has ended.")] = False,
     rank: Annotated[int | None, typer.Option("--rank", min=0, help="Only this rank.")] = None,
     attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt.")] = None,
     level: Annotated[str | None, typer.Option("--level", help="At least debug, info, warning, or error.")] = None,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Only the last so many lines of each rank.")] = 0,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Only this many last lines of each rank.")] = 0,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -107,8 +107,8 @@ def metrics(
     job: JobName,
     names: Annotated[list[str] | None, typer.Argument(metavar="METRIC...", help="Such as loss [all].")] = None,
     *,
-    max_points: Annotated[int, typer.Option("--max-points", min=3, help="Points a metric.")] = 1000,
-    all_attempts: Annotated[bool, typer.Option("--all-attempts", help="Those of lost attempts as well.")] = False,
+    max_points: Annotated[int, typer.Option("--max-points", min=3, help="Points per metric.")] = 1000,
+    all_attempts: Annotated[bool, typer.Option("--all-attempts", help="Include points of lost attempts.")] = False,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -139,7 +139,7 @@ def cancel(
     job: JobName,
     *,
     lost: Annotated[
-        bool, typer.Option("--lost", help="Its gang is gone, though the cluster does not answer: end the job at once.")
+        bool, typer.Option("--lost", help="Its gang is gone, but the cluster does not answer: end the job at once.")
     ] = False,
     address: Address = None,
     project: Project = "default",
@@ -160,7 +160,7 @@ def pause(job: JobName, address: Address = None, project: Project = "default", j
 
 
 def resume(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:
-    """Let a paused job go on from its newest checkpoint."""
+    """Continue a paused job from its newest checkpoint."""
     with open_client(address, project) as client:
         info = client.job(job).resume()
     _print_state(info, as_json=json)

@@ -1,4 +1,4 @@
-"""Options that many commands have, and the client that they lead to."""
+"""Options shared by many commands, and the client made from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_path(text: str) -> Path:
 
 def open_client(address: str | None, project: str) -> Client:
     """A client; the token comes from SHARDYARD_TOKEN."""
-    from shardyard._sync.client import Client  # Here: gRPC takes longer to import than --help may.
+    from shardyard._sync.client import Client  # Imported here: gRPC takes longer to import than --help may take.
 
     return Client(address, project=project)
 
@@ -42,7 +42,7 @@ def open_client(address: str | None, project: str) -> Client:
 def command_line(verb: str, name: str, *arguments: str, address: str | None) -> str:
     """A command about the resource of that full name, as it is to be typed in this shell.
 
-    The name is short where the project is the one that a command takes here; `address` is what this command was given.
+    The name is short if the project is the one that a command takes here; `address` is what this command was given.
     """
     from shardyard._lines import printable
 

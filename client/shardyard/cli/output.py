@@ -1,6 +1,6 @@
 """What commands print: tables and lines for people, JSON for programs, and errors as both.
 
-With `--json` stdout holds one JSON document, or JSON lines where there is a stream; an error is `{"error": {…}}` there.
+With `--json` stdout holds one JSON document, or JSON lines if there is a stream; an error is `{"error": {…}}` there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def print_json_line(data: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """A table without frames, or the sentence `empty`."""
-    from rich.console import Console  # Here: programs that ask for JSON do not wait for it.
+    from rich.console import Console  # Imported here: programs that ask for JSON do not wait for it.
     from rich.table import Table
     from rich.text import Text
 
@@ -47,14 +47,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """Names and values, one a line, those without a value left out."""
+    """Names and values, one per line, without those that have no value."""
     for name, value in pairs:
         if value:
             print(f"{name:<12} {printable(value)}")
 
 
 def print_error(error: ShardyardError, *, as_json: bool) -> None:
-    """What went wrong: each broken rule on a line of its own, then what to do."""
+    """Print an error: each violation on its own line, then what to do."""
     if as_json:
         print_json_line({"error": error.to_dict()})
         return

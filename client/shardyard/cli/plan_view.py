@@ -1,4 +1,4 @@
-"""A plan for people: the batch as it adds up, the memory as it is made up, the verdict."""
+"""A plan for people: how the batch adds up, what the memory consists of, the verdict."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 _VERDICTS = {
     "fits": "fits",
-    "tight": "tight: the states fit, with the activations it is close",
-    "no_fit": "does not fit: the model states alone are larger",
+    "tight": "tight: the states fit, but with the activations it is close",
+    "no_fit": "does not fit: the model states alone are too large",
 }
 
 
@@ -39,7 +39,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def stats_line(stats: DataStats) -> str:
-    """What data holds: `60 samples, 1,200 tokens, 0.0 % of the texts cut, 2.1 % of the tokens unknown`."""
+    """The data's numbers: `60 samples, 1,200 tokens, 0.0 % of the texts cut, 2.1 % of the tokens unknown`."""
     return (
         f"{stats.num_samples:,} samples, {stats.num_tokens:,} tokens, {100 * stats.cut_share:.1f} % of the texts cut, "
         f"{100 * stats.unknown_share:.1f} % of the tokens unknown"
@@ -47,7 +47,7 @@ def stats_line(stats: DataStats) -> str:
 
 
 def batch_line(batch: BatchPlan) -> str:
-    """`micro 8 × accumulation 2 × workers 2 = 32`, or each rank's share where that does not divide."""
+    """`micro 8 × accumulation 2 × workers 2 = 32`, or each rank's share if that does not divide."""
     product = batch.micro_batch_size * batch.accumulation_steps * batch.workers
     if product == batch.global_batch_size:
         return (
@@ -59,7 +59,7 @@ def batch_line(batch: BatchPlan) -> str:
 
 
 def memory_line(memory: MemoryPlan) -> str:
-    """What one worker needs, part by part, and whether it has that."""
+    """The memory that one worker needs, part by part, and whether it has enough."""
     parts = {
         "weights": memory.parameters_bytes,
         "gradients": memory.gradients_bytes,

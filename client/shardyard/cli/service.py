@@ -19,7 +19,7 @@ StateDir = Annotated[
         envvar="SHARDYARD_STATE_DIR",
         metavar="<path>",
         parser=a_path,
-        help="Where the service keeps its state.",
+        help="The folder for the service's state.",
         show_default=False,
     ),
 ]
@@ -47,7 +47,7 @@ def serve(
     data_root: Annotated[
         list[str] | None, typer.Option("--data-root", help="A folder whose files jobs may name; may be repeated.")
     ] = None,
-    projects: Annotated[list[str] | None, typer.Option("--project", help="A further project; may be repeated.")] = None,
+    projects: Annotated[list[str] | None, typer.Option("--project", help="Another project; may be repeated.")] = None,
     launcher: Annotated[str | None, typer.Option("--launcher", help="ray or local (no Ray) [ray].")] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")
@@ -58,7 +58,7 @@ def serve(
         bool, typer.Option("--insecure", help="Listen beyond this machine, without a password.")
     ] = False,
 ) -> None:
-    """Run the service. Ctrl-C stops it; jobs that run go on where Ray holds them."""
+    """Run the service. Ctrl-C stops it; running jobs continue if Ray holds them."""
     given = {
         "listen": listen,
         "state_dir": state_dir,
@@ -120,11 +120,11 @@ def doctor(
 
 
 def _settings(given: dict[str, Any]) -> Any:
-    """The coordinator's Settings, complaints of which are usage errors."""
+    """The coordinator's Settings; invalid ones are usage errors."""
     module = _server("settings")
     try:
         return module.Settings(**given)
-    except ValueError as error:  # What pydantic raises is one; `errors()` has each complaint.
+    except ValueError as error:  # pydantic's error is a ValueError; `errors()` lists each complaint.
         complaints: list[Any] = getattr(error, "errors", list)()
         words = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
@@ -146,5 +146,5 @@ def _server(module: str) -> Any:
 
 
 def _state(given: Path | None) -> Path:
-    """The state directory, as the service finds it."""
+    """The state directory that the service would use."""
     return given if given is not None else Path(_server("settings").default_state_dir())

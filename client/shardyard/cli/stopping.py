@@ -1,4 +1,4 @@
-"""Stopping the service of a state directory: its jobs where asked, its process, then the Ray that it started."""
+"""Stops the service of a state directory: its jobs if asked, its process, then the Ray that it started."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from shardyard._sync.job import Job
 from shardyard.errors import DeadlineExceeded, FailedPrecondition, ShardyardError
 
 _CANCEL_S = 60.0
-# A gang that cannot be reached is not waited for longer than this.
+# The longest wait for a gang that cannot be reached.
 _UNREACHABLE_S = 5.0
 _LOOK_S = 1.0
 _DRAIN_S = 60.0
-# What the next start does not go on with.
+# States that the next start does not continue training from.
 _SETTLED = ("cancelling", "pausing", "paused")
 _RAY = "ray.json"
 _LIVE = "state != SUCCEEDED AND state != FAILED AND state != CANCELLED"
@@ -59,12 +59,12 @@ class Stopped:
         found = found or [f"nothing runs for {self.state_dir}"]
         if self.unreachable and not self.ray:
             found.append(
-                "a gang that does not answer may run on; if it is gone for good, end its job at the next start: "
+                "a gang that does not answer may still run; if it is permanently gone, end its job at the next start: "
                 f"shardyard cancel --lost {self.unreachable[0]}"
             )
         if self.not_cancelled:
             found.append(
-                "no service answered, so nothing was cancelled: jobs that have not ended go on at its next start"
+                "no service answered, so nothing was cancelled: jobs that have not ended continue at its next start"
             )
         return found
 
@@ -86,9 +86,9 @@ class _Settled:
 
 
 def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
-    """Stop it; whether live jobs are cancelled must be said where there are any.
+    """Stop it; if there are live jobs, the caller must say whether to cancel them.
 
-    Raises: FailedPrecondition where there are live jobs and nothing was said, or the process does not end.
+    Raises: FailedPrecondition if there are live jobs and the caller did not say, or the process does not end.
     """
     record = _record(state_dir)
     settled = None
@@ -105,7 +105,7 @@ def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
 
 
 def start_ticks(pid: int) -> int:
-    """When a process started, in ticks since boot; 0 where it is gone, or the system does not tell."""
+    """When a process started, in ticks since boot; 0 if it is gone, or if the system does not report it."""
     with contextlib.suppress(OSError):
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return 0 if stat[0] in "ZX" else int(stat[19])
@@ -113,7 +113,7 @@ def start_ticks(pid: int) -> int:
 
 
 def is_service(record: dict[str, Any]) -> bool:
-    """Whether the process that wrote the record runs still: its number may have been given out again."""
+    """Whether the process that wrote the record still runs: its number may have been reused."""
     pid, started = int(record["pid"]), int(record["start_ticks"])
     if Path("/proc/self").exists():
         return bool(started) and start_ticks(pid) == started
@@ -124,7 +124,7 @@ def is_service(record: dict[str, Any]) -> bool:
 
 
 def _record(state_dir: Path) -> dict[str, Any] | None:
-    """What the running service wrote about itself; None where none runs."""
+    """What the running service wrote about itself; None if none runs."""
     try:
         record = json.loads((state_dir / "coordinator.json").read_text())
         return record if is_service(record) else None
@@ -148,7 +148,7 @@ def _settle_jobs(address: str, *, cancel_jobs: bool | None, has_ray: bool) -> _S
             some = ", ".join(job.id for job in kept[:5])
             raise FailedPrecondition(
                 f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({some}{' …' * (len(kept) > 5)}): "
-                "stop with --cancel-jobs, or with --keep-jobs to let them go on at the next start",
+                "stop with --cancel-jobs, or with --keep-jobs to continue them at the next start",
                 reason="JOBS_LIVE",
             )
         is_elsewhere = cluster is not None and cluster.launcher == "ray" and not has_ray
@@ -167,10 +167,10 @@ def _what_follows(job: Job, *, is_elsewhere: bool) -> str:
     if _is_unreachable(job):
         return "does not answer; the next start asks it again"
     if is_elsewhere and job.state not in ("queued", "recovering"):
-        return "runs on in its cluster; the next start goes on watching it"
+        return "keeps running in its cluster; the next start watches it again"
     if job.info.latest_checkpoint:
-        return "goes on at the next start, from its last checkpoint"
-    return "begins anew at the next start: it has no checkpoint yet"
+        return "continues at the next start, from its last checkpoint"
+    return "starts over at the next start: it has no checkpoint yet"
 
 
 def _cancel(live: list[Job]) -> _Settled:
@@ -212,15 +212,15 @@ def _end_process(record: dict[str, Any]) -> None:
 def _hangs(pid: int) -> str:
     return (
         f"process {pid} has not ended after {_DRAIN_S:.0f} s; its log says why. If it hangs, `kill -9 {pid}` ends it: "
-        "what it has accepted is not lost, and `shardyard serve` goes on from there"
+        "what it has accepted is not lost, and `shardyard serve` continues from there"
     )
 
 
 def _stop_ray(state_dir: Path) -> bool:
-    """End the Ray of the state directory, where one runs."""
+    """End the Ray of the state directory, if one runs."""
     if not (state_dir / _RAY).exists():
         return False
-    # By name: the SDK never imports the coordinator; who has a state directory has it installed.
+    # Imported by name: the SDK never imports the coordinator; a machine with a state directory has it installed.
     head = importlib.import_module("shardyard_coordinator.launch.ray_head").EmbeddedHead(state_dir, cpus=1)
     ran = bool(head.alive())
     asyncio.run(head.stop())

@@ -31,14 +31,14 @@ def submit(
     sets: Overrides = None,
     job_id: Annotated[str | None, typer.Option("--job-id", "--name", help="The job's id [made from the task].")] = None,
     watch: Annotated[bool, typer.Option("--watch/--detach", help="Follow the job, or return at once.")] = True,
-    validate_only: Annotated[bool, typer.Option("--validate-only", help="Make every check, run nothing.")] = False,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Run all checks, but no job.")] = False,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
 ) -> None:
     """Submit a job from a spec file, or by flags.
 
-    Flags go on top of the file, --set on top of both. Ctrl-C stops looking, never the job.
+    Flags override the file, --set overrides both. Ctrl-C stops watching, never the job.
     """
     from shardyard.cli.output import print_json_line
     from shardyard.cli.plain import to_plain
@@ -74,7 +74,7 @@ def plan(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Say what a job would need; nothing runs."""
+    """Show what a job would need; nothing runs."""
     from shardyard._convert import read, to_plain
     from shardyard.cli.output import print_json
     from shardyard.cli.plan_view import print_plan
@@ -98,7 +98,7 @@ def _draft(
 ) -> tuple[SpecFile | None, Draft]:
     """The job from file, flags and `--set`, in this order of precedence, the last winning.
 
-    Raises: UsageError for what is wrong here, before anything was sent.
+    Raises: UsageError for errors found here, before anything is sent.
     """
     import dataclasses
 
@@ -121,9 +121,9 @@ def _draft(
 
 
 def _merged(source: SpecFile | None, flags: JobFlags, sets: list[str]) -> dict[str, Any]:
-    """The file's content with flags and `--set` on top.
+    """The file's content, overridden by flags and `--set`.
 
-    Raises: InvalidArgument, with the line where something stands in their way.
+    Raises: InvalidArgument, with the line if a value is in their way.
     """
     from shardyard.errors import InvalidArgument
     from shardyard.specfile import overridden

@@ -1,4 +1,4 @@
-"""The texts that `predict` and `embed` are asked with: arguments, a file, or stdin."""
+"""The inputs of `predict` and `embed`: arguments, a file, or stdin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
     """The texts or pairs, in order.
 
-    Raises: BadParameter, with the number of the line where one is wrong.
+    Raises: BadParameter, with the line number if a line is wrong.
     """
     if texts:
         if not pairs:
@@ -38,7 +38,7 @@ def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
     """Histories of items: the arguments are one; of a file or of stdin each line is one, its items parted by tabs if
     there are any, else by spaces.
 
-    Raises: BadParameter, with the number of the line where one is wrong.
+    Raises: BadParameter, with the line number if a line is wrong.
     """
     from shardyard.types import Items
 
@@ -71,7 +71,7 @@ def as_pictures(inputs: Sequence[Any]) -> list[Path]:
 
 
 def _lines(raw: bytes) -> Iterator[str]:
-    """The lines of a UTF-8 file. Only a line feed ends one: what else Python takes for an end may stand in a text."""
+    """The lines of a UTF-8 file. Only a line feed ends one: texts may contain Python's other line ends."""
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").split(b"\n"), start=1):
         try:
             text = line.removesuffix(b"\r").decode()

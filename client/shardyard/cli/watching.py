@@ -1,4 +1,4 @@
-"""`watch`: a live view on a terminal, plain lines elsewhere; Ctrl-C leaves the job alone and says how to go on."""
+"""`watch`: a live view on a terminal, plain lines elsewhere; Ctrl-C leaves the job alone and says how to continue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def watch(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Follow a job until it has ended, through its pauses. Ctrl-C stops looking, never the job."""
+    """Follow a job until it has ended, through its pauses. Ctrl-C stops watching, never the job."""
     with open_client(address, project) as client:
         raise typer.Exit(follow(client.job(job), after=after, as_json=json, address=address))
 
@@ -42,7 +42,7 @@ def follow(job: Job, *, after: int = 0, as_json: bool = False, address: str | No
                 view.show(event)
                 last = event.sequence
                 if event.state == "paused":
-                    view.say(f"paused; to go on: {command_line('resume', job.name, address=address)}")
+                    view.say(f"paused; to continue: {command_line('resume', job.name, address=address)}")
     except KeyboardInterrupt:
         if not as_json:
             again = command_line("watch", job.name, "--after", str(last), address=address)
@@ -55,7 +55,7 @@ def follow(job: Job, *, after: int = 0, as_json: bool = False, address: str | No
 
 
 class _JsonView:
-    """One event a line."""
+    """One event per line."""
 
     def __enter__(self) -> _JsonView:
         return self
@@ -71,11 +71,11 @@ class _JsonView:
         print_json_line(event_to_plain(event))
 
     def say(self, text: str) -> None:
-        """What people are told beside the events."""
+        """Messages for people beside the events."""
 
 
 class _LineView(_JsonView):
-    """One event a line, for people."""
+    """One event per line, for people."""
 
     def show(self, event: Event) -> None:
         """Print it."""
@@ -157,7 +157,7 @@ class _LiveView:
 
 
 def _print_end(job: Job, address: str | None) -> None:
-    """What it left, or why it failed, and the next command."""
+    """Its result, or why it failed, and the next command."""
     from shardyard._lines import metrics_line, printable
     from shardyard._names import last_part
 

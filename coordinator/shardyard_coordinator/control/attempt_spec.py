@@ -22,13 +22,13 @@ def build_launch(
 ) -> Launch:
     """The launch of an attempt that is recorded. Its resume points are the committed checkpoints of earlier ones.
 
-    Raises: Refused where a model or data set that the job reads is gone.
+    Raises: Refused if a model or data set that the job reads is gone.
     """
     spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
     where = locations(
         conn, walk(spec).uses, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir), claim=settings.claim
     )
-    # Those found damaged come last: a storage may be whole again, and without any the run would begin anew unasked.
+    # Those found damaged come last: a storage may be whole again, and without any the run would begin again unasked.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)
     candidates = [each for each in found if each.epoch < attempt.epoch]
     told = worker_pb2.AttemptSpec(

@@ -48,7 +48,7 @@ class Collector:
         self._unsubscribe = store.subscribe(self._hear)
 
     def follow(self, key: AttemptKey) -> None:
-        """Begins to follow an attempt that is recorded; nothing where it is followed already."""
+        """Begins to follow an attempt that is recorded; nothing if it is followed already."""
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._run(key))
 

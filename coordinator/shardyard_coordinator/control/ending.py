@@ -64,7 +64,7 @@ def end_attempt(
 ) -> JobRecord:
     """Nothing of the gang runs any more: its slots are free, and the job takes its next step.
 
-    `ok`: every rank ended well. `lost`: why a person says so, where the cluster does not.
+    `ok`: every rank ended well. `lost`: why a person says so, if the cluster does not.
     Raises: StaleWrite if the attempt had ended already.
     """
     job, attempt = _current(conn, job_uid, epoch)
@@ -226,7 +226,7 @@ def resumes_from(job: JobRecord) -> str:
 
 
 def _refills(verdict: Verdict, attempt: AttemptRecord, *, progress: bool) -> bool:
-    """Whether the attempt has made up for the failures before it: by a checkpoint where the cause is nobody's fault,
+    """Whether the attempt has made up for the failures before it: by a checkpoint if the cause is nobody's fault,
     else by an hour that ended with one."""
     return progress and (verdict.retries is None or attempt.end_us - attempt.create_us >= _REFILL_US)
 

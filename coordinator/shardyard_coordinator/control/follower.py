@@ -96,7 +96,7 @@ class Follower:
         self._wake.set()
 
     async def run(self) -> None:
-        """Follows the attempt to its end; StaleWrite only where the attempt is somebody else's."""
+        """Follows the attempt to its end; StaleWrite only if the attempt is somebody else's."""
         if await self._launch():
             await self._follow()
         await self._release()
@@ -323,7 +323,7 @@ class Follower:
         except StorageFailed as failed:
             return storage_failure(failed)
         if self._launcher.name == "local" and presence is Presence.ABSENT:
-            # Stopping the service is no failure of the job, and does not use up its retries.
+            # Stopping the service is not a failure of the job, and does not use up its retries.
             text = "the gang ended with the coordinator that ran it"
             return job_pb2.FailureReport(reason=Cause.DRAINED.value, message=text)
         node = attempt.placement[0][0] if attempt.placement else ""
@@ -379,7 +379,7 @@ class Follower:
                 await self._write(lambda conn: record_answer(conn, *self._load(conn), now_us))
 
     async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0, *, together: bool = False) -> _T:
-        """Writes, and writes again where the store is full or busy: what a gang tells is not lost to that."""
+        """Writes, and writes again if the store is full or busy: what a gang tells is not lost to that."""
         while True:
             try:
                 if together:

@@ -34,7 +34,7 @@ def find_checkpoints(job_dir: Path, job_uid: str, below_epoch: int) -> list[Chec
 
 def _read(path: Path, job_uid: str, epoch: int, step: int) -> CheckpointRecord | None:
     try:
-        if not path.is_file():  # Reading a pipe would wait for ever.
+        if not path.is_file():  # Reading a pipe would wait forever.
             raise ValueError("it is not a file")
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("it is too large")

@@ -28,7 +28,7 @@ _MAX_ID = 63
 def register(
     conn: Connection, job: JobRecord, attempt: AttemptRecord, exported: worker_pb2.Exported, now_us: int
 ) -> ResourceRecord:
-    """Registers the verified result under the job's own id, or that id and a part of its uid where it is taken."""
+    """Registers the verified result under the job's own id, or that id and a part of its uid if it is taken."""
     kind = output_kind(job)
     made = exported.model
     new = NewUpload(

@@ -1,7 +1,7 @@
 """What lies in the places of the service's own files, looked at before anything is opened.
 
 A folder, a pipe, or a link that leads nowhere in the place of a file is said in words with the next step. Opening it
-would say less, or wait for ever.
+would say less, or wait forever.
 """
 
 from __future__ import annotations

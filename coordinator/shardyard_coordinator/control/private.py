@@ -16,7 +16,7 @@ _OTHERS = 0o077
 
 
 def make_private(folder: Path) -> None:
-    """Makes the folder where it is missing, and takes others' rights to it away.
+    """Makes the folder if it is missing, and takes others' rights to it away.
 
     Raises: FolderShared if it belongs to another account, or to everybody; OSError.
     """

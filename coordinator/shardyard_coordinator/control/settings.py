@@ -34,7 +34,7 @@ class ControlSettings:
     log_interval_s: float = 1.0
     # Uploads and folders without rows are swept when they are older than this.
     sweep_after_s: float = 86_400.0
-    # 0: events are kept for ever.
+    # 0: events are kept forever.
     event_retention_s: float = 0.0
     # A deleted job's request id is known for this long.
     request_retention_s: float = 30 * 86_400.0

@@ -1,7 +1,7 @@
 """The rows of the store as frozen records: what every part of the coordinator passes around.
 
 Bytes are serialised `shardyard.v1` messages, which only `wire` and `encode` open. Times are microseconds since
-1970 UTC, 0 where there is none.
+1970 UTC, 0 if there is none.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class JobRecord:
 
     @property
     def slots(self) -> int:
-        """Slots that its gang holds: GPUs, or CPU cores where it asks for no GPU."""
+        """Slots that its gang holds: GPUs, or CPU cores if it asks for no GPU."""
         return self.workers * self.slots_per_worker
 
     @property

@@ -37,7 +37,7 @@ class AgentError(Exception):
 
 
 class AgentLink:
-    """One agent at a time, started again with back-off, for ever.
+    """One agent at a time, started again with back-off, forever.
 
     With a `head`, that Ray is started first, found again, and replaced when it dies; else `address` is somebody else's.
     An agent that runs but answers nothing (it was stopped, or hangs) is not `connected` after `late_s`, and is replaced
@@ -91,7 +91,7 @@ class AgentLink:
         return self._writer is not None and not self._is_late
 
     async def at_each_connection(self, header: Header, body: bytes = b"") -> None:
-        """Sends a request now, where there is an agent, and to each later one as its first."""
+        """Sends a request now, if there is an agent, and to each later one as its first."""
         self._on_connect.append((header, body))
         if self.connected:
             with contextlib.suppress(Unreachable):
@@ -101,7 +101,7 @@ class AgentLink:
         """The agent's answer. Where none is connected yet, waits for one as long as for an answer.
 
         `hurry`: is given up as soon as the agent is found to answer nothing.
-        Raises: Unreachable where there is no agent, it goes away, or does not answer in time; AgentError.
+        Raises: Unreachable if there is no agent, it goes away, or does not answer in time; AgentError.
         """
         if not await until(lambda: self.connected, timeout_s=min(timeout_s, _PATIENCE_S)):
             raise Unreachable(self.message)

@@ -53,7 +53,7 @@ class Folders:
 class FolderWatch:
     """Says whether folders were exchanged since a process was confined to them.
 
-    Landlock's rules are about what lay at a path when they were made: a folder that was removed and made anew, a link
+    Landlock's rules are about what lay at a path when they were made: a folder that was removed and made again, a link
     that leads elsewhere, or a new mount is not allowed. The kernel keeps the numbers of what a rule is about from
     being given again.
     """

@@ -169,7 +169,7 @@ class _Process:
 
 
 class Answering:
-    """Asks each model's process; begins one where there is none. `fork` makes one."""
+    """Asks each model's process; begins one if there is none. `fork` makes one."""
 
     def __init__(self, fork: Callable[[], Awaitable[Fork]], *, memory_bytes: int) -> None:
         self._fork = fork

@@ -48,7 +48,7 @@ _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cau
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank's process ended; `code` is None where it was lost, never started, or ended by a signal.
+    """How a rank's process ended; `code` is None if it was lost, never started, or ended by a signal.
 
     `memory`: the kernel ended it for want of memory.
     """
@@ -345,7 +345,7 @@ class Attempt:
 
 
 def read_tail(path: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, at most TAIL_BYTES of them; empty where there is none."""
+    """The last lines of a log, at most TAIL_BYTES of them; empty if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

@@ -27,7 +27,7 @@ def read_claim(path: Path) -> str:
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
-        return _read(path)  # A handle that an NFS client had kept; the name is looked up anew now.
+        return _read(path)  # A handle that an NFS client had kept; the name is looked up again now.
 
 
 def _read(path: Path) -> str:

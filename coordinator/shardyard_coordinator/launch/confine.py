@@ -175,7 +175,7 @@ def drop_capabilities(kept: int = _CAPABILITIES) -> None:
 
 
 def forbid_network() -> None:
-    """Takes TCP away from this process, on top of what holds already; nothing where the kernel cannot."""
+    """Takes TCP away from this process, on top of what holds already; nothing if the kernel cannot."""
     version = landlock_version()
     if version >= 4:
         ruleset = _new_ruleset((0, 3))

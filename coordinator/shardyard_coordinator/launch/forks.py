@@ -154,7 +154,7 @@ class WarmProcess:
     ) -> WarmProcess:
         """Starts one and waits until it has imported everything.
 
-        Raises: OSError; WarmProcessGone where it ends meanwhile.
+        Raises: OSError; WarmProcessGone if it ends meanwhile.
         """
         rotate(log)
         with log.open("ab") as stream:
@@ -274,7 +274,7 @@ def _heard(exchange: asyncio.Future[dict[str, Any]]) -> None:
 
 
 def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
-    """Begins a log anew that has grown over its size; one earlier one is kept. Who writes into it appends."""
+    """Begins a log again that has grown over its size; one earlier one is kept. Who writes into it appends."""
     try:
         if (size := log.stat().st_size) > most_bytes:
             with log.open("rb") as stream:

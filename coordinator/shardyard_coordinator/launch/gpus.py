@@ -22,7 +22,7 @@ class GpuFacts:
 def usable_gpus(count: int | None = None, devices: Path = Path("/dev")) -> list[str]:
     """The first `count`, else all NVIDIA devices that there are for this process; what CUDA_VISIBLE_DEVICES calls them.
 
-    A torch that was built without CUDA can use none: where no count is given, there are none then.
+    A torch that was built without CUDA can use none: if no count is given, there are none then.
     """
     found = [path.name[6:] for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()]
     if count is None and not _torch_has_cuda():

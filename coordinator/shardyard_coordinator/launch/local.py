@@ -127,15 +127,15 @@ class LocalLauncher:
         return Presence.DEAD if key in self._dead else Presence.ABSENT
 
     async def events_after(self, key: AttemptKey, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
-        """WorkerEvents with a sequence over `after`; LookupError where the gang is ABSENT or DEAD."""
+        """WorkerEvents with a sequence over `after`; LookupError if the gang is ABSENT or DEAD."""
         return await self._gang(key).attempt.events_after(after, timeout_s=timeout_s, limit=limit)
 
     async def direct(self, key: AttemptKey, directive: bytes) -> None:
-        """Gives the gang a Directive; LookupError where the gang is ABSENT or DEAD."""
+        """Gives the gang a Directive; LookupError if the gang is ABSENT or DEAD."""
         self._gang(key).attempt.direct(directive)
 
     async def kill(self, key: AttemptKey) -> None:
-        """Ends the gang's processes and waits for them; no error where there are none."""
+        """Ends the gang's processes and waits for them; no error if there are none."""
         gang = self._gangs.get(key)
         if gang is None:
             return
@@ -202,7 +202,7 @@ async def _kill_ranks(gang: _Gang) -> None:
 
 
 def _prepare(spec: worker_pb2.AttemptSpec) -> Spool:
-    """Makes the attempt's folder: spec.json, logs, and a spool that goes on where one is there already."""
+    """Makes the attempt's folder: spec.json, logs, and a spool that goes on if one is there already."""
     folder = make_attempt_folder(spec)
     write_spec(spec)
     return Spool(folder / SPOOL_NAME)

@@ -95,7 +95,7 @@ def _group_of(pid: int, root: Path) -> Path | None:
 
 
 def _memberships(pid: int, root: Path) -> Iterator[tuple[Path, str]]:
-    """(where the hierarchy is mounted, the group's path in it), that of version 1 first: it has the memory if any."""
+    """(if the hierarchy is mounted, the group's path in it), that of version 1 first: it has the memory if any."""
     try:
         lines = (root / "proc" / str(pid) / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], bool], *, timeout_s: float | None, every_s: float = 0.02) -> bool:
-    """Asks again and again, for as long as it takes where there is no timeout; whether it came true."""
+    """Asks again and again, for as long as it takes if there is no timeout; whether it came true."""
     loop = asyncio.get_running_loop()
     end = None if timeout_s is None else loop.time() + timeout_s
     while not condition():

@@ -163,7 +163,7 @@ class ProcessCompute:
     def _forget(self, call: asyncio.Task[bytes]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # Seen here, where its caller has left.
+            call.exception()  # Seen here, if its caller has left.
 
     async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
         await self._follow_folders()
@@ -207,7 +207,7 @@ class ProcessCompute:
                 task.add_done_callback(self._forget)
 
     async def _tidy(self) -> None:
-        """Ends forks that were kept long enough, and begins the log anew when it is long."""
+        """Ends forks that were kept long enough, and begins the log again when it is long."""
         while True:
             await asyncio.sleep(_KEPT_S / 4)
             self._end_kept(older_than_s=asyncio.get_running_loop().time() - _KEPT_S)
@@ -246,7 +246,7 @@ class ProcessCompute:
         return self._warm_process
 
     async def _keep(self) -> None:
-        """Has a warm process running, for ever."""
+        """Has a warm process running, forever."""
         backoff_s = 0.1
         while True:
             was_ready = await self._run_one()

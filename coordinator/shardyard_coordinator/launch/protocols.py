@@ -127,7 +127,7 @@ class Launcher(Protocol):
     name: str
 
     async def start(self) -> None:
-        """Begins to connect; returns at once and goes on trying for ever."""
+        """Begins to connect; returns at once and goes on trying forever."""
 
     async def close(self, *, stop_cluster: bool) -> None:
         """Lets go of the cluster; with `stop_cluster` also ends what this service started of it."""
@@ -147,14 +147,14 @@ class Launcher(Protocol):
     async def events_after(self, key: AttemptKey, after: int, *, timeout_s: float, limit: int) -> list[bytes]:
         """WorkerEvents with a sequence over `after`, in order; waits up to `timeout_s` for the first.
 
-        Raises: Unreachable; LookupError where the attempt is ABSENT or DEAD.
+        Raises: Unreachable; LookupError if the attempt is ABSENT or DEAD.
         """
 
     async def direct(self, key: AttemptKey, directive: bytes) -> None:
-        """Gives the gang a Directive; LookupError where the attempt is ABSENT or DEAD."""
+        """Gives the gang a Directive; LookupError if the attempt is ABSENT or DEAD."""
 
     async def kill(self, key: AttemptKey) -> None:
-        """Ends the attempt's processes and returns when they are confirmed gone; no error where there are none."""
+        """Ends the attempt's processes and returns when they are confirmed gone; no error if there are none."""
 
 
 class ComputeUnavailable(Exception):
@@ -169,7 +169,7 @@ class InputFailed(Exception):
     """What was read is at fault: it ended its process, took too much of time or memory, or nobody foresaw it.
 
     The same question would end the same way. `field`, `what` and `reason` are of the last note of what was being read,
-    empty where there is none; `how` goes on after "reading it"; `log` is for the log.
+    empty if there is none; `how` goes on after "reading it"; `log` is for the log.
     """
 
     def __init__(self, how: str, *, note: Mapping[str, str], log: str = "") -> None:

@@ -192,7 +192,7 @@ class Agent:
     async def _ask(self, key: AttemptKey, call: Callable[[Any], Any]) -> Any:
         """A supervisor's answer.
 
-        Raises: LookupError where it is ABSENT or DEAD; Unavailable, RayError, TimeoutError.
+        Raises: LookupError if it is ABSENT or DEAD; Unavailable, RayError, TimeoutError.
         """
         handle = self._handles.get(key) or await asyncio.to_thread(_find, _name(key))
         if handle is None:
@@ -249,7 +249,7 @@ class ComputePlace:
         self._warming = asyncio.create_task(self._begin())
 
     async def call(self, payload: bytes) -> bytes:
-        """The answer to a call. Raises: Unavailable; RayError where the actor is gone."""
+        """The answer to a call. Raises: Unavailable; RayError if the actor is gone."""
         actor = await self._living()
         try:
             answer: bytes = await actor.call.remote(payload)
@@ -388,7 +388,7 @@ def _nodes() -> list[Header]:
 
 
 def _node_with_cpus() -> str:
-    """A node that gangs may live on; any where there is none at the moment."""
+    """A node that gangs may live on; any if there is none at the moment."""
     return str(max(_nodes(), key=lambda node: node["cpus"])["id"])
 
 

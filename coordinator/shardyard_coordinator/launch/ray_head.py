@@ -231,7 +231,7 @@ def _is_process(pid: int, start_time: float) -> bool:
 
 
 def started_at(pid: int) -> float | None:
-    """When a process started, in units that mean something only here; None where it is gone.
+    """When a process started, in units that mean something only here; None if it is gone.
 
     On Linux in ticks since boot: psutil's seconds since 1970 change when somebody sets the clock.
     """

@@ -78,7 +78,7 @@ class RayLauncher:
         self._seen_on: dict[AttemptKey, str] = {}
 
     async def start(self) -> None:
-        """Begins to connect; returns at once and goes on trying for ever."""
+        """Begins to connect; returns at once and goes on trying forever."""
         await self.link.start()
 
     async def close(self, *, stop_cluster: bool) -> None:
@@ -88,7 +88,7 @@ class RayLauncher:
             await self._head.stop()
 
     async def cluster(self) -> ClusterView:
-        """The cluster as it is now; with its last known id where it does not answer."""
+        """The cluster as it is now; with its last known id if it does not answer."""
         try:
             if not self.link.connected:
                 raise Unreachable(self.link.message)
@@ -113,7 +113,7 @@ class RayLauncher:
         await self._ask("ensure", launch.key, header, launch.spec, timeout_s=_ENSURE_S)
 
     async def lookup(self, key: AttemptKey) -> Presence:
-        """Whether the attempt's supervisor is there; DEAD also where the cluster that it was on is gone."""
+        """Whether the attempt's supervisor is there; DEAD also if the cluster that it was on is gone."""
         presence = Presence((await self._ask("lookup", key, timeout_s=_ASK_S)).decode())
         if presence == Presence.ALIVE:
             self._seen_on[key] = self.link.cluster_id
@@ -127,11 +127,11 @@ class RayLauncher:
         return split(await self._ask("events", key, header, timeout_s=timeout_s + _POLL_GRACE_S))
 
     async def direct(self, key: AttemptKey, directive: bytes) -> None:
-        """Gives the gang a Directive; LookupError where the attempt is ABSENT or DEAD."""
+        """Gives the gang a Directive; LookupError if the attempt is ABSENT or DEAD."""
         await self._ask("direct", key, body=directive, timeout_s=_ASK_S)
 
     async def kill(self, key: AttemptKey) -> None:
-        """Ends ranks and supervisor and returns when they are gone; no error where there are none."""
+        """Ends ranks and supervisor and returns when they are gone; no error if there are none."""
         await self._ask("kill", key, timeout_s=_KILL_S)
         self._seen_on.pop(key, None)
 

@@ -121,7 +121,7 @@ class Spool:
 
 
 def read_spool(path: Path, after: int, limit: int | None = None) -> list[bytes]:
-    """Events with a sequence over `after`, for when their supervisor is gone; empty where there is no file."""
+    """Events with a sequence over `after`, for when their supervisor is gone; empty if there is no file."""
     if not path.exists():
         return []
     events: list[bytes] = []

@@ -10,7 +10,7 @@ from shardyard_coordinator.scheduling.policy import Blocked, Constraint, Pending
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a job does not run yet, in words and numbers; `until` is in seconds, 0 where it is not known."""
+    """Why a job does not run yet, in words and numbers; `until` is in seconds, 0 if it is not known."""
 
     constraint: Constraint
     message: str

@@ -67,7 +67,7 @@ _Reason = tuple[QueuedJob, job_pb2.PendingInfo, bool]
 @dataclass(frozen=True)
 class _Told:
     """What is to be told. `ends`: when the first back-off does, in seconds. `place`: after which the next look begins;
-    `more_s`: how soon it should, None where the whole line has been seen.
+    `more_s`: how soon it should, None if the whole line has been seen.
     """
 
     reasons: tuple[_Reason, ...]
@@ -115,7 +115,7 @@ class SchedulingLoop:
         return sum(slots_of(node) for node in view.nodes), sum(free_slots(snapshot).values())
 
     async def step(self) -> float | None:
-        """One pass, whole; answers the seconds until the next one is due by itself, None where none is."""
+        """One pass, whole; answers the seconds until the next one is due by itself, None if none is."""
         self._seen = view = await self._launcher.cluster()
         ends = await self._start_gangs(view)
         return min((due for due in (self._until(ends), await self._say_why(view)) if due is not None), default=None)
@@ -196,7 +196,7 @@ class SchedulingLoop:
         return None if ends is None else max(ends - self._clock.now_us() / 1e6, 0.0)
 
     async def _tell(self, made: _Told) -> bool:
-        """Records why jobs wait: with an event where the reason is another one, without where its numbers are.
+        """Records why jobs wait: with an event if the reason is another one, without if its numbers are.
 
         False: it was left off, because a gang has ended.
         """
@@ -297,7 +297,7 @@ def _look(
     policy: Policy,
     place: int,
 ) -> _Told | None:
-    """Why these wait; None where nobody does."""
+    """Why these wait; None if nobody does."""
     if not queued:
         return None
     now = now_us // 1_000_000

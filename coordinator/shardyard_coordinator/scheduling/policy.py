@@ -123,7 +123,7 @@ class Start:
 
 
 class Blocked(NamedTuple):
-    """Why not: slots needed, slots free, whom it waits for, and until when where that is known (0: not).
+    """Why not: slots needed, slots free, whom it waits for, and until when if that is known (0: not).
 
     `others`: slots that are held, but not by this service's gangs.
     """

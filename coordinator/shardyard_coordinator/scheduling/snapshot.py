@@ -46,7 +46,7 @@ def pending_jobs(queued: Sequence[QueuedJob | LineJob], view: ClusterView, now_u
 
 
 def slots_of(node: Node) -> int:
-    """GPUs where a node has any, else CPU cores."""
+    """GPUs if a node has any, else CPU cores."""
     return node.gpus or node.cpus
 
 

@@ -105,7 +105,7 @@ class App:
         ]
 
     def bind(self, address: str) -> int:
-        """Binds its own door and answers the port; raises OSError where that cannot be."""
+        """Binds its own door and answers the port; raises OSError if that cannot be."""
         return self._door.server.bind(address)
 
     async def start(self) -> None:
@@ -129,7 +129,7 @@ def descriptors() -> Iterator[ServiceDescriptor]:
 
 
 def methods(services: Iterable[Service]) -> Iterator[Method]:
-    """Every method of every descriptor with its behaviour; KeyError where one has none."""
+    """Every method of every descriptor with its behaviour; KeyError if one has none."""
     by_name = {service.full_name: service.behaviours() for service in services}
     for service in descriptors():
         for method in service.methods:

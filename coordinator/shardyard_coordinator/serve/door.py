@@ -43,7 +43,7 @@ class Late:
         ]
 
     def open(self, services: Iterable[Service]) -> None:
-        """Lets the calls through, also those that wait; KeyError where a method has no behaviour."""
+        """Lets the calls through, also those that wait; KeyError if a method has no behaviour."""
         real = {service.full_name: service.behaviours() for service in services}
         for each in self._descriptors:
             for method in each.methods:
@@ -99,7 +99,7 @@ class Door:
     late: Late
 
     async def start(self, address: str) -> int:
-        """Binds and begins to answer; the port. Raises: OSError where the address is taken or not this machine's."""
+        """Binds and begins to answer; the port. Raises: OSError if the address is taken or not this machine's."""
         port = self.server.bind(address)
         await self.server.start()
         return port

@@ -61,7 +61,7 @@ class GuardedServer:
         )
 
     def bind(self, address: str) -> int:
-        """Binds and answers the port; raises OSError where the address is taken or not this machine's."""
+        """Binds and answers the port; raises OSError if the address is taken or not this machine's."""
         try:
             port = cast(int, self._server.add_insecure_port(address))
         except RuntimeError as error:

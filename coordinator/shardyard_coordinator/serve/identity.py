@@ -28,7 +28,7 @@ class Named(NamedTuple):
 
 
 def identify(named: Named, roots: Sequence[str]) -> bytes:
-    """Of all files: that of the URIs, then that of the folders. Refused where a URI is not under a root or not regular.
+    """Of all files: that of the URIs, then that of the folders. Refused if a URI is not under a root or not regular.
 
     The worker that opens them checks again: what is checked here may have been replaced by then. One of the service's
     own folders may be gone, which is an identity of its own: the planner says what is missed.
@@ -46,7 +46,7 @@ def hub_folders(hubs: Iterable[spec_pb2.HubModel], cache_dir: str) -> tuple[str,
 
 
 def are_pinned(hubs: Iterable[spec_pb2.HubModel]) -> bool:
-    """Whether they mean the same models for ever: a branch of a Hub model moves."""
+    """Whether they mean the same models forever: a branch of a Hub model moves."""
     return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
@@ -80,7 +80,7 @@ def _or_gone(folder: str) -> str:
 
 
 def _identity(path: Path) -> str:
-    """Raises: OSError where it is not there, or not a regular file or folder."""
+    """Raises: OSError if it is not there, or not a regular file or folder."""
     found = path.stat()
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(f"{path} is neither a file nor a folder")

@@ -38,7 +38,7 @@ _NEXT_STEP = "leave out what is unusual in it"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a question is about, where its process has not said what it was reading; `prefix` goes before fields."""
+    """What a question is about, if its process has not said what it was reading; `prefix` goes before fields."""
 
     field: str
     what: str

@@ -88,7 +88,7 @@ class LogService:
 
 
 def _chosen(request: pb.TailLogsRequest, job: JobRecord) -> Chosen:
-    """What is asked for; Refused where the job has no such rank or attempt."""
+    """What is asked for; Refused if the job has no such rank or attempt."""
     found = []
     if request.HasField("rank") and request.rank >= job.workers:
         text = f"`{request.rank}`: the gang has ranks 0 to {job.workers - 1}; give one of them, or leave it out for all"

@@ -64,7 +64,7 @@ class Parts:
         return claim_of(self.storage, self.store.store_id)
 
     def name(self, kind: str, name: str) -> names.Name:
-        """A validated name's parts; Refused ACCESS_DENIED where its project is not the caller's.
+        """A validated name's parts; Refused ACCESS_DENIED if its project is not the caller's.
 
         The answer is the same whether such a project exists or not, and comes before anything is looked up.
         """
@@ -102,7 +102,7 @@ class Cluster:
         self._asking: asyncio.Task[None] | None = None
 
     async def view(self) -> ClusterView:
-        """Waits a little where the last answer is very old; a cluster that does not answer holds nobody up."""
+        """Waits a little if the last answer is very old; a cluster that does not answer holds nobody up."""
         now = time.monotonic()
         if now - self._asked_s > self._keep_s and self._asking is None:
             self._asked_s = now

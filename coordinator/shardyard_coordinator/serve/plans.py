@@ -81,7 +81,7 @@ class Plans:
         self._shapes: tuple[ClusterView | None, dict[int, bytes]] = (None, {})
 
     async def at_hand(self, walked: WalkedSpec) -> Planned | None:
-        """The plan of a spec that names nothing in the store, where it is in memory, for the files as they are now.
+        """The plan of a spec that names nothing in the store, if it is in memory, for the files as they are now.
 
         Refuses nothing: None says that the store has to be asked, and why the spec cannot be planned if it cannot.
         """

@@ -57,7 +57,7 @@ class Shared(Generic[_T]):
         finally:
             work.waiting -= 1
             if not work.waiting and not work.task.done() and self._num_left() > self._most_left:
-                del self._works[key]  # Whoever asks from now on begins anew.
+                del self._works[key]  # Whoever asks from now on begins again.
                 work.task.cancel()
 
     def _num_left(self) -> int:

@@ -38,7 +38,7 @@ class Tokens:
         return base64.urlsafe_b64encode(_VERSION + self._mac(kind, binding, body) + body).rstrip(b"=").decode()
 
     def read(self, kind: str, binding: str, token: str) -> Any:
-        """The payload; ValueError where the token is not one of this kind and binding."""
+        """The payload; ValueError if the token is not one of this kind and binding."""
         try:
             data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, UnicodeEncodeError, ValueError):

@@ -104,7 +104,7 @@ class Uploads:
 
     @contextlib.contextmanager
     def _alone(self, kind: ResourceKind, project: str, resource_id: str) -> Iterator[None]:
-        """Holds the resource; Refused UPLOAD_IN_PROGRESS where another call does."""
+        """Holds the resource; Refused UPLOAD_IN_PROGRESS if another call does."""
         key = (kind, project, resource_id)
         if key in self._live:
             text = f"`{resource_id}` is being uploaded or deleted by another call; wait for it, or choose another id"
@@ -254,7 +254,7 @@ class Uploads:
         await asyncio.to_thread(cut, folder, [file for file in files if file.path in sizes])
 
     async def _verify(self, record: ResourceRecord, folder: Path, files: Sequence[FileRecord], call: Call) -> None:
-        """Compares every sha256; a file that differs begins anew."""
+        """Compares every sha256; a file that differs begins again."""
         await asyncio.to_thread(make_empty, folder, files)
         wrong = [
             dataclasses.replace(file, committed_bytes=0) for file in await asyncio.to_thread(differing, folder, files)
@@ -306,7 +306,7 @@ def _over_quota(text: str) -> Refused:
 
 
 def _finish(conn: Connection, record: ResourceRecord, description: bytes) -> ResourceRecord:
-    """READY; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND where a sweep has taken it for abandoned."""
+    """READY; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND if a sweep has taken it for abandoned."""
     resources.get_resource(conn, record.kind, record.project, record.resource_id)
     return resources.finish_upload(conn, record.uid, description)
 

@@ -90,7 +90,7 @@ class Watcher:
 
 
 def _find(conn: Connection, project: str, job_id: str, request: job_service_pb2.WatchJobRequest) -> JobRecord:
-    """The job, also a deleted one that the caller knows by uid; Refused where the cursor does not fit it."""
+    """The job, also a deleted one that the caller knows by uid; Refused if the cursor does not fit it."""
     try:
         job = jobs.get_job(conn, project, job_id)
     except Refused:

@@ -35,7 +35,7 @@ class TooManyNodes(Exception):
 
 
 def shape_of(descriptor: Descriptor, known: dict[str, dict[int, Any]] | None = None) -> Shape:
-    """The shape of a message type; recursive where the type is."""
+    """The shape of a message type; recursive if the type is."""
     known = {} if known is None else known
     if descriptor.full_name in known:
         return known[descriptor.full_name]

@@ -53,7 +53,7 @@ def start_attempt(
 ) -> tuple[JobRecord, AttemptRecord]:
     """Records a launch before it happens: QUEUED → PREPARING, the next epoch, STARTING.
 
-    `placement` has (node, workers on it) pairs. Raises: StaleWrite where the job is no longer queued.
+    `placement` has (node, workers on it) pairs. Raises: StaleWrite if the job is no longer queued.
     """
     epoch = job.epoch + 1
     nodes = [node for node, workers in placement for _ in range(workers)]
@@ -130,7 +130,7 @@ def get_attempt(conn: Connection, job_uid: str, epoch: int) -> AttemptRecord | N
 
 
 def require_attempt(conn: Connection, job_uid: str, epoch: int) -> AttemptRecord:
-    """The attempt. Raises: StaleWrite where there is none (any more)."""
+    """The attempt. Raises: StaleWrite if there is none (any more)."""
     attempt = get_attempt(conn, job_uid, epoch)
     if attempt is None:
         raise StaleWrite(f"there is no attempt {epoch} of job {job_uid}")

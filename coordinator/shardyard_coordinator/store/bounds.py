@@ -72,7 +72,7 @@ def count(value: int) -> int:
 
 
 def small_count(value: int) -> int:
-    """The same where the message has only 32 bits for it."""
+    """The same if the message has only 32 bits for it."""
     return min(max(value, -1), _INT32)
 
 

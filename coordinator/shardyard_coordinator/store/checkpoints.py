@@ -17,7 +17,7 @@ _NEWEST_FIRST = (_checkpoint.step.desc(), _checkpoint.epoch.desc())
 
 
 def record_checkpoint(conn: Connection, record: CheckpointRecord) -> bool:
-    """Adds a committed checkpoint; False where its row is there already."""
+    """Adds a committed checkpoint; False if its row is there already."""
     if get_checkpoint(conn, record.job_uid, record.epoch, record.step) is not None:
         return False
     values = {**dataclasses.asdict(record), "state": record.state.value}
@@ -26,7 +26,7 @@ def record_checkpoint(conn: Connection, record: CheckpointRecord) -> bool:
 
 
 def set_checkpoint_state(conn: Connection, record: CheckpointRecord, state: CheckpointState) -> bool:
-    """Moves a checkpoint from the state that was read; False where somebody was faster."""
+    """Moves a checkpoint from the state that was read; False if somebody was faster."""
     guard = (
         _checkpoint.job_uid == record.job_uid,
         _checkpoint.epoch == record.epoch,

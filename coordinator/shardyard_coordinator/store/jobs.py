@@ -160,7 +160,7 @@ def record(
 
 
 def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
-    """Records that the job is to end: at once where it holds nothing, else CANCELLING. Idempotent.
+    """Records that the job is to end: at once if it holds nothing, else CANCELLING. Idempotent.
 
     Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise).
     """

@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).parent / "migrations"
 
 
 def migrate(conn: Connection, trace: Trace) -> None:
-    """Runs the migrations that are missing. Raises: StoreTooNew where the store has one that this version lacks."""
+    """Runs the migrations that are missing. Raises: StoreTooNew if the store has one that this version lacks."""
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -20,7 +20,7 @@ _ORDER = (_job.priority.desc(), _job.id)
 _LIGHT = select(*(_job[name] for name in LineJob._fields)).where(*_WAITS).order_by(*_ORDER)
 _HEAD = Prepared(_LIGHT.limit(bindparam("most")))
 _REST = Prepared(_LIGHT.limit(1 << 31).offset(bindparam("first")))
-# Everybody's place in line, from that index alone: a job's row is long, and is read where it is asked for.
+# Everybody's place in line, from that index alone: a job's row is long, and is read if it is asked for.
 _LINE = (
     select(
         _job.id,
@@ -76,7 +76,7 @@ def some_queued(conn: Connection, first: int, after: int, until: int, most: int)
 
 
 def set_pending(conn: Connection, rows: Sequence[tuple[QueuedJob, bytes, EventDraft | None]], now_us: int) -> None:
-    """Records why jobs wait, with an event if there is one; nothing where a job has changed since it was read."""
+    """Records why jobs wait, with an event if there is one; nothing if a job has changed since it was read."""
     logs = []
     for job, info, event in rows:
         values: dict[str, Any] = {"job": job.uid, "seen": job.version, "queued": JobState.QUEUED.value, "now": now_us}

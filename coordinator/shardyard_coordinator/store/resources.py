@@ -133,7 +133,7 @@ def commit_parts(conn: Connection, uid: str, sizes: Mapping[str, int]) -> None:
 
 
 def reset_parts(conn: Connection, uid: str, paths: Sequence[str]) -> None:
-    """Records that files have to be sent anew: what arrived is not what was announced."""
+    """Records that files have to be sent again: what arrived is not what was announced."""
     mine = (_file.resource_uid == uid, _file.path == bindparam("at"))
     conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=0), [{"at": path} for path in paths])
 

@@ -1,4 +1,4 @@
-"""How statements run: compiled once where they are hot, and with what the transaction carries beside them."""
+"""How statements run: compiled once if they are hot, and with what the transaction carries beside them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rows:
         return iter(self._rows)
 
     def first(self) -> tuple[Any, ...] | None:
-        """The first row, None where there is none."""
+        """The first row, None if there is none."""
         return self._rows[0] if self._rows else None
 
     def scalar_one(self) -> Any:
@@ -164,7 +164,7 @@ def execute(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any
 def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tuple[_T | None, Exception | None]:
     """What an operation answers, or what it raises: then it has changed nothing, and has no event to tell.
 
-    Raises: DBAPIError, where it is not about the operation's own values.
+    Raises: DBAPIError, if it is not about the operation's own values.
     """
     events: list[EventRecord] = conn.info[_EVENTS]
     before = len(events)

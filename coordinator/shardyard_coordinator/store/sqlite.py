@@ -150,8 +150,8 @@ def _begin(conn: Connection) -> None:
 def empty_log(conn: Connection, path: Path) -> bool:
     """Moves a long write-ahead log into the database; False: it is long, and readers did not let it be emptied now.
 
-    SQLite by itself begins the log anew only when nobody reads it. With readers that overlap there is no such moment,
-    and it grows for ever; once all of it is in the database, new readers need it no longer, and the last ones are
+    SQLite by itself begins the log again only when nobody reads it. With readers that overlap there is no such moment,
+    and it grows forever; once all of it is in the database, new readers need it no longer, and the last ones are
     waited for. Outside of transactions only.
     """
     try:

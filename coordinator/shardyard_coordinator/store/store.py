@@ -34,7 +34,7 @@ _CHECKED_JOBS = 1000
 def lock_store(url: str | Path, clock: Clock) -> sqlite.FileLock:
     """Takes the store for this process, which is quick; `open_store` then opens it, which may take seconds.
 
-    `url` is a path or `sqlite:///` and a path. Raises: StoreFailure (StoreLocked where another coordinator is on it),
+    `url` is a path or `sqlite:///` and a path. Raises: StoreFailure (StoreLocked if another coordinator is on it),
     ValueError for another kind of URL.
     """
     path = _path(url)
@@ -44,7 +44,7 @@ def lock_store(url: str | Path, clock: Clock) -> sqlite.FileLock:
 
 
 async def open_store(url: str | Path, clock: Clock, trace: Trace, *, lock: sqlite.FileLock | None = None) -> Store:
-    """Opens the store: migrations, checks, lease; `lock` is let go of where that fails. Raises: as `lock_store`."""
+    """Opens the store: migrations, checks, lease; `lock` is let go of if that fails. Raises: as `lock_store`."""
     path = _path(url)
     lock = lock or lock_store(url, clock)
     try:

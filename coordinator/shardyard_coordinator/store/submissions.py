@@ -88,7 +88,7 @@ def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> Crea
     """Accepts a job: request id, row, labels, event 1 and its plan's warnings, in the caller's transaction.
 
     The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED;
-    MODEL_NOT_FOUND, DATASET_NOT_FOUND where what it reads was deleted since it was planned.
+    MODEL_NOT_FOUND, DATASET_NOT_FOUND if what it reads was deleted since it was planned.
     """
     if new.request_id:
         found = find_request(conn, actor.principal, new.request_id, new.fingerprint)
@@ -117,7 +117,7 @@ def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int
 
 
 def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[JobRecord]:
-    """Raises: IntegrityError where a name or a request id is taken; Refused where a model or data set is gone."""
+    """Raises: IntegrityError if a name or a request id is taken; Refused if a model or data set is gone."""
     for name in {name for new, _ in submissions for name in new.uses}:
         ready_resource(conn, name)  # It was there when the job was planned, and from here on it is held.
     requests = [

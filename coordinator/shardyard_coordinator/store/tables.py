@@ -1,6 +1,6 @@
 """The tables (docs/reliability.md): what is filtered, ordered or decided on has a column, all else is protobuf bytes.
 
-Times are BIGINT microseconds UTC, 0 where there is none; there is nothing here that PostgreSQL could not hold.
+Times are BIGINT microseconds UTC, 0 if there is none; there is nothing here that PostgreSQL could not hold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-# SQLite numbers rows by itself only where the key's type is exactly INTEGER.
+# SQLite numbers rows by itself only if the key's type is exactly INTEGER.
 _Identity = BigInteger().with_variant(Integer(), "sqlite")
 
 

@@ -53,7 +53,7 @@ PACKED_BY_POSITIONS = frozenset(
 """Causal models in which restarted `position_ids` without an attention mask keep documents apart."""
 
 PACKED_BY_MASK = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "ernie"})
-"""Encoders in which a 4-D boolean mask keeps documents apart, and positions can be given where they are absolute."""
+"""Encoders in which a 4-D boolean mask keeps documents apart, and positions can be given if they are absolute."""
 
 PLAIN_OUTPUT_LAYER = frozenset(
     {

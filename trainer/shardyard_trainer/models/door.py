@@ -70,7 +70,7 @@ def is_allowed(name: str) -> bool:
 class Folder:
     """A folder whose files are somebody else's. Made by `open_folder`; equal folders are equally allowed to link.
 
-    `roots` are where its files may really lie: the folder itself, or the data roots or the cache that it is part of.
+    `roots` are where its files may really be: the folder itself, or the data roots or the cache that it is part of.
     """
 
     path: Path
@@ -110,7 +110,7 @@ class Folder:
             raise FolderInvalid(f"{shorten(name)!r} is not a file that is read from a model folder", file=name)
         reading(name)
         try:
-            # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
+            # O_NONBLOCK: opening a FIFO would wait for its writer forever.
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise _unreadable(name, error) from None

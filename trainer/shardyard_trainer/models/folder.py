@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says it is: `config.json`, and beside it `shardyard.json` where it was trained here.
+"""What a Hugging Face folder says it is: `config.json`, and beside it `shardyard.json` if it was trained here.
 
 Nothing is loaded and no code of the folder is run.
 """

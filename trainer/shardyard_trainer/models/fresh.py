@@ -108,7 +108,7 @@ def fit_config(
 
 
 def check_builds(config: Any, field: str) -> None:
-    """Raises SpecError where no model can be made of a configuration."""
+    """Raises SpecError if no model can be made of a configuration."""
     try:
         with quiet(), torch.device("meta"):
             transformers.AutoModel.from_config(config)
@@ -162,7 +162,7 @@ def _setting(config: Any, name: str) -> Any:
 
 
 def _as_meant(value: Any, before: Any) -> Any:
-    # Struct knows one kind of number: an integer is one again where it is whole and nothing else is meant.
+    # Struct knows one kind of number: an integer is one again if it is whole and nothing else is meant.
     if isinstance(value, list):
         inner = before[0] if isinstance(before, list) and before else None
         return [_as_meant(each, inner) for each in value]
@@ -235,7 +235,7 @@ def _same_kind(before: Any, after: Any) -> bool:
 
 
 def _check_heads(config: Any, overrides: Mapping[str, Any], field: str) -> None:
-    """Raises SpecError where heads cannot share keys and values, or cannot be rotated: only a forward would tell."""
+    """Raises SpecError if heads cannot share keys and values, or cannot be rotated: only a forward would tell."""
     settings = config.to_dict()
     names = [config.attribute_map.get(name, name) for name in _HEAD_SETTINGS]
     numbers = [value if isinstance(value := settings.get(name), int) else 0 for name in names]

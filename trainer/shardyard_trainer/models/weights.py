@@ -41,7 +41,7 @@ class Tensor:
 
 
 class WeightsInvalid(ValueError):
-    """A file of weights is not one that loads; `tensor` is empty where no single one is to blame."""
+    """A file of weights is not one that loads; `tensor` is empty if no single one is to blame."""
 
     def __init__(self, message: str, *, file: str, tensor: str = "") -> None:
         super().__init__(message)
@@ -80,7 +80,7 @@ def _class_of(kind: Any, config: Any) -> Any:
 
 @contextmanager
 def open_tensors(folder: Folder) -> Iterator[dict[str, Any]]:
-    """The tensors of a model by name, as slices that are read where they are used, while the files are open."""
+    """The tensors of a model by name, as slices that are read when they are used, while the files are open."""
     from safetensors import safe_open  # Heavy imports stand where weights are really read.
 
     with ExitStack() as stack:

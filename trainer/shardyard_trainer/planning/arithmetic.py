@@ -48,7 +48,7 @@ def deal(global_batch_size: int, workers: int) -> tuple[int, ...]:
 def plan_batch(global_batch_size: int, workers: int, *, micro_batch_size: int | None, most_at_once: int) -> Batch:
     """Deals the batch; an unset micro batch becomes the most even cut of a share into parts of at most `most_at_once`.
 
-    Raises BatchRefused where there are more workers than samples, or where a given micro batch does not divide.
+    Raises BatchRefused if there are more workers than samples, or if a given micro batch does not divide.
     """
     if workers > global_batch_size:
         raise BatchRefused(

@@ -12,7 +12,7 @@ from shardyard_trainer.failures import RunFailed
 
 
 def data_fingerprint(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> str:
-    """Of the bytes and the order of all data files that a spec names. Raises SpecError where one is not there."""
+    """Of the bytes and the order of all data files that a spec names. Raises SpecError if one is not there."""
     return fingerprint_of(
         {
             field: files_fingerprint(resolve_source(source, locations, field=field), field=field)

@@ -32,7 +32,7 @@ ORDER_BYTES = 60
 class Shape:
     """What the formulas ask of a model.
 
-    `num_logits` is how many outputs a position has (the vocabulary; 0 where a head has a few a text), `chunk` how many
+    `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a text), `chunk` how many
     positions have their logits in memory at once (0: all of them), `live_parameters` what ZeRO-3 gathers at once,
     `activation_bytes` what the backward pass keeps of a position in fp32 (0: by the formula for transformers).
     """

@@ -77,7 +77,7 @@ def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
 
 
 def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, *, zero_stage: int, evaluate_every: int | None) -> None:
-    """The batch where it divides exactly; an uneven one is chosen anew from the same numbers, with the same result."""
+    """The batch if it divides exactly; an uneven one is chosen again from the same numbers, with the same result."""
     if batch.is_even:
         spec.optimization.micro_batch_size = batch.micro_batch_size
     spec.parallelism.zero_stage = zero_stage

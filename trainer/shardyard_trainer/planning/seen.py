@@ -36,7 +36,7 @@ class Seen:
 
     @cached_property
     def shape(self) -> memory.Shape:
-        """The model's. Raises SpecError where none can be made."""
+        """The model's. Raises SpecError if none can be made."""
         return self.of_any_seed.shape if self.of_any_seed is not None else shape_of(self.task)
 
 

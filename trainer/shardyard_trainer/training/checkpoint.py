@@ -68,9 +68,9 @@ class Checkpoints:
         self.last_time_s = time.monotonic()
 
     def save(self, state: RunState, metrics: dict[str, float], *, is_required: bool = False) -> bool:
-        """Commits a checkpoint of `state.step`; false where there was no room and training may go on without.
+        """Commits a checkpoint of `state.step`; false if there was no room and training may go on without.
 
-        Raises: RunFailed(STORAGE_FULL or STORAGE_NOT_WRITABLE) where it `is_required`, or the third time in a row.
+        Raises: RunFailed(STORAGE_FULL or STORAGE_NOT_WRITABLE) if it `is_required`, or the third time in a row.
         """
         folder = self.folder(state.step)
         problem = self._context.gang.from_chief(self._room(folder) if self._context.gang.is_chief else None)
@@ -112,10 +112,10 @@ class Checkpoints:
             raise first
 
     def restore(self) -> RunState | None:
-        """Loads the first whole candidate into the engine; None where there are no candidates.
+        """Loads the first whole candidate into the engine; None if there are no candidates.
 
-        Raises: RunFailed(CHECKPOINT_CORRUPT) where there are some, and none is whole; RunFailed(STORAGE_UNAVAILABLE)
-        where none can be seen because the storage is not there.
+        Raises: RunFailed(CHECKPOINT_CORRUPT) if there are some, and none is whole; RunFailed(STORAGE_UNAVAILABLE)
+        if none can be seen because the storage is not there.
         """
         check_storage(self._context.attempt.locations)
         damages = []
@@ -163,7 +163,7 @@ class Checkpoints:
     def _room(self, folder: Path) -> RunFailed | None:
         """Makes the folder, or says why not: the next checkpoint and a reserve have to fit.
 
-        The folders above it are the launch's: where they are missing, so is the storage.
+        The folders above it are the launch's: if they are missing, so is the storage.
         """
         if (missing := missing_storage(self._context.attempt.locations)) is not None:
             return missing
@@ -259,7 +259,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The manifest of a committed checkpoint, or None and what is wrong with it."""
     path = folder / MANIFEST
     try:
-        if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
+        if path.exists() and not path.is_file():  # Reading a pipe would wait forever.
             return None, f"{MANIFEST} is not a file"
         manifest = json.loads(path.read_bytes())
     except OSError as error:

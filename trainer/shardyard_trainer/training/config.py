@@ -42,14 +42,14 @@ class TrainConfig:
 
 
 def resolved_spec(attempt: worker_pb2.AttemptSpec) -> spec_pb2.JobSpec:
-    """The spec with everything filled in; as submitted where there is no plan."""
+    """The spec with everything filled in; as submitted if there is no plan."""
     return attempt.plan.resolved_spec if attempt.plan.HasField("resolved_spec") else attempt.spec
 
 
 def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> TrainConfig:
     """Reads a resolved spec. What a plan would have filled in but did not gets the value that spec.proto documents.
 
-    Raises: ValueError where the spec names no duration, or the plan belongs to other data.
+    Raises: ValueError if the spec names no duration, or the plan belongs to other data.
     """
     spec = resolved_spec(attempt)
     opt = spec.optimization

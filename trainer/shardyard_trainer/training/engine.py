@@ -53,7 +53,7 @@ class PreparedMicroBatch(NamedTuple):
 
 
 def start_gang(*, rank: int, local_rank: int, world_size: int, rendezvous: str, on_gpu: bool) -> Gang:
-    """Meets the other ranks: NCCL on GPUs, gloo on CPUs, on loopback where the gang is on one node."""
+    """Meets the other ranks: NCCL on GPUs, gloo on CPUs, on loopback if the gang is on one node."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     method = rendezvous_method(rendezvous)
     keep_to_loopback(method)

@@ -20,7 +20,7 @@ def evaluate(
     max_batches: int | None = None,
     is_final: bool = False,
 ) -> dict[str, float]:
-    """The metrics of the evaluation data at `step`, on every rank; none where there is no such data. A collective.
+    """The metrics of the evaluation data at `step`, on every rank; none if there is no such data. A collective.
 
     Samples are sorted by length, the longest first, and the ranks take micro batches in turn. The metrics do not depend
     on the number of ranks. With `max_batches` only so many micro batches a rank are taken; where these are not all, the

@@ -176,7 +176,7 @@ def _verify(folder: Path, trained: _Trained) -> None:
         raise _failed(f"transformers does not read the tensor {strangers[0]!r}")
     live = trained.module
     if any(hasattr(parameter, "ds_id") for parameter in live.parameters()):
-        # At ZeRO-3 a forward pass of one rank alone would wait for the others for ever.
+        # At ZeRO-3 a forward pass of one rank alone would wait for the others forever.
         live = build_module(task, resolved_spec(trained.attempt))
         live.load_state_dict(trained.state_dict)
     samples = [SampleRef(0, index) for index in range(min(_COMPARED_SAMPLES, task.train.num_samples))]

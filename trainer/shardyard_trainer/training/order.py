@@ -54,14 +54,14 @@ class MicroSamples:
 
     @property
     def samples(self) -> list[SampleRef]:
-        """Made anew each time: a step has many micro batches, and only one of them is looked at."""
+        """Made again each time: a step has many micro batches, and only one of them is looked at."""
         return self.stretch.refs()
 
 
 class Order:
     """The order of the samples of one run.
 
-    `lengths` are the tokens of each sample, int32 [num_samples], or None where all are equally long.
+    `lengths` are the tokens of each sample, int32 [num_samples], or None if all are equally long.
     """
 
     def __init__(self, *, num_samples: int, batch_size: int, seed: int, lengths: np.ndarray | None) -> None:

@@ -17,7 +17,7 @@ class Schedule:
     total_steps: int
 
     def learning_rate(self, step: int) -> float:
-        """The rate of step `step`, counted from 0. No step has rate 0 but where `peak` is: none is wasted."""
+        """The rate of step `step`, counted from 0. No step has rate 0 but if `peak` is: none is wasted."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.kind == "constant":

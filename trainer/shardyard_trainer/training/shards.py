@@ -88,7 +88,7 @@ def damage(folder: Path, file: ShardFile) -> str | None:
     hasher = xxhash.xxh3_128()
     size = 0
     try:
-        if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
+        if path.exists() and not path.is_file():  # Reading a pipe would wait forever.
             return f"{file.path} is not a file"
         with open(path, "rb", buffering=0) as source:
             while block := source.read(READ_BYTES):

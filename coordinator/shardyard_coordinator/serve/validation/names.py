@@ -37,7 +37,7 @@ class Name:
 
 
 def parse(kind: str, name: str) -> Name:
-    """A valid name's parts; ValueError with the complaint where it is not valid."""
+    """A valid name's parts; ValueError with the complaint if it is not valid."""
     if complaint := name_complaint(kind, name):
         raise ValueError(complaint)
     parts = name.split("/")[1::2]
