@@ -33,6 +33,8 @@ from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
 MAX_REQUEST_BYTES = 3 * 2**20
 MAX_BATCH = 1_000
+# A message may have 50,000 fields and items: those of the instances, and some of its own.
+MAX_PARTS = 45_000
 
 MAX_IMAGE_BYTES = 4_000_000
 
@@ -160,22 +162,22 @@ def _content(item: Image | bytes | Path, where: str) -> bytes:
 
 
 def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:
-    """(index of the first, instances), each under 3 MiB and 1,000 instances.
+    """(index of the first, instances), each under 3 MiB, 1,000 instances, and 45,000 words or items of them.
 
     Raises: InvalidArgument with the index of what is not an instance.
     """
     given: object = items
     if not isinstance(given, Iterable):
         raise invalid("instances", f"{shown(given)} is given, but a list of texts is needed")
-    start, size, batch = 0, 0, list[model_service_pb2.Instance]()
+    start, size, parts, batch = 0, 0, 0, list[model_service_pb2.Instance]()
     for index, item in enumerate(items):
         made = instance(item, index)
-        length = made.ByteSize() + 5
-        if batch and (size + length > MAX_REQUEST_BYTES or len(batch) == MAX_BATCH):
+        length, more = made.ByteSize() + 5, len(made.words.words) + len(made.items.items) + 4
+        if batch and (size + length > MAX_REQUEST_BYTES or len(batch) == MAX_BATCH or parts + more > MAX_PARTS):
             yield start, batch
-            start, size, batch = index, 0, []
+            start, size, parts, batch = index, 0, 0, []
         batch.append(made)
-        size += length
+        size, parts = size + length, parts + more
     if batch:
         yield start, batch
 

@@ -89,6 +89,8 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
         (answer,) = model.predict([shardyard.Items(["i3", "new", "i4"])], top_k=50, exclude_seen=False)
         assert answer.unknown_items == ("new",) and len(answer.items) == 40
         assert sum(each.score for each in answer.items) == pytest.approx(1, abs=1e-3)
+        # More items than one message may have: the client sends them in several.
+        assert len(model.predict([shardyard.Items(["i1", "i2"] * 100)] * 260, top_k=1)) == 260
         with pytest.raises(shardyard.InvalidArgument) as caught:
             model.predict([shardyard.Items(["i1"]), shardyard.Items(["i 1", "x"])])
         (violation,) = caught.value.violations
