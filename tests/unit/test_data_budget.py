@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,32 @@ def test_tokens_that_a_plan_left_are_held_by_the_job_that_finds_them(tmp_path: P
         process.communicate()
     assert evict(tmp_path, most_bytes=0) == [folder]
     assert not in_use(folder)
+
+
+def test_locks_go_with_what_they_are_for(tmp_path: Path) -> None:
+    writer = "import sys,pathlib; from shardyard_trainer.data.budget import tokenised; "
+    writer += "tokenised(pathlib.Path(sys.argv[1]), lambda t: (t / 'tokens.bin').write_bytes(b'x' * 1000))"
+    for kind in ("examples", "corpora"):
+        subprocess.run([sys.executable, "-c", writer, tmp_path / kind / "once"], check=True)
+    (tmp_path / "corpora" / ".lost.use").touch()
+    (tmp_path / "corpora" / ".lost.lock").touch()
+    evict(tmp_path, most_bytes=2**30)
+    assert sorted(path.name for path in (tmp_path / "corpora").iterdir()) == [".once.use", "once"]
+    evict(tmp_path, most_bytes=0)
+    assert not any(path.name for kind in ("examples", "corpora") for path in (tmp_path / kind).iterdir())
+
+
+def test_who_comes_while_another_one_builds_never_builds_beside_it_though_locks_are_removed(tmp_path: Path) -> None:
+    built: list[str] = []
+
+    def build(target: Path) -> None:
+        assert list(target.iterdir()) == []
+        built.append(target.name)
+        time.sleep(0.001)
+        (target / "tokens.bin").write_bytes(b"x")
+
+    with ThreadPoolExecutor(12) as many:
+        for number in range(30):
+            found = list(many.map(lambda _, name=f"n{number}": build_once(tmp_path / name, build), range(12)))
+            assert all((folder / "tokens.bin").read_bytes() == b"x" for folder in found)
+    assert len(built) == 30 and not list(tmp_path.glob(".*"))

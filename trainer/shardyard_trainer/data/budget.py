@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shardyard_trainer.data.store import build_once, is_whole, sweep
+from shardyard_trainer.data.store import build_once, is_whole, locked, open_locked, sweep
 
 BUDGET_VARIABLE = "SHARDYARD_TOKEN_CACHE_BYTES"
 DEFAULT_BUDGET_BYTES = 32 * 1024**3
@@ -55,6 +55,9 @@ def evict(cache: Path, *, most_bytes: int) -> list[Path]:
         sweep(cache / kind)
         for gone in (cache / kind).glob(".*.gone"):
             shutil.rmtree(gone, ignore_errors=True)
+        for lock in (cache / kind).glob(".*.use"):
+            if not (folder := lock.with_name(lock.name[1:].removesuffix(".use"))).exists():
+                _give_up(folder)
     folders = [
         path
         for kind in _KINDS
@@ -80,25 +83,23 @@ def _hold(folder: Path) -> None:
     if folder.parent.name not in _KINDS:
         raise ValueError(f"{folder.parent.name} is not one of {_KINDS}: it would never be given up")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock_of(folder).open("ab")
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    _HELD[folder] = lock
+    _HELD[folder] = open_locked(_lock_of(folder), fcntl.LOCK_SH)
 
 
 def _give_up(folder: Path) -> bool:
-    """Whether nobody reads it, and it is gone."""
-    with _lock_of(folder).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        gone = folder.with_name(f".{folder.name}.gone")
+    """Whether nobody reads it, and it is gone, with its lock."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    with (
+        contextlib.suppress(OSError),  # BlockingIOError among them: somebody reads it.
+        locked(_lock_of(folder), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock,
+    ):
         shutil.rmtree(gone, ignore_errors=True)
-        with contextlib.suppress(OSError):
+        if folder.exists():
             # At once out of the way: nobody finds it half removed.
             folder.replace(gone)
             shutil.rmtree(gone, ignore_errors=True)
-            return True
+        lock.unlink(missing_ok=True)
+        return True
     return False
 
 

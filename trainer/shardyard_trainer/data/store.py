@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,39 +33,69 @@ def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
     if is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock_of(folder).open("w") as lock:
-        # The kernel frees it with the process: a killed builder blocks nobody.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_whole(folder):
-            return folder
-        target = folder.parent / f".{folder.name}.building"
-        shutil.rmtree(target, ignore_errors=True)
-        if folder.exists():
-            # At once out of the way: nobody finds it half removed.
-            folder.replace(target)
-            shutil.rmtree(target)
-        target.mkdir()
+    with locked(_lock_of(folder), fcntl.LOCK_EX) as lock:
         try:
-            build(target)
-            _seal(target)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-        target.replace(folder)
-        _fsync(folder.parent)
+            if not is_whole(folder):
+                _build(folder, build)
+        finally:
+            lock.unlink(missing_ok=True)
     return folder
+
+
+def _build(folder: Path, build: Callable[[Path], Any]) -> None:
+    target = folder.parent / f".{folder.name}.building"
+    shutil.rmtree(target, ignore_errors=True)
+    if folder.exists():
+        # At once out of the way: nobody finds it half removed.
+        folder.replace(target)
+        shutil.rmtree(target)
+    target.mkdir()
+    try:
+        build(target)
+        _seal(target)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    target.replace(folder)
+    _fsync(folder.parent)
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[Path]:
+    """Holds a lock on a file, which is made if need be, and which whoever holds it alone may remove.
+
+    Raises: BlockingIOError where `how` has LOCK_NB and somebody else holds it.
+    """
+    lock = open_locked(path, how)
+    with lock:
+        yield path
+
+
+def open_locked(path: Path, how: int) -> BinaryIO:
+    """As `locked`, until the file is closed. The kernel lets go with the process: one that was killed blocks nobody."""
+    while True:
+        lock = path.open("ab")
+        try:
+            fcntl.flock(lock, how)
+            ours, there = os.fstat(lock.fileno()), path.stat()
+        except FileNotFoundError:  # It was removed while this one waited: its lock holds nothing.
+            lock.close()
+            continue
+        except BaseException:
+            lock.close()
+            raise
+        if os.path.samestat(ours, there):
+            return lock
+        lock.close()
 
 
 def sweep(parent: Path) -> None:
     """Removes what killed builds have left under a parent of folders of `build_once`."""
-    for target in parent.glob(".*.building"):
-        name = target.name.removeprefix(".").removesuffix(".building")
-        with _lock_of(parent / name).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # It is being built.
-            shutil.rmtree(target, ignore_errors=True)
+    names = {path.name.removesuffix(".building").removesuffix(".lock") for path in parent.glob(".*.[bl]*")}
+    for name in names:
+        with suppress(BlockingIOError), locked(parent / f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+            shutil.rmtree(parent / f"{name}.building", ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def is_whole(folder: Path) -> bool:
