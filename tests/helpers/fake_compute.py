@@ -37,6 +37,11 @@ def fail_of_the_system(request: bytes) -> bytes:
     raise OSError(28, "No space left on device")
 
 
+def fail_of_the_system_in_rust(request: bytes) -> bytes:
+    # As tokenizers has it when it saves to a full disk.
+    raise Exception("No space left on device (os error 28)")
+
+
 def sleep(request: bytes) -> bytes:
     time.sleep(float(request))
     return b"awake"

@@ -151,9 +151,10 @@ async def test_what_ends_its_process_is_the_inputs_fault(
     assert await look(compute, "echo", b"on") == b"on"
 
 
-async def test_what_the_system_fails_is_not_the_inputs_fault(compute: ProcessCompute) -> None:
+@pytest.mark.parametrize("name", ["fail_of_the_system", "fail_of_the_system_in_rust"])
+async def test_what_the_system_fails_is_not_the_inputs_fault(compute: ProcessCompute, name: str) -> None:
     with pytest.raises(ComputeFailed, match="No space left"):
-        await look(compute, "fail_of_the_system")
+        await look(compute, name)
 
 
 async def test_one_that_waits_for_long_without_computing_may_do_better_later(compute: ProcessCompute) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,3 +291,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="models") as failed:
         export_model(module, module.state_dict(), task, attempt(tmp_path), {}, folder=folder)  # type: ignore[arg-type]
     assert failed.value.cause == "EXPORT_FAILED"
+
+
+def test_a_disk_that_fails_the_writer_of_weights_is_named_and_not_called_a_bad_export(tmp_path: Path) -> None:
+    module, task = trained("bert-mean")
+    (tmp_path / "models").mkdir()
+    told = attempt(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(RunFailed, match="File too large") as failed:
+            export_model(module, module.state_dict(), task, told, {}, folder=tmp_path / "models" / "m")  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failed.value.cause == "STORAGE_FULL" and not list((tmp_path / "models").iterdir())

@@ -63,5 +63,23 @@ def test_a_file_that_is_larger_than_the_hub_says_is_stopped_at_the_bound(
         hub.said_bytes["model.safetensors"] = 0
         with pytest.raises(SpecError) as refused:
             fetched(hub, tmp_path / "cache", monkeypatch, most=200_000)
-        assert refused.value.reason == "QUOTA_EXCEEDED" and "goes on beyond the size" in refused.value.message
+        assert refused.value.reason == "QUOTA_EXCEEDED" and "go on beyond the sizes" in refused.value.message
         assert kept_bytes(tmp_path / "cache") <= 201_000
+
+
+def test_files_that_are_larger_together_than_the_hub_says_are_stopped_at_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder(tmp_path / "model")
+    for number in range(12):
+        name = f"model-{number:05}-of-00012.safetensors"
+        (path / name).write_bytes(b"%d" % number * 150_000)
+    with loopback_hub(path) as hub:
+        hub.said_bytes.update({file.name: 10 for file in path.iterdir()})
+        with pytest.raises(SpecError) as refused:
+            fetched(hub, tmp_path / "cache", monkeypatch, most=400_000)
+        assert refused.value.reason == "QUOTA_EXCEEDED" and "beyond the sizes" in refused.value.message
+        assert kept_bytes(tmp_path / "cache") <= 410_000
+        # Said truly, it is fetched: what is counted is what is written, and not the bar of files.
+        hub.said_bytes.clear()
+        assert fetched(hub, tmp_path / "other", monkeypatch, most=3_000_000).name == COMMIT

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -88,6 +89,10 @@ CAUSES = [
     (OSError(errno.ESTALE, "Stale file handle", "/s/x"), "STORAGE_UNAVAILABLE"),
     (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/s/x"), "STORAGE_UNAVAILABLE"),
     (OSError(errno.EDQUOT, "Disk quota exceeded", "/s/x"), "STORAGE_FULL"),
+    (SafetensorError("I/O error: Read-only file system (os error 30)"), "STORAGE_NOT_WRITABLE"),
+    (Exception("No space left on device (os error 28)"), "STORAGE_FULL"),
+    (SafetensorError("I/O error: Cannot allocate memory (os error 12)"), "HOST_OOM"),
+    (ValueError("a label reads (os error 28) here"), "USER_CONFIG"),
     (MemoryError(), "HOST_OOM"),
     (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "HOST_OOM"),
     (torch.OutOfMemoryError("CUDA out of memory"), "CUDA_OOM"),
@@ -112,6 +117,14 @@ def test_bad_data_is_named_with_its_place() -> None:
 
 def test_a_surprise_while_exporting_is_a_failed_export() -> None:
     assert failure_report(KeyError("x"), attempt=1, rank=0, step=9, phase="exporting").reason == "EXPORT_FAILED"
+
+
+def test_a_disk_that_fails_while_exporting_is_the_storages_failure_whichever_library_says_so() -> None:
+    report = failure_report(
+        SafetensorError("Read-only file system (os error 30)"), attempt=1, rank=0, step=9, phase="exporting"
+    )
+    assert report.reason == "STORAGE_NOT_WRITABLE"
+    assert report.message == "a file could not be written: Read-only file system"
 
 
 def test_a_failure_crosses_ranks_whole() -> None:

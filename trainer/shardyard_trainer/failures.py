@@ -8,6 +8,8 @@ anything else        by its type: out of memory, a full disk, a lost peer, unkno
 from __future__ import annotations
 
 import errno
+import os
+import re
 import traceback
 from collections.abc import Mapping
 
@@ -79,31 +81,42 @@ def storage_failure(error: OSError, what: str, *, on_storage: bool = False) -> R
     `on_storage`: `what` belongs to the storage root, so that every error is the storage's, also a missing folder.
     """
     where = error.filename or what
+    of_file = f"{error.filename}: " if error.filename else ""
     if error.errno in FULL:
         return RunFailed(
             "STORAGE_FULL",
-            f"{what} could not be written: {where}: {error.strerror or 'no space left'}",
+            f"{what} could not be written: {of_file}{error.strerror or 'no space left'}",
             ROOM_STEP,
             {"path": str(where), "errno": errno.errorcode[error.errno or errno.ENOSPC]},
         )
     if error.errno in FAILING or (on_storage and error.errno in GONE):
         return RunFailed(
             "STORAGE_UNAVAILABLE",
-            f"{what} could not be read or written: {where}: {error.strerror or error}",
+            f"{what} could not be read or written: {of_file}{error.strerror or error}",
             "check that the storage root is mounted and its disk is sound",
             {"path": str(where), "errno": errno.errorcode.get(error.errno or 0, "")},
         )
     if on_storage or error.errno in NOT_WRITABLE:
         return RunFailed(
             "STORAGE_NOT_WRITABLE",
-            f"{what} could not be written: {where}: {error.strerror or error}",
+            f"{what} could not be written: {of_file}{error.strerror or error}",
             "make the storage root writable for the workers",
             {"path": str(where)},
         )
     return None
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's error that another one is made of: safetensors and tokenizers, written in Rust, only say
+    its number at the end of their text."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d{1,4})\)$", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
 def _explain(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
+    failure = storage_failure(told, "a file") if (told := system_error(error)) else None
     match error:
         case RunFailed():
             return error.cause, error.message, error.next_step, error.metadata
@@ -113,8 +126,10 @@ def _explain(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
             return "USER_CONFIG", _first(str(error)), f"change {error.field} and submit again", error.metadata
         case MemoryError():
             return "HOST_OOM", "the process ran out of memory", _LESS_MEMORY, {}
-        case OSError() if failure := storage_failure(error, "a file"):
+        case _ if failure is not None:
             return failure.cause, failure.message, failure.next_step, failure.metadata
+        case _ if told is not None and told.errno == errno.ENOMEM:
+            return "HOST_OOM", "the process ran out of memory", _LESS_MEMORY, {}
         case ValueError():
             return "USER_CONFIG", _first(str(error)), "change the spec and submit again", {}
         case _:

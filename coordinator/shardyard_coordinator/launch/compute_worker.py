@@ -18,6 +18,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -169,9 +170,14 @@ def answer(function: str, body: bytes) -> bytes:
     try:
         result = resolve(function)(body)
     except BaseException as error:  # edge: a panic of a library in Rust is no Exception.
-        kind = "memory" if isinstance(error, MemoryError) else "system" if isinstance(error, OSError) else "raised"
+        kind = "memory" if isinstance(error, MemoryError) else "system" if is_of_the_system(error) else "raised"
         reply = {"ok": False, "error": traceback.format_exc(), "kind": kind}
     return pack(reply, result)
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether the operating system failed it. Libraries in Rust only say so at the end of their text."""
+    return isinstance(error, OSError) or re.search(r"\(os error \d{1,4}\)$", str(error)) is not None
 
 
 def serve(channel: socket.socket, factory: str) -> None:

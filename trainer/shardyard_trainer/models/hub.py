@@ -8,11 +8,12 @@ import re
 import resource
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2  # What huggingface_hub 2 speaks with: errors of the connection are its own.
 from huggingface_hub import HfApi, snapshot_download
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils.tqdm import tqdm
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
@@ -67,7 +69,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
         info = api.model_info(hub.id, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
         _check_files(hub, set(sizes), field)
-        with _bounded(hub, sizes, target, field):
+        with _bounded(hub, sizes, target, field) as counted:
             folder = snapshot_download(
                 hub.id,
                 revision=info.sha,
@@ -78,6 +80,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
                 # Other frameworks' weights and demos lie in folders of their own.
                 ignore_patterns=["*/*"],
                 etag_timeout=_TIMEOUT_S,
+                tqdm_class=counted,
             )
     except HFValidationError:
         raise SpecError(
@@ -107,8 +110,11 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
 
 
 @contextmanager
-def _bounded(hub: spec_pb2.HubModel, sizes: Mapping[str, int], target: Path, field: str) -> Iterator[None]:
-    """Refuses a model for the sizes that the Hub says, and stops a file that grows over the bound all the same."""
+def _bounded(hub: spec_pb2.HubModel, sizes: Mapping[str, int], target: Path, field: str) -> Iterator[type]:
+    """Refuses a model for the sizes that the Hub says, and stops files that grow over the bound all the same.
+
+    Yields the progress bar to download with, which counts the bytes of all files together.
+    """
     most = int(os.environ.get(MOST_VARIABLE, MOST_BYTES))
     target.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target).free - _LEFT_FREE_BYTES
@@ -125,17 +131,41 @@ def _bounded(hub: spec_pb2.HubModel, sizes: Mapping[str, int], target: Path, fie
             "smaller model, or ask the operator to make space",
             metadata,
         )
+    # Of one file the kernel holds the bound, whatever writes it.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     hard = most if before[1] == resource.RLIM_INFINITY else min(most, before[1])
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, before[1]))
     try:
-        yield
+        yield _counting(min(most, free))
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
-        raise _too_large(hub, "a file that goes on beyond the size that the Hub says", most, field, metadata) from None
+        what = "files that go on beyond the sizes that the Hub says"
+        raise _too_large(hub, what, most, field, metadata) from None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _counting(most: int) -> type:
+    """A progress bar that shows nothing, and raises OSError EFBIG before more than `most` bytes are written."""
+
+    class Counting(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+            self._counts = options.get("unit") == "B"
+            self._bytes = 0
+            self._lock_bytes = threading.Lock()
+
+        def update(self, n: float | None = 1) -> None:
+            """Called by each download for what it is about to write, from threads."""
+            if not self._counts:
+                return
+            with self._lock_bytes:
+                self._bytes += int(n or 0)
+                if self._bytes > most:
+                    raise OSError(errno.EFBIG, "the files are larger than the Hub says")
+
+    return Counting
 
 
 def _too_large(hub: spec_pb2.HubModel, what: str, most: int, field: str, metadata: Mapping[str, str]) -> SpecError:

@@ -17,13 +17,14 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import missing_storage
-from shardyard_trainer.failures import RunFailed, storage_failure
+from shardyard_trainer.failures import RunFailed, storage_failure, system_error
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
 from shardyard_trainer.models.loading import quiet
@@ -80,9 +81,10 @@ def export_model(
         sync(building)
         put_in_place(building, folder)
         model = _describe(folder, trained.task, metrics)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         missing = missing_storage(attempt.locations)
-        failed = missing or storage_failure(error, "the exported model")
+        told = system_error(error)
+        failed = missing or (storage_failure(told, "the exported model") if told else None)
         raise failed or _failed(f"it could not be written: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
