@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from helpers.script import Script
+from helpers.script import Failure, Script
 from helpers.scripted_service import a_job, serving
 from shardyard.cli.stopping import start_ticks
 from shardyard.v1 import job_pb2
@@ -130,6 +131,16 @@ def test_a_gang_that_cannot_be_reached_does_not_keep_the_service_from_stopping(t
     first, *_, last = said.stdout.splitlines()
     assert first == "story is being cancelled; its gang does not answer, so the next start asks it again"
     assert last.endswith("if it is permanently gone, end its job at the next start: shardyard cancel --lost story")
+
+
+def test_a_job_that_ended_before_it_could_be_cancelled_is_not_said_to_be_cancelled(tmp_path: Path) -> None:
+    listed, ended = a_job(state=job_pb2.STATE_FINALIZING), a_job(state=job_pb2.STATE_SUCCEEDED)
+    refused = Failure(grpc.StatusCode.FAILED_PRECONDITION, "INVALID_STATE")
+    script = Script(jobs=[listed], job=ended, failures={"CancelJob": [refused]})
+    with serving(script) as address, a_process_at(tmp_path, address):
+        said = shardyard("stop", "--state-dir", str(tmp_path), "--cancel-jobs")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines()[0] == "story had succeeded before it could be cancelled"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 from helpers.fake_trainer import Script
 from helpers.full_disk import no_room_for
 from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
+from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.launch.local import LocalLauncher
@@ -77,6 +78,19 @@ async def test_a_rank_that_hangs_after_its_peer_died_is_ended(launcher: LocalLau
     await launcher.ensure(launch)
     events = await collect(launcher, launch.key)
     assert [event.failure.rank for event in events if event.WhichOneof("payload") == "failure"] == [0]
+
+
+async def test_a_rank_that_a_signal_stops_is_named_until_it_runs_again(launcher: LocalLauncher, tmp_path: Path) -> None:
+    launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.005))
+    await launcher.ensure(launch)
+    stopped = pids(await collect(launcher, launch.key, until="progress"))[1]
+    os.kill(stopped, signal.SIGSTOP)
+    begun = (events := await collect(launcher, launch.key, until="condition"))[-1].condition
+    assert (begun.type, begun.active) == (job_pb2.Condition.TYPE_STALLED, True)
+    assert f"rank 1 (process {stopped})" in begun.message and f"`kill -CONT {stopped}`" in begun.message
+    os.kill(stopped, signal.SIGCONT)
+    over = (await collect(launcher, launch.key, after=len(events), until="condition"))[-1].condition
+    assert (over.type, over.active) == (job_pb2.Condition.TYPE_STALLED, False)
 
 
 async def test_a_directive_stops_the_gang_at_a_step(launcher: LocalLauncher, tmp_path: Path) -> None:

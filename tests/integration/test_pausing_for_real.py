@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import shardyard
-from helpers.served import Served, served, wait_for_step
+from helpers.served import Served, rank_pids, served, wait_for_step
 from helpers.small_specs import sentences
 from helpers.tiny_folders import save_folder
 
@@ -73,6 +75,22 @@ def test_a_service_that_is_killed_while_a_job_pauses_leaves_it_paused(service: S
         assert job.resume().state == "queued"
         assert job.wait(timeout=120).state == "succeeded"
         assert job.attempts()[1].resumed_from_step >= 20
+
+
+def test_a_rank_that_was_stopped_is_seen_in_the_job_and_the_job_goes_on_when_it_is_continued(service: Served) -> None:
+    with shardyard.Client(service.address) as client:
+        job = client.submit(a_training(service.folder))
+        wait_for_step(job, 5)
+        pid = rank_pids(service.state, job.uid)[0]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            held = next(each.data for each in job.watch() if isinstance(each.data, shardyard.types.Condition))
+            assert (held.type, held.active) == ("stalled", True) and f"kill -CONT {pid}" in held.message
+            assert f"kill -CONT {pid}" in service.run("shardyard", "get", job.id).stdout
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert job.wait(timeout=120).state == "succeeded"
+        assert not job.info.conditions and len(job.attempts()) == 1
 
 
 def test_an_export_that_the_storage_did_not_take_is_made_again_without_training(service: Served) -> None:

@@ -31,8 +31,9 @@ _LIVE = "state != SUCCEEDED AND state != FAILED AND state != CANCELLED"
 
 @dataclass(frozen=True)
 class Stopped:
-    """What was stopped. `kept`: what becomes of each job that was kept. `cancelling`: jobs that were asked to end, and
-    whose gangs had not confirmed it in time. `unreachable`: those of all of them whose gangs do not answer."""
+    """What was stopped. `kept`: what becomes of each job that was kept, or how one ended before it could be cancelled.
+    `cancelling`: jobs that were asked to end, and whose gangs had not confirmed it in time. `unreachable`: those of all
+    of them whose gangs do not answer."""
 
     state_dir: str
     service: bool
@@ -187,8 +188,10 @@ def _cancel(live: list[Job]) -> _Settled:
             waits[0].wait(_LOOK_S, check=False)
         for job in waits[1:]:
             job.refresh()
+    ended = [job for job in live if job not in waits]
     return _Settled(
-        cancelled=tuple(job.id for job in live if job not in waits),
+        cancelled=tuple(job.id for job in ended if job.state == "cancelled"),
+        kept={job.id: f"had {job.state} before it could be cancelled" for job in ended if job.state != "cancelled"},
         cancelling=tuple(job.id for job in waits),
         unreachable=tuple(job.id for job in waits if _is_unreachable(job)),
     )

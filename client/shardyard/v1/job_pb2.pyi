@@ -397,7 +397,7 @@ class Condition(_message.Message):
         TYPE_UNREACHABLE: Condition._Type.ValueType  # 1
         """The gang cannot be reached at the moment; it may still be running."""
         TYPE_STALLED: Condition._Type.ValueType  # 2
-        """No step for longer than this job's steps explain."""
+        """No step for longer than this job's steps explain, or a rank was stopped by a signal (SIGSTOP)."""
         TYPE_DEGRADED: Condition._Type.ValueType  # 3
         """Slower than expected."""
         TYPE_DISK_PRESSURE: Condition._Type.ValueType  # 4
@@ -413,7 +413,7 @@ class Condition(_message.Message):
     TYPE_UNREACHABLE: Condition.Type.ValueType  # 1
     """The gang cannot be reached at the moment; it may still be running."""
     TYPE_STALLED: Condition.Type.ValueType  # 2
-    """No step for longer than this job's steps explain."""
+    """No step for longer than this job's steps explain, or a rank was stopped by a signal (SIGSTOP)."""
     TYPE_DEGRADED: Condition.Type.ValueType  # 3
     """Slower than expected."""
     TYPE_DISK_PRESSURE: Condition.Type.ValueType  # 4

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import errno
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,7 @@ class Attempt:
         self._patience_s = patience_s
         self._pressure = Pressure()
         self._waiting: set[int] = set()
+        self._stopped: dict[int, int] = {}
         self._questions = 0
         self._answered = asyncio.Event()
         self._pressed_s: float | None = None
@@ -174,6 +175,22 @@ class Attempt:
         event.failure.CopyFrom(_lost(rank, how))
         # A runtime may abort a process because a peer is gone: any other explanation is better.
         self._add_trouble(event, weight=1 if how.signal == signal.SIGABRT else 0)
+
+    def rank_stopped(self, rank: int, pid: int | None) -> None:
+        """Tells that a rank's process was stopped by a signal (`pid`), or that it is no longer (None)."""
+        before = dict(self._stopped)
+        if pid is None:
+            self._stopped.pop(rank, None)
+        else:
+            self._stopped[rank] = pid
+        if self._stopped == before or self._closed:
+            return
+        event = self._event(SUPERVISOR_RANK)
+        event.condition.type = job_pb2.Condition.TYPE_STALLED
+        event.condition.active = bool(self._stopped)
+        event.condition.time.CopyFrom(event.time)
+        event.condition.message = _stopped_words(self._stopped)
+        self._hold([event])
 
     @contextlib.contextmanager
     def asking_why(self) -> Iterator[None]:
@@ -384,6 +401,17 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
     if how.detail and not told:
         report.metadata["detail"] = how.detail
     return report
+
+
+def _stopped_words(stopped: Mapping[int, int]) -> str:
+    if not stopped:
+        return "every rank runs again"
+    who = ", ".join(f"rank {rank} (process {pid})" for rank, pid in sorted(stopped.items()))
+    pids = " ".join(str(pid) for _, pid in sorted(stopped.items()))
+    return (
+        f"stopped by a signal (SIGSTOP): {who}; the job waits for that: continue with `kill -CONT {pids}` on the "
+        "service's machine, or cancel the job"
+    )
 
 
 def _signal_name(number: int) -> str:

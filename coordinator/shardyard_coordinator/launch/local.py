@@ -18,6 +18,7 @@ import psutil
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.attempt import Attempt, RankExit
 from shardyard_coordinator.launch.folder import make_attempt_folder
+from shardyard_coordinator.launch.forks import StopWatch
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
@@ -27,6 +28,7 @@ from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import Clock
 
 NODE_ID = "local"
+_STOP_LOOK_S = 1.0
 
 
 @dataclass
@@ -193,7 +195,19 @@ class LocalLauncher:
 
 
 async def _watch_rank(attempt: Attempt, rank: int, process: RankProcess) -> None:
-    attempt.rank_exited(rank, await process.serve(attempt.report))
+    looks = asyncio.create_task(_look_whether_it_is_stopped(attempt, rank, process.pid))
+    how = await process.serve(attempt.report)
+    looks.cancel()
+    attempt.rank_stopped(rank, None)
+    attempt.rank_exited(rank, how)
+
+
+async def _look_whether_it_is_stopped(attempt: Attempt, rank: int, pid: int) -> None:
+    """Nothing else would say so: a stopped process neither fails nor ends, and its peers wait for it."""
+    stop = StopWatch(pid)
+    while True:
+        await asyncio.sleep(_STOP_LOOK_S)
+        attempt.rank_stopped(rank, pid if stop.is_over() else None)
 
 
 async def _kill_ranks(gang: _Gang) -> None:

@@ -86,6 +86,11 @@ class RankProcess:
             )
         return cls(orders.rank, process, ours)
 
+    @property
+    def pid(self) -> int:
+        """Its number on this machine."""
+        return self._process.pid
+
     async def serve(self, report: Callable[[bytes], Awaitable[bytes]]) -> RankExit:
         """Passes the rank's ReportRequests on until its process is gone; how that ended."""
         serving = asyncio.create_task(self._serve_reports(report))
