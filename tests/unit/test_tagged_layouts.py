@@ -110,6 +110,13 @@ LAYOUTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "doccano": (".jsonl", objects(*({"text": text, "label": spans} for text, spans in SPANS)), {}),
     "doccano, newer": (".jsonl", objects(*({"text": text, "labels": spans} for text, spans in SPANS)), {}),
     "doccano with relations": (".jsonl", spanned("entities", "start_offset", "end_offset", id=1), {}),
+    "doccano with texts": (
+        ".jsonl",
+        objects(
+            *({"text": text, "label": [[*span, text[slice(*span[:2])]] for span in spans]} for text, spans in SPANS)
+        ),
+        {},
+    ),
     "Rasa": (".jsonl", spanned("entities", label="entity", value="x"), {}),
     "Label Studio": (".jsonl", spanned("label", label="labels").replace('"PER"', '["PER"]'), {}),
     "spans marked twice": (".jsonl", objects(*({"text": text, "spans": spans * 2} for text, spans in SPANS)), {}),
@@ -149,6 +156,12 @@ def test_each_layout_is_read_as_the_same_words_and_tags(name: str, tmp_path: Pat
     path = tmp_path / f"a{ending}"
     path.write_bytes(content.encode())
     assert read(path, options) == TEXTS
+
+
+def test_words_that_begin_with_a_hash_are_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("#id B-TAG\n#love O\n\n# O\n#text O\n")
+    assert read(path, {}) == [(["#id", "#love"], ["B-TAG", "O"]), (["#", "#text"], ["O", "O"])]
 
 
 def test_parquet_has_records_and_the_names_of_numbers(tmp_path: Path) -> None:
@@ -196,6 +209,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the text has 'met' from 0 to 3",
     ),
     "a mark in a span": ({"text": "see Anna", "spans": [[4, 8, "B-PER"]]}, "name the kind alone"),
+    "a number for a label": (
+        {"text": "EU rejects", "spans": [{"label": 7, "start_offset": 0, "end_offset": 2}]},
+        "label is a number; export the names",
+    ),
     "no spans": ({"text": "see Anna", "spans": None}, "spans is missing"),
     "brackets": ({"text": "see Anna", "spans": "[" * 100_000}, "give a list"),
     "signs": ({"text": "see Anna", "spans": "[" + "-" * 300_000 + "1]"}, "give a list"),
@@ -214,6 +231,11 @@ def test_a_row_that_is_not_tagged_words_is_refused_with_its_line(name: str, tmp_
 
 FILES = {
     "tags behind their kind": (".jsonl", objects({"tokens": ["a"], "tags": ["PER-B"]}), "write B-PER and I-PER"),
+    "texts in turns": (
+        ".csv",
+        "sentence_id,words,labels\n0,Anna,B-PER\n0,met,O\n1,with,O\n0,Bob,B-PER\n",
+        "line 5: text_id '0' is there again",
+    ),
     "a word a row": (".csv", "tokens,tags\nAnna,B-PER\nmet,O\n", "columns.text_id"),
     "CoNLL in a .txt": (".txt", conll(), "set format to conll"),
     "a line of other columns": (".conll", conll() + "Rome is B-LOC\n", "line 10: 3 columns"),

@@ -19,7 +19,7 @@ DOCUMENT_START = "-DOCSTART-"
 _MOST_WORDS = 2**16
 _MOST_COLUMNS = 64
 _BLANKS = " \t\r"
-_REMARK = re.compile(r"#\s*(?:newdoc|newpar|sent_id|id|text|global\.columns)\b")
+_REMARK = re.compile(r"#\s+(?:newdoc|newpar|sent_id|id|text|global\.columns)\b")
 _PART = re.compile(r"[0-9]+[-.][0-9]+")
 
 

@@ -147,6 +147,7 @@ def _by_text(records: Iterable[Record], bad: BadRows) -> Iterator[list[Record]]:
     """
     rows: list[Record] = []
     is_whole = True
+    seen: set[tuple[str, str]] = set()
     for record in records:
         own = _id(record)
         goes_on = rows and "text_id" in record.cells and record.file == rows[0].file and own in ("", _id(rows[0]))
@@ -156,6 +157,11 @@ def _by_text(records: Iterable[Record], bad: BadRows) -> Iterator[list[Record]]:
             if is_whole:
                 yield rows
             rows, is_whole = [], True
+        if not rows and own:
+            if (record.file, own) in seen:
+                message = f"text_id {shorten(own)!r} is there again after another; bring its rows together"
+                raise DataError(message, file=record.file, line=record.line)
+            seen.add((record.file, own))
         if len(rows) == _MOST_WORDS:
             message = f"more than {_MOST_WORDS:,} rows with the same text_id; give each text an id of its own"
             raise DataError(message, file=record.file, line=record.line)
@@ -253,11 +259,13 @@ def _span(span: Any, text: str) -> tuple[int, int, str]:
     if isinstance(span, Mapping):
         start, end, label = (_first(span, keys) for keys in (_STARTS, _ENDS, _NAMES))
         label = label[0] if isinstance(label, list) and len(label) == 1 else label
-    elif isinstance(span, list | tuple) and len(span) == 3:
-        start, end, label = span
+    elif isinstance(span, list | tuple) and len(span) in (3, 4):
+        start, end, label = span[:3]
     else:
         raise ValueError(f"the span {shown(span)} is not {{start, end, label}}")
     start, end = (int(each) if isinstance(each, float) and each.is_integer() else each for each in (start, end))
+    if type(label) is int:
+        raise ValueError(f"the span {shown(span)}: label is a number; export the names of labels, not their numbers")
     if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label.strip():
         raise ValueError(f"the span {shown(span)}: start and end are whole numbers, label is a name")
     if not 0 <= start < end <= len(text):
@@ -265,7 +273,7 @@ def _span(span: Any, text: str) -> tuple[int, int, str]:
         raise ValueError(f"the span {where} is not inside of the text's {len(text)} characters")
     if parts(label.strip())[0] in ("B", "I"):
         raise ValueError(f"the span {start} to {end} ({shorten(label)}): name the kind alone, without B- or I-")
-    said = span.get("text") if isinstance(span, Mapping) else None
+    said = span.get("text") if isinstance(span, Mapping) else span[3] if len(span) > 3 else None
     if isinstance(said, str) and said.strip() != text[start:end].strip():
         there = f"the text has {shorten(text[start:end])!r} from {start} to {end}"
         raise ValueError(f"the span says {shorten(said)!r}, but {there}; count in characters")
