@@ -58,11 +58,11 @@ EXIT_CONFIG = 78
 
 
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
-    """Runs a coordinator until it is told to stop; the exit code of its process.
+    """Runs a coordinator until it is asked to stop; returns the exit code of its process.
 
     0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store,
     or took it over. 74: the disk failed or is full. 65: the store is broken. 78: it is of a newer version, the
-    storage is another store's, or something else lies in the place of a file of the service.
+    storage is another store's, or something else is in the place of one of the service's files.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()

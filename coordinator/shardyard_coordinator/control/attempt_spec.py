@@ -1,4 +1,4 @@
-"""What a launch is told: an AttemptSpec made from the job, its plan, and where things lie."""
+"""The AttemptSpec of a launch, made from the job, its plan, and the locations on the storage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_launch(
     # Those found damaged come last: a storage may be whole again, and without any the run would begin again unasked.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)
     candidates = [each for each in found if each.epoch < attempt.epoch]
-    told = worker_pb2.AttemptSpec(
+    attempt_spec = worker_pb2.AttemptSpec(
         job_name=job.name,
         job_uid=job.uid,
         epoch=attempt.epoch,
@@ -51,8 +51,8 @@ def build_launch(
     )
     return Launch(
         key=AttemptKey(job.uid, attempt.epoch),
-        spec=told.SerializeToString(),
-        attempt_dir=told.attempt_dir,
+        spec=attempt_spec.SerializeToString(),
+        attempt_dir=attempt_spec.attempt_dir,
         workers=attempt.workers,
         cpus_per_worker=job.cpus_per_worker,
         gpus_per_worker=job.gpus_per_worker,

@@ -18,7 +18,7 @@ from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.store.store import Store
 
 _log = logging.getLogger(__name__)
-# What others change of a job or an attempt is told by these: a follower reads both again.
+# Events of changes that others make to a job or an attempt: a follower then reads both again.
 _HEEDED = frozenset({EventKind.STATE, EventKind.ATTEMPT, EventKind.DELETED})
 
 

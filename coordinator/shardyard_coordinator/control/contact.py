@@ -121,7 +121,7 @@ def _record(conn: Connection, job: JobRecord, condition: job_pb2.Condition, now_
 
 
 def _words(job: JobRecord, attempt: AttemptRecord, silence: Silence) -> str:
-    """Where the gang was, since when nothing was heard of it, why, and what a person can do."""
+    """The gang's nodes, the time of the last contact, the reason, and what a person can do."""
     nodes = ", ".join(node[:12] for node, _ in attempt.placement)
     where = f" on {nodes}" if nodes else ""
     since = encode.timestamp(silence.heard_us).ToDatetime()

@@ -24,7 +24,7 @@ _REFILL_US = 3_600_000_000
 _NOT_COUNTED = (Cause.PREEMPTED, Cause.DRAINED)
 # Signals of a program that went wrong by itself.
 _CRASHES = frozenset({"SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS"})
-# The stop_reason of an attempt that was told to make a checkpoint and to free its slots.
+# The stop_reason of an attempt that was asked to make a checkpoint and to free its slots.
 PAUSE = JobState.PAUSED.value
 
 
@@ -44,7 +44,7 @@ def lose_attempt(conn: Connection, job_uid: str, epoch: int, failure: job_pb2.Fa
 
 
 def stop_attempt(conn: Connection, job_uid: str, epoch: int, reason: str, now_us: int) -> AttemptRecord:
-    """The gang is going to be told to stop: recorded before it is told. Idempotent."""
+    """Records that the gang will be asked to stop, before it is asked. Idempotent."""
     job, attempt = _current(conn, job_uid, epoch)
     if attempt.state is AttemptState.STOPPING:
         return attempt
@@ -91,8 +91,8 @@ def _end_conditions(conn: Connection, job: JobRecord, now_us: int) -> None:
     """What was true of the gang is not true of what follows it."""
     held = job_pb2.Job.FromString(job.conditions).conditions
     over = [job_pb2.Condition(type=each.type, active=False, time=encode.timestamp(now_us)) for each in held]
-    told = [encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=each), job.epoch) for each in over]
-    events.append(conn, job.uid, told, now_us)
+    drafts = [encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=each), job.epoch) for each in over]
+    events.append(conn, job.uid, drafts, now_us)
 
 
 def _current(conn: Connection, job_uid: str, epoch: int) -> tuple[JobRecord, AttemptRecord]:
@@ -218,7 +218,7 @@ def _pause(conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, 
 
 
 def resumes_from(job: JobRecord) -> str:
-    """Where the job's next attempt goes on, for people."""
+    """Where the job's next attempt continues, for people."""
     if output_kind(job) is ResourceKind.DATASET:
         return "behind the files that are made"
     step = job.latest_checkpoint.rpartition("-s")[2]
@@ -226,7 +226,7 @@ def resumes_from(job: JobRecord) -> str:
 
 
 def _refills(verdict: Verdict, attempt: AttemptRecord, *, progress: bool) -> bool:
-    """Whether the attempt has made up for the failures before it: by a checkpoint if the cause is nobody's fault,
+    """Whether the attempt has made up for the failures before it: by a checkpoint if the cause is not the job's fault,
     else by an hour that ended with one."""
     return progress and (verdict.retries is None or attempt.end_us - attempt.create_us >= _REFILL_US)
 
@@ -249,7 +249,7 @@ def _may_retry(job: JobRecord, verdict: Verdict, tally: _Tally, cause: Cause, *,
 
 
 def _may_pass(report: job_pb2.FailureReport, verdict: Verdict) -> bool:
-    """Whether the next attempt may end otherwise though nobody changes anything; a process that crashes will again."""
+    """Whether the next attempt may end otherwise without any change; a process that crashes will crash again."""
     return verdict.may_pass and report.metadata.get("signal", "") not in _CRASHES
 
 
@@ -258,8 +258,8 @@ def _is_same(conn: Connection, attempt: AttemptRecord, report: job_pb2.FailureRe
     before = attempts.get_attempt(conn, attempt.job_uid, attempt.epoch - 1)
     if before is None or not before.failure:
         return False
-    told = job_pb2.FailureReport.FromString(before.failure)
-    return (told.reason, told.step, _words(told)) == (report.reason, report.step, _words(report))
+    previous = job_pb2.FailureReport.FromString(before.failure)
+    return (previous.reason, previous.step, _words(previous)) == (report.reason, report.step, _words(report))
 
 
 def _words(report: job_pb2.FailureReport) -> str:

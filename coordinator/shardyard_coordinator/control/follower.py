@@ -82,7 +82,7 @@ class Follower:
         self._rng = rng
         self._recorder = recorder
         self._wake = asyncio.Event()
-        # Job and attempt as they were recorded or read last; None when somebody else may have changed them.
+        # Job and attempt as last recorded or read; None when another actor may have changed them.
         self._known: tuple[JobRecord, AttemptRecord] | None = None
         self._changes = 0
         self._after = 0
@@ -96,7 +96,7 @@ class Follower:
         self._wake.set()
 
     async def run(self) -> None:
-        """Follows the attempt to its end; StaleWrite only if the attempt is somebody else's."""
+        """Follows the attempt to its end; StaleWrite only if another coordinator owns the attempt."""
         if await self._launch():
             await self._follow()
         await self._release()
@@ -141,13 +141,13 @@ class Follower:
         return True
 
     async def _ensure(self, launch: Launch) -> None:
-        """Launches, unless there is no sense in it any more: the job was cancelled or paused, the nodes are no more."""
+        """Launches, unless that is pointless by now: the job was cancelled or paused, or the nodes are gone."""
         job, attempt = await self._store.read(self._load)
         if job.state is JobState.PREPARING and not self._is_elsewhere(attempt, await self._contact.look()):
             await self._launcher.ensure(launch)
 
     def _is_elsewhere(self, attempt: AttemptRecord, view: ClusterView) -> bool:
-        """Whether the attempt was given to a cluster that is no more; a local gang's new home is as good as its old."""
+        """Whether the attempt was given to a cluster that is gone; for a local gang, a new home serves as well."""
         known = bool(attempt.cluster_id) and self._launcher.name != "local"
         return known and attempt.cluster_id != view.cluster_id
 
@@ -206,7 +206,7 @@ class Follower:
         finally:
             if poll is not None:
                 poll.cancel()
-                # Not awaited itself: its end by cancellation could not be told from a cancellation of this task.
+                # Not awaited itself: its cancellation could not be distinguished from a cancellation of this task.
                 await asyncio.wait({poll})
                 if not poll.cancelled():
                     poll.exception()  # What came in the last moment is asked for again.
@@ -236,11 +236,11 @@ class Follower:
     async def _record(self, batch: Sequence[bytes]) -> bool:
         """Records a batch; True when the attempt has ended with it."""
         self._trace.point("events.read")
-        told = read_events(batch, self._after)
+        reported = read_events(batch, self._after)
 
         def record(conn: Connection) -> Recorded:
             recorded = record_events(
-                conn, self.key.job_uid, self.key.epoch, told, trace=self._trace, now_us=self._clock.now_us()
+                conn, self.key.job_uid, self.key.epoch, reported, trace=self._trace, now_us=self._clock.now_us()
             )
             if recorded.ended is not None:
                 self._end(conn, ok=recorded.ended.ok)
@@ -274,7 +274,7 @@ class Follower:
         return False
 
     async def _current(self) -> tuple[JobRecord, AttemptRecord]:
-        """Job and attempt as they are: read again only if somebody may have changed them since."""
+        """The current job and attempt: read again only if another actor may have changed them."""
         while self._known is None:
             changes = self._changes
             found = await self._store.read(self._load)
@@ -289,7 +289,7 @@ class Follower:
         self._orders.give(order, attempt)
         directive = worker_pb2.Directive(action=order.action, reason=order.reason)
         with contextlib.suppress(LookupError, Unreachable):
-            # Where it does not arrive, the end by force does.
+            # If it does not arrive, the gang is ended by force.
             await self._launcher.direct(self.key, directive.SerializeToString())
 
     async def _gone(self) -> bool:
@@ -379,7 +379,7 @@ class Follower:
                 await self._write(lambda conn: record_answer(conn, *self._load(conn), now_us))
 
     async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0, *, together: bool = False) -> _T:
-        """Writes, and writes again if the store is full or busy: what a gang tells is not lost to that."""
+        """Writes, and writes again if the store is full or busy: a gang's reports are not lost to that."""
         while True:
             try:
                 if together:

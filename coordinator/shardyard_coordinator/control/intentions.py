@@ -20,7 +20,7 @@ from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import attempts, jobs
 
 _log = logging.getLogger(__name__)
-# A person has looked at it: what it failed of before counts no longer.
+# A person has examined it: earlier failures no longer count.
 _ANEW = {
     "failures": 0,
     "failures_in_row": 0,

@@ -1,4 +1,4 @@
-"""Where the models and data sets that a spec names lie on the storage."""
+"""The folders on the storage of the models and data sets that a spec names."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a gang is told to do, and when it is ended if it does not: decided from its job, its attempt and a clock.
+"""What a gang is asked to do, and when it is ended if it does not: decided from its job, its attempt and a clock.
 
-Deadlines run on the monotonic clock; the wall only tells how long an earlier life of the coordinator has run already.
+Deadlines run on the monotonic clock; the wall clock only gives the time that ran under an earlier coordinator process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Orders:
 
     @property
     def next_s(self) -> float | None:
-        """When the next deadline is; None: there is none."""
+        """The time of the next deadline; None if there is none."""
         deadlines = [self._stop_by_s, self._end_by_s, self._run_by_s, self._start_by_s]
         return min((each for each in deadlines if each), default=None)
 
@@ -80,7 +80,7 @@ class Orders:
         return is_lost or self._is_over(self._end_by_s) or self._is_over(self._stop_by_s)
 
     def due(self, job: JobRecord, attempt: AttemptRecord) -> Order | None:
-        """What the gang is to be told now; None: nothing that it was not told before."""
+        """The new order for the gang; None if there is nothing that it was not asked before."""
         order = self._wish(job, attempt)
         return None if order is None or self._told in (order.action, _STOP) else order
 

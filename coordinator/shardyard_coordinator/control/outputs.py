@@ -62,8 +62,8 @@ def register(
     else:
         event = job_pb2.JobEvent(dataset=job_pb2.DatasetRegistered(dataset=record.name, path=record.path))
         jobs.change_job(conn, job.uid, now_us, {"output_dataset": record.name})
-    told = EventKind.MODEL if kind is ResourceKind.MODEL else EventKind.DATASET
-    events.append(conn, job.uid, [encode.draft(told, event, attempt.epoch)], now_us)
+    kind_of_event = EventKind.MODEL if kind is ResourceKind.MODEL else EventKind.DATASET
+    events.append(conn, job.uid, [encode.draft(kind_of_event, event, attempt.epoch)], now_us)
     return record
 
 

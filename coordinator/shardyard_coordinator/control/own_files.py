@@ -1,6 +1,6 @@
-"""What lies in the places of the service's own files, looked at before anything is opened.
+"""Checks what is at the paths of the service's own files, before anything is opened.
 
-A folder, a pipe, or a link that leads nowhere in the place of a file is said in words with the next step. Opening it
+A folder, a pipe, or a dangling link at the path of a file is reported with the next step. Opening it
 would say less, or wait forever.
 """
 

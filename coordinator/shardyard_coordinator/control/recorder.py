@@ -1,7 +1,7 @@
 """What all followers have read is recorded together, by one operation of the store every 50 ms.
 
 A commit costs more than what is in it. A batch that comes alone is written at once; with a thousand gangs a few dozen
-batches share a commit. Each has a savepoint: one follower's StaleWrite or SpoolGap reaches nobody else.
+batches share a commit. Each has a savepoint: one follower's StaleWrite or SpoolGap does not affect the others.
 """
 
 from __future__ import annotations

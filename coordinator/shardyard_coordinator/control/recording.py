@@ -74,16 +74,16 @@ def record_events(
 
 
 def read_events(batch: Sequence[bytes], after: int) -> list[worker_pb2.WorkerEvent]:
-    """A batch that follows the event `after`; in the place of one that cannot be read there is a warning."""
-    told: list[worker_pb2.WorkerEvent] = []
+    """A batch that follows the event `after`; an unreadable one is replaced by a warning."""
+    found: list[worker_pb2.WorkerEvent] = []
     for data in batch:
         try:
-            told.append(worker_pb2.WorkerEvent.FromString(data))
+            found.append(worker_pb2.WorkerEvent.FromString(data))
         except DecodeError:
-            sequence = told[-1].sequence + 1 if told else after + 1
+            sequence = found[-1].sequence + 1 if found else after + 1
             text = f"event {sequence} of the gang cannot be read ({len(data)} bytes), and was left out"
-            told.append(worker_pb2.WorkerEvent(sequence=sequence, warning=_unreadable(text)))
-    return told
+            found.append(worker_pb2.WorkerEvent(sequence=sequence, warning=_unreadable(text)))
+    return found
 
 
 def _unreadable(message: str) -> job_pb2.Warning:
@@ -115,7 +115,7 @@ class _Recording:
         if kind is None:
             return
         payload = getattr(event, kind)
-        if kind != "metrics":  # Of those there are many: each is looked at where it becomes a point.
+        if kind != "metrics":  # There are many of those: each is checked where it becomes a point.
             bounds.bound(payload)
         getattr(self, f"_on_{kind}")(payload)
 
@@ -137,8 +137,8 @@ class _Recording:
         if progress.step >= 1 and not self._job.start_us:
             self._changes.setdefault("start_us", self._now_us)
 
-    def _on_metrics(self, told: worker_pb2.Metrics) -> None:
-        for series in told.series:
+    def _on_metrics(self, metrics: worker_pb2.Metrics) -> None:
+        for series in metrics.series:
             points = self._points.setdefault(bounds.text(series.metric), [])
             points.extend(self._point(point) for point in series.points)
 
@@ -236,10 +236,10 @@ class _Recording:
     def _on_failure(self, failure: job_pb2.FailureReport) -> None:
         if self._attempt.failure or self._attempt_changes.get("failure"):
             return  # The first one is to blame.
-        told = job_pb2.FailureReport()
-        told.CopyFrom(failure)
-        told.attempt = self._attempt.epoch
-        self._attempt_changes["failure"] = told.SerializeToString()
+        report = job_pb2.FailureReport()
+        report.CopyFrom(failure)
+        report.attempt = self._attempt.epoch
+        self._attempt_changes["failure"] = report.SerializeToString()
 
     def _on_stopped(self, stopped: worker_pb2.Stopped) -> None:
         del stopped  # The end of the gang is what counts.
@@ -315,15 +315,15 @@ def tell_checkpoint(
     *,
     message: str = "",
 ) -> None:
-    """Appends the event that tells what became of a checkpoint."""
-    told = job_pb2.CheckpointChanged(
+    """Appends the event of a checkpoint's change."""
+    change_message = job_pb2.CheckpointChanged(
         checkpoint=job.checkpoint_name(record.epoch, record.step),
         change=change,
         step=record.step,
         size_bytes=record.size_bytes,
         message=message,
     )
-    event = job_pb2.JobEvent(checkpoint=told)
+    event = job_pb2.JobEvent(checkpoint=change_message)
     events.append(conn, job.uid, [encode.draft(EventKind.CHECKPOINT, event, job.epoch)], now_us)
 
 

@@ -1,6 +1,6 @@
 """What is removed from the storage, and when: old checkpoints, deleted jobs, begun uploads, folders without rows.
 
-An intention is a row before anything is unlinked, and a checkpoint's manifest goes first: from then on it is nobody's
+An intention is a row before anything is unlinked, and a checkpoint's manifest goes first: from then on it is not a
 resume point. A crash in between is finished by the next sweep.
 """
 
@@ -94,7 +94,7 @@ class Retention:
                     await self.sweep()
                 await self._work()
             except StorageFailed as failed:
-                # Where nothing is found because nothing is mounted, nothing has been removed.
+                # If nothing is found because nothing is mounted, nothing has been removed.
                 _log.warning("nothing is removed: %s", failed)
                 swept_s = None  # Once it is back: what was to go meanwhile is not left for an hour.
                 await asyncio.sleep(self._settings.retry_max_s)
@@ -259,7 +259,7 @@ async def _each(removal: Coroutine[None, None, None]) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint, its manifest first, so that a half removed one is nobody's resume point. Idempotent."""
+    """Removes a checkpoint, its manifest first, so that a half removed one is never resumed from. Idempotent."""
     manifest = folder / MANIFEST
     if manifest.exists():
         manifest.rename(folder / f"{MANIFEST}.deleted")

@@ -1,4 +1,4 @@
-"""What the parts that follow attempts are told: where files lie, and how long things may take."""
+"""Folders and timeouts for following attempts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ControlSettings:
     data_roots: tuple[str, ...] = ()
     poll_s: float = 10.0
     events_per_poll: int = 5000
-    # A gang that was told to stop is ended by force after this.
+    # A gang that was asked to stop is ended by force after this.
     stop_grace_s: float = 30.0
-    # A gang that was told to pause may have a long step, an evaluation and a large checkpoint before it.
+    # A gang that was asked to pause may have a long step, an evaluation and a large checkpoint before it.
     pause_grace_s: float = 600.0
     # The same for one that has made no step: it has nothing to finish, and hears no directive while it loads.
     unbegun_grace_s: float = 3.0

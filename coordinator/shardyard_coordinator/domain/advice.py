@@ -27,11 +27,11 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         ),
         Cause.DATA_NOT_FOUND: Advice("the data is not there", "restore it"),
         Cause.DATA_CHANGED: Advice(
-            "the data is not what was looked into", "put it back as it was, or submit again with the data as it is"
+            "the data is not what was inspected", "put it back as it was, or submit again with the data as it is"
         ),
         Cause.MODEL_NOT_FOUND: Advice("the model is not there", "restore it"),
         Cause.MODEL_CHANGED: Advice(
-            "the model is not what was looked into", "put it back as it was, or submit again with the model as it is"
+            "the model is not what was inspected", "put it back as it was, or submit again with the model as it is"
         ),
         Cause.USER_CONFIG: Advice("the spec does not work", "change the field that is named"),
         Cause.VERSION_MISMATCH: Advice("a worker has other versions", "install the same versions on every node"),
@@ -46,7 +46,7 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.DRAINED: Advice("its node was drained", "nothing: it goes on by itself"),
         Cause.GPU_FAULT: Advice("a GPU reported a fault", "look at the GPU with nvidia-smi, and replace it"),
         Cause.CHECKPOINT_CORRUPT: Advice(
-            "no whole checkpoint is left", "repair or restore the storage, or submit again to begin anew"
+            "no intact checkpoint is left", "repair or restore the storage, or submit again to start over"
         ),
         Cause.STORAGE_FULL: Advice(
             "the storage is full",

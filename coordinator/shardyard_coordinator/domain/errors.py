@@ -43,7 +43,7 @@ class Refused(Exception):
         """The gRPC code that belongs to the reason."""
         return MEANINGS[self.reason].code
 
-    def anew(self) -> Refused:
+    def fresh_copy(self) -> Refused:
         """The same refusal, never raised: the traceback of a raised one keeps its callers' variables in memory."""
         return Refused(
             self.reason,

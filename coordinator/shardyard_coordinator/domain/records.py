@@ -210,7 +210,7 @@ class EventRecord:
 
 
 class Moved(NamedTuple):
-    """A job after a step of its state, and the event that tells it."""
+    """A job after a change of its state, and the event of that change."""
 
     job: JobRecord
     event: EventRecord
@@ -251,7 +251,7 @@ class AttemptRecord:
 
 
 class CheckpointState(StrEnum):
-    """Where a checkpoint is; DELETING is an intention that survives a crash."""
+    """The states of a checkpoint; DELETING is an intention that survives a crash."""
 
     COMMITTED = "COMMITTED"
     DELETING = "DELETING"
@@ -301,7 +301,7 @@ class ResourceKind(StrEnum):
 
 
 class ResourceState(StrEnum):
-    """Where a model or data set is; DELETING is an intention that survives a crash."""
+    """The states of a model or data set; DELETING is an intention that survives a crash."""
 
     UPLOADING = "UPLOADING"
     READY = "READY"

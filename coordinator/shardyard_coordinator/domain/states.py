@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The states of a job."""
 
     QUEUED = "QUEUED"
     PREPARING = "PREPARING"
@@ -48,7 +48,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
 
 
 class AttemptState(StrEnum):
-    """Where one launch of a gang is."""
+    """The states of one launch of a gang."""
 
     STARTING = "STARTING"
     ACTIVE = "ACTIVE"

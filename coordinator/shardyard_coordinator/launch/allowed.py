@@ -12,7 +12,7 @@ from shardyard_coordinator.launch.confine import Identities, identities
 
 _HUB = "https://huggingface.co"
 
-# A mount whose server does not answer: nobody waits for it longer than this, and nobody else at all.
+# The longest wait for a mount whose server does not answer; callers of other paths do not wait.
 _PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)

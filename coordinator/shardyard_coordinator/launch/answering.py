@@ -99,7 +99,7 @@ class _Process:
         self._fail("ended", by_us=True)
 
     async def _read(self) -> None:
-        """Answers whoever waits until the process is gone."""
+        """Answers waiting callers until the process is gone."""
         how = "its process is gone"
         try:
             while (received := await self._fork.receive()) is not None:
@@ -213,7 +213,7 @@ class Answering:
         await asyncio.gather(*(process.end() for process in processes), *self._ending, return_exceptions=True)
 
     async def _process(self, model: str) -> _Process:
-        """The model's process. Who waits for room holds up nobody whose model has a place."""
+        """The model's process. Callers that wait for room do not delay callers whose model has a place."""
         until_s = asyncio.get_running_loop().time() + _PATIENCE_S
         while (process := self._living(model)) is None:
             async with self._starting:
@@ -231,7 +231,7 @@ class Answering:
         return process if process is not None and process.alive else None
 
     async def _begin(self, model: str) -> _Process | None:
-        """A new process in the place of one that died; None if others have all the places."""
+        """A new process to replace one that died; None if others have all the places."""
         self._processes.pop(model, None)
         self._end_some(most=_MOST_PROCESSES - 1)
         if len(self._processes) >= _MOST_PROCESSES:
@@ -242,7 +242,7 @@ class Answering:
         return process
 
     def _end_some(self, *, most: int) -> None:
-        """Ends processes that nobody waits for, the least recently used first: over the number, or over the memory."""
+        """Ends processes that no caller waits for, least recently used first: over the number, or over the memory."""
         held = {model: process.own_bytes() for model, process in self._processes.items()}
         for model, process in list(self._processes.items()):
             if len(self._processes) <= most and sum(held.values()) <= self._memory_bytes:

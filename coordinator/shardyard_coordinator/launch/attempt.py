@@ -139,7 +139,7 @@ class Attempt:
     async def report(self, request: bytes) -> bytes:
         """Takes a ReportRequest and answers with a ReportReply.
 
-        If it is durable, all that this rank has told is on disk when it returns: while the spool cannot be written, the
+        If it is durable, all its reports are on disk when it returns: while the spool cannot be written, the
         report waits. Other events are
         read from memory then, and so is what comes with a failure, which is answered once the gang's cause is chosen.
         Raises: google.protobuf.message.DecodeError.
@@ -393,12 +393,12 @@ def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
         report.metadata["exit_code"] = str(how.code)
         return report
     report.reason = how.cause
-    told = how.cause is not Cause.WORKER_LOST and how.detail
-    report.message = how.detail if told else f"rank {rank} died without a report"
+    has_detail = how.cause is not Cause.WORKER_LOST and how.detail
+    report.message = how.detail if has_detail else f"rank {rank} died without a report"
     if how.signal is not None:
         report.metadata["signal"] = _signal_name(how.signal)
         report.message = f"rank {rank} was ended by {report.metadata['signal']}"
-    if how.detail and not told:
+    if how.detail and not has_detail:
         report.metadata["detail"] = how.detail
     return report
 

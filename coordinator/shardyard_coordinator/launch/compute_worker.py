@@ -41,7 +41,7 @@ _GONE_S = 3.0
 
 
 def main() -> None:
-    """Imports, confines itself, says so, then forks as it is told until the socket is closed."""
+    """Imports, confines itself, says so, then forks on request until the socket is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--warm", default="")
     parser.add_argument("--confine", default="{}")

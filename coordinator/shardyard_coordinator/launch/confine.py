@@ -150,7 +150,7 @@ def rank_words() -> str:
 
 
 def identities(paths: Iterable[str]) -> Identities:
-    """Device and inode of what lies at each path, which a rule is about; None: nothing that can be looked at."""
+    """Device and inode of each path, to which a rule applies; None if it cannot be examined."""
     found: list[tuple[int, int] | None] = []
     for path in paths:
         try:
@@ -235,10 +235,10 @@ def _linked_packages(folder: str) -> list[str]:
 
 
 def _linked_place(entry: os.DirEntry[str]) -> str:
-    """Where one package really is; empty if it is not a link, or leads nowhere."""
+    """The real folder of one package; empty if it is not a link, or leads nowhere."""
     with suppress(OSError):
         if entry.is_symlink():
-            # Nothing but packages: a folder of somebody's own may have links to anywhere.
+            # Nothing but packages: a user's own folder may have links to anywhere.
             if entry.is_file() or Path(entry.path, "__init__.py").is_file():
                 return os.path.realpath(entry.path)
         elif entry.is_dir():

@@ -24,7 +24,7 @@ from shardyard_coordinator.launch.frames import Header, frame, pack, read_frame,
 _PACKET_BYTES = 64 * 1024
 # Above what a fork's whole start and end take on a busy machine: the warm process does nothing else.
 _ORDER_S = 6.0
-# Longer than anybody stops a process in passing, and how often it is looked at.
+# Longer than a process is stopped in passing, and how often that is checked.
 _STOPPED_S = 2.0
 _LOOK_S = 0.5
 _LOG_BYTES = 8 * 1024**2
@@ -145,7 +145,7 @@ class WarmProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it may be asked for forks: nobody has ended it, and no order has found it gone."""
+        """Whether it can be asked for forks: it was not ended, and no order has found it gone."""
         return not self._killed
 
     @classmethod
@@ -159,7 +159,7 @@ class WarmProcess:
         rotate(log)
         with log.open("ab") as stream:
             process, control = await start_child(
-                # -P: the folder that the service was started in is no place for modules, nor to be read.
+                # -P: the folder that the service was started in must not supply modules, nor be read.
                 [
                     *("-P", "-m", "shardyard_coordinator.launch.compute_worker"),
                     *("--warm", ",".join(warm), "--confine", json.dumps(confine)),
@@ -238,7 +238,7 @@ class WarmProcess:
         return exchange
 
     def _end_unwanted(self, asked: asyncio.Future[dict[str, Any]]) -> None:
-        """Ends a fork whose caller has left before it had it: nobody else would, nor collect what is left of it."""
+        """Ends and reaps a fork whose caller left before it received it: nothing else would."""
         if not asked.cancelled() and asked.exception() is None:
             self._order({"end": asked.result()["pid"]})
 
@@ -251,7 +251,7 @@ class WarmProcess:
                 socket.send_fds(self._control, [json.dumps(order).encode()], descriptors)
                 return await self._receive()
         except (OSError, TimeoutError) as error:
-            # Without its answer the next one could not be told apart.
+            # Without its answer the next one could not be distinguished.
             self.kill()
             raise WarmProcessGone("the warm process does not answer") from error
         finally:
@@ -261,7 +261,7 @@ class WarmProcess:
     async def _receive(self) -> dict[str, Any]:
         packet = await asyncio.get_running_loop().sock_recv(self._control, _PACKET_BYTES)
         if not packet:
-            self.kill()  # Its forks are ended with it, and nobody asks it again.
+            self.kill()  # Its forks are ended with it, and it is not asked again.
             raise WarmProcessGone("the warm process ended")
         answer: dict[str, Any] = json.loads(packet)
         return answer
@@ -284,7 +284,7 @@ def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        _log.warning("%s cannot be begun anew: %s", log, error)
+        _log.warning("%s cannot be started again: %s", log, error)
 
 
 def resident_bytes(pid: int) -> int:

@@ -1,7 +1,7 @@
 """Starts a program that ends with its parent: `python guard.py PARENT_PID program arguments...`.
 
 Run as a file, isolated and without site packages, so that it costs milliseconds. A function run between fork and exec
-would do the same, but is not safe in a process with threads. Where the system has no such signal (it is Linux's), the
+would do the same, but is not safe in a process with threads. If the system has no such signal (only Linux has it), the
 program ends when it finds its socket closed.
 """
 

@@ -119,7 +119,7 @@ class LocalLauncher:
         gang = self._gangs[launch.key] = _Gang(attempt, spool, gpus)
         starting = asyncio.create_task(self._start_ranks(gang, launch))
         gang.tasks += [starting, asyncio.create_task(self._supervise(gang))]
-        # Whoever asked may go away: every rank is begun and its end told, or the gang would never end.
+        # The caller may leave: every rank is started and its end reported, or the gang would never end.
         await asyncio.shield(starting)
 
     async def lookup(self, key: AttemptKey) -> Presence:

@@ -46,7 +46,7 @@ class OutOfMemory:
 
 @dataclass(frozen=True)
 class MemoryWatch:
-    """The kills that the memory group of a process had counted when it was looked at first; it may be pickled."""
+    """The kills that the memory group of a process had counted when it was first read; it can be pickled."""
 
     group: Path | None
     kills: int

@@ -1,4 +1,4 @@
-"""What one node of a job's gang has, from what the nodes report: the planner and the ranks are told the same way.
+"""What one node of a job's gang has, from what the nodes report: the planner and the ranks get the same numbers.
 
 A job does not name a kind of node: without GPUs it runs on nodes that have none, and with GPUs on the kind of which the
 cluster has the most. Every number is one that holds on each node that the gang may get.

@@ -1,4 +1,4 @@
-"""DISK_PRESSURE of a gang, whoever lacks the room: it begins once, ends once, and says what holds now meanwhile."""
+"""DISK_PRESSURE of a gang, for all its ranks: it begins once, ends once, and has the current text in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Pressure:
         self._said: dict[int, str] = {}
 
     def is_news(self, event: worker_pb2.WorkerEvent) -> bool:
-        """Whether an event is to be told; notes who began and who ended. Other events always are.
+        """Whether an event is to be sent; notes which rank began and which ended. Other events always are.
 
         One may end while the other's goes on. While the supervisor lacks room the ranks wait, and what rank 0 said of
         its last checkpoint says nothing of now.

@@ -68,6 +68,6 @@ def temp_folder(attempt: worker_pb2.AttemptSpec) -> Path:
 
 
 def staging_folder(attempt: worker_pb2.AttemptSpec) -> Path:
-    """Where the trainer writes its export before it is renamed into place."""
+    """The folder for the trainer's export before it is renamed into place."""
     export = Path(attempt.export_dir)
     return export.with_name(f".{export.name}.e{attempt.epoch:06}")

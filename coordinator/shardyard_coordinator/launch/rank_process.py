@@ -112,14 +112,14 @@ class RankProcess:
                 writer.write(frame(await report(request)))
                 await writer.drain()
         except (OSError, FrameError, DecodeError) as error:
-            # Closing the socket tells the rank; who is reported to has kept what it needs to know.
+            # Closing the socket informs the rank; the receiver has already kept what it needs.
             _log.warning("reports of rank %s: %s", self._rank, error)
         finally:
             writer.close()
 
 
 def write_spec(spec: worker_pb2.AttemptSpec) -> None:
-    """Leaves the spec where the ranks read it, in the attempt's folder. Raises: OSError."""
+    """Writes the spec for the ranks into the attempt's folder. Raises: OSError."""
     folder = Path(spec.attempt_dir)
     with _private(folder / "spec.json", os.O_TRUNC) as file:
         file.write(MessageToJson(spec).encode())

@@ -105,7 +105,7 @@ class Agent:
         return b""
 
     async def _look_at_gpus(self, node: str) -> None:
-        """Asks a node once what its GPUs are: Ray tells how many it has, not how large they are."""
+        """Asks a node once what its GPUs are: Ray reports how many it has, not how large they are."""
         if node in self._gpus:
             return
         look = ray.remote(num_cpus=0, max_retries=0)(gpu_facts)
@@ -284,7 +284,7 @@ class ComputePlace:
 
 
 def _probe(address: str) -> None:
-    """Fails at once where nothing listens: to connect would take Ray the better part of a minute.
+    """Fails at once if nothing listens: Ray itself would take most of a minute to fail.
 
     Raises: OSError.
     """

@@ -233,7 +233,7 @@ def _is_process(pid: int, start_time: float) -> bool:
 def started_at(pid: int) -> float | None:
     """When a process started, in units that mean something only here; None if it is gone.
 
-    On Linux in ticks since boot: psutil's seconds since 1970 change when somebody sets the clock.
+    On Linux in ticks since boot: psutil's seconds since 1970 change when the clock is set.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

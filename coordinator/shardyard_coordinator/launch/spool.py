@@ -25,7 +25,7 @@ _HEAD = struct.Struct(">II")
 class Spool:
     """The writing side: one process, one event loop.
 
-    Opening an existing file keeps its whole records, so that numbering goes on where a former supervisor stopped. What
+    Opening an existing file keeps its intact records: numbering continues where a former supervisor stopped. What
     is not known to be on the disk stays in memory, too: after a failed write or fsync it is written again.
     """
 
@@ -43,7 +43,7 @@ class Spool:
 
     @property
     def last(self) -> int:
-        """The newest sequence; 0: there is none."""
+        """The newest sequence; 0 if there is none."""
         return len(self._offsets) - 1
 
     @property

@@ -1,4 +1,4 @@
-"""Turns at something scarce: whoever was served longest ago comes next, and nobody takes the last place twice."""
+"""Turns at a scarce resource: the caller served longest ago comes next, and no one takes the last place twice."""
 
 from __future__ import annotations
 

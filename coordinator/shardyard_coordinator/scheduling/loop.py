@@ -48,7 +48,7 @@ _HEAD = 512
 # reasons, and as many numbers, it writes.
 _FIRST = 256
 _STRETCH = 512
-_MAX_TOLD = 256
+_MAX_CHANGED = 256
 _MAX_READ = 2 * _FIRST + _STRETCH
 _ROWS_A_WRITE = 16
 _STARTS_AT_ONCE = 64
@@ -65,8 +65,8 @@ _Reason = tuple[QueuedJob, job_pb2.PendingInfo, bool]
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What is to be told. `ends`: when the first back-off does, in seconds. `place`: after which the next look begins;
+class _Explained:
+    """The reasons to write. `ends`: when the first back-off ends, in seconds. `place`: where the next one begins;
     `more_s`: how soon it should, None if the whole line has been seen.
     """
 
@@ -101,7 +101,7 @@ class SchedulingLoop:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stops; what was decided and recorded stands."""
+        """Stops; recorded decisions stay."""
         self._unsubscribe()
         if self._task is not None:
             self._task.cancel()
@@ -121,7 +121,7 @@ class SchedulingLoop:
         return min((due for due in (self._until(ends), await self._say_why(view)) if due is not None), default=None)
 
     async def _start_gangs(self, view: ClusterView) -> float | None:
-        """Starts all that fits now; answers when the first back-off of who was looked at ends, in seconds."""
+        """Starts all that fits now; returns when the first back-off of the examined jobs ends, in seconds."""
         self._freed.clear()
         self._deciding_s = 0.0
         now_us = self._clock.now_us()
@@ -131,7 +131,7 @@ class SchedulingLoop:
         self._full = admission.is_over
         if self._full:
             return None  # Who waits need not be read.
-        # Read after what is held: a gang that ends meanwhile counts as running, which starts nobody too early.
+        # Read after what is held: a gang that ends meanwhile counts as running, which starts no job too early.
         line = await self._store.read_many(self._counted(partial(queue.head_of_line, most=_HEAD)))
         decide = self._counted(_decide)
         starts, ends = await asyncio.to_thread(decide, admission, line, view, now_us)
@@ -195,7 +195,7 @@ class SchedulingLoop:
     def _until(self, ends: float | None) -> float | None:
         return None if ends is None else max(ends - self._clock.now_us() / 1e6, 0.0)
 
-    async def _tell(self, made: _Told) -> bool:
+    async def _tell(self, made: _Explained) -> bool:
         """Records why jobs wait: with an event if the reason is another one, without if its numbers are.
 
         False: it was left off, because a gang has ended.
@@ -207,7 +207,7 @@ class SchedulingLoop:
         # A few at a time: callers who submit meanwhile wait for one such write at most.
         for first in range(0, len(rows), _ROWS_A_WRITE):
             if self._freed.is_set():
-                return False  # Slots are waiting to be given away: the others are told in the next pass.
+                return False  # Slots are waiting to be given away: the others get their reasons in the next pass.
             some = rows[first : first + _ROWS_A_WRITE]
             await self._store.write(partial(queue.set_pending, rows=some, now_us=self._clock.now_us()), SYSTEM)
         return True
@@ -273,7 +273,7 @@ def _waiting(conn: Connection, place: int) -> tuple[list[HeldSlots], list[Queued
 def _decide(
     admission: Admission, line: Sequence[LineJob], view: ClusterView, now_us: int
 ) -> tuple[list[Start], float | None]:
-    """The starts among these, and when the first back-off ends; jobs are looked at while something is left."""
+    """The starts among these, and when the first back-off ends; jobs are examined while slots are left."""
     starts: list[Start] = []
     ends: float | None = None
     for first in range(0, len(line), _HEAD):
@@ -296,20 +296,20 @@ def _look(
     now_us: int,
     policy: Policy,
     place: int,
-) -> _Told | None:
-    """Why these wait; None if nobody does."""
+) -> _Explained | None:
+    """Why these wait; None if none waits."""
     if not queued:
         return None
     now = now_us // 1_000_000
     cut = len(queued) == _MAX_READ
     _, waiting = admit(load_snapshot(queued, live, view, now_us), now, policy)
     due = {str(job.id): job for job in queued if _is_due(job, place)}
-    told, quiet = _reasons([each for each in waiting if each[0].job in due], due, now)
-    left = [job.position for job, _, _ in told[_MAX_TOLD:]] + [queued[-1].position + 1] * cut
+    changed, quiet = _reasons([each for each in waiting if each[0].job in due], due, now)
+    left = [job.position for job, _, _ in changed[_MAX_CHANGED:]] + [queued[-1].position + 1] * cut
     # Where reasons have changed, those of who comes next most likely have, too.
-    hurry = bool(left) or any(job.pending for job, _, _ in told)
-    return _Told(
-        reasons=(*told[:_MAX_TOLD], *quiet[:_MAX_TOLD]),
+    hurry = bool(left) or any(job.pending for job, _, _ in changed)
+    return _Explained(
+        reasons=(*changed[:_MAX_CHANGED], *quiet[:_MAX_CHANGED]),
         ends=min((blocked.until for _, blocked in waiting if blocked.until), default=None),
         place=_next_place(place, min(left, default=None), ends=queued[-1].position < place + _STRETCH),
         more_s=None if len(queued) <= _FIRST else TELL_ON_S if hurry else LOOK_ON_S,
@@ -332,16 +332,16 @@ def _next_place(place: int, left: int | None, *, ends: bool) -> int:
 def _reasons(
     waiting: Sequence[tuple[PendingJob, Blocked]], queued: Mapping[str, QueuedJob], now: int
 ) -> tuple[list[_Reason], list[_Reason]]:
-    """Those to be told with an event, and those of whom only numbers have changed; in the order of the line."""
-    told, quiet = [], []
+    """Those that need an event, and those whose numbers alone have changed; in the order of the queue."""
+    changed, quiet = [], []
     for key, wait in waits(waiting, {key: job.position for key, job in queued.items()}, now).items():
         job, info = queued[key], _pending_info(wait)
         held = job_pb2.PendingInfo.FromString(job.pending or b"")
         if info.constraint != held.constraint:
-            told.append((job, info, True))
+            changed.append((job, info, True))
         elif info != held:
             quiet.append((job, info, False))
-    return told, quiet
+    return changed, quiet
 
 
 def _pending_info(wait: Waiting) -> job_pb2.PendingInfo:

@@ -35,14 +35,14 @@ class NodeState(StrEnum):
 
 
 class Backfill(StrEnum):
-    """Who may start before a gang that does not fit: SKIP anybody, NONE nobody."""
+    """Whether jobs behind one that does not fit may start: SKIP yes, NONE no."""
 
     NONE = "NONE"
     SKIP = "SKIP"
 
 
 class Constraint(StrEnum):
-    """What stands in the way of a start; the names of `PendingInfo.Constraint`."""
+    """The constraints that delay a start; the names of `PendingInfo.Constraint`."""
 
     RANK = "RANK"
     INSUFFICIENT_SLOTS = "INSUFFICIENT_SLOTS"
@@ -201,7 +201,7 @@ class Admission:
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody else can start in this pass, whoever may come."""
+        """Whether no other job can start in this pass."""
         return not self._connected or self._stuck or self._left <= 0
 
     def consider(self, job: PendingJob) -> Start | Blocked:

@@ -9,7 +9,7 @@ from shardyard_coordinator.launch.node_shape import gpu_kind, largest_gpu_kind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.scheduling.policy import CPU, NodeInfo, PendingJob, RunningJob, Snapshot
 
-# No back-off is longer. A time further ahead was written before the wall clock was set back: it holds nobody.
+# No back-off is longer. A time further ahead was written before the wall clock was set back, and is ignored.
 _MAX_WAIT_S = 300
 
 

@@ -55,7 +55,7 @@ FILES = (
 
 @dataclass(frozen=True)
 class Info:
-    """What GetServerInfo tells beside what the parts know. `slots` answers (all, free) of a cluster."""
+    """The facts of GetServerInfo that do not come from the parts. `slots` answers (all, free) of a cluster."""
 
     slots: Callable[[ClusterView], Awaitable[tuple[int, int]]]
     warnings: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""The files of an upload while they arrive: each chunk held to what was announced, then written where it belongs.
+"""The files of an upload while they arrive: each chunk is checked, then written where it belongs.
 
 Files and folders are the service's alone (0600, 0700). A file is made when its first bytes come.
 """

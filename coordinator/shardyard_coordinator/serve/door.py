@@ -1,4 +1,4 @@
-"""The port, which is there before the store is: it is bound first, and its health says that nobody is served yet.
+"""The port, which is there before the store is: it is bound first, and its health says that no call is served yet.
 
 A call that comes before the services do waits for them, shortly; then it is answered UNAVAILABLE STARTING with a delay.
 Health and reflection answer at once.
@@ -36,7 +36,7 @@ class Late:
 
     @property
     def services(self) -> list[Service]:
-        """One in the place of each."""
+        """Replaces each of them."""
         return [
             _LateService(each.full_name, {method.name: self._behaviour(method) for method in each.methods})
             for each in self._descriptors

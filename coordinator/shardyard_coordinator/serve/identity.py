@@ -1,4 +1,4 @@
-"""What the files that a spec names are known by: path, inode, size and times of each, looked at for every call.
+"""The identity of the files that a spec names: path, inode, size and times of each, checked at every call.
 
 A plan is kept under it, so it is never answered for files that have changed, or are gone, since it was made.
 """
@@ -37,7 +37,7 @@ def identify(named: Named, roots: Sequence[str]) -> bytes:
 
 
 def hub_folders(hubs: Iterable[spec_pb2.HubModel], cache_dir: str) -> tuple[str, ...]:
-    """Where the Hub's cache has those of the models and tokenizers that are pinned to a commit."""
+    """The folders in the Hub's cache of models and tokenizers that are pinned to a commit."""
     return tuple(
         f"{cache_dir}/hub/models--{hub.id.replace('/', '--')}/snapshots/{hub.revision}"
         for hub in hubs

@@ -30,7 +30,7 @@ _MOST_REMEMBERED = 1024
 _S_PER_MIB = 4.0
 _MOST_FOR_DATA_S = 3600.0
 _NEXT_STEPS = {
-    Reason.MODEL_INVALID: "use another model or tokenizer, or save this one anew with `save_pretrained`",
+    Reason.MODEL_INVALID: "use another model or tokenizer, or save this one again with `save_pretrained`",
     Reason.DATA_INVALID: "give fewer, smaller or simpler files",
 }
 _NEXT_STEP = "leave out what is unusual in it"
@@ -68,7 +68,7 @@ class Questions:
     ) -> bytes:
         """Calls a function of the trainer in a process of its own, which may compute longer for more `data_bytes`.
 
-        `key` stands for the question: the same one is the same function, request and content of files. Questions of one
+        `key` identifies the request: the same one is the same function, request and content of files. Questions of one
         `route` name the same files. Raises Refused: the subject's reason, or INSPECTION_UNAVAILABLE.
         """
         more_s = min(data_bytes // 2**20 * _S_PER_MIB, _MOST_FOR_DATA_S)
@@ -101,7 +101,7 @@ class Questions:
 
     async def _judged(self, ask: Callable[[], Awaitable[bytes]], call: Call, subject: Subject, key: bytes) -> bytes:
         if (known := self._recall(key)) is not None:
-            raise known.anew()
+            raise known.fresh_copy()
         try:
             return await ask()
         except ComputeUnavailable as error:
@@ -109,11 +109,11 @@ class Questions:
             raise not_in_time() from None
         except ComputeFailed:
             error_id = _logged(call, "the system failed")
-            text = f"the system failed the worker that looked into it; the service's log has details under {error_id}"
+            text = f"the system failed the worker that inspected it; the service's log has details under {error_id}"
             raise Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0) from None
         except InputFailed as failed:
             refused = _refusal(failed, call, subject)
-            self._remember(key, refused.anew())
+            self._remember(key, refused.fresh_copy())
             raise refused from None
 
     def _recall(self, key: bytes) -> Refused | None:
@@ -129,7 +129,7 @@ class Questions:
 
 def still_looking(what: str = "what the spec names") -> Refused:
     """The answer is being made, and goes on without its caller: the next one who asks shares it."""
-    text = f"{what} is still being looked into; that goes on: ask again after the delay"
+    text = f"{what} is still being inspected; the inspection continues: ask again after the delay"
     return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=2.0)
 
 

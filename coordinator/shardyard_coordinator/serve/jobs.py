@@ -1,4 +1,4 @@
-"""JobService: thin; what it decides stands in submit, watch and the store."""
+"""JobService: a thin layer over submit, watch and the store, which decide."""
 
 from __future__ import annotations
 

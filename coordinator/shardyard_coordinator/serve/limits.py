@@ -25,7 +25,7 @@ HEAVY_METHODS = frozenset(
         "/shardyard.v1.ModelService/Embed",
     }
 )
-# By method, the limit of its pot. WaitJob is no stream, but holds nothing but a place either.
+# By method, the limit of its pot. WaitJob is not a stream, but also holds only a place.
 _POTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "/shardyard.v1.JobService/WatchJob": "max_watches",

@@ -112,7 +112,7 @@ def _lines(path: str, offset: int, *, ended: bool) -> Iterator[tuple[bytes, int]
 
 
 def parse(source: Source, raw: bytes) -> pb.LogLine:
-    """A line with its level and time where it begins with `TIME LEVEL`; else INFO on stdout, WARNING on stderr."""
+    """A line with its level and time if it begins with `TIME LEVEL`; else INFO on stdout, WARNING on stderr."""
     text = raw.rstrip(b"\r\n").decode("utf-8", "replace")
     level = pb.LOG_LEVEL_INFO if source.stream == pb.LOG_STREAM_STDOUT else pb.LOG_LEVEL_WARNING
     line = pb.LogLine(attempt=source.attempt, rank=source.rank, stream=source.stream, level=level)  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def tail_offsets(found: list[Source], num_lines: int) -> dict[str, int]:
 
 
 def _start_of_last(path: str, size: int, num_lines: int) -> int:
-    """Where the last lines begin, found from the end backwards."""
+    """The offset of the last lines, found by reading backwards from the end."""
     at, seen = size, 0
     with open(path, "rb") as file:
         while at > 0:

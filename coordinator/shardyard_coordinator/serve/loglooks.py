@@ -1,6 +1,6 @@
 """Who follows the logs of a job is woken when its files have grown: one look for all followers of all jobs.
 
-Files tell nobody that they have grown, least of all on a storage that several nodes share. So while somebody follows,
+Files do not announce that they have grown, least of all on a storage that several nodes share. So while one follows,
 one thread looks at the sizes of the followed jobs' files, in turns; a follower itself does nothing until it is woken.
 """
 
@@ -83,7 +83,7 @@ class _Job:
     def _list(self) -> None:
         names = _paths(str(self._folder))
         attempts = [path for name, path in names.items() if name[0] == "e" and name[1:].isdigit()]
-        # The attempt's own folder is looked at until it has its logs.
+        # The attempt's own folder is checked until it has its logs.
         logs = [f"{each}/logs" for each in attempts]
         self._folders = sorted([*attempts, *logs])
         self._files = sorted(path for folder in logs for name, path in _paths(folder).items() if name.endswith(".log"))

@@ -121,14 +121,14 @@ class ModelService:
         return await in_time(call, asked)
 
     async def _refuse(self, violations: Sequence[worker_pb2.Violation], name: str) -> None:
-        """Raises what is wrong: with the storage, with a model that was deleted meanwhile, else as it was found."""
+        """Raises the error of the storage, or that the model was deleted meanwhile, else the error as found."""
         if violations:
             await blame_the_storage_if_away(self._parts.claim)
             await find(self._parts, _KIND, name)
             raise_violations(violations)
 
     async def _stored(self, name: str) -> tuple[str, Sequence[transfer_pb2.StoredFile]]:
-        """Where a model lies, and its files as they were registered."""
+        """The folder of a model, and its files as they were registered."""
         return await describe(self._parts, _KIND, name, _place)
 
 

@@ -59,7 +59,7 @@ class Openings:
         await turn
 
     async def _give(self) -> None:
-        """Gives turns until nobody waits."""
+        """Gives turns until no stream waits."""
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + _PATIENCE_S
         try:

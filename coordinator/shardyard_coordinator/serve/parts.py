@@ -102,7 +102,7 @@ class Cluster:
         self._asking: asyncio.Task[None] | None = None
 
     async def view(self) -> ClusterView:
-        """Waits a little if the last answer is very old; a cluster that does not answer holds nobody up."""
+        """Waits a little if the last answer is very old; a cluster that does not answer delays no caller."""
         now = time.monotonic()
         if now - self._asked_s > self._keep_s and self._asking is None:
             self._asked_s = now
@@ -114,7 +114,7 @@ class Cluster:
         return self._view
 
     async def view_now(self) -> ClusterView:
-        """As it is now: a cluster that was connected, and does not answer within a few seconds, is no longer."""
+        """The current state: a connected cluster that does not answer within a few seconds counts as disconnected."""
         view = await self.view()
         if self._asking is None:
             return view
@@ -136,7 +136,7 @@ def raise_violations(violations: Iterable[worker_pb2.Violation], prefix: str = "
     """Raises what a function of the trainer found wrong, with field paths from the request on; nothing if nothing.
 
     One that says "not now" outweighs those that say "not so": the others may look different then. Of the storage no
-    path is told.
+    path is named.
     """
     found = [
         FieldViolation(

@@ -1,6 +1,6 @@
 """Places of uploads: there are few, for each writes to the disk, and one that is idle gives its place up.
 
-Whoever comes while all are taken gets the place of the upload that has been idle the longest, if that is long enough:
+If all are taken, the next one gets the place of the upload that has been idle the longest, if that is long enough:
 the other ends, keeps what has arrived, and may go on as soon as there is a place. One that trickles counts as idle.
 """
 

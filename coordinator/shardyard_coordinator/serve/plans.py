@@ -148,7 +148,7 @@ class Plans:
         denied = _complaints(walked.names, lambda name: self._parts.check_project(name.split("/")[1]))
         if denied:
             return refused_fields(denied)
-        # What was wrong with paths is in the refusal: they are looked at before names are.
+        # Errors of paths are already in the refusal: they are checked before names are.
         found = [*_complaints(walked.names, lambda name: folder_of(conn, name)), *refused.violations]
         return refused_fields(found) if found else refused
 
@@ -264,7 +264,7 @@ def _gpus_of(view: ClusterView, spec: spec_pb2.JobSpec) -> int:
 
 
 def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_worker: int) -> None:
-    """Refused TOO_LARGE_FOR_CLUSTER where the whole cluster, empty, could not hold the gang; a cluster unseen can."""
+    """Refused TOO_LARGE_FOR_CLUSTER if even the empty cluster could not hold the gang; an unseen cluster could."""
     if not view.nodes:
         return
     largest = sum(_workers_on(node, gpus_per_worker, max(cpus_per_worker, 1)) for node in view.nodes)

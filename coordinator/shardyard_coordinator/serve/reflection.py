@@ -107,7 +107,7 @@ class Reflection:
         return {"ServerReflectionInfo": self.info}
 
     async def info(self, requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[Any]:
-        """Answers one by one; what it does not find is told in the answer."""
+        """Answers one by one; an answer says so if nothing is found."""
         async for request in requests:
             response = self._response(valid_host=request.host, original_request=request)
             self._answer(request, response)

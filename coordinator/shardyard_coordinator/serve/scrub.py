@@ -1,4 +1,4 @@
-"""The last look at a text before it leaves: nothing of this machine's insides, whoever wrote it.
+"""The last check of a text before it is sent: it reveals nothing about this machine, whatever its origin.
 
 Messages of ours have none of it. But some carry a sentence of a library, which may name an address in memory, a file
 of the installation, or a package to install: nothing that a caller could use, and more than a stranger should know.

@@ -57,7 +57,7 @@ class Shared(Generic[_T]):
         finally:
             work.waiting -= 1
             if not work.waiting and not work.task.done() and self._num_left() > self._most_left:
-                del self._works[key]  # Whoever asks from now on begins again.
+                del self._works[key]  # Later callers start a new one.
                 work.task.cancel()
 
     def _num_left(self) -> int:
@@ -74,7 +74,7 @@ class Shared(Generic[_T]):
         if error is None:
             self._keep(key, work.task.result())
         elif isinstance(error, Refused) and error.retry_after_s is None:
-            self._keep(key, error.anew())
+            self._keep(key, error.fresh_copy())
 
     def _keep(self, key: bytes, outcome: _T | Refused) -> None:
         self._unheard[key] = time.monotonic() + _KEPT_S, outcome

@@ -62,7 +62,7 @@ def _add_violations(status: status_pb2.Status, refused: Refused) -> None:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text without what steers terminals or tells of this machine; its beginning with `…` if it is over the limit.
+    """The text without terminal controls and this machine's details; its beginning with `…` if it is over the limit.
 
     `limit` is in bytes.
     """

@@ -30,7 +30,7 @@ _WHY: Final = {
 def refused_storage(reason: Reason) -> Refused | None:
     """The refusal for what a process of the service found of the storage; None: the reason is not about that.
 
-    It names no path: where the operator's disks are mounted is nothing to a caller.
+    It names no path: where the operator's disks are mounted does not concern a caller.
     """
     cause = next((cause for cause in _WHY if cause.value == reason.value), None)
     return None if cause is None else _storage_refusal(cause, _WHY[cause])

@@ -1,4 +1,4 @@
-"""How the storage is, for people: there with room, full, or not to be used. A path is never told."""
+"""The state of the storage, for people: available, full, or unusable. It never names a path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardyard_coordinator.serve.uploads import SPARE_BYTES
 
 
 class StorageLook:
-    """Looks at the storage in a thread, one at a time: a mount that hangs takes one thread and holds nobody up."""
+    """Looks at the storage in a thread, one at a time: a mount that hangs takes one thread and delays no caller."""
 
     def __init__(self, storage: Path, claim: worker_pb2.StorageClaim, *, wait_s: float = 1.0) -> None:
         self._storage = storage
@@ -23,7 +23,7 @@ class StorageLook:
         self._looking: asyncio.Task[pb.StorageInfo] | None = None
 
     async def info(self) -> pb.StorageInfo:
-        """As it is now; UNAVAILABLE if that cannot be told within `wait_s`."""
+        """Its current state; UNAVAILABLE if that is not known within `wait_s`."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(asyncio.to_thread(_look, self._storage, self._claim))
         looking = self._looking

@@ -1,4 +1,4 @@
-"""CreateJob: exactly once, and only what has been looked into."""
+"""CreateJob: exactly once, and only after inspection."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The header alone leaves nothing: the row and its folder are made when the first bytes come. Quotas count what has
 arrived, not what was announced. What breaks the announcement is refused, and nothing of the broken part is kept.
 
-Parts are written where the files belong, in a folder that nobody reads before its row is READY. A file's committed
+Parts are written where the files belong, in a folder that is not read before its row is READY. A file's committed
 bytes move in the store after its fsync; the row becomes READY when every file is whole, has the sha256 announced and,
 for a model, loads.
 """
@@ -65,7 +65,7 @@ class Uploads:
                 record, files = await self._arrive(kind, project, header, place, call)
                 if record.state is ResourceState.READY:
                     return record
-                held.close()  # A model is looked into in its turn, which may take a while; others may send meanwhile.
+                held.close()  # A model waits its turn for inspection, which may take a while: others may send.
                 folder = Path(record.path)
                 description = await self._inspect(record, folder, files, call) if kind is ResourceKind.MODEL else b""
                 self._parts.trace.point("upload.verified")
@@ -97,7 +97,7 @@ class Uploads:
         return record, files
 
     async def delete(self, kind: ResourceKind, name: str, call: Call) -> None:
-        """Removes a resource; Refused where a live job reads it or it is being uploaded at the moment."""
+        """Removes a resource; Refused if a live job reads it or it is being uploaded at the moment."""
         record = await find(self._parts, kind, name)
         with self._alone(kind, record.project, record.resource_id):
             await discard(self._parts, record, Path(record.path), call)

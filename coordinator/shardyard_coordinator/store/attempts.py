@@ -98,7 +98,7 @@ def move_attempt(
     now_us: int,
     changes: Mapping[str, Any] | None = None,
 ) -> AttemptRecord:
-    """Moves an attempt and tells it. Raises: StaleWrite."""
+    """Moves an attempt and appends the event. Raises: StaleWrite."""
     values = {**(changes or {}), "state": to.value}
     if to is AttemptState.ENDED:
         values["end_us"] = now_us

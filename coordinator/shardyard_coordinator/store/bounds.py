@@ -77,7 +77,7 @@ def small_count(value: int) -> int:
 
 
 def time_us(time: Timestamp) -> int:
-    """Microseconds since 1970; 0 for a time that is none."""
+    """Microseconds since 1970; 0 for an invalid time."""
     in_range = 0 <= time.seconds <= MAX_TIME_US // 1_000_000 and 0 <= time.nanos < 1_000_000_000
     return time.seconds * 1_000_000 + time.nanos // 1000 if in_range else 0
 

@@ -26,7 +26,7 @@ def record_checkpoint(conn: Connection, record: CheckpointRecord) -> bool:
 
 
 def set_checkpoint_state(conn: Connection, record: CheckpointRecord, state: CheckpointState) -> bool:
-    """Moves a checkpoint from the state that was read; False if somebody was faster."""
+    """Moves a checkpoint from the state that was read; False if another change came first."""
     guard = (
         _checkpoint.job_uid == record.job_uid,
         _checkpoint.epoch == record.epoch,

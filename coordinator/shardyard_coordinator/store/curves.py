@@ -29,7 +29,7 @@ class Curve:
         return len(self.step)
 
     def take(self, places: _Array) -> Curve:
-        """The points at these places, or where this mask is true."""
+        """The points at these indices, or where this mask is true."""
         return Curve(self.attempt[places], self.step[places], self.time_us[places], self.value[places])
 
     def points(self) -> tuple[MetricPoint, ...]:

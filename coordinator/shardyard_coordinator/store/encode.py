@@ -42,7 +42,7 @@ def event_to_proto(record: EventRecord) -> job_pb2.JobEvent:
 
 
 def attempt_has_ended(record: EventRecord) -> bool:
-    """Whether an event about an attempt tells of its end."""
+    """Whether an event about an attempt reports its end."""
     changed = bounds.parsed(job_pb2.JobEvent, record.payload).attempt_changed
     return changed.attempt.state == job_pb2.Attempt.STATE_ENDED
 
@@ -160,7 +160,7 @@ def state_changed(source: JobState | None, target: JobState, *, failure: bytes =
 
 
 def state_told(payload: bytes) -> JobState:
-    """The state that an event of a step tells of."""
+    """The new state in a state event."""
     return JobState(job_pb2.State.Name(job_pb2.JobEvent.FromString(payload).state.to).removeprefix("STATE_"))
 
 

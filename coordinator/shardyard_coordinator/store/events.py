@@ -1,4 +1,4 @@
-"""The event log: dense in a job, rising over the store, told only after its commit (docs/event-log.md)."""
+"""The event log: dense in a job, rising over the store, sent only after its commit (docs/event-log.md)."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@ StoreFailure
 ├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
 ├── StorageForeign the storage's models and jobs are another store's (exit 78)
 ├── StorageMissing what the store has on its storage is not there (exit 78)
-├── PlaceTaken     something else lies in the place of the service's own file (exit 78)
+├── PlaceTaken     something else is at the path of the service's own file (exit 78)
 ├── FolderShared   other accounts can read the service's folders (exit 78)
 ├── StoreBroken    what it holds cannot be right (exit 65)
-├── StoreLost      the lease is somebody else's now (exit 75)
+├── StoreLost      another coordinator has the lease now (exit 75)
 └── StoreDead      the disk failed: nothing in memory may be believed (exit 74)
 """
 
@@ -59,7 +59,7 @@ class FolderShared(StoreFailure):
 
 
 class PlaceTaken(StoreFailure):
-    """A folder, a pipe or another account's file lies in the place of one of the service's own files."""
+    """A folder, a pipe or another account's file is at the path of one of the service's own files."""
 
     exit_code = 78
 

@@ -128,8 +128,8 @@ def move(
     if row is None:
         raise StaleWrite(f"job {job.uid} is no longer {job.state} in attempt {job.epoch}")
     moved = from_row(row)
-    told = encode.state_changed(job.state, to, failure=failure, message=message)
-    draft = EventDraft(told.kind, told.payload, moved.epoch)
+    changed = encode.state_changed(job.state, to, failure=failure, message=message)
+    draft = EventDraft(changed.kind, changed.payload, moved.epoch)
     [event] = events.insert_at(conn, job.uid, moved.last_sequence, [draft], now_us)
     return Moved(moved, event)
 

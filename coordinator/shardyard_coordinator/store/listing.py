@@ -79,7 +79,7 @@ def list_jobs(
 
 
 def order_key(job: JobRecord, order_by: str) -> tuple[int | str, int]:
-    """Where a job stands in a list of that order."""
+    """A job's position in a list of that order."""
     return getattr(job, _ORDERS[order_by].name), job.id
 
 
@@ -133,7 +133,7 @@ def _found(project: str, conditions: Sequence[Condition], order_by: str) -> _Fou
     """Every field that must not choose the index is hidden from the database's choice."""
     column = _ORDERS[order_by]
     by_state = order_by == "create_time" and any((each.field, each.op) == ("state", "=") for each in conditions)
-    # The column whose index has the order, and the one that narrows it: all others are looked at as they come.
+    # The column whose index has the order, and the one that narrows it: all others are checked row by row.
     seen = {order_by} | ({"state"} if by_state else set())
     through = order_by != "create_time" and any(each.field != order_by for each in conditions)
     if through:

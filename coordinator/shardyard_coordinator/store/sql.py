@@ -191,15 +191,15 @@ def begin_events(conn: Connection) -> list[EventRecord]:
 
 
 def note_events(conn: Connection, records: Sequence[EventRecord]) -> None:
-    """Keeps what is to be told after the commit."""
+    """Keeps the events to send after the commit."""
     conn.info[_EVENTS].extend(records)
 
 
 def note_metrics(conn: Connection, job_uid: str) -> None:
-    """Keeps whose numbers have grown, which is no event, but is told after the commit too."""
+    """Keeps the jobs whose numbers have grown, which is not an event, but is also announced after the commit."""
     conn.info.setdefault(_METRICS, set()).add(job_uid)
 
 
 def noted_metrics(conn: Connection) -> frozenset[str]:
-    """Whose numbers have grown in the transaction, and perhaps somebody's whose operation has failed."""
+    """The jobs whose numbers have grown in the transaction, possibly including those of failed operations."""
     return frozenset(conn.info[_METRICS])

@@ -164,7 +164,7 @@ def empty_log(conn: Connection, path: Path) -> bool:
     try:
         [[busy, *_]] = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.Error as error:
-        # What has been committed is in the log: a full disk is no reason to fail it, and the next write says more.
+        # What has been committed is in the log: a full disk is not a reason to fail it, and the next write reports it.
         _log.warning("the write-ahead log of %s could not be emptied: %s", path, error)
         return False
     finally:
@@ -173,7 +173,7 @@ def empty_log(conn: Connection, path: Path) -> bool:
 
 
 UNUSABLE = "the service's store cannot be used, and the service ends; the operator finds why in its log"
-"""What a caller is told of a StoreFailure, whose own words name paths and are for the operator."""
+"""The caller's message for a StoreFailure, whose own text names paths and is for the operator."""
 
 
 def meaning(error: DBAPIError, path: Path, *, writes: bool = True) -> Refused | StoreFailure | None:

@@ -105,7 +105,7 @@ def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> Crea
 
 
 def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[CreatedJob | Exception]:
-    """Accepts many, each as `create_job` would by itself: with a few statements where all of them are new."""
+    """Accepts many, each as `create_job` would by itself: with a few statements if all of them are new."""
     made, _ = in_savepoint(conn, partial(_insert, submissions=submissions, now_us=now_us))
     if made is not None:
         return [CreatedJob(job, existed=False) for job in made]

@@ -98,7 +98,7 @@ class Together(Generic[_Item, _T]):
         return True
 
     async def _gather(self) -> None:
-        """Waits until as many have come as are on their way: until nobody has come for a moment."""
+        """Waits for submissions on their way: until none has come for a moment."""
         loop = asyncio.get_running_loop()
         ends_s, seen = loop.time() + self._gather_s, 0
         while loop.time() < ends_s:

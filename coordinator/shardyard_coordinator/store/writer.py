@@ -1,8 +1,8 @@
 """The one writer: a thread that commits whatever is waiting as one transaction (docs/reliability.md).
 
-Each operation runs in a savepoint, so a refusal or a conflict reaches its own caller and nobody else. Every commit
+Each operation runs in a savepoint, so a refusal or a conflict reaches its own caller only. Every commit
 begins by moving the lease row: no row moved means that a newer coordinator holds it, and this one may not write.
-Events are told after their commit and before the callers hear of it.
+Events are sent after their commit and before the callers get their reply.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class Writer:
     def _spoilt(self, batch: list[Write], error: BaseException) -> list[_Outcome]:
         if isinstance(error, StoreFailure):
             self._failure = error
-            told = Refused(Reason.STORE_UNAVAILABLE, UNUSABLE, retry_after_s=5)
-            return [_Outcome(write, None, told) for write in batch]
+            refusal = Refused(Reason.STORE_UNAVAILABLE, UNUSABLE, retry_after_s=5)
+            return [_Outcome(write, None, refusal) for write in batch]
         if not isinstance(error, Refused):
             _log.error("a transaction failed (%s)", batch[0].actor.method, exc_info=error)
         return [_Outcome(write, None, error) for write in batch]

@@ -94,7 +94,7 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
 
 Found = list[FieldViolation]
 _UPLOADS: Final = (models.CreateModelRequest, datasets.CreateDatasetRequest)
-# Every text of theirs is looked at by a check of their own.
+# Their texts are checked by checks of their own.
 _WALKED_BY_THEIR_CHECK: Final = (models.PredictRequest, models.EmbedRequest, *_UPLOADS)
 _COUNTS: Final = Counts()
 _OURS: Final = "shardyard.v1."
@@ -136,7 +136,7 @@ def _one_each(found: Found) -> Found:
 
 
 def _sizes(request: Message) -> Found:
-    """What is too large to be looked into."""
+    """Messages that are too large to be checked."""
     if not isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest) or not request.HasField("job"):
         return []
     found = []
@@ -260,7 +260,7 @@ def _check_download(request: Any, found: Found) -> None:
 
 
 def _rules_of_upload(request: models.CreateModelRequest | datasets.CreateDatasetRequest) -> Found:
-    """The rules of the protos, of a few files at a time: what is wrong with 100,000 files takes seconds to be said.
+    """The rules of the protos, of a few files at a time: reporting the errors of 100,000 files takes seconds.
 
     The first 100 violations are enough.
     """

@@ -1,4 +1,4 @@
-"""The rules that stand in the protos, checked by protovalidate and told in words: value, rule, next step."""
+"""The rules of the protos, checked by protovalidate and reported in words: value, rule, next step."""
 
 from __future__ import annotations
 

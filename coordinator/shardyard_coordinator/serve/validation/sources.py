@@ -18,7 +18,7 @@ _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 
 
 def check_uri(field: str, uri: str) -> list[FieldViolation]:
-    """What is wrong with the words of a URI; whether it is there is looked at later.
+    """The errors in a URI's text; whether it exists is checked later.
 
     The allowed roots are not named: they are the operator's business.
     """
