@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 
 import shardyard
 from helpers.confined import is_confined
+from helpers.launches import runs
 from helpers.served import BIN, Served, interrupt, pids_of, rank_pids, served, state_dir, wait_for_step
 from helpers.small_specs import sentences
 from shardyard_coordinator.launch.confine import landlock_version
@@ -170,6 +174,32 @@ def test_a_killed_gcs_takes_the_gang_but_neither_the_service_nor_the_job(
     assert job.refresh().attempt_count == 2
     assert losses(job) == undisturbed
     assert_gapless(watcher, job)
+
+
+def test_when_everything_is_killed_at_once_the_next_start_goes_on_from_the_checkpoint(
+    service: Served, client: shardyard.Client, undisturbed: list[tuple[int, float]]
+) -> None:
+    job = submit(client, service, "all-killed")
+    watcher = Watcher(service, job.id)
+    wait_for_step(job, 120)
+    assert service.process is not None
+    ranks = set(rank_pids(service.state, job.uid).values())
+    everything = pids_of(service.state) | ranks
+    assert len(ranks) == 2 and {"raylet", "gcs_server"} <= {_name(pid) for pid in everything}
+    # Stopped first: none of them sees another one end.
+    for way in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in everything:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, way)
+    service.process.wait()
+    service.start()
+    assert job.wait(timeout=WATCHED_S).state == "succeeded"
+    first, second = job.attempts()
+    assert first.failure is not None and first.failure.reason == "RAY_LOST"
+    assert second.resumed_from_step >= 100
+    assert losses(job) == undisturbed
+    assert_gapless(watcher, job)
+    assert not [pid for pid in everything if runs(pid)]
 
 
 def _name(pid: int) -> str:

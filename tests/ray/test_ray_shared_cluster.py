@@ -20,11 +20,14 @@ from helpers.embedded_ray import ENVIRONMENT, connected
 from helpers.fake_trainer import Script
 from helpers.launches import collect, fake_launch, listeners, pids, runs, supervisor_of
 from helpers.memory_groups import joined, limited_group
-from shardyard.v1 import job_pb2
+from helpers.service import Service, serving
+from shardyard.v1 import job_pb2, server_service_pb2
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.launch.allowed import Folders
+from shardyard_coordinator.launch.confine import landlock_version
 from shardyard_coordinator.launch.protocols import Launch, NodeGone, Presence, Unreachable
-from shardyard_coordinator.launch.ray_launcher import RayLauncher
+from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
 
 CPUS = 2
 LIMIT = 1 << 30
@@ -190,6 +193,33 @@ async def test_a_stopped_supervisor_is_named_and_a_kill_confirms_that_its_ranks_
     cluster.remove_node(node[1])
 
 
+@pytest.mark.skipif(landlock_version() < 4, reason="the kernel's Landlock has no rules for TCP")
+async def test_what_processes_may_not_do_is_told_of_those_of_the_moment(
+    cluster: Cluster, launcher: RayLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each node has a Hub of its own, whose port its processes may connect to.
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:7001")
+    first = await _node(cluster, launcher)
+    compute = RayCompute(
+        launcher.link,
+        log=tmp_path / "compute.log",
+        folders=Folders(cache=str(tmp_path)),
+        warm=["helpers.fake_compute"],
+        environment=ENVIRONMENT,
+    )
+    await compute.start()
+    async with serving(tmp_path, launcher=launcher, compute=compute) as service:
+        assert "7001" in await _tcp_told(service)
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:7002")
+        second = await _node(cluster, launcher, cpus=CPUS + 1)
+        psutil.Process(launcher.link.agent_pid).kill()
+        assert "7002" in await _tcp_told(service, not_of="7001")
+        cluster.remove_node(second[1], allow_graceful=False)
+        assert "7001" in await _tcp_told(service, not_of="7002")
+    cluster.remove_node(first[1])
+
+
 _LONG = Script(steps=100_000, step_s=0.01)
 
 
@@ -202,10 +232,20 @@ async def _failure(launcher: RayLauncher, launch: Launch) -> job_pb2.FailureRepo
     return failure
 
 
-async def _node(cluster: Cluster, launcher: RayLauncher) -> tuple[str, object]:
+async def _tcp_told(service: Service, *, not_of: str = "-") -> str:
+    """What GetServerInfo says of the processes' network, once it does, and no longer of that node's."""
+    async with asyncio.timeout(60):
+        while True:
+            info = await service.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())
+            if "network" in info.confinement and not_of not in info.confinement["network"]:
+                return str(info.confinement["network"])
+            await asyncio.sleep(0.1)
+
+
+async def _node(cluster: Cluster, launcher: RayLauncher, *, cpus: int = CPUS) -> tuple[str, object]:
     """Another node of the cluster, once it is known: its id, and what removes it."""
     before = {node.id for node in (await launcher.cluster()).nodes}
-    added = cluster.add_node(num_cpus=CPUS, **LOOPBACK)
+    added = cluster.add_node(num_cpus=cpus, **LOOPBACK)
     async with asyncio.timeout(30):
         while True:
             fresh = [node.id for node in (await launcher.cluster()).nodes if node.id not in before]

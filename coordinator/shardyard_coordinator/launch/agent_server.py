@@ -53,6 +53,9 @@ async def _answer(request: bytes, writer: asyncio.StreamWriter, methods: Methods
     except of_ray as error:
         _log.warning("%s: %s", header["method"], error)
         reply |= {"error": "ray", "text": str(error).partition("\n")[0]}
+    except Exception as error:  # edge: without an answer, the caller waits until its time is over.
+        _log.exception("%s", header["method"])
+        reply |= {"error": "internal", "text": f"the Ray agent failed, see its log: {type(error).__name__}"}
     writer.write(frame(pack(reply, result)))
     with contextlib.suppress(ConnectionError):
         await writer.drain()

@@ -240,13 +240,13 @@ class Agent:
 
 
 class ComputePlace:
-    """The actor with the compute processes: one, replaced when it is gone."""
+    """The actor with the compute processes: one, replaced when it is found gone."""
 
     def __init__(self, settings: Header) -> None:
         self._settings = settings
         self._actor: Any = None
         self._starting = asyncio.Lock()
-        self._warming = asyncio.create_task(self._begin())
+        self._beginning = self._begin()
 
     async def call(self, payload: bytes) -> bytes:
         """The answer to a call. Raises: Unavailable; RayError if the actor is gone."""
@@ -254,21 +254,30 @@ class ComputePlace:
         try:
             answer: bytes = await actor.call.remote(payload)
         except ray.exceptions.RayActorError as error:
-            if self._actor is actor:  # Else another call has replaced it already.
-                self._actor = None
+            self._replace(actor)
             raise Unavailable(f"the compute actor is gone: {error}".partition("\n")[0]) from error
         return answer
 
     async def confinement(self) -> Header:
-        """What its processes may not do; empty: not known."""
-        if self._actor is None:
-            return {}
-        found: Header = await self._actor.confinement.remote()
-        return found
+        """What its processes may not do; empty: not known, as they are being started."""
+        actor = self._actor
+        if actor is not None:
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                return dict(await actor.confinement.remote())
+        self._replace(actor)
+        return {}
 
-    async def _begin(self) -> None:
-        with contextlib.suppress(Unavailable):
-            await self._living()
+    def _begin(self) -> asyncio.Task[Any]:
+        beginning = asyncio.create_task(self._living())
+        beginning.add_done_callback(_note)  # The next question tries again.
+        return beginning
+
+    def _replace(self, gone: Any) -> None:
+        """Begins with another one, unless that has been done."""
+        if self._actor is gone:
+            self._actor = None
+            if self._beginning.done():
+                self._beginning = self._begin()
 
     async def _living(self) -> Any:
         async with self._starting:
@@ -292,7 +301,7 @@ def _probe(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
 
 
-def _note(asked: asyncio.Task[list[Header]]) -> None:
+def _note(asked: asyncio.Task[Any]) -> None:
     if not asked.cancelled():
         asked.exception()
 
@@ -388,8 +397,10 @@ def _nodes() -> list[Header]:
 
 
 def _node_with_cpus() -> str:
-    """A node that gangs may live on; any if there is none at the moment."""
-    return str(max(_nodes(), key=lambda node: node["cpus"])["id"])
+    """A node that gangs may live on; any if there is none at the moment. Raises: Unavailable."""
+    if not (nodes := _nodes()):
+        raise Unavailable("the cluster has no node at the moment")
+    return str(max(nodes, key=lambda node: node["cpus"])["id"])
 
 
 if __name__ == "__main__":
