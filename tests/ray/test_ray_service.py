@@ -176,6 +176,7 @@ def test_a_killed_gcs_takes_the_gang_but_neither_the_service_nor_the_job(
     assert_gapless(watcher, job)
 
 
+@pytest.mark.prove
 def test_when_everything_is_killed_at_once_the_next_start_goes_on_from_the_checkpoint(
     service: Served, client: shardyard.Client, undisturbed: list[tuple[int, float]]
 ) -> None:
