@@ -4,7 +4,7 @@
 #   make test         the tests; short forms of the proofs are among them
 #   make prove        the proofs that take over a minute each
 #   make check        format, lint, types, import contracts, protos, generated files, sizes
-#   make protos       generated code anew
+#   make protos       regenerate the generated code
 #   make gpu          all that needs a GPU, with the Python at hand: no package index, no Ray; under 8 minutes
 #   make bench        side by side with other ways, written into docs/benchmarks.md
 
@@ -55,7 +55,7 @@ format: $(INSTALLED)
 protos: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py client
 
-# The tables of docs/ that stand in the code too, and the sync twin of the SDK.
+# The tables of docs/ that are generated from the code, and the sync twin of the SDK.
 reference: $(INSTALLED)
 	@$(BIN)/python tools/reference.py
 	@$(BIN)/python client/generate_sync.py

@@ -27,7 +27,7 @@ from workload import Workload, few_reviews, token_blocks
 
 
 class CountingCollator:
-    """Collates as told, and counts the real tokens."""
+    """Collates with the given collator, and counts the real tokens."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate

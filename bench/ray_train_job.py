@@ -3,7 +3,7 @@
     python bench/ray_train_job.py WORKLOAD.json STAMP [--plain]
 
 Appends the wall-clock time at which the first training step was done to the file STAMP. `--plain`: without Ray.
-Submitted by `ray job submit`, so it stands on its own and imports nothing from the bench but what lies beside it.
+Submitted by `ray job submit`, so it is self-contained and imports only files of the bench beside it.
 """
 
 from __future__ import annotations

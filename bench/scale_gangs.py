@@ -118,11 +118,11 @@ async def events(folder: Path, count: int) -> tuple[list[Row], bool]:
         made = [await core.submit(new_job(f"job-{at}")) for at in range(count)]
         for job in made:
             await core.until(job.uid, JobState.RUNNING, timeout_s=300)
-        told, enough = [0], asyncio.Event()
+        seen, enough = [0], asyncio.Event()
 
         def hear(records: Sequence[EventRecord]) -> None:
-            told[0] += sum(record.kind is EventKind.PROGRESS for record in records)
-            if told[0] >= ROUNDS * count:
+            seen[0] += sum(record.kind is EventKind.PROGRESS for record in records)
+            if seen[0] >= ROUNDS * count:
                 enough.set()
 
         core.store.subscribe(hear)

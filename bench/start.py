@@ -88,7 +88,7 @@ def prepare(folder: Path) -> Workload:
 def ray_head(folder: Path) -> Iterator[tuple[str, str]]:
     """A Ray with a dashboard on loopback, as people start one; its address and its dashboard's."""
     port, dashboard, client = free_port(), free_port(), free_port()
-    # For whoever joins it, too: else Ray takes 127.0.0.1 for the machine's outer address, where nobody listens.
+    # For processes that join it, too: else Ray replaces 127.0.0.1 by the outer address, where nothing listens.
     os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="disabled")
     environment = {**os.environ, MARK: folder.name}
     command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]

@@ -3,7 +3,7 @@
     python bench/submit.py [--seconds 10] [--write]
 
 The RPC that does nothing takes the same `CreateJobRequest` through the same guard, parsing and validation included, and
-answers an empty Job; `Health.Check` stands beside it. All are measured in turns on one server process, from one client
+answers an empty Job; `Health.Check` is compared. All are measured in turns on one server process, from one client
 that sends bytes made beforehand and does not read the answers; each acknowledged job is on disk (SQLite, WAL,
 synchronous=FULL).
 """

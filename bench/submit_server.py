@@ -54,7 +54,7 @@ class OnScriptedCluster(Coordinator):
 
 
 async def do_nothing(_request: job_service_pb2.CreateJobRequest, _call: Call) -> job_pb2.Job:
-    """What stands behind the guard of the second server."""
+    """The service behind the guard of the second server."""
     return job_pb2.Job()
 
 

@@ -15,7 +15,7 @@ ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
 
 @dataclass(frozen=True)
 class Ray:
-    """A launcher that is connected, and what it stands on."""
+    """A connected launcher, and the head that it runs on."""
 
     state: Path
     head: EmbeddedHead

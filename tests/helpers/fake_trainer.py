@@ -1,4 +1,4 @@
-"""A trainer without torch: reports as the real one does, meets its peers through files, and dies as it is told.
+"""A trainer without torch: reports as the real one does, meets its peers through files, and dies as the spec asks.
 
 `script.json` in the attempt's folder says what it does (see `Script`). Launchers start it as they start the trainer:
 `python -m helpers.fake_trainer spec.json --rank R --local-rank L --report-fd N`.

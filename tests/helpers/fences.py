@@ -14,7 +14,7 @@ FILE = re.compile(r"\A# (?:file: )?(?P<name>[\w.-]+\.(?:yaml|yml|csv|jsonl|txt|p
 
 @dataclass(frozen=True)
 class Fence:
-    """One example: its language, the words after it, its text, and where it stands."""
+    """One example: its language, the words after it, its text, and its place in the page."""
 
     page: str
     line: int

@@ -77,7 +77,7 @@ class Script:
     log_cuts: list[int] = field(default_factory=list)
     series: list[metric_service_pb2.MetricSeries] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    announced: dict[str, bytes] = field(default_factory=dict)  # Files that Get tells of as others than are sent.
+    announced: dict[str, bytes] = field(default_factory=dict)  # Files that Get reports with other content than is sent.
     download_cuts: list[int] = field(default_factory=list)
     corrupt_downloads: int = 0
     upload_cuts: list[int] = field(default_factory=list)  # Bytes that a CreateDataset call takes before it is cut.

@@ -81,4 +81,4 @@ async def test_work_that_everybody_has_left_is_bounded_and_what_is_waited_for_is
     making.go_on.set()
     assert await asyncio.gather(*waits[4:]) == [b"made", b"made"]
     fresh = asyncio.create_task(shared.get(b"3", making))
-    assert await fresh == b"made" and making.begun == 7, "what was cancelled begins anew"
+    assert await fresh == b"made" and making.begun == 7, "cancelled work starts again"

@@ -21,7 +21,7 @@ ROOM_STEP = "free space on the storage (delete jobs, models and data sets that a
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
-# A file system that fails or is no longer mounted, whatever file it is asked for.
+# A file system that fails or is no longer mounted, for any of its files.
 FAILING = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN}
 # Of a file that the storage must have: its file system is no longer mounted.
 GONE = {errno.ENOENT, errno.ETIMEDOUT, errno.EHOSTDOWN}
@@ -116,7 +116,7 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def _explain(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
-    failure = storage_failure(told, "a file") if (told := system_error(error)) else None
+    failure = storage_failure(os_error, "a file") if (os_error := system_error(error)) else None
     match error:
         case RunFailed():
             return error.cause, error.message, error.next_step, error.metadata
@@ -128,7 +128,7 @@ def _explain(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
             return "HOST_OOM", "the process ran out of memory", _LESS_MEMORY, {}
         case _ if failure is not None:
             return failure.cause, failure.message, failure.next_step, failure.metadata
-        case _ if told is not None and told.errno == errno.ENOMEM:
+        case _ if os_error is not None and os_error.errno == errno.ENOMEM:
             return "HOST_OOM", "the process ran out of memory", _LESS_MEMORY, {}
         case ValueError():
             return "USER_CONFIG", _first(str(error)), "change the spec and submit again", {}

@@ -33,7 +33,7 @@ def in_plain_words(error: BaseException) -> str:
     text = _OBJECT.sub(lambda match: match[1].rpartition(".")[2], text)
     text = _PATH.sub(lambda match: match[1], _ADDRESS.sub("", text))
     text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) or type(error).__name__
-    # Some begin with a whole module and end with what is wrong with it.
+    # Some begin with a whole module and end with the error.
     return text if len(text) <= _LONGEST else f"{text[:140]} … {text[-150:]}"
 
 

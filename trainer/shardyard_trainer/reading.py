@@ -1,4 +1,4 @@
-"""What is being read at the moment: whoever looks at this process from outside can name it if the process ends.
+"""The file that is being read at the moment: an observer of this process can name it if the process ends.
 
 A file that kills its reader, or never ends, cannot be complained of by an exception.
 """

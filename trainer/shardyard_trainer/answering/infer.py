@@ -1,6 +1,6 @@
 """Predict and embed, in a warm process: a folder and texts in, answers in the order asked out.
 
-What is wrong with the question comes back as violations, all at once, with paths from the request on; nothing is then
+Errors of the request are returned as violations, all at once, with paths relative to the request; nothing is then
 computed. An answer that would be too large is refused before it is computed, with how many instances fit.
 """
 
@@ -175,7 +175,7 @@ def _in_slices(
 
 
 def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[worker_pb2.Violation]:
-    """What is wrong with single instances, whatever the model."""
+    """The errors of single instances that do not depend on the model."""
     violations = []
     for index, instance in enumerate(instances):
         field = instance.WhichOneof("input")

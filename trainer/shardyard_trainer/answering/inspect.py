@@ -58,7 +58,7 @@ def _contradicted_heads(found: ModelFolder | None) -> Iterator[FolderInvalid]:
 
 
 def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:
-    """What is wrong with a model folder apart from a missing tokenizer, which a spec may bring."""
+    """The errors of a model folder, except a missing tokenizer, which a spec may supply."""
     problems, _, _ = _look_into(folder, signature(folder.path))
     return tuple(problem for problem in problems if problem.reason != "TOKENIZER_MISSING")
 

@@ -2,7 +2,7 @@
 
 A question is a generator (`infer`). It yields `None` to let others have a turn, or a `Work`, and is sent what the work
 came to; what it returns is the answer. Works of one key are computed in one pass of at most `INSTANCES_AT_ONCE`
-instances and `POSITIONS_AT_ONCE` positions; whoever was served longest ago comes first, callers before their questions.
+instances and `POSITIONS_AT_ONCE` positions; the caller served longest ago comes first, then its oldest request.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Answerer:
             return self._go_on(chosen)
         answers: list[Answer] = []
         for question in chosen:
-            # To read a small question is no turn at the model: its first one comes as if nothing had been done for it.
+            # Reading a small request is not a turn at the model: its first turn counts as if nothing had been done.
             if not self._is_small(question):
                 self._serve(question)
             question.begun = True

@@ -1,4 +1,4 @@
-"""What is known of transformers' architectures: facts by model type, each held by a test where it concerns results."""
+"""Facts about transformers' architectures by model type, each tested if it affects results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the parts of a configuration may be, looked at before anything is built from it.
+"""Size limits for the parts of a configuration, checked before anything is built from it.
 
 A model without weights costs time and memory too: a Python object a layer, a table of positions, a dictionary of
 labels. Settings are known by what their names have in common, so that an architecture with names of its own is bounded

@@ -68,7 +68,7 @@ def is_allowed(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder whose files are somebody else's. Made by `open_folder`; equal folders are equally allowed to link.
+    """A folder of untrusted files. Made by `open_folder`; equal folders are equally allowed to link.
 
     `roots` are where its files may really be: the folder itself, or the data roots or the cache that it is part of.
     """
@@ -139,7 +139,7 @@ class Folder:
         try:
             return self.read(name, most_bytes=most_bytes).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise FolderInvalid(f"{name} is not UTF-8: byte {error.start:,} is not; save it anew", file=name) from None
+            raise FolderInvalid(f"{name} is not UTF-8: byte {error.start:,} is not; save it again", file=name) from None
 
     def read_json(self, name: str, *, most_bytes: int = MAX_CONFIG_BYTES) -> Any:
         """The JSON value in a file. Raises FolderInvalid."""
@@ -160,9 +160,9 @@ class Folder:
 
 
 def _json_complaint(error: Exception) -> str:
-    """What is wrong with a text that is not JSON, and where."""
+    """The error of a text that is not JSON, and its place."""
     if isinstance(error, json.JSONDecodeError):
-        return f"line {error.lineno}, column {error.colno}: {error.msg}; save it anew"
+        return f"line {error.lineno}, column {error.colno}: {error.msg}; save it again"
     return "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of thousands of digits"
 
 
@@ -231,7 +231,7 @@ def _names_in(linked: Path) -> list[str]:
 
 
 def _unreadable(name: str, error: OSError) -> Exception:
-    """The folder's fault if it is one; a disk that fails, or a process without descriptors, is nobody's who gave it."""
+    """The folder's fault, if it is one; a failing disk or a lack of descriptors is not the user's fault."""
     if error.errno not in _OF_THE_FOLDER:
         return error
     gone = isinstance(error, FileNotFoundError)

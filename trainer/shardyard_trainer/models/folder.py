@@ -59,7 +59,7 @@ class ModelFolder:
     trained: Mapping[str, Any] = field(default_factory=dict)
     sentence: SentenceSettings | None = None
     reshaped: str = ""
-    """Why a head that config.json tells of is not this folder's: both shapes. Empty: it is, or its weights lack it."""
+    """Why a head that config.json names is not this folder's: both shapes. Empty: it is, or its weights lack it."""
 
     @property
     def max_length(self) -> int | None:

@@ -183,7 +183,7 @@ def _name_complaint(name: str, default: Any) -> str:
 
 
 def _value_complaint(name: str, value: Any, default: Any) -> str:
-    """What is wrong with an override's value, for all that the architecture itself does not look at; else empty."""
+    """The error of an override's value that the architecture itself does not check; empty if there is none."""
     before, shown = _setting(default, name), _shown(value)
     if isinstance(before, bool | int | float | str) and not _same_kind(before, value):
         return f"{shown} is no {type(before).__name__}, as {before} is"
@@ -197,7 +197,7 @@ def _value_complaint(name: str, value: Any, default: Any) -> str:
 
 
 def number_complaint(name: str, value: Any) -> str:
-    """What is wrong with a dropout, an epsilon or an initial spread; empty: nothing, or it is another setting."""
+    """The error of a dropout, an epsilon or an initial spread; empty: none, or it is another setting."""
     if not _is_number(value):
         return ""
     shown = _shown(value)

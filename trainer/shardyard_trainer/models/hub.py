@@ -46,14 +46,14 @@ _OF_THE_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.
 
 
 class HubFolder(NamedTuple):
-    """Where a model's files lie, and the commit that they are of."""
+    """The folder of a model's files, and their commit."""
 
     folder: Folder
     commit: str
 
 
 def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.model.hub") -> HubFolder:
-    """Fetches a model's files (once) and pins its commit. `HF_ENDPOINT` says where the Hub is.
+    """Fetches a model's files (once) and pins its commit. `HF_ENDPOINT` is the Hub's address.
 
     Raises SpecError MODEL_NOT_FOUND, REVISION_NOT_FOUND, HUB_UNREACHABLE, MODEL_UNSAFE, QUOTA_EXCEEDED for a model over
     the bound, STORAGE_FULL for one that the disk has no room for, or SPEC_INVALID for an id that is not one.
@@ -179,7 +179,7 @@ def _too_large(hub: spec_pb2.HubModel, what: str, most: int, field: str, metadat
 
 
 def snapshot_folder(hub: spec_pb2.HubModel, cache_dir: Path) -> Path:
-    """Where the cache has a model of a commit, or would have it."""
+    """The folder in the cache for a model of a commit, existing or not."""
     return cache_dir / "hub" / repo_folder_name(repo_id=hub.id, repo_type="model") / "snapshots" / hub.revision
 
 

@@ -48,7 +48,7 @@ class SentenceSettings:
 
 
 def read_sentence(folder: Folder) -> SentenceSettings | None:
-    """The settings of a sentence-transformers folder; None: it is none. Raises FolderInvalid."""
+    """The settings of a sentence-transformers folder; None if it is not one. Raises FolderInvalid."""
     if not folder.has(_FILE):
         return None
     kinds = []

@@ -52,7 +52,7 @@ def _look(folder: Folder, auto: str, _signature: object) -> WeightReport:
 
 
 def with_true_head(described: ModelFolder) -> ModelFolder:
-    """What a folder says of itself, without a head that config.json tells of and the weights lack."""
+    """A folder's description of itself, without a head that config.json names and the weights lack."""
     if described.trained or not described.auto:
         return described
     report = look(described.source, described.auto)

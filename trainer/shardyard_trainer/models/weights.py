@@ -87,7 +87,7 @@ def open_tensors(folder: Folder) -> Iterator[dict[str, Any]]:
         tensors: dict[str, Any] = {}
         for name in weight_names(folder):
             file = stack.enter_context(folder.open(name))
-            # By its descriptor: what is read is what was looked at, whatever the name leads to by now.
+            # By its descriptor: the file that was checked is read, whatever the name leads to by now.
             slices = stack.enter_context(safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt"))
             tensors.update({key: slices.get_slice(key) for key in slices.keys()})  # noqa: SIM118 - not a mapping
         yield tensors
@@ -142,7 +142,7 @@ def _parse(file: str, text: bytes) -> list[Tensor]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands in it twice")
+        raise ValueError("it has a duplicate key")
     return result
 
 

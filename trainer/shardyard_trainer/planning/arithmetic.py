@@ -126,7 +126,7 @@ def total_steps(*, max_steps: int | None, epochs: float | None, num_samples: int
 def evaluation_interval(total_steps: int, *, num_train_samples: int, global_batch_size: int) -> int:
     """Steps between two evaluations: a pass over the data, but at least a tenth of the run.
 
-    Where a pass is longer than the run it is a tenth of the run. Evaluating a sample costs about a third of training on
+    If a pass is longer than the run, it is a tenth of the run. Evaluating a sample costs about a third of training on
     it, so more often would slow short runs down.
     """
     steps_a_pass = -(-num_train_samples // global_batch_size)

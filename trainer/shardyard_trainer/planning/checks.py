@@ -1,4 +1,4 @@
-"""What is wrong with a spec whatever its model and data are: precision, resources, parts that do not go together."""
+"""The errors of a spec that do not depend on model and data: precision, resources, parts that conflict."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iter
 def _check_precision(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterator[SpecError]:
     precision, field = spec.optimization.precision, "spec.optimization.precision"
     on_gpu = spec.resources.gpus_per_worker > 0
-    # A GPU that nobody could ask is taken at the user's word.
+    # If a GPU's properties could not be read, the user's setting is accepted.
     has_bf16 = node.bf16 or not node.gpu_name
     supported = {"supported": "fp32, bf16" if on_gpu and has_bf16 else "fp32"}
     if precision == spec_pb2.PRECISION_FP16:

@@ -147,7 +147,7 @@ def plan_extraction(
 def _stats(found: Extraction) -> DataStats:
     """What the texts hold, tokenised as the ranks will do it. Raises DataError, SpecError."""
     for _ in found.texts():
-        pass  # What is wrong with the last row is said before any is tokenised, which takes ten times as long.
+        pass  # Errors of the last row are reported before any is tokenised, which takes ten times as long.
     counter = TokenCounter(found.inputs.tokenizer)
     total = DataStats(num_samples=0, num_tokens=0, num_cut=0, num_words=0, num_unknown=0)
     for paired, rows in groupby(found.texts(), key=lambda row: row.text_pair is not None):

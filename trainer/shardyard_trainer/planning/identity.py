@@ -1,4 +1,4 @@
-"""Whether the data is still what was looked into at submission: a job trains on that, or not at all."""
+"""Whether the data is still what was inspected at submission: a job trains on that, or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_same_data(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pla
     if found != plan.data_fingerprint:
         raise RunFailed(
             CHANGED,
-            "the data files are not those that were looked into when the job was submitted",
+            "the data files are not those that were inspected when the job was submitted",
             "submit the job again with the data as it is, or bring back what was there",
             {"fingerprint": found, "planned_fingerprint": plan.data_fingerprint},
         )

@@ -85,7 +85,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The sum, of what is where the worker computes."""
+        """The sum of the parts in the memory in which the worker computes."""
         return self.states + self.activations + self.logits + self.process + (0 if self.on_gpu else self.batches)
 
     @property

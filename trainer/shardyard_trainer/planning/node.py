@@ -1,4 +1,4 @@
-"""What this machine has, for an attempt that nobody launched: a coordinator tells it otherwise."""
+"""This machine's resources, for an attempt without a coordinator, which would otherwise report them."""
 
 from __future__ import annotations
 

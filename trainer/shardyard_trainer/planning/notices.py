@@ -37,7 +37,7 @@ def plan_warnings(
         yield job_pb2.Warning(reason="MEMORY_TIGHT", message=message, field="spec.resources")
     if spec.resources.gpus_per_worker and optimization.precision == spec_pb2.PRECISION_FP32 and not node.bf16:
         gpus = f"the GPUs ({node.gpu_name}) do not compute bf16" if node.gpu_name else "what the GPUs are is not known"
-        message = f"{gpus}, so fp32 is used, with twice the memory; where they do compute bf16, set precision to bf16"
+        message = f"{gpus}, so fp32 is used, with twice the memory; if they do support bf16, set precision to bf16"
         yield job_pb2.Warning(reason="PRECISION_FP32", message=message, field="spec.optimization.precision")
     if spec.parallelism.compile and not spec.resources.gpus_per_worker:
         message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is seldom faster"

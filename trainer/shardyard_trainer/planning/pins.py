@@ -1,4 +1,4 @@
-"""Models and tokenizers are pinned by their bytes: what was looked into at submission is trained on, or nothing.
+"""Models and tokenizers are pinned by their bytes: a job trains on the bytes inspected at submission, or not at all.
 
 Only files that are ever read count (`door.is_allowed`). What the service itself keeps is compared with the sha256 that
 it was uploaded or exported with; what the Hub's cache keeps, with the hash that its blob is named by.
@@ -61,7 +61,7 @@ def check_same_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pl
             ) from error
         if now != planned:
             raise _changed(
-                f"the files of the {what} are not those that were looked into when the job was submitted",
+                f"the files of the {what} are not those that were inspected when the job was submitted",
                 {"field": f"spec.{what}", "fingerprint": now, "planned_fingerprint": planned},
             )
 

@@ -60,7 +60,7 @@ def plan(request: bytes) -> bytes:
         result = _refused([SpecError("spec", full.cause, f"{full.message}; {full.next_step}")])
     except MemoryError:  # As above.
         raise
-    except Exception as error:  # The edge: what nobody foresaw of files and settings fails the same way each time.
+    except Exception as error:  # The edge: unforeseen files and settings fail the same way each time.
         _log.exception("a spec cannot be planned")
         what = f"{type(error).__name__}: {str(error)[:500]}".encode("utf-8", "backslashreplace").decode()
         text = f"it cannot be planned: {what}; leave out what is unusual in it"

@@ -103,7 +103,7 @@ def shape_of(task: Prepared) -> memory.Shape:
 
 
 def _weight_errors(spec: spec_pb2.JobSpec, task: Prepared) -> list[SpecError]:
-    """What is wrong with weights that nobody has looked into yet; a registered model was, when it came."""
+    """The faults of weights that were not inspected yet; a registered model's were, when it was uploaded."""
     kind = spec.model.WhichOneof("source")
     if task.choice.folder is None or kind == "model":
         return []

@@ -1,4 +1,4 @@
-"""One training attempt, once its engine stands: resume or begin, train, evaluate, commit, export."""
+"""One training attempt, once its engine is built: resume or start, train, evaluate, commit, export."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train_and_export(
 ) -> RunState:
     """All of an attempt; ends early, without an export, if a directive says so. A collective.
 
-    `entered` is told each phase, `stepped` the newest step, for the failure report.
+    `entered` is called with each phase, `stepped` with the newest step, for the failure report.
     """
     started_s = time.monotonic()
     run = build_run(context, task, engine, config, dry_run=dry_run)

@@ -56,7 +56,7 @@ class Checkpoints:
         zero_stage: int,
         free_bytes: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        """`free_bytes` tells the free and all bytes of the disk under a folder; None: the file system's word."""
+        """`free_bytes` returns the free and total bytes of the disk under a folder; None: ask the file system."""
         self._context = context
         self._engine = engine
         self._predicted_bytes = predicted_bytes
@@ -89,7 +89,7 @@ class Checkpoints:
         return False
 
     def folder(self, step: int) -> Path:
-        """Where this attempt's checkpoint of a step lies."""
+        """The folder of this attempt's checkpoint of a step."""
         return Path(self._context.attempt.attempt_dir) / f"step-{step:09}"
 
     def probe(self) -> None:
@@ -130,7 +130,7 @@ class Checkpoints:
             raise RunFailed(
                 "CHECKPOINT_CORRUPT",
                 "no checkpoint is whole: " + "; ".join(damages),
-                "repair or restore the storage, or submit the job again to begin anew",
+                "repair or restore the storage, or submit the job again to start over",
                 {"path": self._context.attempt.resume_candidates[0]},
             )
         return None
@@ -256,7 +256,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any], trace: Callable[[str]
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of a committed checkpoint, or None and what is wrong with it."""
+    """The manifest of a committed checkpoint, or None and a sentence about its fault."""
     path = folder / MANIFEST
     try:
         if path.exists() and not path.is_file():  # Reading a pipe would wait forever.

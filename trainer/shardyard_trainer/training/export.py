@@ -68,7 +68,7 @@ def export_model(
     """Writes `folder`, whole and verified, and describes it.
 
     `state_dict` has all weights of the module by name on the CPU. An earlier attempt's folder is replaced.
-    Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED or a STORAGE_ cause; nothing stands there then.
+    Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED or a STORAGE_ cause; then nothing is left at the target.
     """
     trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, task, attempt)
     building = folder.with_name(f".{folder.name}.e{attempt.epoch:06}")
@@ -83,8 +83,8 @@ def export_model(
         model = _describe(folder, trained.task, metrics)
     except (OSError, SafetensorError) as error:
         missing = missing_storage(attempt.locations)
-        told = system_error(error)
-        failed = missing or (storage_failure(told, "the exported model") if told else None)
+        os_error = system_error(error)
+        failed = missing or (storage_failure(os_error, "the exported model") if os_error else None)
         raise failed or _failed(f"it could not be written: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

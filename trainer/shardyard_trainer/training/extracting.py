@@ -58,7 +58,7 @@ def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
 
 
 def _extract_share(context: Context, extraction: Extraction, rows: Sequence[Row], folder: Path, total: int) -> bool:
-    """This rank's files; false where a directive stopped it. The first one stands for the canary."""
+    """Writes this rank's files; false if a directive stopped it. The first file serves as the canary."""
     gang = context.gang
     meter = _Meter(context, total)
     size = extraction.rows_per_shard

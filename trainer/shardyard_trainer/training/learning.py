@@ -1,4 +1,4 @@
-"""Notices a run that does not learn: its loss is where it began, or where frequencies alone would be."""
+"""Detects a run that does not learn: its loss stays at the start, or at the level that frequencies alone give."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Run:
 
 
 def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
-    """Trains to the last step; false where a directive stopped it before. `stepped` is told each step made."""
+    """Trains to the last step; false if a directive stopped it earlier. `stepped` is called with each step made."""
     state, config = run.state, run.config
     batch, counts = _first_batch(run)
     while state.step < config.total_steps:

@@ -54,7 +54,7 @@ class MicroSamples:
 
     @property
     def samples(self) -> list[SampleRef]:
-        """Made again each time: a step has many micro batches, and only one of them is looked at."""
+        """Made again each time: a step has many micro batches, and only one of them is used."""
         return self.stretch.refs()
 
 
@@ -71,7 +71,7 @@ class Order:
         self.batch_size = batch_size
         self.seed = seed
         self.lengths = lengths
-        # Two data epochs are in use where a batch spans them, and the prefetching thread may be one ahead.
+        # Two data epochs are in use if a batch spans them, and the prefetching thread may be one ahead.
         self._epoch = lru_cache(maxsize=4)(self._order_epoch)
 
     def global_batch(self, step: int) -> Stretch:

@@ -48,7 +48,7 @@ class StepLog:
         epochs_per_step: float,
         see_loss: Callable[[int, float], None],
     ) -> None:
-        """`see_loss` is told every step and its mean loss a unit, on rank 0."""
+        """`see_loss` is called on rank 0 with every step and its mean loss per unit."""
         self._context = context
         self._total_steps = total_steps
         self._epochs_per_step = epochs_per_step

@@ -1,4 +1,4 @@
-"""What a rank tells its supervisor, and what it is told in return.
+"""A rank's reports to its supervisor, and the directives in reply.
 
 A thread of its own sends events in batches, so that the training loop never waits for progress; it waits for durable
 events (checkpoint, evaluation, phase, failure, export), which the supervisor has on disk when `emit` returns. The null

@@ -83,7 +83,7 @@ class _HashingFile:
 
 
 def damage(folder: Path, file: ShardFile) -> str | None:
-    """What is wrong with a file of a checkpoint: a sentence that names it, or None."""
+    """The fault of a checkpoint's file, as a sentence that names it, or None."""
     path = folder / file.path
     hasher = xxhash.xxh3_128()
     size = 0
