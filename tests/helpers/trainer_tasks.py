@@ -1,4 +1,4 @@
-"""Small tasks for the engine's tests: GPT-2, a BERT classifier and a tagger, on random tokens of unequal lengths."""
+"""Small tasks for the engine's tests: models of random tokens of unequal lengths, and of random pixels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BertConfig, BertForTokenClassification, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
+from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.tagged import IGNORED
 from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
+from shardyard_trainer.tasks.picture_module import PictureModule
 from shardyard_trainer.tasks.token_classification import TokenClassifierModule
 
 VOCAB = 61
@@ -52,6 +64,28 @@ class RandomSamples:
         labels_B = torch.tensor([self.labels[ref.sample] for ref in samples])
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels_B}
         return MicroBatch(inputs, len(samples), num_tokens, ids_BT.numel())
+
+
+class RandomPictures:
+    """Pictures of noise, one class of them brighter than the other."""
+
+    def __init__(self, num_samples: int, *, seed: int = 5) -> None:
+        generator = np.random.default_rng(seed)
+        self.labels = generator.integers(0, 2, num_samples)
+        noise = 0.2 * generator.normal(size=(num_samples, 3, 8, 8))
+        self.pixels = (noise + 0.2 * self.labels[:, None, None, None]).astype(np.float32)
+        self.num_samples = self.num_tokens = num_samples
+
+    def lengths(self) -> None:
+        return None
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        chosen = [ref.sample for ref in samples]
+        inputs = {
+            "pixel_values": torch.from_numpy(self.pixels[chosen]),
+            "labels": torch.from_numpy(self.labels[chosen]),
+        }
+        return MicroBatch(inputs, len(chosen), len(chosen), len(chosen) * 5)
 
 
 class TinyGpt2(TaskModule):
@@ -110,6 +144,24 @@ def tiny_tagger(dropout: float) -> TokenClassifierModule:
     return TokenClassifierModule(BertForTokenClassification(config), TAG_WEIGHTS)
 
 
+def tiny_pictures(name: str, dropout: float) -> PictureModule:
+    """The module of the task itself: a ViT, or a ResNet with batch normalisation."""
+    model: Any
+    if name == "norms":
+        model = ResNetForImageClassification(
+            ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=2)
+        )
+    else:
+        model = ViTForImageClassification(
+            ViTConfig(
+                num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64, image_size=8,
+                patch_size=4, num_labels=2, initializer_range=0.1,
+                hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+            )
+        )  # fmt: skip
+    return PictureModule(model, problem=SINGLE_LABEL, label_smoothing=0.1, freezes=False, needs_two=True)
+
+
 class MeanLoss:
     def __init__(self) -> None:
         self.loss = 0.0
@@ -131,9 +183,13 @@ class TinyTask:
 
     def __init__(self, name: str, num_samples: int = 100) -> None:
         self.name = name
-        self.unit = "sample" if name == "bert" else "token"
-        self.train = RandomSamples(num_samples, kind=name)
-        self.eval = RandomSamples(20, kind=name, seed=6)
+        self.unit = "token" if name in {"gpt2", "tags"} else "sample"
+        self.train: Any
+        self.eval: Any
+        if name in {"pictures", "norms"}:
+            self.train, self.eval = RandomPictures(num_samples), RandomPictures(20, seed=6)
+        else:
+            self.train, self.eval = RandomSamples(num_samples, kind=name), RandomSamples(20, kind=name, seed=6)
 
     def metrics(self) -> MeanLoss:
         return MeanLoss()
@@ -148,4 +204,6 @@ class TinyTask:
         torch.manual_seed(11)
         if self.name == "tags":
             return tiny_tagger(dropout)
+        if self.name in {"pictures", "norms"}:
+            return tiny_pictures(self.name, dropout)
         return TinyGpt2(dropout) if self.name == "gpt2" else TinyBert(dropout)

@@ -40,16 +40,17 @@ def test_losses_after_a_resume_are_those_of_an_undisturbed_run_bit_for_bit(tmp_p
 def test_two_ranks_resume_bit_for_bit_with_dropout(tmp_path: Path) -> None:
     def scenario(name: str, stage: int, **changes: Any) -> Scenario:
         folder = str(tmp_path / f"{name}-{stage}")
-        task = "bert" if stage == 1 else "tags"
+        task = {0: "norms", 1: "bert", 2: "tags"}[stage]
         return Scenario(folder, zero_stage=stage, world_size=2, dropout=0.1, task=task, **changes)
 
-    wholes = [scenario("whole", stage) for stage in (1, 2)]
-    firsts = [scenario("cut", stage, stop_at=13) for stage in (1, 2)]
+    wholes = [scenario("whole", stage) for stage in (0, 1, 2)]
+    firsts = [scenario("cut", stage, stop_at=13) for stage in (0, 1, 2)]
     seconds = [
         scenario("cut", stage, epoch=2, resume=[str(tmp_path / f"cut-{stage}" / "e000001" / "step-000000010")])
-        for stage in (1, 2)
+        for stage in (0, 1, 2)
     ]
     assert run_gang(tmp_path / "gang", [*wholes, *firsts, *seconds]) == [0, 0]
+    assert wholes[0].task == "norms", "running statistics are those of both ranks, and come back too"
     for whole, first, second in zip(wholes, firsts, seconds, strict=True):
         assert "stopped" in first.kinds() and "exported" not in first.kinds()
         assert second.series() == after(whole, 10)

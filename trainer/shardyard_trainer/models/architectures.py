@@ -129,8 +129,10 @@ SOME_PICTURE_MODELS = ("vit", "deit", "beit", "swin", "resnet", "convnext", "mob
 """Examples for messages."""
 
 NOT_FOR_PICTURES: Mapping[str, str] = {
+    "dinat": "it needs another library (natten)",
     "imagegpt": "it reads clusters of colours as tokens, not pixels",
     "perceiver": "it has a head for each way of reading pictures, and its configuration does not say which",
+    "pvt": "its head has 1,000 outputs whatever its configuration says; pvt_v2 does not",
     "shieldgemma2": "it is a language model that judges pictures by a prompt",
     "siglip2": "it reads patches of a size of their own for each picture",
     "timm_wrapper": "it builds models of another library (timm) by name",
