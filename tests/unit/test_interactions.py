@@ -83,6 +83,15 @@ def bare(folder: Path) -> Path:
     return written(folder, "u.data", [f"{u}\t{i}\t{r}\t{NOON + t}" for u, i, r, t in ROWS])
 
 
+def shop(folder: Path) -> Path:
+    minutes = (f"2019-10-01 00:{t:02}:00 UTC,view,{i},{u}" for u, i, _, t in ROWS)
+    return written(folder, "a.csv", ["event_time,event_type,product_id,user_id", *minutes])
+
+
+def with_names(*names: str) -> Callable[[Path], Path]:
+    return lambda folder: csv_of(folder, header=",".join(names))
+
+
 def packed(folder: Path) -> Path:
     (folder / "a.csv.gz").write_bytes(gzip.compress(csv_of(folder).read_bytes()))
     return folder / "a.csv.gz"
@@ -97,6 +106,17 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], Field]] = {
     "pairs with tabs": (in_order("a.inter", "\t"), {}),
     "pairs with colons": (in_order("ratings.dat", "::"), {"format": "DATA_FORMAT_INTERACTIONS"}),
     "objects with other names": (objects, {}),
+    "names of Amazon": (with_names("user_id", "parent_asin", "rating", "timestamp"), {}),
+    "names of visits": (with_names("visitorid", "itemid", "event", "timestamp"), {}),
+    "names of books": (with_names("USER_ID", "Book_ID", "Rating", "Date_added"), {}),
+    "typed names with commas": (with_names("user_id:token", "item_id:token", "rating:float", "timestamp:float"), {}),
+    "typed names, a comma between": (
+        lambda folder: with_names("user_id:token", "item_id:token", "x:float", "timestamp:float")(folder).rename(
+            folder / "a.inter"
+        ),
+        {},
+    ),
+    "a shop's events": (shop, {}),
     "dates": (dates, {}),
     "timestamps": (parquet(pa.timestamp("ns", "UTC")), {}),
     "timestamps without a zone": (parquet(pa.timestamp("s")), {}),

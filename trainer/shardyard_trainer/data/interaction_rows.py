@@ -25,6 +25,8 @@ def read_interaction_rows(
             continue
         if split is None:
             between = delimiter or next((each for each in ("\t", "::") if each in line), None)
+            if between is None and untyped(line.split(",")) is not None:
+                between = ","
             split = _splitter(between)
         yield number, split(line)
 

@@ -16,40 +16,37 @@ from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
 
 LONGEST_ID = 256
+# As MovieLens, Amazon, Yelp, Goodreads, and data of sessions and shops have them; in any case, and as they are written.
 _USER = Role(
     "user",
     (
-        "user_id",
-        "userid",
-        "uid",
-        "reviewerid",
-        "session_id",
-        "sessionid",
-        "userId",
-        "reviewerID",
-        "UserId",
-        "SessionId",
+        *(
+            "user_id",
+            "userid",
+            "uid",
+            "reviewerid",
+            "session_id",
+            "sessionid",
+            "visitorid",
+            "visitor_id",
+            "customer_id",
+        ),
+        *("userId", "reviewerID", "UserId", "SessionId"),
     ),
 )
 _ITEM = Role(
     "item",
     (
-        "item_id",
-        "itemid",
-        "iid",
-        "movie_id",
-        "movieid",
-        "product_id",
-        "productid",
-        "asin",
-        "itemId",
-        "movieId",
-        "ItemId",
+        *("item_id", "itemid", "iid", "movie_id", "movieid", "product_id", "productid", "asin", "parent_asin"),
+        *("business_id", "book_id", "article_id", "itemId", "movieId", "ItemId", "productId"),
     ),
 )
 _TIME = Role(
     "time",
-    ("timestamp", "date", "datetime", "created_at", "unixreviewtime", "unixReviewTime"),
+    (
+        *("timestamp", "date", "datetime", "created_at", "unixreviewtime", "event_time", "date_added", "ts"),
+        *("t_dat", "unixReviewTime"),
+    ),
     is_optional=True,
     is_time=True,
 )
@@ -128,7 +125,8 @@ def _identity(cell: Any, role: str) -> str:
     elif isinstance(cell, bool) or not isinstance(cell, int | float):
         found = ""
         if cell is not None:
-            raise ValueError(f"the {role} is {shorten(str(cell))!r}; give a text or a number")
+            one_row = "; write a row for each interaction" if isinstance(cell, list | dict) else ""
+            raise ValueError(f"the {role} is {shorten(str(cell))!r}; give a text or a number{one_row}")
     elif isinstance(cell, float) and not cell.is_integer():
         raise ValueError(f"the {role} is {cell!r}; give a text or a whole number")
     else:
@@ -208,7 +206,7 @@ def _date(cell: Any) -> float:
     """Seconds since 1970 of a date, of one without a zone as of UTC. Raises ValueError."""
     if isinstance(cell, str) and cell.strip():
         try:
-            found = datetime.fromisoformat(cell.strip())
+            found = datetime.fromisoformat(cell.strip().removesuffix(" UTC"))
         except ValueError:
             pass
         else:

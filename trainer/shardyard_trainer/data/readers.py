@@ -145,9 +145,6 @@ def _interactions_table(file: DataFile, layout: Layout) -> Table:
     first = next(rows, None)
     if first is None:
         raise _empty(file, layout)
-    line, cells = first
-    if (names := untyped(cells)) is not None:
-        return _delimited(file, replace(layout, header=True), chain([(line, names)], rows))
     table = _delimited(file, layout, chain([first], rows))
     is_pair = table.columns == ("column_1", "column_2") and not layout.names & set(table.columns)
     return replace(table, columns=PAIR) if is_pair else table
@@ -160,8 +157,10 @@ def _delimited(file: DataFile, layout: Layout, rows: Iterator[tuple[int, list[st
     line, cells = first
     if len(cells) > MOST_COLUMNS:
         raise _too_many(file, f"{len(cells):,} columns", line)
-    stripped = [cell.strip() for cell in cells]
-    has_header = layout.header if layout.header is not None else bool(layout.names & set(stripped))
+    typed = untyped(cells)
+    stripped = typed or [cell.strip() for cell in cells]
+    is_named = typed is not None or bool(layout.names & set(stripped))
+    has_header = layout.header if layout.header is not None else is_named
     if has_header:
         # Spreadsheets write empty cells to the right of a header, pandas one over its index.
         columns = tuple(name or f"column_{i + 1}" for i, name in enumerate(stripped))

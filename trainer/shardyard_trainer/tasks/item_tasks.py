@@ -199,7 +199,8 @@ def _warn(
     for field, message in histories.bad_rows.items():
         job.warn(bad_rows.REASON, message, field)
     if not histories.has_times:
-        job.warn("NO_TIMES", "no column `time`: the rows of each user are taken to be in the order of time", data)
+        message = "no column `time` was found: the rows of each user are taken to be in the order of time"
+        job.warn("NO_TIMES", f"{message}; if a column says when, map it in columns, as time: NAME", data)
     if doubled := histories.count("doubled"):
         job.warn("DUPLICATE_ROWS", f"{doubled:,} rows are there twice (same user, item and time): once is enough", data)
     if train.num_short:
