@@ -94,11 +94,12 @@ def test_a_small_resnet_is_no_worse_than_in_a_plain_loop(folder: Path) -> None:
     started = time.monotonic()
     gang = TrainerGang(attempt)
     assert gang.wait() == [0]
-    ours = [dict(event.exported.model.metrics) for event in gang.events if event.HasField("exported")][0]
+    ours = next(dict(event.exported.model.metrics) for event in gang.events if event.HasField("exported"))
     elapsed = time.monotonic() - started
     plain, plain_s = plain_accuracy(spec, folder)
     print(
-        f"accuracy {ours['accuracy']:.4f} in {elapsed:.0f} s (process and all); plain loop {plain:.4f} in {plain_s:.0f} s"
+        f"accuracy {ours['accuracy']:.4f} in {elapsed:.0f} s (process and all); "
+        f"plain loop {plain:.4f} in {plain_s:.0f} s"
     )
     assert ours["accuracy"] > 0.811, "a logistic regression on 3,000 of the pictures"
     assert ours["accuracy"] > plain - 0.01
