@@ -99,7 +99,10 @@ def test_the_command_line_maps_columns_and_shows_what_is_cut(
 
 TAGGED = {
     "kaggle.csv": (
-        "Sentence #,Word,POS,Tag\n" + "Sentence: 1,Anna,NNP,B-per\n,met,VBD,O\nSentence: 2,Rome,NNP,B-geo\n" * 9,
+        "Sentence #,Word,POS,Tag\n"
+        + "".join(
+            f"Sentence: {at},Anna,NNP,B-per\n,met,VBD,O\nSentence: {at + 1},Rome,NNP,B-geo\n" for at in range(1, 19, 2)
+        ),
         {},
     ),
     "doccano.jsonl": ('{"id": 1, "text": "Anna met Rome", "label": [[0, 4, "per"], [9, 13, "geo"]]}\n' * 9, {}),

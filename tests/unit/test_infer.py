@@ -231,6 +231,9 @@ def test_a_false_description_is_refused(tmp_path: Path, described: dict[str, Any
 def test_a_model_that_does_not_read_a_text_token_by_token_is_refused(tmp_path: Path, kind: str, config: Any) -> None:
     folder = save_folder(tmp_path / "m", "BertModel")
     getattr(transformers, kind)(config).save_pretrained(folder)
+    if kind == "ViTModel":
+        settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}}
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     assert places(ask(folder, "a")) == [("model", "TASK_MISMATCH")]
     assert places(ask_vectors(folder, "a")) == [("model", "TASK_MISMATCH")]
 

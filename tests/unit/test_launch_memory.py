@@ -14,8 +14,8 @@ import pytest
 
 from helpers.memory_groups import limited_group
 from helpers.repository import ROOT
-from shardyard_coordinator.launch.local import _how_ended
 from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monitored
+from shardyard_coordinator.launch.rank_process import _how_ended
 
 LIMIT = 600 << 20
 EVENTS = "low 0\nhigh 0\nmax 31\noom 1\noom_kill {}\noom_group_kill 0\n"

@@ -249,8 +249,8 @@ def delete(
 
 
 def _shown_input(item: Any) -> str:
-    if isinstance(item, str):
-        return item
+    if isinstance(item, str | Path):
+        return str(item)
     return " | ".join(item) if isinstance(item, tuple) else " ".join(map(str, item.items))
 
 
