@@ -259,8 +259,7 @@ class Supervisor:
         node, pid = self._pids.pop(rank, ("", 0))
         if pid and node == self._node:
             # Ray only asks a process to end: one that hangs does not listen, and its children stay.
-            _kill_tree(pid, itself=not gently)
-            self._killed.append(pid)
+            self._killed += [*_kill_tree(pid, itself=not gently), pid]
         ray.kill(self._ranks[rank], no_restart=True)
 
 
@@ -330,13 +329,11 @@ def end_processes(pids: Sequence[int]) -> None:
 
     A number that another kind of process has by now is left alone. Raises: TimeoutError.
     """
-    workers = [pid for pid in pids if _is_worker(pid)]
-    for pid in workers:
-        _kill_tree(pid, itself=True)
+    killed = [one for pid in pids if _is_worker(pid) for one in _kill_tree(pid, itself=True)]
     deadline_s = time.monotonic() + _GONE_TIMEOUT_S
-    while any(_runs(pid) for pid in workers):
+    while any(_runs(pid) for pid in killed):
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"processes {workers} do not end")
+            raise TimeoutError(f"processes {killed} do not end")
         time.sleep(0.01)
 
 
@@ -347,13 +344,16 @@ def _is_worker(pid: int) -> bool:
     return False
 
 
-def _kill_tree(pid: int, *, itself: bool) -> None:
-    """Ends what a process started, and the process."""
+def _kill_tree(pid: int, *, itself: bool) -> list[int]:
+    """Ends what a process started, and the process; the numbers of those that it ended."""
+    killed = []
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         for one in [*process.children(recursive=True), *([process] if itself else [])]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
+                killed.append(one.pid)
+    return killed
 
 
 def _runs(pid: int) -> bool:
