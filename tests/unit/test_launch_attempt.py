@@ -15,9 +15,10 @@ from helpers.launches import kinds
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
-from shardyard_coordinator.launch.attempt import Attempt, RankExit, read_tail
+from shardyard_coordinator.launch.attempt import Attempt, read_tail
 from shardyard_coordinator.launch.memory import OutOfMemory
 from shardyard_coordinator.launch.protocols import AttemptKey
+from shardyard_coordinator.launch.rank_exit import RankExit
 from shardyard_coordinator.launch.spool import Spool, read_spool
 
 

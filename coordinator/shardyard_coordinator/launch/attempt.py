@@ -21,9 +21,9 @@ from pathlib import Path
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
-from shardyard_coordinator.launch.memory import EXIT_KILLED, OutOfMemory
 from shardyard_coordinator.launch.pressure import SUPERVISOR_RANK, Pressure
 from shardyard_coordinator.launch.protocols import AttemptKey, storage_cause
+from shardyard_coordinator.launch.rank_exit import RankExit, report_of
 from shardyard_coordinator.launch.spool import Spool
 from shardyard_coordinator.seams import Clock
 
@@ -44,20 +44,6 @@ _MOST_HELD_BYTES = 8 * 1024 * 1024
 
 # What a rank reports when a peer is gone, or when it does not know: a rank that died without a word explains it better.
 _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cause.HUNG})
-
-
-@dataclass(frozen=True)
-class RankExit:
-    """How a rank's process ended; `code` is None if it was lost, never started, or ended by a signal.
-
-    `memory`: the kernel ended it for want of memory.
-    """
-
-    code: int | None
-    signal: int | None = None
-    detail: str = ""
-    cause: Cause = Cause.WORKER_LOST
-    memory: OutOfMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +158,7 @@ class Attempt:
         if how.code == 0 or rank in self._failed or self._closed or self._decided.is_set():
             return
         event = self._event(rank)
-        event.failure.CopyFrom(_lost(rank, how))
+        event.failure.CopyFrom(report_of(rank, how))
         # A runtime may abort a process because a peer is gone: any other explanation is better.
         self._add_trouble(event, weight=1 if how.signal == signal.SIGABRT else 0)
 
@@ -373,36 +359,6 @@ def read_tail(path: Path, lines: int = TAIL_LINES) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def _lost(rank: int, how: RankExit) -> job_pb2.FailureReport:
-    report = job_pb2.FailureReport(rank=rank)
-    if how.memory is not None:
-        report.reason = Cause.HOST_OOM
-        report.message = f"rank {rank} was killed by {how.memory.by}: {how.memory.words}"
-        report.metadata.update(how.memory.metadata)
-        return report
-    if how.code == EXIT_KILLED:
-        report.reason = Cause.HOST_OOM
-        report.message = (
-            f"rank {rank} exited with code {EXIT_KILLED}, as a process does that is killed when memory runs out"
-        )
-        return report
-    if how.code is not None:
-        report.reason = Cause.UNKNOWN
-        report.message = f"rank {rank} exited with code {how.code} and without a report"
-        report.next_step = "see the end of its log"
-        report.metadata["exit_code"] = str(how.code)
-        return report
-    report.reason = how.cause
-    has_detail = how.cause is not Cause.WORKER_LOST and how.detail
-    report.message = how.detail if has_detail else f"rank {rank} died without a report"
-    if how.signal is not None:
-        report.metadata["signal"] = _signal_name(how.signal)
-        report.message = f"rank {rank} was ended by {report.metadata['signal']}"
-    if how.detail and not has_detail:
-        report.metadata["detail"] = how.detail
-    return report
-
-
 def _stopped_words(stopped: Mapping[int, int]) -> str:
     if not stopped:
         return "every rank runs again"
@@ -412,13 +368,6 @@ def _stopped_words(stopped: Mapping[int, int]) -> str:
         f"stopped by a signal (SIGSTOP): {who}; the job waits for that: continue with `kill -CONT {pids}` on the "
         "service's machine, or cancel the job"
     )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _as_warning(event: worker_pb2.WorkerEvent) -> worker_pb2.WorkerEvent:

@@ -16,13 +16,14 @@ from pathlib import Path
 import psutil
 
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.launch.attempt import Attempt, RankExit
+from shardyard_coordinator.launch.attempt import Attempt
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.forks import StopWatch
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
 from shardyard_coordinator.launch.rank_env import rank_environment, rank_rights
+from shardyard_coordinator.launch.rank_exit import RankExit
 from shardyard_coordinator.launch.rank_process import TRAINER, RankOrders, RankProcess, write_spec
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import Clock

@@ -17,12 +17,12 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import DecodeError
 
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.launch.attempt import RankExit
 from shardyard_coordinator.launch.child import kill_group, start_child
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.rank_env import FOREIGN
+from shardyard_coordinator.launch.rank_exit import RankExit
 
 TRAINER = "shardyard_trainer"
 """The module that a rank runs: it takes the arguments of `python -m shardyard_trainer`."""

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 import ray
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
-from shardyard_coordinator.launch.attempt import Attempt, RankExit
+from shardyard_coordinator.launch.attempt import Attempt
 from shardyard_coordinator.launch.compute_wire import answer_call, made_of
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.frames import Header
@@ -31,6 +31,7 @@ from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monito
 from shardyard_coordinator.launch.poll import until
 from shardyard_coordinator.launch.protocols import Launch, storage_cause
 from shardyard_coordinator.launch.rank_env import rank_environment, rank_rights
+from shardyard_coordinator.launch.rank_exit import RankExit
 from shardyard_coordinator.launch.rank_process import RankOrders, RankProcess, RankSettings, write_spec
 from shardyard_coordinator.launch.ray_tables import living
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
