@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
-from shardyard.v1 import model_service_pb2, spec_pb2
-from shardyard.worker.v1 import worker_pb2
+from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.label_column import Wanted
 from shardyard_trainer.data.labels import LABELS_FIELD, MULTI_LABEL, SINGLE_LABEL, LabelSchema, check_labels
 from shardyard_trainer.data.picture_rows import read_pictures
-from shardyard_trainer.data.pictures import PictureInvalid
 from shardyard_trainer.data.sources import DataFile
-from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.inputs.image import Augmentation, EncodedPicture, ImageInputs, positions
-from shardyard_trainer.inputs.image_settings import default_settings
-from shardyard_trainer.inputs.labelled import hold_out
+from shardyard_trainer.inputs.image import ImageInputs, positions
 from shardyard_trainer.inputs.pictures import Pictures, PictureSamples, load_pictures
-from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.plain_words import in_plain_words
-from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    HuggingFaceModule,
-    Output,
-    Parts,
-    TaskWarning,
-    at_once,
-    has_head,
-    violation,
-)
+from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, has_head
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
+from shardyard_trainer.tasks.picture_classifier import PictureClassifier
 from shardyard_trainer.tasks.picture_module import Kept, PictureMetrics, PictureModule
+from shardyard_trainer.tasks.picture_tasks import choose_inputs, choose_model, does_not_fit, split_pictures
 from shardyard_trainer.tasks.texts import Splits
 
-DEFAULT_SIDE = 224
 _KINDS = {SINGLE_LABEL: "single_label_classification", MULTI_LABEL: "multi_label_classification"}
 
 
@@ -105,8 +88,8 @@ def _said_of(field: str) -> Iterator[None]:
 
 def _prepare(job: Ingredients) -> PreparedPictures:
     spec, wanted = job.spec, job.wanted
-    choice = job.attempt(lambda: _choose(job))
-    inputs = job.attempt(lambda: _inputs(job, choice)) if choice is not None else None
+    choice = job.attempt(lambda: choose_model(job))
+    inputs = job.attempt(lambda: choose_inputs(job, choice)) if choice is not None else None
     train_files, eval_files = job.files()
     problem = wanted.problem or SINGLE_LABEL
     if wanted.labels:
@@ -131,42 +114,6 @@ def _prepare(job: Ingredients) -> PreparedPictures:
     if eval_files is not None:
         held_out = _load(job, eval_files, "eval_data", train.schema.labels, like=train.label_way)
     return _assemble(job, choice, inputs, train, held_out)
-
-
-def _choose(job: Ingredients) -> ModelChoice:
-    choice = job.choose()
-    if refusal := architectures.picture_refusal(choice.config):
-        known = ", ".join(architectures.SOME_PICTURE_MODELS)
-        raise SpecError(
-            job.field,
-            "OBJECTIVE_UNSUPPORTED",
-            refusal if known in refusal else f"{refusal}; use a model such as {known}",
-            {"supported": known.replace(", ", ",")},
-        )
-    return choice
-
-
-def _inputs(job: Ingredients, choice: ModelChoice) -> ImageInputs:
-    """What pictures become: as the model's folder says, or what suits a fresh one; in the spec's size."""
-    config, wanted = choice.config, job.wanted
-    own = getattr(config, "image_size", None)
-    sides = tuple(own) if isinstance(own, list | tuple) and len(own) == 2 else (own, own)
-    if not all(type(side) is int and side > 0 for side in sides):
-        sides = (DEFAULT_SIDE, DEFAULT_SIDE)
-    channels = getattr(config, "num_channels", 3)
-    if choice.folder is None:
-        side = wanted.image_size if wanted.HasField("image_size") else None
-        if side is not None and own is not None:
-            config.image_size = side
-        return ImageInputs(default_settings((side, side) if side is not None else sides, channels))
-    assert choice.described is not None
-    try:
-        found = ImageInputs.load(choice.folder, choice.described)
-    except FolderInvalid as error:
-        raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
-    if wanted.HasField("image_size") and found.settings.seen != (wanted.image_size, wanted.image_size):
-        return ImageInputs(found.settings.resized(wanted.image_size))
-    return found
 
 
 def _load(job: Ingredients, files: list[DataFile], name: str, labels: tuple[str, ...], *, like: str = "") -> Pictures:
@@ -194,7 +141,7 @@ def _assemble(
             what = f"the model's head has {len(own)} other labels ({listed(own, most=4)})" if has_others else ""
             what = what or "the model's head is put aside"
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
-    splits = _samples(job, inputs, train, held_out)
+    splits = split_pictures(job, inputs, train, held_out)
     prepared = PreparedPictures(
         choice,
         inputs,
@@ -206,26 +153,6 @@ def _assemble(
     )
     prepared.probe(job.field)
     return prepared
-
-
-def _samples(
-    job: Ingredients, inputs: ImageInputs, train: Pictures, held_out: Pictures | None
-) -> Splits[PictureSamples]:
-    wanted = job.wanted
-    how = Augmentation(wanted.crop_scale if wanted.HasField("crop_scale") else 1.0, wanted.flip)
-    changes = how if how.crop_scale < 1 or how.flip else None
-
-    def samples(pictures: Pictures, index: np.ndarray, augmentation: Augmentation | None) -> PictureSamples:
-        return PictureSamples(pictures, index, inputs, augmentation=augmentation, seed=job.seed)
-
-    if held_out is not None:
-        everything = np.arange(train.store.num_sequences)
-        others = np.arange(held_out.store.num_sequences)
-        return samples(train, everything, changes), samples(held_out, others, None)
-    train_index, eval_index, warning = hold_out(train, job.holdout, job.seed)
-    if warning:
-        job.warn("RARE_LABELS", warning, "spec.train_data")
-    return samples(train, train_index, changes), samples(train, eval_index, None) if len(eval_index) else None
 
 
 class PreparedPictures:
@@ -285,7 +212,7 @@ class PreparedPictures:
                 with kept:
                     found = module(torch.empty(2, *shape), return_outputs=True).outputs
             except LOADING_ERRORS as error:
-                raise self._does_not_fit(in_plain_words(error), field) from None
+                raise does_not_fit(self.choice, self.inputs, in_plain_words(error), field) from None
             try:
                 module(torch.empty(1, *shape))
             except ValueError:
@@ -293,15 +220,9 @@ class PreparedPictures:
                 self._needs_two = True
         size = tuple((found or {})["logits"].shape)
         if size != (2, self.schema.num_outputs):
-            raise self._does_not_fit(f"its head gives outputs of the shape {list(size)}", field)
+            why = f"its head gives outputs of the shape {list(size)}"
+            raise does_not_fit(self.choice, self.inputs, why, field)
         self._kept_bytes = kept.num_bytes // 2
-
-    def _does_not_fit(self, why: str, field: str) -> SpecError:
-        height, width = self.inputs.settings.seen
-        kind, own = self.choice.config.model_type, getattr(self.choice.config, "image_size", None)
-        advice = f"its own size is {own}" if own is not None else "give another size"
-        text = f"this {kind} does not take pictures of {height} × {width} pixels: {why}; {advice}"
-        return SpecError(f"{field}.image_size", "SPEC_INVALID", text)
 
     def metrics(self) -> PictureMetrics:
         """A fresh gatherer."""
@@ -339,67 +260,3 @@ class PreparedPictures:
             return None
         message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
         return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureClassifier:
-    """Names the classes of pictures."""
-
-    task: str
-    loaded: Loaded
-    inputs: ImageInputs
-
-    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Parameters of another task, and instances that are no pictures."""
-        message = f"a {self.task} model takes pictures; send the bytes of a file as `image`"
-        found = refuse_parameters(request, self.task, "classification")
-        return found + refuse_kinds(request.instances, ("image",), message)
-
-    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:
-        """Pictures as numbers; `complain` says which are none."""
-        return [self._read(instance.image) for instance in instances]
-
-    def _read(self, content: bytes) -> EncodedPicture:
-        try:
-            return EncodedPicture(self.inputs.encode(content))
-        except PictureInvalid as error:
-            return EncodedPicture(np.zeros((1, 1, 1), np.float32), str(error))
-
-    def complain(self, encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
-        """Bytes that are not a picture."""
-        return [
-            violation(f"instances[{index}].image", "DATA_INVALID", each.complaint)
-            for index, each in enumerate(encoded)
-            if each.complaint
-        ]
-
-    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture]) -> list[int]:
-        """Of a score for each label."""
-        return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
-
-    def answer(
-        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture], _places: Sequence[int]
-    ) -> Parts:
-        """The label or labels of each picture with all scores."""
-        given, folder = request.classification, self.loaded.folder
-        threshold = given.threshold if given.HasField("threshold") else 0.5
-        several = folder.problem == "multi_label"
-        return at_once(
-            lambda: [
-                classification(logits_C, folder.labels, several=several, threshold=threshold)
-                for logits_C in self._logits(encoded)
-            ]
-        )
-
-    @torch.inference_mode()
-    def _logits(self, encoded: Sequence[EncodedPicture]) -> torch.Tensor:
-        logits_BC: torch.Tensor = self.loaded.model(**self.inputs.tensors(self.loaded.model, encoded)).logits
-        return logits_BC.float().cpu()
-
-    @torch.no_grad()
-    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs for all pictures of the batch."""
-        parameter = next(live.parameters())
-        pixels = batch.inputs["pixel_values"]
-        wanted = live.model(pixel_values=pixels.to(parameter.device, parameter.dtype)).logits.float().cpu()
-        return wanted, self._logits([EncodedPicture(each.numpy()) for each in pixels])

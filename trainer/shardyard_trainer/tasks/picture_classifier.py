@@ -1,0 +1,85 @@
+"""A loaded model that names the classes of pictures.
+
+Shape suffixes: B pictures, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.pictures import PictureInvalid
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.image import EncodedPicture, ImageInputs
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
+from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, violation
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureClassifier:
+    """Names the classes of pictures."""
+
+    task: str
+    loaded: Loaded
+    inputs: ImageInputs
+
+    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
+        """Parameters of another task, and instances that are no pictures."""
+        message = f"a {self.task} model takes pictures; send the bytes of a file as `image`"
+        found = refuse_parameters(request, self.task, "classification")
+        return found + refuse_kinds(request.instances, ("image",), message)
+
+    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:
+        """Pictures as numbers; `complain` says which are none."""
+        return [self._read(instance.image) for instance in instances]
+
+    def _read(self, content: bytes) -> EncodedPicture:
+        try:
+            return EncodedPicture(self.inputs.encode(content))
+        except PictureInvalid as error:
+            return EncodedPicture(np.zeros((1, 1, 1), np.float32), str(error))
+
+    def complain(self, encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
+        """Bytes that are not a picture."""
+        return [
+            violation(f"instances[{index}].image", "DATA_INVALID", each.complaint)
+            for index, each in enumerate(encoded)
+            if each.complaint
+        ]
+
+    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture]) -> list[int]:
+        """Of a score for each label."""
+        return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
+
+    def answer(
+        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture], _places: Sequence[int]
+    ) -> Parts:
+        """The label or labels of each picture with all scores."""
+        given, folder = request.classification, self.loaded.folder
+        threshold = given.threshold if given.HasField("threshold") else 0.5
+        several = folder.problem == "multi_label"
+        return at_once(
+            lambda: [
+                classification(logits_C, folder.labels, several=several, threshold=threshold)
+                for logits_C in self._logits(encoded)
+            ]
+        )
+
+    @torch.inference_mode()
+    def _logits(self, encoded: Sequence[EncodedPicture]) -> torch.Tensor:
+        logits_BC: torch.Tensor = self.loaded.model(**self.inputs.tensors(self.loaded.model, encoded)).logits
+        return logits_BC.float().cpu()
+
+    @torch.no_grad()
+    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs for all pictures of the batch."""
+        parameter = next(live.parameters())
+        pixels = batch.inputs["pixel_values"]
+        wanted = live.model(pixel_values=pixels.to(parameter.device, parameter.dtype)).logits.float().cpu()
+        return wanted, self._logits([EncodedPicture(each.numpy()) for each in pixels])
