@@ -70,6 +70,7 @@ class ModelInfo:
     model_type: str
     task: str
     labels: tuple[str, ...]
+    inputs: tuple[str, ...]
     num_parameters: int
     metrics: Mapping[str, float]
     creator: str

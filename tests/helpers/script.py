@@ -87,6 +87,7 @@ class Script:
     ready: set[str] = field(default_factory=set)
     predict: Callable[[model_service_pb2.Instance], model_service_pb2.Prediction] | None = None
     most_instances: int = 10_000
+    inputs: tuple[str, ...] = ()  # What `Predict` takes of every model.
     launcher: str = "local"
     requests: list[tuple[str, Any]] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)

@@ -51,6 +51,8 @@ class _Files(ScriptedServicer):
         """The model or data set of that name as it is."""
         resource_id = name.rsplit("/", 1)[-1]
         made = kind(name=name, uid=UID)
+        if kind is model_service_pb2.Model:
+            made.inputs.extend(self.script.inputs)
         made.state = kind.STATE_READY if resource_id in self.script.ready else kind.STATE_UPLOADING
         for path, body in self.script.uploads.get(resource_id, {}).items():
             made.files.add(path=path, committed_bytes=len(body))

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -374,6 +375,28 @@ def test_texts_come_from_stdin_too() -> None:
     assert done.returncode == 0, done.stderr
     assert [instance.pair.text for instance in script.asked("Predict")[0].instances] == ["a", "c\u2028"]
     assert (wrong.returncode, "line 1" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked"),
+    [
+        ((), [("text", "rose.png"), ("text", "x")]),
+        (("text", "pair"), [("text", "rose.png"), ("text", "x")]),
+        (("image",), [("image", b"petals"), ("image", b"a cross")]),
+        (("items",), [("items", ["rose.png", "x"])]),
+    ],
+)
+def test_arguments_are_what_the_model_says_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: tuple[str, ...], asked: list[tuple[str, Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rose.png").write_bytes(b"petals")
+    (tmp_path / "x").write_bytes(b"a cross")
+    script = Script(ready={"m"}, inputs=inputs)
+    with serving(script) as address:
+        assert run(["predict", "m", "rose.png", "x", "--address", address]) == 0
+    sent = [(each.WhichOneof("input"), each) for each in script.asked("Predict")[0].instances]
+    assert [(kind, list(each.items.items) if kind == "items" else getattr(each, kind)) for kind, each in sent] == asked
 
 
 def test_an_error_is_json_for_programs() -> None:

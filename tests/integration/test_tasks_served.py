@@ -74,7 +74,7 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
         job = client.submit(spec, job_id="walks")
         assert job.wait(timeout=300).state == "succeeded"
         model = client.model("walks")
-        assert model.info.task == "recommendation"
+        assert model.info.task == "recommendation" and model.info.inputs == ("items",)
         numbers = model.info.metrics
         assert numbers["hr_10"] > 0.95 and numbers["popular_hr_10"] < 0.5
         held_out = {user: items for user, items in histories.items() if len(items) > 2}
@@ -120,6 +120,7 @@ def test_names_and_places_are_found(place: Workplace) -> None:
         assert job.wait(timeout=300).state == "succeeded"
         model = client.model("names")
         assert model.info.task == "token_classification" and len(model.info.labels) == 5
+        assert model.info.inputs == ("text", "words")
         numbers = model.info.metrics
         assert numbers["f1"] > 0.9 and numbers["f1_LOC"] > 0.9
         truth = [tag for row in held_out for tag in row["tags"]]
@@ -161,6 +162,7 @@ def test_flowers_are_named(place: Workplace) -> None:
         assert job.wait(timeout=300).state == "succeeded"
         model = client.model("flowers")
         assert model.info.task == "image_classification" and model.info.labels == ("daisy", "rose", "violet")
+        assert model.info.inputs == ("image",)
         numbers = model.info.metrics
         assert numbers["accuracy"] > 0.9
         answers = model.predict(held_out)

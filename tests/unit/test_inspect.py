@@ -40,7 +40,7 @@ def inspected(folder: Path) -> worker_pb2.InspectModelResult:
 def test_a_good_folder_is_described(folder: Path) -> None:
     result = inspected(folder)
     assert not result.violations
-    assert (result.model.model_type, result.model.task) == ("bert", "")
+    assert (result.model.model_type, result.model.task, list(result.model.inputs)) == ("bert", "", [])
     assert result.model.num_parameters == sum(t.numel() for t in load_file(folder / "model.safetensors").values())
 
 

@@ -97,6 +97,7 @@ def test_every_family_is_exported_and_answers_pictures_of_any_size(family: str, 
         inspect_model(worker_pb2.InspectModelRequest(folder=str(folder)).SerializeToString())
     )
     assert not result.violations and result.model.task == "image_classification"
+    assert result.model.inputs == ["image"]
 
 
 @pytest.mark.parametrize("family", ["vit", "grey resnet"])

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli.options import Address, Json, ModelName, Project, a_path, open_client
-from shardyard.cli.texts import as_pictures, read_histories, read_inputs
+from shardyard.cli.texts import read_inputs, read_instances
 
 if TYPE_CHECKING:
     from shardyard._sync.client import Client
     from shardyard.types import Prediction
-
-READS_ITEMS = ("recommendation",)
-"""Tasks whose models are asked with histories of items."""
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one per line of stdin.")]
 Asked = Annotated[
@@ -127,9 +124,7 @@ def predict(
 
     with open_client(address, project) as client:
         asked = client.model(model)
-        reads_items = asked.info.task in READS_ITEMS
-        inputs = read_histories(texts, file) if reads_items else read_inputs(texts, file, pairs=pairs)
-        inputs = as_pictures(inputs) if "image" in asked.info.task else inputs
+        inputs = read_instances(asked.info.inputs, texts, file, pairs=pairs)
         answers = asked.predict(
             inputs,
             threshold=threshold,

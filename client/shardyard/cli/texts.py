@@ -34,6 +34,18 @@ def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) 
     return [_pair(number, line) for number, line in enumerate(lines, start=1)] if pairs else lines
 
 
+def read_instances(kinds: Sequence[str], texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
+    """What to ask a model that takes these kinds of input (`Model.inputs`): the first, its usual one, decides.
+
+    Raises: BadParameter, with the line number if a line is wrong.
+    """
+    usual = kinds[0] if kinds else ""
+    if usual == "items":
+        return read_histories(texts, file)
+    inputs = read_inputs(texts, file, pairs=pairs)
+    return as_pictures(inputs) if usual == "image" else inputs
+
+
 def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
     """Histories of items: the arguments are one; of a file or of stdin each line is one, its items parted by tabs if
     there are any, else by spaces.

@@ -86,6 +86,7 @@ class Model(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`."""
     uid: _builtins.str
@@ -124,6 +125,10 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When its header arrived, or when it was registered."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The members of `Instance.input` that `Predict` takes, the usual one first; empty: a bare backbone, which predicts nothing."""
+
     def __init__(
         self,
         *,
@@ -142,10 +147,11 @@ class Model(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         creator: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "files", b"files", "labels", b"labels", "metrics", b"metrics", "model_type", b"model_type", "name", b"name", "num_parameters", b"num_parameters", "path", b"path", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "task", b"task", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "files", b"files", "inputs", b"inputs", "labels", b"labels", "metrics", b"metrics", "model_type", b"model_type", "name", b"name", "num_parameters", b"num_parameters", "path", b"path", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "task", b"task", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,6 +46,7 @@ def register(
         task=made.task,
         labels=made.labels,
         num_parameters=made.num_parameters,
+        inputs=made.inputs,
         metrics=made.metrics,
     )
     record = resources.register_output(

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -22,12 +22,22 @@ from shardyard_trainer.models.folder import ModelFolder, read_folder
 from shardyard_trainer.reading import about, reading
 
 
+class _Look(NamedTuple):
+    """What is wrong with a folder, what it is, and the inputs that its model answers."""
+
+    problems: tuple[FolderInvalid, ...]
+    described: ModelFolder | None
+    num_parameters: int
+    takes: tuple[str, ...]
+
+
 def inspect_model(request: bytes) -> bytes:
     """InspectModelRequest → InspectModelResult."""
     about("files", "MODEL_INVALID")
     folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
-    seen, found, num_parameters = _look_into(folder, signature(folder.path))
-    problems = [*seen, *_contradicted_heads(found)]
+    seen = _look_into(folder, signature(folder.path))
+    found = seen.described
+    problems = [*seen.problems, *_contradicted_heads(found)]
     result = worker_pb2.InspectModelResult(
         violations=[
             worker_pb2.Violation(field="files", reason=problem.reason, message=str(problem), metadata=problem.metadata)
@@ -40,7 +50,8 @@ def inspect_model(request: bytes) -> bytes:
                 model_type=found.model_type,
                 task=found.task,
                 labels=found.labels if found.task else (),
-                num_parameters=num_parameters,
+                inputs=seen.takes,
+                num_parameters=seen.num_parameters,
             )
         )
     return result.SerializeToString()
@@ -59,14 +70,12 @@ def _contradicted_heads(found: ModelFolder | None) -> Iterator[FolderInvalid]:
 
 def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:
     """The errors of a model folder, except a missing tokenizer, which a spec may supply."""
-    problems, _, _ = _look_into(folder, signature(folder.path))
+    problems = _look_into(folder, signature(folder.path)).problems
     return tuple(problem for problem in problems if problem.reason != "TOKENIZER_MISSING")
 
 
 @functools.lru_cache(maxsize=64)
-def _look_into(
-    folder: Folder, _signature: tuple[tuple[str, int, int, int, int], ...]
-) -> tuple[tuple[FolderInvalid, ...], ModelFolder | None, int]:
+def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int], ...]) -> _Look:
     problems: list[FolderInvalid] = []
 
     def gather(check: Callable[[], None]) -> None:
@@ -79,6 +88,7 @@ def _look_into(
 
     found: list[ModelFolder] = []
     tensors: list[weights.Tensor] = []
+    takes: list[str] = []
     gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
@@ -90,10 +100,10 @@ def _look_into(
         gather(lambda: _check_head(found[0]))
     if not problems:
         gather(lambda: found.append(_with_task(found.pop())))
-        gather(lambda: _check_answers(folder))
+        gather(lambda: takes.extend(_check_answers(folder)))
     if found:
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
-    return tuple(problems), (found[0] if found else None), num_parameters
+    return _Look(tuple(problems), found[0] if found else None, num_parameters, tuple(takes))
 
 
 def _with_task(described: ModelFolder) -> ModelFolder:
@@ -186,15 +196,17 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
         raise
 
 
-def _check_answers(folder: Folder) -> None:
-    """Loads the model as `Predict` and `Embed` will, so that what is ready answers."""
+def _check_answers(folder: Folder) -> tuple[str, ...]:
+    """Loads the model as `Predict` and `Embed` will, so that what is ready answers: the inputs that it takes."""
     from shardyard_trainer.tasks.opening import open_model
 
     try:
-        open_model(folder)
+        predictor = open_model(folder).predictor
     except FolderInvalid as problem:
         if problem.reason != "TASK_MISMATCH":  # A model of no text is kept, and said to be one when it is asked.
             raise
+        return ()
+    return predictor.takes if predictor is not None else ()
 
 
 def _check_head(folder: ModelFolder) -> None:

@@ -27,7 +27,7 @@ class TextPredictor:
     """The member of `PredictRequest.parameters` that it takes."""
 
     takes: tuple[str, ...] = ("text",)
-    """The members of `Instance.input` that it takes."""
+    """The members of `Instance.input` that it takes, the usual one first."""
 
     def __init__(self, task: str, loaded: Loaded, inputs: TextInputs) -> None:
         self.task = task

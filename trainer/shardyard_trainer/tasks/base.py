@@ -162,6 +162,10 @@ class Predictor(Protocol):
     What `read` makes of an instance is an `inputs.base.Encoded`; nobody else looks into it.
     """
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The members of `Instance.input` that it answers, the usual one first."""
+
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
         """What is wrong with a question before it is read: parameters of another task, instances of another kind."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, viol
 class PictureClassifier:
     """Names the classes of pictures."""
 
+    takes: ClassVar[tuple[str, ...]] = ("image",)
+
     task: str
     loaded: Loaded
     inputs: ImageInputs
@@ -33,7 +36,7 @@ class PictureClassifier:
         """Parameters of another task, and instances that are no pictures."""
         message = f"a {self.task} model takes pictures; send the bytes of a file as `image`"
         found = refuse_parameters(request, self.task, "classification")
-        return found + refuse_kinds(request.instances, ("image",), message)
+        return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:
         """Pictures as numbers; `complain` says which are none."""

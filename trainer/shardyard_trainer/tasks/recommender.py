@@ -27,6 +27,7 @@ class Recommender:
     """Recommends items to histories; `logits` gives those [B, V] of what comes behind some, fp32."""
 
     parameters = "recommendation"
+    takes = ("items",)
 
     def __init__(self, task: str, loaded: Loaded, inputs: ItemInputs, logits: Logits) -> None:
         self._logits = logits
@@ -38,7 +39,7 @@ class Recommender:
         """Parameters of another task, and what is not a history."""
         message = f"a {self.task} model takes histories; send `items`, such as {', '.join(self.inputs.items[:3])}"
         found = refuse_parameters(request, self.task, self.parameters)
-        return found + refuse_kinds(request.instances, ("items",), message)
+        return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedHistory]:
         """Histories as tokens; what the model does not know is left out."""

@@ -77,10 +77,10 @@ def export_model(
         raise _diverged(f"the trained weights `{broken}` are no longer numbers")
     try:
         _write(building, trained, metrics)
-        _verify(building, trained)
+        takes = _verify(building, trained)
         sync(building)
         put_in_place(building, folder)
-        model = _describe(folder, trained.task, metrics)
+        model = _describe(folder, trained.task, metrics, takes)
     except (OSError, SafetensorError) as error:
         missing = missing_storage(attempt.locations)
         os_error = system_error(error)
@@ -163,7 +163,8 @@ def _save_model(
     _save_json(folder / "generation_config.json", {**generation, "transformers_version": transformers.__version__})
 
 
-def _verify(folder: Path, trained: _Trained) -> None:
+def _verify(folder: Path, trained: _Trained) -> tuple[str, ...]:
+    """Raises RunFailed if the folder does not answer as the live model does. Returns the inputs that it takes."""
     task = trained.task
     missing = [name for name in (*_FILES, *task.inputs.files) if not (folder / name).is_file()]
     if missing:
@@ -190,6 +191,7 @@ def _verify(folder: Path, trained: _Trained) -> None:
     allowed = (BF16_TOLERANCE if is_bf16 else TOLERANCE) * max(1.0, float(wanted.abs().max()))
     if not difference <= allowed:  # so written, NaN fails too
         raise _failed(f"loaded afresh, its logits differ by {difference:.3g} from the trained model's")
+    return opened.predictor.takes
 
 
 def _compare(live: HuggingFaceModule, predictor: Predictor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,7 +203,9 @@ def _compare(live: HuggingFaceModule, predictor: Predictor, batch: MicroBatch) -
         live.train(was_training)
 
 
-def _describe(folder: Path, task: Prepared, metrics: Mapping[str, float]) -> model_service_pb2.Model:
+def _describe(
+    folder: Path, task: Prepared, metrics: Mapping[str, float], takes: tuple[str, ...]
+) -> model_service_pb2.Model:
     files = stored_files(folder)
     return model_service_pb2.Model(
         state=model_service_pb2.Model.STATE_READY,
@@ -212,6 +216,7 @@ def _describe(folder: Path, task: Prepared, metrics: Mapping[str, float]) -> mod
         task=task.task.name,
         labels=list(task.describe().get("labels") or ()),
         num_parameters=_num_parameters(folder),
+        inputs=takes,
         metrics=dict(metrics),
     )
 
