@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from shardyard import types
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_FEW_METRICS = 12
 _TALLEST = 1e300  # Beyond it a sum or a difference may be infinite.
 
 
@@ -62,8 +63,14 @@ def progress_line(progress: types.Progress) -> str:
 
 
 def metrics_line(metrics: Mapping[str, float]) -> str:
-    """`accuracy 0.8946  loss 0.3012`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    """`accuracy 0.8946  loss 0.3012`; of many, those of single classes (`f1_LOC` beside `f1`) are only counted."""
+    shown = sorted(metrics)
+    if len(shown) > _FEW_METRICS:
+        shown = [name for name in shown if not any(name.startswith(f"{other}_") for other in metrics)]
+    parts = [f"{name} {metrics[name]:.4g}" for name in shown]
+    if len(shown) < len(metrics):
+        parts.append(f"and {len(metrics) - len(shown)} more")
+    return "  ".join(parts)
 
 
 def curve(values: list[float], width: int = 40) -> str:

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from shardyard import errors
 from shardyard._files import package
-from shardyard._lines import curve, moment, printable, size, span
+from shardyard._lines import curve, metrics_line, moment, printable, size, span
 from shardyard._names import full_name
 from shardyard._requests import batches, set_parameters
 from shardyard._retry import Patience, is_loopback, retry_delay
@@ -186,3 +186,9 @@ def test_a_wait_that_is_asked_for_is_told_at_once_and_not_begun_if_it_is_longer_
     assert "the storage has 0 free" in told and "300 s" in told
     with pytest.raises(errors.Unavailable):
         Patience(5, "here").after(full)
+
+
+def test_of_many_metrics_those_of_single_classes_are_only_counted() -> None:
+    by_class = {f"f1_{name}": 0.5 for name in "ABCDEFGHIJKL"}
+    assert metrics_line({"f1": 0.7, "loss": 0.25, **by_class}) == "f1 0.7  loss 0.25  and 12 more"
+    assert metrics_line({"f1": 0.7, "f1_A": 0.5}) == "f1 0.7  f1_A 0.5"
