@@ -1,6 +1,7 @@
 # Everything is set up on the first call: needs Python 3.11 and make, nothing else.
 #
-#   make quickstart   the story of the README on real models: about 5 minutes on two cores (FULL=1: more comparisons)
+#   make quickstart   the story of the README on real models: about 5 minutes on two cores (FULL=1: more comparisons;
+#                     TASK=ner, images or recommend: another story)
 #   make test         the tests; short forms of the proofs are among them
 #   make prove        the proofs that take over a minute each
 #   make check        format, lint, types, import contracts, protos, generated files, sizes
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | cks
 .PHONY: help setup quickstart test prove gpu check format protos reference bench release-protos clean
 
 help:
-	@sed -n '3,10p' Makefile | cut -c3-
+	@sed -n '3,11p' Makefile | cut -c3-
 
 setup: $(INSTALLED)
 
@@ -33,7 +34,7 @@ $(INSTALLED):
 	@rm -f $(VENV)/.installed-* && touch $@
 
 quickstart: $(INSTALLED)
-	@$(BIN)/python examples/quickstart/run.py $(if $(FULL),--full) $(if $(FALLBACK),--fallback)
+	@$(BIN)/python examples/quickstart/run.py $(if $(FULL),--full) $(if $(FALLBACK),--fallback) $(if $(TASK),--task $(TASK))
 
 # TESTS narrows it: make test TESTS=tests/unit. Two files at a time: many tests wait for processes to start.
 test: $(INSTALLED)

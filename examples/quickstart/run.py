@@ -1,6 +1,6 @@
 """`make quickstart`: the story of pretrained models, on real ones, as a client of a real service.
 
-    python examples/quickstart/run.py [--full] [--fallback] [--keep]
+    python examples/quickstart/run.py [--full] [--fallback] [--keep] [--task ner|images|recommend]
 
 Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library),
 starts a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers,
@@ -22,6 +22,7 @@ import assets
 import material
 import service
 import show
+import stories
 import story
 from baseline import bag_of_words
 
@@ -50,6 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="more comparisons, a few minutes more")
     parser.add_argument("--fallback", action="store_true", help="docstrings of the standard library, nothing fetched")
+    parser.add_argument("--task", choices=stories.NAMES, help="another story instead: one task on material of its own")
     parser.add_argument("--keep", action="store_true", help="keep the service's state folder")
     parser.add_argument("--launcher", choices=("ray", "local"), default="ray")
     arguments = parser.parse_args()
@@ -58,8 +60,11 @@ def main() -> int:
     # Short: the paths of Ray's sockets have to fit into 107 characters.
     state = Path(tempfile.mkdtemp(prefix="sy-"))
     try:
-        tell(arguments, state)
-    except (shardyard.ShardyardError, service.ServiceFailed, show.WrongAnswer) as error:
+        if arguments.task:
+            tell_of(arguments.task, arguments, state)
+        else:
+            tell(arguments, state)
+    except (assets.AssetsUnavailable, shardyard.ShardyardError, service.ServiceFailed, show.WrongAnswer) as error:
         print(f"\nThe quickstart failed: {error}", file=sys.stderr)
         print(f"The service's state and logs are in {state}", file=sys.stderr)
         return 1
@@ -86,6 +91,14 @@ def tell(arguments: argparse.Namespace, state: Path) -> None:
             chapter(5, "The same without the SDK")
             show.raw_call(served.address, tuned, show.HELLO)
             show.in_transformers(client, tuned, OUTPUT / "model")
+        print("\nStopping ...", flush=True)
+
+
+def tell_of(task: str, arguments: argparse.Namespace, state: Path) -> None:
+    """The story of one task."""
+    with service.running(state / "state", launcher=arguments.launcher) as served:
+        with shardyard.Client(served.address) as client:
+            stories.tell(task, client, OUTPUT / task)
         print("\nStopping ...", flush=True)
 
 
@@ -137,11 +150,9 @@ def fine_tune(
     for number, (what, spec) in enumerate(jobs.items(), start=1):
         print(f"  -- {what}")
         outcome = story.run_job(client, spec, f"fine-tuning-{number}")
-        if outcome.accuracy is None:
-            raise show.WrongAnswer(f"{outcome.job} has no accuracy")
         models.append(outcome.model)
         seconds = outcome.took.total_seconds()
-        rows.append(Row(what, data.num_few, outcome.accuracy, seconds, outcome.peak_memory_bytes))
+        rows.append(Row(what, data.num_few, outcome.metrics["accuracy"], seconds, outcome.peak_memory_bytes))
     print_table(rows, data)
     check(rows, pretrained=next(iter(jobs)), has_bert=bert is not None)
     return models[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +35,7 @@ class Outcome:
 
     job: str
     model: str
-    accuracy: float | None
+    metrics: Mapping[str, float]
     took: timedelta
     peak_memory_bytes: int
 
@@ -103,7 +104,7 @@ def run_job(client: shardyard.Client, spec: JobSpec, job_id: str) -> Outcome:
     return Outcome(
         job=info.name,
         model=info.model,
-        accuracy=info.evaluation.metrics.get("accuracy") if info.evaluation else None,
+        metrics=info.evaluation.metrics if info.evaluation else {},
         took=ended - created if created and ended else timedelta(),
         peak_memory_bytes=peak,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from helpers.beside import script
 from helpers.small_specs import locations, parse
 from helpers.trainer_processes import TrainerGang
 from shardyard.v1 import spec_pb2
@@ -22,6 +21,9 @@ from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.engine import decay_groups
+
+assets = script("examples/quickstart", "assets")
+images = script("examples/quickstart", "stories.images")
 
 PICTURES = 10_000
 RESNET = {
@@ -35,16 +37,10 @@ pytestmark = pytest.mark.prove
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`data/` with the four files of the Debian package, the training pair cut to its first pictures."""
     folder = tmp_path_factory.mktemp("fashion")
-    place = Path(os.environ.get("SHARDYARD_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-    if not place.is_dir():
-        fetched = subprocess.run(
-            ["apt-get", "download", "dataset-fashion-mnist"], cwd=folder, capture_output=True, check=False
-        )
-        packages = sorted(folder.glob("dataset-fashion-mnist*.deb"))
-        if fetched.returncode or not packages:
-            pytest.skip("the Debian package dataset-fashion-mnist cannot be had")
-        subprocess.run(["dpkg-deb", "-x", packages[0], folder / "package"], check=True)
-        place = folder / "package" / "usr" / "share" / "datasets" / "fashion-mnist"
+    try:
+        place = images.fashion_folder()
+    except assets.AssetsUnavailable as error:
+        pytest.skip(str(error))
     (folder / "data").mkdir()
     for path in place.glob("*ubyte*"):
         shutil.copy(path, folder / "data")

@@ -1,0 +1,61 @@
+"""`make quickstart TASK=…`: one more story each, on real material and beside its baselines.
+
+A story is a module of this package with what `Story` lists. `tell` runs it through the SDK against a service.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import show
+import story
+
+import shardyard
+from shardyard.specs import JobSpec
+
+NAMES = ("ner", "images", "recommend")
+"""The stories, each the name of its module."""
+
+
+class Story(Protocol):
+    """What a story's module has. `prepare` returns the material, which the other functions get back."""
+
+    TITLE: str
+    WHAT: str
+    """What is trained, in the table's words."""
+    METRIC: str
+    """The metric of the evaluation that the table shows."""
+
+    def prepare(self, folder: Path) -> Any:
+        """Fetches the material and writes its files. Raises AssetsUnavailable."""
+
+    def job(self, material: Any) -> JobSpec:
+        """What to train."""
+
+    def baselines(self, material: Any, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """What there is to beat, from the material, or from the job's metrics."""
+
+    def ask(self, client: shardyard.Client, model: str, material: Any) -> None:
+        """Prints a few answers of the model. Raises WrongAnswer."""
+
+
+def tell(name: str, client: shardyard.Client, folder: Path) -> None:
+    """Fetch, train, compare and ask. Raises WrongAnswer if the model does not beat all baselines."""
+    chosen = cast("Story", importlib.import_module(f"stories.{name}"))
+    print(f"\n1. {chosen.TITLE}", flush=True)
+    material = chosen.prepare(folder)
+    print(f"\n2. Train a {chosen.WHAT}", flush=True)
+    outcome = story.run_job(client, chosen.job(material), name)
+    reached = outcome.metrics[chosen.METRIC]
+    baselines = chosen.baselines(material, outcome.metrics)
+    print(f"\n  {'on what was held out':44}{chosen.METRIC:>10}{'time':>8}")
+    for what, value in sorted({**baselines, chosen.WHAT: reached}.items(), key=lambda row: row[1]):
+        took = f"{outcome.took.total_seconds():.0f} s" if what == chosen.WHAT else ""
+        print(f"  {what:44}{value:>10.3f}{took:>8}")
+    if reached <= max(baselines.values()):
+        raise show.WrongAnswer(f"the {chosen.WHAT} reached {reached:.3f}, not more than {max(baselines.values()):.3f}")
+    print("\n3. Ask it", flush=True)
+    chosen.ask(client, outcome.model, material)

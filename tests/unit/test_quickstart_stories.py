@@ -1,0 +1,79 @@
+"""The stories of `make quickstart TASK=…`: their files, their baselines, and packages that cannot be had."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.beside import script
+from helpers.repository import ROOT
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.idx import read_idx
+from shardyard_trainer.data.sources import DataFile
+
+stories = script("examples/quickstart", "stories")
+ner = script("examples/quickstart", "stories.ner")
+images = script("examples/quickstart", "stories.images")
+assets = script("examples/quickstart", "assets")
+
+ADDRESSES = """<AddressCollection>
+  <AddressString><AddressNumber>12</AddressNumber> <StreetName>MARTIN</StreetName> <StreetName>KING</StreetName>
+  <StreetNamePostType>Road,</StreetNamePostType> <PlaceName>San Jose</PlaceName></AddressString>
+  <AddressString></AddressString>
+</AddressCollection>"""
+
+
+@pytest.mark.parametrize("name", stories.NAMES)
+def test_a_story_has_all_its_parts(name: str) -> None:
+    module = script("examples/quickstart", f"stories.{name}")
+    for part in stories.Story.__annotations__ | {"prepare": 0, "job": 0, "baselines": 0, "ask": 0}:
+        assert hasattr(module, part), f"{name} has no {part}"
+
+
+def test_the_makefile_and_the_docs_name_every_story() -> None:
+    for page in ("Makefile", "docs/quickstart.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert all(re.search(rf"\b{name}\b", text) for name in stories.NAMES), page
+
+
+def test_an_address_is_words_with_a_part_over_several_of_them(tmp_path: Path) -> None:
+    (tmp_path / "labeled.xml").write_text(ADDRESSES)
+    (address,) = ner.read(tmp_path / "labeled.xml")
+    assert address == (
+        ("12", "MARTIN", "KING", "Road,", "San", "Jose"),
+        ("B-AddressNumber", "B-StreetName", "I-StreetName", "B-StreetNamePostType", "B-PlaceName", "I-PlaceName"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "f1"),
+    [
+        (["B-A", "I-A", "O"], 1.0),
+        (["B-A", "O", "O"], 0.0),
+        (["B-A", "I-A", "B-C"], 2 / 3),
+        (["I-A", "I-A", "O"], 0.0),
+        (["B-A", "B-A", "O"], 0.0),
+    ],
+)
+def test_an_entity_counts_if_it_is_whole(found: list[str], f1: float) -> None:
+    assert ner.entity_f1([["B-A", "I-A", "O"]], [found]) == pytest.approx(f1)
+
+
+def test_digits_are_files_that_the_service_reads(tmp_path: Path) -> None:
+    train, test = images.digits()
+    assert (len(train[0]), len(test[0])) == (1497, 300)
+    folder = images.write(tmp_path / "test", test)
+    files = [DataFile(path, path.name, spec_pb2.DATA_FORMAT_IDX) for path in sorted(folder.iterdir())]
+    read = list(read_idx(files))
+    assert [int(label) for *_, label in read] == test[1].tolist()
+    assert np.array_equal(np.asarray(read[7][2]), test[0][7])
+
+
+def test_a_machine_without_apt_says_so(tmp_path: Path) -> None:
+    with pytest.raises(assets.AssetsUnavailable, match="there is no no-such-program here"):
+        images.run("no-such-program", folder=str(tmp_path))
+    with pytest.raises(assets.AssetsUnavailable, match="dataset-fashion-mnist: "):
+        images.run("ls", "no-such-file", folder=str(tmp_path))
