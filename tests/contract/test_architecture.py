@@ -39,7 +39,7 @@ def ticked(cell: str) -> list[str]:
 
 
 def imported_rooms(root: Path, room: str) -> set[str]:
-    """The other rooms that a room's modules import, inside of functions too."""
+    """The other rooms that a room's modules import, inside functions too."""
     nodes = [node for path in (root / room).rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     modules = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     found = {module.split(".")[1] for module in modules if module.startswith(f"{root.name}.")}

@@ -14,7 +14,7 @@ _hooked: list[bool] = []
 
 @contextmanager
 def folders_listed() -> Iterator[list[str]]:
-    """The absolute paths of the folders that are listed inside of the block, in order, one for each listing."""
+    """The absolute paths of the folders that are listed inside the block, in order, one for each listing."""
     if not _hooked:
         # A hook stays until the process ends: one for all tests.
         sys.addaudithook(_note)

@@ -163,7 +163,7 @@ REFUSED = {
     "b.csv": ("text,label\nx,1\n".encode("utf-16"), "save it as UTF-8"),
     "c.jsonl.gz": (gzip.compress(b'{"text": "x", "label": 1}\n' * 999)[:40], "cut short"),
     "d.parquet": (b"PAR1" + bytes(99), "copy it again"),
-    "e.jsonl": (b"{" + b",".join(b'"k%d": 1' % (i // 2) for i in range(40_000)) + b"}", "'k0' is there twice"),
+    "e.jsonl": (b"{" + b",".join(b'"k%d": 1' % (i // 2) for i in range(40_000)) + b"}", "duplicate key 'k0'"),
     "f.zip": (b"PK\x03\x04" + bytes(99), "unpack it"),
     "g.txt.gz": (gzip.compress(b"\n" * 1_200_000), "decodes to more than"),
 }

@@ -71,7 +71,7 @@ def test_tags_weigh_as_the_spec_says_and_the_loss_is_divided_by_the_sum(tmp_path
     weights = torch.tensor([GIVEN.get(label, 1.0) for label in prepared.labels])
     ours, expected, plain = losses(prepared, resolved, weights)
     assert ours == pytest.approx(expected, rel=1e-6) and plain != pytest.approx(ours, rel=1e-2)
-    # 14 of 30 words begin a person, 7 are inside of one, one begins a place, 8 are none.
+    # 14 of 30 words begin a person, 7 are inside one, one begins a place, 8 are none.
     assert batch_of(prepared).num_units == 14 * 3.0 + 7 + 1 + 8 * 0.25
 
 
@@ -82,7 +82,7 @@ def test_balanced_weights_are_those_of_scikit_learn(tmp_path: Path) -> None:
     found = labels[labels >= 0].numpy()
     expected = compute_class_weight("balanced", classes=np.unique(found), y=found)
     assert prepared.train.weights[np.unique(found)] == pytest.approx(expected, rel=1e-6)
-    # No word is inside of a place: nothing is divided by.
+    # No word is inside a place: nothing is divided by.
     assert prepared.train.weights[prepared.labels.index("I-LOC")] == 1
     # What a balanced loss is divided by is the number of words again.
     assert batch_of(prepared).num_units == pytest.approx(len(found), rel=1e-6)

@@ -115,12 +115,12 @@ def refusals(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "UTF-16BE": ("a.csv", CSV.encode("utf-16-be"), "(UTF-16BE); save it as UTF-8"),
         "UTF-32": ("a.csv", CSV.encode("utf-32"), "UTF-32 text; save it as UTF-8"),
         "Windows": ("a.csv", CSV.replace("fine", "fïne").encode("cp1252"), "`iconv -f WINDOWS-1252 -t UTF-8`"),
-        "tar": ("a.csv.gz", gzip.compress(bytes(257) + b"ustar" + bytes(250)), "a tar archive inside of gzip; unpack"),
-        "gzip twice": ("a.csv.gz", gzip.compress(gzip.compress(CSV.encode())), "a gzip file inside of gzip; unpack it"),
+        "tar": ("a.csv.gz", gzip.compress(bytes(257) + b"ustar" + bytes(250)), "a tar archive inside gzip; unpack"),
+        "gzip twice": ("a.csv.gz", gzip.compress(gzip.compress(CSV.encode())), "a gzip file inside gzip; unpack it"),
         "gzip cut": ("a.json.gz", packed[:-2000], "cut short"),
         "gzip cut early": ("a.json.gz", packed[:100], "the gzip file is cut short; copy it again"),
         "gzip damaged": ("a.json.gz", packed[:2000] + b"xxxxxxxx" + packed[2008:], "is damaged"),
-        "gzip and more": ("a.csv.gz", gzip.compress(CSV.encode()) + b"more", "something else follows the packed data"),
+        "gzip and more": ("a.csv.gz", gzip.compress(CSV.encode()) + b"more", "other data after its compressed data"),
         "LFS": ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n", "`git lfs pull`"),
         "web page": ("a.csv", b"\n<!DOCTYPE html>\n<html>", "a web page or XML; perhaps a download failed"),
         "Parquet called CSV": ("a.csv", b"PAR1" + bytes(20), "a Parquet file; give format PARQUET"),
@@ -128,8 +128,8 @@ def refusals(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "Parquet in gzip": ("a.parquet", gzip.compress(b"PAR1"), "give the .parquet file"),
         "array cut": ("a.json", array[:-10].encode(), "if it was cut short, copy it again"),
         "array cut behind an object": ("a.json", array[:-2].encode(), "if the file was cut short, copy it again"),
-        "array with a comma too many": ("a.json", array[:-2].encode() + b",]", "a comma stands before"),
-        "array without commas": ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "line 2: the list goes on with '{'"),
+        "array with a comma too many": ("a.json", array[:-2].encode() + b",]", "there is a comma before"),
+        "array without commas": ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "line 2: the list continues with '{'"),
         "array of numbers": ("a.json", b"[1, 2]", "each element of the list must be an object"),
         "array and more": ("a.json", array.encode() + b"\n{}", "something follows the list's `]`"),
         "array with a slip": ("a.json", b'[{"text": "a"},\n{"text" "b"}]', "line 2: not JSON: Expecting ':' delimiter"),
@@ -140,15 +140,15 @@ def refusals(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "objects over lines": ("a.json", json.dumps(ROWS[0], indent=1).encode(), "line 1: not JSON"),
         "two objects a line": ("a.jsonl", b'{"text": "a"}{"text": "b"}', "each object on a line of its own"),
         "of Python": ("a.jsonl", b"{'text': 'a'}", "write it with json.dumps"),
-        "CR alone in TSV": ("a.tsv", b"text\tlabel\ra\t1\r", "a CR stands alone"),
+        "CR alone in TSV": ("a.tsv", b"text\tlabel\ra\t1\r", "lines end with a lone CR"),
         "odd quotes": ("a.csv", "text,label\n“a, b”,1\n".encode(), "not quotes to CSV"),
         "backslashes": ("a.csv", b'text,label\n"a \\"b\\"",1\n', "CSV doubles it"),
-        "a space behind a quote": ("a.csv", b'text,label\n"a, b" ,1\n', "a space follows a closing quote; take it out"),
-        "delimiter at the end": ("a.csv", b"text,label\na,1,\n", "the row ends with a delimiter: take it out"),
+        "a space behind a quote": ("a.csv", b'text,label\n"a, b" ,1\n', "a space follows a closing quote; remove it"),
+        "delimiter at the end": ("a.csv", b"text,label\na,1,\n", "the row ends with a delimiter: remove it"),
         "late quote after a space": (
             "a.csv",
             b"text,label\n" + b"a,1\n" * 300 + b'b, "1"\n',
-            "line 302: a quote stands",
+            "line 302: a quote after a space",
         ),
     }
 
@@ -165,7 +165,7 @@ def test_what_is_not_read_is_named_with_the_next_step(tmp_path: Path) -> None:
 def test_a_space_before_quotes_is_no_part_of_them(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv", b'text, label\n"a, b", "pos"\n"c", "neg, too"\n')
     assert [(row.text, row.label) for row in rows] == [("a, b", "pos"), ("c", "neg, too")]
-    # Such a thing inside of a value, and spaces without quotes, stay as they are.
+    # Such a thing inside a value, and spaces without quotes, stay as they are.
     rows = read(tmp_path / "b.csv", b'text,label\n" ""x"", ""y""",1\n"a, ""b""",0\n c,1\n')
     assert [row.text for row in rows] == [' "x", "y"', 'a, "b"', " c"]
 
@@ -192,8 +192,8 @@ def test_a_packed_bomb_is_refused_in_flat_memory(tmp_path: Path, line: bytes, ti
 
 
 COSTLY = {
-    "keys": ("{" + ",".join(f'"k{i}": 1' for i in range(40_000)) + ', "k7": 1}', "the key 'k7' is there twice"),
-    "twice each": ("{" + ",".join(f'"k{i // 2}": 1' for i in range(40_000)) + "}", "the key 'k0' is there twice"),
+    "keys": ("{" + ",".join(f'"k{i}": 1' for i in range(40_000)) + ', "k7": 1}', "duplicate key 'k7'"),
+    "twice each": ("{" + ",".join(f'"k{i // 2}": 1' for i in range(40_000)) + "}", "duplicate key 'k0'"),
     "values": ('{"text": "x", "label": [' + "[]," * 1_500_000 + "[]]}", "values in one row; at most 1,000,000"),
     "brackets": ('{"text": ' + "[" * 2_000_000, "nested deeper than 64"),
     "escaped quotes": ('{"text": [{{{{' + "[" * 64 + '"' + '\\"' * 2_000_000, "nested deeper than 64"),

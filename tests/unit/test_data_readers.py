@@ -86,7 +86,7 @@ REFUSED = [
     ("no text", "a.csv", "1,2\n3,4\n", {}, "none holds text", 0),
     ("NaN", "a.jsonl", '{"text": "x", "label": NaN}\n', {}, "NaN is not a JSON number", 1),
     ("overflow", "a.jsonl", '{"text": "x", "label": 1e999}\n', {}, "too large", 1),
-    ("doubled key", "a.jsonl", '{"text": "x", "text": "y"}\n', {}, "is there twice", 1),
+    ("doubled key", "a.jsonl", '{"text": "x", "text": "y"}\n', {}, "duplicate key", 1),
     ("deep", "a.jsonl", _nested(10_000), {}, "nested deeper than 64", 1),
     ("cut", "a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "la', {}, "not JSON", 2),
     ("no object", "a.jsonl", '["x"]\n', {}, "not a JSON object", 1),
@@ -98,7 +98,7 @@ REFUSED = [
         "5,000 digits; a number has at most",
         1,
     ),
-    ("CR only", "a.csv", "text,label\rx,1\ry,0\r", {}, "a CR stands alone", 1),
+    ("CR only", "a.csv", "text,label\rx,1\ry,0\r", {}, "lines end with a lone CR", 1),
     (
         "text for the pair",
         "a.csv",
@@ -113,7 +113,7 @@ REFUSED = [
     ("text left out", "a.jsonl", '{"text": "x", "label": 1}\n{"label": 1}\n', {}, "missing", 2),
     ("too many columns", "a.csv", ",".join(f"c{i}" for i in range(1025)) + "\n", {}, "at most 1,024", 1),
     ("too many keys", "a.jsonl", "{" + ",".join(f'"c{i}": 1' for i in range(1025)) + "}", {}, "at most 1,024", 1),
-    ("no Parquet", "a.parquet", b"PAR1nonsense", {}, "not a Parquet file", 0),
+    ("no Parquet", "a.parquet", b"PAR1nonsense", {}, "not a readable Parquet file", 0),
 ]
 
 

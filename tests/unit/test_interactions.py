@@ -256,7 +256,7 @@ BAD_ROWS: dict[str, tuple[str, str]] = {
     "no time": ("u1,a,3,", "the time is missing; write it as a number, or as 2026-01-31"),
     "milliseconds": (
         "u1,a,3,1700000000000",
-        "is in milliseconds since 1970, but '1700000060' in a row before is in sec",
+        "is in milliseconds since 1970, but '1700000060' in an earlier row is in sec",
     ),
     "no time at all": ("u1,a,3,0", "the time '0' is another number"),
     "a date beside numbers": ("u1,a,3,2026-01-31", "is a date, but"),

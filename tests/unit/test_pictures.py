@@ -241,15 +241,15 @@ BAD: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
     ),
     (bomb, ["rose/bomb.png:", "pixels; a picture has at most 67,108,864"]),
     (empty_class, ["the folder tulip has no pictures: it has IMG_1.HEIC"]),
-    (one_class, ["no class folder"]),
+    (one_class, ["not in a class folder"]),
     (no_classes, ["a.png: the picture has no class"]),
     (some_unlabelled, ["1 pictures have no row in metadata.csv: late.png"]),
     (missing_picture, ["metadata.csv, line 7: there is no picture 'r1.png'"]),
     (two_readings, ["the class may be the outer folder (garden, wild) or the inner one (daisy"]),
-    (split_beside_others, ["the folder train has class folders, and lies beside extra"]),
+    (split_beside_others, ["the folder train has class folders, but is next to extra"]),
     (split_without_classes, ["test/a.png: test has pictures without a class folder", "with path"]),
     (other_labels, ["30 pictures, but train-labels-idx1-ubyte has 29 labels"]),
-    (only_pictures_of_idx, ["its labels, train-labels-idx1-ubyte.gz, are not beside it"]),
+    (only_pictures_of_idx, ["the folder has no train-labels-idx1-ubyte.gz with its labels"]),
     (paths_in_parquet, ["a.parquet, line 1: the picture names a file outside of the table"]),
     (texts, ["a.csv: not pictures; give a folder of pictures"]),
 ]
@@ -322,7 +322,7 @@ def test_a_text_task_refuses_pictures_and_a_model_of_pictures(tmp_path: Path) ->
     result = worker_pb2.PlanResult.FromString(
         plan(worker_pb2.PlanRequest(spec=spec, locations=locations).SerializeToString())
     )
-    assert "a picture, where a table or texts are read" in result.violations[0].message
+    assert "a picture, but the task reads a table or texts" in result.violations[0].message
 
 
 def test_what_training_changes_depends_on_seed_pass_and_picture_alone(tmp_path: Path) -> None:

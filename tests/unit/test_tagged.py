@@ -118,7 +118,7 @@ ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "a number too large": ([{"tokens": ["a"], "tags": [7]}], {"labels": LABELS}, "the tag 7, but labels has 5 names"),
     "numbers and names": ([{"tokens": ["a", "b"], "tags": [1, "O"]}], {"labels": LABELS}, "write all as one of them"),
     "unknown": ([{"tokens": ["a"], "tags": ["B-ORG"]}], {"labels": LABELS}, "'B-ORG' is none of labels"),
-    "outside of the text": ([{"text": "Rome", "spans": [[0, 9, "LOC"]]}], {}, "not inside of the text's 4 characters"),
+    "outside of the text": ([{"text": "Rome", "spans": [[0, 9, "LOC"]]}], {}, "not inside the text's 4 characters"),
     "no word": ([{"text": "a  b", "spans": [[1, 3, "LOC"]]}], {}, "covers no word"),
     "overlap": ([{"text": "New York", "spans": [[0, 8, "LOC"], [4, 8, "LOC"]]}], {}, "overlaps with another"),
     "no span": ([{"text": "Rome", "spans": [{"from": 0}]}], {}, "start and end are whole numbers"),

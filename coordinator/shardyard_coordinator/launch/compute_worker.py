@@ -68,7 +68,7 @@ def main() -> None:
 
 def _make_folders(wanted: dict[str, Any]) -> None:
     for folder in map(Path, wanted.get("writes", ())):
-        # Only inside of what is there: below a mount point whose mount is missing nothing is made.
+        # Only inside what is there: below a mount point whose mount is missing nothing is made.
         if str(folder.parent) in wanted["writes"] and folder.parent.is_dir():
             folder.mkdir(exist_ok=True, mode=0o700)
 

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: refused, or left out up to the share that a source allows, counted and listed."""
+"""Rows that cannot be used: refused, or skipped up to the share that a source allows, counted and listed."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class BadRows:
         self.places.add((error.file, error.line))
 
     def first_of(self, file: str) -> DataError | None:
-        """What is wrong with the first bad row of a file, if it is among those that are listed."""
+        """The message of a file's first bad row, if that row is among those listed."""
         return next((error for error in self._first if error.file == file), None)
 
     def finish(self, num_good: int, field: str) -> None:
-        """Raises DataError if of `num_good` rows and the bad ones more are bad than the share allows."""
+        """Raises DataError if the bad rows are more than the allowed share of all, `num_good` included."""
         total = num_good + len(self.places)
         if len(self.places) > self._share * total:
             message = (
@@ -46,7 +46,7 @@ class BadRows:
             raise DataError(message, field=field, column=first.column, value=first.value)
 
     def note(self, num_good: int) -> str:
-        """What to warn of; empty: all rows are used."""
+        """The warning about skipped rows; empty if all rows are used."""
         if not self.places:
             return ""
         return f"{self._counted(num_good + len(self.places))} and are left out: {self._listed()}"
@@ -65,5 +65,5 @@ def _place(error: DataError) -> tuple[str, int]:
 
 
 def refuse(error: DataError) -> NoReturn:
-    """In place of `BadRows.skip` if no row may be left out."""
+    """Stands in for `BadRows.skip` if no row may be skipped: raises the row's error."""
     raise error

@@ -1,4 +1,4 @@
-"""Tokenised data in the cache has a budget: what was used longest ago is given up, never what a process reads.
+"""The cache's budget for tokenised data: removes what was used longest ago, never what a process is reading.
 
 Every plan leaves its tokens in the cache, so that the job finds them. Nothing is lost with them: the next process
 that needs them makes them again. A process that reads a folder holds a lock on it until it ends, a rank for as long as
@@ -25,7 +25,7 @@ _HELD: dict[Path, BinaryIO] = {}
 
 
 def tokenised(folder: Path, build: Callable[[Path], Any]) -> Path:
-    """As `build_once`, for a folder `{cache}/{kind}/{name}`; it is used from now until this process ends."""
+    """Like `build_once`, for a folder `{cache}/{kind}/{name}`, and keeps it in use until this process ends."""
     _hold(folder)
     was_there = folder.exists()
     build_once(folder, build)
@@ -36,18 +36,18 @@ def tokenised(folder: Path, build: Callable[[Path], Any]) -> Path:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a folder of `tokenised` is there and whole; if so, it is used from now until this process ends."""
+    """Whether a folder of `tokenised` exists and is complete; if so, keeps it in use until this process ends."""
     if not is_whole(folder):
         return False
     _hold(folder)
-    if not is_whole(folder):  # given up meanwhile
+    if not is_whole(folder):  # removed in the meantime
         return False
     os.utime(folder)
     return True
 
 
 def evict(cache: Path, *, most_bytes: int) -> list[Path]:
-    """Gives up folders until the rest fits, the least recently used first; those that it gave up.
+    """Removes folders until the rest fits, the least recently used first, and returns those it removed.
 
     What killed processes have left goes first, whatever the budget is.
     """
@@ -77,7 +77,7 @@ def evict(cache: Path, *, most_bytes: int) -> list[Path]:
 
 
 def _hold(folder: Path) -> None:
-    """Kept open on purpose: the kernel lets go of the lock with the process, however it ends."""
+    """Kept open on purpose: the kernel releases the lock with the process, however that ends."""
     if folder in _HELD:
         return
     if folder.parent.name not in _KINDS:
@@ -87,7 +87,7 @@ def _hold(folder: Path) -> None:
 
 
 def _give_up(folder: Path) -> bool:
-    """Whether nobody reads it, and it is gone, with its lock."""
+    """Removes a folder and its lock; False if a process is reading it or it cannot be removed."""
     gone = folder.with_name(f".{folder.name}.gone")
     with (
         contextlib.suppress(OSError),  # BlockingIOError among them: somebody reads it.
@@ -95,7 +95,7 @@ def _give_up(folder: Path) -> bool:
     ):
         shutil.rmtree(gone, ignore_errors=True)
         if folder.exists():
-            # At once out of the way: nobody finds it half removed.
+            # Renamed first, so that no process finds a folder that is half removed.
             folder.replace(gone)
             shutil.rmtree(gone, ignore_errors=True)
         lock.unlink(missing_ok=True)

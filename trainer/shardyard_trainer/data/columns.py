@@ -18,12 +18,12 @@ from shardyard_trainer.reading import about, reading
 
 LABEL_COLUMNS_FIELD = "spec.fine_tuning.text_classification.label_columns"
 _NAME = re.compile(r"[^\W\d](?:[\w.-]{0,62}\w)?")
-"""What a column may be called: one word that begins with a letter and ends as no sentence does."""
+"""Looks like a column name: one word, starts with a letter, no punctuation at the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: where it stands, and what the mapped columns hold."""
+    """One row: its file and line, and the values of the mapped columns."""
 
     file: str
     line: int
@@ -31,7 +31,7 @@ class Row:
     text_pair: str | None
     label: Any
     label_names: tuple[str, ...] = ()
-    """The label columns, if there are several; `label` is then a tuple of what they hold."""
+    """The label columns, if there are several; `label` is then a tuple of their values."""
 
 
 def read_rows(
@@ -44,7 +44,7 @@ def read_rows(
     field: str = "spec.train_data",
     bad: BadRows | None = None,
 ) -> Iterator[Row]:
-    """The rows of all files, in order; with `several_labels`, a text may have a column for each class.
+    """Yields the rows of all files in order; with `several_labels`, a text may have one column for each class.
 
     `label_columns` are those of the classes if the spec names them. Rows that cannot be read go to `bad`, if the caller
     has one and finishes it.
@@ -72,7 +72,7 @@ def read_rows(
 
 
 def check_roles(source: spec_pb2.DataSource, roles: Sequence[str], *, task: str, field: str) -> Iterator[SpecError]:
-    """A mapped role that the task does not have."""
+    """Returns an error for the first mapped role that the task does not have."""
     for role, column in sorted(source.columns.items()):
         if role not in roles:
             yield SpecError(
@@ -84,7 +84,7 @@ def check_roles(source: spec_pb2.DataSource, roles: Sequence[str], *, task: str,
 
 
 def layout_key(source: spec_pb2.DataSource) -> list[Any]:
-    """All of a source that decides how the same files are read, the same for a source and as resolved; JSON values."""
+    """Everything in a source that decides how its files are read, as JSON: equal for a source and its resolved form."""
     document = source.document or spec_pb2.DOCUMENT_UNIT_LINE
     header = int(source.header) if source.HasField("header") else -1
     bad = [source.max_bad_rows_share] if source.max_bad_rows_share else []
@@ -155,7 +155,7 @@ def _choose(table: Table, mapping: Mapping[str, str], wanted: _Wanted) -> _Chose
 
 
 def _named_label(table: Table, taken: dict[str, str], wanted: _Wanted) -> str:
-    """`label`, or `labels` as libraries call it too; empty: there is neither. Raises DataError if both fit."""
+    """The column `label`, or `labels` as some libraries name it; empty if neither exists. Raises DataError for both."""
     found = [name for name in ("label", "labels") if name in table.columns and name not in taken.values()]
     if len(found) > 1 and wanted.several_labels:
         raise DataError(
@@ -167,7 +167,7 @@ def _named_label(table: Table, taken: dict[str, str], wanted: _Wanted) -> str:
 
 
 def _several_mapped(table: Table, mapping: Mapping[str, str], wanted: _Wanted) -> tuple[str, ...]:
-    """The columns that the spec maps one a class. Raises DataError."""
+    """The label columns that the spec names, one for each class. Raises DataError."""
     names = wanted.label_columns
     if not names or not wanted.with_label:
         return ()
@@ -194,7 +194,7 @@ def _several_mapped(table: Table, mapping: Mapping[str, str], wanted: _Wanted) -
 
 
 def _columns_of_bits(table: Table, taken: dict[str, str]) -> tuple[str, ...]:
-    """Two or more columns that hold 0 and 1 only, one a class, as many tables have them."""
+    """Finds a common layout: two or more columns of only 0 and 1, one for each class."""
     free = [place for place, name in enumerate(table.columns) if name not in taken.values()]
     head = table.head() if len(free) > 1 else []
     found = tuple(
@@ -204,7 +204,7 @@ def _columns_of_bits(table: Table, taken: dict[str, str]) -> tuple[str, ...]:
 
 
 def _mapped(table: Table, wanted: dict[str, str]) -> dict[str, str]:
-    """The columns that the spec names. Raises DataError with all that are not there."""
+    """The columns that the spec names. Raises DataError that lists every missing one."""
     taken: dict[str, str] = {}
     errors: list[DataError] = []
     for part, name in wanted.items():
@@ -248,7 +248,7 @@ def _only_text_column(table: Table, taken: dict[str, str]) -> str:
     else:
         which = f"none holds text of: {listed(free)}" if free else "no other is left to be the text"
         if any(isinstance(cell, dict) for _, cells in head for cell in cells):
-            which += " (a text inside of another object is not found: write it into the row itself)"
+            which += " (a text inside another object is not found: write it into the row itself)"
     used = {name: part for part, name in taken.items()}
     missing = f"the column `text` is mapped as {used['text']}" if "text" in used else "no column `text`"
     raise DataError(
@@ -259,13 +259,13 @@ def _only_text_column(table: Table, taken: dict[str, str]) -> str:
 
 
 def _refuse_untaken_header(table: Table, head: Sequence[NumberedRow]) -> None:
-    """Raises DataError where one word stands over a single column of texts that are none: it may be its name."""
+    """Raises DataError if the first row is one word above longer texts: probably an unrecognised header."""
     if len(table.untaken) != 1 or not _NAME.fullmatch(table.untaken[0]):
         return
     others = [cells[0].strip() for _, cells in head[1:]]
     if sum(not _NAME.fullmatch(text) for text in others) * 2 > len(others):
         raise DataError(
-            f"the first of the texts is one word, which may be the column's name{layout_hint(table)}",
+            f"the first row is one word above longer texts: probably an unrecognised header{layout_hint(table)}",
             file=table.file.name,
             column="text",
         )
@@ -303,7 +303,7 @@ def _text(cell: Any, file: DataFile, line: int, column: str) -> str:
         message = f"{shorten(column)!r} must be text, but is {what}; {then}"
         raise DataError(message, file=file.name, line=line, value=shorten(str(cell)))
     if "\0" in cell:
-        raise DataError(f"{shorten(column)!r} has a NUL character; take it out", file=file.name, line=line)
+        raise DataError(f"{shorten(column)!r} has a NUL character; remove it", file=file.name, line=line)
     try:
         cell.encode()
     except UnicodeEncodeError:

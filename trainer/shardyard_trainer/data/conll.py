@@ -1,7 +1,7 @@
-"""Files with a word a line: `word … tag`, columns parted by spaces or tabs, a blank line behind each text.
+"""Files with one word a line: `word … tag`, columns separated by spaces or tabs, a blank line after each text.
 
 CoNLL-U and its like are read too: remarks (`# sent_id = 3`), a first column that counts the words, and lines about
-parts of words (`1-2`, `8.1`) that are no words of their own.
+parts of words (`1-2`, `8.1`), which are not counted as words.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ConllFile:
             yield line, [[column[at] for at in kept] for column in columns]
 
     def _width(self) -> int:
-        """The number of columns: that of the first line which is no remark."""
+        """The number of columns, taken from the first line that is not a comment."""
         for _, line in read_lines(self._file, skip=lambda error: None):
             cells = _split(line)
             if cells and cells[0] != DOCUMENT_START and not cells[0].startswith("#"):
@@ -75,7 +75,7 @@ class ConllFile:
                 rows.append(cells)
 
     def _is_remark(self, line: str, cells: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-        """`# sent_id = 3` is about a text; the word `#` has its tag behind it."""
+        """A comment such as `# sent_id = 3`; a word `#` is followed by its tag instead."""
         if not line.startswith("#"):
             return False
         return len(cells) != self.width or (not rows and bool(_REMARK.match(line)))
@@ -85,16 +85,16 @@ class ConllFile:
         if len(cells) < 2 or not cells[0]:
             message = f"{shorten(' '.join(cells))!r} has no tag; write a word, spaces or a tab, and its tag"
         elif len(cells) > _MOST_COLUMNS:
-            message = f"{len(cells):,} columns; at most {_MOST_COLUMNS}; write a word a line, and its tag behind it"
+            message = f"{len(cells):,} columns; at most {_MOST_COLUMNS}; write a word a line, followed by its tag"
         elif len(cells) != self.width:
             message = f"{len(cells)} columns, but the lines before have {self.width}; give each word the same columns"
         elif num_words == _MOST_WORDS:
-            message = f"more than {_MOST_WORDS:,} words without a blank line; put one behind each text"
+            message = f"more than {_MOST_WORDS:,} words without a blank line; put one after each text"
         return DataError(message, file=self._file.name, line=number) if message else None
 
 
 def _split(line: str) -> list[str]:
-    """The cells of a line. Parted by tabs or spaces alone: a word may hold other white space, such as `10\u00a0000`."""
+    """The cells of a line, split at tabs or spaces only: a word may contain other white space (`10\u00a0000`)."""
     written = line.rstrip(_BLANKS)
     if not written.strip():
         return []
@@ -108,6 +108,6 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def _counts(cells: Sequence[str]) -> bool:
-    """Whether cells are the numbers of the words of a text, from 0 or 1 on."""
+    """Whether the cells number the words of a text, from 0 or 1."""
     numbers = [cell for cell in cells if not _PART.fullmatch(cell)]
     return any(numbers == [str(first + at) for at in range(len(numbers))] for first in (0, 1))

@@ -1,4 +1,4 @@
-"""A data file as a stream of text bytes: gzip is unpacked on the way, other containers are refused by their name."""
+"""A data file as a stream of text bytes: unpacks gzip on the way, refuses other containers by name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, Kind, recogn
 from shardyard_trainer.data.sources import DataFile, open_regular
 
 LARGEST_RATIO = 200
-"""Of what a file decodes to, to its size: a few megabytes can decode to terabytes."""
+"""The largest ratio of decoded size to file size: a few megabytes can decode to terabytes."""
 
 _ALWAYS_ALLOWED_BYTES = 256 * 2**20
 _LINE_BYTES = 256
-"""What a line counts beside its bytes: a kilobyte can unpack to a million empty ones."""
+"""Bytes charged for each line on top of its own: a kilobyte can unpack to a million empty lines."""
 
 _BUFFER = 2**16
 
 
 def allowed_bytes(size: int) -> int:
-    """What a file of `size` bytes may decode to."""
+    """Bytes that a file of `size` bytes may decode to."""
     return max(_ALWAYS_ALLOWED_BYTES, LARGEST_RATIO * size)
 
 
@@ -64,19 +64,19 @@ def check_parquet(file: DataFile, stream: BinaryIO) -> None:
         raise DataError(f"not a Parquet file, but {kind.name}; {kind.advice}{more}", file=file.name)
     stream.seek(-4, io.SEEK_END)
     if stream.read(4) != b"PAR1":
-        message = "not a Parquet file that can be read: its end, which says what is in it, is missing; copy it again"
+        message = "not a readable Parquet file: its footer is missing; copy it again"
         raise DataError(message, file=file.name)
     stream.seek(0)
 
 
 def _refused(file: DataFile, kind: Kind, *, inside: bool = False) -> DataError:
     if kind is PARQUET and inside:
-        return DataError("is a Parquet file inside of gzip; unpack it, and give the .parquet file", file=file.name)
-    return DataError(f"is {kind.name}{' inside of gzip' if inside else ''}; {kind.advice}", file=file.name)
+        return DataError("is a Parquet file inside gzip; unpack it, and give the .parquet file", file=file.name)
+    return DataError(f"is {kind.name}{' inside gzip' if inside else ''}; {kind.advice}", file=file.name)
 
 
 class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, up to what a file of its size may."""
+    """The content of a gzip file, up to the limit for a file of its size."""
 
     def __init__(self, packed: io.BufferedReader, file: DataFile, *, line_bytes: int = _LINE_BYTES) -> None:
         self._packed = packed
@@ -99,7 +99,7 @@ class _Unpacked(io.RawIOBase):
             raise self._damaged("the gzip file is cut short", "copy it again") from None
         except gzip.BadGzipFile as error:
             what = (
-                "something else follows the packed data of the gzip file"
+                "the gzip file has other data after its compressed data"
                 if "Not a gzipped" in str(error)
                 else "the gzip file is damaged"
             )

@@ -1,4 +1,4 @@
-"""Rows of delimited files, strictly: quotes as the standard has them, and as spreadsheets write them."""
+"""Rows of delimited files, read strictly: quoting as in RFC 4180 and as spreadsheets write it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ODD_QUOTES = "“”„«»"
 def read_csv_rows(
     file: DataFile, delimiter: str, skip: Callable[[DataError], None] = refuse
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each row, with the line that it begins on. `delimiter` empty: what a first line `sep=;` says, else a comma.
+    """Yields each row with its first line. An empty `delimiter` means the one in a first line `sep=;`, else a comma.
 
     A row with wrong quotes is given to `skip`.
     """
-    # The limit is the process's: every reader here wants this one.
+    # The csv module has one limit for the whole process; every reader here needs this one.
     csv.field_size_limit(LONGEST_LINE_BYTES)
     lines: Iterator[str] = (line for _, line in read_lines(file, keep_ends=True))
     before = 0
@@ -33,7 +33,7 @@ def read_csv_rows(
     if first is None:
         return
     if said := _EXCEL_SEPARATOR.fullmatch(first):
-        # Excel reads it and shows it to nobody.
+        # Excel obeys this line and does not show it.
         delimiter, before = delimiter or said[2], 1
     else:
         lines = chain([first], lines)
@@ -46,7 +46,7 @@ def read_csv_rows(
 def read_tsv_rows(
     file: DataFile, delimiter: str, skip: Callable[[DataError], None] = refuse
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each line, split at the delimiter (empty: a tab); quotes are characters like others."""
+    """Yields each line split at the delimiter (empty: a tab); quotes are ordinary characters."""
     looked_at = 0
     for number, line in read_unix_lines(file, skip):
         if not line:
@@ -67,22 +67,22 @@ def read_tsv_rows(
 
 
 def read_unix_lines(file: DataFile, skip: Callable[[DataError], None] = refuse) -> Iterator[tuple[int, str]]:
-    """Lines. Raises DataError if lines end with a CR alone, as of old spreadsheets: all would be one line."""
+    """Yields lines. Raises DataError if they end with a lone CR (old spreadsheets): the file would be one line."""
     lines = read_lines(file, skip=skip)
     head = list(islice(lines, 2))
     if len(head) == 1 and "\r" in head[0][1]:
-        message = "a CR stands alone, as old spreadsheets end lines; save the file with LF or CRLF ends"
+        message = "lines end with a lone CR, as old spreadsheets write them; save the file with LF or CRLF ends"
         raise DataError(message, file=file.name, line=1)
     return chain(head, lines)
 
 
 def width_hint(cells: list[str], num_columns: int, delimiters: str) -> str:
-    """What to say of a CSV row that is wider than its header."""
+    """The next step for a CSV row that is wider than its header."""
     if num_columns == 1:
         found = (f"`{other}`" for other in delimiters if any(other in cell for cell in cells))
         return f"; is {next(found, 'another character')} between the columns? give it as delimiter"
     if not any(cell.strip() for cell in cells[num_columns:]):
-        return "; the row ends with a delimiter: take it out, or give the column a name in the header"
+        return "; the row ends with a delimiter: remove it, or give the column a name in the header"
     if any(quote in cell for cell in cells for quote in _ODD_QUOTES):
         return '; “ and ” are not quotes to CSV: write " around a value that has the delimiter in it'
     return "; a value that has the delimiter in it must be quoted"
@@ -117,8 +117,7 @@ class _Rows:
             if self._has_spaced_quote and _has_spaced_quotes(self._lines, self._delimiter):
                 skip(
                     DataError(
-                        "a quote stands after a space, so it quotes nothing, as it would in the rows before; "
-                        "take the space out",
+                        "a quote after a space quotes nothing, although it did in the rows before; take the space out",
                         file=self._file.name,
                         line=began + self._before,
                     )
@@ -135,7 +134,7 @@ class _Rows:
 
 
 def _head(lines: Iterator[str]) -> Iterator[str]:
-    """So many lines that a file's habits show, and no more than fit."""
+    """The file's first lines: enough to see how it is written, bounded in number and size."""
     size = 0
     for line in islice(lines, _LOOKED_AT):
         yield line
@@ -145,7 +144,7 @@ def _head(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _has_spaced_quotes(head: list[str], delimiter: str) -> bool:
-    """Whether the file writes `a, "b, c"`: read with the space as part of the value, its quotes would be none.
+    """Whether the file writes `a, "b, c"`: with the space as part of the value, its quotes would not quote anything.
 
     Both readings of the same lines are compared: a quoted value may hold such a thing itself.
     """
@@ -162,14 +161,14 @@ def _parsed(head: list[str], delimiter: str, *, skips_spaces: bool) -> list[list
         for row in csv.reader(head, delimiter=delimiter, strict=True, skipinitialspace=skips_spaces):
             rows.append([cell.lstrip(" ") for cell in row])
     except csv.Error as error:
-        # The head's last value may go on behind it.
+        # The last value of the head may continue after it.
         if "unexpected end" not in str(error):
             return None
     return rows
 
 
 def _is_quoted(cell: str) -> bool:
-    """Whether quotes stand around a cell that has some inside, all of them doubled."""
+    """Whether a cell is quoted and contains quotes, all of them doubled."""
     inside = cell[1:-1]
     is_framed = len(cell) > 1 and cell[0] == cell[-1] == '"'
     return is_framed and '""' in inside and '"' not in inside.replace('""', "")
@@ -189,12 +188,13 @@ def _complaint(error: str, more_lines: int, last: str) -> str:
         )
     if "expected after" in error:
         if re.search(r'"\s+(\W|$)', last):
-            return f"a space follows a closing quote{place}; take it out, or double a quote inside a quoted value"
+            return f"a space follows a closing quote{place}; remove it, or double a quote inside a quoted value"
         if '\\"' in last:
-            return f'a quote inside of a value is written `\\"`{place}; CSV doubles it, as in "say ""hi"""'
+            return f'a quote inside a value is written `\\"`{place}; CSV doubles it, as in "say ""hi"""'
         return f"something follows a closing quote{place}; double a quote inside a quoted value"
     if "universal-newline" in error:
         return (
-            "a CR stands alone, as old spreadsheets end lines; save the file with LF or CRLF ends, or quote the value"
+            "lines end with a lone CR, as old spreadsheets write them; save the file with LF or CRLF ends, or quote "
+            "the value"
         )
     return f"not CSV: {error}; write it with a CSV library"

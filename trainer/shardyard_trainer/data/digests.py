@@ -20,14 +20,14 @@ Opens: TypeAlias = Callable[[Path, str], BinaryIO]
 
 
 def file_sha256(path: Path, name: str, open_file: Opens) -> str:
-    """In hexadecimal; remembered while nothing of the file changes. Raises DataError, OSError."""
+    """The sha256 in hexadecimal, remembered until the file changes. Raises DataError, OSError."""
     found = path.stat()
-    # The time of the last change of state as well: bytes that are exchanged below a kept mtime are noticed.
+    # ctime as well as mtime: content that was replaced with its mtime kept is still noticed.
     return _sha256(path, name, open_file, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 def damage_of(base: Path, known: Iterable[transfer_pb2.StoredFile], open_file: Opens) -> tuple[str, str] | None:
-    """The first file of a folder that is not as it was uploaded, and how; None: all are."""
+    """The first file of a folder that differs from its upload, and how; None if all are equal."""
     for file in known:
         path = base / file.path
         try:
@@ -45,7 +45,7 @@ def damage_of(base: Path, known: Iterable[transfer_pb2.StoredFile], open_file: O
 
 @lru_cache(maxsize=2**16)
 def _sha256(path: Path, name: str, open_file: Opens, _identity: tuple[int, int, int, int]) -> str:
-    # One build asks for it several times.
+    # One build asks for the same hash several times.
     digest = hashlib.sha256()
     with open_file(path, name) as stream:
         try:

@@ -37,7 +37,7 @@ class SpecError(Exception):
         self.others = tuple(others)
 
     def all(self) -> list[SpecError]:
-        """This error and all that were found with it."""
+        """This error and all others found together with it."""
         return [self, *(found for other in self.others for found in other.all())]
 
 
@@ -67,7 +67,7 @@ class DataError(SpecError):
         self.value = value
 
     def at(self, field: str) -> DataError:
-        """The same error, said of another field; those that were found beside it stay with it."""
+        """The same error for another field; the errors found with it are kept."""
         made = DataError(
             self.plain,
             file=self.file,
@@ -82,7 +82,7 @@ class DataError(SpecError):
 
 
 def raise_all(errors: Iterable[SpecError]) -> None:
-    """Raises the first error with the others in it; returns where there is none."""
+    """Raises the first error with the others in it; returns if there are none."""
     found = list(errors)
     if found:
         first = found[0]
@@ -97,13 +97,13 @@ def shorten(value: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` where a known name is close, else an empty string."""
+    """`; did you mean …?` if a known name is close, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names for a message: the first of them, and how many more there are."""
+    """Names for a message: the first few, then how many more there are."""
     every = list(names)
     shown = ", ".join(shorten(name) for name in every[:most])
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown

@@ -46,7 +46,7 @@ def read_idx(files: Sequence[DataFile]) -> Iterator[tuple[str, int, np.ndarray, 
                 yield pictures.name, at + 1, pixels.reshape(height, width), label
             for each, opened in ((pictures, stream), (labels, label_stream)):
                 if opened.read(1):
-                    text = f"goes on behind its {count:,} entries; copy it again"
+                    text = f"continues after its {count:,} entries; copy it again"
                     raise DataError(text, file=each.name)
 
 
@@ -58,7 +58,7 @@ def _pairs(files: Sequence[DataFile]) -> list[tuple[DataFile, DataFile]]:
         labels = by_name.get(partner(file.name.removesuffix(".gz")))
         if labels is None or labels is file:
             there = listed([each.name for each in files], most=6)
-            text = f"its labels, {partner(file.name)}, are not beside it; there are: {there}"
+            text = f"the folder has no {partner(file.name)} with its labels; there are: {there}"
             raise DataError(text, file=file.name)
         found.append((file, labels))
     if not found:

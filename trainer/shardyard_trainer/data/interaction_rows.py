@@ -1,4 +1,4 @@
-"""Rows of files with an interaction a line: RecBole's typed header, or columns parted by tabs, `::` or spaces."""
+"""Files with one interaction a line: RecBole's typed header, or columns separated by tabs, `::` or spaces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 
 PAIR = ("user", "item")
-"""The columns of a file that has two of them and no header."""
+"""The column names of a file with two columns and no header."""
 
 _TYPED = re.compile(r"([^:]+):(token|token_seq|float|float_seq)")
 
@@ -36,6 +36,6 @@ def _splitter(between: str | None) -> Callable[[str], list[str]]:
 
 
 def untyped(cells: Sequence[str]) -> list[str] | None:
-    """The names of a typed header such as `user_id:token`; None: the line is none."""
+    """The names of a typed header such as `user_id:token`; None if the line is not such a header."""
     found = [_TYPED.fullmatch(cell.strip()) for cell in cells]
     return [match[1] for match in found if match] if all(found) else None

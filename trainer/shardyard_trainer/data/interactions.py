@@ -16,7 +16,7 @@ from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
 
 LONGEST_ID = 256
-# As MovieLens, Amazon, Yelp, Goodreads, and data of sessions and shops have them; in any case, and as they are written.
+# Column names of MovieLens, Amazon, Yelp, Goodreads, and of session and shop data; matched in any case.
 _USER = Role(
     "user",
     (
@@ -59,11 +59,11 @@ _UNITS = (
     (1e14, 1e16, "microseconds"),
     (1e17, 1e19, "nanoseconds"),
 )
-"""Since 1970, of times from 1973 on: no two units have a number in common."""
+"""Ranges of times since 1970, from 1973 on, by unit: no two units share a number, so a number shows its unit."""
 
 
 class Interaction(NamedTuple):
-    """A user had an item. `time` is None if the source has none, `rating` if nobody asked for it."""
+    """A user had an item. `time` is None if the source has no times, `rating` if it was not requested."""
 
     file: str
     line: int
@@ -119,7 +119,7 @@ def _interaction(record: Record, clock: Clock) -> Interaction:
 
 
 def _identity(cell: Any, role: str) -> str:
-    """An id as text: a whole number without a point, whatever file it is from. Raises ValueError."""
+    """An id as text; whole numbers without a decimal point, whatever the file format. Raises ValueError."""
     if isinstance(cell, str):
         found = cell.strip()
     elif isinstance(cell, bool) or not isinstance(cell, int | float):
@@ -136,7 +136,7 @@ def _identity(cell: Any, role: str) -> str:
     if len(found) > LONGEST_ID:
         raise ValueError(f"the {role} {shorten(found)!r} has {len(found):,} characters; at most {LONGEST_ID}")
     if not found.isprintable():
-        raise ValueError(f"the {role} {shorten(found)!r} has a character that cannot be shown; take it out")
+        raise ValueError(f"the {role} {shorten(found)!r} has an unprintable character; remove it")
     return found
 
 
@@ -148,7 +148,7 @@ def _rating(cell: Any) -> float:
 
 
 class Clock:
-    """Reads the times of a job's interactions, which are all written alike: a look at single ones cannot tell."""
+    """Reads the times of all interactions of a job and requires one unit: a single number may not show its own."""
 
     def __init__(self) -> None:
         self._has_times: bool | None = None
@@ -156,11 +156,11 @@ class Clock:
 
     @property
     def has_times(self) -> bool:
-        """Whether the rows that were read have times."""
+        """Whether the rows read so far have times."""
         return bool(self._has_times)
 
     def read(self, cell: Any, *, has_one: bool) -> float | None:
-        """A time as a number that grows. Raises ValueError for what is none, or of another unit than before."""
+        """A time as a number that grows. Raises ValueError if it is not a time, or in another unit than before."""
         if self._has_times is None:
             self._has_times = has_one
         if has_one != self._has_times:
@@ -177,10 +177,10 @@ class Clock:
         if not self._way:
             self._way, self._first = way, shown
         elif way != self._way:
-            # A 0 among seconds is a missing time, and milliseconds among them would all come last.
+            # A 0 among seconds is a missing time; milliseconds among seconds would all sort last.
             raise ValueError(
-                f"the time {shown} is {_described(way)}, but {self._first} in a row before is {_described(self._way)}; "
-                "write all of them alike"
+                f"the time {shown} is {_described(way)}, but {self._first} in an earlier row is "
+                f"{_described(self._way)}; write all of them alike"
             )
 
 
@@ -193,7 +193,7 @@ def _unit(number: float) -> str:
 
 
 def _number(cell: Any) -> float | None:
-    """The cell as a finite number; None: it is none."""
+    """The cell as a finite number; None if it is not one."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str):
         return None
     if isinstance(cell, str) and not _NUMBER.fullmatch(cell.strip()):
@@ -203,7 +203,7 @@ def _number(cell: Any) -> float | None:
 
 
 def _date(cell: Any) -> float:
-    """Seconds since 1970 of a date, of one without a zone as of UTC. Raises ValueError."""
+    """Seconds since 1970 of a date, read as UTC if it has no time zone. Raises ValueError."""
     if isinstance(cell, str) and cell.strip():
         try:
             found = datetime.fromisoformat(cell.strip().removesuffix(" UTC"))

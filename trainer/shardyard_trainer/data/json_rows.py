@@ -1,4 +1,4 @@
-"""Rows of JSON files, strictly: one object a line, or one array of objects over the whole file, in flat memory."""
+"""Rows of JSON files, read strictly in constant memory: one object a line, or one array of objects."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from shardyard_trainer.data.sources import DataFile
 
 _DEEPEST = 64
 _MOST_VALUES = 1_000_000
-"""Of one row: 16 MiB of `[],` would be half a gigabyte of Python's lists."""
+"""Values in one row at most: 16 MiB of `[],` would be half a gigabyte of Python lists."""
 
 _MOST_DIGITS = 4300
-"""Of an integer: Python reads no longer one, and says so in its own terms."""
+"""Digits of an integer at most: Python refuses longer ones, with a message about its own settings."""
 
 _CHUNK = 2**16
 _SPACE = re.compile(r"[ \t\r\n]*")
-# Possessive, and to the end where a quote is never closed: each character is looked at once.
+# Possessive, and up to the end if a quote is never closed: linear, each character is matched once.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]++")
 _NOT_COMMAS = re.compile(r"[^,]++")
@@ -35,7 +35,7 @@ _RECORDS = "write one object a line, or one list of objects (in pandas: to_json(
 
 
 def read_json_rows(file: DataFile, skip: Callable[[DataError], None] = refuse) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file, each with the line that it begins on. Raises DataError with the line.
+    """Yields the objects of a file, each with its first line. Raises DataError with the line.
 
     A line that is not an object is given to `skip`; in a list of objects nothing can be skipped.
     """
@@ -74,7 +74,7 @@ def _object(line: str, name: str, number: int) -> dict[str, Any]:
 
 
 def _check_size(text: str, name: str, number: int) -> None:
-    """Raises DataError for depths and numbers of values that would cost more than they are worth."""
+    """Raises DataError for nesting or numbers of values that would cost too much memory."""
     brackets, commas = text.count("[") + text.count("{"), text.count(",")
     if brackets <= _DEEPEST and commas <= _MOST_VALUES:
         return
@@ -88,7 +88,7 @@ def _check_size(text: str, name: str, number: int) -> None:
 
 
 def _depth(plain: str) -> int:
-    """How deep brackets are nested in a JSON text whose strings were taken out, without a Python step a character."""
+    """How deep brackets are nested in a JSON text without its strings; no Python step for each character."""
     brackets = np.frombuffer(_NOT_BRACKETS.sub("", plain).encode(), np.uint8)
     opening = (brackets == ord("[")) | (brackets == ord("{"))
     return int(np.cumsum(np.where(opening, 1, -1)).max(initial=0))
@@ -103,7 +103,7 @@ def _next_step(line: str, error: json.JSONDecodeError) -> str:
     if error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated"):
         return f"; the object does not end on this line: if the file was cut short, copy it again; else {_RECORDS}"
     if re.search(r",\s*[}\]]", stripped):
-        return "; take out the comma before the closing bracket"
+        return "; remove the comma before the closing bracket"
     return "; check the quotes and commas there"
 
 
@@ -127,14 +127,14 @@ class _Array:
         while (character := self._next()) != "]":
             if not is_first:
                 if character != ",":
-                    what = "ends" if not character else f"goes on with {shorten(character)!r}"
+                    what = "ends" if not character else f"continues with {shorten(character)!r}"
                     raise self._error(f"the list {what} where a comma or `]` is wanted; {self._cut_or(character)}")
                 self._at += 1
                 character = self._next()
             if character == "]":
-                raise self._error("a comma stands before the list's `]`; take it out")
+                raise self._error("there is a comma before the list's `]`; remove it")
             if character != "{":
-                what = "the file ends inside of the list" if not character else "not a JSON object"
+                what = "the file ends inside the list" if not character else "not a JSON object"
                 raise self._error(f"{what}; {self._cut_or(character)}")
             yield self._line, self._object()
             is_first = False
@@ -145,7 +145,7 @@ class _Array:
     def _cut_or(self, character: str) -> str:
         if not character:
             return "if the file was cut short, copy it again"
-        return "each element of the list must be an object, and a comma stand between two"
+        return "each element of the list must be an object, with a comma between two"
 
     def _next(self) -> str:
         """The next character that is not a space; an empty string at the end."""
@@ -170,7 +170,7 @@ class _Array:
             except RecursionError:
                 raise self._error(f"JSON nested deeper than {_DEEPEST}") from None
             except json.JSONDecodeError as error:
-                # Perhaps it only ends in what was not read yet; twice as much is then read, so all is linear.
+                # It may only end in data not read yet. Each retry reads twice as much, so the whole stays linear.
                 place = error.pos - self._at
                 if not self._more():
                     self._pass(place)
@@ -187,11 +187,11 @@ class _Array:
         if len(self._text) > LONGEST_LINE_BYTES:
             return f"an object may be {LONGEST_LINE_BYTES // 2**20} MiB long, and this one is broken or longer"
         if self._at >= len(self._text.rstrip()) or complaint.startswith("Unterminated"):
-            return "the file ends inside of it: if it was cut short, copy it again"
+            return "the file ends inside it: if it was cut short, copy it again"
         return "check the quotes and commas there"
 
     def _more(self) -> bool:
-        """Reads as much again as waits to be understood; whether there was more."""
+        """Reads at least as much again as is buffered; False at the end of the file, or if too much is buffered."""
         if self._at:
             self._text, self._at = self._text[self._at :], 0
         if len(self._text) > LONGEST_LINE_BYTES:
@@ -200,7 +200,7 @@ class _Array:
         try:
             self._text += self._decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            # What the decoder kept of the last chunk stands before this one.
+            # The decoder kept a partial character of the last chunk, so its bytes count before this one.
             at = self._num_bytes + error.start - (len(error.object) - len(raw))
             self._line += self._text.count("\n") + error.object[: error.start].count(b"\n")
             raise self._error(not_utf8(error.object[error.start], at)) from None
@@ -242,7 +242,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the key {shorten(name)!r} is there twice; rename one, or leave it out")
+                raise ValueError(f"duplicate key {shorten(name)!r}; rename one, or remove it")
             seen.add(name)
     return found
 

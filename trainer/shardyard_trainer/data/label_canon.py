@@ -18,14 +18,14 @@ _MOST_SHOWN = 5
 
 
 def canonical_key(name: str) -> str:
-    """The same for names that look alike: of any case, width and Unicode form, spaces apart, `1.0` as `1`."""
+    """A key that is equal for names that look alike: ignores case, width, Unicode form and spaces; `1.0` is `1`."""
     plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
     number = _WHOLE_NUMBER.fullmatch(plain)
     return ("0" if number[1] == "-0" else number[1]) if number else plain
 
 
 def as_bit(cell: Any) -> bool | None:
-    """0 or 1, however it is written; None for anything else."""
+    """0 or 1 in any notation; None for anything else."""
     if isinstance(cell, bool):
         return cell
     if isinstance(cell, int | float):
@@ -34,7 +34,7 @@ def as_bit(cell: Any) -> bool | None:
 
 
 class KnownLabels:
-    """Labels that a spec names, found by what looks like them too, unless two of them do."""
+    """A spec's labels, also found by look-alike spellings unless two labels look alike."""
 
     def __init__(self, labels: Iterable[str]) -> None:
         self.labels = tuple(labels)
@@ -45,23 +45,23 @@ class KnownLabels:
         self._by_key = {key: found[0] for key, found in by_key.items() if len(found) == 1}
 
     def find(self, name: str) -> str | None:
-        """The label that a name of the data means."""
+        """The spec's label for a name found in the data; None if no label, or more than one, looks like it."""
         return name if name in self._exact else self._by_key.get(canonical_key(name))
 
 
 class Spellings:
-    """Gathers how labels are spelled in the data, and makes one label of those that look alike."""
+    """Collects the spellings of labels in the data and joins look-alikes into one label."""
 
     def __init__(self, known: KnownLabels | None) -> None:
         self._known = known
         self._counts: Counter[str] = Counter()
 
     def add(self, spelling: str, times: int = 1) -> None:
-        """Counts a label as it is written, with the spaces around it."""
+        """Counts one occurrence of a label as written, surrounding spaces included."""
         self._counts[spelling] += times
 
     def labels(self) -> dict[str, str]:
-        """The label of each spelling: the spec's, else the most frequent spelling, of equal ones the first."""
+        """Maps each spelling to its label: the spec's, else the most frequent spelling; ties go to the first."""
         if self._known is not None:
             return {spelling: self._known.find(spelling.strip()) or spelling.strip() for spelling in self._counts}
         groups: dict[str, Counter[str]] = defaultdict(Counter)
@@ -71,7 +71,7 @@ class Spellings:
         return {spelling: chosen[canonical_key(spelling)] for spelling in self._counts}
 
     def note(self) -> str:
-        """What to warn of; an empty string if each label is spelled in one way."""
+        """The warning about labels with several spellings; empty if there are none."""
         spelled: dict[str, list[str]] = defaultdict(list)
         for spelling, label in self.labels().items():
             spelled[label].append(spelling)
@@ -100,7 +100,7 @@ def _listed(spellings: Sequence[tuple[str, int]]) -> str:
 
 
 def _visible(spelling: str) -> str:
-    """In quotes; what is not ASCII with its code points, as composed and decomposed letters look the same."""
+    """The spelling in quotes; with code points if not ASCII, as composed and decomposed letters look the same."""
     codes = (
         "" if unicodedata.is_normalized("NFKC", spelling) else f" = {spelling[:20].encode('unicode_escape').decode()}"
     )

@@ -1,4 +1,4 @@
-"""The labels of a source, gathered row by row and understood as a whole: the classes, and those of each text."""
+"""The labels of a source, collected row by row, then interpreted together: the classes, and each text's own."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from shardyard_trainer.data.labels import (
 _LONGEST_TEXT = 2**16
 _MOST_SPELLINGS = 4 * MOST_LABELS
 _MOST_CELLS = 2**29
-"""Texts times classes: a 0 or 1 each, in memory while they are put together and on disk afterwards."""
+"""Texts times classes at most: one byte each, in memory while they are collected, on disk afterwards."""
 
 _MOST_SHOWN = 8
 
 
 class Wanted(NamedTuple):
-    """What a spec says of labels: the problem, the classes (none: those that are found), and how they are written.
+    """What a spec says about labels: the problem, the classes (empty: those found), and how they are written.
 
     `like` is the way in which the labels of the training data were read, for evaluation data that fits several;
     `columns` are those of the classes, one each, if the spec names them.
@@ -67,13 +67,13 @@ class Labels(NamedTuple):
 
 
 class LabelColumn:
-    """Gathers labels in little memory: each different one once, and its number for each row."""
+    """Collects labels in little memory: each distinct one once, and its number for every row."""
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
         self._known = KnownLabels(wanted.labels) if wanted.labels else None
         self._given = frozenset(wanted.labels)
-        # Of a spec that gives labels where there are none, this complains.
+        # Also complains about labels given for a regression, which has none.
         self._schema = find_schema(wanted.problem, wanted.labels, set()) if wanted.labels else None
         self._numbers = array("d")
         self._which = array("q")
@@ -82,14 +82,14 @@ class LabelColumn:
         self._columns: tuple[str, ...] | None = None
 
     def add(self, row: Row) -> None:
-        """Takes the label of the next row. Raises DataError with its line for what is none."""
+        """Adds the label of the next row. Raises DataError with its line if it is not a label."""
         if self._wanted.problem == REGRESSION:
             self._numbers.append(number(row))
             return
         key = self._several(row) if self._wanted.takes_several else self._one(row)
         place = self._distinct.get(key)
         if place is None:
-            # First checked: a label that is refused leaves no trace, as its row may be left out.
+            # Checked before it is recorded: a refused label leaves no trace, because its row may be skipped.
             self._check(row)
             place = self._distinct[key] = len(self._values)
             label = row.label
@@ -98,7 +98,7 @@ class LabelColumn:
         self._which.append(place)
 
     def finish(self) -> Labels:
-        """What was gathered. Raises DataError, SpecError."""
+        """Interprets everything collected. Raises DataError, SpecError."""
         if self._wanted.problem == REGRESSION:
             return Labels(LabelSchema(REGRESSION, ()), np.asarray(self._numbers), [], "number")
         which = np.asarray(self._which)
@@ -129,7 +129,7 @@ class LabelColumn:
         return tuple((type(item).__name__, item) for item in label)
 
     def _check(self, row: Row) -> None:
-        """Looks at a label that was not seen before. Raises DataError."""
+        """Checks a label not seen before. Raises DataError."""
         if not self._wanted.takes_several:
             self._known_class(row)
             if len(self._values) > _MOST_SPELLINGS:
@@ -263,7 +263,7 @@ def _refuse_wide(num_rows: int, num_classes: int) -> None:
 
 
 def _rarely_two(table: np.ndarray, schema: LabelSchema) -> list[tuple[str, str]]:
-    """Looks at the different rows of a table of classes."""
+    """Checks the distinct rows of a table of classes. Raises DataError."""
     if len(schema.labels) < 2 or table.sum(1, dtype=np.int64).max(initial=0) > 1:
         return []
     message = (
@@ -274,6 +274,6 @@ def _rarely_two(table: np.ndarray, schema: LabelSchema) -> list[tuple[str, str]]
 
 
 def wanted_labels(task: spec_pb2.TextClassification, labels: tuple[str, ...], *, like: str = "") -> Wanted:
-    """What a spec wants of labels; `labels` instead of its own for evaluation data."""
+    """A spec's settings for labels; `labels` replaces its own for evaluation data."""
     problem = task.problem or spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL
     return Wanted(problem, labels, task.label_separator, like, tuple(task.label_columns))

@@ -1,7 +1,7 @@
-"""Several labels of a text, as people write them: the column is looked at as a whole, and one way of reading chosen.
+"""Several labels of a text, in the layouts people use: the whole column is examined and one way of reading chosen.
 
 Known ways: lists of names, the same as text (`['a', 'b']`, `["a"]`), names joined by a separator, and a 0 or 1 for each
-class (as a list, as text, or joined). What fits two of them is refused with both named.
+class (as a list, as text, or joined). A column that fits two of them is refused, and both are named.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.label_canon import KnownLabels, as_bit, canonical_key
 
 SEPARATORS = "|;,\n\t"
-"""Line breaks and tabs stand in no name, so they only ever part names."""
+"""Names never contain line breaks or tabs, so these always separate names."""
 
 Cells: TypeAlias = tuple[Any, ...]
 
 _FRAMES = {"[": "]", "(": ")", "{": "}"}
-# Possessive: each character is looked at once. NumPy writes no commas between quoted items.
+# Possessive, so linear: each character is matched once. NumPy writes no commas between quoted items.
 _ITEM = re.compile(
     r"""\s*+(?:"((?:[^"\\]++|\\.)*+)"|'((?:[^'\\]++|\\.)*+)')\s*+(?:,|$|(?=["']))|([^,"'\[\](){}]++)(?:,|$)""",
     re.DOTALL,
@@ -32,21 +32,21 @@ _JOINED_BITS = re.compile(r"[01]{2,}")
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the label column: what is written, and where it is first."""
+    """A value of the label column as written, and its first occurrence."""
 
     written: Any
     file: str
     line: int
 
     def wrong(self, message: str) -> DataError:
-        """The error about it."""
+        """A DataError at the value's first occurrence."""
         value = str(list(self.written) if isinstance(self.written, tuple) else self.written)
         return DataError(f"label {shorten(value)!r}: {message}", file=self.file, line=self.line, value=value)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What each value says: names of classes, or with `is_vector` a 0 or 1 for each class; `way` is how it was read."""
+    """Each value as names of classes, or with `is_vector` as a 0 or 1 for each class; `way` says how it was read."""
 
     cells: Sequence[Cells]
     is_vector: bool
@@ -54,7 +54,7 @@ class Reading:
 
 
 def read_layout(values: Sequence[Value], known: KnownLabels | None, *, separator: str, like: str) -> Reading:
-    """Reads the different values of a column. `like`: the way in which the training data was read, where two fit.
+    """Reads the distinct values of a column. `like`: how the training data was read, which decides if two ways fit.
 
     Raises DataError for values that are written in two ways, or fit two readings.
     """
@@ -176,7 +176,7 @@ def _are_known(texts: Sequence[Value], split: Callable[[str], Cells], known: Kno
 
 
 def _has_shared_parts(texts: Sequence[Value]) -> bool:
-    """Whether what commas part occurs in several values: in names such as `Food, Drink` it does not."""
+    """Whether the parts between commas recur in several values; those of names such as `Food, Drink` do not."""
     split = _splitter(",")
     counts = Counter(key for value in texts for key in {canonical_key(part) for part in split(value.written)})
     return any(count > 1 for count in counts.values())
@@ -218,7 +218,7 @@ def _is_vector(values: Sequence[Value], cells: Sequence[Cells], known: KnownLabe
 
 
 def _short_vector(values: Sequence[Value], cells: Sequence[Cells], known: KnownLabels | None) -> bool:
-    """Of [0], [1] or [0, 1], [1, 0] alone, which fit both."""
+    """The error about a column of only [0], [1] or [0, 1], [1, 0], which fit both readings."""
     size = len(next(each for each in cells if each))
     names = set(known.labels) if known is not None else set()
     if len(names) == size and any(as_bit(name) is None for name in names):

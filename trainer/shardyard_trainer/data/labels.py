@@ -1,4 +1,4 @@
-"""What a label is: a class, several classes, or a number; and what is wrong with it where it is none."""
+"""Parses labels (one class, several, or a number) and rejects anything else with file and line."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ MULTI_LABEL = spec_pb2.TextClassification.PROBLEM_MULTI_LABEL
 REGRESSION = spec_pb2.TextClassification.PROBLEM_REGRESSION
 
 LABELS_FIELD = "spec.fine_tuning.text_classification.labels"
-"""The field that complaints about given labels are said of."""
+"""The field named in errors about labels given in the spec."""
 
 MOST_LABELS = 10_000
 _LONGEST_LABEL = 1024
 _MOST_LABELS_BYTES = 192 * 1024
-"""Of all labels found, as they stand in a resolved spec: it has to stay under the 256 KiB of a spec that is given."""
+"""Bytes of all labels found at most: they go into the resolved spec, which must stay under 256 KiB."""
 
 _UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp"})
-"""Categories of characters that are invisible or steer terminals or the direction of text."""
+"""Unicode categories of invisible characters and of those that control terminals or text direction."""
 
 _JOINERS = "\u200c\u200d"
-"""They are invisible too, but Persian words and some emoji are written with them."""
+"""Invisible as well, but needed for Persian words and some emoji."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _LARGEST_NUMBER = math.sqrt(3.4028234663852886e38)
-"""The square of a larger one is infinite in fp32, and so would the loss be."""
+"""The square of a larger number is infinite in fp32, and so would the loss be."""
 
 _MISSING = "the label is missing; fill it in, or remove the row"
 _NO_VALUE = frozenset({"nan", "<na>"})
-"""What pandas writes for a value that is not there; a class of that name is one that the spec names."""
+"""What pandas writes for a missing value; a class of this name must be listed in the spec."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class LabelSchema:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the head."""
+        """The head's outputs: one for each label, or one for a regression."""
         return max(1, len(self.labels))
 
 
@@ -59,7 +59,7 @@ def class_name(row: Row, given: Collection[str] = ()) -> str:
     """The class that a row's label names; `given` are the spec's labels. Raises DataError with its line."""
     name = _class_name(row)
     rule = unfit(name)
-    # The spec's labels have rules of their own, and a spec may name a class `nan`.
+    # Labels of the spec were checked by their own rules, and a spec may name a class `nan`.
     if rule and name not in given:
         raise wrong_label(row, rule)
     return name
@@ -90,7 +90,7 @@ def find_schema(problem: Problem, given: Sequence[str], seen: set[str]) -> Label
 
 
 def check_amount(seen: Collection[str], if_many: str, if_long: str) -> None:
-    """Raises DataError, with what to do, for more labels or longer ones than a resolved spec has room for."""
+    """Raises DataError with the given next step if the labels are too many or too long for a resolved spec."""
     if len(seen) > MOST_LABELS:
         raise DataError(f"{len(seen):,} different labels; at most {MOST_LABELS:,}; {if_many}")
     if (size := spec_pb2.TextClassification(labels=seen).ByteSize()) > _MOST_LABELS_BYTES:
@@ -128,7 +128,7 @@ def _sort_key(seen: set[str]) -> Any:
 
 
 def unfit(name: str) -> str:
-    """What is wrong with the name of a class; empty: nothing."""
+    """The rule that a class name breaks; empty if it is valid."""
     if name.casefold() in _NO_VALUE:
         return _MISSING
     return _unreadable(name)
@@ -166,7 +166,7 @@ def _class_name(row: Row) -> str:
 
 
 def number(row: Row) -> float:
-    """The number that a row's label is, for a regression. Raises DataError with its line."""
+    """A row's label as a number, for a regression. Raises DataError with its line."""
     label = row.label
     try:
         is_odd = isinstance(label, str) and "_" in label
@@ -195,10 +195,10 @@ def _number_advice(label: Any) -> str:
 
 
 def _meant_number(text: str) -> str:
-    """The number that another notation perhaps means, as it should be written; an empty string: not known."""
+    """The likely meaning of a number in another notation, as it should be written; empty if unclear."""
     plain = re.sub(r"[\s_'\u2019]", "", text.replace("\u2212", "-"))
     if re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})*,\d+|[+-]?\d+,\d+", plain):
-        # `1,5`, and `1.000,5`; a comma before three digits alone may part thousands.
+        # `1,5` and `1.000,5`; a comma before exactly three digits may separate thousands.
         return "" if re.fullmatch(r"[+-]?\d{1,3},\d{3}", plain) else plain.replace(".", "").replace(",", ".")
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", plain):
         return plain.replace(",", "")
@@ -206,5 +206,5 @@ def _meant_number(text: str) -> str:
 
 
 def wrong_label(row: Row, rule: str) -> DataError:
-    """The error for a row's label."""
+    """A DataError about a row's label, with its file and line."""
     return DataError(f"label {shorten(str(row.label))!r}: {rule}", file=row.file, line=row.line, value=str(row.label))

@@ -1,4 +1,4 @@
-"""Lines of a text file or a packed one, strictly: UTF-8, no NUL, none over 16 MiB, in flat memory."""
+"""Lines of a text file or a gzip file, read strictly in constant memory: UTF-8, no NUL, none over 16 MiB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 def read_lines(
     file: DataFile, *, keep_ends: bool = False, skip: Callable[[DataError], None] = refuse
 ) -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1. A byte-order mark is dropped, CRLF reads as LF; `keep_ends` leaves the LF on the line.
+    """Yields lines, numbered from 1. Drops a byte-order mark, reads CRLF as LF; `keep_ends` keeps the LF on the line.
 
     A gzip file is unpacked. Raises DataError with the line if it is over 16 MiB; one that is not UTF-8 or has a NUL is
     given to `skip`.
@@ -42,7 +42,7 @@ def read_lines(
 
 
 def not_utf8(byte: int, at: int) -> str:
-    """The complaint about byte number `at` of a file, counted from 0."""
+    """The message about an invalid byte at offset `at` of the file."""
     return (
         f"byte {at + 1:,} of the file (0x{byte:02x}) is not UTF-8; save the file as UTF-8 "
         "(of Windows: `iconv -f WINDOWS-1252 -t UTF-8`)"
@@ -67,7 +67,7 @@ def _decode(raw: bytes, name: str, number: int, offset: int, *, keep_ends: bool)
         at = offset + start + error.start
         raise DataError(not_utf8(raw[start + error.start], at), file=name, line=number) from None
     if "\0" in line:
-        message = "the line has a NUL character; if the file is text, take it out, as `tr -d '\\0'` does"
+        message = "the line has a NUL character; if the file is text, remove it, as `tr -d '\\0'` does"
         raise DataError(message, file=name, line=number)
     body = line.removesuffix("\n").removesuffix("\r")
     return body + "\n" if keep_ends and line.endswith("\n") else body

@@ -1,17 +1,17 @@
-"""What a file is by its first bytes, whatever its name says: each kind with what to do about it."""
+"""Recognises kinds of files by their first bytes, whatever their names say; each kind has a next step."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 HEAD_BYTES = 512
-"""So many of a file's first bytes are looked at; a tar archive says what it is in its 257th."""
+"""Bytes examined at the start of a file; the mark of a tar archive is at byte 257."""
 
 _LEAST_FOR_UTF_16 = 8
 
 
 class Kind(NamedTuple):
-    """A kind of file that is not read as text, and the next step for who has one."""
+    """A kind of file that is not read as text, and the next step for its owner."""
 
     name: str
     advice: str
@@ -68,13 +68,13 @@ _MARKUP = Kind("a web page or XML", "perhaps a download failed; give the data fi
 
 
 def recognise(head: bytes) -> Kind | None:
-    """What a file with these first bytes is; None: perhaps text."""
+    """The kind of a file with these first bytes; None if it may be text."""
     if head.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in head or b"mimetypeapplication/vnd" in head):
         return _OFFICE
     for start, kind in _KINDS:
         if head.startswith(start):
             return kind
-    # A pickle says its protocol first; no UTF-8 text begins with 0x80.
+    # A pickle starts with its protocol; no UTF-8 text begins with 0x80.
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return _PICKLE
     if head[257:262] == b"ustar":
@@ -83,7 +83,7 @@ def recognise(head: bytes) -> Kind | None:
 
 
 def recognise_markup(head: bytes) -> Kind | None:
-    """Web pages and XML, where rows are wanted: as plain text they may well be meant."""
+    """Recognises web pages and XML where rows are expected; as plain text they may well be intended."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16].lower()
     return _MARKUP if start.startswith((b"<!doctype", b"<html", b"<?xml")) else None
 

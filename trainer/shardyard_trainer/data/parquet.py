@@ -1,4 +1,4 @@
-"""Rows of a Parquet file in flat memory, whatever the file claims to decode to; columns nobody asks for stay packed."""
+"""Rows of a Parquet file in bounded memory, whatever the file claims; columns not requested are not decoded."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BATCH_ROWS = 512
 _BATCH_BYTES = 64 * 2**20
 _LARGEST_PAGE = 256 * 2**20
 _MOST_PAGES = 100_000
-"""Of one column in one row group."""
+"""Pages of one column in one row group at most."""
 
 _HEAD_CHARACTERS = 2**22
 _LONGEST_LIST = 100_000
 _CELL_BYTES = 128
-"""What the smallest cell counts: a run of one value decodes to as many rows as it says, from a few bytes."""
+"""Bytes charged for the smallest cell: a run of one value is a few bytes and decodes to any number of rows."""
 
 _LONGEST_METADATA = 2**22
 
@@ -34,7 +34,7 @@ _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 class ParquetTable:
-    """An opened file: the columns that can be text or label, and the rows of chosen ones.
+    """An open file: the columns that can be text or label, and the rows of selected columns.
 
     Raises DataError, also from the iterators. A column of another type is refused if it is of a `needed` name, else
     left out of `columns`. Those of `times` may hold points in time, which become microseconds since 1970.
@@ -65,20 +65,19 @@ class ParquetTable:
             message = f"{len(names):,} columns; at most {most_columns:,}; keep those with text and labels"
             raise DataError(message, file=file.name)
         if doubled := sorted({name for name in names if names.count(name) > 1 and name in needed}):
-            message = f"a column's name is there twice: {listed(doubled)}; rename one"
+            message = f"duplicate column name: {listed(doubled)}; rename one"
             raise DataError(message, file=file.name)
         self._fields = {field.name: field.type for field in opened.schema_arrow if self._is_usable(field, needed)}
         if not self._fields:
-            raise DataError(
-                "no column is text or a label: those are strings, numbers or lists; all are others", file=file.name
-            )
+            text = "no column can be text or labels: those are strings, numbers or lists; all have other types"
+            raise DataError(text, file=file.name)
         self.columns = tuple(self._fields)
-        # Kept as a dictionary, a text that a list repeats is in memory once.
+        # Read as a dictionary, a text that a list repeats is in memory once.
         lists = [name for name, kind in self._fields.items() if not _is_plain(_undictionaried(kind))]
         self._opened = self._open([path for path in self._string_leaves(opened) if _is_below(path, lists)])
 
     def head(self, most: int) -> list[tuple[int, Sequence[Any]]]:
-        """Some of the first rows; None in them for lists, which are no texts, and for a column that does not decode."""
+        """Some of the first rows; None for lists, which are not texts, and for columns that do not decode."""
         rows = [[None] * len(self.columns) for _ in range(min(most, self._opened.metadata.row_group(0).num_rows))]
         for place, kind in enumerate(self._fields.values()):
             size = 0
@@ -93,13 +92,13 @@ class ParquetTable:
         return [(number + 1, row) for number, row in enumerate(rows)]
 
     def rows(self, places: Sequence[int]) -> Iterator[tuple[int, Sequence[Any]]]:
-        """All rows from 1, with the columns of these places."""
+        """Yields all rows, numbered from 1, with the columns at these positions."""
         num_rows = 0
         for line, cells in self._read(places):
             num_rows = line
             yield line, cells
         if num_rows != (told := self._opened.metadata.num_rows):
-            message = f"the file's end says {told:,} rows, but it has {num_rows:,}; write it again"
+            message = f"the footer says {told:,} rows, but the file has {num_rows:,}; write it again"
             raise DataError(message, file=self._file.name)
 
     def class_names(self) -> dict[str, tuple[str, ...]]:
@@ -115,7 +114,7 @@ class ParquetTable:
         try:
             return pq.ParquetFile(self._stream, read_dictionary=dictionaries)
         except _READ_ERRORS as error:
-            message = f"not a Parquet file that can be read: {_first_line(error)}; copy it again, or write it again"
+            message = f"not a readable Parquet file: {_first_line(error)}; copy it again, or write it again"
             raise DataError(message, file=self._file.name) from None
 
     def _is_usable(self, field: Any, needed: Container[str]) -> bool:
@@ -138,7 +137,7 @@ class ParquetTable:
         return False
 
     def _string_leaves(self, opened: Any) -> list[str]:
-        """Paths of the columns as they lie in the file that hold strings."""
+        """Paths, as in the file, of the columns that hold strings."""
         schema = opened.schema
         every = (schema.column(place) for place in range(len(schema.names)))
         return [leaf.path for leaf in every if leaf.physical_type == "BYTE_ARRAY"]
@@ -167,7 +166,7 @@ class ParquetTable:
             raise DataError(message, file=self._file.name) from None
 
     def _weigh(self, group: int, names: Sequence[str]) -> tuple[int, int]:
-        """What the pages of some columns decode to, and how many rows of them go into memory at once."""
+        """The decoded size of the pages of some columns, and how many rows fit into memory at once."""
         decoded, largest_value = 0, 1
         metadata = self._opened.metadata.row_group(group)
         for place in range(metadata.num_columns):
@@ -204,7 +203,7 @@ class ParquetTable:
             )
 
     def _cost(self, values: Sequence[Any], row: int) -> int:
-        """What the cells of a column take in Python, about. Raises DataError for a value that is too long."""
+        """Estimates the memory of a column's cells in Python. Raises DataError for a value that is too long."""
         lengths = [len(value) if isinstance(value, str) else 0 for value in values]
         if (longest := max(lengths, default=0)) > LONGEST_LINE_BYTES:
             message = f"a value of {longest:,} characters; at most 16 MiB; break the text into rows"
@@ -246,7 +245,7 @@ def picture_bytes(cell: Any) -> bytes | None:
 
 
 def _distinct_once(column: Any) -> list[Any]:
-    """Values of a dictionary: one Python object a distinct one that is used here, as the dictionary may be large."""
+    """Values of a dictionary column: one Python object for each value used here, as the dictionary may be large."""
     used = column.indices.unique().drop_null()
     values = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
     return [None if index is None else values[index] for index in column.indices.to_pylist()]
@@ -273,7 +272,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_records(kind: Any) -> bool:
-    """A list of records of plain values, or a record of lists of them."""
+    """Whether a type is a list of records of plain values, or a record of lists of them."""
     if _is_list(kind):
         kind = kind.value_type
         return bool(pa.types.is_struct(kind)) and all(_is_plain(_undictionaried(field.type)) for field in kind)
@@ -283,7 +282,7 @@ def _is_records(kind: Any) -> bool:
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:
-    """Of a ClassLabel, or a sequence of them."""
+    """The class names of a `ClassLabel` feature, or of a sequence of them."""
     while isinstance(feature, dict | list):
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
             return tuple(str(name) for name in feature.get("names", ()))
@@ -292,7 +291,7 @@ def _class_names(feature: Any) -> tuple[str, ...]:
 
 
 def _cost_inside(value: Any) -> int:
-    """About what the items of a list or a record take."""
+    """Estimates the memory of a list's or record's items."""
     if isinstance(value, str):
         return len(value)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -1,4 +1,4 @@
-"""What the pages of a Parquet file say that they decode to: read before a page is unpacked, whatever the footer says.
+"""Decoded sizes from the page headers of a Parquet file, read before a page is unpacked; the footer is not trusted.
 
 A page header is a Thrift struct in the compact protocol (parquet-format, `PageHeader`).
 """
@@ -42,7 +42,7 @@ def read_pages(stream: BinaryIO, start: int, size: int) -> Iterator[Page]:
 
 
 def _number_in(header: dict[int, Any], field: int) -> int:
-    """The number of values that a part of a page header says first; 0 for a part that is not there."""
+    """The number of values, the first field of each part of a page header; 0 if the part is missing."""
     part = header.get(field, {})
     number = part.get(1, 0) if isinstance(part, dict) else None
     if not isinstance(number, int) or number < 0:
@@ -73,7 +73,7 @@ class _Compact:
         self.at = 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """A struct as field id → value; texts and lists are passed over."""
+        """Reads a struct as field id → value; skips texts, refuses lists."""
         if depth > _DEEPEST:
             raise PageInvalid("a page header nested too deeply")
         found: dict[int, Any] = {}

@@ -11,7 +11,7 @@ from shardyard_trainer.data.errors import DataError, listed, shorten
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 METADATA = frozenset({"metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.ndjson"})
-"""Files that say of the pictures beside them what they show."""
+"""Files that label the pictures in the same folder."""
 
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 _LEFT_OUT = frozenset({"__MACOSX"})
@@ -29,12 +29,12 @@ def is_metadata(name: str) -> bool:
 
 
 def is_left_out(folder: str) -> bool:
-    """Whether a folder is one that programs leave behind."""
+    """Whether a program created this folder for itself, such as `__MACOSX`."""
     return folder.startswith(".") or folder in _LEFT_OUT
 
 
 def classes_of(names: Sequence[str]) -> list[str]:
-    """The class of each picture: its folder, once folders around all of them and those of splits are taken away.
+    """The class of each picture: its folder, after removing folders that contain all others and split folders.
 
     Raises DataError for pictures without a class, and for folders that can be read in two ways.
     """
@@ -48,13 +48,13 @@ def classes_of(names: Sequence[str]) -> list[str]:
             places = _without_wrappers([place[1:] for place in places])
     for name, place in zip(names, places, strict=True):
         if not place:
-            raise DataError(f"the picture has no class: it lies in no class folder; {_NEXT}", file=name)
+            raise DataError(f"the picture has no class: it is not in a class folder; {_NEXT}", file=name)
     _refuse_two_readings(places)
     return [place[0] for place in places]
 
 
 def check_folders(base: Path, names: Iterable[str]) -> None:
-    """Raises DataError for a folder without a picture in or below it: a class that nothing can be learnt of."""
+    """Raises DataError for a folder without a picture in or below it: a class without examples."""
     full = {parent for name in names for parent in PurePosixPath(name).parents}
     for folder, folders, files in os.walk(base):
         folders[:] = sorted(each for each in folders if not is_left_out(each))
@@ -68,20 +68,20 @@ def check_folders(base: Path, names: Iterable[str]) -> None:
 
 
 def _without_wrappers(places: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Without the folders that lie around all others: archives unpack into one."""
+    """Removes folders that contain all others, as unpacked archives have."""
     while places and all(len(place) > 1 for place in places) and len({place[0] for place in places}) == 1:
         places = [place[1:] for place in places]
     return places
 
 
 def _refuse_two_readings(places: Sequence[tuple[str, ...]]) -> None:
-    """Raises DataError if the outermost folder and the innermost one may each be the class."""
+    """Raises DataError if both the outermost and the innermost folder could be the class."""
     deep = {place for place in places if len(place) > 1}
     splits = sorted({place[0] for place in deep if place[0].lower() in _SPLITS})
     if splits:
         others = sorted({place[0] for place in places} - set(splits))
         text = (
-            f"the folder {splits[0]} has class folders, and lies beside {listed(others, most=5)}; choose one with path"
+            f"the folder {splits[0]} has class folders, but is next to {listed(others, most=5)}; choose one with path"
         )
         raise DataError(text)
     above: dict[str, set[str]] = defaultdict(set)

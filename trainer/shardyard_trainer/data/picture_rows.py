@@ -1,4 +1,4 @@
-"""Pictures with their labels, whatever they come in: class folders, metadata.csv, Parquet, IDX."""
+"""Pictures with their labels from every layout: class folders, metadata.csv, Parquet, IDX."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TABLES = frozenset({spec_pb2.DATA_FORMAT_PARQUET})
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: its place, the bytes of its file (or its grey pixels, uint8 [H, W]), and its label as written."""
+    """One picture: file and line, the bytes of its file (or grey pixels, uint8 [H, W]), and its label as written."""
 
     file: str
     line: int
@@ -45,7 +45,7 @@ class _Found(NamedTuple):
 def read_pictures(
     files: Sequence[DataFile], source: spec_pb2.DataSource, *, labels: Sequence[str], field: str
 ) -> Iterator[Picture]:
-    """The pictures of a source, in order; `labels` name the classes of data that has numbers.
+    """Yields the pictures of a source in order; `labels` names the classes of data that has numbers.
 
     Raises DataError, said of `field`.
     """
@@ -61,7 +61,7 @@ def read_pictures(
             yield from _of_tables(files, source, labels, field)
         else:
             text = (
-                "not pictures; give a folder of pictures in class folders or with a metadata.csv beside them, Parquet "
+                "not pictures; give a folder of pictures in class folders or with a metadata.csv, Parquet "
                 "with an image column, or IDX files"
             )
             raise DataError(text, file=files[0].name)
@@ -75,7 +75,7 @@ def _of_folder(
     pictures = [file for file in files if not is_metadata(file.name)]
     described = [file for file in files if is_metadata(file.name)]
     if not pictures:
-        raise DataError("describes pictures, but none lie beside it", file=files[0].name)
+        raise DataError("describes pictures, but its folder has none", file=files[0].name)
     if described:
         found = _described(pictures, described, source, labels, field)
     else:
@@ -95,7 +95,7 @@ def _described(
     labels: Sequence[str],
     field: str,
 ) -> list[_Found]:
-    """The pictures that rows of metadata name, in the order of the rows."""
+    """Yields the pictures that rows of metadata name, in the order of the rows. Raises DataError."""
     by_name = {file.name: file for file in pictures}
     found: dict[str, _Found] = {}
     for table in described:
@@ -141,7 +141,7 @@ def _of_tables(
 
 
 def _label_of(record: Record, labels: Sequence[str]) -> Any:
-    # The file's own names come first: the spec's order of classes may be another one than its numbers.
+    # The file's own names come first: its numbers need not follow the spec's order of classes.
     label, names = record.cells["label"], record.names.get("label") or labels
     if isinstance(label, list):
         return [_named(each, names, record.file, record.line) for each in label]
@@ -149,7 +149,7 @@ def _label_of(record: Record, labels: Sequence[str]) -> Any:
 
 
 def _named(label: Any, names: Sequence[str], file: str, line: int) -> Any:
-    """The class that a number means if its name is known; else as it is written."""
+    """The class name for a number if it is known; else the label as written."""
     if isinstance(label, str) and label.strip().isdecimal() and names and label.strip() not in names:
         label = int(label)
     if type(label) is not int or not names or str(label) in names:

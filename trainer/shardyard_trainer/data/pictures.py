@@ -1,6 +1,6 @@
-"""Pictures of any kind as 8-bit RGB or grey, decoded within bounds: what is refused is refused from the header.
+"""Decodes pictures of many kinds to 8-bit RGB or grey within limits that are checked on the header.
 
-Only the formats of `FORMATS` are tried, so no file starts another program, and nothing is decoded before its size is
+Only the formats of `FORMATS` are tried, so no file starts another program; nothing is decoded before its size is
 known.
 """
 
@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import (  # Each registers its format: `Image.open` knows no other one by itself.
+from PIL import (  # Importing a plugin registers its format; `Image.open` does not know the others.
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -38,7 +38,7 @@ MOST_PIXELS = 1 << 26
 """8,192 times 8,192: three bytes for each are 200 MB while a picture is decoded."""
 
 MOST_BYTES = 64 * 1024 * 1024
-"""Of one picture's file."""
+"""Bytes of one picture's file at most."""
 
 _STEP = "copy it again, or save it as JPEG or PNG"
 _FAULTS = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, ArithmeticError, MemoryError)
@@ -48,11 +48,11 @@ _16_BIT = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
 
 class PictureInvalid(ValueError):
-    """Bytes that are not a picture that can be used; says why and the next step."""
+    """The bytes are not a usable picture; the message says why and the next step."""
 
 
 def read_picture(content: bytes, *, channels: int) -> Image.Image:
-    """A picture as people see it: turned as its EXIF says, the first frame, on white where it is transparent.
+    """Decodes a picture as people see it: rotated by its EXIF, the first frame, transparency on white.
 
     `channels` is 3 for RGB or 1 for grey. Raises PictureInvalid.
     """
@@ -70,12 +70,12 @@ def read_picture(content: bytes, *, channels: int) -> Image.Image:
 
 
 def check_picture(content: bytes) -> None:
-    """Raises PictureInvalid for bytes that do not decode to the end; cheaper than `read_picture`."""
+    """Raises PictureInvalid if the bytes do not decode to the end; cheaper than `read_picture`."""
     picture = _open(content)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # A JPEG is decoded to an eighth: every byte is looked at, few pixels are made.
+            # A JPEG is decoded at an eighth of its size: all bytes are read, few pixels are computed.
             picture.draft("RGB", (max(picture.width // 8, 1), max(picture.height // 8, 1)))
             picture.load()
             if picture.mode == "F":
@@ -87,7 +87,7 @@ def check_picture(content: bytes) -> None:
 
 
 def from_array(pixels_HW: np.ndarray, *, channels: int) -> Image.Image:
-    """Grey pixels, uint8 [H, W], as a picture."""
+    """Converts grey pixels, uint8 [H, W], to a picture with this many channels."""
     picture = Image.fromarray(pixels_HW)
     return picture.convert("RGB") if channels == 3 else picture
 
@@ -116,13 +116,13 @@ def _open(content: bytes) -> Image.Image:
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
     if picture.mode in _16_BIT or picture.mode == "I":
-        # Pillow's own conversion would cut everything over 255 off.
+        # Pillow's own conversion would clip everything over 255.
         values = np.asarray(picture).astype(np.int64)
         if picture.mode == "I" and values.max(initial=0) <= 255:
             return Image.fromarray(values.clip(0, 255).astype(np.uint8))
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
     if picture.mode == "F":
-        raise PictureInvalid("its pixels are floating-point numbers, whose range nothing says; save it with 8 bits")
+        raise PictureInvalid("its pixels are floating-point numbers of unknown range; save it with 8 bits")
     if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
         shown = picture.convert("RGBA")
         white = Image.new("RGBA", shown.size, (255, 255, 255, 255))

@@ -21,7 +21,7 @@ from shardyard_trainer.data.sources import DataFile
 MOST_COLUMNS = 1024
 _ROWS_LOOKED_AT = 200
 _HEAD_CHARACTERS = 2**24
-"""So much text of the first rows is kept at most, however long they are."""
+"""Characters kept of the first rows at most, however long these are."""
 
 _OTHER_DELIMITERS = ";\t|,"
 
@@ -30,7 +30,7 @@ NumberedRow: TypeAlias = tuple[int, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a source are written: what of a DataSource concerns the reading of a file."""
+    """How the rows of a source are written: the part of a DataSource that decides how a file is read."""
 
     header: bool | None = None
     delimiter: str = ""
@@ -44,11 +44,11 @@ class Layout:
     times: frozenset[str] = frozenset()
     """Columns that may hold points in time, which Parquet has types for: they are read as microseconds since 1970."""
     bad: BadRows | None = None
-    """Takes the rows that cannot be used; None: the first of them is raised."""
+    """Collects unusable rows; None: the first one is raised."""
 
     @property
     def skip(self) -> Callable[[DataError], None]:
-        """Takes what is wrong with a row: the row is left out, or the error raised."""
+        """Takes a row's error: skips the row, or raises the error."""
         return refuse if self.bad is None else self.bad.skip
 
     @classmethod
@@ -90,12 +90,12 @@ class Table:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def index(self, name: str) -> int:
-        """Where a column stands."""
+        """The position of a column. Raises ValueError for an unknown name."""
         return self.columns.index(name)
 
 
 def open_table(file: DataFile, layout: Layout) -> Table:
-    """Opens a file of any format as a table; the rows are read as they are asked for.
+    """Opens a file of any format as a table; rows are read on demand.
 
     Raises DataError for an empty file, one with a header only, and (from `rows`) for a row that is not one.
     """
@@ -109,7 +109,7 @@ def open_table(file: DataFile, layout: Layout) -> Table:
         spec_pb2.DATA_FORMAT_INTERACTIONS: _interactions_table,
     }
     if file.format not in readers:
-        text = "a picture, where a table or texts are read; give those, or a task for pictures (image_classification)"
+        text = "a picture, but the task reads a table or texts; give those, or a task for pictures"
         raise DataError(text, file=file.name)
     return readers[file.format](file, layout)
 
@@ -124,7 +124,7 @@ def _text_table(file: DataFile, layout: Layout) -> Table:
 
 
 def _conll_table(file: DataFile, layout: Layout) -> Table:
-    """Words and tags, and behind them all columns by their numbers, for a mapping."""
+    """Words and tags, then all columns by their numbers, for a mapping."""
     found = ConllFile(file, layout.skip)
     names = ("tokens", "tags", *(f"column_{place + 1}" for place in range(found.width)))
     return _row_table(
@@ -190,7 +190,7 @@ def _same_width(
 
 
 def layout_hint(table: Table) -> str:
-    """What to say where a delimited file perhaps has another delimiter, or a header that was not taken for one."""
+    """A hint if a delimited file may have another delimiter, or a header that was not recognised."""
     delimited = (spec_pb2.DATA_FORMAT_CSV, spec_pb2.DATA_FORMAT_TSV, spec_pb2.DATA_FORMAT_INTERACTIONS)
     if table.file.format not in delimited:
         return ""
@@ -210,7 +210,7 @@ def layout_hint(table: Table) -> str:
 
 def _jsonl_table(file: DataFile, layout: Layout) -> Table:
     rows = read_json_rows(file, layout.skip)
-    # A key may be missing where it has no value: one row alone does not tell them all.
+    # A key may be missing if it has no value, so one row alone may not show all of them.
     head = list(_some(rows, lambda row: row.values()))
     if not head:
         raise _empty(file, layout)
@@ -225,7 +225,7 @@ def _jsonl_table(file: DataFile, layout: Layout) -> Table:
 
 
 def _refuse_wrapped(file: DataFile, line: int, row: dict[str, Any], *, names: frozenset[str]) -> None:
-    """Raises DataError if the only object of a file holds its rows, as exports of tools and of pandas do."""
+    """Raises DataError if the file is one object around its rows, as some tools and pandas export them."""
     if len(row) > 1 and all(isinstance(value, dict) for value in row.values()):
         message = (
             f"one object of columns ({listed(row, most=8)}) instead of rows; write one object a row, "
@@ -259,7 +259,7 @@ def _row_table(
     *,
     header_only: bool = False,
 ) -> Table:
-    """A table of rows that are read whole, whichever columns are wanted."""
+    """A table whose rows are read whole, whichever columns are requested."""
     head = list(_some(rows, iter))
     if not head:
         raise _empty(file, layout, header_only=header_only)
@@ -271,7 +271,7 @@ def _row_table(
 
 
 def _some(rows: Iterator[tuple[int, Any]], values: Callable[[Any], Iterable[Any]]) -> Iterator[tuple[int, Any]]:
-    """The first rows: enough to see what they are, and no more than fit."""
+    """The first rows, bounded in number and size."""
     size = 0
     for line, row in islice(rows, _ROWS_LOOKED_AT):
         yield line, row
@@ -281,7 +281,7 @@ def _some(rows: Iterator[tuple[int, Any]], values: Callable[[Any], Iterable[Any]
 
 
 def _empty(file: DataFile, layout: Layout, *, header_only: bool = False) -> DataError:
-    """The error about a file without rows: what is wrong with its first row if it has only bad ones."""
+    """The error about a file without rows; if all its rows are bad, the first one's error."""
     if layout.bad is not None and (first := layout.bad.first_of(file.name)):
         return first
     if header_only:

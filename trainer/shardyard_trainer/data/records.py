@@ -1,4 +1,4 @@
-"""Rows of any task: for each role the cell of its column, found as mapped, by the role's own name, or by an alias.
+"""Rows of any task: for each role the cell of its column, found by mapping, by the role's name, or by an alias.
 
 Texts with labels have rules of their own (`columns`): there a column may also be found as the only candidate.
 """
@@ -19,7 +19,7 @@ from shardyard_trainer.reading import about, reading
 
 @dataclass(frozen=True)
 class Role:
-    """What a column can be: its name in a spec, and what such columns are called elsewhere, in any case."""
+    """A role of columns: its name in a spec, and other names of such columns, matched in any case."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Record:
-    """One row: its place, the cell of each role that the file has a column for, and the names of a role's numbers."""
+    """One row: file and line, the cell of each role that has a column, and class names for numbers."""
 
     file: str
     line: int
@@ -119,10 +119,10 @@ def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence
 
 
 def _text_hint(table: Table) -> str:
-    """What to say of a plain text, which has no columns."""
+    """A hint for a plain text file, which has no columns."""
     if table.file.format != spec_pb2.DATA_FORMAT_TEXT:
         return ""
-    return "; if each line is a word with its tag behind it, set format to conll"
+    return "; if each line is a word followed by its tag, set format to conll"
 
 
 def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:
@@ -141,7 +141,7 @@ def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:
 
 
 def _column_of(table: Table, mapping: Mapping[str, str], role: Role) -> str:
-    """The role's column; empty: there is none. Raises DataError if two fit."""
+    """The role's column; empty if there is none. Raises DataError if two fit."""
     if role.name in mapping:
         return mapping[role.name]
     taken = set(mapping.values())

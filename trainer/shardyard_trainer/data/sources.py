@@ -1,4 +1,4 @@
-"""From a DataSource to the files behind it, none of them outside of what the server allows."""
+"""Resolves a DataSource to its files, and refuses files outside the server's allowed folders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FORMATS = {
 }
 _PACKED = ".gz"
 _JSON = ".json"
-"""One list of objects, or one object a line; beside data files it is rather about them than one of them."""
+"""One list of objects, or one object a line; next to data files it usually describes them and is not data itself."""
 
 _IDX = re.compile(r"(idx[0-9]-ubyte|\.idx[0-9]?)(\.gz)?$", re.IGNORECASE)
 _TEXT_ENDINGS = [ending for ending, kind in _FORMATS.items() if kind != spec_pb2.DATA_FORMAT_IMAGES]
@@ -55,7 +55,7 @@ class DataFile:
 
 
 def named_sources(spec: spec_pb2.JobSpec) -> Iterator[tuple[str, Source]]:
-    """Every model, tokenizer and data set that a spec names, with its path in the spec, wherever it stands."""
+    """Every model, tokenizer and data set in a spec, with its path in the spec."""
     yield from _named(spec, "spec")
 
 
@@ -102,7 +102,7 @@ def resolve_source(
 
 
 def _check_uploaded(source: spec_pb2.DataSource, locations: worker_pb2.Locations, field: str) -> None:
-    """Raises SpecError DATA_CHANGED if the service's copy is not what was uploaded: nobody's rows are to blame then."""
+    """Raises SpecError DATA_CHANGED if the service's copy differs from the upload: the user's rows are not at fault."""
     folder = locations.folders[source.dataset]
     known = locations.known_files[folder].files if folder in locations.known_files else ()
     folder_path = source.path.rstrip("/") + "/"
@@ -116,14 +116,14 @@ def _check_uploaded(source: spec_pb2.DataSource, locations: worker_pb2.Locations
 
 
 def is_for_tests(name: str) -> bool:
-    """Whether a file is called after a part of a data set that nobody trains on, such as `test.csv`, `a/dev-0.tsv`."""
-    # A picture's own name says nothing: `val_1.jpg` may well be one to train on.
+    """Whether a file is named after a split that is not for training, such as `test.csv`, `a/dev-0.tsv`."""
+    # The name of a picture says nothing: `val_1.jpg` may well be training data.
     name = str(Path(name).parent) if _format_of(name) == spec_pb2.DATA_FORMAT_IMAGES else name
     return not _FOR_TESTS.isdisjoint(re.split(r"[^a-z0-9]+|(?<=[a-z])[0-9]+$", name.lower()))
 
 
 def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Path:
-    """The file or folder behind a path on the server, symlinks resolved; raises SpecError where it is not allowed."""
+    """The file or folder at a path on the server, symlinks resolved. Raises SpecError if it is not allowed."""
     if "://" in uri or uri.startswith("file:") or "::" in uri:
         scheme = shorten(uri.split(":", 1)[0])
         reason = "PATH_NOT_ALLOWED" if scheme == "file" else "ADDRESS_NOT_ALLOWED"
@@ -153,7 +153,7 @@ def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Pat
 def open_regular(path: Path, name: str) -> BinaryIO:
     """Opens a file for reading, never waiting on a FIFO or a device; raises DataError if it is not a regular file."""
     try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer for ever.
+        # O_NONBLOCK: opening a FIFO would otherwise wait forever for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}", file=name) from None
@@ -204,7 +204,7 @@ def _walk(
             raise SpecError(origin, "DATA_INVALID", f"the file name {shorten(name)!r} is not printable UTF-8")
         try:
             resolved = path.resolve()
-        except RuntimeError:  # How Python calls it.
+        except RuntimeError:  # What Python raises for a loop of links.
             text = f"{shorten(name)!r} is a link that leads back to itself; remove it"
             raise SpecError(origin, "PATH_NOT_ALLOWED", text) from None
         if not _is_inside(resolved, inside):
@@ -241,7 +241,7 @@ def _of_pictures(
     wanted: spec_pb2.DataFormat.ValueType,
     field: str,
 ) -> list[DataFile]:
-    """The pictures of a folder with what describes them, if that is what it is; else the other files.
+    """The pictures of a folder and their metadata if it is a folder of pictures; else the other files.
 
     A folder is one of pictures if it has more of them than of other data.
     """
@@ -264,7 +264,7 @@ def _of_pictures(
 
 
 def _folder_below(base: Path, relative: str, inside: list[Path]) -> Path | None:
-    """A folder inside of another one; None: that is not what the path names."""
+    """A folder inside another one; None if the path does not name one."""
     path = Path(relative)
     if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative:
         return None
@@ -276,7 +276,7 @@ def _folder_below(base: Path, relative: str, inside: list[Path]) -> Path | None:
 
 
 def _with_partner(file: DataFile, inside: list[Path]) -> list[DataFile]:
-    """A file alone, or one of IDX with the file of its labels (or pictures) beside it."""
+    """A single file; an IDX file comes with its partner: the labels of its pictures, or the reverse."""
     if file.format != spec_pb2.DATA_FORMAT_IDX:
         return [file]
     found = {file.path: file}
@@ -299,7 +299,7 @@ def partner(name: str) -> str:
 def _files_below(base: Path) -> Iterable[Path]:
     for folder, folders, files in os.walk(base, followlinks=False):
         folders[:] = sorted(name for name in folders if not is_left_out(name))
-        # A link to a folder is listed among the folders and never followed: what lies behind it has two names at best.
+        # A link to a folder is listed as a folder and never followed: its files have another name anyway.
         for name in folders:
             if (linked := Path(folder, name)).is_symlink():
                 yield linked
@@ -321,7 +321,7 @@ def _file(path: Path, name: str, wanted: spec_pb2.DataFormat.ValueType, field: s
 
 
 def _format_of(name: str) -> spec_pb2.DataFormat.ValueType:
-    """By the ending, of `.gz` files by the one before; 0: not known."""
+    """The format by the ending (for `.gz` files the one before it); 0 if unknown."""
     if _IDX.search(name):
         return spec_pb2.DATA_FORMAT_IDX
     suffix = Path(name.lower().removesuffix(_PACKED)).suffix
@@ -335,7 +335,7 @@ def _is_json(name: str) -> bool:
 
 
 def _refuse_container(path: Path, name: str, field: str) -> None:
-    """Raises DataError if a file that no ending explains says itself what it is."""
+    """Raises DataError if the first bytes of a file of unknown ending show another kind."""
     with open_regular(path, name) as stream:
         kind = recognise(stream.read(HEAD_BYTES))
     if kind not in (None, GZIP, PARQUET):

@@ -1,4 +1,4 @@
-"""What data holds, as a plan shows it: samples, tokens, the share that is cut, the share that no tokenizer knows."""
+"""Statistics of data for a plan: samples, tokens, the share that is cut, the share of unknown tokens."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PART = 2**20
 
 
 class _About(NamedTuple):
-    """What warnings about a split of data speak of: fields of a spec, and what a blank text is good for."""
+    """Words for the warnings about a split: fields of the spec, and the effect of a blank text."""
 
     data: str
     tokenizer: str
     blank: str
 
 
-_TRAINED = _About("", "spec.tokenizer", "a label is learnt for nothing")
+_TRAINED = _About("", "spec.tokenizer", "its label teaches nothing")
 _ABOUT: Mapping[str, _About] = {
     "training": _TRAINED._replace(data="spec.train_data"),
     "evaluation": _TRAINED._replace(data="spec.eval_data"),
@@ -60,7 +60,7 @@ class DataStats:
         return self.num_unknown / max(self.num_words, 1)
 
     def to_proto(self) -> plan_pb2.DataStats:
-        """As a plan has it."""
+        """The statistics as the message of a plan."""
         return plan_pb2.DataStats(
             num_samples=self.num_samples,
             num_tokens=self.num_tokens,
@@ -70,11 +70,11 @@ class DataStats:
 
 
 def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iterator[job_pb2.Warning]:
-    """Warnings about what a model will not see of the `of` data, whose texts `field` cuts to `length` tokens."""
+    """Warnings about what a model will not see in the `of` data, whose texts `field` cuts to `length` tokens."""
     about = _ABOUT[of]
     if stats.num_blank:
         message = (
-            f"{stats.num_blank:,} of the {of} texts hold nothing to read, and {about.blank}; remove "
+            f"{stats.num_blank:,} of the {of} texts are blank, and {about.blank}; remove "
             "their rows, or map the column that has the texts"
         )
         yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=about.data)
@@ -99,24 +99,24 @@ def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iter
 
 
 class TokenCounter:
-    """Counts the tokens that stand for text, and those of them that the tokenizer does not know."""
+    """Counts the tokens of text (no special tokens), and how many of them are unknown."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         unknown = tokenizer.unk_token_id
         framing = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
-        # GPT-2's unknown token is its end of text: it knows every byte.
+        # GPT-2's unknown token is its end of text: its vocabulary has every byte, so nothing is unknown.
         self._unknown = -1 if unknown is None or unknown in framing else int(unknown)
         self._special = np.asarray(sorted({*tokenizer.all_special_ids} - {self._unknown}), np.int64)
 
     def count(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each sequence, none of which is empty: tokens of text, and unknown ones (int32)."""
+        """For each sequence (none empty): tokens of text, and unknown ones, int32."""
         starts = np.cumsum([0, *(len(ids) for ids in sequences[:-1])])
         flat = np.fromiter((token for ids in sequences for token in ids), np.int64)
         words = np.add.reduceat((~np.isin(flat, self._special)).astype(np.int32), starts)
         return words, np.add.reduceat((flat == self._unknown).astype(np.int32), starts)
 
     def count_all(self, tokens: np.ndarray) -> tuple[int, int]:
-        """Of a stream of tokens, a part at a time: tokens of text, and unknown ones."""
+        """For one part of a stream of tokens: tokens of text, and unknown ones."""
         words = unknown = 0
         for first in range(0, len(tokens), _PART):
             part = tokens[first : first + _PART]

@@ -1,4 +1,4 @@
-"""Tokens on disk, made once by whichever process comes first, memory-mapped by all."""
+"""Tokens on disk: built once by the first process that needs them, memory-mapped by all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIZES = "sizes.json"
 
 
 def build_once(folder: Path, build: Callable[[Path], Any]) -> Path:
-    """The folder, built by `build(target)` where it is not there yet, or is not as it was built.
+    """The folder, built by `build(target)` if it is missing or no longer as it was built.
 
     Processes that come meanwhile wait for the one that builds; a build that fails or is killed leaves nothing under
     the folder's name.
@@ -46,7 +46,7 @@ def _build(folder: Path, build: Callable[[Path], Any]) -> None:
     target = folder.parent / f".{folder.name}.building"
     shutil.rmtree(target, ignore_errors=True)
     if folder.exists():
-        # At once out of the way: nobody finds it half removed.
+        # Renamed first, so that no process finds a folder that is half removed.
         folder.replace(target)
         shutil.rmtree(target)
     target.mkdir()
@@ -72,13 +72,13 @@ def locked(path: Path, how: int) -> Iterator[Path]:
 
 
 def open_locked(path: Path, how: int) -> BinaryIO:
-    """As `locked`, until the file is closed. The kernel lets go with the process: one that was killed blocks nobody."""
+    """As `locked`, until the file is closed. The kernel releases it with the process, so a killed one blocks nobody."""
     while True:
         lock = path.open("ab")
         try:
             fcntl.flock(lock, how)
             ours, there = os.fstat(lock.fileno()), path.stat()
-        except FileNotFoundError:  # It was removed while this one waited: its lock holds nothing.
+        except FileNotFoundError:  # The file was removed while this process waited: a lock on it protects nothing.
             lock.close()
             continue
         except BaseException:
@@ -90,7 +90,7 @@ def open_locked(path: Path, how: int) -> BinaryIO:
 
 
 def sweep(parent: Path) -> None:
-    """Removes what killed builds have left under a parent of folders of `build_once`."""
+    """Removes the leftovers of killed builds in a folder that `build_once` builds in."""
     names = {path.name.removesuffix(".building").removesuffix(".lock") for path in parent.glob(".*.[bl]*")}
     for name in names:
         with suppress(BlockingIOError), locked(parent / f"{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
@@ -99,7 +99,7 @@ def sweep(parent: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder of `build_once` is there, each of its files as long as it was written."""
+    """Whether a folder of `build_once` exists, and each of its files has the size it was written with."""
     try:
         sizes = json.loads((folder / _SIZES).read_bytes())
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -112,7 +112,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _seal(folder: Path) -> None:
-    """Notes the files' sizes and makes them durable: what lies under the final name is complete after a power cut."""
+    """Records the files' sizes and syncs them, so that a folder under its final name survives a power cut complete."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     (folder / _SIZES).write_text(json.dumps(sizes))
@@ -129,7 +129,7 @@ def _fsync(path: Path) -> None:
 
 
 def files_fingerprint(files: Iterable[DataFile], *, field: str) -> str:
-    """Of the files' bytes, formats and order, and of the names of pictures, whose folder is their class.
+    """A hash of the files' bytes, formats and order, and of the names of pictures, whose folder is their class.
 
     Other names, and places, do not count. `field` of the spec named the files.
     """
@@ -144,7 +144,7 @@ def files_fingerprint(files: Iterable[DataFile], *, field: str) -> str:
 
 
 def fingerprint_of(parts: Mapping[str, Any]) -> str:
-    """Of JSON values."""
+    """A hash of JSON values, the same whatever the order of keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -169,17 +169,17 @@ class TokenStore:
 
     @property
     def num_sequences(self) -> int:
-        """How many there are."""
+        """The number of sequences."""
         return len(self.offsets) - 1
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each, int32."""
+        """The length of each sequence in tokens, int32."""
         return np.diff(self.offsets).astype(np.int32)
 
 
 @dataclass
 class TokenWriter:
-    """Writes a store in flat memory: sequences as they come, further arrays beside them."""
+    """Writes a store in constant memory: sequences as they arrive, other arrays next to them."""
 
     folder: Path
     token_dtype: str
@@ -204,7 +204,7 @@ class TokenWriter:
         self._append(name, values)
 
     def finish(self, **meta: Any) -> None:
-        """Makes the store complete."""
+        """Finishes the files; without it the store is not readable."""
         for stream in self._streams.values():
             stream.close()
         (self.folder / "meta.json").write_text(json.dumps({"arrays": self._sizes, "user": meta}))

@@ -27,7 +27,7 @@ WORDS = (
 )
 SPANS = (Role("text", ("sentence",)), Role("spans", ("entities", "annotations", "label", "labels")))
 
-# What annotation tools call the parts of a span.
+# Names that annotation tools use for the parts of a span.
 _STARTS, _ENDS = ("start", "start_offset"), ("end", "end_offset")
 _NAMES = ("label", "type", "entity", "labels")
 
@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]+")
 
 @dataclass(frozen=True)
 class TaggedText:
-    """Words and their tags as they are written."""
+    """The words of one text with their tags as written."""
 
     file: str
     line: int
@@ -46,7 +46,7 @@ class TaggedText:
 
 
 class TagNames:
-    """The tags that a spec gives, by their numbers; none: any are taken."""
+    """The tags given in a spec, by their numbers; empty: any tag is accepted."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -55,7 +55,7 @@ class TagNames:
         self._taken = {*names, *marked, *({OUTSIDE} if kinds else ())}
 
     def of(self, tags: Sequence[Any], numbered: Sequence[str] = ()) -> list[str]:
-        """The names of tags that are written as names or as numbers. Raises ValueError.
+        """Translates tags written as names or numbers to names. Raises ValueError.
 
         `numbered` are the names of the numbers in the file itself.
         """
@@ -71,7 +71,7 @@ class TagNames:
         for number in numbers:
             if not 0 <= number < len(names):
                 there = f"{where} has {len(names)} names, for 0 to {len(names) - 1}"
-                # What training loops write on tokens that are not to be learnt.
+                # What training loops write for tokens without a label.
                 then = "; give the words of texts and their tags, not the tokens of a tokenizer" * (number == -100)
                 raise ValueError(f"the tag {shorten(str(number))}, but {there}{then}")
         return [self._check(names[number]) for number in numbers]
@@ -94,7 +94,7 @@ class TagNames:
         if self.names:
             message = f"the tag {shorten(tag)!r} is none of labels: {listed(self.names)}{nearest(tag, self.names)}"
             raise ValueError(message)
-        rule = unfit(tag) if tag else f"it is empty; write {OUTSIDE} for a word outside of entities"
+        rule = unfit(tag) if tag else f"it is empty; write {OUTSIDE} for a word outside entities"
         if rule:
             raise ValueError(f"the tag {shorten(tag)!r}: {rule}")
         self._taken.add(tag)
@@ -141,7 +141,7 @@ def _is_plain_word(cell: Any) -> bool:
 
 
 def _by_text(records: Iterable[Record], bad: BadRows) -> Iterator[list[Record]]:
-    """The rows of each text: one, or those that follow one another with the same `text_id`, or with none.
+    """The rows of each text: one row, or consecutive rows with the same `text_id` or without one.
 
     A text that lacks a bad row is bad as a whole.
     """
@@ -159,7 +159,7 @@ def _by_text(records: Iterable[Record], bad: BadRows) -> Iterator[list[Record]]:
             rows, is_whole = [], True
         if not rows and own:
             if (record.file, own) in seen:
-                message = f"text_id {shorten(own)!r} is there again after another; bring its rows together"
+                message = f"text_id {shorten(own)!r} appears again after another text; keep its rows together"
                 raise DataError(message, file=record.file, line=record.line)
             seen.add((record.file, own))
         if len(rows) == _MOST_WORDS:
@@ -217,7 +217,7 @@ def _of_spans(record: Record, known: TagNames) -> tuple[list[str], list[str]]:
     places = split_words(text)
     starts, ends = [first for first, _ in places], [last for _, last in places]
     tags = [OUTSIDE] * len(places)
-    # The same span twice is one that was marked twice.
+    # An identical second span is the same annotation made twice.
     for start, end, label in dict.fromkeys(_span(span, text) for span in _spans(record.cells["spans"])):
         covered = range(bisect_right(ends, start), bisect_left(starts, end))
         what = f"the span {start} to {end} ({shorten(label)})"
@@ -232,7 +232,7 @@ def _of_spans(record: Record, known: TagNames) -> tuple[list[str], list[str]]:
 
 
 def _refuse_part(what: str, text: str, start: int, end: int, around: tuple[tuple[int, int], tuple[int, int]]) -> None:
-    """Raises ValueError for a span that parts a word, as offsets in bytes do, or an end that is the last character."""
+    """Raises ValueError for a span that cuts a word: offsets in bytes, or an end that is one too small."""
     (first, first_end), (last_start, last) = around
     for is_part, verb, word in (
         (start > first, "begins", (first, first_end)),
@@ -241,14 +241,14 @@ def _refuse_part(what: str, text: str, start: int, end: int, around: tuple[tuple
         if is_part:
             inside = f"{shorten(text[slice(*word)])!r} ({word[0]} to {word[1]})"
             raise ValueError(
-                f"{what} {verb} inside of the word {inside}; count in characters, with the end behind the last "
+                f"{what} {verb} inside the word {inside}; count in characters, with the end after the last "
                 "one, and take whole words; or give tokens and tags"
             )
 
 
 def _spans(cell: Any) -> list[Any]:
     if isinstance(cell, Mapping) and all(isinstance(value, list) for value in cell.values()):
-        # Of columns, as the library datasets writes a sequence of records.
+        # One dict of lists, as the library datasets writes a sequence of records.
         rows = list(zip(*cell.values(), strict=False))
         if all(len(value) == len(rows) for value in cell.values()):
             return [dict(zip(cell, row, strict=True)) for row in rows]
@@ -270,7 +270,7 @@ def _span(span: Any, text: str) -> tuple[int, int, str]:
         raise ValueError(f"the span {shown(span)}: start and end are whole numbers, label is a name")
     if not 0 <= start < end <= len(text):
         where = f"{shorten(str(start))} to {shorten(str(end))}"
-        raise ValueError(f"the span {where} is not inside of the text's {len(text)} characters")
+        raise ValueError(f"the span {where} is not inside the text's {len(text)} characters")
     if parts(label.strip())[0] in ("B", "I"):
         raise ValueError(f"the span {start} to {end} ({shorten(label)}): name the kind alone, without B- or I-")
     said = span.get("text") if isinstance(span, Mapping) else span[3] if len(span) > 3 else None

@@ -1,4 +1,4 @@
-"""Tags of words: the scheme that they are written in, one scheme for all, and the entities that they mean."""
+"""Tags of words: detects their scheme, normalises them to one, and finds the entities they mark."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from shardyard_trainer.data.errors import DataError, shorten
 
 BIO, IOB1, BIOES, PLAIN = "BIO", "IOB1", "BIOES", "PLAIN"
-"""B opens every entity; B opens only one behind its like; with marks for ends and single words; no entities at all."""
+"""B on every entity; B only after an entity of the same kind; marks for ends and single words; no entities."""
 
 OUTSIDE = "O"
 _TAG = re.compile(r"([BIESLUMbi])-(.+)", re.DOTALL)
 _OTHERWISE = re.compile(r"[BIESLUM][_:|/]\S+|\S+[-_][BIESLUM]")
-"""How marks are written too, and not read: `B_PER`, `PER-B`."""
+"""Other notations, which are refused: `B_PER`, `PER-B`."""
 
 _OPEN = frozenset("BSU")
 _SINGLE_OR_END = frozenset("ESLU")
@@ -23,7 +23,7 @@ _SINGLE_OR_END = frozenset("ESLU")
 
 @dataclass
 class SchemeFinder:
-    """Looks at the tags of texts and says which scheme they are in."""
+    """Collects the tags of texts and determines their scheme."""
 
     has_ends: bool = False
     opens_with_inside: int = 0
@@ -52,7 +52,7 @@ class SchemeFinder:
             before = (mark, kind)
 
     def find(self, wish: str = "") -> str:
-        """The scheme of all tags seen, or the one that is wished. Raises DataError for tags that it does not have."""
+        """The scheme of all tags seen, or the requested one. Raises DataError for tags outside it."""
         if wish != PLAIN and self.plain and (self.marked or wish):
             self._refuse_mixed()
         if not wish and self.plain and all(_OTHERWISE.fullmatch(tag) for tag in self.plain):
@@ -90,7 +90,7 @@ def parts(tag: str) -> tuple[str, str]:
 
 
 def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
-    """The same entities with a B where each begins and an I on its other words; plain tags as they are."""
+    """Normalises to BIO: B on the first word of each entity, I on the others; plain tags stay as they are."""
     if scheme == PLAIN:
         return list(tags)
     found = []
@@ -101,14 +101,14 @@ def to_bio(tags: Sequence[str], scheme: str) -> list[str]:
             found.append(OUTSIDE)
         else:
             goes_on = bool(before[0]) and before[1] == kind and before[0] not in _SINGLE_OR_END
-            # In IOB1 a B parts two of a kind; elsewhere an I without its B opens an entity all the same.
+            # In IOB1 a B separates two entities of a kind; in others an I without its B still starts an entity.
             found.append(f"I-{kind}" if goes_on and mark not in _OPEN else f"B-{kind}")
         before = (mark, kind)
     return found
 
 
 def labels_of(seen: Iterable[str], scheme: str) -> tuple[str, ...]:
-    """The labels that a model gets for the tags seen: O first, then B and I of each kind; plain ones sorted."""
+    """A model's labels for the tags seen: O first, then B and I of each kind; plain tags sorted."""
     if scheme == PLAIN:
         return tuple(sorted(set(seen)))
     kinds = sorted({parts(tag)[1] for tag in seen} - {""})
@@ -116,7 +116,7 @@ def labels_of(seen: Iterable[str], scheme: str) -> tuple[str, ...]:
 
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, first word, end) of the entities of BIO tags, strictly: what begins with an I is none."""
+    """(kind, first word, end) of the entities in BIO tags, strictly: a run that starts with I is not an entity."""
     found: list[tuple[str, int, int]] = []
     begun: tuple[str, int] | None = None
     for at, tag in enumerate([*tags, OUTSIDE]):

@@ -1,28 +1,28 @@
-"""A text as words and signs, for spans of its characters and for answers that name places in it."""
+"""Splits a text into words and signs, for character spans and for answers with offsets."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Scripts without spaces between words: Thai to Tibetan, Myanmar, Khmer, kana, Han. A sentence of them is no one word.
+# Scripts without spaces between words: Thai to Tibetan, Myanmar, Khmer, kana, Han. A sentence is not one word.
 _SINGLE = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(rf"[{_SINGLE}]|[^\W{_SINGLE}]+|[^\w\s]")
 _LETTERS = re.compile(rf"[^\W{_SINGLE}]")
 _JOINERS = "\u00ad\u200c\u200d"
-"""A soft hyphen, and what Persian words and some emoji are written with."""
+"""The soft hyphen, and the joiners of Persian words and some emoji."""
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """Words and signs of a text as places (start, end) in characters.
+    """The words and signs of a text as character offsets (start, end).
 
     What combines with the character before it, such as an accent, a vowel sign or a skin tone, is never apart from it.
     Of scripts without spaces each character is a word.
     """
     found: list[tuple[int, int]] = []
-    # What the last word goes on with if it follows at once: nothing, a letter, or anything.
+    # What may continue the last word if it follows directly: nothing, a letter, or anything.
     goes_on = ""
     for match in _WORD.finditer(text):
         start, end = match.span()

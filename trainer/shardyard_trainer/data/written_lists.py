@@ -1,4 +1,4 @@
-"""Lists in one cell: as lists, or written as text the way JSON, Python or NumPy do, or as words with spaces between."""
+"""Lists in one cell: real lists, or text as JSON, Python or NumPy write them, or words separated by spaces."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from shardyard_trainer.data.errors import shorten
 
 _SPACED_NUMBERS = re.compile(r"[\[(]\s*([+-]?[0-9]+(?:\s+[+-]?[0-9]+)+)\s*[\])]")
-# Possessive: each character is looked at once. NumPy prints no commas between strings, which Python reads as one.
+# Possessive, so linear. NumPy prints no commas between strings, which Python would join into one.
 _QUOTED = re.compile(r"""("(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')(\s++(?=["']))?""", re.DOTALL)
 
 
 def as_list(cell: Any, what: str) -> list[Any]:
-    """A list, or one that is written as text: JSON, Python's or NumPy's way, or words parted by spaces.
+    """A list, or text that contains one: as JSON, Python or NumPy write it, or words separated by spaces.
 
     Raises ValueError, about `what`, for a cell that is none of these.
     """
@@ -34,7 +34,7 @@ def as_list(cell: Any, what: str) -> list[Any]:
 
 
 def _read_list(written: str) -> Any:
-    """What a text in brackets holds; the text itself if it cannot be read."""
+    """The list in a bracketed text; the text itself if it cannot be read."""
     if numbers := _SPACED_NUMBERS.fullmatch(written):
         return numbers[1].split()
     for read in (json.loads, _literal):

@@ -1,4 +1,4 @@
-"""What a modality is to everything above it: samples of one split, tensors of some of them, and how they are kept.
+"""The interface of a modality: the samples of a split, tensors of some of them, and the files it saves.
 
 One file a modality. A task says which one it reads; the loop, the planner and the answering side know only this.
 """
@@ -19,7 +19,7 @@ from shardyard_trainer.models.door import Folder
 from shardyard_trainer.models.folder import ModelFolder
 
 POSITIONS_AT_ONCE = 8192
-"""Positions in one forward pass: enough to keep the cores busy, little enough to stay in memory."""
+"""Positions in one forward pass when answering: enough to keep the cores busy, few enough for the memory."""
 
 INSTANCES_AT_ONCE = 64
 
@@ -31,7 +31,7 @@ def seed_for(*parts: int | str) -> int:
 
 
 class SampleRef(NamedTuple):
-    """One sample in one pass over the data: everything random about it is seeded by (seed, data_epoch, sample)."""
+    """One sample in one pass over the data; everything random about it is seeded by (seed, data_epoch, sample)."""
 
     data_epoch: int
     sample: int
@@ -44,7 +44,7 @@ class MicroBatch:
     `inputs` are the keyword arguments of the module's forward pass. `num_units` is what the summed loss is divided by:
     how many tokens or samples it is of (never more than 2^53), or the sum of their weights. `num_tokens` are the real
     tokens, `num_positions` the positions computed, padding included.
-    `samples` are the indices of the samples if the metrics put them together again.
+    `samples` are the indices of the samples if the metrics join parts of one sample.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -55,7 +55,7 @@ class MicroBatch:
 
 
 def sum_of(weights: np.ndarray | None, labels: np.ndarray) -> float:
-    """What the loss of these classes is divided by: their number, or the sum of their weights."""
+    """The divisor of the loss over these classes: their number, or the sum of their weights."""
     return len(labels) if weights is None else float(weights[labels].sum(dtype=np.float64))
 
 
@@ -68,36 +68,36 @@ class Samples(Protocol):
 
     @property
     def num_samples(self) -> int:
-        """How many there are."""
+        """The number of samples."""
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens in all of them."""
+        """Real tokens in all samples, padding excluded."""
 
     def lengths(self) -> np.ndarray | None:
         """Tokens of each sample, int32 [num_samples]; None if all are equally long (packed sequences)."""
 
     def stats(self) -> DataStats:
-        """What they hold, and what of it is cut or not known."""
+        """Counts for the plan: tokens, and how many are cut or unknown."""
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        """The samples as tensors on the CPU; at least one sample."""
+        """The samples (at least one) as tensors on the CPU."""
 
 
 class Encoded(Protocol):
-    """One instance of a question, ready for the model."""
+    """One instance of a request, ready for the model."""
 
     @property
     def num_positions(self) -> int:
-        """Positions that it takes in a forward pass without padding."""
+        """Its positions in a forward pass, without padding."""
 
 
 def batches(encoded: Sequence[Encoded], *, unpadded: bool = False) -> Iterator[list[int]]:
-    """Indices of instances to compute together: of like length, so that little is padding, or `unpadded` nothing."""
+    """Batches of indices of similar length, so that little is padding; `unpadded`: of equal length, without padding."""
     order = sorted(range(len(encoded)), key=lambda index: encoded[index].num_positions)
     batch: list[int] = []
     for index in order:
-        # In this order the newest is the longest: it sets the width of the batch.
+        # Sorted by length, so the newest is the longest and sets the width of the batch.
         length = encoded[index].num_positions
         is_full = len(batch) == INSTANCES_AT_ONCE or length * (len(batch) + 1) > POSITIONS_AT_ONCE
         if batch and (is_full or (unpadded and length != encoded[batch[0]].num_positions)):
@@ -112,18 +112,18 @@ class Inputs(Protocol):
     """What turns raw inputs of one modality into what a model reads: a tokenizer, an image processor, an item list."""
 
     files: ClassVar[tuple[str, ...]]
-    """The files that `save` writes into every model folder."""
+    """Names of the files that `save` writes into every model folder."""
 
     @classmethod
     def load(cls, source: Folder, described: ModelFolder) -> Self:
-        """Those of a model folder. Raises FolderInvalid."""
+        """Loads the inputs of a model folder. Raises FolderInvalid."""
 
     @staticmethod
     def refusal(config: Any) -> str:
-        """Why no model of this configuration reads such inputs; empty: it does."""
+        """Why a model of this configuration cannot read such inputs; empty if it can."""
 
     def save(self, folder: Path, config: Any) -> None:
-        """Writes them beside a model with this configuration."""
+        """Writes the files into the folder of a model with this configuration."""
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """generation_config.json of a model that writes, from the settings that training began with."""
+        """The generation_config.json of a generating model, from the settings at the start of training."""

@@ -1,4 +1,4 @@
-"""Histories of users, made once: the items of each in the order of time, on disk, and the catalogue of all items.
+"""Histories of users, built once on disk: the items of each user in order of time, and the catalogue of all items.
 
 Rows are filtered by rating, then by how often users and items occur (k-core), then sorted by user and time; what is
 equal in both stays in the order of the files.
@@ -36,7 +36,7 @@ class Source(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """Which interactions count. `catalogue` are the items that a model knows already; empty: those of the data."""
+    """Which interactions count. `catalogue` has the items that a model already knows; empty: those of the data."""
 
     min_user: int = 1
     min_item: int = 1
@@ -57,12 +57,12 @@ class Histories:
 
     @property
     def has_times(self) -> bool:
-        """Whether the data says when something was."""
+        """Whether the interactions have times."""
         return bool(self.store.meta["has_times"])
 
     @property
     def bad_rows(self) -> Mapping[str, str]:
-        """What to say of rows that were left out, by the field of their source."""
+        """Warnings about skipped rows, by the field of their source."""
         found: dict[str, str] = self.store.meta["bad_rows"]
         return found
 
@@ -109,7 +109,7 @@ class _Rows:
     held: array[int] = field(default_factory=lambda: array("b"))
     num_low: int = 0
     bad: dict[str, str] = field(default_factory=dict)
-    """What to say of rows that were left out because they could not be read, by the source's field."""
+    """Warnings about rows that could not be read and were skipped, by the field of their source."""
 
     def read(self, source: Source, clock: Clock, min_rating: float | None, *, is_held: bool) -> None:
         """Adds those of a source. Raises DataError."""
@@ -144,14 +144,14 @@ class _Table:
         return len(self.users)
 
     def take(self, rows: np.ndarray) -> _Table:
-        """Some of them: a mask, or places in a new order."""
+        """A selection: a boolean mask, or indices in a new order."""
         return _Table(self.users[rows], self.items[rows], self.times[rows], self.held[rows])
 
 
 def _write(target: Path, rows: _Rows, filters: Filters, *, has_times: bool, field: str) -> None:
     table = _Table(*(np.asarray(each) for each in (rows.users, rows.items, rows.times, rows.held)))
     counts = {"rows": len(table) + rows.num_low, "low": rows.num_low}
-    # Stable: what is equal stays in the order of the files.
+    # A stable sort: ties stay in the order of the files.
     table = table.take(np.lexsort((table.times, table.users)))
     num_before = len(table)
     if has_times:
@@ -173,7 +173,7 @@ def _write(target: Path, rows: _Rows, filters: Filters, *, has_times: bool, fiel
 
 
 def _without_doubles(table: _Table) -> _Table:
-    """The same item of the same user at the same time, once: the first of them."""
+    """Removes duplicates (same user, item and time); the first one stays."""
     order = np.lexsort((table.items, table.times, table.users))
     sorted_ = table.take(order)
     same = np.zeros(len(table), bool)
@@ -184,7 +184,7 @@ def _without_doubles(table: _Table) -> _Table:
 
 
 def _core(table: _Table, filters: Filters) -> _Table:
-    """Without rare users and items of the training data, until none is rare: each that goes makes others rarer."""
+    """Removes rare users and items of the training data until none is left (k-core): each removal can cause others."""
     if max(filters.min_user, filters.min_item) <= 1:
         return table
     trained = table.held == 0
@@ -196,7 +196,7 @@ def _core(table: _Table, filters: Filters) -> _Table:
         if left.sum() == keeps.sum():
             break
         keeps = left
-    # Of the evaluation data's users only those that went are left out: who is new was never rare.
+    # The evaluation data loses only users that were removed here: a new user was never rare.
     went = np.setdiff1d(table.users[trained], table.users[keeps])
     return table.take(keeps | (~trained & ~np.isin(table.users, went)))
 
@@ -216,7 +216,7 @@ def _tokens(table: _Table, names: list[str], catalogue: Sequence[str], field: st
         )
         raise DataError(message, field=field)
     token_of = np.asarray([known.get(name, 0) for name in names], np.int64)
-    # An item of the evaluation data alone is none that training knows of.
+    # An item that only the evaluation data has is unknown to training.
     if not catalogue:
         token_of[np.setdiff1d(np.arange(len(names)), trained)] = 0
     return token_of[table.items], items

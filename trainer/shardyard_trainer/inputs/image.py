@@ -30,7 +30,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training changes at random: the least share of a picture that is seen, and how often it is mirrored."""
+    """Random changes in training: the smallest share of a picture that a crop keeps, and how often it is mirrored."""
 
     crop_scale: float = 1.0
     flip: float = 0.0
@@ -38,7 +38,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """One picture as numbers, fp32 [C, H, W]; `complaint` says why there is none."""
+    """One picture as numbers, fp32 [C, H, W]; `complaint` says why it could not be decoded."""
 
     pixels: np.ndarray
     complaint: str = ""
@@ -51,14 +51,14 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What pictures become before a model of this folder sees them."""
+    """How pictures are prepared for a model of this folder."""
 
     settings: PictureSettings
     files: ClassVar[tuple[str, ...]] = (FILE,)
 
     @classmethod
     def load(cls, source: Folder, described: ModelFolder) -> Self:
-        """Those of a model folder. Raises FolderInvalid."""
+        """Reads the settings of a model folder. Raises FolderInvalid."""
         what = "it says how pictures are resized and normalised: save the image processor beside the model"
         values = source.read_object(FILE, what=what)
         channels = described.config.get("num_channels", 3)
@@ -66,7 +66,7 @@ class ImageInputs:
 
     @staticmethod
     def refusal(config: Any) -> str:
-        """Why no model of this configuration reads pictures; empty: it does."""
+        """Why a model of this configuration cannot read pictures; empty if it can."""
         return architectures.picture_refusal(config)
 
     def save(self, folder: Path, _config: Any) -> None:
@@ -75,11 +75,11 @@ class ImageInputs:
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def generation(self, _config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing: no model of pictures writes."""
+        """Empty: a model of pictures does not generate."""
         return dict(settings)
 
     def read(self, content: bytes | np.ndarray) -> Image.Image:
-        """A picture with the model's channels. Raises PictureInvalid."""
+        """Decodes a picture to the model's channels. Raises PictureInvalid."""
         channels = self.settings.channels
         return (
             read_picture(content, channels=channels)
@@ -92,7 +92,7 @@ class ImageInputs:
         return processed(self.read(content), self.settings)
 
     def augment(self, content: bytes | np.ndarray, how: Augmentation, draw: np.random.Generator) -> np.ndarray:
-        """A picture as numbers, changed at random by what `draw` gives. Raises PictureInvalid."""
+        """A picture as numbers, with random changes drawn from `draw`. Raises PictureInvalid."""
         picture = self.read(content)
         if how.crop_scale < 1:
             box = random_box(picture.size, how.crop_scale, draw)
@@ -111,7 +111,7 @@ class ImageInputs:
 
 
 def positions(side: Sequence[int]) -> int:
-    """Positions that a picture of this height and width counts."""
+    """The number of positions for a picture of this height and width."""
     return math.ceil(side[0] / PATCH) * math.ceil(side[1] / PATCH) + 1
 
 

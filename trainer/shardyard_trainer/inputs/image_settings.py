@@ -1,4 +1,4 @@
-"""What becomes of a picture before a model sees it, as plain numbers: read from preprocessor_config.json and written.
+"""How a picture is prepared for a model, as plain numbers, read from and written to preprocessor_config.json.
 
 Transformers has a class for each family, with rules of its own. Those that are known here are put into one form
 (`PictureSettings`), which is written as the plain ViTImageProcessor: any version of transformers then does the same.
@@ -22,7 +22,7 @@ FILE = "preprocessor_config.json"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST_SIDE = 4096
 _SHORTEST_TO_WARP = 384
-"""From this size on, ConvNeXT's processor squeezes the whole picture instead of cutting its middle out."""
+"""From this size on, ConvNeXT's processor resizes the whole picture instead of cropping its centre."""
 
 _KINDS: Mapping[str, type[Any]] = {
     "Beit": transformers.BeitImageProcessorPil,
@@ -39,7 +39,7 @@ _KINDS: Mapping[str, type[Any]] = {
     "Siglip": transformers.SiglipImageProcessorPil,
     "ViT": transformers.ViTImageProcessorPil,
 }
-"""Processors whose steps are known here; of each only what it takes for settings that a file leaves out is used."""
+"""Processors whose steps are known here; of each, only the defaults for missing settings are used."""
 
 _OWN = (
     *("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "crop_pct", "do_resize"),
@@ -76,7 +76,7 @@ class PictureSettings:
         return found
 
     def resized(self, side: int) -> PictureSettings:
-        """The same for a model that sees `side` pixels each way: what is cut off stays the same part."""
+        """The same settings for `side` pixels each way; the crop keeps the same part of the picture."""
         if self.shortest is not None and self.crop is not None:
             shortest = round(self.shortest * side / min(self.crop))
             return PictureSettings(
@@ -107,7 +107,7 @@ class PictureSettings:
 
 
 def default_settings(side: tuple[int, int], channels: int) -> PictureSettings:
-    """For a model that nothing was said of: the whole picture, squeezed; ImageNet's mean and spread."""
+    """Defaults for a model without settings: the whole picture, resized; ImageNet's mean and standard deviation."""
     mean, std = (_IMAGENET_MEAN, _IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
     return PictureSettings(side, None, None, Image.Resampling.BILINEAR, 1 / 255, mean, std)
 
@@ -139,7 +139,7 @@ def read_settings(values: Mapping[str, Any], *, channels: int) -> PictureSetting
 
 
 def processed(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
-    """Numbers for a model, fp32 [channels, H, W], by the same steps as transformers' processors with Pillow."""
+    """A picture as the model's input, fp32 [channels, H, W], by the steps of transformers' Pillow processors."""
     if settings.size is not None:
         picture = picture.resize((settings.size[1], settings.size[0]), Image.Resampling(settings.resample))
     elif settings.shortest is not None:
@@ -150,7 +150,7 @@ def processed(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
 
 
 def normalised(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
-    """Pixels as numbers of about unit spread, fp32 [channels, H, W]."""
+    """Normalised pixels, fp32 [channels, H, W]."""
     pixels_HWC = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, settings.channels)
     pixels_HWC = pixels_HWC * np.float32(settings.factor)
     if settings.is_bgr:
@@ -163,13 +163,13 @@ def _by_shortest(size: tuple[int, int], shortest: int) -> tuple[int, int]:
     width, height = size
     short, long = min(size), max(size)
     other = max(int(shortest * long / short), 1)
-    # A strip of pixels would grow without end.
+    # The longer side of a narrow strip of pixels would become enormous.
     other = min(other, 16 * _LARGEST_SIDE)
     return (shortest, other) if width <= height else (other, shortest)
 
 
 def _centre(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle of a picture, black around it if it is smaller."""
+    """The centre of a picture, with a black border if it is smaller."""
     top, left = (
         each // 2 if each >= 0 else -((1 - each) // 2) for each in (picture.height - height, picture.width - width)
     )
@@ -191,7 +191,7 @@ def _kind_of(values: Mapping[str, Any]) -> str:
 
 
 def _with_defaults(values: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
-    """The known settings, those that are left out or null as their processor has them."""
+    """The known settings; missing or null ones have their processor's default."""
     own = {name: getattr(kind, name, None) for name in _OWN}
     own = {**own, "rescale_factor": own["rescale_factor"] or 1 / 255}
     given = {name: values[name] for name in _OWN if values.get(name) is not None}

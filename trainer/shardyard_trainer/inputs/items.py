@@ -20,7 +20,7 @@ PADDING = 0
 
 @dataclass(frozen=True)
 class EncodedHistory:
-    """A history as tokens, those that the model sees in `ids`; `seen` are all of it, `unknown` what has no token."""
+    """A history as tokens: `ids` for the model, `seen` all of them, `unknown` the items without a token."""
 
     ids: list[int]
     seen: list[int]
@@ -34,7 +34,7 @@ class EncodedHistory:
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """The catalogue in the order of its tokens, and how many items of a history the model sees."""
+    """The catalogue in the order of its tokens, and the number of latest items that the model sees."""
 
     items: tuple[str, ...]
     max_history: int
@@ -42,7 +42,7 @@ class ItemInputs:
 
     @classmethod
     def load(cls, source: Folder, described: ModelFolder) -> Self:
-        """That of a model folder. Raises FolderInvalid."""
+        """Reads the catalogue of a model folder. Raises FolderInvalid."""
         if not source.has(ITEMS_FILE):
             raise FolderInvalid(f"the folder has no {ITEMS_FILE}, the catalogue of its items", file=ITEMS_FILE)
         found = source.read_json(ITEMS_FILE, most_bytes=MAX_VOCABULARY_BYTES)
@@ -63,7 +63,7 @@ class ItemInputs:
 
     @staticmethod
     def refusal(config: Any) -> str:
-        """Why no model of this configuration reads histories; empty: it does."""
+        """Why a model of this configuration cannot read histories; empty if it can."""
         return architectures.refusal(config)
 
     def save(self, folder: Path, config: Any) -> None:
@@ -72,11 +72,11 @@ class ItemInputs:
         (folder / ITEMS_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing ends a history."""
+        """Empty: no token ends a history."""
         return {"pad_token_id": PADDING}
 
     def encode(self, history: Sequence[str]) -> EncodedHistory:
-        """A history, the latest item last; what is not in the catalogue is left out."""
+        """Encodes a history, the latest item last; items outside the catalogue are skipped."""
         tokens = [token for item in history if (token := self._tokens.get(item)) is not None]
         unknown = dict.fromkeys(item for item in history if item not in self._tokens)
         return EncodedHistory(tokens[-self.max_history :], sorted({*tokens}), list(unknown))

@@ -1,4 +1,4 @@
-"""Labelled texts, tokenised once: their tokens, types and labels on disk, checked row by row on the way there."""
+"""Labelled texts, tokenised once: tokens, types and labels on disk, each row checked on the way there."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class Examples(NamedTuple):
 
     @property
     def has_pairs(self) -> bool:
-        """Whether an example is two texts."""
+        """Whether each example is a pair of texts."""
         return bool(self.store.meta["has_pairs"])
 
     @property
     def label_notes(self) -> list[tuple[str, str]]:
-        """What to warn of, as (reason, message)."""
+        """Warnings, as (reason, message)."""
         return [(reason, message) for reason, message in self.store.meta["label_notes"]]
 
     @property
     def label_way(self) -> str:
-        """How the labels were read; for `Wanted.like`."""
+        """How the labels were read, for `Wanted.like`."""
         return str(self.store.meta["label_way"])
 
     def stats(self, index: np.ndarray) -> DataStats:
-        """What some of the texts hold."""
+        """Statistics of some of the texts."""
         arrays = self.store.arrays
         return DataStats(
             num_samples=len(index),
@@ -93,7 +93,7 @@ def load_examples(
         "layout": layout_key(source),
         **wanted._asdict(),
     }
-    # A plan found these labels, and has tokenised the same for it, if it was not given them.
+    # If the spec gave no labels, the plan found these and left its tokens in the cache; they are used again.
     found = cache_dir / "examples" / fingerprint_of({**key, "labels": ()})
     if wanted.labels and in_use(found):
         store = TokenStore.open(found)
@@ -113,13 +113,13 @@ def load_examples(
 
     def build(target: Path) -> None:
         try:
-            # All rows before the first is tokenised, which takes ten times as long: a file's last row is refused early.
+            # Check all rows before tokenising any, which takes ten times as long: an error in the last row shows early.
             bad = BadRows(source)
             checked = _check(rows(bad), LabelColumn(wanted), bad, field)
             good = (row for row in rows(BadRows(source)) if (row.file, row.line) not in bad.places)
             _tokenise(good, checked, tokenizer, target, max_length=max_length)
         except DataError as error:
-            # What is found while rows are put together is said of the source that they came from.
+            # Errors found while rows are combined are reported for the source that the rows came from.
             raise (error if error.field.startswith((field, LABEL_COLUMNS_FIELD)) else error.at(field)) from None
 
     folder = cache_dir / "examples" / fingerprint_of(key)
@@ -128,7 +128,7 @@ def load_examples(
 
 
 class _Checked(NamedTuple):
-    """What a first reading of all rows found."""
+    """The results of a first reading of all rows."""
 
     labels: Labels
     num_rows: int
@@ -195,11 +195,11 @@ class ClassificationSamples:
         self.num_tokens = int(self._lengths.sum())
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int32."""
+        """The length of each text in tokens, int32."""
         return self._lengths
 
     def stats(self) -> DataStats:
-        """What they hold."""
+        """Statistics of these texts."""
         return self._examples.stats(self._index)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
@@ -225,7 +225,7 @@ class ClassificationSamples:
         return MicroBatch(inputs, num_units, int(lengths.sum()), ids.size)
 
     def counts(self) -> np.ndarray:
-        """How many texts of each class there are, int64 [C]; for one label a text."""
+        """The number of texts of each class, int64 [C]; only for one label a text."""
         labels = self._examples.store.arrays["labels"][self._index]
         return np.bincount(labels, minlength=len(self._examples.schema.labels))
 
@@ -238,11 +238,11 @@ class ClassificationSamples:
 
 
 class Labelled(Protocol):
-    """Samples with labels, as `Examples` has them."""
+    """Samples with labels, such as `Examples`."""
 
     @property
     def store(self) -> TokenStore:
-        """A sequence a sample, and the array `labels`."""
+        """One sequence for each sample, and the array `labels`."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -252,7 +252,7 @@ class Labelled(Protocol):
 def hold_out(examples: Labelled, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The samples to train on, those to evaluate on, and what to warn of. Raises DataError if none is left to train on.
 
-    By lot, not the last ones: labelled data often comes sorted by label.
+    Held out at random, not from the end: labelled data often comes sorted by label.
     """
     num_samples = examples.store.num_sequences
     order = np.random.default_rng([seed, 0x401D]).permutation(num_samples)
@@ -266,7 +266,7 @@ def hold_out(examples: Labelled, holdout: float, seed: int) -> tuple[np.ndarray,
 
 
 def _keep_classes(train: np.ndarray, held_out: np.ndarray, examples: Labelled) -> tuple[np.ndarray, np.ndarray, str]:
-    """Gives one sample back to training for each class of which the lot held out all."""
+    """Moves one sample back to training for each class whose samples were all held out."""
     labels: np.ndarray = examples.store.arrays["labels"]
     lost = np.setdiff1d(labels[held_out], labels[train])
     if not len(lost):

@@ -1,4 +1,4 @@
-"""Samples of histories: sequences to learn the next item from, and targets to evaluate on. B samples, T positions."""
+"""Samples of histories: sequences for learning the next item, and evaluation targets. B samples, T positions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shardyard_trainer.inputs.items import PADDING
 
 IGNORED = -100
 HELD_OUT_FROM = 3
-"""Interactions of a user of whom the last one is held out: of two, nothing would be left to learn from."""
+"""The least interactions of a user for holding out the last one: with two, none would be left to learn from."""
 
 
 class Held(Enum):
-    """What is evaluated on."""
+    """Which interactions are evaluated on."""
 
     NOTHING = "none"
     DATA = "eval_data"
@@ -44,7 +44,7 @@ def targets_of(histories: Histories, held: Held, share: float = 0.0) -> np.ndarr
 
 
 class HistorySamples:
-    """For each user with two items or more, the latest of them: each is predicted from those before it."""
+    """The latest items of each user with two or more; each is predicted from those before it."""
 
     def __init__(self, histories: Histories, is_target: np.ndarray, max_history: int) -> None:
         self._tokens = histories.store.tokens
@@ -65,11 +65,11 @@ class HistorySamples:
         return int((self._sizes - 1 > self._max_history).sum())
 
     def lengths(self) -> np.ndarray:
-        """Items that each sequence is read from, int32."""
+        """The length of each sequence in items, int32."""
         return self._lengths
 
     def stats(self) -> DataStats:
-        """What they hold."""
+        """Statistics of these sequences."""
         return DataStats(self.num_samples, self.num_tokens, self.num_cut, self.num_tokens, 0, told=True)
 
     def popularity(self, num_items: int) -> np.ndarray:
@@ -111,26 +111,26 @@ class TargetSamples:
         self.num_tokens = int(self._lengths.sum())
 
     def lengths(self) -> np.ndarray:
-        """Items that each target is predicted from, int32."""
+        """The number of items that each target is predicted from, int32."""
         return self._lengths
 
     def stats(self) -> DataStats:
-        """What they hold."""
+        """Statistics of these sequences."""
         return DataStats(self.num_samples, self.num_tokens, 0, self.num_tokens, 0, told=True)
 
     def history(self, sample: int) -> np.ndarray:
-        """The tokens that the user of a target had before it."""
+        """All tokens of the target's user before the target."""
         found = np.asarray(self._tokens[self._starts[sample] : self._places[sample]])
         return found[found > PADDING]
 
     @cached_property
     def num_repeated(self) -> int:
-        """Targets that their user had before."""
+        """The number of targets that their user already had before."""
         return sum(self._tokens[place] in self.history(at) for at, place in enumerate(self._places))
 
     def ranks_by(self, popularity: np.ndarray) -> np.ndarray:
         """The place of each target in one list for all, the most frequent item first; int64 [num_samples]."""
-        # Equal ones in the order of the catalogue.
+        # Ties stay in the order of the catalogue.
         order = np.argsort(-popularity[1:], kind="stable") + 1
         place_of = np.empty(len(popularity), np.int64)
         place_of[order] = np.arange(1, len(popularity))

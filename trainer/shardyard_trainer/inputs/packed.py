@@ -1,7 +1,7 @@
 """A corpus as a stream of tokens, cut into blocks by a pure function of (seed, pass, sequence length).
 
 In every pass the documents come in another order; a block is a window of the stream. Where one document ends and the
-next begins inside of a block, the positions restart, and the model is kept from looking across.
+next begins inside a block, the positions restart, and the model is kept from looking across.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
 
 CORPUS_VERSION = 4
 _BATCH_TEXTS = 512
-# A whole file as one document is tokenised in pieces of about this many characters, cut at line breaks.
+# A whole file read as one document is tokenised in pieces of about this many characters, cut at line breaks.
 _PIECE = 2**20
-# From so many documents on, whole ones are held out; of fewer, the end of the stream.
+# With at least this many documents, whole ones are held out; with fewer, the end of the stream.
 _FEW_DOCUMENTS = 10
 
 
 class Frame(NamedTuple):
-    """Token ids that stand before and after each document; empty: none."""
+    """Token ids placed before and after each document; empty: none."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -47,7 +47,7 @@ class Frame(NamedTuple):
 def causal_frame(tokenizer: PreTrainedTokenizerFast) -> Frame:
     """Begin and end tokens for next-token prediction.
 
-    Where they are one token (GPT-2), it stands once between documents: the end of one is the beginning of the next.
+    If they are the same token (GPT-2), it appears once between documents: it ends one and begins the next.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if eos is None:
@@ -58,25 +58,25 @@ def causal_frame(tokenizer: PreTrainedTokenizerFast) -> Frame:
 
 
 def masked_frame(tokenizer: PreTrainedTokenizerFast) -> Frame:
-    """The tokens that an encoder expects around a text."""
+    """The begin and end tokens that an encoder expects around a text."""
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     return Frame(() if cls is None else (cls,), () if sep is None else (sep,))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of one split: those from `first` to `last` of a store, or where they are few, a cut of its tokens."""
+    """Documents of one split: a range of a store's documents, or of its tokens if the documents are few."""
 
     tokens: np.ndarray
     starts: np.ndarray
     """Where each document begins, relative to `tokens`; the first is 0."""
     continues: np.ndarray | None
-    """1 for a token that continues a word, where whole words are masked."""
+    """1 for a token that continues a word; present if whole words are masked."""
     num_bytes: int
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, frames included."""
+        """Number of tokens, frames included."""
         return len(self.tokens)
 
     @property
@@ -116,7 +116,7 @@ def load_corpus(
 
 
 class Texts:
-    """The documents of a source, in order; read anew each time they are gone through."""
+    """The documents of a source, in order; read again on every iteration."""
 
     def __init__(self, files: list[DataFile], source: spec_pb2.DataSource, *, field: str) -> None:
         self._files = files
@@ -139,7 +139,7 @@ class Texts:
 
 
 def whole(store: TokenStore) -> Corpus:
-    """All of a store."""
+    """The corpus of all documents of a store."""
     return _slice(store, 0, len(store.tokens), int(store.meta["num_bytes"]))
 
 
@@ -161,7 +161,7 @@ def split(store: TokenStore, holdout: float) -> tuple[Corpus, Corpus | None]:
 
 
 def corpus_stats(corpus: Corpus, blocks: Blocks, counter: TokenCounter, *, num_tokens: int) -> DataStats:
-    """What packed sequences hold; nothing of a corpus is cut, and what is not known is counted over all of it."""
+    """Statistics of packed sequences; nothing is cut, and unknown tokens are counted over the whole corpus."""
     words, unknown = counter.count_all(corpus.tokens)
     return DataStats(blocks.num_blocks, num_tokens, num_cut=0, num_words=words, num_unknown=unknown)
 
@@ -186,7 +186,7 @@ class Blocks:
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def block(self, data_epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the window in the corpus's tokens, and for each whether a document begins there.
+        """Positions of the window in the corpus's tokens, and for each of them whether a document begins there.
 
         At most `length + overlap` long. The first token of a window counts as a beginning.
         """
@@ -278,7 +278,7 @@ def _continues(words: list[int | None]) -> list[int]:
 
 
 def check_enough(corpus: Corpus, num_blocks: int, length: int, *, field: str) -> None:
-    """Raises DataError if there is not one sequence of `length`."""
+    """Raises DataError if the corpus is shorter than one sequence of `length`."""
     if num_blocks == 0:
         raise DataError(
             f"{corpus.num_tokens:,} tokens in {corpus.num_documents:,} documents are less than one sequence of "

@@ -1,4 +1,4 @@
-"""Labelled pictures, looked at once: the bytes of their files end to end on disk, each known to decode.
+"""Labelled pictures, checked once: the bytes of their files end to end on disk, each known to decode.
 
 They are decoded again for every pass, a step ahead of it: augmentation wants the whole picture, and decoded ones would
 take ten times the room.
@@ -43,16 +43,16 @@ class Pictures(NamedTuple):
 
     @property
     def label_notes(self) -> list[tuple[str, str]]:
-        """What to warn of, as (reason, message)."""
+        """Warnings, as (reason, message)."""
         return [(reason, message) for reason, message in self.store.meta["label_notes"]]
 
     @property
     def label_way(self) -> str:
-        """How the labels were read; for `Wanted.like`."""
+        """How the labels were read, for `Wanted.like`."""
         return str(self.store.meta["label_way"])
 
     def content(self, row: int) -> bytes | np.ndarray:
-        """A picture's file, or its grey pixels."""
+        """The bytes of a picture's file, or its grey pixels."""
         store = self.store
         held = store.tokens[store.offsets[row] : store.offsets[row + 1]]
         height, width = int(store.arrays["height"][row]), int(store.arrays["width"][row])
@@ -69,7 +69,7 @@ def load_pictures(
         "layout": layout_key(source),
         **wanted._asdict(),
     }
-    # A plan found these labels if it was not given them.
+    # If the spec gave no labels, the plan found these; its cache is used again.
     found = _folder(cache_dir, {**key, "labels": ()})
     if wanted.labels and in_use(found):
         store = TokenStore.open(found)
@@ -127,7 +127,7 @@ def _complaint(picture: Picture, field: str) -> DataError | None:
 
 
 class PictureSamples:
-    """Pictures of one split; those of training are changed at random, by (seed, data epoch, sample) alone."""
+    """Pictures of one split; training changes them at random, seeded by (seed, data epoch, sample) alone."""
 
     def __init__(
         self,
@@ -147,11 +147,11 @@ class PictureSamples:
         self.num_tokens = len(index)
 
     def lengths(self) -> np.ndarray | None:
-        """None: all are equally large."""
+        """None: all pictures have the same size."""
         return None
 
     def stats(self) -> DataStats:
-        """How many there are; nothing is cut or unknown."""
+        """The number of pictures; nothing is cut or unknown."""
         return DataStats(self.num_samples, self.num_tokens, num_cut=0, num_words=0, num_unknown=0)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:

@@ -31,7 +31,7 @@ Pieces = list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class _Family:
-    """How a family of models uses its pieces: what stands around a text, and what is done to it before."""
+    """How a family of models uses its pieces: the tokens around a text, and what is done to the text before."""
 
     before: str = ""
     after: str = ""
@@ -57,11 +57,11 @@ _FAMILIES: Mapping[str, _Family] = {
     "DebertaV2Tokenizer": _BERT_LIKE,
 }
 _OPENS_ONLY = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"})
-"""Families that begin a text and do not end it, unless `add_eos_token` says so."""
+"""Families that add a begin token and no end token, unless `add_eos_token` is set."""
 
 
 def read_pieces(folder: Folder, name: str) -> Any:
-    """The model of a file. Raises FolderInvalid for one that is not a model of unigrams or byte pairs."""
+    """Parses a file. Raises FolderInvalid if it is not a model of unigrams or byte pairs."""
     proto = schema.ModelProto()
     try:
         proto.ParseFromString(folder.read(name, most_bytes=MAX_VOCABULARY_BYTES))

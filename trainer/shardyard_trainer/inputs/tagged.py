@@ -1,4 +1,4 @@
-"""Tagged words, tokenised once: the windows of every text on disk, with the label of each word at its first token."""
+"""Tagged words, tokenised once: windows of every text on disk, with the label of each word at its first token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BATCH_TEXTS = 256
 
 @dataclass(frozen=True)
 class TagWish:
-    """What a spec says of tags: their scheme (empty: found), and the labels by class id (none: those of the data)."""
+    """A spec's settings for tags: the scheme (empty: detected), and labels by class id (empty: those of the data)."""
 
     scheme: str = ""
     labels: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class TaggedTexts:
 
 
 class TaggedWords:
-    """The texts of a source with single spaces between their words, as often as they are asked for."""
+    """The texts of a source with single spaces between words; can be iterated any number of times."""
 
     def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource, names: Sequence[str]) -> None:
         self._files = files
@@ -92,7 +92,7 @@ def load_tagged(
 
     def build(target: Path) -> None:
         finder, num_tags, num_texts, bad = SchemeFinder(), 0, 0, BadRows(source)
-        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        # Check all rows before tokenising any, so that an error in the last row is reported early.
         for text in read_tagged(files, source, names=wish.labels, field=field, bad=bad):
             finder.add(text.tags, text.file, text.line)
             num_tags += len(text.tags)
@@ -125,7 +125,7 @@ def load_tagged(
 
 
 def _planned(cache_dir: Path, key: Mapping[str, Any], wish: TagWish) -> TaggedTexts | None:
-    """What a plan has left of the same texts: it found the scheme, and the labels if it was not given any."""
+    """The same texts if a plan left them in the cache; it detected the scheme, and the labels if none were given."""
     for labels in dict.fromkeys((wish.labels, ())) if wish.scheme else ():
         folder = _folder(cache_dir, {**key, "wish": ["", *labels]})
         if in_use(folder):
@@ -211,15 +211,15 @@ class TaggedSamples:
         self.num_tokens = int(self._lengths.sum())
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each window, int32."""
+        """The length of each window in tokens, int32."""
         return self._lengths
 
     def text_of(self, samples: np.ndarray) -> np.ndarray:
-        """The texts that windows are of, int64."""
+        """The text of each window, int64."""
         return np.asarray(self.data.store.arrays["texts"][self._index[samples]])
 
     def counts(self) -> np.ndarray:
-        """How many tokens of each label are learnt, int64 [C]."""
+        """The number of tokens of each label that are trained on, int64 [C]."""
         total = np.zeros(len(self.data.labels), np.int64)
         for row in self._index.tolist():
             labels = self._labels(row)
@@ -227,7 +227,7 @@ class TaggedSamples:
         return total
 
     def stats(self) -> DataStats:
-        """What they hold; nothing is cut."""
+        """Statistics of the windows; nothing is cut."""
         arrays = self.data.store.arrays
         return DataStats(
             num_samples=self.num_samples,

@@ -47,7 +47,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class TextInputs:
-    """A tokenizer without padding or truncation of its own; `length` is the longest text that it is used for."""
+    """A tokenizer without padding or truncation of its own; `length` is the longest text in tokens."""
 
     tokenizer: Any
     length: int | None = None
@@ -55,7 +55,7 @@ class TextInputs:
 
     @classmethod
     def load(cls, source: Folder, described: ModelFolder) -> Self:
-        """The tokenizer of a model folder, as its authors use it. Raises FolderInvalid."""
+        """Loads the tokenizer of a model folder, as its authors use it. Raises FolderInvalid."""
         tokenizer = prepare(build_tokenizer(source))
         if described.sentence is not None and described.sentence.lower_case:
             lower_case(tokenizer)
@@ -63,11 +63,11 @@ class TextInputs:
 
     @staticmethod
     def refusal(config: Any) -> str:
-        """Why no model of this configuration reads texts; empty: it does."""
+        """Why a model of this configuration cannot read texts; empty if it can."""
         return architectures.refusal(config)
 
     def save(self, folder: Path, config: Any) -> None:
-        """Writes the tokenizer."""
+        """Writes the tokenizer's files into the folder."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
@@ -75,7 +75,7 @@ class TextInputs:
         tokenizer.save_pretrained(folder)
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, and all tokens that end a text."""
+        """The given settings, with all tokens that end a text."""
         ends = end_tokens(config, settings, self.tokenizer)
         roles = {f"{role}_token_id": getattr(self.tokenizer, f"{role}_token_id") for role in ("bos", "pad")}
         found = {name: value for name, value in roles.items() if value is not None} | dict(settings)
@@ -97,18 +97,18 @@ class TextInputs:
         return [each for each in encoded if each is not None]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Texts to be continued: behind the token that a document begins with in training, and with no end."""
+        """Encodes prompts: after the token that begins a document in training, and without an end token."""
         before = list(causal_frame(self.tokenizer).before)
         with encoding_raises(encoding_fault):
             found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        # A model without a begin token still needs one token to go on from.
+        # A model without a begin token still needs one token to continue from.
         prompts = [before + list(ids) or [self.tokenizer.pad_token_id or 0] for ids in found]
         return [EncodedText(prompt, [0] * len(prompt)) for prompt in prompts]
 
     def tensors(self, model: Any, encoded: Sequence[EncodedText]) -> dict[str, torch.Tensor]:
         """The inputs of a model: ids_BT, mask_BT, and type ids if the model has them; padded on the right."""
         longest = max(len(each.ids) for each in encoded)
-        padding = self.tokenizer.pad_token_id or 0  # Behind the mask its value does not matter.
+        padding = self.tokenizer.pad_token_id or 0  # The mask hides these positions, so their value does not matter.
         inputs = {
             "input_ids": torch.tensor([each.ids + [padding] * (longest - len(each.ids)) for each in encoded]),
             "attention_mask": torch.tensor([[1] * len(each.ids) + [0] * (longest - len(each.ids)) for each in encoded]),
@@ -121,7 +121,7 @@ class TextInputs:
 
 
 def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
-    """A fresh model's configuration made to fit its tokenizer and the longest sequence; a given model's checked.
+    """Fits a fresh model's configuration to its tokenizer and the longest sequence; checks that of a given model.
 
     Raises SpecError for a tokenizer that the model has no embeddings for.
     """
@@ -147,7 +147,7 @@ def adapt(choice: ModelChoice, tokenizer: Any, length: int) -> ModelChoice:
 
 
 def check_length(choice: ModelChoice, length: int, *, field: str) -> None:
-    """Raises SpecError where the model cannot address so many tokens."""
+    """Raises SpecError if the model cannot address this many tokens."""
     most = architectures.longest(choice.config)
     if most is not None and length > most:
         raise SpecError(

@@ -1,4 +1,4 @@
-"""Tokenizers: a given one made fit for training, or one trained on the corpus."""
+"""Tokenizers: prepares a given one for training, or trains one on the corpus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FIELD = "spec.tokenizer"
 
 
 class SpecialTokens(NamedTuple):
-    """The special tokens that a kind of model needs; empty: it has none."""
+    """The special tokens that a kind of model needs; an empty one is not used."""
 
     pad: str
     unk: str
@@ -39,12 +39,12 @@ class SpecialTokens(NamedTuple):
     mask: str = ""
 
     def names(self) -> list[str]:
-        """The different tokens, pad first."""
+        """The distinct tokens, pad first."""
         return list(dict.fromkeys(token for token in self if token))
 
 
 CAUSAL = SpecialTokens(pad="<|pad|>", unk="<|unk|>", bos="<|endoftext|>", eos="<|endoftext|>")
-# The order of BERT's and RoBERTa's vocabularies, whose configurations have pad 0 and 1.
+# The order of BERT's and RoBERTa's vocabularies, whose configurations expect pad at 0 and 1.
 BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 ROBERTA = SpecialTokens(pad="<pad>", unk="<unk>", bos="<s>", eos="</s>", cls="<s>", sep="</s>", mask="<mask>")
 
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Folder, *, field: str = _FIELD) -> PreTrainedTokenize
 
 
 def prepare(tokenizer: Any) -> PreTrainedTokenizerFast:
-    """Takes fixed padding and truncation off, which a tokenizer.json may carry, and pads on the right."""
+    """Removes fixed padding and truncation, which a tokenizer.json may contain, and pads on the right."""
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -70,7 +70,7 @@ def prepare(tokenizer: Any) -> PreTrainedTokenizerFast:
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Gives a tokenizer without a pad token its end token for one; returns what to warn of, or an empty string."""
+    """Lets a tokenizer without a pad token pad with its end token; returns a warning about it, or an empty string."""
     if tokenizer.pad_token_id is not None:
         return ""
     stand_in = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
@@ -79,7 +79,7 @@ def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
             _FIELD,
             "MODEL_INVALID",
             "the tokenizer has no pad, end, separator or unknown token to pad with; name one of its tokens as "
-            "pad_token (`tokenizer.pad_token = ...`) and save it anew",
+            "pad_token (`tokenizer.pad_token = ...`) and save it again",
         )
     tokenizer.pad_token = stand_in
     return f"the tokenizer has no pad token; {stand_in} is used, and what it pads is never attended to"
@@ -152,14 +152,14 @@ def cached_tokenizer(
 
     def build(target: Path) -> None:
         for _ in texts:
-            pass  # What is wrong with the last text is said before any is learnt from.
+            pass  # An error in the last text is reported before training on any of them.
         train_tokenizer(wanted, texts, special).save_pretrained(target)
 
     return load_tokenizer(open_folder(build_once(cache_dir / "tokenizers" / fingerprint, build)))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Of all that decides how text becomes tokens."""
+    """A hash of everything that decides how text becomes tokens."""
     special = {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
     text = tokenizer.backend_tokenizer.to_str() + json.dumps(special, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -188,9 +188,9 @@ def encode(
             return_token_type_ids=True,
             verbose=False,
         )
-    # The call leaves its truncation on the backend.
+    # The call leaves its truncation set on the backend.
     prepare(tokenizer)
-    # Where the special tokens alone are more than max_length, the tokenizer cuts nothing.
+    # If the special tokens alone are more than max_length, the tokenizer does not truncate.
     rows = encoded["input_ids"]
     ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in rows]
     types = [list(row[:max_length]) or [0] for row in encoded["token_type_ids"]]
@@ -200,12 +200,12 @@ def encode(
 
 
 def encoding_fault(said: str) -> SpecError:
-    """The error that a tokenizer makes of a text of the data."""
+    """A SpecError about a text that the tokenizer cannot encode."""
     return SpecError(_FIELD, "MODEL_INVALID", f"the tokenizer fails on a text: {said}; use another one")
 
 
 def _blank(tokenizer: PreTrainedTokenizerFast) -> int:
-    # An empty text has no token where a tokenizer adds no special ones: it still needs a vector.
+    # An empty text has no token if the tokenizer adds no special ones, but it still needs a vector.
     first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
     return int(first or 0)
 
@@ -227,7 +227,7 @@ def _byte_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeni
 def _wordpiece(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     alphabet, continuing = _alphabet(texts, size - len(special.names()), normalizer, splitter)
-    # The library numbers the continuing characters in the order of a hash table, another one in every run, and breaks
+    # The library numbers the continuing characters in the order of a hash table, which differs in every run, and breaks
     # ties by number: named beforehand, they have theirs. The vocabulary is then put into a tokenizer to which they
     # are no special tokens.
     trained = Tokenizer(backends.WordPiece(unk_token=special.unk))
@@ -250,7 +250,7 @@ def _wordpiece(texts: Iterable[str], size: int, special: SpecialTokens) -> Token
 
 
 def _alphabet(texts: Iterable[str], room: int, normalizer: Any, splitter: Any) -> tuple[list[str], list[str]]:
-    """The characters of the words, and those that words go on with, each sorted; the rarest left out without room."""
+    """All characters, and those that continue a word, each sorted; the rarest are dropped if there is no room."""
     counts: Counter[str] = Counter()
     continuing: set[str] = set()
     for text in texts:
@@ -261,7 +261,7 @@ def _alphabet(texts: Iterable[str], room: int, normalizer: Any, splitter: Any) -
     for c in sorted(counts, key=lambda c: (-counts[c], c)):
         room -= 2 if c in continuing else 1
         if room < 0:
-            break  # A rarer one that would still fit is not worth an alphabet that is hard to explain.
+            break  # Stop here although a rarer one might fit: the alphabet stays easy to explain.
         kept.append(c)
     return sorted(kept), sorted(continuing.intersection(kept))
 
@@ -275,7 +275,7 @@ def _unigram(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeniz
         vocab_size=size, special_tokens=special.names(), unk_token=special.unk, show_progress=False
     )
     trained.train_from_iterator(iter(texts), trainer)
-    # Pieces of equal score come in another order in every run, and the scores' last bits depend on threads.
+    # Pieces of equal score come in a different order in every run, and the scores' last bits depend on threads.
     pieces = [(piece, round(score, 6)) for piece, score in json.loads(trained.to_str())["model"]["vocab"]]
     first = [(token, 0.0) for token in special.names()]
     ordinary = sorted((p for p in pieces if p[0] not in special), key=lambda piece: (-piece[1], piece[0]))
@@ -288,13 +288,13 @@ def _unigram(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeniz
 
 
 def _check_unigram_size(texts: Iterable[str], size: int, special: SpecialTokens) -> None:
-    """Raises SpecError where the vocabulary has no place for each character, without which the training fails."""
+    """Raises SpecError if the vocabulary has no room for every character, which would make the training fail."""
     normalizer = normalizers.NFKC()
     # Metaspace writes this for a space, and before each text.
     characters = {"▁"}
     for text in texts:
         characters.update(normalizer.normalize_str(text).replace(" ", "▁"))
-    # The library takes a size that has no place for the special tokens, but may then never come to an end.
+    # The library accepts a size without room for the special tokens, but may then never finish.
     num_special = len(special.names())
     if size < (least := len(characters) + num_special):
         raise SpecError(

@@ -1,7 +1,7 @@
-"""What of tokenizer_config.json, special_tokens_map.json and added_tokens.json counts: known keys of known types.
+"""Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json: known keys of known types only.
 
 Paths (`vocab`, `vocab_file`, `tokenizer_file`, `name_or_path`), classes of a folder's own (`auto_map`) and everything
-unknown is left behind. A known key of another type is refused by name.
+unknown is ignored. A known key of another type is refused by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SWITCHES = frozenset(
         *("add_prefix_space", "add_bos_token", "add_eos_token", "split_by_punct"),
     }
 )
-"""True or false, and only for a tokenizer made of a vocabulary: a tokenizer.json has all of this in itself."""
+"""Booleans, used only for a tokenizer built from a vocabulary: a tokenizer.json already contains them."""
 
 _TOKEN_FLAGS = frozenset({"single_word", "lstrip", "rstrip", "normalized", "special"})
 _INPUT_NAMES = frozenset({"input_ids", "token_type_ids", "attention_mask"})
@@ -34,7 +34,7 @@ _MOST_TEMPLATE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """The settings of a folder's tokenizer. `added` has tokens by id that the vocabulary file may lack."""
+    """The settings of a folder's tokenizer. `added` has tokens by id that the vocabulary file may not have."""
 
     class_name: str = ""
     roles: Mapping[str, str | AddedToken] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def read_settings(folder: Folder) -> TokenizerSettings:
     tokens = {name: _token(CONFIG, name, values[name]) for name in ROLES if values.get(name)}
     extra = _extra(CONFIG, values)
     if not added and folder.has("special_tokens_map.json"):
-        # As transformers has it: the map counts, unless the configuration is of the newer kind with all tokens.
+        # As in transformers: the map is used unless the configuration has the newer form with all tokens.
         special = folder.read_object("special_tokens_map.json")
         tokens |= {name: _token("special_tokens_map.json", name, special[name]) for name in ROLES if special.get(name)}
         extra = _extra("special_tokens_map.json", special) or extra
@@ -90,7 +90,7 @@ def _common(folder: Folder, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template(folder: Folder, value: Any) -> Any:
-    # A template is only kept for the exported folder: nothing here renders it.
+    # The template is only kept for the exported folder; nothing here renders it.
     if folder.has("chat_template.jinja"):
         return folder.read_text("chat_template.jinja", most_bytes=_MOST_TEMPLATE_BYTES)
     if value is None or isinstance(value, str):

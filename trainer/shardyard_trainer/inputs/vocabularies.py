@@ -1,4 +1,4 @@
-"""Tokenizers of folders, built here: of tokenizer.json alone, or of named vocabulary files, never by a path.
+"""Builds tokenizers of folders from tokenizer.json alone or from known vocabulary files, never by a path.
 
 transformers' own loader opens whatever tokenizer_config.json names (`vocab`, `vocab_file`, `merges`, `tokenizer_file`).
 Here its classes get a built tokenizer or the content of a vocabulary, and the known settings of `tokenizer_settings`.
@@ -29,7 +29,7 @@ _BYTE_PAIRS = frozenset(
         *("Qwen2Tokenizer", "BlenderbotTokenizer", "OpenAIGPTTokenizer", "HerbertTokenizer", "LEDTokenizer"),
     }
 )
-# Names that folders have and this version of transformers no longer does; their tokenizer.json says all.
+# Class names in folders that this version of transformers no longer has; their tokenizer.json is complete.
 _FORMER = frozenset(
     {
         *("BloomTokenizer", "RetriBertTokenizer", "ErnieTokenizer", "ErnieMTokenizer", "RealmTokenizer"),
@@ -37,12 +37,12 @@ _FORMER = frozenset(
         *("FalconTokenizer", "MptTokenizer", "StableLmTokenizer", "NezhaTokenizer", "MegatronBertTokenizer"),
     }
 )
-# Model types whose class transformers now leaves to tokenizer.json; a folder without one has pieces of this kind.
+# Model types for which transformers now uses tokenizer.json; a folder without one has pieces of this kind.
 _OF_PIECES = dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *pieces.FILES)
 _MOST_IDS = 10_000_000
 _MOST_WORDS = 2_000_000
-# Words, spaces, signs that no vocabulary has, and nothing: a tokenizer that fails on these is not one.
+# Words, spaces, signs outside every vocabulary, and nothing: a tokenizer must encode all of these.
 _TRIALS = ("a word", "  \n\t", "\u65e5\u672c \U0001f642 \xe9\x00", "")
 _SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
 
@@ -57,7 +57,7 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
             file=FILES[0],
         )
     with encoding_raises(
-        lambda said: FolderInvalid(f"the tokenizer fails on a text: {said}; {_SAVE} anew", file=FILES[0])
+        lambda said: FolderInvalid(f"the tokenizer fails on a text: {said}; {_SAVE} again", file=FILES[0])
     ):
         encoded = [tokenizer(*texts, verbose=False) for text in _TRIALS for texts in ((text,), (text, text))]
     given = {each for row in encoded for each in row["input_ids"]}
@@ -65,7 +65,7 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
     if strange := given - set(tokenizer.get_vocab().values()):
         raise FolderInvalid(
             f"the tokenizer gives the token id {max(strange):,} (its post_processor), which its vocabulary does not "
-            f"have; {_SAVE} anew",
+            f"have; {_SAVE} again",
             file=FILES[0],
         )
     return tokenizer
@@ -73,7 +73,7 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
 
 @contextmanager
 def encoding_raises(fault: Callable[[str], Exception]) -> Iterator[None]:
-    """What a tokenizer says of a text that it cannot encode, or panics over, becomes `fault(what it said)`."""
+    """Turns a tokenizer's error or panic over a text into `fault(its message)`."""
     with panics_raise(fault):
         try:
             yield
@@ -91,7 +91,7 @@ def last_token(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def too_many_ids(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str:
-    """What to say of a tokenizer with ids that a model of so many embeddings lacks; empty: it has all of them."""
+    """The message for a tokenizer with ids beyond the model's embeddings; empty if all ids fit."""
     size = num_ids(tokenizer)
     if size <= vocab_size:
         return ""
@@ -103,9 +103,9 @@ def too_many_ids(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> str:
 
 
 def too_many_types(tokenizer: PreTrainedTokenizerFast, type_vocab_size: object) -> str:
-    """What to say of a tokenizer with token types that the model has no embeddings for; empty: it has them.
+    """The message for a tokenizer with token types beyond the model's embeddings; empty if all fit.
 
-    A model with fewer than two of them is never told of types.
+    A model with fewer than two types never receives any.
     """
     if not isinstance(type_vocab_size, int) or type_vocab_size < 2:
         return ""
@@ -144,11 +144,11 @@ def _of_file(folder: Folder, settings: TokenizerSettings, kind: Any) -> PreTrain
     except FolderInvalid:
         raise
     except Exception as error:  # edge: the binding raises bare Exception for whatever its parser refuses
-        raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE} anew", file=name) from None
-    # Padding and truncation of the file are its author's, and set the tokenizer's own settings.
+        raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE} again", file=name) from None
+    # The file's padding and truncation would override the tokenizer's own settings.
     backend.no_padding()
     backend.no_truncation()
-    # Merges that are left out by chance, as while a model is trained: the same text would have other tokens each time.
+    # BPE dropout skips merges at random: the same text would get other tokens each time.
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     roles = _default_roles(kind, backend) | dict(settings.roles)
@@ -158,11 +158,11 @@ def _of_file(folder: Folder, settings: TokenizerSettings, kind: Any) -> PreTrain
             tokenizer_object=backend, **roles, extra_special_tokens=list(settings.extra), **{**names, **settings.common}
         )
     except Exception as error:  # edge: as above
-        raise FolderInvalid(f"the tokenizer does not load: {in_plain_words(error)}; {_SAVE} anew", file=name) from None
+        raise FolderInvalid(f"the tokenizer does not load: {in_plain_words(error)}; {_SAVE} again", file=name) from None
 
 
 def _default_roles(kind: Any, backend: Tokenizer) -> dict[str, str]:
-    """The special tokens that transformers' class has unless told otherwise, those that the vocabulary has."""
+    """The default special tokens of transformers' class, as far as the vocabulary has them."""
     if kind is None:
         return {}
     parameters = inspect.signature(kind.__init__).parameters
@@ -197,7 +197,7 @@ def _of_vocabulary(folder: Folder, settings: TokenizerSettings, kind: Any, name:
 
 
 def _native(folder: Folder, kind: Any) -> str:
-    """The vocabulary file that transformers' class is made of, if the folder has it: others beside it are another's."""
+    """The vocabulary file of transformers' class, if the folder has it; other files there belong to other classes."""
     name = str((getattr(kind, "vocab_files_names", None) or {}).get("vocab_file", ""))
     return name if name in FILES and folder.has(name) else ""
 
@@ -219,7 +219,7 @@ def _of_pieces(folder: Folder, settings: TokenizerSettings, kind: Any, name: str
 
 
 def _common_kind(made: Any, settings: TokenizerSettings) -> PreTrainedTokenizerFast:
-    """The same tokenizer as one of the common class: all that its own class knows is in its backend by now."""
+    """The same tokenizer as the common class; everything its own class knew is in the backend by now."""
     backend = made.backend_tokenizer
     _add_tokens(backend, settings)
     roles = {role: made._special_tokens_map.get(role) or getattr(made, role) for role in ROLES}
@@ -232,8 +232,8 @@ def _common_kind(made: Any, settings: TokenizerSettings) -> PreTrainedTokenizerF
 
 
 def _add_tokens(backend: Tokenizer, settings: TokenizerSettings) -> None:
-    """Adds the tokens that belong to the vocabulary and are written beside it, each under its own id."""
-    # All at once: for each call the library looks at all tokens anew.
+    """Adds tokens that belong to the vocabulary but are listed elsewhere, each under its own id."""
+    # All in one call: the library goes through all tokens again on every call.
     backend.add_tokens([token for token in settings.added.values() if backend.token_to_id(str(token)) is None])
     for index, token in settings.added.items():
         if (found := backend.token_to_id(str(token))) != index:
@@ -245,7 +245,7 @@ def _add_tokens(backend: Tokenizer, settings: TokenizerSettings) -> None:
 
 
 def _class(folder: Folder, settings: TokenizerSettings) -> Any:
-    """transformers' class that the folder names, by itself or by its model type; None: nothing says it.
+    """The transformers class that the folder names directly or by its model type; None if it names none.
 
     Raises FolderInvalid for a name that transformers does not have.
     """
@@ -267,10 +267,10 @@ def _class(folder: Folder, settings: TokenizerSettings) -> Any:
         )
     found = getattr(transformers, name)
     try:
-        # Slow ones count too: what they need beside a vocabulary, a tokenizer.json has.
+        # Slow classes count too: tokenizer.json has everything they need besides a vocabulary.
         return found if issubclass(found, PreTrainedTokenizerBase) and found.model_input_names else None
     except (TypeError, ImportError):
-        pass  # a class that needs a library that is not here
+        pass  # a class whose library is not installed
     if folder.has("tokenizer.json"):
         return None
     raise FolderInvalid(

@@ -1,4 +1,4 @@
-"""Texts that are already words: cut into windows of tokens in which every word is answered exactly once.
+"""Texts given as words, cut into windows of tokens so that every word is answered exactly once.
 
 A word's answer is read at its first token. A text longer than a window is cut between words into windows that overlap;
 of two windows that have a word, the one with more context around it owns it. Words are tokenised as they stand in the
@@ -19,7 +19,7 @@ from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids with what frames them, and their type ids.
+    """Token ids with their special tokens, and type ids.
 
     `words` has for each token the word that it is of if this window answers for it, else -1; `firsts` says which tokens
     are the first of such a word.
@@ -46,9 +46,9 @@ class WordCutter:
         self._overlap = min(overlap, self._room // 2)
 
     def cut(self, words: Sequence[str]) -> list[Window]:
-        """The windows of a text, in order; one of nothing but the frame for a text without tokens."""
+        """The windows of a text, in order; a text without tokens gets one window of special tokens only."""
         pieces = self._pieces(words)
-        # Words without a token of their own, such as a lone control character, are answered by nobody.
+        # Words without a token, such as a lone control character, are not in any window's answers.
         seen = [word for word, tokens in enumerate(pieces) if tokens]
         if not seen:
             return [self._window([], [], [])]
@@ -105,13 +105,13 @@ class WordCutter:
         pieces: list[list[int]] = [[] for _ in words]
         for token, (begin, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             if stop > begin:
-                # By its last character: some tokens begin with the space before their word.
+                # Located by its last character: some tokens begin with the space before their word.
                 pieces[bisect.bisect_right(starts, stop - 1) - 1].append(token)
         return pieces
 
     def _window(self, ids: list[int], words: list[int], firsts: list[bool]) -> Window:
         if not (ids or self._before or self._after):
-            # A text without a token still is one: a model needs something to read.
+            # Even a text without tokens needs one token, or the model has nothing to read.
             blank = self._tokenizer.eos_token_id
             return Window([int(blank or self._tokenizer.pad_token_id or 0)], [0], [-1], [False])
         before, after = len(self._before), len(self._after)

@@ -78,7 +78,7 @@ TASK = CausalLm()
 
 
 class CausalSamples:
-    """Packed sequences of one split. Where documents meet inside of one, the positions restart."""
+    """Packed sequences of one split. Where documents meet inside one, the positions restart."""
 
     def __init__(
         self, corpus: Corpus, length: int, *, seed: int, is_train: bool, choice: ModelChoice, tokenizer: Any

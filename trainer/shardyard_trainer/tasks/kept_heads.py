@@ -54,6 +54,6 @@ def _next_step(own: Sequence[str], ours: Sequence[str]) -> str:
 
 
 def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
-    # Neither transformers' own head that reads this vector nor ours: a head inside of a class that is not used here.
+    # Neither transformers' own head that reads this vector nor ours: a head inside a class that is not used here.
     is_native = architectures.native_pooling(choice.config, choice.described) == pooling
     return is_native or (choice.folder is not None and choice.folder.has("head.safetensors"))

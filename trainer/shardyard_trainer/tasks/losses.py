@@ -22,7 +22,7 @@ class LossLinear(nn.Linear):
     """A language model's output layer that can also give the loss.
 
     An instance of `nn.Linear` becomes one by setting its class: its parameters, names and hooks stay. The loss is made
-    inside of this layer's forward pass because ZeRO-3 has the weight together only there.
+    inside this layer's forward pass because ZeRO-3 has the weight together only there.
     """
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:

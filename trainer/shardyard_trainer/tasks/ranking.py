@@ -25,7 +25,7 @@ CUT = 10
 
 
 class RankingLinear(LossLinear):
-    """An output layer that also gives the ranks of targets, made inside of its forward pass as the loss is."""
+    """An output layer that also gives the ranks of targets, made inside its forward pass as the loss is."""
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor | None = None, seen: torch.Tensor | None = None

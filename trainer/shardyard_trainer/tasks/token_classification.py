@@ -193,7 +193,7 @@ def _assemble(
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
     train = splits[0]
     if job.wanted.label_all_pieces:
-        # The later tokens of an entity's first word are inside of it.
+        # The later tokens of an entity's first word are inside it.
         names = [f"I-{parts(label)[1]}" if parts(label)[0] == "B" else label for label in data.labels]
         train.inside = np.asarray(
             [

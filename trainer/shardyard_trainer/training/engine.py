@@ -122,7 +122,7 @@ class Engine:
 
     @property
     def module(self) -> TaskModule:
-        """The live module; at ZeRO-3 its parameters are only whole inside of forward and `gather_state_dict`."""
+        """The live module; at ZeRO-3 its parameters are only whole inside forward and `gather_state_dict`."""
         module: TaskModule = self._deepspeed.module
         return module
 
@@ -188,7 +188,7 @@ class Engine:
         self._deepspeed.train()
 
     def evaluate(self, batch: MicroBatch) -> ModuleOutput:
-        """One micro batch with its outputs, inside of `evaluating`."""
+        """One micro batch with its outputs, inside `evaluating`."""
         output: ModuleOutput = self._deepspeed(**batch.inputs, return_outputs=True)
         return output
 
