@@ -27,5 +27,9 @@ def is_foreseen(model_type: str, why: str) -> bool:
 
 def is_of_no_text(refused: dict[str, str]) -> bool:
     """Whether it is not a model that reads a text by itself."""
-    parts = ("does not read a text", "transformers has no model type", "has no default configuration")
+    parts = (
+        "does not give one vector for each token",
+        "transformers has no model type",
+        "has no default configuration",
+    )
     return any(part in why for why in refused.values() for part in parts)

@@ -185,7 +185,7 @@ def test_defaults_are_resolved_and_the_split_is_named(tmp_path: Path) -> None:
 WARNED: dict[str, tuple[Callable[[Path], Path], Field, str, str]] = {
     "no time": (in_order("a.txt", " "), {}, "NO_TIMES", "in the order of time"),
     "one interaction": (csv_of, {}, "SHORT_HISTORIES", "1 users have one interaction"),
-    "rows twice": (lambda f: csv_of(f, [*ROWS, ROWS[0]]), {}, "DUPLICATE_ROWS", "1 rows are there twice"),
+    "rows twice": (lambda f: csv_of(f, [*ROWS, ROWS[0]]), {}, "DUPLICATE_ROWS", "1 duplicate rows"),
     "longer than is seen": (csv_of, {"maxHistory": 2, "split": "SPLIT_TIME"}, "HISTORIES_CUT", "more than max_history"),
     "had before": (
         lambda f: csv_of(f, [*ROWS, ("u1", "a", 5, 20)]),

@@ -315,7 +315,7 @@ def test_a_text_task_refuses_pictures_and_a_model_of_pictures(tmp_path: Path) ->
         plan(worker_pb2.PlanRequest(spec=spec, locations=locations).SerializeToString())
     )
     said = {each.field: each.message for each in result.violations}
-    assert "resnet does not read a text" in said["spec.fine_tuning.text_classification"]
+    assert "resnet does not give one vector for each token" in said["spec.fine_tuning.text_classification"]
     spec.model.architecture.model_type = "bert"
     spec.model.architecture.overrides.Clear()
     spec.tokenizer.train.SetInParent()

@@ -1,1 +1,1 @@
-"""Tasks: one file each, with the head, the examples as tensors, the loss and the metrics."""
+"""Tasks, one file each: head, loss, metrics and answers."""

@@ -1,4 +1,4 @@
-"""What the predictors of the tasks on texts have in common."""
+"""Code shared by the predictors of text tasks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.base import HuggingFaceModule, violation
 
 LONGEST = 1024
-"""Tokens that a text is cut to if neither training nor the architecture sets a limit."""
+"""Texts are cut to this many tokens if neither training nor the architecture sets a limit."""
 
 TOKEN_BYTES = 16
-"""Bytes of text that a token is taken to have at most, when an answer's size is foreseen."""
+"""The assumed maximum of bytes of text for one token, to bound an answer's size in advance."""
 
 
 class TextPredictor:
-    """Answers questions about single texts with a language model; subclasses read and answer."""
+    """Answers requests about single texts with a language model; subclasses implement `read` and `answer`."""
 
     parameters = ""
-    """The member of `PredictRequest.parameters` that it takes."""
+    """The member of `PredictRequest.parameters` that the task takes."""
 
     takes: tuple[str, ...] = ("text",)
     """The members of `Instance.input` that it takes, the usual one first."""
@@ -36,28 +36,28 @@ class TextPredictor:
 
     @property
     def length_limit(self) -> int:
-        """Tokens that texts are cut to: as in training, else what the model can address."""
+        """Texts are cut to this many tokens: as in training, else as many as the model can address."""
         limits = [limit for limit in (self.loaded.folder.max_length, self.loaded.longest) if limit is not None]
         return min(limits, default=LONGEST)
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Parameters of another task, and pairs if the task takes single texts."""
+        """Refuses parameters of another task, and pairs if the task takes single texts."""
         also = " or `pair`" if "pair" in self.takes else ""
         message = f"a {self.task} model takes single texts; send `text`{also}"
         found = refuse_parameters(request, self.task, self.parameters)
         return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
-        """Texts and pairs as tokens, cut as in training. Raises SpecError."""
+        """Encodes texts and pairs, cut as in training. Raises SpecError."""
         return self.inputs.encode([text_of(instance) for instance in instances], self.length_limit)
 
     def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
-        """Nothing: any text will do."""
+        """No violations: every text is accepted."""
         return []
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the live module and of this model for the first sequence."""
+        """The logits of the live module and of this model for the first sequence."""
         row = batch.inputs["input_ids"][:1]
         own: torch.Tensor = self.loaded.model(input_ids=row).logits
         device = next(live.parameters()).device
@@ -67,7 +67,7 @@ class TextPredictor:
 def refuse_parameters(
     request: model_service_pb2.PredictRequest, task: str, parameters: str
 ) -> list[worker_pb2.Violation]:
-    """A violation if the question's parameters are not the `parameters` that the task takes; empty: it takes none."""
+    """A violation if the request has parameters other than `parameters`, the member the task takes (empty: none)."""
     given = request.WhichOneof("parameters")
     if given is None or given == parameters:
         return []
@@ -78,7 +78,7 @@ def refuse_parameters(
 def refuse_kinds(
     instances: Sequence[model_service_pb2.Instance], takes: Container[str], message: str
 ) -> list[worker_pb2.Violation]:
-    """A violation for each instance that is not of a kind that is taken."""
+    """A violation for each instance of a kind that the task does not take."""
     return [
         violation(f"instances[{index}].{kind}", "TASK_MISMATCH", message)
         for index, instance in enumerate(instances)
@@ -89,7 +89,7 @@ def refuse_kinds(
 def classification(
     logits_C: torch.Tensor, labels: Sequence[str], *, several: bool, threshold: float
 ) -> model_service_pb2.Prediction:
-    """The likeliest label, or with `several` all that are at least as likely as `threshold`, and every score."""
+    """The likeliest label, or with `several` all labels with a probability of at least `threshold`; and every score."""
     prediction = model_service_pb2.Prediction(logits=logits_C.tolist())
     scores = (logits_C.double().sigmoid() if several else logits_C.double().softmax(-1)).tolist()
     found = prediction.classification
@@ -103,13 +103,13 @@ def classification(
 
 
 def classification_bytes(labels: Sequence[str]) -> int:
-    """Bytes that such an answer takes at most."""
+    """The size of such an answer in bytes, at most."""
     every = sum(len(label.encode()) + 20 for label in labels)
     return 2 * every + 4 * max(len(labels), 1) + 32
 
 
 def text_of(instance: model_service_pb2.Instance) -> tuple[str, str | None]:
-    """The text, and the second one of a pair."""
+    """An instance's text, and the second text of a pair."""
     if instance.HasField("pair"):
         return instance.pair.text, instance.pair.text_pair
     return instance.text, None

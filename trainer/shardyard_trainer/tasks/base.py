@@ -1,4 +1,4 @@
-"""What a task is: what the planner, a rank, the export and the answering processes ask of one kind of job.
+"""The interface of a task: what the planner, a rank, the export and the answering processes need from it.
 
 A task is stateless and listed in `table`. Whatever depends on the task is asked of it: no name of a task is compared
 outside of the table. The loop knows samples only as references in a fixed order and micro batches as tensors
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from shardyard_trainer.tasks.ingredients import Ingredients
 
 Parts = Generator[None, None, list[Any]]
-"""A computation that lets others have a turn at each `yield`, and returns one result for each instance."""
+"""A computation that gives others a turn at each `yield`, and returns one result for each instance."""
 
 
 class Output(Enum):
-    """What a job leaves behind."""
+    """What a job produces."""
 
     MODEL = plan_pb2.JOB_OUTPUT_MODEL
     DATASET = plan_pb2.JOB_OUTPUT_DATASET
 
 
 class TaskWarning(NamedTuple):
-    """Something to know that stops nothing: reason (such as `NEW_HEAD`), message, and the spec's field."""
+    """A warning: reason (such as `NEW_HEAD`), message, and the spec's field. It does not stop the job."""
 
     reason: str
     message: str
@@ -46,7 +46,7 @@ class TaskWarning(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """What the memory formulas ask of a task.
+    """A task's input to the memory formulas.
 
     `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a sample), `chunk` how many
     positions have their logits in memory at once (0: all of them), `activation_bytes` what the backward pass keeps of a
@@ -78,10 +78,10 @@ class HuggingFaceModule(TaskModule):
     model: Any
     own_head: nn.Linear | None
 
-    # An attribute would register the backbone's parameters under a second name.
+    # As an attribute, the backbone's parameters would be registered under a second name.
     @property
     def backbone(self) -> nn.Module:  # type: ignore[override]
-        """The part that gives `last_hidden_state`."""
+        """The part of the model that returns `last_hidden_state`."""
         return architectures.backbone_of(self.model)  # type: ignore[no-any-return]
 
 
@@ -93,13 +93,13 @@ class ModuleOutput(NamedTuple):
 
 
 class Metrics(Protocol):
-    """Gathers what an evaluation needs on one rank; parts of all ranks are then put together."""
+    """Collects an evaluation's data on one rank; the parts of all ranks are then combined."""
 
     def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
         """Takes one micro batch, evaluated with return_outputs=True."""
 
     def part(self) -> Any:
-        """What this rank gathered: numpy arrays and numbers, for all_gather_object."""
+        """The data of this rank: numpy arrays and numbers, for all_gather_object."""
 
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
         """The metrics over all ranks' parts, `loss` (mean a unit) among them."""
@@ -116,50 +116,50 @@ class Prepared(Protocol):
 
     choice: ModelChoice
 
-    # Properties, so that a task may have them of a narrower type.
+    # Properties, so that a task can narrow their types.
     @property
     def task(self) -> TrainingTask:
-        """Whose it is."""
+        """The task that prepared it."""
 
     @property
     def inputs(self) -> Inputs:
-        """What reads inputs, in training and later."""
+        """Encodes inputs, in training and when answering."""
 
     @property
     def train(self) -> Samples:
-        """What to train on."""
+        """The training samples."""
 
     @property
     def eval(self) -> Samples | None:
-        """What to evaluate on; None: nothing."""
+        """The evaluation samples; None if nothing is evaluated."""
 
     @property
     def warnings(self) -> Sequence[TaskWarning]:
-        """What was found that stops nothing."""
+        """All warnings."""
 
     def make_module(self, *, meta: bool) -> HuggingFaceModule:
-        """The module, drawn with torch's current generator; `meta`: without weights."""
+        """Builds the module; random weights come from torch's current generator. `meta`: without weights."""
 
     def metrics(self) -> Metrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
 
     def resolve(self, message: Any) -> None:
-        """Fills what was found into the task's own message of the spec."""
+        """Fills the defaults and everything found into the task's own message of the spec."""
 
     def footprint(self) -> Footprint:
-        """What the memory formulas ask."""
+        """The input to the memory formulas."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says: task, labels, problem, pooling, max_length, head; JSON values only."""
+        """The content of `shardyard.json`: task, labels, problem, pooling, max_length, head; JSON values only."""
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """What the final metrics say of a model that learnt nothing."""
+        """A warning if the final metrics show that the model learnt nothing, else None."""
 
 
 class Predictor(Protocol):
-    """A loaded model that answers questions in its task's terms. All violations of a question are found at once.
+    """A loaded model that answers requests in its task's terms. All violations of a request are found at once.
 
-    What `read` makes of an instance is an `inputs.base.Encoded`; nobody else looks into it.
+    `read` turns an instance into an `inputs.base.Encoded`, which only the predictor itself interprets.
     """
 
     @property
@@ -167,19 +167,19 @@ class Predictor(Protocol):
         """The members of `Instance.input` that it answers, the usual one first."""
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """What is wrong with a question before it is read: parameters of another task, instances of another kind."""
+        """Violations found before reading: parameters of another task, instances of another kind."""
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[Any]:
-        """Instances for the model. Raises SpecError."""
+        """Encodes instances for the model. Raises SpecError."""
 
     def complain(self, encoded: Sequence[Any]) -> list[worker_pb2.Violation]:
-        """What is wrong with instances once they are read."""
+        """Violations found in instances that were read."""
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[Any]) -> list[int]:
-        """Bytes that the answer to each instance takes at most, known before anything is computed."""
+        """The maximal size in bytes of the answer to each instance, known before anything is computed."""
 
     def answer(self, request: model_service_pb2.PredictRequest, encoded: Sequence[Any], places: Sequence[int]) -> Parts:
-        """The answers in the order asked; `places` are the instances' places in their calls, for what is random."""
+        """The answers in the order of the instances; `places`, their positions in their calls, seed randomness."""
 
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of a live module and of this model for the same samples, fp32 on the CPU."""
@@ -193,26 +193,26 @@ class Task(Protocol):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What columns of its data can be mapped to."""
+        """The roles that columns of its data can be mapped to."""
 
 
 class TrainingTask(Task, Protocol):
     """A kind of job that leaves a model."""
 
     auto: str
-    """Transformers' class with its head, such as `AutoModelForMaskedLM`."""
+    """The transformers class with its head, such as `AutoModelForMaskedLM`."""
 
     pipeline: str
-    """What the Hub calls it; empty: nothing."""
+    """The pipeline tag on the Hub; empty if the Hub has none."""
 
     example: str
     """An input as a Python expression for the model card, in which `tokenizer` is known."""
 
     usage: str
-    """The model card's code, run in the model's folder, that ends with `logits`; empty: a tokenizer reads `example`."""
+    """The model card's code, run in the model's folder, ending with `logits`; empty: the code for a tokenizer."""
 
     cuts: bool
-    """Whether inputs that are longer than in training are cut."""
+    """Whether inputs longer than in training are cut."""
 
     holds_out_by_lot: bool
     """Whether the seed decides which samples are held out of the training data."""
@@ -222,10 +222,10 @@ class TrainingTask(Task, Protocol):
         """The modality."""
 
     def prepare(self, job: Ingredients) -> Prepared:
-        """Model and data found, read and checked. Raises SpecError: all that is wrong, in `others` of the first."""
+        """Finds, reads and checks model and data. Raises SpecError with all errors found: the first, with `others`."""
 
     def open(self, loaded: Loaded, inputs: Any) -> Predictor:
-        """What answers with a loaded model. Raises FolderInvalid."""
+        """A predictor for a loaded model. Raises FolderInvalid."""
 
 
 def has_head(choice: ModelChoice, task: TrainingTask) -> bool:
@@ -237,9 +237,9 @@ def has_head(choice: ModelChoice, task: TrainingTask) -> bool:
 
 
 def build_module(prepared: Prepared, spec: spec_pb2.JobSpec, *, meta: bool = False) -> HuggingFaceModule:
-    """The module to train, fp32 on the CPU, the same on every rank for the same spec.
+    """Builds the module to train, fp32 on the CPU, the same on every rank for the same spec.
 
-    What is drawn at random comes from the spec's seed alone. `meta` makes it without memory or weights, to count.
+    All randomness comes from the spec's seed. `meta` builds it without memory or weights, for counting.
     Raises SpecError if the weights do not load.
     """
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -253,9 +253,9 @@ def build_module(prepared: Prepared, spec: spec_pb2.JobSpec, *, meta: bool = Fal
 def at_once(compute: Callable[[], Sequence[Any]]) -> Parts:
     """A computation that takes one turn."""
     return list(compute())
-    yield  # Makes a generator of it.
+    yield  # The unreachable yield makes this function a generator.
 
 
 def violation(field: str, reason: str, message: str, **metadata: str) -> worker_pb2.Violation:
-    """One thing that is wrong with a question; `field` is a path from the request on."""
+    """A violation of a request; `field` is a path from the request."""
     return worker_pb2.Violation(field=field, reason=reason, message=message, metadata=metadata)

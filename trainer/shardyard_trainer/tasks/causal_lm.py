@@ -54,7 +54,7 @@ class CausalLm:
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedCausalLm:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
 
         def samples(corpus: Corpus, choice: ModelChoice, inputs: TextInputs, is_train: bool) -> CausalSamples:
             return CausalSamples(
@@ -70,7 +70,7 @@ class CausalLm:
         return PreparedCausalLm(*prepare_packed(job, self.auto, how), job.warnings)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> CausalPredictor:
-        """What goes on with texts."""
+        """A predictor that continues texts."""
         return CausalPredictor(self.name, loaded, inputs)
 
 
@@ -88,22 +88,22 @@ class CausalSamples:
         self._length = length
         self._counter = TokenCounter(tokenizer)
         self._is_packed = choice.config.model_type in architectures.PACKED_BY_POSITIONS
-        # Where one token ends a document and begins the next (GPT-2), to predict it is to predict the end.
+        # If one token ends a document and begins the next (GPT-2), predicting it means predicting the end.
         eos = tokenizer.eos_token_id
         self._joint = eos if eos is not None and tokenizer.bos_token_id in (None, eos) else None
         begins = np.isin(corpus.tokens[corpus.starts], tokenizer.all_special_ids)
         unscored = begins[:1] if self._joint is not None else begins
-        # Those that stand for text or are predicted: a token that only begins a document is neither.
+        # Only tokens of text or predicted ones count; a token that only begins a document is neither.
         self.num_scored = corpus.num_tokens - int(unscored.sum())
         self.num_samples = self.blocks.num_blocks
         self.num_tokens = self.num_samples * length if is_train else max(0, corpus.num_tokens - 1)
 
     def lengths(self) -> None:
-        """All are equally long."""
+        """None: all sequences have the same length."""
         return
 
     def stats(self) -> DataStats:
-        """What they hold."""
+        """Statistics of the corpus."""
         return corpus_stats(self.corpus, self.blocks, self._counter, num_tokens=self.num_tokens)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
@@ -117,7 +117,7 @@ class CausalSamples:
             tokens = self.corpus.tokens[places].astype(np.int64)
             size = len(tokens) - 1
             foreign = starts[1:] & (tokens[1:] != self._joint) if self._joint is not None else starts[1:]
-            # Behind the end of the last evaluation sequence stands anything: nothing before it can see it.
+            # The padding of the last evaluation sequence may be any token: nothing before it can see it.
             ids[row, :size], ids[row, size:] = tokens[:-1], tokens[-1]
             labels[row, :size] = np.where(foreign, IGNORED, tokens[1:])
             positions[row, :size] = positions_from(starts[:-1])
@@ -157,12 +157,12 @@ class PreparedCausalLm(PreparedPacked[CausalSamples]):
         return CausalLmModule(model, plain_output_layer=plain)
 
     def metrics(self) -> CausalMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         split = self.eval or self.train
         return CausalMetrics(split.num_scored / split.corpus.num_bytes if split.corpus.num_bytes else 0.0)
 
     def footprint(self) -> Footprint:
-        """The vocabulary's logits, some positions at a time."""
+        """Logits over the vocabulary, for a chunk of positions at a time."""
         return Footprint(int(self.choice.config.vocab_size), LOSS_CHUNK)
 
 
@@ -186,8 +186,8 @@ class CausalLmModule(HuggingFaceModule):
         return_outputs: bool = False,
     ) -> ModuleOutput:
         """`labels` [B, T] are the next tokens: nothing is shifted here."""
-        # No attention mask and no cache: with either, transformers does not see from restarted positions where
-        # documents begin, and lets them look into one another.
+        # No attention mask and no cache: with either, transformers does not derive from the restarted positions where
+        # documents begin, and lets them attend to one another.
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         if self._is_chunked:
             hidden_BTD = self.backbone(**inputs).last_hidden_state
@@ -201,22 +201,22 @@ class CausalLmModule(HuggingFaceModule):
 
 
 class CausalPredictor(TextPredictor):
-    """Goes on with texts, token by token."""
+    """Continues texts token by token."""
 
     parameters = "generation"
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
-        """Texts, whole: none is cut."""
+        """Encodes whole texts; nothing is cut."""
         return self.inputs.encode_prompts([instance.text for instance in instances])
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
-        """Of as many tokens as are asked for."""
+        """The size of as many tokens as the request allows."""
         return [self._sampling(request).max_new_tokens * TOKEN_BYTES + 16] * len(encoded)
 
     def answer(
         self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], places: Sequence[int]
     ) -> Parts:
-        """The text after each prompt; `places` seed what is drawn."""
+        """The continuation of each prompt; `places` seed the sampling."""
         prompts = [each.ids for each in encoded]
         continued = yield from continue_texts(self.loaded, prompts, self._sampling(request), places)
         return [
@@ -231,7 +231,7 @@ class CausalPredictor(TextPredictor):
 
 
 def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """The text of the new tokens as it reads after the prompt: many decoders drop a leading space."""
+    """The text of the new tokens as it reads after the prompt: decoded alone, many decoders drop a leading space."""
     tail = prompt[-16:]
     before: str = tokenizer.decode(tail, skip_special_tokens=True)
     whole: str = tokenizer.decode(tail + new, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""How much each class counts in the training loss, as a spec gives it or as their numbers in the data say."""
+"""Weights of classes in the training loss: given in the spec, or balanced by their frequency in the data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 
 
 def find_weights(job: Ingredients, labels: Sequence[str], count: Callable[[], np.ndarray]) -> np.ndarray | None:
-    """The weight of each class, float32 [C]; None: all count alike. Raises SpecError for a label that is not there.
+    """The weight of each class, float32 [C]; None: all are equal. Raises SpecError for an unknown label.
 
     `count` gives how often each class is trained on; with `balanced` a class weighs total / (classes · its number), as
     in scikit-learn, and one that is never there 1.
@@ -34,6 +34,6 @@ def find_weights(job: Ingredients, labels: Sequence[str], count: Callable[[], np
 
 
 def as_tensor(weights: np.ndarray | None, like: torch.Tensor) -> torch.Tensor | None:
-    """The weights for a loss over fp32 logits, on the device of `like`."""
+    """The weights as fp32 on the device of `like`; None without weights."""
     # Not a buffer: an engine that trains in bf16 would round it, and the loss would be divided by another sum.
     return None if weights is None else torch.from_numpy(weights).to(like.device)

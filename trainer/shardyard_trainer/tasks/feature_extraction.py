@@ -1,4 +1,4 @@
-"""Vectors of texts as a data set: planned by `planning.extraction`, made by `training.extracting`."""
+"""Vectors of texts as a data set: planned in `planning.extraction`, computed in `training.extracting`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How a causal language model goes on: token by token, each text with a random stream of its own.
+"""How a causal language model continues texts: token by token, each text with its own random stream.
 
-So that an answer depends on nothing but the model, the text, its place in the call and the seed: texts are computed
-together only where they have equally many tokens, and none is padded.
+An answer depends only on the model, the text, its place in the call and the seed. Therefore texts are computed
+together only if they have the same number of tokens, and none is padded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shardyard_trainer.tasks.sampling import Sampling, choose
 
 TEXTS_AT_ONCE = 16
 TOKENS_AT_ONCE = 16
-"""Tokens of each text between two turns."""
+"""Tokens generated for each text between two turns."""
 
 
 def continue_texts(
@@ -58,10 +58,10 @@ def _continue(
     for step in range(sampling.max_new_tokens):
         if step % TOKENS_AT_ONCE == TOKENS_AT_ONCE - 1:
             yield
-        # Around each step alone: a mode that a generator holds over its `yield` would be its neighbours' too.
+        # Set around each step only: a mode held over a `yield` would also apply to other computations.
         with torch.inference_mode():
             output: Any = model.model(input_ids=feed_BT, past_key_values=cache, use_cache=has_cache)
-        # Without keys and values of the tokens before (openai-gpt, Mamba, RWKV) the whole text is read again.
+        # Models without cached keys and values (openai-gpt, Mamba, RWKV) read the whole text again.
         cache = getattr(output, "past_key_values", None)
         chosen = [
             choose(logits_V, sampling, generator, [*prompts[row], *new[row]], len(new[row]))

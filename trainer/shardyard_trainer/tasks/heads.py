@@ -1,4 +1,4 @@
-"""Heads that put a text into classes: transformers' own, and a linear layer of ours on a pooled vector.
+"""Classification heads for texts: transformers' own, or our linear layer on a pooled vector.
 
 Shape suffixes: B texts, T positions, D width, C outputs.
 """
@@ -30,7 +30,7 @@ from shardyard_trainer.tasks.vectors import pool
 
 
 class TextClassifier(HuggingFaceModule):
-    """Classes or a score for a text; the loss is summed over texts."""
+    """Scores a text for classes or a number; the loss is summed over texts."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ def text_logits(
     pooling: str,
     dropout: nn.Module | None = None,
 ) -> torch.Tensor:
-    """A text's outputs [B, C]: by our own head where there is one, else by the model's, which `pooling` describes."""
+    """Outputs [B, C] of texts: by our own head if there is one, else by the model's, which `pooling` describes."""
     if own_head is None and pooling != "last":
         return model(**inputs).logits  # type: ignore[no-any-return]
     hidden_BTD = architectures.backbone_of(model)(**inputs).last_hidden_state
@@ -103,7 +103,7 @@ def _read_by_transformers(
 ) -> torch.Tensor:
     """The vectors [B, D] that the causal classifiers of transformers read: of the last token that is not `padding`.
 
-    They look at ids and not at the mask: a text's own end token is passed over if it is the padding too.
+    They look at ids, not at the mask: a text's own end token is skipped if it equals the padding token.
     """
     read_BT = inputs["attention_mask"] > 0
     if padding is not None:
@@ -128,14 +128,14 @@ def head_outputs(loaded: Loaded, inputs: TextInputs, encoded: Sequence[EncodedTe
 
 
 def without_pooler(config: Any) -> dict[str, Any]:
-    """Options of the backbone: a pooler that nothing reads is left out if the class allows it."""
+    """Options of the backbone: an unused pooler is not built if the class allows it."""
     kind = transformers.MODEL_MAPPING[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
 
 
 def head_dropout(config: Any) -> float:
-    """The dropout before a head, as the configuration has it."""
+    """The dropout rate before a head, from the configuration."""
     for name in ("classifier_dropout", "hidden_dropout_prob", "resid_pdrop", "dropout"):
         value = getattr(config, name, None)
         if isinstance(value, int | float):
@@ -144,7 +144,7 @@ def head_dropout(config: Any) -> float:
 
 
 def start_afresh(model: Any) -> None:
-    """Draws the head of a transformers model anew."""
+    """Reinitialises the head of a transformers model."""
     for child in model.children():
         if child is not model.base_model:
             for module in child.modules():
@@ -153,7 +153,7 @@ def start_afresh(model: Any) -> None:
 
 
 def draw(layer: nn.Linear, config: Any) -> None:
-    """Draws a linear layer as transformers does."""
+    """Initialises a linear layer as transformers does."""
     nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", None) or 0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -169,13 +169,13 @@ def load_with_labels(
     meta: bool,
     **settings: Any,
 ) -> Any:
-    """Transformers' model with a head whose outputs have names; one that is not kept is drawn anew.
+    """A transformers model with a head whose outputs have names; a head that is not kept is reinitialised.
 
-    `tokenizer` is None for a model that reads no text; `settings` go into its configuration. Raises SpecError for a
-    head that is to be kept and lacks weights.
+    `tokenizer` is None for a model that does not read text; `settings` go into its configuration. Raises SpecError if
+    a head that is to be kept lacks weights.
     """
     starts = not keeps_head and not choice.is_fresh and not meta
-    # Another number of labels is another shape, and the head in the folder is put aside below.
+    # Another number of labels has another shape; the head in the folder is discarded below.
     options = {"ignore_mismatched_sizes": True} if starts else {}
     model, lacking = loading.load(auto, with_labels(choice, labels, **settings), meta=meta, **options)
     if lacking and keeps_head:
@@ -189,7 +189,7 @@ def load_with_labels(
 
 
 def with_labels(choice: ModelChoice, labels: Sequence[str], **settings: Any) -> ModelChoice:
-    """The choice with names for the outputs of its head, and further settings, in its configuration."""
+    """The choice with label names and further settings in its configuration."""
     config = copy.deepcopy(choice.config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: at for at, label in enumerate(labels)}

@@ -1,4 +1,4 @@
-"""Fine-tuning for pictures: one class of several, or any of several."""
+"""Fine-tuning for picture classification with one label or several labels a picture."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class ImageClassification:
     inputs = ImageInputs
 
     def prepare(self, job: Ingredients) -> PreparedPictures:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         with _said_of(job.field):
             return _prepare(job)
 
     def open(self, loaded: Loaded, inputs: ImageInputs) -> PictureClassifier:
-        """What names classes. Raises FolderInvalid for a head with another number of outputs than there are labels."""
+        """A predictor of classes. Raises FolderInvalid if the head's outputs and the labels differ in number."""
         labels = loaded.folder.labels
         if loaded.num_outputs != len(labels):
             text = f"the head has {loaded.num_outputs} outputs for {len(labels)} labels"
@@ -76,7 +76,7 @@ TASK = ImageClassification()
 
 @contextmanager
 def _said_of(field: str) -> Iterator[None]:
-    """Errors about labels are said of this task's field."""
+    """Moves errors about labels to this task's field."""
     try:
         yield
     except SpecError as error:
@@ -199,7 +199,7 @@ class PreparedPictures:
         )
 
     def probe(self, field: str) -> None:
-        """Computes two pictures without memory: whether the model takes them, and what a backward pass would keep.
+        """Runs two pictures on the meta device: whether the model takes them, and what a backward pass would keep.
 
         Raises SpecError for a model that does not fit this size of pictures.
         """
@@ -216,7 +216,7 @@ class PreparedPictures:
             try:
                 module(torch.empty(1, *shape))
             except ValueError:
-                # Batch normalisation cannot learn from one number.
+                # Batch normalisation cannot train on a single value a channel.
                 self._needs_two = True
         size = tuple((found or {})["logits"].shape)
         if size != (2, self.schema.num_outputs):
@@ -225,11 +225,11 @@ class PreparedPictures:
         self._kept_bytes = kept.num_bytes // 2
 
     def metrics(self) -> PictureMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return PictureMetrics(self.schema)
 
     def resolve(self, message: Any) -> None:
-        """Problem, labels, size and what training changes."""
+        """Fills in problem, labels, size and augmentation."""
         if not message.problem:
             message.problem = SINGLE_LABEL
         del message.labels[:]
@@ -245,18 +245,18 @@ class PreparedPictures:
             message.label_smoothing = 0.0
 
     def footprint(self) -> Footprint:
-        """A few outputs a picture; what is kept of it is measured."""
+        """A few outputs a picture; the activation memory is measured."""
         return Footprint(0, 0, self._kept_bytes // self.length)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         height, width = self.inputs.settings.seen
         labels, problem = list(self.schema.labels), PROBLEMS[self.schema.problem]
         return {"task": TASK.name, "problem": problem, "labels": labels, "height": height, "width": width}
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """One answer to everything."""
+        """Warns if all answers are the same."""
         if metrics.get("mcc") != 0:
             return None
-        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
+        message = "mcc is 0: the answers are unrelated to the labels, as if all answers, or all labels, were the same"
         return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")

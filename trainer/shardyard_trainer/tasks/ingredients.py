@@ -1,4 +1,4 @@
-"""What every task is made of: a spec's model and files, found and checked, with all that is wrong gathered."""
+"""A spec's model and files, found and checked for any task; collects all errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 def prepare(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> Prepared:
-    """The task of a spec, resolved or not, with its data read (once; then from the cache).
+    """Prepares the task of a spec, resolved or not, and reads its data (once; then from the cache).
 
     Raises SpecError: the first thing that is wrong, with all others that were found beside it in `others`.
     """
@@ -47,17 +47,17 @@ class Ingredients:
 
     @property
     def seed(self) -> int:
-        """What everything random is drawn from."""
+        """The seed of all randomness."""
         return self.spec.optimization.seed
 
     @property
     def holdout(self) -> float:
-        """The share of the training data to evaluate on if no other data is given."""
+        """The share of the training data held out for evaluation if no other data is given."""
         evaluation = self.spec.evaluation
         return evaluation.holdout if evaluation.HasField("holdout") else DEFAULT_HOLDOUT
 
     def attempt(self, look: Callable[[], _T]) -> _T | None:
-        """Gathers what is wrong, so that the data is looked into even if the model is not one."""
+        """Collects an error instead of raising it, so that the data is checked even if the model is invalid."""
         try:
             return look()
         except SpecError as error:
@@ -65,7 +65,7 @@ class Ingredients:
             return None
 
     def warn(self, reason: str, message: str, field: str) -> None:
-        """Notes something to know, once."""
+        """Records a warning, once."""
         warning = TaskWarning(reason, message, field)
         if warning not in self.warnings:
             self.warnings.append(warning)
@@ -81,7 +81,7 @@ class Ingredients:
         return choice
 
     def files(self) -> tuple[list[DataFile] | None, list[DataFile] | None]:
-        """The files to train on, and those to evaluate on; None: not found, or not given."""
+        """The training files and the evaluation files; None if not found, or not given."""
         spec = self.spec
         roles, name = table.of(spec).roles, self.field.rpartition(".")[2]
         for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
@@ -106,7 +106,7 @@ class Ingredients:
         eval_files: list[DataFile] | None,
         read: Callable[[list[DataFile], spec_pb2.DataSource, str], None],
     ) -> Iterator[None]:
-        """If something is wrong, has data that was not read yet looked through by `read`: all is said at once."""
+        """On an error, also has `read` scan the data not read yet, so that all problems are reported together."""
         try:
             yield
         except SpecError as error:
@@ -120,7 +120,7 @@ class Ingredients:
             raise_all([error, *self.errors])
 
     def accept_weights(self, choice: ModelChoice, auto: str) -> ModelChoice:
-        """The choice as its weights really are; what of them is not as its config.json says is warned of.
+        """The choice corrected by its actual weights; warns if they differ from config.json.
 
         `auto` names the class that reads them, empty for the backbone alone. Raises SpecError for weights of another
         model.
@@ -148,7 +148,7 @@ class Ingredients:
 
 
 def why_not_pretrained(config: Any) -> str:
-    """Why a model's direction of reading would give away what it is to predict; empty: it would not."""
+    """Why a model would see the tokens that it is to predict, by its direction of reading; empty if it does not."""
     if not architectures.is_turned(config):
         return ""
     if architectures.is_causal(config.model_type):

@@ -1,4 +1,4 @@
-"""What the tasks on items have in common: a catalogue, histories, and a split of them that their result names."""
+"""Code shared by the tasks on items: a catalogue, histories, and a named split for the evaluation."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _SPLITS = {
 
 
 class Reads(NamedTuple):
-    """Which models read the histories of a task: those pretrained by an objective, such as these."""
+    """The models that can read a task's histories: those trained for an objective; with examples."""
 
     objective: str
     such_as: str
 
 
 class Ready(NamedTuple):
-    """What a task on items begins with."""
+    """The prepared model and data of a task on items."""
 
     choice: ModelChoice
     inputs: ItemInputs
@@ -62,7 +62,7 @@ def prepare_items(
     reads: Reads,
     make_samples: Callable[[Histories, np.ndarray, int], HistorySamples],
 ) -> Ready:
-    """Model and data for a task on items whose models read histories so. Raises SpecError, all at once."""
+    """Prepares model and data for a task on items. Raises SpecError with all errors at once."""
     choice = job.attempt(lambda: _choose(job, task, reads))
     train_files, eval_files = job.files()
     job.attempt(lambda: _check_settings(job))
@@ -114,7 +114,7 @@ def _choose(job: Ingredients, task: TrainingTask, reads: Reads) -> ModelChoice:
         choice.described is not None and choice.described.trained and has_head(choice, task)
     ):
         message = (
-            f"the model knows no items; give a fresh one (architecture), or one that was trained for {task.name} here"
+            f"the model has no catalogue of items; give a fresh one (architecture), or one trained for {task.name} here"
         )
         raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", message)
     return choice
@@ -124,7 +124,7 @@ def _check_settings(job: Ingredients) -> None:
     if job.spec.HasField("tokenizer"):
         raise SpecError("spec.tokenizer", "SPEC_INVALID", "items have no tokenizer; leave it out")
     if job.wanted.split and job.spec.HasField("eval_data"):
-        message = "eval_data is all evaluated on, and nothing of the training data; leave one of the two out"
+        message = "with eval_data, all of it is evaluated and nothing is held out; remove one of the two"
         raise SpecError(f"{job.field}.split", "SPEC_INVALID", message)
 
 
@@ -158,7 +158,7 @@ def _fitted(choice: ModelChoice, items: Sequence[str], length: int) -> ModelChoi
 
 
 def _held(job: Ingredients, histories: Histories) -> Held:
-    """What is evaluated on. Raises SpecError for a split by time of data that has none."""
+    """Chooses the evaluated interactions. Raises SpecError for a split by time of data without times."""
     if job.spec.HasField("eval_data"):
         return Held.DATA
     if job.holdout == 0:
@@ -172,7 +172,7 @@ def _held(job: Ingredients, histories: Histories) -> Held:
 
 
 def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: Held) -> None:
-    """Raises DataError if there is nothing to learn from, or to evaluate on."""
+    """Raises DataError if there is nothing to train on, or nothing to evaluate."""
     if not train.num_samples:
         message = (
             f"none of {train.num_short:,} users has two interactions to learn from; are the columns right, and is each "
@@ -202,7 +202,7 @@ def _warn(
         message = "no column `time` was found: the rows of each user are taken to be in the order of time"
         job.warn("NO_TIMES", f"{message}; if a column says when, map it in columns, as time: NAME", data)
     if doubled := histories.count("doubled"):
-        job.warn("DUPLICATE_ROWS", f"{doubled:,} rows are there twice (same user, item and time): once is enough", data)
+        job.warn("DUPLICATE_ROWS", f"{doubled:,} duplicate rows (same user, item and time): each counts once", data)
     if train.num_short:
         message = f"{train.num_short:,} users have one interaction to learn from, and so nothing that comes next"
         job.warn("SHORT_HISTORIES", f"{message}: they are left out", data)
@@ -245,12 +245,12 @@ class PreparedItems:
         return self.eval.ranks_by(self.train.popularity(len(self.inputs.items)))
 
     def metrics(self) -> RankingMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         assert self.eval is not None
         return RankingMetrics(self.eval, self._popular_ranks)
 
     def resolve(self, message: Any) -> None:
-        """The defaults that were taken."""
+        """Fills in the defaults that were used."""
         message.max_history = self.length
         message.min_user_interactions = max(message.min_user_interactions, 1)
         message.min_item_interactions = max(message.min_item_interactions, 1)
@@ -259,11 +259,11 @@ class PreparedItems:
             message.split = _SPLITS[self.held]
 
     def footprint(self) -> Footprint:
-        """A score an item, some positions at a time."""
+        """A score for each item, for a chunk of positions at a time."""
         return Footprint(len(self.inputs.items) + 1, LOSS_CHUNK)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {
             "task": self.task.name,
             "max_history": self.length,
@@ -273,7 +273,7 @@ class PreparedItems:
         }
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """No better than the same items for all."""
+        """Warns if the model is not better than one list for all users."""
         if not is_no_better_than_popular(metrics):
             return None
         message = (

@@ -1,4 +1,4 @@
-"""Whether a fine-tuning goes on with the classification head that its model has."""
+"""Decides whether fine-tuning keeps the classification head of its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBLEMS: Mapping[int, str] = {SINGLE_LABEL: "single_label", MULTI_LABEL: "multi
 
 
 def head_order(choice: ModelChoice, labels: Sequence[str], task: TrainingTask) -> tuple[str, ...]:
-    """The labels in the order of the head's outputs if the head has just these, else empty."""
+    """The labels in the order of the head's outputs if the head has exactly these, else empty."""
     own = choice.described.labels if choice.described is not None and has_head(choice, task) else ()
     return own if set(own) == set(labels) and tuple(labels) != own else ()
 
@@ -23,7 +23,7 @@ def head_order(choice: ModelChoice, labels: Sequence[str], task: TrainingTask) -
 def keeps_head(
     choice: ModelChoice, schema: LabelSchema, pooling: str, field: str, *, task: TrainingTask, new_head: bool
 ) -> bool:
-    """Whether training goes on with the head of the choice's folder.
+    """Whether training keeps the head of the choice's folder.
 
     Raises SpecError LABEL_MISMATCH for a head with other labels; `field` is the place of the task's message.
     """
@@ -39,7 +39,7 @@ def keeps_head(
             f"the model's head is {described.problem} with {len(own)} labels ({listed(own, most=8)}), the data "
             f"{PROBLEMS[schema.problem]} with {len(ours)} ({listed(ours, most=8)}); {_next_step(own, ours)}",
         )
-    # A head that was trained on another vector of the text is of no use.
+    # A head trained on another vector of the text is useless.
     return architectures.default_pooling(choice.config, choice.described) == pooling and _is_loadable(choice, pooling)
 
 
@@ -54,6 +54,6 @@ def _next_step(own: Sequence[str], ours: Sequence[str]) -> str:
 
 
 def _is_loadable(choice: ModelChoice, pooling: str) -> bool:
-    # Neither transformers' own head that reads this vector nor ours: a head inside a class that is not used here.
+    # Neither transformers' own head for this vector nor ours: a head of a class that is not used here.
     is_native = architectures.native_pooling(choice.config, choice.described) == pooling
     return is_native or (choice.folder is not None and choice.folder.has("head.safetensors"))

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary without ever holding all logits.
+"""Cross-entropy over a large vocabulary that never holds all logits.
 
 Shape suffixes: N tokens, D width, V vocabulary.
 """
@@ -12,17 +12,17 @@ from torch import nn
 from torch.nn import functional as F
 
 IGNORED = -100
-"""The target of a position that has none, as in torch's own cross-entropy."""
+"""The target of positions without a label, as in torch's cross-entropy."""
 
 LOSS_CHUNK = 256
-"""Positions whose logits a causal model has in memory at once."""
+"""The number of positions whose logits are in memory at once."""
 
 
 class LossLinear(nn.Linear):
-    """A language model's output layer that can also give the loss.
+    """A language model's output layer that can also compute the loss.
 
     An instance of `nn.Linear` becomes one by setting its class: its parameters, names and hooks stay. The loss is made
-    inside this layer's forward pass because ZeRO-3 has the weight together only there.
+    inside this layer's forward pass because ZeRO-3 gathers the weight only there.
     """
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
@@ -69,7 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_total = logits.logsumexp(-1, keepdim=True)
             loss += (log_total - logits.gather(1, places)).squeeze(1).mul(counts).sum()
             if with_gradient:
-                # The gradient by the logits, in their memory: softmax minus one-hot.
+                # The gradient with respect to the logits, in place: softmax minus one-hot.
                 error = logits.sub_(log_total).exp_()
                 error.scatter_add_(1, places, torch.full_like(log_total, -1.0))
                 error = error.mul_(counts[:, None]).to(weight_VD.dtype)
@@ -85,7 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        # In place: nobody else has these tensors, and the weight's is the largest of the step.
+        # In place: nothing else holds these tensors, and the weight's gradient is the largest of the step.
         bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.bias_dtype)
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), bias, None, None
 

@@ -1,4 +1,4 @@
-"""Pretraining by predicting masked tokens (Devlin et al., 2018), masks drawn anew in every pass over the data."""
+"""Pretraining by predicting masked tokens (Devlin et al., 2018), with new masks in every pass over the data."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MaskedLm:
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedMaskedLm:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         wanted = job.wanted
         probability = wanted.mask_probability if wanted.HasField("mask_probability") else DEFAULT_MASK_PROBABILITY
 
@@ -73,7 +73,7 @@ class MaskedLm:
         return PreparedMaskedLm(*prepare_packed(job, self.auto, how), job.warnings)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> MaskedPredictor:
-        """What fills masks."""
+        """A predictor that fills masks."""
         return MaskedPredictor(self.name, loaded, inputs)
 
 
@@ -86,12 +86,12 @@ def _check_mask(tokenizer: Any) -> None:
             "spec.tokenizer",
             "OBJECTIVE_UNSUPPORTED",
             "masked_lm needs a tokenizer with a mask token; use one that has it, or name one of its tokens as "
-            "mask_token (`tokenizer.mask_token = ...`) and save it anew",
+            "mask_token (`tokenizer.mask_token = ...`) and save it again",
         )
 
 
 class MaskedSamples:
-    """Packed sequences of one split with masks; a document sees itself only."""
+    """Packed sequences of one split with masks; documents do not attend to one another."""
 
     def __init__(
         self,
@@ -120,11 +120,11 @@ class MaskedSamples:
         self.num_tokens = self.num_samples * length if is_train else corpus.num_tokens
 
     def lengths(self) -> None:
-        """All are equally long."""
+        """None: all sequences have the same length."""
         return
 
     def stats(self) -> DataStats:
-        """What they hold."""
+        """Statistics of the corpus."""
         return corpus_stats(self.corpus, self.blocks, self._counter, num_tokens=self.num_tokens)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
@@ -159,14 +159,14 @@ class MaskedSamples:
     def _separated(self, positions: np.ndarray, documents: np.ndarray) -> dict[str, torch.Tensor]:
         if not self._is_packed:
             return {"attention_mask": torch.from_numpy((documents >= 0).astype(np.int64))}
-        # Boolean and with sdpa: eager attention would add it as a number, positions alone keep nothing apart.
+        # A boolean mask, for sdpa: eager attention would add it as numbers; positions alone do not separate documents.
         mask = documents[:, None, :, None] == documents[:, None, None, :]
         return {"attention_mask": torch.from_numpy(mask), "position_ids": torch.from_numpy(positions + self._offset)}
 
     def _mask(
         self, tokens: np.ndarray, places: np.ndarray, starts: np.ndarray, sample: SampleRef
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The chosen positions, and the tokens as the model sees them."""
+        """The masked positions, and the tokens with masks that the model reads."""
         random = np.random.default_rng([*self._seed, sample.data_epoch, sample.sample])
         candidates = np.flatnonzero(~np.isin(tokens, self._special))
         wanted = max(1, round(self._probability * len(candidates)))
@@ -188,7 +188,7 @@ class MaskedSamples:
         begins = (self.corpus.continues[places] == 0) | starts
         words = np.cumsum(begins)[candidates]
         names, sizes = np.unique(words, return_counts=True)
-        # The first word is taken whatever its size; after it one that would pass the wanted number is passed over.
+        # The first word is taken whatever its size; later words that would exceed the wanted number are skipped.
         taken: list[int] = []
         left = wanted
         for word in random.permutation(len(names)):
@@ -234,17 +234,17 @@ class PreparedMaskedLm(PreparedPacked[MaskedSamples]):
         return MaskedLmModule(model)
 
     def metrics(self) -> MaskedMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return MaskedMetrics()
 
     def resolve(self, message: Any) -> None:
-        """The length, and the share of masked tokens."""
+        """Fills in the length and the share of masked tokens."""
         super().resolve(message)
         if not message.HasField("mask_probability"):
             message.mask_probability = DEFAULT_MASK_PROBABILITY
 
     def footprint(self) -> Footprint:
-        """The vocabulary's logits."""
+        """Logits over the vocabulary, for masked positions only."""
         return Footprint(int(self.choice.config.vocab_size), 0)
 
 
@@ -296,7 +296,7 @@ class MaskedPredictor(TextPredictor):
     parameters = "fill_mask"
 
     def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
-        """Texts without a mask."""
+        """Reports texts without a mask."""
         name, mask = self.inputs.tokenizer.mask_token, self.inputs.tokenizer.mask_token_id
         message = f"no mask in its first {self.length_limit} tokens; write {name} where a word is to be found"
         return [
@@ -306,7 +306,7 @@ class MaskedPredictor(TextPredictor):
         ]
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
-        """Of the candidates of each mask."""
+        """The size of the candidates of each mask."""
         mask = self.inputs.tokenizer.mask_token_id
         return [each.ids.count(mask) * (self._top_k(request) * (TOKEN_BYTES + 24) + 8) + 16 for each in encoded]
 

@@ -1,4 +1,4 @@
-"""What the metrics of several tasks have in common."""
+"""Metrics shared by several tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardyard_trainer.tasks.base import ModuleOutput
 
 
 class LossSum:
-    """Sums the loss and its units."""
+    """Adds up the loss and its units."""
 
     def __init__(self) -> None:
         self._loss: list[torch.Tensor] = []
@@ -68,7 +68,7 @@ class ClassificationMetrics(LossSum):
 
 
 def _single_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn import metrics  # Half a second that only an evaluation pays for.
+    from sklearn import metrics  # Imported here: it takes half a second, which only evaluations should pay.
 
     predicted = outputs.argmax(-1)
     return {
@@ -79,7 +79,7 @@ def _single_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _multi_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    # A logit over 0 is a probability over one half. F1 is that of the labels that are there, whatever their number:
+    # A logit over 0 is a probability over one half. F1 is computed over the labels in the data, whatever their number:
     # scikit-learn reads a single column as two classes, and its micro average is then the accuracy.
     predicted, truth = outputs > 0, labels > 0.5
     right, wrong = (predicted & truth).sum(0), (predicted ^ truth).sum(0)
@@ -98,7 +98,7 @@ def _correlations(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     from scipy import stats
 
     predicted = outputs[:, 0]
-    # One number, or equal ones, correlate with nothing: 0 instead of a NaN that no comparison survives.
+    # A constant has no correlation: report 0, because a NaN would make every comparison false.
     has_spread = len(labels) > 1 and np.ptp(predicted) > 0 and np.ptp(labels) > 0
     return {
         "pearson": float(stats.pearsonr(predicted, labels).statistic) if has_spread else 0.0,

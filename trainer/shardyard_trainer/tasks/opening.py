@@ -1,4 +1,4 @@
-"""A model folder, ready to be asked: its model, its inputs, and what its task makes of both."""
+"""Opens a model folder for answering: its model, its inputs, and its task's predictor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shardyard_trainer.tasks.base import Predictor, TrainingTask
 
 @dataclass(frozen=True)
 class Opened:
-    """`predictor` is None for a bare backbone, which gives vectors only."""
+    """An opened folder. `predictor` is None for a bare backbone, which gives vectors only."""
 
     loaded: Loaded
     inputs: Inputs
@@ -41,7 +41,7 @@ def open_model(source: Folder) -> Opened:
 
 
 def inputs_of(described: ModelFolder, task: TrainingTask | None) -> type[Inputs]:
-    """What reads the inputs of a folder: as its task says, or its architecture if it has no head."""
+    """Loads the inputs of a folder: by its task, or by its architecture if it has no head."""
     if task is not None:
         return task.inputs
     return ImageInputs if architectures.is_of_pictures(described.model_type) else TextInputs

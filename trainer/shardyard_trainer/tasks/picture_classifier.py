@@ -1,4 +1,4 @@
-"""A loaded model that names the classes of pictures.
+"""The predictor of a picture classifier.
 
 Shape suffixes: B pictures, C classes.
 """
@@ -24,7 +24,7 @@ from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, viol
 
 @dataclasses.dataclass(frozen=True)
 class PictureClassifier:
-    """Names the classes of pictures."""
+    """Predicts the classes of pictures."""
 
     takes: ClassVar[tuple[str, ...]] = ("image",)
 
@@ -33,13 +33,13 @@ class PictureClassifier:
     inputs: ImageInputs
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Parameters of another task, and instances that are no pictures."""
+        """Refuses parameters of another task, and instances that are not pictures."""
         message = f"a {self.task} model takes pictures; send the bytes of a file as `image`"
         found = refuse_parameters(request, self.task, "classification")
         return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:
-        """Pictures as numbers; `complain` says which are none."""
+        """Decodes pictures; `complain` reports those that failed."""
         return [self._read(instance.image) for instance in instances]
 
     def _read(self, content: bytes) -> EncodedPicture:
@@ -49,7 +49,7 @@ class PictureClassifier:
             return EncodedPicture(np.zeros((1, 1, 1), np.float32), str(error))
 
     def complain(self, encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
-        """Bytes that are not a picture."""
+        """Reports bytes that are not a picture."""
         return [
             violation(f"instances[{index}].image", "DATA_INVALID", each.complaint)
             for index, each in enumerate(encoded)
@@ -57,13 +57,13 @@ class PictureClassifier:
         ]
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture]) -> list[int]:
-        """Of a score for each label."""
+        """The size of a score for each label."""
         return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
 
     def answer(
         self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture], _places: Sequence[int]
     ) -> Parts:
-        """The label or labels of each picture with all scores."""
+        """The label or labels of each picture, with all scores."""
         given, folder = request.classification, self.loaded.folder
         threshold = given.threshold if given.HasField("threshold") else 0.5
         several = folder.problem == "multi_label"
@@ -81,7 +81,7 @@ class PictureClassifier:
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs for all pictures of the batch."""
+        """The outputs of both models for all pictures of the batch."""
         parameter = next(live.parameters())
         pixels = batch.inputs["pixel_values"]
         wanted = live.model(pixel_values=pixels.to(parameter.device, parameter.dtype)).logits.float().cpu()

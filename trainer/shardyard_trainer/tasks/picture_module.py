@@ -1,4 +1,4 @@
-"""The module that puts pictures into classes, its metrics, and what of its work is kept for the backward pass.
+"""The module that classifies pictures, its metrics, and a measure of its activation memory.
 
 Shape suffixes: B pictures, C classes.
 """
@@ -39,7 +39,7 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
 
 
 class PictureModule(HuggingFaceModule):
-    """Classes for a picture; the loss is summed over pictures."""
+    """Classifies pictures; the loss is summed over them."""
 
     def __init__(self, model: Any, *, problem: int, label_smoothing: float, freezes: bool, needs_two: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PictureModule(HuggingFaceModule):
             self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> PictureModule:
-        """As every module; a frozen backbone stays as it is, its running statistics too."""
+        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode, with its running statistics."""
         super().train(mode)
         if self._freezes:
             self.backbone.eval()
@@ -72,7 +72,7 @@ class PictureModule(HuggingFaceModule):
         return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
 
     def _alone(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """One picture, normalised by the running statistics: its own would be of one number."""
+        """Computes a single picture with running statistics: its own could be of a single value a channel."""
         norms = [each for each in self.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
         were = [norm.training for norm in norms]
         for norm in norms:
@@ -91,7 +91,7 @@ class PictureModule(HuggingFaceModule):
 
 
 class PictureMetrics(ClassificationMetrics):
-    """Those of classification; with more than five classes also `accuracy_top5`."""
+    """The metrics of classification; with more than five classes also `accuracy_top5`."""
 
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
         """The metrics over all ranks' parts."""

@@ -1,4 +1,4 @@
-"""What the tasks on pictures have in common: a model that sees pictures, their size, and what training changes."""
+"""Code shared by the tasks on pictures: a model that reads pictures, their size, and augmentation.
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choose_model(job: Ingredients) -> ModelChoice:
 
 
 def choose_inputs(job: Ingredients, choice: ModelChoice) -> ImageInputs:
-    """What pictures become: as the model's folder says, or what suits a fresh one; in the spec's size."""
+    """How pictures are prepared: as the model's folder says, or the defaults of a fresh one; in the spec's size."""
     config, wanted = choice.config, job.wanted
     own = getattr(config, "image_size", None)
     sides = tuple(own) if isinstance(own, list | tuple) and len(own) == 2 else (own, own)

@@ -1,4 +1,4 @@
-"""Ranks of targets among all items, and what they come to: hit rate, NDCG and MRR at 10, never over drawn negatives.
+"""Ranks of targets among all items, and hit rate, NDCG and MRR at 10; never over sampled negatives.
 
 Shape suffixes: N targets, D width, V tokens (the padding and all items), S items seen.
 """
@@ -21,11 +21,11 @@ from shardyard_trainer.tasks.losses import LOSS_CHUNK, LossLinear, chunked_cross
 from shardyard_trainer.tasks.metrics import LossSum
 
 CUT = 10
-"""Places of a list that count."""
+"""The length of the list that the metrics look at."""
 
 
 class RankingLinear(LossLinear):
-    """An output layer that also gives the ranks of targets, made inside its forward pass as the loss is."""
+    """An output layer that also computes the ranks of targets, in its forward pass like the loss."""
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor | None = None, seen: torch.Tensor | None = None
@@ -36,7 +36,7 @@ class RankingLinear(LossLinear):
         weights = (self.weight.float(), self.bias.float() if self.bias is not None else None)
         parts = [slice(first, first + LOSS_CHUNK) for first in range(0, len(targets), LOSS_CHUNK)]
         ranks = [
-            # In fp32 whatever is computed in: of two items whose scores are equal in halves, one is before the other.
+            # In fp32 whatever the training precision: in half precision, different scores would tie.
             ranks_of(F.linear(hidden[part].float(), *weights), targets[part], seen[part])
             for part in parts
         ]
@@ -50,13 +50,13 @@ def ranks_of(logits_NV: torch.Tensor, targets_N: torch.Tensor, seen_NS: torch.Te
     """
     logits_NV = without_seen(logits_NV, seen_NS)
     of_target_N1 = logits_NV.gather(1, targets_N[:, None])
-    # So written, an item whose score is not a number comes before the target.
+    # Written as "not less", so that an item whose score is NaN ranks before the target.
     ranks_N = (~(logits_NV < of_target_N1)).sum(1)
     return torch.where(of_target_N1.squeeze(1) == -math.inf, logits_NV.shape[1], ranks_N)
 
 
 def without_seen(logits_NV: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor:
-    """The logits, in their memory, without the padding and the tokens of `seen`."""
+    """Excludes the padding and the tokens of `seen` from the logits, in place."""
     logits_NV[:, PADDING] = -math.inf
     return logits_NV.scatter_(1, seen_NS, -math.inf)
 
@@ -87,7 +87,7 @@ class RankingMetrics(LossSum):
         """The metrics over all ranks' parts."""
         ranks = np.concatenate([part[2] for part in parts])
         popular = self._popular_ranks[np.concatenate([part[3] for part in parts])]
-        # What training does not know is never recommended.
+        # Items unknown to training are never recommended.
         total = len(ranks) + self._targets.num_unknown
         found = {"loss": self.mean(parts), **_at_cut(ranks, total), "mrr_10": _mean(1 / ranks, ranks, total)}
         return found | {f"popular_{name}": value for name, value in _at_cut(popular, total).items()}
@@ -102,5 +102,5 @@ def _mean(values: np.ndarray, ranks: np.ndarray, total: int) -> float:
 
 
 def is_no_better_than_popular(metrics: Mapping[str, float]) -> bool:
-    """Whether one list for all finds as many targets."""
+    """Whether one list for all users finds as many targets."""
     return "hr_10" in metrics and metrics["hr_10"] <= metrics["popular_hr_10"]

@@ -56,11 +56,11 @@ class Recommendation:
     inputs = ItemInputs
 
     def prepare(self, job: Ingredients) -> PreparedRecommendation:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         return PreparedRecommendation(prepare_items(job, self, Reads("causal_lm", "gpt2 or llama"), HistorySamples))
 
     def open(self, loaded: Loaded, inputs: ItemInputs) -> Recommender:
-        """What recommends items."""
+        """A predictor that recommends items."""
         return Recommender(self.name, loaded, inputs, next_item_logits)
 
 
@@ -115,10 +115,10 @@ class NextItemModule(CausalLmModule):
 
 
 def next_item_logits(loaded: Loaded, histories_BT: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Of what comes behind each history, [B, V]."""
+    """Logits for the item after each history, [B, V]."""
     model = loaded.model
     if model.config.model_type not in architectures.PLAIN_OUTPUT_LAYER:
-        # One by one: all positions have their logits here.
+        # One history at a time: all its positions have their logits in memory here.
         rows = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1] for ids in histories_BT]
         return torch.stack(rows)
     lengths = torch.tensor([len(ids) for ids in histories_BT])

@@ -1,4 +1,4 @@
-"""What answers with a model over items: the likeliest of the catalogue, in the terms of the data."""
+"""The predictor of a model over items: the likeliest items of the catalogue, by their own ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logits = Callable[[Loaded, Sequence[Sequence[int]]], torch.Tensor]
 
 
 class Recommender:
-    """Recommends items to histories; `logits` gives those [B, V] of what comes behind some, fp32."""
+    """Recommends items for histories; `logits` returns those of the next item, fp32 [B, V]."""
 
     parameters = "recommendation"
     takes = ("items",)
@@ -36,17 +36,17 @@ class Recommender:
         self.inputs = inputs
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Parameters of another task, and what is not a history."""
+        """Refuses parameters of another task, and instances that are not histories."""
         message = f"a {self.task} model takes histories; send `items`, such as {', '.join(self.inputs.items[:3])}"
         found = refuse_parameters(request, self.task, self.parameters)
         return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedHistory]:
-        """Histories as tokens; what the model does not know is left out."""
+        """Encodes histories; unknown items are skipped."""
         return [self.inputs.encode(instance.items.items) for instance in instances]
 
     def complain(self, encoded: Sequence[EncodedHistory]) -> list[worker_pb2.Violation]:
-        """Histories of which the model knows no item."""
+        """Reports histories without a known item."""
         found = []
         for index, history in enumerate(encoded):
             if not history.ids:
@@ -58,7 +58,7 @@ class Recommender:
         return found
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedHistory]) -> list[int]:
-        """Of as many items as are asked for, and the unknown ones."""
+        """The size of as many items as requested, and of the unknown ones."""
         longest = max(len(item.encode()) for item in self.inputs.items)
         most = min(self._top_k(request), len(self.inputs.items))
         unknown = (sum(len(item.encode()) + 4 for item in history.unknown) for history in encoded)

@@ -1,7 +1,7 @@
-"""How the next token is chosen: what a request asks for, else what the model's generation_config.json says.
+"""How the next token is chosen: by the request's parameters, else by the model's generation_config.json.
 
 The settings have transformers' meaning, in transformers' order: repetitions, lengths and forbidden tokens first, then
-temperature, top_k and top_p. Beams and penalties of groups are not computed: every text goes on by one path.
+temperature, top_k and top_p. Beam search is not implemented: every text continues on one path.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sampling:
 def sampling_of(
     given: model_service_pb2.GenerationParameters, settings: Mapping[str, Any], ends: frozenset[int]
 ) -> Sampling:
-    """A request's parameters, and for what it leaves out the model's own settings."""
+    """A request's parameters; those it leaves out come from the model's settings."""
     own_length = min(max(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS), 1), MOST_NEW_TOKENS)
     own_temperature = float(settings.get("temperature", 1.0)) if settings.get("do_sample") else 0.0
     return Sampling(
@@ -66,23 +66,23 @@ def choose(
     logits_V = _allowed(logits_V, sampling, before, num_new)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    # Less than the largest before the division: the smallest temperature then gives 0 and minus infinity, never NaN.
+    # Subtract the largest before dividing: the smallest temperature then gives 0 and minus infinity, never NaN.
     scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
     probabilities_V, tokens_V = scaled_V.softmax(-1).sort(descending=True, stable=True)
     if sampling.top_k > 0:
         probabilities_V[sampling.top_k :] = 0
         probabilities_V /= probabilities_V.sum()
     before_V = probabilities_V.cumsum(-1) - probabilities_V
-    # The likeliest is kept at top_p 0 too.
+    # The likeliest token is kept even at top_p 0.
     kept_V = torch.where((before_V < sampling.top_p) | (before_V == 0), probabilities_V, 0.0)
     return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])
 
 
 def _allowed(logits_V: torch.Tensor, sampling: Sampling, before: Sequence[int], num_new: int) -> torch.Tensor:
-    """The logits with what is repeated made less likely, and what is forbidden impossible."""
+    """Makes repeated tokens less likely and forbidden ones impossible."""
     logits_V = logits_V.clone()
     if sampling.repetition_penalty not in (0.0, 1.0) and before:
-        # Keskar et al., 2019: a token that was there is less likely, whatever its logit's sign.
+        # Keskar et al., 2019: a repeated token becomes less likely, whatever its logit's sign.
         seen = torch.tensor(sorted(set(before)))
         values = logits_V[seen]
         penalty = sampling.repetition_penalty
@@ -99,7 +99,7 @@ def _allowed(logits_V: torch.Tensor, sampling: Sampling, before: Sequence[int], 
 
 
 def _repeated(before: Sequence[int], size: int) -> set[int]:
-    """The tokens that would end a run of `size` tokens that was there before."""
+    """The tokens that would repeat an earlier run of `size` tokens."""
     if size < 1 or len(before) + 1 < size:
         return set()
     tail = tuple(before[len(before) - size + 1 :])

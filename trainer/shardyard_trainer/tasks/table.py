@@ -1,4 +1,4 @@
-"""Every task by its name, the one place that lists them.
+"""Every task by its name; the only place that lists them.
 
 A task's name is its member of the spec's oneofs, its file in this package, and `Model.task`: nothing else has to agree.
 """
@@ -52,7 +52,7 @@ def message_of(spec: spec_pb2.JobSpec) -> Any:
 
 
 def of_folder(described: ModelFolder) -> TrainingTask | None:
-    """The task that a folder has a head for; None: a bare backbone. Raises FolderInvalid for an unknown task."""
+    """The task that a folder has a head for; None for a bare backbone. Raises FolderInvalid for an unknown task."""
     if not described.task and not described.auto:
         return None
     tasks = [cast("TrainingTask", task) for task in map(named, NAMES) if task.output is Output.MODEL]
@@ -61,7 +61,7 @@ def of_folder(described: ModelFolder) -> TrainingTask | None:
     for task in tasks:
         if task.name == described.task:
             return task
-    raise FolderInvalid(f"shardyard.json has a task that is none: {described.task[:100]!r}", file="shardyard.json")
+    raise FolderInvalid(f"shardyard.json names an unknown task: {described.task[:100]!r}", file="shardyard.json")
 
 
 def leaves() -> Iterator[str]:
@@ -83,9 +83,9 @@ def _descend(spec: spec_pb2.JobSpec) -> tuple[str, Any]:
 
 
 def choice_of(message: Descriptor) -> str:
-    """The oneof by which a family of tasks says which one it is; empty: the message is a task's own."""
+    """The oneof that selects one task of a family; empty if the message is a task's own."""
     for choice in message.oneofs:
-        # A field that may be unset is a oneof of its own, named after it.
+        # A field with presence is a synthetic oneof, named after the field.
         if not choice.name.startswith("_") and all(field.message_type for field in choice.fields):
             return str(choice.name)
     return ""

@@ -1,4 +1,4 @@
-"""How well words are tagged: by word, and by whole entity."""
+"""Metrics of tagging: by word, and by whole entity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TagMetrics(LossSum):
     """`loss` (nats a word), `token_accuracy`, and by scheme: precision, recall and F1 of whole entities; or macro F1.
 
     An entity counts if its kind, its first word and its last one are right (strict BIO). `majority_token_accuracy` and
-    `majority_f1` (or `majority_f1_macro`) are what answering the most frequent tag to every word would reach.
+    `majority_f1` (or `majority_f1_macro`) are the results of answering every word with the most frequent tag.
     """
 
     def __init__(self, labels: Sequence[str], scheme: str, samples: TaggedSamples) -> None:
@@ -45,7 +45,7 @@ class TagMetrics(LossSum):
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
         """The metrics over all ranks' parts."""
         found = np.concatenate([part[2] for part in parts], axis=1)
-        # By window: those of a text stand one behind the other, and each word in one of them.
+        # Sorted by window: the windows of a text are consecutive, and each word is in one of them.
         found = found[:, np.argsort(found[0], kind="stable")]
         truth, answers = found[1], found[2]
         majority = np.full_like(truth, np.bincount(truth).argmax() if len(truth) else 0)

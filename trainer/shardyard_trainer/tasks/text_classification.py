@@ -1,4 +1,4 @@
-"""Fine-tuning for texts, or pairs of them: one class of several, any of several, or a number."""
+"""Fine-tuning for texts or pairs of texts: one label, several labels, or a number."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class TextClassification:
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedClassification:
-        """Model and data, found and checked. Raises SpecError, LABEL_MISMATCH for a head with other labels."""
+        """Finds and checks model and data. Raises SpecError (LABEL_MISMATCH for a head with other labels)."""
         return _prepare(job)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> Classifier:
-        """What names classes. Raises FolderInvalid for a head with another number of outputs than there are labels."""
+        """A predictor of classes. Raises FolderInvalid if the head's outputs and the labels differ in number."""
         labels = loaded.folder.labels
         if loaded.num_outputs != max(len(labels), 1):
             raise FolderInvalid(
@@ -121,7 +121,7 @@ def _prepare(job: Ingredients) -> PreparedClassification:
     inputs = TextInputs(tokenizer, length)
     with job.looking_on(None, eval_files, look_through):
         train = _examples(job, inputs, train_files, spec.train_data, labels=wanted.labels, field="spec.train_data")
-        # The head's own order is taken if its labels are the data's: its outputs keep their meaning.
+        # If the head's labels are those of the data, its order is used: its outputs keep their meaning.
         order = () if wanted.labels or wanted.new_head else head_order(choice, train.schema.labels, TASK)
         if order:
             train = _examples(job, inputs, train_files, spec.train_data, labels=order, field="spec.train_data")
@@ -164,7 +164,7 @@ def _choose(job: Ingredients) -> ModelChoice:
         raise SpecError(
             job.field,
             "OBJECTIVE_UNSUPPORTED",
-            f"{choice.config.model_type} does not read a text into one vector a token; "
+            f"{choice.config.model_type} does not give one vector for each token of a text; "
             f"it can be trained for: {', '.join(supported) or 'none'}",
             {"supported": ",".join(supported)},
         )
@@ -190,7 +190,7 @@ def _examples(
         cache_dir=job.cache_dir,
         field=field,
     )
-    # Of the evaluation data only what concerns its own spelling and rows.
+    # From the evaluation data only notes about its own spelling and rows.
     for reason, message in found.label_notes:
         if not like or reason in (LOOKALIKE, bad_rows.REASON):
             job.warn(reason, message, field)
@@ -303,11 +303,11 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
         )
 
     def metrics(self) -> ClassificationMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return ClassificationMetrics(self.schema)
 
     def resolve(self, message: Any) -> None:
-        """Length, problem, pooling and labels."""
+        """Fills in length, problem, pooling and labels."""
         message.max_length = self.length
         if not message.problem:
             message.problem = SINGLE_LABEL
@@ -322,7 +322,7 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
         return Footprint(0, 0)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {
             "task": TASK.name,
             "problem": PROBLEMS[self.schema.problem],
@@ -333,10 +333,10 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
         }
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """One answer to everything."""
+        """Warns if all answers are the same."""
         if metrics.get("mcc") != 0:
             return None
-        message = "mcc is 0: the answers tell nothing of the labels, as where there is but one answer, or one label"
+        message = "mcc is 0: the answers are unrelated to the labels, as if all answers, or all labels, were the same"
         return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
 
     def _own_head(self, config: Any, *, meta: bool) -> nn.Linear:
@@ -350,13 +350,13 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
 
 
 class Classifier(TextPredictor):
-    """Names the classes of texts and of pairs, or scores them."""
+    """Predicts classes or scores of texts and pairs."""
 
     parameters = "classification"
     takes = ("text", "pair")
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
-        """Of a score for each label."""
+        """The size of a score for each label."""
         return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
 
     def answer(
@@ -380,7 +380,7 @@ class Classifier(TextPredictor):
         return classification(logits_C, folder.labels, several=folder.problem == "multi_label", threshold=threshold)
 
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The head's outputs for all texts of the batch."""
+        """The outputs of both heads for all texts of the batch."""
         device = next(live.parameters()).device
         with torch.no_grad():
             outputs = live(

@@ -1,4 +1,4 @@
-"""What the tasks on texts have in common: a tokenizer, a length, a packed corpus."""
+"""Code shared by the tasks on texts: a tokenizer, a length, a packed corpus."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Corpora = tuple[packed.Corpus, packed.Corpus | None]
 
 S = TypeVar("S", bound=Samples)
 Splits = tuple[S, S | None]
-"""What is trained on, and what is evaluated on; None: nothing."""
+"""The training corpus and the evaluation corpus; None if nothing is evaluated."""
 
 
 class PreparedText(Generic[S]):
@@ -47,7 +47,7 @@ class PreparedText(Generic[S]):
         self.length = inputs.length or 0
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """Nothing: the loop watches the loss of every task."""
+        """None: the loop already watches the loss."""
         return None
 
 
@@ -62,7 +62,7 @@ class PreparedPacked(PreparedText[S]):
         message.sequence_length = self.length
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {"task": self.task.name, "max_length": self.length}
 
 
@@ -82,7 +82,7 @@ class Packing(Generic[S]):
 
 
 def prepare_packed(job: Ingredients, auto: str, how: Packing[S]) -> tuple[ModelChoice, TextInputs, Splits[S]]:
-    """Model, tokenizer and data for an objective on packed texts. Raises SpecError, all at once."""
+    """Prepares model, tokenizer and data for an objective on packed texts. Raises SpecError with all errors at once."""
     choice, inputs, (train, held_out) = _corpora(job, how)
 
     def samples(corpus: packed.Corpus, *, is_train: bool) -> S:
@@ -131,12 +131,12 @@ def _corpora(job: Ingredients, how: Packing[S]) -> tuple[ModelChoice, TextInputs
 
 
 def read_texts(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
-    """Looks through texts for what is wrong with them."""
+    """Reads all texts once to report their errors and warnings."""
     deque(read_rows(files, source, with_label=False, field=field), maxlen=0)
 
 
 def find_length(job: Ingredients, choice: ModelChoice, name: str, default: int, *, shortest: int = 1) -> int:
-    """Tokens as given, else the default or what the model can address if that is less. Raises SpecError."""
+    """The length as given, else the smaller of the default and the model's limit. Raises SpecError."""
     most = None if choice.is_fresh and not _sets_positions(choice) else architectures.longest(choice.config)
     if job.wanted.HasField(name):
         length: int = getattr(job.wanted, name)
@@ -151,15 +151,15 @@ def find_length(job: Ingredients, choice: ModelChoice, name: str, default: int, 
 def find_tokenizer(
     job: Ingredients, choice: ModelChoice, files: list[DataFile], *, texts: Iterable[str] | None = None
 ) -> Any:
-    """The tokenizer that the spec means: the model's own, another one, or one trained on the data.
+    """The spec's tokenizer: the model's own, another one, or one trained on the data.
 
-    `texts` are those of the data, to be read more than once; None: what stands in its text column.
+    `texts` are those of the data and are read more than once; None: its text column.
     """
     source = job.spec.tokenizer
     kind = source.WhichOneof("source")
     if kind == "train" or (kind is None and choice.is_fresh):
         if not choice.is_fresh:
-            message = "a pretrained model knows its own tokens only; leave the tokenizer out"
+            message = "a pretrained model only knows its own tokens; leave the tokenizer out"
             raise SpecError("spec.tokenizer.train", "SPEC_INVALID", message)
         if kind is None:
             message = "a fresh model has no tokenizer; set tokenizer, for example to one trained on the data (train)"

@@ -1,4 +1,4 @@
-"""Fine-tuning for the words of texts: a tag for each, and the entities that tags mean."""
+"""Fine-tuning for words of texts: a tag for each word, and the entities that the tags mark."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TokenClassification:
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedTags:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         wanted = job.wanted
         choice = job.attempt(lambda: _choose(job))
         train_files, eval_files = job.files()
@@ -97,7 +97,7 @@ class TokenClassification:
         wish = TagWish(_NAMES.get(wanted.scheme, ""), tuple(wanted.labels))
         with job.looking_on(None, eval_files, look_through):
             train = _load(job, inputs, train_files, "train_data", wish)
-            # The head's own order is taken if its labels are the data's: its outputs keep their meaning.
+            # If the head's labels are those of the data, its order is used: its outputs keep their meaning.
             own = _head_labels(choice)
             if set(own) == set(train.labels) and own != train.labels and not wanted.labels and not wanted.new_head:
                 train = _load(job, inputs, train_files, "train_data", TagWish(wish.scheme, own))
@@ -108,7 +108,7 @@ class TokenClassification:
         return _assemble(job, choice, inputs, _split(job, choice, inputs, train, held_out), train)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> Tagger:
-        """What tags words. Raises FolderInvalid for a head with another number of outputs than there are labels."""
+        """A predictor of tags. Raises FolderInvalid if the head's outputs and the labels differ in number."""
         labels = loaded.folder.labels
         if loaded.num_outputs != len(labels):
             text = f"the head has {loaded.num_outputs} outputs for {len(labels)} labels"
@@ -193,7 +193,7 @@ def _assemble(
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
     train = splits[0]
     if job.wanted.label_all_pieces:
-        # The later tokens of an entity's first word are inside it.
+        # The later tokens of an entity's first word are inside the entity.
         names = [f"I-{parts(label)[1]}" if parts(label)[0] == "B" else label for label in data.labels]
         train.inside = np.asarray(
             [
@@ -236,11 +236,11 @@ class PreparedTags(PreparedText[TaggedSamples]):
         return TokenClassifierModule(model, self.train.weights)
 
     def metrics(self) -> TagMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return TagMetrics(self.labels, self.scheme, self.eval or self.train)
 
     def resolve(self, message: Any) -> None:
-        """Window, scheme and labels."""
+        """Fills in window, scheme and labels."""
         message.max_length, message.overlap = self.length, self._overlap
         if not message.scheme:
             message.scheme = next(value for value, name in _NAMES.items() if name == self.scheme)
@@ -248,25 +248,25 @@ class PreparedTags(PreparedText[TaggedSamples]):
             message.labels.extend(self.labels)
 
     def footprint(self) -> Footprint:
-        """A score a label and position."""
+        """A score for each label at each position."""
         return Footprint(len(self.labels), 0)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         scheme = PLAIN if self.scheme == PLAIN else BIO
         about = {"task": TASK.name, "labels": list(self.labels), "scheme": scheme}
         return {**about, "max_length": self.length, "overlap": self._overlap}
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """No entity found."""
+        """Warns if no entity was found."""
         if metrics.get("f1") != 0:
             return None
-        message = "f1 is 0: the model finds no entity as it stands in the data"
+        message = "f1 is 0: the model finds no entity of the data exactly"
         return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
 
 
 class TokenClassifierModule(HuggingFaceModule):
-    """A tag for each word; the loss is summed over the tokens with a label, in training with the labels' weights."""
+    """Tags words; the loss is summed over the tokens with a label, in training weighted by label."""
 
     def __init__(self, model: Any, class_weights: np.ndarray | None) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class TokenClassifierModule(HuggingFaceModule):
         weights_C = as_tensor(self._class_weights, logits_BTC) if self.training else None
         logits_NC, labels_N = logits_BTC.flatten(0, 1).float(), labels.flatten()
         loss = F.cross_entropy(logits_NC, labels_N, weight=weights_C, ignore_index=IGNORED, reduction="sum")
-        # Answers, not scores: an evaluation of many texts would not hold those.
+        # Predicted labels, not scores: the scores of a large evaluation would not fit in memory.
         return ModuleOutput(loss, {"answers": logits_BTC.argmax(-1)} if return_outputs else None)
 
 
@@ -304,12 +304,12 @@ class EncodedWords:
 
     @property
     def num_positions(self) -> int:
-        """Of its longest window."""
+        """The positions of its longest window."""
         return max(len(window.ids) for window in self.windows)
 
 
 class Tagger(TextPredictor):
-    """Tags the words of texts."""
+    """Predicts the tags of words and the entities they mark."""
 
     takes = ("text", "words")
 
@@ -323,7 +323,7 @@ class Tagger(TextPredictor):
         )
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedWords]:  # type: ignore[override]
-        """Texts as words: as sent, or words and signs of a text. Raises SpecError."""
+        """Encodes texts as words: as sent, or split into words and signs. Raises SpecError."""
         return [self._read(instance) for instance in instances]
 
     def _read(self, instance: model_service_pb2.Instance) -> EncodedWords:
@@ -337,7 +337,7 @@ class Tagger(TextPredictor):
         return EncodedWords(text, places, self._cutter.cut([text[first:end] for first, end in places]))
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedWords]) -> list[int]:
-        """Of a tag for each word, and an entity each."""
+        """The size of a tag for each word, and of one entity for each."""
         longest = max((len(label.encode()) for label in self.loaded.folder.labels), default=0)
         return [len(each.places) * 2 * (longest + 48) + 4 * len(each.text) + 32 for each in encoded]
 
@@ -350,7 +350,7 @@ class Tagger(TextPredictor):
     @torch.inference_mode()
     def _tag(self, encoded: EncodedWords) -> model_service_pb2.Prediction:
         labels = self.loaded.folder.labels
-        # A word without a token of its own is nothing: its tag is that of most words.
+        # A word without a token (such as a lone control character) gets the tag of most words.
         nothing = labels.index("O") if "O" in labels else 0
         classes, scores = [nothing] * len(encoded.places), [0.0] * len(encoded.places)
         for window in encoded.windows:
@@ -388,7 +388,7 @@ class Tagger(TextPredictor):
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scores of all real positions of the batch."""
+        """The scores of both models at all real positions of the batch."""
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "labels"}
         real_BT = batch.inputs["attention_mask"] > 0
         device = next(live.parameters()).device

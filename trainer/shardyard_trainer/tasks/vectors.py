@@ -1,4 +1,4 @@
-"""One vector a text: what token vectors are pooled to, in training, in answers and in feature extraction.
+"""One vector a text, pooled from its token vectors: in training, in answers and in feature extraction.
 
 Shape suffixes: B texts, T positions, D width.
 """
@@ -30,12 +30,12 @@ POOLING_VALUES: Mapping[str, spec_pb2.Pooling.ValueType] = {
 
 
 def choose_pooling(loaded: Loaded, asked: spec_pb2.Pooling.ValueType) -> str:
-    """As asked, else as trained, else `mean` for encoders and `last` for causal models."""
+    """The pooling as requested, else as trained, else `mean` for encoders and `last` for causal models."""
     return POOLINGS.get(asked) or architectures.default_pooling(loaded.model.config, loaded.folder)
 
 
 def choose_length(loaded: Loaded, asked: int | None) -> int:
-    """Tokens that texts are cut to: as asked, else as in training. Raises ValueError if the model takes no so many."""
+    """Texts are cut to this many tokens: as requested, else as trained. Raises ValueError if the model takes fewer."""
     longest = loaded.longest
     if asked is None:
         trained = loaded.folder.max_length or DEFAULT_MAX_LENGTH
@@ -62,7 +62,7 @@ def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch
 def hidden_states(
     loaded: Loaded, inputs: TextInputs, encoded: Sequence[EncodedText]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index, last hidden state [T, D] without padding) of every text."""
+    """Yields (index, last hidden state [T, D] without padding) for every text."""
     for batch in batches(encoded):
         tensors = inputs.tensors(loaded.model, [encoded[index] for index in batch])
         hidden_BTD = loaded.backbone(**tensors).last_hidden_state.cpu()
