@@ -1,7 +1,7 @@
 """Starts a program that opens only what a rank needs: `python -m ...confined_rank RIGHTS program-module arguments...`.
 
-RIGHTS is what `rank_env.rank_rights` makes, as JSON; empty: none are taken away. The program is started anew by its
-name, so that nothing of this package is in it, and has what holds for this process.
+RIGHTS is the result of `rank_env.rank_rights` as JSON; empty: no restrictions. The program is started by its
+name with exec, so that it has nothing of this package, and inherits this process's restrictions.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _MODPROBE_S = 30
 
 
 def main() -> None:
-    """Gives up the rights, then becomes the program."""
+    """Drops all rights but the given ones, then becomes the program."""
     rights, program = json.loads(sys.argv[1]), sys.argv[2:]
-    # The memory of a rank is others' data, and on a GPU machine larger than most disks.
+    # No core dumps: a rank's memory contains users' data, and on a GPU machine it is larger than most disks.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if rights:
         _make_gpu_devices()
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def take_rights(rights: dict[str, list[str]]) -> None:
-    """Confines this thread; where the kernel will not, a rank goes on as it is, and says so in its log."""
+    """Confines this thread. If the kernel refuses, the rank continues unconfined and says so in its log."""
     try:
         holds = confine.confine_rank(
             rights["reads"], rights["writes"], rights["puts"], hidden=next(iter(rights["hidden"]), "")
@@ -45,16 +45,16 @@ def take_rights(rights: dict[str, list[str]]) -> None:
 
 
 def _make_gpu_devices() -> None:
-    """What CUDA would have a program with more rights make, at its first use on a machine: a rank cannot have that."""
+    """Creates the device files that CUDA's setuid helper would create at first use; a confined rank cannot run it."""
     if Path("/dev/nvidiactl").exists() and not Path("/dev/nvidia-uvm").exists():
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["nvidia-modprobe", "-u", "-c=0"], check=False, capture_output=True, timeout=_MODPROBE_S)
 
 
 def _hold_own_proc() -> None:
-    """CUDA names its threads by writing to files there, and does not start if it cannot.
+    """The process's own folder in /proc, where CUDA writes its threads' names; without it CUDA does not start.
 
-    The rule is about this folder as the kernel has it now: it stays the same while this program holds it open.
+    The rule refers to this folder as it is now; keeping it open keeps the rule valid.
     """
     if sys.platform == "linux":
         with suppress(OSError):

@@ -14,7 +14,7 @@ from shardyard_coordinator.launch.memory import EXIT_KILLED, OutOfMemory
 class RankExit:
     """How a rank's process ended; `code` is None if it was lost, never started, or ended by a signal.
 
-    `memory`: the kernel ended it for want of memory.
+    `memory`: set if the kernel ended it for lack of memory.
     """
 
     code: int | None
@@ -25,7 +25,7 @@ class RankExit:
 
 
 def report_of(rank: int, how: RankExit) -> job_pb2.FailureReport:
-    """Why a rank that ended without a report of its own did so."""
+    """The failure report for a rank that ended without its own."""
     report = job_pb2.FailureReport(rank=rank)
     if how.memory is not None:
         report.reason = Cause.HOST_OOM
@@ -35,7 +35,7 @@ def report_of(rank: int, how: RankExit) -> job_pb2.FailureReport:
     if how.code == EXIT_KILLED:
         report.reason = Cause.HOST_OOM
         report.message = (
-            f"rank {rank} exited with code {EXIT_KILLED}, as a process does that is killed when memory runs out"
+            f"rank {rank} exited with code {EXIT_KILLED}, as a process that is killed when memory runs out does"
         )
         return report
     if how.code is not None:

@@ -1,4 +1,4 @@
-"""A rank as a child of the process that watches it, under either launcher: started, listened to, asked how it ended."""
+"""A rank as a child process of its watcher, under both launchers: its start, its reports, and how it ended."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from shardyard_coordinator.launch.rank_exit import RankExit
 TRAINER = "shardyard_trainer"
 """The module that a rank runs: it takes the arguments of `python -m shardyard_trainer`."""
 
-# The module that ranks are started through.
+# The module that confines a rank before it runs.
 _CONFINED_RANK = "shardyard_coordinator.launch.confined_rank"
 
-# A rank does not speak to Ray: it gets neither its addresses nor its token.
+# A rank does not talk to Ray, so it gets neither Ray's addresses nor its token.
 _OF_RAY = "RAY_"
 
-# How long a dead rank's last reports may take out of its socket; its own children may hold the other end open.
+# How long to read a dead rank's last reports from its socket; its children may keep the other end open.
 _DRAIN_S = 0.3
 
 _log = logging.getLogger(__name__)
 
 
 class RankSettings(NamedTuple):
-    """The module that ranks run, and the state folder, which they never see as a whole; empty: there is none."""
+    """The module that ranks run, and the state folder, of which they see only their own part (empty: none)."""
 
     program: str
     hidden: str
@@ -48,7 +48,7 @@ class RankSettings(NamedTuple):
 
 @dataclass(frozen=True)
 class RankOrders:
-    """What a rank runs: a module, for the spec in an attempt's folder, with rights that `rank_env.rank_rights` makes.
+    """What a rank runs: a module, the spec in an attempt's folder, and the rights from `rank_env.rank_rights`.
 
     `environment` is added to that of the process that starts it.
     """
@@ -62,7 +62,7 @@ class RankOrders:
 
 
 class RankProcess:
-    """A rank that runs. Its process ends with the one that started it."""
+    """A running rank. Its process ends together with the process that started it."""
 
     def __init__(self, rank: int, process: asyncio.subprocess.Process, reports: socket.socket) -> None:
         self._rank = rank
@@ -72,7 +72,7 @@ class RankProcess:
 
     @classmethod
     async def start(cls, orders: RankOrders) -> RankProcess:
-        """Starts the rank; its output goes to the attempt's logs, imports that fail included. Raises: OSError."""
+        """Starts the rank; its output, failed imports included, goes to the attempt's logs. Raises: OSError."""
         folder, rank = Path(orders.attempt_dir), str(orders.rank)
         arguments = ["-P", "-m", _CONFINED_RANK, json.dumps(dict(orders.rights)), orders.program]
         arguments += [str(folder / "spec.json"), "--rank", rank, "--local-rank", str(orders.local_rank)]
@@ -88,11 +88,11 @@ class RankProcess:
 
     @property
     def pid(self) -> int:
-        """Its number on this machine."""
+        """The process id on this machine."""
         return self._process.pid
 
     async def serve(self, report: Callable[[bytes], Awaitable[bytes]]) -> RankExit:
-        """Passes the rank's ReportRequests on until its process is gone; how that ended."""
+        """Forwards the rank's ReportRequests until its process is gone; returns how it ended."""
         serving = asyncio.create_task(self._serve_reports(report))
         code = await self._process.wait()
         await asyncio.wait([serving], timeout=_DRAIN_S)
@@ -101,7 +101,7 @@ class RankProcess:
         return _how_ended(code, self._memory)
 
     def kill(self) -> None:
-        """Ends it with what it started, unless it has ended."""
+        """Ends the rank and everything it started, unless it has already ended."""
         if self._process.returncode is None:
             kill_group(self._process.pid)
 
@@ -123,7 +123,7 @@ def write_spec(spec: worker_pb2.AttemptSpec) -> None:
     folder = Path(spec.attempt_dir)
     with _private(folder / "spec.json", os.O_TRUNC) as file:
         file.write(MessageToJson(spec).encode())
-    # Ranks of a launch that was cut short have met here: others would wait for them.
+    # Remove the meeting point of an interrupted launch: these ranks would wait for its ranks.
     (folder / "rendezvous").unlink(missing_ok=True)
 
 
@@ -137,12 +137,12 @@ def _log_file(folder: Path, rank: str, name: str) -> IO[bytes]:
 
 
 def _private(path: Path, flag: int) -> IO[bytes]:
-    """To write, for this account alone whatever the umask of a cluster's own processes is. Raises: OSError."""
+    """Opens a file for writing, private to this account whatever the umask of a cluster is. Raises: OSError."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flag, 0o600), "wb")
 
 
 def _how_ended(code: int, memory: MemoryWatch) -> RankExit:
-    """Memory explains only a process that was killed: of another one's end it is a neighbour's."""
+    """Asks for memory as a reason only if the process was killed: otherwise the pressure was a neighbour's."""
     killed = code in (-signal.SIGKILL, EXIT_KILLED)
     out = memory.out_of_memory() if killed else None
     return RankExit(code, memory=out) if code >= 0 else RankExit(None, -code, memory=out)

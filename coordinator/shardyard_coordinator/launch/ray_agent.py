@@ -1,8 +1,8 @@
-"""The only Ray driver: a child of the coordinator that speaks frames with it (`agent_link`).
+"""The only Ray driver: a child of the coordinator that exchanges frames with it (`agent_link`).
 
 Ray ends a driver's whole process a minute after the cluster's control service is gone, without an exception: here that
-is merely the end of a child. Requests are answered by `agent_server`. The first frame says that the cluster is reached:
-{"cluster_id", "address"}.
+merely ends a child. Requests are answered by `agent_server`. The first frame, {"cluster_id", "address"}, says that the
+cluster was reached.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import ray
 from shardyard_coordinator.launch.agent_server import Methods, Unavailable, serve
+from shardyard_coordinator.launch.compute_place import ComputePlace, note_error
 from shardyard_coordinator.launch.frames import Header, join, pack
 from shardyard_coordinator.launch.gpus import GpuFacts, gpu_facts
 from shardyard_coordinator.launch.poll import until
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Connects once, answers until the socket is closed."""
+    """Connects to the cluster once, then answers until the socket is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--address", required=True)
     parser.add_argument("--program", required=True)
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 class Agent:
-    """Answers the coordinator's requests out of Ray."""
+    """Answers the coordinator's requests with the help of Ray."""
 
     def __init__(self, address: str, ranks: RankSettings) -> None:
         self._address = address
@@ -84,7 +85,7 @@ class Agent:
         }
 
     async def serve(self, channel: socket.socket) -> None:
-        """Answers until the coordinator is gone."""
+        """Answers requests until the coordinator closes the socket."""
         cluster_id = ray_state.ray._private.worker.global_worker.gcs_client.cluster_id.hex()
         hello = {"cluster_id": cluster_id, "address": self._address}
         await serve(channel, hello, self._methods, of_ray=ray.exceptions.RayError)
@@ -92,20 +93,20 @@ class Agent:
     async def _nodes(self, header: Header, body: bytes) -> bytes:
         await self._check_address()
         asking = asyncio.create_task(asyncio.to_thread(_nodes))
-        asking.add_done_callback(_note)  # Nobody waits for it any more if the cluster is found gone.
+        asking.add_done_callback(note_error)  # If the cluster is found gone, the answer is no longer awaited.
         if not (await asyncio.wait({asking}, timeout=_PROBE_S))[0]:
-            # It may have gone in the middle of it: Ray says so only after a minute.
+            # The cluster may vanish during the call: Ray itself reports that only after a minute.
             await self._check_address()
         nodes = await asking
         await asyncio.gather(*(self._look_at_gpus(node["id"]) for node in nodes if node["gpus"]))
         return pack({"nodes": [node | asdict(self._gpus.get(node["id"], GpuFacts())) for node in nodes]})
 
     async def _ping(self, header: Header, body: bytes) -> bytes:
-        """Says that this process is not stopped, whatever the cluster does."""
+        """Shows that this process runs, whatever the state of the cluster."""
         return b""
 
     async def _look_at_gpus(self, node: str) -> None:
-        """Asks a node once what its GPUs are: Ray reports how many it has, not how large they are."""
+        """Asks each node once about its GPUs: Ray reports how many it has, not their memory."""
         if node in self._gpus:
             return
         look = ray.remote(num_cpus=0, max_retries=0)(gpu_facts)
@@ -113,7 +114,7 @@ class Agent:
             async with asyncio.timeout(_LOOK_S):
                 self._gpus[node] = await look.options(scheduling_strategy=_on(node)).remote()
         except (TimeoutError, ray.exceptions.RayError) as error:
-            _log.warning("node %s does not tell of its GPUs: %s", node, error)
+            _log.warning("node %s does not report its GPUs: %s", node, error)
 
     async def _ensure(self, header: Header, body: bytes) -> bytes:
         key = _key(header)
@@ -178,7 +179,7 @@ class Agent:
         return b""
 
     async def _end_processes(self, name: str) -> None:
-        """Ends what a supervisor left that ended nothing itself: to Ray its ranks are dead before their processes are.
+        """Ends the ranks of a supervisor that did not do so itself: Ray calls them dead before their processes are.
 
         Raises: TimeoutError; RayError.
         """
@@ -190,7 +191,7 @@ class Agent:
             )
 
     async def _ask(self, key: AttemptKey, call: Callable[[Any], Any]) -> Any:
-        """A supervisor's answer.
+        """Calls a supervisor and returns its answer.
 
         Raises: LookupError if it is ABSENT or DEAD; Unavailable, RayError, TimeoutError.
         """
@@ -207,7 +208,7 @@ class Agent:
             raise Unavailable(await self._why_silent(key)) from error
 
     async def _why_silent(self, key: AttemptKey) -> str:
-        """Which of the two does not answer, for people: the cluster, or the attempt's supervisor, and where that is."""
+        """Says which does not answer: the cluster, or the attempt's supervisor, and where that is."""
         try:
             await self._check_address()
         except Unavailable as error:
@@ -219,7 +220,7 @@ class Agent:
         return f"its supervisor{where} does not answer, though the cluster does"
 
     async def _check_address(self) -> None:
-        """Raises: Unavailable if nothing listens where the cluster was; Ray itself would wait for a minute."""
+        """Raises: Unavailable if nothing listens at the cluster's address; Ray itself would wait for a minute."""
         try:
             await asyncio.to_thread(_probe, self._address)
         except OSError as error:
@@ -227,7 +228,7 @@ class Agent:
 
     async def _warm(self, header: Header, body: bytes) -> bytes:
         if self._compute is None:
-            self._compute = ComputePlace(header)
+            self._compute = ComputePlace(lambda: _compute_actor(header), gone=ray.exceptions.RayActorError)
         return b""
 
     async def _call(self, header: Header, body: bytes) -> bytes:
@@ -239,71 +240,13 @@ class Agent:
         return pack({} if self._compute is None else await self._compute.confinement())
 
 
-class ComputePlace:
-    """The actor with the compute processes: one, replaced when it is found gone."""
-
-    def __init__(self, settings: Header) -> None:
-        self._settings = settings
-        self._actor: Any = None
-        self._starting = asyncio.Lock()
-        self._beginning = self._begin()
-
-    async def call(self, payload: bytes) -> bytes:
-        """The answer to a call. Raises: Unavailable; RayError if the actor is gone."""
-        actor = await self._living()
-        try:
-            answer: bytes = await actor.call.remote(payload)
-        except ray.exceptions.RayActorError as error:
-            self._replace(actor)
-            raise Unavailable(f"the compute actor is gone: {error}".partition("\n")[0]) from error
-        return answer
-
-    async def confinement(self) -> Header:
-        """What its processes may not do; empty: not known, as they are being started."""
-        actor = self._actor
-        if actor is not None:
-            with contextlib.suppress(ray.exceptions.RayActorError):
-                return dict(await actor.confinement.remote())
-        self._replace(actor)
-        return {}
-
-    def _begin(self) -> asyncio.Task[Any]:
-        beginning = asyncio.create_task(self._living())
-        beginning.add_done_callback(_note)  # The next question tries again.
-        return beginning
-
-    def _replace(self, gone: Any) -> None:
-        """Begins with another one, unless that has been done."""
-        if self._actor is gone:
-            self._actor = None
-            if self._beginning.done():
-                self._beginning = self._begin()
-
-    async def _living(self) -> Any:
-        async with self._starting:
-            if self._actor is None:
-                try:
-                    actor = await asyncio.to_thread(_compute_actor, self._settings)
-                    await actor.start.remote()
-                except ray.exceptions.RayError as error:
-                    _log.warning("the compute actor did not start: %s", error)
-                    raise Unavailable(f"the compute actor did not start: {error}".partition("\n")[0]) from error
-                self._actor = actor
-            return self._actor
-
-
 def _probe(address: str) -> None:
-    """Fails at once if nothing listens: Ray itself would take most of a minute to fail.
+    """Fails at once if nothing listens at the address; Ray itself would take most of a minute.
 
     Raises: OSError.
     """
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
-
-
-def _note(asked: asyncio.Task[Any]) -> None:
-    if not asked.cancelled():
-        asked.exception()
 
 
 def _key(header: Header) -> AttemptKey:
@@ -315,7 +258,7 @@ def _name(key: AttemptKey) -> str:
 
 
 def _supervisor(launch: Launch, ranks: RankSettings) -> Any:
-    """The attempt's supervisor, made if it is not there."""
+    """The attempt's supervisor, created if it does not exist."""
     return (
         ray.remote(num_cpus=0, max_restarts=0, max_concurrency=256)(Supervisor)
         .options(
@@ -329,7 +272,18 @@ def _supervisor(launch: Launch, ranks: RankSettings) -> Any:
     )
 
 
-def _compute_actor(settings: Header) -> Any:
+async def _compute_actor(settings: Header) -> Any:
+    """A started compute actor. Raises: Unavailable."""
+    try:
+        actor = await asyncio.to_thread(_make_compute_actor, settings)
+        await actor.start.remote()
+    except ray.exceptions.RayError as error:
+        _log.warning("the compute actor did not start: %s", error)
+        raise Unavailable(f"the compute actor did not start: {error}".partition("\n")[0]) from error
+    return actor
+
+
+def _make_compute_actor(settings: Header) -> Any:
     return (
         ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)(ComputeActor)
         .options(scheduling_strategy=_on(_node_with_cpus()))
@@ -338,12 +292,12 @@ def _compute_actor(settings: Header) -> Any:
 
 
 def _on(node: str) -> NodeAffinitySchedulingStrategy:
-    """On that node and no other: of an actor without CPUs Ray ignores a mere wish, and puts it on any node."""
+    """Pins an actor to a node. A hard pin: for an actor without CPUs Ray ignores a soft one and uses any node."""
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _check_nodes(launch: Launch) -> None:
-    """Raises: NodeGone if a node that was chosen is no longer there."""
+    """Raises: NodeGone if a chosen node has left the cluster."""
     alive = living(ray.nodes())
     gone = [node for node, _ in launch.placement if node not in alive]
     if gone:
@@ -351,7 +305,7 @@ def _check_nodes(launch: Launch) -> None:
 
 
 def _find(name: str) -> Any | None:
-    """The handle of a supervisor that is not dead."""
+    """The handle of a living supervisor."""
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
@@ -359,8 +313,10 @@ def _find(name: str) -> Any | None:
 
 
 async def _stop(supervisor: Any) -> bool:
-    """Has the supervisor end its gang; whether it said that nothing of it runs. One that does not even listen is not
-    waited for as long as one that is at work."""
+    """Has the supervisor end its gang; True if it confirmed that nothing of the gang runs.
+
+    A supervisor that does not respond at all is given less time than one that is working.
+    """
     stopping = supervisor.stop.remote()
     with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
         async with asyncio.timeout(_LISTEN_S):
@@ -372,18 +328,18 @@ async def _stop(supervisor: Any) -> bool:
 
 
 def _where(name: str) -> str:
-    """The process and the node of a supervisor, in words; empty if the cluster does not know it."""
+    """A supervisor's process and node, in words; empty if the cluster does not know it."""
     return place_of(list(ray_state.actors().values()), name)
 
 
 def _processes_of(name: str) -> dict[str, list[int]]:
-    """{node: processes} of a supervisor and its ranks, dead or alive, on nodes that are there."""
+    """{node: process ids} of a supervisor and its ranks, dead or alive, on nodes of the cluster."""
     actors = list(ray_state.actors().values())
     return processes_of(actors, name, children=RankActor.__name__, nodes=living(ray.nodes()))
 
 
 def _presence(name: str) -> Presence:
-    """What the cluster's own table says of a supervisor; it remembers the dead."""
+    """A supervisor's state in the cluster's own table, which remembers the dead."""
     if _find(name) is not None:
         return Presence.ALIVE
     known = any(actor["Name"] == name for actor in ray_state.actors().values())
@@ -391,13 +347,13 @@ def _presence(name: str) -> Presence:
 
 
 def _nodes() -> list[Header]:
-    """The nodes that live, and what is held of each: on a cluster that is shared, others hold some of it, too."""
+    """The living nodes and their free resources: on a shared cluster, others hold some too."""
     free = ray_state.available_resources_per_node()
     return [node_of(node, free.get(node_id)) for node_id, node in living(ray.nodes()).items()]
 
 
 def _node_with_cpus() -> str:
-    """A node that gangs may live on; any if there is none at the moment. Raises: Unavailable."""
+    """The node with the most CPUs: a head node may have none. Raises: Unavailable if there is no node."""
     if not (nodes := _nodes()):
         raise Unavailable("the cluster has no node at the moment")
     return str(max(nodes, key=lambda node: node["cpus"])["id"])

@@ -1,4 +1,4 @@
-"""The Ray actors of one attempt: a detached supervisor, and those that have its ranks as their children.
+"""The Ray actors of one attempt: a detached supervisor, and one actor for each rank, its child process.
 
 The supervisor outlives the coordinator and the agent; the ranks do not outlive the supervisor. Imported by Ray's
 workers, so whatever node these land on has this package installed.
@@ -40,22 +40,22 @@ from shardyard_coordinator.seams import SystemClock
 _RESERVE_TIMEOUT_S = 60.0
 _GONE_TIMEOUT_S = 10.0
 _ASK_TIMEOUT_S = 2.0
-# A node that was asked nothing before starts a process for it first.
+# An idle node first starts a worker process.
 _ASK_NODE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Seat:
-    """A rank's place: its node, and its number there."""
+    """A rank's place: its node, and its local rank there."""
 
     node: str
     local_rank: int
 
 
 class Supervisor:
-    """One attempt's supervisor. All of its methods run in one event loop: no concurrency groups.
+    """One attempt's supervisor. All its methods run in one event loop; it uses no concurrency groups.
 
-    The gang is started by the first call, whichever it is: a supervisor whose `ensure` got lost still starts it.
+    The first call of any method starts the gang, so a supervisor whose `ensure` call was lost still starts it.
     """
 
     def __init__(self, launch: Launch, ranks: RankSettings) -> None:
@@ -72,7 +72,7 @@ class Supervisor:
         self._node = ray.get_runtime_context().get_node_id()
 
     async def ensure(self) -> None:
-        """Starts the gang unless it was started."""
+        """Starts the gang unless it was already started."""
         self._started()
 
     async def report(self, request: bytes) -> bytes:
@@ -80,18 +80,18 @@ class Supervisor:
         return await self._started().report(request)
 
     async def events_after(self, after: int, timeout_s: float, limit: int) -> list[bytes]:
-        """WorkerEvents with a sequence over `after`; waits for the first."""
+        """Returns WorkerEvents with sequences over `after`; waits until there is one."""
         return await self._started().events_after(after, timeout_s=timeout_s, limit=limit)
 
     async def direct(self, directive: bytes) -> None:
-        """Gives the gang a Directive."""
+        """Passes a Directive to the gang."""
         self._started().direct(directive)
 
     async def answer(self) -> None:
-        """Does nothing: shows that this actor listens."""
+        """Does nothing; the answer shows that this actor responds."""
 
     async def stop(self) -> None:
-        """Ends the ranks and returns when they are confirmed gone; this actor is to be ended next."""
+        """Ends the ranks and returns once they are confirmed gone; the caller then ends this actor."""
         self._started().fence()
         await self._kill_ranks()
         if self._task is not None:
@@ -126,7 +126,7 @@ class Supervisor:
                 remove_placement_group(self._group)
 
     def _never_started(self, attempt: Attempt, how: RankExit) -> None:
-        # Those that are watched tell their end themselves, once they are ended for the others.
+        # Ranks that are watched report their own end once the others' end has ended them.
         for rank in range(len(self._watches), self._launch.workers):
             attempt.rank_exited(rank, how)
 
@@ -160,7 +160,7 @@ class Supervisor:
         rights = rank_rights(self._launch.spec, hidden=self._settings.hidden)
         me = ray.get_runtime_context().current_actor
         for rank, seat in enumerate(seats):
-            # In this order: an actor does one thing after the other, and the second lasts as long as the attempt.
+            # The order matters: an actor runs one call at a time, and the second one lasts as long as the attempt.
             where = self._ranks[rank].where.remote()
             orders = RankOrders(
                 self._settings.program, self._launch.attempt_dir, rank, seat.local_rank, rights, environment
@@ -169,7 +169,7 @@ class Supervisor:
             self._watches.append(asyncio.create_task(self._watch(attempt, rank, where, run)))
 
     async def _reserve(self, seats: list[_Seat]) -> PlacementGroup:
-        """Resources for the whole gang, on the nodes that were chosen for it.
+        """Reserves resources for the whole gang on the nodes chosen for it.
 
         Raises: TimeoutError.
         """
@@ -184,7 +184,7 @@ class Supervisor:
         return group
 
     async def _why_not_reserved(self, seats: list[_Seat]) -> RankExit:
-        """A node that is gone is a loss; what others hold of the nodes is not, and is waited for in the queue."""
+        """A lost node is NODE_LOST; if others hold the resources, nothing is lost and the job waits in the queue."""
         alive = living(await asyncio.to_thread(ray.nodes))
         gone = next((seat.node for seat in seats if seat.node and seat.node not in alive), "")
         if gone:
@@ -196,7 +196,7 @@ class Supervisor:
         return RankExit(None, detail=detail, cause=Cause.PREEMPTED)
 
     async def _write_spec(self, seats: list[_Seat]) -> None:
-        """Leaves the ranks their spec, with the place where this gang meets. Raises: OSError."""
+        """Writes the ranks' spec, with the address where this gang meets. Raises: OSError."""
         spec = worker_pb2.AttemptSpec.FromString(self._launch.spec)
         if len({seat.node for seat in seats}) > 1:
             spec.rendezvous = await self._ranks[0].meeting_point.remote()
@@ -211,15 +211,15 @@ class Supervisor:
         except ray.exceptions.RayTaskError as error:
             how = RankExit(1, detail=str(error)[-2000:])
         except ray.exceptions.RayError as error:
-            # Its peers' errors arrive meanwhile: they are not to be taken for the cause.
+            # Give the errors of its peers time to arrive, so that they are not taken for the cause.
             with attempt.asking_why():
                 how = await self._how_lost(rank, error)
         attempt.rank_exited(rank, how)
-        # It is done: its actor and what that holds are not kept for the others.
+        # A rank that ended well frees its actor and resources without waiting for the others.
         self._end_rank(rank, gently=returned)
 
     async def _how_lost(self, rank: int, error: ray.exceptions.RayError) -> RankExit:
-        """The actor's error comes at once; whether its node or the want of memory is to blame, others say."""
+        """The actor's error comes at once; whether the node or a lack of memory caused it, Ray's tables show later."""
         node, _ = self._pids.get(rank, ("", 0))
         detail = str(error).partition("\n")[0][:500]
         with contextlib.suppress(TimeoutError):
@@ -233,9 +233,9 @@ class Supervisor:
         return RankExit(None, detail=detail, memory=await self._out_of_memory(rank, node))
 
     async def _out_of_memory(self, rank: int, node: str) -> OutOfMemory | None:
-        """What the rank's memory group says, asked on its own node."""
+        """The state of the rank's memory group, read on its own node."""
         watch = self._memory.get(rank)
-        if watch is None or not node:  # Without a node it was ended from here.
+        if watch is None or not node:  # An actor without a node was ended by this supervisor.
             return None
         if node == self._node:
             return watch.out_of_memory()
@@ -252,54 +252,54 @@ class Supervisor:
             self._end_rank(rank)
         await until(lambda: not any(_runs(pid) for pid in self._killed), timeout_s=_GONE_TIMEOUT_S)
         if self._watches:
-            # For ranks of other nodes, Ray's word.
+            # For ranks on other nodes only Ray can say.
             await asyncio.wait(self._watches, timeout=_GONE_TIMEOUT_S)
 
     def _end_rank(self, rank: int, *, gently: bool = False) -> None:
-        # Once: the number may be another process's later.
+        # Only once: the process id may belong to another process later.
         node, pid = self._pids.pop(rank, ("", 0))
         if pid and node == self._node:
-            # Ray only asks a process to end: one that hangs does not listen, and its children stay.
+            # Ray only asks a process to end: a hanging one does not react, and its children survive.
             self._killed += [*_kill_tree(pid, itself=not gently), pid]
         ray.kill(self._ranks[rank], no_restart=True)
 
 
 class ComputeActor:
-    """Has the processes of a Compute on this node: the same as beside a coordinator."""
+    """Runs a Compute's processes on this node, the same ones that run beside a coordinator."""
 
     def __init__(self, settings: Header) -> None:
         self._compute = made_of(settings)
 
     async def start(self) -> None:
-        """Begins to warm up."""
+        """Starts warming up in the background."""
         await self._compute.start()
 
     async def call(self, payload: bytes) -> bytes:
-        """The answer to a call of `compute_wire`."""
+        """Answers a call of `compute_wire`."""
         return await answer_call(self._compute, payload)
 
     async def confinement(self) -> Header:
-        """What the processes may not do."""
+        """The restrictions of the processes, in words."""
         return dict(await self._compute.confinement())
 
 
 class RankActor:
-    """Has one rank's process, which ends with this one: Ray's own threads and rights are not the trainer's."""
+    """Runs one rank as a child process that ends with it, so the trainer has none of Ray's threads and rights."""
 
     def where(self) -> tuple[str, int, MemoryWatch]:
-        """The node, the process id, and what its memory group has counted so far."""
+        """The node, the process id, and the memory group's counters so far."""
         pid = os.getpid()
         return ray.get_runtime_context().get_node_id(), pid, MemoryWatch.of(pid)
 
     def meeting_point(self) -> str:
-        """An address of this node for the gang to meet at."""
+        """An address of this node where the gang can meet."""
         address = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((address, 0))
             return f"tcp://{address}:{probe.getsockname()[1]}"
 
     def run(self, orders: RankOrders, supervisor: Any) -> RankExit:
-        """Runs the rank to its end; how that was."""
+        """Runs the rank and returns how it ended."""
         return asyncio.run(_run_rank(orders, supervisor))
 
 
@@ -319,16 +319,16 @@ async def _run_rank(orders: RankOrders, supervisor: Any) -> RankExit:
 
 
 def _seats(launch: Launch) -> list[_Seat]:
-    """Where each rank goes: ranks of a node are neighbours."""
+    """The place of each rank; ranks of one node are consecutive."""
     if not launch.placement:
         return [_Seat("", rank) for rank in range(launch.workers)]
     return [_Seat(node, local_rank) for node, count in launch.placement for local_rank in range(count)]
 
 
 def end_processes(pids: Sequence[int]) -> None:
-    """Ends workers of this node with all that they started; returns when they are gone.
+    """Ends workers of this node and everything they started; returns once they are gone.
 
-    A number that another kind of process has by now is left alone. Raises: TimeoutError.
+    Process ids that now belong to another kind of process are skipped. Raises: TimeoutError.
     """
     killed = [one for pid in pids if _is_worker(pid) for one in _kill_tree(pid, itself=True)]
     deadline_s = time.monotonic() + _GONE_TIMEOUT_S
@@ -339,14 +339,14 @@ def end_processes(pids: Sequence[int]) -> None:
 
 
 def _is_worker(pid: int) -> bool:
-    """By the title that Ray gives them."""
+    """Recognised by the title that Ray gives its workers."""
     with contextlib.suppress(psutil.Error, IndexError):
         return psutil.Process(pid).cmdline()[0].startswith("ray::")
     return False
 
 
 def _kill_tree(pid: int, *, itself: bool) -> list[int]:
-    """Ends what a process started, and the process; the numbers of those that it ended."""
+    """Ends a process and everything it started; returns the process ids ended."""
     killed = []
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)

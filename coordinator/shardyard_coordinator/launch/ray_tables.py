@@ -1,4 +1,4 @@
-"""What Ray's own tables of nodes and actors say, in our words; the rows are handed over."""
+"""Reads rows of Ray's tables of nodes and actors; the caller fetches the rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Row = Mapping[str, Any]
 
 
 def living(nodes: Iterable[Row]) -> dict[str, Row]:
-    """The nodes that are there, by their ids."""
+    """The living nodes, by their ids."""
     return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
 
 def node_of(node: Row, free: Mapping[str, float] | None) -> Header:
-    """A node as the agent reports it; without `free`, what is available on it, nothing is known of what is held."""
+    """A node as the agent reports it; without `free`, its available resources, what is held is unknown."""
     resources, labels = node["Resources"], node.get("Labels", {})
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     return {
@@ -33,13 +33,13 @@ def node_of(node: Row, free: Mapping[str, float] | None) -> Header:
 
 
 def place_of(actors: Sequence[Row], name: str) -> str:
-    """The process and the node of the newest actor of that name, in words; empty if there is none."""
+    """Process and node of the newest actor with this name, in words; empty if there is none."""
     found = [actor for actor in actors if actor["Name"] == name]
     return f", process {found[-1]['Pid']} on node {found[-1]['Address']['NodeID'][:12]}," if found else ""
 
 
 def processes_of(actors: Sequence[Row], name: str, *, children: str, nodes: Mapping[str, Row]) -> dict[str, list[int]]:
-    """{node: processes} of actors of that name and of their children, dead or alive, on those of the nodes.
+    """{node: process ids} of actors with this name and of their children, dead or alive, on these nodes.
 
     `children` is the class of the actors that they start.
     """
@@ -53,7 +53,7 @@ def processes_of(actors: Sequence[Row], name: str, *, children: str, nodes: Mapp
 
 
 def _is_child(actor: Row, parent: Row, kind: str) -> bool:
-    """By the address of who owns it; a later actor may have got the same port."""
+    """Recognises children by their owner's address; a later actor may have reused the port."""
     until_ms = parent["EndTime"] or math.inf
     return bool(
         actor["ActorClassName"] == kind
