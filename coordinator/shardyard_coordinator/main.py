@@ -242,7 +242,7 @@ class Coordinator:
                 await asyncio.to_thread(_remove_record, record)
 
     async def _end(self, running: _Running, compute: Compute) -> None:
-        """Drains, then lets go of the cluster; what runs there goes on, unless there is nothing that runs."""
+        """Drains, then disconnects from the cluster, where attempts continue; stops its own Ray if none are running."""
         await running.loop.close()
         await running.app.stop(self._settings.drain_s)
         live = 0 if running.store.failed.done() else len(await running.store.read(attempts.live_attempts))
@@ -256,11 +256,11 @@ class Coordinator:
     def _what_goes_on(self, live: int) -> str:
         attempts_ = f"{live} attempt{'s' * (live != 1)}"
         if self._settings.launcher is LauncherKind.LOCAL:
-            return f"{attempts_} ended too; `shardyard serve` goes on from the last checkpoint" * bool(live)
+            return f"{attempts_} ended too; `shardyard serve` continues from the last checkpoint" * bool(live)
         if self._settings.ray_address:
             where = f"the cluster at {self._settings.ray_address}"
             return f"{attempts_} left to {where}; `shardyard serve` takes up again" * bool(live)
-        what = f"{attempts_} and Ray go on" if live else "Ray goes on"
+        what = f"{attempts_} and Ray keep running" if live else "Ray keeps running"
         return f"{what}; `shardyard serve` takes up again, `shardyard stop [--cancel-jobs | --keep-jobs]` ends it"
 
     def _doors(self) -> tuple[Launcher, Compute]:

@@ -26,7 +26,7 @@ class WrongAnswer(Exception):
 
 
 def write_a_sentence(client: shardyard.Client, model: str, beginning: str) -> None:
-    """Let the language model go on from a beginning."""
+    """Lets the language model continue a text."""
     (answer,) = client.model(model).predict([beginning], max_new_tokens=24, temperature=0.7, seed=3)
     print(f"  it writes: {beginning}{answer.text}".replace("\n", " "))
 

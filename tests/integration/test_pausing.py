@@ -36,7 +36,7 @@ async def test_a_queued_job_is_paused_at_once_and_keeps_its_place(tmp_path: Path
         log = await core.events(job.uid)
     assert resumed.state is JobState.QUEUED and resumed == again and resumed.id == job.id
     assert states(log) == ["QUEUED", "PAUSED", "QUEUED"]
-    assert log[-1].state.message == "resumed by local; it goes on from the start"
+    assert log[-1].state.message == "resumed by local; it continues from the start"
 
 
 async def test_a_running_job_makes_a_checkpoint_frees_its_slots_and_goes_on_from_it(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ async def test_a_running_job_makes_a_checkpoint_frees_its_slots_and_goes_on_from
     assert job.state is JobState.SUCCEEDED and job.recomputed_steps == 0
     assert states(log)[2:6] == ["RUNNING", "PAUSING", "PAUSED", "QUEUED"]
     said = [event.state.message for event in log if event.state.to == job_pb2.STATE_PAUSED]
-    assert said == ["a resume goes on from the checkpoint at step 5"]
+    assert said == ["a resume continues from the checkpoint at step 5"]
     assert first.failure == b"" and job.failures == 0 and second.resumed_from_step == 5
 
 
@@ -80,7 +80,7 @@ async def test_a_gang_that_does_not_listen_is_ended_by_force_after_its_time(tmp_
         await core.pause(job)
         job = await core.until(job.uid, JobState.PAUSED)
         log = await core.events(job.uid)
-    assert log[-1].state.message == "a resume goes on from the checkpoint at step 3"
+    assert log[-1].state.message == "a resume continues from the checkpoint at step 3"
     assert launcher.newest().launch.key in launcher.killed
 
 
@@ -219,7 +219,7 @@ async def test_a_gang_that_dies_while_it_pauses_says_that_a_resume_is_the_next_s
         job = await core.until(job.uid, JobState.PAUSED, *TERMINAL)
     report = job_pb2.FailureReport.FromString(job.failure)
     assert (job.state, report.reason) == (JobState.PAUSED, "WORKER_LOST")
-    assert report.next_step == "resume the job (`shardyard resume job`): it goes on from the start"
+    assert report.next_step == "resume the job (`shardyard resume job`): it continues from the start"
 
 
 async def test_a_resume_gives_back_all_tries(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ async def test_what_a_job_goes_on_from_is_said_when_it_recovers(tmp_path: Path) 
         job = await core.until(job.uid, *TERMINAL)
         log = await core.events(job.uid)
     said = [event.state.message for event in log if event.state.to == job_pb2.STATE_RECOVERING]
-    assert said == ["goes on from the start", "goes on from the checkpoint at step 5"]
+    assert said == ["continues from the start", "continues from the checkpoint at step 5"]
 
 
 async def test_the_next_step_of_a_lost_worker_is_what_then_happens(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ async def test_the_next_step_of_a_lost_worker_is_what_then_happens(tmp_path: Pat
         waiting = await core.when(job.uid, lambda job: job.state is JobState.QUEUED and job.epoch == 1)
         job = await core.until(job.uid, *TERMINAL)
         log = await core.events(job.uid)
-    assert job_pb2.FailureReport.FromString(waiting.failure).next_step == "nothing: the job goes on from the start"
+    assert job_pb2.FailureReport.FromString(waiting.failure).next_step == "nothing: the job continues from the start"
     assert (log[-1].state.to, job.state) == (job_pb2.STATE_FAILED, JobState.FAILED)
     assert log[-1].state.failure.next_step == "look at the end of its log, then submit the job again"
 

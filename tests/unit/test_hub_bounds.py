@@ -63,7 +63,7 @@ def test_a_file_that_is_larger_than_the_hub_says_is_stopped_at_the_bound(
         hub.said_bytes["model.safetensors"] = 0
         with pytest.raises(SpecError) as refused:
             fetched(hub, tmp_path / "cache", monkeypatch, most=200_000)
-        assert refused.value.reason == "QUOTA_EXCEEDED" and "go on beyond the sizes" in refused.value.message
+        assert refused.value.reason == "QUOTA_EXCEEDED" and "longer than the sizes" in refused.value.message
         assert kept_bytes(tmp_path / "cache") <= 201_000
 
 
@@ -78,7 +78,7 @@ def test_files_that_are_larger_together_than_the_hub_says_are_stopped_at_the_bou
         hub.said_bytes.update({file.name: 10 for file in path.iterdir()})
         with pytest.raises(SpecError) as refused:
             fetched(hub, tmp_path / "cache", monkeypatch, most=400_000)
-        assert refused.value.reason == "QUOTA_EXCEEDED" and "beyond the sizes" in refused.value.message
+        assert refused.value.reason == "QUOTA_EXCEEDED" and "longer than the sizes" in refused.value.message
         assert kept_bytes(tmp_path / "cache") <= 410_000
         # Said truly, it is fetched: what is counted is what is written, and not the bar of files.
         hub.said_bytes.clear()

@@ -1,6 +1,6 @@
 """Why a rank fails, as a report with a cause and a next step (docs/states.md lists the causes).
 
-RunFailed            the trainer itself says that and why the run cannot go on
+RunFailed            the trainer itself says why the run cannot continue
 SpecError, DataError the user's spec or data (`data.errors`)
 anything else        by its type: out of memory, a full disk, a lost peer, unknown
 """
@@ -29,7 +29,7 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
 
 
 class RunFailed(Exception):
-    """The run cannot go on. `cause` is one of docs/states.md; `message` says what, `next_step` what to do."""
+    """The run cannot continue. `cause` is one of docs/states.md; `message` says what, `next_step` what to do."""
 
     def __init__(self, cause: str, message: str, next_step: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(f"{cause}: {message}")
@@ -150,7 +150,7 @@ def _explain_by_torch(error: BaseException) -> tuple[str, str, str, dict[str, st
         return (
             "WORKER_LOST",
             "the connection to another rank was lost",
-            "see the other ranks' logs; the job goes on from its last checkpoint",
+            "see the other ranks' logs; the job continues from its last checkpoint",
             {"secondary": "true"},
         )
     return (

@@ -46,7 +46,7 @@ def follow(job: Job, *, after: int = 0, as_json: bool = False, address: str | No
     except KeyboardInterrupt:
         if not as_json:
             again = command_line("watch", job.name, "--after", str(last), address=address)
-            print(f"\nThe job goes on. To look again from here:\n  {again}")
+            print(f"\nThe job continues. To watch again from here:\n  {again}")
         return EXIT_INTERRUPTED
     info = job.refresh()
     if not as_json:

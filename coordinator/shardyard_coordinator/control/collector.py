@@ -58,7 +58,7 @@ class Collector:
         return frozenset(self._tasks)
 
     async def close(self) -> None:
-        """Stops following; the gangs go on."""
+        """Stops following; the gangs continue."""
         self._unsubscribe()
         tasks = list(self._tasks.values())
         for task in tasks:

@@ -127,6 +127,6 @@ def _words(job: JobRecord, attempt: AttemptRecord, silence: Silence) -> str:
     since = encode.timestamp(silence.heard_us).ToDatetime()
     return (
         f"attempt {attempt.epoch}{where} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC: {silence.why}. "
-        "It may go on, and is asked again; if it is gone for good, end the job "
+        "It may still be running, and is asked again; if it is permanently gone, end the job "
         f"(`shardyard cancel --lost {job.job_id}`)"
     )

@@ -39,7 +39,7 @@ def lose_attempt(conn: Connection, job_uid: str, epoch: int, failure: job_pb2.Fa
         attempt = attempts.change_attempt(conn, attempt, {"failure": report})
     if job.state in (JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING) and not attempt.exported:
         # A job that is PAUSING or CANCELLING stays so: what it is on its way to does not need the gang.
-        message = f"goes on {resumes_from(job)}"
+        message = f"continues {resumes_from(job)}"
         jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=attempt.failure or report, message=message)
 
 
@@ -180,11 +180,11 @@ def _after_failure(
         tally.in_row > 1 and not _may_pass(report, verdict) and _is_same(conn, attempt, report)
     )
     if may_retry and (job.state is JobState.PAUSING or attempt.stop_reason == PAUSE):
-        report.next_step = f"resume the job (`shardyard resume {job.job_id}`): it goes on {resumes_from(job)}"
+        report.next_step = f"resume the job (`shardyard resume {job.job_id}`): it continues {resumes_from(job)}"
         return _pause(conn, job, b"" if cause in _NOT_COUNTED else report.SerializeToString(), changes, now_us)
     if may_retry:
         if verdict.may_pass and not verdict.needs_person:
-            report.next_step = f"nothing: the job goes on {resumes_from(job)}"
+            report.next_step = f"nothing: the job continues {resumes_from(job)}"
         return _retry(conn, job, report, changes, wait_s=verdict.backoff(tally.in_row, rng), now_us=now_us)
     if verdict.needs_person:
         report.next_step = f"{report.next_step}; then resume the job (`shardyard resume {job.job_id}`), or cancel it"
@@ -205,7 +205,7 @@ def _retry(
     where = resumes_from(job)
     failure = report.SerializeToString()
     if job.state is not JobState.RECOVERING:
-        message = f"goes on {where}"
+        message = f"continues {where}"
         job = jobs.move(conn, job, JobState.RECOVERING, now_us=now_us, failure=failure, message=message).job
     message = f"again in {wait_s:.0f} s, {where}" if wait_s >= 1 else f"again, {where}"
     changes = {**changes, "not_before_us": now_us + round(wait_s * 1e6), "failure": failure}
@@ -213,7 +213,7 @@ def _retry(
 
 
 def _pause(conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, Any], now_us: int) -> JobRecord:
-    message = f"a resume goes on {resumes_from(job)}"
+    message = f"a resume continues {resumes_from(job)}"
     return jobs.move(conn, job, JobState.PAUSED, now_us=now_us, failure=failure, message=message, changes=changes).job
 
 

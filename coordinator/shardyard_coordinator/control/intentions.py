@@ -48,7 +48,7 @@ def request_pause(conn: Connection, project: str, job_id: str, etag: str, *, act
         raise jobs.invalid_state(job, "it has ended, so it cannot be paused")
     message = f"paused by {actor.principal}"
     if job.state is JobState.QUEUED:
-        message = f"{message}; a resume goes on {resumes_from(job)}"
+        message = f"{message}; a resume continues {resumes_from(job)}"
         return jobs.move(conn, job, JobState.PAUSED, now_us=now_us, message=message).job
     return jobs.move(conn, job, JobState.PAUSING, now_us=now_us, message=message).job
 
@@ -66,7 +66,7 @@ def request_resume(conn: Connection, project: str, job_id: str, etag: str, *, ac
         raise jobs.invalid_state(job, "its gang is still being ended; resume it once it is PAUSED")
     if job.state is not JobState.PAUSED:
         raise jobs.invalid_state(job, "only a PAUSED job can be resumed")
-    message = f"resumed by {actor.principal}; it goes on {resumes_from(job)}"
+    message = f"resumed by {actor.principal}; it continues {resumes_from(job)}"
     return jobs.move(conn, job, JobState.QUEUED, now_us=now_us, message=message, changes=_ANEW).job
 
 

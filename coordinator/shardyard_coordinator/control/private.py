@@ -1,4 +1,4 @@
-"""Folders that only this account can use: no other account can read their content, whoever made them.
+"""Folders that only this account can use: no other account can read their content, whichever process made them.
 
 The process's umask keeps what is made later private; this looks at what is there already.
 """

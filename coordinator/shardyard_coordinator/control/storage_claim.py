@@ -74,7 +74,7 @@ def _check(storage: Path, store_id: str, found: _Found, holdings: Holdings) -> N
         raise StorageMissing(
             f"the storage {storage} is not there: it has neither the file `{CLAIM}` nor any folder of this store's "
             "jobs and models, so it is probably a mount point whose mount is missing; mount it and start again. If "
-            f"its files are lost for good, begin with an empty one: make {storage} and write {store_id} into "
+            f"its files are permanently lost, start with an empty one: make {storage} and write {store_id} into "
             f"{storage / CLAIM}"
         )
 

@@ -40,10 +40,10 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.HUNG: Advice("a rank made no step", "look at the stacks in the logs of the rank that is named"),
         Cause.NCCL_TIMEOUT: Advice("the ranks lost each other", "look at the network between the nodes"),
         Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log, then submit the job again"),
-        Cause.NODE_LOST: Advice("a node is gone", "bring the node back, or let the job go on elsewhere"),
+        Cause.NODE_LOST: Advice("a node is gone", "bring the node back, or let the job continue elsewhere"),
         Cause.RAY_LOST: Advice("the cluster that ran the gang is gone", "look at the cluster's own logs"),
-        Cause.PREEMPTED: Advice("it made room for another job", "nothing: it goes on by itself"),
-        Cause.DRAINED: Advice("its node was drained", "nothing: it goes on by itself"),
+        Cause.PREEMPTED: Advice("it made room for another job", "nothing: it continues by itself"),
+        Cause.DRAINED: Advice("its node was drained", "nothing: it continues by itself"),
         Cause.GPU_FAULT: Advice("a GPU reported a fault", "look at the GPU with nvidia-smi, and replace it"),
         Cause.CHECKPOINT_CORRUPT: Advice(
             "no intact checkpoint is left", "repair or restore the storage, or submit again to start over"

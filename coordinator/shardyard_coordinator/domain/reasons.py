@@ -174,7 +174,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.RESPONSE_TOO_LARGE: Meaning(
             Code.RESOURCE_EXHAUSTED, "The answer would exceed 3 MiB; ask for fewer instances."
         ),
-        Reason.SLOW_CONSUMER: Meaning(Code.RESOURCE_EXHAUSTED, "The reader stopped reading; go on from its cursor."),
+        Reason.SLOW_CONSUMER: Meaning(Code.RESOURCE_EXHAUSTED, "The reader stopped reading; continue from its cursor."),
         Reason.OVERLOADED: Meaning(Code.UNAVAILABLE, "Too much at once; try again after the delay."),
         Reason.TOO_MANY_WATCHERS: Meaning(
             Code.RESOURCE_EXHAUSTED, "Too many streams are open; try again after the delay."
@@ -189,7 +189,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.STORAGE_FULL: Meaning(Code.UNAVAILABLE, "The storage's disk is full."),
         Reason.STORAGE_NOT_WRITABLE: Meaning(Code.UNAVAILABLE, "The storage may be read, but not written."),
         Reason.STORAGE_UNAVAILABLE: Meaning(Code.UNAVAILABLE, "The storage is not mounted, or its disk fails."),
-        Reason.DRAINING: Meaning(Code.UNAVAILABLE, "The service is stopping; go on from the cursor when it is back."),
+        Reason.DRAINING: Meaning(
+            Code.UNAVAILABLE, "The service is stopping; continue from the cursor when it is back."
+        ),
         Reason.STARTING: Meaning(Code.UNAVAILABLE, "The service looks through its store; try again after the delay."),
         Reason.DEADLINE_EXCEEDED: Meaning(Code.DEADLINE_EXCEEDED, "The call's deadline passed."),
         Reason.CANCELLED: Meaning(Code.CANCELLED, "The caller cancelled."),

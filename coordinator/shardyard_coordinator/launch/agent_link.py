@@ -80,7 +80,7 @@ class AgentLink:
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
-        """Ends the agent; the cluster goes on."""
+        """Ends the agent; the cluster continues."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)

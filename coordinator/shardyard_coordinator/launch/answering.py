@@ -142,7 +142,7 @@ class _Process:
             if self._computing:
                 self._check(self._fork.cpu_s() - before_s)
             if stop.is_over():
-                self._killed = "was stopped (SIGSTOP) and did not go on"
+                self._killed = "was stopped (SIGSTOP) and did not continue"
                 self._computing = []  # No question is at fault.
         if self._killed:
             self._fork.kill()

@@ -330,7 +330,7 @@ class Attempt:
         self._decided.set()
 
     async def _end(self) -> None:
-        if self._closed:  # It was ended from outside: whoever did that says why.
+        if self._closed:  # It was ended from outside, and the caller says why.
             self._ended.set()
             return
         event = self._event(SUPERVISOR_RANK)

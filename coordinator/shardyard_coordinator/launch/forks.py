@@ -40,10 +40,10 @@ class WarmProcessGone(Exception):
 
 
 class Stopped(WarmProcessGone):
-    """A fork was stopped from outside (SIGSTOP), did not go on, and was ended: not the question's fault either."""
+    """A fork was stopped from outside (SIGSTOP), did not continue, and was ended: not the request's fault either."""
 
     def __init__(self) -> None:
-        super().__init__("a compute process was stopped (SIGSTOP), did not go on and was ended")
+        super().__init__("a compute process was stopped (SIGSTOP), did not continue and was ended")
 
 
 class StopWatch:
@@ -227,7 +227,7 @@ class WarmProcess:
         while True:
             await asyncio.sleep(_LOOK_S)
             if stop.is_over():
-                _log.warning("the warm process was stopped (SIGSTOP) and did not go on: it is ended")
+                _log.warning("the warm process was stopped (SIGSTOP) and did not continue: it is ended")
                 self.kill()
                 return
 

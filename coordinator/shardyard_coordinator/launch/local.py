@@ -217,7 +217,7 @@ async def _kill_ranks(gang: _Gang) -> None:
 
 
 def _prepare(spec: worker_pb2.AttemptSpec) -> Spool:
-    """Makes the attempt's folder: spec.json, logs, and a spool that goes on if one is there already."""
+    """Makes the attempt's folder: spec.json, logs, and the spool, an existing one being continued."""
     folder = make_attempt_folder(spec)
     write_spec(spec)
     return Spool(folder / SPOOL_NAME)

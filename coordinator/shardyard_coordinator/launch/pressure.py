@@ -18,7 +18,7 @@ class Pressure:
     def is_news(self, event: worker_pb2.WorkerEvent) -> bool:
         """Whether an event is to be sent; notes which rank began and which ended. Other events always are.
 
-        One may end while the other's goes on. While the supervisor lacks room the ranks wait, and what rank 0 said of
+        One may end while the other's continues. While the supervisor lacks room the ranks wait, and what rank 0 said of
         its last checkpoint says nothing of now.
         """
         condition = event.condition

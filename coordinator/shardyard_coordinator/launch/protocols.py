@@ -127,7 +127,7 @@ class Launcher(Protocol):
     name: str
 
     async def start(self) -> None:
-        """Begins to connect; returns at once and goes on trying forever."""
+        """Starts connecting in the background, with retries without end; returns at once."""
 
     async def close(self, *, stop_cluster: bool) -> None:
         """Lets go of the cluster; with `stop_cluster` also ends what this service started of it."""
@@ -169,7 +169,7 @@ class InputFailed(Exception):
     """What was read is at fault: it ended its process, took too much of time or memory, or nobody foresaw it.
 
     The same question would end the same way. `field`, `what` and `reason` are of the last note of what was being read,
-    empty if there is none; `how` goes on after "reading it"; `log` is for the log.
+    empty if there is none; `how` continues the sentence after "reading it"; `log` is for the log.
     """
 
     def __init__(self, how: str, *, note: Mapping[str, str], log: str = "") -> None:

@@ -63,7 +63,7 @@ def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
 
 
 def temp_folder(attempt: worker_pb2.AttemptSpec) -> Path:
-    """Short, as the paths of sockets in it have to be; of the attempt if there are no caches."""
+    """A short path, because paths of sockets are limited; inside the attempt's folder if there are no caches."""
     return Path(attempt.locations.cache_dir or attempt.attempt_dir) / "tmp"
 
 

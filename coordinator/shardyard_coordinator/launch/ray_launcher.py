@@ -78,7 +78,7 @@ class RayLauncher:
         self._seen_on: dict[AttemptKey, str] = {}
 
     async def start(self) -> None:
-        """Begins to connect; returns at once and goes on trying forever."""
+        """Starts connecting in the background, with retries without end; returns at once."""
         await self.link.start()
 
     async def close(self, *, stop_cluster: bool) -> None:

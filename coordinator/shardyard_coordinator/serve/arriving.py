@@ -43,7 +43,7 @@ class Arriving:
         file, have = self.files[chunk.file_index], self.committed[chunk.file_index]
         if chunk.offset != have:
             kind = "a gap" if chunk.offset > have else "bytes that have arrived already"
-            text = f"`{chunk.offset}` leaves {kind}: {have:,} bytes of {file.path} have arrived; go on from there"
+            text = f"`{chunk.offset}` leaves {kind}: {have:,} bytes of {file.path} have arrived; continue from there"
             raise mismatch("chunk.offset", text, file=file.path, committed_bytes=str(have))
         if have + size > file.size_bytes:
             text = f"{have + size:,} bytes of {file.path}, announced with {file.size_bytes:,}; correct the header"

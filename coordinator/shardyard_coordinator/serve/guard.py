@@ -207,7 +207,7 @@ class Guard:
         except TimeoutError:
             raise Refused(
                 Reason.SLOW_CONSUMER,
-                f"nothing was read for {self._limits.slow_consumer_s:g} s; go on from the last cursor",
+                f"nothing was read for {self._limits.slow_consumer_s:g} s; continue from the last cursor",
             ) from None
 
     async def _each(self, method: Method, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
@@ -237,7 +237,7 @@ def _authorise(call: Call) -> None:
 
 def _draining() -> Refused:
     return Refused(
-        Reason.DRAINING, "the service is stopping; go on from the last cursor when it is back", retry_after_s=1.0
+        Reason.DRAINING, "the service is stopping; continue from the last cursor when it is back", retry_after_s=1.0
     )
 
 

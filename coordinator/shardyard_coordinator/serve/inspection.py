@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED_S = 600.0
 _MOST_REMEMBERED = 1024
-# Reading and tokenising go on at a megabyte a second on a slow core; a quarter of that is taken for stuck.
+# Reading and tokenising proceed at a megabyte a second on a slow core; a quarter of that counts as stuck.
 _S_PER_MIB = 4.0
 _MOST_FOR_DATA_S = 3600.0
 _NEXT_STEPS = {
@@ -128,7 +128,7 @@ class Questions:
 
 
 def still_looking(what: str = "what the spec names") -> Refused:
-    """The answer is being made, and goes on without its caller: the next one who asks shares it."""
+    """The answer is still being computed, also without its caller: the next caller shares it."""
     text = f"{what} is still being inspected; the inspection continues: ask again after the delay"
     return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=2.0)
 

@@ -1,8 +1,8 @@
 """Streams that are opened in a burst take turns, so that a call that comes among them is soon answered.
 
-The transport hands over new calls one after the other, between the work of those that it has handed over: whoever
-comes after a thousand streams would wait for the work of all. So of a burst each stream waits until all have been
-handed over, and then a few begin at a time. Streams that are opened one after the other are not held up.
+The transport hands over new calls one by one, between the work of those already handed over: a call that arrives
+after a thousand streams would wait for the work of all of them. Therefore the streams of a burst wait until all of
+them have been handed over, and then start a few at a time. Streams opened one after the other are not delayed.
 """
 
 from __future__ import annotations

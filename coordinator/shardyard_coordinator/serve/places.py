@@ -1,7 +1,7 @@
 """Places of uploads: there are few, for each writes to the disk, and one that is idle gives its place up.
 
 If all are taken, the next one gets the place of the upload that has been idle the longest, if that is long enough:
-the other ends, keeps what has arrived, and may go on as soon as there is a place. One that trickles counts as idle.
+the other ends, keeps what has arrived, and may continue as soon as there is a place. A trickling one counts as idle.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Place(Generic[_T]):
             async with asyncio.timeout(idle_s) as self._waiting:
                 return await anext(self._messages, None)
         except TimeoutError:
-            step = "go on with the same request_id"
+            step = "continue with the same request_id"
             if self._given_up:
                 text = f"nearly nothing arrived for {self._limits.upload_yield_s:g} s, and another upload came; {step}"
                 raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s) from None

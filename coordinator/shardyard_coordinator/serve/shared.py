@@ -1,7 +1,7 @@
 """Work that all callers with the same question share, and that a caller who leaves does not end.
 
 What comes of it is kept for a while if nobody was there to hear it, so that asking again costs nothing. Only so many
-pieces of work go on with nobody waiting: callers who keep leaving cannot pile up work.
+pieces of work continue without a caller: callers who keep leaving cannot pile up work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Work(Generic[_T]):
 class Shared(Generic[_T]):
     """Does work once for all who ask for the same key at the same time.
 
-    `most_left`: how many pieces of work go on with nobody waiting; another one that is left is cancelled.
+    `most_left`: how many pieces of work continue without a caller; a further one that is left is cancelled.
     """
 
     def __init__(self, *, most_left: int = 16) -> None:

@@ -75,7 +75,7 @@ class Pages:
         except ValueError:
             text = (
                 f"`{self._token[:40]}` is not a page token of this list with this parent, filter, order and view; "
-                "begin again without one"
+                "start again without one"
             )
             raise refused_fields([FieldViolation("page_token", text, Reason.PAGE_TOKEN_INVALID)]) from None
 
@@ -102,7 +102,7 @@ class Pages:
 
 def cursor_invalid(field: str, cursor: str) -> Refused:
     """For a cursor that is not one of this stream and job."""
-    text = f"`{cursor[:40]}` is not a cursor of this stream and job; begin again without one"
+    text = f"`{cursor[:40]}` is not a cursor of this stream and job; start again without one"
     return refused_fields([FieldViolation(field, text, Reason.CURSOR_INVALID)])
 
 

@@ -246,7 +246,7 @@ class Uploads:
         if (held := resources.held_bytes(conn, record.project)) > (most := self._parts.limits.max_project_upload_bytes):
             raise _over_quota(
                 f"projects/{record.project} would hold {held:,} bytes, at most {most:,} are allowed; delete what is "
-                "not needed, then go on with the same request_id"
+                "not needed, then continue with the same request_id"
             )
 
     async def _cut_back(self, record: ResourceRecord, folder: Path, sizes: Mapping[str, int]) -> None:

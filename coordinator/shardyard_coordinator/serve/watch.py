@@ -103,7 +103,7 @@ def _find(conn: Connection, project: str, job_id: str, request: job_service_pb2.
         raise Refused(Reason.JOB_REPLACED, text, metadata={"uid": job.uid})
     after = request.after_sequence
     if after > job.last_sequence:
-        text = f"{after} is beyond the last event, {job.last_sequence}; go on from at most that"
+        text = f"{after} is beyond the last event, {job.last_sequence}; continue from at most that"
         raise Refused(
             Reason.CURSOR_AHEAD,
             text,
@@ -122,7 +122,7 @@ def _check_gap(entries: list[Entry], cursor: int) -> None:
 
 
 def _expired(after: int, oldest: int) -> Refused:
-    text = f"events after {after} have expired; the oldest kept is {oldest}; go on from {oldest - 1}"
+    text = f"events after {after} have expired; the oldest kept is {oldest}; continue from {oldest - 1}"
     return Refused(
         Reason.CURSOR_EXPIRED,
         text,

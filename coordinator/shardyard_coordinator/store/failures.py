@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class StoreFailure(Exception):
-    """The process cannot go on with this store; `exit_code` says how it ends."""
+    """The process cannot continue with this store; `exit_code` says how it ends."""
 
     exit_code = 74
 

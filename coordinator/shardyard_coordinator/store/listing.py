@@ -1,4 +1,4 @@
-"""Lists of jobs: conditions become SQL, pages go on after a key, so new rows never shift them."""
+"""Lists of jobs: conditions become SQL, pages continue after a key, so new rows never shift them."""
 
 from __future__ import annotations
 

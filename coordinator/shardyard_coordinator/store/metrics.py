@@ -123,7 +123,7 @@ def query_metrics(
 def metrics_after(
     conn: Connection, job_uid: str, names: Sequence[str], counts: Mapping[str, int], limit: int
 ) -> tuple[list[MetricSeries], dict[str, int]]:
-    """What came after the first `counts[metric]` points, at most `limit` a metric; and the counts to go on from."""
+    """What came after the first `counts[metric]` points, at most `limit` a metric; and the counts to continue from."""
     seen = dict(counts)
     answer = []
     for name in names or metric_names(conn, job_uid):

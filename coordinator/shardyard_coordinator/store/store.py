@@ -128,7 +128,7 @@ class Store:
         self._engine.dispose()
         self._reading.dispose()
         self._lock.release()
-        await asyncio.sleep(0)  # What the writer handed to the loop last is delivered before the callers go on.
+        await asyncio.sleep(0)  # Deliver what the writer last handed to the loop before the callers continue.
 
     def _read(self, query: Callable[[Connection], _T]) -> _T:
         try:

@@ -193,7 +193,7 @@ class Answerer:
         return made
 
     def _go_on(self, current: _Pass) -> list[Answer]:
-        """One part of a pass; when it is done, everyone's own results go on to their questions."""
+        """One part of a pass; when it is done, the results are passed on to their requests."""
         try:
             next(current.parts)
             return []

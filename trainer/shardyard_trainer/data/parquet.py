@@ -97,8 +97,8 @@ class ParquetTable:
         for line, cells in self._read(places):
             num_rows = line
             yield line, cells
-        if num_rows != (told := self._opened.metadata.num_rows):
-            message = f"the footer says {told:,} rows, but the file has {num_rows:,}; write it again"
+        if num_rows != (claimed := self._opened.metadata.num_rows):
+            message = f"the footer says {claimed:,} rows, but the file has {num_rows:,}; write it again"
             raise DataError(message, file=self._file.name)
 
     def class_names(self) -> dict[str, tuple[str, ...]]:

@@ -22,7 +22,7 @@ class PageInvalid(Exception):
 
 
 class Page(NamedTuple):
-    """What one page decodes to: bytes, and values (0 of a dictionary, whose values are no rows)."""
+    """What one page decodes to: bytes, and values (0 for a dictionary, whose values are not rows)."""
 
     num_bytes: int
     num_values: int

@@ -47,7 +47,7 @@ class DataStats:
     num_unknown: int
     num_blank: int = 0
     told: bool = False
-    """Whether the task itself warns of what is cut: its samples are no texts."""
+    """Whether the task itself warns about cut samples, because they are not texts."""
 
     @property
     def cut_share(self) -> float:

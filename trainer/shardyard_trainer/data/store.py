@@ -62,7 +62,7 @@ def _build(folder: Path, build: Callable[[Path], Any]) -> None:
 
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[Path]:
-    """Holds a lock on a file, which is made if need be, and which whoever holds it alone may remove.
+    """Holds a lock on a file, which is created if missing; an exclusive holder may remove the file.
 
     Raises: BlockingIOError where `how` has LOCK_NB and somebody else holds it.
     """

@@ -229,7 +229,7 @@ def _wordpiece(texts: Iterable[str], size: int, special: SpecialTokens) -> Token
     alphabet, continuing = _alphabet(texts, size - len(special.names()), normalizer, splitter)
     # The library numbers the continuing characters in the order of a hash table, which differs in every run, and breaks
     # ties by number: named beforehand, they have theirs. The vocabulary is then put into a tokenizer to which they
-    # are no special tokens.
+    # are not special tokens.
     trained = Tokenizer(backends.WordPiece(unk_token=special.unk))
     trained.normalizer = normalizer
     trained.pre_tokenizer = splitter

@@ -140,7 +140,7 @@ def _bounded(hub: spec_pb2.HubModel, sizes: Mapping[str, int], target: Path, fie
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
-        what = "files that go on beyond the sizes that the Hub says"
+        what = "files that are longer than the sizes that the Hub reports"
         raise _too_large(hub, what, most, field, metadata) from None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

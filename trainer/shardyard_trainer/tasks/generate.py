@@ -78,7 +78,7 @@ def _continue(
         context_BT = torch.cat([context_BT, new_BT], dim=1)
         feed_BT = context_BT if cache is None else new_BT
         if model.longest is not None and context_BT.shape[1] > model.longest:
-            # The window is full: go on from its newer half, so that one long pass serves many tokens.
+            # The window is full: continue from its newer half, so that one long pass serves many tokens.
             context_BT = context_BT[:, -max(model.longest // 2, 1) :]
             feed_BT, cache = context_BT, None
     return new

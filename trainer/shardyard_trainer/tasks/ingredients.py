@@ -110,12 +110,12 @@ class Ingredients:
         try:
             yield
         except SpecError as error:
-            spec, told = self.spec, {each.field.rpartition(".columns")[0] or each.field for each in error.all()}
+            spec, reported = self.spec, {each.field.rpartition(".columns")[0] or each.field for each in error.all()}
             for files, source, field in (
                 (train_files, spec.train_data, "spec.train_data"),
                 (eval_files, spec.eval_data, "spec.eval_data"),
             ):
-                if files and field not in told:
+                if files and field not in reported:
                     self.attempt(lambda files=files, source=source, field=field: read(files, source, field))  # type: ignore[misc]
             raise_all([error, *self.errors])
 

@@ -97,7 +97,7 @@ class NextItemModule(CausalLmModule):
         """`labels` [B, T] are the next items. With `seen` [B, S], tokens to leave out, the outputs have the labels'
         `ranks`, in the order of the labels.
 
-        Nothing attends to the padding: it stands behind the items, and the model reads from left to right.
+        Nothing attends to the padding: it comes after the items, and the model reads from left to right.
         """
         if seen is None:
             return super().forward(input_ids, labels, return_outputs=return_outputs)

@@ -68,7 +68,7 @@ class Checkpoints:
         self.last_time_s = time.monotonic()
 
     def save(self, state: RunState, metrics: dict[str, float], *, is_required: bool = False) -> bool:
-        """Commits a checkpoint of `state.step`; false if there was no room and training may go on without.
+        """Commits a checkpoint of `state.step`; false if there was no room and training may continue without.
 
         Raises: RunFailed(STORAGE_FULL or STORAGE_NOT_WRITABLE) if it `is_required`, or the third time in a row.
         """
@@ -153,7 +153,7 @@ class Checkpoints:
                 "USER_CONFIG",
                 f"{folder.name} is of {manifest['world_size']} workers at ZeRO stage {manifest['zero_stage']}, this "
                 f"attempt has {world_size} at stage {self._zero_stage}",
-                "go on with the same number of workers and the same stage",
+                "continue with the same number of workers and the same stage",
             )
         state = RunState(**self._engine.load(folder))
         self.restored_from = str(folder)
@@ -219,7 +219,7 @@ class Checkpoints:
             "metrics": metrics,
             "versions": versions(),
         }
-        # The next attempt goes on behind this step: numbers of it that were lost with this rank would stay lost.
+        # The next attempt continues after this step: metrics that were lost with this rank would stay lost.
         context.settle()
         try:
             write_manifest(folder, manifest, context.trace)

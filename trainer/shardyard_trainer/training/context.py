@@ -18,7 +18,7 @@ from shardyard_trainer.training.gang import Gang
 from shardyard_trainer.training.report import Reporter
 
 CHECKPOINT_AND_STOP = int(worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP)
-"""The directive that asks for a checkpoint first; 0: go on; every other one: stop at once."""
+"""The directive that asks for a checkpoint first. 0 means continue, every other one stop at once."""
 
 _log = logging.getLogger("shardyard")
 
@@ -46,7 +46,7 @@ class Context:
 
     @property
     def directive(self) -> int:
-        """What the supervisor wants now, as a number, so that rank 0 can share it with its peers; 0: go on."""
+        """What the supervisor wants now, as a number, so that rank 0 can share it with its peers; 0: continue."""
         return int(self.reporter.directive.action)
 
     def ready(self, *, nodes: Sequence[str], pids: Sequence[int]) -> None:
@@ -62,7 +62,7 @@ class Context:
         self._report(worker_pb2.WorkerEvent(warning=job_pb2.Warning(reason=reason, message=message, field=field)))
 
     def resumed(self, step: int, path: str) -> None:
-        """The run goes on behind `step`, from the checkpoint at `path`; empty: from the beginning."""
+        """The run continues after `step` from the checkpoint at `path`; empty: it starts from the beginning."""
         self._report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=step, path=path)))
 
     def canary_passed(self, duration_s: float) -> None:

@@ -30,7 +30,7 @@ class Gang:
     def sum_ahead(self, values: list[float]) -> Callable[[], list[float]]:
         """Begins to add up `values` over the ranks, in float64; the function returned waits for the sums.
 
-        On a GPU the waiting is only for what was enqueued before: a step enqueued in between goes on.
+        On a GPU this waits only for work enqueued before: a step enqueued in between keeps running.
         """
         if self.world_size == 1:
             return lambda: values

@@ -39,7 +39,7 @@ class Reporter(Protocol):
 
     @property
     def directive(self) -> worker_pb2.Directive:
-        """The newest directive; ACTION_UNSPECIFIED: go on."""
+        """The newest directive; ACTION_UNSPECIFIED: continue."""
 
     def close(self) -> None:
         """Returns when everything emitted has been sent."""
@@ -87,7 +87,7 @@ class SendingReporter:
 
     @property
     def directive(self) -> worker_pb2.Directive:
-        """The newest directive; ACTION_UNSPECIFIED: go on."""
+        """The newest directive; ACTION_UNSPECIFIED: continue."""
         return self._directive
 
     def close(self) -> None:
