@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -204,20 +204,6 @@ def is_repeated(field: FieldDescriptor) -> bool:
     """Whether the field holds a list or a map."""
     # `label` is deprecated in the versions that have `is_repeated`, and the only way in those before.
     return bool(field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED)
-
-
-def task_paths(spec: Descriptor) -> Iterator[tuple[str, ...]]:
-    """The path of each task in a job's spec, such as `("pretraining", "causal_lm")`, in the order of the fields.
-
-    A message is a family of tasks if it has a oneof whose members are messages, else it is a task's own.
-    """
-    for oneof in spec.oneofs:
-        members = oneof.fields
-        # `_name` is what `optional` makes.
-        if not oneof.name.startswith("_") and all(field.message_type for field in members):
-            for field in members:
-                below = list(task_paths(field.message_type))
-                yield from ((field.name, *path) for path in below or [()])
 
 
 def is_map(field: FieldDescriptor) -> bool:

@@ -15,12 +15,12 @@ from google.protobuf.message import Message
 
 import shardyard
 from shardyard import types
-from shardyard._convert import task_paths
 from shardyard._parse import draft_job
 from shardyard._requests import PredictParameters
 from shardyard.cli import flags
 from shardyard.cli.assets import predict
 from shardyard.specs import Task
+from shardyard.task_paths import task_paths
 from shardyard.v1 import (
     checkpoint_service_pb2,
     dataset_service_pb2,
@@ -169,7 +169,7 @@ def test_a_dataclass_has_every_field_of_its_message(kind: type, message: type[Me
 
 
 def test_every_task_of_the_contract_has_a_class_and_a_flag() -> None:
-    wanted = list(task_paths(spec_pb2.JobSpec.DESCRIPTOR))
+    wanted = list(task_paths())
     assert ("pretraining", "masked_lm") in wanted and ("feature_extraction",) in wanted
     assert sorted(flags.TASKS) == sorted(path[-1].replace("_", "-") for path in wanted)
     for kind in get_args(Task):

@@ -23,7 +23,6 @@ _COMPARES = re.compile(
 
 def test_the_table_has_the_tasks_of_the_contract_and_each_has_its_file() -> None:
     assert sorted(table.NAMES) == sorted(tasks())
-    assert [path.rpartition(".")[2] for path in table.leaves()] == list(tasks())
     for name in table.NAMES:
         assert table.named(name).name == name
         assert set(table.named(name).roles), name

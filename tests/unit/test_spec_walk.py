@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.descriptor import Descriptor
 
+from shardyard.task_paths import leaf_of
 from shardyard.v1 import spec_pb2
-from shardyard_coordinator.control.spec_walk import leaf_of, task_of, tasks, walk
+from shardyard_coordinator.control.spec_walk import task_of, tasks, walk
 
 _PROJECT = "projects/default"
 

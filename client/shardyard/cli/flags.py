@@ -202,10 +202,9 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def _task_paths() -> dict[str, tuple[str, ...]]:
     """The path of each task below `job.spec`, by its name as a flag."""
-    from shardyard._convert import task_paths  # Imported here: a help text does not need protobuf.
-    from shardyard.v1 import spec_pb2
+    from shardyard.task_paths import task_paths  # Imported here: a help text does not need protobuf.
 
-    return {path[-1].replace("_", "-"): path for path in task_paths(spec_pb2.JobSpec.DESCRIPTOR)}
+    return {path[-1].replace("_", "-"): path for path in task_paths()}
 
 
 def _given_task(spec: dict[str, Any]) -> tuple[str, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from shardyard.task_paths import leaf_of, task_paths
 from shardyard.v1 import spec_pb2
 
 
@@ -95,53 +94,12 @@ _SOURCES = {
 }
 
 
-class Leaf(NamedTuple):
-    """How far a spec says what its task is.
-
-    `members` lead to `message`, which is the task's own; unless `missing` is the oneof of it in which nothing is set.
-    """
-
-    members: tuple[str, ...]
-    message: Any
-    missing: str
-
-
 def task_of(spec: spec_pb2.JobSpec) -> str:
     """The name of the spec's task, such as `text_classification`: the member of its innermost oneof; empty: none."""
     leaf = leaf_of(spec)
     return "" if leaf.missing else leaf.members[-1]
 
 
-def leaf_of(spec: spec_pb2.JobSpec) -> Leaf:
-    """The task's own message, found by the oneofs on the way to it."""
-    members: tuple[str, ...] = ()
-    message: Any = spec
-    choice = "task"
-    while choice and (member := message.WhichOneof(choice)) is not None:
-        members, message = (*members, member), getattr(message, member)
-        choice = _choice_of(message.DESCRIPTOR)
-    return Leaf(members, message, choice)
-
-
 def tasks() -> tuple[str, ...]:
     """The names of all tasks, in the order of the contract."""
-    return tuple(_leaves(spec_pb2.JobSpec.DESCRIPTOR, "task"))
-
-
-def _leaves(message: Descriptor, choice: str) -> Iterator[str]:
-    for member in message.oneofs_by_name[choice].fields:
-        below = _choice_of(member.message_type)
-        if below:
-            yield from _leaves(member.message_type, below)
-        else:
-            yield member.name
-
-
-@functools.cache
-def _choice_of(message: Descriptor) -> str:
-    """The oneof by which a family of tasks says which one it is; empty: the message is a task's own."""
-    for choice in message.oneofs:
-        # A field that may be unset is a oneof of its own, named after it.
-        if not choice.name.startswith("_") and all(member.message_type for member in choice.fields):
-            return str(choice.name)
-    return ""
+    return tuple(path[-1] for path in task_paths())

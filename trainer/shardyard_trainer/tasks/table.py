@@ -6,11 +6,9 @@ A task's name is its member of the spec's oneofs, its file in this package, and 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from typing import Any, cast
 
-from google.protobuf.descriptor import Descriptor
-
+from shardyard.task_paths import Leaf, leaf_of
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.models.door import FolderInvalid
@@ -38,17 +36,17 @@ def named(name: str) -> Task:
 
 def of(spec: spec_pb2.JobSpec) -> Task:
     """The task of a spec. Raises SpecError if none is given."""
-    return named(path_of(spec).rpartition(".")[2])
+    return named(_leaf(spec).members[-1])
 
 
 def path_of(spec: spec_pb2.JobSpec) -> str:
     """Where a spec has its task's own message, such as `spec.pretraining.causal_lm`. Raises SpecError."""
-    return _descend(spec)[0]
+    return _path(_leaf(spec))
 
 
 def message_of(spec: spec_pb2.JobSpec) -> Any:
     """The task's own message in a spec, to read and to fill in. Raises SpecError."""
-    return _descend(spec)[1]
+    return _leaf(spec).message
 
 
 def of_folder(described: ModelFolder) -> TrainingTask | None:
@@ -64,37 +62,13 @@ def of_folder(described: ModelFolder) -> TrainingTask | None:
     raise FolderInvalid(f"shardyard.json names an unknown task: {described.task[:100]!r}", file="shardyard.json")
 
 
-def leaves() -> Iterator[str]:
-    """The paths of all tasks in a spec, from its descriptor."""
-    yield from _leaves(spec_pb2.JobSpec.DESCRIPTOR, "spec", "task")
+def _leaf(spec: spec_pb2.JobSpec) -> Leaf:
+    leaf = leaf_of(spec)
+    if leaf.missing:
+        what = "no training task: give pretraining or fine_tuning, and what to train for"
+        raise SpecError(_path(leaf) if leaf.members else "spec.task", "SPEC_INVALID", what)
+    return leaf
 
 
-def _descend(spec: spec_pb2.JobSpec) -> tuple[str, Any]:
-    path, choice = "spec", "task"
-    message: Any = spec
-    while choice:
-        member = message.WhichOneof(choice)
-        if member is None:
-            what = "no training task: give pretraining or fine_tuning, and what to train for"
-            raise SpecError(path if path != "spec" else "spec.task", "SPEC_INVALID", what)
-        path, message = f"{path}.{member}", getattr(message, member)
-        choice = choice_of(message.DESCRIPTOR)
-    return path, message
-
-
-def choice_of(message: Descriptor) -> str:
-    """The oneof that selects one task of a family; empty if the message is a task's own."""
-    for choice in message.oneofs:
-        # A field with presence is a synthetic oneof, named after the field.
-        if not choice.name.startswith("_") and all(field.message_type for field in choice.fields):
-            return str(choice.name)
-    return ""
-
-
-def _leaves(message: Descriptor, path: str, choice: str) -> Iterator[str]:
-    for field in message.oneofs_by_name[choice].fields:
-        below = choice_of(field.message_type)
-        if below:
-            yield from _leaves(field.message_type, f"{path}.{field.name}", below)
-        else:
-            yield f"{path}.{field.name}"
+def _path(leaf: Leaf) -> str:
+    return ".".join(("spec", *leaf.members))

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
+from shardyard.task_paths import leaf_of
 from shardyard.v1 import spec_pb2
-from shardyard_coordinator.control.spec_walk import leaf_of
 from shardyard_coordinator.domain.errors import FieldViolation
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve.validation import sources
