@@ -144,6 +144,8 @@ async def test_a_forged_page_token_is_refused(ten: Service) -> None:
         ("priority = critical", 2),
         ("priority > high", 2),
         ("task = causal_lm", 10),
+        ("task : causal", 10),
+        ("task = causal-lm", None),
         ("queue = queues/default", 10),
         ("create_time >= 2023-11-14T22:13:25Z", 5),
         ("end_time < 2100-01-01T00:00:00Z", 0),

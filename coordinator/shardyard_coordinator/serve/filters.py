@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, NoReturn
 
 from shardyard.v1 import job_pb2
+from shardyard_coordinator.control.spec_walk import tasks
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Condition
@@ -51,6 +52,8 @@ def _conditions(text: str, at: int, field: str, op: str, value: str) -> list[Con
         return [Condition(field, op, value)]
     if field not in FIELDS:
         _refuse(text, at, f"there is no field {show(field)}; use one of {', '.join(FIELDS)}, labels.KEY")
+    if field == "task" and op in ("=", "!=") and value not in tasks():
+        _refuse(text, at, f"there is no task {show(value)}; use one of {', '.join(tasks())}")
     if field in _TEXT_FIELDS:
         return [Condition(field, op, value.removeprefix("queues/") if field == "queue" else value)]
     if op == ":":
