@@ -23,6 +23,7 @@ from shardyard.specs import (
     Optimization,
     Parallelism,
     Pretrained,
+    Resource,
     Resources,
     Retry,
     Task,
@@ -44,10 +45,10 @@ Text = str | tuple[str, str] | Words | Items | Image | bytes | Path
 class SpecFields(TypedDict, total=False):
     """The fields of a `JobSpec` but its task, as keywords."""
 
-    model: str | Path | Pretrained | Architecture | None
-    train_data: str | Path | Data | None
-    eval_data: str | Path | Data | None
-    tokenizer: str | Path | TrainedTokenizer | None
+    model: str | Path | Resource | Pretrained | Architecture | None
+    train_data: str | Path | Resource | Data | None
+    eval_data: str | Path | Resource | Data | None
+    tokenizer: str | Path | Resource | TrainedTokenizer | None
     optimization: Optimization | None
     parallelism: Parallelism | None
     resources: Resources | None

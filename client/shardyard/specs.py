@@ -11,7 +11,8 @@
 A model is written as the path of a Hugging Face folder here (uploaded once), `hub:owner/name` or
 `hub:owner/name@revision`, `model:ID` or `projects/p/models/m` (trained or uploaded before), or `server:/absolute/path`
 (on the server, under an allowed root). A bare `owner/name` is a path if it exists here, else a model of the Hub. Data
-is the path of a file or folder here, `dataset:ID`, `projects/p/datasets/d`, or `server:/absolute/path`.
+is the path of a file or folder here, `dataset:ID`, `projects/p/datasets/d`, or `server:/absolute/path`. A model or data
+set that a client returned (`client.upload_dataset(...)`, `job.model()`) can be given itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeGuard
 
 Pooling = Literal["mean", "cls", "last", "max"]
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -41,6 +42,14 @@ Priority = Literal["best_effort", "normal", "high", "critical"]
 _COLUMNS = ("text", "text_pair", "label")
 
 
+class Resource(Protocol):
+    """A model or data set of the service, as a client returns it."""
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/models/{model}`, or the same of a data set."""
+
+
 @dataclass(frozen=True)
 class Data:
     """Data to train, evaluate or extract on; `path` is one file or folder inside a folder.
@@ -49,7 +58,7 @@ class Data:
     all rows, `max_bad_rows_share` may be left out because they cannot be used; the plan lists them.
     """
 
-    source: str | Path
+    source: str | Path | Resource
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
@@ -66,19 +75,19 @@ class Data:
         rest = _set(self, without=("source", "columns", *_COLUMNS))
         named = {role: value for role in _COLUMNS if (value := getattr(self, role)) is not None}
         columns = {**(self.columns or {}), **named}
-        return {"uri": str(self.source), **({"columns": columns} if columns else {}), **rest}
+        return {"uri": _text_of(self.source), **({"columns": columns} if columns else {}), **rest}
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """A model to start from, with every dropout probability set to `dropout` if that is given."""
 
-    source: str | Path
+    source: str | Path | Resource
     dropout: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        return {"uri": str(self.source), **_set(self, without=("source",))}
+        return {"uri": _text_of(self.source), **_set(self, without=("source",))}
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class TextClassification:
 class FeatureExtraction:
     """Turn the texts of `data` into vectors, written as Parquet."""
 
-    data: Data | str | Path
+    data: Data | str | Path | Resource
     output: Output | None = None
     pooling: Pooling | None = None
     max_length: int | None = None
@@ -308,10 +317,10 @@ class JobSpec:
     """The specification of a job: its task, model, data and settings."""
 
     task: Task
-    model: str | Path | Pretrained | Architecture | None = None
-    train_data: str | Path | Data | None = None
-    eval_data: str | Path | Data | None = None
-    tokenizer: str | Path | TrainedTokenizer | None = None
+    model: str | Path | Resource | Pretrained | Architecture | None = None
+    train_data: str | Path | Resource | Data | None = None
+    eval_data: str | Path | Resource | Data | None = None
+    tokenizer: str | Path | Resource | TrainedTokenizer | None = None
     optimization: Optimization | None = None
     parallelism: Parallelism | None = None
     resources: Resources | None = None
@@ -346,6 +355,16 @@ def _plain(value: Any) -> Any:
         return value.to_dict()
     if dataclasses.is_dataclass(value):
         return _set(value)
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path) or _is_resource(value):
+        return _text_of(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _text_of(source: str | Path | Resource) -> str:
+    return source.name if _is_resource(source) else str(source)
+
+
+def _is_resource(value: Any) -> TypeGuard[Resource]:
+    # A path has a `name` too, and so have open files.
+    name = getattr(value, "name", None)
+    return not isinstance(value, str | Path) and isinstance(name, str) and name.startswith("projects/")

@@ -75,8 +75,8 @@ def test_a_model_that_is_gone_is_missed_though_its_plan_is_kept(service: Served,
         model = client.upload_model(save_folder(tmp_path / "bert", "BertModel"))
         spec = shardyard.JobSpec(
             shardyard.TextClassification(max_length=8),
-            model=model.info.name,
-            train_data=client.upload_dataset(tmp_path / "reviews.csv").info.name,
+            model=model,
+            train_data=client.upload_dataset(tmp_path / "reviews.csv"),
             optimization=shardyard.Optimization(max_steps=2),
         )
         client.plan(spec)

@@ -131,8 +131,8 @@ def test_models_and_data_on_a_storage_that_is_away_are_not_called_damaged(tmp_pa
         kept, data = client.upload_model(model), client.upload_dataset(tmp_path / "corpus.txt")
         spec = shardyard.JobSpec(
             shardyard.CausalLm(sequence_length=16),
-            model=kept.info.name,
-            train_data=data.info.name,
+            model=kept,
+            train_data=data,
             optimization=shardyard.Optimization(max_steps=2, global_batch_size=2),
         )
         asks = (

@@ -10,6 +10,7 @@ import pytest
 
 from shardyard._parse import draft_job, duration_s
 from shardyard._sources import Source, classify
+from shardyard._sync.resources import Dataset, Model
 from shardyard.errors import InvalidArgument
 from shardyard.specfile import overridden, parse_spec
 from shardyard.specs import (
@@ -29,7 +30,7 @@ from shardyard.specs import (
     TextClassification,
     TrainedTokenizer,
 )
-from shardyard.v1 import job_pb2, spec_pb2
+from shardyard.v1 import dataset_service_pb2, job_pb2, model_service_pb2, spec_pb2
 
 
 def spec_of(spec: dict[str, Any] | JobSpec) -> spec_pb2.JobSpec:
@@ -115,6 +116,26 @@ def test_feature_extraction_takes_data_as_a_string() -> None:
     spec = spec_of(JobSpec(FeatureExtraction("server:/texts.csv", output="last_hidden_state"), model="hub:bert"))
     assert spec.feature_extraction.data.uri == "/texts.csv"
     assert spec.feature_extraction.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
+
+
+def test_models_and_data_sets_of_a_client_are_taken_themselves() -> None:
+    connection: Any = None
+    data = Dataset(connection, dataset_service_pb2.Dataset(name="projects/p/datasets/d"))
+    model = Model(connection, model_service_pb2.Model(name="projects/p/models/m"))
+    spec = spec_of(JobSpec(CausalLm(), model=model, train_data=data, eval_data=Data(data, text="t"), tokenizer=model))
+    assert (spec.model.model, spec.tokenizer.model) == (model.name, model.name)
+    assert (spec.train_data.dataset, spec.eval_data.dataset) == (data.name, data.name)
+    dropped = spec_of(JobSpec(CausalLm(), model=Pretrained(model, dropout=0.0), train_data=data))
+    assert dropped.model.model == model.name
+    extracts = spec_of(JobSpec(FeatureExtraction(data), model=model))
+    assert extracts.feature_extraction.data.dataset == data.name
+
+
+def test_a_model_given_as_data_is_refused_with_the_names_that_are_meant() -> None:
+    connection: Any = None
+    model = Model(connection, model_service_pb2.Model(name="projects/p/models/m"))
+    said = complaints({"job": {"spec": JobSpec(CausalLm(), model=model, train_data=model).to_dict()}})
+    assert "projects/{project}/datasets/{id}" in said["job.spec.train_data"]
 
 
 @pytest.mark.parametrize("value", ["mean", "MEAN", "POOLING_MEAN", "pooling_mean"])
