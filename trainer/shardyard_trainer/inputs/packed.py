@@ -124,9 +124,9 @@ class Texts:
         self._field = field
 
     def check(self) -> str:
-        """Reads all of them, so that what is wrong with the last one is said before any is tokenised; that takes long.
+        """Reads all texts before any is tokenised, which takes long: so an error in the last one is reported early.
 
-        Returns what to warn of: rows that are left out. Raises DataError.
+        Returns the warning about skipped rows. Raises DataError.
         """
         bad = BadRows(self._source)
         rows = read_rows(self._files, self._source, with_label=False, field=self._field, bad=bad)
@@ -144,7 +144,7 @@ def whole(store: TokenStore) -> Corpus:
 
 
 def split(store: TokenStore, holdout: float) -> tuple[Corpus, Corpus | None]:
-    """Training part and held-out end: whole documents where there are some, else the last part of the tokens."""
+    """Training part and held-out end: whole documents if there are enough, else the last part of the tokens."""
     if holdout <= 0:
         return whole(store), None
     total, num_bytes = len(store.tokens), store.arrays["bytes"]
@@ -195,9 +195,11 @@ class Blocks:
         first = index * self.length
         size = min(self.length + self._overlap, total - first) if not self._shuffle else self.length + self._overlap
         places = (offset + first + np.arange(size, dtype=np.int64)) % total
+        # The window is found by search, not looked up: a table of all blocks would have to be made for every pass.
         which = np.searchsorted(lengths_before, places, side="right") - 1
         within = places - lengths_before[which]
         starts = within == 0
+        # A window that begins inside a document does not see what came before, so its positions restart as well.
         starts[0] = True
         return self._corpus.starts[order[which]] + within, starts
 
@@ -209,6 +211,7 @@ class Blocks:
         if self._shuffle:
             random = np.random.default_rng([self._seed, data_epoch, 0x5EED])
             order = random.permutation(len(lengths))
+            # Another offset in every pass: else a corpus of one document would be cut at the same places each time.
             offset = int(random.integers(self.length))
         before = np.zeros(len(lengths), np.int64)
         np.cumsum(lengths[order][:-1], out=before[1:])
@@ -233,6 +236,7 @@ def _tokenise(
     *,
     bad_rows: str,
 ) -> None:
+    # Half the disk and page cache for the vocabularies that most models have.
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     num_bytes = 0
     stream = iter(texts)

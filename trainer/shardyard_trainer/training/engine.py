@@ -31,13 +31,13 @@ from shardyard_trainer.training.shards import ShardWriter
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 NORM_ELEMENTS = 1 << 10
-"""So many squares are added up in fp32: few enough to lose nothing, enough for one call to be worth it."""
+"""How many squares are added up in fp32: few enough to lose nothing, enough to make a call worth its cost."""
 
 
 class StepResult(NamedTuple):
     """One optimizer step. `loss_sum` is this rank's alone and stays on the device; `grad_norm` is the gang's.
 
-    `applied` is false, on every rank alike, where loss or gradient were not finite: nothing was changed then.
+    `applied` is false, on every rank alike, if loss or gradient was not finite: then no weight was changed.
     """
 
     loss_sum: torch.Tensor
@@ -98,6 +98,7 @@ class Engine:
             betas=config.betas,
             fused=True,
         )
+        # At stage 0 DeepSpeed would clip by a norm that is summed in fp32: see `gradient_norm`.
         if config.zero_stage == 0:
             optimizer.register_step_pre_hook(self._clip_stage_0)
         self._deepspeed, *_ = deepspeed.initialize(
@@ -138,6 +139,8 @@ class Engine:
 
         `num_units` counts the tokens or samples of the whole global batch, over all ranks.
         """
+        # Each step seeds itself, so no random state is ever saved: whatever an evaluation or an export draws in between
+        # has no effect, and a resumed run draws the same dropout.
         torch.manual_seed(seed_for(self._config.seed, step, self._gang.rank))
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -147,6 +150,9 @@ class Engine:
         for batch, is_dummy in micros:
             # One at a time: a step's batches may be larger than the device.
             loss = self._deepspeed(**self.to_device(batch).inputs).loss_sum
+            # DeepSpeed averages gradients over the ranks; times their number that is the sum, and divided by all units
+            # the mean. (A mean of micro batches' means would weigh the tokens of short batches more.) A dummy only lets
+            # this rank join the reductions that stages 2 and 3 make inside backward.
             scale = 0.0 if is_dummy else self._gang.world_size / num_units
             # A loss that is not finite makes every gradient NaN, so that all ranks see it in the norm.
             self._deepspeed.backward(loss * (scale + loss.detach() * 0.0), scale_wrt_gas=False)
@@ -206,6 +212,7 @@ class Engine:
         state = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
         if self._config.zero_stage == 3:
             whole: dict[int, torch.Tensor] = {}
+            # One parameter at a time: no device ever holds the whole model. Tied weights are gathered once.
             for name, parameter in self.module.named_parameters(remove_duplicate=False):
                 if id(parameter) not in whole:
                     with deepspeed.zero.GatheredParameters([parameter]):

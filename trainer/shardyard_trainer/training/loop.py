@@ -1,7 +1,7 @@
-"""The training loop, and what surrounds it: canary before, evaluation, checkpoint and export after.
+"""The training loop, with the canary, evaluations, checkpoints and stops between its steps.
 
-All ranks run it in step. What only rank 0 can know (time, directives) it decides for all: its decision about the
-boundary after a step goes out before the step begins, in the same all-reduce as the counts of the next batch.
+All ranks run it in step. Only rank 0 knows the clock and the directives, so it decides for everyone: its decision about
+the boundary after a step is sent before the step begins, in the same all-reduce as the counts of the next batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEFT_OUT_BEFORE_FAILURE = 3
 
 
 class Decision(NamedTuple):
-    """What rank 0 wants at the boundary after a step; numbers, so that they can be added up with its peers' zeros."""
+    """What rank 0 decides for the boundary after a step; numbers, as a sum with its peers' zeros broadcasts them."""
 
     log: float = 0.0
     evaluate: float = 0.0
@@ -61,6 +61,8 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
     batch, counts = _first_batch(run)
     while state.step < config.total_steps:
         started_s = time.monotonic()
+        # Begin to agree on the next step before this one: the all-reduce then runs beside the step's computation. It
+        # costs one step of delay: a directive that arrives during a step is followed after the next one.
         next_batch, agreement = _agree_ahead(run)
         rate = config.schedule.learning_rate(state.step)
         result = run.engine.train_step(batch.micros, num_units=counts.units, step=state.step, learning_rate=rate)
@@ -69,6 +71,7 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
         stepped(state.step)
         run.log.record(state, result, rate, counts, time.monotonic() - started_s)
         _stop_when_diverged(run, result)
+        # Swap batch and counts together, and only here: everything above is about the step just made.
         batch, (counts, decision) = next_batch, agreement()
         if run.is_fresh and state.step == min(CANARY_STEP, config.total_steps):
             canary(run)
@@ -96,7 +99,10 @@ def finish(run: Run) -> dict[str, float]:
 
 
 def canary(run: Run) -> None:
-    """Does once, after the first steps, everything that the end needs: nothing fails there that could fail here."""
+    """After the first steps, does once everything that the end needs, so that what would fail there fails here.
+
+    Only a fresh run has one: a resumed run starts from a checkpoint, which its canary or a later step has written.
+    """
     started_s = time.monotonic()
     run.context.phase("canary")
     run.log.flush(run.state)
@@ -138,7 +144,7 @@ def _counts(batch: RankBatch) -> list[float]:
 
 
 def _decide(run: Run) -> Decision:
-    """What is to follow the step that is about to begin; canary and end have their own evaluation and checkpoint."""
+    """What follows the step that is about to begin; canary and end have their own evaluation and checkpoint."""
     step, total = run.state.step + 1, run.config.total_steps
     is_between = (CANARY_STEP if run.is_fresh else 0) < step < total
     now_s = time.monotonic()
@@ -153,6 +159,8 @@ def _decide(run: Run) -> Decision:
 def _is_checkpoint_due(run: Run, step: int, now_s: float) -> bool:
     if run.config.checkpoint_every:
         return step % run.config.checkpoint_every == 0
+    # By default after each tenth of the run, but a minute apart: a short run would only write checkpoints. The clock
+    # differs between ranks, so only rank 0 may ask this.
     tenth = -(-run.config.total_steps // 10)
     is_apart = now_s - run.checkpoints.last_time_s >= CHECKPOINTS_APART_S
     return is_apart and step // tenth > run.checkpoints.last_step // tenth
@@ -171,7 +179,7 @@ def _evaluate(run: Run, *, max_batches: int | None = None, is_final: bool = Fals
 
 
 def _save(run: Run, metrics: dict[str, float], *, is_required: bool = False) -> Path:
-    """A checkpoint of this step; what was recorded is reported before, so that its state is whole."""
+    """Saves a checkpoint of this step, after reporting everything recorded so far, so that its state is complete."""
     run.log.flush(run.state)
     run.state.learning = run.watch.state_dict()
     run.checkpoints.save(run.state, metrics, is_required=is_required)
@@ -190,9 +198,9 @@ def _stop(run: Run, action: int) -> None:
 
 
 def _stop_when_diverged(run: Run, result: StepResult) -> None:
-    """A step whose loss or gradient is not finite was left out; several in a row, or all there are, are the end.
+    """Warns of a step that was skipped because loss or gradient was not finite; several in a row, or all, end the run.
 
-    Raises: RunFailed(LOSS_DIVERGED), on all ranks alike.
+    Raises: RunFailed(LOSS_DIVERGED), on all ranks alike: a rank alone would leave the others waiting in a collective.
     """
     state = run.state
     if result.applied:

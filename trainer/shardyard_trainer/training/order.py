@@ -4,7 +4,7 @@ Everything here is a pure function of (seed, data epoch, batch size): a run's po
 be saved or restored. The global batch, its samples and their order, does not depend on the number of ranks.
 
 The sample stream is one data epoch after the other; position s belongs to data epoch s // N. Batch k is the positions
-[kB, (k+1)B), so a batch may span two data epochs. Where samples differ in length, a data epoch is cut into windows
+[kB, (k+1)B), so a batch may span two data epochs. If samples differ in length, a data epoch is cut into windows
 of 16 batches, aligned with the batches of the stream; a window is sorted by length, cut into batches, and its batches
 are shuffled. The head and the tail of a data epoch, which share a batch with the neighbouring one, stay random.
 
@@ -37,11 +37,11 @@ class Stretch:
         return len(self.samples)
 
     def take(self, chosen: slice | np.ndarray) -> Stretch:
-        """Those at some places, in the order of the places."""
+        """The samples at these places, in the order of the places."""
         return Stretch(self.data_epochs[chosen], self.samples[chosen])
 
     def refs(self) -> list[SampleRef]:
-        """As a task takes them."""
+        """The samples as references, the form that a task takes."""
         return [SampleRef(*each) for each in zip(self.data_epochs.tolist(), self.samples.tolist(), strict=True)]
 
 
@@ -54,7 +54,7 @@ class MicroSamples:
 
     @property
     def samples(self) -> list[SampleRef]:
-        """Made again each time: a step has many micro batches, and only one of them is used."""
+        """Built on each access: a step may have many micro batches, and only one of them is needed at a time."""
         return self.stretch.refs()
 
 
@@ -89,11 +89,13 @@ class Order:
     def rank_batches(self, step: int, *, rank: int, world_size: int, micro_batch_size: int) -> list[MicroSamples]:
         """What one rank computes of batch `step`: equally many micro batches on every rank."""
         shares = deal(self.global_batch(step), world_size, self.lengths)
+        # ZeRO 2 and 3 reduce gradients inside backward: a rank that called it less often would let the others wait.
         num_micro = max(-(-len(share) // micro_batch_size) for share in shares)
         share = shares[rank]
         if not len(share):
             filler = next(other for other in shares if len(other)).take(slice(0, 1))
             return [MicroSamples(filler, True)] * num_micro
+        # Micro batches of equal size, not full ones and a rest: the largest decides how much memory a step takes.
         num_real = min(num_micro, len(share))
         bounds = [index * len(share) // num_real for index in range(num_real + 1)]
         micros = [MicroSamples(share.take(slice(start, end)), False) for start, end in itertools.pairwise(bounds)]
@@ -108,6 +110,8 @@ class Order:
         batch = self.batch_size
         start = min(-data_epoch * self.num_samples % batch, self.num_samples)
         end = start + (self.num_samples - start) // batch * batch
+        # Sorting saves the padding, and a window keeps it local: over a whole data epoch the same samples would always
+        # meet. The batches are shuffled again because a window would otherwise go from short to long.
         for window in range(start, end, WINDOW_BATCHES * batch):
             part = order[window : min(window + WINDOW_BATCHES * batch, end)]
             part = part[np.argsort(self.lengths[part], kind="stable")].reshape(-1, batch)
@@ -118,8 +122,9 @@ class Order:
 def deal(batch: Stretch, world_size: int, lengths: np.ndarray | None) -> list[Stretch]:
     """Deals a global batch to the ranks: rank r gets floor((r+1)B/W) - floor(rB/W) samples.
 
-    With lengths, the longest sample left goes to the rank with the fewest tokens that still has room, and each share
-    is sorted by length; without, the shares are slices.
+    With lengths, the longest sample left goes to the rank with the fewest tokens that still has room, because a step
+    lasts as long as its slowest rank. Each share is sorted by length, so that its micro batches have little padding.
+    Without lengths, the shares are slices.
     """
     bounds = [rank * len(batch) // world_size for rank in range(world_size + 1)]
     if lengths is None:
