@@ -53,7 +53,7 @@ def _conditions(text: str, at: int, field: str, op: str, value: str) -> list[Con
     if field not in FIELDS:
         _refuse(text, at, f"there is no field {show(field)}; use one of {', '.join(FIELDS)}, labels.KEY")
     if field == "task" and op in ("=", "!=") and value not in tasks():
-        _refuse(text, at, f"there is no task {show(value)}; use one of {', '.join(tasks())}")
+        _refuse(text, at, f"{show(value)} is not a task; use one of {', '.join(tasks())}")
     if field in _TEXT_FIELDS:
         return [Condition(field, op, value.removeprefix("queues/") if field == "queue" else value)]
     if op == ":":

@@ -1,4 +1,4 @@
-"""Code shared by the tasks on pictures: a model that reads pictures, their size, and augmentation.
+"""Code shared by the tasks on pictures: a model that reads pictures, their size, and augmentation."""
 
 from __future__ import annotations
 
