@@ -329,6 +329,14 @@ class DataStats:
 
 
 @dataclass(frozen=True)
+class EvaluationMetric:
+    """What evaluations can be compared by."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job would need; `output` is the kind of result: a `model` or a `dataset`."""
 
@@ -351,3 +359,4 @@ class Plan:
     train_stats: DataStats | None
     eval_stats: DataStats | None
     output: str
+    metrics: tuple[EvaluationMetric, ...]

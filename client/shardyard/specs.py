@@ -298,11 +298,26 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """Training ends after `patience` evaluations in a row that are not better by more than `min_delta`."""
+
+    patience: int | None = None
+    min_delta: float | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationPolicy:
-    """Steps between two evaluations, and the part of the training data held out if no `eval_data` is given."""
+    """Steps between two evaluations, and the part of the training data held out if no `eval_data` is given.
+
+    Evaluations are compared by `metric`, such as `accuracy`: with `select_best` the weights of the best one are
+    exported, with `early_stopping` training ends when it no longer improves.
+    """
 
     every: int | None = None
     holdout: float | None = None
+    metric: str | None = None
+    select_best: bool | None = None
+    early_stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True)

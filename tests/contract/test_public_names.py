@@ -52,6 +52,7 @@ NAMES = [
     "DataLoss",
     "Dataset",
     "DeadlineExceeded",
+    "EarlyStopping",
     "Embedding",
     "Entity",
     "EvaluationPolicy",
@@ -142,6 +143,8 @@ MIRRORED: dict[type, type[Message]] = {
     shardyard.Parallelism: spec_pb2.Parallelism,
     shardyard.Checkpoints: spec_pb2.CheckpointPolicy,
     shardyard.EvaluationPolicy: spec_pb2.EvaluationPolicy,
+    shardyard.EarlyStopping: spec_pb2.EarlyStopping,
+    types.EvaluationMetric: plan_pb2.EvaluationMetric,
     shardyard.Retry: spec_pb2.RetryPolicy,
     shardyard.Resources: spec_pb2.Resources,
 }

@@ -62,7 +62,7 @@ class ScriptedGang:
         ]
         self.emit(metrics=worker_pb2.Metrics(series=[metric_service_pb2.MetricSeries(metric=name, points=points)]))
 
-    def checkpoint(self, step: int, *, epoch: int = 0, loss: float | None = None) -> None:
+    def checkpoint(self, step: int, *, epoch: int = 0, **metrics: float) -> None:
         path = f"{self.launch.attempt_dir}/step-{step:09}"
         self.emit(
             checkpoint=worker_pb2.CheckpointReport(
@@ -72,7 +72,7 @@ class ScriptedGang:
                 step=step,
                 size_bytes=100,
                 world_size=self.launch.workers,
-                metrics={} if loss is None else {"loss": loss},
+                metrics=metrics,
             )
         )
 

@@ -64,6 +64,10 @@ class Scenario:
     full_at: tuple[str, list[int], int] = ("", [], 0)
     dry_run_fails: bool = False
     late_s: float = 0.0
+    evaluate_every: int = 10
+    metric: str = ""
+    select_best: bool = False
+    patience: int = 0
 
     @property
     def attempt_dir(self) -> Path:
@@ -87,7 +91,10 @@ class Scenario:
         optimization.seed = 3
         attempt.spec.parallelism.zero_stage = self.zero_stage
         attempt.spec.checkpoints.every = self.checkpoint_every
-        attempt.spec.evaluation.every = 10
+        evaluation = attempt.spec.evaluation
+        evaluation.every, evaluation.metric, evaluation.select_best = self.evaluate_every, self.metric, self.select_best
+        if self.patience:
+            evaluation.early_stopping.patience = self.patience
         return attempt
 
     def events(self) -> list[worker_pb2.WorkerEvent]:
@@ -108,6 +115,11 @@ class Scenario:
             if series.metric == metric
             for point in series.points
         }
+
+    def evaluations(self) -> list[job_pb2.Evaluation]:
+        """Those of all samples."""
+        found = [event.evaluation for event in self.events() if event.HasField("evaluation")]
+        return [each for each in found if not each.is_partial]
 
     def checkpoints(self, change: int = COMMITTED) -> list[worker_pb2.CheckpointReport]:
         return [event.checkpoint for event in self.events() if event.checkpoint.change == change]
@@ -163,14 +175,14 @@ def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
     return None
 
 
-def export(engine_module, state_dict, task, attempt, metrics, *, folder):  # type: ignore[no-untyped-def]
+def export(engine_module, state_dict, task, attempt, metrics, *, folder, step):  # type: ignore[no-untyped-def]
     """Keeps the weights as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state_dict, folder / "weights.pt")
     return worker_pb2.Exported(path=str(folder))
 
 
-def refuse(engine_module, state_dict, task, attempt, metrics, *, folder):  # type: ignore[no-untyped-def]
+def refuse(engine_module, state_dict, task, attempt, metrics, *, folder, step):  # type: ignore[no-untyped-def]
     """An export that does not work."""
     raise RunFailed("EXPORT_FAILED", "scripted", "nothing")
 

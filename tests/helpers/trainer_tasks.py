@@ -175,7 +175,11 @@ class MeanLoss:
         return self.loss, self.units
 
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
-        return {"loss": sum(loss for loss, _ in parts) / sum(units for _, units in parts)}
+        loss = sum(loss for loss, _ in parts) / sum(units for _, units in parts)
+        return {"loss": loss, "goodness": -loss}
+
+    def directions(self) -> dict[str, int]:
+        return {"loss": -1, "goodness": 1}
 
 
 class TinyTask:

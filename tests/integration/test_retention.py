@@ -6,33 +6,43 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from helpers.core import ACTOR, assert_dense, new_job, running_core, shown
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher
-from shardyard.v1 import spec_pb2
+from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.records import CheckpointState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.store import checkpoints, jobs
 
 
-def checkpoint(gang: ScriptedGang, step: int, loss: float) -> Path:
+def checkpoint(gang: ScriptedGang, step: int, value: float, metric: str = "loss") -> Path:
     folder = Path(gang.launch.attempt_dir) / f"step-{step:09}"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     (folder / "shard.bin").write_bytes(b"x")
-    gang.checkpoint(step, loss=loss)
+    gang.checkpoint(step, **{metric: value})
     return folder
 
 
-async def test_the_newest_and_the_best_stay_and_the_others_go_with_an_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [("", [0.9, 0.1, 0.5, 0.6]), ("loss", [0.9, 0.1, 0.5, 0.6]), ("accuracy", [0.2, 0.9, 0.9, 0.6])],
+)
+async def test_the_newest_and_the_best_stay_and_the_others_go_with_an_event(
+    tmp_path: Path, metric: str, values: list[float]
+) -> None:
     spec = spec_pb2.JobSpec()
     spec.checkpoints.keep_last = 1
+    spec.evaluation.metric = metric
+    plan = plan_pb2.JobPlan(metrics=[plan_pb2.EvaluationMetric(name="accuracy", higher_is_better=True)])
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
-        job = await core.submit(new_job(spec=spec))
+        job = await core.submit(new_job(spec=spec, plan=plan.SerializeToString()))
         await core.when(job.uid, lambda _: bool(launcher.gangs))
         gang = launcher.newest()
-        folders = [checkpoint(gang, step, loss) for step, loss in [(1, 0.9), (2, 0.1), (3, 0.5), (4, 0.6)]]
+        folders = [checkpoint(gang, step, value, metric or "loss") for step, value in enumerate(values, start=1)]
 
         async def kept() -> list[int]:
             held = await core.store.read(lambda conn: checkpoints.list_checkpoints(conn, job.uid))

@@ -76,6 +76,7 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
         model = client.model("walks")
         assert model.info.task == "recommendation" and model.info.inputs == ("items",)
         numbers = model.info.metrics
+        assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
         assert numbers["hr_10"] > 0.95 and numbers["popular_hr_10"] < 0.5
         held_out = {user: items for user, items in histories.items() if len(items) > 2}
         answers = model.predict([shardyard.Items(items[:-1]) for items in held_out.values()], top_k=10)
@@ -112,16 +113,30 @@ def test_names_and_places_are_found(place: Workplace) -> None:
             tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=150),
             train_data=place.folder / "train.jsonl",
             eval_data=shardyard.Data(place.folder / "held.jsonl", columns={"tokens": "tokens", "tags": "tags"}),
-            optimization=shardyard.Optimization(epochs=6, learning_rate=5e-3, global_batch_size=16, seed=3),
+            optimization=shardyard.Optimization(epochs=20, learning_rate=5e-3, global_batch_size=16, seed=3),
+            evaluation=shardyard.EvaluationPolicy(
+                every=19, metric="f1", select_best=True, early_stopping=shardyard.EarlyStopping(patience=2)
+            ),
             parallelism=shardyard.Parallelism(zero_stage=2),
             resources=shardyard.Resources(workers=2),
         )
         job = client.submit(spec, job_id="names")
-        assert job.wait(timeout=300).state == "succeeded"
+        info = job.wait(timeout=300)
+        assert info.state == "succeeded"
+        events = list(job.watch())
+        evaluations = [event.data for event in events if event.kind == "evaluation" and not event.data.is_partial]
+        best = max(evaluations, key=lambda each: each.metrics["f1"])
+        (stopped,) = [event.data for event in events if getattr(event.data, "reason", "") == "STOPPED_EARLY"]
+        assert f"f1 did not improve in 2 evaluations: its best value is {best.metrics['f1']:.6g}" in stopped.message
+        assert info.progress is not None and info.progress.step == best.step + 2 * 19 < info.progress.total_steps
+        assert info.best_checkpoint.endswith(f"-s{best.step}")
+        assert info.evaluation is not None and info.evaluation.is_final and info.evaluation.step == best.step
         model = client.model("names")
         assert model.info.task == "token_classification" and len(model.info.labels) == 5
         assert model.info.inputs == ("text", "words")
         numbers = model.info.metrics
+        assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
+        assert numbers == best.metrics
         assert numbers["f1"] > 0.9 and numbers["f1_LOC"] > 0.9
         truth = [tag for row in held_out for tag in row["tags"]]
         assert numbers["majority_token_accuracy"] == pytest.approx(truth.count("O") / len(truth))
@@ -164,6 +179,7 @@ def test_flowers_are_named(place: Workplace) -> None:
         assert model.info.task == "image_classification" and model.info.labels == ("daisy", "rose", "violet")
         assert model.info.inputs == ("image",)
         numbers = model.info.metrics
+        assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
         assert numbers["accuracy"] > 0.9
         answers = model.predict(held_out)
         right = sum(answer.label == path.parent.name for answer, path in zip(answers, held_out, strict=True))

@@ -154,7 +154,9 @@ def test_a_manifest_says_what_is_needed_to_judge_and_to_resume(trained: Scenario
     assert {file["path"] for file in manifest["files"]} | {"manifest.json"} == {path.name for path in folder.iterdir()}
     assert manifest["size_bytes"] == sum(file["bytes"] for file in manifest["files"])
     assert manifest["cursor"]["step"] == 20 and manifest["cursor"]["tokens"] > 0
-    assert set(manifest["metrics"]) == {"loss"} and {"torch", "deepspeed", "transformers"} <= set(manifest["versions"])
+    assert set(manifest["metrics"]) == {"loss", "goodness"} and {"torch", "deepspeed", "transformers"} <= set(
+        manifest["versions"]
+    )
 
 
 def test_a_resumed_attempt_only_proves_that_it_can_write(tmp_path: Path, trained: Scenario) -> None:

@@ -127,6 +127,14 @@ def exported(kind: str, tmp_path: Path) -> tuple[HuggingFaceModule, Path, worker
     return module, folder, result
 
 
+def test_the_card_says_of_which_step_the_weights_are(tmp_path: Path) -> None:
+    module, task = trained("bert-mean")
+    told = attempt(tmp_path)
+    for step, said in ((7, "7 steps of 4 samples"), (3, "the weights after step 3 of 7, each of 4 samples")):
+        export_model(module, module.state_dict(), task, told, {}, folder=tmp_path / "m", step=step)  # type: ignore[arg-type]
+        assert f"* {said} on 2 workers" in (tmp_path / "m" / "README.md").read_text()
+
+
 CLASSIFIERS = ["bert-mean", "bert-cls", "bert-last", "gpt2-mean", "gpt2-cls", "gpt2-last"]
 
 

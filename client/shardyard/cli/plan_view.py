@@ -28,6 +28,7 @@ def print_plan(plan: Plan) -> None:
             ("training data", stats_line(plan.train_stats) if plan.train_stats is not None else ""),
             ("evaluation data", stats_line(plan.eval_stats) if plan.eval_stats is not None else ""),
             ("labels", ", ".join(plan.labels[:10]) + (" …" if len(plan.labels) > 10 else "")),
+            ("metrics", ", ".join(each.name for each in plan.metrics)),
             ("batch", batch_line(plan.batch) if plan.batch is not None and plan.batch.global_batch_size else ""),
             ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
             ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),

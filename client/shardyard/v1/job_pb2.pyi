@@ -210,7 +210,7 @@ class Job(_message.Message):
     latest_checkpoint: _builtins.str
     """The newest committed checkpoint's name; empty: none yet."""
     best_checkpoint: _builtins.str
-    """The checkpoint with the lowest loss in an evaluation of all samples; empty: none yet."""
+    """The checkpoint with the best evaluation of all samples, by `evaluation.metric` (by default the lowest loss); empty: none yet."""
     model: _builtins.str
     """The exported model's name; empty until the job has one."""
     output_dataset: _builtins.str

@@ -98,6 +98,7 @@ class JobPlan(_message.Message):
     TRAIN_STATS_FIELD_NUMBER: _builtins.int
     EVAL_STATS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -150,6 +151,10 @@ class JobPlan(_message.Message):
     def eval_stats(self) -> Global___DataStats:
         """The evaluation data, given or held out; unset if there is none."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluationMetric]:
+        """What an evaluation measures and `evaluation.metric` can name; empty: no evaluation is made."""
+
     def __init__(
         self,
         *,
@@ -172,14 +177,41 @@ class JobPlan(_message.Message):
         train_stats: Global___DataStats | None = ...,
         eval_stats: Global___DataStats | None = ...,
         output: Global___JobOutput.ValueType = ...,
+        metrics: _abc.Iterable[Global___EvaluationMetric] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
+
+@_typing.final
+class EvaluationMetric(_message.Message):
+    """A number that evaluations are compared by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, such as `accuracy`."""
+    higher_is_better: _builtins.bool
+    """Whether a larger number is a better one."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        higher_is_better: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["higher_is_better", b"higher_is_better", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationMetric: _TypeAlias = EvaluationMetric  # noqa: Y015
 
 @_typing.final
 class BatchPlan(_message.Message):

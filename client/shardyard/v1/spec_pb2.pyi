@@ -259,7 +259,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def evaluation(self) -> Global___EvaluationPolicy:
-        """When evaluations are made."""
+        """When evaluations are made, and what follows from them."""
 
     @_builtins.property
     def retry(self) -> Global___RetryPolicy:
@@ -1451,25 +1451,41 @@ Global___CheckpointPolicy: _TypeAlias = CheckpointPolicy  # noqa: Y015
 
 @_typing.final
 class EvaluationPolicy(_message.Message):
-    """When evaluations are made."""
+    """When evaluations are made, and what follows from them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVERY_FIELD_NUMBER: _builtins.int
     HOLDOUT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    SELECT_BEST_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     every: _builtins.int
     """Optimizer steps between two, at least 1; unset: a pass over the data, but at least a tenth of the run. The end always makes one."""
     holdout: _builtins.float
     """Without `eval_data`: the share of the training data held out, 0 to 0.5; unset: 0.1; 0: no evaluation."""
+    metric: _builtins.str
+    """What evaluations are compared by: a metric of the task, such as `accuracy`; the plan lists them. Empty: `loss`."""
+    select_best: _builtins.bool
+    """Export the weights of the step with the best evaluation of all samples, instead of those of the last step. Each evaluation that is
+    better than all before it makes a checkpoint. Refused without evaluation data.
+    """
+    @_builtins.property
+    def early_stopping(self) -> Global___EarlyStopping:
+        """Unset: training never ends early. Refused without evaluation data."""
+
     def __init__(
         self,
         *,
         every: _builtins.int | None = ...,
         holdout: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+        select_best: _builtins.bool = ...,
+        early_stopping: Global___EarlyStopping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_every", b"_every", "_holdout", b"_holdout", "every", b"every", "holdout", b"holdout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_every", b"_every", "_holdout", b"_holdout", "early_stopping", b"early_stopping", "every", b"every", "holdout", b"holdout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_every", b"_every", "_holdout", b"_holdout", "every", b"every", "holdout", b"holdout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_every", b"_every", "_holdout", b"_holdout", "early_stopping", b"early_stopping", "every", b"every", "holdout", b"holdout", "metric", b"metric", "select_best", b"select_best"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__every: _TypeAlias = _typing.Literal["every"]  # noqa: Y015
     _WhichOneofArgType__every: _TypeAlias = _typing.Literal["_every", b"_every"]  # noqa: Y015
@@ -1481,6 +1497,39 @@ class EvaluationPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__holdout) -> _WhichOneofReturnType__holdout | None: ...
 
 Global___EvaluationPolicy: _TypeAlias = EvaluationPolicy  # noqa: Y015
+
+@_typing.final
+class EarlyStopping(_message.Message):
+    """When training ends before its last step, because the metric no longer improves. The learning rate follows its schedule for the whole run until then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    MIN_DELTA_FIELD_NUMBER: _builtins.int
+    patience: _builtins.int
+    """Evaluations in a row without an improvement after which training ends, 1 to 1,000,000; unset: 3."""
+    min_delta: _builtins.float
+    """How much better than the last improvement an evaluation must be to be one, at least 0; unset: 0, better at all."""
+    def __init__(
+        self,
+        *,
+        patience: _builtins.int | None = ...,
+        min_delta: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_delta", b"_min_delta", "_patience", b"_patience", "min_delta", b"min_delta", "patience", b"patience"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_delta", b"_min_delta", "_patience", b"_patience", "min_delta", b"min_delta", "patience", b"patience"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_delta: _TypeAlias = _typing.Literal["min_delta"]  # noqa: Y015
+    _WhichOneofArgType__min_delta: _TypeAlias = _typing.Literal["_min_delta", b"_min_delta"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_delta) -> _WhichOneofReturnType__min_delta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
+
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):

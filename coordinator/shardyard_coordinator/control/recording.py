@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from sqlalchemy import Connection
 
-from shardyard.v1 import job_pb2, metric_service_pb2
+from shardyard.v1 import job_pb2, metric_service_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.outputs import register
 from shardyard_coordinator.domain.records import (
@@ -283,7 +283,7 @@ def record_checkpoint(conn: Connection, job: JobRecord, record: CheckpointRecord
     tell_checkpoint(conn, job, record, job_pb2.CheckpointChanged.CHANGE_COMMITTED, now_us)
     name = job.checkpoint_name(record.epoch, record.step)
     changes: dict[str, Any] = {"latest_checkpoint": name}
-    value = _value(record)
+    value = _value(job, record)
     if value is not None and (job.best_value is None or value < job.best_value):
         changes.update(best_checkpoint=name, best_value=value)
     jobs.change_job(conn, job.uid, now_us, changes)
@@ -296,7 +296,7 @@ def forget_checkpoint(conn: Connection, job: JobRecord, record: CheckpointRecord
     if name not in (job.latest_checkpoint, job.best_checkpoint):
         return
     left = checkpoints.committed_checkpoints(conn, job.uid)
-    valued = [(value, each) for each in left if (value := _value(each)) is not None]
+    valued = [(value, each) for each in left if (value := _value(job, each)) is not None]
     best = min(valued, key=lambda pair: pair[0]) if valued else None
     changes = {
         "latest_checkpoint": job.checkpoint_name(left[0].epoch, left[0].step) if left else "",
@@ -336,7 +336,11 @@ def with_condition(held: bytes, condition: job_pb2.Condition) -> bytes:
     return job_pb2.Job(conditions=kept).SerializeToString()
 
 
-def _value(record: CheckpointRecord) -> float | None:
-    """What checkpoints are compared by: the loss of their evaluation."""
-    found = job_pb2.Evaluation.FromString(record.metrics).metrics.get("loss")
-    return found if found is not None and math.isfinite(found) else None
+def _value(job: JobRecord, record: CheckpointRecord) -> float | None:
+    """What checkpoints are compared by, the lower the better: the job's metric in their evaluation."""
+    metric = spec_pb2.JobSpec.FromString(job.resolved_spec).evaluation.metric or "loss"
+    found = job_pb2.Evaluation.FromString(record.metrics).metrics.get(metric)
+    if found is None or not math.isfinite(found):
+        return None
+    known = plan_pb2.JobPlan.FromString(job.plan).metrics
+    return -found if any(each.name == metric and each.higher_is_better for each in known) else found

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 MAX_STEPS = 2**53
 """More steps than a double can count are refused."""
 
+DEFAULT_METRIC = "loss"
+DEFAULT_PATIENCE = 3
+"""Evaluations without an improvement after which training ends early."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.tasks.base import Output, Task
+from shardyard_trainer.data.errors import SpecError, nearest, shorten
+from shardyard_trainer.tasks.base import Output, Prepared, Task
 
 _TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
 
@@ -113,6 +113,28 @@ def check_rates(optimization: spec_pb2.Optimization) -> Iterator[SpecError]:
             "SPEC_INVALID",
             f"{optimization.min_learning_rate:g} is more than the learning_rate of {optimization.learning_rate:g}",
         )
+
+
+def check_evaluation(evaluation: spec_pb2.EvaluationPolicy, task: Prepared) -> Iterator[SpecError]:
+    """That there is what evaluations are to be compared by."""
+    field = "spec.evaluation"
+    if task.eval is None:
+        for name, is_set in (
+            ("metric", evaluation.metric),
+            ("select_best", evaluation.select_best),
+            ("early_stopping", evaluation.HasField("early_stopping")),
+        ):
+            if is_set:
+                message = "there is no data to evaluate on; give eval_data, or an evaluation.holdout over 0"
+                yield SpecError(f"{field}.{name}", "SPEC_INVALID", message)
+        return
+    known = task.metrics().directions()
+    if evaluation.metric and evaluation.metric not in known:
+        message = (
+            f"{shorten(evaluation.metric)!r} is not a metric of this {task.task.name}, which has {', '.join(known)}"
+            f"{nearest(evaluation.metric, known)}"
+        )
+        yield SpecError(f"{field}.metric", "SPEC_INVALID", message, {"supported": ", ".join(known)})
 
 
 def check_warmup(optimization: spec_pb2.Optimization, steps: int) -> Iterator[SpecError]:

@@ -29,6 +29,14 @@ def plan_warnings(
     if optimization.global_batch_size > task.train.num_samples:
         message = f"{optimization.global_batch_size} is more than the {task.train.num_samples} samples there are"
         yield job_pb2.Warning(reason="BATCH_OVER_DATA", message=message, field="spec.optimization.global_batch_size")
+    evaluation = spec.evaluation
+    if evaluation.HasField("early_stopping") and evaluation.every * (evaluation.early_stopping.patience + 1) >= steps:
+        patience = evaluation.early_stopping.patience
+        message = (
+            f"{steps} steps with an evaluation every {evaluation.every} are too few for a patience of {patience}: "
+            "training never ends early; evaluate more often, or use less patience"
+        )
+        yield job_pb2.Warning(reason="NEVER_STOPS_EARLY", message=message, field="spec.evaluation.early_stopping")
     if need.verdict == plan_pb2.MEMORY_VERDICT_TIGHT:
         message = (
             f"{need.total:,} bytes of {need.available:,} by formula: it may not fit; "

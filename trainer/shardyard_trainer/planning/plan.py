@@ -22,7 +22,14 @@ from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
-from shardyard_trainer.planning.checks import check_rates, check_spec, check_warmup, node_memory_of_worker, slots_of
+from shardyard_trainer.planning.checks import (
+    check_evaluation,
+    check_rates,
+    check_spec,
+    check_warmup,
+    node_memory_of_worker,
+    slots_of,
+)
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
 from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
@@ -104,7 +111,7 @@ def _task_of(spec: spec_pb2.JobSpec) -> Task | None:
 def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
     task = seen.task
     resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
-    raise_all(check_rates(spec.optimization))
+    raise_all([*check_rates(spec.optimization), *check_evaluation(spec.evaluation, task)])
     resolve.fill_task(spec, task)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
         if source.WhichOneof("source"):
@@ -160,7 +167,14 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         train_stats=train_stats.to_proto(),
         eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
         output=task.task.output.value,
+        metrics=list(_metrics(task)),
     )
+
+
+def _metrics(task: Prepared) -> Iterator[plan_pb2.EvaluationMetric]:
+    if task.eval is not None:
+        for name, direction in task.metrics().directions().items():
+            yield plan_pb2.EvaluationMetric(name=name, higher_is_better=direction > 0)
 
 
 def gang_of(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> memory.Gang:

@@ -11,7 +11,7 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.tokenization import DEFAULT_VOCAB_SIZE
-from shardyard_trainer.planning.arithmetic import Batch
+from shardyard_trainer.planning.arithmetic import DEFAULT_METRIC, DEFAULT_PATIENCE, Batch
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.tasks.ingredients import DEFAULT_HOLDOUT
@@ -83,6 +83,9 @@ def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, *, zero_stage: int, evaluat
     spec.parallelism.zero_stage = zero_stage
     if evaluate_every is not None:
         _fill(spec.evaluation, every=evaluate_every)
+        spec.evaluation.metric = spec.evaluation.metric or DEFAULT_METRIC
+    if spec.evaluation.HasField("early_stopping"):
+        _fill(spec.evaluation.early_stopping, patience=DEFAULT_PATIENCE, min_delta=0.0)
 
 
 def fill_source(source: spec_pb2.DataSource, files: list[DataFile]) -> None:

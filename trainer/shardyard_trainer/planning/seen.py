@@ -49,7 +49,8 @@ def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
     reduced.CopyFrom(spec)
     for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time"):
         reduced.ClearField(name)
-    reduced.evaluation.ClearField("every")
+    for name in ("every", "metric", "select_best", "early_stopping"):
+        reduced.evaluation.ClearField(name)  # type: ignore[arg-type]
     where = call.locations.SerializeToString(deterministic=True)
     seed = spec.optimization.seed if _is_split_by_lot(spec) else 0
     if may_move(spec):

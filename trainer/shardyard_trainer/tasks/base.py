@@ -104,6 +104,12 @@ class Metrics(Protocol):
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
         """The metrics over all ranks' parts, `loss` (mean a unit) among them."""
 
+    def directions(self) -> Mapping[str, int]:
+        """The metrics that evaluations can be compared by: 1 if more is better, -1 if less is; `loss` first.
+
+        `compute` gives a value for each of them, whatever the data is.
+        """
+
 
 class Prepared(Protocol):
     """A task with its model chosen and its data read, as the planner and every rank see it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,11 @@ class CausalMetrics(LossSum):
         if self._tokens_per_byte:
             found["bits_per_byte"] = loss / math.log(2) * self._tokens_per_byte
         return found
+
+    def directions(self) -> Mapping[str, int]:
+        """All three say the same of a model."""
+        names = ("perplexity", "bits_per_byte") if self._tokens_per_byte else ("perplexity",)
+        return {**super().directions(), **dict.fromkeys(names, -1)}
 
 
 class PreparedCausalLm(PreparedPacked[CausalSamples]):

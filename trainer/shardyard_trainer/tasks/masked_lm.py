@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,10 @@ class MaskedMetrics(LossSum):
         """The metrics over all ranks' parts."""
         masked = max(1, sum(part[1] for part in parts))
         return {"loss": self.mean(parts), "masked_accuracy": sum(part[2] for part in parts) / masked}
+
+    def directions(self) -> Mapping[str, int]:
+        """The loss, and how many masked tokens are found again."""
+        return {**super().directions(), "masked_accuracy": 1}
 
 
 class PreparedMaskedLm(PreparedPacked[MaskedSamples]):

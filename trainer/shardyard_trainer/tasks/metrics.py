@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class LossSum:
     def part(self) -> Any:
         """Sum of the loss, and of the units."""
         return float(torch.stack(self._loss).sum()) if self._loss else 0.0, self._units
+
+    def directions(self) -> Mapping[str, int]:
+        """The loss, the lower the better."""
+        return {"loss": -1}
 
     @staticmethod
     def mean(parts: Sequence[Any]) -> float:
@@ -65,6 +69,15 @@ class ClassificationMetrics(LossSum):
         labels = np.concatenate([part[3] for part in full])
         measure = {REGRESSION: _correlations, MULTI_LABEL: _multi_label, SINGLE_LABEL: _single_label}
         return {"loss": self.mean(parts), **measure[self._schema.problem](outputs, labels)}
+
+    def directions(self) -> Mapping[str, int]:
+        """By problem."""
+        names = {
+            REGRESSION: {"pearson": 1, "spearman": 1, "mse": -1},
+            MULTI_LABEL: {"f1_micro": 1, "f1_macro": 1},
+            SINGLE_LABEL: {"accuracy": 1, "f1_macro": 1, "mcc": 1},
+        }
+        return {**super().directions(), **names[self._schema.problem]}
 
 
 def _single_label(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

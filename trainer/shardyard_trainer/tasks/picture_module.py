@@ -5,7 +5,7 @@ Shape suffixes: B pictures, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,3 +102,8 @@ class PictureMetrics(ClassificationMetrics):
             best = np.argpartition(-outputs, _TOP - 1, axis=1)[:, :_TOP]
             found["accuracy_top5"] = float((best == labels[:, None]).any(1).mean())
         return found
+
+    def directions(self) -> Mapping[str, int]:
+        """Those of classification, and `accuracy_top5` if there is one."""
+        has_top = self._schema.problem != MULTI_LABEL and self._schema.num_outputs > _TOP
+        return {**super().directions(), **({"accuracy_top5": 1} if has_top else {})}

@@ -92,6 +92,10 @@ class RankingMetrics(LossSum):
         found = {"loss": self.mean(parts), **_at_cut(ranks, total), "mrr_10": _mean(1 / ranks, ranks, total)}
         return found | {f"popular_{name}": value for name, value in _at_cut(popular, total).items()}
 
+    def directions(self) -> Mapping[str, int]:
+        """The loss, and the metrics of ranks."""
+        return {**super().directions(), "hr_10": 1, "ndcg_10": 1, "mrr_10": 1}
+
 
 def _at_cut(ranks: np.ndarray, total: int) -> dict[str, float]:
     return {"hr_10": _mean(np.ones(len(ranks)), ranks, total), "ndcg_10": _mean(1 / np.log2(ranks + 1), ranks, total)}

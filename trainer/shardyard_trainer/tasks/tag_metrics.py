@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,11 @@ class TagMetrics(LossSum):
         wanted = self._tags(truth, texts)
         trivial = _entity_scores(wanted, self._tags(majority, texts))["f1"]
         return metrics | _entity_scores(wanted, self._tags(answers, texts)) | {"majority_f1": trivial}
+
+    def directions(self) -> Mapping[str, int]:
+        """By scheme; those of a single kind of entity are left out, since the evaluation data may have none of it."""
+        of_scheme = ("f1_macro",) if self._scheme == PLAIN else ("f1", "precision", "recall")
+        return {**super().directions(), **dict.fromkeys(("token_accuracy", *of_scheme), 1)}
 
     def _tags(self, classes: np.ndarray, texts: np.ndarray) -> list[list[str]]:
         starts = np.flatnonzero(np.diff(texts, prepend=-1))

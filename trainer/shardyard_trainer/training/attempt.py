@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +21,10 @@ from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
 from shardyard_trainer.training.learning import LearningWatch
-from shardyard_trainer.training.loop import CANARY_STEP, Run, finish, train
+from shardyard_trainer.training.loop import CANARY_STEP, Finished, Run, finish, train
 from shardyard_trainer.training.order import Order
 from shardyard_trainer.training.progress import StepLog
+from shardyard_trainer.training.selection import Selection
 
 BYTES_PER_PARAMETER = 16
 """Of a checkpoint in fp32 with AdamW: the weights twice and two moments; for a plan that does not say."""
@@ -40,8 +42,9 @@ class Export(Protocol):
         metrics: dict[str, float],
         *,
         folder: Path,
+        step: int,
     ) -> worker_pb2.Exported:
-        """What was exported. `state_dict` has all weights on the CPU, by the names of `engine_module`."""
+        """What was exported. `state_dict` has all weights after `step` on the CPU, by the names of `engine_module`."""
 
 
 def train_and_export(
@@ -71,13 +74,13 @@ def train_and_export(
         entered("training")
         is_complete = train(run, stepped)
         if is_complete:
-            metrics = finish(run)
+            finished = finish(run)
     finally:
         run.batches.close()
     if is_complete:
         entered("exporting")
         context.phase("exporting")
-        exported = _export(context, engine, task, metrics, export=export, folder=Path(context.attempt.export_dir))
+        exported = _export(context, engine, task, finished, export=export, folder=Path(context.attempt.export_dir))
         if exported is not None:
             context.exported(exported)
     return run.state
@@ -97,6 +100,9 @@ def build_run(context: Context, task: Prepared, engine: Engine, config: TrainCon
     watch = LearningWatch(
         total_steps=config.total_steps, warmup_steps=config.schedule.warmup_steps, state=state.learning
     )
+    policy = config.selection
+    if task.eval is not None:
+        policy = replace(policy, direction=task.metrics().directions()[policy.metric])
     lengths = task.train.lengths()
     order = Order(num_samples=task.train.num_samples, batch_size=config.batch_size, seed=config.seed, lengths=lengths)
     return Run(
@@ -120,8 +126,9 @@ def build_run(context: Context, task: Prepared, engine: Engine, config: TrainCon
             see_loss=lambda step, loss: _judge(context, watch, step, loss),
         ),
         watch=watch,
+        selection=Selection(policy, state=state.selection),
         state=state,
-        dry_run=lambda: _try_export(context, engine, task, dry_run),
+        dry_run=lambda: _try_export(context, engine, task, state.step, dry_run),
         is_fresh=restored is None,
     )
 
@@ -134,24 +141,25 @@ def _judge(context: Context, watch: LearningWatch, step: int, loss: float) -> No
 
 
 def _export(
-    context: Context, engine: Engine, task: Prepared, metrics: dict[str, float], *, export: Export, folder: Path
+    context: Context, engine: Engine, task: Prepared, finished: Finished, *, export: Export, folder: Path
 ) -> worker_pb2.Exported | None:
     """Gathers the weights on rank 0, which exports them; the others wait for it."""
     check_storage(context.attempt.locations)
     state_dict = engine.gather_state_dict()
     exported = None
     if state_dict is not None:
-        exported = export(engine.module, state_dict, task, context.attempt, metrics, folder=folder)
+        step, metrics = finished
+        exported = export(engine.module, state_dict, task, context.attempt, metrics, folder=folder, step=step)
     context.gang.wait_for_all()
     return exported
 
 
-def _try_export(context: Context, engine: Engine, task: Prepared, dry_run: Export) -> None:
+def _try_export(context: Context, engine: Engine, task: Prepared, step: int, dry_run: Export) -> None:
     """Exports into a folder that is thrown away."""
     parent = Path(context.attempt.attempt_dir)
     folder = Path(tempfile.mkdtemp(prefix="export-dry-run-", dir=parent)) if context.gang.is_chief else parent
     try:
-        _export(context, engine, task, {}, export=dry_run, folder=folder)
+        _export(context, engine, task, Finished(step, {}), export=dry_run, folder=folder)
     finally:
         if context.gang.is_chief:
             shutil.rmtree(folder, ignore_errors=True)

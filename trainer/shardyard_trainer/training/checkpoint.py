@@ -38,6 +38,7 @@ class RunState:
     tokens: int = 0
     skipped_in_row: int = 0
     learning: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values only; floats come back exactly."""
@@ -134,6 +135,22 @@ class Checkpoints:
                 {"path": self._context.attempt.resume_candidates[0]},
             )
         return None
+
+    def load_weights(self, step: int) -> bool:
+        """Loads the committed checkpoint of a step, of this attempt or one before; false if none is whole.
+
+        The engine is then at that step: nothing may be trained or saved any more. A collective.
+        """
+        own = self.folder(step)
+        before = [Path(each) for each in self._context.attempt.resume_candidates if Path(each).name == own.name]
+        is_own: bool = self._context.gang.from_chief((own / MANIFEST).exists())
+        for folder in [own, *before] if is_own else before:
+            manifest, problem = self.verify(folder)
+            if manifest is not None:
+                self._load(folder, manifest)
+                return True
+            self._report_corrupt(folder, problem)
+        return False
 
     def verify(self, folder: Path) -> tuple[dict[str, Any] | None, str]:
         """Reads every file of a checkpoint, the ranks sharing the work: its manifest, or None and what is damaged."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.planning.arithmetic import evaluation_interval, total_steps
+from shardyard_trainer.planning.arithmetic import DEFAULT_METRIC, DEFAULT_PATIENCE, evaluation_interval, total_steps
 from shardyard_trainer.training.schedule import Schedule
+from shardyard_trainer.training.selection import SelectionPolicy
 
 _SCHEDULES = {
     spec_pb2.SCHEDULE_UNSPECIFIED: "linear",
@@ -39,6 +40,7 @@ class TrainConfig:
     checkpoint_bytes: int
     evaluate_every: int
     log_interval_s: float
+    selection: SelectionPolicy
 
 
 def resolved_spec(attempt: worker_pb2.AttemptSpec) -> spec_pb2.JobSpec:
@@ -88,6 +90,18 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
         evaluate_every=spec.evaluation.every
         or evaluation_interval(steps, num_train_samples=num_train_samples, global_batch_size=batch_size),
         log_interval_s=max(attempt.log_interval_s, 0.0) or 1.0,
+        selection=_selection(spec.evaluation),
+    )
+
+
+def _selection(evaluation: spec_pb2.EvaluationPolicy) -> SelectionPolicy:
+    stopping = evaluation.early_stopping
+    patience = stopping.patience if stopping.HasField("patience") else DEFAULT_PATIENCE
+    return SelectionPolicy(
+        metric=evaluation.metric or DEFAULT_METRIC,
+        select_best=evaluation.select_best,
+        patience=patience if evaluation.HasField("early_stopping") else 0,
+        min_delta=stopping.min_delta,
     )
 
 

@@ -54,6 +54,7 @@ class _Trained:
     state_dict: Mapping[str, torch.Tensor]
     task: Prepared
     attempt: worker_pb2.AttemptSpec
+    step: int
 
 
 def export_model(
@@ -64,13 +65,15 @@ def export_model(
     metrics: Mapping[str, float],
     *,
     folder: Path,
+    step: int = 0,
 ) -> worker_pb2.Exported:
     """Writes `folder`, whole and verified, and describes it.
 
-    `state_dict` has all weights of the module by name on the CPU. An earlier attempt's folder is replaced.
+    `state_dict` has all weights of the module by name on the CPU, after `step` (0: the last one of the plan).
+    An earlier attempt's folder is replaced.
     Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED or a STORAGE_ cause; then nothing is left at the target.
     """
-    trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, task, attempt)
+    trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, task, attempt, step)
     building = folder.with_name(f".{folder.name}.e{attempt.epoch:06}")
     broken = next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
     if broken is not None:
@@ -99,10 +102,11 @@ def dry_run(
     metrics: Mapping[str, float],
     *,
     folder: Path,
+    step: int = 0,
 ) -> worker_pb2.Exported:
     """All of `export_model` in a folder that is then removed: the canary's part."""
     try:
-        return export_model(engine_module, state_dict, task, attempt, metrics, folder=folder)
+        return export_model(engine_module, state_dict, task, attempt, metrics, folder=folder, step=step)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -135,6 +139,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
         max_length=task.length if task.task.cuts else None,
         own_head=pooling if module.own_head is not None else "",
         metrics=metrics,
+        step=trained.step,
     )
     (folder / "README.md").write_text(model_card(subject, trained.attempt), encoding="utf-8")
 

@@ -22,6 +22,7 @@ from shardyard_trainer.training.engine import Engine, StepResult
 from shardyard_trainer.training.evaluate import evaluate
 from shardyard_trainer.training.learning import LearningWatch
 from shardyard_trainer.training.progress import StepCounts, StepLog
+from shardyard_trainer.training.selection import Selection
 
 CANARY_STEP = 2
 CANARY_BATCHES = 4
@@ -38,6 +39,13 @@ class Decision(NamedTuple):
     action: float = 0.0
 
 
+class Finished(NamedTuple):
+    """The step whose weights are to be exported, and the metrics of their evaluation."""
+
+    step: int
+    metrics: dict[str, float]
+
+
 @dataclass
 class Run:
     """One attempt on one rank, ready to train from `state.step` on."""
@@ -50,16 +58,20 @@ class Run:
     checkpoints: Checkpoints
     log: StepLog
     watch: LearningWatch
+    selection: Selection
     state: RunState
     dry_run: Callable[[], None]
     is_fresh: bool
 
 
 def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
-    """Trains to the last step; false if a directive stopped it earlier. `stepped` is called with each step made."""
+    """Trains to the last step, or until no evaluation improves; false if a directive stopped it earlier.
+
+    `stepped` is called with each step made.
+    """
     state, config = run.state, run.config
     batch, counts = _first_batch(run)
-    while state.step < config.total_steps:
+    while state.step < config.total_steps and not run.selection.is_over:
         started_s = time.monotonic()
         # Begin to agree on the next step before this one: the all-reduce then runs beside the step's computation. It
         # costs one step of delay: a directive that arrives during a step is followed after the next one.
@@ -77,25 +89,52 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
             canary(run)
         if decision.log:
             run.log.flush(state)
-        metrics = _evaluate(run) if decision.evaluate else {}
+        metrics = _compare(run) if decision.evaluate else {}
+        if run.selection.is_over:
+            reason = run.selection.why_over(config.total_steps)
+            run.context.warn("STOPPED_EARLY", reason, "spec.evaluation.early_stopping")
         if decision.action:
-            _stop(run, int(decision.action))
+            _stop(run, int(decision.action), metrics)
             return False
-        if decision.save:
+        if decision.save or run.selection.needs_checkpoint(state.step):
             _save(run, metrics)
     run.log.flush(state)
     return True
 
 
-def finish(run: Run) -> dict[str, float]:
-    """The final evaluation, which is the job's number, and the final checkpoint; the metrics."""
-    metrics = _evaluate(run, is_final=True)
-    if warning := run.task.judge(metrics):
-        run.context.warn(*warning)
-    if run.checkpoints.last_step < run.state.step:
+def finish(run: Run) -> Finished:
+    """The final checkpoint, and the engine with the weights to export, whose evaluation is the job's number."""
+    step, selects = run.state.step, run.config.selection.select_best
+    metrics: dict[str, float] = {}
+    if not selects:
+        metrics = _evaluate(run, is_final=True)
+    elif run.selection.seen_step < step:
+        metrics = _compare(run)
+    if run.checkpoints.last_step < step:
         _save(run, metrics, is_required=True)
-    run.context.finished(run.state.step)
-    return metrics
+    run.context.finished(step)
+    finished = _take_best(run, metrics) if selects else Finished(step, metrics)
+    if warning := run.task.judge(finished.metrics):
+        run.context.warn(*warning)
+    return finished
+
+
+def _take_best(run: Run, metrics: dict[str, float]) -> Finished:
+    """Lets the engine have the weights of the best evaluation, and reports that as the final one.
+
+    `metrics` are those of the last step; none: they were reported by an earlier attempt, or before training ended.
+    """
+    step, best = run.state.step, run.selection.best
+    if best is not None and best.step != step:
+        if run.checkpoints.load_weights(best.step):
+            return Finished(best.step, _evaluate(run, is_final=True, step=best.step))
+        text = f"the checkpoint of step {best.step}, which has the best evaluation, is lost: the last step is exported"
+        run.context.warn("BEST_STEP_LOST", text, "spec.evaluation.select_best")
+    if not metrics:
+        return Finished(step, _evaluate(run, is_final=True))
+    assert run.task.eval is not None
+    run.context.evaluated(step, metrics, num_samples=run.task.eval.num_samples, is_final=True, is_partial=False)
+    return Finished(step, metrics)
 
 
 def canary(run: Run) -> None:
@@ -106,8 +145,9 @@ def canary(run: Run) -> None:
     started_s = time.monotonic()
     run.context.phase("canary")
     run.log.flush(run.state)
-    metrics = _evaluate(run, max_batches=CANARY_BATCHES)
-    folder = _save(run, metrics, is_required=True)
+    # How many of the samples this takes depends on the workers: it is compared with no other evaluation.
+    _evaluate(run, max_batches=CANARY_BATCHES)
+    folder = _save(run, {}, is_required=True)
     _, problem = run.checkpoints.verify(folder)
     if problem:
         raise RunFailed(
@@ -166,12 +206,22 @@ def _is_checkpoint_due(run: Run, step: int, now_s: float) -> bool:
     return is_apart and step // tenth > run.checkpoints.last_step // tenth
 
 
-def _evaluate(run: Run, *, max_batches: int | None = None, is_final: bool = False) -> dict[str, float]:
+def _compare(run: Run) -> dict[str, float]:
+    """Evaluates all samples, and sees whether that is the best so far. Rank 0's numbers decide, on every rank."""
+    metrics: dict[str, float] = run.context.gang.from_chief(_evaluate(run))
+    run.selection.see(run.state.step, metrics)
+    return metrics
+
+
+def _evaluate(
+    run: Run, *, max_batches: int | None = None, is_final: bool = False, step: int | None = None
+) -> dict[str, float]:
+    """Evaluates the engine's weights, which are those after `step`; None: after the last step made."""
     return evaluate(
         run.context,
         run.engine,
         run.task,
-        step=run.state.step,
+        step=run.state.step if step is None else step,
         micro_batch_size=run.config.micro_batch_size,
         max_batches=max_batches,
         is_final=is_final,
@@ -182,17 +232,19 @@ def _save(run: Run, metrics: dict[str, float], *, is_required: bool = False) -> 
     """Saves a checkpoint of this step, after reporting everything recorded so far, so that its state is complete."""
     run.log.flush(run.state)
     run.state.learning = run.watch.state_dict()
-    run.checkpoints.save(run.state, metrics, is_required=is_required)
+    run.state.selection = run.selection.state_dict()
+    if not run.checkpoints.save(run.state, metrics, is_required=is_required):
+        run.selection.lose(run.state.step)
     return run.checkpoints.folder(run.state.step)
 
 
-def _stop(run: Run, action: int) -> None:
-    """Follows a directive of the supervisor at a step boundary."""
+def _stop(run: Run, action: int, metrics: dict[str, float]) -> None:
+    """Follows a directive of the supervisor at a step boundary; `metrics` are of the evaluation there, if any."""
     run.log.flush(run.state)
     checkpoint_step = 0
     if action == CHECKPOINT_AND_STOP:
         if run.checkpoints.last_step < run.state.step:
-            _save(run, {})
+            _save(run, metrics)
         checkpoint_step = run.checkpoints.last_step
     run.context.stopped(checkpoint_step=checkpoint_step)
 

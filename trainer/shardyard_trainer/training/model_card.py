@@ -31,7 +31,10 @@ _POOLED = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty."""
+    """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty.
+
+    The weights are those after `step`, 0: the last one.
+    """
 
     task: TrainingTask
     model_type: str
@@ -40,6 +43,7 @@ class Subject:
     max_length: int | None
     own_head: str
     metrics: Mapping[str, float]
+    step: int
 
 
 def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
@@ -50,7 +54,7 @@ def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
         f"# {name}\n\n{_what(subject, resolved_spec(attempt))}",
         f"## Use it\n\n```python\n{usage(subject)}```",
         f"## Results\n\n{_table(subject.metrics)}",
-        f"## Receipt\n\n{_receipt(attempt)}",
+        f"## Receipt\n\n{_receipt(attempt, subject.step)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -119,11 +123,13 @@ def _table(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| Metric | Value |", "| --- | --- |", *rows])
 
 
-def _receipt(attempt: worker_pb2.AttemptSpec) -> str:
+def _receipt(attempt: worker_pb2.AttemptSpec, step: int) -> str:
     spec = resolved_spec(attempt)
+    steps = attempt.plan.total_steps or spec.optimization.max_steps
+    made = f"{steps} steps of" if step in {0, steps} else f"the weights after step {step} of {steps}, each of"
     lines = [
         f"* Job `{attempt.job_name}`, uid `{attempt.job_uid}`, attempt {attempt.epoch}",
-        f"* {attempt.plan.total_steps or spec.optimization.max_steps} steps of {spec.optimization.global_batch_size} "
+        f"* {made} {spec.optimization.global_batch_size} "
         f"samples on {attempt.world_size} worker{'s' * (attempt.world_size != 1)}, "
         f"ZeRO stage {spec.parallelism.zero_stage}, "
         f"seed {spec.optimization.seed}",

@@ -1,0 +1,98 @@
+"""Which evaluation of a run is the best one, and whether training ends before its last step.
+
+Its state is JSON and belongs in each checkpoint, so that a resumed run decides as an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class SelectionPolicy:
+    """What evaluations are compared by; the task says whether more (`direction` 1) or less (-1) of it is better.
+
+    `patience` counts evaluations in a row without an improvement by more than `min_delta`; 0: never ends early.
+    """
+
+    metric: str = "loss"
+    direction: int = -1
+    select_best: bool = False
+    patience: int = 0
+    min_delta: float = 0.0
+
+
+class Best(NamedTuple):
+    """The evaluation that no other one is better than; the first of equal ones."""
+
+    step: int
+    value: float
+
+
+class Selection:
+    """Sees the evaluations of all samples in the order of their steps; those of some samples compare with no others."""
+
+    def __init__(self, policy: SelectionPolicy, *, state: dict[str, Any]) -> None:
+        self._policy = policy
+        self._bar: float | None = state.get("bar")
+        self._without_improvement: int = state.get("without_improvement", 0)
+        self.seen_step: int = state.get("seen_step", 0)
+        self.best: Best | None = Best(*state["best"]) if state.get("best") else None
+        self._best_before: Best | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs; JSON values only, and floats come back exactly."""
+        return {
+            "bar": self._bar,
+            "without_improvement": self._without_improvement,
+            "seen_step": self.seen_step,
+            "best": list(self.best) if self.best else None,
+        }
+
+    def see(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes the evaluation of the weights after `step`; no metrics: nothing was evaluated."""
+        if not metrics:
+            return
+        value = metrics[self._policy.metric]
+        self.seen_step = step
+        if math.isfinite(value) and (self.best is None or self._score(value) > self._score(self.best.value)):
+            self._best_before, self.best = self.best, Best(step, value)
+        # Compared with the last improvement and not with the best: small steps add up to one.
+        if math.isfinite(value) and (
+            self._bar is None or self._score(value) > self._score(self._bar) + self._policy.min_delta
+        ):
+            self._bar, self._without_improvement = value, 0
+        else:
+            self._without_improvement += 1
+
+    def needs_checkpoint(self, step: int) -> bool:
+        """Whether the weights after `step` may be those to export, or are the last ones."""
+        is_best = self.best is not None and self.best.step == step
+        return (self._policy.select_best and is_best) or self.is_over
+
+    def lose(self, step: int) -> None:
+        """The weights after `step` could not be kept: the best ones are those from before."""
+        if self.best is not None and self.best.step == step:
+            self.best = self._best_before
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training ends here."""
+        return 0 < self._policy.patience <= self._without_improvement
+
+    def why_over(self, total_steps: int) -> str:
+        """What to say of a run that ends early."""
+        policy, number = self._policy, self._without_improvement
+        evaluations = f"{number} evaluations" if number > 1 else "one evaluation"
+        by = f" by more than {policy.min_delta:g}" if policy.min_delta else ""
+        best = self.best
+        reached = f"its best value is {best.value:.6g}, of step {best.step}" if best else "it is not a finite number"
+        return (
+            f"{policy.metric} did not improve{by} in {evaluations}: {reached}; training ends after step "
+            f"{self.seen_step} of {total_steps}"
+        )
+
+    def _score(self, value: float) -> float:
+        return self._policy.direction * value
