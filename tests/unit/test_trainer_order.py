@@ -132,3 +132,26 @@ def test_seeds_differ_by_every_part_and_are_the_same_everywhere() -> None:
     seeds = {seed_for(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)}
     assert len(seeds) == 27 and all(0 <= seed < 2**63 for seed in seeds)
     assert seed_for(1, 2, 3) == seed_for(1, 2, 3) != seed_for(12, 3)
+
+
+@pytest.mark.parametrize(("num_batches", "most"), [(284, 0.02), (1000, 0.02), (64, 0.08), (40, 0.10)])
+def test_little_of_what_is_computed_is_padding(num_batches: int, most: float) -> None:
+    generator = np.random.default_rng(3)
+    lengths = np.clip(generator.normal(27, 11, num_batches * 32), 4, 64).astype(np.int32)
+    order = Order(num_samples=len(lengths), batch_size=32, seed=0, lengths=lengths)
+    batches = [lengths[order.global_batch(step).samples] for step in range(num_batches)]
+    padded = sum(len(batch) * int(batch.max()) for batch in batches)
+    assert 1 - int(lengths.sum()) / padded < most
+
+
+@pytest.mark.parametrize("num_batches", [40, 284])
+def test_long_samples_meet_others_in_the_next_pass(num_batches: int) -> None:
+    order = order_of(num_batches * 32, 32, 0, has_lengths=True)
+    assert order.lengths is not None
+    longest = int(order.lengths.argmax())
+    met = [set[int](), set[int]()]
+    for step in range(2 * num_batches):
+        batch = order.global_batch(step)
+        if longest in batch.samples:
+            met[step // num_batches] |= set(batch.samples.tolist()) - {longest}
+    assert len(met[0] & met[1]) < len(met[0]) / 2
