@@ -23,6 +23,7 @@ class Supervisor:
 
     def __init__(self, folder: Path, *, job_uid: str) -> None:
         self._ours, self.theirs = socket.socketpair()
+        folder.mkdir(parents=True)
         self._folder = folder
         self._key = AttemptKey(job_uid, 1)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
