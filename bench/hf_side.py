@@ -1,6 +1,6 @@
 """The Hugging Face `Trainer` as one side of `bench/trainer.py`: as its documentation uses it, streaming nothing.
 
-python bench/hf_side.py gpt2|bert WORKLOAD.json [group_by_length]
+python bench/hf_side.py gpt2|bert|ner|images WORKLOAD.json [group_by_length]
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    default_data_collator,
 )
 
 from gate import Gate
-from workload import Workload, few_reviews, token_blocks
+from workload import Workload, few_reviews, pictures, tagged_words, token_blocks
 
 
 class CountingCollator:
-    """Collates with the given collator, and counts the real tokens."""
+    """Collates with the given collator, and counts the real tokens, or the pictures."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate
@@ -37,7 +44,8 @@ class CountingCollator:
         """The batch of these features."""
         batch = self._collate(features)
         mask = batch.get("attention_mask")
-        self.tokens += int(batch["input_ids"].numel() if mask is None else mask.sum())
+        whole = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
+        self.tokens += int(whole if mask is None else mask.sum())
         return batch
 
 
@@ -58,7 +66,7 @@ def main(kind: str, workload: Workload, *, grouped: bool) -> None:
     """Train until the bench has had enough."""
     torch.set_num_threads(workload.threads)
     torch.manual_seed(0)
-    model, data, collate, tokenizer = gpt2(workload) if kind == "gpt2" else bert(workload)
+    model, data, collate, tokenizer = SIDES[kind](workload)
     counting = CountingCollator(collate)
     arguments = TrainingArguments(
         output_dir=str(workload.folder / "hf"),
@@ -102,9 +110,59 @@ def bert(workload: Workload) -> tuple[Any, Any, Any, Any]:
     return model, data, DataCollatorWithPadding(tokenizer), tokenizer
 
 
+def ner(workload: Workload) -> tuple[Any, Any, Any, Any]:
+    """The pretrained BERT with a head for tags; the first piece of a word is learnt."""
+    tokenizer = AutoTokenizer.from_pretrained(workload.model)
+    tokenizer.backend_tokenizer.no_padding()
+    texts = tagged_words(workload)
+    tags = sorted({tag for _, found in texts for tag in found})
+    model = AutoModelForTokenClassification.from_pretrained(workload.model, num_labels=len(tags), dtype=torch.float32)
+    data = []
+    for words, found in texts:
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=workload.sequence_length)
+        places = encoded.word_ids()
+        before = [None, *places[:-1]]
+        labels = [
+            -100 if place is None or place == last else tags.index(found[place])
+            for place, last in zip(places, before, strict=True)
+        ]
+        ids = encoded["input_ids"]
+        data.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return model, data, DataCollatorForTokenClassification(tokenizer), tokenizer
+
+
+class Files(torch.utils.data.Dataset[dict[str, Any]]):
+    """Pictures from files, decoded and scaled when they are asked for."""
+
+    def __init__(self, files: list[tuple[Path, int]], size: int) -> None:
+        self._files, self._size = files, size
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self._files[index]
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB").resize((self._size, self._size), Image.Resampling.BILINEAR))
+        return {
+            "pixel_values": torch.from_numpy((pixels.transpose(2, 0, 1) / 127.5 - 1).astype(np.float32)),
+            "labels": label,
+        }
+
+
+def images(workload: Workload) -> tuple[Any, Any, Any, Any]:
+    """A ViT from nothing on picture files."""
+    files = pictures(workload)
+    model = ViTForImageClassification(ViTConfig(**workload.overrides, num_labels=2))
+    return model, Files(files, workload.overrides["image_size"]), default_data_collator, None
+
+
 def stack(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Blocks of one length as tensors."""
     return {name: torch.tensor([feature[name] for feature in features]) for name in features[0]}
+
+
+SIDES = {"gpt2": gpt2, "bert": bert, "ner": ner, "images": images}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """One workload; paths are absolute."""
+    """One workload; paths are absolute. `data` is what a task has that is neither plain nor labelled text."""
 
     folder: Path
     text: Path
@@ -22,6 +23,7 @@ class Workload:
     learning_rate: float
     threads: int
     workers: int = 1
+    data: Path = Path()
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -31,7 +33,7 @@ class Workload:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Workload:
         """From what `to_dict` gave."""
-        paths = ("folder", "text", "labelled", "model", "tokenizer")
+        paths = ("folder", "text", "labelled", "model", "tokenizer", "data")
         return cls(**{name: Path(value) if name in paths else value for name, value in values.items()})
 
 
@@ -49,3 +51,15 @@ def few_reviews(workload: Workload) -> tuple[list[str], list[int]]:
     with workload.labelled.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [row["text"] for row in rows], [int(row["label"] == "good") for row in rows]
+
+
+def tagged_words(workload: Workload) -> list[tuple[list[str], list[str]]]:
+    """The words of each text and their tags."""
+    rows = [json.loads(line) for line in workload.data.read_text(encoding="utf-8").splitlines()]
+    return [(row["tokens"], row["tags"]) for row in rows]
+
+
+def pictures(workload: Workload) -> list[tuple[Path, int]]:
+    """The files in the folders of their classes, and the number of each one's class."""
+    classes = sorted(folder.name for folder in workload.data.iterdir())
+    return [(path, classes.index(path.parent.name)) for path in sorted(workload.data.glob("*/*"))]
