@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from helpers.small_specs import architecture, locations, parse, sentences
 from helpers.tagged import planned
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.tasks.ingredients import prepare
 
 TEXTS = sentences(18)
@@ -131,6 +134,20 @@ def test_a_file_without_a_good_row_is_refused_by_its_first(tmp_path: Path) -> No
     path.write_text("[1]\n[2]\n".replace("[", "{"))
     (violation,) = planned(tmp_path, spec_of(path, CLASSES, 0.9)).violations
     assert "a.jsonl, line 1: not JSON" in violation.message
+
+
+@pytest.mark.parametrize(
+    ("share", "num_bad", "num_rows"), [(0.29, 29, 100), (0.57, 57, 100), (0.1, 1, 10), (0.07, 7, 100)]
+)
+def test_exactly_the_share_of_bad_rows_is_allowed_and_one_more_is_refused(
+    share: float, num_bad: int, num_rows: int
+) -> None:
+    for more in (0, 1):
+        bad = BadRows(spec_pb2.DataSource(max_bad_rows_share=share))
+        for line in range(num_bad + more):
+            bad.skip(DataError("no label", file="a.csv", line=line + 1))
+        with pytest.raises(DataError, match="more than") if more else nullcontext():
+            bad.finish(num_rows - num_bad - more, "spec.train_data")
 
 
 def test_vectors_are_of_every_row(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ READ: list[tuple[str, bytes, int, tuple[int, int], tuple[int, ...]]] = [
     ("animated", moving(), 3, (8, 4), (200, 40, 40)),
     ("turned", turned(), 3, (4, 8), (255, 255, 255)),
 ]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_a_picture_of_many_bits_takes_a_few_bytes_a_pixel_while_it_is_read(kind: Any) -> None:
+    pixels = np.full((1000, 1000), 200 * 256, kind)
+    saved = content(Image.fromarray(pixels), "TIFF")
+    tracemalloc.start()
+    try:
+        shown = read_picture(saved, channels=1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert shown.getpixel((0, 0)) == 200 and most - len(saved) < 14 * pixels.size
 
 
 @pytest.mark.parametrize(("name", "written", "channels", "size", "pixel"), READ, ids=[each[0] for each in READ])

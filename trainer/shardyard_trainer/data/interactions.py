@@ -119,7 +119,7 @@ def _interaction(record: Record, clock: Clock) -> Interaction:
 
 
 def _identity(cell: Any, role: str) -> str:
-    """An id as text; whole numbers without a decimal point, whatever the file format. Raises ValueError."""
+    """An id as text; a number of JSON or Parquet must be whole, and has no decimal point. Raises ValueError."""
     if isinstance(cell, str):
         found = cell.strip()
     elif isinstance(cell, bool) or not isinstance(cell, int | float):

@@ -116,11 +116,14 @@ def _open(content: bytes) -> Image.Image:
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
     if picture.mode in _16_BIT or picture.mode == "I":
-        # Pillow's own conversion would clip everything over 255.
-        values = np.asarray(picture).astype(np.int64)
-        if picture.mode == "I" and values.max(initial=0) <= 255:
-            return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+        # Pillow's own conversion would clip everything over 255. In the file's own width: eight bytes a pixel, several
+        # times over, would be gigabytes for the largest pictures.
+        values = np.asarray(picture)
+        if picture.mode != "I":
+            return Image.fromarray((values >> 8).astype(np.uint8))
+        is_8_bit = values.max(initial=0) <= 255
+        values = values.clip(0, 255 if is_8_bit else 65535)
+        return Image.fromarray((values if is_8_bit else values >> 8).astype(np.uint8))
     if picture.mode == "F":
         raise PictureInvalid("its pixels are floating-point numbers of unknown range; save it with 8 bits")
     if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
