@@ -1,4 +1,4 @@
-"""What must not stand in the repository: unfinished work, dangerous calls, mocks, catching all but at the edges."""
+"""What the repository must not contain: unfinished work, dangerous calls, mocks, catching all but at the edges."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_tests_use_fakes_at_seams_and_no_mocks() -> None:
     assert found(MOCKS, sources()) == []
 
 
-def test_no_path_of_somebodys_machine_stands_in_the_repository() -> None:
+def test_the_repository_names_no_path_of_a_machine() -> None:
     files = [(relative(path), path.read_text(encoding="utf-8", errors="replace")) for path in text_files()]
     assert found(PLACES, [(name, text) for name, text in files if name != HERE]) == []
 
 
-def test_everything_is_caught_only_where_a_comment_names_the_edge() -> None:
+def test_catch_all_handlers_are_marked_as_edges() -> None:
     unnamed = [
         f"{name}:{number}"
         for name, text in products()

@@ -16,7 +16,7 @@ reference = script("tools", "reference")
 @pytest.mark.parametrize(
     ("page", "words"), [("errors.md", list(Reason)), ("states.md", [*Cause, *JobState])], ids=["errors", "states"]
 )
-def test_every_member_stands_on_its_page(page: str, words: list[str]) -> None:
+def test_every_member_is_documented_on_its_page(page: str, words: list[str]) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert [word for word in words if f"`{word}`" not in text] == []
 

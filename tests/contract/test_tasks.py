@@ -1,4 +1,4 @@
-"""One table of tasks: contract, trainer, SDK, docs and examples agree, and nobody compares names of tasks."""
+"""One table of tasks: contract, trainer, SDK, docs and examples agree, and no code compares names of tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard_coordinator.control.spec_walk import tasks
 from shardyard_trainer.tasks import table
 
 ROOT = Path(__file__).parents[2]
-# A comparison with a name, a choice by it, or a member of a set of names; paths of fields are none.
+# A comparison with a name, a choice by it, or a member of a set of names; paths of fields do not count.
 _COMPARES = re.compile(
     r"""WhichOneof\("(task|objective)"\)\s*(==|!=|in\b)|\btask(\.name)?\s*(==|!=)\s*["']"""
     r"""|\bin\s*[{(\[]\s*["'](NAMES)["']|(==|!=)\s*["'](NAMES)["']|["'](NAMES)["']\s*(==|!=)""".replace(
@@ -40,7 +40,7 @@ def test_a_task_has_a_row_in_the_docs_and_an_example_that_is_one(name: str) -> N
     assert f"{name}:" in (ROOT / example).read_text()
 
 
-def test_nobody_compares_the_names_of_tasks() -> None:
+def test_no_code_compares_the_names_of_tasks() -> None:
     found = []
     for package in ("trainer/shardyard_trainer", "coordinator/shardyard_coordinator"):
         for path in sorted((ROOT / package).rglob("*.py")):

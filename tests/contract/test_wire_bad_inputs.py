@@ -102,7 +102,7 @@ async def test_a_link_out_of_the_data_root_is_refused(service: Service) -> None:
     await service.jobs.CreateJob(inside)
 
 
-async def test_a_name_that_is_not_utf8_harms_nobody(service: Service) -> None:
+async def test_a_name_that_is_not_utf8_affects_no_other_call(service: Service) -> None:
     folder = Path(service.parts.data_roots[0], "odd")
     folder.mkdir()
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x\n")
@@ -112,7 +112,7 @@ async def test_a_name_that_is_not_utf8_harms_nobody(service: Service) -> None:
     assert made.resolved_spec.train_data.uri == str(folder)  # What is in the files is the planner's business.
 
 
-async def test_the_allowed_root_is_not_told(service: Service) -> None:
+async def test_the_allowed_root_is_not_revealed(service: Service) -> None:
     failure = await refused(service.jobs.CreateJob(submission(spec__train_data__uri="/etc/passwd")))
     assert service.parts.data_roots[0] not in str(failure)
 
@@ -132,7 +132,7 @@ async def test_all_violations_come_at_once(service: Service) -> None:
     assert failure.metadata["violations_total"] == "5"
 
 
-async def test_everything_that_cannot_be_read_is_told_at_once(service: Service) -> None:
+async def test_everything_that_cannot_be_read_is_reported_together(service: Service) -> None:
     request = submission(spec__train_data__dataset=f"{PARENT}/datasets/nope", spec__model__model=f"{PARENT}/models/no")
     request.job.spec.eval_data.uri = "/etc/passwd"
     failure = await refused(service.jobs.CreateJob(request))
@@ -195,7 +195,7 @@ def field(number: int, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 40, b"\x0a\x02\xff\xfe", b"\x0a\x7f", b"\x0b" * 200, nested(200)])
-async def test_bytes_that_are_no_message_are_refused(service: Service, data: bytes) -> None:
+async def test_bytes_that_are_not_a_message_are_refused(service: Service, data: bytes) -> None:
     for method in ("CreateJob", "GetJob"):
         failure = await refused(raw(service, f"/shardyard.v1.JobService/{method}")(data))
         assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -228,7 +228,7 @@ async def test_a_deadline_in_the_past_has_no_effect(service: Service) -> None:
     assert gone.reason == "JOB_NOT_FOUND"
 
 
-async def test_a_defect_is_told_by_an_id_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_defect_is_reported_by_an_id_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def broken(_request: bytes) -> bytes:
         raise RuntimeError("secret")
 

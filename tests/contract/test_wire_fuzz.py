@@ -149,7 +149,7 @@ def message(draw: Callable[[Any], Any], method: MethodDescriptor) -> bytes:
 
 @st.composite
 def rounds(draw: Any) -> list[list[bytes]]:
-    """One call to every method: its messages, several where the client streams."""
+    """One call to every method: its messages, several if the client streams."""
     found = []
     for method in METHODS:
         count = draw(st.integers(0, 3)) if method.client_streaming else 1

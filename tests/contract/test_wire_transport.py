@@ -76,7 +76,7 @@ async def test_a_deadline_that_hits_the_commit_leaves_one_job_or_none(service: S
     assert len(listed.jobs) == 21
 
 
-async def test_callers_that_leave_harm_nobody(service: Service) -> None:
+async def test_callers_that_leave_affect_no_other_caller(service: Service) -> None:
     for at in range(20):
         call = service.jobs.CreateJob(submission(f"left{at}"))
         await asyncio.sleep(0.001)

@@ -120,7 +120,7 @@ class Sweep:
             check_answers(folder, result.model.task, task)
             stage = "embed"
             check_embeddings(folder)
-        except Exception as error:  # edge: a sweep goes on
+        except Exception as error:  # edge: a sweep continues
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.faults[name] = (
                 f"{stage}: {type(error).__name__}: {' '.join(str(error).split())[:300]} "
@@ -191,7 +191,7 @@ def check_no_leak(task: Prepared, module: HuggingFaceModule) -> None:
 
 
 def check_answers(folder: Path, kind: str, task: Prepared) -> None:
-    """Predictions are made, and are the same alone and beside others."""
+    """Predictions are made, and are the same alone and together with others."""
     mask = f" {task.inputs.tokenizer.mask_token}" if kind == "masked_lm" else ""
     texts = [_SHORT + mask, _LONG + mask, "a dog" + mask]
     alone = [_predict(folder, [text], kind)[0] for text in texts]
@@ -223,7 +223,7 @@ def _predict(folder: Path, texts: list[str], kind: str) -> Any:
 
 
 def check_embeddings(folder: Path) -> None:
-    """Vectors are the same alone and beside others."""
+    """Vectors are the same alone and together with others."""
 
     def ask(texts: list[str]) -> Any:
         request = pb.EmbedRequest(model="m", instances=[pb.Instance(text=t) for t in texts])
@@ -254,7 +254,7 @@ def main(names: list[str]) -> Iterator[str]:
         began = time.monotonic()
         try:
             found = sweep(name)
-        except Exception as error:  # edge: a sweep goes on
+        except Exception as error:  # edge: a sweep continues
             yield f"{name}: CRASH {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             continue
         yield f"{name} {time.monotonic() - began:.1f}s" + ("" if found.faults else " ok")

@@ -1,4 +1,4 @@
-"""Scripts beside the packages, in `tools`, `bench` and `examples/quickstart`, imported as they import each other."""
+"""Scripts outside the packages, in `tools`, `bench` and `examples/quickstart`, imported as they import each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.repository import ROOT
 
 
 def script(folder: str, name: str) -> ModuleType:
-    """The module of a script; its folder's modules are found beside it."""
+    """The module of a script, which finds the modules in its own folder."""
     path = str(ROOT / folder)
     if path not in sys.path:
         sys.path.insert(0, path)

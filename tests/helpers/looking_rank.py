@@ -48,7 +48,7 @@ def _meet(_path: Path) -> None:
 
 
 def _put(path: Path) -> None:
-    """As the trainer does with an export: written beside its place, then renamed."""
+    """As the trainer does with an export: written next to its final place, then renamed."""
     staging = path.with_name(f".{path.name}.e000001")
     (staging / "model.safetensors").write_text("weights")
     staging.rename(path)

@@ -1,4 +1,4 @@
-"""Memory groups with a limit, made where this process may make them."""
+"""Memory groups with a limit, if this process may make them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 
 STATES = Path(__file__).resolve().parent.parent / "states"
-# Paths lie in messages whose length counts: a state is restored to a folder whose name is as long.
+# Messages contain paths and their lengths: a state is restored to a folder whose name is as long.
 _PREFIX = "/tmp/sy-old-"
 _MADE_AT = f"{_PREFIX}00000000"
 _LEFT_OUT = (".log", ".lock", "-wal", "-shm")

@@ -34,6 +34,6 @@ def is_generated(path: Path) -> bool:
 
 
 def is_skipped(path: Path) -> bool:
-    """Whether it lies in an environment, a cache or a build folder."""
+    """Whether it is in an environment, a cache or a build folder."""
     parts = path.relative_to(ROOT).parts
     return any(part in SKIPPED or (part.startswith(".") and part != ".ci") for part in parts)

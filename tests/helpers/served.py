@@ -133,7 +133,7 @@ def wait_until_it_listens(address: str, service: subprocess.Popen[bytes], log: P
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """A port of the loopback interface without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

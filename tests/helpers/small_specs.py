@@ -139,7 +139,7 @@ def classification_spec(
 
 
 def shared_data(name: str) -> Path:
-    """A folder of real data, which lies outside of the repository; the test is skipped if it is missing."""
+    """A folder of real data outside the repository; the test is skipped if it is missing."""
     import pytest  # Only for this: what else is here runs on machines without it.
 
     root = Path(os.environ.get("SHARDYARD_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()

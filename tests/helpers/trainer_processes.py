@@ -18,7 +18,7 @@ from shardyard.worker.v1 import worker_pb2
 
 
 class TrainerGang:
-    """Starts one process a rank of `attempt`; `reply` answers each request, the default lets the gang go on."""
+    """Starts one process a rank of `attempt`; `reply` answers each request, the default lets the gang continue."""
 
     def __init__(
         self,

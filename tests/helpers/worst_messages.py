@@ -86,7 +86,7 @@ def _item(field: FieldDescriptor) -> bytes:
     """The smallest item of a repeated field."""
     if field.type in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
         return _tag(field.number, 2) + b"\0"
-    return _tag(field.number, 0) + b"\x63"  # An enum value that is none, a rank that is not there.
+    return _tag(field.number, 0) + b"\x63"  # An unknown enum value, a rank that does not exist.
 
 
 def _lists(room: int) -> bytes:

@@ -34,7 +34,7 @@ async def running_job(core: Core, launcher: ScriptedLauncher) -> JobRecord:
     return await core.until(job.uid, JobState.RUNNING)
 
 
-async def test_unreachable_told_by_one_coordinator_is_taken_back_by_the_next(tmp_path: Path) -> None:
+async def test_unreachable_set_by_one_coordinator_is_cleared_by_the_next(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await running_job(core, launcher)
@@ -68,7 +68,7 @@ async def test_unreachable_says_where_since_when_why_and_what_to_do_and_is_renew
     assert [event.condition.active for event in log if event.HasField("condition")] == [True]
 
 
-async def test_what_was_to_start_on_a_cluster_that_is_no_more_is_placed_anew(tmp_path: Path) -> None:
+async def test_an_attempt_that_was_to_start_on_a_lost_cluster_is_placed_again(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     launcher.ensure_error = Unreachable("scripted not to launch")
     async with running_core(tmp_path, launcher) as core:
@@ -132,7 +132,7 @@ async def test_a_folder_that_cannot_be_written_at_the_launch_pauses_the_job(
     assert job_pb2.FailureReport.FromString(first.failure).reason == expected
 
 
-async def test_a_supervisor_that_could_not_spool_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+async def test_a_supervisor_that_could_not_spool_is_distinguished_from_one_that_was_killed(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await running_job(core, launcher)
@@ -171,7 +171,7 @@ async def test_a_gang_that_does_not_answer_is_not_late(tmp_path: Path) -> None:
     assert "attempt STOPPING" not in [shown(event) for event in log]
 
 
-async def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+async def test_a_loss_that_is_not_a_number_is_not_the_best(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await running_job(core, launcher)

@@ -97,7 +97,7 @@ def test_each_flag_of_a_column_goes_where_the_contract_has_it(tmp_path: Path) ->
     assert dict(second.feature_extraction.data.columns) == {"text": "comment", "text_pair": "reply"}
 
 
-def test_flags_go_on_top_of_a_file_and_keep_what_stands_beside(tmp_path: Path) -> None:
+def test_flags_override_a_file_and_keep_its_other_fields(tmp_path: Path) -> None:
     script = Script()
     (tmp_path / "other.csv").write_text("review,label\nbad,0\n")
     with serving(script) as address:
@@ -170,7 +170,7 @@ def test_watch_prints_json_lines_for_programs() -> None:
 
 
 @pytest.mark.parametrize(("project", "name"), [("default", "story"), ("nlp", "projects/nlp/jobs/story")])
-def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(project: str, name: str) -> None:
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_watch_again(project: str, name: str) -> None:
     script = Script(job=a_job(f"projects/{project}/jobs/story"), events=a_story()[:7], hold=True)
     with serving(script) as address:
         # A shell starts what runs in the background with SIGINT ignored, and whatever that starts, too.
@@ -223,7 +223,7 @@ def test_a_gang_is_declared_lost_by_a_flag() -> None:
     assert [request.lost for request in script.asked("CancelJob")] == [True, False]
 
 
-def test_watch_goes_on_through_a_pause_and_says_how_to_resume() -> None:
+def test_watch_continues_through_a_pause_and_says_how_to_resume() -> None:
     failure = job_pb2.FailureReport(reason="STORAGE_NOT_WRITABLE", message="no mount", next_step="mount it")
     change = job_pb2.StateChanged(to=job_pb2.STATE_PAUSED, failure=failure)
     story = a_story()
@@ -359,7 +359,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback(rows: int) -> None:
             assert done.stderr == "", reader
 
 
-def test_why_nothing_is_answered_yet_is_told_at_once() -> None:
+def test_the_reason_for_not_answering_yet_is_given_at_once() -> None:
     away = Failure(grpc.StatusCode.UNAVAILABLE, "INSPECTION_UNAVAILABLE", "no process is free", retry_after_s=0.2)
     with serving(Script(job=a_job(), failures={"GetJob": [away] * 7})) as address:
         done = shardyard(address, "get", "story")
@@ -407,7 +407,7 @@ def test_an_error_is_json_for_programs() -> None:
 
 
 def test_a_service_that_hangs_is_not_called_absent() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # Connections are taken, and nobody speaks.
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # Connections are accepted and never answered.
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         asked = shardyard(address, "jobs")
         looked = shardyard(address, "doctor", "--json")

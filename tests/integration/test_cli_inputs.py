@@ -59,7 +59,7 @@ def test_a_set_value_goes_beside_data_that_a_flag_names(tmp_path: Path) -> None:
         ("job:\n  spec:\n    fine_tuning:", "--pooling mean", "give --task as well"),
     ],
 )
-def test_a_word_where_fields_are_wanted_is_named_with_its_line(
+def test_a_word_in_place_of_fields_is_named_with_its_line(
     text: str, flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "spec.yaml").write_text(text)

@@ -14,7 +14,7 @@ from helpers.script import Script
 from helpers.scripted_service import a_job, serving
 
 
-def test_nobody_there_is_one_line_and_says_what_to_start() -> None:
+def test_a_missing_service_is_reported_in_one_line_that_says_what_to_start() -> None:
     done = shardyard("127.0.0.1:1", "jobs")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert "shardyard serve" in done.stderr

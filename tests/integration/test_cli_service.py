@@ -90,7 +90,7 @@ CAUGHT = [
 
 @pytest.mark.parametrize(("state", "words"), CAUGHT)
 @pytest.mark.parametrize("flags", [(), ("--keep-jobs",)])
-def test_what_becomes_of_a_job_that_does_not_go_on_is_said_as_it_is(
+def test_the_outcome_of_a_job_that_does_not_continue_is_reported_truly(
     tmp_path: Path, state: int, words: str, flags: tuple[str, ...]
 ) -> None:
     with serving(Script(jobs=[a_job(state=state)])) as address, a_process_at(tmp_path, address):

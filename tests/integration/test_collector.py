@@ -157,7 +157,7 @@ async def test_silence_is_a_condition_and_nothing_else(tmp_path: Path) -> None:
     assert len(launcher.gangs) == 1
 
 
-async def test_a_corrupt_checkpoint_is_told_and_is_no_resume_point_any_more(tmp_path: Path) -> None:
+async def test_a_corrupt_checkpoint_is_reported_and_no_longer_a_resume_point(tmp_path: Path) -> None:
     def script(gang: ScriptedGang) -> None:
         if gang.launch.key.epoch == 1:
             gang.resumed()

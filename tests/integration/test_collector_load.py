@@ -26,7 +26,7 @@ def begun(gang: ScriptedGang) -> None:
 
 
 async def progress_of(store: Store, count: int, act: Any) -> None:
-    """Returns when so many progress events have been told since `act` was called."""
+    """Returns when so many progress events have been published since `act` was called."""
     seen, enough = [0], asyncio.Event()
 
     def hear(records: Sequence[EventRecord]) -> None:
@@ -61,7 +61,7 @@ async def test_events_that_come_at_once_share_their_commits(tmp_path: Path) -> N
 
         await progress_of(core.store, GANGS, everybody)
         spent = await core.store.read(commits) - before
-        # One's fault is nobody else's: its events have a gap, and the others go on.
+        # A fault of one gang does not affect the others: its events have a gap, the others continue.
         odd = launcher.gangs[AttemptKey(made[0].uid, 1)]
         odd.progress(3)
         odd.events[-1].sequence += 5
@@ -75,7 +75,7 @@ async def test_events_that_come_at_once_share_their_commits(tmp_path: Path) -> N
     assert spent <= GANGS / 4
 
 
-async def test_a_gang_that_only_goes_on_makes_nobody_read_its_job_again(tmp_path: Path) -> None:
+async def test_progress_alone_does_not_make_the_job_be_read_again(tmp_path: Path) -> None:
     reads: list[Connection] = []
     launcher = ScriptedLauncher(nodes=NODES, script=begun)
     async with running_core(tmp_path, launcher, schedule=False) as core:

@@ -83,7 +83,7 @@ async def test_a_rank_opens_what_its_job_needs_and_nothing_else(tmp_path: Path) 
         ("put features", storage / "models" / "features", done),
         ("make device", job / "disk", denied),
         ("claim", storage / "store-id", done),
-        # As of a storage that was mounted anew since.
+        # As after a storage was mounted again.
         ("claim", state / "other-id", "STORAGE_UNAVAILABLE"),
     ]
     launcher = LocalLauncher(
@@ -131,7 +131,7 @@ def test_the_ranks_of_a_real_job_are_confined_and_doctor_says_so(tmp_path: Path)
             assert is_confined(rank)
             assert rank.rlimit(psutil.RLIMIT_CORE) == (0, 0)
             files = {file.path for file in rank.open_files()}
-            # The environment may itself lie there.
+            # The environment itself may be there.
             strange = [path for path in files if path.startswith("/tmp/") and not path.startswith(sys.prefix)]
             assert not [path for path in strange if str(service.state) not in path]
         assert job.wait(timeout=240).state == "succeeded"

@@ -1,4 +1,4 @@
-"""A checkpoint that was damaged on disk: the job says so, goes on from the one before, and ends as if undisturbed."""
+"""A checkpoint that was damaged on disk: the job says so, continues from the one before, and ends as if undisturbed."""
 
 from __future__ import annotations
 

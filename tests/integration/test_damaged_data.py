@@ -1,4 +1,4 @@
-"""An upload that was damaged on the service's storage is named as that, and planned with by nobody."""
+"""An upload that was damaged on the service's storage is reported as damaged, and no plan uses it."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("command", ["plan", "submit"])
-def test_files_that_are_not_read_are_refused_by_name_and_the_service_goes_on(
+def test_files_that_are_not_read_are_refused_by_name_and_the_service_continues(
     service: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     for name, (content, words) in REFUSED.items():

@@ -18,7 +18,7 @@ def write_rows(root: Path, number: int) -> None:
         csv.writer(file).writerows([("text", "label"), *rows])
 
 
-def test_a_data_root_and_a_storage_that_are_made_anew_are_used_at_once(tmp_path: Path) -> None:
+def test_a_data_root_and_a_storage_that_are_recreated_are_used_at_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write_rows(root, 20)
     save_folder(tmp_path / "bert", "BertModel")

@@ -83,7 +83,7 @@ async def test_gpus_that_are_not_known_to_compute_bf16_are_trained_on_in_fp32_wi
     assert (node.gpu_name or "not known") in warning.message
 
 
-async def test_bf16_is_refused_where_the_gpus_are_known_not_to_compute_it(tmp_path: Path) -> None:
+async def test_bf16_is_refused_if_the_gpus_are_known_not_to_compute_it(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     job.spec.optimization.precision = spec_pb2.PRECISION_BF16
     async with planning(tmp_path, V100) as service:
@@ -132,7 +132,7 @@ async def test_a_plan_holds_on_every_node_that_the_job_may_get(
     assert (found.resolved_spec.optimization.precision == spec_pb2.PRECISION_BF16) is bf16
 
 
-def test_ranks_are_told_of_the_nodes_that_they_were_placed_on() -> None:
+def test_ranks_know_the_nodes_that_they_were_placed_on() -> None:
     view = ClusterView(True, "id", "ray", (H200, V100, CPU))
     assert launch_shape(view, ((H200.id, 2),)).bf16
     both = launch_shape(view, ((H200.id, 2), (V100.id, 1)))

@@ -1,4 +1,4 @@
-"""Inputs that would stop whoever opens them, through the public calls of a real service: they harm their sender alone.
+"""Inputs that would stop any process that opens them, sent through the public calls: only their sender is affected.
 
 The service looks at one for two seconds of computing. Meanwhile it answers everybody else, and afterwards it knows.
 How long something takes is told in the CPU seconds of the service's processes, so that no other work on the machine
@@ -204,7 +204,7 @@ class Bystander(threading.Thread):
 
 
 @pytest.mark.parametrize(("change", "data", "reasons"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_an_input_that_stops_its_reader_is_refused_and_stops_nobody_else(
+def test_an_input_that_stops_its_reader_is_refused_and_stops_no_other_call(
     service: Served, place: Path, change: Callable[[Path], None], data: str, reasons: set[str]
 ) -> None:
     other = service.folder / "other"
@@ -212,7 +212,7 @@ def test_an_input_that_stops_its_reader_is_refused_and_stops_nobody_else(
         shutil.copytree(place, other)
     change(place)
     caller, bystander = Caller(service), Bystander(service, other)
-    caller.plan(other)  # What starts the processes is no part of looking.
+    caller.plan(other)  # Starting the processes is not part of the inspection.
     bystander.start()
     begin = service.computing_s()
     failure = refusal(lambda: caller.plan(place, data))
@@ -270,7 +270,7 @@ def test_compute_processes_that_are_stopped_are_replaced_and_every_call_is_answe
     assert not [process for process in stopped if process.is_running()]
 
 
-def test_texts_that_stop_a_model_are_refused_and_stop_nobody_who_asks_it(service: Served, place: Path) -> None:
+def test_texts_that_stop_a_model_are_refused_and_stop_no_other_caller(service: Served, place: Path) -> None:
     save_folder(place / "bert", "BertForSequenceClassification")
     split_by(BACKTRACKING, "good")(place)
     model, caller, other = uploaded(service, place / "bert"), Caller(service), Caller(service)

@@ -138,7 +138,9 @@ async def test_ranks_see_only_the_threads_they_were_given_and_no_secret(
     assert b"AWS_SECRET_ACCESS_KEY=secret" not in environment
 
 
-async def test_whoever_asked_for_a_gang_may_go_away_while_it_starts(launcher: LocalLauncher, tmp_path: Path) -> None:
+async def test_the_caller_that_asked_for_a_gang_may_leave_while_it_starts(
+    launcher: LocalLauncher, tmp_path: Path
+) -> None:
     launch = fake_launch(tmp_path, Script(steps=10_000, step_s=0.01), workers=3)
     asking = asyncio.create_task(launcher.ensure(launch))
     while await launcher.lookup(launch.key) is not Presence.ALIVE:

@@ -1,4 +1,4 @@
-"""A service without Ray that is stopped in order and started again: its jobs go on, and none has failed for it."""
+"""A service without Ray that is stopped in order and started again: its jobs continue, and none has failed for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_service_that_is_stopped_in_order_costs_no_retry(tmp_path: Path) -> No
         assert service.process.wait(60) == 0
         service.start()
         for event in job.watch(kinds=["checkpoint", "state"]):
-            # An older one may be deleted before the second attempt has said where it goes on.
+            # An older one may be deleted before the second attempt has said where it continues.
             is_checkpoint = isinstance(event.data, shardyard.types.CheckpointChanged)
             if is_checkpoint and event.attempt == 2 and event.data.change == "committed":
                 break

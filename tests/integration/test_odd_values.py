@@ -116,7 +116,7 @@ async def test_a_job_whose_trainer_reports_extreme_values_is_listed_got_watched_
     assert len(phase.message) == 16_384 and phase.phase.startswith("a\ufffdb")
 
 
-async def test_an_event_that_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
+async def test_an_unreadable_event_is_skipped_and_reported(tmp_path: Path) -> None:
     class Broken(ScriptedLauncher):
         async def events_after(self, *args: object, **keywords: object) -> list[bytes]:
             found = await super().events_after(*args, **keywords)  # type: ignore[arg-type]

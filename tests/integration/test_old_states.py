@@ -1,4 +1,4 @@
-"""Today's service starts on what each earlier version left, loses nothing, and goes on with what was unfinished."""
+"""Today's service starts on what each earlier version left, loses nothing, and continues with what was unfinished."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ async def test_a_queued_job_is_paused_at_once_and_keeps_its_place(tmp_path: Path
     assert log[-1].state.message == "resumed by local; it continues from the start"
 
 
-async def test_a_running_job_makes_a_checkpoint_frees_its_slots_and_goes_on_from_it(tmp_path: Path) -> None:
+async def test_a_running_job_makes_a_checkpoint_frees_its_slots_and_continues_from_it(tmp_path: Path) -> None:
     launcher = listening()
     async with running_core(tmp_path, launcher) as core:
         job = await _running(core, launcher, step=5)
@@ -109,7 +109,7 @@ async def test_a_gang_that_is_lost_while_it_pauses_leaves_a_paused_job(tmp_path:
     assert job_pb2.FailureReport.FromString(job.failure).reason == "WORKER_LOST"
 
 
-async def test_a_failure_that_nobody_can_mend_fails_a_pausing_job_too(tmp_path: Path) -> None:
+async def test_a_failure_that_cannot_be_fixed_fails_a_pausing_job_too(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await _running(core, launcher)
@@ -177,7 +177,7 @@ async def test_a_training_that_is_over_before_it_hears_of_the_pause_is_given_all
 
 
 @pytest.mark.parametrize("cause", [each for each in Cause if VERDICTS[each].needs_person])
-async def test_a_failure_that_a_person_can_mend_pauses_the_job_with_its_report_and_checkpoints(
+async def test_a_failure_that_a_person_can_fix_pauses_the_job_with_its_report_and_checkpoints(
     tmp_path: Path, cause: Cause
 ) -> None:
     mended = False
@@ -247,7 +247,7 @@ async def test_a_full_disk_is_tried_again_by_itself_and_pauses_the_job_when_that
     assert job.epoch == 1 + (VERDICTS[Cause.STORAGE_FULL].retries or 0)
 
 
-async def test_checkpoints_that_were_found_damaged_are_read_again_and_never_is_begun_anew(tmp_path: Path) -> None:
+async def test_checkpoints_found_damaged_are_read_again_and_a_run_never_starts_over(tmp_path: Path) -> None:
     def script(gang: ScriptedGang) -> None:
         if gang.launch.key.epoch == 1:
             gang.canary()
@@ -310,7 +310,7 @@ async def test_a_pause_that_was_recorded_is_carried_out_by_the_next_start(tmp_pa
         await core.until(job.uid, JobState.PREPARING)
 
 
-async def test_a_gang_that_was_never_launched_is_no_loss_to_a_pause(tmp_path: Path) -> None:
+async def test_a_gang_that_was_never_launched_does_not_count_as_lost_in_a_pause(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher, schedule=False) as core:
         job = await core.submit(new_job())

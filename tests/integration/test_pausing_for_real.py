@@ -77,7 +77,7 @@ def test_a_service_that_is_killed_while_a_job_pauses_leaves_it_paused(service: S
         assert job.attempts()[1].resumed_from_step >= 20
 
 
-def test_a_rank_that_was_stopped_is_seen_in_the_job_and_the_job_goes_on_when_it_is_continued(service: Served) -> None:
+def test_a_rank_that_was_stopped_is_seen_in_the_job_and_the_job_continues_when_it_is_continued(service: Served) -> None:
     with shardyard.Client(service.address) as client:
         job = client.submit(a_training(service.folder))
         wait_for_step(job, 5)
@@ -136,7 +136,7 @@ def test_data_that_was_changed_in_a_pause_is_refused_until_it_is_put_back(servic
         assert job.attempts()[-1].resumed_from_step >= 30
 
 
-def test_a_feature_extraction_goes_on_behind_the_files_that_it_has_made(service: Served) -> None:
+def test_a_feature_extraction_continues_after_the_files_that_it_has_made(service: Served) -> None:
     save_folder(service.folder / "bert", "BertModel")
     rows = [f"the dog is {'very ' * (index % 20)}good" for index in range(40_000)]
     (service.folder / "texts.csv").write_text("\n".join(["text", *rows]) + "\n")

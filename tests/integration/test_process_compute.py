@@ -24,7 +24,7 @@ from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavail
 
 ME = ("local", "mine")
 OTHERS = ("local", "theirs")
-# Most of it is for a new warm process, which imports torch; without a watch nobody would be answered for 200 s.
+# Most of it is for a new warm process, which imports torch; without a watch no call would be answered for 200 s.
 PATIENCE_S = 60
 
 
@@ -89,7 +89,7 @@ async def test_an_order_ends_at_once_when_the_warm_process_is_killed(tmp_path: P
         await warm.close()
 
 
-async def test_how_an_order_ends_whose_caller_has_left_is_no_error_of_the_loop(tmp_path: Path) -> None:
+async def test_the_end_of_an_order_whose_caller_has_left_is_not_an_error_of_the_loop(tmp_path: Path) -> None:
     said: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
     warm = await WarmProcess.start(
@@ -105,7 +105,7 @@ async def test_how_an_order_ends_whose_caller_has_left_is_no_error_of_the_loop(t
     with pytest.raises(asyncio.CancelledError):
         await order
     await warm.close()
-    gc.collect()  # What nobody has heard of is told when it is collected.
+    gc.collect()  # asyncio reports an unretrieved exception when the task is collected.
     await asyncio.sleep(0)
     assert said == []
 
@@ -185,7 +185,7 @@ async def test_a_caller_that_leaves_before_its_turn_has_none(compute: ProcessCom
     assert await first == b"awake" and time.monotonic() - begin < 3
 
 
-async def test_a_warm_process_that_is_killed_is_replaced_and_fails_nobody(compute: ProcessCompute) -> None:
+async def test_a_warm_process_that_is_killed_is_replaced_and_no_call_fails(compute: ProcessCompute) -> None:
     fork = psutil.Process(int(await look(compute, "pid", route=b"warm")))
     asked = asyncio.create_task(look(compute, "sleep", b"1"))
     await asyncio.sleep(0.2)
@@ -350,7 +350,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_a_log_that_has_grown_is_begun_anew_and_one_earlier_is_kept(tmp_path: Path) -> None:
+def test_a_log_that_has_grown_is_rotated_and_one_earlier_is_kept(tmp_path: Path) -> None:
     log = tmp_path / "compute.log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"x" * 2000)
@@ -360,7 +360,7 @@ def test_a_log_that_has_grown_is_begun_anew_and_one_earlier_is_kept(tmp_path: Pa
     assert (tmp_path / "compute.log.1").read_bytes() == b"x" * 1000
 
 
-def test_a_log_of_any_size_is_begun_anew_in_little_memory(tmp_path: Path) -> None:
+def test_a_log_of_any_size_is_rotated_in_little_memory(tmp_path: Path) -> None:
     log = tmp_path / "compute.log"
     log.touch()
     os.truncate(log, 256 * 1024**2)

@@ -45,7 +45,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_coordinator_killed_at_any_point_goes_on_when_it_starts_again(tmp_path: Path, point: str) -> None:
+async def test_a_coordinator_killed_at_any_point_continues_when_it_starts_again(tmp_path: Path, point: str) -> None:
     script = [sys.executable, "-m", "helpers.crashing_run", str(tmp_path), point]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     child = await asyncio.create_subprocess_exec(*script, env=environment, cwd=ROOT)
@@ -65,7 +65,7 @@ async def test_a_coordinator_killed_at_any_point_goes_on_when_it_starts_again(tm
     assert states(log)[-1] == "SUCCEEDED" and states(log).count("SUCCEEDED") == 1
     assert [attempt.epoch for attempt in told] == list(range(1, job.epoch + 1))
     assert job.epoch <= 2
-    # One model event an attempt that came so far; none is told twice.
+    # One model event for each attempt that came so far; none is published twice.
     assert sum(shown(event) == "model" for event in log) == 1
 
 
@@ -138,7 +138,7 @@ async def test_a_failure_that_was_recorded_without_its_end_is_ended_after_the_ne
     assert job_pb2.FailureReport.FromString(job.failure).reason == "USER_CONFIG"
 
 
-async def test_a_second_coordinator_on_the_store_is_refused_and_told_by_whom(tmp_path: Path) -> None:
+async def test_a_second_coordinator_on_the_store_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     store = await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
     try:
         with pytest.raises(StoreLocked) as refused:

@@ -146,7 +146,7 @@ async def test_what_could_not_go_while_the_storage_was_away_goes_when_it_is_back
                 await asyncio.sleep(0.01)
 
 
-async def test_a_sweep_removes_old_folders_of_jobs_that_nobody_knows(tmp_path: Path) -> None:
+async def test_a_sweep_removes_old_folders_of_unknown_jobs(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await core.submit(new_job())

@@ -88,7 +88,7 @@ async def test_the_same_words_at_another_step_are_another_failure(tmp_path: Path
     assert (job.state, job.epoch) == (JobState.FAILED, 3)
 
 
-async def test_what_a_job_goes_on_from_is_said_when_it_recovers(tmp_path: Path) -> None:
+async def test_a_recovering_job_says_what_it_continues_from(tmp_path: Path) -> None:
     def script(gang: ScriptedGang) -> None:
         if gang.launch.key.epoch == 3:
             whole_run(gang, steps=8)

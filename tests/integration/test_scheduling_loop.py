@@ -125,7 +125,7 @@ async def test_a_back_off_is_waited_for_by_the_clock_and_over_if_it_was_set_back
         await core.until(job.uid, JobState.SUCCEEDED)
 
 
-async def test_a_line_longer_than_one_pass_tells_is_told_whole_with_everybodys_place(tmp_path: Path) -> None:
+async def test_a_queue_longer_than_one_pass_is_reported_whole_with_every_jobs_place(tmp_path: Path) -> None:
     launcher = ScriptedLauncher(nodes=FOUR)
     clock = ManualClock()
     async with running_core(tmp_path, launcher, schedule=False, clock=clock) as core:
@@ -178,7 +178,9 @@ async def test_places_deep_in_a_long_line_are_brought_up_to_date_in_time(tmp_pat
         assert pending(await core.job(waiting[1000].uid)).position == 1000
 
 
-async def test_a_slot_that_comes_free_behind_a_long_line_does_not_wait_until_everybody_was_told(tmp_path: Path) -> None:
+async def test_a_slot_that_comes_free_behind_a_long_queue_does_not_wait_until_every_job_has_its_reason(
+    tmp_path: Path,
+) -> None:
     launcher = ScriptedLauncher(nodes=FOUR)
     async with running_core(tmp_path, launcher, schedule=False) as core:
         first = await core.submit(new_job("first", workers=4))
@@ -194,7 +196,7 @@ async def test_a_slot_that_comes_free_behind_a_long_line_does_not_wait_until_eve
         await core.when(waiting[200].uid, lambda job: bool(job.pending))
         whole_run(launcher.gangs[AttemptKey(first.uid, 1)])
         await core.until(waiting[4000].uid, JobState.PREPARING, timeout_s=10)
-        # Most of those before it were not told why they wait: it did not wait for that.
+        # Most of those before it had no reason yet: it did not wait for that.
         assert not (await core.job(waiting[3900].uid)).pending
         assert (await core.job(waiting[4001].uid)).state is JobState.QUEUED
 

@@ -146,12 +146,12 @@ def test_a_missing_job_is_not_found() -> None:
     assert (caught.value.code, caught.value.reason) == ("NOT_FOUND", "JOB_NOT_FOUND")
 
 
-def test_nobody_there_says_what_to_start() -> None:
+def test_the_error_of_a_missing_service_says_what_to_start() -> None:
     with Client("127.0.0.1:1", reconnect_for=0) as client, pytest.raises(Unavailable, match="shardyard serve"):
         client.server_info()
 
 
-def test_logs_go_on_at_their_cursor_after_a_cut() -> None:
+def test_logs_continue_at_their_cursor_after_a_cut() -> None:
     lines = [log_service_pb2.LogLine(attempt=1, rank=0, text=f"line {n}", stream=1, level=2) for n in range(5)]
     script = Script(job=a_job(), log_lines=lines, log_cuts=[2, 1])
     with serving(script) as address, Client(address) as client:
@@ -309,7 +309,7 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch,
         ("[::1]", "has no port"),
     ],
 )
-def test_an_address_that_is_none_is_refused_before_it_is_called(address: str, words: str) -> None:
+def test_an_invalid_address_is_refused_before_it_is_called(address: str, words: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         Client(address)
     assert words in str(refused.value)

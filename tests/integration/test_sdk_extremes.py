@@ -79,7 +79,7 @@ def odd_jobs() -> list[job_pb2.Job]:
     return [*found, a_job()]
 
 
-def test_lists_gets_and_watches_go_on_over_odd_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_gets_and_watches_work_over_odd_rows(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = odd_jobs()
     events = []
     for sequence in range(1, 60):

@@ -113,7 +113,7 @@ async def test_data_and_models_go_up_and_come_down_whole(tmp_path: Path) -> None
     assert (folder / "sub" / "empty.txt").exists()
 
 
-async def test_an_upload_that_broke_off_goes_on_from_what_arrived(tmp_path: Path) -> None:
+async def test_an_upload_that_broke_off_continues_from_what_arrived(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"y" * (3 * CHUNK_BYTES))
     async with serving(tmp_path / "service") as service, client_of(service) as client:

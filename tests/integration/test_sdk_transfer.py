@@ -1,4 +1,4 @@
-"""Uploads that are sent once and go on where they stopped; downloads that are whole or absent."""
+"""Uploads that are sent once and continue where they stopped; downloads that are whole or absent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_same_content_is_sent_once(tmp_path: Path) -> None:
     assert len(script.asked("CreateDataset")) == 1
 
 
-def test_an_upload_that_is_cut_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_upload_that_is_cut_continues_where_it_stopped(tmp_path: Path) -> None:
     script, path = Script(upload_cuts=[1, CHUNK_BYTES]), a_file(tmp_path)
     with serving(script) as address, Client(address) as client:
         data_set = client.upload_dataset(path)
@@ -65,7 +65,7 @@ def test_an_upload_that_is_cut_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len({header.request_id for header in headers}) == 1
 
 
-def test_another_process_goes_on_with_the_upload(tmp_path: Path) -> None:
+def test_another_process_continues_with_the_upload(tmp_path: Path) -> None:
     script, path = Script(upload_cuts=[1]), a_file(tmp_path)
     with serving(script) as address:
         with Client(address, reconnect_for=0) as client, pytest.raises(Exception, match="cut"):
@@ -104,7 +104,7 @@ def test_an_empty_folder_is_refused_before_any_call(tmp_path: Path) -> None:
 FILES = {"config.json": b"{}", "model.safetensors": b"0123456789abcdef", "sub/empty": b""}
 
 
-def test_a_download_that_is_cut_goes_on_and_is_checked(tmp_path: Path) -> None:
+def test_a_download_that_is_cut_continues_and_is_checked(tmp_path: Path) -> None:
     script = Script(ready={"m"}, files=FILES, download_cuts=[0, 8, 4])
     with serving(script) as address, Client(address) as client:
         folder = client.model("m").download(tmp_path / "model")
@@ -112,7 +112,7 @@ def test_a_download_that_is_cut_goes_on_and_is_checked(tmp_path: Path) -> None:
     assert not (tmp_path / "model.partial").exists()
 
 
-def test_a_download_goes_on_in_another_process(tmp_path: Path) -> None:
+def test_a_download_continues_in_another_process(tmp_path: Path) -> None:
     script = Script(ready={"m"}, files={"weights": b"0123456789abcdef"}, download_cuts=[8])
     with serving(script) as address:
         with Client(address, reconnect_for=0) as client, pytest.raises(Exception, match="cut"):
@@ -145,7 +145,7 @@ def test_an_empty_current_folder_is_filled(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_the_root_and_a_file_are_no_folder_to_download_into(tmp_path: Path) -> None:
+def test_the_root_and_a_file_are_refused_as_folders_to_download_into(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with serving(Script(ready={"m"}, files=FILES)) as address, Client(address) as client:
         with pytest.raises(InvalidArgument, match="give one below it"):
@@ -167,7 +167,7 @@ def test_a_folder_with_files_of_another_model_is_refused_before_anything_is_fetc
         client.model("m").download(tmp_path / "model")
 
 
-def test_a_full_disk_is_a_failure_of_the_sdk_and_the_download_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_failure_of_the_sdk_and_the_download_continues_when_there_is_room(tmp_path: Path) -> None:
     files = {f"part-{number}": bytes(300_000) for number in range(4)}
     with small_disk(tmp_path / "disk", 1) as disk, serving(Script(ready={"m"}, files=files)) as address:
         with Client(address) as client, pytest.raises(ShardyardError) as raised:
@@ -247,7 +247,7 @@ def test_a_file_that_changes_while_it_is_sent_is_refused_and_not_tried_for_ever(
         client.upload_dataset(path)
 
 
-def test_an_upload_that_another_one_overtook_goes_on_from_what_has_arrived(tmp_path: Path) -> None:
+def test_an_upload_that_another_one_overtook_continues_from_what_has_arrived(tmp_path: Path) -> None:
     overtaken = Failure(grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_MISMATCH")
     script, path = Script(failures={"CreateDataset": [overtaken]}), a_file(tmp_path)
     with serving(script) as address, Client(address) as client:

@@ -40,7 +40,7 @@ async def test_the_async_watch_survives_cuts_too() -> None:
             assert [event.sequence async for event in job.watch()] == list(range(1, 12))
 
 
-def test_a_watch_goes_on_after_the_sequence_given_and_names_the_jobs_uid() -> None:
+def test_a_watch_continues_after_the_sequence_given_and_names_the_jobs_uid() -> None:
     script = Script(job=a_job(), events=a_story())
     assert watched(script, after=8) == [9, 10, 11]
     asked = script.asked("WatchJob")[0]
@@ -78,7 +78,7 @@ def test_a_watch_after_the_last_event_of_an_ended_job_ends() -> None:
     assert watched(Script(job=job, events=a_story()), after=11) == []
 
 
-def test_only_the_kinds_asked_for_come_and_are_no_gap() -> None:
+def test_only_the_requested_kinds_come_and_the_others_are_not_gaps() -> None:
     script = Script(job=a_job(state=SUCCEEDED), events=a_story())
     script.job.last_event_sequence = 11
     assert watched(script, kinds=["progress"]) == [4, 5, 6, 7, 8, 9]
@@ -102,7 +102,7 @@ def test_events_read_as_data_and_as_lines() -> None:
         (Failure(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"), NotFound),
     ],
 )
-def test_what_another_try_cannot_mend_is_raised(failure: Failure, error: type[Exception]) -> None:
+def test_an_error_that_another_try_cannot_fix_is_raised(failure: Failure, error: type[Exception]) -> None:
     script = Script(job=a_job(), events=a_story(), failures={"WatchJob": [failure]})
     with pytest.raises(error) as caught:
         watched(script)

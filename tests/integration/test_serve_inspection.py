@@ -1,4 +1,4 @@
-"""What callers are told when a process that opens their files ends: the fault of the input, or of nobody there."""
+"""The errors of callers when a process that opens their files ends: the input's fault, or the system's."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ async def test_what_is_only_tried_is_refused_as_it_would_be_for_good(service: Se
         (["A_REASON_OF_TOMORROW"], grpc.StatusCode.INVALID_ARGUMENT, "SPEC_INVALID"),
     ],
 )
-async def test_what_the_planner_finds_wrong_is_told(
+async def test_errors_that_the_planner_finds_are_reported(
     tmp_path: Path, reasons: list[str], code: grpc.StatusCode, reason: str
 ) -> None:
     def plan(_request: bytes) -> bytes:
@@ -262,7 +262,7 @@ async def test_what_the_planner_finds_wrong_is_told(
             assert list(failure.violations) == [f"job.spec.f{at}" for at in range(len(reasons))]
 
 
-async def test_what_the_plan_warns_of_stands_in_the_jobs_log_from_the_start(tmp_path: Path) -> None:
+async def test_warnings_of_the_plan_are_in_the_jobs_log_from_the_start(tmp_path: Path) -> None:
     def plan(request: bytes) -> bytes:
         result = worker_pb2.PlanResult.FromString(take_as_it_is(request))
         result.plan.warnings.add(reason="NEW_HEAD", message="a new one is started", field="spec.model.uri")
@@ -298,7 +298,7 @@ async def test_a_long_refusal_in_any_script_reaches_the_caller(tmp_path: Path, c
         assert failure.violations["job.spec.f"].startswith(character * 100)
 
 
-async def test_the_service_tells_about_itself(service: Service) -> None:
+async def test_the_service_describes_itself(service: Service) -> None:
     info = await service.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())
     assert info.store_id == service.store.store_id and info.limits["max_message_bytes"] == 4 * 1024 * 1024
     assert info.cluster.state == server_service_pb2.ClusterInfo.STATE_CONNECTED
@@ -371,7 +371,7 @@ def test_every_page_ends_at_a_mebibyte_but_holds_one(sizes: list[int], expected:
     assert (len(page), bool(token)) == (expected, expected < len(sizes))
 
 
-async def test_a_call_without_a_message_harms_nobody(service: Service) -> None:
+async def test_a_call_without_a_message_affects_no_other_call(service: Service) -> None:
     path = "/shardyard.v1.JobService/GetJob"
     call = service.channel.stream_unary(path)(iter([]), timeout=2)
     with pytest.raises(grpc.aio.AioRpcError) as raised:

@@ -1,4 +1,4 @@
-"""What is in flight is bounded by kind: whoever uses up one kind leaves the others alone."""
+"""Calls in flight are bounded by kind: using up one kind does not affect the others."""
 
 from __future__ import annotations
 

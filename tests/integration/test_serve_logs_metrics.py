@@ -71,7 +71,7 @@ async def test_lines_have_rank_stream_level_and_time(service: Service) -> None:
     assert texts(await tail(service, rank=1)) == ["2026-01-31T12:00:00Z DEBUG small", "Traceback"]
 
 
-async def test_a_cursor_goes_on_after_its_batch(service: Service) -> None:
+async def test_a_cursor_continues_after_its_batch(service: Service) -> None:
     file = await log_file(service, "rank-0.stdout.log")
     file.write_text("".join(f"line {at}\n" for at in range(2500)))
     batches = await tail(service)
@@ -117,7 +117,7 @@ async def test_a_serious_line_is_found_behind_many_that_are_not(service: Service
     assert texts(await tail(service, min_level=logs_pb.LOG_LEVEL_ERROR)) == ["2026-01-31 12:00:00 ERROR it broke"]
 
 
-async def test_a_gang_of_many_ranks_has_a_cursor_that_goes_on(service: Service) -> None:
+async def test_a_gang_of_many_ranks_has_a_cursor_that_continues(service: Service) -> None:
     for rank in range(1500):
         (await log_file(service, f"rank-{rank}.stdout.log")).write_text("x\n")
     batches = await tail(service)
@@ -169,7 +169,7 @@ async def test_metrics_are_followed_to_the_end_of_the_job(service: Service) -> N
     assert steps(await watch(service, metrics=["eval/loss"]), "eval/loss") == [1, 2, 3]
 
 
-async def test_history_is_downsampled_to_the_limit_that_is_told(service: Service) -> None:
+async def test_history_is_downsampled_to_the_reported_limit(service: Service) -> None:
     await add_points(service, 1, 5000)
     answer = await service.metrics.QueryMetrics(metrics_pb.QueryMetricsRequest(name=NAME, max_points=100))
     (series,) = answer.series

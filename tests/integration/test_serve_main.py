@@ -146,7 +146,7 @@ def stays_out(state: Path, storage: Path) -> str:
     return refused.stderr
 
 
-def test_another_stores_storage_and_folders_of_nobody_known_are_left_alone(tmp_path: Path) -> None:
+def test_another_stores_storage_and_folders_of_unknown_owners_are_left_alone(tmp_path: Path) -> None:
     with running(tmp_path / "first"):
         pass
     theirs = tmp_path / "first" / "storage" / "models" / ("0" * 32)
@@ -223,5 +223,5 @@ def test_settings_come_by_keyword_then_environment(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("host", "is_local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("", False), ("example.org", False)]
 )
-def test_loopback_is_told_from_the_rest(host: str, is_local: bool) -> None:
+def test_loopback_is_distinguished_from_other_addresses(host: str, is_local: bool) -> None:
     assert is_loopback(host) is is_local

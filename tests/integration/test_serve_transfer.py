@@ -1,4 +1,4 @@
-"""Uploads and downloads: resumed where they stopped, checked, and never half of anything."""
+"""Uploads and downloads: resumed where they stopped, checked, and never left half done."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_what_goes_up_comes_down(service: Service) -> None:
     assert [each.name for each in listed.datasets] == [made.name] and not listed.datasets[0].files
 
 
-async def test_an_upload_goes_on_where_it_stopped(service: Service) -> None:
+async def test_an_upload_continues_where_it_stopped(service: Service) -> None:
     request_id = str(uuid.uuid4())
     top = header("corpus", FILES, request_id)
     failure = await refused(service.datasets.CreateDataset(messages(top, *whole(FILES)[:1])))
@@ -63,7 +63,7 @@ async def test_an_upload_goes_on_where_it_stopped(service: Service) -> None:
     assert await fetch(service, "corpus", "b/train.txt") == FILES["b/train.txt"]
 
 
-async def test_a_file_with_another_sha256_is_sent_anew(service: Service) -> None:
+async def test_a_file_with_another_sha256_is_sent_again(service: Service) -> None:
     files = {"a.txt": b"hello"}
     top = header("corpus", files)
     failure = await refused(service.datasets.CreateDataset(messages(top, chunk(0, 0, b"HELLO"))))
@@ -132,7 +132,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("offset", [0, 3])
-async def test_a_damaged_file_is_no_download_and_the_answer_says_whose_copy_it_is(
+async def test_a_damaged_file_is_not_downloaded_and_the_error_says_whose_copy_is_damaged(
     service: Service, damage: str, offset: int
 ) -> None:
     made = await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
@@ -177,7 +177,7 @@ async def test_quotas_hold(tmp_path: Path) -> None:
         await send_dataset(service, "one", {"a": b"x" * 10})
         failure = await refused(send_dataset(service, "two", {"a": b"x" * 6}))
         assert failure.reason == "QUOTA_EXCEEDED" and "room for 5" in failure.message
-        # Cut off: it may go on, so what has arrived is held.
+        # Cut off: it may continue, so the arrived part is kept.
         await refused(service.datasets.CreateDataset(messages(header("begun", {"a": b"x" * 5}), chunk(0, 0, b"xxx"))))
         failure = await refused(send_dataset(service, "three", {"a": b"x" * 3}))
         assert failure.reason == "QUOTA_EXCEEDED" and "room for 2" in failure.message
@@ -213,7 +213,7 @@ async def test_a_broken_off_upload_can_be_deleted(service: Service) -> None:
     assert (await send_dataset(service, "corpus", FILES)).state == pb.Dataset.STATE_READY
 
 
-async def test_an_upload_that_a_sweep_takes_away_is_told_so(service: Service) -> None:
+async def test_an_upload_that_a_sweep_removes_is_refused_with_the_reason(service: Service) -> None:
     call = service.datasets.CreateDataset()
     await call.write(pb.CreateDatasetRequest(header=header("corpus", {"a": b"xy"})))
     await call.write(pb.CreateDatasetRequest(chunk=chunk(0, 0, b"x")))
@@ -231,7 +231,7 @@ async def test_an_upload_that_a_sweep_takes_away_is_told_so(service: Service) ->
     assert (await refused(call)).reason == "DATASET_NOT_FOUND"
 
 
-async def test_a_full_storage_is_told_and_the_upload_goes_on_when_there_is_space(service: Service) -> None:
+async def test_a_full_storage_is_reported_and_the_upload_continues_when_there_is_space(service: Service) -> None:
     files, request_id = {"a": bytes(range(256)) * (6 * MIB // 256)}, str(uuid.uuid4())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MIB + 1000, hard))
@@ -254,7 +254,7 @@ async def test_a_taken_name_is_refused(service: Service) -> None:
     assert (failure.code, failure.reason) == (grpc.StatusCode.ALREADY_EXISTS, "DATASET_EXISTS")
 
 
-async def test_an_upload_that_falls_silent_ends_and_can_go_on(tmp_path: Path) -> None:
+async def test_an_upload_that_falls_silent_ends_and_can_continue(tmp_path: Path) -> None:
     async with serving(tmp_path, limits=Limits(upload_idle_s=0.1)) as service:
         call = service.datasets.CreateDataset()
         await call.write(pb.CreateDatasetRequest(header=header("corpus", {"a": b"x"})))

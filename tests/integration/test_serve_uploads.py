@@ -115,7 +115,7 @@ async def test_a_wrong_upload_is_refused_and_nothing_of_what_is_wrong_is_kept(se
     code = "DATA_LOSS" if reason == "CRC_MISMATCH" else "INVALID_ARGUMENT"
     assert (failure.code.name, failure.reason) == (code, reason)
     assert field is None or field in failure.violations
-    if field == "chunk.offset":  # With where to go on, as every protocol for uploads learned to say.
+    if field == "chunk.offset":  # With the place to continue from.
         assert (failure.metadata["file"], failure.metadata["committed_bytes"]) == ("a", str(kept or 0))
     found = service.datasets.GetDataset(pb.GetDatasetRequest(name=f"{PARENT}/datasets/up"))
     if kept is None:
@@ -126,7 +126,7 @@ async def test_a_wrong_upload_is_refused_and_nothing_of_what_is_wrong_is_kept(se
     assert half.state == pb.Dataset.STATE_UPLOADING and half.files[0].committed_bytes == kept
     (file,) = (service.parts.storage / "datasets").glob("*/a")
     assert file.read_bytes() == b"xyz"[:kept]
-    # It goes on from what is right.
+    # It continues from the part that is right.
     rest = [chunk(0, kept, b"xyz"[kept:])] if kept < 3 else []
     made = await service.datasets.CreateDataset(messages(sent[0].header, *rest))
     assert made.state == pb.Dataset.STATE_READY and await fetch(service, "up", "a") == b"xyz"

@@ -138,7 +138,7 @@ async def test_a_snapshot_comes_first_and_fits_the_cursor(service: Service) -> N
     assert rest == [] and first.job_uid == first.snapshot.uid
 
 
-async def test_a_silent_job_is_told_by_heartbeats(service: Service) -> None:
+async def test_heartbeats_show_the_position_of_a_silent_job(service: Service) -> None:
     call = service.jobs.WatchJob(pb.WatchJobRequest(name=NAME, after_sequence=1))
     batches = [await call.read() for _ in range(3)]
     assert [(batch.after_sequence, batch.last_sequence, len(batch.events)) for batch in batches] == [(1, 1, 0)] * 3
@@ -162,7 +162,7 @@ async def test_cursors_that_do_not_fit_are_refused(service: Service) -> None:
     assert (replaced.code, replaced.reason) == (grpc.StatusCode.ABORTED, "JOB_REPLACED")
 
 
-async def test_an_expired_cursor_is_told_with_the_oldest_sequence(service: Service) -> None:
+async def test_an_expired_cursor_is_refused_with_the_oldest_sequence(service: Service) -> None:
     await emit(service, 10)
     await finish(service)
     service.clock.advance(1000)
@@ -185,7 +185,7 @@ async def test_the_events_of_a_purged_job_are_not_passed_over_in_silence(service
     assert (await refused(call.read())).reason == "CURSOR_EXPIRED"
 
 
-async def test_the_ring_and_the_store_tell_the_same(tmp_path: Path) -> None:
+async def test_the_ring_and_the_store_give_the_same_events(tmp_path: Path) -> None:
     async with serving(tmp_path) as service:
         await submit(service)
         service.app._fanout._ring_size = 5
@@ -215,7 +215,7 @@ async def test_what_left_the_ring_while_a_watcher_was_busy_is_not_missed(tmp_pat
         assert sequences == [1, 2, 3, 4, 5]
 
 
-async def test_a_drain_ends_streams_with_draining_and_is_told_by_health(service: Service) -> None:
+async def test_a_drain_ends_streams_with_draining_and_shows_in_health(service: Service) -> None:
     call = service.jobs.WatchJob(pb.WatchJobRequest(name=NAME))
     await call.read()
     stopping = asyncio.create_task(service.app.stop(1))
@@ -286,5 +286,5 @@ async def test_waiting_ends_when_the_job_does(service: Service) -> None:
     assert (await service.jobs.WaitJob(short)).state == job_pb2.STATE_CANCELLED
 
 
-def test_a_job_is_terminal_exactly_where_the_table_says() -> None:
+def test_a_job_is_terminal_exactly_in_the_states_of_the_table() -> None:
     assert {state for state in jobs.JobState if state.is_terminal} == {"SUCCEEDED", "FAILED", "CANCELLED"}

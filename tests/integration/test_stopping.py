@@ -28,7 +28,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_again_without_effect(tmp_pa
 
 
 @pytest.mark.parametrize("state", [JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING])
-async def test_a_gang_is_told_to_stop_and_cancelled_once_it_has(tmp_path: Path, state: JobState) -> None:
+async def test_a_gang_is_asked_to_stop_and_cancelled_once_it_has(tmp_path: Path, state: JobState) -> None:
     launcher = ScriptedLauncher()
     launcher.ignores_directives = False
     async with running_core(tmp_path, launcher) as core:
@@ -196,7 +196,7 @@ async def test_a_cancel_that_the_cluster_never_confirms_is_ended_by_declaring_th
     assert job.state is JobState.CANCELLED and states(log).count("CANCELLING") == 1
 
 
-async def test_a_gang_that_answers_is_not_lost_whoever_says_so(tmp_path: Path) -> None:
+async def test_a_gang_that_answers_is_not_lost_whatever_others_report(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher) as core:
         job = await _brought_to(core, launcher, JobState.RUNNING)

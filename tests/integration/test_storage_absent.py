@@ -43,7 +43,7 @@ def tree(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("left", ["nothing", "a bare folder", "a folder with lost+found"])
-def test_a_storage_whose_mount_is_missing_is_never_begun_anew(used: tuple[Path, Path], left: str) -> None:
+def test_a_storage_whose_mount_is_missing_is_never_replaced(used: tuple[Path, Path], left: str) -> None:
     state, storage = used
     away = storage.rename(storage.with_name("away"))
     if left != "nothing":
@@ -64,7 +64,7 @@ def test_a_storage_whose_mount_is_missing_is_never_begun_anew(used: tuple[Path, 
         assert (dataset.download(storage.with_name("back")) / "corpus.txt").read_text() == "one\ntwo\n"
 
 
-def test_a_storage_that_is_lost_for_good_is_begun_anew_as_the_message_says(used: tuple[Path, Path]) -> None:
+def test_a_storage_that_is_permanently_lost_can_be_replaced_as_the_message_says(used: tuple[Path, Path]) -> None:
     state, storage = used
     storage.rename(storage.with_name("lost"))
     said = ends(state, SHARDYARD_STORAGE_ROOT=str(storage)).stderr
@@ -91,7 +91,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-async def test_an_upload_goes_nowhere_while_the_storage_is_away_and_goes_on_when_it_is_back(service: Service) -> None:
+async def test_an_upload_waits_while_the_storage_is_away_and_continues_when_it_is_back(service: Service) -> None:
     storage = service.parts.storage
     away = storage.rename(storage.with_name("away"))
     for bare in (False, True):
@@ -106,12 +106,12 @@ async def test_an_upload_goes_nowhere_while_the_storage_is_away_and_goes_on_when
     assert (await send_dataset(service, "corpus", {"a": b"abc"})).size_bytes == 3
 
 
-async def test_an_upload_that_had_no_folder_for_a_read_only_disk_goes_on_when_it_can_be_written(
+async def test_an_upload_that_had_no_folder_for_a_read_only_disk_continues_when_it_can_be_written(
     service: Service,
 ) -> None:
     folder, request_id = service.parts.storage / "datasets", str(uuid.uuid4())
     away = folder.rename(folder.with_name("away"))
-    folder.write_text("in the way")  # As root may write where a mode forbids it.
+    folder.write_text("in the way")  # Root may write although the mode forbids it.
     for _ in range(2):
         failure = await refused(send_dataset(service, "corpus", {"a": b"abc"}, request_id))
         assert failure.reason == "STORAGE_NOT_WRITABLE", failure.message

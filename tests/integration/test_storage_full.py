@@ -1,4 +1,4 @@
-"""A disk that fills up under a real job: said at once, waited for, and the run goes on when there is room."""
+"""A disk that fills up under a real job: it is reported at once, and the run continues when there is room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.full_disk import fill, small_disk
 from helpers.served import served
 from helpers.small_specs import sentences
 
-# A checkpoint is written only if 1 GiB stays free beside it.
+# A checkpoint is written only if 1 GiB stays free.
 MEGABYTES = 1024 + 96
 
 
@@ -41,7 +41,7 @@ def small_job(tmp_path: Path, *, every: int) -> shardyard.JobSpec:
     )
 
 
-def test_a_full_disk_is_told_at_once_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_at_once_and_the_run_continues_when_there_is_room(tmp_path: Path) -> None:
     spec = small_job(tmp_path, every=100_000)
     with (
         small_disk(tmp_path / "disk", MEGABYTES) as disk,

@@ -19,7 +19,7 @@ def doctor(service: Served) -> tuple[int, dict[str, str]]:
     return done.returncode, found
 
 
-def test_the_storage_is_shown_as_it_is_and_a_mount_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+def test_the_storage_is_shown_as_it_is_and_a_hanging_mount_delays_no_other_call(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir(mode=0o700)
     claim, kept = storage / "store-id", tmp_path / "kept"
@@ -39,7 +39,7 @@ def test_the_storage_is_shown_as_it_is_and_a_mount_that_hangs_holds_nobody_up(tm
         status, found = doctor(service)
         assert status != 0 and (found["verdict"], found["next_step"]) == ("broken", away.message)
 
-        os.mkfifo(claim)  # It opens for as long as nobody writes: a server of files that does not answer.
+        os.mkfifo(claim)  # Opening it blocks until a writer comes: like a file server that does not answer.
         for _ in range(3):
             began_s = time.monotonic()
             hanging = client.server_info().storage

@@ -123,7 +123,7 @@ def test_three_steps_in_a_row_that_are_not_finite_are_the_end(tmp_path: Path, ze
     assert "lower optimization.learning_rate" in failure.next_step
 
 
-def test_a_run_whose_every_step_was_left_out_is_no_success(tmp_path: Path) -> None:
+def test_a_run_whose_every_step_was_skipped_is_not_a_success(tmp_path: Path) -> None:
     scenario = Scenario(str(tmp_path), steps=2, poison=[0, 1])
     failure = run_scenario(scenario, solo_gang())
     assert failure is not None and failure.cause == "LOSS_DIVERGED"
@@ -138,7 +138,7 @@ def test_events_come_in_the_order_that_the_coordinator_expects(two_ranks: dict[t
     assert kinds[-4:] == ["evaluation", "checkpoint", "finished", "exported"]
 
 
-def test_every_step_has_its_numbers_and_progress_tells_the_whole(two_ranks: dict[tuple[str, int], Scenario]) -> None:
+def test_every_step_has_its_numbers_and_progress_covers_all_of_them(two_ranks: dict[tuple[str, int], Scenario]) -> None:
     scenario = two_ranks["gpt2", 2]
     for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_s"):
         assert list(scenario.series(metric)) == list(range(1, 31))

@@ -85,7 +85,7 @@ def test_two_ranks_train_a_classifier_and_leave_a_model_and_logs(
     assert committed and all(path in told[0] and path not in told[1] for path in committed)
 
 
-def test_an_evaluation_that_can_tell_nothing_is_warned_of(tmp_path: Path, start: Callable[..., TrainerGang]) -> None:
+def test_an_evaluation_with_one_answer_is_warned_about(tmp_path: Path, start: Callable[..., TrainerGang]) -> None:
     attempt = attempt_of(tmp_path, world_size=1)
     (tmp_path / "test.tsv").write_text("text\tlabel\n" + "good word1\t1\n" * 4)
     attempt.spec.eval_data.uri = str(tmp_path / "test.tsv")

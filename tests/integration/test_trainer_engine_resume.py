@@ -169,7 +169,7 @@ def test_a_resumed_attempt_only_proves_that_it_can_write(tmp_path: Path, trained
     assert not list(resumed.attempt_dir.glob("probe-*"))
 
 
-def test_an_attempt_that_goes_on_from_the_canarys_checkpoint_tries_the_export(
+def test_an_attempt_that_continues_from_the_canarys_checkpoint_tries_the_export(
     tmp_path: Path, trained: Scenario
 ) -> None:
     first = str(trained.attempt_dir / "step-000000002")

@@ -19,7 +19,7 @@ def pressure(scenario: Scenario) -> list[bool]:
     return [condition.active for condition in found]
 
 
-def test_a_full_disk_under_one_rank_skips_the_checkpoint_on_all_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_under_one_rank_skips_the_checkpoint_on_all_and_training_continues(tmp_path: Path) -> None:
     scenario = Scenario(str(tmp_path / "run"), zero_stage=1, world_size=2, full_at=("shard.written", [2], 1))
     assert run_gang(tmp_path / "gang", [scenario]) == [0, 0]
     assert [checkpoint.step for checkpoint in scenario.checkpoints()] == [2, 20, 30]
@@ -82,7 +82,7 @@ def test_fewer_checkpoints_are_advised_only_if_they_would_make_room(tmp_path: Pa
         folder.mkdir(parents=True)
         (folder / "manifest.json").touch()
         (folder / "shard.pt").write_bytes(bytes(1000))
-    (tmp_path / "e000002" / "step-000000030").mkdir()  # Half written: nobody keeps it.
+    (tmp_path / "e000002" / "step-000000030").mkdir()  # Half written, so it is not kept.
     kept = kept_bytes(tmp_path)
     assert kept == [1000, 1000, 1000]
     assert "keep_last (3 of this job lie there)" in room_step(2000, kept)

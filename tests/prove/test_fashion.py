@@ -79,7 +79,7 @@ def spec_of(folder: Path) -> spec_pb2.JobSpec:
     )
 
 
-def test_a_small_resnet_is_no_worse_than_in_a_plain_loop(folder: Path) -> None:
+def test_a_small_resnet_is_not_worse_than_in_a_plain_loop(folder: Path) -> None:
     spec = spec_of(folder)
     attempt_dir = folder / "job" / "e000001"
     attempt = worker_pb2.AttemptSpec(

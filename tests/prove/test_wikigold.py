@@ -1,4 +1,4 @@
-"""Entities of Wikigold: not behind a plain transformers loop on the same model, data and budget."""
+"""Entities of Wikigold: not worse than a plain transformers loop on the same model, data and budget."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_wikigold_is_at_most_a_point_behind_a_plain_loop(service: Served, bert: 
             answers = model.predict([shardyard.Words(words) for words, _ in held_out])
             numbers = model.info.metrics
         found = [[tag.tag for tag in answer.tags] for answer in answers]
-        # The job's own number, by somebody else's count and by the model that answers.
+        # The job's own number, counted by another library and by the model that answers.
         assert entity_f1(truth, found) == pytest.approx(numbers["f1"], abs=1e-9)
         ours.append(numbers["f1"])
         tags = train_and_tag(bert, train, held_out, epochs=EPOCHS, learning_rate=LEARNING_RATE, batch=BATCH, seed=seed)

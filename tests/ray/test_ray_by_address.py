@@ -1,4 +1,4 @@
-"""Joining a Ray that somebody else started."""
+"""Joining a Ray that another program started."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_a_cluster_is_joined_by_its_address_and_left_alone(ray: Ray, tmp_p
     await connected(ray.launcher)
 
 
-async def test_an_address_where_nothing_listens_is_said_and_asked_again(tmp_path: Path) -> None:
+async def test_an_address_where_nothing_listens_is_reported_and_tried_again(tmp_path: Path) -> None:
     launcher = RayLauncher(log=tmp_path / "ray-agent.log", address="127.0.0.1:1")
     await launcher.start()
     view = await launcher.cluster()

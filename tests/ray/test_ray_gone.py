@@ -1,4 +1,4 @@
-"""A cluster of somebody else's that is gone for good: said at once, waited for in vain, ended by a person."""
+"""A joined cluster that never comes back: reported at once, waited for in vain, ended by a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dies, and what goes on: the agent, the coordinator, the supervisor, the control service, the whole head."""
+"""What dies, and what continues: the agent, the coordinator, the supervisor, the control service, the whole head."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ async def test_a_head_that_was_killed_is_cleared_away_and_a_stopped_one_leaves_n
     assert _session(first.pid) == []
     assert not Path(first.temp_dir).exists()
     second = found.record
-    # As it stands while a start is under way: the process is not known yet.
+    # As during a start: the process is not known yet.
     (tmp_path / "state" / "ray.json").write_text(
         json.dumps({"pid": 0, "start_time": 0.0, "address": "", "temp_dir": second.temp_dir})
     )
@@ -213,7 +213,7 @@ async def test_a_ray_that_runs_but_can_start_no_worker_any_more_is_replaced(tmp_
         assert _session(first.pid) == []
     finally:
         await launcher.close(stop_cluster=False)
-    # Its token lies where nobody looks any more.
+    # Its token is in a place that is no longer read.
     (tmp_path / "state").rename(tmp_path / "moved")
     moved = EmbeddedHead(tmp_path / "moved", cpus=1)
     second = moved.record

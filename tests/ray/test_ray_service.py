@@ -85,7 +85,7 @@ def test_ranks_are_confined_and_know_nothing_of_ray(service: Served, client: sha
 
 
 class Watcher:
-    """Collects a job's events beside the test, as one stream."""
+    """Collects a job's events in the background, as one stream."""
 
     def __init__(self, service: Served, job_id: str) -> None:
         self.sequences: list[int] = []
@@ -177,7 +177,7 @@ def test_a_killed_gcs_takes_the_gang_but_neither_the_service_nor_the_job(
 
 
 @pytest.mark.prove
-def test_when_everything_is_killed_at_once_the_next_start_goes_on_from_the_checkpoint(
+def test_when_everything_is_killed_at_once_the_next_start_continues_from_the_checkpoint(
     service: Served, client: shardyard.Client, undisturbed: list[tuple[int, float]]
 ) -> None:
     job = submit(client, service, "all-killed")

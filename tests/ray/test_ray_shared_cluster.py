@@ -105,7 +105,7 @@ async def test_a_supervisor_lives_and_dies_with_a_node_of_its_gang(
     cluster.remove_node(stays[1])
 
 
-async def test_a_lost_node_is_named_and_the_job_goes_on_elsewhere(
+async def test_a_lost_node_is_named_and_the_job_continues_elsewhere(
     cluster: Cluster, launcher: RayLauncher, tmp_path: Path
 ) -> None:
     first = await _node(cluster, launcher)
@@ -194,7 +194,7 @@ async def test_a_stopped_supervisor_is_named_and_a_kill_confirms_that_its_ranks_
 
 
 @pytest.mark.skipif(landlock_version() < 4, reason="the kernel's Landlock has no rules for TCP")
-async def test_what_processes_may_not_do_is_told_of_those_of_the_moment(
+async def test_the_restrictions_reported_are_those_of_the_current_processes(
     cluster: Cluster, launcher: RayLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each node has a Hub of its own, whose port its processes may connect to.

@@ -80,7 +80,7 @@ def committed(tmp_path: Path) -> tuple[Path, ShardFile]:
 
 
 @pytest.mark.parametrize("way", OF_MANIFESTS)
-def test_a_damaged_manifest_is_no_checkpoint_for_either_side(tmp_path: Path, way: str) -> None:
+def test_a_damaged_manifest_is_not_a_checkpoint_for_either_side(tmp_path: Path, way: str) -> None:
     folder, _ = committed(tmp_path)
     assert read_manifest(folder)[0] is not None and len(find_checkpoints(tmp_path / "job", "j", 2)) == 1
     OF_MANIFESTS[way](folder / MANIFEST)

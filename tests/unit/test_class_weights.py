@@ -71,7 +71,7 @@ def test_tags_weigh_as_the_spec_says_and_the_loss_is_divided_by_the_sum(tmp_path
     weights = torch.tensor([GIVEN.get(label, 1.0) for label in prepared.labels])
     ours, expected, plain = losses(prepared, resolved, weights)
     assert ours == pytest.approx(expected, rel=1e-6) and plain != pytest.approx(ours, rel=1e-2)
-    # 14 of 30 words begin a person, 7 are inside one, one begins a place, 8 are none.
+    # 14 of 30 words begin a person, 7 are inside one, one begins a place, 8 are outside.
     assert batch_of(prepared).num_units == 14 * 3.0 + 7 + 1 + 8 * 0.25
 
 

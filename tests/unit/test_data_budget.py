@@ -47,7 +47,7 @@ def test_what_a_process_reads_is_never_given_up_and_when_it_ends_may_be(tmp_path
     assert evict(tmp_path, most_bytes=0) == [folder] and not folder.exists()
 
 
-def test_what_is_made_anew_makes_room_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_built_again_makes_room_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BUDGET_VARIABLE, "1500")
     old = made(tmp_path, "old", age_s=5)
     new = tokenised(tmp_path / "examples" / "new", lambda target: (target / "tokens.bin").write_bytes(b"x" * 1000))

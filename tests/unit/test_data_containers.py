@@ -162,7 +162,7 @@ def test_what_is_not_read_is_named_with_the_next_step(tmp_path: Path) -> None:
         assert caught.value.field == "spec.train_data", title
 
 
-def test_a_space_before_quotes_is_no_part_of_them(tmp_path: Path) -> None:
+def test_a_space_before_quotes_is_not_part_of_the_value(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv", b'text, label\n"a, b", "pos"\n"c", "neg, too"\n')
     assert [(row.text, row.label) for row in rows] == [("a, b", "pos"), ("c", "neg, too")]
     # Such a thing inside a value, and spaces without quotes, stay as they are.

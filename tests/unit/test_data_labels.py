@@ -99,7 +99,7 @@ def test_labels_that_are_too_large_together_are_refused_and_fewer_are_not() -> N
     assert find_schema(SINGLE_LABEL, (), {f"class {at}" for at in range(10_000)}).num_outputs == 10_000
 
 
-def test_labels_are_numbers_only_where_each_is_one() -> None:
+def test_labels_are_numbers_only_if_each_is_one() -> None:
     assert find_schema(SINGLE_LABEL, (), {"10", "9", "-1"}).labels == ("-1", "9", "10")
     assert find_schema(SINGLE_LABEL, (), {"10", "9", "--1"}).labels == ("--1", "10", "9")
 
@@ -108,7 +108,7 @@ def test_labels_are_numbers_only_where_each_is_one() -> None:
     ("label", "problem"),
     [("\ud800", SINGLE_LABEL), (["a", "\ud800"], MULTI_LABEL), ("x" * 100_000, SINGLE_LABEL), (1e300, REGRESSION)],
 )
-def test_data_with_such_a_label_is_no_task(tmp_path: Path, label: Any, problem: Problem) -> None:
+def test_data_with_such_a_label_is_refused(tmp_path: Path, label: Any, problem: Problem) -> None:
     good: Any = 1 if problem == REGRESSION else "good"
     rows = [{"text": text, "label": good} for text in sentences(3)] + [{"text": "x", "label": label}]
     data = tmp_path / "a.jsonl"

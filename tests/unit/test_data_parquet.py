@@ -32,7 +32,7 @@ def test_a_struct_column_is_refused(tmp_path: Path) -> None:
         read_source(_parquet(tmp_path, text=[{"a": 1}], label=[1]))
 
 
-def test_records_that_nobody_asked_for_are_left_out(tmp_path: Path) -> None:
+def test_records_that_were_not_requested_are_left_out(tmp_path: Path) -> None:
     (row,) = read_source(_parquet(tmp_path, meta=[{"a": 1}], text=["a"], label=[1]))
     assert (row.text, row.label) == ("a", 1)
 
@@ -45,14 +45,14 @@ def test_what_pandas_and_duckdb_write_is_read(tmp_path: Path) -> None:
     assert [(row.text, row.label) for row in read_source(_parquet(tmp_path, **columns))] == [("a", 1.5), ("b", None)]
 
 
-def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_column_in_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table([["a"], [1], [2]], names=["text", "label", "label"]), path)
     with pytest.raises(DataError, match="duplicate column name: label"):
         read_source(path)
 
 
-def test_a_list_of_numbers_is_no_text(tmp_path: Path) -> None:
+def test_a_list_of_numbers_is_not_a_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must be text"):
         read_source(_parquet(tmp_path, text=[[1, 2]], label=[1]))
 
@@ -87,7 +87,7 @@ def test_a_parquet_bomb_is_refused_in_flat_memory(tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < 64 * 2**20
 
 
-def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:
+def test_columns_that_are_not_requested_are_not_decoded(tmp_path: Path) -> None:
     others = {
         "far": pa.array([253402300800000 * 10] * 9, pa.timestamp("ms")),
         "deep": pa.array([[["a"]]] * 9),

@@ -199,7 +199,7 @@ def test_a_cell_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
     assert [row.label for row in read_source(path, columns={"label": "column_3"})] == ["1"]
 
 
-def test_a_label_that_stands_twice_is_of_no_matter_where_none_is_read(tmp_path: Path) -> None:
+def test_a_duplicate_label_column_does_not_matter_if_no_label_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text,label,label\nfine,0,1\n")
     assert [row.text for row in read_source(path, with_label=False)] == ["fine"]
 
@@ -210,7 +210,7 @@ def test_a_tsv_with_quotes_is_read_as_csv_with_tabs(tmp_path: Path) -> None:
     assert [(row.text, row.label) for row in rows] == [('so "fine"', "1"), ("two\twords", "0")]
 
 
-def test_a_second_text_is_read_where_there_is_one(tmp_path: Path) -> None:
+def test_a_second_text_is_read_if_there_is_one(tmp_path: Path) -> None:
     rows = read_source(write(tmp_path, "a.csv", "text,text_pair,label\na,b,1\n"))
     assert (rows[0].text, rows[0].text_pair, rows[0].label) == ("a", "b", "1")
 

@@ -1,4 +1,4 @@
-"""Tokenizers trained and given, and the cache that they and the tokens lie in."""
+"""Tokenizers trained and given, and the cache of tokenizers and tokens."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_an_empty_text_still_has_a_token() -> None:
     assert tokenization.encode(tokenizer, ["", "a"], None, 8).ids[0] == [tokenizer.eos_token_id]
 
 
-def test_a_folder_is_built_once_by_whoever_comes_first(tmp_path: Path) -> None:
+def test_a_folder_is_built_once_by_the_first_process(tmp_path: Path) -> None:
     built: list[int] = []
 
     def build(target: Path) -> None:

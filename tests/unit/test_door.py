@@ -90,7 +90,9 @@ ENTRIES: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "part"), [row[1:] for row in ENTRIES], ids=[row[0] for row in ENTRIES])
-def test_whatever_is_no_file_is_refused_at_any_depth(folder: Path, make: Callable[[Path], object], part: str) -> None:
+def test_anything_that_is_not_a_file_is_refused_at_any_depth(
+    folder: Path, make: Callable[[Path], object], part: str
+) -> None:
     (folder / "a").mkdir()
     make(folder / "a")
     with pytest.raises(FolderInvalid, match=part):
@@ -238,5 +240,5 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("said", "shown"), FOREIGN)
-def test_what_libraries_say_is_told_without_places_addresses_and_advice(said: str, shown: str) -> None:
+def test_messages_of_libraries_are_passed_on_without_paths_addresses_and_advice(said: str, shown: str) -> None:
     assert in_plain_words(ValueError(said)) == shown

@@ -21,7 +21,7 @@ def test_every_cause_has_a_verdict_and_an_advice() -> None:
     assert set(VERDICTS) == set(ADVICE) == set(Cause)
 
 
-def test_a_cause_that_nobody_knows_is_unknown() -> None:
+def test_an_unrecognised_cause_is_unknown() -> None:
     assert cause_of(job_pb2.FailureReport(reason="NEW_THING")) is Cause.UNKNOWN
     assert cause_of(job_pb2.FailureReport(reason="WORKER_LOST")) is Cause.WORKER_LOST
 
@@ -47,13 +47,13 @@ def test_whole_checkpoints_of_earlier_attempts_are_found(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("changes", [{"size_bytes": 8}, {"zero_stage": 3}, {"sha256": ""}, {"world_size": 3}])
-def test_a_manifest_that_was_changed_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_changed_manifest_is_not_a_checkpoint(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_manifest(tmp_path, "j", step=10, **changes)
     assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"sha256": 1}'])
-def test_bytes_that_are_no_manifest_are_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_are_not_a_manifest_are_skipped(tmp_path: Path, content: bytes) -> None:
     write_manifest(tmp_path, "j", step=10).write_bytes(content)
     assert find_checkpoints(tmp_path, "j", below_epoch=9) == []
 
@@ -65,6 +65,6 @@ def test_a_checkpoint_is_removed_manifest_first_and_again_without_error(tmp_path
     assert not path.parent.exists()
 
 
-def test_a_whole_manifest_in_another_jobs_folder_is_none(tmp_path: Path) -> None:
+def test_a_whole_manifest_in_another_jobs_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
     write_manifest(tmp_path, "other", step=10)
     assert find_checkpoints(tmp_path, "j", below_epoch=9) == []

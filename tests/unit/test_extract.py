@@ -1,4 +1,4 @@
-"""A feature extraction goes on where an attempt left off, and takes nothing of other data."""
+"""A feature extraction continues where an attempt left off, and takes nothing of other data."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def working_files(attempt: worker_pb2.AttemptSpec) -> dict[str, Any]:
     return {path.name: path.stat().st_mtime_ns for path in Path(attempt.job_dir).rglob("*.parquet")}
 
 
-def test_a_stopped_extraction_goes_on_without_making_a_file_twice(attempt: worker_pb2.AttemptSpec) -> None:
+def test_a_stopped_extraction_continues_without_making_a_file_twice(attempt: worker_pb2.AttemptSpec) -> None:
     first = extract(attempt, Recorder(stop_after=1))
     assert first.kinds()[-1] == "stopped"
     made = working_files(attempt)

@@ -64,7 +64,7 @@ def greedy(folder: Path, text: str, num: int) -> str:
     ],
     ids=str,
 )
-def test_predict_goes_on_as_transformers_does(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_predict_continues_texts_as_transformers_does(tmp_path: Path, settings: dict[str, Any]) -> None:
     folder = save_folder(tmp_path, "GPT2LMHeadModel")
     before = ask(with_settings(folder), *PROMPTS, max_new_tokens=10)
     with_settings(folder, **settings)

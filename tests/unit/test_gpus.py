@@ -49,7 +49,7 @@ def test_nodes_with_gpus_hold_no_job_that_asks_for_none() -> None:
         check_fits(view(GPU_NODE, CPU_NODE), 1, 0, 9)
 
 
-def test_where_all_nodes_have_gpus_it_says_what_to_ask_for() -> None:
+def test_if_all_nodes_have_gpus_the_error_says_what_to_request() -> None:
     with pytest.raises(Refused) as refused:
         check_fits(view(GPU_NODE), 2, 0, 1)
     assert refused.value.reason is Reason.TOO_LARGE_FOR_CLUSTER

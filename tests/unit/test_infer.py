@@ -71,7 +71,7 @@ def test_a_plain_classifier_answers_as_transformers_does_in_the_order_asked(tmp_
         assert prediction.classification.label == max(scores, key=scores.__getitem__)
 
 
-def test_pairs_and_texts_may_stand_in_one_call(tmp_path: Path) -> None:
+def test_one_call_may_mix_pairs_and_texts(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, "BertForSequenceClassification")
     together = ask(folder, "a dog", ("a dog", "a cat"), "a cat").response.predictions
     alone = [ask(folder, each).response.predictions[0] for each in ("a dog", ("a dog", "a cat"), "a cat")]
@@ -135,7 +135,7 @@ def test_the_lowest_temperature_is_greedy(tmp_path: Path) -> None:
     assert greedy == cold
 
 
-def test_a_text_goes_on_past_the_models_window(tmp_path: Path) -> None:
+def test_a_text_continues_past_the_models_window(tmp_path: Path) -> None:
     folder = save_folder(tmp_path, "GPT2LMHeadModel", eos_token_id=None)
     transformers.AutoTokenizer.from_pretrained(folder)
     reply = ask(folder, "x" * 100, "", generation=pb.GenerationParameters(max_new_tokens=90, temperature=2.0))
@@ -238,7 +238,7 @@ def test_a_model_that_does_not_read_a_text_token_by_token_is_refused(tmp_path: P
     assert places(ask_vectors(folder, "a")) == [("model", "TASK_MISMATCH")]
 
 
-def test_a_folder_that_is_gone_is_no_crash(tmp_path: Path) -> None:
+def test_a_missing_folder_does_not_crash(tmp_path: Path) -> None:
     assert places(ask(tmp_path / "nowhere", "a")) == [("model", "MODEL_INVALID")]
 
 

@@ -222,7 +222,7 @@ def test_rare_users_and_items_and_low_ratings_are_left_out_until_none_is_rare(tm
 def test_a_split_by_time_holds_out_the_latest_of_all_users(tmp_path: Path) -> None:
     found = planned(tmp_path, spec_of(csv_of(tmp_path), {"split": "SPLIT_TIME"}, evaluation={"holdout": 0.4})).plan
     learnt, targets = sequences(tmp_path, found.resolved_spec)
-    # The cut is at minute 3: the third of u1 and u2 are behind it, and u3's and u4's first, which have no history.
+    # The cut is at minute 3: the third of u1 and u2 are after it, and u3's and u4's first, which have no history.
     assert sorted(learnt) == ["ab", "ac"]
     assert sorted(targets) == [("a", "b"), ("ab", "c"), ("ac", "b")]
     refused = planned(tmp_path, spec_of(in_order("b.txt", " ")(tmp_path), {"split": "SPLIT_TIME"})).violations
@@ -241,7 +241,7 @@ def test_evaluation_data_follows_what_its_users_had_before(tmp_path: Path) -> No
     assert not found.violations, found.violations
     learnt, targets = sequences(tmp_path, found.plan.resolved_spec)
     assert sorted(learnt) == ["ab", "abc", "acb"]
-    # An item that training does not know is no target, and no history either: it counts as missed.
+    # An item unknown to training is neither a target nor part of a history: it counts as missed.
     assert sorted(targets) == [("a", "c"), ("abc", "d"), ("abcd", "a")]
     told = {warning.reason for warning in found.plan.warnings}
     assert {"UNKNOWN_ITEMS", "REPEATED_ITEMS"} <= told

@@ -111,7 +111,7 @@ async def test_a_symptom_waits_longer_for_its_cause(tmp_path: Path) -> None:
     assert (cause.reason, cause.rank) == ("NODE_LOST", 1)
 
 
-async def test_symptoms_of_all_ranks_wait_for_nobody(tmp_path: Path) -> None:
+async def test_symptoms_of_all_ranks_end_the_wait(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
     reports = [asyncio.create_task(gang.say(failure("UNKNOWN", rank), rank=rank)) for rank in (0, 1)]
     async with asyncio.timeout(0.2):  # Less than the cause of a symptom is waited for.
@@ -165,7 +165,7 @@ async def test_the_cause_is_chosen_among_all_that_happened(
     assert not events[-1].ended.ok
 
 
-async def test_a_failed_gang_is_ended_and_its_other_ranks_are_no_failures(tmp_path: Path) -> None:
+async def test_a_failed_gang_is_ended_and_its_other_ranks_are_not_failures(tmp_path: Path) -> None:
     gang = Gang(tmp_path, ranks=4)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "rank-2.stderr.log").write_text("\n".join(f"line {n}" for n in range(200)))
@@ -187,7 +187,7 @@ async def test_a_rank_that_exits_after_its_report_is_not_another_failure(tmp_pat
     assert (await said).fenced
 
 
-async def test_another_epoch_and_a_fenced_gang_are_told_to_go(tmp_path: Path) -> None:
+async def test_another_epoch_and_a_fenced_gang_are_asked_to_stop(tmp_path: Path) -> None:
     gang = Gang(tmp_path, ranks=1)
     assert (await gang.say(progress(1), epoch=2)).fenced
     assert not (await gang.say(progress(1))).fenced
@@ -219,7 +219,7 @@ async def test_a_poll_waits_for_the_next_event_and_no_longer(tmp_path: Path) -> 
     gang.task.cancel()
 
 
-async def test_reports_wait_for_room_and_the_pressure_is_told_at_once(tmp_path: Path) -> None:
+async def test_reports_wait_for_room_and_the_pressure_is_reported_at_once(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
     await gang.say(progress(1))
     with no_room_for(gang.path):
@@ -267,7 +267,7 @@ def test_a_log_that_is_not_there_has_no_tail(tmp_path: Path) -> None:
     assert read_tail(tmp_path / "rank-0.stderr.log") == ""
 
 
-async def test_a_cause_that_has_no_room_on_the_disk_is_told_from_memory(tmp_path: Path) -> None:
+async def test_a_cause_that_has_no_room_on_the_disk_is_reported_from_memory(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
     with no_room_for(gang.path):
         gang.exit(1, LOST)
@@ -301,7 +301,7 @@ async def test_pressure_of_checkpoints_and_of_the_spool_begins_once_ends_once_an
     assert told[1].message.startswith("reports wait: the attempt's spool cannot be written")
 
 
-async def test_after_a_skipped_checkpoint_reports_that_wait_are_told_and_end_the_gang(tmp_path: Path) -> None:
+async def test_after_a_skipped_checkpoint_waiting_reports_are_delivered_and_end_the_gang(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
     await gang.say(pressure("checkpoint at step 800 skipped"))
     with no_room_for(gang.path):
@@ -334,7 +334,7 @@ async def test_what_need_not_be_durable_is_read_at_once_and_written_when_there_i
     assert kinds(await gang.events()) == ["condition", "progress", "progress", "condition", "ended"]
 
 
-async def test_a_durable_report_without_events_waits_until_what_was_told_before_is_written(tmp_path: Path) -> None:
+async def test_a_durable_report_without_events_waits_until_earlier_reports_are_written(tmp_path: Path) -> None:
     gang = Gang(tmp_path, ranks=1)
     with no_room_for(gang.path):
         await gang.say(progress(1), durable=False)

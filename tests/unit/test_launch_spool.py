@@ -39,7 +39,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage", [row[1] for row in DAMAGE], ids=[row[0] for row in DAMAGE])
-def test_a_damaged_end_is_cut_off_and_numbering_goes_on_before_it(tmp_path: Path, damage: object) -> None:
+def test_a_damaged_end_is_cut_off_and_numbering_continues_before_it(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "spool.bin"
     spool = Spool(path)
     spool.append([b"one", b"two", b"three"])

@@ -91,7 +91,7 @@ def test_what_has_changed_since_the_submission_is_refused(
     assert "submit" in failed.value.next_step
 
 
-def test_files_that_nobody_reads_and_times_do_not_count(folder: Path) -> None:
+def test_unread_files_and_file_times_do_not_count(folder: Path) -> None:
     spec, where, plan = accepted(folder)
     (folder / "README.md").write_text("changed")
     os.utime(folder / WEIGHTS, (1, 1))
@@ -107,7 +107,7 @@ def test_a_plan_of_an_earlier_version_is_compared_with_nothing(folder: Path) -> 
         check_same_model(spec, where, plan)
 
 
-def test_a_folder_of_many_files_is_not_listed_anew_for_each(tmp_path: Path) -> None:
+def test_a_folder_of_many_files_is_not_listed_again_for_each(tmp_path: Path) -> None:
     for index in range(50):
         (tmp_path / f"part-{index}.safetensors").write_bytes(b"x")
     with folders_listed() as listed:

@@ -93,7 +93,7 @@ def test_new_heads_are_drawn_from_the_seed(tmp_path: Path, bert: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["POOLING_MEAN", "POOLING_CLS"])
-def test_a_model_trained_here_goes_on_with_its_own_head_and_pooling(tmp_path: Path, bert: Path, pooling: str) -> None:
+def test_a_model_trained_here_keeps_its_own_head_and_pooling(tmp_path: Path, bert: Path, pooling: str) -> None:
     data = write_labelled(tmp_path / "a.csv")
     first = classification_spec(data, by_uri(bert), classify={"pooling": pooling})
     folder = saved(tmp_path, first, "trained")
@@ -156,7 +156,7 @@ def test_a_head_that_only_its_own_class_can_use_is_put_aside(tmp_path: Path, kin
     assert module(**batch.inputs, return_outputs=True).outputs["logits"].shape == (1, 2)
 
 
-def test_masked_pretraining_goes_on_and_is_fine_tuned_from(tmp_path: Path, bert: Path) -> None:
+def test_masked_pretraining_is_continued_and_fine_tuned(tmp_path: Path, bert: Path) -> None:
     spec = masked_spec(write_corpus(tmp_path), model=by_uri(bert), tokenizer={}, pretraining={"maskedLm": {}})
     task, module = built(tmp_path, spec)
     assert task.length == 32  # the model's longest
@@ -171,7 +171,7 @@ def test_masked_pretraining_goes_on_and_is_fine_tuned_from(tmp_path: Path, bert:
     assert all(torch.equal(tensor, weights[f"bert.{name}"]) for name, tensor in backbone_of(tuned).items())
 
 
-def test_a_causal_model_goes_on_and_is_fine_tuned_from_with_end_for_padding(tmp_path: Path) -> None:
+def test_a_causal_model_is_continued_and_fine_tuned_with_end_for_padding(tmp_path: Path) -> None:
     folder = tmp_path / "gpt2"
     config = transformers.GPT2Config(
         vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=256, eos_token_id=256
@@ -253,7 +253,7 @@ def _index(folder: Path) -> None:
         (_index, "MODEL_INVALID", "other.safetensors"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(
+def test_a_folder_that_is_not_a_model_is_refused(
     tmp_path: Path, bert: Path, spoil: Any, reason: str, message: str
 ) -> None:
     spoil(bert)

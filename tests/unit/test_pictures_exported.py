@@ -147,7 +147,7 @@ def reasons(found: plan_pb2.JobPlan) -> set[str]:
     return {warning.reason for warning in found.warnings}
 
 
-def test_bytes_that_are_no_picture_are_refused_one_by_one(tmp_path: Path) -> None:
+def test_bytes_that_are_not_a_picture_are_refused_one_by_one(tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
     model = {"architecture": {"model_type": "resnet", "overrides": FAMILIES["resnet"]}}
     folder = exported(tmp_path, *spec_of(tmp_path, model, image_size=32), "model")

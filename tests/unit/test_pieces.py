@@ -105,7 +105,7 @@ def test_what_was_converted_is_saved_as_one_file_that_says_the_same(tmp_path: Pa
     assert not list((tmp_path / "saved").glob("*.model"))
 
 
-def test_added_tokens_stand_behind_the_pieces_under_their_own_ids(tmp_path: Path) -> None:
+def test_added_tokens_come_after_the_pieces_under_their_own_ids(tmp_path: Path) -> None:
     write_pieces(tmp_path / "spm.model", first=["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
     (tmp_path / "added_tokens.json").write_text('{"[MASK]": 12}')
     tokenizer = built(tmp_path, model_type="deberta-v2")
@@ -123,7 +123,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("content", "part"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_a_file_that_is_no_model_is_refused_with_the_next_step(tmp_path: Path, content: bytes, part: str) -> None:
+def test_a_file_that_is_not_a_model_is_refused_with_the_next_step(tmp_path: Path, content: bytes, part: str) -> None:
     (tmp_path / "spiece.model").write_bytes(content)
     with pytest.raises(FolderInvalid) as caught:
         built(tmp_path, model_type="t5")

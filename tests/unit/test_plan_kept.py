@@ -18,7 +18,7 @@ def root(tmp_path: Path) -> Path:
     return filled(tmp_path)
 
 
-def test_a_changed_file_is_planned_anew_and_an_unchanged_one_is_remembered(root: Path) -> None:
+def test_a_changed_file_is_planned_again_and_an_unchanged_one_is_remembered(root: Path) -> None:
     first = ask(root, fine_tuning())
     # What is remembered is not looked into again: the tokens are not missed.
     shutil.rmtree(cache_of(root))

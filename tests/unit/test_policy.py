@@ -89,7 +89,7 @@ def applied(snapshot: Snapshot, starts: Sequence[Start]) -> Snapshot:
 
 @given(snapshots())
 @settings(max_examples=300, deadline=None)
-def test_no_slot_is_held_twice_and_every_gang_starts_whole_where_it_may(snapshot: Snapshot) -> None:
+def test_no_slot_is_held_twice_and_every_gang_starts_whole_on_allowed_nodes(snapshot: Snapshot) -> None:
     starts = starts_of(snapshot)
     nodes = {node.id: node for node in snapshot.nodes}
     by_id = {job.job: job for job in snapshot.pending}
@@ -164,7 +164,7 @@ def test_the_order_of_the_rows_does_not_matter(snapshot: Snapshot, rng: random.R
 
 @given(snapshots())
 @settings(max_examples=200, deadline=None)
-def test_deciding_again_after_applying_starts_nothing_and_leaves_nobody_behind_who_fits(snapshot: Snapshot) -> None:
+def test_deciding_again_after_applying_starts_nothing_and_leaves_no_job_waiting_that_fits(snapshot: Snapshot) -> None:
     after = applied(snapshot, starts_of(snapshot))
     assert starts_of(after) == []
     free = free_slots(after)
@@ -175,7 +175,7 @@ def test_deciding_again_after_applying_starts_nothing_and_leaves_nobody_behind_w
 
 @given(snapshots(), st.sampled_from(Backfill))
 @settings(max_examples=200, deadline=None)
-def test_every_job_starts_or_is_told_what_it_waits_for(snapshot: Snapshot, backfill: Backfill) -> None:
+def test_every_job_starts_or_has_a_reason_to_wait(snapshot: Snapshot, backfill: Backfill) -> None:
     policy = Policy(backfill)
     starting = {each.job for each in starts_of(snapshot, policy)}
     waiting = explain(snapshot, NOW, policy)
@@ -262,7 +262,7 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("snapshot", "constraint", "words"), REASONS, ids=[each[1].value for each in REASONS])
-def test_the_first_constraint_that_fails_is_told_with_numbers(
+def test_the_first_constraint_that_fails_is_reported_with_numbers(
     snapshot: Snapshot, constraint: Constraint, words: str
 ) -> None:
     waiting = explain(snapshot, NOW, Policy())["p"]

@@ -52,7 +52,7 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def tokenizer_of(model_type: str, *, ends: bool = False) -> Any:
-    """One that fits; with `ends` it writes the end token, which it pads with, behind each text."""
+    """One that fits; with `ends` it adds the end token, which is also its padding, to each text."""
     if model_type not in {"opt", "qwen2"}:
         return bert_tokenizer()
     tokenizer = gpt2_tokenizer()

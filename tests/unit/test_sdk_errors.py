@@ -75,7 +75,7 @@ def test_the_tree_has_three_levels() -> None:
         assert kind.__mro__.index(errors.ShardyardError) == 2
 
 
-def test_patience_waits_as_long_as_it_is_asked_to_and_starts_anew_after_progress() -> None:
+def test_patience_waits_as_long_as_requested_and_restarts_after_progress() -> None:
     patience = Patience(60, "here")
     asked = errors.ResourceExhausted("x", reason="TOO_MANY_WATCHERS", retry_after=7)
     assert patience.after(asked) >= 7
@@ -94,7 +94,7 @@ def test_patience_waits_as_long_as_it_is_asked_to_and_starts_anew_after_progress
         errors.ResourceExhausted("x"),
     ],
 )
-def test_what_another_try_cannot_mend_is_raised_at_once(error: errors.RequestError) -> None:
+def test_an_error_that_another_try_cannot_fix_is_raised_at_once(error: errors.RequestError) -> None:
     with pytest.raises(type(error)):
         Patience(60, "here").after(error)
 
@@ -177,7 +177,7 @@ def test_a_failure_in_an_event_names_rank_and_step() -> None:
     assert describe(event) == "running → recovering (WORKER_LOST on rank 1 at step 40: It is gone. It goes on.)"
 
 
-def test_a_wait_that_is_asked_for_is_told_at_once_and_not_begun_if_it_is_longer_than_the_patience(
+def test_a_requested_wait_is_reported_at_once_and_not_started_if_it_is_longer_than_the_patience(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     full = errors.Unavailable("the storage has 0 free", reason="STORAGE_FULL", retry_after=60.0)

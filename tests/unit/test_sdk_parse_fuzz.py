@@ -1,4 +1,4 @@
-"""Whatever stands in a spec file, it is read or refused with the fields that are wrong; nothing else is raised."""
+"""Any content of a spec file is read, or refused with the fields that are wrong; nothing else is raised."""
 
 from __future__ import annotations
 

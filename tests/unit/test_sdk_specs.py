@@ -158,7 +158,7 @@ def test_durations_are_read(text: Any, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["soon", "2 fortnights", "h2", "", "nan"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     assert "not a duration" in complaints({"job": {"spec": {"max_run_time": text}}})["job.spec.max_run_time"]
 
 
@@ -299,7 +299,7 @@ def test_a_column_without_a_name_is_one_not_given() -> None:
     assert dict(spec_of({"train_data": data}).train_data.columns) == {"text": "t"}
 
 
-def test_overrides_go_on_top_in_order() -> None:
+def test_overrides_apply_in_order() -> None:
     overrides = [
         "spec.optimization.max_steps=100",
         "job.spec.optimization.maxSteps=200",

@@ -214,7 +214,7 @@ def test_a_transformer_in_a_folder_of_its_own_is_named_with_the_next_step(tmp_pa
     assert f"its transformer is in '0_{kind}'; move the files" in problem.message
 
 
-def test_prompts_that_nobody_has_to_use_are_no_hindrance(tmp_path: Path) -> None:
+def test_prompts_that_need_not_be_used_do_not_prevent_loading(tmp_path: Path) -> None:
     prompts = {"prompts": {"query": "q: "}, "default_prompt_name": None}
     folder = sentence_folder(tmp_path, parts=("Transformer", "Pooling", "Dropout"), prompts=prompts)
     assert not ask(folder, "a dog").violations

@@ -36,7 +36,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("what", TEXTS)
-def test_what_tells_of_the_machine_does_not_leave(what: str) -> None:
+def test_details_of_the_machine_do_not_leave(what: str) -> None:
     said, left = TEXTS[what]
     assert scrub(said) == left
 

@@ -1,4 +1,4 @@
-"""Work that callers share: done once, heard by whoever asks again, and bounded where nobody waits."""
+"""Work that callers share: done once, kept for the next caller, and bounded if no caller waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardyard_coordinator.serve.shared import Shared
 
 
 class Making:
-    """Work that ends when it is told to, counted."""
+    """Counted work that ends on request."""
 
     def __init__(self, outcome: bytes | Exception = b"made") -> None:
         self.begun = 0
@@ -60,7 +60,7 @@ async def test_callers_of_one_key_share_the_work_and_one_who_leaves_ends_nothing
         (RuntimeError("a defect"), False),
     ],
 )
-async def test_what_came_of_it_with_nobody_waiting_is_told_to_whoever_asks_again(
+async def test_an_outcome_that_no_caller_waited_for_is_given_to_the_next_caller(
     outcome: bytes | Exception, is_kept: bool
 ) -> None:
     shared, making = Shared[bytes](), Making(outcome)

@@ -83,7 +83,9 @@ async def test_one_refusal_in_a_batch_reaches_its_own_caller_only(store: Store) 
     assert sum(isinstance(each, Refused) for each in made) == 10
 
 
-async def test_events_are_dense_under_concurrent_writers_and_told_after_their_commit_in_order(store: Store) -> None:
+async def test_events_are_dense_under_concurrent_writers_and_published_after_their_commit_in_order(
+    store: Store,
+) -> None:
     job = await create(store, new_job())
     told: list[EventRecord] = []
     store.subscribe(told.extend)
@@ -102,7 +104,7 @@ async def test_events_are_dense_under_concurrent_writers_and_told_after_their_co
     assert now is not None and now.last_sequence == 401 and now.etag != job.etag
 
 
-async def test_an_operation_that_fails_leaves_no_event_and_none_is_told(store: Store) -> None:
+async def test_an_operation_that_fails_leaves_and_publishes_no_event(store: Store) -> None:
     job = await create(store, new_job())
     told: list[EventRecord] = []
     store.subscribe(told.extend)
@@ -142,7 +144,7 @@ async def test_a_stale_writer_moves_nothing(store: Store) -> None:
     await store.write(lambda conn: jobs.move(conn, job, JobState.PREPARING, now_us=2, changes={"epoch": 1}), ACTOR)
     with pytest.raises(StaleWrite):
         await store.write(lambda conn: jobs.move(conn, job, JobState.CANCELLED, now_us=3), ACTOR)
-    late = replace(job, state=JobState.PREPARING)  # Right state, an attempt behind.
+    late = replace(job, state=JobState.PREPARING)  # The right state, but one attempt too old.
     with pytest.raises(StaleWrite):
         await store.write(lambda conn: jobs.move(conn, late, JobState.RUNNING, now_us=3), ACTOR)
 

@@ -113,7 +113,7 @@ def test_downsampling_keeps_extremes_the_last_and_the_limit(values: list[float],
         assert not real or max(p.value for p in kept if not math.isnan(p.value)) == max(real)
 
 
-def test_downsampling_never_hides_a_loss_that_is_no_number() -> None:
+def test_downsampling_never_hides_a_loss_that_is_not_a_number() -> None:
     values = [1.0] * 500 + [float("nan")] + [1.0] * 499
     kept = curves.downsample(curve_of([MetricPoint(1, step, 0, value) for step, value in enumerate(values)]), 30)
     assert 500 in kept.step
@@ -124,7 +124,7 @@ def upload(resource_id: str = "data", request_id: str = "r-1", files: tuple[File
     return NewUpload(ResourceKind.DATASET, "default", resource_id, uid, f"/s/{uid}", "", request_id, files)
 
 
-async def test_an_upload_goes_on_with_its_request_id_and_files_only(store: Store) -> None:
+async def test_an_upload_continues_with_its_request_id_and_files_only(store: Store) -> None:
     begin = await store.write(lambda conn: resources.begin_upload(conn, upload(), ACTOR, 1), ACTOR)
     await store.write(lambda conn: resources.commit_parts(conn, begin.uid, {"b.bin": 4}), ACTOR)
     await store.write(lambda conn: resources.commit_parts(conn, begin.uid, {"b.bin": 2}), ACTOR)

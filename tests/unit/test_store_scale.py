@@ -1,4 +1,4 @@
-"""What a store of 100,000 jobs needs: every list and all live attempts from an index, lists beside single reads."""
+"""What a store of 100,000 jobs needs: every list and all live attempts from an index, lists next to single reads."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ async def test_the_write_ahead_log_stays_short_under_readers_that_overlap(tmp_pa
 
     def look(conn: Connection) -> int:
         counted = conn.execute(select(func.count()).select_from(tables.plan)).scalar_one()
-        time.sleep(0.02)  # As long as others begin to read: there is never nobody who reads.
+        time.sleep(0.02)  # Others keep starting to read, so there is always a reader.
         return counted + conn.execute(select(func.count()).select_from(tables.plan)).scalar_one()
 
     async def reader(delay_s: float) -> None:
@@ -222,7 +222,7 @@ async def test_the_write_ahead_log_stays_short_under_readers_that_overlap(tmp_pa
     await store.close()
 
 
-async def test_statistics_that_somebody_gathers_lead_no_list_astray(tmp_path: Path) -> None:
+async def test_gathered_statistics_do_not_mislead_a_list(tmp_path: Path) -> None:
     store = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
 
     def fill(conn: Connection) -> None:

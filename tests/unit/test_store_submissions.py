@@ -61,7 +61,7 @@ async def test_each_of_many_is_a_row_with_its_labels_uses_and_events(store: Stor
         assert log == [event for event in told if event.job_uid == created.job.uid]
 
 
-async def test_what_is_wrong_with_one_of_many_is_told_of_it_alone_and_leaves_nothing(store: Store) -> None:
+async def test_an_error_in_one_of_many_is_reported_for_it_alone_and_leaves_nothing(store: Store) -> None:
     await accept(store, new_job("taken", request_id="r-0", fingerprint=b"zero"))
     told: list[EventRecord] = []
     store.subscribe(told.extend)

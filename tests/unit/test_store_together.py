@@ -97,7 +97,7 @@ async def test_more_than_can_wait_are_refused_and_room_of_the_gone_is_given_agai
     await asyncio.gather(*waiting[1:])
 
 
-async def test_a_busy_store_is_told_to_every_reader(tmp_path: Path) -> None:
+async def test_every_reader_is_notified_of_a_busy_store(tmp_path: Path) -> None:
     def busy(_conn: Connection) -> None:
         error = sqlite3.OperationalError("scripted")
         error.sqlite_errorcode = sqlite3.SQLITE_BUSY

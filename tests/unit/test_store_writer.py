@@ -61,7 +61,7 @@ async def test_a_newer_lease_ends_the_writer_and_nothing_is_written(tmp_path: Pa
 @pytest.mark.parametrize(
     ("code", "reason"), [(sqlite3.SQLITE_FULL, Reason.STORE_FULL), (sqlite3.SQLITE_BUSY, Reason.STORE_BUSY)]
 )
-async def test_a_full_or_busy_disk_refuses_the_whole_batch_and_the_next_one_goes_on(
+async def test_a_full_or_busy_disk_refuses_the_whole_batch_and_the_next_one_continues(
     tmp_path: Path, code: int, reason: Reason
 ) -> None:
     store = await opened(tmp_path)

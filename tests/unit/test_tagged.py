@@ -162,7 +162,7 @@ def test_what_else_does_not_fit_is_refused_by_its_field(tmp_path: Path) -> None:
         assert message in found.get(field, ""), found
 
 
-def test_a_head_with_the_same_labels_goes_on_in_its_own_order_and_another_starts_anew(tmp_path: Path) -> None:
+def test_a_head_with_the_same_labels_is_kept_in_its_own_order_and_another_is_replaced(tmp_path: Path) -> None:
     train = lists(tmp_path)
     order = ["I-PER", "O", "B-PER", "B-LOC", "I-LOC"]
     for labels, reasons in ((order, []), (["O", "B-ORG", "I-ORG"], ["NEW_HEAD"])):

@@ -170,7 +170,7 @@ def test_texts_are_padded_on_the_right_and_cut_to_the_longest(tmp_path: Path) ->
     assert (batch.inputs["input_ids"][mask == 0] == task.inputs.tokenizer.pad_token_id).all()
 
 
-def test_pairs_are_told_apart_by_their_types(tmp_path: Path) -> None:
+def test_the_texts_of_a_pair_have_different_types(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,text_pair,label\n" + "".join(f"the fox,a dog,{i % 5}.5\n" for i in range(20)))
     spec = classification_spec(path, classify={"problem": "PROBLEM_REGRESSION"})

@@ -1,4 +1,4 @@
-"""The metrics of a classifier against scikit-learn's, and where scikit-learn means something else."""
+"""The metrics of a classifier against scikit-learn's, and the cases in which scikit-learn means something else."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def exact(gradients: list[torch.Tensor]) -> float:
     return float(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt())
 
 
-def test_it_is_exact_where_the_usual_fp32_norm_is_not() -> None:
+def test_the_norm_is_exact_for_gradients_whose_fp32_norm_is_not() -> None:
     torch.manual_seed(0)
     embedding = torch.randn(30522, 384) * torch.rand(30522, 1) ** 8
     gradients = [embedding, torch.randn(7), torch.randn(1536, 384) * 1e-3, torch.randn(384, 32).t()]

@@ -115,7 +115,7 @@ def test_a_share_is_sorted_by_length() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_batch_far_beyond_the_data_is_no_heap_of_objects(world_size: int) -> None:
+def test_a_batch_far_larger_than_the_data_makes_no_heap_of_objects(world_size: int) -> None:
     batch_size = 400_000
     order = order_of(60, batch_size, 0, has_lengths=True)
     tracemalloc.start()

@@ -53,7 +53,7 @@ def test_epochs_become_steps_that_see_every_sample() -> None:
     assert config.schedule.warmup_steps == 44 and config.micro_batch_size == 16
 
 
-def test_documented_values_stand_where_nothing_was_given() -> None:
+def test_documented_defaults_are_used_if_nothing_was_given() -> None:
     config = train_config(attempt(max_steps=10), num_train_samples=1000)
     assert (config.batch_size, config.clip, config.betas, config.weight_decay) == (32, 1.0, (0.9, 0.999), 0.01)
     assert (config.zero_stage, config.precision, config.evaluate_every, config.log_interval_s) == (1, "fp32", 1, 1.0)
@@ -149,7 +149,7 @@ def test_a_run_that_learns_is_left_alone() -> None:
     assert verdicts([4.0 / (1 + step / 10) for step in range(200)]) == []
 
 
-def test_a_loss_that_stays_where_it_began_is_said_once() -> None:
+def test_a_loss_that_never_falls_is_reported_once() -> None:
     (verdict,) = verdicts([4.0] * 200)
     assert "was 4 at its start" in verdict
 

@@ -20,7 +20,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_whoever_was_served_longest_ago_comes_next_on_every_level() -> None:
+async def test_the_least_recently_served_comes_next_on_every_level() -> None:
     turns, order, done = Turns(1), [], asyncio.Event()
     asked = [("a", "1"), ("a", "1"), ("a", "1"), ("a", "2"), ("b", "1"), ("b", "1")]
     tasks = [

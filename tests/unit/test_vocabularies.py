@@ -104,7 +104,7 @@ def test_a_vocabulary_becomes_the_tokenizer_that_transformers_makes_of_it(
     assert [again(text)["input_ids"] for text in TEXTS] == [found(text)["input_ids"] for text in TEXTS]
 
 
-def test_a_cased_vocabulary_is_not_lower_cased_where_nothing_says_so(tmp_path: Path) -> None:
+def test_a_cased_vocabulary_is_not_lower_cased_unless_the_folder_says_so(tmp_path: Path) -> None:
     words(tmp_path, "The", "Dog")
     tokens = build_tokenizer(open_folder(tmp_path)).tokenize("The Dog the dog")
     assert tokens == ["The", "Dog", "the", "dog"]
@@ -124,7 +124,7 @@ def byte_level() -> Tokenizer:
     "name",
     ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer", "BertTokenizer", "BloomTokenizer"],
 )
-def test_a_tokenizer_json_says_all_whatever_class_stands_beside_it(tmp_path: Path, name: str) -> None:
+def test_a_tokenizer_json_is_used_whatever_class_the_settings_name(tmp_path: Path, name: str) -> None:
     byte_level().save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, "tokenizer_config.json", {"tokenizer_class": name, "add_bos_token": True})
     found = build_tokenizer(open_folder(tmp_path))
@@ -133,7 +133,7 @@ def test_a_tokenizer_json_says_all_whatever_class_stands_beside_it(tmp_path: Pat
         assert found.decode(found(text)["input_ids"]) == text
 
 
-def test_special_tokens_come_from_the_class_where_no_file_names_them(tmp_path: Path) -> None:
+def test_special_tokens_come_from_the_class_if_no_file_names_them(tmp_path: Path) -> None:
     tiny_folders.bert_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, "config.json", {"model_type": "bert"})
     found = build_tokenizer(open_folder(tmp_path))
@@ -142,7 +142,7 @@ def test_special_tokens_come_from_the_class_where_no_file_names_them(tmp_path: P
 
 
 @pytest.mark.parametrize("last", [300, 70_000])
-def test_the_highest_id_counts_where_ids_have_gaps(tmp_path: Path, last: int) -> None:
+def test_the_highest_id_counts_if_ids_have_gaps(tmp_path: Path, last: int) -> None:
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "<|endoftext|>": last}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([AddedToken("<|endoftext|>", special=True)])

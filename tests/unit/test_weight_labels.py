@@ -87,7 +87,7 @@ def test_a_number_of_labels_without_names_is_that_number(tmp_path: Path) -> None
         ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels 3, but 2 names"),
     ],
 )
-def test_labels_that_cannot_be_told_apart_are_refused_at_upload(
+def test_labels_that_cannot_be_distinguished_are_refused_at_upload(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")

@@ -104,7 +104,7 @@ def test_what_of_a_head_is_not_there_or_not_read_is_said_in_the_plan(
 
 
 @pytest.mark.parametrize("task", ["text_classification", "masked_lm"])
-def test_a_head_that_only_config_json_tells_of_is_no_task_of_an_uploaded_model(tmp_path: Path, task: str) -> None:
+def test_a_head_that_only_config_json_mentions_is_not_a_task_of_an_uploaded_model(tmp_path: Path, task: str) -> None:
     folder = tiny_folders.save_folder(tmp_path / "m", "BertModel")
     names = {"text_classification": "BertForSequenceClassification", "masked_lm": "BertForMaskedLM"}
     set_config(architectures=[names[task]])(folder)
@@ -215,7 +215,7 @@ CONTRADICTED: list[tuple[str, str, Change, str, str]] = [
 
 
 @pytest.mark.parametrize("case", CONTRADICTED, ids=[f"{row[0]}-{row[4]}" for row in CONTRADICTED])
-def test_a_head_of_another_shape_is_refused_at_upload_started_anew_by_a_plan_and_never_asked(
+def test_a_head_of_another_shape_is_refused_at_upload_replaced_by_a_plan_and_never_asked(
     tmp_path: Path, case: tuple[str, str, Change, str, str]
 ) -> None:
     kind, task, change, found, wanted = case

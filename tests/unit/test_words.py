@@ -44,7 +44,7 @@ def test_a_word_at_a_seam_is_answered_by_the_window_with_more_around_it() -> Non
     assert second.words[:4] == [-1, -1, -1, 6]
 
 
-def test_words_of_a_text_stand_where_they_are() -> None:
+def test_words_keep_their_offsets_in_the_text() -> None:
     text = "Anna's dog (3.5 kg), Zürich."
     assert [text[start:end] for start, end in split_words(text)] == [
         "Anna", "'", "s", "dog", "(", "3", ".", "5", "kg", ")", ",", "Zürich", "."
@@ -78,6 +78,6 @@ def test_tags_without_marks_mean_no_entities() -> None:
     assert only_outside.find() == PLAIN
 
 
-def test_what_a_model_opens_with_an_inside_is_no_entity_but_data_means_one() -> None:
+def test_an_entity_that_begins_with_inside_counts_in_data_but_not_in_answers() -> None:
     assert entities(["O", "I-PER", "I-PER"]) == []
     assert to_bio(["O", "I-PER", "I-LOC"], BIO) == ["O", "B-PER", "B-LOC"]

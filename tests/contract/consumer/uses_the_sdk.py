@@ -1,4 +1,4 @@
-"""What a user's own program looks like to a type checker: pyright reads it, nobody runs it."""
+"""A user's program as a type checker sees it: pyright reads it, it is never run."""
 
 from __future__ import annotations
 
