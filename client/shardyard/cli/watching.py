@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 
 def watch(
     job: JobName,
-    after: Annotated[int, typer.Option("--after", min=0, help="Go on after this event.")] = 0,
+    after: Annotated[int, typer.Option("--after", min=0, help="Continue after this event.")] = 0,
     address: Address = None,
     project: Project = "default",
     json: Json = False,

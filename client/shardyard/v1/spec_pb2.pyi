@@ -822,7 +822,7 @@ class Recommendation(_message.Message):
     """Unset: LEAVE_ONE_OUT."""
     exclude_seen: _builtins.bool
     """Whether the evaluation ranks only items that the user has not had before; what the user has again then counts as missed. Unset: true.
-    `Predict` does the same unless it is told otherwise.
+    `Predict` does the same unless the request says otherwise.
     """
     def __init__(
         self,

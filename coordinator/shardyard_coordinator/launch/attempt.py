@@ -180,7 +180,7 @@ class Attempt:
 
     @contextlib.contextmanager
     def asking_why(self) -> Iterator[None]:
-        """While it is open no cause is chosen: a rank is gone, and it is being asked why. Whoever asks has a limit."""
+        """Delays the choice of a cause while the end of a lost rank is investigated; the caller limits how long."""
         self._questions += 1
         try:
             yield

@@ -1,6 +1,6 @@
 """What people wear: a small ResNet on the first 10,000 pictures of Fashion-MNIST (MIT; Xiao, Rasul and Vollgraf, 2017).
 
-Debian packages them; apt checks the signature. Without apt the same story is told of scikit-learn's handwritten digits.
+Debian packages them; apt checks the signature. Without apt the same story uses scikit-learn's handwritten digits.
 """
 
 from __future__ import annotations
