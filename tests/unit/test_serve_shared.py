@@ -71,6 +71,16 @@ async def test_an_outcome_that_no_caller_waited_for_is_given_to_the_next_caller(
     assert str(again) == str(outcome) and making.begun == (1 if is_kept else 2)
 
 
+async def test_a_defect_that_no_caller_waited_for_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shared, making = Shared[bytes](), Making(RuntimeError("a defect"))
+    await leave(asyncio.create_task(shared.get(b"key", making)))
+    making.go_on.set()
+    await asyncio.sleep(0.01)
+    assert "RuntimeError: a defect" in caplog.text
+
+
 async def test_work_that_everybody_has_left_is_bounded_and_what_is_waited_for_is_not() -> None:
     shared, making = Shared[bytes](most_left=2), Making()
     waits = [asyncio.create_task(shared.get(b"%d" % number, making)) for number in range(6)]

@@ -7,6 +7,7 @@ pieces of work continue without a caller: callers who keep leaving cannot pile u
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from typing import Generic, TypeVar
 
 from shardyard_coordinator.domain.errors import Refused
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _KEPT_S = 60.0
 _MOST_KEPT = 64
@@ -73,7 +75,9 @@ class Shared(Generic[_T]):
             return
         if error is None:
             self._keep(key, work.task.result())
-        elif isinstance(error, Refused) and error.retry_after_s is None:
+        elif not isinstance(error, Refused):
+            _log.error("work failed that no caller waits for any more", exc_info=error)
+        elif error.retry_after_s is None:
             self._keep(key, error.fresh_copy())
 
     def _keep(self, key: bytes, outcome: _T | Refused) -> None:
