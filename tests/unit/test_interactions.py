@@ -231,6 +231,12 @@ def test_a_split_by_time_holds_out_the_latest_of_all_users(tmp_path: Path) -> No
     ]
 
 
+def test_a_split_by_time_that_leaves_nothing_to_learn_from_says_so(tmp_path: Path) -> None:
+    at_once = csv_of(tmp_path, [(user, item, rating, 7) for user, item, rating, _ in ROWS])
+    (refused,) = planned(tmp_path, spec_of(at_once, {"split": "SPLIT_TIME"})).violations
+    assert "the split by time leaves no user with two interactions" in refused.message
+
+
 def test_evaluation_data_follows_what_its_users_had_before(tmp_path: Path) -> None:
     train = csv_of(tmp_path)
     later = [("u1", "d", 5, 50), ("u1", "new", 5, 51), ("u1", "a", 5, 52), ("u7", "a", 5, 1), ("u7", "c", 5, 2)]

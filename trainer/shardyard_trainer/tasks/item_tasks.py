@@ -173,6 +173,9 @@ def _held(job: Ingredients, histories: Histories) -> Held:
 
 def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: Held) -> None:
     """Raises DataError if there is nothing to train on, or nothing to evaluate."""
+    if not train.num_samples and held is Held.LATEST:
+        message = "the split by time leaves no user with two interactions to learn from"
+        raise DataError(f"{message}; lower evaluation.holdout, or leave the split out", field="spec.train_data")
     if not train.num_samples:
         message = (
             f"none of {train.num_short:,} users has two interactions to learn from; are the columns right, and is each "
