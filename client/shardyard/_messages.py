@@ -51,7 +51,7 @@ def build_duration(field: str, seconds: float) -> Duration:
         made.FromMilliseconds(round(seconds * 1000))
     except (TypeError, ValueError, OverflowError):
         rule = "a number of seconds is wanted, at most 10,000 years"
-        raise invalid(field, f"{shown(seconds)} where {rule}") from None
+        raise invalid(field, f"{shown(seconds)} is given, but {rule}") from None
     return made
 
 

@@ -213,7 +213,7 @@ class Reader:
 
     def _checked(self, value: Any, item: Any, path: str, rule: str) -> Any:
         if value is None:
-            self.fail(path, f"{shown(item)} where {rule}")
+            self.fail(path, f"{shown(item)} is given, but {rule}")
         return value
 
     def _source(self, message: Any, kind: Kind, text: str, path: str) -> None:

@@ -262,7 +262,7 @@ def answer_line(answer: Prediction) -> str:
     if answer.items or answer.unknown_items:
         found = (f"{printable(each.item)} {each.score:.3f}" for each in answer.items)
         unknown = ", ".join(map(printable, answer.unknown_items))
-        return (", ".join(found) or "(no item)") + (f" (not known: {unknown})" if unknown else "")
+        return (", ".join(found) or "(no item)") + (f" (unknown: {unknown})" if unknown else "")
     if answer.value is not None:
         return f"{answer.value:.4f}"
     if answer.text is not None:

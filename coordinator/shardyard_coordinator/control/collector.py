@@ -1,4 +1,4 @@
-"""A follower for each live attempt, woken when its job changes; one that fails is begun again."""
+"""A follower for each live attempt, woken when its job changes; one that fails is started again."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Collector:
         except StaleWrite as stale:
             _log.info("%s", stale)
         except Exception:  # The edge of a supervised loop: a defect must not end what it follows.
-            _log.exception("following attempt %s of job %s failed; it is begun again", key.epoch, key.job_uid)
+            _log.exception("following attempt %s of job %s failed; it is started again", key.epoch, key.job_uid)
             return False
         finally:
             self._forget(follower)

@@ -220,7 +220,7 @@ def _pause(conn: Connection, job: JobRecord, failure: bytes, changes: dict[str, 
 def resumes_from(job: JobRecord) -> str:
     """Where the job's next attempt continues, for people."""
     if output_kind(job) is ResourceKind.DATASET:
-        return "behind the files that are made"
+        return "after the files already made"
     step = job.latest_checkpoint.rpartition("-s")[2]
     return f"from the checkpoint at step {step}" if step else "from the start"
 

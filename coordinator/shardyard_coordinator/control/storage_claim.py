@@ -1,7 +1,7 @@
 """A storage belongs to one store: the sweeps remove what their store does not know, so nobody else's may lie there.
 
 Absent is not empty: if the store has jobs or models, a storage without its claim is a mount that is missing, and is
-never begun again. A storage of a version that wrote no claim is recognised by the folders of the store's own jobs.
+never started over. A storage of a version that wrote no claim is recognised by the folders of the store's own jobs.
 """
 
 from __future__ import annotations

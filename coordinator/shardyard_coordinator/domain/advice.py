@@ -18,10 +18,10 @@ class Advice(NamedTuple):
 
 ADVICE: Mapping[Cause, Advice] = MappingProxyType(
     {
-        Cause.CUDA_OOM: Advice("a GPU's memory did not suffice", "give a smaller micro_batch_size, or more workers"),
-        Cause.HOST_OOM: Advice("a worker's memory did not suffice", "give a smaller micro_batch_size or max_length"),
+        Cause.CUDA_OOM: Advice("a GPU ran out of memory", "give a smaller micro_batch_size, or more workers"),
+        Cause.HOST_OOM: Advice("a worker ran out of memory", "give a smaller micro_batch_size or max_length"),
         Cause.LOSS_DIVERGED: Advice("the loss is no longer a number", "give a lower learning_rate, or clip lower"),
-        Cause.ENGINE_START_TIMEOUT: Advice("the gang did not come to its first steps", "read the job's logs"),
+        Cause.ENGINE_START_TIMEOUT: Advice("the gang did not reach its first steps", "read the job's logs"),
         Cause.DATA_ERROR: Advice(
             "the data could not be read", "submit again with the file and line that are named corrected"
         ),
@@ -38,7 +38,7 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.MAX_RUN_TIME: Advice("max_run_time is over", "give a longer max_run_time; the checkpoints are kept"),
         Cause.MAX_QUEUE_TIME: Advice("it waited longer than allowed", "submit it again, or ask for fewer workers"),
         Cause.HUNG: Advice("a rank made no step", "look at the stacks in the logs of the rank that is named"),
-        Cause.NCCL_TIMEOUT: Advice("the ranks lost each other", "look at the network between the nodes"),
+        Cause.NCCL_TIMEOUT: Advice("the ranks lost contact", "look at the network between the nodes"),
         Cause.WORKER_LOST: Advice("a worker's process ended", "look at the end of its log, then submit the job again"),
         Cause.NODE_LOST: Advice("a node is gone", "bring the node back, or let the job continue elsewhere"),
         Cause.RAY_LOST: Advice("the cluster that ran the gang is gone", "look at the cluster's own logs"),
