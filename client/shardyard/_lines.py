@@ -54,12 +54,11 @@ def describe(event: types.Event) -> str:
 
 
 def progress_line(progress: types.Progress) -> str:
-    """`step 40/200  loss 0.412  lr 1.0e-04  812 tokens/s  ETA 1:20`."""
+    """`step 40/200  loss 0.412  lr 1.0e-04  812 tokens/s  ETA 1:20`; without loss and rate if nothing is trained."""
     eta = "" if progress.eta is None else f"  ETA {span(progress.eta)}"
-    return (
-        f"step {progress.step:,}/{progress.total_steps:,}  loss {progress.loss:.4g}  lr {progress.learning_rate:.1e}  "
-        f"{progress.tokens_per_s:,.0f} tokens/s{eta}"
-    )
+    trains = progress.loss or progress.learning_rate or progress.grad_norm
+    loss = f"loss {progress.loss:.4g}  lr {progress.learning_rate:.1e}  " if trains else ""
+    return f"step {progress.step:,}/{progress.total_steps:,}  {loss}{progress.tokens_per_s:,.0f} tokens/s{eta}"
 
 
 def metrics_line(metrics: Mapping[str, float]) -> str:

@@ -338,7 +338,7 @@ class EvaluationMetric:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job would need; `output` is the kind of result: a `model` or a `dataset`."""
+    """What a job would need; `output` is the kind of result: a `model`, a `dataset`, or `metrics`."""
 
     resolved_spec: Mapping[str, Any] | None
     batch: BatchPlan | None

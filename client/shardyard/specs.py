@@ -180,6 +180,17 @@ class FeatureExtraction:
 
 
 @dataclass(frozen=True)
+class ModelEvaluation:
+    """Measure a model on `data`; the job leaves numbers alone, in `job.info.evaluation`."""
+
+    data: Data | str | Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"model_evaluation": _set(self)}
+
+
+@dataclass(frozen=True)
 class TokenClassification:
     """Fine-tuning: tag words, such as names and places in a text.
 
@@ -248,6 +259,7 @@ Task = (
     | CausalLm
     | MaskedLm
     | FeatureExtraction
+    | ModelEvaluation
 )
 
 

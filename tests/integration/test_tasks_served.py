@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -154,8 +154,34 @@ def test_names_and_places_are_found(place: Workplace) -> None:
         with pytest.raises(shardyard.InvalidArgument) as caught:
             model.predict([("a", "b")])
         assert "instances[0].pair" in {each.field for each in caught.value.violations}
+        measured_again(place, client, numbers)
     done = place.run("shardyard predict names 'Bob the dog'")
     assert done.returncode == 0 and done.stdout.startswith("Bob PER 0.")
+
+
+def measured_again(place: Workplace, client: shardyard.Client, numbers: Mapping[str, float]) -> None:
+    """An evaluation of `names` over two workers gives the numbers of its training, and leaves nothing else."""
+    job = client.submit(
+        shardyard.ModelEvaluation(data=place.folder / "held.jsonl"),
+        model="model:names",
+        resources=shardyard.Resources(workers=2),
+        job_id="names-again",
+    )
+    info = job.wait(timeout=300)
+    assert info.state == "succeeded" and (info.model, info.output_dataset) == ("", "")
+    assert info.evaluation is not None and info.evaluation.is_final and info.evaluation.num_samples == 60
+    assert dict(info.evaluation.metrics) == pytest.approx(dict(numbers), abs=1e-6)
+    assert job.metrics("eval/f1")["eval/f1"].points[-1].value == pytest.approx(numbers["f1"], abs=1e-6)
+    assert {each.info.name for each in client.models()}.isdisjoint({"names-again"}) and not job.checkpoints()
+    with pytest.raises(shardyard.FailedPrecondition, match=r"its numbers are in info\.evaluation"):
+        job.model()
+    tagged(place.folder / "other.jsonl", 3, 4)
+    (place.folder / "other.jsonl").write_text((place.folder / "other.jsonl").read_text().replace("-PER", "-ORG"))
+    flags = "--task model-evaluation --model model:names"
+    done = place.run(f"shardyard submit {flags} --data other.jsonl --job-id other")
+    assert done.returncode == 1 and "LABEL_MISMATCH" in done.stderr and "does not know B-ORG, I-ORG" in done.stderr
+    done = place.run(f"shardyard submit {flags} --data held.jsonl --job-id by-hand")
+    assert done.returncode == 0 and f"f1 {numbers['f1']:.4g}" in done.stdout.splitlines()[-1], done.stdout + done.stderr
 
 
 def test_flowers_are_named(place: Workplace) -> None:

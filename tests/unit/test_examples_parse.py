@@ -37,6 +37,7 @@ TASKS = {
     "recommendation": "fine_tuning",
     "flowers": "fine_tuning",
     "features": "feature_extraction",
+    "evaluation": "model_evaluation",
 }
 
 

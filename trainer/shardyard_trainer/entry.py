@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -24,9 +24,10 @@ from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.report import PrintingReporter, Reporter, SendingReporter, SendReport
 
 if TYPE_CHECKING:  # Importing these costs seconds; output and reports work before.
-    from shardyard_trainer.tasks.base import Prepared
     from shardyard_trainer.training.context import Context
     from shardyard_trainer.training.gang import Gang
+
+_T = TypeVar("_T")
 
 START_LIMIT_S = 900.0
 PEER_GRACE_S = 1.0
@@ -78,11 +79,14 @@ class _RankRun:
         from shardyard_trainer.tasks import table  # As above.
         from shardyard_trainer.tasks.base import Output
 
-        if table.of(attempt.spec).output is Output.DATASET:
+        output = table.of(attempt.spec).output
+        if output is Output.DATASET:
             from shardyard_trainer.training.extracting import run as extract  # Only such jobs need it.
 
             self._enter("extracting")
             extract(attempt, context)
+        elif output is Output.METRICS:
+            self._evaluate(context)
         else:
             self._train(context)
         gang.wait_for_all()
@@ -122,6 +126,7 @@ class _RankRun:
 
     def _train(self, context: Context) -> None:
         from shardyard_trainer.tasks.base import build_module
+        from shardyard_trainer.tasks.ingredients import prepare
         from shardyard_trainer.training.attempt import train_and_export  # torch, DeepSpeed and transformers.
         from shardyard_trainer.training.config import train_config
         from shardyard_trainer.training.engine import Engine
@@ -129,7 +134,7 @@ class _RankRun:
 
         attempt, spec = self._attempt, resolved_spec(self._attempt)
         self._enter("tokenizing", context)
-        task = self._build_task(context, spec)
+        task = self._build_task(context, spec, prepare)
         config = train_config(attempt, num_train_samples=task.train.num_samples)
         self._enter("loading model", context)
         module = build_module(task, spec)
@@ -147,11 +152,27 @@ class _RankRun:
             stepped=self._stepped,
         )
 
-    def _build_task(self, context: Context, spec: spec_pb2.JobSpec) -> Prepared:
+    def _evaluate(self, context: Context) -> None:
+        from shardyard_trainer.planning.evaluation import micro_batch_size  # As above.
+        from shardyard_trainer.tasks.base import build_module
+        from shardyard_trainer.tasks.model_evaluation import prepare_evaluation
+        from shardyard_trainer.training.evaluating import WholeModel, run
+
+        spec = resolved_spec(self._attempt)
+        self._enter("tokenizing", context)
+        found = self._build_task(context, spec, prepare_evaluation)
+        self._enter("loading model", context)
+        in_halves = spec.optimization.precision == spec_pb2.PRECISION_BF16
+        model = WholeModel(build_module(found.task, found.spec), context.gang, in_halves=in_halves)
+        self._enter("evaluating")
+        run(context, found.task, model, micro_batch_size=micro_batch_size(spec, found))
+
+    def _build_task(
+        self, context: Context, spec: spec_pb2.JobSpec, prepare: Callable[[spec_pb2.JobSpec, worker_pb2.Locations], _T]
+    ) -> _T:
         """One rank of a node tokenises into the cache, the others then read it."""
         from shardyard_trainer.planning.identity import check_same_data  # As below.
         from shardyard_trainer.planning.pins import check_same_model  # transformers.
-        from shardyard_trainer.tasks.ingredients import prepare  # As above.
 
         if self._local_rank > 0:
             context.gang.wait_for_all()

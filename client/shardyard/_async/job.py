@@ -263,7 +263,9 @@ class AsyncJob:
         if not self.message.model:
             await self.refresh()
         if not self.message.model:
-            raise FailedPrecondition(f"{self.name} is {self.state} and has no model", reason="MODEL_NOT_READY")
+            measured = "; its numbers are in info.evaluation" if self.info.evaluation is not None else ""
+            text = f"{self.name} is {self.state} and has no model{measured}"
+            raise FailedPrecondition(text, reason="MODEL_NOT_READY")
         request = model_service_pb2.GetModelRequest(name=self.message.model)
         return AsyncModel(self._connection, await self._connection.call(self._connection.models.GetModel, request))
 

@@ -260,7 +260,9 @@ class Job:
         if not self.message.model:
             self.refresh()
         if not self.message.model:
-            raise FailedPrecondition(f"{self.name} is {self.state} and has no model", reason="MODEL_NOT_READY")
+            measured = "; its numbers are in info.evaluation" if self.info.evaluation is not None else ""
+            text = f"{self.name} is {self.state} and has no model{measured}"
+            raise FailedPrecondition(text, reason="MODEL_NOT_READY")
         request = model_service_pb2.GetModelRequest(name=self.message.model)
         return Model(self._connection, self._connection.call(self._connection.models.GetModel, request))
 

@@ -74,7 +74,7 @@ class JobFlags:
     tokenizer: Annotated[str | None, _option("--tokenizer", help="A folder, hub:owner/name, or model:ID.")] = None
     train: Annotated[str | None, _option("--train", help="Training data: a file or folder, or dataset:ID.")] = None
     eval: Annotated[str | None, _option("--eval", help="Evaluation data [a tenth of the training data].")] = None
-    data: Annotated[str | None, _option("--data", help="Feature extraction: the texts.")] = None
+    data: Annotated[str | None, _option("--data", help="Feature extraction, model evaluation: the data.")] = None
     text: Annotated[str | None, _option("--text", help="The column with the text.")] = None
     text_pair: Annotated[str | None, _option("--text-pair", help="The column with the second text.")] = None
     label: Annotated[str | None, _option("--label", help="The column with the label.")] = None

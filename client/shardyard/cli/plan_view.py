@@ -23,7 +23,7 @@ def print_plan(plan: Plan) -> None:
         [
             ("parameters", f"{plan.num_parameters:,}"),
             ("steps", f"{plan.total_steps:,}" if plan.total_steps else ""),
-            ("samples", f"{plan.num_train_samples:,} to train, {plan.num_eval_samples:,} to evaluate"),
+            ("samples", samples_line(plan)),
             ("tokens", f"{plan.num_train_tokens:,}" if plan.num_train_tokens else ""),
             ("training data", stats_line(plan.train_stats) if plan.train_stats is not None else ""),
             ("evaluation data", stats_line(plan.eval_stats) if plan.eval_stats is not None else ""),
@@ -37,6 +37,14 @@ def print_plan(plan: Plan) -> None:
     )
     for warning in plan.warnings:
         print(f"warning {printable(warning.reason)}: {printable(warning.message)}")
+
+
+def samples_line(plan: Plan) -> str:
+    """How many samples are read, and what for; a feature extraction neither trains nor evaluates."""
+    if plan.output == "dataset":
+        return f"{plan.num_train_samples:,}"
+    trained = f"{plan.num_train_samples:,} to train, " if plan.output != "metrics" else ""
+    return f"{trained}{plan.num_eval_samples:,} to evaluate"
 
 
 def stats_line(stats: DataStats) -> str:

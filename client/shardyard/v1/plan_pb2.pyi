@@ -33,6 +33,8 @@ class _JobOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobOutput.V
     """A model that answers predictions."""
     JOB_OUTPUT_DATASET: _JobOutput.ValueType  # 2
     """A data set."""
+    JOB_OUTPUT_METRICS: _JobOutput.ValueType  # 3
+    """Numbers alone: the job's `evaluation`."""
 
 class JobOutput(_JobOutput, metaclass=_JobOutputEnumTypeWrapper):
     """The kind of result of a job."""
@@ -43,6 +45,8 @@ JOB_OUTPUT_MODEL: JobOutput.ValueType  # 1
 """A model that answers predictions."""
 JOB_OUTPUT_DATASET: JobOutput.ValueType  # 2
 """A data set."""
+JOB_OUTPUT_METRICS: JobOutput.ValueType  # 3
+"""Numbers alone: the job's `evaluation`."""
 Global___JobOutput: _TypeAlias = JobOutput  # noqa: Y015
 
 class _MemoryVerdict:
@@ -145,7 +149,7 @@ class JobPlan(_message.Message):
 
     @_builtins.property
     def train_stats(self) -> Global___DataStats:
-        """The training data, without its held-out part. Unset for feature extraction."""
+        """The training data, without its held-out part; for feature extraction its texts. Unset for model evaluation."""
 
     @_builtins.property
     def eval_stats(self) -> Global___DataStats:

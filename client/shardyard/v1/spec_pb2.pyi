@@ -202,6 +202,7 @@ class JobSpec(_message.Message):
     PRETRAINING_FIELD_NUMBER: _builtins.int
     FINE_TUNING_FIELD_NUMBER: _builtins.int
     FEATURE_EXTRACTION_FIELD_NUMBER: _builtins.int
+    MODEL_EVALUATION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
     TRAIN_DATA_FIELD_NUMBER: _builtins.int
@@ -226,8 +227,12 @@ class JobSpec(_message.Message):
         """Turn text into vectors."""
 
     @_builtins.property
+    def model_evaluation(self) -> Global___ModelEvaluation:
+        """Measure a model on data, and leave the numbers."""
+
+    @_builtins.property
     def model(self) -> Global___ModelSource:
-        """The model to start from; required."""
+        """The model to start from, or to measure; required."""
 
     @_builtins.property
     def tokenizer(self) -> Global___TokenizerSource:
@@ -235,7 +240,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def train_data(self) -> Global___DataSource:
-        """What to train on; required for training, refused for feature extraction."""
+        """What to train on; required for training, refused for tasks that have data of their own."""
 
     @_builtins.property
     def eval_data(self) -> Global___DataSource:
@@ -275,6 +280,7 @@ class JobSpec(_message.Message):
         pretraining: Global___Pretraining | None = ...,
         fine_tuning: Global___FineTuning | None = ...,
         feature_extraction: Global___FeatureExtraction | None = ...,
+        model_evaluation: Global___ModelEvaluation | None = ...,
         model: Global___ModelSource | None = ...,
         tokenizer: Global___TokenizerSource | None = ...,
         train_data: Global___DataSource | None = ...,
@@ -287,11 +293,11 @@ class JobSpec(_message.Message):
         retry: Global___RetryPolicy | None = ...,
         max_run_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction", "model_evaluation"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -927,6 +933,35 @@ class FeatureExtraction(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
 
 Global___FeatureExtraction: _TypeAlias = FeatureExtraction  # noqa: Y015
+
+@_typing.final
+class ModelEvaluation(_message.Message):
+    """Measure a model on data without training it: the metrics are those of the model's own task, as the last evaluation of its
+    training would give them. Labels, lengths and the like are the model's. Its data has the column roles of that task; of
+    histories, only what its split holds out is measured. Of `optimization` it takes `micro_batch_size`, `precision`, and
+    `seed` (masks are drawn from it); it takes no `train_data`, `eval_data`, `tokenizer`, `parallelism`, `checkpoints` or
+    `evaluation`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def data(self) -> Global___DataSource:
+        """What to measure the model on; required. Labels that the model does not have are refused with LABEL_MISMATCH."""
+
+    def __init__(
+        self,
+        *,
+        data: Global___DataSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelEvaluation: _TypeAlias = ModelEvaluation  # noqa: Y015
 
 @_typing.final
 class HubModel(_message.Message):

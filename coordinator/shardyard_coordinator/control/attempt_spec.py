@@ -60,15 +60,21 @@ def build_launch(
     )
 
 
-def output_kind(job: JobRecord) -> ResourceKind:
-    """What the job makes."""
-    plan = plan_pb2.JobPlan.FromString(job.plan)
-    return ResourceKind.DATASET if plan.output == plan_pb2.JOB_OUTPUT_DATASET else ResourceKind.MODEL
+_KINDS = {plan_pb2.JOB_OUTPUT_DATASET: ResourceKind.DATASET, plan_pb2.JOB_OUTPUT_METRICS: None}
+"""By a plan's output; any other, also of a plan that does not say, is a model."""
+
+
+def output_kind(job: JobRecord) -> ResourceKind | None:
+    """What the job makes; None: numbers alone."""
+    return _KINDS.get(plan_pb2.JobPlan.FromString(job.plan).output, ResourceKind.MODEL)
 
 
 def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:
     """A folder of the attempt's own: a replaced attempt that still writes spoils nothing."""
-    return str(settings.storage / output_kind(job).value / attempt.export_uid)
+    kind = output_kind(job)
+    if kind is None:  # Nothing is written; the rank gets no right to where models lie.
+        return str(settings.attempt_dir(job.uid, attempt.epoch) / "result")
+    return str(settings.storage / kind.value / attempt.export_uid)
 
 
 def _paths(candidates: Sequence[CheckpointRecord], settings: ControlSettings) -> list[str]:

@@ -27,9 +27,14 @@ _MAX_ID = 63
 
 def register(
     conn: Connection, job: JobRecord, attempt: AttemptRecord, exported: worker_pb2.Exported, now_us: int
-) -> ResourceRecord:
-    """Registers the verified result under the job's own id, or that id and a part of its uid if it is taken."""
+) -> ResourceRecord | None:
+    """Registers the verified result under the job's own id, or that id and a part of its uid if it is taken.
+
+    None if the job leaves numbers alone: its evaluation has them.
+    """
     kind = output_kind(job)
+    if kind is None:
+        return None
     made = exported.model
     new = NewUpload(
         kind=kind,

@@ -130,7 +130,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.MODEL_UNSAFE: Meaning(_IA, "The model's weights could run code; only safetensors are loaded."),
         Reason.CUSTOM_CODE_REFUSED: Meaning(_IA, "The model needs code from its repository, which is never run."),
         Reason.TOKENIZER_MISSING: Meaning(_IA, "Neither the model nor the spec has a tokenizer."),
-        Reason.LABEL_MISMATCH: Meaning(_IA, "The model's head has other labels than the data; ask for a new head."),
+        Reason.LABEL_MISMATCH: Meaning(
+            _IA, "The model's head has other labels than the data; ask for a new head, or give data with its labels."
+        ),
         Reason.DATA_INVALID: Meaning(_IA, "The data cannot be trained on; file, line and value are named."),
         Reason.TASK_MISMATCH: Meaning(_IA, "The model was not trained for what is asked of it."),
         Reason.REQUEST_ID_REUSED: Meaning(_IA, "The request id was used with another request."),

@@ -33,6 +33,7 @@ _ABOUT: Mapping[str, _About] = {
         "spec.model",
         "their vectors are those of special tokens alone",
     ),
+    "measured": _About("spec.model_evaluation.data", "spec.model", "they are measured all the same"),
 }
 
 
@@ -86,7 +87,7 @@ def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iter
         yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field=field)
     if stats.unknown_share > _MOST_UNKNOWN:
         better = "take a model whose tokenizer knows the data's language and case"
-        if about is not _ABOUT["feature extraction"]:
+        if about.tokenizer == _TRAINED.tokenizer:
             better = (
                 "take the tokenizer that the model was trained with, or one for the data's language and case; for one "
                 "that is trained here, raise vocab_size, or take byte_bpe, which knows every character"

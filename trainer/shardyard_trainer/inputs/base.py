@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -52,6 +52,13 @@ class MicroBatch:
     num_tokens: int
     num_positions: int
     samples: tuple[int, ...] = ()
+
+    def on(self, device: torch.device) -> MicroBatch:
+        """The micro batch on a device; itself on a CPU."""
+        if device.type == "cpu":
+            return self
+        inputs = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs)
 
 
 def sum_of(weights: np.ndarray | None, labels: np.ndarray) -> float:

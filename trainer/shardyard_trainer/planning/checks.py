@@ -12,6 +12,9 @@ from shardyard_trainer.tasks.base import Output, Prepared, Task
 
 _TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
 
+_WITHOUT_TRAINING = ("micro_batch_size", "precision", "seed")
+"""Of `optimization`, what concerns tasks that train nothing."""
+
 _LONGEST_RUN_S = 10 * 366 * 86400
 
 
@@ -25,12 +28,20 @@ def check_spec(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, task: Task | 
         message = f"{duration.seconds} s and {duration.nanos} ns: more than 0 and at most 10 years"
         errors.append(SpecError("spec.max_run_time", "SPEC_INVALID", message))
     if task is not None and task.output is not Output.MODEL:
-        what = task.name.replace("_", " ")
-        for name in _TRAINING_ONLY:
-            if spec.HasField(name):  # type: ignore[arg-type]
-                errors.append(SpecError(f"spec.{name}", "SPEC_INVALID", f"{what} has none; leave it out"))
-        return errors
+        return [*errors, *_check_training_only(spec, task)]
     return [*errors, *_check_optimization(spec.optimization)]
+
+
+def _check_training_only(spec: spec_pb2.JobSpec, task: Task) -> Iterator[SpecError]:
+    """Settings of a training, given to a task that trains nothing."""
+    what = task.name.replace("_", " ")
+    for name in _TRAINING_ONLY:
+        if spec.HasField(name):  # type: ignore[arg-type]
+            yield SpecError(f"spec.{name}", "SPEC_INVALID", f"{what} has none; leave it out")
+    for field, _ in spec.optimization.ListFields():
+        if field.name not in _WITHOUT_TRAINING:
+            message = f"{what} trains nothing, and takes only {', '.join(_WITHOUT_TRAINING)} here; leave it out"
+            yield SpecError(f"spec.optimization.{field.name}", "SPEC_INVALID", message)
 
 
 def _is_run_time(seconds: int, nanos: int) -> bool:

@@ -31,6 +31,7 @@ from shardyard_trainer.planning.checks import (
     slots_of,
 )
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
+from shardyard_trainer.planning.evaluation import plan_evaluation
 from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
@@ -43,6 +44,9 @@ CPU_POSITIONS_AT_ONCE = 8192
 """Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
 
 GPU_POSITIONS_AT_ONCE = 65536
+
+_WITHOUT_TRAINING = {Output.DATASET: plan_extraction, Output.METRICS: plan_evaluation}
+"""What plans a job that leaves no model."""
 
 _T = TypeVar("_T")
 
@@ -84,11 +88,11 @@ def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
     spec = spec_pb2.JobSpec()
     spec.CopyFrom(call.spec)
     task = _task_of(spec)
-    trains = task is None or task.output is Output.MODEL
-    resolve.fill_resources(spec, call.node_shape, trains=trains)
+    make_plan = _WITHOUT_TRAINING.get(task.output) if task is not None else None
+    resolve.fill_resources(spec, call.node_shape, trains=make_plan is None)
     errors = check_spec(spec, call.node_shape, task)
-    if not trains:
-        found = _try(errors, lambda: plan_extraction(spec, call.locations, call.node_shape))
+    if make_plan is not None:
+        found = _try(errors, lambda: make_plan(spec, call.locations, call.node_shape))
         return worker_pb2.PlanResult(plan=found) if not errors else _refused(errors)
     seen = _try(errors, lambda: look(spec, call))
     if seen is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -19,7 +19,7 @@ from shardyard_trainer.models.hub import snapshot_folder
 from shardyard_trainer.planning import memory
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import Prepared, TrainingTask, build_module
+from shardyard_trainer.tasks.base import Prepared, build_module
 from shardyard_trainer.tasks.ingredients import prepare
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -63,8 +63,7 @@ def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
 def _is_split_by_lot(spec: spec_pb2.JobSpec) -> bool:
     """Whether the seed decides which samples are held out; nothing else that a plan says depends on it."""
     has_holdout = not spec.evaluation.HasField("holdout") or spec.evaluation.holdout > 0
-    task = cast("TrainingTask", table.of(spec))
-    return task.holds_out_by_lot and not spec.HasField("eval_data") and has_holdout
+    return table.trained(spec).holds_out_by_lot and not spec.HasField("eval_data") and has_holdout
 
 
 @lru_cache(maxsize=8)

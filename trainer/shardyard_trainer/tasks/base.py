@@ -35,6 +35,7 @@ class Output(Enum):
 
     MODEL = plan_pb2.JOB_OUTPUT_MODEL
     DATASET = plan_pb2.JOB_OUTPUT_DATASET
+    METRICS = plan_pb2.JOB_OUTPUT_METRICS
 
 
 class TaskWarning(NamedTuple):

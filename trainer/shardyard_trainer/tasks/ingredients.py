@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -17,7 +17,7 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weight_heads import look
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import Prepared, TaskWarning, TrainingTask
+from shardyard_trainer.tasks.base import Prepared, TaskWarning
 
 DEFAULT_HOLDOUT = 0.1
 
@@ -30,15 +30,21 @@ def prepare(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> Prepared
     Raises SpecError: the first thing that is wrong, with all others that were found beside it in `others`.
     """
     job = Ingredients(spec, locations)
-    return cast("TrainingTask", table.of(spec)).prepare(job)
+    return table.trained(spec).prepare(job)
 
 
 class Ingredients:
-    """A spec, resolved or not, on its way to a task; `field` is the place of the task's own message in it."""
+    """A spec, resolved or not, on its way to a task; `field` is the place of the task's own message in it.
 
-    def __init__(self, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> None:
+    `only_evaluates`: nothing is going to be trained, so that data may be too little to train on.
+    """
+
+    def __init__(
+        self, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, only_evaluates: bool = False
+    ) -> None:
         self.spec = spec
         self.locations = locations
+        self.only_evaluates = only_evaluates
         self.field = table.path_of(spec)
         self.wanted: Any = table.message_of(spec)
         self.cache_dir = Path(locations.cache_dir)

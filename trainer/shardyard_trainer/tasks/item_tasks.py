@@ -53,6 +53,7 @@ class Ready(NamedTuple):
     eval: TargetSamples | None
     held: Held
     exclude_seen: bool
+    filters: Filters
     warnings: Sequence[TaskWarning]
 
 
@@ -97,7 +98,7 @@ def prepare_items(
         choice = _fitted(choice, histories.items, length)
     choice = job.accept_weights(choice, task.auto)
     _warn(job, histories, samples, targets, held)
-    return Ready(choice, ItemInputs(histories.items, length), samples, targets, held, excludes, job.warnings)
+    return Ready(choice, ItemInputs(histories.items, length), samples, targets, held, excludes, filters, job.warnings)
 
 
 def _choose(job: Ingredients, task: TrainingTask, reads: Reads) -> ModelChoice:
@@ -240,6 +241,7 @@ class PreparedItems:
         self.train, self.eval = ready.train, ready.eval
         self.warnings = ready.warnings
         self.held, self.exclude_seen = ready.held, ready.exclude_seen
+        self._filters = ready.filters
         self.length = ready.inputs.max_history
 
     @cached_property
@@ -273,6 +275,9 @@ class PreparedItems:
             "split": self.held.value,
             "exclude_seen": self.exclude_seen,
             "ranked": "all items",
+            "min_user_interactions": self._filters.min_user,
+            "min_item_interactions": self._filters.min_item,
+            **({"min_rating": self._filters.min_rating} if self._filters.min_rating is not None else {}),
         }
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:

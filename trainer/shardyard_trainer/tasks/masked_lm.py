@@ -70,7 +70,9 @@ class MaskedLm:
             )
 
         how = Packing(masked_frame, samples, architectures.PACKED_BY_MASK, _check_mask, wanted.whole_word)
-        return PreparedMaskedLm(*prepare_packed(job, self.auto, how), job.warnings)
+        prepared = PreparedMaskedLm(*prepare_packed(job, self.auto, how), job.warnings)
+        prepared.masking = {"mask_probability": probability, "whole_word": wanted.whole_word}
+        return prepared
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> MaskedPredictor:
         """A predictor that fills masks."""
@@ -231,6 +233,8 @@ class PreparedMaskedLm(PreparedPacked[MaskedSamples]):
     """The task with its model and data."""
 
     task = TASK
+    masking: Mapping[str, Any]
+    """How masks are drawn, as the spec's fields have it."""
 
     def make_module(self, *, meta: bool) -> MaskedLmModule:
         """The model with its masked-LM head."""
@@ -244,8 +248,11 @@ class PreparedMaskedLm(PreparedPacked[MaskedSamples]):
     def resolve(self, message: Any) -> None:
         """Fills in the length and the share of masked tokens."""
         super().resolve(message)
-        if not message.HasField("mask_probability"):
-            message.mask_probability = DEFAULT_MASK_PROBABILITY
+        message.mask_probability = self.masking["mask_probability"]
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `shardyard.json` says."""
+        return {**super().describe(), **self.masking}
 
     def footprint(self) -> Footprint:
         """Logits over the vocabulary, for masked positions only."""

@@ -23,6 +23,7 @@ NAMES = (
     "image_classification",
     "recommendation",
     "feature_extraction",
+    "model_evaluation",
 )
 """The tasks, each the name of its module."""
 
@@ -37,6 +38,11 @@ def named(name: str) -> Task:
 def of(spec: spec_pb2.JobSpec) -> Task:
     """The task of a spec. Raises SpecError if none is given."""
     return named(_leaf(spec).members[-1])
+
+
+def trained(spec: spec_pb2.JobSpec) -> TrainingTask:
+    """The task of a spec that leaves a model. Raises SpecError if none is given."""
+    return cast("TrainingTask", of(spec))
 
 
 def path_of(spec: spec_pb2.JobSpec) -> str:

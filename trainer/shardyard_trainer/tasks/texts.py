@@ -92,7 +92,7 @@ def prepare_packed(job: Ingredients, auto: str, how: Packing[S]) -> tuple[ModelC
         packed.check_enough(corpus, found.num_samples, inputs.length or 0, field=field)
         return found
 
-    splits = samples(train, is_train=True), samples(held_out, is_train=False) if held_out else None
+    splits = samples(train, is_train=not job.only_evaluates), samples(held_out, is_train=False) if held_out else None
     choice = job.accept_weights(choice, auto)
     if choice.config.model_type not in how.apart:
         message = f"{choice.config.model_type} is not known to keep packed documents apart: they see one another"

@@ -185,7 +185,7 @@ def log_line(event: worker_pb2.WorkerEvent) -> str:
         case "condition":
             return event.condition.message
         case "exported":
-            return f"exported to {event.exported.path}"
+            return f"exported to {event.exported.path}" if event.exported.path else ""
         case _:
             return ""
 

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,12 +199,7 @@ class Engine:
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The micro batch on this rank's device; itself on a CPU."""
-        if self._gang.device.type == "cpu":
-            return batch
-        inputs = {
-            name: tensor.pin_memory().to(self._gang.device, non_blocking=True) for name, tensor in batch.inputs.items()
-        }
-        return replace(batch, inputs=inputs)
+        return batch.on(self._gang.device)
 
     def gather_state_dict(self) -> dict[str, torch.Tensor] | None:
         """All weights and buffers by name, on the CPU of rank 0; None elsewhere. Every rank calls it."""

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
 import numpy as np
 
-from shardyard_trainer.inputs.base import SampleRef, Samples
-from shardyard_trainer.tasks.base import Prepared
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef, Samples
+from shardyard_trainer.tasks.base import ModuleOutput, Prepared
 from shardyard_trainer.training.context import Context
-from shardyard_trainer.training.engine import Engine
+
+
+class Evaluator(Protocol):
+    """What computes an evaluation's micro batches: the engine of a training, or a module alone."""
+
+    @property
+    def forwards_are_collective(self) -> bool:
+        """Whether every rank has to call forward equally often."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Without dropout and gradients."""
+
+    def evaluate(self, batch: MicroBatch) -> ModuleOutput:
+        """One micro batch with its outputs, inside of `evaluating`."""
+
+    def to_device(self, batch: MicroBatch) -> MicroBatch:
+        """The micro batch on this rank's device."""
 
 
 def evaluate(
     context: Context,
-    engine: Engine,
+    engine: Evaluator,
     task: Prepared,
     *,
     step: int,
     micro_batch_size: int,
     max_batches: int | None = None,
     is_final: bool = False,
+    between: Callable[[int], bool] = lambda turn: False,
 ) -> dict[str, float]:
     """The metrics of the evaluation data at `step`, on every rank; none if there is no such data. A collective.
 
     Samples are sorted by length, the longest first, and the ranks take micro batches in turn. The metrics do not depend
     on the number of ranks. With `max_batches` only so many micro batches a rank are taken; where these are not all, the
     metrics are reported as partial, and none are returned: they compare with no others.
+    `between` is called on every rank after each turn, counted from 1; if it returns true, as on all ranks alike, the
+    evaluation ends without numbers.
     """
     if task.eval is None:
         return {}
@@ -37,11 +60,15 @@ def evaluate(
     gatherer = task.metrics()
     mine = starts[context.gang.rank :: context.gang.world_size]
     with engine.evaluating():
-        for start in mine:
-            batch = engine.to_device(task.eval.micro_batch(_refs(order[start : start + micro_batch_size])))
-            gatherer.update(batch, engine.evaluate(batch))
-        if engine.forwards_are_collective and len(mine) < -(-len(starts) // context.gang.world_size):
-            engine.evaluate(engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))))
+        for turn in range(-(-len(starts) // context.gang.world_size)):
+            if turn < len(mine):
+                chosen = order[mine[turn] : mine[turn] + micro_batch_size]
+                batch = engine.to_device(task.eval.micro_batch(_refs(chosen)))
+                gatherer.update(batch, engine.evaluate(batch))
+            elif engine.forwards_are_collective:
+                engine.evaluate(engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))))
+            if between(turn + 1):
+                return {}
     parts = context.gang.gather(gatherer.part())
     metrics = task.metrics().compute(parts)
     is_partial = len(order) < num_samples

@@ -1,0 +1,258 @@
+"""Measuring a model: its own task as it was trained, planned and run without training; what does not fit is refused."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from google.protobuf import json_format
+
+from helpers.plan_requests import ask, places, where
+from helpers.small_pictures import write_folders
+from helpers.tiny_folders import WORDS, save_folder
+from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.planning.evaluation import micro_batch_size
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.model_evaluation import prepare_evaluation
+from shardyard_trainer.training.context import Context
+from shardyard_trainer.training.evaluate import evaluate
+from shardyard_trainer.training.evaluating import WholeModel, run
+from shardyard_trainer.training.export import export_model
+from shardyard_trainer.training.gang import Gang
+from shardyard_trainer.training.report import PrintingReporter
+
+GANG = Gang(rank=0, world_size=1, device=torch.device("cpu"))
+TAGS = ["O", "B-PER", "B-LOC"]
+TRAINED: dict[str, dict[str, Any]] = {
+    "text_classification": {
+        "fine_tuning": {"text_classification": {"max_length": 12, "pooling": "POOLING_MEAN"}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train.csv"},
+        "eval_data": {"uri": "ROOT/new.csv"},
+    },
+    "token_classification": {
+        "fine_tuning": {"token_classification": {"max_length": 8, "overlap": 2}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train.jsonl"},
+        "eval_data": {"uri": "ROOT/new.jsonl"},
+    },
+    "image_classification": {
+        "fine_tuning": {"image_classification": {"image_size": 24, "flip": 0.5}},
+        "model": {"architecture": {"model_type": "resnet", "overrides": {
+            "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}}},
+        "train_data": {"uri": "ROOT/pictures"},
+        "eval_data": {"uri": "ROOT/new_pictures"},
+    },
+    "recommendation": {
+        "fine_tuning": {"recommendation": {"max_history": 6, "min_item_interactions": 3, "exclude_seen": False}},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "train_data": {"uri": "ROOT/histories.csv"},
+    },
+    "causal_lm": {
+        "pretraining": {"causal_lm": {"sequence_length": 24}},
+        "model": {"uri": "ROOT/gpt2"},
+        "train_data": {"uri": "ROOT/train.txt"},
+        "eval_data": {"uri": "ROOT/new.txt"},
+    },
+    "masked_lm": {
+        "pretraining": {"masked_lm": {"sequence_length": 24, "mask_probability": 0.4, "whole_word": True}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train.txt"},
+        "eval_data": {"uri": "ROOT/new.txt"},
+        "optimization": {"seed": 7},
+    },
+}  # fmt: skip
+"""A training of each task, on data of `root`."""
+
+
+class Recorder(PrintingReporter):
+    """Keeps the events; a directive to stop comes when so many progress events have come."""
+
+    def __init__(self, *, stop_after: int = 10**9) -> None:
+        super().__init__(io.StringIO())
+        self.events: list[worker_pb2.WorkerEvent] = []
+        self._left = stop_after
+
+    def emit(self, event: worker_pb2.WorkerEvent, *, durable: bool = False) -> None:
+        self.events.append(event)
+        self._left -= event.HasField("progress")
+        if self._left <= 0:
+            self.directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason="CANCELLED")
+
+    def kinds(self) -> list[str]:
+        return [event.WhichOneof("payload") or "" for event in self.events]
+
+    def evaluation(self) -> job_pb2.Evaluation:
+        (found,) = [event.evaluation for event in self.events if event.HasField("evaluation")]
+        return found
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("measured")
+    draw = random.Random(3)
+    for name, number in (("train", 40), ("new", 23)):
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(number)]
+        (folder / f"{name}.txt").write_text("\n".join(texts) + "\n")
+        rows = [f"{text.replace(',', 'a')},{draw.choice(['good', 'bad'])}" for text in texts]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+        tagged = [{"tokens": text.split(), "tags": draw.choices(TAGS, k=len(text.split()))} for text in texts]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
+    rows = [f"u{user},i{int(40 * draw.random() ** 2)}" for user in range(60) for _ in range(draw.randint(3, 9))]
+    (folder / "histories.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    write_folders(folder / "pictures", 6)
+    write_folders(folder / "new_pictures", 3, first=50)
+    save_folder(folder / "bert", "BertForMaskedLM")
+    save_folder(folder / "bare", "BertModel")
+    save_folder(folder / "gpt2", "GPT2LMHeadModel")
+    return folder
+
+
+@functools.cache
+def exported(root: Path, name: str) -> tuple[dict[str, float], spec_pb2.JobSpec]:
+    """The numbers of a training of the task that has made no step, whose model is then in `root / name`; its spec."""
+    spec = json_format.Parse(json.dumps(TRAINED[name]).replace("ROOT", str(root)), spec_pb2.JobSpec())
+    prepared = prepare(spec, where(root))
+    module = build_module(prepared, spec).eval()
+    attempt = worker_pb2.AttemptSpec(epoch=1, spec=spec, locations=where(root))
+    export_model(module, module.state_dict(), prepared, attempt, {}, folder=root / name)
+    context = Context(attempt=attempt, gang=GANG, reporter=Recorder(), trace=lambda name: None)
+    model = WholeModel(module, GANG, in_halves=False)
+    return evaluate(context, model, prepared, step=0, micro_batch_size=5, is_final=True), spec
+
+
+def evaluation_of(name: str, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"model_evaluation": {"data": data}, "model": {"uri": f"ROOT/{name}"}, **changes}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_has_the_numbers_of_its_trainings_last_evaluation(root: Path, name: str) -> None:
+    numbers, trained = exported(root, name)
+    data = TRAINED[name].get("eval_data", TRAINED[name]["train_data"])
+    seed = {"optimization": {"seed": trained.optimization.seed}} if trained.optimization.seed else {}
+    result = ask(root, evaluation_of(name, data, **seed))
+    assert not result.violations, result.violations
+    plan = result.plan
+    assert plan.output == plan_pb2.JOB_OUTPUT_METRICS and plan.num_train_samples == 0 and plan.num_eval_samples > 0
+    again = ask(root, json_format.MessageToDict(plan.resolved_spec, preserving_proto_field_name=True))
+    assert again.plan == plan
+    found = prepare_evaluation(plan.resolved_spec, where(root))
+    reporter = Recorder()
+    context = Context(attempt=worker_pb2.AttemptSpec(), gang=GANG, reporter=reporter, trace=lambda name: None)
+    model = WholeModel(build_module(found.task, found.spec), GANG, in_halves=False)
+    run(context, found.task, model, micro_batch_size=micro_batch_size(plan.resolved_spec, found))
+    assert reporter.kinds()[-2:] == ["finished", "exported"] and not reporter.events[-1].exported.path
+    assert reporter.evaluation().is_final and reporter.evaluation().num_samples == plan.num_eval_samples
+    assert dict(reporter.evaluation().metrics) == pytest.approx(numbers, rel=1e-6, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> Path:
+    """A folder with a model of each task that has labels, and data that does not go with it."""
+    for name in ("text_classification", "token_classification", "image_classification", "recommendation", "causal_lm"):
+        exported(root, name)
+    (root / "other.csv").write_text("text,label\nthe dog,good\nthe cat,awful\n")
+    (root / "one.csv").write_text("text,label\nthe dog,good\nthe cat,good\n")
+    (root / "plain.csv").write_text("text,stars\nthe dog,3\nthe cat,4\n")
+    (root / "broken.csv").write_text("text,label\nthe dog,good\nthe cat,\n")
+    (root / "short.txt").write_text("the dog\n")
+    rows = [{"tokens": ["the", "dog"], "tags": ["O", "B-ORG"]}, {"tokens": ["a"], "tags": ["B-PER"]}]
+    (root / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [f"u{user},{item}" for user in range(3) for item in ("i1", "stranger", "i2")]
+    (root / "other_histories.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    shutil.copytree(root / "new_pictures", root / "other_pictures")
+    (root / "other_pictures" / "rose").rename(root / "other_pictures" / "tulip")
+    shutil.copytree(root / "text_classification", root / "edited")
+    described = json.loads((root / "edited" / "shardyard.json").read_text())
+    (root / "edited" / "shardyard.json").write_text(json.dumps({**described, "max_length": 10**6}))
+    return root
+
+
+NEW = {"uri": "ROOT/new.csv"}
+INVALID, MISMATCH = "SPEC_INVALID", "LABEL_MISMATCH"
+REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]], str]] = [
+    ("a fresh model", evaluation_of("", NEW, model={"architecture": {"model_type": "bert"}}),
+     [("model.architecture", INVALID)], "name a trained one"),
+    ("a bare backbone", evaluation_of("bare", NEW), [("model.uri", "TASK_MISMATCH")], "fine-tune the model first"),
+    ("other classes", evaluation_of("text_classification", {"uri": "ROOT/other.csv"}),
+     [("model_evaluation.data", MISMATCH)], "2 labels (bad, good), the data 2 (awful, good), of which the model does"),
+    ("other tags", evaluation_of("token_classification", {"uri": "ROOT/other.jsonl"}),
+     [("model_evaluation.data", MISMATCH)], "does not know B-ORG"),
+    ("other pictures", evaluation_of("image_classification", {"uri": "ROOT/other_pictures"}),
+     [("model_evaluation.data", MISMATCH)], "does not know tulip"),
+    ("other items", evaluation_of("recommendation", {"uri": "ROOT/other_histories.csv"}),
+     [("model_evaluation.data", "DATA_INVALID")], "not in the catalogue of the model (stranger)"),
+    ("numbers for labels", evaluation_of("text_classification", {"uri": "ROOT/plain.csv"}),
+     [("model_evaluation.data", MISMATCH)], "does not know 3, 4"),
+    ("a bad row", evaluation_of("text_classification", {"uri": "ROOT/broken.csv"}),
+     [("model_evaluation.data", "DATA_INVALID")], "broken.csv, line 3"),
+    ("a role of another task", evaluation_of("text_classification", {**NEW, "columns": {"tokens": "text"}}),
+     [("model_evaluation.data.columns", INVALID)], "text, text_pair, label"),
+    ("no data there", evaluation_of("text_classification", {"uri": "ROOT/nothing.csv"}),
+     [("model_evaluation.data.uri", "PATH_NOT_ALLOWED")], ""),
+    ("a length that the model does not have", evaluation_of("edited", NEW), [("model", INVALID)], "1,000,000"),
+    ("settings of a training",
+     evaluation_of("text_classification", NEW, train_data=NEW, eval_data=NEW, tokenizer={"uri": "ROOT/bert"},
+                   checkpoints={"every": 1}, evaluation={"every": 1}, parallelism={"zero_stage": 1},
+                   optimization={"epochs": 2, "learning_rate": 0.1, "seed": 3}),
+     [*((name, INVALID) for name in
+        ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")),
+      ("optimization.epochs", INVALID), ("optimization.learning_rate", INVALID)], "leave it out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "expected", "words"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_what_cannot_be_measured_is_refused_with_the_next_step(
+    trained: Path, spec: dict[str, Any], expected: list[tuple[str, str]], words: str
+) -> None:
+    result = ask(trained, spec)
+    assert sorted(places(result)) == sorted((f"spec.{field}", reason) for field, reason in expected)
+    assert words in " ".join(each.message for each in result.violations)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "number"),
+    [("text_classification", "one.csv", 2), ("causal_lm", "short.txt", 1)],
+)
+def test_data_that_would_not_do_for_a_training_is_measured(trained: Path, name: str, data: str, number: int) -> None:
+    result = ask(trained, evaluation_of(name, {"uri": f"ROOT/{data}"}))
+    assert not result.violations, result.violations
+    assert result.plan.num_eval_samples == number and not result.plan.warnings
+
+
+def test_a_head_without_names_is_measured_by_the_order_of_the_datas_labels(root: Path) -> None:
+    save_folder(root / "unnamed", "BertForSequenceClassification")
+    result = ask(root, evaluation_of("unnamed", NEW))
+    assert not result.violations, result.violations
+    assert list(result.plan.labels) == ["bad", "good"]
+    (root / "three.csv").write_text("text,label\nthe dog,good\nthe cat,bad\na film,fair\n")
+    result = ask(root, evaluation_of("unnamed", {"uri": "ROOT/three.csv"}))
+    assert places(result) == [("spec.model_evaluation.data", MISMATCH)]
+
+
+def test_a_model_that_no_worker_can_hold_is_refused(root: Path) -> None:
+    result = ask(root, evaluation_of("gpt2", {"uri": "ROOT/new.txt"}), {"memory_bytes": 10_000, "cpus": 1})
+    assert places(result) == [("spec.model", "MODEL_DOES_NOT_FIT")]
+    assert "larger workers" in result.violations[0].message
+
+
+def test_an_evaluation_that_is_stopped_leaves_no_numbers(root: Path) -> None:
+    spec = ask(root, evaluation_of("gpt2", {"uri": "ROOT/new.txt"}, optimization={"micro_batch_size": 1}))
+    found = prepare_evaluation(spec.plan.resolved_spec, where(root))
+    reporter = Recorder(stop_after=2)
+    context = Context(attempt=worker_pb2.AttemptSpec(), gang=GANG, reporter=reporter, trace=lambda name: None)
+    run(
+        context, found.task, WholeModel(build_module(found.task, found.spec), GANG, in_halves=False), micro_batch_size=1
+    )
+    assert reporter.kinds() == ["phase", "progress", "canary", "progress", "stopped"]
+    progress = reporter.events[-2].progress
+    assert (progress.step, progress.total_steps) == (2, spec.plan.total_steps) and progress.tokens > 0

@@ -1,0 +1,196 @@
+"""A model measured on data: its own task, as it was trained, with nothing to train and all of the data to evaluate on.
+
+Planned by `planning.evaluation`, run by `training.evaluating`. The settings of the task are those that the model's
+folder says (`TrainingTask.describe`, or config.json), so its metrics are those of its training's last evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from shardyard.task_paths import task_paths
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError, listed
+from shardyard_trainer.models import sources
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.base import Output, Prepared, TaskWarning, TrainingTask
+from shardyard_trainer.tasks.ingredients import Ingredients
+
+FIELD = "spec.model_evaluation"
+_DATA = f"{FIELD}.data"
+_MODEL = "spec.model"
+_SPELLED = {"sequence_length": "max_length"}
+"""Settings that a folder has under another name than the spec."""
+
+_OF_DATA = frozenset({"scheme"})
+"""Settings that say how data is written: found from the data itself."""
+
+_OF_TRAINING = frozenset(
+    {"HISTORIES_CUT", "MANY_LABELS", "NO_TEXT_HAS_TWO_LABELS", "SAME_DATA", "SHORT_HISTORIES", "TEST_DATA_TRAINED_ON"}
+)
+"""Warnings that are of no use if nothing is trained."""
+
+
+class ModelEvaluation:
+    """The task `model_evaluation`. The roles of its data are those of the model's own task."""
+
+    name = "model_evaluation"
+    output = Output.METRICS
+    roles: tuple[str, ...] = ()
+
+
+TASK = ModelEvaluation()
+
+
+class Measured(NamedTuple):
+    """A model's own task with the data in it, the spec that a training of it would have, and what to know."""
+
+    task: Prepared
+    spec: spec_pb2.JobSpec
+    warnings: list[TaskWarning]
+
+
+def prepare_evaluation(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> Measured:
+    """Reads model and data of a spec, resolved or not.
+
+    Raises SpecError, all at once: TASK_MISMATCH for a model without a head, LABEL_MISMATCH for labels that it does not
+    have.
+    """
+    described, task = _look(spec, locations)
+    own = _own_spec(spec, described, task)
+    job = Ingredients(own, locations, only_evaluates=True)
+    try:
+        prepared = task.prepare(job)
+    except SpecError as error:
+        raise _mismatch(own, described, locations) or _said_here(error, job.field) from error
+    starts_anew = next((each for each in prepared.warnings if each.reason == "NEW_HEAD"), None)
+    if starts_anew is not None:
+        what = starts_anew.message.partition(": a new")[0]
+        message = f"{what}, so there is nothing to measure; fine-tune the model first, or name one with a head"
+        raise _mismatch(own, described, locations) or SpecError(_MODEL, "TASK_MISMATCH", message)
+    found = (
+        each._replace(field=_here(each.field, job.field))
+        for each in prepared.warnings
+        if each.reason not in _OF_TRAINING
+    )
+    return Measured(prepared, own, list(dict.fromkeys(found)))
+
+
+def _look(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[ModelFolder, TrainingTask]:
+    """What the model's folder says it is, and the task that it has a head for. Raises SpecError."""
+    if spec.model.WhichOneof("source") == "architecture":
+        message = "a fresh model knows nothing that could be measured; name a trained one"
+        raise SpecError(f"{_MODEL}.architecture", "SPEC_INVALID", message)
+    choice = sources.choose_model(spec.model, locations)
+    described = choice.described
+    assert described is not None
+    try:
+        task = table.of_folder(described)
+    except FolderInvalid as error:
+        raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
+    if task is None:
+        what = described.reshaped or "it is a bare backbone without a head"
+        message = f"{what}, so there is nothing to measure; fine-tune the model first, or name one with a head"
+        raise SpecError(choice.field, "TASK_MISMATCH", message)
+    return described, task
+
+
+def _own_spec(spec: spec_pb2.JobSpec, described: ModelFolder, task: TrainingTask) -> spec_pb2.JobSpec:
+    """The spec of the model's own task, with the settings of its folder and the data to evaluate on."""
+    own = spec_pb2.JobSpec(model=spec.model)
+    own.optimization.seed = spec.optimization.seed
+    message: Any = own
+    for name in next(path for path in task_paths() if path[-1] == task.name):
+        message = getattr(message, name)
+        message.SetInParent()
+    _recall(message, described)
+    data = spec.model_evaluation.data
+    own.train_data.CopyFrom(data)
+    # A task with a split of its own decides by it what of the data is evaluated on; of any other task, all is.
+    if "split" not in message.DESCRIPTOR.fields_by_name:
+        own.eval_data.CopyFrom(data)
+    return own
+
+
+def _recall(message: Any, described: ModelFolder) -> None:
+    """Fills the task's own message with what the folder says of it. Raises SpecError for values of another kind."""
+    known = {**described.trained, "problem": described.problem, "labels": list(_named_labels(described))}
+    for field in message.DESCRIPTOR.fields:
+        value = known.get(_SPELLED.get(field.name, field.name))
+        if field.name in _OF_DATA or value in (None, "", []):
+            continue
+        try:
+            _set(message, field, value)
+        except (TypeError, ValueError, AttributeError):
+            text = f"shardyard.json has the {field.name} {str(value)[:100]!r}, which is not one"
+            raise SpecError(_MODEL, "MODEL_INVALID", f"{text}; take the folder as exported") from None
+
+
+def _set(message: Any, field: FieldDescriptor, value: Any) -> None:
+    if field.is_repeated:
+        getattr(message, field.name).extend(value)
+    elif field.enum_type is not None:
+        prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
+        if (known := field.enum_type.values_by_name.get(f"{prefix}{value.upper()}")) is not None:
+            setattr(message, field.name, known.number)
+    elif field.message_type is None:
+        setattr(message, field.name, value)
+
+
+def _named_labels(described: ModelFolder) -> tuple[str, ...]:
+    """The head's labels; none if they only have the names that transformers gives."""
+    return () if all(label.startswith("LABEL_") for label in described.labels) else described.labels
+
+
+def _mismatch(own: spec_pb2.JobSpec, described: ModelFolder, locations: worker_pb2.Locations) -> SpecError | None:
+    """What to say if the data has labels that the model does not have; None: that is not what is wrong."""
+    if not described.labels:
+        return None
+    free = spec_pb2.JobSpec()
+    free.CopyFrom(own)
+    message = table.message_of(free)
+    names = message.DESCRIPTOR.fields_by_name
+    if "new_head" in names:
+        message.new_head = True
+    if "labels" in names:
+        del message.labels[:]
+    try:
+        found = table.trained(free).prepare(Ingredients(free, locations, only_evaluates=True))
+    except SpecError:
+        return None
+    theirs, ours = described.labels, tuple(found.describe().get("labels") or ())
+    strange = [label for label in ours if label not in theirs]
+    is_generic = not _named_labels(described)
+    if not ours or (len(ours) == len(theirs) if is_generic else not strange):
+        return None
+    what = (
+        f"the model has {len(theirs)} labels ({listed(theirs, most=8)}), the data {len(ours)} ({listed(ours, most=8)})"
+    )
+    unknown = "" if is_generic else f", of which the model does not know {listed(strange, most=8)}"
+    text = f"{what}{unknown}; measure it on data with its labels, or fine-tune it to those of the data"
+    return SpecError(_DATA, "LABEL_MISMATCH", text, {"model_labels": ",".join(theirs), "data_labels": ",".join(ours)})
+
+
+def _said_here(error: SpecError, task_field: str) -> SpecError:
+    """The errors of the model's own task, said of the fields that this spec has, once each."""
+    found: list[SpecError] = []
+    for each in error.all():
+        each.others = ()
+        each.field = _here(each.field, task_field)
+        if not any((each.field, each.message) == (other.field, other.message) for other in found):
+            found.append(each)
+    found[0].others = tuple(found[1:])
+    return found[0]
+
+
+def _here(field: str, task_field: str) -> str:
+    """A field of the model's own task as one of this spec: its settings are the model's."""
+    for prefix, here in (("spec.train_data", _DATA), ("spec.eval_data", _DATA)):
+        if field == prefix or field.startswith(f"{prefix}."):
+            return here + field.removeprefix(prefix)
+    return _MODEL if field.startswith((task_field, "spec.tokenizer")) else field
