@@ -72,7 +72,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Block:
-    """One block: seconds, and the real tokens where the side counts them (0 elsewhere)."""
+    """One block: seconds, and the real tokens if the side counts them (else 0)."""
 
     seconds: float
     tokens: int

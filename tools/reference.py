@@ -47,7 +47,7 @@ def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
 
 
 def rows(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+    """The rows of a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *lines))
 
 

@@ -53,7 +53,7 @@ class Package:
 
     @property
     def size_bytes(self) -> int:
-        """Total bytes."""
+        """The size of all files together, in bytes."""
         return sum(file.size_bytes for file in self.files)
 
     def check_unchanged(self) -> None:

@@ -18,7 +18,7 @@ def event_line(event: types.Event) -> str:
 
 
 def describe(event: types.Event) -> str:
-    """What happened, without when."""
+    """An event in words, without its time."""
     data = event.data
     match data:
         case types.StateChanged():
@@ -100,7 +100,7 @@ def moment(time: datetime | None, *, now: datetime | None = None) -> str:
 
 
 def span(duration: timedelta | float) -> str:
-    """`0:42`, `1:02:03`."""
+    """A duration for people, such as `0:42` or `1:02:03`."""
     seconds = round(duration.total_seconds() if isinstance(duration, timedelta) else duration)
     hours, rest = divmod(max(seconds, 0), 3600)
     minutes, seconds = divmod(rest, 60)
@@ -108,7 +108,7 @@ def span(duration: timedelta | float) -> str:
 
 
 def size(count: float) -> str:
-    """`12 B`, `3.4 MiB`."""
+    """A number of bytes for people, such as `12 B` or `3.4 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

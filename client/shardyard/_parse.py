@@ -62,7 +62,7 @@ class Reader:
     uploads: list[Upload] = field(default_factory=list)
 
     def fail(self, path: str, message: str, reason: str = "SPEC_INVALID") -> None:
-        """Record a broken rule."""
+        """Records a broken rule at a path."""
         self.violations.append(Violation(path, message, reason))
 
     def fill(self, message: Message, value: Any, path: str, depth: int = 0) -> None:

@@ -103,7 +103,7 @@ class NotFound(RequestError):
 
 
 class AlreadyExists(RequestError):
-    """The id is taken."""
+    """The id of a job, model or data set is taken."""
 
     code = "ALREADY_EXISTS"
 

@@ -117,7 +117,7 @@ class StorageInfo:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """About the service."""
+    """A service's version, tasks, cluster and storage."""
 
     version: str
     store_id: str
@@ -228,6 +228,6 @@ class Embedding:
     values: tuple[float, ...]
 
     def rows(self) -> tuple[tuple[float, ...], ...]:
-        """One tuple per vector."""
+        """The vectors, each as a tuple of floats."""
         width = self.shape[-1]
         return tuple(self.values[start : start + width] for start in range(0, len(self.values), width))

@@ -133,7 +133,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class _Running:
-    """What has been started."""
+    """The parts of a started service."""
 
     store: Store
     launcher: Launcher

@@ -16,7 +16,7 @@ from shardyard_coordinator.serve.validation.text import id_complaint
 
 
 class LauncherKind(StrEnum):
-    """Where gangs run."""
+    """Where gangs run: on Ray, or as processes of this machine."""
 
     RAY = "ray"
     LOCAL = "local"
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> Path:
-        """The store's file."""
+        """The path of the store's file."""
         return self.state_dir.absolute() / "store.db"
 
 

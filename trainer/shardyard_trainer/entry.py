@@ -66,7 +66,7 @@ class _RankRun:
         self._step: int | None = None
 
     def run(self) -> None:
-        """The whole attempt."""
+        """Runs the attempt on this rank, from preparation to export."""
         from shardyard_trainer.claim import check_storage
         from shardyard_trainer.training.context import Context  # torch.
 

@@ -57,7 +57,7 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
-        """The service's address."""
+        """The service's address as `host:port`."""
         return self._connection.address
 
     @property

@@ -74,7 +74,7 @@ class AsyncJob:
         return self.info.state
 
     async def refresh(self) -> JobInfo:
-        """Read the job again."""
+        """Reads the job again and updates `info`."""
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = await self._connection.call(self._connection.jobs.GetJob, request)
         return self.info

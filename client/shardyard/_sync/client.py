@@ -58,7 +58,7 @@ class Client:
 
     @property
     def address(self) -> str:
-        """The service's address."""
+        """The service's address as `host:port`."""
         return self._connection.address
 
     @property

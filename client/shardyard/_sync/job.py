@@ -75,7 +75,7 @@ class Job:
         return self.info.state
 
     def refresh(self) -> JobInfo:
-        """Read the job again."""
+        """Reads the job again and updates `info`."""
         request = job_service_pb2.GetJobRequest(name=self.name)
         self.message = self._connection.call(self._connection.jobs.GetJob, request)
         return self.info

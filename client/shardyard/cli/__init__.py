@@ -13,7 +13,7 @@ NEEDED = ("typer", "rich", "yaml")
 
 
 def main() -> None:
-    """The `shardyard` command."""
+    """The entry point of the `shardyard` command."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

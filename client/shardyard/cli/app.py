@@ -66,7 +66,7 @@ class _Command(TyperCommand):
 
 
 def make_app() -> typer.Typer:
-    """All commands."""
+    """Builds the app with all commands."""
     app = typer.Typer(
         name="shardyard",
         no_args_is_help=True,

@@ -15,12 +15,12 @@ from shardyard.errors import JobError, ShardyardError, Unavailable
 
 
 def print_json(data: Any) -> None:
-    """One JSON document, indented."""
+    """Prints one JSON document, indented."""
     print(json.dumps(data, indent=2, ensure_ascii=False), flush=True)
 
 
 def print_json_line(data: Any) -> None:
-    """One line of JSON."""
+    """Prints one JSON document in one line."""
     print(json.dumps(data, ensure_ascii=False), flush=True)
 
 

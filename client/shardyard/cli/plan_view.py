@@ -18,7 +18,7 @@ _VERDICTS = {
 
 
 def print_plan(plan: Plan) -> None:
-    """Print it."""
+    """Prints a plan for people."""
     print_pairs(
         [
             ("parameters", f"{plan.num_parameters:,}"),

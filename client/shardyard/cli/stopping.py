@@ -46,11 +46,11 @@ class Stopped:
     not_cancelled: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The result as plain data, for `--json`."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The result as lines for people."""
         found = [f"cancelled {name}" for name in self.cancelled]
         found += [f"{name} is being cancelled; {self._how_it_ends(name)}" for name in self.cancelling]
         found += [f"{name} {words}" for name, words in self.kept.items()]

@@ -26,7 +26,7 @@ class _Part(NamedTuple):
 
 
 class Recorder:
-    """Shared by all followers."""
+    """Records the events of all attempts in shared transactions; one for all followers."""
 
     def __init__(self, store: Store) -> None:
         self._together: Together[_Part, Any] = writes_together(

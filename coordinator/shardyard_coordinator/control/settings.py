@@ -54,9 +54,9 @@ class ControlSettings:
         return self.storage / "jobs" / job_uid
 
     def attempt_dir(self, job_uid: str, epoch: int) -> Path:
-        """An attempt's own folder."""
+        """The folder of one attempt on the storage."""
         return self.job_dir(job_uid) / f"e{epoch:06}"
 
     def checkpoint_dir(self, job_uid: str, epoch: int, step: int) -> Path:
-        """A checkpoint's folder."""
+        """The folder of one checkpoint on the storage."""
         return self.attempt_dir(job_uid, epoch) / f"step-{step:09}"

@@ -42,7 +42,7 @@ class Cause(StrEnum):
 
 
 class Blame(StrEnum):
-    """Whose failure it is."""
+    """Who or what is responsible for a failure."""
 
     USER = "user"
     SPEC = "spec"

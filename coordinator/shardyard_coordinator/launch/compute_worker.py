@@ -130,7 +130,7 @@ def _fork(order: dict[str, Any], descriptor: int, control: socket.socket) -> dic
 
 
 def _bind_to(parent: int) -> None:
-    """Ends with its parent."""
+    """Makes this process end with its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -221,7 +221,7 @@ def _rank_environment(hidden: str) -> list[str]:
     named = [*_RANK_SYSTEM, *(f"/etc/{name}" for name in _RANK_ETC), os.path.expanduser("~/.nccl.conf")]  # noqa: PTH111
     for variable in ("PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH"):
         named += [path for path in os.environ.get(variable, "").split(os.pathsep) if os.path.isabs(path)]  # noqa: PTH117
-    # Packages that are installed as links to where they are written.
+    # Packages installed as links to their source.
     finders = [module for name, module in sys.modules.items() if name.startswith("__editable__")]
     named += [str(path) for finder in finders for path in getattr(finder, "MAPPING", {}).values()]
     named += [path for folder in sys.path for path in _linked_packages(folder)]

@@ -71,7 +71,7 @@ class Ending:
 
     @property
     def words(self) -> str:
-        """For a message."""
+        """How the process ended, for a message."""
         if self.status is not None and self.status < 0:
             return f"ended by {signal.Signals(-self.status).name}"
         return f"ended with exit code {self.status}"
@@ -140,7 +140,7 @@ class WarmProcess:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """The process id."""
         return self._process.pid
 
     @property

@@ -62,7 +62,7 @@ def gpu_facts(devices: Sequence[str] | None = None) -> GpuFacts:
 
 
 def _facts(nvml: Any, device: str) -> GpuFacts:
-    """Raises: NVMLError."""
+    """Name, memory and capability of one GPU. Raises: NVMLError."""
     handle = (
         nvml.nvmlDeviceGetHandleByIndex(int(device)) if device.isdigit() else nvml.nvmlDeviceGetHandleByUUID(device)
     )

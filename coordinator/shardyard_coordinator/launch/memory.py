@@ -32,13 +32,13 @@ class OutOfMemory:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """For a failure report."""
+        """Peak and limit as metadata of a failure report."""
         peak = {"peak_bytes": str(self.peak_bytes)} if self.peak_bytes else {}
         return {**peak, "limit_bytes": str(self.limit_bytes)}
 
     @property
     def words(self) -> str:
-        """For people."""
+        """Peak and limit in words, for people."""
         by = f" by {self.holder}" if self.holder else ""
         held = f"{_gib(self.peak_bytes)} GiB were held{by}, " if self.peak_bytes else ""
         return f"{held}the limit is {_gib(self.limit_bytes)} GiB"

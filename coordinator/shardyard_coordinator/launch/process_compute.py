@@ -231,12 +231,12 @@ class ProcessCompute:
             return await self._new_fork(serve=self._answerer)
 
     async def _new_fork(self, *, serve: str = "", network: bool = False) -> Fork:
-        """Raises: ComputeUnavailable, WarmProcessGone."""
+        """Forks the warm process once it is ready. Raises: ComputeUnavailable, WarmProcessGone."""
         warm = await self._warmed()
         return await warm.fork(serve=serve, memory_bytes=self._size.memory_bytes, network=network)
 
     async def _warmed(self) -> WarmProcess:
-        """Raises: ComputeUnavailable."""
+        """The warm process, once it is ready. Raises: ComputeUnavailable."""
         try:
             async with asyncio.timeout(_START_S), self._ready:
                 await self._ready.wait_for(lambda: self._warm_process is not None and self._warm_process.alive)

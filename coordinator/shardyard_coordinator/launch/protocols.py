@@ -191,7 +191,7 @@ class Compute(Protocol):
         """Begins to warm up; returns at once."""
 
     async def close(self) -> None:
-        """Ends the processes."""
+        """Ends the compute processes."""
 
     async def inspect(
         self,

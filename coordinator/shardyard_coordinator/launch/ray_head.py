@@ -92,7 +92,7 @@ class EmbeddedHead:
         )
 
     def intact(self) -> bool:
-        """Whether it runs and what its new workers need is where they look: its socket, and the token of this state."""
+        """Whether it runs, and its new workers will find its socket and the token of this state."""
         record = self._record
         if record is None or not self.alive() or record.token_path != str(self._token_path):
             return False

@@ -99,7 +99,7 @@ class Spool:
         return [blob[a + _HEAD.size : b] for a, b in itertools.pairwise(ends)]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; the spool cannot be used afterwards."""
         os.close(self._fd)
 
     def _add(self, events: Sequence[bytes]) -> None:

@@ -42,7 +42,7 @@ class Served:
             del self._times[next(iter(self._times))]
 
     def rank(self, caller: Caller) -> tuple[int, ...]:
-        """Less is earlier."""
+        """The sort key of a caller: the smallest is next."""
         return tuple(self._times.get(caller[:end], 0) for end in range(1, len(caller) + 1))
 
 

@@ -101,7 +101,7 @@ class SchedulingLoop:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stops; recorded decisions stay."""
+        """Stops the loop; recorded decisions stay."""
         self._unsubscribe()
         if self._task is not None:
             self._task.cancel()

@@ -106,7 +106,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Policy:
-    """The knobs."""
+    """The settings of the scheduling policy."""
 
     backfill: Backfill = Backfill.SKIP
 

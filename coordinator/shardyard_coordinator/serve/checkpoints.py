@@ -29,7 +29,7 @@ class CheckpointService:
         return {"GetCheckpoint": self.get, "ListCheckpoints": self.list}
 
     async def get(self, request: pb.GetCheckpointRequest, _call: Call) -> pb.Checkpoint:
-        """One checkpoint."""
+        """Returns one checkpoint."""
         name = self._parts.name("checkpoint", request.name)
 
         def query(conn: Connection) -> tuple[JobRecord, CheckpointRecord]:
@@ -48,7 +48,7 @@ class CheckpointService:
         return encode.checkpoint_to_proto(*await self._parts.store.read(query))
 
     async def list(self, request: pb.ListCheckpointsRequest, _call: Call) -> pb.ListCheckpointsResponse:
-        """The newest first."""
+        """Lists checkpoints, the newest first."""
         name = self._parts.name("job", request.parent)
         pages = Pages(self._parts.tokens, "checkpoints", request)
         after = pages.after()

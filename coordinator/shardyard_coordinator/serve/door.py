@@ -36,7 +36,7 @@ class Late:
 
     @property
     def services(self) -> list[Service]:
-        """Replaces each of them."""
+        """Services with the same methods, which hold or refuse calls until `open`."""
         return [
             _LateService(each.full_name, {method.name: self._behaviour(method) for method in each.methods})
             for each in self._descriptors

@@ -71,7 +71,7 @@ class GuardedServer:
         return port
 
     async def start(self) -> None:
-        """Begins to serve."""
+        """Starts listening and serving."""
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:

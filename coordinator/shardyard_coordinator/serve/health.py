@@ -28,7 +28,7 @@ class Health:
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def set_serving(self, serving: bool) -> None:
-        """Tells every watcher."""
+        """Changes the status and notifies every watcher."""
         self._serving = serving
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
         changed.set_result(None)
@@ -38,7 +38,7 @@ class Health:
         return {"Check": self.check, "Watch": self.watch}
 
     async def check(self, request: Any, _call: Call) -> Any:
-        """A service's health."""
+        """Returns the health of a service."""
         if request.service not in self._services:
             raise Refused(
                 Reason.SERVICE_NOT_FOUND, f"there is no service `{request.service[:80]}`; list them by reflection"

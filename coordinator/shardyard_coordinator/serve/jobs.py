@@ -52,7 +52,7 @@ class JobService:
         }
 
     async def get(self, request: pb.GetJobRequest, _call: Call) -> job_pb2.Job:
-        """One job."""
+        """Returns one job."""
         return encode.job_to_proto(await self._job(request.name))
 
     async def plan(self, request: pb.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
@@ -140,7 +140,7 @@ class JobService:
                 await self._fanout.changed(waiter, until - loop.time())
 
     async def list_attempts(self, request: pb.ListAttemptsRequest, _call: Call) -> pb.ListAttemptsResponse:
-        """The oldest first."""
+        """Lists a job's attempts, the oldest first."""
         name = self._parts.name("job", request.parent)
         pages = Pages(self._parts.tokens, "attempts", request)
         after = pages.after() or 0

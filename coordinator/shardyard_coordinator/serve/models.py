@@ -53,7 +53,7 @@ class ModelService:
         return await self._get(record.name)
 
     async def get(self, request: pb.GetModelRequest, _call: Call) -> pb.Model:
-        """One model."""
+        """Returns one model."""
         return await self._get(request.name)
 
     async def _get(self, name: str) -> pb.Model:

@@ -43,7 +43,7 @@ class Place(Generic[_T]):
         self._waiting.reschedule(self._loop.time())
 
     def moved(self, num_bytes: int) -> None:
-        """Counts bytes that arrived."""
+        """Counts bytes that arrived, which keep the upload from being idle."""
         self._bytes += num_bytes
         if self._bytes >= _MOVING_BYTES:
             self._bytes, self._since = 0, self._loop.time()

@@ -20,7 +20,7 @@ MODEL_FAMILIES = ("bert", "gpt2", "llama", "distilbert", "roberta")
 
 
 class ServerService:
-    """About the service itself."""
+    """Implements ServerService: what this service is, and its state."""
 
     full_name = "shardyard.v1.ServerService"
 
@@ -46,7 +46,7 @@ class ServerService:
         return {"GetServerInfo": self.get}
 
     async def get(self, _request: pb.GetServerInfoRequest, _call: Call) -> pb.ServerInfo:
-        """As it is now."""
+        """Returns the service's current state."""
         parts = self._parts
         limits = {name: int(value) for name, value in dataclasses.asdict(parts.limits).items()}
         return pb.ServerInfo(

@@ -170,7 +170,7 @@ def make_uid(now_us: int) -> str:
 
 
 def make_id(task: str) -> str:
-    """Such as `text-classification-ab12cd34`."""
+    """A new job id such as `text-classification-ab12cd34`."""
     return f"{task.replace('_', '-')}-{''.join(_RANDOM.choices(_ALPHABET, k=8))}"
 
 

@@ -124,7 +124,7 @@ def take_events(conn: Connection, attempt: AttemptRecord, last: int) -> AttemptR
 
 
 def get_attempt(conn: Connection, job_uid: str, epoch: int) -> AttemptRecord | None:
-    """The attempt, or None."""
+    """The attempt of a job and epoch, or None."""
     row = _GET.run(conn, job=job_uid, of_epoch=epoch).first()
     return None if row is None else _from_row(row)
 

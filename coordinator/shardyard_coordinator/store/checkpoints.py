@@ -37,7 +37,7 @@ def set_checkpoint_state(conn: Connection, record: CheckpointRecord, state: Chec
 
 
 def get_checkpoint(conn: Connection, job_uid: str, epoch: int, step: int) -> CheckpointRecord | None:
-    """The checkpoint, or None."""
+    """The checkpoint of a job, epoch and step, or None."""
     mine = (_checkpoint.job_uid == job_uid, _checkpoint.epoch == epoch, _checkpoint.step == step)
     row = conn.execute(select(*_COLUMNS).where(*mine)).first()
     return None if row is None else _from_row(row)
@@ -71,7 +71,7 @@ def _in_state(conn: Connection, job_uid: str, state: CheckpointState) -> list[Ch
 
 
 def deleting_checkpoints(conn: Connection) -> list[CheckpointRecord]:
-    """Removals that were begun."""
+    """Checkpoints whose removal was started and not finished."""
     begun = _checkpoint.state == CheckpointState.DELETING.value
     return [_from_row(row) for row in conn.execute(select(*_COLUMNS).where(begun).order_by(_checkpoint.job_uid))]
 

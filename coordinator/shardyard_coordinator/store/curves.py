@@ -33,7 +33,7 @@ class Curve:
         return Curve(self.attempt[places], self.step[places], self.time_us[places], self.value[places])
 
     def points(self) -> tuple[MetricPoint, ...]:
-        """The points as records."""
+        """The points of the curve as records."""
         columns = (self.attempt, self.step, self.time_us, self.value)
         return tuple(map(MetricPoint, *(column.tolist() for column in columns)))
 

@@ -280,7 +280,7 @@ def stale_uploads(conn: Connection, before_us: int) -> list[ResourceRecord]:
 
 
 def deleting_resources(conn: Connection) -> list[ResourceRecord]:
-    """Removals that were begun."""
+    """Models and data sets whose removal was started and not finished."""
     begun = _resource.state == ResourceState.DELETING.value
     return [_from_row(row) for row in conn.execute(select(*_COLUMNS).where(begun).order_by(_resource.id))]
 

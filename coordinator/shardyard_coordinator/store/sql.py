@@ -133,7 +133,7 @@ class PreparedUpdate:
         self._prepared: dict[tuple[str, ...], Prepared] = {}
 
     def run(self, conn: Connection, changes: Mapping[str, Any], **guarded: Any) -> Rows:
-        """Executes it. Raises: DBAPIError."""
+        """Executes the statement. Raises: DBAPIError."""
         values = {f"new_{name}": value for name, value in changes.items()}
         return self.of(tuple(changes)).run(conn, **values, **guarded)
 

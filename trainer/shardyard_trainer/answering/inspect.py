@@ -32,7 +32,7 @@ class _Look(NamedTuple):
 
 
 def inspect_model(request: bytes) -> bytes:
-    """InspectModelRequest → InspectModelResult."""
+    """Inspects a model folder: InspectModelRequest → InspectModelResult."""
     about("files", "MODEL_INVALID")
     folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
     seen = _look_into(folder, signature(folder.path))

@@ -100,7 +100,7 @@ class Answerer:
 
     @property
     def busy(self) -> bool:
-        """Whether a question waits."""
+        """Whether there are requests to answer."""
         return bool(self._questions)
 
     @property
@@ -160,7 +160,7 @@ class Answerer:
         return not question.begun and not question.alone and question.size <= _SMALL_BYTES
 
     def _rank(self, question: _Question) -> tuple[int, ...]:
-        """Less is earlier."""
+        """The sort key of a waiting request: the smallest is next."""
         levels = (question.caller[:end] for end in range(1, len(question.caller) + 1))
         return (*(self._callers.get(level, 0) for level in levels), question.served, question.number)
 

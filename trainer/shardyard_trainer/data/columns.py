@@ -102,7 +102,7 @@ class _Wanted(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """Names of columns."""
+    """The names of the columns chosen for the roles of a text."""
 
     text: str
     text_pair: str | None

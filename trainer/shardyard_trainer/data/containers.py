@@ -88,7 +88,7 @@ class _Unpacked(io.RawIOBase):
         self._cost = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """True, as `io.RawIOBase` requires of a stream to read."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -117,7 +117,7 @@ class _Unpacked(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        """Closes the file too."""
+        """Closes this stream and the file below it."""
         if not self.closed:
             self._gzip.close()
             self._packed.close()

@@ -128,7 +128,7 @@ class _Array:
             if not is_first:
                 if character != ",":
                     what = "ends" if not character else f"continues with {shorten(character)!r}"
-                    raise self._error(f"the list {what} where a comma or `]` is wanted; {self._cut_or(character)}")
+                    raise self._error(f"the list {what} where a comma or `]` is expected; {self._cut_or(character)}")
                 self._at += 1
                 character = self._next()
             if character == "]":

@@ -66,7 +66,7 @@ def _header(stream: BinaryIO, at: int, end: int) -> tuple[dict[int, Any], int]:
 
 
 class _Compact:
-    """Reads Thrift's compact protocol. Raises IndexError where the bytes end, PageInvalid for what is none."""
+    """Reads Thrift's compact protocol. Raises IndexError at the end of the bytes, PageInvalid for other bytes."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw

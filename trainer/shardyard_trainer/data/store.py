@@ -159,7 +159,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """Maps a store that a `TokenWriter` wrote. Raises ValueError where a file is shorter than the store says."""
+        """Maps a store that a `TokenWriter` wrote. Raises ValueError if a file is shorter than the store says."""
         meta = json.loads((folder / "meta.json").read_text())
         arrays = {
             name: np.memmap(folder / f"{name}.bin", dtype, "r", shape=(size,)) if size else np.zeros(0, dtype)

@@ -45,7 +45,7 @@ class EncodedPicture:
 
     @property
     def num_positions(self) -> int:
-        """As `ImageInputs.length` counts them."""
+        """Positions of the picture, by its height and width."""
         return positions(self.pixels.shape[1:])
 
 
@@ -70,7 +70,7 @@ class ImageInputs:
         return architectures.picture_refusal(config)
 
     def save(self, folder: Path, _config: Any) -> None:
-        """Writes preprocessor_config.json."""
+        """Writes the settings as preprocessor_config.json."""
         text = json.dumps(self.settings.to_dict(), indent=2, sort_keys=True)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -85,7 +85,7 @@ class PictureSettings:
         return PictureSettings((side, side), None, None, self.resample, self.factor, self.mean, self.std, self.is_bgr)
 
     def to_dict(self) -> dict[str, Any]:
-        """As preprocessor_config.json."""
+        """The settings as the content of preprocessor_config.json."""
         size = dict(zip(("height", "width"), self.size or self.seen, strict=True))
         if self.shortest:
             size = {"shortest_edge": self.shortest}

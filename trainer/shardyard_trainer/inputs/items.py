@@ -28,7 +28,7 @@ class EncodedHistory:
 
     @property
     def num_positions(self) -> int:
-        """Its items."""
+        """The number of items that the model sees."""
         return len(self.ids)
 
 
@@ -67,7 +67,7 @@ class ItemInputs:
         return architectures.refusal(config)
 
     def save(self, folder: Path, config: Any) -> None:
-        """Writes the catalogue."""
+        """Writes the catalogue as items.json."""
         content = {"format": 1, "max_history": self.max_history, "items": list(self.items)}
         (folder / ITEMS_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 

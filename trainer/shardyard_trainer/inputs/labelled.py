@@ -246,7 +246,7 @@ class Labelled(Protocol):
 
     @property
     def schema(self) -> LabelSchema:
-        """What the labels mean."""
+        """The problem and the classes of the labels."""
 
 
 def hold_out(examples: Labelled, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:

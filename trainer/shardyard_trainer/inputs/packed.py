@@ -81,7 +81,7 @@ class Corpus:
 
     @property
     def num_documents(self) -> int:
-        """Documents."""
+        """Number of documents, one that is cut by the split included."""
         return len(self.starts)
 
 

@@ -41,7 +41,7 @@ class EncodedText:
 
     @property
     def num_positions(self) -> int:
-        """Its tokens."""
+        """The number of tokens."""
         return len(self.ids)
 
 

@@ -32,7 +32,7 @@ class Window:
 
     @property
     def num_positions(self) -> int:
-        """Its tokens."""
+        """The number of tokens in the window."""
         return len(self.ids)
 
 

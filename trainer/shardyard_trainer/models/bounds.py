@@ -43,7 +43,7 @@ class TooLarge(NamedTuple):
 
     @property
     def message(self) -> str:
-        """For people."""
+        """The bound that is exceeded, in words."""
         shown = f"{self.value:,}" if self.value < 10**18 else f"a number of {len(str(self.value))} digits"
         return f"{self.name} is {shown}; at most {self.most:,} is built here"
 

@@ -167,7 +167,7 @@ def _stats(found: Extraction) -> DataStats:
 
 
 def num_shards(num_rows: int, rows_per_shard: int) -> int:
-    """Files of the result."""
+    """The number of Parquet files in the result."""
     return -(-num_rows // rows_per_shard)
 
 

@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 def plan(request: bytes) -> bytes:
-    """PlanRequest → PlanResult."""
+    """Plans a job: PlanRequest → PlanResult."""
     call = worker_pb2.PlanRequest.FromString(request)
     try:
         check_storage(call.locations)

@@ -193,7 +193,7 @@ class Predictor(Protocol):
 
 
 class Task(Protocol):
-    """One kind of job."""
+    """One kind of job; stateless."""
 
     name: str
     output: Output
@@ -226,7 +226,7 @@ class TrainingTask(Task, Protocol):
 
     @property
     def inputs(self) -> type[Inputs]:
-        """The modality."""
+        """The class that reads and writes the task's modality."""
 
     def prepare(self, job: Ingredients) -> Prepared:
         """Finds, reads and checks model and data. Raises SpecError with all errors found: the first, with `others`."""

@@ -129,7 +129,7 @@ class CausalSamples:
 
 
 class CausalMetrics(LossSum):
-    """`loss` (nats a token), `perplexity`, and `bits_per_byte` of the text where its bytes are known."""
+    """`loss` (nats a token), `perplexity`, and `bits_per_byte` of the text if its bytes are known."""
 
     def __init__(self, tokens_per_byte: float) -> None:
         super().__init__()

@@ -302,14 +302,14 @@ class MaskedLmModule(HuggingFaceModule):
 
 
 class MaskedPredictor(TextPredictor):
-    """Fills masks."""
+    """Predicts candidates for the masks of texts."""
 
     parameters = "fill_mask"
 
     def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
         """Reports texts without a mask."""
         name, mask = self.inputs.tokenizer.mask_token, self.inputs.tokenizer.mask_token_id
-        message = f"no mask in its first {self.length_limit} tokens; write {name} where a word is to be found"
+        message = f"no mask in its first {self.length_limit} tokens; write {name} in place of a word"
         return [
             violation(f"instances[{index}].text", "SPEC_INVALID", message)
             for index, each in enumerate(encoded)

@@ -62,5 +62,5 @@ class Batches:
         )
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread that makes batches."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -147,7 +147,7 @@ class Context:
         self._report(worker_pb2.WorkerEvent(stopped=worker_pb2.Stopped(reason=reason, checkpoint_step=checkpoint_step)))
 
     def finished(self, step: int) -> None:
-        """All steps are made."""
+        """Reports that all steps are made."""
         self._report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=step)))
 
     def exported(self, exported: worker_pb2.Exported) -> None:

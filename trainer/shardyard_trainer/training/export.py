@@ -48,7 +48,7 @@ _FILES = ("config.json", "model.safetensors", "shardyard.json")
 
 @dataclass(frozen=True)
 class _Trained:
-    """What is exported."""
+    """The trained weights with their task and attempt, as they are exported."""
 
     module: HuggingFaceModule
     state_dict: Mapping[str, torch.Tensor]

@@ -151,7 +151,7 @@ class PrintingReporter:
         self._out.flush()
 
     def settle(self) -> None:
-        """Everything is printed."""
+        """Nothing to wait for: everything was printed at once."""
 
     def close(self) -> None:
         """Has nothing left to send."""

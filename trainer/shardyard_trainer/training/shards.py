@@ -60,7 +60,7 @@ class ShardWriter:
 
 
 class _HashingFile:
-    """What torch.save writes to."""
+    """The file that torch.save writes to: it hashes and counts what passes."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out

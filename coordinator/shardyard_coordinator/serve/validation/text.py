@@ -32,7 +32,7 @@ def is_control(character: str) -> bool:
 
 
 def code_point(character: str) -> str:
-    """Such as U+0000."""
+    """A character as its code point, such as U+0000."""
     return f"U+{ord(character):04X}"
 
 
