@@ -49,10 +49,11 @@ def read_event(message: Any) -> results.Event:
 
 
 def read_prediction(message: Any) -> results.Prediction:
-    """A Prediction, flat: the fields of the output that is set, beside its own."""
+    """A Prediction, flat: the fields of the output that is set, beside its own; an output with a name here is one."""
     which = message.WhichOneof("output")
     output = getattr(message, which) if which else None
-    inner = _values(results.Prediction, output) if isinstance(output, Message) else {}
+    is_whole = which in results.Prediction.__dataclass_fields__
+    inner = _values(results.Prediction, output) if isinstance(output, Message) and not is_whole else {}
     return results.Prediction(**{**_values(results.Prediction, message), **inner})
 
 

@@ -29,7 +29,7 @@ from shardyard.specs import (
     Task,
     TrainedTokenizer,
 )
-from shardyard.types import Image, Items, Words
+from shardyard.types import Image, Items, Question, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
 MAX_REQUEST_BYTES = 3 * 2**20
@@ -39,7 +39,7 @@ MAX_PARTS = 45_000
 
 MAX_IMAGE_BYTES = 4_000_000
 
-Text = str | tuple[str, str] | Words | Items | Image | bytes | Path
+Text = str | tuple[str, str] | Words | Items | Question | Mapping[str, str] | Image | bytes | Path
 
 
 class SpecFields(TypedDict, total=False):
@@ -122,7 +122,7 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
 
 
 def instance(item: Text, index: int) -> model_service_pb2.Instance:
-    """A text, a pair of texts, words, items, or a picture (bytes, a Path, or Image), as the service wants it.
+    """A text, a pair, words, items, a question, or a picture (bytes, a Path, or Image), as the service wants it.
 
     Raises: InvalidArgument for anything else, and for a picture that cannot be read or is too large.
     """
@@ -138,9 +138,16 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
     if isinstance(item, Items):
         ids = [str(each) if type(each) is int else each for each in item.items]
         return model_service_pb2.Instance(items=build(model_service_pb2.Items, f"{where}.items", items=ids))
+    if isinstance(item, Mapping) and item.keys() == {"question", "context"}:
+        item = Question(item["question"], item["context"])
+    if isinstance(item, Question):
+        asked = build(model_service_pb2.Question, f"{where}.question", question=item.question, context=item.context)
+        return model_service_pb2.Instance(question=asked)
     if isinstance(item, Image | bytes | Path):
         return model_service_pb2.Instance(image=_content(item, where))
-    raise invalid(where, f"{shown(item)} is neither a text nor a pair of texts, nor Words or Items, nor a picture")
+    raise invalid(
+        where, f"{shown(item)} is neither a text nor a pair of texts, nor Words, Items or a Question, nor a picture"
+    )
 
 
 def _content(item: Image | bytes | Path, where: str) -> bytes:
@@ -203,6 +210,7 @@ class PredictParameters(TypedDict, total=False):
     seed: int | None
     top_k: int | None
     exclude_seen: bool | None
+    max_answer_length: int | None
 
 
 def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, task: str = "") -> None:

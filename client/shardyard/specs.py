@@ -230,6 +230,25 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class QuestionAnswering:
+    """Fine-tuning: find the answer to a question in a text, its context.
+
+    A context longer than a window (`max_length` tokens) is read in windows that share `overlap` tokens. With
+    `allow_no_answer` the model may say that a context has no answer.
+    """
+
+    max_length: int | None = None
+    overlap: int | None = None
+    max_answer_length: int | None = None
+    allow_no_answer: bool | None = None
+    new_head: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"question_answering": _set(self)}}
+
+
+@dataclass(frozen=True)
 class ImageClassification:
     """Fine-tuning: put pictures into classes.
 
@@ -256,6 +275,7 @@ Task = (
     | TokenClassification
     | ImageClassification
     | Recommendation
+    | QuestionAnswering
     | CausalLm
     | MaskedLm
     | FeatureExtraction

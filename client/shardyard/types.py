@@ -165,6 +165,39 @@ class RankedItem:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question and the text that may have its answer, for a model that answers questions."""
+
+    question: str
+    context: str
+
+
+@dataclass(frozen=True)
+class AnswerCandidate:
+    """A part of a context that may be the answer, at `start` to `end` in its characters."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a question, at `start` to `end` in characters of its context; an empty text: there is none.
+
+    `score` is its probability, `no_answer_score` that of there being none (None: the model always gives an answer).
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float
+    no_answer_score: float | None
+    candidates: tuple[AnswerCandidate, ...]
+
+
+@dataclass(frozen=True)
 class Image:
     """A picture for a model that reads pictures: the path of its file, or the bytes of one."""
 
@@ -199,7 +232,7 @@ class Prediction:
     Single label: `label` and `scores`; multi label: `labels` and `scores`; regression: `value`; causal language models:
     `text`; masked ones: `masks`, the likeliest candidates of each mask; token classification: `tags` of the words, and
     the `entities` that they mean; recommendation: `items`, the likeliest first, and the `unknown_items` of the history,
-    which the model does not know. `logits` are the head's raw outputs.
+    which the model does not know; question answering: `answer`. `logits` are the head's raw outputs.
     """
 
     label: str | None = None
@@ -212,6 +245,7 @@ class Prediction:
     entities: tuple[Entity, ...] = ()
     items: tuple[RankedItem, ...] = ()
     unknown_items: tuple[str, ...] = ()
+    answer: Answer | None = None
     logits: tuple[float, ...] = ()
 
     @property

@@ -14,7 +14,8 @@ from google.protobuf import text_format
 from helpers.script import Script
 from helpers.scripted_service import serving
 from shardyard.cli.app import run
-from shardyard.cli.texts import read_inputs
+from shardyard.cli.texts import read_inputs, read_questions
+from shardyard.types import Question
 from shardyard.v1 import spec_pb2
 
 
@@ -209,3 +210,34 @@ def test_a_pair_keeps_the_number_of_its_line(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_bytes(b"\xef\xbb\xbfa\tb\nc\n")
     with pytest.raises(typer.BadParameter, match="line 2: a pair is two texts"):
         read_inputs(None, tmp_path / "pairs", pairs=True)
+
+
+def test_questions_are_options_arguments_or_lines(tmp_path: Path) -> None:
+    (tmp_path / "context.txt").write_text("\ufeffGoethe wrote\nFaust.")
+    asked = Question("Who?", "Goethe wrote\nFaust.")
+    assert read_questions(None, None, "Who?", f"@{tmp_path / 'context.txt'}") == [asked]
+    assert read_questions(["Who?", asked.context, "b", "c"], None, None, None) == [asked, Question("b", "c")]
+    lines = [json.dumps({"question": "Who?", "context": asked.context, "id": 3}), "b\tc"]
+    (tmp_path / "lines").write_text("\n".join(lines))
+    assert read_questions(None, tmp_path / "lines", None, None) == [asked, Question("b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((["Who?"], None, None, None), "each question needs its context"),
+        ((None, None, "Who?", None), "give --question and --context together"),
+        ((None, None, "Who?", "@/nowhere/at/all"), "`/nowhere/at/all` cannot be read"),
+        ((None, '{"question": "Who?"}', None, None), "line 1: has no 'context'"),
+        ((None, "a\tb\n{'question'", None, None), "line 2: is not JSON"),
+        ((None, "Who?", None, None), "line 1: a pair is two texts"),
+    ],
+)
+def test_a_question_without_its_context_is_refused(
+    given: tuple[list[str] | None, str | None, str | None, str | None], words: str, tmp_path: Path
+) -> None:
+    texts, lines, question, context = given
+    if lines is not None:
+        (tmp_path / "lines").write_text(lines)
+    with pytest.raises(typer.BadParameter, match=words):
+        read_questions(texts, tmp_path / "lines" if lines is not None else None, question, context)

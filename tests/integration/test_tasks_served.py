@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import shardyard
+from helpers.questions import asked, write_nested
 from helpers.small_pictures import write_folders
 from helpers.workplace import Workplace, workplace
 
@@ -222,3 +223,46 @@ def test_flowers_are_named(place: Workplace) -> None:
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 11 and lines[0].startswith("rose 0.")
     assert lines[0].endswith("flowers/test/rose/100.jpg")
+
+
+def test_questions_are_answered_or_have_no_answer(place: Workplace) -> None:
+    write_nested(place.folder / "questions.json", asked(600, 1, unanswered=0.25, filler=8))
+    held_out = asked(60, 2, unanswered=0.25, filler=24)
+    write_nested(place.folder / "held.json", held_out)
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.QuestionAnswering(max_length=20, overlap=8, max_answer_length=4),
+            model=shardyard.Architecture("bert", SMALL),
+            tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=120),
+            train_data=place.folder / "questions.json",
+            eval_data=place.folder / "held.json",
+            optimization=shardyard.Optimization(epochs=10, learning_rate=5e-3, global_batch_size=16, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=3),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="answers")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("answers")
+        assert model.info.task == "question_answering"
+        numbers = model.info.metrics
+        assert numbers["f1"] > 0.9 and numbers["no_answer_accuracy"] > 0.7
+        questions = [shardyard.Question(row["question"], row["context"]) for row in held_out]
+        answers = [answer.answer for answer in model.predict(questions)]
+        wanted = [(row["answers"]["text"] or [""])[0] for row in held_out]
+        assert all(row["context"][a.start : a.end] == a.text for row, a in zip(held_out, answers, strict=True))
+        right = sum(answer.text == text for answer, text in zip(answers, wanted, strict=True))
+        assert right / len(held_out) == pytest.approx(numbers["exact_match"], abs=1e-9)
+        for answer in answers:
+            assert (answer.score == answer.no_answer_score) == (not answer.text)
+            assert sum(each.score for each in answer.candidates) + answer.no_answer_score <= 1 + 1e-6
+        # However unlikely an answer is, it is given if the margin of no answer is never large enough.
+        forced = model.predict([{"question": "Who came?", "context": "the rain"}], threshold=1e9, top_k=2)
+        assert forced[0].answer.text and len(forced[0].answer.candidates) == 2
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict([("Who came?", "Anna"), shardyard.Question(" ", "Anna")])
+        assert [each.field for each in caught.value.violations] == ["instances[1].question.question"]
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict(["Who came?"])
+        assert "takes a question with its context" in caught.value.violations[0].message
+    done = place.run("shardyard predict answers --question 'Who came?' --context 'the rain Bob dog'")
+    assert done.returncode == 0 and done.stdout.startswith("Bob "), done.stdout + done.stderr

@@ -1,10 +1,12 @@
-"""The real BERT has the losses of plain PyTorch at every ZeRO stage, on one worker and on two: of texts, of words."""
+"""The real BERT has the losses of plain PyTorch at each ZeRO stage, on one worker and two: texts, words, questions."""
 
 from __future__ import annotations
 
 import csv
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
     (folder / "bert").symlink_to(bert)
     texts = (shared_data("wikigold") / "wikigold.conll.txt").read_text().split("\n\n")
     (folder / "train.conll").write_text("\n\n".join(texts[:480]) + "\n")
+    (folder / "questions.json").write_text(json.dumps({"data": short_paragraphs()}))
     return folder
+
+
+def short_paragraphs() -> list[dict[str, Any]]:
+    """Real questions, whose contexts take one window of 64 tokens or some."""
+    articles = json.loads((shared_data("xquad") / "xquad.en.json").read_text(encoding="utf-8"))["data"]
+    paragraphs = [each for article in articles for each in article["paragraphs"] if len(each["context"]) < 600]
+    return [{"paragraphs": paragraphs}]
 
 
 def spec_of(folder: Path, task: str) -> spec_pb2.JobSpec:
@@ -47,6 +57,11 @@ def spec_of(folder: Path, task: str) -> spec_pb2.JobSpec:
         spec.fine_tuning.token_classification.label_all_pieces = True
         spec.fine_tuning.token_classification.max_length = 64
         spec.train_data.uri = str(folder / "train.conll")
+        spec.train_data.columns.clear()
+    if task == "questions":
+        spec.fine_tuning.question_answering.max_length = 64
+        spec.fine_tuning.question_answering.overlap = 16
+        spec.train_data.uri = str(folder / "questions.json")
         spec.train_data.columns.clear()
     optimization = spec.optimization
     optimization.max_steps, optimization.global_batch_size, optimization.learning_rate = STEPS, 16, 1e-4
@@ -88,7 +103,7 @@ def expected(folder: Path, of: str) -> list[float]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("task", ["texts", "words"])
+@pytest.mark.parametrize("task", ["texts", "words", "questions"])
 def test_the_real_bert_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))
     assert gang.wait() == [0] * workers

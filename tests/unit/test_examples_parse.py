@@ -23,6 +23,7 @@ DATA = (
     "stsb/test.csv",
     "train.jsonl",
     "interactions.csv",
+    "questions.json",
     "flowers/train/rose/1.jpg",
     "flowers/test/rose/2.jpg",
 )
@@ -35,6 +36,7 @@ TASKS = {
     "multi-label": "fine_tuning",
     "ner": "fine_tuning",
     "recommendation": "fine_tuning",
+    "question-answering": "fine_tuning",
     "flowers": "fine_tuning",
     "features": "feature_extraction",
     "evaluation": "model_evaluation",

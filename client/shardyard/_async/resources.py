@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,7 +16,7 @@ from shardyard._requests import PredictParameters, Text, batches, set_parameters
 from shardyard._sources import local_path
 from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
 from shardyard.specs import Output, Pooling
-from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction
+from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction, Question
 from shardyard.v1 import dataset_service_pb2, model_service_pb2
 
 _ASK_S = 600.0  # A cold model has to be loaded first.
@@ -48,11 +48,12 @@ class AsyncModel:
         return read(ModelInfo, self.message)
 
     async def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
-        """An answer to each text, pair of texts, `Words` or `Items`, in the order of the inputs.
+        """An answer to each text, pair of texts, `Words`, `Items` or `Question`, in the order of the inputs.
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
-        language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation. Any number may be
-        asked: calls are split.
+        language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation; `top_k`,
+        `max_answer_length` and `threshold` (how much likelier no answer has to be) for question answering. Any number
+        may be asked: calls are split.
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)
@@ -167,5 +168,5 @@ async def pages(connection: AsyncConnection, method: Any, request: Any, field: s
 
 
 def _several(inputs: Sequence[Text]) -> Sequence[Text]:
-    """A single text becomes a list of one: its characters are not meant."""
-    return [inputs] if isinstance(inputs, str) else inputs
+    """A single text or question becomes a list of one: its characters or keys are not meant."""
+    return [inputs] if isinstance(inputs, str | Question | Mapping) else inputs

@@ -99,12 +99,22 @@ def predict(
     *,
     file: File = None,
     pairs: Pairs = False,
-    threshold: Annotated[float | None, typer.Option("--threshold", help="Multi label: least probability.")] = None,
+    question: Annotated[str | None, typer.Option("--question", help="A question about --context.")] = None,
+    context: Annotated[str | None, typer.Option("--context", help="The text to answer from; @FILE: a file.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="Multi label: least probability; questions: margin of no answer."),
+    ] = None,
+    max_answer_length: Annotated[
+        int | None, typer.Option("--max-answer-length", help="Questions: most tokens of an answer.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Causal: most new tokens.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="Causal: 0: the likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Causal: nucleus sampling.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Causal: seeds the sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Candidates per mask; items to recommend.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Candidates per mask or answer; items to recommend.")
+    ] = None,
     exclude_seen: Annotated[
         bool | None,
         typer.Option("--exclude-seen/--include-seen", help="Recommend what the history has [as in training]."),
@@ -116,7 +126,8 @@ def predict(
     """Get predictions from a model.
 
     By its task the answers are classes, numbers, continuations, candidates for masks, or items. A model of
-    pictures takes paths of files, or of folders of them, in place of texts.
+    pictures takes paths of files, or of folders of them, in place of texts. One that answers questions takes
+    --question and --context, or as texts a question and its context, or lines of JSON with both.
     """
     from shardyard._lines import printable
     from shardyard.cli.output import print_json
@@ -124,7 +135,7 @@ def predict(
 
     with open_client(address, project) as client:
         asked = client.model(model)
-        inputs = read_instances(asked.info.inputs, texts, file, pairs=pairs)
+        inputs = read_instances(asked.info.inputs, texts, file, pairs=pairs, asked=(question, context))
         answers = asked.predict(
             inputs,
             threshold=threshold,
@@ -134,6 +145,7 @@ def predict(
             seed=seed,
             top_k=top_k,
             exclude_seen=exclude_seen,
+            max_answer_length=max_answer_length,
         )
     if json:
         print_json([to_plain(answer) for answer in answers])
@@ -246,6 +258,8 @@ def delete(
 def _shown_input(item: Any) -> str:
     if isinstance(item, str | Path):
         return str(item)
+    if hasattr(item, "question"):
+        return str(item.question)
     return " | ".join(item) if isinstance(item, tuple) else " ".join(map(str, item.items))
 
 
@@ -255,6 +269,8 @@ def answer_line(answer: Prediction) -> str:
 
     if answer.label is not None:
         return f"{printable(answer.label)} {answer.score or 0.0:.3f}"
+    if answer.answer is not None:
+        return f"{printable(answer.answer.text) or '(no answer)'} {answer.answer.score:.3f}"
     if answer.tags:
         found = (f"{printable(each.text)} {printable(each.label)} {each.score:.3f}" for each in answer.entities)
         plain = (printable(each.tag) for each in answer.tags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,12 +35,24 @@ def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) 
     return [_pair(number, line) for number, line in enumerate(lines, start=1)] if pairs else lines
 
 
-def read_instances(kinds: Sequence[str], texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
+def read_instances(
+    kinds: Sequence[str],
+    texts: Sequence[str] | None,
+    file: Path | None,
+    *,
+    pairs: bool,
+    asked: tuple[str | None, str | None] = (None, None),
+) -> list[Any]:
     """What to ask a model that takes these kinds of input (`Model.inputs`): the first, its usual one, decides.
 
-    Raises: BadParameter, with the line number if a line is wrong.
+    `asked` is a question and its context. Raises: BadParameter, with the line number if a line is wrong.
     """
     usual = kinds[0] if kinds else ""
+    if usual == "question":
+        return read_questions(texts, file, *asked)
+    if asked != (None, None):
+        taken = f"this one takes {' or '.join(kinds)}" if kinds else "this one takes nothing"
+        raise typer.BadParameter(f"--question and --context are for models that answer questions; {taken}")
     if usual == "items":
         return read_histories(texts, file)
     inputs = read_inputs(texts, file, pairs=pairs)
@@ -60,6 +73,52 @@ def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
     return [
         Items([item for each in line.split("\t" if "\t" in line else None) if (item := each.strip())]) for line in lines
     ]
+
+
+def read_questions(
+    texts: Sequence[str] | None, file: Path | None, question: str | None, context: str | None
+) -> list[Any]:
+    """Questions with their contexts: one of options, or of two arguments each; of a file or stdin each line is one, as
+    JSON with both or parted by a tab.
+
+    Raises: BadParameter, with the line number if a line is wrong.
+    """
+    from shardyard.types import Question
+
+    if question is not None or context is not None:
+        if question is None or context is None or texts or file:
+            raise typer.BadParameter("give --question and --context together, and nothing else to ask")
+        return [Question(question, _content(context))]
+    if texts and len(texts) % 2:
+        raise typer.BadParameter("each question needs its context behind it: give two texts each, or --context")
+    if texts:
+        return [Question(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    return [_question(number, line) for number, line in enumerate(read_inputs(None, file, pairs=False), start=1)]
+
+
+def _content(context: str) -> str:
+    """The text, or with an @ that of a file."""
+    if not context.startswith("@"):
+        return context
+    try:
+        return Path(context[1:]).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise typer.BadParameter(f"`{context[1:]}` cannot be read: {why}") from None
+
+
+def _question(number: int, line: str) -> Any:
+    from shardyard.types import Question
+
+    if not line.lstrip().startswith("{"):
+        return Question(*_pair(number, line))
+    try:
+        found = json.loads(line)
+        return Question(found["question"], found["context"])
+    except (ValueError, LookupError) as error:
+        what = f"has no {error}" if isinstance(error, LookupError) else f"is not JSON: {error}"
+        message = f'line {number}: {what}; write {{"question": "...", "context": "..."}}'
+        raise typer.BadParameter(message) from None
 
 
 def as_pictures(inputs: Sequence[Any]) -> list[Path]:

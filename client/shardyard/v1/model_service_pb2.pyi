@@ -386,6 +386,7 @@ class Instance(_message.Message):
     WORDS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """A text; for a masked language model with its mask token in it."""
     image: _builtins.bytes
@@ -402,6 +403,10 @@ class Instance(_message.Message):
     def items(self) -> Global___Items:
         """A history of items, for recommendation."""
 
+    @_builtins.property
+    def question(self) -> Global___Question:
+        """A question and the text that has its answer, for question answering."""
+
     def __init__(
         self,
         *,
@@ -410,12 +415,13 @@ class Instance(_message.Message):
         words: Global___Words | None = ...,
         image: _builtins.bytes = ...,
         items: Global___Items | None = ...,
+        question: Global___Question | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "question", b"question", "text", b"text", "words", b"words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "text", b"text", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "question", b"question", "text", b"text", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "image", "items"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "image", "items", "question"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -554,6 +560,49 @@ class RecommendationParameters(_message.Message):
 Global___RecommendationParameters: _TypeAlias = RecommendationParameters  # noqa: Y015
 
 @_typing.final
+class QuestionAnsweringParameters(_message.Message):
+    """How questions are answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_LENGTH_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """Candidates in each answer, 1 to 100; unset: 5."""
+    max_answer_length: _builtins.int
+    """Tokens of the longest answer, 1 to 512; unset: as in the model's evaluation, else 30."""
+    threshold: _builtins.float
+    """The answer is empty if the score (sum of two logits) of no answer is over that of the best answer by more than this. Unset: the
+    threshold with the best F1 in the model's evaluation if it was trained with questions without an answer, else there always is an answer.
+    """
+    def __init__(
+        self,
+        *,
+        top_k: _builtins.int | None = ...,
+        max_answer_length: _builtins.int | None = ...,
+        threshold: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_answer_length", b"_max_answer_length", "_threshold", b"_threshold", "_top_k", b"_top_k", "max_answer_length", b"max_answer_length", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_answer_length", b"_max_answer_length", "_threshold", b"_threshold", "_top_k", b"_top_k", "max_answer_length", b"max_answer_length", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_answer_length: _TypeAlias = _typing.Literal["max_answer_length"]  # noqa: Y015
+    _WhichOneofArgType__max_answer_length: _TypeAlias = _typing.Literal["_max_answer_length", b"_max_answer_length"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_answer_length) -> _WhichOneofReturnType__max_answer_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___QuestionAnsweringParameters: _TypeAlias = QuestionAnsweringParameters  # noqa: Y015
+
+@_typing.final
 class PredictRequest(_message.Message):
     """Asks a model."""
 
@@ -565,6 +614,7 @@ class PredictRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     FILL_MASK_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
+    QUESTION_ANSWERING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`projects/{project}/models/{model}`; required."""
     @_builtins.property
@@ -587,6 +637,10 @@ class PredictRequest(_message.Message):
     def recommendation(self) -> Global___RecommendationParameters:
         """For recommendation."""
 
+    @_builtins.property
+    def question_answering(self) -> Global___QuestionAnsweringParameters:
+        """For question answering."""
+
     def __init__(
         self,
         *,
@@ -596,12 +650,13 @@ class PredictRequest(_message.Message):
         generation: Global___GenerationParameters | None = ...,
         fill_mask: Global___FillMaskParameters | None = ...,
         recommendation: Global___RecommendationParameters | None = ...,
+        question_answering: Global___QuestionAnsweringParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "parameters", b"parameters", "recommendation", b"recommendation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "parameters", b"parameters", "question_answering", b"question_answering", "recommendation", b"recommendation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "instances", b"instances", "model", b"model", "parameters", b"parameters", "recommendation", b"recommendation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "instances", b"instances", "model", b"model", "parameters", b"parameters", "question_answering", b"question_answering", "recommendation", b"recommendation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["classification", "generation", "fill_mask", "recommendation"]  # noqa: Y015
+    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["classification", "generation", "fill_mask", "recommendation", "question_answering"]  # noqa: Y015
     _WhichOneofArgType_parameters: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_parameters) -> _WhichOneofReturnType_parameters | None: ...
 
@@ -779,6 +834,7 @@ class Prediction(_message.Message):
     MASKED_TOKENS_FIELD_NUMBER: _builtins.int
     TAGGED_WORDS_FIELD_NUMBER: _builtins.int
     RANKED_ITEMS_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     generated_text: _builtins.str
     """Causal language models: the continuation, without the text given."""
@@ -803,6 +859,10 @@ class Prediction(_message.Message):
         """Recommendation."""
 
     @_builtins.property
+    def answer(self) -> Global___Answer:
+        """Question answering."""
+
+    @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The head's raw outputs, in the order of the labels; empty for language models."""
 
@@ -815,13 +875,14 @@ class Prediction(_message.Message):
         masked_tokens: Global___MaskedTokens | None = ...,
         tagged_words: Global___TaggedWords | None = ...,
         ranked_items: Global___RankedItems | None = ...,
+        answer: Global___Answer | None = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "masked_tokens", b"masked_tokens", "output", b"output", "ranked_items", b"ranked_items", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "classification", b"classification", "generated_text", b"generated_text", "masked_tokens", b"masked_tokens", "output", b"output", "ranked_items", b"ranked_items", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "generated_text", b"generated_text", "logits", b"logits", "masked_tokens", b"masked_tokens", "output", b"output", "ranked_items", b"ranked_items", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "classification", b"classification", "generated_text", b"generated_text", "logits", b"logits", "masked_tokens", b"masked_tokens", "output", b"output", "ranked_items", b"ranked_items", "regression", b"regression", "tagged_words", b"tagged_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["classification", "regression", "generated_text", "masked_tokens", "tagged_words", "ranked_items"]  # noqa: Y015
+    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["classification", "regression", "generated_text", "masked_tokens", "tagged_words", "ranked_items", "answer"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
 
@@ -876,6 +937,112 @@ class Items(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Items: _TypeAlias = Items  # noqa: Y015
+
+@_typing.final
+class Question(_message.Message):
+    """A question, and the text that may have its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    question: _builtins.str
+    """The question. Not blank; white space before and behind it does not count."""
+    context: _builtins.str
+    """The text. Not blank; one that is longer than the model's window is read in windows that overlap."""
+    def __init__(
+        self,
+        *,
+        question: _builtins.str = ...,
+        context: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Question: _TypeAlias = Question  # noqa: Y015
+
+@_typing.final
+class Answer(_message.Message):
+    """The answer to a question, as it stands in the context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    NO_ANSWER_SCORE_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The context from `start` to `end`; empty: it has no answer."""
+    start: _builtins.int
+    """Where it begins, in characters of the context; 0 if there is no answer."""
+    end: _builtins.int
+    """Behind its last character."""
+    score: _builtins.float
+    """Its probability among all parts of the context that are short enough, and no answer if the model may say so."""
+    no_answer_score: _builtins.float
+    """The probability that the context has no answer; unset: the model always gives one."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnswerCandidate]:
+        """The likeliest parts of the context, the likeliest first, whether or not they are over the threshold."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        score: _builtins.float = ...,
+        no_answer_score: _builtins.float | None = ...,
+        candidates: _abc.Iterable[Global___AnswerCandidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_no_answer_score", b"_no_answer_score", "no_answer_score", b"no_answer_score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_no_answer_score", b"_no_answer_score", "candidates", b"candidates", "end", b"end", "no_answer_score", b"no_answer_score", "score", b"score", "start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__no_answer_score: _TypeAlias = _typing.Literal["no_answer_score"]  # noqa: Y015
+    _WhichOneofArgType__no_answer_score: _TypeAlias = _typing.Literal["_no_answer_score", b"_no_answer_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_answer_score) -> _WhichOneofReturnType__no_answer_score | None: ...
+
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class AnswerCandidate(_message.Message):
+    """A part of a context that may be the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """As it stands in the context."""
+    start: _builtins.int
+    """Where it begins, in characters of the context."""
+    end: _builtins.int
+    """Behind its last character."""
+    score: _builtins.float
+    """Its probability, as in Answer."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "score", b"score", "start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerCandidate: _TypeAlias = AnswerCandidate  # noqa: Y015
 
 @_typing.final
 class RankedItems(_message.Message):

@@ -456,6 +456,7 @@ class FineTuning(_message.Message):
     TOKEN_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
+    QUESTION_ANSWERING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Classify or score texts or pairs of texts."""
@@ -472,6 +473,10 @@ class FineTuning(_message.Message):
     def recommendation(self) -> Global___Recommendation:
         """Recommend the items that come next in a history."""
 
+    @_builtins.property
+    def question_answering(self) -> Global___QuestionAnswering:
+        """Find the answer to a question in a text."""
+
     def __init__(
         self,
         *,
@@ -479,12 +484,13 @@ class FineTuning(_message.Message):
         token_classification: Global___TokenClassification | None = ...,
         image_classification: Global___ImageClassification | None = ...,
         recommendation: Global___Recommendation | None = ...,
+        question_answering: Global___QuestionAnswering | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -866,6 +872,67 @@ class Recommendation(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_user_interactions) -> _WhichOneofReturnType__min_user_interactions | None: ...
 
 Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
+
+@_typing.final
+class QuestionAnswering(_message.Message):
+    """Find the answer to a question in a text (Rajpurkar et al., 2016). Its data is SQuAD's JSON, version 1 or 2, or has the column roles
+    `question`, `context`, and `answers` (lists of `text` and `answer_start`) or `answer_text` and `answer_start`; and if there is one `id`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_LENGTH_FIELD_NUMBER: _builtins.int
+    ALLOW_NO_ANSWER_FIELD_NUMBER: _builtins.int
+    NEW_HEAD_FIELD_NUMBER: _builtins.int
+    max_length: _builtins.int
+    """Tokens in a window; a longer context is cut into windows that overlap, each behind the question. A question takes at most half of a
+    window, and the rest of it is cut. Unset: 384, or the model's longest if that is less.
+    """
+    overlap: _builtins.int
+    """Tokens of the context that two windows share (the stride of transformers), less than `max_length`; unset: 128, or a third of
+    `max_length` if that is less. At most half of what a question leaves of a window.
+    """
+    max_answer_length: _builtins.int
+    """Tokens of the longest answer that is given, 1 to 512; unset: 30. Longer ones are learnt nevertheless."""
+    allow_no_answer: _builtins.bool
+    """Whether the model may say that a context has no answer, as in version 2 of SQuAD; false: a question without an answer is refused.
+    Unset: whether the training data has such questions. Needs a model with a first token that sees the whole text, such as bert.
+    """
+    new_head: _builtins.bool
+    """Start with a fresh head even if the model has one that finds answers."""
+    def __init__(
+        self,
+        *,
+        max_length: _builtins.int | None = ...,
+        overlap: _builtins.int | None = ...,
+        max_answer_length: _builtins.int | None = ...,
+        allow_no_answer: _builtins.bool | None = ...,
+        new_head: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_no_answer", b"_allow_no_answer", "_max_answer_length", b"_max_answer_length", "_max_length", b"_max_length", "_overlap", b"_overlap", "allow_no_answer", b"allow_no_answer", "max_answer_length", b"max_answer_length", "max_length", b"max_length", "overlap", b"overlap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_no_answer", b"_allow_no_answer", "_max_answer_length", b"_max_answer_length", "_max_length", b"_max_length", "_overlap", b"_overlap", "allow_no_answer", b"allow_no_answer", "max_answer_length", b"max_answer_length", "max_length", b"max_length", "new_head", b"new_head", "overlap", b"overlap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_no_answer: _TypeAlias = _typing.Literal["allow_no_answer"]  # noqa: Y015
+    _WhichOneofArgType__allow_no_answer: _TypeAlias = _typing.Literal["_allow_no_answer", b"_allow_no_answer"]  # noqa: Y015
+    _WhichOneofReturnType__max_answer_length: _TypeAlias = _typing.Literal["max_answer_length"]  # noqa: Y015
+    _WhichOneofArgType__max_answer_length: _TypeAlias = _typing.Literal["_max_answer_length", b"_max_answer_length"]  # noqa: Y015
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    _WhichOneofReturnType__overlap: _TypeAlias = _typing.Literal["overlap"]  # noqa: Y015
+    _WhichOneofArgType__overlap: _TypeAlias = _typing.Literal["_overlap", b"_overlap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_no_answer) -> _WhichOneofReturnType__allow_no_answer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_answer_length) -> _WhichOneofReturnType__max_answer_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
+
+Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
 
 @_typing.final
 class FeatureExtraction(_message.Message):

@@ -31,6 +31,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]++")
 _NOT_COMMAS = re.compile(r"[^,]++")
+# Scalars alone may come before the list that is looked for.
+_BEFORE_LIST = r"""\{\s*(?:"[^"\\]*+"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[^\s"{}\[\],]++)\s*,\s*)*+%s\s*:\s*\[\s*[{\]]"""
 _RECORDS = "write one object a line, or one list of objects (in pandas: to_json(path, orient='records', lines=True))"
 
 
@@ -53,6 +55,21 @@ def read_json_rows(file: DataFile, skip: Callable[[DataError], None] = refuse) -
             skip(error)
         else:
             yield number, value
+
+
+def holds_list(file: DataFile, key: str) -> bool:
+    """Whether a file is one object whose `key` has a list of objects, behind nothing but plain values."""
+    with open_text(file) as stream:
+        start = _peek(stream).decode("utf-8", "ignore")
+    return re.match(_BEFORE_LIST % re.escape(json.dumps(key)), start, re.DOTALL) is not None
+
+
+def read_held_list(file: DataFile, key: str) -> Iterator[dict[str, Any]]:
+    """The objects of that list, in flat memory. Raises DataError with the line."""
+    with open_text(file) as stream:
+        _peek(stream)
+        for _, row in _Array(stream, file).rows_of(key):
+            yield row
 
 
 def _peek(stream: io.BufferedReader) -> bytes:
@@ -121,6 +138,11 @@ class _Array:
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each object, with its line."""
+        yield from self._elements()
+        if self._next():
+            raise self._error("something follows the list's `]`; a file is one list of objects, or one object a line")
+
+    def _elements(self) -> Iterator[tuple[int, dict[str, Any]]]:
         self._next()
         self._at += 1
         is_first = True
@@ -136,11 +158,29 @@ class _Array:
             if character != "{":
                 what = "the file ends inside the list" if not character else "not a JSON object"
                 raise self._error(f"{what}; {self._cut_or(character)}")
-            yield self._line, self._object()
+            yield self._line, self._value()
             is_first = False
         self._at += 1
-        if self._next():
-            raise self._error("something follows the list's `]`; a file is one list of objects, or one object a line")
+
+    def rows_of(self, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each object of the list that one object over the whole file has at `key`, with its line."""
+        self._next()
+        self._at += 1
+        while (character := self._next()) not in ("}", ""):
+            if character == ",":
+                self._at += 1
+                self._next()
+            name = self._value()
+            if not isinstance(name, str) or self._next() != ":":
+                raise self._error("a key, a colon and its value are wanted; check the quotes and commas there")
+            self._at += 1
+            self._next()
+            if name == key:
+                yield from self._elements()
+            else:
+                self._value()
+        if not character:
+            raise self._error("the file ends inside of its object; if it was cut short, copy it again")
 
     def _cut_or(self, character: str) -> str:
         if not character:
@@ -162,11 +202,13 @@ class _Array:
         self._line += self._text.count("\n", self._at, end)
         self._at = end
 
-    def _object(self) -> dict[str, Any]:
+    def _value(self) -> Any:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                break
+                # A number at the end of what was read may have more digits.
+                if end < len(self._text) or isinstance(value, dict | list | str) or not self._more():
+                    break
             except RecursionError:
                 raise self._error(f"JSON nested deeper than {_DEEPEST}") from None
             except json.JSONDecodeError as error:
@@ -181,7 +223,7 @@ class _Array:
                 raise self._error(f"not JSON: {error}") from None
         _check_size(self._text[self._at : end], self._name, self._line)
         self._pass(end)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _what_then(self, complaint: str) -> str:
         if len(self._text) > LONGEST_LINE_BYTES:

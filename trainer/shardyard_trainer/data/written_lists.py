@@ -15,6 +15,11 @@ _SPACED_NUMBERS = re.compile(r"[\[(]\s*([+-]?[0-9]+(?:\s+[+-]?[0-9]+)+)\s*[\])]"
 # Possessive, so linear. NumPy prints no commas between strings, which Python would join into one.
 _QUOTED = re.compile(r"""("(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')(\s++(?=["']))?""", re.DOTALL)
 
+# pandas writes the arrays inside of a record with their class and type; text in quotes is left alone.
+_ARRAYS = re.compile(
+    r"""("(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')|\barray\((?=\[)|(?<=\])(?:,\s*dtype=\w++)?\)""", re.DOTALL
+)
+
 
 def as_list(cell: Any, what: str) -> list[Any]:
     """A list, or text that contains one: as JSON, Python or NumPy write it, or words separated by spaces.
@@ -31,6 +36,16 @@ def as_list(cell: Any, what: str) -> list[Any]:
     if not isinstance(cell, list | tuple):
         raise ValueError(f"{what} is {shown(cell)}; give a list")
     return list(cell)
+
+
+def as_value(cell: Any) -> Any:
+    """What a cell holds: itself, or what its text says in brackets as JSON, Python or pandas write it; blank: None."""
+    if not isinstance(cell, str):
+        return cell
+    written = cell.strip()
+    if not written.startswith(("[", "(", "{")):
+        return cell if written else None
+    return _read_list(_ARRAYS.sub(lambda found: found[1] or "", written))
 
 
 def _read_list(written: str) -> Any:

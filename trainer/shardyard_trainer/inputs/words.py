@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardyard_trainer.inputs.frames import text_frame
 from shardyard_trainer.inputs.tokenization import encoding_fault
 from shardyard_trainer.inputs.vocabularies import encoding_raises
 
@@ -41,7 +42,8 @@ class WordCutter:
 
     def __init__(self, tokenizer: Any, length: int, overlap: int) -> None:
         self._tokenizer = tokenizer
-        self._before, self._after, self._types = _frame(tokenizer)
+        frame = text_frame(tokenizer)
+        self._before, self._after, self._types = frame.before, frame.after, frame.types
         self._room = max(length - len(self._before) - len(self._after), 1)
         self._overlap = min(overlap, self._room // 2)
 
@@ -122,14 +124,3 @@ class WordCutter:
             [*[-1] * before, *words, *[-1] * after],
             [*[False] * before, *firsts, *[False] * after],
         )
-
-
-def _frame(tokenizer: Any) -> tuple[list[int], list[int], tuple[int, int, int]]:
-    """The special tokens before and after a text, and the type ids before, in and after it."""
-    probe = "a"
-    bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
-    whole = tokenizer(probe, return_token_type_ids=True)
-    ids, types = list(whole["input_ids"]), list(whole["token_type_ids"])
-    at = next((at for at in range(len(ids)) if bare and ids[at : at + len(bare)] == bare), 0)
-    before, after = ids[:at], ids[at + len(bare) :]
-    return before, after, (types[0] if before else 0, types[at] if types else 0, types[-1] if after else 0)

@@ -23,6 +23,7 @@ _HEADS = {
     "LMHeadModel": "AutoModelForCausalLM",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForQuestionAnsweringSimple": "AutoModelForQuestionAnswering",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "ForImageClassification": "AutoModelForImageClassification",
     "ForMaskedImageModeling": "AutoModelForMaskedImageModeling",

@@ -22,6 +22,7 @@ NAMES = (
     "token_classification",
     "image_classification",
     "recommendation",
+    "question_answering",
     "feature_extraction",
     "model_evaluation",
 )

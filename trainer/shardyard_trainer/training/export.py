@@ -130,7 +130,9 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
             folder / "head.json",
             {"format": 1, "pooling": pooling, "width": width, "num_outputs": outputs, "max_length": task.length},
         )
-    _save_json(folder / "shardyard.json", {**described, "format": 1})
+    # Answers may depend on what the last evaluation found; JSON has no numbers that are not finite.
+    found = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    _save_json(folder / "shardyard.json", {**described, "format": 1, "metrics": found})
     subject = Subject(
         task=task.task,
         model_type=task.choice.config.model_type,

@@ -1,0 +1,311 @@
+"""Questions with their contexts, tokenised once: windows on disk, where each has the answer, and the texts themselves.
+
+A sample is a question with all of its windows. Shape suffixes: W windows, T positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.columns import layout_key
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.question_rows import AskedQuestion, read_questions
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.stats import DataStats, TokenCounter
+from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.contexts import ContextCutter
+from shardyard_trainer.inputs.vocabularies import num_ids
+
+IGNORED = -100
+QUESTIONS_VERSION = 1
+_BATCH = 256
+_ELSEWHERE = -1
+"""The label of a window that does not have its question's answer, as there is none or another window has it."""
+
+_LOST = -2
+"""The label of all windows of a question whose answer is in none of them as a whole."""
+
+
+class QuestionTexts:
+    """The questions and contexts of a source, as often as they are asked for."""
+
+    def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
+        self._files = files
+        self._source = source
+
+    def __iter__(self) -> Iterator[str]:
+        last = ""
+        for asked in read_questions(self._files, self._source, field="spec.train_data"):
+            yield asked.question
+            if asked.context != last:
+                yield (last := asked.context)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Windows of contexts.
+
+    Arrays of the store. Of a token: `types`, `begins` and `ends` (its characters in the context; 0 outside of it). Of
+    a window: `questions` (the question that it is of), `firsts` and `lasts` (its context's first place, and behind the
+    last), `starts` and `stops` (places of the answer, or why it has none), `counted` and `unknown` tokens. Of a
+    question: `contexts`, `cut` (whether it was), `golds` (how many answers). `places` are the answers' characters,
+    `texts` the contexts end to end (UTF-8), `sizes` their bytes.
+    """
+
+    store: TokenStore
+
+    @property
+    def num_questions(self) -> int:
+        """How many there are."""
+        return int(self.store.meta["num_questions"])
+
+    @property
+    def num_unanswered(self) -> int:
+        """How many of them have no answer."""
+        return int(self.store.meta["num_unanswered"])
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """The first window of each question, and behind the last one; int64."""
+        return np.searchsorted(self.store.arrays["questions"], np.arange(self.num_questions + 1))
+
+    @cached_property
+    def _gold_ends(self) -> np.ndarray:
+        return np.cumsum(self.store.arrays["golds"], dtype=np.int64)
+
+    @cached_property
+    def _text_ends(self) -> np.ndarray:
+        return np.cumsum(self.store.arrays["sizes"], dtype=np.int64)
+
+    def context(self, question: int) -> str:
+        """The context of a question."""
+        at = int(self.store.arrays["contexts"][question])
+        end = int(self._text_ends[at])
+        return bytes(self.store.arrays["texts"][end - int(self.store.arrays["sizes"][at]) : end]).decode()
+
+    def answers(self, question: int) -> list[tuple[int, int]]:
+        """Where the context has answers, in characters."""
+        end = int(self._gold_ends[question])
+        first = end - int(self.store.arrays["golds"][question])
+        places = self.store.arrays["places"][2 * first : 2 * end].reshape(-1, 2)
+        return [(int(start), int(stop)) for start, stop in places]
+
+    def lost(self, questions: np.ndarray) -> np.ndarray:
+        """Those of some questions that have an answer, but none of their windows has it as a whole."""
+        is_lost: np.ndarray = self.store.arrays["starts"][self.windows[questions]] == _LOST
+        return np.asarray(questions[is_lost])
+
+
+def load_questions(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    tokenizer: Any,
+    *,
+    length: int,
+    overlap: int,
+    cache_dir: Path,
+    field: str,
+) -> Questions:
+    """Reads, checks and tokenises a source once. Raises DataError."""
+    key = {
+        "version": QUESTIONS_VERSION,
+        "files": files_fingerprint(files, field=field),
+        "tokenizer": tokenization.fingerprint(tokenizer),
+        "window": [length, overlap],
+        "layout": layout_key(source),
+    }
+
+    def build(target: Path) -> None:
+        bad, num_questions = BadRows(source), 0
+        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        for _ in read_questions(files, source, field=field, bad=bad):
+            num_questions += 1
+        bad.finish(num_questions, field)
+        if not num_questions:
+            raise DataError("no row has a question", field=field)
+        writer = _Writer(target, tokenizer, ContextCutter(tokenizer, length, overlap), field)
+        rows = read_questions(files, source, field=field)
+        while batch := list(islice(rows, _BATCH)):
+            writer.add(batch)
+        writer.finish(bad_rows=bad.note(num_questions))
+
+    return Questions(TokenStore.open(tokenised(cache_dir / "questions" / fingerprint_of(key), build)))
+
+
+class _Writer:
+    """Writes the store, a batch of questions after the other."""
+
+    def __init__(self, target: Path, tokenizer: Any, cutter: ContextCutter, field: str) -> None:
+        self._writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+        self._counter = TokenCounter(tokenizer)
+        self._cutter = cutter
+        self._field = field
+        self._contexts: dict[bytes, int] = {}
+        self._num_questions = self._num_unanswered = 0
+        self._first_unanswered = ""
+
+    def add(self, batch: Sequence[AskedQuestion]) -> None:
+        """Appends questions with their windows. Raises DataError for a context without a token."""
+        cut = self._cutter.cut([(asked.question, asked.context) for asked in batch])
+        windows, of, starts, stops = [], [], [], []
+        for asked, found in zip(batch, cut, strict=True):
+            if not found.windows:
+                text = "the context has no token that the tokenizer knows; leave the question out"
+                raise DataError(text, file=asked.file, line=asked.line, field=self._field)
+            span = found.span(*asked.answers[0]) if asked.answers else None
+            places = [window.places(span) if span else None for window in found.windows]
+            none = _LOST if asked.answers and not any(places) else _ELSEWHERE
+            starts += [place[0] if place else none for place in places]
+            stops += [place[1] if place else none for place in places]
+            windows += found.windows
+            of += [self._num_questions] * len(places)
+            self._add_question(asked)
+        writer = self._writer
+        writer.add([window.ids for window in windows], questions=of)
+        writer.add_array("types", np.fromiter((t for window in windows for t in window.type_ids), np.uint8))
+        spans = np.concatenate([_by_token(window.offsets, window.first, len(window.ids)) for window in windows])
+        writer.add_array("begins", np.ascontiguousarray(spans[:, 0]))
+        writer.add_array("ends", np.ascontiguousarray(spans[:, 1]))
+        writer.add_array("firsts", np.asarray([window.first for window in windows], np.int32))
+        writer.add_array("lasts", np.asarray([window.end for window in windows], np.int32))
+        writer.add_array("starts", np.asarray(starts, np.int32))
+        writer.add_array("stops", np.asarray(stops, np.int32))
+        writer.add_array("cut", np.asarray([each.was_cut for each in cut], np.uint8))
+        words, unknown = self._counter.count([window.ids for window in windows])
+        writer.add_array("counted", words)
+        writer.add_array("unknown", unknown)
+
+    def finish(self, *, bad_rows: str) -> None:
+        """Makes the store complete."""
+        self._writer.finish(
+            num_questions=self._num_questions,
+            num_unanswered=self._num_unanswered,
+            first_unanswered=self._first_unanswered,
+            bad_rows=bad_rows,
+        )
+
+    def _add_question(self, asked: AskedQuestion) -> None:
+        raw = asked.context.encode()
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        if digest not in self._contexts:
+            self._contexts[digest] = len(self._contexts)
+            self._writer.add_array("texts", np.frombuffer(raw, np.uint8))
+            self._writer.add_array("sizes", np.asarray([len(raw)], np.int32))
+        self._writer.add_array("contexts", np.asarray([self._contexts[digest]], np.int32))
+        self._writer.add_array("golds", np.asarray([len(asked.answers)], np.int32))
+        self._writer.add_array("places", np.asarray(asked.answers, np.int32).reshape(-1))
+        if not asked.answers:
+            self._first_unanswered = self._first_unanswered or f"{asked.file}, line {asked.line}"
+            self._num_unanswered += 1
+        self._num_questions += 1
+
+
+def _by_token(offsets: Sequence[tuple[int, int]], first: int, length: int) -> np.ndarray:
+    """Characters of each token of a window, int32 [T, 2]."""
+    spans = np.zeros((length, 2), np.int32)
+    spans[first : first + len(offsets)] = np.asarray(offsets, np.int32).reshape(-1, 2)
+    return spans
+
+
+class QuestionSamples:
+    """Some questions: each a sample with all of its windows, which are padded on the right to the longest of a batch.
+
+    `rest` is the place of the token that means no answer, from the end if it is negative; None: windows without their
+    question's answer are not learnt.
+    """
+
+    def __init__(
+        self, data: Questions, questions: np.ndarray, *, rest: int | None, with_types: bool, padding: int
+    ) -> None:
+        self.data = data
+        self.questions = questions
+        self._rest = rest
+        self._with_types = with_types
+        self._padding = padding
+        ends = np.concatenate([[0], np.cumsum(data.store.lengths(), dtype=np.int64)])[data.windows]
+        self._lengths = (ends[questions + 1] - ends[questions]).astype(np.int32)
+        self.num_samples = len(questions)
+        self.num_tokens = int(self._lengths.sum(dtype=np.int64))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of all windows of each question, int32."""
+        return np.asarray(self._lengths)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all questions."""
+        windows = self.data.windows
+        return int((windows[self.questions + 1] - windows[self.questions]).sum())
+
+    def rows(self, samples: Sequence[int]) -> np.ndarray:
+        """The windows of samples in their order, as rows of the store; int64."""
+        windows, questions = self.data.windows, self.questions[list(samples)]
+        parts = (np.arange(windows[each], windows[each + 1]) for each in questions)
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def stats(self) -> DataStats:
+        """What they hold; the task itself warns of what is cut."""
+        arrays = self.data.store.arrays
+        rows = self.rows(range(self.num_samples))
+        return DataStats(
+            num_samples=self.num_samples,
+            num_tokens=self.num_tokens,
+            num_cut=int(arrays["cut"][self.questions].sum()),
+            num_words=int(arrays["counted"][rows].sum(dtype=np.int64)),
+            num_unknown=int(arrays["unknown"][rows].sum(dtype=np.int64)),
+            told=True,
+        )
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        """All windows of the samples: `input_ids`, `attention_mask` [W, T], for models that have them `token_type_ids`;
+        `contexts` [W, 2], the first place of the context and behind its last; `rests` [W], the place of the token that
+        means no answer; `starts` and `stops` [W], places of the answer, or IGNORED.
+        """
+        store, chosen = self.data.store, [sample.sample for sample in samples]
+        rows = self.rows(chosen)
+        lengths = (store.offsets[rows + 1] - store.offsets[rows]).astype(np.int64)
+        shape = (len(rows), int(lengths.max()))
+        ids, mask, types = np.full(shape, self._padding), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            part = slice(store.offsets[row], store.offsets[row] + length)
+            ids[i, :length], types[i, :length], mask[i, :length] = store.tokens[part], store.arrays["types"][part], 1
+        rests = np.zeros_like(lengths) if self._rest is None else np.where(self._rest < 0, lengths, 0) + self._rest
+        starts, stops = (self._labels(store.arrays[name][rows].astype(np.int64), rests) for name in ("starts", "stops"))
+        bounds = np.stack([store.arrays["firsts"][rows], store.arrays["lasts"][rows]], axis=1).astype(np.int64)
+        arrays = {"input_ids": ids, "attention_mask": mask, "starts": starts, "stops": stops}
+        arrays |= {"contexts": bounds, "rests": rests} | ({"token_type_ids": types} if self._with_types else {})
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        num_units = int((starts != IGNORED).sum())
+        return MicroBatch(inputs, num_units, int(lengths.sum()), ids.size, tuple(chosen))
+
+    def _labels(self, labels: np.ndarray, rests: np.ndarray) -> np.ndarray:
+        elsewhere = IGNORED if self._rest is None else rests
+        return np.asarray(np.where(labels >= 0, labels, np.where(labels == _ELSEWHERE, elsewhere, IGNORED)))
+
+
+def split_questions(data: Questions, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Questions to train on and to evaluate on, by lot; those of one context stay together.
+
+    Raises DataError if none is left to train on.
+    """
+    contexts = np.asarray(data.store.arrays["contexts"])
+    order = np.random.default_rng([seed, 0x401D]).permutation(np.unique(contexts))
+    held = round(len(order) * holdout) or int(holdout > 0)
+    if len(order) - held < 1:
+        raise DataError(f"{len(order)} context: nothing would be left to train on; give eval_data, or holdout 0")
+    is_held = np.isin(contexts, order[:held])
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
