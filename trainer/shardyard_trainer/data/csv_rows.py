@@ -117,7 +117,7 @@ class _Rows:
             if self._has_spaced_quote and _has_spaced_quotes(self._lines, self._delimiter):
                 skip(
                     DataError(
-                        "a quote after a space quotes nothing, although it did in the rows before; take the space out",
+                        "a quote after a space quotes nothing, although it did in the rows before; remove the space",
                         file=self._file.name,
                         line=began + self._before,
                     )
