@@ -1,4 +1,4 @@
-"""Questions, their contexts and the answers in these, as people write them: SQuAD's JSON, or a row each."""
+"""Questions with contexts and answers in the layouts people use: SQuAD's JSON, or one row for each question."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_ANSWERS = 1000
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question, and where its context has answers: (start, end) in characters; none: the context has no answer."""
+    """A question and the character offsets (start, end) of its answers; empty if the context has no answer."""
 
     file: str
     line: int
@@ -41,7 +41,7 @@ class AskedQuestion:
 def read_questions(
     files: Sequence[DataFile], source: spec_pb2.DataSource, *, field: str, bad: BadRows | None = None
 ) -> Iterator[AskedQuestion]:
-    """The questions of all files, in order. Raises DataError.
+    """Yields the questions of all files in order. Raises DataError.
 
     Those that cannot be used go to `bad`, if the caller has one and finishes it.
     """
@@ -76,7 +76,7 @@ def _records(file: DataFile, source: spec_pb2.DataSource, bad: BadRows, field: s
 
 
 def _named(record: Record) -> str:
-    """How a message names a question whose file has ids."""
+    """The start of a message about a question: its id, if the file has ids."""
     own = record.cells.get("id")
     return "" if own is None or own == "" else f"question {shorten(str(own))!r}: "
 
@@ -90,7 +90,7 @@ def _question(record: Record) -> AskedQuestion:
         raise ValueError("is_impossible is true, but there are answers; leave one of them out")
     places = [_place(context, text, start, at) for at, (text, start) in enumerate(answers)]
     own = record.cells.get("id")
-    # White space before a question would count as a part of it; transformers' own examples take it off too.
+    # White space before a question would become part of it; transformers' own examples remove it as well.
     return AskedQuestion(record.file, record.line, "" if own is None else str(own), question.strip(), context, places)
 
 
@@ -107,7 +107,7 @@ def _text(cell: Any, what: str) -> str:
 
 
 def _answers(cells: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Texts and starts as they are written. Raises ValueError."""
+    """The texts and starts of the answers as written. Raises ValueError."""
     starts = as_value(cells.get("answer_start"))
     if "answers" not in cells:
         return _pairs(_listed(cells.get("answer_text")), starts)
@@ -129,7 +129,7 @@ _FORM = '{"text": [...], "answer_start": [...]}'
 
 
 def _listed(cell: Any) -> Any:
-    """Texts of answers: a list, also one that is written as text, or one text, which may be in brackets."""
+    """Texts of answers: a list, a list written as text, or a single text, which may be in brackets."""
     value = as_value(cell)
     return value if isinstance(value, list | tuple) or value is None else cell
 
@@ -144,7 +144,7 @@ def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
 
 
 def _place(context: str, text: Any, start: Any, at: int) -> tuple[int, int]:
-    """Where an answer stands. Raises ValueError if it is not there, with what is there instead."""
+    """The offsets of an answer. Raises ValueError if the context has another text there, and shows that text."""
     what = f"answer {at + 1}" if at else "the answer"
     if isinstance(start, str) and start.strip().lstrip("-").isascii() and start.strip().lstrip("-").isdigit():
         start = int(start)
@@ -165,7 +165,7 @@ def _place(context: str, text: Any, start: Any, at: int) -> tuple[int, int]:
 
 
 def _why(context: str, text: str, start: int) -> str:
-    """What is probably wrong with a start."""
+    """The likely reason for a wrong start, and the right one."""
     found = _nearest(context, text, start)
     if found < 0:
         bare = text.strip()
@@ -186,7 +186,7 @@ def _why(context: str, text: str, start: int) -> str:
 
 
 def _nearest(context: str, text: str, start: int) -> int:
-    """Where the text begins nearest to a place; -1: nowhere."""
+    """The start of the text's nearest occurrence; -1 if there is none."""
     start = min(max(start, 0), len(context))
     before, behind = context.rfind(text, 0, start + len(text) - 1), context.find(text, start)
     if before < 0 or behind < 0:

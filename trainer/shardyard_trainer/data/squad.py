@@ -20,12 +20,12 @@ _KEY = "data"
 
 
 def is_nested(file: DataFile) -> bool:
-    """Whether a file is in this form, whatever it is called."""
+    """Whether a file has this form, whatever its name."""
     return file.format == spec_pb2.DATA_FORMAT_JSONL and holds_list(file, _KEY)
 
 
 def read_nested(file: DataFile) -> Iterator[Record]:
-    """The questions of a file, each as a row with its context. Raises DataError."""
+    """Yields the questions of a file, each as a row with its context. Raises DataError."""
     number = 0
     for article in read_held_list(file, _KEY):
         if "question" in article:
@@ -50,5 +50,5 @@ def _list(holder: dict[str, Any], key: str, what: str, file: DataFile, number: i
     found = holder.get(key)
     if isinstance(found, list) and all(isinstance(each, dict) for each in found):
         return found
-    message = f"{what} behind {number:,} questions has no list of objects as `{key}`"
+    message = f"{what} after {number:,} questions has no list of objects as `{key}`"
     raise DataError(f"{message}; SQuAD's form is data, paragraphs, qas", file=file.name)

@@ -1,4 +1,4 @@
-"""A question and its context as windows of tokens: the question in each, and behind it a part of the context.
+"""A question and its context as windows of tokens: each has the question, followed by a part of the context.
 
 The windows are those that transformers' tokenizers make (`truncation="only_second"`, `stride`, the overflowing tokens
 kept), made here so that a long question or a wide overlap leaves room for the context in any case.
@@ -18,7 +18,7 @@ from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 @dataclass(frozen=True)
 class ContextWindow:
-    """Token ids with what frames them, and their type ids; the context's tokens begin at the place `first`.
+    """Token ids with their special tokens, and type ids; the context's tokens begin at the place `first`.
 
     These are the context's tokens from number `begin` on; `offsets` are where each stands in the context: (first
     character, behind the last one).
@@ -32,7 +32,7 @@ class ContextWindow:
 
     @property
     def end(self) -> int:
-        """The place behind the context's last token."""
+        """The place after the context's last token."""
         return self.first + len(self.offsets)
 
     @property
@@ -41,7 +41,7 @@ class ContextWindow:
         return len(self.ids)
 
     def places(self, span: tuple[int, int]) -> tuple[int, int] | None:
-        """Where the context's first and last token of a span are; None if the window does not have all of them."""
+        """The places of a span's first and last token; None if the window does not have all of its tokens."""
         first, last = (number - self.begin for number in span)
         if first < 0 or last >= len(self.offsets):
             return None
@@ -60,7 +60,7 @@ class CutContext:
     offsets: Sequence[tuple[int, int]]
 
     def span(self, start: int, end: int) -> tuple[int, int] | None:
-        """The numbers of the first and the last token of a part of the context; None: it has no token."""
+        """The numbers of the first and the last token of a part of the context; None if it has no token."""
         first = bisect_right(self.offsets, start, key=lambda offset: offset[1])
         last = bisect_left(self.offsets, end, key=lambda offset: offset[0]) - 1
         return (first, last) if first <= last else None
@@ -75,10 +75,10 @@ class ContextCutter:
         self._room = max(length - self._frame.num_tokens, 2)
         self._overlap = overlap
         self.rest = self._place_of(tokenizer.cls_token_id)
-        """The place of the token that means no answer, from the end if it is negative; None: there is none."""
+        """The place of the token that means no answer, from the end if negative; None if there is no such token."""
 
     def cut(self, asked: Sequence[tuple[str, str]]) -> list[CutContext]:
-        """Questions with their contexts. Raises SpecError if the tokenizer fails."""
+        """Cuts questions with their contexts. Raises SpecError if the tokenizer fails."""
         contexts = list(dict.fromkeys(context for _, context in asked))
         with encoding_raises(encoding_fault):
             questions = self._tokenizer(
@@ -115,14 +115,14 @@ class ContextCutter:
 
 
 def _whole(context: str, offsets: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """Offsets in which no letter or digit before a token is left out.
+    """Offsets widened so that no letter or digit before a token is left out.
 
     Some tokenizers (RobBERT's) say that a word begins at its second letter.
     """
     found, end = [], 0
     for begin, stop in offsets:
         if begin == stop:
-            # A token of no character, which may say that it is behind those that follow it.
+            # A token without characters; its offsets may be larger than those of later tokens.
             found.append((end, end))
             continue
         first = begin

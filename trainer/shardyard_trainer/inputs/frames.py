@@ -1,4 +1,4 @@
-"""What a tokenizer puts around a text, and around and between the two of a pair, found by looking at a probe."""
+"""The special tokens that a tokenizer puts around a text, or around and between a pair, found with a probe."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class PairFrame:
 
     @property
     def num_tokens(self) -> int:
-        """How many special tokens there are."""
+        """The number of special tokens."""
         return len(self.before) + len(self.between) + len(self.after)
 
     def around(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Token ids and type ids of a pair."""
+        """The token ids and type ids of a pair with its special tokens."""
         parts = (self.before, first, self.between, second, self.after)
         ids = [token for part in parts for token in part]
         return ids, [kind for part, kind in zip(parts, self.types, strict=True) for _ in part]
 
 
 def text_frame(tokenizer: Any) -> TextFrame:
-    """The frame of single texts."""
+    """The special tokens of single texts."""
     ids, types, bare = _probed(tokenizer, "a")
     at = _find(ids, bare[0], 0)
     before, after = ids[:at], ids[at + len(bare[0]) :]
@@ -46,7 +46,7 @@ def text_frame(tokenizer: Any) -> TextFrame:
 
 
 def pair_frame(tokenizer: Any) -> PairFrame:
-    """The frame of pairs."""
+    """The special tokens of pairs."""
     ids, types, (one, other) = _probed(tokenizer, "a", "b")
     first = _find(ids, one, 0)
     second = _find(ids, other, first + len(one))
@@ -58,13 +58,13 @@ def pair_frame(tokenizer: Any) -> PairFrame:
 
 
 def _probed(tokenizer: Any, *texts: str) -> tuple[list[int], list[int], list[list[int]]]:
-    """Ids and type ids of texts with what is around them, and the ids of each alone."""
+    """The ids and type ids of texts with special tokens, and the ids of each text alone."""
     whole = tokenizer(*texts, return_token_type_ids=True)
     bare = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     return list(whole["input_ids"]), list(whole["token_type_ids"]), bare
 
 
 def _find(ids: Sequence[int], part: Sequence[int], begin: int) -> int:
-    """Where a part begins at `begin` or behind it; `begin` if it is empty or not there."""
+    """The first place of a part from `begin` on; `begin` if the part is empty or missing."""
     places = range(begin, len(ids) - len(part) + 1) if part else range(0)
     return next((at for at in places if list(ids[at : at + len(part)]) == list(part)), begin)

@@ -1,4 +1,4 @@
-"""Questions with their contexts, tokenised once: windows on disk, where each has the answer, and the texts themselves.
+"""Questions with their contexts, tokenised once: windows on disk, the answer's place in each, and the texts.
 
 A sample is a question with all of its windows. Shape suffixes: W windows, T positions.
 """
@@ -34,14 +34,14 @@ IGNORED = -100
 QUESTIONS_VERSION = 1
 _BATCH = 256
 _ELSEWHERE = -1
-"""The label of a window that does not have its question's answer, as there is none or another window has it."""
+"""The label of a window without the answer: the question has none, or another window has it."""
 
 _LOST = -2
-"""The label of all windows of a question whose answer is in none of them as a whole."""
+"""The label of all windows of a question if none of them has the whole answer."""
 
 
 class QuestionTexts:
-    """The questions and contexts of a source, as often as they are asked for."""
+    """The questions and contexts of a source; can be iterated any number of times."""
 
     def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
         self._files = files
@@ -70,17 +70,17 @@ class Questions:
 
     @property
     def num_questions(self) -> int:
-        """How many there are."""
+        """The number of questions."""
         return int(self.store.meta["num_questions"])
 
     @property
     def num_unanswered(self) -> int:
-        """How many of them have no answer."""
+        """The number of questions without an answer."""
         return int(self.store.meta["num_unanswered"])
 
     @cached_property
     def windows(self) -> np.ndarray:
-        """The first window of each question, and behind the last one; int64."""
+        """The first window of each question, then the number of all windows; int64."""
         return np.searchsorted(self.store.arrays["questions"], np.arange(self.num_questions + 1))
 
     @cached_property
@@ -98,14 +98,14 @@ class Questions:
         return bytes(self.store.arrays["texts"][end - int(self.store.arrays["sizes"][at]) : end]).decode()
 
     def answers(self, question: int) -> list[tuple[int, int]]:
-        """Where the context has answers, in characters."""
+        """The character offsets of a question's answers in its context."""
         end = int(self._gold_ends[question])
         first = end - int(self.store.arrays["golds"][question])
         places = self.store.arrays["places"][2 * first : 2 * end].reshape(-1, 2)
         return [(int(start), int(stop)) for start, stop in places]
 
     def lost(self, questions: np.ndarray) -> np.ndarray:
-        """Those of some questions that have an answer, but none of their windows has it as a whole."""
+        """The given questions whose answer is in no window as a whole."""
         is_lost: np.ndarray = self.store.arrays["starts"][self.windows[questions]] == _LOST
         return np.asarray(questions[is_lost])
 
@@ -131,7 +131,7 @@ def load_questions(
 
     def build(target: Path) -> None:
         bad, num_questions = BadRows(source), 0
-        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        # Check all rows before tokenising any, so that an error in the last row is reported early.
         for _ in read_questions(files, source, field=field, bad=bad):
             num_questions += 1
         bad.finish(num_questions, field)
@@ -147,7 +147,7 @@ def load_questions(
 
 
 class _Writer:
-    """Writes the store, a batch of questions after the other."""
+    """Writes the store, one batch of questions after the other."""
 
     def __init__(self, target: Path, tokenizer: Any, cutter: ContextCutter, field: str) -> None:
         self._writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
@@ -190,7 +190,7 @@ class _Writer:
         writer.add_array("unknown", unknown)
 
     def finish(self, *, bad_rows: str) -> None:
-        """Makes the store complete."""
+        """Finishes the files; without it the store is not readable."""
         self._writer.finish(
             num_questions=self._num_questions,
             num_unanswered=self._num_unanswered,
@@ -215,7 +215,7 @@ class _Writer:
 
 
 def _by_token(offsets: Sequence[tuple[int, int]], first: int, length: int) -> np.ndarray:
-    """Characters of each token of a window, int32 [T, 2]."""
+    """The character offsets of each token of a window, int32 [T, 2]."""
     spans = np.zeros((length, 2), np.int32)
     spans[first : first + len(offsets)] = np.asarray(offsets, np.int32).reshape(-1, 2)
     return spans
@@ -242,12 +242,12 @@ class QuestionSamples:
         self.num_tokens = int(self._lengths.sum(dtype=np.int64))
 
     def lengths(self) -> np.ndarray:
-        """Tokens of all windows of each question, int32."""
+        """The tokens in all windows of each question, int32."""
         return np.asarray(self._lengths)
 
     @property
     def num_windows(self) -> int:
-        """Windows of all questions."""
+        """The number of windows of all questions."""
         windows = self.data.windows
         return int((windows[self.questions + 1] - windows[self.questions]).sum())
 
@@ -258,7 +258,7 @@ class QuestionSamples:
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def stats(self) -> DataStats:
-        """What they hold; the task itself warns of what is cut."""
+        """Statistics of the questions; the task itself warns about cut ones."""
         arrays = self.data.store.arrays
         rows = self.rows(range(self.num_samples))
         return DataStats(
@@ -298,7 +298,7 @@ class QuestionSamples:
 
 
 def split_questions(data: Questions, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Questions to train on and to evaluate on, by lot; those of one context stay together.
+    """Splits questions at random for training and evaluation; those of one context stay together.
 
     Raises DataError if none is left to train on.
     """

@@ -1,4 +1,4 @@
-"""What the evaluation of a model is to do: its plan, with the model's own task read as a rank will read it."""
+"""The plan of a model's evaluation, from the model's own task as the ranks will read it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shardyard_trainer.tasks.model_evaluation import FIELD, Measured, prepare_ev
 def plan_evaluation(
     spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, node: worker_pb2.NodeShape
 ) -> plan_pb2.JobPlan:
-    """The plan, and in `spec` what it found. Raises SpecError."""
+    """Plans the evaluation, and fills everything found into `spec`. Raises SpecError."""
     found = prepare_evaluation(spec, locations)
     task, samples = found.task, found.task.eval
     if samples is None or not samples.num_samples:
@@ -59,7 +59,7 @@ def plan_evaluation(
 
 
 def micro_batch_size(spec: spec_pb2.JobSpec, measured: Measured) -> int:
-    """Samples that a worker computes at once: as planned, or as a plan would say."""
+    """The samples that a worker computes at once: as planned, else as a plan would choose."""
     optimization = spec.optimization
     if optimization.HasField("micro_batch_size"):
         return max(optimization.micro_batch_size, 1)
@@ -76,7 +76,7 @@ def _longest(task: Prepared) -> int:
 
 
 def _check_weights(spec: spec_pb2.JobSpec, task: Prepared) -> None:
-    """Weights that were not inspected yet; a registered model's were. Raises SpecError, all at once."""
+    """Checks weights that were not inspected yet (a registered model's were). Raises SpecError with all errors."""
     kind = spec.model.WhichOneof("source")
     if kind == "model" or task.choice.folder is None:
         return
@@ -89,7 +89,7 @@ def _bytes_of_number(spec: spec_pb2.JobSpec) -> int:
 
 
 def _memory(spec: spec_pb2.JobSpec, task: Prepared, node: worker_pb2.NodeShape, *, positions: int) -> memory.Memory:
-    """The whole model on each worker, and the outputs of a micro batch. Raises SpecError MODEL_DOES_NOT_FIT."""
+    """The memory of the whole model on each worker and a micro batch's outputs. Raises SpecError MODEL_DOES_NOT_FIT."""
     shape = shape_of(task)
     on_gpu = spec.resources.gpus_per_worker > 0
     held = min(positions, shape.chunk) if shape.chunk else positions

@@ -1,4 +1,4 @@
-"""How well questions are answered: exact match and F1 by the rules of SQuAD's own script, versions 1 and 2."""
+"""Metrics of question answering: exact match and F1 by the rules of SQuAD's own scripts, versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.metrics import LossSum
 
 THRESHOLD = "no_answer_threshold"
-"""The metric that `Predict` reads: over how much more the score of no answer is than that of the best, it is one."""
+"""The metric that `Predict` reads: no answer is given if its score exceeds the best answer's by more than this."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -56,7 +56,7 @@ class AnswerMetrics(LossSum):
             first += num_windows
 
     def part(self) -> Any:
-        """Sums of loss and windows; of each question its sample, the characters of its answer, and how much higher the
+        """Sums of loss and windows; for each question its sample, the offsets of its answer, and how much higher the
         score of no answer is, [4, questions].
         """
         return *super().part(), np.stack(self._found, axis=1) if self._found else np.zeros((4, 0))
@@ -84,7 +84,7 @@ class AnswerMetrics(LossSum):
 
 
 def abstaining(exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray, margins: np.ndarray) -> dict[str, float]:
-    """The metrics of a model that gives no answer where its margin for that is over a threshold, which is chosen."""
+    """The metrics of a model that gives no answer if its margin for that exceeds the best threshold."""
     threshold = best_threshold(f1, has_answer, margins)
     abstains = margins > threshold
     exact_now, f1_now = (np.where(abstains, ~has_answer, has_answer * each) for each in (exact, f1))
@@ -106,7 +106,7 @@ def best_threshold(f1: np.ndarray, has_answer: np.ndarray, margins: np.ndarray) 
         return 0.0
     order = np.argsort(margins, kind="stable")
     sorted_margins = margins[order]
-    # Answering the questions of the lowest margins one after the other, from none at all.
+    # Start with no question answered, then answer them one by one, the lowest margin first.
     gains = np.where(has_answer, f1, -1.0)[order]
     totals = np.concatenate([[0.0], np.cumsum(gains)])
     edges = np.concatenate([[sorted_margins[0] - 1], sorted_margins, [sorted_margins[-1] + 1]])
@@ -116,14 +116,14 @@ def best_threshold(f1: np.ndarray, has_answer: np.ndarray, margins: np.ndarray) 
 
 
 def score(answer: str, wanted: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 of the best of the wanted answers; none: any answer is wrong."""
+    """Exact match and F1 with the best of the expected answers; without any, every answer is wrong."""
     ours = _words(answer)
     scores = [(float(ours == theirs), _f1(ours, theirs)) for theirs in map(_words, wanted)]
     return max((exact for exact, _ in scores), default=0.0), max((f1 for _, f1 in scores), default=0.0)
 
 
 def _words(text: str) -> list[str]:
-    """Lower case, without punctuation, articles and spaces."""
+    """The text in lower case, without punctuation, articles and extra spaces."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
@@ -139,6 +139,6 @@ def _mean(values: np.ndarray) -> float:
 
 
 def threshold_of(metrics: Mapping[str, Any]) -> float:
-    """The threshold that an evaluation found, as a model's folder has it; 0: none."""
+    """The threshold that an evaluation found, as stored in a model's folder; 0 if there is none."""
     found = metrics.get(THRESHOLD)
     return float(found) if isinstance(found, int | float) and np.isfinite(found) else 0.0

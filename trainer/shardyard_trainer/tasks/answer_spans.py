@@ -50,7 +50,7 @@ def best_spans(
 
 
 class AnswerModule(HuggingFaceModule):
-    """The first and the last token of an answer; the loss is summed over the windows that are learnt."""
+    """Finds the first and the last token of an answer; the loss is summed over the windows that have a label."""
 
     def __init__(self, model: Any, longest: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class AnswerModule(HuggingFaceModule):
         """
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         logits_WT2 = span_logits(self.model, inputs)
-        # Padding may not take part: a window's loss would depend on the windows beside it.
+        # Exclude padding: a window's loss would otherwise depend on the other windows of its batch.
         padded_WT = attention_mask == 0
         losses = [
             F.cross_entropy(
@@ -89,7 +89,7 @@ class AnswerModule(HuggingFaceModule):
         ]
         outputs = None
         if return_outputs:
-            # The best answer alone: an evaluation of many questions would not hold the logits.
+            # Keep only the best answer: the logits of a large evaluation would not fit in memory.
             found = best_spans(logits_WT2, contexts, rests, longest=self._longest, most=1)
             outputs = {
                 "scores": found.scores_WK[:, 0],
@@ -107,7 +107,7 @@ def span_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def trimmed(context: str, start: int, end: int) -> tuple[int, int]:
-    """A part of a context without white space around it: some tokens begin with the space before their word."""
+    """Removes white space around a part of a context: some tokens begin with the space before their word."""
     part = context[start:end]
     bare = part.strip()
     begin = start + len(part) - len(part.lstrip())
@@ -115,6 +115,6 @@ def trimmed(context: str, start: int, end: int) -> tuple[int, int]:
 
 
 def rest_place(config: Any, cutter: ContextCutter) -> int | None:
-    """Where a model says that there is no answer: at its first token, if that sees the whole text; None: nowhere."""
+    """The place where a model can score "no answer": its first token, if that sees the whole text; else None."""
     reads_on = architectures.is_causal(config.model_type) != architectures.is_turned(config)
     return None if reads_on else cutter.rest

@@ -1,4 +1,4 @@
-"""What answers questions: a loaded model, its windows over each context, and the best parts of all of them."""
+"""The predictor of question answering: windows over each context, and the best parts of all windows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHARACTER_BYTES = 4
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question's context, and the windows that answer it; `blank` names what has nothing to read."""
+    """A question's context and windows; `blank` names the blank one of question and context."""
 
     context: str
     windows: list[ContextWindow]
@@ -35,7 +35,7 @@ class EncodedQuestion:
 
     @property
     def num_positions(self) -> int:
-        """Of its longest window."""
+        """The positions of its longest window."""
         return max((len(window.ids) for window in self.windows), default=1)
 
 
@@ -68,12 +68,12 @@ class QuestionAnswerer(TextPredictor):
 
     @property
     def length_limit(self) -> int:
-        """Tokens of a window: as in training, else the usual number, or what the model can address."""
+        """The tokens of a window: as in training, else the smaller of the default and the model's limit."""
         known = (self.loaded.folder.max_length or DEFAULT_WINDOW, self.loaded.longest)
         return min(limit for limit in known if limit is not None)
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Parameters of another task, and what is not a question with its context."""
+        """Refuses parameters of another task, and instances that are not a question with its context."""
         message = f"a {self.task} model takes a question with its context; send `question`, or `pair` in this order"
         found = refuse_parameters(request, self.task, self.parameters)
         if request.question_answering.HasField("threshold") and self._rest is None:
@@ -82,7 +82,7 @@ class QuestionAnswerer(TextPredictor):
         return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedQuestion]:  # type: ignore[override]
-        """Questions with their contexts as windows. Raises SpecError."""
+        """Encodes questions with their contexts as windows. Raises SpecError."""
         asked = [_asked(instance) for instance in instances]
         cut = self._cutter.cut(asked)
         return [
@@ -91,7 +91,7 @@ class QuestionAnswerer(TextPredictor):
         ]
 
     def complain(self, encoded: Sequence[EncodedQuestion]) -> list[worker_pb2.Violation]:  # type: ignore[override]
-        """Blank questions and contexts."""
+        """Reports blank questions and contexts."""
         return [
             violation(
                 f"instances[{at}].question.{each.blank}", "SPEC_INVALID", f"the {each.blank} is blank; give a text"
@@ -101,7 +101,7 @@ class QuestionAnswerer(TextPredictor):
         ]
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedQuestion]) -> list[int]:
-        """Of as many candidates as are asked for, and one more, each as long as it may be."""
+        """The size of the requested candidates and the answer, each of the largest length."""
         asked = request.question_answering
         longest, most = asked.max_answer_length or self._longest, asked.top_k or DEFAULT_TOP_K
         return [(most + 1) * (_CHARACTER_BYTES * _widest(each, longest) + 40) + 32 for each in encoded]
@@ -112,7 +112,7 @@ class QuestionAnswerer(TextPredictor):
         encoded: Sequence[EncodedQuestion],
         _places: Sequence[int],
     ) -> Parts:
-        """The best part of each context, or none."""
+        """The best part of each context, or no answer."""
         asked = request.question_answering
         longest, most = asked.max_answer_length or self._longest, asked.top_k or DEFAULT_TOP_K
         threshold = asked.threshold if asked.HasField("threshold") else self._threshold
@@ -155,7 +155,7 @@ class QuestionAnswerer(TextPredictor):
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scores of all real positions of the batch."""
+        """The scores of both models at all real positions of the batch."""
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: batch.inputs[name] for name in names if name in batch.inputs}
         real_WT = batch.inputs["attention_mask"] > 0
@@ -165,7 +165,7 @@ class QuestionAnswerer(TextPredictor):
 
 
 def _setting(value: object, default: int, name: str, *, least: int) -> int:
-    """A number of shardyard.json. Raises FolderInvalid if it is not one."""
+    """Reads a number of shardyard.json. Raises FolderInvalid if it is not one."""
     if value is None:
         return default
     if type(value) is not int or value < least:
@@ -187,7 +187,7 @@ def _blank(question: str, context: str, windows: Sequence[ContextWindow]) -> str
 
 
 def _widest(encoded: EncodedQuestion, longest: int) -> int:
-    """Characters of the longest part of so many tokens."""
+    """The largest number of characters in this many tokens."""
     return max(
         (
             window.offsets[min(at + longest, len(window.offsets)) - 1][1] - start
@@ -210,7 +210,7 @@ def _log_sum(one: float, other: float) -> float:
 def _prediction(
     context: str, parts: Sequence[Part], rest: float, total: float, *, threshold: float | None, most: int
 ) -> model_service_pb2.Prediction:
-    """The answer from the parts, the best first; `total` is the log-sum of the scores of all there are."""
+    """The answer from the parts, sorted best first; `total` is the log-sum of the scores of all parts."""
     prediction = model_service_pb2.Prediction()
     answer = prediction.answer
     answer.SetInParent()
@@ -220,7 +220,7 @@ def _prediction(
     seen: set[tuple[int, int]] = set()
     for part in parts:
         start, end = trimmed(context, part.start, part.end)
-        # Two windows may have the same part.
+        # Two overlapping windows may contain the same part.
         if start == end or (start, end) in seen or len(seen) == most:
             continue
         seen.add((start, end))

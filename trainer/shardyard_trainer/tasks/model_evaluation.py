@@ -1,4 +1,4 @@
-"""A model measured on data: its own task, as it was trained, with nothing to train and all of the data to evaluate on.
+"""Measures a model on data: its own task as trained, without training, and all of the data for evaluation.
 
 Planned by `planning.evaluation`, run by `training.evaluating`. The settings of the task are those that the model's
 folder says (`TrainingTask.describe`, or config.json), so its metrics are those of its training's last evaluation.
@@ -25,15 +25,15 @@ FIELD = "spec.model_evaluation"
 _DATA = f"{FIELD}.data"
 _MODEL = "spec.model"
 _SPELLED = {"sequence_length": "max_length"}
-"""Settings that a folder has under another name than the spec."""
+"""Settings whose names differ between a folder and the spec."""
 
 _OF_DATA = frozenset({"scheme"})
-"""Settings that say how data is written: found from the data itself."""
+"""Settings about how data is written: they are detected from the data itself."""
 
 _OF_TRAINING = frozenset(
     {"HISTORIES_CUT", "MANY_LABELS", "NO_TEXT_HAS_TWO_LABELS", "SAME_DATA", "SHORT_HISTORIES", "TEST_DATA_TRAINED_ON"}
 )
-"""Warnings that are of no use if nothing is trained."""
+"""Warnings that do not matter if nothing is trained."""
 
 
 class ModelEvaluation:
@@ -48,7 +48,7 @@ TASK = ModelEvaluation()
 
 
 class Measured(NamedTuple):
-    """A model's own task with the data in it, the spec that a training of it would have, and what to know."""
+    """A model's own task with the data, the spec of a corresponding training, and the warnings."""
 
     task: Prepared
     spec: spec_pb2.JobSpec
@@ -82,7 +82,7 @@ def prepare_evaluation(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) 
 
 
 def _look(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[ModelFolder, TrainingTask]:
-    """What the model's folder says it is, and the task that it has a head for. Raises SpecError."""
+    """The model's folder as described, and the task that its head is for. Raises SpecError."""
     if spec.model.WhichOneof("source") == "architecture":
         message = "a fresh model knows nothing that could be measured; name a trained one"
         raise SpecError(f"{_MODEL}.architecture", "SPEC_INVALID", message)
@@ -111,14 +111,14 @@ def _own_spec(spec: spec_pb2.JobSpec, described: ModelFolder, task: TrainingTask
     _recall(message, described)
     data = spec.model_evaluation.data
     own.train_data.CopyFrom(data)
-    # A task with a split of its own decides by it what of the data is evaluated on; of any other task, all is.
+    # A task with a split of its own chooses the evaluated part of the data; any other task evaluates all of it.
     if "split" not in message.DESCRIPTOR.fields_by_name:
         own.eval_data.CopyFrom(data)
     return own
 
 
 def _recall(message: Any, described: ModelFolder) -> None:
-    """Fills the task's own message with what the folder says of it. Raises SpecError for values of another kind."""
+    """Fills the task's own message with the folder's settings. Raises SpecError for values of another kind."""
     known = {**described.trained, "problem": described.problem, "labels": list(_named_labels(described))}
     for field in message.DESCRIPTOR.fields:
         value = known.get(_SPELLED.get(field.name, field.name))
@@ -127,7 +127,7 @@ def _recall(message: Any, described: ModelFolder) -> None:
         try:
             _set(message, field, value)
         except (TypeError, ValueError, AttributeError):
-            text = f"shardyard.json has the {field.name} {str(value)[:100]!r}, which is not one"
+            text = f"shardyard.json has the {field.name} {str(value)[:100]!r}, which is not a valid value"
             raise SpecError(_MODEL, "MODEL_INVALID", f"{text}; take the folder as exported") from None
 
 
@@ -143,12 +143,12 @@ def _set(message: Any, field: FieldDescriptor, value: Any) -> None:
 
 
 def _named_labels(described: ModelFolder) -> tuple[str, ...]:
-    """The head's labels; none if they only have the names that transformers gives."""
+    """The head's labels; empty if they only have the default names of transformers."""
     return () if all(label.startswith("LABEL_") for label in described.labels) else described.labels
 
 
 def _mismatch(own: spec_pb2.JobSpec, described: ModelFolder, locations: worker_pb2.Locations) -> SpecError | None:
-    """What to say if the data has labels that the model does not have; None: that is not what is wrong."""
+    """The error for data with labels that the model does not have; None if that is not the problem."""
     if not described.labels:
         return None
     free = spec_pb2.JobSpec()
@@ -177,7 +177,7 @@ def _mismatch(own: spec_pb2.JobSpec, described: ModelFolder, locations: worker_p
 
 
 def _said_here(error: SpecError, task_field: str) -> SpecError:
-    """The errors of the model's own task, said of the fields that this spec has, once each."""
+    """The errors of the model's own task, moved to the fields of this spec, each once."""
     found: list[SpecError] = []
     for each in error.all():
         each.others = ()
@@ -189,7 +189,7 @@ def _said_here(error: SpecError, task_field: str) -> SpecError:
 
 
 def _here(field: str, task_field: str) -> str:
-    """A field of the model's own task as one of this spec: its settings are the model's."""
+    """A field of the model's own task as a field of this spec: its settings belong to the model."""
     for prefix, here in (("spec.train_data", _DATA), ("spec.eval_data", _DATA)):
         if field == prefix or field.startswith(f"{prefix}."):
             return here + field.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Fine-tuning for questions: the part of a context that answers, or that it has no answer."""
+"""Fine-tuning for question answering: finds the part of a context that answers, or that there is no answer."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
     inputs = TextInputs
 
     def prepare(self, job: Ingredients) -> PreparedQuestions:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         choice = job.attempt(lambda: _choose(job))
         train_files, eval_files = job.files()
         raise_all(job.errors)
@@ -110,7 +110,7 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
         )
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> QuestionAnswerer:
-        """What answers questions. Raises FolderInvalid for a head that does not score first and last tokens."""
+        """A predictor of answers. Raises FolderInvalid for a head that does not score first and last tokens."""
         if loaded.model.config.num_labels != len(_OUTPUTS):
             text = f"the head has {loaded.model.config.num_labels} outputs; one that finds answers has 2"
             raise FolderInvalid(text, file="config.json")
@@ -134,7 +134,7 @@ def _choose(job: Ingredients) -> ModelChoice:
 
 
 def _choose_head(job: Ingredients, choice: ModelChoice) -> tuple[ModelChoice, bool]:
-    """The choice as its weights are, and whether its own head is trained on. Raises SpecError."""
+    """The choice corrected by its weights, and whether its own head is kept. Raises SpecError."""
     has_own = has_head(choice, TASK)
     keeps = has_own and not job.wanted.new_head
     choice = job.accept_weights(choice, TASK.auto if keeps else "")
@@ -181,7 +181,7 @@ def _load(job: Ingredients, inputs: TextInputs, overlap: int, files: list[DataFi
 def _may_abstain(
     job: Ingredients, choice: ModelChoice, train: Questions, held_out: Questions | None, rest: int | None
 ) -> bool:
-    """Whether the model may say that there is no answer. Raises SpecError if the data or the model is not for that."""
+    """Whether the model may give no answer. Raises SpecError if the data or the model does not allow it."""
     field, wanted = f"{job.field}.allow_no_answer", job.wanted
     unanswered, first = train.num_unanswered, train.store.meta["first_unanswered"]
     is_refused = wanted.HasField("allow_no_answer") and not wanted.allow_no_answer and not job.only_evaluates
@@ -214,7 +214,7 @@ def _split(
     train: Questions,
     held_out: Questions | None,
 ) -> Splits[QuestionSamples]:
-    """What is learnt and evaluated; a question whose answer is in no window as a whole is evaluated alone."""
+    """The training and evaluation samples; a question whose whole answer is in no window is only evaluated."""
     if held_out is None:
         learnt, evaluated = split_questions(train, job.holdout, job.seed)
         on = samples(train, evaluated) if len(evaluated) else None
@@ -271,25 +271,25 @@ class PreparedQuestions(PreparedText[QuestionSamples]):
         return AnswerModule(model, self._longest)
 
     def metrics(self) -> AnswerMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return AnswerMetrics(self.eval or self.train, may_abstain=self._abstains)
 
     def resolve(self, message: Any) -> None:
-        """Window, longest answer, and whether there may be none."""
+        """Fills in window, longest answer, and whether no answer is allowed."""
         message.max_length, message.overlap = self.length, self._overlap
         message.max_answer_length, message.allow_no_answer = self._longest, self._abstains
 
     def footprint(self) -> Footprint:
-        """Two scores a position."""
+        """Two scores for each position."""
         return Footprint(len(_OUTPUTS), 0)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         about = {"task": TASK.name, "max_length": self.length, "overlap": self._overlap}
         return {**about, "max_answer_length": self._longest, "allow_no_answer": self._abstains}
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """No answer found."""
+        """Warns if no answer was found."""
         if metrics.get("has_answer_f1", metrics.get("f1")) != 0:
             return None
         message = "no answer of the evaluation data is found, in part or as a whole"

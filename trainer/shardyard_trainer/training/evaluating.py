@@ -1,6 +1,6 @@
 """The evaluation of a model as a job: every rank holds the whole model, and the ranks share the samples.
 
-Nothing is written: the numbers are the result. An attempt that is stopped begins again.
+Nothing is written: the numbers are the result. A stopped attempt starts over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shardyard_trainer.training.gang import Gang
 
 
 class WholeModel:
-    """What `evaluate` needs of an engine: a module that each rank has whole, without an optimizer."""
+    """An `Evaluator` around a module that each rank holds as a whole, without an optimizer."""
 
     forwards_are_collective = False
 
@@ -36,12 +36,12 @@ class WholeModel:
             yield
 
     def evaluate(self, batch: MicroBatch) -> ModuleOutput:
-        """One micro batch with its outputs."""
+        """Computes one micro batch with its outputs."""
         output: ModuleOutput = self._module(**batch.inputs, return_outputs=True)
         return output
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
-        """The micro batch on this rank's device."""
+        """Moves the micro batch to this rank's device."""
         return batch.on(self._gang.device)
 
 
@@ -80,7 +80,7 @@ class _Meter:
         self.is_stopped = False
 
     def stops_after(self, turn: int) -> bool:
-        """Reports that each rank has had so many turns. Returns whether all ranks are to stop. A collective."""
+        """Reports the progress after this many turns of each rank; returns whether all ranks stop. A collective."""
         context = self._context
         made = min(turn * context.gang.world_size, self.total)
         tokens = int(self._tokens[min(made * self._micro_batch_size, len(self._tokens)) - 1])

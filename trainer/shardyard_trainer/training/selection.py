@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class SelectionPolicy:
-    """What evaluations are compared by; the task says whether more (`direction` 1) or less (-1) of it is better.
+    """How evaluations are compared; the task says whether more (`direction` 1) or less (-1) of the metric is better.
 
     `patience` counts evaluations in a row without an improvement by more than `min_delta`; 0: never ends early.
     """
@@ -25,14 +25,14 @@ class SelectionPolicy:
 
 
 class Best(NamedTuple):
-    """The evaluation that no other one is better than; the first of equal ones."""
+    """The best evaluation; of equal ones the first."""
 
     step: int
     value: float
 
 
 class Selection:
-    """Sees the evaluations of all samples in the order of their steps; those of some samples compare with no others."""
+    """Takes the evaluations of all samples in the order of steps; partial evaluations are not comparable."""
 
     def __init__(self, policy: SelectionPolicy, *, state: dict[str, Any]) -> None:
         self._policy = policy
@@ -43,7 +43,7 @@ class Selection:
         self._best_before: Best | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs; JSON values only, and floats come back exactly."""
+        """The state that a resume needs: JSON values only, whose floats are restored exactly."""
         return {
             "bar": self._bar,
             "without_improvement": self._without_improvement,
@@ -59,7 +59,7 @@ class Selection:
         self.seen_step = step
         if math.isfinite(value) and (self.best is None or self._score(value) > self._score(self.best.value)):
             self._best_before, self.best = self.best, Best(step, value)
-        # Compared with the last improvement and not with the best: small steps add up to one.
+        # Compare with the last improvement, not with the best value: small steps then add up to an improvement.
         if math.isfinite(value) and (
             self._bar is None or self._score(value) > self._score(self._bar) + self._policy.min_delta
         ):
@@ -68,22 +68,22 @@ class Selection:
             self._without_improvement += 1
 
     def needs_checkpoint(self, step: int) -> bool:
-        """Whether the weights after `step` may be those to export, or are the last ones."""
+        """Whether the weights after `step` may be exported, or are the last ones."""
         is_best = self.best is not None and self.best.step == step
         return (self._policy.select_best and is_best) or self.is_over
 
     def lose(self, step: int) -> None:
-        """The weights after `step` could not be kept: the best ones are those from before."""
+        """Forgets the weights after `step`, which could not be kept: the best ones before them count again."""
         if self.best is not None and self.best.step == step:
             self.best = self._best_before
 
     @property
     def is_over(self) -> bool:
-        """Whether training ends here."""
+        """Whether the patience is used up, so that training ends."""
         return 0 < self._policy.patience <= self._without_improvement
 
     def why_over(self, total_steps: int) -> str:
-        """What to say of a run that ends early."""
+        """The message about a run that ends early."""
         policy, number = self._policy, self._without_improvement
         evaluations = f"{number} evaluations" if number > 1 else "one evaluation"
         by = f" by more than {policy.min_delta:g}" if policy.min_delta else ""
