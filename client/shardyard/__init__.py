@@ -52,11 +52,10 @@ if TYPE_CHECKING:
         Unimplemented,
         Violation,
     )
+    from shardyard.spec_sources import Architecture, Data, Pretrained, TrainedTokenizer
     from shardyard.specs import (
-        Architecture,
         CausalLm,
         Checkpoints,
-        Data,
         EarlyStopping,
         EvaluationPolicy,
         FeatureExtraction,
@@ -66,14 +65,12 @@ if TYPE_CHECKING:
         ModelEvaluation,
         Optimization,
         Parallelism,
-        Pretrained,
         QuestionAnswering,
         Recommendation,
         Resources,
         Retry,
         TextClassification,
         TokenClassification,
-        TrainedTokenizer,
     )
     from shardyard.types import (
         Answer,
@@ -123,11 +120,10 @@ _HOMES = {
         "Unimplemented",
         "Violation",
     ),
+    "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TrainedTokenizer"),
     "shardyard.specs": (
-        "Architecture",
         "CausalLm",
         "Checkpoints",
-        "Data",
         "EarlyStopping",
         "EvaluationPolicy",
         "FeatureExtraction",
@@ -137,14 +133,12 @@ _HOMES = {
         "ModelEvaluation",
         "Optimization",
         "Parallelism",
-        "Pretrained",
         "QuestionAnswering",
         "Recommendation",
         "Resources",
         "Retry",
         "TextClassification",
         "TokenClassification",
-        "TrainedTokenizer",
     ),
     "shardyard.types": (
         "Answer",

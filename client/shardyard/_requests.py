@@ -14,20 +14,16 @@ from shardyard._messages import build
 from shardyard._parse import Draft, Reader, draft_job
 from shardyard._text import escaped, shown
 from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
+from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TrainedTokenizer
 from shardyard.specs import (
-    Architecture,
     Checkpoints,
-    Data,
     EvaluationPolicy,
     JobSpec,
     Optimization,
     Parallelism,
-    Pretrained,
-    Resource,
     Resources,
     Retry,
     Task,
-    TrainedTokenizer,
 )
 from shardyard.types import Image, Items, Question, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2

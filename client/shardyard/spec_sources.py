@@ -1,0 +1,119 @@
+"""The sources in a job's spec: data, models and tokenizers; and how typed specs become plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeGuard
+
+Algorithm = Literal["byte_bpe", "wordpiece", "unigram", "characters"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "conll", "images", "idx", "interactions"]
+Document = Literal["line", "file"]
+
+_COLUMNS = ("text", "text_pair", "label")
+
+
+class Resource(Protocol):
+    """A model or data set of the service, as a client returns it."""
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/models/{model}`, or the same of a data set."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data to train, evaluate or extract on; `path` is one file or folder inside a folder.
+
+    `columns` maps any role of the task to a column, as `{"tokens": "words"}`; roles that are left out are found. Of
+    all rows, `max_bad_rows_share` may be left out because they cannot be used; the plan lists them.
+    """
+
+    source: str | Path | Resource
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    path: str | None = None
+    format: Format | None = None
+    header: bool | None = None
+    delimiter: str | None = None
+    document: Document | None = None
+    columns: Mapping[str, str] | None = None
+    max_bad_rows_share: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        rest = set_fields(self, without=("source", "columns", *_COLUMNS))
+        named = {role: value for role in _COLUMNS if (value := getattr(self, role)) is not None}
+        columns = {**(self.columns or {}), **named}
+        return {"uri": _text_of(self.source), **({"columns": columns} if columns else {}), **rest}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to start from, with every dropout probability set to `dropout` if that is given."""
+
+    source: str | Path | Resource
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"uri": _text_of(self.source), **set_fields(self, without=("source",))}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A new model: a transformers model type, and values of its configuration that differ from the defaults."""
+
+    model_type: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        architecture = {"model_type": self.model_type, "overrides": dict(self.overrides)}
+        return {"architecture": architecture, **set_fields(self, without=("model_type", "overrides"))}
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer trained on the training data."""
+
+    algorithm: Algorithm | None = None
+    vocab_size: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"train": set_fields(self)}
+
+
+def set_fields(spec: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of a dataclass that are not None, nested ones in their own form."""
+    values = {}
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if item.name not in without and value is not None:
+            values[item.name] = _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return set_fields(value)
+    if isinstance(value, Path) or _is_resource(value):
+        return _text_of(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text_of(source: str | Path | Resource) -> str:
+    return source.name if _is_resource(source) else str(source)
+
+
+def _is_resource(value: Any) -> TypeGuard[Resource]:
+    # A path has a `name` too, and so have open files.
+    name = getattr(value, "name", None)
+    return not isinstance(value, str | Path) and isinstance(name, str) and name.startswith("projects/")
