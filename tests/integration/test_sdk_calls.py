@@ -262,7 +262,7 @@ def test_pairs_and_parameters_arrive() -> None:
         client.model("m").predict([("a", "b")], temperature=0.0, max_new_tokens=3)
         with pytest.raises(InvalidArgument, match="do not go together"):
             client.model("m").predict(["a"], temperature=0.5, threshold=0.5)
-        with pytest.raises(TypeError, match="no parameter `topk`; there are exclude_seen, max_new_tokens, seed"):
+        with pytest.raises(TypeError, match="no parameter `topk`; there are exclude_seen, "):
             client.model("m").predict(["a"], topk=3)  # type: ignore[call-arg]
         with pytest.raises(InvalidArgument, match=r"instances\[1\]"):
             client.model("m").predict(["a", 3])  # type: ignore[list-item]

@@ -149,7 +149,7 @@ def test_predict_options_of_two_tasks_are_refused() -> None:
     with pytest.raises(errors.InvalidArgument, match="do not go together"):
         from shardyard.v1 import model_service_pb2
 
-        set_parameters(model_service_pb2.PredictRequest(), {"threshold": 0.1, "top_k": 3})
+        set_parameters(model_service_pb2.PredictRequest(), {"threshold": 0.1, "temperature": 0.5})
 
 
 def test_lines_for_people() -> None:
