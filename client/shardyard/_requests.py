@@ -209,8 +209,8 @@ class PredictParameters(TypedDict, total=False):
     max_answer_length: int | None
 
 
-def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, task: str = "") -> None:
-    """Write them into the request's member for the task that has them all; the model's own `task` is tried first.
+def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, own: str = "") -> None:
+    """Write them into the request's member that has them all; `own`, the one that the model takes, is tried first.
 
     Raises: InvalidArgument if they belong to more than one task, or cannot be held; TypeError for a name that is none.
     """
@@ -225,9 +225,9 @@ def set_parameters(request: model_service_pb2.PredictRequest, parameters: Predic
     given = {name: value for name, value in parameters.items() if value is not None}
     if not given:
         return
-    # Several tasks have a parameter of the same name: the model's own task is preferred.
+    # Several members have a parameter of the same name.
     fitting = [member for member, names in members.items() if given.keys() <= names]
-    chosen = task if task in fitting else next(iter(fitting), None)
+    chosen = own if own in fitting else next(iter(fitting), None)
     if chosen is None:
         several = " and ".join(member for member, names in members.items() if given.keys() & names)
         raise invalid("parameters", f"those of {several} do not go together", reason="TASK_MISMATCH")

@@ -64,6 +64,23 @@ class MaskedLm:
 
 
 @dataclass(frozen=True)
+class MaskedItem:
+    """Pretraining: predict masked items of users' histories. The data is that of `Recommendation`."""
+
+    mask_probability: float | None = None
+    max_history: int | None = None
+    min_user_interactions: int | None = None
+    min_item_interactions: int | None = None
+    min_rating: float | None = None
+    split: Split | None = None
+    exclude_seen: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"pretraining": {"masked_item": _set(self)}}
+
+
+@dataclass(frozen=True)
 class TextClassification:
     """Fine-tuning: classify or score texts or pairs of texts (`problem="regression"`).
 
@@ -201,6 +218,7 @@ Task = (
     | QuestionAnswering
     | CausalLm
     | MaskedLm
+    | MaskedItem
     | FeatureExtraction
     | ModelEvaluation
 )

@@ -71,6 +71,7 @@ class ModelInfo:
     task: str
     labels: tuple[str, ...]
     inputs: tuple[str, ...]
+    parameters: str
     num_parameters: int
     metrics: Mapping[str, float]
     creator: str

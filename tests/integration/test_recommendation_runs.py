@@ -32,6 +32,7 @@ from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 
 STEPS = 12
+MASKED = {"pretraining": {"maskedItem": {"maxHistory": 8, "maskProbability": 0.4}}}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def attempt_of(
 ) -> worker_pb2.AttemptSpec:
     spec = parse(
         {
-            "fineTuning": {"recommendation": {"maxHistory": 8}},
+            **(MASKED if model == "bert" else {"fineTuning": {"recommendation": {"maxHistory": 8}}}),
             "model": {**architecture(model), "dropout": dropout},
             "trainData": {"uri": str(folder / "a.csv")},
             "optimization": {"maxSteps": STEPS, "globalBatchSize": 9, "learningRate": 0.01, "seed": 4},
@@ -101,11 +102,16 @@ def run(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
     ("model", "stage", "workers"),
     [
         ("gpt2", 3, 2),
+        ("bert", 1, 2),
         # A Llama's output layer is not its embeddings.
         pytest.param("llama", 1, 2, marks=pytest.mark.prove),
         *(
             pytest.param("gpt2", stage, workers, marks=pytest.mark.prove)
             for stage, workers in ((0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2))
+        ),
+        *(
+            pytest.param("bert", stage, workers, marks=pytest.mark.prove)
+            for stage, workers in ((0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (2, 2), (3, 2))
         ),
     ],
 )
@@ -144,11 +150,12 @@ def hit_rate(model: Path, data: Path) -> float:
     return sum(hits) / len(hits)
 
 
-def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path) -> None:
-    whole = losses_of(run(attempt_of(folder, "whole", dropout=0.2)))
-    first = attempt_of(folder, "cut", dropout=0.2)
+@pytest.mark.parametrize("model", ["gpt2", pytest.param("bert", marks=pytest.mark.prove)])
+def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path, model: str) -> None:
+    whole = losses_of(run(attempt_of(folder, f"whole-{model}", dropout=0.2, model=model)))
+    first = attempt_of(folder, f"cut-{model}", dropout=0.2, model=model)
     run(first)
-    second = attempt_of(folder, "cut", dropout=0.2, epoch=2)
+    second = attempt_of(folder, f"cut-{model}", dropout=0.2, epoch=2, model=model)
     second.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000006"))
     resumed = losses_of(run(second))
     assert resumed == {step: loss for step, loss in whole.items() if step > 6}
@@ -168,6 +175,8 @@ ITEMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an item that is a number": (lambda saved: {**saved, "items": [7, *saved["items"][1:]]}, "not a list of ids"),
     "an item twice": (lambda saved: {**saved, "items": saved["items"][:1] * 40}, "twice"),
     "an item too few": (lambda saved: {**saved, "items": saved["items"][1:]}, "so the model needs"),
+    "a mask that is an item": (lambda saved: {**saved, "mask": 7}, "which is not the token behind the last item"),
+    "a mask too many": (lambda saved: {**saved, "mask": 41}, "so the model needs 42 tokens"),
     "no length": (lambda saved: {**saved, "max_history": True}, "max_history 'True'"),
 }
 
@@ -209,8 +218,19 @@ def test_a_trained_model_is_trained_on_with_its_own_catalogue(folder: Path, expo
         prepare(spec, where)
 
 
-def test_the_cards_code_gives_the_ranking_of_predict_in_another_process(exported: Path) -> None:
-    model = exported
+@pytest.fixture(scope="module")
+def masked(folder: Path) -> Path:
+    """The folder of a model trained on masked items."""
+    attempt = attempt_of(folder, "masked", model="bert")
+    run(attempt)
+    return Path(attempt.export_dir)
+
+
+@pytest.mark.parametrize("kind", ["exported", "masked"])
+def test_the_cards_code_gives_the_ranking_of_predict_in_another_process(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    model: Path = request.getfixturevalue(kind)
     (code,) = re.findall(r"```python\n(.*?)```", (model / "README.md").read_text(), re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"{code}\nprint(history)"],

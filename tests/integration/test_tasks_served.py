@@ -104,6 +104,39 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
     assert done.returncode == 0 and done.stdout.startswith("i9 0."), done.stderr
 
 
+def test_masked_items_teach_what_comes_next(place: Workplace) -> None:
+    histories = wanderings(place.folder / "masked.csv", 300, 2)
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.MaskedItem(max_history=8, mask_probability=0.3),
+            model=shardyard.Architecture("bert", {**SMALL, "num_hidden_layers": 1}),
+            train_data=place.folder / "masked.csv",
+            optimization=shardyard.Optimization(epochs=20, learning_rate=1e-2, global_batch_size=32, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=3),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="masked-walks")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("masked-walks")
+        assert (model.info.task, model.info.inputs, model.info.parameters) == (
+            "masked_item",
+            ("items",),
+            "recommendation",
+        )
+        numbers = model.info.metrics
+        assert numbers["hr_10"] > 0.9 and numbers["popular_hr_10"] < 0.5
+        held_out = [items for items in histories.values() if len(items) > 2]
+        answers = model.predict([shardyard.Items(items[:-1]) for items in held_out], top_k=10)
+        ranked = [[each.item for each in answer.items] for answer in answers]
+        hits = [items[-1] in found for items, found in zip(held_out, ranked, strict=True)]
+        assert sum(hits) / len(hits) == pytest.approx(numbers["hr_10"], abs=1e-9)
+        (answer,) = model.predict([shardyard.Items(["i3", "new", "i4"])], top_k=50, exclude_seen=False)
+        assert answer.unknown_items == ("new",) and len(answer.items) == 40
+        assert sum(each.score for each in answer.items) == pytest.approx(1, abs=1e-3)
+    done = place.run("shardyard predict masked-walks i7 i8 --top-k 2")
+    assert done.returncode == 0 and done.stdout.startswith("i9 0."), done.stderr
+
+
 def test_names_and_places_are_found(place: Workplace) -> None:
     tagged(place.folder / "train.jsonl", 300, 1)
     held_out = tagged(place.folder / "held.jsonl", 60, 2)

@@ -31,6 +31,7 @@ TASKS = {
     "pretrain-gpt2": "pretraining",
     "pretrain-bert": "pretraining",
     "tinyshakespeare": "pretraining",
+    "masked-items": "pretraining",
     "sst2": "fine_tuning",
     "sst-regression": "fine_tuning",
     "multi-label": "fine_tuning",

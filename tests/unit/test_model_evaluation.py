@@ -57,6 +57,12 @@ TRAINED: dict[str, dict[str, Any]] = {
         "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
         "train_data": {"uri": "ROOT/histories.csv"},
     },
+    "masked_item": {
+        "pretraining": {"masked_item": {"max_history": 6, "mask_probability": 0.5, "min_item_interactions": 2}},
+        "model": {"architecture": {"model_type": "bert", "overrides": {
+            "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}}},
+        "train_data": {"uri": "ROOT/histories.csv"},
+    },
     "causal_lm": {
         "pretraining": {"causal_lm": {"sequence_length": 24}},
         "model": {"uri": "ROOT/gpt2"},

@@ -131,4 +131,4 @@ def test_settings_of_labels_that_say_nothing_are_as_if_they_were_not_there(
     set_config(**empty)(folder)
     result = inspected(folder)
     assert not result.violations and list(result.model.labels) == ["LABEL_0", "LABEL_1"]
-    assert result.model.inputs == ["text", "pair"]
+    assert (result.model.inputs, result.model.parameters) == (["text", "pair"], "classification")

@@ -58,7 +58,7 @@ class Model:
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)
-        set_parameters(template, parameters, task=self.message.task)
+        set_parameters(template, parameters, own=self.message.parameters)
         answers: list[Prediction] = []
         for start, instances in batches(_several(inputs)):
             request = model_service_pb2.PredictRequest()

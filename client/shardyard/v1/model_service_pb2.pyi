@@ -87,6 +87,7 @@ class Model(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`."""
     uid: _builtins.str
@@ -109,6 +110,8 @@ class Model(_message.Message):
     """Parameters."""
     creator: _builtins.str
     """Who uploaded it or submitted its job."""
+    parameters: _builtins.str
+    """The member of `PredictRequest.parameters` that `Predict` takes; empty: none."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
         """Its files, sorted by path; not in lists."""
@@ -148,10 +151,11 @@ class Model(_message.Message):
         creator: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
+        parameters: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "files", b"files", "inputs", b"inputs", "labels", b"labels", "metrics", b"metrics", "model_type", b"model_type", "name", b"name", "num_parameters", b"num_parameters", "path", b"path", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "task", b"task", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "files", b"files", "inputs", b"inputs", "labels", b"labels", "metrics", b"metrics", "model_type", b"model_type", "name", b"name", "num_parameters", b"num_parameters", "parameters", b"parameters", "path", b"path", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "task", b"task", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

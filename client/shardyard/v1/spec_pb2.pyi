@@ -311,6 +311,7 @@ class Pretraining(_message.Message):
 
     CAUSAL_LM_FIELD_NUMBER: _builtins.int
     MASKED_LM_FIELD_NUMBER: _builtins.int
+    MASKED_ITEM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def causal_lm(self) -> Global___CausalLm:
         """Predict the next token."""
@@ -319,17 +320,22 @@ class Pretraining(_message.Message):
     def masked_lm(self) -> Global___MaskedLm:
         """Predict masked tokens."""
 
+    @_builtins.property
+    def masked_item(self) -> Global___MaskedItem:
+        """Predict masked items of histories."""
+
     def __init__(
         self,
         *,
         causal_lm: Global___CausalLm | None = ...,
         masked_lm: Global___MaskedLm | None = ...,
+        masked_item: Global___MaskedItem | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm"]  # noqa: Y015
+    _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm", "masked_item"]  # noqa: Y015
     _WhichOneofArgType_objective: _TypeAlias = _typing.Literal["objective", b"objective"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_objective) -> _WhichOneofReturnType_objective | None: ...
 
@@ -395,6 +401,83 @@ class MaskedLm(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_length) -> _WhichOneofReturnType__sequence_length | None: ...
 
 Global___MaskedLm: _TypeAlias = MaskedLm  # noqa: Y015
+
+@_typing.final
+class MaskedItem(_message.Message):
+    """Predict masked items of users' histories from those before and after them (BERT4Rec; Sun et al., 2019), with new masks in every
+    pass over the data. Each history has at least one mask; in a tenth of the passes its last item alone is masked, as it is in
+    evaluation and in `Predict`. Its data has the column roles `user`, `item`, `time` and `rating`; without a `time` the rows are in
+    the order of time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASK_PROBABILITY_FIELD_NUMBER: _builtins.int
+    MAX_HISTORY_FIELD_NUMBER: _builtins.int
+    MIN_USER_INTERACTIONS_FIELD_NUMBER: _builtins.int
+    MIN_ITEM_INTERACTIONS_FIELD_NUMBER: _builtins.int
+    MIN_RATING_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    EXCLUDE_SEEN_FIELD_NUMBER: _builtins.int
+    mask_probability: _builtins.float
+    """The share of items masked, over 0 and at most 0.9; unset: 0.2."""
+    max_history: _builtins.int
+    """Items of a history that the model sees, the latest, beside the one that it predicts. Unset: 50, or what the model can address if
+    that is less. At least 2.
+    """
+    min_user_interactions: _builtins.int
+    """Users with fewer interactions in the training data are left out, again and again until none is left (k-core, with the next field).
+    1 to 1,000,000; unset: 1, which leaves out nobody.
+    """
+    min_item_interactions: _builtins.int
+    """Items with fewer interactions in the training data are left out, likewise. 1 to 1,000,000; unset: 1."""
+    min_rating: _builtins.float
+    """Interactions with a lower rating are left out; needs a `rating`. Unset: all count, whatever their rating."""
+    split: Global___Recommendation.Split.ValueType
+    """Which interactions are evaluated on if there is no `eval_data`, as for Recommendation. Unset: LEAVE_ONE_OUT."""
+    exclude_seen: _builtins.bool
+    """Whether the evaluation ranks only items that the user has not had before, as for Recommendation. Unset: true."""
+    def __init__(
+        self,
+        *,
+        mask_probability: _builtins.float | None = ...,
+        max_history: _builtins.int | None = ...,
+        min_user_interactions: _builtins.int | None = ...,
+        min_item_interactions: _builtins.int | None = ...,
+        min_rating: _builtins.float | None = ...,
+        split: Global___Recommendation.Split.ValueType = ...,
+        exclude_seen: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen", "_mask_probability", b"_mask_probability", "_max_history", b"_max_history", "_min_item_interactions", b"_min_item_interactions", "_min_rating", b"_min_rating", "_min_user_interactions", b"_min_user_interactions", "exclude_seen", b"exclude_seen", "mask_probability", b"mask_probability", "max_history", b"max_history", "min_item_interactions", b"min_item_interactions", "min_rating", b"min_rating", "min_user_interactions", b"min_user_interactions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen", "_mask_probability", b"_mask_probability", "_max_history", b"_max_history", "_min_item_interactions", b"_min_item_interactions", "_min_rating", b"_min_rating", "_min_user_interactions", b"_min_user_interactions", "exclude_seen", b"exclude_seen", "mask_probability", b"mask_probability", "max_history", b"max_history", "min_item_interactions", b"min_item_interactions", "min_rating", b"min_rating", "min_user_interactions", b"min_user_interactions", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exclude_seen: _TypeAlias = _typing.Literal["exclude_seen"]  # noqa: Y015
+    _WhichOneofArgType__exclude_seen: _TypeAlias = _typing.Literal["_exclude_seen", b"_exclude_seen"]  # noqa: Y015
+    _WhichOneofReturnType__mask_probability: _TypeAlias = _typing.Literal["mask_probability"]  # noqa: Y015
+    _WhichOneofArgType__mask_probability: _TypeAlias = _typing.Literal["_mask_probability", b"_mask_probability"]  # noqa: Y015
+    _WhichOneofReturnType__max_history: _TypeAlias = _typing.Literal["max_history"]  # noqa: Y015
+    _WhichOneofArgType__max_history: _TypeAlias = _typing.Literal["_max_history", b"_max_history"]  # noqa: Y015
+    _WhichOneofReturnType__min_item_interactions: _TypeAlias = _typing.Literal["min_item_interactions"]  # noqa: Y015
+    _WhichOneofArgType__min_item_interactions: _TypeAlias = _typing.Literal["_min_item_interactions", b"_min_item_interactions"]  # noqa: Y015
+    _WhichOneofReturnType__min_rating: _TypeAlias = _typing.Literal["min_rating"]  # noqa: Y015
+    _WhichOneofArgType__min_rating: _TypeAlias = _typing.Literal["_min_rating", b"_min_rating"]  # noqa: Y015
+    _WhichOneofReturnType__min_user_interactions: _TypeAlias = _typing.Literal["min_user_interactions"]  # noqa: Y015
+    _WhichOneofArgType__min_user_interactions: _TypeAlias = _typing.Literal["_min_user_interactions", b"_min_user_interactions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclude_seen) -> _WhichOneofReturnType__exclude_seen | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_probability) -> _WhichOneofReturnType__mask_probability | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_history) -> _WhichOneofReturnType__max_history | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_item_interactions) -> _WhichOneofReturnType__min_item_interactions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_rating) -> _WhichOneofReturnType__min_rating | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_user_interactions) -> _WhichOneofReturnType__min_user_interactions | None: ...
+
+Global___MaskedItem: _TypeAlias = MaskedItem  # noqa: Y015
 
 @_typing.final
 class ClassWeights(_message.Message):

@@ -52,6 +52,7 @@ def register(
         labels=made.labels,
         num_parameters=made.num_parameters,
         inputs=made.inputs,
+        parameters=made.parameters,
         metrics=made.metrics,
     )
     record = resources.register_output(

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -21,14 +21,18 @@ from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, re
 from shardyard_trainer.models.folder import ModelFolder, read_folder
 from shardyard_trainer.reading import about, reading
 
+if TYPE_CHECKING:
+    from shardyard_trainer.tasks.base import Predictor  # It imports torch, which other calls do without.
+
 
 class _Look(NamedTuple):
-    """What is wrong with a folder, what it is, and the inputs that its model answers."""
+    """What is wrong with a folder, what it is, and the inputs and parameters that its model takes."""
 
     problems: tuple[FolderInvalid, ...]
     described: ModelFolder | None
     num_parameters: int
     takes: tuple[str, ...]
+    parameters: str
 
 
 def inspect_model(request: bytes) -> bytes:
@@ -51,6 +55,7 @@ def inspect_model(request: bytes) -> bytes:
                 task=found.task,
                 labels=found.labels if found.task else (),
                 inputs=seen.takes,
+                parameters=seen.parameters,
                 num_parameters=seen.num_parameters,
             )
         )
@@ -88,7 +93,7 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
 
     found: list[ModelFolder] = []
     tensors: list[weights.Tensor] = []
-    takes: list[str] = []
+    predictors: list[Predictor] = []
     gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
@@ -100,10 +105,11 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
         gather(lambda: _check_head(found[0]))
     if not problems:
         gather(lambda: found.append(_with_task(found.pop())))
-        gather(lambda: takes.extend(_check_answers(folder)))
+        gather(lambda: predictors.extend(_check_answers(folder)))
     if found:
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
-    return _Look(tuple(problems), found[0] if found else None, num_parameters, tuple(takes))
+    takes, parameters = (predictors[0].takes, predictors[0].parameters) if predictors else ((), "")
+    return _Look(tuple(problems), found[0] if found else None, num_parameters, takes, parameters)
 
 
 def _with_task(described: ModelFolder) -> ModelFolder:
@@ -196,8 +202,8 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
         raise
 
 
-def _check_answers(folder: Folder) -> tuple[str, ...]:
-    """Loads the model as `Predict` and `Embed` will, so that what is ready answers: the inputs that it takes."""
+def _check_answers(folder: Folder) -> Iterator[Predictor]:
+    """Loads the model as `Predict` and `Embed` will, so that what is ready answers: by its predictor, if it has one."""
     from shardyard_trainer.tasks.opening import open_model
 
     try:
@@ -205,8 +211,9 @@ def _check_answers(folder: Folder) -> tuple[str, ...]:
     except FolderInvalid as problem:
         if problem.reason != "TASK_MISMATCH":  # A model of no text is kept, and said to be one when it is asked.
             raise
-        return ()
-    return predictor.takes if predictor is not None else ()
+        return
+    if predictor is not None:
+        yield predictor
 
 
 def _check_head(folder: ModelFolder) -> None:

@@ -34,11 +34,20 @@ class EncodedHistory:
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """The catalogue in the order of its tokens, and the number of latest items that the model sees."""
+    """The catalogue in the order of its tokens, and the number of latest items that the model sees.
+
+    `masks`: the token behind the last item is the mask.
+    """
 
     items: tuple[str, ...]
     max_history: int
+    masks: bool = False
     files: ClassVar[tuple[str, ...]] = (ITEMS_FILE,)
+
+    @property
+    def num_tokens(self) -> int:
+        """The padding, all items, and the mask if there is one."""
+        return len(self.items) + 1 + self.masks
 
     @classmethod
     def load(cls, source: Folder, described: ModelFolder) -> Self:
@@ -56,10 +65,14 @@ class ItemInputs:
             raise _wrong(f"has the item {shorten(doubled)!r} twice")
         if type(longest) is not int or longest < 1:
             raise _wrong(f"has max_history {shorten(str(longest))!r}, which is not a number from 1 on")
-        if (size := described.config.get("vocab_size")) != len(items) + 1:
+        mask = found.get("mask")
+        if mask not in (None, len(items) + 1):
+            raise _wrong(f"has the mask {shorten(str(mask))}, which is not the token behind the last item")
+        made = cls(tuple(items), longest, mask is not None)
+        if (size := described.config.get("vocab_size")) != made.num_tokens:
             shown = shorten(str(size))
-            raise _wrong(f"has {len(items):,} items, so the model needs {len(items) + 1:,} tokens, but it has {shown}")
-        return cls(tuple(items), longest)
+            raise _wrong(f"has {len(items):,} items, so the model needs {made.num_tokens:,} tokens, but it has {shown}")
+        return made
 
     @staticmethod
     def refusal(config: Any) -> str:
@@ -68,7 +81,8 @@ class ItemInputs:
 
     def save(self, folder: Path, config: Any) -> None:
         """Writes the catalogue as items.json."""
-        content = {"format": 1, "max_history": self.max_history, "items": list(self.items)}
+        mask = {"mask": len(self.items) + 1} if self.masks else {}
+        content = {"format": 1, "max_history": self.max_history, **mask, "items": list(self.items)}
         (folder / ITEMS_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,10 @@ class Predictor(Protocol):
     """
 
     @property
+    def parameters(self) -> str:
+        """The member of `PredictRequest.parameters` that it takes; empty: none."""
+
+    @property
     def takes(self) -> tuple[str, ...]:
         """The members of `Instance.input` that it answers, the usual one first."""
 

@@ -38,10 +38,14 @@ _SPLITS = {
 
 
 class Reads(NamedTuple):
-    """The models that can read a task's histories: those trained for an objective; with examples."""
+    """The models that can read a task's histories: those trained for an objective; with examples.
+
+    `masks`: they read a mask in place of what they predict, which takes a token and a position.
+    """
 
     objective: str
     such_as: str
+    masks: bool = False
 
 
 class Ready(NamedTuple):
@@ -62,8 +66,12 @@ def prepare_items(
     task: TrainingTask,
     reads: Reads,
     make_samples: Callable[[Histories, np.ndarray, int], HistorySamples],
+    make_targets: Callable[..., TargetSamples] = TargetSamples,
 ) -> Ready:
-    """Prepares model and data for a task on items. Raises SpecError with all errors at once."""
+    """Prepares model and data for a task on items. Raises SpecError with all errors at once.
+
+    `make_targets` takes the same as `make_samples`, and `exclude_seen`.
+    """
     choice = job.attempt(lambda: _choose(job, task, reads))
     train_files, eval_files = job.files()
     job.attempt(lambda: _check_settings(job))
@@ -78,7 +86,7 @@ def prepare_items(
 
     spec = job.spec
     with job.looking_on(train_files, eval_files, look_through):
-        length = find_length(job, choice, "max_history", DEFAULT_HISTORY, shortest=SHORTEST_HISTORY)
+        length = find_length(job, choice, "max_history", DEFAULT_HISTORY, shortest=SHORTEST_HISTORY, beside=reads.masks)
         catalogue = _catalogue_of(choice)
         filters = Filters(
             max(wanted.min_user_interactions, 1),
@@ -93,12 +101,13 @@ def prepare_items(
         is_target = targets_of(histories, held, job.holdout)
         samples, targets = make_samples(histories, is_target, length), None
         if held is not Held.NOTHING:
-            targets = TargetSamples(histories, is_target, length, exclude_seen=excludes)
+            targets = make_targets(histories, is_target, length, exclude_seen=excludes)
         _check_enough(samples, targets, held)
-        choice = _fitted(choice, histories.items, length)
+        inputs = ItemInputs(histories.items, length, reads.masks)
+        choice = _fitted(choice, inputs)
     choice = job.accept_weights(choice, task.auto)
     _warn(job, histories, samples, targets, held)
-    return Ready(choice, ItemInputs(histories.items, length), samples, targets, held, excludes, filters, job.warnings)
+    return Ready(choice, inputs, samples, targets, held, excludes, filters, job.warnings)
 
 
 def _choose(job: Ingredients, task: TrainingTask, reads: Reads) -> ModelChoice:
@@ -139,20 +148,21 @@ def _catalogue_of(choice: ModelChoice) -> tuple[str, ...]:
         raise SpecError(choice.field, error.reason, str(error), error.metadata) from None
 
 
-def _fitted(choice: ModelChoice, items: Sequence[str], length: int) -> ModelChoice:
-    """A fresh configuration with a token for each item, and one for the padding. Raises SpecError."""
-    size = len(items) + 1
+def _fitted(choice: ModelChoice, inputs: ItemInputs) -> ModelChoice:
+    """A fresh configuration with a token for each item, the padding and the mask. Raises SpecError."""
+    size = inputs.num_tokens
     if not choice.is_fresh:
         return choice
     if (wanted := choice.overrides.get("vocab_size", size)) != size:
-        message = f"{wanted:,}, but the catalogue has {size - 1:,} items, and the padding is one more; leave it out"
+        others = "the padding and the mask are two more" if inputs.masks else "the padding is one more"
+        message = f"{wanted:,}, but the catalogue has {len(inputs.items):,} items, and {others}; leave it out"
         raise SpecError(f"{choice.field}.overrides.vocab_size", "SPEC_INVALID", message)
     fit_config(
         choice.config,
         choice.overrides,
         vocab_size=size,
         special={"pad": PADDING},
-        length=length,
+        length=inputs.max_history + inputs.masks,
         field=choice.field,
     )
     return choice

@@ -289,16 +289,21 @@ class MaskedLmModule(HuggingFaceModule):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
-        if self._head_name:
-            hidden_MD = self.backbone(**inputs).last_hidden_state.flatten(0, 1)[masked_places]
-            logits_MV = getattr(self.model, self._head_name)(hidden_MD)
-            if isinstance(logits_MV, tuple):  # XLM's head gives its logits with the loss, even if it has none.
-                logits_MV = logits_MV[0]
-        else:
-            logits_MV = self.model(**inputs).logits.flatten(0, 1)[masked_places]
+        logits_MV = self.logits(inputs, masked_places)
         loss = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
         outputs = {"correct": (logits_MV.argmax(-1) == targets).sum()} if return_outputs else None
         return ModuleOutput(loss, outputs)
+
+    def logits(self, inputs: Mapping[str, torch.Tensor | None], masked_places: torch.Tensor) -> torch.Tensor:
+        """The logits [M, V] at `masked_places` [M] of the flattened positions."""
+        if not self._head_name:
+            found: torch.Tensor = self.model(**inputs).logits.flatten(0, 1)[masked_places]
+            return found
+        hidden_MD = self.backbone(**inputs).last_hidden_state.flatten(0, 1)[masked_places]
+        of_head: Any = getattr(self.model, self._head_name)(hidden_MD)
+        # XLM's head gives its logits with the loss, even if it has none.
+        logits_MV: torch.Tensor = of_head[0] if isinstance(of_head, tuple) else of_head
+        return logits_MV
 
 
 class MaskedPredictor(TextPredictor):

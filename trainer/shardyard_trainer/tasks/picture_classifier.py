@@ -26,6 +26,7 @@ from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, viol
 class PictureClassifier:
     """Predicts the classes of pictures."""
 
+    parameters: ClassVar[str] = "classification"
     takes: ClassVar[tuple[str, ...]] = ("image",)
 
     task: str
@@ -35,7 +36,7 @@ class PictureClassifier:
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
         """Refuses parameters of another task, and instances that are not pictures."""
         message = f"a {self.task} model takes pictures; send the bytes of a file as `image`"
-        found = refuse_parameters(request, self.task, "classification")
+        found = refuse_parameters(request, self.task, self.parameters)
         return found + refuse_kinds(request.instances, self.takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:

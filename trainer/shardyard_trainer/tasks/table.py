@@ -18,6 +18,7 @@ from shardyard_trainer.tasks.base import Output, Task, TrainingTask
 NAMES = (
     "causal_lm",
     "masked_lm",
+    "masked_item",
     "text_classification",
     "token_classification",
     "image_classification",

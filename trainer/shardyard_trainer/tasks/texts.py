@@ -135,17 +135,22 @@ def read_texts(files: list[DataFile], source: spec_pb2.DataSource, field: str) -
     deque(read_rows(files, source, with_label=False, field=field), maxlen=0)
 
 
-def find_length(job: Ingredients, choice: ModelChoice, name: str, default: int, *, shortest: int = 1) -> int:
-    """The length as given, else the smaller of the default and the model's limit. Raises SpecError."""
+def find_length(
+    job: Ingredients, choice: ModelChoice, name: str, default: int, *, shortest: int = 1, beside: int = 0
+) -> int:
+    """The length as given, else the smaller of the default and the model's limit. Raises SpecError.
+
+    `beside` is the number of further positions that the model needs.
+    """
     most = None if choice.is_fresh and not _sets_positions(choice) else architectures.longest(choice.config)
     if job.wanted.HasField(name):
         length: int = getattr(job.wanted, name)
         if length < shortest:
             raise SpecError(f"{job.field}.{name}", "SPEC_INVALID", f"{length} is too small")
         if most is not None:
-            check_length(choice, length, field=f"{job.field}.{name}")
+            check_length(choice, length + beside, field=f"{job.field}.{name}")
         return length
-    return min(default, most or default)
+    return min(default, most - beside) if most is not None else default
 
 
 def find_tokenizer(

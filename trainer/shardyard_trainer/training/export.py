@@ -80,10 +80,10 @@ def export_model(
         raise _diverged(f"the trained weights `{broken}` are no longer numbers")
     try:
         _write(building, trained, metrics)
-        takes = _verify(building, trained)
+        predictor = _verify(building, trained)
         sync(building)
         put_in_place(building, folder)
-        model = _describe(folder, trained.task, metrics, takes)
+        model = _describe(folder, trained.task, metrics, predictor)
     except (OSError, SafetensorError) as error:
         missing = missing_storage(attempt.locations)
         os_error = system_error(error)
@@ -170,8 +170,8 @@ def _save_model(
     _save_json(folder / "generation_config.json", {**generation, "transformers_version": transformers.__version__})
 
 
-def _verify(folder: Path, trained: _Trained) -> tuple[str, ...]:
-    """Raises RunFailed if the folder does not answer as the live model does. Returns the inputs that it takes."""
+def _verify(folder: Path, trained: _Trained) -> Predictor:
+    """Raises RunFailed if the folder does not answer as the live model does. Returns what answers with it."""
     task = trained.task
     missing = [name for name in (*_FILES, *task.inputs.files) if not (folder / name).is_file()]
     if missing:
@@ -198,7 +198,7 @@ def _verify(folder: Path, trained: _Trained) -> tuple[str, ...]:
     allowed = (BF16_TOLERANCE if is_bf16 else TOLERANCE) * max(1.0, float(wanted.abs().max()))
     if not difference <= allowed:  # so written, NaN fails too
         raise _failed(f"loaded afresh, its logits differ by {difference:.3g} from the trained model's")
-    return opened.predictor.takes
+    return opened.predictor
 
 
 def _compare(live: HuggingFaceModule, predictor: Predictor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,7 +211,7 @@ def _compare(live: HuggingFaceModule, predictor: Predictor, batch: MicroBatch) -
 
 
 def _describe(
-    folder: Path, task: Prepared, metrics: Mapping[str, float], takes: tuple[str, ...]
+    folder: Path, task: Prepared, metrics: Mapping[str, float], predictor: Predictor
 ) -> model_service_pb2.Model:
     files = stored_files(folder)
     return model_service_pb2.Model(
@@ -223,7 +223,8 @@ def _describe(
         task=task.task.name,
         labels=list(task.describe().get("labels") or ()),
         num_parameters=_num_parameters(folder),
-        inputs=takes,
+        inputs=predictor.takes,
+        parameters=predictor.parameters,
         metrics=dict(metrics),
     )
 

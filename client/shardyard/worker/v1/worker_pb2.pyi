@@ -364,7 +364,7 @@ class InspectModelResult(_message.Message):
 
     @_builtins.property
     def model(self) -> _model_service_pb2.Model:
-        """Only its description is set: model_type, task, labels, num_parameters, inputs."""
+        """Only its description is set: model_type, task, labels, num_parameters, inputs, parameters."""
 
     def __init__(
         self,
@@ -1078,7 +1078,7 @@ class Exported(_message.Message):
     """Whether it is a data set."""
     @_builtins.property
     def model(self) -> _model_service_pb2.Model:
-        """The model's description: model_type, task, labels, num_parameters, inputs, metrics, files."""
+        """The model's description: model_type, task, labels, num_parameters, inputs, parameters, metrics, files."""
 
     def __init__(
         self,
