@@ -32,7 +32,7 @@ Scheme = Literal["bio", "iob1", "bioes", "plain"]
 Output = Literal["pooled", "last_hidden_state"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Split = Literal["leave_one_out", "time"]
+Split = Literal["leave_one_out", "time", "leave_two_out"]
 ClassWeights = Literal["balanced"] | Mapping[str, float]
 """How much each label counts in the loss: by its name, or the more the rarer it is."""
 

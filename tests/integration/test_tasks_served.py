@@ -65,7 +65,7 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
     histories = wanderings(place.folder / "interactions.csv", 300, 1)
     with shardyard.Client(place.address) as client:
         spec = shardyard.JobSpec(
-            shardyard.Recommendation(max_history=6),
+            shardyard.Recommendation(max_history=6, split="leave_two_out"),
             model=shardyard.Architecture("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 32}),
             train_data=place.folder / "interactions.csv",
             optimization=shardyard.Optimization(epochs=15, learning_rate=1e-2, global_batch_size=32, seed=3),
@@ -79,15 +79,17 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
         numbers = model.info.metrics
         assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
         assert numbers["hr_10"] > 0.95 and numbers["popular_hr_10"] < 0.5
-        held_out = {user: items for user, items in histories.items() if len(items) > 2}
-        answers = model.predict([shardyard.Items(items[:-1]) for items in held_out.values()], top_k=10)
-        ranks = []
-        for items, answer in zip(held_out.values(), answers, strict=True):
-            ranked = [each.item for each in answer.items]
-            assert len(ranked) == 10 and not set(ranked) & set(items[:-1])
-            ranks.append(ranked.index(items[-1]) + 1 if items[-1] in ranked else 0)
-        assert sum(rank > 0 for rank in ranks) / len(ranks) == pytest.approx(numbers["hr_10"], abs=1e-9)
-        assert sum(1 / rank for rank in ranks if rank) / len(ranks) == pytest.approx(numbers["mrr_10"], abs=1e-9)
+        held_out = [items for items in histories.values() if len(items) > 2]
+        for prefix, last in (("", -2), ("test_", -1)):
+            answers = model.predict([shardyard.Items(items[:last]) for items in held_out], top_k=10)
+            ranks = []
+            for items, answer in zip(held_out, answers, strict=True):
+                ranked = [each.item for each in answer.items]
+                assert len(ranked) == 10 and not set(ranked) & set(items[:last])
+                ranks.append(ranked.index(items[last]) + 1 if items[last] in ranked else 0)
+            found, reciprocal = sum(rank > 0 for rank in ranks), sum(1 / rank for rank in ranks if rank)
+            assert found / len(ranks) == pytest.approx(numbers[f"{prefix}hr_10"], abs=1e-9)
+            assert reciprocal / len(ranks) == pytest.approx(numbers[f"{prefix}mrr_10"], abs=1e-9)
         (answer,) = model.predict([shardyard.Items(["i3", "new", "i4"])], top_k=50, exclude_seen=False)
         assert answer.unknown_items == ("new",) and len(answer.items) == 40
         assert sum(each.score for each in answer.items) == pytest.approx(1, abs=1e-3)

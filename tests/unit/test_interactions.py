@@ -237,6 +237,25 @@ def test_a_split_by_time_that_leaves_nothing_to_learn_from_says_so(tmp_path: Pat
     assert "the split by time leaves no user with two interactions" in refused.message
 
 
+def test_the_last_two_of_each_user_are_validation_and_test(tmp_path: Path) -> None:
+    found = planned(tmp_path, spec_of(csv_of(tmp_path), {"split": "SPLIT_LEAVE_TWO_OUT"}))
+    assert not found.violations, found.violations
+    task = found.plan.resolved_spec.fine_tuning.recommendation
+    assert task.split == spec_pb2.Recommendation.SPLIT_LEAVE_TWO_OUT
+    learnt, targets = sequences(tmp_path, found.plan.resolved_spec)
+    # Of u1 and u2 one item is left to learn from; u4 has two, of which none is held out.
+    assert learnt == ["ab"]
+    assert sorted(targets) == [("a", "b"), ("a", "c"), ("ab", "c"), ("ac", "b")]
+    prepared = prepare(found.plan.resolved_spec, locations(tmp_path))
+    assert sorted(zip(prepared.eval.lengths().tolist(), prepared.eval.is_last.tolist(), strict=True)) == [
+        (1, False), (1, False), (2, True), (2, True),
+    ]  # fmt: skip
+    assert prepared.describe()["split"] == "leave_two_out"
+    of_three = csv_of(tmp_path, [row for row in ROWS if row[0] in {"u1", "u2"}])
+    (refused,) = planned(tmp_path, spec_of(of_three, {"split": "SPLIT_LEAVE_TWO_OUT"})).violations
+    assert "leaves no user with two interactions to learn from" in refused.message
+
+
 def test_evaluation_data_follows_what_its_users_had_before(tmp_path: Path) -> None:
     train = csv_of(tmp_path)
     later = [("u1", "d", 5, 50), ("u1", "new", 5, 51), ("u1", "a", 5, 52), ("u7", "a", 5, 1), ("u7", "c", 5, 2)]

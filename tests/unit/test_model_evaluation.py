@@ -45,6 +45,12 @@ TRAINED: dict[str, dict[str, Any]] = {
         "train_data": {"uri": "ROOT/train.jsonl"},
         "eval_data": {"uri": "ROOT/new.jsonl"},
     },
+    "question_answering": {
+        "fine_tuning": {"question_answering": {"max_length": 20, "overlap": 4, "max_answer_length": 5}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train_questions.jsonl"},
+        "eval_data": {"uri": "ROOT/new_questions.jsonl"},
+    },
     "image_classification": {
         "fine_tuning": {"image_classification": {"image_size": 24, "flip": 0.5}},
         "model": {"architecture": {"model_type": "resnet", "overrides": {
@@ -113,6 +119,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
         tagged = [{"tokens": text.split(), "tags": draw.choices(TAGS, k=len(text.split()))} for text in texts]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
+        asked = [question_about(at, text, draw) for at, text in enumerate(texts)]
+        (folder / f"{name}_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     rows = [f"u{user},i{int(40 * draw.random() ** 2)}" for user in range(60) for _ in range(draw.randint(3, 9))]
     (folder / "histories.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
     write_folders(folder / "pictures", 6)
@@ -121,6 +129,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_folder(folder / "bare", "BertModel")
     save_folder(folder / "gpt2", "GPT2LMHeadModel")
     return folder
+
+
+def question_about(at: int, text: str, draw: random.Random) -> dict[str, Any]:
+    """A question whose answer is a word of the text."""
+    word = draw.choice(text.split())
+    answers = {"text": [word], "answer_start": [text.index(word)]}
+    return {"id": str(at), "question": "is the dog", "context": text, "answers": answers}
 
 
 @functools.cache

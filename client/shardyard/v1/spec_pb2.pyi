@@ -882,6 +882,10 @@ class Recommendation(_message.Message):
         """The last interaction of each user who has three or more; `evaluation.holdout` 0 holds out none."""
         SPLIT_TIME: Recommendation._Split.ValueType  # 2
         """The latest interactions of all users together, as large a part as `evaluation.holdout` says; needs a `time`."""
+        SPLIT_LEAVE_TWO_OUT: Recommendation._Split.ValueType  # 3
+        """Of each user with three or more, the last interaction is the test and the one before it the validation, and neither is trained
+        on. The metrics, and whatever is chosen by them, are the validation's; the test's are beside them, as `test_hr_10` and so on.
+        """
 
     class Split(_Split, metaclass=_SplitEnumTypeWrapper):
         """Which interactions are evaluated on if there is no `eval_data`. With `eval_data` all of it is, each interaction after all that its
@@ -894,6 +898,10 @@ class Recommendation(_message.Message):
     """The last interaction of each user who has three or more; `evaluation.holdout` 0 holds out none."""
     SPLIT_TIME: Recommendation.Split.ValueType  # 2
     """The latest interactions of all users together, as large a part as `evaluation.holdout` says; needs a `time`."""
+    SPLIT_LEAVE_TWO_OUT: Recommendation.Split.ValueType  # 3
+    """Of each user with three or more, the last interaction is the test and the one before it the validation, and neither is trained
+    on. The metrics, and whatever is chosen by them, are the validation's; the test's are beside them, as `test_hr_10` and so on.
+    """
 
     MAX_HISTORY_FIELD_NUMBER: _builtins.int
     MIN_USER_INTERACTIONS_FIELD_NUMBER: _builtins.int

@@ -26,6 +26,7 @@ class Held(Enum):
     DATA = "eval_data"
     LAST = "leave_one_out"
     LATEST = "time"
+    TWO = "leave_two_out"
 
 
 def targets_of(histories: Histories, held: Held, share: float = 0.0) -> np.ndarray:
@@ -37,6 +38,9 @@ def targets_of(histories: Histories, held: Held, share: float = 0.0) -> np.ndarr
     if held is Held.LAST:
         ends = store.offsets[1:][store.lengths() >= HELD_OUT_FROM]
         found[ends - 1] = True
+    elif held is Held.TWO:
+        ends = store.offsets[1:][store.lengths() >= HELD_OUT_FROM]
+        found[ends - 1] = found[ends - 2] = True
     elif held is Held.LATEST:
         times = np.sort(store.arrays["times"])
         found = store.arrays["times"] >= times[min(round(len(times) * (1 - share)), len(times) - 1)]
@@ -104,7 +108,9 @@ class TargetSamples:
         self.num_unknown = int((~is_known & (before > 0)).sum())
         self.num_first = int((before == 0).sum())
         chosen = is_known & (before > 0)
+        ends = store.offsets[1:][histories.users()[places]]
         self._places, self._starts, before = places[chosen], starts[chosen], before[chosen]
+        self.is_last: np.ndarray = (places == ends - 1)[chosen]
         self._lengths: np.ndarray = np.minimum(before, max_history).astype(np.int32)
         self.exclude_seen = exclude_seen
         self.num_samples = len(self._places)

@@ -34,6 +34,7 @@ _MOST_CUT = 0.05
 _SPLITS = {
     Held.LAST: spec_pb2.Recommendation.SPLIT_LEAVE_ONE_OUT,
     Held.LATEST: spec_pb2.Recommendation.SPLIT_TIME,
+    Held.TWO: spec_pb2.Recommendation.SPLIT_LEAVE_TWO_OUT,
 }
 
 
@@ -179,7 +180,7 @@ def _held(job: Ingredients, histories: Histories) -> Held:
             message = "the data has no column `time`; map one in columns, as time: NAME, or leave the split out"
             raise SpecError(f"{job.field}.split", "SPEC_INVALID", message)
         return Held.LATEST
-    return Held.LAST
+    return Held.TWO if job.wanted.split == spec_pb2.Recommendation.SPLIT_LEAVE_TWO_OUT else Held.LAST
 
 
 def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: Held) -> None:
@@ -187,6 +188,9 @@ def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: He
     if not train.num_samples and held is Held.LATEST:
         message = "the split by time leaves no user with two interactions to learn from"
         raise DataError(f"{message}; lower evaluation.holdout, or leave the split out", field="spec.train_data")
+    if not train.num_samples and held is Held.TWO:
+        message = "leave_two_out leaves no user with two interactions to learn from"
+        raise DataError(f"{message}; give users with four or more, or leave the split out", field="spec.train_data")
     if not train.num_samples:
         message = (
             f"none of {train.num_short:,} users has two interactions to learn from; are the columns right, and is each "
@@ -195,7 +199,7 @@ def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: He
         raise DataError(message, field="spec.train_data")
     if targets is not None and not targets.num_samples:
         field, message = "spec.train_data", "nothing can be held out; set evaluation.holdout to 0, or give eval_data"
-        if held is Held.LAST:
+        if held in (Held.LAST, Held.TWO):
             message = f"no user has {HELD_OUT_FROM} interactions, so {message}"
         elif held is Held.DATA:
             field = "spec.eval_data"
@@ -262,7 +266,8 @@ class PreparedItems:
     def metrics(self) -> RankingMetrics:
         """A new, empty collector of metrics."""
         assert self.eval is not None
-        return RankingMetrics(self.eval, self._popular_ranks)
+        is_test = self.eval.is_last if self.held is Held.TWO else None
+        return RankingMetrics(self.eval, self._popular_ranks, is_test=is_test)
 
     def resolve(self, message: Any) -> None:
         """Fills in the defaults that were used."""

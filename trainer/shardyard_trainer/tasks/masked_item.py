@@ -126,11 +126,12 @@ class MaskedItemModule(MaskedLmModule):
         tokens to leave out, the outputs have the targets' `ranks` among all items.
         """
         logits_MV = self.logits({"input_ids": input_ids, "attention_mask": attention_mask}, masked_places).float()
-        loss = F.cross_entropy(logits_MV, targets, reduction="sum")
+        losses_M = F.cross_entropy(logits_MV, targets, reduction="none")
         if seen is None:
-            return ModuleOutput(loss, {} if return_outputs else None)
-        # The mask is no item that could be had.
-        return ModuleOutput(loss, {"ranks": ranks_of(logits_MV[:, : self._num_items + 1], targets, seen)})
+            return ModuleOutput(losses_M.sum(), {} if return_outputs else None)
+        # The mask is not an item that a user could have.
+        ranks_M = ranks_of(logits_MV[:, : self._num_items + 1], targets, seen)
+        return ModuleOutput(losses_M.sum(), {"losses": losses_M, "ranks": ranks_M})
 
 
 def logits_behind(loaded: Loaded, histories_BT: Sequence[Sequence[int]]) -> torch.Tensor:

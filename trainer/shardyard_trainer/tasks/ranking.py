@@ -17,7 +17,7 @@ from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.items import PADDING
 from shardyard_trainer.inputs.next_items import TargetSamples
 from shardyard_trainer.tasks.base import ModuleOutput
-from shardyard_trainer.tasks.losses import LOSS_CHUNK, LossLinear, chunked_cross_entropy
+from shardyard_trainer.tasks.losses import LOSS_CHUNK, LossLinear
 from shardyard_trainer.tasks.metrics import LossSum
 
 CUT = 10
@@ -30,17 +30,25 @@ class RankingLinear(LossLinear):
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor | None = None, seen: torch.Tensor | None = None
     ) -> Any:
-        """As LossLinear; with `seen` [N, S] loss and ranks [N] of `targets` [N]."""
+        """As LossLinear; with `seen` [N, S] losses and ranks [N] of `targets` [N]."""
         if targets is None or seen is None:
             return super().forward(hidden, targets)
         weights = (self.weight.float(), self.bias.float() if self.bias is not None else None)
         parts = [slice(first, first + LOSS_CHUNK) for first in range(0, len(targets), LOSS_CHUNK)]
-        ranks = [
+        found = [
             # In fp32 whatever the training precision: in half precision, different scores would tie.
-            ranks_of(F.linear(hidden[part].float(), *weights), targets[part], seen[part])
+            losses_and_ranks(F.linear(hidden[part].float(), *weights), targets[part], seen[part])
             for part in parts
         ]
-        return chunked_cross_entropy(hidden, self.weight, self.bias, targets), torch.cat(ranks)
+        return torch.cat([losses for losses, _ in found]), torch.cat([ranks for _, ranks in found])
+
+
+def losses_and_ranks(
+    logits_NV: torch.Tensor, targets_N: torch.Tensor, seen_NS: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross-entropy and the place of each target. Of the logits, in their memory, what was seen is lost."""
+    losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+    return losses_N, ranks_of(logits_NV, targets_N, seen_NS)
 
 
 def ranks_of(logits_NV: torch.Tensor, targets_N: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor:
@@ -62,12 +70,17 @@ def without_seen(logits_NV: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor
 
 
 class RankingMetrics(LossSum):
-    """`loss`, `hr_10`, `ndcg_10` and `mrr_10`, and the first two of the list of the most frequent items for all."""
+    """`loss`, `hr_10`, `ndcg_10` and `mrr_10`, and the first two of the list of the most frequent items for all.
 
-    def __init__(self, targets: TargetSamples, popular_ranks: np.ndarray) -> None:
+    `is_test` says of each target whether it belongs to the test: its numbers are apart, as `test_hr_10` and so on.
+    """
+
+    def __init__(self, targets: TargetSamples, popular_ranks: np.ndarray, *, is_test: np.ndarray | None = None) -> None:
         super().__init__()
         self._targets = targets
         self._popular_ranks = popular_ranks
+        self._is_test = is_test
+        self._losses: list[torch.Tensor] = []
         self._ranks: list[torch.Tensor] = []
         self._samples: list[int] = []
 
@@ -75,26 +88,41 @@ class RankingMetrics(LossSum):
         """Takes one micro batch."""
         super().update(batch, output)
         assert output.outputs is not None
+        self._losses.append(output.outputs["losses"].detach())
         self._ranks.append(output.outputs["ranks"].detach())
         self._samples += batch.samples
 
     def part(self) -> Any:
-        """Sums of loss and targets, the ranks, and which targets they are of."""
+        """Sums of loss and targets, the ranks and losses, and which targets they are of."""
         ranks = torch.cat(self._ranks).cpu().numpy() if self._ranks else np.zeros(0, np.int64)
-        return *super().part(), ranks, np.asarray(self._samples, np.int64)
+        losses = torch.cat(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
+        return *super().part(), ranks, losses, np.asarray(self._samples, np.int64)
 
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
         """The metrics over all ranks' parts."""
-        ranks = np.concatenate([part[2] for part in parts])
-        popular = self._popular_ranks[np.concatenate([part[3] for part in parts])]
-        # Items unknown to training are never recommended.
-        total = len(ranks) + self._targets.num_unknown
-        found = {"loss": self.mean(parts), **_at_cut(ranks, total), "mrr_10": _mean(1 / ranks, ranks, total)}
-        return found | {f"popular_{name}": value for name, value in _at_cut(popular, total).items()}
+        ranks, losses, samples = (np.concatenate([part[at] for part in parts]) for at in (2, 3, 4))
+        popular = self._popular_ranks[samples]
+        if self._is_test is None:
+            # Items unknown to training are never recommended.
+            total = len(ranks) + self._targets.num_unknown
+            return {"loss": self.mean(parts), **_ranking(ranks, popular, total)}
+        test = self._is_test[samples]
+        of_test = _ranking(ranks[test], popular[test], int(test.sum()))
+        return {
+            "loss": float(losses[~test].sum() / max(int((~test).sum()), 1)),
+            **_ranking(ranks[~test], popular[~test], int((~test).sum())),
+            **{f"test_{name}": value for name, value in of_test.items()},
+        }
 
     def directions(self) -> Mapping[str, int]:
         """The loss, and the metrics of ranks."""
         return {**super().directions(), "hr_10": 1, "ndcg_10": 1, "mrr_10": 1}
+
+
+def _ranking(ranks: np.ndarray, popular: np.ndarray, total: int) -> dict[str, float]:
+    """Of the model's ranks, and of those in one list for all."""
+    of_popular = {f"popular_{name}": value for name, value in _at_cut(popular, total).items()}
+    return {**_at_cut(ranks, total), "mrr_10": _mean(1 / ranks, ranks, total), **of_popular}
 
 
 def _at_cut(ranks: np.ndarray, total: int) -> dict[str, float]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from torch.nn import functional as F
 
 from shardyard_trainer.inputs.items import ItemInputs
 from shardyard_trainer.inputs.next_items import HistorySamples
@@ -23,7 +22,7 @@ from shardyard_trainer.tasks.causal_lm import CausalLmModule
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, prepare_items
 from shardyard_trainer.tasks.losses import IGNORED
-from shardyard_trainer.tasks.ranking import RankingLinear, ranks_of
+from shardyard_trainer.tasks.ranking import RankingLinear, losses_and_ranks
 from shardyard_trainer.tasks.recommender import Recommender
 
 _USAGE = """import json
@@ -106,12 +105,11 @@ class NextItemModule(CausalLmModule):
         inputs = {"input_ids": input_ids, "use_cache": False}
         if self._is_chunked:
             hidden_BTD = self.backbone(**inputs).last_hidden_state
-            loss, ranks_N = self.model.get_output_embeddings()(hidden_BTD[is_target_BT], targets_N, seen_NS)
+            losses_N, ranks_N = self.model.get_output_embeddings()(hidden_BTD[is_target_BT], targets_N, seen_NS)
         else:
             logits_NV = self.model(**inputs).logits[is_target_BT].float()
-            loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
-            ranks_N = ranks_of(logits_NV, targets_N, seen_NS)
-        return ModuleOutput(loss, {"ranks": ranks_N})
+            losses_N, ranks_N = losses_and_ranks(logits_NV, targets_N, seen_NS)
+        return ModuleOutput(losses_N.sum(), {"losses": losses_N, "ranks": ranks_N})
 
 
 def next_item_logits(loaded: Loaded, histories_BT: Sequence[Sequence[int]]) -> torch.Tensor:
