@@ -106,7 +106,7 @@ class TextClassification:
 
 @dataclass(frozen=True)
 class FeatureExtraction:
-    """Turn the texts of `data` into vectors, written as Parquet."""
+    """Turn the texts or pictures of `data` into vectors, written as Parquet."""
 
     data: Data | str | Path | Resource
     output: Output | None = None

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
+from helpers.extractions import Recorder, extract
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.planning import extraction
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.training.context import Context
-from shardyard_trainer.training.extracting import run
-from shardyard_trainer.training.gang import Gang
-from shardyard_trainer.training.report import PrintingReporter
-
-
-class Recorder(PrintingReporter):
-    """Keeps the events; its directive is what the test says after so many progress events."""
-
-    def __init__(self, *, stop_after: int | None = None) -> None:
-        super().__init__(io.StringIO())
-        self.events: list[worker_pb2.WorkerEvent] = []
-        self._stop_after = stop_after
-
-    def emit(self, event: worker_pb2.WorkerEvent, *, durable: bool = False) -> None:
-        self.events.append(event)
-        made = [each for each in self.events if each.WhichOneof("payload") == "progress"]
-        if self._stop_after is not None and len(made) >= self._stop_after:
-            self.directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason="CANCELLED")
-
-    def kinds(self) -> list[str]:
-        return [event.WhichOneof("payload") or "" for event in self.events]
 
 
 @pytest.fixture
@@ -59,12 +36,6 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> worker_pb2.Attem
         job_dir=str(tmp_path / "job"),
         export_dir=str(tmp_path / "datasets" / "uid"),
     )
-
-
-def extract(attempt: worker_pb2.AttemptSpec, reporter: Recorder) -> Recorder:
-    gang = Gang(rank=0, world_size=1, device=torch.device("cpu"))
-    run(attempt, Context(attempt=attempt, gang=gang, reporter=reporter, trace=lambda name: None))
-    return reporter
 
 
 def working_files(attempt: worker_pb2.AttemptSpec) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Model:
         return read(ModelInfo, self.message)
 
     def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
-        """An answer to each text, pair of texts, `Words`, `Items` or `Question`, in the order of the inputs.
+        """An answer to each text, pair of texts, `Words`, `Items`, `Question` or picture, in the order of the inputs.
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
         language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation; `top_k`,
@@ -76,7 +76,9 @@ class Model:
         max_length: int | None = None,
         normalize: bool = False,
     ) -> list[Embedding]:
-        """A vector for each text or pair of texts, or with `output="last_hidden_state"` one for each token of it."""
+        """A vector for each text, pair of texts or picture, or with `output="last_hidden_state"` one for each of its
+        tokens or places.
+        """
         reader = Reader(Path(), self._connection.project)
         template = build(model_service_pb2.EmbedRequest, model=self.name, max_length=max_length, normalize=normalize)
         reader.fill(template, {"output": output, "pooling": pooling}, "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardyard.cli.options import Address, Json, ModelName, Project, a_path, open_client
-from shardyard.cli.texts import read_inputs, read_instances
+from shardyard.cli.texts import read_embedded, read_instances
 
 if TYPE_CHECKING:
     from shardyard._sync.client import Client
@@ -174,20 +174,24 @@ def embed(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Turn texts into vectors; with --json, print all numbers."""
+    """Turn texts or pictures into vectors; with --json, print all numbers.
+
+    A model of pictures takes paths of files, or of folders of them, in place of texts.
+    """
     from shardyard._lines import printable
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
 
-    inputs = read_inputs(texts, file, pairs=pairs)
     with open_client(address, project) as client:
+        asked = client.model(model)
+        inputs = read_embedded(asked.info.inputs, texts, file, pairs=pairs)
         options: Any = {"output": output, "pooling": pooling}  # The service checks them, with its own messages.
-        vectors = client.model(model).embed(inputs, max_length=max_length, normalize=normalize, **options)
+        vectors = asked.embed(inputs, max_length=max_length, normalize=normalize, **options)
     if json:
         print_json([to_plain(vector) for vector in vectors])
         return
     for item, vector in zip(inputs, vectors, strict=True):
-        shown = item if isinstance(item, str) else " | ".join(item)
+        shown = _shown_input(item)
         first = ", ".join(f"{value:.4f}" for value in vector.values[:4])
         print(f"{list(vector.shape)}\t[{first}, …]\t{printable(shown)}")
 

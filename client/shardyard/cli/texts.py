@@ -59,6 +59,19 @@ def read_instances(
     return as_pictures(inputs) if usual == "image" else inputs
 
 
+def read_embedded(kinds: Sequence[str], texts: Sequence[str] | None, file: Path | None, *, pairs: bool) -> list[Any]:
+    """What to get vectors of, from a model that predicts from these kinds of input.
+
+    A model that predicts nothing does not say what it reads: files with the endings of pictures are pictures then.
+    Raises: BadParameter, with the line number if a line is wrong.
+    """
+    inputs = read_inputs(texts, file, pairs=pairs)
+    paths = [Path(item) for item in inputs if isinstance(item, str)]
+    are_files = [path.is_dir() or (path.suffix.lower() in _PICTURES and path.is_file()) for path in paths]
+    is_guess = not kinds and len(paths) == len(inputs) > 0 and all(are_files)
+    return as_pictures(inputs) if is_guess or "image" in kinds else inputs
+
+
 def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
     """Histories of items: the arguments are one; of a file or of stdin each line is one, its items parted by tabs if
     there are any, else by spaces.

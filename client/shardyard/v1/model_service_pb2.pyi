@@ -1247,9 +1247,11 @@ class EmbedRequest(_message.Message):
     output: _spec_pb2.FeatureExtraction.Output.ValueType
     """Unset: POOLED."""
     pooling: _spec_pb2.Pooling.ValueType
-    """Unset: the pooling that the model was trained with or that its folder names, else `mean` for encoders and `last` for causal models."""
+    """Unset: the pooling that the model was trained with or that its folder names, else `mean` for encoders and `last` for causal models;
+    for pictures `cls` if the model has a class token, else `mean`.
+    """
     max_length: _builtins.int
-    """Longest text in tokens, the rest is cut; unset: the length that the model was trained with or that its folder names, else 128."""
+    """Longest text in tokens, the rest is cut; unset: the length that the model was trained with or that its folder names, else 128. Not for pictures."""
     normalize: _builtins.bool
     """Scale pooled vectors to length 1; always done for a sentence-transformers folder that says so."""
     @_builtins.property
@@ -1278,7 +1280,7 @@ Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
 @_typing.final
 class Embedding(_message.Message):
-    """One vector, or one per token."""
+    """One vector, or one per token or place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1286,7 +1288,7 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """[width], or [tokens, width]."""
+        """[width], or [tokens or places, width]."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

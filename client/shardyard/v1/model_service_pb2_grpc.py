@@ -120,7 +120,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Vectors for texts, in the requested order.
+        """Vectors for texts or pictures, in the requested order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class ModelServiceStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]
     """Answers for texts or pictures, in the requested order."""
     Embed: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]
-    """Vectors for texts, in the requested order."""
+    """Vectors for texts or pictures, in the requested order."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -67,7 +67,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Predict: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PredictRequest, _model_service_pb2.PredictResponse]  # type: ignore[assignment]
     """Answers for texts or pictures, in the requested order."""
     Embed: _aio.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Vectors for texts, in the requested order."""
+    """Vectors for texts or pictures, in the requested order."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, uploaded or trained here: storage, download and prediction."""
@@ -126,6 +126,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.EmbedResponse, _abc.Awaitable[_model_service_pb2.EmbedResponse]]:
-        """Vectors for texts, in the requested order."""
+        """Vectors for texts or pictures, in the requested order."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -32,13 +32,13 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
     `last` for causal models.
     """
     POOLING_MEAN: _Pooling.ValueType  # 1
-    """The mean over the text's tokens."""
+    """The mean over the text's tokens, or a picture's places (with the norm that the model itself has behind its mean)."""
     POOLING_CLS: _Pooling.ValueType  # 2
     """The first token's vector itself; the architecture's own classification head may apply its pooler to it."""
     POOLING_LAST: _Pooling.ValueType  # 3
     """The last token's vector."""
     POOLING_MAX: _Pooling.ValueType  # 4
-    """The largest value of each number over the text's tokens."""
+    """The largest value of each number over the text's tokens, or a picture's places."""
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
     """How token vectors become one vector."""
@@ -48,13 +48,13 @@ POOLING_UNSPECIFIED: Pooling.ValueType  # 0
 `last` for causal models.
 """
 POOLING_MEAN: Pooling.ValueType  # 1
-"""The mean over the text's tokens."""
+"""The mean over the text's tokens, or a picture's places (with the norm that the model itself has behind its mean)."""
 POOLING_CLS: Pooling.ValueType  # 2
 """The first token's vector itself; the architecture's own classification head may apply its pooler to it."""
 POOLING_LAST: Pooling.ValueType  # 3
 """The last token's vector."""
 POOLING_MAX: Pooling.ValueType  # 4
-"""The largest value of each number over the text's tokens."""
+"""The largest value of each number over the text's tokens, or a picture's places."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 class _DataFormat:
@@ -224,7 +224,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def feature_extraction(self) -> Global___FeatureExtraction:
-        """Turn text into vectors."""
+        """Turn texts or pictures into vectors."""
 
     @_builtins.property
     def model_evaluation(self) -> Global___ModelEvaluation:
@@ -1027,7 +1027,9 @@ Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
 
 @_typing.final
 class FeatureExtraction(_message.Message):
-    """Turn text into vectors and write them as Parquet. Its data has the column roles `text` and `text_pair`."""
+    """Turn texts or pictures into vectors and write them as Parquet. Its data has the column roles `text` and `text_pair`, or for a
+    model of pictures `image`, and is then a folder of pictures, Parquet, or IDX files, labels apart.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1040,19 +1042,19 @@ class FeatureExtraction(_message.Message):
         OUTPUT_UNSPECIFIED: FeatureExtraction._Output.ValueType  # 0
         """Not given: POOLED."""
         OUTPUT_POOLED: FeatureExtraction._Output.ValueType  # 1
-        """One vector per text."""
+        """One vector per text or picture."""
         OUTPUT_LAST_HIDDEN_STATE: FeatureExtraction._Output.ValueType  # 2
-        """One vector per token."""
+        """One vector per token, or per place of a picture (row by row, behind a class token if the model has one)."""
 
     class Output(_Output, metaclass=_OutputEnumTypeWrapper):
-        """What to write for each text."""
+        """What to write for each row."""
 
     OUTPUT_UNSPECIFIED: FeatureExtraction.Output.ValueType  # 0
     """Not given: POOLED."""
     OUTPUT_POOLED: FeatureExtraction.Output.ValueType  # 1
-    """One vector per text."""
+    """One vector per text or picture."""
     OUTPUT_LAST_HIDDEN_STATE: FeatureExtraction.Output.ValueType  # 2
-    """One vector per token."""
+    """One vector per token, or per place of a picture (row by row, behind a class token if the model has one)."""
 
     DATA_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
@@ -1062,16 +1064,18 @@ class FeatureExtraction(_message.Message):
     output: Global___FeatureExtraction.Output.ValueType
     """Unset: POOLED."""
     pooling: Global___Pooling.ValueType
-    """Unset: the pooling that the model was trained with or that its folder names, else `mean` for encoders and `last` for causal models."""
+    """Unset: the pooling that the model was trained with or that its folder names, else `mean` for encoders and `last` for causal models;
+    for pictures `cls` if the model has a class token, else `mean`. `last` is for texts.
+    """
     max_length: _builtins.int
     """Longest text in tokens, the rest is cut; unset: the length of a sentence-transformers folder, else 128, or the model's
-    longest if that is less.
+    longest if that is less. Not for pictures.
     """
     normalize: _builtins.bool
     """Scale pooled vectors to length 1; always done if a sentence-transformers folder asks for it."""
     @_builtins.property
     def data(self) -> Global___DataSource:
-        """The texts; required."""
+        """The texts or pictures; required."""
 
     def __init__(
         self,

@@ -11,20 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from shardyard.v1 import model_service_pb2, spec_pb2, transfer_pb2
+from shardyard.v1 import model_service_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.serving import Answerer, Steps, Work, finish
 from shardyard_trainer.answering.warm import shared_cache
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, Encoded, batches
-from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.tasks.answers import refuse_kinds, text_of
+from shardyard_trainer.tasks.answers import refuse_kinds
 from shardyard_trainer.tasks.base import Parts, at_once, violation
-from shardyard_trainer.tasks.opening import Opened, text_inputs
-from shardyard_trainer.tasks.vectors import choose_length, choose_pooling, hidden_states, text_vectors
+from shardyard_trainer.tasks.opening import Opened
+from shardyard_trainer.tasks.vectors import Vectors
 
 MAX_INSTANCE_BYTES = 64 * 1024
 MAX_IMAGE_BYTES = 4_000_000
@@ -115,32 +112,19 @@ def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictRe
 
 def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse]:
     violations = check_instances(call.request.instances)
-    violations += refuse_kinds(call.request.instances, ("text", "pair"), "Embed reads texts; send `text` or `pair`")
-    opened = _model(call.folder, call.files)
-    loaded, inputs = opened.loaded, _text_inputs(opened)
-    length = 0
-    try:
-        length = choose_length(loaded, call.request.max_length if call.request.HasField("max_length") else None)
-    except ValueError as error:
-        violations.append(violation("max_length", "SPEC_INVALID", str(error)))
+    vectors = _vectors(_model(call.folder, call.files))
+    takes = " or ".join(f"`{kind}`" for kind in vectors.kinds)
+    message = f"Embed reads {vectors.unit} with this model; send {takes}"
+    violations += refuse_kinds(call.request.instances, vectors.kinds, message) + vectors.refuse(call.request)
     if violations:
         raise Refused(violations)
-    encoded = yield from _in_turns(
-        call.request.instances, lambda some: inputs.encode([text_of(each) for each in some], length)
-    )
-    whole = call.request.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
-    numbers = [(len(each.ids) if whole else 1) * loaded.width for each in encoded]
-    _refuse_large([4 * count + 24 for count in numbers], call.max_response_bytes)
-    pooling, normalize = choose_pooling(loaded, call.request.pooling), call.request.normalize or loaded.folder.normalize
-    key = (EMBED, id(opened), whole, pooling, normalize)
-
-    def compute(some: Sequence[Any]) -> list[torch.Tensor]:
-        if whole:
-            found = dict(hidden_states(loaded, inputs, some))
-            return [found[index] for index in range(len(some))]
-        return list(text_vectors(loaded, inputs, some, pooling=pooling, normalize=normalize))
-
-    found = yield from _in_slices(key, lambda some, _places: at_once(lambda: compute(some)), encoded)
+    wish = vectors.wish(call.request)
+    encoded = yield from _in_turns(call.request.instances, lambda some: vectors.read(some, wish))
+    if violations := vectors.complain(encoded):
+        raise Refused(violations)
+    _refuse_large([4 * count + 24 for count in vectors.numbers(encoded, wish)], call.max_response_bytes)
+    key = (EMBED, id(vectors.loaded), wish._replace(length=0))
+    found = yield from _in_slices(key, lambda some, _places: at_once(lambda: vectors.compute(some, wish)), encoded)
     embeddings = [model_service_pb2.Embedding(shape=each.shape, values=each.flatten().tolist()) for each in found]
     return model_service_pb2.EmbedResponse(embeddings=embeddings)
 
@@ -197,9 +181,9 @@ def _size(given: Any) -> int:
     return len(given.encode()) if isinstance(given, str) else int(given.ByteSize())
 
 
-def _text_inputs(opened: Opened) -> TextInputs:
+def _vectors(opened: Opened) -> Vectors:
     try:
-        return text_inputs(opened)
+        return opened.vectors
     except FolderInvalid as problem:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
 

@@ -25,7 +25,13 @@ class BadRows:
 
     def skip(self, error: DataError) -> None:
         """Leaves out the row that an error names. Raises the error if it names none, or if all rows are needed."""
-        if not self._share or not error.line:
+        if not error.line:
+            raise error
+        self.skip_file(error)
+
+    def skip_file(self, error: DataError) -> None:
+        """Leaves out a file that is a row by itself, or the row that the error names. Raises it if all are needed."""
+        if not self._share:
             raise error
         if len(self._first) < _MOST_LISTED:
             self._first.append(error)
@@ -58,7 +64,7 @@ class BadRows:
 
     def _listed(self) -> str:
         more = len(self.places) - len(self._first)
-        listed = "; ".join(f"{each.file}, line {each.line}: {each.plain}" for each in sorted(self._first, key=_place))
+        listed = "; ".join(each.message for each in sorted(self._first, key=_place))
         return f"{listed}; and {more:,} more" if more else listed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, listed, shorten
-from shardyard_trainer.data.idx import read_idx
+from shardyard_trainer.data.idx import read_idx, read_idx_pictures
 from shardyard_trainer.data.parquet import picture_bytes
 from shardyard_trainer.data.picture_folders import classes_of, is_metadata
 from shardyard_trainer.data.pictures import MOST_BYTES
@@ -27,12 +28,16 @@ _TABLES = frozenset({spec_pb2.DATA_FORMAT_PARQUET})
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: file and line, the bytes of its file (or grey pixels, uint8 [H, W]), and its label as written."""
+    """One picture: file and line for errors, its own name, the bytes of its file, and its label as written.
+
+    `content` may also be grey pixels, uint8 [H, W].
+    """
 
     file: str
     line: int
+    name: str
     content: bytes | np.ndarray
-    label: Any
+    label: Any = None
 
 
 class _Found(NamedTuple):
@@ -43,41 +48,55 @@ class _Found(NamedTuple):
 
 
 def read_pictures(
-    files: Sequence[DataFile], source: spec_pb2.DataSource, *, labels: Sequence[str], field: str
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    *,
+    labels: Sequence[str] | None,
+    field: str,
+    bad: BadRows | None = None,
 ) -> Iterator[Picture]:
-    """Yields the pictures of a source in order; `labels` names the classes of data that has numbers.
+    """Yields the pictures of a source in order.
 
-    Raises DataError, said of `field`.
+    `labels` names the classes of data that has numbers; None: no labels are read. Pictures that cannot be used go to
+    `bad`, if the caller has one and finishes it. Raises DataError, said of `field`.
     """
     about(field, "DATA_INVALID")
-    kind = files[0].format
+    kind, own, num_rows = files[0].format, bad or BadRows(source), 0
     try:
         if kind == spec_pb2.DATA_FORMAT_IMAGES:
-            yield from _of_folder(files, source, labels, field)
+            found = _of_folder(files, source, labels, own, field)
         elif kind == spec_pb2.DATA_FORMAT_IDX:
-            for file, line, pixels, number in read_idx(files):
-                yield Picture(file, line, pixels, _named(number, labels, file, line))
+            found = _of_idx(files, labels, own)
         elif kind in _TABLES:
-            yield from _of_tables(files, source, labels, field)
+            found = _of_tables(files, source, labels, own, field)
         else:
             text = (
                 "not pictures; give a folder of pictures in class folders or with a metadata.csv, Parquet "
                 "with an image column, or IDX files"
             )
             raise DataError(text, file=files[0].name)
+        for picture in found:
+            num_rows += 1
+            yield picture
+        if bad is None:
+            own.finish(num_rows, field)
     except DataError as error:
         raise (error if error.field.startswith(field) else error.at(field)) from None
 
 
 def _of_folder(
-    files: Sequence[DataFile], source: spec_pb2.DataSource, labels: Sequence[str], field: str
+    files: Sequence[DataFile], source: spec_pb2.DataSource, labels: Sequence[str] | None, bad: BadRows, field: str
 ) -> Iterator[Picture]:
     pictures = [file for file in files if not is_metadata(file.name)]
     described = [file for file in files if is_metadata(file.name)]
     if not pictures:
         raise DataError("describes pictures, but its folder has none", file=files[0].name)
-    if described:
-        found = _described(pictures, described, source, labels, field)
+    if labels is None:
+        if source.columns:
+            raise DataError("every picture of a folder is read, whatever describes it; leave columns out", file="")
+        found = [_Found(file, None, 0, file.name) for file in pictures]
+    elif described:
+        found = _described(pictures, described, source, labels, field=field, bad=bad)
     else:
         if source.columns:
             raise DataError("class folders have no columns; leave columns out, or give a metadata.csv", file="")
@@ -85,7 +104,12 @@ def _of_folder(
         found = [_Found(file, name, 0, file.name) for file, name in zip(pictures, classes, strict=True)]
     for file, label, line, said_in in found:
         reading(file.name)
-        yield Picture(file.name if not line else said_in, line, _content(file), label)
+        try:
+            content = _content(file)
+        except DataError as error:
+            bad.skip_file(error)
+            continue
+        yield Picture(file.name if not line else said_in, line, file.name, content, label)
 
 
 def _described(
@@ -93,31 +117,65 @@ def _described(
     described: Sequence[DataFile],
     source: spec_pb2.DataSource,
     labels: Sequence[str],
+    *,
     field: str,
+    bad: BadRows,
 ) -> list[_Found]:
     """Yields the pictures that rows of metadata name, in the order of the rows. Raises DataError."""
     by_name = {file.name: file for file in pictures}
     found: dict[str, _Found] = {}
+    named: set[str] = set()
     for table in described:
         folder = PurePosixPath(table.name).parent
         as_table = replace(table, format=_table_format(table.name))
-        for record in read_records([as_table], source, (NAMED,), field=field):
+        for record in read_records([as_table], source, (NAMED,), field=field, bad=bad):
             name = str(folder / str(record.cells["image"]).strip().removeprefix("./"))
-            if name not in by_name:
-                text = f"there is no picture {shorten(name)!r} in the folder; correct file_name, or remove the row"
-                raise DataError(text, file=record.file, line=record.line)
-            if name in found:
-                text = f"{shorten(name)!r} has a row already, line {found[name].line}; give each picture one row"
-                raise DataError(text, file=record.file, line=record.line)
-            label = _label_of(record, labels)
+            named.add(name)
+            try:
+                _check_row(name, record, by_name, found)
+                label = _label_of(record, labels)
+            except DataError as error:
+                bad.skip(error)
+                continue
             found[name] = _Found(by_name[name], label, record.line, record.file)
-    if missing := [name for name in by_name if name not in found]:
-        where = listed([table.name for table in described], most=3)
-        text = (
-            f"{len(missing):,} pictures have no row in {where}: {listed(missing, most=5)}; label them, or remove them"
-        )
-        raise DataError(text, file=missing[0])
+    where = listed([table.name for table in described], most=3)
+    if missing := [name for name in by_name if name not in named]:
+        text = f"no row in {where}; label it, or remove it"
+        for name in missing if source.max_bad_rows_share else ():
+            bad.skip_file(DataError(text, file=name))
+        if not source.max_bad_rows_share:
+            names = listed(missing, most=5)
+            text = f"{len(missing):,} pictures have no row in {where}: {names}; label them, or remove them"
+            raise DataError(text, file=missing[0])
     return list(found.values())
+
+
+def _check_row(name: str, record: Record, by_name: Mapping[str, DataFile], found: Mapping[str, _Found]) -> None:
+    """Raises DataError for a row of metadata that names no picture, or one that has a row."""
+    if name not in by_name:
+        text = f"there is no picture {shorten(name)!r} in the folder; correct file_name, or remove the row"
+        raise DataError(text, file=record.file, line=record.line)
+    if name in found:
+        text = f"{shorten(name)!r} has a row already, line {found[name].line}; give each picture one row"
+        raise DataError(text, file=record.file, line=record.line)
+
+
+def _of_idx(files: Sequence[DataFile], labels: Sequence[str] | None, bad: BadRows) -> Iterator[Picture]:
+    if labels is None:
+        for file, line, pixels in read_idx_pictures(files):
+            yield Picture(file, line, _numbered(file, line), pixels)
+        return
+    for file, line, pixels, number in read_idx(files):
+        try:
+            label = _named(number, labels, file, line)
+        except DataError as error:
+            bad.skip(error)
+            continue
+        yield Picture(file, line, _numbered(file, line), pixels, label)
+
+
+def _numbered(file: str, line: int) -> str:
+    return f"{file}:{line}"
 
 
 def _table_format(name: str) -> spec_pb2.DataFormat.ValueType:
@@ -127,17 +185,24 @@ def _table_format(name: str) -> spec_pb2.DataFormat.ValueType:
 
 
 def _of_tables(
-    files: Sequence[DataFile], source: spec_pb2.DataSource, labels: Sequence[str], field: str
+    files: Sequence[DataFile], source: spec_pb2.DataSource, labels: Sequence[str] | None, bad: BadRows, field: str
 ) -> Iterator[Picture]:
-    for record in read_records(files, source, (HELD,), field=field, has_pictures=True):
-        content = picture_bytes(record.cells["image"])
-        if content is None:
-            cell = record.cells["image"]
-            outside = isinstance(cell, dict) and cell.get("path")
-            what = "names a file outside of the table" if outside or isinstance(cell, str) else "is empty"
-            text = f"the picture {what}; save the table with the bytes of its pictures in it, or remove the row"
-            raise DataError(text, file=record.file, line=record.line)
-        yield Picture(record.file, record.line, content, _label_of(record, labels))
+    layout = HELD if labels is not None else HELD[:1]
+    for record in read_records(files, source, (layout,), field=field, bad=bad, has_pictures=True):
+        cell = record.cells["image"]
+        outside = cell.get("path") if isinstance(cell, dict) else ""
+        try:
+            content = picture_bytes(cell)
+            if content is None:
+                what = "names a file outside of the table" if outside or isinstance(cell, str) else "is empty"
+                text = f"the picture {what}; save the table with the bytes of its pictures in it, or remove the row"
+                raise DataError(text, file=record.file, line=record.line)
+            label = _label_of(record, labels) if labels is not None else None
+        except DataError as error:
+            bad.skip(error)
+            continue
+        name = outside if isinstance(outside, str) and outside else _numbered(record.file, record.line)
+        yield Picture(record.file, record.line, name, content, label)
 
 
 def _label_of(record: Record, labels: Sequence[str]) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shardyard_trainer.data.pictures import from_array, read_picture
+from shardyard_trainer.data.pictures import PictureInvalid, from_array, read_picture
 from shardyard_trainer.inputs.image_settings import FILE, PictureSettings, normalised, processed, read_settings
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder
@@ -91,6 +91,13 @@ class ImageInputs:
         """A picture as numbers, as in evaluation and answers. Raises PictureInvalid."""
         return processed(self.read(content), self.settings)
 
+    def encode_or_say(self, content: bytes) -> EncodedPicture:
+        """The same, with a complaint in place of an error."""
+        try:
+            return EncodedPicture(self.encode(content))
+        except PictureInvalid as error:
+            return EncodedPicture(np.zeros((1, 1, 1), np.float32), str(error))
+
     def augment(self, content: bytes | np.ndarray, how: Augmentation, draw: np.random.Generator) -> np.ndarray:
         """A picture as numbers, with random changes drawn from `draw`. Raises PictureInvalid."""
         picture = self.read(content)
@@ -108,6 +115,11 @@ class ImageInputs:
         parameter = next(model.parameters())
         pixels = torch.from_numpy(np.stack([each.pixels for each in encoded]))
         return {"pixel_values": pixels.to(parameter.device, parameter.dtype)}
+
+
+def complaints(encoded: Sequence[EncodedPicture]) -> list[tuple[str, str]]:
+    """(field, message) of each instance of a request whose bytes are not a picture."""
+    return [(f"instances[{index}].image", each.complaint) for index, each in enumerate(encoded) if each.complaint]
 
 
 def positions(side: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Vectors of texts as a data set: planned in `planning.extraction`, computed in `training.extracting`."""
+"""Vectors of texts or pictures as a data set: planned in `planning.extraction`, computed in `training.extracting`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class FeatureExtraction:
 
     name = "feature_extraction"
     output = Output.DATASET
-    roles = ("text", "text_pair")
+    roles = ("text", "text_pair", "image")
 
 
 TASK = FeatureExtraction()

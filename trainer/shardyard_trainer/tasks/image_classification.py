@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -16,8 +17,9 @@ from shardyard_trainer.data.label_column import Wanted
 from shardyard_trainer.data.labels import LABELS_FIELD, MULTI_LABEL, SINGLE_LABEL, LabelSchema, check_labels
 from shardyard_trainer.data.picture_rows import read_pictures
 from shardyard_trainer.data.sources import DataFile
-from shardyard_trainer.inputs.image import ImageInputs, positions
-from shardyard_trainer.inputs.pictures import Pictures, PictureSamples, load_pictures
+from shardyard_trainer.inputs.image import Augmentation, ImageInputs, positions
+from shardyard_trainer.inputs.labelled import hold_out
+from shardyard_trainer.inputs.pictures import LabelledPictures, LabelledSamples, load_labelled
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
@@ -29,7 +31,7 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
 from shardyard_trainer.tasks.picture_classifier import PictureClassifier
 from shardyard_trainer.tasks.picture_module import Kept, PictureMetrics, PictureModule
-from shardyard_trainer.tasks.picture_tasks import choose_inputs, choose_model, does_not_fit, split_pictures
+from shardyard_trainer.tasks.picture_tasks import augmentation, choose_inputs, choose_model, does_not_fit
 from shardyard_trainer.tasks.texts import Splits
 
 _KINDS = {SINGLE_LABEL: "single_label_classification", MULTI_LABEL: "multi_label_classification"}
@@ -116,18 +118,24 @@ def _prepare(job: Ingredients) -> PreparedPictures:
     return _assemble(job, choice, inputs, train, held_out)
 
 
-def _load(job: Ingredients, files: list[DataFile], name: str, labels: tuple[str, ...], *, like: str = "") -> Pictures:
+def _load(
+    job: Ingredients, files: list[DataFile], name: str, labels: tuple[str, ...], *, like: str = ""
+) -> LabelledPictures:
     wanted = Wanted(job.wanted.problem or SINGLE_LABEL, labels, like=like)
     field = f"spec.{name}"
     source: spec_pb2.DataSource = getattr(job.spec, name)
-    found = load_pictures(files, source, wanted=wanted, cache_dir=job.cache_dir, field=field)
-    for reason, message in found.label_notes:
+    found = load_labelled(files, source, wanted=wanted, cache_dir=job.cache_dir, field=field)
+    for reason, message in found.notes:
         job.warn(reason, message, field)
     return found
 
 
 def _assemble(
-    job: Ingredients, choice: ModelChoice, inputs: ImageInputs, train: Pictures, held_out: Pictures | None
+    job: Ingredients,
+    choice: ModelChoice,
+    inputs: ImageInputs,
+    train: LabelledPictures,
+    held_out: LabelledPictures | None,
 ) -> PreparedPictures:
     wanted, labels = job.wanted, train.schema.labels
     own = choice.described.labels if choice.described is not None and has_head(choice, TASK) else ()
@@ -141,7 +149,7 @@ def _assemble(
             what = f"the model's head has {len(own)} other labels ({listed(own, most=4)})" if has_others else ""
             what = what or "the model's head is put aside"
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
-    splits = split_pictures(job, inputs, train, held_out)
+    splits = _split(job, inputs, train, held_out)
     prepared = PreparedPictures(
         choice,
         inputs,
@@ -155,6 +163,24 @@ def _assemble(
     return prepared
 
 
+def _split(
+    job: Ingredients, inputs: ImageInputs, train: LabelledPictures, held_out: LabelledPictures | None
+) -> Splits[LabelledSamples]:
+    changes = augmentation(job.wanted)
+
+    def samples(pictures: LabelledPictures, index: np.ndarray, changes: Augmentation | None) -> LabelledSamples:
+        return LabelledSamples(pictures, index, inputs, augmentation=changes, seed=job.seed)
+
+    if held_out is not None:
+        everything = np.arange(train.store.num_sequences)
+        others = np.arange(held_out.store.num_sequences)
+        return samples(train, everything, changes), samples(held_out, others, None)
+    train_index, eval_index, warning = hold_out(train, job.holdout, job.seed)
+    if warning:
+        job.warn("RARE_LABELS", warning, "spec.train_data")
+    return samples(train, train_index, changes), samples(train, eval_index, None) if len(eval_index) else None
+
+
 class PreparedPictures:
     """The task with its model and data."""
 
@@ -165,7 +191,7 @@ class PreparedPictures:
         self,
         choice: ModelChoice,
         inputs: ImageInputs,
-        splits: Splits[PictureSamples],
+        splits: Splits[LabelledSamples],
         warnings: Sequence[TaskWarning],
         *,
         schema: LabelSchema,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 from shardyard_trainer.inputs.base import Inputs
 from shardyard_trainer.inputs.image import ImageInputs
@@ -15,6 +15,8 @@ from shardyard_trainer.models.loaded import Loaded, load_model
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Predictor, TrainingTask
+from shardyard_trainer.tasks.picture_vectors import PictureVectors
+from shardyard_trainer.tasks.vectors import TextVectors, Vectors
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,17 @@ class Opened:
     inputs: Inputs
     task: str
     predictor: Predictor | None
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """What makes vectors with the model. Raises FolderInvalid TASK_MISMATCH for a modality that has none."""
+        if isinstance(self.inputs, TextInputs):
+            return TextVectors(self.loaded, self.inputs)
+        if isinstance(self.inputs, ImageInputs):
+            return PictureVectors(self.loaded, self.inputs)
+        kind = self.loaded.folder.model_type
+        text = f"this {kind} reads neither texts nor pictures, so it has no vectors"
+        raise FolderInvalid(text, reason="TASK_MISMATCH")
 
 
 def open_model(source: Folder) -> Opened:
@@ -45,11 +58,3 @@ def inputs_of(described: ModelFolder, task: TrainingTask | None) -> type[Inputs]
     if task is not None:
         return task.inputs
     return ImageInputs if architectures.is_of_pictures(described.model_type) else TextInputs
-
-
-def text_inputs(opened: Opened) -> TextInputs:
-    """Its tokenizer. Raises FolderInvalid TASK_MISMATCH for a model of another modality."""
-    if not isinstance(opened.inputs, TextInputs):
-        what: Any = opened.loaded.folder.model_type
-        raise FolderInvalid(f"{what} does not read texts", reason="TASK_MISMATCH")
-    return opened.inputs

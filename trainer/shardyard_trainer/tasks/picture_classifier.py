@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.data.pictures import PictureInvalid
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.inputs.image import EncodedPicture, ImageInputs
+from shardyard_trainer.inputs.image import EncodedPicture, ImageInputs, complaints
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
 from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, violation
@@ -41,21 +39,11 @@ class PictureClassifier:
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedPicture]:
         """Decodes pictures; `complain` reports those that failed."""
-        return [self._read(instance.image) for instance in instances]
-
-    def _read(self, content: bytes) -> EncodedPicture:
-        try:
-            return EncodedPicture(self.inputs.encode(content))
-        except PictureInvalid as error:
-            return EncodedPicture(np.zeros((1, 1, 1), np.float32), str(error))
+        return [self.inputs.encode_or_say(instance.image) for instance in instances]
 
     def complain(self, encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
         """Reports bytes that are not a picture."""
-        return [
-            violation(f"instances[{index}].image", "DATA_INVALID", each.complaint)
-            for index, each in enumerate(encoded)
-            if each.complaint
-        ]
+        return [violation(field, "DATA_INVALID", message) for field, message in complaints(encoded)]
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture]) -> list[int]:
         """The size of a score for each label."""

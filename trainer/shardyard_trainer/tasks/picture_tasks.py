@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.image import Augmentation, ImageInputs
 from shardyard_trainer.inputs.image_settings import default_settings
-from shardyard_trainer.inputs.labelled import hold_out
-from shardyard_trainer.inputs.pictures import Pictures, PictureSamples
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.ingredients import Ingredients
-from shardyard_trainer.tasks.texts import Splits
 
 DEFAULT_SIDE = 224
 
@@ -55,25 +52,10 @@ def choose_inputs(job: Ingredients, choice: ModelChoice) -> ImageInputs:
     return found
 
 
-def split_pictures(
-    job: Ingredients, inputs: ImageInputs, train: Pictures, held_out: Pictures | None
-) -> Splits[PictureSamples]:
-    """What is trained on, changed at random as the spec says, and what is evaluated on."""
-    wanted = job.wanted
+def augmentation(wanted: Any) -> Augmentation | None:
+    """What training changes at random, as a task's message says; None: nothing."""
     how = Augmentation(wanted.crop_scale if wanted.HasField("crop_scale") else 1.0, wanted.flip)
-    changes = how if how.crop_scale < 1 or how.flip else None
-
-    def samples(pictures: Pictures, index: np.ndarray, augmentation: Augmentation | None) -> PictureSamples:
-        return PictureSamples(pictures, index, inputs, augmentation=augmentation, seed=job.seed)
-
-    if held_out is not None:
-        everything = np.arange(train.store.num_sequences)
-        others = np.arange(held_out.store.num_sequences)
-        return samples(train, everything, changes), samples(held_out, others, None)
-    train_index, eval_index, warning = hold_out(train, job.holdout, job.seed)
-    if warning:
-        job.warn("RARE_LABELS", warning, "spec.train_data")
-    return samples(train, train_index, changes), samples(train, eval_index, None) if len(eval_index) else None
+    return how if how.crop_scale < 1 or how.flip else None
 
 
 def does_not_fit(choice: ModelChoice, inputs: ImageInputs, why: str, field: str) -> SpecError:

@@ -1,4 +1,4 @@
-"""One vector a text, pooled from its token vectors: in training, in answers and in feature extraction.
+"""Vectors of what a model reads: what is asked for; and those of texts, as training, answers and features pool them.
 
 Shape suffixes: B texts, T positions, D width.
 """
@@ -6,14 +6,18 @@ Shape suffixes: B texts, T positions, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from shardyard.v1 import spec_pb2
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import batches
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.answers import text_of
+from shardyard_trainer.tasks.base import violation
 from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
 
 POOLINGS: Mapping[int, str] = {
@@ -27,6 +31,53 @@ POOLINGS: Mapping[int, str] = {
 POOLING_VALUES: Mapping[str, spec_pb2.Pooling.ValueType] = {
     name: spec_pb2.Pooling.ValueType(value) for value, name in POOLINGS.items()
 }
+
+Asked = model_service_pb2.EmbedRequest | spec_pb2.FeatureExtraction
+"""What says which vectors are wanted; both have the same fields for it."""
+
+
+class Wish(NamedTuple):
+    """Which vectors are made. `whole`: all of an input instead of one; `length`: tokens that texts are cut to."""
+
+    whole: bool
+    pooling: str
+    normalize: bool
+    length: int = 0
+
+
+class Vectors(Protocol):
+    """What makes vectors of one modality with a loaded model."""
+
+    kinds: tuple[str, ...]
+    """The members of `Instance.input` that it takes."""
+
+    unit: str
+    """What it reads, in the plural."""
+
+    loaded: Loaded
+    """The model."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in one vector."""
+
+    def refuse(self, asked: Asked) -> list[worker_pb2.Violation]:
+        """What of the settings does not fit the model; fields relative to `asked`."""
+
+    def wish(self, asked: Asked) -> Wish:
+        """The settings with the defaults filled in, once nothing is refused."""
+
+    def read(self, instances: Sequence[model_service_pb2.Instance], wish: Wish) -> list[Any]:
+        """Instances for the model. Raises SpecError."""
+
+    def complain(self, encoded: Sequence[Any]) -> list[worker_pb2.Violation]:
+        """What is wrong with instances once they are read."""
+
+    def numbers(self, encoded: Sequence[Any], wish: Wish) -> list[int]:
+        """How many numbers the answer to each has."""
+
+    def compute(self, encoded: Sequence[Any], wish: Wish) -> list[torch.Tensor]:
+        """For each one vector [D], or all [T, D], fp32."""
 
 
 def choose_pooling(loaded: Loaded, asked: spec_pb2.Pooling.ValueType) -> str:
@@ -58,24 +109,72 @@ def pool(hidden_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch
     return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), mask_BT.sum(1) - 1]
 
 
-@torch.inference_mode()
-def hidden_states(
-    loaded: Loaded, inputs: TextInputs, encoded: Sequence[EncodedText]
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yields (index, last hidden state [T, D] without padding) for every text."""
-    for batch in batches(encoded):
-        tensors = inputs.tensors(loaded.model, [encoded[index] for index in batch])
-        hidden_BTD = loaded.backbone(**tensors).last_hidden_state.cpu()
-        for row, index in enumerate(batch):
-            yield index, hidden_BTD[row, : len(encoded[index].ids)]
+class TextVectors:
+    """Vectors of texts and pairs of texts."""
 
+    kinds: tuple[str, ...] = ("text", "pair")
+    unit = "texts"
 
-@torch.inference_mode()
-def text_vectors(
-    loaded: Loaded, inputs: TextInputs, encoded: Sequence[EncodedText], *, pooling: str, normalize: bool
-) -> torch.Tensor:
-    """One vector a text, fp32 [len(encoded), D], in the order given."""
-    vectors = torch.empty(len(encoded), loaded.width)
-    for index, hidden_TD in hidden_states(loaded, inputs, encoded):
-        vectors[index] = pool(hidden_TD.unsqueeze(0), torch.ones(1, len(hidden_TD), dtype=torch.long), pooling)[0]
-    return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+    def __init__(self, loaded: Loaded, inputs: TextInputs) -> None:
+        self.loaded = loaded
+        self.inputs = inputs
+
+    @property
+    def width(self) -> int:
+        """Numbers in one vector."""
+        return self.loaded.width
+
+    def refuse(self, asked: Asked) -> list[worker_pb2.Violation]:
+        """A length that the model does not take."""
+        try:
+            self._length(asked)
+        except ValueError as error:
+            return [violation("max_length", "SPEC_INVALID", str(error))]
+        return []
+
+    def wish(self, asked: Asked) -> Wish:
+        """As asked, else as trained."""
+        loaded = self.loaded
+        return Wish(
+            asked.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE,
+            choose_pooling(loaded, asked.pooling),
+            asked.normalize or loaded.folder.normalize,
+            self._length(asked),
+        )
+
+    def _length(self, asked: Asked) -> int:
+        return choose_length(self.loaded, asked.max_length if asked.HasField("max_length") else None)
+
+    def read(self, instances: Sequence[model_service_pb2.Instance], wish: Wish) -> list[EncodedText]:
+        """Texts as tokens. Raises SpecError."""
+        return self.inputs.encode([text_of(each) for each in instances], wish.length)
+
+    def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
+        """Nothing: any text will do."""
+        return []
+
+    def numbers(self, encoded: Sequence[EncodedText], wish: Wish) -> list[int]:
+        """Of each text's tokens, or of one vector."""
+        return [(len(each.ids) if wish.whole else 1) * self.width for each in encoded]
+
+    @torch.inference_mode()
+    def compute(self, encoded: Sequence[EncodedText], wish: Wish) -> list[torch.Tensor]:
+        """Last hidden states without padding, or what they are pooled to."""
+        found = dict(self._hidden_states(encoded))
+        states = [found[index] for index in range(len(encoded))]
+        if wish.whole:
+            return states
+        return [self._pooled(hidden_TD, wish) for hidden_TD in states]
+
+    def _pooled(self, hidden_TD: torch.Tensor, wish: Wish) -> torch.Tensor:
+        vector_D = pool(hidden_TD.unsqueeze(0), torch.ones(1, len(hidden_TD), dtype=torch.long), wish.pooling)[0]
+        return torch.nn.functional.normalize(vector_D, dim=-1) if wish.normalize else vector_D
+
+    def _hidden_states(self, encoded: Sequence[EncodedText]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields (index, last hidden state [T, D] without padding) for every text."""
+        for batch in batches(encoded):
+            some = [encoded[index] for index in batch]
+            tensors = self.inputs.tensors(self.loaded.model, some)
+            hidden_BTD = self.loaded.backbone(**tensors).last_hidden_state.cpu()
+            for row, index in enumerate(batch):
+                yield index, hidden_BTD[row, : len(some[row].ids)]
