@@ -35,7 +35,10 @@ MAX_PARTS = 45_000
 
 MAX_IMAGE_BYTES = 4_000_000
 
-Text = str | tuple[str, str] | Words | Items | Question | Mapping[str, str] | Image | bytes | Path
+Chat = Sequence[Mapping[str, str]]
+"""The messages of a conversation, each with `role` and `content`."""
+
+Text = str | tuple[str, str] | Words | Items | Question | Mapping[str, str] | Image | bytes | Path | Chat
 
 
 class SpecFields(TypedDict, total=False):
@@ -118,7 +121,7 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
 
 
 def instance(item: Text, index: int) -> model_service_pb2.Instance:
-    """A text, a pair, words, items, a question, or a picture (bytes, a Path, or Image), as the service wants it.
+    """A text, a pair, words, items, a question, messages, or a picture (bytes, a Path, or Image), for the service.
 
     Raises: InvalidArgument for anything else, and for a picture that cannot be read or is too large.
     """
@@ -141,9 +144,20 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
         return model_service_pb2.Instance(question=asked)
     if isinstance(item, Image | bytes | Path):
         return model_service_pb2.Instance(image=_content(item, where))
-    raise invalid(
-        where, f"{shown(item)} is neither a text nor a pair of texts, nor Words, Items or a Question, nor a picture"
-    )
+    if isinstance(item, tuple | list) and item and all(isinstance(part, Mapping) for part in item):
+        return model_service_pb2.Instance(messages=_messages(item, where))
+    kinds = "neither a text nor a pair of texts, nor Words, Items or a Question, nor a list of messages, nor a picture"
+    raise invalid(where, f"{shown(item)} is {kinds}")
+
+
+def _messages(chat: Sequence[Any], where: str) -> model_service_pb2.Messages:
+    made = model_service_pb2.Messages()
+    for at, message in enumerate(chat):
+        place = f"{where}.messages.messages[{at}]"
+        if strange := sorted(str(key) for key in message if key not in ("role", "content")):
+            raise invalid(place, f"a message has `role` and `content`; leave out {', '.join(strange)}")
+        made.messages.append(build(model_service_pb2.ChatMessage, place, **message))
+    return made
 
 
 def _content(item: Image | bytes | Path, where: str) -> bytes:
@@ -166,7 +180,7 @@ def _content(item: Image | bytes | Path, where: str) -> bytes:
 
 
 def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2.Instance]]]:
-    """(index of the first, instances), each under 3 MiB, 1,000 instances, and 45,000 words or items of them.
+    """(index of the first, instances), each under 3 MiB, 1,000 instances, and 45,000 words, items or parts of messages.
 
     Raises: InvalidArgument with the index of what is not an instance.
     """
@@ -176,7 +190,8 @@ def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2
     start, size, parts, batch = 0, 0, 0, list[model_service_pb2.Instance]()
     for index, item in enumerate(items):
         made = instance(item, index)
-        length, more = made.ByteSize() + 5, len(made.words.words) + len(made.items.items) + 4
+        length = made.ByteSize() + 5
+        more = len(made.words.words) + len(made.items.items) + 3 * len(made.messages.messages) + 4
         if batch and (size + length > MAX_REQUEST_BYTES or len(batch) == MAX_BATCH or parts + more > MAX_PARTS):
             yield start, batch
             start, size, parts, batch = index, 0, 0, []

@@ -189,6 +189,24 @@ class QuestionAnswering:
 
 
 @dataclass(frozen=True)
+class Instruction:
+    """Fine-tuning: answer people, on the assistant's messages of conversations.
+
+    The data has `messages` (a list of {role, content}), `conversations`, `instruction` and `output`, `prompt` and
+    `completion`, or plain `text`. `chat_template` is Jinja, as transformers has it.
+    """
+
+    max_length: int | None = None
+    chat_template: str | None = None
+    last_turn_only: bool | None = None
+    packing: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"instruction": _set(self)}}
+
+
+@dataclass(frozen=True)
 class ImageClassification:
     """Fine-tuning: put pictures into classes.
 
@@ -216,6 +234,7 @@ Task = (
     | ImageClassification
     | Recommendation
     | QuestionAnswering
+    | Instruction
     | CausalLm
     | MaskedLm
     | MaskedItem

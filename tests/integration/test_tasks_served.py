@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import shardyard
+from helpers.chats import ANSWERS, chat, write_chats
 from helpers.questions import asked, write_nested
 from helpers.small_pictures import write_folders
 from helpers.workplace import Workplace, workplace
@@ -218,6 +219,43 @@ def measured_again(place: Workplace, client: shardyard.Client, numbers: Mapping[
     assert done.returncode == 1 and "LABEL_MISMATCH" in done.stderr and "does not know B-ORG, I-ORG" in done.stderr
     done = place.run(f"shardyard submit {flags} --data held.jsonl --job-id by-hand")
     assert done.returncode == 0 and f"f1 {numbers['f1']:.4g}" in done.stdout.splitlines()[-1], done.stdout + done.stderr
+
+
+def test_questions_are_answered_as_they_were_learnt(place: Workplace) -> None:
+    write_chats(place.folder / "chats.jsonl", times=12)
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.Instruction(max_length=64),
+            model=shardyard.Architecture("llama", SMALL | {"num_key_value_heads": 2}),
+            tokenizer=shardyard.TrainedTokenizer(vocab_size=300),
+            train_data=place.folder / "chats.jsonl",
+            eval_data=place.folder / "chats.jsonl",
+            optimization=shardyard.Optimization(epochs=20, learning_rate=1e-2, global_batch_size=8, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=3),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="chats")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("chats")
+        assert model.info.task == "instruction" and model.info.inputs == ("messages", "text")
+        assert model.info.metrics["token_accuracy"] > 0.99 and model.info.metrics["perplexity"] < 1.1
+        answers = model.predict(list(ANSWERS), max_new_tokens=40)
+        assert [answer.text for answer in answers] == list(ANSWERS.values())
+        first, second = list(ANSWERS.items())[:2]
+        asked = chat(*first, second[0])["messages"]
+        (answer,) = model.predict([asked], max_new_tokens=40)
+        assert answer.text == second[1]
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict([asked, asked[:2], [{"role": "robot", "content": "Hello"}]])
+        assert [each.field for each in caught.value.violations] == [
+            "instances[1].messages.messages[1]",
+            "instances[2].messages.messages[0]",
+        ]
+    (place.folder / "asked.jsonl").write_text(json.dumps(asked) + "\nCount to three.\n")
+    done = place.run("shardyard predict chats --file asked.jsonl")
+    assert done.stdout.splitlines() == [second[1], ANSWERS["Count to three."]], done.stderr
+    done = place.run("shardyard predict chats --message 'user: Who are you?'")
+    assert done.stdout.strip() == ANSWERS["Who are you?"], done.stderr
 
 
 def test_flowers_are_named(place: Workplace) -> None:

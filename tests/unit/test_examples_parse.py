@@ -24,6 +24,7 @@ DATA = (
     "train.jsonl",
     "interactions.csv",
     "questions.json",
+    "chats.jsonl",
     "flowers/train/rose/1.jpg",
     "flowers/test/rose/2.jpg",
 )
@@ -38,6 +39,7 @@ TASKS = {
     "ner": "fine_tuning",
     "recommendation": "fine_tuning",
     "question-answering": "fine_tuning",
+    "instruction": "fine_tuning",
     "flowers": "fine_tuning",
     "features": "feature_extraction",
     "evaluation": "model_evaluation",
@@ -50,7 +52,8 @@ def test_there_is_a_spec_file_for_every_task() -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_example_spec_is_read_whole(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "bert").mkdir()
+    for name in ("bert", "smollm2"):
+        (tmp_path / name).mkdir()
     for name in DATA:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")

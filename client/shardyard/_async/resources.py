@@ -48,12 +48,13 @@ class AsyncModel:
         return read(ModelInfo, self.message)
 
     async def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
-        """An answer to each text, pair of texts, `Words`, `Items`, `Question` or picture, in the order of the inputs.
+        """An answer to each input, in their order: a text, pair of texts, `Words`, `Items`, a `Question`, a picture, or
+        the messages of a conversation (a list of `{"role": …, "content": …}`).
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
-        language models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation; `top_k`,
-        `max_answer_length` and `threshold` (how much likelier no answer has to be) for question answering. Any number
-        may be asked: calls are split.
+        language models and instruction models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation;
+        `top_k`, `max_answer_length` and `threshold` (how much likelier no answer has to be) for question answering. Any
+        number may be asked: calls are split.
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)

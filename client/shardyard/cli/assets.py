@@ -101,6 +101,10 @@ def predict(
     pairs: Pairs = False,
     question: Annotated[str | None, typer.Option("--question", help="A question about --context.")] = None,
     context: Annotated[str | None, typer.Option("--context", help="The text to answer from; @FILE: a file.")] = None,
+    message: Annotated[
+        list[str] | None,
+        typer.Option("--message", metavar="<role: text>", help="A message; several are one conversation."),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option("--threshold", help="Multi label: least probability; questions: margin of no answer."),
@@ -127,7 +131,8 @@ def predict(
 
     By its task the answers are classes, numbers, continuations, candidates for masks, or items. A model of
     pictures takes paths of files, or of folders of them, in place of texts. One that answers questions takes
-    --question and --context, or as texts a question and its context, or lines of JSON with both.
+    --question and --context, or as texts a question and its context, or lines of JSON with both. An instruction model
+    answers texts, lines of JSON with the messages of a conversation, or --message "user: Hello".
     """
     from shardyard._lines import printable
     from shardyard.cli.output import print_json
@@ -135,7 +140,9 @@ def predict(
 
     with open_client(address, project) as client:
         asked = client.model(model)
-        inputs = read_instances(asked.info.inputs, texts, file, pairs=pairs, asked=(question, context))
+        inputs = read_instances(
+            asked.info.inputs, texts, file, pairs=pairs, asked=(question, context), messages=message
+        )
         answers = asked.predict(
             inputs,
             threshold=threshold,
@@ -151,6 +158,9 @@ def predict(
         print_json([to_plain(answer) for answer in answers])
         return
     for item, answer in zip(inputs, answers, strict=True):
+        if answer.text is not None and (message or asked.info.inputs[:1] == ("messages",)):
+            print(answer_line(answer))
+            continue
         shown = _shown_input(item)
         # A continuation is printed after its prompt; other answers have one length, and come first.
         print(

@@ -42,11 +42,17 @@ def read_instances(
     *,
     pairs: bool,
     asked: tuple[str | None, str | None] = (None, None),
+    messages: Sequence[str] | None = None,
 ) -> list[Any]:
     """What to ask a model that takes these kinds of input (`Model.inputs`): the first, its usual one, decides.
 
-    `asked` is a question and its context. Raises: BadParameter, with the line number if a line is wrong.
+    `asked` is a question and its context; `messages` are one conversation, each `ROLE: TEXT`. Raises: BadParameter,
+    with the line number if a line is wrong.
     """
+    if messages:
+        if texts or file is not None or pairs:
+            raise typer.BadParameter("--message gives one conversation; leave the texts, --file and --pairs out")
+        return [[_message(each) for each in messages]]
     usual = kinds[0] if kinds else ""
     if usual == "question":
         return read_questions(texts, file, *asked)
@@ -56,6 +62,8 @@ def read_instances(
     if usual == "items":
         return read_histories(texts, file)
     inputs = read_inputs(texts, file, pairs=pairs)
+    if usual == "messages" and not texts and not pairs:
+        return [_conversation(number, line) for number, line in enumerate(inputs, start=1)]
     return as_pictures(inputs) if usual == "image" else inputs
 
 
@@ -70,6 +78,27 @@ def read_embedded(kinds: Sequence[str], texts: Sequence[str] | None, file: Path 
     are_files = [path.is_dir() or (path.suffix.lower() in _PICTURES and path.is_file()) for path in paths]
     is_guess = not kinds and len(paths) == len(inputs) > 0 and all(are_files)
     return as_pictures(inputs) if is_guess or "image" in kinds else inputs
+
+
+def _message(written: str) -> dict[str, str]:
+    role, colon, content = written.partition(":")
+    if not colon or not role.strip().isalpha():
+        raise typer.BadParameter(f"--message {written!r} is not ROLE: TEXT, such as `user: Hello`")
+    return {"role": role.strip(), "content": content.strip()}
+
+
+def _conversation(number: int, line: str) -> Any:
+    """A line of JSON as the messages of a conversation; any other is the text of a user."""
+    if not line.lstrip().startswith(("[", "{")):
+        return line
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    found = found.get("messages") if isinstance(found, dict) else found
+    if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
+        raise typer.BadParameter(f"line {number}: a conversation is a list of messages, or an object with `messages`")
+    return found
 
 
 def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:

@@ -391,8 +391,9 @@ class Instance(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A text; for a masked language model with its mask token in it."""
+    """A text; for a masked language model with its mask token in it, for an instruction model the message of a user."""
     image: _builtins.bytes
     """A picture as the bytes of its file: JPEG, PNG, WebP, GIF, BMP or TIFF."""
     @_builtins.property
@@ -411,6 +412,10 @@ class Instance(_message.Message):
     def question(self) -> Global___Question:
         """A question and the text that has its answer, for question answering."""
 
+    @_builtins.property
+    def messages(self) -> Global___Messages:
+        """A conversation to be answered, for instruction models and for causal language models with a chat template."""
+
     def __init__(
         self,
         *,
@@ -420,12 +425,13 @@ class Instance(_message.Message):
         image: _builtins.bytes = ...,
         items: Global___Items | None = ...,
         question: Global___Question | None = ...,
+        messages: Global___Messages | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "question", b"question", "text", b"text", "words", b"words"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "messages", b"messages", "pair", b"pair", "question", b"question", "text", b"text", "words", b"words"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "pair", b"pair", "question", b"question", "text", b"text", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "items", b"items", "messages", b"messages", "pair", b"pair", "question", b"question", "text", b"text", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "image", "items", "question"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "pair", "words", "image", "items", "question", "messages"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -631,7 +637,7 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def generation(self) -> Global___GenerationParameters:
-        """For causal language models."""
+        """For causal language models and instruction models."""
 
     @_builtins.property
     def fill_mask(self) -> Global___FillMaskParameters:
@@ -841,7 +847,7 @@ class Prediction(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     generated_text: _builtins.str
-    """Causal language models: the continuation, without the text given."""
+    """Causal language models: the continuation, without the text given. Instruction models: the answer."""
     @_builtins.property
     def classification(self) -> Global___Classification:
         """Classification of texts or pictures, single or multi label."""
@@ -1047,6 +1053,56 @@ class AnswerCandidate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnswerCandidate: _TypeAlias = AnswerCandidate  # noqa: Y015
+
+@_typing.final
+class Messages(_message.Message):
+    """A conversation, as the model's chat template reads it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """In their order: perhaps a system message, then user and assistant in turn. The last one is the user's, or a tool's."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Messages: _TypeAlias = Messages  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    """One message of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """`system` (or `developer`), `user`, `assistant` or `tool`; required."""
+    content: _builtins.str
+    """What was said; not blank, but for a system message."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class RankedItems(_message.Message):

@@ -540,6 +540,7 @@ class FineTuning(_message.Message):
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
     QUESTION_ANSWERING_FIELD_NUMBER: _builtins.int
+    INSTRUCTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Classify or score texts or pairs of texts."""
@@ -560,6 +561,10 @@ class FineTuning(_message.Message):
     def question_answering(self) -> Global___QuestionAnswering:
         """Find the answer to a question in a text."""
 
+    @_builtins.property
+    def instruction(self) -> Global___Instruction:
+        """Answer people: follow instructions and hold conversations."""
+
     def __init__(
         self,
         *,
@@ -568,12 +573,13 @@ class FineTuning(_message.Message):
         image_classification: Global___ImageClassification | None = ...,
         recommendation: Global___Recommendation | None = ...,
         question_answering: Global___QuestionAnswering | None = ...,
+        instruction: Global___Instruction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "instruction"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -767,6 +773,51 @@ class TokenClassification(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
 
 Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
+
+@_typing.final
+class Instruction(_message.Message):
+    """Answer people, on the assistant's messages of conversations. Its data has the column role `messages` (a list of {role, content},
+    perhaps with `tools`), or `conversations` (a list of {from, value}), `instruction` and `output` (perhaps with `input`), `prompt`
+    and `completion` (these three perhaps with `system`), or plain `text`, of which every token is learnt.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    LAST_TURN_ONLY_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
+    max_length: _builtins.int
+    """Tokens of a conversation, or of a packed sequence; the end of a longer conversation is cut. Unset: 1,024, or the model's
+    longest if that is less. At least 8, at most what the model can address.
+    """
+    chat_template: _builtins.str
+    """A Jinja template that makes a text of `messages`, as transformers has them. Empty: that of the tokenizer, else a simple one. The
+    model's folder keeps it. At most 65,536 characters.
+    """
+    last_turn_only: _builtins.bool
+    """Learn only the last answer of each conversation; unset: all of them."""
+    packing: _builtins.bool
+    """Put several conversations into one sequence of `max_length` in training, with positions that restart, so that none sees another.
+    For architectures that are known to keep them apart; unset: one conversation a sample.
+    """
+    def __init__(
+        self,
+        *,
+        max_length: _builtins.int | None = ...,
+        chat_template: _builtins.str = ...,
+        last_turn_only: _builtins.bool = ...,
+        packing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "max_length", b"max_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "chat_template", b"chat_template", "last_turn_only", b"last_turn_only", "max_length", b"max_length", "packing", b"packing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+
+Global___Instruction: _TypeAlias = Instruction  # noqa: Y015
 
 @_typing.final
 class ImageClassification(_message.Message):

@@ -46,9 +46,11 @@ def read_records(
     field: str,
     bad: BadRows | None = None,
     has_pictures: bool = False,
+    only_one: bool = False,
 ) -> Iterator[Record]:
     """The rows of all files, in order. A file has the columns of the first of `layouts` that it has all roles of.
 
+    With `only_one`, a file that has those of several is refused, unless the mapped roles are of one alone.
     Rows that cannot be read go to `bad`, if the caller has one and finishes it. Raises DataError, said of `field`, for
     too many of them, and for a file that has none of the layouts, or two columns for one role.
     """
@@ -57,7 +59,7 @@ def read_records(
         about(field, "DATA_INVALID")
         reading(file.name)
         try:
-            for record in _file_records(file, source, layouts, own, has_pictures=has_pictures):
+            for record in _file_records(file, source, layouts, own, has_pictures=has_pictures, only_one=only_one):
                 num_rows += 1
                 yield record
         except DataError as error:
@@ -80,6 +82,7 @@ def _file_records(
     bad: BadRows,
     *,
     has_pictures: bool,
+    only_one: bool,
 ) -> Iterator[Record]:
     names = [name for layout in layouts for role in layout for name in (role.name, *role.aliases)]
     spelled = {way for name in names for way in (name, name.capitalize(), name.title(), name.upper())}
@@ -87,6 +90,8 @@ def _file_records(
     times = [name for role, known in of_time.items() for name in (source.columns.get(role, ""), *known)]
     layout = Layout.of(source, spelled, has_records=True, times=times, bad=bad)
     table = open_table(file, replace(layout, has_pictures=has_pictures))
+    if only_one:
+        layouts = _only_fitting(table, source.columns, layouts)
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}
@@ -118,6 +123,21 @@ def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence
     )
 
 
+def _only_fitting(
+    table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]
+) -> Sequence[Sequence[Role]]:
+    """The layouts that the mapped roles leave, if the file has the columns of one of them at most."""
+    left = [layout for layout in layouts if set(mapping) <= {role.name for role in layout}] or layouts
+    fitting = [layout for layout in left if all(role.is_optional or _names_of(table, mapping, role) for role in layout)]
+    if len(fitting) < 2:
+        return fitting or left
+    columns = [[_names_of(table, mapping, role)[0] for role in layout if not role.is_optional] for layout in fitting]
+    ways = " or ".join(" and ".join(f"`{name}`" for name in names) for names in columns)
+    role = next(role for role in fitting[0] if not role.is_optional)
+    message = f"it may be read by its columns {ways}; say which in columns, as {role.name}: {columns[0][0]}"
+    raise DataError(message, file=table.file.name, column=role.name)
+
+
 def _text_hint(table: Table) -> str:
     """A hint for a plain text file, which has no columns."""
     if table.file.format != spec_pb2.DATA_FORMAT_TEXT:
@@ -142,14 +162,7 @@ def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:
 
 def _column_of(table: Table, mapping: Mapping[str, str], role: Role) -> str:
     """The role's column; empty if there is none. Raises DataError if two fit."""
-    if role.name in mapping:
-        return mapping[role.name]
-    taken = set(mapping.values())
-    free = [name for name in table.columns if name not in taken]
-    if role.name in free:
-        return role.name
-    named = {role.name, *role.aliases}
-    found = list(dict.fromkeys(name for name in free if name.casefold() in named))
+    found = _names_of(table, mapping, role)
     if len(found) > 1:
         raise DataError(
             f"the columns {listed(found)} may each be the {role.name}; map one in columns, as {role.name}: {found[0]}",
@@ -157,3 +170,15 @@ def _column_of(table: Table, mapping: Mapping[str, str], role: Role) -> str:
             column=role.name,
         )
     return found[0] if found else ""
+
+
+def _names_of(table: Table, mapping: Mapping[str, str], role: Role) -> list[str]:
+    """The columns that may be the role's: the mapped one, the one of its name, or those of its aliases."""
+    if role.name in mapping:
+        return [mapping[role.name]]
+    taken = set(mapping.values())
+    free = [name for name in table.columns if name not in taken]
+    if role.name in free:
+        return [role.name]
+    named = {role.name, *role.aliases}
+    return list(dict.fromkeys(name for name in free if name.casefold() in named))

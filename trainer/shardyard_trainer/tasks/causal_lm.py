@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.packed import Blocks, Corpus, causal_frame, corpus_stats, positions_from
@@ -21,14 +22,16 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
+from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor, refuse_kinds, refuse_parameters
 from shardyard_trainer.tasks.base import (
     Footprint,
     HuggingFaceModule,
     ModuleOutput,
     Output,
     Parts,
+    violation,
 )
+from shardyard_trainer.tasks.chat_reader import ChatReader, EncodedPrompt
 from shardyard_trainer.tasks.generate import continue_texts
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear
@@ -206,13 +209,50 @@ class CausalLmModule(HuggingFaceModule):
 
 
 class CausalPredictor(TextPredictor):
-    """Continues texts token by token."""
+    """Continues texts token by token, and answers conversations if its folder has a chat template.
+
+    `answers_texts`: a text is the message of a user, to be answered and not to be continued.
+    """
 
     parameters = "generation"
 
+    def __init__(self, task: str, loaded: Loaded, inputs: TextInputs, *, answers_texts: bool = False) -> None:
+        super().__init__(task, loaded, inputs)
+        self._answers_texts = answers_texts
+        # Only what trains on conversations needs a template that works.
+        self._chats = ChatReader(inputs.tokenizer)
+        self.template_fault = self._chats.fault
+        if answers_texts:
+            self.takes = ("messages", "text")
+        elif inputs.tokenizer.chat_template:
+            self.takes = ("text", "messages")
+
+    def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
+        """Parameters of another task, instances of another kind, and conversations without a template that works."""
+        takes = [kind for kind in self.takes if kind != "messages" or not self.template_fault]
+        message = f"a {self.task} model takes {' or '.join(f'`{kind}`' for kind in takes)}"
+        if fault := self.template_fault:
+            message = f"{message}; `messages` need a chat template, and {fault}"
+        found = refuse_parameters(request, self.task, self.parameters)
+        return found + refuse_kinds(request.instances, takes, message)
+
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
-        """Encodes whole texts; nothing is cut."""
-        return self.inputs.encode_prompts([instance.text for instance in instances])
+        """Texts and conversations, whole: none is cut."""
+        is_chat = [self._answers_texts or instance.HasField("messages") for instance in instances]
+        plain = [instance.text for instance, chat in zip(instances, is_chat, strict=True) if not chat]
+        texts = iter(self.inputs.encode_prompts(plain) if plain else [])
+        return [
+            self._chats.read(instance) if chat else next(texts)
+            for instance, chat in zip(instances, is_chat, strict=True)
+        ]
+
+    def complain(self, encoded: Sequence[EncodedText]) -> list[worker_pb2.Violation]:
+        """Conversations that cannot be answered."""
+        return [
+            violation(f"instances[{index}]{each.field}", "SPEC_INVALID", each.fault)
+            for index, each in enumerate(encoded)
+            if isinstance(each, EncodedPrompt) and each.fault
+        ]
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
         """The size of as many tokens as the request allows."""

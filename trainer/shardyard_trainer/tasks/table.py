@@ -24,6 +24,7 @@ NAMES = (
     "image_classification",
     "recommendation",
     "question_answering",
+    "instruction",
     "feature_extraction",
     "model_evaluation",
 )

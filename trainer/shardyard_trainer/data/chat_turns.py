@@ -1,0 +1,121 @@
+"""Conversations and their rules: who may speak when, and what a message may be. The same for training and answering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shardyard_trainer.data.errors import listed, nearest, shorten
+
+SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
+ROLES = (SYSTEM, "developer", USER, ASSISTANT, TOOL)
+
+_MAY_FOLLOW: Mapping[str, tuple[str, ...]] = {
+    "": (SYSTEM, "developer", USER),
+    SYSTEM: (USER,),
+    "developer": (USER,),
+    USER: (ASSISTANT,),
+    ASSISTANT: (USER, TOOL),
+    TOOL: (ASSISTANT, TOOL),
+}
+
+# What ShareGPT and others call the speakers.
+_OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("human", "prompter", "instruction"), USER),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT),
+    **dict.fromkeys(("observation", "function", "tool_response"), TOOL),
+}
+_CALLS = ("tool_calls", "function_call")
+_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+"""What else of a message a template may read."""
+
+Message = dict[str, Any]
+
+
+class TurnFault(ValueError):
+    """What is wrong with a conversation; `place` is that of the message from 0."""
+
+    def __init__(self, place: int, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def read_message(place: int, value: Any) -> tuple[Message, bool]:
+    """A message as templates read it, and whether an answer is to be learnt, from {role, content} or {from, value}.
+
+    Raises TurnFault.
+    """
+    if not isinstance(value, Mapping):
+        raise TurnFault(place, f"it is {_shown(value)}; write it as {{role, content}}")
+    given = {key: each for key, each in value.items() if each is not None}
+    speaker = given.get("role", given.get("from"))
+    if not isinstance(speaker, str):
+        raise TurnFault(place, f"it has the keys {listed(given, most=8)}, but no `role` (or `from`) that is a text")
+    role = _OTHER_NAMES.get(speaker.strip().lower(), speaker.strip().lower())
+    if role not in ROLES:
+        message = f"its role {shorten(speaker)!r} is none of {', '.join(ROLES)}{nearest(role, ROLES)}; correct it"
+        raise TurnFault(place, message)
+    content = _content(
+        place, given.get("content", given.get("value")), may_lack=any(given.get(call) for call in _CALLS)
+    )
+    kept = {key: given[key] for key in _KEPT if key in given}
+    return {"role": role, "content": content, **kept}, _weight(place, given)
+
+
+def _content(place: int, value: Any, *, may_lack: bool) -> str:
+    """The text of a message; the texts of one that is written in parts, joined."""
+    if isinstance(value, list):
+        return "".join(_part(place, part) for part in value)
+    if value is None and may_lack:
+        return ""
+    if not isinstance(value, str):
+        what = "no `content` (or `value`)" if value is None else f"the content {_shown(value)}, which is not a text"
+        raise TurnFault(place, f"it has {what}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise TurnFault(place, "its content has half of a surrogate pair; write the whole character") from None
+    if "\0" in value:
+        raise TurnFault(place, "its content has a NUL character; take it out")
+    return value
+
+
+def _part(place: int, part: Any) -> str:
+    kind = part.get("type", "text") if isinstance(part, Mapping) else ""
+    if kind != "text":
+        what = f"a part of the type {shorten(str(kind))!r}" if kind else f"the part {_shown(part)}"
+        raise TurnFault(place, f"its content has {what}; only texts are learnt: {{type: text, text: …}}")
+    return _content(place, part.get("text", part.get("value")), may_lack=False)
+
+
+def _weight(place: int, given: Mapping[str, Any]) -> bool:
+    weight = given.get("weight", given.get("loss_weight", 1))
+    if weight not in (0, 1):
+        raise TurnFault(place, f"its weight is {_shown(weight)}; 1: it is learnt, 0: it is not")
+    return bool(weight)
+
+
+def check_turns(messages: Sequence[Message], *, is_question: bool) -> None:
+    """Raises TurnFault for speakers out of order, and for messages that say nothing.
+
+    `is_question`: the conversation is to be answered, so that an assistant's message is not its last.
+    """
+    before = ""
+    for place, message in enumerate(messages):
+        role = message["role"]
+        allowed = _MAY_FOLLOW[before]
+        if role not in allowed:
+            where = f"after one of the role {before}" if before else "at the beginning"
+            raise TurnFault(place, f"its role is {role}, but {where} comes {' or '.join(allowed)}")
+        if not message["content"].strip() and role not in (SYSTEM, "developer", TOOL) and "tool_calls" not in message:
+            raise TurnFault(place, f"the {role} says nothing; leave the conversation out, or write what was said")
+        before = role
+    if is_question and before not in (USER, TOOL):
+        what = f"it is of the role {before}" if before else "there is none"
+        raise TurnFault(
+            max(len(messages) - 1, 0), f"the last message is to be answered, but {what}; send a user's last"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else repr(shorten(str(value)))

@@ -1,0 +1,169 @@
+"""Conversations as people write them: messages, ShareGPT, Alpaca, prompts with completions, plain texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.chat_turns import ASSISTANT, SYSTEM, USER, Message, TurnFault, check_turns, read_message
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.written_lists import as_list, shown
+
+_SYSTEM = Role("system", ("system_prompt",), is_optional=True)
+_TOOLS = Role("tools", is_optional=True)
+LAYOUTS = (
+    (Role("messages"), _TOOLS),
+    (Role("conversations", ("conversation",)), _SYSTEM, _TOOLS),
+    (Role("instruction"), Role("input", ("context",), is_optional=True), Role("output", ("response",)), _SYSTEM),
+    (Role("prompt", ("question",)), Role("completion", ("response", "answer")), _SYSTEM),
+    (Role("text"),),
+)
+ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout))
+MOST_MESSAGES = 4096
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row. `learnt` says which of the messages are answers to learn; of a plain `text`, which has none, all is."""
+
+    file: str
+    line: int
+    messages: tuple[Message, ...]
+    learnt: tuple[bool, ...]
+    tools: tuple[Any, ...] = ()
+    text: str = ""
+
+
+def read_conversations(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    *,
+    field: str,
+    last_only: bool = False,
+    bad: BadRows | None = None,
+) -> Iterator[Conversation]:
+    """The conversations of all files, each with an answer to learn. Raises DataError.
+
+    Those that cannot be used go to `bad`, if the caller has one and finishes it. `last_only`: of each conversation only
+    the last answer is learnt.
+    """
+    own, num_rows = bad or BadRows(source), 0
+    for record in read_records(files, source, LAYOUTS, field=field, bad=own, only_one=True):
+        try:
+            found = _conversation(record, last_only=last_only)
+        except ValueError as error:
+            own.skip(DataError(str(error), file=record.file, line=record.line, field=field))
+            continue
+        num_rows += 1
+        yield found
+    if bad is None:
+        own.finish(num_rows, field)
+
+
+def _conversation(record: Record, *, last_only: bool) -> Conversation:
+    """Raises ValueError."""
+    cells = record.cells
+    read = next(read for role, read in _READERS.items() if role in cells)
+    if read is None:
+        return Conversation(record.file, record.line, (), (), text=_said(cells["text"], "text"))
+    try:
+        messages, learnt = _checked(read(cells), cells.get("system"))
+    except TurnFault as fault:
+        raise ValueError(f"message {fault.place + 1}: {fault}") from None
+    if not any(message["role"] == ASSISTANT for message in messages):
+        raise ValueError("no message is of the role assistant, so there is nothing to learn; leave the row out")
+    if last_only:
+        last = max(place for place, message in enumerate(messages) if message["role"] == ASSISTANT)
+        learnt = [is_learnt and place == last for place, is_learnt in enumerate(learnt)]
+    if not any(learnt):
+        which = "the last answer has" if last_only else "all answers have"
+        raise ValueError(f"{which} the weight 0, so there is nothing to learn; leave the row out")
+    return Conversation(record.file, record.line, tuple(messages), tuple(learnt), _tools(cells.get("tools")))
+
+
+def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bool]]:
+    """Messages and whether each is learnt, up to the last answer. Raises TurnFault, ValueError."""
+    if len(values) > MOST_MESSAGES:
+        raise ValueError(f"{len(values):,} messages; at most {MOST_MESSAGES:,}; break the conversation into several")
+    read = [read_message(place, value) for place, value in enumerate(values)]
+    messages, learnt = [message for message, _ in read], [weight for _, weight in read]
+    check_turns(messages, is_question=False)
+    if isinstance(system, str) and system.strip():
+        if messages and messages[0]["role"] == SYSTEM:
+            raise TurnFault(0, "it is a system message, and the row has a `system` of its own; leave one out")
+        messages, learnt = [{"role": SYSTEM, "content": system}, *messages], [False, *learnt]
+    answers = [message["role"] == ASSISTANT for message in messages]
+    end = max((place + 1 for place, is_answer in enumerate(answers) if is_answer), default=0)
+    return messages[:end], [both and answer for both, answer in zip(learnt, answers, strict=True)][:end]
+
+
+def _of_messages(cells: Mapping[str, Any]) -> list[Any]:
+    cell = cells["messages"] if "messages" in cells else cells["conversations"]
+    return _listed(cell, "messages" if "messages" in cells else "conversations")
+
+
+def _of_instruction(cells: Mapping[str, Any]) -> list[Any]:
+    asked, more = _said(cells["instruction"], "instruction"), cells.get("input")
+    if more is not None and str(more).strip():
+        asked = f"{asked}\n\n{_said(more, 'input')}"
+    return [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": _said(cells["output"], "output")}]
+
+
+def _of_prompt(cells: Mapping[str, Any]) -> list[Any]:
+    return [
+        *_messages_or_text(cells["prompt"], USER, "prompt"),
+        *_messages_or_text(cells["completion"], ASSISTANT, "completion"),
+    ]
+
+
+def _messages_or_text(cell: Any, role: str, name: str) -> list[Any]:
+    """A list of messages, or one message of this role."""
+    if isinstance(cell, list | tuple):
+        return _listed(cell, name)
+    return [{"role": role, "content": _said(cell, name)}]
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]] | None] = {
+    "messages": _of_messages,
+    "conversations": _of_messages,
+    "instruction": _of_instruction,
+    "prompt": _of_prompt,
+    "text": None,
+}
+
+
+def _said(cell: Any, name: str) -> str:
+    if not isinstance(cell, str) or not cell.strip():
+        what = "blank" if isinstance(cell, str) else shown(cell)
+        raise ValueError(f"{name!r} is {what}; write a text, or leave the row out")
+    return cell
+
+
+def _listed(cell: Any, name: str) -> list[Any]:
+    """A list, or one that is written as text (in CSV): JSON, or as Python writes it. Raises ValueError."""
+    if isinstance(cell, str) and not cell.lstrip().startswith("["):
+        raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON")
+    found = as_list(cell, name)
+    if not found:
+        raise ValueError(f"{name!r} is an empty list; leave the row out")
+    return found
+
+
+def _tools(cell: Any) -> tuple[Any, ...]:
+    """Tools that are offered: a list, or one that is written as JSON. Raises ValueError."""
+    if cell is None or cell == "":
+        return ()
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            raise ValueError(f"'tools' is {shown(cell)}; write a list of tools as JSON") from None
+    if not isinstance(cell, list) or not all(isinstance(tool, Mapping) for tool in cell):
+        raise ValueError(f"'tools' is {shown(cell)}; write a list of tools, each an object")
+    return tuple(cell)

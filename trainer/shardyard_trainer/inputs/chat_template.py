@@ -1,0 +1,225 @@
+"""Chat templates: a stranger's Jinja, rendered in transformers' sandbox, and where in a text the answers are.
+
+The sandbox reaches no file and no attribute that begins with an underscore. What a template costs is bounded by the
+limits of the process (docs/compute.md), and by the length of what it may write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.meta
+
+# Private, but the only way to the sandbox with what every template of the Hub may use; the version is pinned.
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from shardyard_trainer.data.chat_turns import ASSISTANT, USER, Message
+from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.reading import reading
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+"""For tokenizers without one: like Zephyr's, as it needs no tokens but the end of a text."""
+
+MOST_TEMPLATE_BYTES = 1024 * 1024
+_SHORTEST_LIMIT = 2**20
+_LONGEST_RATIO = 16
+_DAY = datetime(2024, 7, 26)
+"""What templates get for today (it is Llama 3's own default): the same text must not have other tokens tomorrow."""
+
+
+class TemplateFault(Exception):
+    """A template is not one, or does not take a conversation; the message has its line."""
+
+
+class Rendered(NamedTuple):
+    """A conversation as text.
+
+    `answers` are where the answers to learn begin and end. `prompts_differ` says that one of them begins otherwise than
+    a prompt leaves off; `marks_differ` that the template marks answers in another way than its prompts say.
+    """
+
+    text: str
+    answers: list[tuple[int, int]]
+    prompts_differ: bool = False
+    marks_differ: bool = False
+
+
+class ChatTemplate:
+    """A template with the special tokens of its tokenizer; `closers` are tokens that may end an answer."""
+
+    def __init__(self, source: str, tokenizer: Any) -> None:
+        reading("the chat template")
+        self.source = source
+        roles = {
+            role: str(token) for role, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)
+        }
+        self._roles = {"bos_token": "", "eos_token": "", **roles}
+        self._closers = tuple(name for token in tokenizer.added_tokens_decoder.values() if (name := str(token)).strip())
+        try:
+            if len(source.encode()) > MOST_TEMPLATE_BYTES:
+                raise TemplateFault(f"it has over {MOST_TEMPLATE_BYTES:,} bytes")
+            self._compiled: Any = _compile_jinja_template(source)
+            environment = self._compiled.environment
+            environment.globals["strftime_now"] = _DAY.strftime
+            self._names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateFault(f"line {error.lineno}: {shorten(str(error.message))}") from None
+        except TemplateFault:
+            raise
+        except Exception as error:  # edge: a stranger's code, whose parts make Python's compiler fail in many ways.
+            raise TemplateFault(f"it cannot be compiled: {_said(error)}") from None
+        self._try_out()
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it reads the tools that are offered."""
+        return "tools" in self._names
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, prompt: bool) -> str:
+        """The text of a conversation; `prompt`: ready to be answered. Raises TemplateFault."""
+        return self._render(messages, tools, prompt=prompt)[0]
+
+    def find_answers(self, messages: Sequence[Message], learnt: Sequence[bool], tools: Sequence[Any] = ()) -> Rendered:
+        """A conversation as text, and the places of the messages to learn. Raises TemplateFault.
+
+        An answer begins where the prompt for it leaves off, and ends behind the token that closes it. Templates may
+        mark answers (`{% generation %}`); then those places count, but for the closing token, which is always learnt.
+        """
+        text, marks = self._render(messages, tools, prompt=False)
+        answers, prompts_differ, marks_differ = [], False, False
+        for place, is_learnt in enumerate(learnt):
+            if not is_learnt:
+                continue
+            begin, differs = self._begin(text, messages[:place], tools)
+            end = self._end(text, begin, messages, place, tools)
+            prompts_differ |= differs
+            own = [(max(first, begin), min(last, end)) for first, last in marks if first < end and last > begin]
+            if marks:
+                marks_differ |= not self._agree(text, own, (begin, end))
+            answers += [*own, (end - len(self._closer(text[begin:end])), end)] if own else [(begin, end)]
+        return Rendered(text, [(first, last) for first, last in answers if last > first], prompts_differ, marks_differ)
+
+    def _closer(self, answer: str) -> str:
+        """The token that an answer ends with; empty: it ends with none."""
+        return max((token for token in self._closers if answer.endswith(token)), key=len, default="")
+
+    def _begin(self, text: str, before: Sequence[Message], tools: Sequence[Any]) -> tuple[int, bool]:
+        """Where an answer begins, and whether its prompt is not what the text has there."""
+        prompt = self._render(before, tools, prompt=True)[0]
+        if text.startswith(prompt):
+            return len(prompt), False
+        if not text.startswith(self._render(before, tools, prompt=False)[0]):
+            raise TemplateFault(
+                f"it writes the messages before message {len(before) + 1} otherwise once the answer is there, so it "
+                "cannot be seen what of the text is the answer"
+            )
+        return _common_prefix(text, prompt), True
+
+    def _end(self, text: str, begin: int, messages: Sequence[Message], place: int, tools: Sequence[Any]) -> int:
+        """Where an answer ends: with the text up to it, or where another answer in its place would."""
+        end = len(text)
+        if place + 1 < len(messages):
+            upto = self._render(messages[: place + 1], tools, prompt=False)[0]
+            end = len(upto) if text.startswith(upto) else self._end_of_content(text, messages, place, tools)
+        answer = text[begin:end]
+        closed = answer.rstrip()
+        return begin + len(closed) if self._closer(closed) else end
+
+    def _end_of_content(self, text: str, messages: Sequence[Message], place: int, tools: Sequence[Any]) -> int:
+        """Behind the answer, and behind the token that closes it if one follows at once."""
+        said = messages[place]["content"].rstrip()
+        other = {**messages[place], "content": "y" if said.endswith("x") else "x"}
+        changed = self._render([*messages[:place], other, *messages[place + 1 :]], tools, prompt=False)[0]
+        end = len(text) - _common_prefix(text[::-1], changed[::-1])
+        closer = next((token for token in self._closers if text.startswith(token, end)), "")
+        return end + len(closer)
+
+    def _agree(self, text: str, marks: Sequence[tuple[int, int]], answer: tuple[int, int]) -> bool:
+        """Whether marks cover an answer but for blanks and the token that closes it."""
+        marked = "".join(text[first:last] for first, last in marks).strip()
+        found = text[slice(*answer)].strip()
+        return marked in (found, found.removesuffix(self._closer(found)).strip())
+
+    def _try_out(self) -> None:
+        asked, answered = "a question", "an answer"
+        messages = [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": answered}]
+        if answered not in self.render(messages, prompt=False) or asked not in self.render(messages[:1], prompt=True):
+            raise TemplateFault("what it makes of a user's and an assistant's message does not have their texts")
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any], *, prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and what of it the template marks as an answer."""
+        if tools and not self.takes_tools:
+            raise TemplateFault("it does not read `tools`; leave them out, or take a template that does")
+        said = sum(len(message["content"]) for message in messages)
+        blocks: list[str] = []
+        marks: list[tuple[int, int]] = []
+        left = _SHORTEST_LIMIT + _LONGEST_RATIO * said
+        # Copies: a template that could change them would change what the next rendering reads.
+        given = {"messages": [dict(message) for message in messages], "tools": list(tools) or None, "documents": None}
+        try:
+            with self._compiled.environment.activate_tracker(blocks, marks):
+                for block in self._compiled.generate(**given, add_generation_prompt=prompt, **self._roles):
+                    blocks.append(block)
+                    left -= len(block)
+                    if left < 0:
+                        raise TemplateFault("it writes more than 16 times the characters of the messages")
+        except TemplateFault:
+            raise
+        except MemoryError:  # The process is at its limit.
+            raise
+        except Exception as error:  # edge: whatever a stranger's code raises, it is the template that does not work.
+            raise TemplateFault(_line_of(error) + _said(error)) from None
+        return "".join(blocks), marks
+
+
+def template_of(tokenizer: Any, given: str, *, with_tools: bool = False) -> str:
+    """The template to use: the one given, the tokenizer's, or if it has none the default; empty: it lacks an end token.
+
+    Raises TemplateFault for a tokenizer with several, none of which is the default.
+    """
+    if given:
+        return given
+    own = tokenizer.chat_template
+    if not own:
+        return DEFAULT_TEMPLATE if tokenizer.eos_token else ""
+    try:
+        return str(tokenizer.get_chat_template(tools=[{}] if with_tools else None))
+    except ValueError:
+        raise TemplateFault(f"the tokenizer has several: {', '.join(map(shorten, own))}, none called default") from None
+
+
+def _common_prefix(first: str, second: str) -> int:
+    """Characters that two texts begin with alike; texts are compared in halves, not one character at a time."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _said(error: Exception) -> str:
+    text = shorten(str(error).strip()) or "no reason is given"
+    return text if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {text}"
+
+
+def _line_of(error: Exception) -> str:
+    """`line 3: ` of the template, which Jinja writes into the traceback."""
+    lines = []
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == "<template>":
+            lines.append(step.tb_lineno)
+        step = step.tb_next
+    return f"line {lines[-1]}: " if lines else ""

@@ -1,0 +1,314 @@
+"""Conversations, tokenised once: their tokens on disk, and which of them a model learns to say."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.columns import layout_key
+from shardyard_trainer.data.conversations import Conversation, read_conversations
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.stats import DataStats, TokenCounter
+from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.chat_template import ChatTemplate, Rendered, TemplateFault
+from shardyard_trainer.inputs.packed import causal_frame, positions_from
+from shardyard_trainer.inputs.text import TextInputs
+from shardyard_trainer.inputs.tokenization import encoding_fault
+from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
+
+IGNORED = -100
+CHATS_VERSION = 1
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class ChatInputs(TextInputs):
+    """A tokenizer with its chat template; `ends` are the tokens that end answers in training."""
+
+    ends: tuple[int, ...] = ()
+    files: ClassVar[tuple[str, ...]] = (*TextInputs.files, "chat_template.jinja")
+
+    def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """As for texts; an answer also ends with what ended those of the training data."""
+        found = super().generation(config, settings)
+        own = found.get("eos_token_id", [])
+        ends = list(dict.fromkeys([*(own if isinstance(own, list) else [own]), *self.ends]))
+        return {**found, "eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else found
+
+
+@dataclass(frozen=True)
+class Chats:
+    """Tokenised conversations, those without a token to learn left out.
+
+    Arrays of the store: `learnt` (uint8, 1 for a token that is predicted); of each conversation `cut` (uint8),
+    `counted` and `unknown` tokens.
+    """
+
+    store: TokenStore
+
+    def count(self, name: str) -> int:
+        """Conversations of the data (`rows`), those whose answers are all cut off (`unlearnt`), with an answer that
+        begins otherwise than its prompt leaves off (`prompts_differ`), or is marked otherwise (`marks_differ`).
+        """
+        return int(self.store.meta["counts"].get(name, 0))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The special tokens that answers end with."""
+        return tuple(self.store.meta["ends"])
+
+    @property
+    def bad_rows(self) -> str:
+        """What to warn of rows that are left out."""
+        return str(self.store.meta["bad_rows"])
+
+    def stats(self, rows: np.ndarray) -> DataStats:
+        """What some of them hold."""
+        arrays = self.store.arrays
+        return DataStats(
+            num_samples=len(rows),
+            num_tokens=int(self.store.lengths()[rows].sum(dtype=np.int64)),
+            num_cut=int(arrays["cut"][rows].sum(dtype=np.int64)),
+            num_words=int(arrays["counted"][rows].sum(dtype=np.int64)),
+            num_unknown=int(arrays["unknown"][rows].sum(dtype=np.int64)),
+        )
+
+
+def load_chats(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    tokenizer: Any,
+    template: ChatTemplate,
+    *,
+    length: int,
+    last_only: bool,
+    cache_dir: Path,
+    field: str,
+) -> Chats:
+    """Reads, checks and tokenises a source once. Raises DataError."""
+    key = {
+        "version": CHATS_VERSION,
+        "files": files_fingerprint(files, field=field),
+        "tokenizer": tokenization.fingerprint(tokenizer),
+        "template": template.source,
+        "length": length,
+        "last_only": last_only,
+        "layout": layout_key(source),
+    }
+
+    def build(target: Path) -> None:
+        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        num_rows, bad = 0, BadRows(source)
+        for _ in read_conversations(files, source, field=field, last_only=last_only, bad=bad):
+            num_rows += 1
+        bad.finish(num_rows, field)
+        bad = BadRows(source)
+        rows = read_conversations(files, source, field=field, last_only=last_only, bad=bad)
+        _Tokeniser(tokenizer, template, length, bad, field).write(rows, target)
+
+    return Chats(TokenStore.open(tokenised(cache_dir / "chats" / fingerprint_of(key), build)))
+
+
+class _Tokeniser:
+    """Writes conversations as tokens, with what is learnt of them."""
+
+    def __init__(self, tokenizer: Any, template: ChatTemplate, length: int, bad: BadRows, field: str) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._length = length
+        self._bad = bad
+        self._field = field
+        self._frame = causal_frame(tokenizer)
+        self._special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+        self._counts: Counter[str] = Counter()
+        self._ends: Counter[int] = Counter()
+
+    def write(self, rows: Iterator[Conversation], target: Path) -> None:
+        """All of them. Raises DataError for too many bad rows, and if no answer is left to learn."""
+        writer = TokenWriter(target, "<u2" if num_ids(self._tokenizer) <= 2**16 else "<u4")
+        counter = TokenCounter(self._tokenizer)
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            rendered = [(row, found) for row in batch if (found := self._render(row)) is not None]
+            whole = self._encode([found for _, found in rendered], [bool(row.text) for row, _ in rendered])
+            kept = [(ids[: self._length], learnt[: self._length], ids) for ids, learnt in whole]
+            kept = [each for each in kept if each[1][1:].any()]
+            self._counts["rows"] += len(whole)
+            self._counts["unlearnt"] += len(whole) - len(kept)
+            if not kept:
+                continue
+            writer.add([ids for ids, _, _ in kept])
+            writer.add_array("learnt", np.concatenate([learnt for _, learnt, _ in kept]).astype(np.uint8))
+            writer.add_array("cut", np.asarray([len(ids) > self._length for _, _, ids in kept], np.uint8))
+            counted, unknown = counter.count([ids for ids, _, _ in kept])
+            writer.add_array("counted", counted)
+            writer.add_array("unknown", unknown)
+        total = self._counts["rows"]
+        self._bad.finish(total, self._field)
+        if self._counts["unlearnt"] == total:
+            message = (
+                f"in none of {total:,} conversations an answer begins within the first {self._length:,} tokens, so "
+                "there is nothing to learn; raise max_length, or shorten what comes before the answers"
+            )
+            raise DataError(message, field=self._field)
+        writer.finish(
+            counts=dict(self._counts),
+            ends=[token for token, _ in self._ends.most_common()],
+            bad_rows=self._bad.note(total),
+        )
+
+    def _render(self, row: Conversation) -> Rendered | None:
+        """A conversation as text; None: it is left out."""
+        if row.text:
+            return Rendered(row.text, [(0, len(row.text))])
+        try:
+            found = self._template.find_answers(row.messages, row.learnt, row.tools)
+        except TemplateFault as fault:
+            message = f"the chat template does not take the conversation: {fault}"
+            self._bad.skip(DataError(message, file=row.file, line=row.line, field=self._field))
+            return None
+        self._counts["marks_differ"] += found.marks_differ
+        self._counts["prompts_differ"] += found.prompts_differ
+        return found
+
+    def _encode(self, rendered: Sequence[Rendered], is_text: Sequence[bool]) -> list[tuple[list[int], np.ndarray]]:
+        """Tokens, and which of them are learnt. What special tokens there are, the template has written."""
+        with encoding_raises(encoding_fault):
+            encoded = self._tokenizer.backend_tokenizer.encode_batch(
+                [each.text for each in rendered], add_special_tokens=False
+            )
+        found = []
+        for each, tokens, is_plain in zip(rendered, encoded, is_text, strict=True):
+            ids, places = list(tokens.ids), np.asarray(tokens.offsets, np.int64).reshape(-1, 2)
+            learnt = _inside(places, each.answers)
+            if is_plain:
+                before, after = self._frame
+                ids, end = [*before, *ids], list(after or before[:1])
+                learnt = np.concatenate([np.zeros(len(before), bool), learnt, np.ones(len(end), bool)])
+                ids += end
+            elif learnt.any():
+                self._note(each, places)
+                ids, learnt = self._ended(ids, learnt)
+            found.append((ids, learnt))
+        return found
+
+    def _note(self, rendered: Rendered, places: np.ndarray) -> None:
+        """Counts an answer whose first token begins before it: a prompt does not end inside of a token."""
+        begins = [first for first, _ in rendered.answers]
+        straddles = any(bool(((places[:, 0] < begin) & (places[:, 1] > begin)).any()) for begin in begins)
+        self._counts["prompts_differ"] += straddles and not rendered.prompts_differ
+
+    def _ended(self, ids: list[int], learnt: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """With an end token behind the last answer if its template has none: else a model would never end."""
+        lasts = np.flatnonzero(learnt & ~np.append(learnt[1:], False))
+        ends = [ids[last] for last in lasts.tolist() if ids[last] in self._special]
+        if not ends and (end := self._tokenizer.eos_token_id) is not None and learnt[-1]:
+            ids, learnt, ends = [*ids, int(end)], np.append(learnt, True), [int(end)]
+        self._ends.update(ends)
+        return ids, learnt
+
+
+def _inside(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which tokens have a character inside of a span, bool [tokens]; `places` are where each begins and ends."""
+    inside = np.zeros(len(places), bool)
+    for first, last in spans:
+        inside |= (places[:, 0] < last) & (places[:, 1] > first)
+    return inside & (places[:, 1] > places[:, 0])
+
+
+class ChatSamples:
+    """Conversations of one split, one or several a sample, padded on the right to the longest of a micro batch.
+
+    Nothing attends to the padding: it stands behind, and the model reads from left to right. Where a second
+    conversation begins in a sample, the positions restart, and its first token is not predicted.
+    """
+
+    def __init__(self, chats: Chats, rows: np.ndarray, *, padding: int, packed_to: int | None = None) -> None:
+        self.chats = chats
+        self._rows = rows
+        self._padding = padding
+        lengths = chats.store.lengths()[rows]
+        self._bins = [[at] for at in range(len(rows))] if packed_to is None else pack(lengths, packed_to)
+        self._is_packed = packed_to is not None
+        self._lengths: np.ndarray = np.asarray([lengths[each].sum() for each in self._bins], np.int32)
+        self.num_samples = len(self._bins)
+        self.num_tokens = int(self._lengths.sum(dtype=np.int64))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample, int32."""
+        return self._lengths
+
+    def stats(self) -> DataStats:
+        """What the conversations hold, however many of them are one sample."""
+        return self.chats.stats(self._rows)
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        """`input_ids`, `labels` (the next tokens, where they are learnt), and if packed `position_ids` [B, T]."""
+        store, chosen = self.chats.store, [sample.sample for sample in samples]
+        lengths = self._lengths[chosen]
+        shape = (len(chosen), int(lengths.max()))
+        ids, labels = np.full(shape, self._padding), np.full(shape, IGNORED)
+        starts = np.zeros(shape, bool)
+        for i, sample in enumerate(chosen):
+            at = 0
+            for row in self._rows[self._bins[sample]].tolist():
+                part = slice(store.offsets[row], store.offsets[row + 1])
+                tokens, learnt = store.tokens[part].astype(np.int64), store.arrays["learnt"][part] > 0
+                size = len(tokens)
+                ids[i, at : at + size], starts[i, at] = tokens, True
+                labels[i, at : at + size - 1] = np.where(learnt[1:], tokens[1:], IGNORED)
+                at += size
+            if at < shape[1]:
+                starts[i, at] = True
+        inputs = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        if self._is_packed:
+            inputs["position_ids"] = torch.from_numpy(np.stack([positions_from(row) for row in starts]))
+        return MicroBatch(inputs, int((labels != IGNORED).sum()), int(lengths.sum()), ids.size, tuple(chosen))
+
+
+def pack(lengths: np.ndarray, most: int) -> list[list[int]]:
+    """Sequences of these lengths, put whole into bins of at most `most`, the longest first, each where it fits best."""
+    bins: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
+    for at in np.lexsort((np.arange(len(lengths)), -lengths.astype(np.int64))).tolist():
+        length = int(lengths[at])
+        found = bisect_left(rooms, length)
+        if found == len(rooms):
+            bins.append([])
+            chosen, room = len(bins) - 1, most
+        else:
+            room = rooms[found]
+            chosen = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room]
+                rooms.pop(found)
+        bins[chosen].append(at)
+        if left := room - length:
+            if left not in by_room:
+                insort(rooms, left)
+            by_room.setdefault(left, []).append(chosen)
+    return bins
+
+
+def split_chats(chats: Chats, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Conversations to train on and to evaluate on, by lot. Raises DataError if none is left to train on."""
+    num_rows = chats.store.num_sequences
+    order = np.random.default_rng([seed, 0x401D]).permutation(num_rows)
+    held = round(num_rows * holdout) or int(holdout > 0)
+    if num_rows - held < 1:
+        raise DataError(f"{num_rows} row: nothing would be left to train on; give eval_data, or holdout 0")
+    return np.sort(order[held:]), np.sort(order[:held])

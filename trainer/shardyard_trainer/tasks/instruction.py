@@ -1,0 +1,223 @@
+"""Fine-tuning that answers people: next-token prediction on the assistant's messages of conversations."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import transformers
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data import bad_rows
+from shardyard_trainer.data.conversations import ROLES, read_conversations
+from shardyard_trainer.data.errors import SpecError, listed, raise_all
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.inputs.chat_template import ChatTemplate, TemplateFault, template_of
+from shardyard_trainer.inputs.chats import ChatInputs, Chats, ChatSamples, load_chats, split_chats
+from shardyard_trainer.inputs.text import adapt
+from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.tasks.answered import AnswerMetrics, AnswerModule
+from shardyard_trainer.tasks.base import Footprint, Output
+from shardyard_trainer.tasks.causal_lm import CausalPredictor
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.losses import LOSS_CHUNK
+from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
+
+DEFAULT_LENGTH = 1024
+_USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
+model = AutoModelForCausalLM.from_pretrained(".").eval()
+messages = [{"role": "user", "content": "Hello, who are you?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+answer = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+logits = model(**inputs).logits
+"""
+
+
+class Instruction:
+    """The task `instruction`."""
+
+    name = "instruction"
+    output = Output.MODEL
+    roles = ROLES
+    auto = "AutoModelForCausalLM"
+    pipeline = "text-generation"
+    example = ""
+    usage = _USAGE
+    cuts = False
+    holds_out_by_lot = True
+    inputs = ChatInputs
+
+    def prepare(self, job: Ingredients) -> PreparedInstruction:
+        """Model and data, found and checked. Raises SpecError."""
+        choice = job.attempt(lambda: _choose(job))
+        train_files, eval_files = job.files()
+        raise_all(job.errors)
+        assert choice is not None and train_files is not None
+        with job.looking_on(train_files, eval_files, _look_through):
+            length = find_length(job, choice, "max_length", DEFAULT_LENGTH, shortest=8)
+            texts = ChatTexts(train_files, job.spec.train_data)
+            tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
+            choice = adapt(choice, tokenizer, length)
+            template = _find_template(job, choice, tokenizer)
+        with job.looking_on(None, eval_files, _look_through):
+            train = _load(job, (tokenizer, template, length), train_files, "train_data")
+        held_out = None
+        if eval_files is not None:
+            held_out = _load(job, (tokenizer, template, length), eval_files, "eval_data")
+        # A copy: the tokenizer may be kept for other specs.
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template.source
+        inputs = ChatInputs(tokenizer, length, train.ends)
+        splits = _split(job, inputs, train, held_out)
+        return PreparedInstruction(job.accept_weights(choice, self.auto), inputs, splits, job.warnings)
+
+    def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
+        """What answers. Raises FolderInvalid for a folder whose chat template is not one."""
+        predictor = CausalPredictor(self.name, loaded, inputs, answers_texts=True)
+        if fault := predictor.template_fault:
+            raise FolderInvalid(f"it needs a chat template, and {fault}", file="chat_template.jinja")
+        return predictor
+
+
+TASK = Instruction()
+
+
+class ChatTexts:
+    """What a tokenizer is trained on: the messages as the default template writes them, without special tokens."""
+
+    def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
+        self._files = files
+        self._source = source
+
+    def __iter__(self) -> Iterator[str]:
+        for row in read_conversations(self._files, self._source, field="spec.train_data"):
+            yield row.text or "".join(f"<|{each['role']}|>\n{each['content']}\n" for each in row.messages)
+
+
+def _choose(job: Ingredients) -> ModelChoice:
+    choice = job.choose()
+    supported = architectures.objectives(choice.config)
+    if "causal_lm" not in supported:
+        message = (
+            f"{choice.config.model_type} does not go on with texts; use a causal model such as llama, qwen2 or gpt2"
+        )
+        raise SpecError(job.field, "OBJECTIVE_UNSUPPORTED", message, {"supported": "llama,qwen2,gpt2"})
+    model_type, known = choice.config.model_type, architectures.PACKED_BY_POSITIONS
+    if job.wanted.packing and model_type not in known:
+        message = (
+            f"{model_type} is not known to keep packed conversations apart; leave packing out, or use one of "
+            f"{listed(sorted(known))}"
+        )
+        raise SpecError(f"{job.field}.packing", "OBJECTIVE_UNSUPPORTED", message)
+    return choice
+
+
+def _look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+    deque(read_conversations(files, source, field=field), maxlen=0)
+
+
+def _find_template(job: Ingredients, choice: ModelChoice, tokenizer: Any) -> ChatTemplate:
+    given = job.wanted.chat_template
+    field, reason = (f"{job.field}.chat_template", "SPEC_INVALID") if given else (choice.field, "MODEL_INVALID")
+    try:
+        source = template_of(tokenizer, given)
+        if not source:
+            message = "the tokenizer has no chat template and no end token for a simple one; give a chat_template"
+            raise SpecError(f"{job.field}.chat_template", "SPEC_INVALID", message)
+        if source is not given and not tokenizer.chat_template:
+            message = "the tokenizer has no chat template: a simple one is used, and kept with the model"
+            job.warn("CHAT_TEMPLATE_MADE", message, f"{job.field}.chat_template")
+        return ChatTemplate(source, tokenizer)
+    except TemplateFault as fault:
+        message = f"the chat template does not work: {fault}; correct it, or give another in chat_template"
+        raise SpecError(field, reason, message) from None
+
+
+def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[DataFile], name: str) -> Chats:
+    """The conversations of a source, with a tokenizer, a template and a length. Raises DataError."""
+    tokenizer, template, length = reads
+    field, last_only = f"spec.{name}", job.wanted.last_turn_only
+    found = load_chats(
+        files,
+        getattr(job.spec, name),
+        tokenizer,
+        template,
+        length=length,
+        last_only=last_only,
+        cache_dir=job.cache_dir,
+        field=field,
+    )
+    if found.bad_rows:
+        job.warn(bad_rows.REASON, found.bad_rows, field)
+    total = found.count("rows")
+    if unlearnt := found.count("unlearnt"):
+        message = (
+            f"in {unlearnt:,} of {total:,} conversations no answer begins within the first {length:,} tokens: they are "
+            "left out; raise max_length"
+        )
+        job.warn("NO_ANSWER_LEFT", message, f"{job.field}.max_length")
+    if differing := found.count("prompts_differ"):
+        message = (
+            f"in {differing:,} of {total:,} conversations an answer does not begin where the chat template's prompt "
+            "for it ends: Predict asks in another way than was learnt; take a template whose prompt is what it writes "
+            "before an answer"
+        )
+        job.warn("CHAT_PROMPT_DIFFERS", message, field)
+    if differing := found.count("marks_differ"):
+        message = (
+            f"in {differing:,} of {total:,} conversations the chat template's {{% generation %}} marks other text than "
+            "the answers that its prompts ask for; the marks are used, and the token behind them that closes an answer"
+        )
+        job.warn("CHAT_MARKS_DIFFER", message, field)
+    return found
+
+
+def _split(job: Ingredients, inputs: ChatInputs, train: Chats, held_out: Chats | None) -> Splits[ChatSamples]:
+    padding = int(inputs.tokenizer.pad_token_id or 0)
+    packed_to = inputs.length if job.wanted.packing else None
+    if held_out is not None:
+        trained, evaluated = np.arange(train.store.num_sequences), np.arange(held_out.store.num_sequences)
+        other = held_out
+    else:
+        (trained, evaluated), other = split_chats(train, job.holdout, job.seed), train
+    samples = ChatSamples(train, trained, padding=padding, packed_to=packed_to)
+    return samples, ChatSamples(other, evaluated, padding=padding) if len(evaluated) else None
+
+
+class PreparedInstruction(PreparedText[ChatSamples]):
+    """The task with its model and data."""
+
+    task = TASK
+    unit = "token"
+
+    def make_module(self, *, meta: bool) -> AnswerModule:
+        """The model with its own output layer."""
+        model, _ = loading.load(transformers.AutoModelForCausalLM, self.choice, meta=meta)
+        loading.ensure_pad_id(model, self.inputs.tokenizer)
+        plain = self.choice.config.model_type in architectures.PLAIN_OUTPUT_LAYER
+        return AnswerModule(model, plain_output_layer=plain)
+
+    def metrics(self) -> AnswerMetrics:
+        """A fresh gatherer."""
+        return AnswerMetrics()
+
+    def resolve(self, message: Any) -> None:
+        """The longest conversation."""
+        message.max_length = self.length
+
+    def footprint(self) -> Footprint:
+        """The vocabulary's logits, some positions at a time."""
+        return Footprint(int(self.choice.config.vocab_size), LOSS_CHUNK)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `shardyard.json` says."""
+        return {"task": TASK.name, "max_length": self.length}
