@@ -174,8 +174,8 @@ class ChatTemplate:
                         raise TemplateFault("it writes more than 16 times the characters of the messages")
         except TemplateFault:
             raise
-        except MemoryError:  # The process is at its limit.
-            raise
+        except MemoryError:
+            raise TemplateFault("it asks for more memory than this process may have") from None
         except Exception as error:  # edge: whatever a stranger's code raises, it is the template that does not work.
             raise TemplateFault(_line_of(error) + _said(error)) from None
         return "".join(blocks), marks

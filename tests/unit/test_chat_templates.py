@@ -1,0 +1,183 @@
+"""Chat templates as the Hub has them: the answers are found in what they write, and those that fail are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.chat_folders import CHATML, MARKED, chat_folder, chat_tokenizer
+from helpers.chats import chat, planned, spec_of, write_lines
+from shardyard_trainer.inputs.chat_template import ChatTemplate, TemplateFault, template_of
+
+# How well-known families write, shortened to what matters here.
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+OWN_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    + CHATML
+)
+MARK = "{% generation %}{{ message['content'] }}"
+PART = "{{ message['content'][:1] }}{% generation %}{{ message['content'][1:] }}"
+TRIMMED = CHATML.replace("message['content']", "message['content'] | trim")
+# Qwen 3: the thoughts of earlier answers are not written again.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1].lstrip() }}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# DeepSeek R1: the prompt begins a thought that the data may not have.
+BEGUN = CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}")
+NO_END = (
+    "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+)
+NO_PROMPT = CHATML[: CHATML.index("{% if add")]
+DATED = "{{ strftime_now('%d %B %Y') + '\n' }}" + CHATML
+TOOLS = "{% if tools %}{{ tools | tojson + '\n' }}{% endif %}" + CHATML
+
+CASES: dict[str, tuple[str, list[str]]] = {
+    "ChatML": (CHATML, ["one<|im_end|>", " two <|im_end|>"]),
+    "Llama 2": (LLAMA_2, [" one <|im_end|>", " two <|im_end|>"]),
+    "a system prompt of its own": (OWN_SYSTEM, ["one<|im_end|>", " two <|im_end|>"]),
+    "trimmed": (TRIMMED, ["one<|im_end|>", "two<|im_end|>"]),
+    "no end": (NO_END, ["one\n\n", " two \n\n"]),
+    "no prompt": (NO_PROMPT, ["<|im_start|>assistant\none<|im_end|>", "<|im_start|>assistant\n two <|im_end|>"]),
+    "marked": (MARKED, ["one", "<|im_end|>", " two ", "<|im_end|>"]),
+    "dated": (DATED, ["one<|im_end|>", " two <|im_end|>"]),
+}
+
+
+def answers_of(source: str, row: dict[str, Any]) -> tuple[list[str], bool, bool]:
+    template = ChatTemplate(source, chat_tokenizer(None))
+    messages = row["messages"]
+    found = template.find_answers(messages, [message["role"] == "assistant" for message in messages])
+    return [found.text[first:last] for first, last in found.answers], found.prompts_differ, found.marks_differ
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_are_what_a_prompt_leaves_to_be_said(name: str) -> None:
+    source, wanted = CASES[name]
+    assert answers_of(source, chat("first?", "one", "second?", " two ")) == (wanted, False, False)
+
+
+def test_the_thoughts_of_an_earlier_answer_may_be_left_out_by_the_template() -> None:
+    row = chat("a?", "<think>hm</think>\n\nnow x", "b?", "<think>so</think>\n\ny")
+    answers, prompts_differ, _ = answers_of(THINKING, row)
+    assert answers == ["now x<|im_end|>", "<think>so</think>\n\ny<|im_end|>"] and not prompts_differ
+
+
+def test_an_answer_that_begins_otherwise_than_its_prompt_ends_is_found_and_said() -> None:
+    answers, prompts_differ, _ = answers_of(BEGUN, chat("a?", "b"))
+    assert answers == ["b<|im_end|>"] and prompts_differ
+
+
+def test_marks_around_other_text_are_used_and_said() -> None:
+    all_marked = "{% generation %}" + CHATML + "{% endgeneration %}"
+    assert answers_of(all_marked, chat("a?", "b"))[1:] == (False, False)
+    some = MARKED.replace(MARK, PART)
+    assert answers_of(some, chat("a?", "bcd")) == (["cd", "<|im_end|>"], False, True)
+
+
+def test_a_template_that_writes_what_came_before_in_another_way_is_refused() -> None:
+    counting = "{{ messages | length }}" + CHATML
+    with pytest.raises(TemplateFault, match="writes the messages before message 2 otherwise"):
+        answers_of(counting, chat("a?", "b"))
+
+
+def test_tools_are_written_where_the_template_reads_them() -> None:
+    template = ChatTemplate(TOOLS, chat_tokenizer(None))
+    messages = chat("a?", "b")["messages"]
+    assert template.render(messages, [{"name": "f"}], prompt=False).startswith('[{"name": "f"}]\n')
+    with pytest.raises(TemplateFault, match="does not read `tools`"):
+        ChatTemplate(CHATML, chat_tokenizer(None)).render(messages, [{"name": "f"}], prompt=False)
+
+
+def test_a_template_renders_as_plain_transformers_does_and_always_on_the_same_day(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(None)
+    row = chat("a?", "b", system="Be short.")["messages"]
+    for source, _ in CASES.values():
+        for prompt in (False, True):
+            if source is DATED:
+                assert ChatTemplate(source, tokenizer).render(row, prompt=prompt).startswith("26 July 2024\n")
+                continue
+            plain = tokenizer.apply_chat_template(
+                row, chat_template=source, add_generation_prompt=prompt, tokenize=False
+            )
+            assert ChatTemplate(source, tokenizer).render(row, prompt=prompt) == plain
+
+
+FAULTS = {
+    "unclosed": ("a\n{% for m in messages %}\n{{ m }}", "line 3: "),
+    "an unknown tag": ("\n\n{% fail %}", "line 3: Encountered unknown tag 'fail'"),
+    "an unknown filter": ("{{ messages | nothing }}", "No filter named 'nothing'"),
+    "its own complaint": ("\n{{ raise_exception('only tools') }}", "line 2: only tools"),
+    "nothing there": ("\n\n\n{{ messages[7]['content'] }}", "line 4: "),
+    "Python": ("{{ messages.__class__.__mro__ }}", "unsafe"),
+    "deeper Python": ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
+    "another file": ("{% include '/etc/passwd' %}", "line 1: "),
+    "a range": ("{% for a in range(10**12) %}{% endfor %}", "Range too big"),
+    "endless text": ("{% for a in range(99999) %}{{ 'x' * 10000 }}{% endfor %}", "more than 16 times"),
+    "endless macros": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "no messages": ("{{ bos_token }}Hello", "does not have their texts"),
+    "a change": ("{{ messages.append(1) }}", "unsafe"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_template_that_fails_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    source, message = FAULTS[name]
+    path = write_lines(tmp_path / "a.jsonl", [chat("a?", "b")] * 4)
+    (violation,) = planned(tmp_path, spec_of(path, {"chatTemplate": source})).violations
+    assert violation.field == "spec.fine_tuning.instruction.chat_template" and violation.reason == "SPEC_INVALID"
+    assert message in violation.message and "or give another in chat_template" in violation.message
+
+
+def test_the_template_of_a_model_is_refused_as_the_models_and_one_that_is_given_takes_its_place(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "model", "{% broken")
+    path = write_lines(tmp_path / "a.jsonl", [chat("a?", "b")] * 4)
+    spec = spec_of(path, model={"uri": str(folder)})
+    spec.ClearField("tokenizer")
+    (violation,) = planned(tmp_path, spec).violations
+    assert violation.field == "spec.model.uri" and violation.reason == "MODEL_INVALID"
+    spec.fine_tuning.instruction.chat_template = CHATML
+    assert not planned(tmp_path, spec).violations
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
+    # Gemma's raises for a system message.
+    gemma = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    rows = [chat("a?", "b"), chat("a?", "b", system="Be short."), *[chat("a?", "b")] * 6]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    (violation,) = planned(tmp_path, spec_of(path, {"chatTemplate": gemma + CHATML})).violations
+    assert violation.metadata["line"] == "2" and "line 1: System role not supported" in violation.message
+    lenient = {"uri": str(path), "maxBadRowsShare": 0.2}
+    found = planned(tmp_path, spec_of(path, {"chatTemplate": gemma + CHATML}, trainData=lenient))
+    assert not found.violations
+    (left_out,) = [each for each in found.plan.warnings if each.reason == "BAD_ROWS_LEFT_OUT"]
+    assert left_out.message.count("System role") == 1
+
+
+def test_several_named_templates_are_used_by_their_names_and_none_is_the_default_if_none_is_called_so() -> None:
+    tokenizer = chat_tokenizer(None)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": TOOLS}
+    assert template_of(tokenizer, "") == CHATML and template_of(tokenizer, MARKED) == MARKED
+    tokenizer.chat_template = {"rag": CHATML, "tool_use": TOOLS}
+    with pytest.raises(TemplateFault, match="rag, tool_use, none called default"):
+        template_of(tokenizer, "")
+    tokenizer.chat_template = None
+    tokenizer.eos_token = None
+    assert template_of(tokenizer, "") == ""
+
+
+def test_warnings_say_what_a_template_does_otherwise(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [chat("a?", "bcd")] * 4)
+    some = MARKED.replace(MARK, PART)
+    for template, reason in ((BEGUN, "CHAT_PROMPT_DIFFERS"), (some, "CHAT_MARKS_DIFFER")):
+        found = planned(tmp_path, spec_of(path, {"chatTemplate": template}))
+        (warning,) = [each for each in found.plan.warnings if each.reason == reason]
+        assert "in 4 of 4 conversations" in warning.message
