@@ -6,7 +6,7 @@ Shape suffixes: B samples, T positions, N tokens that are learnt, D width, V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,3 +91,7 @@ class AnswerMetrics(LossSum):
         loss = self.mean(parts)
         accuracy = sum(part[2] for part in parts) / max(1, sum(part[1] for part in parts))
         return {"loss": loss, "perplexity": math.exp(min(loss, _LONGEST_EXPONENT)), "token_accuracy": accuracy}
+
+    def directions(self) -> Mapping[str, int]:
+        """Loss and perplexity say the same of a model; more tokens right is better."""
+        return {**super().directions(), "perplexity": -1, "token_accuracy": 1}
