@@ -118,7 +118,7 @@ FAULTS = {
     "its own complaint": ("\n{{ raise_exception('only tools') }}", "line 2: only tools"),
     "nothing there": ("\n\n\n{{ messages[7]['content'] }}", "line 4: "),
     "Python": ("{{ messages.__class__.__mro__ }}", "unsafe"),
-    "deeper Python": ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
+    "deeper Python": ("{{ cycler.__init__.__globals__.os.listdir('.') }}", "unsafe"),
     "another file": ("{% include '/etc/passwd' %}", "line 1: "),
     "a range": ("{% for a in range(10**12) %}{% endfor %}", "Range too big"),
     "endless text": ("{% for a in range(99999) %}{{ 'x' * 10000 }}{% endfor %}", "more than 16 times"),

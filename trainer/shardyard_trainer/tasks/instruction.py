@@ -107,9 +107,7 @@ def _choose(job: Ingredients) -> ModelChoice:
     choice = job.choose()
     supported = architectures.objectives(choice.config)
     if "causal_lm" not in supported:
-        message = (
-            f"{choice.config.model_type} does not go on with texts; use a causal model such as llama, qwen2 or gpt2"
-        )
+        message = f"{choice.config.model_type} does not continue texts; use a causal model such as llama, qwen2 or gpt2"
         raise SpecError(job.field, "OBJECTIVE_UNSUPPORTED", message, {"supported": "llama,qwen2,gpt2"})
     model_type, known = choice.config.model_type, architectures.PACKED_BY_POSITIONS
     if job.wanted.packing and model_type not in known:
