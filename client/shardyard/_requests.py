@@ -219,6 +219,8 @@ class PredictParameters(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     seed: int | None
+    num_beams: int | None
+    length_penalty: float | None
     top_k: int | None
     exclude_seen: bool | None
     max_answer_length: int | None

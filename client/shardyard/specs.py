@@ -81,6 +81,19 @@ class MaskedItem:
 
 
 @dataclass(frozen=True)
+class SpanCorruption:
+    """Pretraining of an encoder-decoder: write the spans that are missing in a text, as T5 was trained."""
+
+    density: float | None = None
+    mean_span_length: float | None = None
+    sequence_length: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"pretraining": {"span_corruption": _set(self)}}
+
+
+@dataclass(frozen=True)
 class TextClassification:
     """Fine-tuning: classify or score texts or pairs of texts (`problem="regression"`).
 
@@ -207,6 +220,45 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Translation:
+    """Fine-tuning: translate texts with an encoder-decoder, such as a T5.
+
+    The languages are what the data calls them: columns, keys of a `translation`, or the endings of two files.
+    `source_prefix` is put before each source, by `predict` too. Texts are written with `num_beams`, their scores
+    divided by their length to the power of `length_penalty`.
+    """
+
+    source_language: str | None = None
+    target_language: str | None = None
+    source_prefix: str | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    label_smoothing: float | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"translation": _set(self)}}
+
+
+@dataclass(frozen=True)
+class Summarization:
+    """Fine-tuning: write summaries with an encoder-decoder, such as a T5; the settings are those of `Translation`."""
+
+    source_prefix: str | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    label_smoothing: float | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"summarization": _set(self)}}
+
+
+@dataclass(frozen=True)
 class ImageClassification:
     """Fine-tuning: put pictures into classes.
 
@@ -235,9 +287,12 @@ Task = (
     | Recommendation
     | QuestionAnswering
     | Instruction
+    | Translation
+    | Summarization
     | CausalLm
     | MaskedLm
     | MaskedItem
+    | SpanCorruption
     | FeatureExtraction
     | ModelEvaluation
 )

@@ -88,6 +88,20 @@ class TrainerGang:
     def kinds(self) -> list[str | None]:
         return [event.WhichOneof("payload") for event in self.events]
 
+    def losses(self) -> dict[int, float]:
+        """The loss of every step that was reported."""
+        return {
+            point.step: point.value
+            for event in self.events
+            for series in event.metrics.series
+            if series.metric == "loss"
+            for point in series.points
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the last evaluation."""
+        return dict([event.evaluation.metrics for event in self.events if event.HasField("evaluation")][-1])
+
     def failures(self) -> list[worker_pb2.WorkerEvent]:
         return [event for event in self.events if event.HasField("failure")]
 

@@ -163,6 +163,8 @@ def tiny_pictures(name: str, dropout: float) -> PictureModule:
 
 
 class MeanLoss:
+    write = None
+
     def __init__(self) -> None:
         self.loss = 0.0
         self.units = 0.0

@@ -52,10 +52,10 @@ class Model:
         """An answer to each input, in their order: a text, pair of texts, `Words`, `Items`, a `Question`, a picture, or
         the messages of a conversation (a list of `{"role": …, "content": …}`).
 
-        `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for causal
-        language models and instruction models; `top_k` for masked ones; `top_k` and `exclude_seen` for recommendation;
-        `top_k`, `max_answer_length` and `threshold` (how much likelier no answer has to be) for question answering. Any
-        number may be asked: calls are split.
+        `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for models
+        that write, and for encoder-decoders `num_beams` and `length_penalty`; `top_k` for masked ones; `top_k` and
+        `exclude_seen` for recommendation; `top_k`, `max_answer_length` and `threshold` (how much likelier no answer has
+        to be) for question answering. Any number may be asked: calls are split.
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from shardyard._sync.client import Client
     from shardyard.types import Prediction
 
+CONTINUING = ("causal_lm",)
+"""Tasks whose models continue a text instead of writing another one."""
+
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; none: one per line of stdin.")]
 Asked = Annotated[
     list[str] | None,
@@ -112,10 +115,14 @@ def predict(
     max_answer_length: Annotated[
         int | None, typer.Option("--max-answer-length", help="Questions: most tokens of an answer.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Causal: most new tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Causal: 0: the likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Causal: nucleus sampling.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Causal: seeds the sampling.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Writing: most new tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Writing: 0: the likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Writing: nucleus sampling.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Writing: seeds the sampling.")] = None,
+    num_beams: Annotated[int | None, typer.Option("--num-beams", help="Encoder-decoders: beams.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option("--length-penalty", help="With beams: more favours longer texts.")
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", help="Candidates per mask or answer; items to recommend.")
     ] = None,
@@ -150,6 +157,8 @@ def predict(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
             top_k=top_k,
             exclude_seen=exclude_seen,
             max_answer_length=max_answer_length,
@@ -165,7 +174,7 @@ def predict(
         # A continuation is printed after its prompt; other answers have one length, and come first.
         print(
             printable(shown) + answer_line(answer)
-            if answer.text is not None
+            if answer.text is not None and asked.info.task in CONTINUING
             else f"{answer_line(answer)}\t{printable(shown)}"
         )
 

@@ -439,7 +439,7 @@ Global___Instance: _TypeAlias = Instance  # noqa: Y015
 
 @_typing.final
 class GenerationParameters(_message.Message):
-    """How a causal language model generates text."""
+    """How a causal language model or an encoder-decoder generates text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -447,6 +447,8 @@ class GenerationParameters(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
     """Maximum number of new tokens, 1 to 1,024; unset: the value of the model's generation_config.json, else 40."""
     temperature: _builtins.float
@@ -457,6 +459,12 @@ class GenerationParameters(_message.Message):
     """
     seed: _builtins.int
     """Seeds the sampling, 0 to 2^53; unset: 0."""
+    num_beams: _builtins.int
+    """Encoder-decoders, with temperature 0: beams of the search, 1 to 16; unset: as the model was evaluated, else the value of
+    generation_config.json, else 1.
+    """
+    length_penalty: _builtins.float
+    """With beams: a text's score is divided by its length to this power, -10 to 10; unset: as for num_beams."""
     def __init__(
         self,
         *,
@@ -464,13 +472,19 @@ class GenerationParameters(_message.Message):
         temperature: _builtins.float | None = ...,
         top_p: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        num_beams: _builtins.int | None = ...,
+        length_penalty: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_max_new_tokens", b"_max_new_tokens", "_num_beams", b"_num_beams", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "length_penalty", b"length_penalty", "max_new_tokens", b"max_new_tokens", "num_beams", b"num_beams", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_max_new_tokens", b"_max_new_tokens", "_num_beams", b"_num_beams", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "length_penalty", b"length_penalty", "max_new_tokens", b"max_new_tokens", "num_beams", b"num_beams", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__num_beams: _TypeAlias = _typing.Literal["num_beams"]  # noqa: Y015
+    _WhichOneofArgType__num_beams: _TypeAlias = _typing.Literal["_num_beams", b"_num_beams"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
@@ -478,7 +492,11 @@ class GenerationParameters(_message.Message):
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_new_tokens) -> _WhichOneofReturnType__max_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_beams) -> _WhichOneofReturnType__num_beams | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -637,7 +655,7 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def generation(self) -> Global___GenerationParameters:
-        """For causal language models and instruction models."""
+        """For causal language models, instruction models and encoder-decoders."""
 
     @_builtins.property
     def fill_mask(self) -> Global___FillMaskParameters:
@@ -847,7 +865,7 @@ class Prediction(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     generated_text: _builtins.str
-    """Causal language models: the continuation, without the text given. Instruction models: the answer."""
+    """Causal language models: the continuation, without the text given. Instruction models: the answer. Encoder-decoders: what they write."""
     @_builtins.property
     def classification(self) -> Global___Classification:
         """Classification of texts or pictures, single or multi label."""

@@ -312,6 +312,7 @@ class Pretraining(_message.Message):
     CAUSAL_LM_FIELD_NUMBER: _builtins.int
     MASKED_LM_FIELD_NUMBER: _builtins.int
     MASKED_ITEM_FIELD_NUMBER: _builtins.int
+    SPAN_CORRUPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def causal_lm(self) -> Global___CausalLm:
         """Predict the next token."""
@@ -324,18 +325,23 @@ class Pretraining(_message.Message):
     def masked_item(self) -> Global___MaskedItem:
         """Predict masked items of histories."""
 
+    @_builtins.property
+    def span_corruption(self) -> Global___SpanCorruption:
+        """Write the spans that are missing in a text."""
+
     def __init__(
         self,
         *,
         causal_lm: Global___CausalLm | None = ...,
         masked_lm: Global___MaskedLm | None = ...,
         masked_item: Global___MaskedItem | None = ...,
+        span_corruption: Global___SpanCorruption | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective", "span_corruption", b"span_corruption"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective", "span_corruption", b"span_corruption"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm", "masked_item"]  # noqa: Y015
+    _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm", "masked_item", "span_corruption"]  # noqa: Y015
     _WhichOneofArgType_objective: _TypeAlias = _typing.Literal["objective", b"objective"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_objective) -> _WhichOneofReturnType_objective | None: ...
 
@@ -480,6 +486,49 @@ class MaskedItem(_message.Message):
 Global___MaskedItem: _TypeAlias = MaskedItem  # noqa: Y015
 
 @_typing.final
+class SpanCorruption(_message.Message):
+    """Write the spans that are missing in a text, with an encoder-decoder (T5: Raffel et al., 2020), others in every pass over the data. Its data
+    has the column role `text`. The tokenizer has sentinels `<extra_id_0>`, `<extra_id_1>` …, as T5's and those that are trained for it here.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DENSITY_FIELD_NUMBER: _builtins.int
+    MEAN_SPAN_LENGTH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
+    density: _builtins.float
+    """The share of tokens that are taken out, over 0 and at most 0.5; unset: 0.15."""
+    mean_span_length: _builtins.float
+    """Tokens of a span in the mean, 1 to 100; unset: 3."""
+    sequence_length: _builtins.int
+    """Tokens of text in a packed sequence; unset: 512, or the model's longest if that is less. At least 8, at most what the model can address."""
+    def __init__(
+        self,
+        *,
+        density: _builtins.float | None = ...,
+        mean_span_length: _builtins.float | None = ...,
+        sequence_length: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_mean_span_length", b"_mean_span_length", "_sequence_length", b"_sequence_length", "density", b"density", "mean_span_length", b"mean_span_length", "sequence_length", b"sequence_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_mean_span_length", b"_mean_span_length", "_sequence_length", b"_sequence_length", "density", b"density", "mean_span_length", b"mean_span_length", "sequence_length", b"sequence_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__density: _TypeAlias = _typing.Literal["density"]  # noqa: Y015
+    _WhichOneofArgType__density: _TypeAlias = _typing.Literal["_density", b"_density"]  # noqa: Y015
+    _WhichOneofReturnType__mean_span_length: _TypeAlias = _typing.Literal["mean_span_length"]  # noqa: Y015
+    _WhichOneofArgType__mean_span_length: _TypeAlias = _typing.Literal["_mean_span_length", b"_mean_span_length"]  # noqa: Y015
+    _WhichOneofReturnType__sequence_length: _TypeAlias = _typing.Literal["sequence_length"]  # noqa: Y015
+    _WhichOneofArgType__sequence_length: _TypeAlias = _typing.Literal["_sequence_length", b"_sequence_length"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__density) -> _WhichOneofReturnType__density | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_span_length) -> _WhichOneofReturnType__mean_span_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_length) -> _WhichOneofReturnType__sequence_length | None: ...
+
+Global___SpanCorruption: _TypeAlias = SpanCorruption  # noqa: Y015
+
+@_typing.final
 class ClassWeights(_message.Message):
     """How much each class counts in the training loss, which is divided by the sum of the weights of what it is of. Evaluation
     weighs all alike.
@@ -540,6 +589,8 @@ class FineTuning(_message.Message):
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
     QUESTION_ANSWERING_FIELD_NUMBER: _builtins.int
+    TRANSLATION_FIELD_NUMBER: _builtins.int
+    SUMMARIZATION_FIELD_NUMBER: _builtins.int
     INSTRUCTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
@@ -562,6 +613,14 @@ class FineTuning(_message.Message):
         """Find the answer to a question in a text."""
 
     @_builtins.property
+    def translation(self) -> Global___Translation:
+        """Translate texts from one language into another."""
+
+    @_builtins.property
+    def summarization(self) -> Global___Summarization:
+        """Summarise texts."""
+
+    @_builtins.property
     def instruction(self) -> Global___Instruction:
         """Answer people: follow instructions and hold conversations."""
 
@@ -573,13 +632,15 @@ class FineTuning(_message.Message):
         image_classification: Global___ImageClassification | None = ...,
         recommendation: Global___Recommendation | None = ...,
         question_answering: Global___QuestionAnswering | None = ...,
+        translation: Global___Translation | None = ...,
+        summarization: Global___Summarization | None = ...,
         instruction: Global___Instruction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "instruction"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -1075,6 +1136,150 @@ class QuestionAnswering(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
 
 Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
+
+@_typing.final
+class Translation(_message.Message):
+    """Translate texts with an encoder-decoder (Vaswani et al., 2017). Its data has the column roles `source` and `target`, or
+    `translation`: a record with a text for each language. Two text files whose lines belong together are read too: a pair
+    `train.en` and `train.de` (also with .gz or .txt behind it) with format TEXT, or those that `columns` names as source and target.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_LANGUAGE_FIELD_NUMBER: _builtins.int
+    TARGET_LANGUAGE_FIELD_NUMBER: _builtins.int
+    SOURCE_PREFIX_FIELD_NUMBER: _builtins.int
+    MAX_SOURCE_LENGTH_FIELD_NUMBER: _builtins.int
+    MAX_TARGET_LENGTH_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    source_language: _builtins.str
+    """What the data calls the language of the sources: a column, a key of `translation`, or the ending of a file, such as `en`. Up to 32
+    characters; empty: the data has a `source` and a `target`.
+    """
+    target_language: _builtins.str
+    """What the data calls the language of the targets. BLEU parts Chinese by characters for `zh`, Japanese and Korean for `ja`, `ko`. Up to
+    32 characters.
+    """
+    source_prefix: _builtins.str
+    """Text put before each source, such as `translate English to German: ` for T5; `Predict` adds it too. Up to 1,024 characters."""
+    max_source_length: _builtins.int
+    """Longest source in tokens, prefix included; the rest is cut, and counted in the plan. Unset: 128, or the model's longest if that is less."""
+    max_target_length: _builtins.int
+    """Longest target in tokens; the rest is cut, and counted in the plan. As many are written at most. 2 to 1,024; unset: 128, or the model's
+    longest if that is less.
+    """
+    label_smoothing: _builtins.float
+    """Probability mass spread over the other tokens in training, from 0 to under 1; unset: 0."""
+    num_beams: _builtins.int
+    """Beams when texts are written, in evaluation and by `Predict`, 1 to 16; unset: the model's own setting, else 1: always the likeliest token."""
+    length_penalty: _builtins.float
+    """With beams: a text's score is divided by its length to this power, so more favours longer texts, -10 to 10; unset: the model's own setting, else 1."""
+    def __init__(
+        self,
+        *,
+        source_language: _builtins.str = ...,
+        target_language: _builtins.str = ...,
+        source_prefix: _builtins.str = ...,
+        max_source_length: _builtins.int | None = ...,
+        max_target_length: _builtins.int | None = ...,
+        label_smoothing: _builtins.float | None = ...,
+        num_beams: _builtins.int | None = ...,
+        length_penalty: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams", "source_language", b"source_language", "source_prefix", b"source_prefix", "target_language", b"target_language"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__max_source_length: _TypeAlias = _typing.Literal["max_source_length"]  # noqa: Y015
+    _WhichOneofArgType__max_source_length: _TypeAlias = _typing.Literal["_max_source_length", b"_max_source_length"]  # noqa: Y015
+    _WhichOneofReturnType__max_target_length: _TypeAlias = _typing.Literal["max_target_length"]  # noqa: Y015
+    _WhichOneofArgType__max_target_length: _TypeAlias = _typing.Literal["_max_target_length", b"_max_target_length"]  # noqa: Y015
+    _WhichOneofReturnType__num_beams: _TypeAlias = _typing.Literal["num_beams"]  # noqa: Y015
+    _WhichOneofArgType__num_beams: _TypeAlias = _typing.Literal["_num_beams", b"_num_beams"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_source_length) -> _WhichOneofReturnType__max_source_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_target_length) -> _WhichOneofReturnType__max_target_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_beams) -> _WhichOneofReturnType__num_beams | None: ...
+
+Global___Translation: _TypeAlias = Translation  # noqa: Y015
+
+@_typing.final
+class Summarization(_message.Message):
+    """Write summaries with an encoder-decoder. Its data has the column roles `source` and `target`, also called `document` and `summary`,
+    `article` and `highlights` and the like. Two text files whose lines belong together are read as for translation; their endings are
+    `.source` and `.target`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_PREFIX_FIELD_NUMBER: _builtins.int
+    MAX_SOURCE_LENGTH_FIELD_NUMBER: _builtins.int
+    MAX_TARGET_LENGTH_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    source_prefix: _builtins.str
+    """Text put before each source, such as `summarize: ` for T5; `Predict` adds it too. Up to 1,024 characters."""
+    max_source_length: _builtins.int
+    """Longest source in tokens, prefix included; the rest is cut, and counted in the plan. Unset: 512, or the model's longest if that is less."""
+    max_target_length: _builtins.int
+    """Longest target in tokens; the rest is cut, and counted in the plan. As many are written at most. 2 to 1,024; unset: 128, or the model's
+    longest if that is less.
+    """
+    label_smoothing: _builtins.float
+    """Probability mass spread over the other tokens in training, from 0 to under 1; unset: 0."""
+    num_beams: _builtins.int
+    """Beams when texts are written, in evaluation and by `Predict`, 1 to 16; unset: the model's own setting, else 1: always the likeliest token."""
+    length_penalty: _builtins.float
+    """With beams: a text's score is divided by its length to this power, so more favours longer texts, -10 to 10; unset: the model's own setting, else 1."""
+    def __init__(
+        self,
+        *,
+        source_prefix: _builtins.str = ...,
+        max_source_length: _builtins.int | None = ...,
+        max_target_length: _builtins.int | None = ...,
+        label_smoothing: _builtins.float | None = ...,
+        num_beams: _builtins.int | None = ...,
+        length_penalty: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams", "source_prefix", b"source_prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__max_source_length: _TypeAlias = _typing.Literal["max_source_length"]  # noqa: Y015
+    _WhichOneofArgType__max_source_length: _TypeAlias = _typing.Literal["_max_source_length", b"_max_source_length"]  # noqa: Y015
+    _WhichOneofReturnType__max_target_length: _TypeAlias = _typing.Literal["max_target_length"]  # noqa: Y015
+    _WhichOneofArgType__max_target_length: _TypeAlias = _typing.Literal["_max_target_length", b"_max_target_length"]  # noqa: Y015
+    _WhichOneofReturnType__num_beams: _TypeAlias = _typing.Literal["num_beams"]  # noqa: Y015
+    _WhichOneofArgType__num_beams: _TypeAlias = _typing.Literal["_num_beams", b"_num_beams"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_source_length) -> _WhichOneofReturnType__max_source_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_target_length) -> _WhichOneofReturnType__max_target_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_beams) -> _WhichOneofReturnType__num_beams | None: ...
+
+Global___Summarization: _TypeAlias = Summarization  # noqa: Y015
 
 @_typing.final
 class FeatureExtraction(_message.Message):

@@ -272,11 +272,13 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_records(kind: Any) -> bool:
-    """Whether a type is a list of records of plain values, or a record of lists of them."""
-    if _is_list(kind):
-        kind = kind.value_type
-        return bool(pa.types.is_struct(kind)) and all(_is_plain(_undictionaried(field.type)) for field in kind)
-    return bool(pa.types.is_struct(kind)) and all(
+    """Whether a type is a record of plain values, a list of such, or a record of lists of plain values."""
+    inner = kind.value_type if _is_list(kind) else kind
+    if not pa.types.is_struct(inner):
+        return False
+    if all(_is_plain(_undictionaried(field.type)) for field in inner):
+        return True
+    return inner is kind and all(
         _is_list(field.type) and _is_plain(_undictionaried(field.type.value_type)) for field in kind
     )
 

@@ -93,12 +93,19 @@ def resolve_source(
         )
     inside = [Path(root).resolve() for root in roots] if roots is not None else [base]
     if (folder := _folder_below(base, source.path, inside)) is not None:
-        return _walk(folder, source.format, inside, field, f"{field}.path")
+        return _chosen(_walk(folder, source.format, inside, field, f"{field}.path"), source)
     if source.path:
         return _with_partner(_single(base, source, inside, field), inside)
     if base.is_file():
         return _with_partner(_file(base, base.name, source.format, field), inside)
-    return _walk(base, source.format, inside, field, origin)
+    return _chosen(_walk(base, source.format, inside, field, origin), source)
+
+
+def _chosen(files: list[DataFile], source: spec_pb2.DataSource) -> list[DataFile]:
+    """The text files that `columns` names, if it names files: text files have no columns."""
+    wanted = set(source.columns.values())
+    chosen = [file for file in files if file.name in wanted and file.format == spec_pb2.DATA_FORMAT_TEXT]
+    return chosen if wanted and len(chosen) == len(wanted) else files
 
 
 def _check_uploaded(source: spec_pb2.DataSource, locations: worker_pb2.Locations, field: str) -> None:

@@ -46,6 +46,7 @@ class SpecialTokens(NamedTuple):
 CAUSAL = SpecialTokens(pad="<|pad|>", unk="<|unk|>", bos="<|endoftext|>", eos="<|endoftext|>")
 # The order of BERT's and RoBERTa's vocabularies, whose configurations expect pad at 0 and 1.
 BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+SEQ2SEQ = SpecialTokens(pad="<pad>", unk="<unk>", eos="</s>")
 ROBERTA = SpecialTokens(pad="<pad>", unk="<unk>", bos="<s>", eos="</s>", cls="<s>", sep="</s>", mask="<mask>")
 
 
@@ -86,30 +87,40 @@ def ensure_pad(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def train_tokenizer(
-    wanted: spec_pb2.TrainedTokenizer, texts: Iterable[str], special: SpecialTokens
+    wanted: spec_pb2.TrainedTokenizer, texts: Iterable[str], special: SpecialTokens, *, sentinels: int = 0
 ) -> PreTrainedTokenizerFast:
     """A tokenizer trained on the texts, which are gone through up to twice; the same texts give the same tokenizer.
 
+    Behind all other tokens it has so many `sentinels`, which count in its size.
     UNIGRAM may differ in pieces of equal score that only just came in. Raises SpecError for a size too small.
     """
     algorithm, size = _algorithm_and_size(wanted)
-    check_trained(wanted, special)
+    check_trained(wanted, special, sentinels=sentinels)
     build = {
         spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE: _byte_bpe,
         spec_pb2.TrainedTokenizer.ALGORITHM_WORDPIECE: _wordpiece,
         spec_pb2.TrainedTokenizer.ALGORITHM_UNIGRAM: _unigram,
         spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS: _characters,
     }[algorithm]
-    backend = build(texts, size, special)
+    backend = build(texts, size - sentinels, special)
     if special.cls and special.sep:
         _add_frame(backend, special)
+    elif special is SEQ2SEQ:
+        end = special.eos
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, backend.token_to_id(end))]
+        )
     roles = {f"{role}_token": token for role, token in special._asdict().items() if token}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], padding_side="right", **roles
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="right",
+        extra_special_tokens=[f"<extra_id_{number}>" for number in range(sentinels)],
+        **roles,
     )
 
 
-def check_trained(wanted: spec_pb2.TrainedTokenizer, special: SpecialTokens) -> None:
+def check_trained(wanted: spec_pb2.TrainedTokenizer, special: SpecialTokens, *, sentinels: int = 0) -> None:
     """Raises SpecError if algorithm and size do not go together."""
     algorithm, _ = _algorithm_and_size(wanted)
     place = f"{_FIELD}.train.vocab_size"
@@ -121,7 +132,10 @@ def check_trained(wanted: spec_pb2.TrainedTokenizer, special: SpecialTokens) -> 
             "SPEC_INVALID",
             f"{wanted.vocab_size}: a tokenizer of characters has those of the corpus; leave it out",
         )
-    number = len(special.names())
+    number = len(special.names()) + sentinels
+    if algorithm != spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE and sentinels and wanted.vocab_size <= 2 * sentinels:
+        message = f"{wanted.vocab_size} is too small: {sentinels} sentinels are among them; give over {2 * sentinels}"
+        raise SpecError(place, "SPEC_INVALID", message)
     if algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_BYTE_BPE and wanted.vocab_size < _BYTES + number:
         raise SpecError(
             place,
@@ -144,16 +158,17 @@ def cached_tokenizer(
     *,
     data_fingerprint: str,
     cache_dir: Path,
+    sentinels: int = 0,
 ) -> PreTrainedTokenizerFast:
     """As `train_tokenizer`, trained once for the same data and settings, whichever process comes first."""
-    check_trained(wanted, special)
-    key = json.dumps([TRAINED_VERSION, data_fingerprint, *_algorithm_and_size(wanted), special])
+    check_trained(wanted, special, sentinels=sentinels)
+    key = json.dumps([TRAINED_VERSION, data_fingerprint, *_algorithm_and_size(wanted), special, sentinels])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def build(target: Path) -> None:
         for _ in texts:
             pass  # An error in the last text is reported before training on any of them.
-        train_tokenizer(wanted, texts, special).save_pretrained(target)
+        train_tokenizer(wanted, texts, special, sentinels=sentinels).save_pretrained(target)
 
     return load_tokenizer(open_folder(build_once(cache_dir / "tokenizers" / fingerprint, build)))
 

@@ -77,6 +77,17 @@ PLAIN_OUTPUT_LAYER = frozenset(
 WITHOUT_CACHE = frozenset({"xlstm"})
 """Causal models whose states in transformers do not fit their own configuration: each token reads the whole text."""
 
+SEQ2SEQ = frozenset(
+    {
+        *("t5", "mt5", "umt5", "bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot", "blenderbot-small"),
+        "plbart",
+    }
+)
+"""Encoder-decoders that write texts here."""
+
+_STARTS_WITH_PADDING = frozenset({"t5", "mt5", "umt5", "marian", "pegasus"})
+# Others start with their end token.
+
 HEAD_READS_LAST_PLACE = frozenset({"xlnet"})
 """Encoders whose own classification head reads the last place of a batch's rows, be it padding."""
 
@@ -159,6 +170,8 @@ def is_causal(model_type: str) -> bool:
 
 def objectives(config: Any) -> list[str]:
     """The pretraining objectives that a model supports: none that its direction of reading would give away."""
+    if is_seq2seq(config):
+        return ["span_corruption"]
     if not reads_text(config) or is_turned(config):
         return []
     if is_causal(config.model_type):
@@ -187,6 +200,34 @@ def refusal(config: Any) -> str:
     return ""
 
 
+def is_seq2seq(config: Any) -> bool:
+    """Whether the architecture is an encoder-decoder that writes texts here."""
+    return config.model_type in SEQ2SEQ and bool(getattr(config, "is_encoder_decoder", False))
+
+
+def seq2seq_refusal(config: Any) -> str:
+    """Why no model of this configuration writes texts here; empty: it does."""
+    if is_seq2seq(config):
+        return ""
+    if config.model_type in SEQ2SEQ:
+        return f"is_encoder_decoder is false in this {config.model_type}; set it to true"
+    what = "an encoder-decoder that is not supported"
+    if not getattr(config, "is_encoder_decoder", False):
+        what = "not an encoder-decoder, which reads one text and writes another"
+    return f"{config.model_type} is {what}; use one such as t5, bart, mbart or pegasus"
+
+
+def decoder_start(config: Any, special: Mapping[str, int | None]) -> int | None:
+    """The token that a fresh model's decoder starts with, of the special tokens by their roles."""
+    return special.get("pad" if config.model_type in _STARTS_WITH_PADDING else "eos")
+
+
+def decoder_scale(config: Any) -> float:
+    """What the decoder's last hidden state is multiplied by before the output layer."""
+    scales = getattr(config, "scale_decoder_outputs", config.model_type == "umt5" and config.tie_word_embeddings)
+    return float(width(config) ** -0.5) if scales else 1.0
+
+
 def is_of_pictures(model_type: str) -> bool:
     """Whether the architecture reads pictures, and no text."""
     return model_type in _PICTURE_MODELS and not any(model_type in names for names in _TEXT_MODELS)
@@ -203,6 +244,10 @@ def picture_refusal(config: Any) -> str:
     if channels not in (1, 3):
         return f"num_channels is {channels}: pictures have 3 (RGB), or 1 (grey)"
     return ""
+
+
+REFUSALS = (refusal, picture_refusal, seq2seq_refusal)
+"""Of every modality: a model that all of them refuse does nothing here."""
 
 
 def backbone_of(model: Any) -> Any:

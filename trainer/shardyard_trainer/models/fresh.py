@@ -101,10 +101,23 @@ def fit_config(
             # A configuration that must have such a token keeps its own.
             with suppress(TypeError, StrictDataclassError):
                 setattr(config, f"{role}_token_id", special.get(role))
+    if architectures.is_seq2seq(config):
+        _fit_decoder(config, overrides, vocab_size=vocab_size, special=special)
     sets_positions = "max_position_embeddings" in canonical_names(config, overrides)
     if not sets_positions and architectures.longest(config) is not None:
         config.max_position_embeddings = length + architectures.position_offset(config)
     check_builds(config, field)
+
+
+def _fit_decoder(
+    config: Any, overrides: Mapping[str, Any], *, vocab_size: int, special: Mapping[str, int | None]
+) -> None:
+    if "decoder_start_token_id" not in overrides:
+        config.decoder_start_token_id = architectures.decoder_start(config, special)
+    if getattr(config, "forced_eos_token_id", None) is not None:
+        config.forced_eos_token_id = special.get("eos")
+    if hasattr(config, "decoder_vocab_size"):
+        config.decoder_vocab_size = vocab_size
 
 
 def check_builds(config: Any, field: str) -> None:

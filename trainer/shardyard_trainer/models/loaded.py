@@ -39,8 +39,9 @@ class Loaded:
 
     @property
     def backbone(self) -> nn.Module:
-        """The part that gives `last_hidden_state`."""
-        backbone: nn.Module = architectures.backbone_of(self.model)
+        """The part that gives `last_hidden_state`: of an encoder-decoder the encoder."""
+        is_both = architectures.is_seq2seq(self.model.config)
+        backbone: nn.Module = self.model.get_encoder() if is_both else architectures.backbone_of(self.model)
         return backbone
 
     @property

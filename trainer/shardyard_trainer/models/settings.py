@@ -103,7 +103,7 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
 _SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 _GENERATION: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), (int,)),
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"), (int,)),
     "eos_token_id": (int, list),
     **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens", "top_k", "num_beams"), (int,)),
     **dict.fromkeys(
@@ -124,6 +124,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "repetition_penalty": (0.0, 100.0),
     # Every token looks through its text for runs of so many.
     "no_repeat_ngram_size": (0, 100),
+    "num_beams": (1, 1000),
+    "length_penalty": (-10.0, 10.0),
 }
 """What `Predict` can compute with, of the settings that it obeys."""
 

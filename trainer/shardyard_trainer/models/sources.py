@@ -111,7 +111,7 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
         for name, value in config.to_dict().items():
             if complaint := number_complaint(name, value):
                 raise FolderInvalid(f"config.json has {name}: {complaint}", file="config.json")
-        if not architectures.refusal(config) or not architectures.picture_refusal(config):
+        if not all(refuse(config) for refuse in architectures.REFUSALS):
             described = with_true_head(described)
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from None

@@ -87,14 +87,24 @@ class HuggingFaceModule(TaskModule):
 
 
 class ModuleOutput(NamedTuple):
-    """The summed loss (a scalar, fp32), and the head's outputs or statistics for the metrics."""
+    """The summed loss (a scalar, fp32), the head's outputs or statistics for the metrics, and what was written."""
 
     loss_sum: torch.Tensor
     outputs: dict[str, torch.Tensor] | None
+    sequences: Sequence[Sequence[int]] | None = None
+
+
+WriteBatch = Callable[[Callable[..., Any], MicroBatch, Callable[[bool], bool]], Sequence[Sequence[int]]]
+"""Writes tokens for each sample of a micro batch, with a forward pass of the module; asks after each step whether to go
+on, given whether a text is open."""
 
 
 class Metrics(Protocol):
     """Collects an evaluation's data on one rank; the parts of all ranks are then combined."""
+
+    @property
+    def write(self) -> WriteBatch | None:
+        """Writes the sequences that the metrics need; None: they need none."""
 
     def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
         """Takes one micro batch, evaluated with return_outputs=True."""

@@ -228,12 +228,15 @@ class CausalPredictor(TextPredictor):
             self.takes = ("text", "messages")
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Parameters of another task, instances of another kind, and conversations without a template that works."""
+        """Refuses other parameters, instances of another kind, chats without a working template, and beams."""
         takes = [kind for kind in self.takes if kind != "messages" or not self.template_fault]
         message = f"a {self.task} model takes {' or '.join(f'`{kind}`' for kind in takes)}"
         if fault := self.template_fault:
             message = f"{message}; `messages` need a chat template, and {fault}"
         found = refuse_parameters(request, self.task, self.parameters)
+        if request.generation.num_beams > 1:
+            text = f"{request.generation.num_beams} beams: a {self.task} model takes one path; leave num_beams out"
+            found.append(violation("generation.num_beams", "SPEC_INVALID", text))
         return found + refuse_kinds(request.instances, takes, message)
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:

@@ -32,16 +32,39 @@ class LossLinear(nn.Linear):
         return chunked_cross_entropy(hidden, self.weight, self.bias, targets)
 
 
+class SmoothedLinear(LossLinear):
+    """The same for encoder-decoders, some of which keep a bias apart, and with label smoothing."""
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        bias: torch.Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> torch.Tensor:
+        """As above; `bias` [V] is the layer's if it has none, `smoothing` is as in `chunked_cross_entropy`."""
+        if targets is None:
+            return super().forward(hidden)
+        own = bias if self.bias is None else self.bias
+        return chunked_cross_entropy(hidden, self.weight, own, targets, smoothing)
+
+
 def chunked_cross_entropy(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sum of the cross-entropy over positions whose target is not `IGNORED`, fp32.
 
     Logits are made for 256 positions at a time; the gradient is computed in the same pass, so that none is stored.
+    `smoothing` is the probability spread evenly over the vocabulary, as in torch's own (Szegedy et al., 2016).
     """
     with_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
     loss: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, targets_N, with_gradient
+        hidden_ND, weight_VD, bias_V, targets_N, with_gradient, smoothing
     )
     return loss
 
@@ -55,6 +78,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         targets_N: torch.Tensor,
         with_gradient: bool,
+        smoothing: float,
     ) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         if with_gradient:
@@ -67,11 +91,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = F.linear(hidden, weight_VD, bias_V).float()
             counts, places = targets != IGNORED, targets.clamp(min=0)[:, None]
             log_total = logits.logsumexp(-1, keepdim=True)
-            loss += (log_total - logits.gather(1, places)).squeeze(1).mul(counts).sum()
+            losses = log_total - (1 - smoothing) * logits.gather(1, places)
+            if smoothing:
+                losses -= smoothing * logits.mean(1, keepdim=True)
+            loss += losses.squeeze(1).mul(counts).sum()
             if with_gradient:
-                # The gradient with respect to the logits, in place: softmax minus one-hot.
+                # The gradient with respect to the logits, in place: softmax minus the wanted probabilities.
                 error = logits.sub_(log_total).exp_()
-                error.scatter_add_(1, places, torch.full_like(log_total, -1.0))
+                error.scatter_add_(1, places, torch.full_like(log_total, smoothing - 1.0))
+                if smoothing:
+                    error -= smoothing / error.shape[1]
                 error = error.mul_(counts[:, None]).to(weight_VD.dtype)
                 grad_hidden[part] = error @ weight_VD
                 _accumulate(grad_weight, error, hidden)
@@ -87,7 +116,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         # In place: nothing else holds these tensors, and the weight's gradient is the largest of the step.
         bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.bias_dtype)
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), bias, None, None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), bias, None, None, None
 
 
 def _accumulate(total_VD: torch.Tensor, error_NV: torch.Tensor, hidden_ND: torch.Tensor) -> None:

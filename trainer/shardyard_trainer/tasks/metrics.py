@@ -10,11 +10,13 @@ import torch
 
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput
+from shardyard_trainer.tasks.base import ModuleOutput, WriteBatch
 
 
 class LossSum:
     """Adds up the loss and its units."""
+
+    write: WriteBatch | None = None
 
     def __init__(self) -> None:
         self._loss: list[torch.Tensor] = []

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from shardyard_trainer.inputs.base import Inputs
 from shardyard_trainer.inputs.image import ImageInputs
+from shardyard_trainer.inputs.sequences import SequenceInputs
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid
@@ -57,4 +58,6 @@ def inputs_of(described: ModelFolder, task: TrainingTask | None) -> type[Inputs]
     """Loads the inputs of a folder: by its task, or by its architecture if it has no head."""
     if task is not None:
         return task.inputs
+    if described.model_type in architectures.SEQ2SEQ:
+        return SequenceInputs
     return ImageInputs if architectures.is_of_pictures(described.model_type) else TextInputs

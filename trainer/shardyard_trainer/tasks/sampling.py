@@ -1,7 +1,7 @@
 """How the next token is chosen: by the request's parameters, else by the model's generation_config.json.
 
 The settings have transformers' meaning, in transformers' order: repetitions, lengths and forbidden tokens first, then
-temperature, top_k and top_p. Beam search is not implemented: every text continues on one path.
+temperature, top_k and top_p. Only encoder-decoders search with beams (`writing`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from shardyard.v1 import model_service_pb2
 
 DEFAULT_NEW_TOKENS = 40
 MOST_NEW_TOKENS = 1024
+MOST_BEAMS = 16
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Sampling:
     no_repeat_ngram_size: int = 0
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
+    forced_first: int | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    stops_early: bool = False
+    """With beams: whether the search ends once as many texts as beams have ended."""
 
 
 def sampling_of(
@@ -53,17 +59,27 @@ def sampling_of(
         no_repeat_ngram_size=settings.get("no_repeat_ngram_size", 0),
         suppressed=tuple(settings.get("suppress_tokens", ())),
         suppressed_first=tuple(settings.get("begin_suppress_tokens", ())),
+        forced_first=settings.get("forced_bos_token_id"),
+        num_beams=given.num_beams if given.HasField("num_beams") else min(settings.get("num_beams", 1), MOST_BEAMS),
+        length_penalty=given.length_penalty
+        if given.HasField("length_penalty")
+        else settings.get("length_penalty", 1.0),
+        stops_early=bool(settings.get("early_stopping")),
     )
 
 
 def choose(
-    logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator, before: Sequence[int] = (), num_new: int = 0
+    logits_V: torch.Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+    before: Sequence[int] = (),
+    num_new: int = 0,
 ) -> int:
     """The next token after the tokens `before`, the last `num_new` of which were generated.
 
     The likeliest, or one drawn from the nucleus of probability top_p (Holtzman et al., 2020).
     """
-    logits_V = _allowed(logits_V, sampling, before, num_new)
+    logits_V = allowed(logits_V, sampling, before, num_new)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     # Subtract the largest before dividing: the smallest temperature then gives 0 and minus infinity, never NaN.
@@ -78,8 +94,8 @@ def choose(
     return int(tokens_V[torch.multinomial(kept_V, 1, generator=generator)])
 
 
-def _allowed(logits_V: torch.Tensor, sampling: Sampling, before: Sequence[int], num_new: int) -> torch.Tensor:
-    """Makes repeated tokens less likely and forbidden ones impossible."""
+def allowed(logits_V: torch.Tensor, sampling: Sampling, before: Sequence[int], num_new: int) -> torch.Tensor:
+    """Makes repeated tokens less likely and forbidden ones impossible; takes logits or log-probabilities."""
     logits_V = logits_V.clone()
     if sampling.repetition_penalty not in (0.0, 1.0) and before:
         # Keskar et al., 2019: a repeated token becomes less likely, whatever its logit's sign.
@@ -92,6 +108,8 @@ def _allowed(logits_V: torch.Tensor, sampling: Sampling, before: Sequence[int], 
         forbidden |= sampling.ends
     if num_new == 0:
         forbidden |= set(sampling.suppressed_first)
+        if sampling.forced_first is not None and 0 <= sampling.forced_first < len(logits_V):
+            forbidden = set(range(len(logits_V))) - {sampling.forced_first}
     forbidden = {token for token in forbidden if 0 <= token < len(logits_V)}
     if forbidden and len(forbidden) < len(logits_V):
         logits_V[sorted(forbidden)] = -torch.inf

@@ -25,6 +25,9 @@ NAMES = (
     "recommendation",
     "question_answering",
     "instruction",
+    "translation",
+    "summarization",
+    "span_corruption",
     "feature_extraction",
     "model_evaluation",
 )

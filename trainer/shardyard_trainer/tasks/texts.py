@@ -71,7 +71,7 @@ class Packing(Generic[S]):
     """How an objective packs texts.
 
     `make_samples` makes those of a corpus from (corpus, choice, inputs, is_train); `apart` are the model types that
-    keep documents of one sequence apart.
+    keep documents of one sequence apart; `sentinels` are how many a tokenizer that is trained here gets.
     """
 
     make_frame: Callable[[Any], packed.Frame]
@@ -79,6 +79,7 @@ class Packing(Generic[S]):
     apart: Container[str]
     check_tokenizer: Callable[[Any], None] = lambda tokenizer: None
     whole_words: bool = False
+    sentinels: int = 0
 
 
 def prepare_packed(job: Ingredients, auto: str, how: Packing[S]) -> tuple[ModelChoice, TextInputs, Splits[S]]:
@@ -107,7 +108,7 @@ def _corpora(job: Ingredients, how: Packing[S]) -> tuple[ModelChoice, TextInputs
     assert choice is not None and train_files is not None
     with job.looking_on(train_files, eval_files, read_texts):
         length = find_length(job, choice, "sequence_length", DEFAULT_SEQUENCE_LENGTH, shortest=SHORTEST_SEQUENCE)
-        tokenizer = find_tokenizer(job, choice, train_files)
+        tokenizer = find_tokenizer(job, choice, train_files, sentinels=how.sentinels)
         how.check_tokenizer(tokenizer)
         choice = adapt(choice, tokenizer, length)
     frame = how.make_frame(tokenizer)
@@ -154,11 +155,18 @@ def find_length(
 
 
 def find_tokenizer(
-    job: Ingredients, choice: ModelChoice, files: list[DataFile], *, texts: Iterable[str] | None = None
+    job: Ingredients,
+    choice: ModelChoice,
+    files: list[DataFile],
+    *,
+    texts: Iterable[str] | None = None,
+    texts_key: str = "",
+    sentinels: int = 0,
 ) -> Any:
     """The spec's tokenizer: the model's own, another one, or one trained on the data.
 
-    `texts` are those of the data and are read more than once; None: its text column.
+    `texts` are those of the data and are read more than once; None: its text column. `texts_key` is what they depend on
+    besides the files and their layout. A tokenizer that is trained here gets `sentinels` sentinel tokens.
     """
     source = job.spec.tokenizer
     kind = source.WhichOneof("source")
@@ -169,7 +177,7 @@ def find_tokenizer(
         if kind is None:
             message = "a fresh model has no tokenizer; set tokenizer, for example to one trained on the data (train)"
             raise SpecError("spec.tokenizer", "TOKENIZER_MISSING", message)
-        tokenizer = _train(job, choice, files, texts)
+        tokenizer = _train(job, choice, files, texts, texts_key=texts_key, sentinels=sentinels)
     elif kind is None:
         assert choice.folder is not None
         tokenizer = tokenization.load_tokenizer(choice.folder, field="spec.tokenizer")
@@ -183,8 +191,18 @@ def find_tokenizer(
     return tokenizer
 
 
-def _train(job: Ingredients, choice: ModelChoice, files: list[DataFile], texts: Iterable[str] | None) -> Any:
-    if architectures.is_causal(choice.config.model_type):
+def _train(
+    job: Ingredients,
+    choice: ModelChoice,
+    files: list[DataFile],
+    texts: Iterable[str] | None,
+    *,
+    texts_key: str,
+    sentinels: int,
+) -> Any:
+    if architectures.is_seq2seq(choice.config):
+        special = tokenization.SEQ2SEQ
+    elif architectures.is_causal(choice.config.model_type):
         special = tokenization.CAUSAL
     elif choice.config.model_type in architectures.POSITIONS_AFTER_PADDING:
         special = tokenization.ROBERTA
@@ -192,9 +210,9 @@ def _train(job: Ingredients, choice: ModelChoice, files: list[DataFile], texts: 
         special = tokenization.BERT
     source = job.spec.train_data
     texts = texts if texts is not None else packed.Texts(files, source, field="spec.train_data")
-    key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}"
+    key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}{texts_key}"
     return tokenization.cached_tokenizer(
-        job.spec.tokenizer.train, texts, special, data_fingerprint=key, cache_dir=job.cache_dir
+        job.spec.tokenizer.train, texts, special, data_fingerprint=key, cache_dir=job.cache_dir, sentinels=sentinels
     )
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from shardyard_trainer.inputs.base import MicroBatch, seed_for
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
-from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
+from shardyard_trainer.tasks.base import ModuleOutput, TaskModule, WriteBatch
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.gang import Gang, keep_to_loopback, rendezvous_method
 from shardyard_trainer.training.shards import ShardWriter
@@ -196,6 +196,17 @@ class Engine:
         """One micro batch with its outputs, inside `evaluating`."""
         output: ModuleOutput = self._deepspeed(**batch.inputs, return_outputs=True)
         return output
+
+    def generate(self, batch: MicroBatch, write: WriteBatch) -> Sequence[Sequence[int]]:
+        """What the model writes for a micro batch, inside of `evaluating`.
+
+        At ZeRO-3 every rank takes as many steps as the one with the longest text: each step gathers the weights.
+        """
+        return write(self._deepspeed, batch, self._any_goes_on if self.forwards_are_collective else bool)
+
+    def _any_goes_on(self, is_open: bool) -> bool:
+        mine = torch.tensor(float(is_open), device=self._gang.device)
+        return float(self._gang.sum_tensor(mine)) > 0
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The micro batch on this rank's device; itself on a CPU."""

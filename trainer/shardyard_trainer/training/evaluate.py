@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
 
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, Samples
-from shardyard_trainer.tasks.base import ModuleOutput, Prepared
+from shardyard_trainer.tasks.base import Metrics, ModuleOutput, Prepared, WriteBatch
 from shardyard_trainer.training.context import Context
 
 
@@ -25,6 +25,9 @@ class Evaluator(Protocol):
 
     def evaluate(self, batch: MicroBatch) -> ModuleOutput:
         """One micro batch with its outputs, inside of `evaluating`."""
+
+    def generate(self, batch: MicroBatch, write: WriteBatch) -> Sequence[Sequence[int]]:
+        """What the model writes for a micro batch, inside of `evaluating`."""
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The micro batch on this rank's device."""
@@ -64,9 +67,9 @@ def evaluate(
             if turn < len(mine):
                 chosen = order[mine[turn] : mine[turn] + micro_batch_size]
                 batch = engine.to_device(task.eval.micro_batch(_refs(chosen)))
-                gatherer.update(batch, engine.evaluate(batch))
+                gatherer.update(batch, _outputs(engine, batch, gatherer))
             elif engine.forwards_are_collective:
-                engine.evaluate(engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))))
+                _outputs(engine, engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))), gatherer)
             if between(turn + 1):
                 return {}
     parts = context.gang.gather(gatherer.part())
@@ -74,6 +77,11 @@ def evaluate(
     is_partial = len(order) < num_samples
     context.evaluated(step, metrics, num_samples=len(order), is_final=is_final, is_partial=is_partial)
     return {} if is_partial else metrics
+
+
+def _outputs(engine: Evaluator, batch: MicroBatch, metrics: Metrics) -> ModuleOutput:
+    output = engine.evaluate(batch)
+    return output if metrics.write is None else output._replace(sequences=engine.generate(batch, metrics.write))
 
 
 def evaluation_order(samples: Samples) -> np.ndarray:

@@ -6,7 +6,7 @@ Nothing is written: the numbers are the result. A stopped attempt starts over.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import MicroBatch, Samples
-from shardyard_trainer.tasks.base import ModuleOutput, Prepared, TaskModule
+from shardyard_trainer.tasks.base import ModuleOutput, Prepared, TaskModule, WriteBatch
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.evaluate import evaluate, evaluation_order
 from shardyard_trainer.training.gang import Gang
@@ -39,6 +39,10 @@ class WholeModel:
         """Computes one micro batch with its outputs."""
         output: ModuleOutput = self._module(**batch.inputs, return_outputs=True)
         return output
+
+    def generate(self, batch: MicroBatch, write: WriteBatch) -> Sequence[Sequence[int]]:
+        """Writes the sequences of one micro batch."""
+        return write(self._module, batch, bool)
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """Moves the micro batch to this rank's device."""

@@ -1,0 +1,249 @@
+"""Texts and what is to be written for them: two columns, a record of languages, or two aligned text files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
+from shardyard_trainer.data.lines import read_lines
+from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.reading import about, reading
+
+RECORD = "translation"
+"""The role of a column whose cells have a text for each language."""
+
+_PACKED, _PLAIN = ".gz", (".txt", ".text")
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """A text and what is to be written for it; neither is blank."""
+
+    file: str
+    line: int
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class PairNames:
+    """What the data calls sources and targets, lower case: other names of columns, and endings of text files.
+
+    `languages` are the keys of a record, as they are written; empty: the data has no such records.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    languages: tuple[str, str] | None = None
+
+    @property
+    def layouts(self) -> tuple[tuple[Role, ...], ...]:
+        """The columns that a file can have."""
+        pair = (Role("source", self.sources), Role("target", self.targets))
+        return (pair, (Role(RECORD),)) if self.languages is not None else (pair,)
+
+
+def read_pairs(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    names: PairNames,
+    *,
+    field: str,
+    bad: BadRows | None = None,
+) -> Iterator[TextPair]:
+    """The pairs of all files, in order. Raises DataError, said of `field`.
+
+    Rows that cannot be used, such as those with a blank target, go to `bad`, if the caller has one and finishes it.
+    """
+    own, num_pairs = bad or BadRows(source), 0
+    is_text = all(file.format == spec_pb2.DATA_FORMAT_TEXT for file in files)
+    if is_text:
+        rows = _aligned(files, source, names, own, field)
+    else:
+        rows = (_of_record(each, names) for each in read_records(files, source, names.layouts, field=field, bad=own))
+    for make in rows:
+        try:
+            pair = make()
+        except DataError as error:
+            own.skip(error.at(field))
+            continue
+        num_pairs += 1
+        yield pair
+    if bad is None:
+        own.finish(num_pairs, field)
+
+
+def _of_record(record: Record, names: PairNames) -> Callable[[], TextPair]:
+    def make() -> TextPair:
+        cells = record.cells
+        if RECORD in cells:
+            found = _of_languages(record, names.languages or ("", ""))
+        else:
+            found = cells["source"], cells["target"]
+        texts = [_text(cell, role, record) for cell, role in zip(found, ("source", "target"), strict=True)]
+        return TextPair(record.file, record.line, *texts)
+
+    return make
+
+
+def _of_languages(record: Record, languages: tuple[str, str]) -> tuple[Any, Any]:
+    cell = record.cells[RECORD]
+    if not isinstance(cell, Mapping):
+        text = f"`{RECORD}` is {shorten(repr(cell))}, which is not a record with a text for each language"
+        raise DataError(text, file=record.file, line=record.line)
+    for language, name in zip(languages, ("source_language", "target_language"), strict=True):
+        if language not in cell:
+            what = f"no text for {name} {shorten(language)!r}" if language else f"set {name}"
+            raise DataError(
+                f"`{RECORD}`: {what}; there are: {listed(map(str, cell))}{nearest(language, map(str, cell))}",
+                file=record.file,
+                line=record.line,
+            )
+    return cell[languages[0]], cell[languages[1]]
+
+
+def _text(cell: Any, role: str, record: Record) -> str:
+    """A cell as one text: a list of sentences is joined by spaces. Raises DataError."""
+
+    def refuse(what: str) -> DataError:
+        return DataError(f"the {role} {what}", file=record.file, line=record.line)
+
+    if isinstance(cell, list) and all(isinstance(each, str) for each in cell):
+        if role == "target" and len(cell) > 1:
+            raise refuse(f"is a list of {len(cell)} texts; give one, in a row of its own")
+        cell = " ".join(each.strip() for each in cell)
+    if not isinstance(cell, str):
+        kind = "missing" if cell is None else f"{shorten(repr(cell))}, which is not a text"
+        raise refuse(f"is {kind}; fill it in, or remove the row")
+    if not cell.strip():
+        raise refuse("is empty; fill it in, or remove the row")
+    if "\0" in cell:
+        raise refuse("has a NUL character; take it out")
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        raise refuse("has half of a surrogate pair; write the whole character") from None
+    return cell
+
+
+def _aligned(
+    files: Sequence[DataFile], source: spec_pb2.DataSource, names: PairNames, bad: BadRows, field: str
+) -> Iterator[Callable[[], TextPair]]:
+    """The lines of pairs of text files, line by line."""
+    for one, other in _pairs_of_files(files, source, names, field):
+        about(field, "DATA_INVALID")
+        reading(one.name)
+        try:
+            yield from _lines_together(one, other, bad, field)
+        except DataError as error:
+            raise error.at(field) from None
+
+
+def _pairs_of_files(
+    files: Sequence[DataFile], source: spec_pb2.DataSource, names: PairNames, field: str
+) -> list[tuple[DataFile, DataFile]]:
+    """Which files belong together: as mapped, or those of one stem with the two endings. Raises DataError."""
+    by_name = {file.name: file for file in files}
+    if mapped := dict(source.columns):
+        for role in ("source", "target"):
+            if (name := mapped.get(role, "")) not in by_name:
+                what = f"there is no file {shorten(name)!r}" if name else f"no file is named as {role}"
+                raise DataError(
+                    f"{what}; columns names the file of the sources and that of the targets; there are: "
+                    f"{listed(by_name)}{nearest(name, by_name)}",
+                    field=f"{field}.columns",
+                )
+        return [(by_name[mapped["source"]], by_name[mapped["target"]])]
+    found: dict[str, dict[str, DataFile]] = {}
+    for file in files:
+        stem, ending = _stem_and_ending(file.name)
+        for role, endings in (("source", ("source", *names.sources)), ("target", ("target", *names.targets))):
+            if ending in endings:
+                found.setdefault(stem, {})[role] = file
+    alone = [next(iter(pair.values())).name for pair in found.values() if len(pair) == 1]
+    if alone or not found:
+        what = f"{shorten(alone[0])!r} has no partner" if alone else f"the texts have no targets ({listed(by_name)})"
+        wanted = (
+            "`.source` and `.target`"
+            if names.languages is None
+            else " and ".join(
+                f"`.{language or role}`" for language, role in zip(names.languages, ("source", "target"), strict=True)
+            )
+        )
+        raise DataError(
+            f"{what}; give two files of one name that end in {wanted}, line by line, name two in columns "
+            "(source: FILE, target: FILE), or give a table with both columns",
+            field=field,
+        )
+    return [(pair["source"], pair["target"]) for pair in found.values()]
+
+
+def _stem_and_ending(name: str) -> tuple[str, str]:
+    """`a/train.en.txt.gz` → (`a/train`, `en`)."""
+    path = Path(name.removesuffix(_PACKED))
+    if path.suffix.lower() in _PLAIN:
+        path = path.with_suffix("")
+    return str(path.with_suffix("")), path.suffix[1:].casefold()
+
+
+def _lines_together(one: DataFile, other: DataFile, bad: BadRows, field: str) -> Iterator[Callable[[], TextPair]]:
+    """Pairs of lines of the same number; a line that cannot be read takes its partner with it."""
+    lines = [_Lines(one, bad), _Lines(other, bad)]
+    for pair in zip_longest(*lines):
+        found = [each for each in pair if each is not None]
+        if len(found) == 2 and None not in (texts := [text for _, text in found]):
+            yield _of_lines(one, other, found[0][0], texts)
+    counts = [each.count for each in lines]
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"{counts[0]:,} lines, but {other.name} has {counts[1]:,}; line by line the two must belong together: "
+            "copy both again, and keep empty lines",
+            file=one.name,
+            field=field,
+        )
+
+
+def _of_lines(one: DataFile, other: DataFile, line: int, texts: Sequence[Any]) -> Callable[[], TextPair]:
+    def make() -> TextPair:
+        for file, text, role in ((one, texts[0], "source"), (other, texts[1], "target")):
+            if not text.strip():
+                raise DataError(
+                    f"the {role} is empty; fill it in, or remove the line from both files", file=file.name, line=line
+                )
+        return TextPair(one.name, line, *texts)
+
+    return make
+
+
+class _Lines:
+    """All lines of a file by their numbers, None for one that cannot be read."""
+
+    def __init__(self, file: DataFile, bad: BadRows) -> None:
+        self._file = file
+        self._bad = bad
+        self.count = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str | None]]:
+        skipped: list[int] = []
+
+        def skip(error: DataError) -> None:
+            self._bad.skip(error)
+            skipped.append(error.line)
+
+        for number, text in read_lines(self._file, skip=skip):
+            while self.count + 1 < number:
+                self.count += 1
+                yield self.count, None
+            self.count = number
+            yield number, text
+        for number in skipped:
+            if number > self.count:
+                self.count = number
+                yield number, None

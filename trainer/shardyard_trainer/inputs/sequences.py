@@ -1,0 +1,272 @@
+"""Texts and what is written for them, tokenised once; micro batches for an encoder and a decoder.
+
+The decoder reads the target moved right by one place, behind its start token; no ignored label ever reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.columns import layout_key
+from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.stats import DataStats, TokenCounter
+from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.text_pair_rows import PairNames, TextPair, read_pairs
+from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.text import TextInputs
+from shardyard_trainer.inputs.vocabularies import num_ids
+from shardyard_trainer.models import architectures
+
+IGNORED = -100
+SEQUENCES_VERSION = 1
+_BATCH_PAIRS = 512
+_NOT_WRITTEN_WITH = frozenset(
+    {
+        *("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"),
+        *("max_length", "min_length", "num_return_sequences", "num_beam_groups", "diversity_penalty"),
+    }
+)
+"""Settings of a folder's generation_config.json that fine-tuning leaves behind: it evaluates by the likeliest text."""
+
+
+@dataclass(frozen=True)
+class SequenceInputs(TextInputs):
+    """A tokenizer of an encoder-decoder; `writing` are settings of generation_config.json that the task decides."""
+
+    writing: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def refusal(config: Any) -> str:
+        """Why no model of this configuration writes texts; empty: it does."""
+        return architectures.seq2seq_refusal(config)
+
+    def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that the evaluation writes with, and so `Predict`: the task's before the folder's."""
+        kept = {name: value for name, value in settings.items() if name not in _NOT_WRITTEN_WITH}
+        found = super().generation(config, kept)
+        start = found.get("decoder_start_token_id", getattr(config, "decoder_start_token_id", None))
+        if start is not None:
+            found["decoder_start_token_id"] = start
+        return found | dict(self.writing)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens that sources and targets have at most."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Pairs of token sequences: 2 i is source i, 2 i + 1 its target.
+
+    Arrays of the store, in the same order: `cut` (uint8), `words` and `unknown` tokens (int32), the texts as UTF-8 end
+    to end in `text` (uint8), and where each ends (`text_ends`, int64).
+    """
+
+    store: TokenStore
+
+    @property
+    def num_pairs(self) -> int:
+        """How many there are."""
+        return self.store.num_sequences // 2
+
+    def texts(self, pair: int) -> tuple[str, str]:
+        """Source, without a prefix, and target, as they are written."""
+        ends, text = self.store.arrays["text_ends"], self.store.arrays["text"]
+        first, middle, last = (int(ends[2 * pair + at]) if 2 * pair + at >= 0 else 0 for at in (-1, 0, 1))
+        return bytes(text[first:middle]).decode(), bytes(text[middle:last]).decode()
+
+
+class PairTexts:
+    """Sources behind their prefix, and targets, as often as they are asked for: what a tokenizer is trained on."""
+
+    def __init__(
+        self, files: Sequence[DataFile], source: spec_pb2.DataSource, names: PairNames, *, prefix: str, field: str
+    ) -> None:
+        self._files = files
+        self._source = source
+        self._names = names
+        self._prefix = prefix
+        self._field = field
+
+    def __iter__(self) -> Iterator[str]:
+        for pair in read_pairs(self._files, self._source, self._names, field=self._field):
+            yield self._prefix + pair.source
+            yield pair.target
+
+
+def load_sequences(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    names: PairNames,
+    tokenizer: Any,
+    *,
+    lengths: Lengths,
+    prefix: str,
+    cache_dir: Path,
+    field: str,
+) -> Sequences:
+    """Reads, checks and tokenises a source once. Raises DataError."""
+    key = {
+        "version": SEQUENCES_VERSION,
+        "files": files_fingerprint(files, field=field),
+        # Aligned files belong together by their names.
+        "file_names": [file.name for file in files],
+        "tokenizer": tokenization.fingerprint(tokenizer),
+        "lengths": [lengths.source, lengths.target],
+        "prefix": prefix,
+        "names": [names.sources, names.targets, names.languages],
+        "layout": layout_key(source),
+    }
+
+    def build(target: Path) -> None:
+        bad = BadRows(source)
+        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        num_pairs = sum(1 for _ in read_pairs(files, source, names, field=field, bad=bad))
+        bad.finish(num_pairs, field)
+        if not num_pairs:
+            raise DataError("no row has a source and a target", field=field)
+        rows = read_pairs(files, source, names, field=field)
+        _tokenise(rows, tokenizer, target, lengths=lengths, prefix=prefix, bad_rows=bad.note(num_pairs))
+
+    return Sequences(TokenStore.open(tokenised(cache_dir / "sequences" / fingerprint_of(key), build)))
+
+
+def _tokenise(
+    rows: Iterator[TextPair], tokenizer: Any, target: Path, *, lengths: Lengths, prefix: str, bad_rows: str
+) -> None:
+    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+    counter = TokenCounter(tokenizer)
+    num_bytes = 0
+    while batch := list(islice(rows, _BATCH_PAIRS)):
+        sources = tokenization.encode(tokenizer, [prefix + pair.source for pair in batch], None, lengths.source)
+        targets = tokenization.encode(tokenizer, [pair.target for pair in batch], None, lengths.target)
+        ends = [_ended(ids, tokenizer, lengths.target) for ids in targets.ids]
+        tokens = [ids for pair in zip(sources.ids, [ids for ids, _ in ends], strict=True) for ids in pair]
+        target_cut = [was or now for was, (_, now) in zip(targets.cut, ends, strict=True)]
+        cut = [each for pair in zip(sources.cut, target_cut, strict=True) for each in pair]
+        writer.add(tokens)
+        writer.add_array("cut", np.asarray(cut, np.uint8))
+        words, unknown = counter.count(tokens)
+        writer.add_array("words", words)
+        writer.add_array("unknown", unknown)
+        texts = [text.encode() for pair in batch for text in (pair.source, pair.target)]
+        ends_at = num_bytes + np.cumsum([len(text) for text in texts], dtype=np.int64)
+        writer.add_array("text", np.frombuffer(b"".join(texts), np.uint8))
+        writer.add_array("text_ends", ends_at)
+        num_bytes = int(ends_at[-1])
+    writer.finish(bad_rows=bad_rows)
+
+
+def _ended(ids: list[int], tokenizer: Any, length: int) -> tuple[list[int], bool]:
+    """A target with the token that ends it, and whether that took the place of another."""
+    end = end_of(tokenizer)
+    if end is None or ids[-1] == end:
+        return ids, False
+    return [*ids[: length - 1], end], len(ids) >= length
+
+
+def end_of(tokenizer: Any) -> int | None:
+    """The token that ends a text."""
+    found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return None if found is None else int(found)
+
+
+class SequenceSamples:
+    """Pairs of one split, each side padded on the right to the longest of a micro batch.
+
+    `padding` fills up ids, `start` is what the decoder reads first.
+    """
+
+    def __init__(self, data: Sequences, index: np.ndarray, *, padding: int, start: int) -> None:
+        self._data = data
+        self._index = index
+        self._padding = padding
+        self._start = start
+        lengths = data.store.lengths().reshape(-1, 2)[index]
+        self._lengths: np.ndarray = lengths.sum(1).astype(np.int32)
+        self.longest = Lengths(*(int(each) for each in lengths.max(0))) if len(index) else Lengths(1, 1)
+        self.num_samples = len(index)
+        self.num_tokens = int(lengths.sum(dtype=np.int64))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of source and target together, int32."""
+        return self._lengths
+
+    def texts(self, sample: int) -> tuple[str, str]:
+        """Source, without a prefix, and target, as they are written."""
+        return self._data.texts(int(self._index[sample]))
+
+    def num_cut(self) -> tuple[int, int]:
+        """How many sources and targets are cut."""
+        sources, targets = self._data.store.arrays["cut"].reshape(-1, 2)[self._index].sum(0, dtype=np.int64)
+        return int(sources), int(targets)
+
+    def stats(self) -> DataStats:
+        """What they hold; the task itself warns of what is cut."""
+        arrays = self._data.store.arrays
+        cut, words, unknown = (arrays[name].reshape(-1, 2)[self._index] for name in ("cut", "words", "unknown"))
+        return DataStats(
+            num_samples=self.num_samples,
+            num_tokens=self.num_tokens,
+            num_cut=int(cut.any(1).sum()),
+            num_words=int(words.sum(dtype=np.int64)),
+            num_unknown=int(unknown.sum(dtype=np.int64)),
+            told=True,
+        )
+
+    def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
+        """`input_ids` and `attention_mask` [B, S], `decoder_input_ids` and `labels` [B, T]."""
+        chosen = [sample.sample for sample in samples]
+        tokens, offsets = self._data.store.tokens, self._data.store.offsets
+        pairs = [
+            [np.asarray(tokens[offsets[at] : offsets[at + 1]], np.int64) for at in (2 * row, 2 * row + 1)]
+            for row in self._index[chosen].tolist()
+        ]
+        return sequence_batch(pairs, padding=self._padding, start=self._start, samples=tuple(chosen))
+
+
+def sequence_batch(
+    pairs: Sequence[Sequence[np.ndarray]], *, padding: int, start: int, samples: tuple[int, ...] = ()
+) -> MicroBatch:
+    """Pairs of source and target tokens as tensors: what an encoder and a decoder read, and what is to be predicted."""
+    width, height = (max(1, *(len(pair[side]) for pair in pairs)) for side in (0, 1))
+    ids, mask = np.full((len(pairs), width), padding), np.zeros((len(pairs), width), np.int64)
+    read, labels = np.full((len(pairs), height), padding), np.full((len(pairs), height), IGNORED)
+    for row, (source, target) in enumerate(pairs):
+        ids[row, : len(source)], mask[row, : len(source)] = source, 1
+        labels[row, : len(target)] = target
+        # Moved right: behind the target the decoder reads padding, which no label is predicted from.
+        read[row, 0], read[row, 1 : len(target)] = start, target[:-1]
+    inputs = {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "decoder_input_ids": torch.from_numpy(read),
+        "labels": torch.from_numpy(labels),
+    }
+    num_units = int((labels != IGNORED).sum())
+    return MicroBatch(inputs, num_units, int(mask.sum()) + num_units, ids.size + labels.size, samples)
+
+
+def split_pairs(num_pairs: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs to train on and to evaluate on, by lot. Raises DataError if none is left to train on."""
+    order = np.random.default_rng([seed, 0x401D]).permutation(num_pairs)
+    held = round(num_pairs * holdout) or int(holdout > 0)
+    if num_pairs - held < 1:
+        raise DataError(f"{num_pairs} row: nothing would be left to train on; give eval_data, or holdout 0")
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -1,0 +1,241 @@
+"""What the tasks of encoder-decoders have in common: pairs of texts, and the model that learns to write from them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import transformers
+
+from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard_trainer.data import bad_rows
+from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.text_pair_rows import PairNames, read_pairs
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.sequences import (
+    Lengths,
+    PairTexts,
+    SequenceInputs,
+    Sequences,
+    SequenceSamples,
+    end_of,
+    load_sequences,
+    split_pairs,
+)
+from shardyard_trainer.inputs.text import adapt
+from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.settings import end_tokens, generation_settings
+from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.tasks.base import Footprint, TaskWarning
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.losses import LOSS_CHUNK
+from shardyard_trainer.tasks.sampling import MOST_NEW_TOKENS, Sampling, sampling_of
+from shardyard_trainer.tasks.seq2seq_module import Seq2SeqModule, activation_bytes
+from shardyard_trainer.tasks.text_writer import read_tokens
+from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
+from shardyard_trainer.tasks.writing import Forward, write_texts
+
+AUTO = "AutoModelForSeq2SeqLM"
+USAGE = (
+    "import json\n"
+    "from pathlib import Path\n\n"
+    f"from transformers import {AUTO}, AutoTokenizer\n\n"
+    'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
+    f'model = {AUTO}.from_pretrained(".").eval()\n'
+    'trained = json.loads(Path("shardyard.json").read_text(encoding="utf-8"))\n'
+    'text = trained.get("source_prefix", "") + "Hello, my dog is cute"\n'
+    'inputs = tokenizer(text, truncation=True, max_length=trained["max_length"], return_tensors="pt")\n'
+    "written = model.generate(**inputs)\n"
+    "print(tokenizer.decode(written[0], skip_special_tokens=True))\n"
+    "logits = model(**inputs, decoder_input_ids=written[:, :-1]).logits\n"
+)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Tokens of sources and targets if the spec does not say."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model with its tokenizer and data, for a task that learns to write targets for sources."""
+
+    choice: ModelChoice
+    inputs: SequenceInputs
+    splits: Splits[SequenceSamples]
+    lengths: Lengths
+    start: int
+
+
+def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Found:
+    """Model, tokenizer and pairs of texts. Raises SpecError, all at once."""
+    choice = job.attempt(lambda: choose(job))
+    train_files, eval_files = job.files()
+    raise_all(job.errors)
+    assert choice is not None and train_files is not None
+
+    def look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+        deque(read_pairs(files, source, names, field=field), maxlen=0)
+
+    prefix = job.wanted.source_prefix
+    with job.looking_on(train_files, eval_files, look_through):
+        lengths = Lengths(
+            find_length(job, choice, "max_source_length", defaults.source, shortest=2),
+            min(find_length(job, choice, "max_target_length", defaults.target, shortest=2), MOST_NEW_TOKENS),
+        )
+        texts = PairTexts(train_files, job.spec.train_data, names, prefix=prefix, field="spec.train_data")
+        tokenizer = find_tokenizer(
+            job, choice, train_files, texts=texts, texts_key=repr((names, prefix, [file.name for file in train_files]))
+        )
+        choice = adapt(choice, tokenizer, max(lengths.source, lengths.target))
+        start = start_of(choice, job)
+    if end_of(tokenizer) is None:
+        message = "the tokenizer has no end token, so no text would ever end; set its eos_token and save it again"
+        raise SpecError("spec.tokenizer", "MODEL_INVALID", message)
+
+    def load(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> Sequences:
+        found = load_sequences(
+            files,
+            source,
+            names,
+            tokenizer,
+            lengths=lengths,
+            prefix=prefix,
+            cache_dir=job.cache_dir,
+            field=field,
+        )
+        if found.store.meta["bad_rows"]:
+            job.warn(bad_rows.REASON, found.store.meta["bad_rows"], field)
+        return found
+
+    with job.looking_on(None, eval_files, look_through):
+        train = load(train_files, job.spec.train_data, "spec.train_data")
+        held_out = load(eval_files, job.spec.eval_data, "spec.eval_data") if eval_files is not None else None
+    splits = _split(job, train, held_out, padding=int(tokenizer.pad_token_id or 0), start=start)
+    _warn_of_cuts(job, splits, lengths)
+    inputs = SequenceInputs(tokenizer, lengths.source, writing=_writing(job, choice, lengths, start))
+    return Found(job.accept_weights(choice, AUTO), inputs, splits, lengths, start)
+
+
+def choose(job: Ingredients) -> ModelChoice:
+    """The model that the spec means, an encoder-decoder. Raises SpecError."""
+    choice = job.choose()
+    if refusal := architectures.seq2seq_refusal(choice.config):
+        supported = ",".join(sorted(architectures.SEQ2SEQ))
+        raise SpecError(job.field, "OBJECTIVE_UNSUPPORTED", refusal, {"supported": supported})
+    return choice
+
+
+def start_of(choice: ModelChoice, job: Ingredients) -> int:
+    """The token that the decoder starts with. Raises SpecError if nothing says it."""
+    settings = generation_settings(choice.folder) if choice.folder is not None else {}
+    found = settings.get("decoder_start_token_id", getattr(choice.config, "decoder_start_token_id", None))
+    # Folders of T5 from before it was written down: their decoder has always started with the padding.
+    found = choice.config.pad_token_id if found is None else found
+    if not isinstance(found, int) or not 0 <= found < choice.config.vocab_size:
+        message = f"decoder_start_token_id is {found}; set it in config.json to the token that the decoder starts with"
+        raise SpecError(choice.field, "MODEL_INVALID", message)
+    return found
+
+
+def _split(
+    job: Ingredients, train: Sequences, held_out: Sequences | None, *, padding: int, start: int
+) -> Splits[SequenceSamples]:
+    def samples(data: Sequences, index: np.ndarray) -> SequenceSamples:
+        return SequenceSamples(data, index, padding=padding, start=start)
+
+    if held_out is not None:
+        return samples(train, np.arange(train.num_pairs)), samples(held_out, np.arange(held_out.num_pairs))
+    train_pairs, eval_pairs = split_pairs(train.num_pairs, job.holdout, job.seed)
+    return samples(train, train_pairs), samples(train, eval_pairs) if len(eval_pairs) else None
+
+
+def _warn_of_cuts(job: Ingredients, splits: Splits[SequenceSamples], lengths: Lengths) -> None:
+    for split, of in zip(splits, ("training", "evaluation"), strict=True):
+        if split is None:
+            continue
+        for number, what, most in zip(
+            split.num_cut(), ("source", "target"), (lengths.source, lengths.target), strict=True
+        ):
+            if number:
+                message = (
+                    f"{number:,} of the {split.num_samples:,} {of} {what}s are longer than {most:,} tokens, and the "
+                    f"rest is cut; raise max_{what}_length as far as the model allows, or split the texts"
+                )
+                job.warn("TEXTS_CUT", message, f"{job.field}.max_{what}_length")
+
+
+def _writing(job: Ingredients, choice: ModelChoice, lengths: Lengths, start: int) -> dict[str, Any]:
+    """The settings of generation_config.json that the spec decides."""
+    wanted = job.wanted
+    found = {"max_new_tokens": lengths.target, "decoder_start_token_id": start}
+    for name in ("num_beams", "length_penalty"):
+        if wanted.HasField(name):
+            found[name] = getattr(wanted, name)
+    return found
+
+
+class PreparedSequences(PreparedText[SequenceSamples]):
+    """A task that learns to write targets for sources, with its model and data."""
+
+    unit = "token"
+    inputs: SequenceInputs
+
+    def __init__(self, found: Found, warnings: Sequence[TaskWarning], wanted: Any) -> None:
+        super().__init__(found.choice, found.inputs, found.splits, warnings)
+        self.lengths = found.lengths
+        self.start = found.start
+        self._smoothing = wanted.label_smoothing
+        self._prefix = wanted.source_prefix
+
+    def make_module(self, *, meta: bool) -> Seq2SeqModule:
+        """Transformers' own model with its output layer."""
+        model, _ = loading.load(transformers.AutoModelForSeq2SeqLM, self.choice, meta=meta)
+        loading.ensure_pad_id(model, self.inputs.tokenizer)
+        return Seq2SeqModule(model, label_smoothing=self._smoothing)
+
+    def sampling(self) -> Sampling:
+        """How texts are written in evaluation: as `Predict` writes them with the exported folder."""
+        settings = self.inputs.generation(
+            self.choice.config, generation_settings(self.choice.folder) if self.choice.folder is not None else {}
+        )
+        ends = frozenset(end_tokens(self.choice.config, settings, self.inputs.tokenizer))
+        return sampling_of(model_service_pb2.GenerationParameters(), settings, ends)
+
+    def write(self, forward: Forward, batch: MicroBatch, go_on: Callable[[bool], bool]) -> list[list[int]]:
+        """The tokens that a model writes for a micro batch."""
+        writing = write_texts(forward, batch.inputs, self.sampling(), start=self.start, go_on=go_on)
+        while True:
+            try:
+                next(writing)
+            except StopIteration as end:
+                return list(end.value)
+
+    def read(self, tokens: Sequence[int]) -> str:
+        """Written tokens as a text."""
+        return read_tokens(self.inputs.tokenizer, tokens, keeps_special=False)
+
+    def resolve(self, message: Any) -> None:
+        """Lengths, and how texts are written."""
+        how = self.sampling()
+        message.max_source_length, message.max_target_length = self.lengths.source, self.lengths.target
+        message.num_beams, message.length_penalty = how.num_beams, how.length_penalty
+        if not message.HasField("label_smoothing"):
+            message.label_smoothing = 0
+
+    def footprint(self) -> Footprint:
+        """The vocabulary's logits, some positions at a time, and what the longest source and target keep."""
+        longest, config = self.train.longest, self.choice.config
+        return Footprint(config.vocab_size, LOSS_CHUNK, activation_bytes(config, longest.source, longest.target))
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `shardyard.json` says of lengths and prefix; a task adds its name."""
+        about = {"max_length": self.lengths.source, "max_target_length": self.lengths.target}
+        return {**about, "source_prefix": self._prefix} if self._prefix else about

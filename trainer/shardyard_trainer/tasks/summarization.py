@@ -1,0 +1,76 @@
+"""Fine-tuning an encoder-decoder to write summaries of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shardyard_trainer.data.text_pair_rows import PairNames
+from shardyard_trainer.inputs.sequences import SequenceInputs
+from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.base import Output, TaskWarning
+from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.rouge import rouge, sentences
+from shardyard_trainer.tasks.seq2seq import AUTO, USAGE, Defaults, PreparedSequences, prepare_pairs
+from shardyard_trainer.tasks.text_metrics import Written, WrittenMetrics
+from shardyard_trainer.tasks.text_writer import TextWriter
+
+NAMES = PairNames(
+    ("src", "text", "document", "article", "dialogue", "body", "content", "report", "input", "maintext"),
+    ("tgt", "summary", "highlights", "abstract", "headline", "tldr", "output"),
+)
+"""What the public sets of summaries call their columns."""
+
+
+class Summarization:
+    """The task `summarization`."""
+
+    name = "summarization"
+    output = Output.MODEL
+    roles = ("source", "target")
+    auto = AUTO
+    pipeline = "summarization"
+    example = ""
+    usage = USAGE
+    cuts = True
+    holds_out_by_lot = True
+    inputs = SequenceInputs
+
+    def prepare(self, job: Ingredients) -> PreparedSummaries:
+        """Model and data, found and checked. Raises SpecError."""
+        return PreparedSummaries(prepare_pairs(job, NAMES, Defaults(512, 128)), job.warnings, job.wanted)
+
+    def open(self, loaded: Loaded, inputs: SequenceInputs) -> TextWriter:
+        """What summarises. Raises FolderInvalid."""
+        return TextWriter(self.name, loaded, inputs)
+
+
+TASK = Summarization()
+
+
+class PreparedSummaries(PreparedSequences):
+    """The task with its model and data."""
+
+    task = TASK
+
+    def metrics(self) -> WrittenMetrics:
+        """A fresh gatherer."""
+        main = ("rouge_lsum", "rouge_1", "rouge_2")
+        return WrittenMetrics(self.eval or self.train, self.write, self.read, score=summary_scores, main=main)
+
+    def describe(self) -> Mapping[str, object]:
+        """What `shardyard.json` says."""
+        return {"task": TASK.name, **super().describe()}
+
+    def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
+        """Nothing in common with the summaries that are wanted."""
+        if metrics.get("rouge_1") != 0:
+            return None
+        message = "rouge_1 is 0: the summaries share no word with those that are wanted; more epochs, a higher "
+        return TaskWarning("ONE_ANSWER", message + "learning_rate, or a pretrained model may help")
+
+
+def summary_scores(written: Written) -> dict[str, float]:
+    """ROUGE of the summaries, and of the first sentence of each source."""
+    first = [next(iter(sentences(source)), "") for source in written.sources]
+    found = rouge(written.targets, written.texts)._asdict()
+    return found | {f"lead_{name}": value for name, value in rouge(written.targets, first)._asdict().items()}

@@ -1,0 +1,104 @@
+"""Texts that a model wrote beside those that were wanted: BLEU and chrF by sacrebleu, and lengths.
+
+All are numbers from 0 to 100, as sacrebleu and the papers have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.sequences import SequenceSamples
+from shardyard_trainer.tasks.base import ModuleOutput, WriteBatch
+from shardyard_trainer.tasks.metrics import LossSum
+
+_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
+"""sacrebleu's tokenizers by language; others are parted as in the machine translation conferences (13a)."""
+
+
+class Written(NamedTuple):
+    """Texts of one evaluation, in the order of its samples."""
+
+    sources: Sequence[str]
+    targets: Sequence[str]
+    texts: Sequence[str]
+
+
+Score = Callable[[Written], Mapping[str, float]]
+
+
+class WrittenMetrics(LossSum):
+    """`loss` (nats a target token), `generated_tokens` (the mean length), and what `score` says of the texts.
+
+    `main` are those of its numbers that evaluations can be compared by.
+    """
+
+    def __init__(
+        self,
+        samples: SequenceSamples,
+        write: WriteBatch,
+        read: Callable[[Sequence[int]], str],
+        *,
+        score: Score,
+        main: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self._main = main
+        self.write = write
+        self._samples = samples
+        self._read = read
+        self._score = score
+        self._texts: list[tuple[int, int, str]] = []
+
+    def update(self, batch: MicroBatch, output: ModuleOutput) -> None:
+        """Takes one micro batch with the sequences that were written for it."""
+        super().update(batch, output)
+        assert output.sequences is not None
+        for sample, tokens in zip(batch.samples, output.sequences, strict=True):
+            self._texts.append((sample, len(tokens), self._read(tokens)))
+
+    def directions(self) -> Mapping[str, int]:
+        """The loss, and the main numbers of the texts."""
+        return {"loss": -1, **dict.fromkeys(self._main, 1)}
+
+    def part(self) -> Any:
+        """Sums of the loss and of tokens; sample, length and text of all that was written."""
+        return *super().part(), self._texts
+
+    def compute(self, parts: Sequence[Any]) -> dict[str, float]:
+        """The metrics over all ranks' parts."""
+        found = sorted(each for part in parts for each in part[2])
+        pairs = [self._samples.texts(sample) for sample, _, _ in found]
+        written = Written(
+            [source for source, _ in pairs], [target for _, target in pairs], [text for _, _, text in found]
+        )
+        lengths = sum(length for _, length, _ in found) / max(len(found), 1)
+        return {"loss": self.mean(parts), "generated_tokens": lengths, **self._score(written)}
+
+
+def translation_scores(written: Written, language: str) -> dict[str, float]:
+    """BLEU and chrF of the texts, and of the sources as they are."""
+    from sacrebleu.metrics.bleu import BLEU  # Half a second that only an evaluation pays for.
+    from sacrebleu.metrics.chrf import CHRF
+
+    bleu, chrf, targets = BLEU(tokenize=_tokenizer(language)), CHRF(), [list(written.targets)]
+    return {
+        "bleu": float(bleu.corpus_score(written.texts, targets).score),
+        "chrf": float(chrf.corpus_score(written.texts, targets).score),
+        "copied_bleu": float(bleu.corpus_score(written.sources, targets).score),
+        "copied_chrf": float(chrf.corpus_score(written.sources, targets).score),
+    }
+
+
+def bleu_signature(language: str) -> str:
+    """How `bleu` was computed, in sacrebleu's words."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    bleu = BLEU(tokenize=_tokenizer(language))
+    bleu.corpus_score(["a"], [["a"]])  # It knows the number of references only then.
+    return str(bleu.get_signature())
+
+
+def _tokenizer(language: str) -> str:
+    return _TOKENIZERS.get(language.lower().replace("-", "_").partition("_")[0], "13a")
