@@ -123,7 +123,7 @@ FAULTS = {
     "a range": ("{% for a in range(10**12) %}{% endfor %}", "Range too big"),
     "endless text": ("{% for a in range(99999) %}{{ 'x' * 10000 }}{% endfor %}", "more than 16 times"),
     "endless macros": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-    "no messages": ("{{ bos_token }}Hello", "does not have their texts"),
+    "no messages": ("{{ bos_token }}Hello", "does not contain their contents"),
     "a change": ("{{ messages.append(1) }}", "unsafe"),
 }
 

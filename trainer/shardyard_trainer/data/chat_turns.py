@@ -1,4 +1,4 @@
-"""Conversations and their rules: who may speak when, and what a message may be. The same for training and answering."""
+"""The rules of conversations: who may speak when, and what a message may contain; for training and answering."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAY_FOLLOW: Mapping[str, tuple[str, ...]] = {
     TOOL: (ASSISTANT, TOOL),
 }
 
-# What ShareGPT and others call the speakers.
+# Names of the speakers in ShareGPT and other data sets.
 _OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("human", "prompter", "instruction"), USER),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT),
@@ -27,13 +27,13 @@ _OTHER_NAMES: Mapping[str, str] = {
 }
 _CALLS = ("tool_calls", "function_call")
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
-"""What else of a message a template may read."""
+"""Other keys of a message that a template may read."""
 
 Message = dict[str, Any]
 
 
 class TurnFault(ValueError):
-    """What is wrong with a conversation; `place` is that of the message from 0."""
+    """An error in a conversation; `place` is the number of the message, from 0."""
 
     def __init__(self, place: int, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class TurnFault(ValueError):
 
 
 def read_message(place: int, value: Any) -> tuple[Message, bool]:
-    """A message as templates read it, and whether an answer is to be learnt, from {role, content} or {from, value}.
+    """Reads {role, content} or {from, value}: the message as templates read it, and whether an answer is learnt.
 
     Raises TurnFault.
     """
@@ -63,7 +63,7 @@ def read_message(place: int, value: Any) -> tuple[Message, bool]:
 
 
 def _content(place: int, value: Any, *, may_lack: bool) -> str:
-    """The text of a message; the texts of one that is written in parts, joined."""
+    """The text of a message; the parts of a message in parts are joined."""
     if isinstance(value, list):
         return "".join(_part(place, part) for part in value)
     if value is None and may_lack:
@@ -76,7 +76,7 @@ def _content(place: int, value: Any, *, may_lack: bool) -> str:
     except UnicodeEncodeError:
         raise TurnFault(place, "its content has half of a surrogate pair; write the whole character") from None
     if "\0" in value:
-        raise TurnFault(place, "its content has a NUL character; take it out")
+        raise TurnFault(place, "its content has a NUL character; remove it")
     return value
 
 
@@ -96,7 +96,7 @@ def _weight(place: int, given: Mapping[str, Any]) -> bool:
 
 
 def check_turns(messages: Sequence[Message], *, is_question: bool) -> None:
-    """Raises TurnFault for speakers out of order, and for messages that say nothing.
+    """Raises TurnFault for speakers out of order, and for empty messages.
 
     `is_question`: the conversation is to be answered, so that an assistant's message is not its last.
     """
@@ -108,7 +108,7 @@ def check_turns(messages: Sequence[Message], *, is_question: bool) -> None:
             where = f"after one of the role {before}" if before else "at the beginning"
             raise TurnFault(place, f"its role is {role}, but {where} comes {' or '.join(allowed)}")
         if not message["content"].strip() and role not in (SYSTEM, "developer", TOOL) and "tool_calls" not in message:
-            raise TurnFault(place, f"the {role} says nothing; leave the conversation out, or write what was said")
+            raise TurnFault(place, f"the {role}'s message is empty; leave the conversation out, or write what was said")
         before = role
     if is_question and before not in (USER, TOOL):
         what = f"it is of the role {before}" if before else "there is none"

@@ -1,4 +1,4 @@
-"""Conversations as people write them: messages, ShareGPT, Alpaca, prompts with completions, plain texts."""
+"""Conversations in the layouts people use: messages, ShareGPT, Alpaca, prompts with completions, plain texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_MESSAGES = 4096
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row. `learnt` says which of the messages are answers to learn; of a plain `text`, which has none, all is."""
+    """A row. `learnt` marks the messages that are answers to learn; of a plain `text`, everything is learnt."""
 
     file: str
     line: int
@@ -48,7 +48,7 @@ def read_conversations(
     last_only: bool = False,
     bad: BadRows | None = None,
 ) -> Iterator[Conversation]:
-    """The conversations of all files, each with an answer to learn. Raises DataError.
+    """Yields the conversations of all files, each with an answer to learn. Raises DataError.
 
     Those that cannot be used go to `bad`, if the caller has one and finishes it. `last_only`: of each conversation only
     the last answer is learnt.
@@ -123,7 +123,7 @@ def _of_prompt(cells: Mapping[str, Any]) -> list[Any]:
 
 
 def _messages_or_text(cell: Any, role: str, name: str) -> list[Any]:
-    """A list of messages, or one message of this role."""
+    """A list of messages; a text becomes one message of this role."""
     if isinstance(cell, list | tuple):
         return _listed(cell, name)
     return [{"role": role, "content": _said(cell, name)}]
@@ -146,7 +146,7 @@ def _said(cell: Any, name: str) -> str:
 
 
 def _listed(cell: Any, name: str) -> list[Any]:
-    """A list, or one that is written as text (in CSV): JSON, or as Python writes it. Raises ValueError."""
+    """A list, or text that contains one (in CSV), as JSON or as Python writes it. Raises ValueError."""
     if isinstance(cell, str) and not cell.lstrip().startswith("["):
         raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON")
     found = as_list(cell, name)
@@ -156,7 +156,7 @@ def _listed(cell: Any, name: str) -> list[Any]:
 
 
 def _tools(cell: Any) -> tuple[Any, ...]:
-    """Tools that are offered: a list, or one that is written as JSON. Raises ValueError."""
+    """The offered tools: a list, or text that contains one as JSON. Raises ValueError."""
     if cell is None or cell == "":
         return ()
     if isinstance(cell, str):

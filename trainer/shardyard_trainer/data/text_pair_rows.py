@@ -1,4 +1,4 @@
-"""Texts and what is to be written for them: two columns, a record of languages, or two aligned text files."""
+"""Sources and targets: two columns, a record of languages, or two aligned text files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKED, _PLAIN = ".gz", (".txt", ".text")
 
 @dataclass(frozen=True)
 class TextPair:
-    """A text and what is to be written for it; neither is blank."""
+    """A source text and its target; neither is blank."""
 
     file: str
     line: int
@@ -34,7 +34,7 @@ class TextPair:
 
 @dataclass(frozen=True)
 class PairNames:
-    """What the data calls sources and targets, lower case: other names of columns, and endings of text files.
+    """The data's names for sources and targets, lower case: names of columns, and endings of text files.
 
     `languages` are the keys of a record, as they are written; empty: the data has no such records.
     """
@@ -45,7 +45,7 @@ class PairNames:
 
     @property
     def layouts(self) -> tuple[tuple[Role, ...], ...]:
-        """The columns that a file can have."""
+        """The layouts of columns that a file can have."""
         pair = (Role("source", self.sources), Role("target", self.targets))
         return (pair, (Role(RECORD),)) if self.languages is not None else (pair,)
 
@@ -58,7 +58,7 @@ def read_pairs(
     field: str,
     bad: BadRows | None = None,
 ) -> Iterator[TextPair]:
-    """The pairs of all files, in order. Raises DataError, said of `field`.
+    """Yields the pairs of all files in order. Raises DataError for `field`.
 
     Rows that cannot be used, such as those with a blank target, go to `bad`, if the caller has one and finishes it.
     """
@@ -125,7 +125,7 @@ def _text(cell: Any, role: str, record: Record) -> str:
     if not cell.strip():
         raise refuse("is empty; fill it in, or remove the row")
     if "\0" in cell:
-        raise refuse("has a NUL character; take it out")
+        raise refuse("has a NUL character; remove it")
     try:
         cell.encode()
     except UnicodeEncodeError:
@@ -136,7 +136,7 @@ def _text(cell: Any, role: str, record: Record) -> str:
 def _aligned(
     files: Sequence[DataFile], source: spec_pb2.DataSource, names: PairNames, bad: BadRows, field: str
 ) -> Iterator[Callable[[], TextPair]]:
-    """The lines of pairs of text files, line by line."""
+    """Yields the lines of pairs of text files."""
     for one, other in _pairs_of_files(files, source, names, field):
         about(field, "DATA_INVALID")
         reading(one.name)
@@ -149,7 +149,7 @@ def _aligned(
 def _pairs_of_files(
     files: Sequence[DataFile], source: spec_pb2.DataSource, names: PairNames, field: str
 ) -> list[tuple[DataFile, DataFile]]:
-    """Which files belong together: as mapped, or those of one stem with the two endings. Raises DataError."""
+    """Pairs files: as mapped, or by a common stem with the two endings. Raises DataError."""
     by_name = {file.name: file for file in files}
     if mapped := dict(source.columns):
         for role in ("source", "target"):
@@ -194,7 +194,7 @@ def _stem_and_ending(name: str) -> tuple[str, str]:
 
 
 def _lines_together(one: DataFile, other: DataFile, bad: BadRows, field: str) -> Iterator[Callable[[], TextPair]]:
-    """Pairs of lines of the same number; a line that cannot be read takes its partner with it."""
+    """Yields lines of the same number; an unreadable line is skipped together with its partner."""
     lines = [_Lines(one, bad), _Lines(other, bad)]
     for pair in zip_longest(*lines):
         found = [each for each in pair if each is not None]
@@ -223,7 +223,7 @@ def _of_lines(one: DataFile, other: DataFile, line: int, texts: Sequence[Any]) -
 
 
 class _Lines:
-    """All lines of a file by their numbers, None for one that cannot be read."""
+    """Yields all lines of a file in order, None for an unreadable one."""
 
     def __init__(self, file: DataFile, bad: BadRows) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Chat templates: a stranger's Jinja, rendered in transformers' sandbox, and where in a text the answers are.
+"""Chat templates: untrusted Jinja, rendered in transformers' sandbox, and the places of answers in the text.
 
 The sandbox reaches no file and no attribute that begins with an underscore. What a template costs is bounded by the
 limits of the process (docs/compute.md), and by the length of what it may write.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 import jinja2.meta
 
-# Private, but the only way to the sandbox with what every template of the Hub may use; the version is pinned.
+# Private, but the only access to the sandbox with the functions that the Hub's templates use; the version is pinned.
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from shardyard_trainer.data.chat_turns import ASSISTANT, USER, Message
@@ -25,17 +25,17 @@ DEFAULT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-"""For tokenizers without one: like Zephyr's, as it needs no tokens but the end of a text."""
+"""For tokenizers without a template: like Zephyr's, which needs no special token but the end of a text."""
 
 MOST_TEMPLATE_BYTES = 1024 * 1024
 _SHORTEST_LIMIT = 2**20
 _LONGEST_RATIO = 16
 _DAY = datetime(2024, 7, 26)
-"""What templates get for today (it is Llama 3's own default): the same text must not have other tokens tomorrow."""
+"""The date given to templates (Llama 3's own default): the same text must have the same tokens tomorrow."""
 
 
 class TemplateFault(Exception):
-    """A template is not one, or does not take a conversation; the message has its line."""
+    """A template is invalid, or does not accept a conversation; the message names its line."""
 
 
 class Rendered(NamedTuple):
@@ -73,21 +73,21 @@ class ChatTemplate:
             raise TemplateFault(f"line {error.lineno}: {shorten(str(error.message))}") from None
         except TemplateFault:
             raise
-        except Exception as error:  # edge: a stranger's code, whose parts make Python's compiler fail in many ways.
+        except Exception as error:  # edge: untrusted code, which can make Python's compiler fail in many ways.
             raise TemplateFault(f"it cannot be compiled: {_said(error)}") from None
         self._try_out()
 
     @property
     def takes_tools(self) -> bool:
-        """Whether it reads the tools that are offered."""
+        """Whether the template reads the offered tools."""
         return "tools" in self._names
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, prompt: bool) -> str:
-        """The text of a conversation; `prompt`: ready to be answered. Raises TemplateFault."""
+        """Renders a conversation; `prompt`: ready for an answer. Raises TemplateFault."""
         return self._render(messages, tools, prompt=prompt)[0]
 
     def find_answers(self, messages: Sequence[Message], learnt: Sequence[bool], tools: Sequence[Any] = ()) -> Rendered:
-        """A conversation as text, and the places of the messages to learn. Raises TemplateFault.
+        """Renders a conversation, and finds the places of the messages to learn. Raises TemplateFault.
 
         An answer begins where the prompt for it leaves off, and ends behind the token that closes it. Templates may
         mark answers (`{% generation %}`); then those places count, but for the closing token, which is always learnt.
@@ -107,23 +107,23 @@ class ChatTemplate:
         return Rendered(text, [(first, last) for first, last in answers if last > first], prompts_differ, marks_differ)
 
     def _closer(self, answer: str) -> str:
-        """The token that an answer ends with; empty: it ends with none."""
+        """The token that ends an answer; empty if there is none."""
         return max((token for token in self._closers if answer.endswith(token)), key=len, default="")
 
     def _begin(self, text: str, before: Sequence[Message], tools: Sequence[Any]) -> tuple[int, bool]:
-        """Where an answer begins, and whether its prompt is not what the text has there."""
+        """Where an answer begins, and whether its prompt differs from the text there."""
         prompt = self._render(before, tools, prompt=True)[0]
         if text.startswith(prompt):
             return len(prompt), False
         if not text.startswith(self._render(before, tools, prompt=False)[0]):
             raise TemplateFault(
-                f"it writes the messages before message {len(before) + 1} otherwise once the answer is there, so it "
-                "cannot be seen what of the text is the answer"
+                f"it writes the messages before message {len(before) + 1} differently once the answer is there, so the "
+                "answer cannot be located in the text"
             )
         return _common_prefix(text, prompt), True
 
     def _end(self, text: str, begin: int, messages: Sequence[Message], place: int, tools: Sequence[Any]) -> int:
-        """Where an answer ends: with the text up to it, or where another answer in its place would."""
+        """Where an answer ends: with the text up to it, or at the end that another answer in its place would have."""
         end = len(text)
         if place + 1 < len(messages):
             upto = self._render(messages[: place + 1], tools, prompt=False)[0]
@@ -133,7 +133,7 @@ class ChatTemplate:
         return begin + len(closed) if self._closer(closed) else end
 
     def _end_of_content(self, text: str, messages: Sequence[Message], place: int, tools: Sequence[Any]) -> int:
-        """Behind the answer, and behind the token that closes it if one follows at once."""
+        """The end of an answer, including the token that closes it if one follows at once."""
         said = messages[place]["content"].rstrip()
         other = {**messages[place], "content": "y" if said.endswith("x") else "x"}
         changed = self._render([*messages[:place], other, *messages[place + 1 :]], tools, prompt=False)[0]
@@ -142,7 +142,7 @@ class ChatTemplate:
         return end + len(closer)
 
     def _agree(self, text: str, marks: Sequence[tuple[int, int]], answer: tuple[int, int]) -> bool:
-        """Whether marks cover an answer but for blanks and the token that closes it."""
+        """Whether marks cover an answer, apart from blanks and the token that closes it."""
         marked = "".join(text[first:last] for first, last in marks).strip()
         found = text[slice(*answer)].strip()
         return marked in (found, found.removesuffix(self._closer(found)).strip())
@@ -151,12 +151,12 @@ class ChatTemplate:
         asked, answered = "a question", "an answer"
         messages = [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": answered}]
         if answered not in self.render(messages, prompt=False) or asked not in self.render(messages[:1], prompt=True):
-            raise TemplateFault("what it makes of a user's and an assistant's message does not have their texts")
+            raise TemplateFault("its text of a user's and an assistant's message does not contain their contents")
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Any], *, prompt: bool
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and what of it the template marks as an answer."""
+        """The text, and the parts of it that the template marks as answers."""
         if tools and not self.takes_tools:
             raise TemplateFault("it does not read `tools`; leave them out, or take a template that does")
         said = sum(len(message["content"]) for message in messages)
@@ -176,13 +176,13 @@ class ChatTemplate:
             raise
         except MemoryError:
             raise TemplateFault("it asks for more memory than this process may have") from None
-        except Exception as error:  # edge: whatever a stranger's code raises, it is the template that does not work.
+        except Exception as error:  # edge: untrusted code may raise anything; the template is at fault.
             raise TemplateFault(_line_of(error) + _said(error)) from None
         return "".join(blocks), marks
 
 
 def template_of(tokenizer: Any, given: str, *, with_tools: bool = False) -> str:
-    """The template to use: the one given, the tokenizer's, or if it has none the default; empty: it lacks an end token.
+    """The template to use: the given one, the tokenizer's, else the default; empty if that lacks an end token.
 
     Raises TemplateFault for a tokenizer with several, none of which is the default.
     """
@@ -198,7 +198,7 @@ def template_of(tokenizer: Any, given: str, *, with_tools: bool = False) -> str:
 
 
 def _common_prefix(first: str, second: str) -> int:
-    """Characters that two texts begin with alike; texts are compared in halves, not one character at a time."""
+    """The length of the common beginning of two texts, found by bisection, not one character at a time."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Conversations, tokenised once: their tokens on disk, and which of them a model learns to say."""
+"""Conversations, tokenised once: their tokens on disk, and which of these a model learns to predict."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ChatInputs(TextInputs):
     files: ClassVar[tuple[str, ...]] = (*TextInputs.files, "chat_template.jinja")
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """As for texts; an answer also ends with what ended those of the training data."""
+        """As for texts; an answer also ends with the tokens that ended answers in the training data."""
         found = super().generation(config, settings)
         own = found.get("eos_token_id", [])
         ends = list(dict.fromkeys([*(own if isinstance(own, list) else [own]), *self.ends]))
@@ -73,11 +73,11 @@ class Chats:
 
     @property
     def bad_rows(self) -> str:
-        """What to warn of rows that are left out."""
+        """The warning about skipped rows."""
         return str(self.store.meta["bad_rows"])
 
     def stats(self, rows: np.ndarray) -> DataStats:
-        """What some of them hold."""
+        """Statistics of some of the conversations."""
         arrays = self.store.arrays
         return DataStats(
             num_samples=len(rows),
@@ -111,7 +111,7 @@ def load_chats(
     }
 
     def build(target: Path) -> None:
-        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        # Check all rows before tokenising any, so that an error in the last row is reported early.
         num_rows, bad = 0, BadRows(source)
         for _ in read_conversations(files, source, field=field, last_only=last_only, bad=bad):
             num_rows += 1
@@ -124,7 +124,7 @@ def load_chats(
 
 
 class _Tokeniser:
-    """Writes conversations as tokens, with what is learnt of them."""
+    """Writes conversations as tokens, with marks on the learnt ones."""
 
     def __init__(self, tokenizer: Any, template: ChatTemplate, length: int, bad: BadRows, field: str) -> None:
         self._tokenizer = tokenizer
@@ -138,7 +138,7 @@ class _Tokeniser:
         self._ends: Counter[int] = Counter()
 
     def write(self, rows: Iterator[Conversation], target: Path) -> None:
-        """All of them. Raises DataError for too many bad rows, and if no answer is left to learn."""
+        """Writes all conversations. Raises DataError for too many bad rows, and if no answer is left to learn."""
         writer = TokenWriter(target, "<u2" if num_ids(self._tokenizer) <= 2**16 else "<u4")
         counter = TokenCounter(self._tokenizer)
         while batch := list(islice(rows, _BATCH_ROWS)):
@@ -171,7 +171,7 @@ class _Tokeniser:
         )
 
     def _render(self, row: Conversation) -> Rendered | None:
-        """A conversation as text; None: it is left out."""
+        """A conversation as text; None if it is skipped."""
         if row.text:
             return Rendered(row.text, [(0, len(row.text))])
         try:
@@ -185,7 +185,7 @@ class _Tokeniser:
         return found
 
     def _encode(self, rendered: Sequence[Rendered], is_text: Sequence[bool]) -> list[tuple[list[int], np.ndarray]]:
-        """Tokens, and which of them are learnt. What special tokens there are, the template has written."""
+        """Tokens, and which of them are learnt. The template has already written the special tokens."""
         with encoding_raises(encoding_fault):
             encoded = self._tokenizer.backend_tokenizer.encode_batch(
                 [each.text for each in rendered], add_special_tokens=False
@@ -206,13 +206,13 @@ class _Tokeniser:
         return found
 
     def _note(self, rendered: Rendered, places: np.ndarray) -> None:
-        """Counts an answer whose first token begins before it: a prompt does not end inside of a token."""
+        """Counts an answer whose first token begins before it: a prompt does not end inside a token."""
         begins = [first for first, _ in rendered.answers]
         straddles = any(bool(((places[:, 0] < begin) & (places[:, 1] > begin)).any()) for begin in begins)
         self._counts["prompts_differ"] += straddles and not rendered.prompts_differ
 
     def _ended(self, ids: list[int], learnt: np.ndarray) -> tuple[list[int], np.ndarray]:
-        """With an end token behind the last answer if its template has none: else a model would never end."""
+        """Adds an end token after the last answer if the template has none: a model would otherwise never end."""
         lasts = np.flatnonzero(learnt & ~np.append(learnt[1:], False))
         ends = [ids[last] for last in lasts.tolist() if ids[last] in self._special]
         if not ends and (end := self._tokenizer.eos_token_id) is not None and learnt[-1]:
@@ -248,11 +248,11 @@ class ChatSamples:
         self.num_tokens = int(self._lengths.sum(dtype=np.int64))
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each sample, int32."""
+        """The length of each sample in tokens, int32."""
         return self._lengths
 
     def stats(self) -> DataStats:
-        """What the conversations hold, however many of them are one sample."""
+        """Statistics of the conversations, however many of them one sample has."""
         return self.chats.stats(self._rows)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
@@ -280,7 +280,7 @@ class ChatSamples:
 
 
 def pack(lengths: np.ndarray, most: int) -> list[list[int]]:
-    """Sequences of these lengths, put whole into bins of at most `most`, the longest first, each where it fits best."""
+    """Packs whole sequences into bins of at most `most` tokens, the longest first, each where it fits best."""
     bins: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
@@ -305,7 +305,7 @@ def pack(lengths: np.ndarray, most: int) -> list[list[int]]:
 
 
 def split_chats(chats: Chats, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Conversations to train on and to evaluate on, by lot. Raises DataError if none is left to train on."""
+    """Splits conversations at random for training and evaluation. Raises DataError if none is left to train on."""
     num_rows = chats.store.num_sequences
     order = np.random.default_rng([seed, 0x401D]).permutation(num_rows)
     held = round(num_rows * holdout) or int(holdout > 0)

@@ -1,4 +1,4 @@
-"""Samples of histories with masks: items to learn from both sides, and targets behind all that their user had.
+"""Samples of histories with masks: items to learn from both sides, and targets after a user's whole history.
 
 B samples, T positions, M masks.
 """
@@ -18,13 +18,13 @@ from shardyard_trainer.inputs.items import PADDING
 from shardyard_trainer.inputs.next_items import IGNORED, HistorySamples, TargetSamples
 
 LAST_ALONE = 0.1
-"""How often the last item alone is masked, as it is when something is recommended."""
+"""How often only the last item is masked, as in recommending."""
 
 _STREAM = 0x17E3
 
 
 class MaskedHistories(HistorySamples):
-    """The latest items of each user with two or more; some are masked, others in each pass over the data."""
+    """The latest items of each user with two or more; some are masked, different ones in each pass over the data."""
 
     def __init__(
         self, histories: Histories, is_target: np.ndarray, max_history: int, *, seed: int, probability: float
@@ -67,7 +67,7 @@ class MaskedHistories(HistorySamples):
 
 
 class MaskedTargets(TargetSamples):
-    """Interactions to predict, each as a mask behind all that its user had before."""
+    """Interactions to predict, each as a mask after the user's earlier items."""
 
     def __init__(self, histories: Histories, is_target: np.ndarray, max_history: int, *, exclude_seen: bool) -> None:
         super().__init__(histories, is_target, max_history, exclude_seen=exclude_seen)
@@ -95,7 +95,7 @@ class MaskedTargets(TargetSamples):
 
 
 def with_mask(ids_BT: torch.Tensor, lengths_B: torch.Tensor, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Histories of these lengths with the token `mask` behind each, and their attention mask; both one longer."""
+    """Appends the token `mask` to each history; returns the ids and their attention mask, both one longer."""
     ids = F.pad(ids_BT, (0, 1), value=PADDING)
     ids[torch.arange(len(ids)), lengths_B] = mask
     return ids, (torch.arange(ids.shape[1]) <= lengths_B[:, None]).long()

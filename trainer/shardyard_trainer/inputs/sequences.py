@@ -1,4 +1,4 @@
-"""Texts and what is written for them, tokenised once; micro batches for an encoder and a decoder.
+"""Sources and targets, tokenised once; micro batches for an encoder and a decoder.
 
 The decoder reads the target moved right by one place, behind its start token; no ignored label ever reaches it.
 """
@@ -38,22 +38,22 @@ _NOT_WRITTEN_WITH = frozenset(
         *("max_length", "min_length", "num_return_sequences", "num_beam_groups", "diversity_penalty"),
     }
 )
-"""Settings of a folder's generation_config.json that fine-tuning leaves behind: it evaluates by the likeliest text."""
+"""Settings of a folder's generation_config.json that fine-tuning drops: it evaluates by the likeliest text."""
 
 
 @dataclass(frozen=True)
 class SequenceInputs(TextInputs):
-    """A tokenizer of an encoder-decoder; `writing` are settings of generation_config.json that the task decides."""
+    """A tokenizer of an encoder-decoder; `writing` has the settings of generation_config.json that the task sets."""
 
     writing: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def refusal(config: Any) -> str:
-        """Why no model of this configuration writes texts; empty: it does."""
+        """Why a model of this configuration cannot write texts; empty if it can."""
         return architectures.seq2seq_refusal(config)
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that the evaluation writes with, and so `Predict`: the task's before the folder's."""
+        """The settings for writing in evaluation and `Predict`: the task's, then the folder's."""
         kept = {name: value for name, value in settings.items() if name not in _NOT_WRITTEN_WITH}
         found = super().generation(config, kept)
         start = found.get("decoder_start_token_id", getattr(config, "decoder_start_token_id", None))
@@ -64,7 +64,7 @@ class SequenceInputs(TextInputs):
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens that sources and targets have at most."""
+    """The most tokens of sources and targets."""
 
     source: int
     target: int
@@ -82,18 +82,18 @@ class Sequences:
 
     @property
     def num_pairs(self) -> int:
-        """How many there are."""
+        """The number of pairs."""
         return self.store.num_sequences // 2
 
     def texts(self, pair: int) -> tuple[str, str]:
-        """Source, without a prefix, and target, as they are written."""
+        """The source, without a prefix, and the target, as written in the data."""
         ends, text = self.store.arrays["text_ends"], self.store.arrays["text"]
         first, middle, last = (int(ends[2 * pair + at]) if 2 * pair + at >= 0 else 0 for at in (-1, 0, 1))
         return bytes(text[first:middle]).decode(), bytes(text[middle:last]).decode()
 
 
 class PairTexts:
-    """Sources behind their prefix, and targets, as often as they are asked for: what a tokenizer is trained on."""
+    """Sources after their prefix, and targets, for training a tokenizer; can be iterated any number of times."""
 
     def __init__(
         self, files: Sequence[DataFile], source: spec_pb2.DataSource, names: PairNames, *, prefix: str, field: str
@@ -136,7 +136,7 @@ def load_sequences(
 
     def build(target: Path) -> None:
         bad = BadRows(source)
-        # All rows before the first is tokenised: what is wrong with the last one is said early.
+        # Check all rows before tokenising any, so that an error in the last row is reported early.
         num_pairs = sum(1 for _ in read_pairs(files, source, names, field=field, bad=bad))
         bad.finish(num_pairs, field)
         if not num_pairs:
@@ -174,7 +174,7 @@ def _tokenise(
 
 
 def _ended(ids: list[int], tokenizer: Any, length: int) -> tuple[list[int], bool]:
-    """A target with the token that ends it, and whether that took the place of another."""
+    """A target with its end token, and whether that replaced another token."""
     end = end_of(tokenizer)
     if end is None or ids[-1] == end:
         return ids, False
@@ -205,20 +205,20 @@ class SequenceSamples:
         self.num_tokens = int(lengths.sum(dtype=np.int64))
 
     def lengths(self) -> np.ndarray:
-        """Tokens of source and target together, int32."""
+        """The tokens of source and target together, int32."""
         return self._lengths
 
     def texts(self, sample: int) -> tuple[str, str]:
-        """Source, without a prefix, and target, as they are written."""
+        """The source, without a prefix, and the target, as written in the data."""
         return self._data.texts(int(self._index[sample]))
 
     def num_cut(self) -> tuple[int, int]:
-        """How many sources and targets are cut."""
+        """The numbers of cut sources and of cut targets."""
         sources, targets = self._data.store.arrays["cut"].reshape(-1, 2)[self._index].sum(0, dtype=np.int64)
         return int(sources), int(targets)
 
     def stats(self) -> DataStats:
-        """What they hold; the task itself warns of what is cut."""
+        """Statistics of the samples; the task itself warns about what is cut."""
         arrays = self._data.store.arrays
         cut, words, unknown = (arrays[name].reshape(-1, 2)[self._index] for name in ("cut", "words", "unknown"))
         return DataStats(
@@ -244,14 +244,14 @@ class SequenceSamples:
 def sequence_batch(
     pairs: Sequence[Sequence[np.ndarray]], *, padding: int, start: int, samples: tuple[int, ...] = ()
 ) -> MicroBatch:
-    """Pairs of source and target tokens as tensors: what an encoder and a decoder read, and what is to be predicted."""
+    """Pairs of source and target tokens as tensors: the inputs of encoder and decoder, and the labels."""
     width, height = (max(1, *(len(pair[side]) for pair in pairs)) for side in (0, 1))
     ids, mask = np.full((len(pairs), width), padding), np.zeros((len(pairs), width), np.int64)
     read, labels = np.full((len(pairs), height), padding), np.full((len(pairs), height), IGNORED)
     for row, (source, target) in enumerate(pairs):
         ids[row, : len(source)], mask[row, : len(source)] = source, 1
         labels[row, : len(target)] = target
-        # Moved right: behind the target the decoder reads padding, which no label is predicted from.
+        # Moved right by one: after the target the decoder reads padding, from which no label is predicted.
         read[row, 0], read[row, 1 : len(target)] = start, target[:-1]
     inputs = {
         "input_ids": torch.from_numpy(ids),
@@ -264,7 +264,7 @@ def sequence_batch(
 
 
 def split_pairs(num_pairs: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs to train on and to evaluate on, by lot. Raises DataError if none is left to train on."""
+    """Splits pairs at random for training and evaluation. Raises DataError if none is left to train on."""
     order = np.random.default_rng([seed, 0x401D]).permutation(num_pairs)
     held = round(num_pairs * holdout) or int(holdout > 0)
     if num_pairs - held < 1:

@@ -1,4 +1,4 @@
-"""Packed texts with spans of tokens taken out: the encoder sees a sentinel for each, the decoder writes the spans.
+"""Packed texts with spans of tokens removed: the encoder reads a sentinel for each, the decoder writes the spans.
 
 Spans are drawn as for T5 (Raffel et al., 2020), newly in every pass from (seed, pass, sample). Sentinels are looked up
 by their names, `<extra_id_0>` first: in T5's vocabulary their numbers run down.
@@ -18,13 +18,13 @@ from shardyard_trainer.inputs.packed import Blocks, Corpus, Frame, corpus_stats
 from shardyard_trainer.inputs.sequences import end_of, sequence_batch
 
 NUM_SENTINELS = 100
-"""As many as T5 has."""
+"""The number of sentinels, as in T5."""
 
 _STREAM_TRAIN, _STREAM_EVAL = 0x7A, 0x7E
 
 
 def sentinel(number: int) -> str:
-    """The name of a sentinel."""
+    """The text of a sentinel token, such as `<extra_id_0>`."""
     return f"<extra_id_{number}>"
 
 
@@ -35,7 +35,7 @@ def span_frame(tokenizer: Any) -> Frame:
 
 
 def num_spans(length: int, density: float, mean_length: float) -> tuple[int, int]:
-    """How many tokens of so many are taken out, and in how many spans; none of a single token."""
+    """The numbers of removed tokens and of spans for a length; both 0 for a single token."""
     if length < 2:
         return 0, 0
     taken = min(max(round(length * density), 1), length - 1)
@@ -43,7 +43,7 @@ def num_spans(length: int, density: float, mean_length: float) -> tuple[int, int
 
 
 def sentinel_ids(tokenizer: Any, number: int, *, length: int) -> np.ndarray:
-    """The ids of the first sentinels. Raises SpecError for those that the vocabulary lacks."""
+    """The ids of the first sentinels. Raises SpecError if the vocabulary lacks one."""
     vocab = tokenizer.get_vocab()
     missing = next((name for name in map(sentinel, range(number)) if name not in vocab), None)
     if missing is not None:
@@ -59,7 +59,7 @@ def sentinel_ids(tokenizer: Any, number: int, *, length: int) -> np.ndarray:
 
 
 class SpanSamples:
-    """Packed sequences of one split with spans taken out. Documents of one sequence see one another, as for T5."""
+    """Packed sequences of one split with spans removed. Documents of a sequence attend to one another, as in T5."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class SpanSamples:
         self.num_tokens = self.num_samples * length if is_train else corpus.num_tokens
 
     def lengths(self) -> None:
-        """All are equally long, but for the last evaluation sequence."""
+        """All sequences have the same length, except the last evaluation sequence."""
         return
 
     def stats(self) -> DataStats:
-        """What they hold."""
+        """Statistics of the corpus."""
         return corpus_stats(self.corpus, self.blocks, self._counter, num_tokens=self.num_tokens)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
@@ -98,7 +98,7 @@ class SpanSamples:
         return sequence_batch(pairs, padding=self._padding, start=self._start)
 
     def _taken_out(self, sample: SampleRef) -> tuple[np.ndarray, np.ndarray]:
-        """What the encoder sees, and what the decoder writes, each with the end token; nothing if there is no span."""
+        """The encoder's input and the decoder's target, each with the end token; empty if there is no span."""
         places, _ = self.blocks.block(sample.data_epoch, sample.sample)
         tokens = np.asarray(self.corpus.tokens[places], np.int64)
         taken, number = num_spans(len(tokens), self._density, self._mean_length)
@@ -118,6 +118,6 @@ class SpanSamples:
 
 
 def _parts(total: int, number: int, random: np.random.Generator) -> np.ndarray:
-    """`total` cut into so many parts of at least 1, each way as likely, int64 [number]."""
+    """Cuts `total` into this many parts of at least 1, all cuts equally likely, int64 [number]."""
     cuts = np.sort(random.permutation(total - 1)[: number - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))

@@ -1,4 +1,4 @@
-"""The rows of a feature extraction by modality: what is read for which line of the result."""
+"""The rows of a feature extraction, by modality."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ class Rows(Protocol):
     """The rows of a source, in order."""
 
     at_once: int
-    """How many are read for one call of `read`; 0: a whole file of the result."""
+    """Rows for one call of `read`; 0: those of a whole result file."""
 
     files: list[DataFile]
-    """Where they come from."""
+    """The source of the rows."""
 
     @property
     def num_rows(self) -> int:
-        """How many there are. Raises DataError."""
+        """The number of rows. Raises DataError."""
 
     def digest(self) -> str:
-        """What vectors depend on: other rows have another one."""
+        """A fingerprint of everything that the vectors depend on."""
 
     def read(self, first: int, last: int, wish: Wish) -> list[Any]:
-        """Rows for the model. Raises SpecError."""
+        """Encodes rows for the model. Raises SpecError."""
 
     def num_tokens(self, encoded: Sequence[Any]) -> int:
-        """What rows count as they are read: tokens, or pictures."""
+        """The size of encoded rows: tokens, or pictures."""
 
     def names(self, first: int, last: int) -> list[str] | None:
-        """What rows are called in their source; None: by their number only."""
+        """The names of rows in their source; None if they only have numbers."""
 
     def stats(self, wish: Wish) -> DataStats:
-        """What they hold, read as the ranks will do it. Raises DataError, SpecError."""
+        """Statistics of the rows, read as the ranks will read them. Raises DataError, SpecError."""
 
 
 class TextRows:
@@ -74,26 +74,26 @@ class TextRows:
 
     @property
     def num_rows(self) -> int:
-        """How many there are. Raises DataError."""
+        """The number of rows. Raises DataError."""
         return len(self._rows)
 
     def digest(self) -> str:
-        """Of all texts."""
+        """A fingerprint of all texts."""
         total = hashlib.sha256()
         for row in self._rows:
             total.update(f"{row.text}\0{row.text_pair or ''}\0".encode())
         return total.hexdigest()
 
     def read(self, first: int, last: int, wish: Wish) -> list[EncodedText]:
-        """Tokens. Raises SpecError."""
+        """Encodes texts. Raises SpecError."""
         return self._inputs.encode([(row.text, row.text_pair) for row in self._rows[first:last]], wish.length)
 
     def num_tokens(self, encoded: Sequence[EncodedText]) -> int:
-        """Tokens, special ones among them."""
+        """The number of tokens, special ones included."""
         return sum(len(each.ids) for each in encoded)
 
     def names(self, _first: int, _last: int) -> None:
-        """Texts have none."""
+        """None: texts have no names."""
         return
 
     def stats(self, wish: Wish) -> DataStats:
@@ -138,15 +138,15 @@ class PictureRows:
 
     @property
     def num_rows(self) -> int:
-        """How many there are. Raises DataError."""
+        """The number of rows. Raises DataError."""
         return self._pictures.store.num_sequences
 
     def digest(self) -> str:
-        """Of the files and their names."""
+        """A fingerprint of the files and their names."""
         return files_fingerprint(self.files, field=FIELD)
 
     def read(self, first: int, last: int, _wish: Wish) -> list[EncodedPicture]:
-        """Pictures as numbers."""
+        """Decodes and prepares pictures."""
         return [EncodedPicture(self._inputs.encode(self._pictures.content(row))) for row in range(first, last)]
 
     def num_tokens(self, encoded: Sequence[EncodedPicture]) -> int:
@@ -158,5 +158,5 @@ class PictureRows:
         return [self._pictures.name(row) for row in range(first, last)]
 
     def stats(self, _wish: Wish) -> DataStats:
-        """How many there are."""
+        """The number of pictures."""
         return DataStats(self.num_rows, self.num_rows, num_cut=0, num_words=0, num_unknown=0)

@@ -1,4 +1,4 @@
-"""What a causal model learns of conversations: the loss over the tokens of answers alone, and how many it gets right.
+"""The loss of conversations: over the tokens of answers only, with the number of right ones.
 
 Shape suffixes: B samples, T positions, N tokens that are learnt, D width, V vocabulary.
 """
@@ -22,7 +22,7 @@ _LONGEST_EXPONENT = 700.0
 
 
 class AnswerLinear(LossLinear):
-    """An output layer that also says how many targets are the likeliest token, inside of its forward pass."""
+    """An output layer that also counts the targets that are the likeliest token, in its forward pass."""
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None, counts: bool = False) -> Any:
         """As LossLinear; with `counts` the loss and the number of `targets` [N] that are the likeliest."""
@@ -34,7 +34,7 @@ class AnswerLinear(LossLinear):
 
 
 class AnswerModule(CausalLmModule):
-    """Next-token prediction of answers; logits are made where there is a label, and nowhere else."""
+    """Next-token prediction of answers; logits are computed only where there is a label."""
 
     def __init__(self, model: Any, *, plain_output_layer: bool) -> None:
         super().__init__(model, plain_output_layer=plain_output_layer)
@@ -93,5 +93,5 @@ class AnswerMetrics(LossSum):
         return {"loss": loss, "perplexity": math.exp(min(loss, _LONGEST_EXPONENT)), "token_accuracy": accuracy}
 
     def directions(self) -> Mapping[str, int]:
-        """Loss and perplexity say the same of a model; more tokens right is better."""
+        """Less loss or perplexity is better, and more right tokens."""
         return {**super().directions(), "perplexity": -1, "token_accuracy": 1}

@@ -1,4 +1,4 @@
-"""Conversations of questions as prompts: checked as those of training are, and rendered by the model's own template."""
+"""Reads requests' conversations as prompts: checked as in training, rendered by the model's own template."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 @dataclass(frozen=True)
 class EncodedPrompt(EncodedText):
-    """A prompt as token ids; `fault` is what is wrong with it instead, said of `field` of the instance."""
+    """A prompt as token ids; or `fault`, its error, in the field `field` of the instance."""
 
     fault: str = ""
     field: str = ""
 
 
 class ChatReader:
-    """Reads conversations for one tokenizer. `fault` says why it cannot: no template, or one that does not work."""
+    """Reads conversations for one tokenizer. `fault` says why it cannot: the template is missing or does not work."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -37,7 +37,7 @@ class ChatReader:
             self.fault = f"that of the folder does not work: {error}"
 
     def read(self, instance: model_service_pb2.Instance) -> EncodedPrompt:
-        """A conversation, or the text of a user as one. Raises SpecError if the tokenizer fails on it."""
+        """Encodes a conversation, or a user's text as one. Raises SpecError if the tokenizer fails on it."""
         assert self._template is not None
         try:
             messages = _messages(instance)
@@ -50,7 +50,7 @@ class ChatReader:
             field = f".{instance.WhichOneof('input')}"
             return EncodedPrompt([0], [0], fault=f"the model's chat template does not take it: {fault}", field=field)
         with encoding_raises(encoding_fault):
-            # What special tokens there are, the template has written.
+            # The template has already written the special tokens.
             ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         ids = ids or [int(self._tokenizer.pad_token_id or 0)]
         return EncodedPrompt(ids, [0] * len(ids))

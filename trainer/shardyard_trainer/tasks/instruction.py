@@ -1,4 +1,4 @@
-"""Fine-tuning that answers people: next-token prediction on the assistant's messages of conversations."""
+"""Fine-tuning on instructions: next-token prediction of the assistant's messages in conversations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Instruction:
     inputs = ChatInputs
 
     def prepare(self, job: Ingredients) -> PreparedInstruction:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         choice = job.attempt(lambda: _choose(job))
         train_files, eval_files = job.files()
         raise_all(job.errors)
@@ -81,7 +81,7 @@ class Instruction:
         return PreparedInstruction(job.accept_weights(choice, self.auto), inputs, splits, job.warnings)
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
-        """What answers. Raises FolderInvalid for a folder whose chat template is not one."""
+        """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
         predictor = CausalPredictor(self.name, loaded, inputs, answers_texts=True)
         if fault := predictor.template_fault:
             raise FolderInvalid(f"it needs a chat template, and {fault}", file="chat_template.jinja")
@@ -92,7 +92,7 @@ TASK = Instruction()
 
 
 class ChatTexts:
-    """What a tokenizer is trained on: the messages as the default template writes them, without special tokens."""
+    """The texts for training a tokenizer: messages as the default template writes them, without special tokens."""
 
     def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
         self._files = files
@@ -141,7 +141,7 @@ def _find_template(job: Ingredients, choice: ModelChoice, tokenizer: Any) -> Cha
 
 
 def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[DataFile], name: str) -> Chats:
-    """The conversations of a source, with a tokenizer, a template and a length. Raises DataError."""
+    """Loads the conversations of a source for a tokenizer, a template and a length. Raises DataError."""
     tokenizer, template, length = reads
     field, last_only = f"spec.{name}", job.wanted.last_turn_only
     found = load_chats(
@@ -205,17 +205,17 @@ class PreparedInstruction(PreparedText[ChatSamples]):
         return AnswerModule(model, plain_output_layer=plain)
 
     def metrics(self) -> AnswerMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return AnswerMetrics()
 
     def resolve(self, message: Any) -> None:
-        """The longest conversation."""
+        """Fills in the length of the longest conversation."""
         message.max_length = self.length
 
     def footprint(self) -> Footprint:
-        """The vocabulary's logits, some positions at a time."""
+        """Logits over the vocabulary, for a chunk of positions at a time."""
         return Footprint(int(self.choice.config.vocab_size), LOSS_CHUNK)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {"task": TASK.name, "max_length": self.length}

@@ -1,4 +1,4 @@
-"""Pretraining by predicting masked items of histories (BERT4Rec, Sun et al., 2019), by a bidirectional transformer.
+"""Pretraining by predicting masked items of histories (BERT4Rec, Sun et al., 2019) with a bidirectional transformer.
 
 It answers what comes next by a mask behind a history. The loss is the cross-entropy over the whole catalogue at every
 mask. Shape suffixes: B histories, T positions, M masks, V tokens (padding, items, mask).
@@ -102,7 +102,7 @@ class PreparedMaskedItem(PreparedItems):
         return Footprint(self.inputs.num_tokens, 0)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {**super().describe(), "mask_probability": self._mask_probability}
 
 
@@ -135,7 +135,7 @@ class MaskedItemModule(MaskedLmModule):
 
 
 def logits_behind(loaded: Loaded, histories_BT: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The logits of the padding and the items for a mask behind each history, [B, V - 1]."""
+    """The logits of the padding and the items for a mask after each history, [B, V - 1]."""
     lengths_B = torch.tensor([len(ids) for ids in histories_BT])
     ids_BT = nn.utils.rnn.pad_sequence(
         [torch.tensor(ids) for ids in histories_BT], batch_first=True, padding_value=PADDING

@@ -251,7 +251,7 @@ class PreparedMaskedLm(PreparedPacked[MaskedSamples]):
         message.mask_probability = self.masking["mask_probability"]
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {**super().describe(), **self.masking}
 
     def footprint(self) -> Footprint:

@@ -1,4 +1,4 @@
-"""Vectors of pictures: what a model that sees them makes of a place, and of the whole picture.
+"""Vectors of pictures: one for each place, or one for the whole picture.
 
 Models with a class token (ViT, DINOv2) have the picture's vector there. All others (ResNet, ConvNeXT, Swin) average
 over the places, some with a norm behind it, and leave the result in `pooler_output`: it is what their own heads read.
@@ -29,7 +29,7 @@ _SHAPE = 3
 
 
 class PictureVectors:
-    """Vectors of pictures."""
+    """Computes vectors of pictures."""
 
     kinds: tuple[str, ...] = ("image",)
     unit = "pictures"
@@ -50,7 +50,7 @@ class PictureVectors:
 
     @cached_property
     def _shape(self) -> tuple[int, int]:
-        """Places and width of the last hidden state, seen on one black picture."""
+        """Places and width of the last hidden state, measured with one black picture."""
         settings = self.inputs.settings
         blank = EncodedPicture(np.zeros((settings.channels, *settings.seen), np.float32))
         (hidden_TD,) = self.compute([blank], Wish(True, "", False))
@@ -58,11 +58,11 @@ class PictureVectors:
 
     @property
     def width(self) -> int:
-        """Numbers in one vector."""
+        """The number of values in one vector."""
         return self._shape[1]
 
     def refuse(self, asked: Asked) -> list[worker_pb2.Violation]:
-        """A length, and a pooling that there is none of."""
+        """Refuses a length, and a pooling that the model does not have."""
         found = []
         if asked.HasField("max_length"):
             found.append(violation("max_length", "SPEC_INVALID", "pictures have no tokens to cut; leave it out"))
@@ -75,20 +75,20 @@ class PictureVectors:
         return found
 
     def wish(self, asked: Asked) -> Wish:
-        """As asked, else as the architecture has it."""
+        """The pooling as requested, else the architecture's own."""
         whole = asked.output == spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE
         return Wish(whole, POOLINGS.get(asked.pooling) or self._default, asked.normalize)
 
     def read(self, instances: Sequence[model_service_pb2.Instance], _wish: Wish) -> list[EncodedPicture]:
-        """Pictures as numbers; `complain` says which are none."""
+        """Decodes pictures; `complain` reports those that failed."""
         return [self.inputs.encode_or_say(instance.image) for instance in instances]
 
     def complain(self, encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
-        """Bytes that are not a picture."""
+        """Reports bytes that are not a picture."""
         return [violation(field, "DATA_INVALID", message) for field, message in complaints(encoded)]
 
     def numbers(self, encoded: Sequence[EncodedPicture], wish: Wish) -> list[int]:
-        """The same for all."""
+        """The size of one vector, the same for all pictures."""
         places, width = self._shape
         return [(places if wish.whole else 1) * width] * len(encoded)
 
@@ -112,12 +112,12 @@ class PictureVectors:
         """One vector a picture [B, D]. Class and register tokens are not places."""
         places_BTD = states_BTD if is_grid else states_BTD[:, self._num_first :]
         if wish.pooling == "cls":
-            apart = output.get("cls_token_value")  # CvT has places in a grid, and the class beside it.
+            apart = output.get("cls_token_value")  # CvT returns its class token separately from the grid of places.
             vectors_BD = states_BTD[:, 0] if apart is None else apart.flatten(1)
         elif wish.pooling == "max":
             vectors_BD = places_BTD.max(1).values
         else:
-            # The pooler of a model with a class token reads that, and CLIP's and SigLIP's are of their own kind.
+            # The pooler of a model with a class token reads that token; CLIP and SigLIP have poolers of their own kind.
             own = output.get("pooler_output") if self._default == "mean" and not self._is_composite else None
             vectors_BD = places_BTD.mean(1) if own is None else own.flatten(1)
         return nn.functional.normalize(vectors_BD, dim=-1) if wish.normalize else vectors_BD

@@ -17,7 +17,7 @@ _BETWEEN = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-
 
 
 class Rouge(NamedTuple):
-    """The three of one text, or their means over several."""
+    """The three scores of one text, or their means over several."""
 
     rouge_1: float
     rouge_2: float
@@ -25,13 +25,13 @@ class Rouge(NamedTuple):
 
 
 def rouge(targets: Sequence[str], texts: Sequence[str]) -> Rouge:
-    """The means over pairs of a wanted text and one that was written."""
+    """The mean scores over pairs of an expected and a written text."""
     found = [_rouge(target, text) for target, text in zip(targets, texts, strict=True)]
     return Rouge(*(100 * sum(each) / len(found) for each in zip(*found, strict=True))) if found else Rouge(0, 0, 0)
 
 
 def sentences(text: str) -> list[str]:
-    """A text's sentences: by their signs and by line breaks."""
+    """A text's sentences, split at punctuation and line breaks."""
     return [each for part in _BETWEEN.split(text) if (each := part.strip())]
 
 
@@ -46,7 +46,7 @@ def _words(text: str) -> list[str]:
 
 
 def _runs(wanted: Sequence[str], found: Sequence[str], size: int) -> float:
-    """Of runs of so many words, those that both have."""
+    """The score of the runs of this many words that both texts have."""
     ours, theirs = (Counter(zip(*(words[at:] for at in range(size)), strict=False)) for words in (found, wanted))
     return _f_measure((ours & theirs).total(), ours.total(), theirs.total())
 
@@ -66,7 +66,7 @@ def _union(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> f
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> list[int]:
-    """The places in `one` of a longest common subsequence."""
+    """The places in `one` of the words of a longest common subsequence."""
     table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
     for i, word in enumerate(one):
         for j, there in enumerate(other):
@@ -77,7 +77,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> list[int]:
         if one[i - 1] == other[j - 1]:
             places.append(i - 1)
             i, j = i - 1, j - 1
-        # Of two ways that are as long, the package's.
+        # Ties are broken as in the package.
         elif table[i][j - 1] > table[i - 1][j]:
             j -= 1
         else:

@@ -1,4 +1,4 @@
-"""What the tasks of encoder-decoders have in common: pairs of texts, and the model that learns to write from them."""
+"""Code shared by the tasks of encoder-decoders: pairs of texts, and the model that learns to write targets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ USAGE = (
 
 @dataclass(frozen=True)
 class Defaults:
-    """Tokens of sources and targets if the spec does not say."""
+    """The default lengths of sources and targets, in tokens."""
 
     source: int
     target: int
@@ -65,7 +65,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Found:
-    """A model with its tokenizer and data, for a task that learns to write targets for sources."""
+    """A model with tokenizer and data for a task that writes targets for sources."""
 
     choice: ModelChoice
     inputs: SequenceInputs
@@ -75,7 +75,7 @@ class Found:
 
 
 def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Found:
-    """Model, tokenizer and pairs of texts. Raises SpecError, all at once."""
+    """Finds model, tokenizer and pairs of texts. Raises SpecError with all errors at once."""
     choice = job.attempt(lambda: choose(job))
     train_files, eval_files = job.files()
     raise_all(job.errors)
@@ -125,7 +125,7 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
 
 
 def choose(job: Ingredients) -> ModelChoice:
-    """The model that the spec means, an encoder-decoder. Raises SpecError."""
+    """The spec's model, which must be an encoder-decoder. Raises SpecError."""
     choice = job.choose()
     if refusal := architectures.seq2seq_refusal(choice.config):
         supported = ",".join(sorted(architectures.SEQ2SEQ))
@@ -134,10 +134,10 @@ def choose(job: Ingredients) -> ModelChoice:
 
 
 def start_of(choice: ModelChoice, job: Ingredients) -> int:
-    """The token that the decoder starts with. Raises SpecError if nothing says it."""
+    """The token that the decoder starts with. Raises SpecError if it is unknown."""
     settings = generation_settings(choice.folder) if choice.folder is not None else {}
     found = settings.get("decoder_start_token_id", getattr(choice.config, "decoder_start_token_id", None))
-    # Folders of T5 from before it was written down: their decoder has always started with the padding.
+    # Old T5 folders do not have it: their decoder has always started with the padding token.
     found = choice.config.pad_token_id if found is None else found
     if not isinstance(found, int) or not 0 <= found < choice.config.vocab_size:
         message = f"decoder_start_token_id is {found}; set it in config.json to the token that the decoder starts with"
@@ -173,7 +173,7 @@ def _warn_of_cuts(job: Ingredients, splits: Splits[SequenceSamples], lengths: Le
 
 
 def _writing(job: Ingredients, choice: ModelChoice, lengths: Lengths, start: int) -> dict[str, Any]:
-    """The settings of generation_config.json that the spec decides."""
+    """The settings of generation_config.json that the spec sets."""
     wanted = job.wanted
     found = {"max_new_tokens": lengths.target, "decoder_start_token_id": start}
     for name in ("num_beams", "length_penalty"):
@@ -202,7 +202,7 @@ class PreparedSequences(PreparedText[SequenceSamples]):
         return Seq2SeqModule(model, label_smoothing=self._smoothing)
 
     def sampling(self) -> Sampling:
-        """How texts are written in evaluation: as `Predict` writes them with the exported folder."""
+        """How texts are written in evaluation: as `Predict` will with the exported folder."""
         settings = self.inputs.generation(
             self.choice.config, generation_settings(self.choice.folder) if self.choice.folder is not None else {}
         )
@@ -223,7 +223,7 @@ class PreparedSequences(PreparedText[SequenceSamples]):
         return read_tokens(self.inputs.tokenizer, tokens, keeps_special=False)
 
     def resolve(self, message: Any) -> None:
-        """Lengths, and how texts are written."""
+        """Fills in lengths, and the settings for writing."""
         how = self.sampling()
         message.max_source_length, message.max_target_length = self.lengths.source, self.lengths.target
         message.num_beams, message.length_penalty = how.num_beams, how.length_penalty
@@ -231,11 +231,11 @@ class PreparedSequences(PreparedText[SequenceSamples]):
             message.label_smoothing = 0
 
     def footprint(self) -> Footprint:
-        """The vocabulary's logits, some positions at a time, and what the longest source and target keep."""
+        """Logits over the vocabulary, a chunk of positions at a time; what the longest source and target keep."""
         longest, config = self.train.longest, self.choice.config
         return Footprint(config.vocab_size, LOSS_CHUNK, activation_bytes(config, longest.source, longest.target))
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says of lengths and prefix; a task adds its name."""
+        """The content of `shardyard.json` about lengths and prefix; a task adds its name."""
         about = {"max_length": self.lengths.source, "max_target_length": self.lengths.target}
         return {**about, "source_prefix": self._prefix} if self._prefix else about

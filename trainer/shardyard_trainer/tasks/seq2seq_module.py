@@ -18,7 +18,7 @@ from shardyard_trainer.tasks.writing import step
 
 
 def activation_bytes(config: Any, source: int, target: int) -> int:
-    """What the backward pass keeps of a position of such a pair, in fp32; 0: by the formula for transformers.
+    """The bytes that the backward pass keeps of a position of such a pair, in fp32; 0: by the common formula.
 
     T5 adds a learnt bias to the attention, so all of its attention weights are kept: measured on CPUs, with 80 to 576
     positions, 12 bytes a head and weight beside 118 D an encoder layer and 177 D a decoder layer.
@@ -54,7 +54,7 @@ class Seq2SeqModule(HuggingFaceModule):
         encoded: torch.Tensor | None = None,
         cache: Any = None,
     ) -> Any:
-        """`labels` [B, T] are the target's tokens, IGNORED behind it; `decoder_input_ids` are the same, moved right.
+        """`labels` [B, T] are the target's tokens, then IGNORED; `decoder_input_ids` are the same, moved right by one.
 
         Without `labels` as `writing.step`: through this module, because ZeRO-3 counts its forward passes.
         """

@@ -51,7 +51,7 @@ class SpanCorruption:
     inputs = SequenceInputs
 
     def prepare(self, job: Ingredients) -> PreparedSpans:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         spans = spans_of(job.wanted)
 
         def samples(corpus: Corpus, choice: ModelChoice, inputs: TextInputs, is_train: bool) -> SpanSamples:
@@ -74,7 +74,7 @@ class SpanCorruption:
         return PreparedSpans(choice, writes, splits, job.warnings, spans=spans)
 
     def open(self, loaded: Loaded, inputs: SequenceInputs) -> SpanWriter:
-        """What writes missing spans. Raises FolderInvalid."""
+        """A predictor of missing spans. Raises FolderInvalid."""
         return SpanWriter(self.name, loaded, inputs)
 
 
@@ -82,7 +82,7 @@ TASK = SpanCorruption()
 
 
 def spans_of(wanted: Any) -> tuple[float, float]:
-    """The share of tokens that are taken out, and the mean length of a span."""
+    """The share of removed tokens, and the mean length of a span."""
     density = wanted.density if wanted.HasField("density") else DEFAULT_DENSITY
     return density, wanted.mean_span_length if wanted.HasField("mean_span_length") else DEFAULT_MEAN_LENGTH
 
@@ -120,27 +120,27 @@ class PreparedSpans(PreparedPacked[SpanSamples]):
         return Seq2SeqModule(model, label_smoothing=0.0)
 
     def metrics(self) -> SpanMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         return SpanMetrics()
 
     def resolve(self, message: Any) -> None:
-        """Length, density and spans."""
+        """Fills in length, density and spans."""
         super().resolve(message)
         message.density, message.mean_span_length = self._spans
 
     def footprint(self) -> Footprint:
-        """The vocabulary's logits, some positions at a time; each span adds a sentinel on both sides."""
+        """Logits over the vocabulary, for a chunk of positions at a time; each span adds a sentinel on both sides."""
         config, (taken, number) = self.choice.config, num_spans(self.length, *self._spans)
         source, target = self.length - taken + number + 1, taken + number + 1
         kept = activation_bytes(config, source, target) * (source + target) // self.length
         return Footprint(config.vocab_size, LOSS_CHUNK, kept)
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {**super().describe(), "density": self._spans[0], "mean_span_length": self._spans[1]}
 
 
 class SpanWriter(TextWriter):
-    """Writes what is missing at the sentinels of a text, each span behind its sentinel."""
+    """Writes the missing spans of a text, each after its sentinel."""
 
     keeps_special = True

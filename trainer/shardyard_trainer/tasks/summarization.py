@@ -18,7 +18,7 @@ NAMES = PairNames(
     ("src", "text", "document", "article", "dialogue", "body", "content", "report", "input", "maintext"),
     ("tgt", "summary", "highlights", "abstract", "headline", "tldr", "output"),
 )
-"""What the public sets of summaries call their columns."""
+"""Names of the columns in public data sets of summaries."""
 
 
 class Summarization:
@@ -36,11 +36,11 @@ class Summarization:
     inputs = SequenceInputs
 
     def prepare(self, job: Ingredients) -> PreparedSummaries:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         return PreparedSummaries(prepare_pairs(job, NAMES, Defaults(512, 128)), job.warnings, job.wanted)
 
     def open(self, loaded: Loaded, inputs: SequenceInputs) -> TextWriter:
-        """What summarises. Raises FolderInvalid."""
+        """A predictor of summaries. Raises FolderInvalid."""
         return TextWriter(self.name, loaded, inputs)
 
 
@@ -53,19 +53,19 @@ class PreparedSummaries(PreparedSequences):
     task = TASK
 
     def metrics(self) -> WrittenMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         main = ("rouge_lsum", "rouge_1", "rouge_2")
         return WrittenMetrics(self.eval or self.train, self.write, self.read, score=summary_scores, main=main)
 
     def describe(self) -> Mapping[str, object]:
-        """What `shardyard.json` says."""
+        """The content of `shardyard.json`."""
         return {"task": TASK.name, **super().describe()}
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """Nothing in common with the summaries that are wanted."""
+        """Warns if the summaries share nothing with the expected ones."""
         if metrics.get("rouge_1") != 0:
             return None
-        message = "rouge_1 is 0: the summaries share no word with those that are wanted; more epochs, a higher "
+        message = "rouge_1 is 0: the summaries share no word with the expected ones; more epochs, a higher "
         return TaskWarning("ONE_ANSWER", message + "learning_rate, or a pretrained model may help")
 
 

@@ -1,4 +1,4 @@
-"""Texts that a model wrote beside those that were wanted: BLEU and chrF by sacrebleu, and lengths.
+"""Metrics of written texts against expected ones: BLEU and chrF by sacrebleu, and lengths.
 
 All are numbers from 0 to 100, as sacrebleu and the papers have them.
 """
@@ -14,7 +14,7 @@ from shardyard_trainer.tasks.base import ModuleOutput, WriteBatch
 from shardyard_trainer.tasks.metrics import LossSum
 
 _TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
-"""sacrebleu's tokenizers by language; others are parted as in the machine translation conferences (13a)."""
+"""sacrebleu's tokenizers by language; other languages use that of the machine translation conferences (13a)."""
 
 
 class Written(NamedTuple):
@@ -79,7 +79,7 @@ class WrittenMetrics(LossSum):
 
 def translation_scores(written: Written, language: str) -> dict[str, float]:
     """BLEU and chrF of the texts, and of the sources as they are."""
-    from sacrebleu.metrics.bleu import BLEU  # Half a second that only an evaluation pays for.
+    from sacrebleu.metrics.bleu import BLEU  # Imported here: it takes half a second, which only evaluations should pay.
     from sacrebleu.metrics.chrf import CHRF
 
     bleu, chrf, targets = BLEU(tokenize=_tokenizer(language)), CHRF(), [list(written.targets)]
@@ -96,7 +96,7 @@ def bleu_signature(language: str) -> str:
     from sacrebleu.metrics.bleu import BLEU
 
     bleu = BLEU(tokenize=_tokenizer(language))
-    bleu.corpus_score(["a"], [["a"]])  # It knows the number of references only then.
+    bleu.corpus_score(["a"], [["a"]])  # Only now does it know the number of references.
     return str(bleu.get_signature())
 
 

@@ -1,4 +1,4 @@
-"""The predictor of an encoder-decoder: a text for each text, written as in evaluation."""
+"""The predictor of an encoder-decoder: writes a target for each source, as in evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shardyard_trainer.tasks.writing import step, write_texts
 
 
 class TextWriter(TextPredictor):
-    """Writes a text for each text, as the evaluation did."""
+    """Writes a target for each source, as the evaluation did."""
 
     parameters = "generation"
     keeps_special = False
@@ -45,7 +45,7 @@ class TextWriter(TextPredictor):
         self._settings = settings
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """As of every text, and beams beside a temperature."""
+        """Refuses what every text task refuses, and beams together with a temperature."""
         found = super().refuse(request)
         how = self._how(request)
         if how.num_beams > 1 and how.temperature > 0 and request.generation.HasField("temperature"):
@@ -56,19 +56,19 @@ class TextWriter(TextPredictor):
         return found
 
     def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedText]:
-        """Texts behind the prefix of training, cut as in training."""
+        """Encodes texts after the prefix of training, cut as in training."""
         prefix = self.loaded.folder.trained.get("source_prefix")
         prefix = prefix if isinstance(prefix, str) else ""
         return self.inputs.encode([(prefix + instance.text, None) for instance in instances], self.length_limit)
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
-        """Of as many tokens as are asked for."""
+        """The size of as many tokens as the request allows."""
         return [self._how(request).max_new_tokens * TOKEN_BYTES + 16] * len(encoded)
 
     def answer(
         self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], places: Sequence[int]
     ) -> Parts:
-        """The text for each text; `places` seed what is drawn. Texts of one length are computed together, unpadded."""
+        """The target of each source; `places` seed the sampling. Sources of one length are computed together."""
         how = self._how(request)
         answers: dict[int, model_service_pb2.Prediction] = {}
         for indices in _of_one_length(encoded, max(TEXTS_AT_ONCE // how.num_beams, 1)):
@@ -83,7 +83,7 @@ class TextWriter(TextPredictor):
         return [answers[index] for index in range(len(encoded))]
 
     def _forward(self, **inputs: Any) -> Any:
-        # Around each step alone: a mode that a generator holds over its `yield` would be its neighbours' too.
+        # Set around each step only: a mode held over a `yield` would also apply to other computations.
         with torch.inference_mode():
             return step(self.loaded.model, **inputs)
 
@@ -93,7 +93,7 @@ class TextWriter(TextPredictor):
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the live model and of this one for the first sample, behind its whole target."""
+        """The logits of the live model and of this one for the first sample, over its whole target."""
         inputs = {name: tensor[:1] for name, tensor in batch.inputs.items() if name != "labels"}
         device = next(live.parameters()).device
         wanted = live.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()

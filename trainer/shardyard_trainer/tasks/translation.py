@@ -41,13 +41,13 @@ class Translation:
     inputs = SequenceInputs
 
     def prepare(self, job: Ingredients) -> PreparedTranslation:
-        """Model and data, found and checked. Raises SpecError."""
+        """Finds and checks model and data. Raises SpecError."""
         return PreparedTranslation(
             prepare_pairs(job, names_of(job.wanted), Defaults(128, 128)), job.warnings, job.wanted
         )
 
     def open(self, loaded: Loaded, inputs: SequenceInputs) -> TextWriter:
-        """What translates. Raises FolderInvalid."""
+        """A predictor of translations. Raises FolderInvalid."""
         return TextWriter(self.name, loaded, inputs)
 
 
@@ -55,7 +55,7 @@ TASK = Translation()
 
 
 def names_of(wanted: Any) -> PairNames:
-    """What the data calls sources and targets, by the languages that the spec names."""
+    """The data's names for sources and targets, by the languages in the spec."""
     languages = wanted.source_language, wanted.target_language
     sources, targets = ([language.casefold()] if language else [] for language in languages)
     return PairNames((*sources, *_SOURCES), (*targets, *_TARGETS), languages)
@@ -73,17 +73,17 @@ class PreparedTranslation(PreparedSequences):
         }
 
     def metrics(self) -> WrittenMetrics:
-        """A fresh gatherer."""
+        """A new, empty collector of metrics."""
         score = partial(translation_scores, language=self._target_language)
         return WrittenMetrics(self.eval or self.train, self.write, self.read, score=score, main=("bleu", "chrf"))
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says; `bleu` is sacrebleu's signature of the metric."""
+        """The content of `shardyard.json`; `bleu` is sacrebleu's signature of the metric."""
         signature = bleu_signature(self._target_language)
         return {"task": TASK.name, **super().describe(), **self._languages, "bleu": signature}
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """No better than the sources themselves."""
+        """Warns if the translations are not better than the sources themselves."""
         if "bleu" not in metrics or metrics["chrf"] > metrics["copied_chrf"]:
             return None
         message = (

@@ -1,4 +1,4 @@
-"""How an encoder-decoder writes: token by token, or the best of several beams; in evaluation and for `Predict` alike.
+"""How an encoder-decoder writes: token by token, or the best of several beams; the same in evaluation and `Predict`.
 
 Beams are searched as transformers does it: a finished text's score is its log-probability divided by its length to the
 power of the length penalty, and the search ends once no open beam can become better than all finished ones.
@@ -30,7 +30,7 @@ def step(
     decoder_input_ids: torch.Tensor | None = None,
     cache: Any = None,
 ) -> Any:
-    """What the encoder makes of `input_ids` [N, S, D]; or, of that, the next token's logits [N, V] and the cache."""
+    """The encoder's states of `input_ids` [N, S, D]; or, from these, the next token's logits [N, V] and the cache."""
     if encoded is None:
         return model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     output = model(
@@ -81,17 +81,17 @@ def write_texts(
 
 
 class Text(Protocol):
-    """A text while it is written."""
+    """A text that is being written."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still get tokens."""
+        """Whether it can still get tokens."""
 
     def advance(self, logits_KV: torch.Tensor) -> tuple[list[int], list[int]]:
         """Takes the logits of its rows; the tokens they continue with, and the row that each one continues."""
 
     def best(self) -> list[int]:
-        """Its tokens, without start and end."""
+        """The tokens of the text, without start and end."""
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Beams:
     is_open: bool = True
 
     def __post_init__(self) -> None:
-        # Only the first beam counts at first: all are the same.
+        # At first all beams are the same, so only the first one counts.
         self.rows = [[] for _ in range(self.how.num_beams)]
         self.scores = [0.0] + [-1e9] * (self.how.num_beams - 1)
 
@@ -149,7 +149,7 @@ class Beams:
                 for log_V, row, score in zip(log_KV, self.rows, self.scores, strict=True)
             ]
         )
-        # So many that enough are left though all the likeliest end.
+        # Enough candidates that some remain even if all the likeliest ones end the text.
         num_kept = min(max(2, 1 + len(how.ends)) * size, log_KV.numel())
         scores, places = log_KV.flatten().topk(num_kept)
         found = [
@@ -169,7 +169,7 @@ class Beams:
         return [token for _, _, token in going], [row for _, row, _ in going]
 
     def best(self) -> list[int]:
-        """The finished text of the highest score."""
+        """The finished text with the highest score."""
         return max(self.finished, key=lambda each: each[0])[1] if self.finished else self.rows[0]
 
     def _finish(self, score: float, tokens: list[int]) -> None:
