@@ -52,12 +52,18 @@ if TYPE_CHECKING:
         Unimplemented,
         Violation,
     )
-    from shardyard.spec_sources import Architecture, Data, Pretrained, TrainedTokenizer
-    from shardyard.specs import (
-        CausalLm,
+    from shardyard.spec_settings import (
         Checkpoints,
         EarlyStopping,
         EvaluationPolicy,
+        Optimization,
+        Parallelism,
+        Resources,
+        Retry,
+    )
+    from shardyard.spec_sources import Architecture, Data, Pretrained, TrainedTokenizer
+    from shardyard.specs import (
+        CausalLm,
         FeatureExtraction,
         ImageClassification,
         Instruction,
@@ -65,12 +71,8 @@ if TYPE_CHECKING:
         MaskedItem,
         MaskedLm,
         ModelEvaluation,
-        Optimization,
-        Parallelism,
         QuestionAnswering,
         Recommendation,
-        Resources,
-        Retry,
         SpanCorruption,
         Summarization,
         TextClassification,
@@ -125,12 +127,18 @@ _HOMES = {
         "Unimplemented",
         "Violation",
     ),
-    "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TrainedTokenizer"),
-    "shardyard.specs": (
-        "CausalLm",
+    "shardyard.spec_settings": (
         "Checkpoints",
         "EarlyStopping",
         "EvaluationPolicy",
+        "Optimization",
+        "Parallelism",
+        "Resources",
+        "Retry",
+    ),
+    "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TrainedTokenizer"),
+    "shardyard.specs": (
+        "CausalLm",
         "FeatureExtraction",
         "ImageClassification",
         "Instruction",
@@ -138,12 +146,8 @@ _HOMES = {
         "MaskedItem",
         "MaskedLm",
         "ModelEvaluation",
-        "Optimization",
-        "Parallelism",
         "QuestionAnswering",
         "Recommendation",
-        "Resources",
-        "Retry",
         "SpanCorruption",
         "Summarization",
         "TextClassification",

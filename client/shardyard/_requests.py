@@ -14,15 +14,10 @@ from shardyard._messages import build
 from shardyard._parse import Draft, Reader, draft_job
 from shardyard._text import escaped, shown
 from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
+from shardyard.spec_settings import Checkpoints, EvaluationPolicy, Optimization, Parallelism, Resources, Retry
 from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TrainedTokenizer
 from shardyard.specs import (
-    Checkpoints,
-    EvaluationPolicy,
     JobSpec,
-    Optimization,
-    Parallelism,
-    Resources,
-    Retry,
     Task,
 )
 from shardyard.types import Image, Items, Question, Words

@@ -23,6 +23,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from shardyard.spec_settings import (
+    Checkpoints,
+    EvaluationPolicy,
+    Optimization,
+    Parallelism,
+    Resources,
+    Retry,
+)
 from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TrainedTokenizer
 from shardyard.spec_sources import set_fields as _set
 
@@ -30,8 +38,6 @@ Pooling = Literal["mean", "cls", "last", "max"]
 Problem = Literal["single_label", "multi_label", "regression"]
 Scheme = Literal["bio", "iob1", "bioes", "plain"]
 Output = Literal["pooled", "last_hidden_state"]
-Schedule = Literal["linear", "cosine", "constant"]
-Precision = Literal["fp32", "bf16", "fp16"]
 Split = Literal["leave_one_out", "time", "leave_two_out"]
 ClassWeights = Literal["balanced"] | Mapping[str, float]
 """How much each label counts in the loss: by its name, or the more the rarer it is."""
@@ -296,82 +302,6 @@ Task = (
     | FeatureExtraction
     | ModelEvaluation
 )
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Steps (`max_steps` or `epochs`), batch, learning rate. The optimizer is AdamW."""
-
-    max_steps: int | None = None
-    epochs: float | None = None
-    global_batch_size: int | None = None
-    micro_batch_size: int | None = None
-    learning_rate: float | None = None
-    schedule: Schedule | None = None
-    warmup_ratio: float | None = None
-    warmup_steps: int | None = None
-    min_learning_rate: float | None = None
-    weight_decay: float | None = None
-    clip: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    precision: Precision | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Parallelism:
-    """How the model states are sharded: the ZeRO stage, 0 to 3."""
-
-    zero_stage: int | None = None
-    compile: bool | None = None
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How many workers, of what size."""
-
-    workers: int | None = None
-    gpus_per_worker: int | None = None
-    cpus_per_worker: int | None = None
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """Steps between two checkpoints, and how many of the newest are kept."""
-
-    every: int | None = None
-    keep_last: int | None = None
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
-    """Training ends after `patience` evaluations in a row that are not better by more than `min_delta`."""
-
-    patience: int | None = None
-    min_delta: float | None = None
-
-
-@dataclass(frozen=True)
-class EvaluationPolicy:
-    """Steps between two evaluations, and the part of the training data held out if no `eval_data` is given.
-
-    Evaluations are compared by `metric`, such as `accuracy`: with `select_best` the weights of the best one are
-    exported, with `early_stopping` training ends when it no longer improves.
-    """
-
-    every: int | None = None
-    holdout: float | None = None
-    metric: str | None = None
-    select_best: bool | None = None
-    early_stopping: EarlyStopping | None = None
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How many attempts after the first may fail."""
-
-    max: int | None = None
 
 
 @dataclass(frozen=True)

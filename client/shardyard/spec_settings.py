@@ -1,0 +1,85 @@
+"""The settings in a job's spec beside its task, model and data: how to train, where, and when to keep what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Steps (`max_steps` or `epochs`), batch, learning rate. The optimizer is AdamW."""
+
+    max_steps: int | None = None
+    epochs: float | None = None
+    global_batch_size: int | None = None
+    micro_batch_size: int | None = None
+    learning_rate: float | None = None
+    schedule: Schedule | None = None
+    warmup_ratio: float | None = None
+    warmup_steps: int | None = None
+    min_learning_rate: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    precision: Precision | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How the model states are sharded: the ZeRO stage, 0 to 3."""
+
+    zero_stage: int | None = None
+    compile: bool | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How many workers, of what size."""
+
+    workers: int | None = None
+    gpus_per_worker: int | None = None
+    cpus_per_worker: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Steps between two checkpoints, and how many of the newest are kept."""
+
+    every: int | None = None
+    keep_last: int | None = None
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Training ends after `patience` evaluations in a row that are not better by more than `min_delta`."""
+
+    patience: int | None = None
+    min_delta: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationPolicy:
+    """Steps between two evaluations, and the part of the training data held out if no `eval_data` is given.
+
+    Evaluations are compared by `metric`, such as `accuracy`: with `select_best` the weights of the best one are
+    exported, with `early_stopping` training ends when it no longer improves.
+    """
+
+    every: int | None = None
+    holdout: float | None = None
+    metric: str | None = None
+    select_best: bool | None = None
+    early_stopping: EarlyStopping | None = None
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How many attempts after the first may fail."""
+
+    max: int | None = None
