@@ -180,7 +180,7 @@ class _Array:
             else:
                 self._value()
         if not character:
-            raise self._error("the file ends inside of its object; if it was cut short, copy it again")
+            raise self._error("the file ends inside its object; if it was cut short, copy it again")
 
     def _cut_or(self, character: str) -> str:
         if not character:

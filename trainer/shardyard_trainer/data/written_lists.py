@@ -15,7 +15,7 @@ _SPACED_NUMBERS = re.compile(r"[\[(]\s*([+-]?[0-9]+(?:\s+[+-]?[0-9]+)+)\s*[\])]"
 # Possessive, so linear. NumPy prints no commas between strings, which Python would join into one.
 _QUOTED = re.compile(r"""("(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')(\s++(?=["']))?""", re.DOTALL)
 
-# pandas writes the arrays inside of a record with their class and type; text in quotes is left alone.
+# pandas writes the arrays inside a record with their class and type; text in quotes is left alone.
 _ARRAYS = re.compile(
     r"""("(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')|\barray\((?=\[)|(?<=\])(?:,\s*dtype=\w++)?\)""", re.DOTALL
 )

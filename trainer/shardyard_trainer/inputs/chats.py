@@ -222,7 +222,7 @@ class _Tokeniser:
 
 
 def _inside(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Which tokens have a character inside of a span, bool [tokens]; `places` are where each begins and ends."""
+    """Which tokens have a character inside a span, bool [tokens]; `places` are where each begins and ends."""
     inside = np.zeros(len(places), bool)
     for first, last in spans:
         inside |= (places[:, 0] < last) & (places[:, 1] > first)

@@ -198,7 +198,7 @@ class Engine:
         return output
 
     def generate(self, batch: MicroBatch, write: WriteBatch) -> Sequence[Sequence[int]]:
-        """What the model writes for a micro batch, inside of `evaluating`.
+        """What the model writes for a micro batch, inside `evaluating`.
 
         At ZeRO-3 every rank takes as many steps as the one with the longest text: each step gathers the weights.
         """

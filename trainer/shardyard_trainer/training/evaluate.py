@@ -24,10 +24,10 @@ class Evaluator(Protocol):
         """Without dropout and gradients."""
 
     def evaluate(self, batch: MicroBatch) -> ModuleOutput:
-        """One micro batch with its outputs, inside of `evaluating`."""
+        """One micro batch with its outputs, inside `evaluating`."""
 
     def generate(self, batch: MicroBatch, write: WriteBatch) -> Sequence[Sequence[int]]:
-        """What the model writes for a micro batch, inside of `evaluating`."""
+        """What the model writes for a micro batch, inside `evaluating`."""
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The micro batch on this rank's device."""
