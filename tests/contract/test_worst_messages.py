@@ -1,4 +1,4 @@
-"""The worst message of every method delays nobody else; what a message holds is counted before it is parsed."""
+"""The worst message of every method delays no other call; what a message holds is counted before it is parsed."""
 
 from __future__ import annotations
 

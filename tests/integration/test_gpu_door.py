@@ -1,4 +1,4 @@
-"""A job for GPUs through the public calls: what the nodes report is what the planner and the ranks are told."""
+"""A job for GPUs through the public calls: what the nodes report reaches the planner and the ranks."""
 
 from __future__ import annotations
 

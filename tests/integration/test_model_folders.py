@@ -26,7 +26,7 @@ SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "i
 
 @dataclass(frozen=True)
 class Place:
-    """A folder under a data root, what lies outside of it, and the service's address."""
+    """A folder under a data root, files outside it, and the service's address."""
 
     root: Path
     outside: Path

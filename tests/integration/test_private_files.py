@@ -1,4 +1,4 @@
-"""What the service keeps is its own account's alone, whoever made the folders, and with whatever rights."""
+"""What the service keeps is private to its account, whatever the owner and rights of the folders were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translation of Multi30k: not behind a plain transformers loop on the same model, data and budget."""
+"""Translation of Multi30k: not worse than a plain transformers loop on the same model, data and budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions of XQuAD: not behind a plain transformers loop on the same model, data and budget."""
+"""Questions of XQuAD: not worse than a plain transformers loop on the same model, data and budget."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_conversation_that_is_none_is_refused_with_its_row_or_left_out(name: str, tmp_path: Path) -> None:
+def test_an_invalid_conversation_is_refused_with_its_row_or_skipped(name: str, tmp_path: Path) -> None:
     rows, message = REFUSED[name]
     path = write_lines(tmp_path / "a.jsonl", [*GOOD, *rows, *GOOD * 4])
     (violation,) = planned(tmp_path, spec_of(path)).violations

@@ -1,4 +1,4 @@
-"""Masked items: masks that depend on seed, pass and sample alone, targets behind a mask, and models that do not fit."""
+"""Masked items: masks that depend on seed, pass and sample alone, targets at a mask, and models that do not fit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def prepared(root: Path) -> Prepared:
 
 
 def rows_of(prepared: Prepared, epoch: int, samples: list[int]) -> list[tuple[list[int], list[int]]]:
-    """What the model reads of each sample, without padding, and the items behind its masks."""
+    """What the model reads of each sample, without padding, and the items under its masks."""
     inputs = prepared.train.micro_batch([SampleRef(epoch, sample) for sample in samples]).inputs
     width, targets = inputs["input_ids"].shape[1], inputs["targets"].tolist()
     owners = (inputs["masked_places"] // width).tolist()
@@ -84,7 +84,7 @@ def test_a_history_is_whole_again_if_its_masks_are_filled(prepared: Prepared) ->
 def test_about_as_many_items_are_masked_as_asked_and_sometimes_the_last_alone(prepared: Prepared) -> None:
     found = [row for epoch in range(100) for row in rows_of(prepared, epoch, [0])]
     shares = [len(targets) / len(ids) for ids, targets in found]
-    # A tenth has one mask of six; of the others 0.4, and a single one where chance has drawn none.
+    # A tenth has one mask of six; of the others 0.4, and a single one if chance has drawn none.
     assert 0.3 < float(np.mean(shares)) < 0.48
     last_alone = sum(ids[-1] == MASK and len(targets) == 1 for ids, targets in found)
     assert 4 < last_alone < 40

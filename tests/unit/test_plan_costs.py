@@ -44,7 +44,7 @@ def test_an_unclosed_quote_at_a_files_end_is_refused_before_anything_is_tokenise
     rows = [f'"the cat {index} is cute, and so is the dog that sleeps",{index % 2}' for index in range(20_000)]
     good.write_text("\n".join(["text,label", *rows]) + "\n")
     bad.write_text("\n".join(["text,label", *rows, '"the last one']) + "\n")
-    planned(tmp_path, make(tmp_path, _few(tmp_path)))  # Imports are not what is measured.
+    planned(tmp_path, make(tmp_path, _few(tmp_path)))  # Imports are not measured.
     read_s, refused = seconds(tmp_path, make(tmp_path, bad))
     tokenised_s, accepted = seconds(tmp_path, make(tmp_path, good))
     assert not accepted.violations

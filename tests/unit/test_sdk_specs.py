@@ -1,4 +1,4 @@
-"""Specs: typed, as plain data, as files; what is read, and every way to be told what is wrong."""
+"""Specs: typed, as plain data, as files; what is read, and every error message."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def test_what_no_encoder_decoder_can_learn_is_refused(
     assert message in result.violations[0].message
 
 
-def test_spans_are_taken_out_anew_in_every_pass_and_nothing_is_lost(root: Path) -> None:
+def test_other_spans_are_removed_in_every_pass_and_nothing_is_lost(root: Path) -> None:
     task = prepared(root, spans())
     vocab = task.inputs.tokenizer.get_vocab()
     marks = [vocab[sentinel(at)] for at in range(100)]
@@ -309,6 +309,6 @@ def test_an_uploaded_t5_writes_and_its_encoder_gives_vectors(root: Path, tmp_pat
     assert [each.field for each in refused.violations] == ["generation.temperature"]
 
 
-def test_beams_are_refused_for_a_model_that_goes_on_with_texts(root: Path) -> None:
+def test_beams_are_refused_for_a_model_that_continues_texts(root: Path) -> None:
     reply = asked(root / "gpt2", predict, "the dog", generation=pb.GenerationParameters(num_beams=2))
     assert [each.field for each in reply.violations] == ["generation.num_beams"]

@@ -139,7 +139,7 @@ def test_text_files_that_do_not_belong_together_are_refused(
         ({"source": "a", "src": "b", "tgt": "c", "trg": "d"}, "may each be the target"),
     ],
 )
-def test_a_row_that_is_no_pair_is_refused_with_its_line(row: object, message: str, tmp_path: Path) -> None:
+def test_a_row_that_is_not_a_pair_is_refused_with_its_line(row: object, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(lines([row]))
     with pytest.raises(SpecError) as caught:
         pairs_of(tmp_path, spec_pb2.DataSource())

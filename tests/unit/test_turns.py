@@ -1,4 +1,4 @@
-"""Turns at something scarce: who comes next, and what nobody can take."""
+"""Turns at something scarce: who comes next, and what no caller can hold."""
 
 from __future__ import annotations
 
