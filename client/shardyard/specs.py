@@ -70,6 +70,21 @@ class MaskedLm:
 
 
 @dataclass(frozen=True)
+class MaskedImage:
+    """Pretraining: predict the masked parts of pictures, which need no labels."""
+
+    image_size: int | None = None
+    mask_patch: int | None = None
+    mask_ratio: float | None = None
+    crop_scale: float | None = None
+    flip: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"pretraining": {"masked_image": _set(self)}}
+
+
+@dataclass(frozen=True)
 class MaskedItem:
     """Pretraining: predict masked items of users' histories. The data is that of `Recommendation`."""
 
@@ -297,6 +312,7 @@ Task = (
     | Summarization
     | CausalLm
     | MaskedLm
+    | MaskedImage
     | MaskedItem
     | SpanCorruption
     | FeatureExtraction

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import transformers
 from PIL import Image
 
 CLASSES: dict[str, tuple[int, int, int]] = {"daisy": (240, 240, 60), "rose": (230, 40, 60), "violet": (120, 60, 230)}
@@ -31,3 +33,13 @@ def write_folders(folder: Path, each: int, *, first: int = 0, ending: str = ".jp
             picture(name, number, side=side).save(path)
             paths.append(path)
     return paths
+
+
+def save_vit(folder: Path) -> None:
+    """A backbone for pictures of 24 pixels, with three places each way, that says nothing of a task."""
+    config = transformers.ViTConfig(
+        image_size=24, patch_size=8, num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))

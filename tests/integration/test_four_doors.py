@@ -9,6 +9,7 @@ import pytest
 
 import shardyard
 from helpers.served import BIN
+from helpers.small_pictures import save_vit, write_folders
 from helpers.workplace import Workplace, workplace
 
 CURVE = 200
@@ -20,19 +21,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         yield place
 
 
-# The flags of the command line, the same as a task of the SDK, as a request of one's own, and the files to train on.
+# The flags of the command line, the same as a task of the SDK, as a request of one's own, and the model and the files.
 JOBS = {
     "texts": (
-        "--task text-classification --pooling mean",
+        "--task text-classification --pooling mean --max-length 16",
         shardyard.TextClassification(pooling="mean", max_length=16),
         {"text_classification": {"pooling": "POOLING_MEAN", "max_length": 16}},
-        ("reviews.csv", "test.csv"),
+        ("bert", "reviews.csv", "test.csv"),
     ),
     "words": (
-        "--task token-classification",
+        "--task token-classification --max-length 16",
         shardyard.TokenClassification(max_length=16),
         {"token_classification": {"max_length": 16}},
-        ("words.conll", "words.jsonl"),
+        ("bert", "words.conll", "words.jsonl"),
+    ),
+    "pictures": (
+        "--task image-classification",
+        shardyard.ImageClassification(),
+        {"image_classification": {}},
+        ("vit", "flowers/train", "flowers/test"),
     ),
 }
 
@@ -45,11 +52,18 @@ def words(place: Workplace) -> None:
     (place.folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures(place: Workplace) -> None:
+    write_folders(place.folder / "flowers" / "train", 12)
+    write_folders(place.folder / "flowers" / "test", 3, first=50)
+    save_vit(place.folder / "vit")
+
+
 def spec(place: Workplace, job: str) -> shardyard.JobSpec:
-    _, task, _, (train, held_out) = JOBS[job]
+    _, task, _, (model, train, held_out) = JOBS[job]
     return shardyard.JobSpec(
         task,
-        model=place.folder / "bert",
+        model=place.folder / model,
         train_data=place.folder / train,
         eval_data=place.folder / held_out,
         optimization=shardyard.Optimization(max_steps=12, learning_rate=1e-3, seed=7),
@@ -64,8 +78,8 @@ def curve(client: shardyard.Client, job_id: str) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("job", JOBS)
 async def test_one_job_through_four_doors_has_one_loss_curve(place: Workplace, job: str) -> None:
-    flags, _, _, (train, held_out) = JOBS[job]
-    files = f"--max-length 16 --model bert --train {train} --eval {held_out}"
+    flags, _, _, (model, train, held_out) = JOBS[job]
+    files = f"--model {model} --train {train} --eval {held_out}"
     numbers = f"--max-steps 12 --lr 1e-3 --seed 7 --job-id {job}-by-command --detach"
     done = place.run(f"shardyard submit {flags} {files} {numbers}")
     assert done.returncode == 0, done.stderr

@@ -1,17 +1,14 @@
-"""Models of pictures through the service, labels apart: vectors by Embed and as a data set of features."""
+"""Models of pictures through the service, labels apart: vectors, and pretraining on pictures before fine-tuning."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import transformers
 
 import shardyard
-from helpers.small_pictures import write_folders
+from helpers.small_pictures import save_vit, write_folders
 from helpers.workplace import Workplace, workplace
 
 VIT = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -49,9 +46,43 @@ def test_pictures_have_vectors(place: Workplace) -> None:
     assert done.returncode != 0 and "reads pictures" in done.stderr
 
 
-def save_vit(folder: Path) -> None:
-    """A backbone that says nothing of a task, with three places each way."""
-    config = transformers.ViTConfig(image_size=24, patch_size=8, num_hidden_layers=1, **VIT)
-    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+def test_what_pictures_without_labels_taught_is_fine_tuned_with_a_few(place: Workplace) -> None:
+    write_folders(place.folder / "unlabelled", 30)
+    held_out = write_folders(place.folder / "held", 6, first=200)
+    optimization = shardyard.Optimization(epochs=8, learning_rate=5e-3, global_batch_size=16, seed=3)
+    overrides = {"image_size": 24, "patch_size": 4, "num_hidden_layers": 2, **VIT, "hidden_size": 32}
+    with shardyard.Client(place.address) as client:
+        job = client.submit(
+            shardyard.MaskedImage(mask_patch=4, flip=0.5),
+            model=shardyard.Architecture("vit", overrides),
+            train_data=place.folder / "unlabelled",
+            optimization=optimization,
+            parallelism=shardyard.Parallelism(zero_stage=2),
+            resources=shardyard.Resources(workers=2),
+            job_id="seen",
+        )
+        assert job.wait(timeout=300).state == "succeeded"
+        seen = client.model("seen")
+        assert seen.info.task == "masked_image" and seen.info.inputs == ()
+        numbers = seen.info.metrics
+        assert numbers["loss"] < 0.9 * numbers["one_colour_loss"]
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            seen.predict(held_out[:1])
+        assert "fine-tune it for image_classification" in caught.value.violations[0].message
+        tuned = client.submit(
+            shardyard.ImageClassification(),
+            model=seen,
+            train_data=place.folder / "unlabelled",
+            eval_data=place.folder / "held",
+            optimization=optimization,
+            job_id="named",
+        )
+        assert tuned.wait(timeout=300).state == "succeeded"
+        model = client.model("named")
+        # Of three classes.
+        assert model.info.metrics["accuracy"] > 0.6
+        answers = model.predict(held_out)
+        right = sum(answer.label == path.parent.name for answer, path in zip(answers, held_out, strict=True))
+        assert right / len(held_out) == pytest.approx(model.info.metrics["accuracy"], abs=1e-9)
+    done = place.run("shardyard embed seen held/rose")
+    assert done.returncode == 0 and done.stdout.count("[32]\t[") == 6, done.stderr

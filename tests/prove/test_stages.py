@@ -1,4 +1,4 @@
-"""The real BERT has the losses of plain PyTorch at each ZeRO stage, on one worker and two: texts, words, questions."""
+"""The real BERT has the losses of plain PyTorch at each ZeRO stage, on one worker and two, and so has a Swin."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.small_pictures import write_folders
 from helpers.small_specs import classification_spec, locations, shared_data
 from helpers.trainer_processes import TrainerGang
 from helpers.trainer_reference import plain_losses
@@ -44,7 +45,30 @@ def short_paragraphs() -> list[dict[str, Any]]:
     return [{"paragraphs": paragraphs}]
 
 
+def masked_pictures(folder: Path) -> spec_pb2.JobSpec:
+    """A small Swin, whose masks are finer than the places of its last layer."""
+    write_folders(folder / "pictures", 40, side=32)
+    spec = spec_pb2.JobSpec(train_data=spec_pb2.DataSource(uri=str(folder / "pictures")))
+    spec.pretraining.masked_image.mask_patch = 4
+    spec.pretraining.masked_image.flip = 0.5
+    overrides = {
+        **{"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        "drop_path_rate": 0,
+    }
+    spec.model.architecture.model_type = "swin"
+    spec.model.architecture.overrides.update(overrides)
+    return spec
+
+
 def spec_of(folder: Path, task: str) -> spec_pb2.JobSpec:
+    spec = masked_pictures(folder) if task == "pictures" else bert_spec(folder, task)
+    optimization = spec.optimization
+    optimization.max_steps, optimization.global_batch_size, optimization.learning_rate = STEPS, 16, 1e-4
+    spec.evaluation.holdout = 0
+    return spec
+
+
+def bert_spec(folder: Path, task: str) -> spec_pb2.JobSpec:
     spec = classification_spec(
         folder / "train.csv",
         {"model": "projects/default/models/bert", "dropout": 0},
@@ -63,9 +87,6 @@ def spec_of(folder: Path, task: str) -> spec_pb2.JobSpec:
         spec.fine_tuning.question_answering.overlap = 16
         spec.train_data.uri = str(folder / "questions.json")
         spec.train_data.columns.clear()
-    optimization = spec.optimization
-    optimization.max_steps, optimization.global_batch_size, optimization.learning_rate = STEPS, 16, 1e-4
-    spec.evaluation.holdout = 0
     return spec
 
 
@@ -103,8 +124,8 @@ def expected(folder: Path, of: str) -> list[float]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("task", ["texts", "words", "questions"])
-def test_the_real_bert_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
+@pytest.mark.parametrize("task", ["texts", "words", "questions", "pictures"])
+def test_a_real_bert_and_a_swin_have_the_losses_of_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))
     assert gang.wait() == [0] * workers
     losses = {

@@ -36,6 +36,7 @@ TASKS = {
     "pretrain-t5": "pretraining",
     "tinyshakespeare": "pretraining",
     "masked-items": "pretraining",
+    "masked-image": "pretraining",
     "sst2": "fine_tuning",
     "sst-regression": "fine_tuning",
     "multi-label": "fine_tuning",

@@ -313,6 +313,7 @@ class Pretraining(_message.Message):
     MASKED_LM_FIELD_NUMBER: _builtins.int
     MASKED_ITEM_FIELD_NUMBER: _builtins.int
     SPAN_CORRUPTION_FIELD_NUMBER: _builtins.int
+    MASKED_IMAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def causal_lm(self) -> Global___CausalLm:
         """Predict the next token."""
@@ -329,6 +330,10 @@ class Pretraining(_message.Message):
     def span_corruption(self) -> Global___SpanCorruption:
         """Write the spans that are missing in a text."""
 
+    @_builtins.property
+    def masked_image(self) -> Global___MaskedImage:
+        """Predict the masked parts of pictures."""
+
     def __init__(
         self,
         *,
@@ -336,12 +341,13 @@ class Pretraining(_message.Message):
         masked_lm: Global___MaskedLm | None = ...,
         masked_item: Global___MaskedItem | None = ...,
         span_corruption: Global___SpanCorruption | None = ...,
+        masked_image: Global___MaskedImage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective", "span_corruption", b"span_corruption"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_image", b"masked_image", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective", "span_corruption", b"span_corruption"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective", "span_corruption", b"span_corruption"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causal_lm", b"causal_lm", "masked_image", b"masked_image", "masked_item", b"masked_item", "masked_lm", b"masked_lm", "objective", b"objective", "span_corruption", b"span_corruption"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm", "masked_item", "span_corruption"]  # noqa: Y015
+    _WhichOneofReturnType_objective: _TypeAlias = _typing.Literal["causal_lm", "masked_lm", "masked_item", "span_corruption", "masked_image"]  # noqa: Y015
     _WhichOneofArgType_objective: _TypeAlias = _typing.Literal["objective", b"objective"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_objective) -> _WhichOneofReturnType_objective | None: ...
 
@@ -527,6 +533,69 @@ class SpanCorruption(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_length) -> _WhichOneofReturnType__sequence_length | None: ...
 
 Global___SpanCorruption: _TypeAlias = SpanCorruption  # noqa: Y015
+
+@_typing.final
+class MaskedImage(_message.Message):
+    """Predict the masked parts of pictures (SimMIM, Xie et al., 2022), with new masks in every pass over the data. Its data is pictures as for
+    `ImageClassification`, labels apart: every picture of a folder, Parquet with the column role `image`, or IDX files.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    MASK_PATCH_FIELD_NUMBER: _builtins.int
+    MASK_RATIO_FIELD_NUMBER: _builtins.int
+    CROP_SCALE_FIELD_NUMBER: _builtins.int
+    FLIP_FIELD_NUMBER: _builtins.int
+    image_size: _builtins.int
+    """Height and width in pixels of what the model sees, 4 to 2,048; unset: the model's own. A multiple of the pixels that one place of the
+    model's last layer has.
+    """
+    mask_patch: _builtins.int
+    """Pixels each way of a masked square: a multiple of the model's patch_size that fits twice or more into the picture, without a rest.
+    Unset: the largest such one up to 32.
+    """
+    mask_ratio: _builtins.float
+    """The share of squares that are masked, over 0 and under 1; unset: 0.6. At least one, and never all."""
+    crop_scale: _builtins.float
+    """Training sees a random part of each picture with at least this share of its area, over 0 to 1; unset: 1, the whole picture."""
+    flip: _builtins.float
+    """The probability that training sees a picture mirrored left to right, 0 to 1; unset: 0."""
+    def __init__(
+        self,
+        *,
+        image_size: _builtins.int | None = ...,
+        mask_patch: _builtins.int | None = ...,
+        mask_ratio: _builtins.float | None = ...,
+        crop_scale: _builtins.float | None = ...,
+        flip: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_mask_patch", b"_mask_patch", "_mask_ratio", b"_mask_ratio", "crop_scale", b"crop_scale", "flip", b"flip", "image_size", b"image_size", "mask_patch", b"mask_patch", "mask_ratio", b"mask_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_mask_patch", b"_mask_patch", "_mask_ratio", b"_mask_ratio", "crop_scale", b"crop_scale", "flip", b"flip", "image_size", b"image_size", "mask_patch", b"mask_patch", "mask_ratio", b"mask_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__crop_scale: _TypeAlias = _typing.Literal["crop_scale"]  # noqa: Y015
+    _WhichOneofArgType__crop_scale: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale"]  # noqa: Y015
+    _WhichOneofReturnType__flip: _TypeAlias = _typing.Literal["flip"]  # noqa: Y015
+    _WhichOneofArgType__flip: _TypeAlias = _typing.Literal["_flip", b"_flip"]  # noqa: Y015
+    _WhichOneofReturnType__image_size: _TypeAlias = _typing.Literal["image_size"]  # noqa: Y015
+    _WhichOneofArgType__image_size: _TypeAlias = _typing.Literal["_image_size", b"_image_size"]  # noqa: Y015
+    _WhichOneofReturnType__mask_patch: _TypeAlias = _typing.Literal["mask_patch"]  # noqa: Y015
+    _WhichOneofArgType__mask_patch: _TypeAlias = _typing.Literal["_mask_patch", b"_mask_patch"]  # noqa: Y015
+    _WhichOneofReturnType__mask_ratio: _TypeAlias = _typing.Literal["mask_ratio"]  # noqa: Y015
+    _WhichOneofArgType__mask_ratio: _TypeAlias = _typing.Literal["_mask_ratio", b"_mask_ratio"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_scale) -> _WhichOneofReturnType__crop_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flip) -> _WhichOneofReturnType__flip | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_size) -> _WhichOneofReturnType__image_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_patch) -> _WhichOneofReturnType__mask_patch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_ratio) -> _WhichOneofReturnType__mask_ratio | None: ...
+
+Global___MaskedImage: _TypeAlias = MaskedImage  # noqa: Y015
 
 @_typing.final
 class ClassWeights(_message.Message):

@@ -139,6 +139,9 @@ _PICTURE_MODELS = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 SOME_PICTURE_MODELS = ("vit", "deit", "beit", "swin", "resnet", "convnext", "mobilenet_v2", "dinov2")
 """Examples for messages."""
 
+MASKED_PICTURE_MODELS = tuple(sorted(modeling_auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES))
+"""Architectures whose masked patches can be predicted."""
+
 NOT_FOR_PICTURES: Mapping[str, str] = {
     "dinat": "it needs another library (natten)",
     "imagegpt": "it reads clusters of colours as tokens, not pixels",
@@ -248,6 +251,13 @@ def picture_refusal(config: Any) -> str:
 
 REFUSALS = (refusal, picture_refusal, seq2seq_refusal)
 """Of every modality: a model that all of them refuse does nothing here."""
+
+
+def masked_picture_refusal(config: Any) -> str:
+    """Why no model of this configuration learns from masked pictures here; empty: it does."""
+    if config.model_type not in MASKED_PICTURE_MODELS:
+        return f"transformers has no head for masked pictures for {config.model_type}"
+    return picture_refusal(config)
 
 
 def backbone_of(model: Any) -> Any:

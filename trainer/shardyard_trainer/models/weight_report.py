@@ -8,6 +8,7 @@ reports is judged here, and nothing of it is thrown away:
 | a tensor of the backbone is missing, or has another shape | refused |
 | a tensor of the backbone is not read, such as a layer beyond `num_hidden_layers` | refused: it is another model |
 | a pooler is missing | accepted: only heads that need it start one |
+| the vector of a masked patch is missing, or not read | accepted: only pretraining on pictures needs it |
 | a tensor of a head is missing | the head is started afresh with a warning; nothing answers with it |
 | a tensor of a head has another shape | the same, with both shapes; an upload is refused: its config.json is wrong |
 | a head of another task, or a constant that older files carry, is not read | accepted: training changes neither |
@@ -65,13 +66,13 @@ def judge(model: Any, info: Mapping[str, Any], *, untied: bool = False) -> Weigh
     def is_of_backbone(name: str) -> bool:
         return name.startswith((prefix or own, own)) or name.partition(".")[0] in parts
 
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name and not _is_mask(name))
     _refuse_mismatched([each for each in info["mismatched_keys"] if is_of_backbone(each[0])])
     if prefix:
         _refuse_missing([name for name in missing if name.startswith(prefix)])
     else:
         _refuse_missing(missing)
-    left = sorted(name for name in info["unexpected_keys"] if not _CONSTANTS.search(name))
+    left = sorted(name for name in info["unexpected_keys"] if not _CONSTANTS.search(name) and not _is_mask(name))
     _refuse_unread([name for name in left if is_of_backbone(name) and "pooler" not in name], model.config)
     heads = {*missing, *(name for name, *_ in info["mismatched_keys"])}
     return WeightReport(
@@ -80,6 +81,10 @@ def judge(model: Any, info: Mapping[str, Any], *, untied: bool = False) -> Weigh
         untied=untied,
         reshaped=_reshaped([each for each in info["mismatched_keys"] if not is_of_backbone(each[0])]),
     )
+
+
+def _is_mask(name: str) -> bool:
+    return name.rpartition(".")[2] == "mask_token"
 
 
 def _reshaped(mismatched: Iterable[tuple[str, Any, Any]]) -> str:

@@ -22,16 +22,14 @@ from shardyard_trainer.inputs.labelled import hold_out
 from shardyard_trainer.inputs.pictures import LabelledPictures, LabelledSamples, load_labelled
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.plain_words import in_plain_words
 from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, has_head
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
 from shardyard_trainer.tasks.picture_classifier import PictureClassifier
-from shardyard_trainer.tasks.picture_module import Kept, PictureMetrics, PictureModule
-from shardyard_trainer.tasks.picture_tasks import augmentation, choose_inputs, choose_model, does_not_fit
+from shardyard_trainer.tasks.picture_module import PictureMetrics, PictureModule
+from shardyard_trainer.tasks.picture_tasks import augmentation, choose_inputs, choose_model, does_not_fit, probe
 from shardyard_trainer.tasks.texts import Splits
 
 _KINDS = {SINGLE_LABEL: "single_label_classification", MULTI_LABEL: "multi_label_classification"}
@@ -230,25 +228,11 @@ class PreparedPictures:
         Raises SpecError for a model that does not fit this size of pictures.
         """
         settings = self.inputs.settings
-        shape = (settings.channels, *settings.seen)
-        with quiet(), torch.device("meta"):
-            module = self.make_module(meta=True).train()
-            kept = Kept(module)
-            try:
-                with kept:
-                    found = module(torch.empty(2, *shape), return_outputs=True).outputs
-            except LOADING_ERRORS as error:
-                raise does_not_fit(self.choice, self.inputs, in_plain_words(error), field) from None
-            try:
-                module(torch.empty(1, *shape))
-            except ValueError:
-                # Batch normalisation cannot train on a single value a channel.
-                self._needs_two = True
-        size = tuple((found or {})["logits"].shape)
-        if size != (2, self.schema.num_outputs):
-            why = f"its head gives outputs of the shape {list(size)}"
+        seen = torch.empty(2, settings.channels, *settings.seen, device="meta")
+        outputs, self._kept_bytes, self._needs_two = probe(self, {"pixel_values": seen}, field)
+        if tuple(outputs["logits"].shape) != (2, self.schema.num_outputs):
+            why = f"its head gives outputs of the shape {list(outputs['logits'].shape)}"
             raise does_not_fit(self.choice, self.inputs, why, field)
-        self._kept_bytes = kept.num_bytes // 2
 
     def metrics(self) -> PictureMetrics:
         """A new, empty collector of metrics."""

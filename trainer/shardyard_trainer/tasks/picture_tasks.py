@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
 
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.image import Augmentation, ImageInputs
 from shardyard_trainer.inputs.image_settings import default_settings
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.plain_words import in_plain_words
+from shardyard_trainer.tasks.base import HuggingFaceModule
 from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.picture_module import Kept
 
 DEFAULT_SIDE = 224
 
 
-def choose_model(job: Ingredients) -> ModelChoice:
-    """The model that the spec means. Raises SpecError for one that does not see pictures."""
+def choose_model(
+    job: Ingredients,
+    refusal: Callable[[Any], str] = architectures.picture_refusal,
+    such_as: Sequence[str] = architectures.SOME_PICTURE_MODELS,
+) -> ModelChoice:
+    """The model named in the spec. Raises SpecError for one that `refusal` says something against."""
     choice = job.choose()
-    if refusal := architectures.picture_refusal(choice.config):
-        known = ", ".join(architectures.SOME_PICTURE_MODELS)
+    if why := refusal(choice.config):
+        known = ", ".join(such_as)
         raise SpecError(
             job.field,
             "OBJECTIVE_UNSUPPORTED",
-            refusal if known in refusal else f"{refusal}; use a model such as {known}",
+            why if known in why else f"{why}; use a model such as {known}",
             {"supported": known.replace(", ", ",")},
         )
     return choice
@@ -65,3 +76,35 @@ def does_not_fit(choice: ModelChoice, inputs: ImageInputs, why: str, field: str)
     advice = f"its own size is {own}" if own is not None else "give another size"
     text = f"this {kind} does not take pictures of {height} × {width} pixels: {why}; {advice}"
     return SpecError(f"{field}.image_size", "SPEC_INVALID", text)
+
+
+class Probed(Protocol):
+    """A task with a model that is to be probed."""
+
+    choice: ModelChoice
+    inputs: ImageInputs
+
+    def make_module(self, *, meta: bool) -> HuggingFaceModule:
+        """The module."""
+
+
+def probe(task: Probed, seen: dict[str, torch.Tensor], field: str) -> tuple[dict[str, torch.Tensor], int, bool]:
+    """Runs two pictures on the meta device: outputs, bytes kept of one, and whether one alone cannot be trained on.
+
+    Raises SpecError for a model that does not take pictures of this size.
+    """
+    needs_two = False
+    with quiet(), torch.device("meta"):
+        module = task.make_module(meta=True).train()
+        kept = Kept(module)
+        try:
+            with kept:
+                found = module(**seen, return_outputs=True).outputs
+        except LOADING_ERRORS as error:
+            raise does_not_fit(task.choice, task.inputs, in_plain_words(error), field) from None
+        try:
+            module(**{name: tensor[:1] for name, tensor in seen.items()})
+        except ValueError:
+            # Batch normalisation cannot train on a single value a channel.
+            needs_two = True
+    return found or {}, kept.num_bytes // 2, needs_two

@@ -22,6 +22,7 @@ NAMES = (
     "text_classification",
     "token_classification",
     "image_classification",
+    "masked_image",
     "recommendation",
     "question_answering",
     "instruction",
