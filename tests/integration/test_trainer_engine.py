@@ -140,7 +140,7 @@ def test_events_come_in_the_order_that_the_coordinator_expects(two_ranks: dict[t
 
 def test_every_step_has_its_numbers_and_progress_covers_all_of_them(two_ranks: dict[tuple[str, int], Scenario]) -> None:
     scenario = two_ranks["gpt2", 2]
-    for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_s"):
+    for metric in ("loss", "learning_rate", "grad_norm", "tokens_per_s", "loader_wait_s"):
         assert list(scenario.series(metric)) == list(range(1, 31))
     last = [event.progress for event in scenario.events() if event.HasField("progress")][-1]
     lengths = TinyTask("gpt2").train.lengths()

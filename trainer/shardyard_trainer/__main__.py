@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     attempt = json_format.Parse(arguments.spec.read_text(), worker_pb2.AttemptSpec())
     if arguments.report_fd is None:
-        _complete(attempt)
+        complete(attempt)
     send = None if arguments.report_fd is None else socket_sender(arguments.report_fd)
     run(attempt.SerializeToString(), arguments.rank, arguments.local_rank, send)
 
@@ -57,7 +57,7 @@ def _read(channel: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def _complete(attempt: worker_pb2.AttemptSpec) -> None:
+def complete(attempt: worker_pb2.AttemptSpec) -> None:
     """Fills in what a launcher would have: the number of ranks, folders, and the plan."""
     attempt.world_size = attempt.world_size or int(os.environ.get("WORLD_SIZE", "1"))
     attempt.epoch = attempt.epoch or 1

@@ -43,7 +43,7 @@ class QueryMetricsRequest(_message.Message):
     """Up to this step; 0: to the last. Less than `min_step` is INVALID_ARGUMENT."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Such as `loss`, `learning_rate`, `grad_norm`, `tokens_per_s`, `eval/accuracy`; empty: all. An unknown one is NOT_FOUND METRIC_NOT_FOUND."""
+        """Such as `loss`, `learning_rate`, `grad_norm`, `tokens_per_s`, `loader_wait_s`, `eval/accuracy`; empty: all. An unknown one is NOT_FOUND METRIC_NOT_FOUND."""
 
     def __init__(
         self,

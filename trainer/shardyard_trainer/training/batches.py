@@ -5,6 +5,7 @@ They are a pure function of the step, so the thread changes nothing but the time
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -36,11 +37,15 @@ class Batches:
         self._micro_batch_size = micro_batch_size
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._step = first_step
+        self.waited_s = 0.0
+        """Seconds that the last call of `next` waited for its batch."""
         self._next: Future[RankBatch] = self._thread.submit(self.make, first_step)
 
     def next(self) -> RankBatch:
         """The batch of the next step; errors in the data are raised here."""
+        started_s = time.monotonic()
         batch = self._next.result()
+        self.waited_s = time.monotonic() - started_s
         self._step += 1
         self._next = self._thread.submit(self.make, self._step)
         return batch

@@ -21,7 +21,7 @@ from shardyard_trainer.training.context import CHECKPOINT_AND_STOP, Context
 from shardyard_trainer.training.engine import Engine, StepResult
 from shardyard_trainer.training.evaluate import evaluate
 from shardyard_trainer.training.learning import LearningWatch
-from shardyard_trainer.training.progress import StepCounts, StepLog
+from shardyard_trainer.training.progress import StepCounts, StepLog, StepTimes
 from shardyard_trainer.training.selection import Selection
 
 CANARY_STEP = 2
@@ -81,7 +81,8 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
         state.step += 1
         state.tokens += int(counts.tokens)
         stepped(state.step)
-        run.log.record(state, result, rate, counts, time.monotonic() - started_s)
+        times = StepTimes(time.monotonic() - started_s, run.batches.waited_s)
+        run.log.record(state, result, rate, counts, times)
         _stop_when_diverged(run, result)
         # Swap batch and counts together, and only here: everything above is about the step just made.
         batch, (counts, decision) = next_batch, agreement()

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +15,7 @@ from shardyard_trainer.training.checkpoint import RunState
 from shardyard_trainer.training.context import Context, Point
 from shardyard_trainer.training.engine import StepResult
 
-METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "loader_wait_s")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class StepCounts:
     positions: float
 
 
+class StepTimes(NamedTuple):
+    """Seconds that a step took on this rank, and those of them that it waited for its batch."""
+
+    duration_s: float
+    waited_s: float
+
+
 @dataclass(frozen=True)
 class _Step:
     step: int
@@ -33,7 +41,7 @@ class _Step:
     grad_norm: float
     learning_rate: float
     counts: StepCounts
-    duration_s: float
+    times: StepTimes
     time_ns: int
 
 
@@ -57,11 +65,11 @@ class StepLog:
         self.last_flush_s = time.monotonic()
 
     def record(
-        self, state: RunState, result: StepResult, learning_rate: float, counts: StepCounts, duration_s: float
+        self, state: RunState, result: StepResult, learning_rate: float, counts: StepCounts, times: StepTimes
     ) -> None:
         """Takes the step that `state` has just counted."""
         self._steps.append(
-            _Step(state.step, result.loss_sum, result.grad_norm, learning_rate, counts, duration_s, time.time_ns())
+            _Step(state.step, result.loss_sum, result.grad_norm, learning_rate, counts, times, time.time_ns())
         )
 
     def flush(self, state: RunState) -> None:
@@ -84,7 +92,8 @@ class StepLog:
             "loss": losses,
             "learning_rate": [step.learning_rate for step in steps],
             "grad_norm": [step.grad_norm for step in steps],
-            "tokens_per_s": [step.counts.tokens / max(step.duration_s, 1e-9) for step in steps],
+            "tokens_per_s": [step.counts.tokens / max(step.times.duration_s, 1e-9) for step in steps],
+            "loader_wait_s": [step.times.waited_s for step in steps],
         }
         self._context.measured({name: _points(steps, values[name]) for name in METRICS})
         self._progress(state, steps, loss_sums, peak_bytes)
@@ -92,7 +101,7 @@ class StepLog:
             self._see_loss(step.step, loss)
 
     def _progress(self, state: RunState, steps: list[_Step], loss_sums: list[float], peak_bytes: float) -> None:
-        duration_s = max(sum(step.duration_s for step in steps), 1e-9)
+        duration_s = max(sum(step.times.duration_s for step in steps), 1e-9)
         positions = sum(step.counts.positions for step in steps)
         tokens = sum(step.counts.tokens for step in steps)
         finite = [(loss, step.counts.units) for loss, step in zip(loss_sums, steps, strict=True) if math.isfinite(loss)]
