@@ -23,7 +23,7 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answered import AnswerMetrics, AnswerModule
-from shardyard_trainer.tasks.base import Footprint, Output
+from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning
 from shardyard_trainer.tasks.causal_lm import CausalPredictor
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import LOSS_CHUNK
@@ -78,7 +78,8 @@ class Instruction:
         tokenizer.chat_template = template.source
         inputs = ChatInputs(tokenizer, length, train.ends)
         splits = _split(job, inputs, train, held_out)
-        return PreparedInstruction(job.accept_weights(choice, self.auto), inputs, splits, job.warnings)
+        choice = job.accept_weights(choice, self.auto)
+        return PreparedInstruction(choice, inputs, splits, job.warnings, last_only=job.wanted.last_turn_only)
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
         """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
@@ -197,6 +198,18 @@ class PreparedInstruction(PreparedText[ChatSamples]):
     task = TASK
     unit = "token"
 
+    def __init__(
+        self,
+        choice: ModelChoice,
+        inputs: ChatInputs,
+        splits: Splits[ChatSamples],
+        warnings: list[TaskWarning],
+        *,
+        last_only: bool,
+    ) -> None:
+        super().__init__(choice, inputs, splits, warnings)
+        self._last_only = last_only
+
     def make_module(self, *, meta: bool) -> AnswerModule:
         """The model with its own output layer."""
         model, _ = loading.load(transformers.AutoModelForCausalLM, self.choice, meta=meta)
@@ -218,4 +231,4 @@ class PreparedInstruction(PreparedText[ChatSamples]):
 
     def describe(self) -> Mapping[str, Any]:
         """The content of `shardyard.json`."""
-        return {"task": TASK.name, "max_length": self.length}
+        return {"task": TASK.name, "max_length": self.length, "last_turn_only": self._last_only}
