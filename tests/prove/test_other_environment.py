@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import shardyard
+from helpers.chat_folders import chat_folder
+from helpers.chats import write_chats
 from helpers.repository import ROOT
 from helpers.workplace import Workplace, workplace
 
@@ -67,3 +69,28 @@ def test_the_cards_lines_give_the_logits_of_predict(
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(list(answer.logits), abs=1e-5)
     assert Path(sys.executable) != plain_python
+
+
+def test_the_cards_lines_of_an_instruction_model_say_what_predict_answers(place: Workplace, plain_python: Path) -> None:
+    chat_folder(place.folder / "chat")
+    write_chats(place.folder / "chats.jsonl")
+    with shardyard.Client(place.address) as client:
+        job = client.submit(
+            shardyard.Instruction(max_length=64),
+            model=place.folder / "chat",
+            train_data=place.folder / "chats.jsonl",
+            optimization=shardyard.Optimization(max_steps=20, learning_rate=1e-2),
+            job_id="elsewhere-chats",
+        )
+        job.wait(timeout=120)
+        model = job.model()
+        folder = place.folder / "model-chats"
+        model.download(folder)
+        (answer,) = model.predict(["Hello, who are you?"], max_new_tokens=40)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [plain_python, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "apply_chat_template" in code and done.stdout == f"{answer.text}\n"

@@ -1,4 +1,4 @@
-"""The real BERT has the losses of plain PyTorch at each ZeRO stage, on one worker and two, and so has a Swin."""
+"""Texts, words, questions, pictures and chats have the losses of plain PyTorch at each ZeRO stage, on 1 and 2 workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.chat_folders import chat_folder
 from helpers.small_pictures import write_folders
 from helpers.small_specs import classification_spec, locations, shared_data
 from helpers.trainer_processes import TrainerGang
@@ -22,6 +23,7 @@ from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 
 STEPS = 30
+CHATS = ("chats", "packed")
 pytestmark = pytest.mark.prove
 
 
@@ -35,6 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
     texts = (shared_data("wikigold") / "wikigold.conll.txt").read_text().split("\n\n")
     (folder / "train.conll").write_text("\n\n".join(texts[:480]) + "\n")
     (folder / "questions.json").write_text(json.dumps({"data": short_paragraphs()}))
+    chats = json.loads((shared_data("sft") / "alpaca_en_demo.json").read_text(encoding="utf-8"))
+    (folder / "chats.json").write_text(json.dumps(chats[:480]))
+    chat_folder(folder / "chat")
     return folder
 
 
@@ -60,8 +65,20 @@ def masked_pictures(folder: Path) -> spec_pb2.JobSpec:
     return spec
 
 
+def answered_chats(folder: Path, *, packing: bool) -> spec_pb2.JobSpec:
+    """A small Llama that learns real instructions, one a sample or several."""
+    spec = spec_pb2.JobSpec(train_data=spec_pb2.DataSource(uri=str(folder / "chats.json")))
+    spec.fine_tuning.instruction.max_length = 192
+    spec.fine_tuning.instruction.packing = packing
+    spec.model.model = "projects/default/models/chat"
+    return spec
+
+
 def spec_of(folder: Path, task: str) -> spec_pb2.JobSpec:
-    spec = masked_pictures(folder) if task == "pictures" else bert_spec(folder, task)
+    if task in CHATS:
+        spec = answered_chats(folder, packing=task == "packed")
+    else:
+        spec = masked_pictures(folder) if task == "pictures" else bert_spec(folder, task)
     optimization = spec.optimization
     optimization.max_steps, optimization.global_batch_size, optimization.learning_rate = STEPS, 16, 1e-4
     spec.evaluation.holdout = 0
@@ -100,7 +117,9 @@ def attempt_of(folder: Path, task: str, stage: int, workers: int) -> worker_pb2.
         job_uid="0" * 32,
         epoch=1,
         spec=spec,
-        locations=locations(folder, **{"projects/default/models/bert": (folder / "bert").resolve()}),
+        locations=locations(
+            folder, **{f"projects/default/models/{name}": (folder / name).resolve() for name in ("bert", "chat")}
+        ),
         job_dir=str(folder / name),
         attempt_dir=str(attempt_dir),
         export_dir=str(folder / name / "model"),
@@ -124,8 +143,8 @@ def expected(folder: Path, of: str) -> list[float]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("task", ["texts", "words", "questions", "pictures"])
-def test_a_real_bert_and_a_swin_have_the_losses_of_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
+@pytest.mark.parametrize("task", ["texts", "words", "questions", "pictures", *CHATS])
+def test_a_model_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))
     assert gang.wait() == [0] * workers
     losses = {
