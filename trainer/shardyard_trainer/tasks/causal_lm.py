@@ -219,19 +219,24 @@ class CausalPredictor(TextPredictor):
     def __init__(self, task: str, loaded: Loaded, inputs: TextInputs, *, answers_texts: bool = False) -> None:
         super().__init__(task, loaded, inputs)
         self._answers_texts = answers_texts
-        # Only what trains on conversations needs a template that works.
         self._chats = ChatReader(inputs.tokenizer)
-        self.template_fault = self._chats.fault
         if answers_texts:
             self.takes = ("messages", "text")
         elif inputs.tokenizer.chat_template:
             self.takes = ("text", "messages")
 
+    @property
+    def template_fault(self) -> str:
+        """Why the folder's chat template cannot be used; empty: it can."""
+        return self._chats.fault
+
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
         """Refuses other parameters, instances of another kind, chats without a working template, and beams."""
-        takes = [kind for kind in self.takes if kind != "messages" or not self.template_fault]
+        has_chats = any(instance.HasField("messages") for instance in request.instances)
+        fault = self.template_fault if has_chats else ""
+        takes = [kind for kind in self.takes if kind != "messages" or not fault]
         message = f"a {self.task} model takes {' or '.join(f'`{kind}`' for kind in takes)}"
-        if fault := self.template_fault:
+        if fault:
             message = f"{message}; `messages` need a chat template, and {fault}"
         found = refuse_parameters(request, self.task, self.parameters)
         if request.generation.num_beams > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from shardyard.v1 import model_service_pb2
@@ -22,30 +23,36 @@ class EncodedPrompt(EncodedText):
 
 
 class ChatReader:
-    """Reads conversations for one tokenizer. `fault` says why it cannot: the template is missing or does not work."""
+    """Reads conversations for one tokenizer, whose template is looked at once there is a conversation."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._template: ChatTemplate | None = None
-        self.fault = "the folder has none"
-        if not tokenizer.chat_template:
-            return
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot read any: there is no template, or it does not work; empty: it can."""
+        return self._found[1]
+
+    @cached_property
+    def _found(self) -> tuple[ChatTemplate | None, str]:
+        if not self._tokenizer.chat_template:
+            return None, "the folder has none"
         try:
-            self._template = ChatTemplate(tokenizer.get_chat_template(), tokenizer)
-            self.fault = ""
+            return ChatTemplate(self._tokenizer.get_chat_template(), self._tokenizer), ""
         except (TemplateFault, ValueError) as error:
-            self.fault = f"that of the folder does not work: {error}"
+            return None, f"that of the folder does not work: {error}"
 
     def read(self, instance: model_service_pb2.Instance) -> EncodedPrompt:
         """Encodes a conversation, or a user's text as one. Raises SpecError if the tokenizer fails on it."""
-        assert self._template is not None
+        template = self._found[0]
+        assert template is not None
         try:
             messages = _messages(instance)
         except TurnFault as fault:
             place = f".messages.messages[{fault.place}]" if instance.HasField("messages") else ".text"
             return EncodedPrompt([0], [0], fault=str(fault), field=place)
         try:
-            text = self._template.render(messages, prompt=True)
+            text = template.render(messages, prompt=True)
         except TemplateFault as fault:
             field = f".{instance.WhichOneof('input')}"
             return EncodedPrompt([0], [0], fault=f"the model's chat template does not take it: {fault}", field=field)

@@ -22,6 +22,7 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.reading import about
 from shardyard_trainer.tasks.answered import AnswerMetrics, AnswerModule
 from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning
 from shardyard_trainer.tasks.causal_lm import CausalPredictor
@@ -127,6 +128,7 @@ def _look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str
 def _find_template(job: Ingredients, choice: ModelChoice, tokenizer: Any) -> ChatTemplate:
     given = job.wanted.chat_template
     field, reason = (f"{job.field}.chat_template", "SPEC_INVALID") if given else (choice.field, "MODEL_INVALID")
+    about(field, reason)
     try:
         source = template_of(tokenizer, given)
         if not source:
