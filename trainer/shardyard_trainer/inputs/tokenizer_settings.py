@@ -90,7 +90,7 @@ def _common(folder: Folder, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template(folder: Folder, value: Any) -> Any:
-    # The template is only kept for the exported folder; nothing here renders it.
+    # Kept as text: what reads conversations renders it, in a sandbox (`inputs.chat_template`).
     if folder.has("chat_template.jinja"):
         return folder.read_text("chat_template.jinja", most_bytes=_MOST_TEMPLATE_BYTES)
     if value is None or isinstance(value, str):
