@@ -1,0 +1,69 @@
+"""Conversations in the SDK and on the command line: lists of messages, lines of JSON, and what is wrong with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import shardyard
+from shardyard._requests import batches, instance
+from shardyard.cli.texts import read_instances
+
+CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "?"}]
+
+
+def test_a_list_of_messages_is_one_conversation() -> None:
+    made = instance(CHAT, 0)
+    assert [(each.role, each.content) for each in made.messages.messages] == [
+        (each["role"], each["content"]) for each in CHAT
+    ]
+    assert instance(tuple(CHAT[:1]), 0).WhichOneof("input") == "messages"
+
+
+@pytest.mark.parametrize(
+    ("item", "field", "message"),
+    [
+        ([{"role": "user", "content": "a", "name": "x"}], "instances[2].messages.messages[0]", "leave out name"),
+        ([{"role": "user", "content": 5}], "instances[2].messages.messages[0].content", "5"),
+        ([CHAT[0], "b"], "instances[2]", "nor a list of messages"),
+        ([], "instances[2]", "nor a list of messages"),
+        (CHAT[0], "instances[2]", "nor a list of messages"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_with_its_place(item: Any, field: str, message: str) -> None:
+    with pytest.raises(shardyard.InvalidArgument) as caught:
+        instance(item, 2)
+    (violation,) = caught.value.violations
+    assert violation.field == field and message in violation.message
+
+
+def test_many_messages_are_sent_in_several_calls() -> None:
+    calls = list(batches([CHAT[:1] * 1500] * 40))
+    assert [start for start, _ in calls] == [0, 9, 18, 27, 36] and sum(len(made) for _, made in calls) == 40
+
+
+def test_lines_of_json_are_conversations_for_a_model_that_takes_them(tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text('[{"role": "user", "content": "a"}]\n{"messages": [{"role": "user", "content": "b"}]}\nc\n{d\n')
+    found = read_instances(("messages", "text"), None, path, pairs=False)
+    assert found == [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}], "c", "{d"]
+    assert read_instances(("text", "messages"), None, path, pairs=False)[0].startswith("[{")
+    assert read_instances(("messages", "text"), ["[1]"], None, pairs=False) == ["[1]"]
+    path.write_text('[{"role": "user", "content": "a"}]\n{"question": "b"}\n')
+    with pytest.raises(typer.BadParameter, match="line 2: a conversation is a list of messages"):
+        read_instances(("messages",), None, path, pairs=False)
+
+
+def test_messages_of_the_command_line_are_one_conversation() -> None:
+    said = ["system: Be short.", "user: What: this?"]
+    assert read_instances(("text", "messages"), None, None, pairs=False, messages=said) == [
+        [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What: this?"}]
+    ]
+    for wrong in ("Hello", "so what: this"):
+        with pytest.raises(typer.BadParameter, match="is not ROLE: TEXT"):
+            read_instances(("messages",), None, None, pairs=False, messages=[wrong])
+    with pytest.raises(typer.BadParameter, match="leave the texts"):
+        read_instances(("messages",), ["a"], None, pairs=False, messages=said)
