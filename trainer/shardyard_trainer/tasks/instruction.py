@@ -24,7 +24,7 @@ from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.reading import about
 from shardyard_trainer.tasks.answered import AnswerMetrics, AnswerModule
-from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning
+from shardyard_trainer.tasks.base import Footprint, Output
 from shardyard_trainer.tasks.causal_lm import CausalPredictor
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import LOSS_CHUNK
@@ -79,8 +79,9 @@ class Instruction:
         tokenizer.chat_template = template.source
         inputs = ChatInputs(tokenizer, length, train.ends)
         splits = _split(job, inputs, train, held_out)
-        choice = job.accept_weights(choice, self.auto)
-        return PreparedInstruction(choice, inputs, splits, job.warnings, last_only=job.wanted.last_turn_only)
+        prepared = PreparedInstruction(job.accept_weights(choice, self.auto), inputs, splits, job.warnings)
+        prepared.last_turn_only = job.wanted.last_turn_only
+        return prepared
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
         """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
@@ -199,18 +200,8 @@ class PreparedInstruction(PreparedText[ChatSamples]):
 
     task = TASK
     unit = "token"
-
-    def __init__(
-        self,
-        choice: ModelChoice,
-        inputs: ChatInputs,
-        splits: Splits[ChatSamples],
-        warnings: list[TaskWarning],
-        *,
-        last_only: bool,
-    ) -> None:
-        super().__init__(choice, inputs, splits, warnings)
-        self._last_only = last_only
+    last_turn_only = False
+    """Whether only the last answer of a conversation counts."""
 
     def make_module(self, *, meta: bool) -> AnswerModule:
         """The model with its own output layer."""
@@ -233,4 +224,4 @@ class PreparedInstruction(PreparedText[ChatSamples]):
 
     def describe(self) -> Mapping[str, Any]:
         """The content of `shardyard.json`."""
-        return {"task": TASK.name, "max_length": self.length, "last_turn_only": self._last_only}
+        return {"task": TASK.name, "max_length": self.length, "last_turn_only": self.last_turn_only}
