@@ -83,8 +83,14 @@ def completions_as_messages(folder: Path) -> Path:
     return write_lines(folder / "a.jsonl", [{"prompt": each[:1], "completion": each[1:]} for each in both])
 
 
+def by_columns(folder: Path) -> Path:
+    rows = [{"messages": {"role": ["user", "assistant"], "content": list(pair)}} for pair in PAIRS]
+    return write_lines(folder / "a.jsonl", rows)
+
+
 FORMATS = (
     messages, one_list, parquet, as_csv, share_gpt, in_parts, alpaca, completions, completions_as_messages,
+    by_columns,
 )  # fmt: skip
 
 
@@ -201,6 +207,13 @@ def test_what_is_longer_is_cut_and_what_has_no_answer_left_is_left_out_or_refuse
     path = write_lines(tmp_path / "b.jsonl", [chat("word " * 60, "never seen")] * 4)
     (violation,) = planned(tmp_path, spec_of(path, {"maxLength": 32})).violations
     assert "in none of 4 conversations" in violation.message and "raise max_length" in violation.message
+
+
+def test_the_name_of_a_special_token_in_a_message_is_said(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [chat("a?", "b<|endoftext|>c"), *GOOD * 4])
+    found = planned(tmp_path, spec_of(path))
+    (warning,) = [each for each in found.plan.warnings if each.reason == "SPECIAL_TOKENS_IN_TEXT"]
+    assert "in 1 of 5 conversations" in warning.message and "<|endoftext|>" in warning.message
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["derived", "marked"])

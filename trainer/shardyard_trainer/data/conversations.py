@@ -149,10 +149,19 @@ def _listed(cell: Any, name: str) -> list[Any]:
     """A list, or text that contains one (in CSV), as JSON or as Python writes it. Raises ValueError."""
     if isinstance(cell, str) and not cell.lstrip().startswith("["):
         raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON")
-    found = as_list(cell, name)
+    found = as_list(_by_rows(cell), name)
     if not found:
         raise ValueError(f"{name!r} is an empty list; leave the row out")
     return found
+
+
+def _by_rows(cell: Any) -> Any:
+    """The records of a record of lists as long as one another, as the library datasets writes them; else the cell."""
+    if not isinstance(cell, Mapping) or not cell or not all(isinstance(column, list) for column in cell.values()):
+        return cell
+    if len({len(column) for column in cell.values()}) > 1:
+        return cell
+    return [dict(zip(cell, row, strict=True)) for row in zip(*cell.values(), strict=True)]
 
 
 def _tools(cell: Any) -> tuple[Any, ...]:

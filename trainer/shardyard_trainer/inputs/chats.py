@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,8 @@ class Chats:
 
     def count(self, name: str) -> int:
         """Conversations of the data (`rows`), those whose answers are all cut off (`unlearnt`), with an answer that
-        begins otherwise than its prompt leaves off (`prompts_differ`), or is marked otherwise (`marks_differ`).
+        begins otherwise than its prompt leaves off (`prompts_differ`), is marked otherwise (`marks_differ`), or with
+        the name of a special token in a message (`special`).
         """
         return int(self.store.meta["counts"].get(name, 0))
 
@@ -134,6 +136,8 @@ class _Tokeniser:
         self._field = field
         self._frame = causal_frame(tokenizer)
         self._special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+        names = [re.escape(token) for token in tokenizer.all_special_tokens if len(token) > 1]
+        self._named = re.compile("|".join(names) or "(?!)")
         self._counts: Counter[str] = Counter()
         self._ends: Counter[int] = Counter()
 
@@ -180,6 +184,7 @@ class _Tokeniser:
             message = f"the chat template does not take the conversation: {fault}"
             self._bad.skip(DataError(message, file=row.file, line=row.line, field=self._field))
             return None
+        self._counts["special"] += any(self._named.search(message["content"]) for message in row.messages)
         self._counts["marks_differ"] += found.marks_differ
         self._counts["prompts_differ"] += found.prompts_differ
         return found

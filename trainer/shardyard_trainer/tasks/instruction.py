@@ -180,6 +180,12 @@ def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[Da
             "the answers that its prompts ask for; the marks are used, and the token behind them that closes an answer"
         )
         job.warn("CHAT_MARKS_DIFFER", message, field)
+    if special := found.count("special"):
+        message = (
+            f"in {special:,} of {total:,} conversations a message has the name of a special token (such as "
+            f"{tokenizer.eos_token}), which is read as that token; take it out of the data if it is not meant"
+        )
+        job.warn("SPECIAL_TOKENS_IN_TEXT", message, field)
     return found
 
 
