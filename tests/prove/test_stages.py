@@ -1,4 +1,4 @@
-"""Texts, words, questions, pictures and chats have the losses of plain PyTorch at each ZeRO stage, on 1 and 2 workers."""
+"""Texts, words, questions, pictures and chats have the losses of plain PyTorch at each ZeRO stage, on 1 and 2 ranks."""
 
 from __future__ import annotations
 

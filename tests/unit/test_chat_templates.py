@@ -85,7 +85,7 @@ def test_marks_around_other_text_are_used_and_said() -> None:
 
 def test_a_template_that_writes_what_came_before_in_another_way_is_refused() -> None:
     counting = "{{ messages | length }}" + CHATML
-    with pytest.raises(TemplateFault, match="writes the messages before message 2 otherwise"):
+    with pytest.raises(TemplateFault, match="writes the messages before message 2 differently"):
         answers_of(counting, chat("a?", "b"))
 
 
@@ -95,6 +95,16 @@ def test_tools_are_written_where_the_template_reads_them() -> None:
     assert template.render(messages, [{"name": "f"}], prompt=False).startswith('[{"name": "f"}]\n')
     with pytest.raises(TemplateFault, match="does not read `tools`"):
         ChatTemplate(CHATML, chat_tokenizer(None)).render(messages, [{"name": "f"}], prompt=False)
+
+
+def test_what_an_assistant_calls_is_not_left_out_by_a_template_that_does_not_read_it() -> None:
+    called = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]
+    with pytest.raises(TemplateFault, match="does not read `tool_calls`"):
+        ChatTemplate(CHATML, chat_tokenizer(None)).render(called, prompt=False)
+    reads = CHATML.replace(
+        "message['content']", "(message.tool_calls | tojson if message.tool_calls else message.content)"
+    )
+    assert '[{"name": "f"}]' in ChatTemplate(reads, chat_tokenizer(None)).render(called, prompt=False)
 
 
 def test_a_template_renders_as_plain_transformers_does_and_always_on_the_same_day(tmp_path: Path) -> None:

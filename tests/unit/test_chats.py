@@ -130,7 +130,7 @@ def test_a_plain_text_is_learnt_whole_with_its_end(tmp_path: Path) -> None:
 
 def test_a_message_of_weight_0_and_all_but_the_last_turn_may_be_left_out(tmp_path: Path) -> None:
     row = chat("a?", "first", "b?", "second", "c?", "third", system="Be short.")
-    row["messages"][2]["weight"] = 0
+    row["messages"][2]["train"] = False
     path = write_lines(tmp_path / "a.jsonl", [row] * 4)
     ((text, learnt), *_) = learnt_of(tmp_path, planned(tmp_path, spec_of(path, {"maxLength": 128})))
     assert learnt == "second<|endoftext|>third<|endoftext|>" and "Be short." in text

@@ -29,6 +29,8 @@ _CALLS = ("tool_calls", "function_call")
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Other keys of a message that a template may read."""
 
+_WEIGHTS = ("weight", "loss_weight", "train")
+
 Message = dict[str, Any]
 
 
@@ -89,7 +91,7 @@ def _part(place: int, part: Any) -> str:
 
 
 def _weight(place: int, given: Mapping[str, Any]) -> bool:
-    weight = given.get("weight", given.get("loss_weight", 1))
+    weight = next((given[name] for name in _WEIGHTS if name in given), 1)
     if weight not in (0, 1):
         raise TurnFault(place, f"its weight is {_shown(weight)}; 1: it is learnt, 0: it is not")
     return bool(weight)

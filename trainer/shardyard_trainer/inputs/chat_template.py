@@ -159,6 +159,8 @@ class ChatTemplate:
         """The text, and the parts of it that the template marks as answers."""
         if tools and not self.takes_tools:
             raise TemplateFault("it does not read `tools`; leave them out, or take a template that does")
+        if "tool_calls" not in self.source and any(message.get("tool_calls") for message in messages):
+            raise TemplateFault("it does not read `tool_calls`; leave the row out, or take a template that does")
         said = sum(len(message["content"]) for message in messages)
         blocks: list[str] = []
         marks: list[tuple[int, int]] = []
