@@ -7,7 +7,7 @@ from shardyard_coordinator.domain.reasons import MEANINGS, Reason
 from shardyard_coordinator.serve import permissions
 from shardyard_coordinator.serve.app import descriptors
 from shardyard_coordinator.serve.validation import requests
-from shardyard_coordinator.serve.validation.counts import DEFAULT_MAX_ITEMS, max_items
+from shardyard_coordinator.serve.validation.counts import own_limit
 
 
 def paths() -> set[str]:
@@ -54,7 +54,7 @@ def _unlimited(message, seen):  # type: ignore[no-untyped-def]
     for field in message.fields:
         if message.name == "Job" and field.name in requests.OUTPUT_ONLY:
             continue
-        if field.is_repeated and max_items(field) == DEFAULT_MAX_ITEMS:
+        if field.is_repeated and own_limit(field) is None:
             yield f"{message.name}.{field.name}"
         if field.message_type is not None:
             yield from _unlimited(field.message_type, seen)

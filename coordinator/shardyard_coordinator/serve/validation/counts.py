@@ -92,7 +92,13 @@ def _leads_to_repeated(field: FieldDescriptor, seen: frozenset[str]) -> bool:
 
 
 def max_items(field: FieldDescriptor) -> int:
-    """The rule of a repeated field, or the default."""
+    """The limit of a repeated field: its own, or the default."""
+    own = own_limit(field)
+    return DEFAULT_MAX_ITEMS if own is None else own
+
+
+def own_limit(field: FieldDescriptor) -> int | None:
+    """The limit in a repeated field's own rules; None if it has no such rule."""
     for option in unknown_fields.UnknownFieldSet(field.GetOptions()):
         if option.field_number != _FIELD_RULES:
             continue
@@ -101,7 +107,7 @@ def max_items(field: FieldDescriptor) -> int:
             limit = _unknown(rules).get(key) if rules is not None else None
             if limit is not None:
                 return int(limit)
-    return DEFAULT_MAX_ITEMS
+    return None
 
 
 def _unknown(data: bytes) -> dict[int, Any]:
