@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerFast
 
 from helpers.questions import asked, spec_of
 from helpers.small_specs import locations
 from helpers.tagged import write_lines
-from helpers.tiny_folders import bert_tokenizer, gpt2_tokenizer
+from helpers.tiny_folders import bert_tokenizer, gpt2_tokenizer, save_folder
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
@@ -153,16 +153,19 @@ def exported(folder: Path, metrics: Mapping[str, float], **task: Any) -> tuple[A
 
 
 def ask(folder: Path, *asked: tuple[str, str], **parameters: Any) -> list[Any]:
+    reply = reply_of(folder, *asked, **parameters)
+    assert not reply.violations, reply.violations
+    return [prediction.answer for prediction in reply.response.predictions]
+
+
+def reply_of(folder: Path, *asked: tuple[str, str], limit: int = 0, **parameters: Any) -> worker_pb2.PredictReply:
     instances = [
         model_service_pb2.Instance(question=model_service_pb2.Question(question=question, context=context))
         for question, context in asked
     ]
     request = model_service_pb2.PredictRequest(instances=instances, question_answering=parameters or None)
-    reply = worker_pb2.PredictReply.FromString(
-        predict(worker_pb2.PredictCall(folder=str(folder), request=request).SerializeToString())
-    )
-    assert not reply.violations, reply.violations
-    return [prediction.answer for prediction in reply.response.predictions]
+    call = worker_pb2.PredictCall(folder=str(folder), request=request, max_response_bytes=limit)
+    return worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))
 
 
 def test_the_cards_code_gives_the_answer_of_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,3 +238,55 @@ def test_letters_that_a_tokenizers_offsets_leave_out_are_a_part_of_the_answer() 
     for start in (2, 7):
         first, last = found.span(start, start + 3) or (0, 0)
         assert context[found.offsets[first][0] : found.offsets[last][1]] == "dog"
+
+
+@pytest.mark.parametrize("kind", ["BertForQuestionAnswering", "GPT2ForQuestionAnswering"])
+def test_a_folder_from_elsewhere_answers_as_transformers_does(kind: str, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    question, context = "a dog", "the cat eats"
+    inputs = tokenizer(question, context, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    places = [at for at, part in enumerate(inputs.sequence_ids(0)) if part == 1]
+    spans = {
+        (start, end): float(outputs.start_logits[0, start] + outputs.end_logits[0, end])
+        for start, end in itertools.product(places, repeat=2)
+        if start <= end
+    }
+    (answer,) = ask(folder, (question, context), top_k=1)
+    first, last = max(spans, key=spans.__getitem__)
+    offsets = tokenizer(question, context, return_offsets_mapping=True)["offset_mapping"]
+    assert answer.text == context[offsets[first][0] : offsets[last][1]].strip()
+    total = math.log(sum(map(math.exp, spans.values())))
+    assert answer.score == pytest.approx(math.exp(max(spans.values()) - total), rel=1e-4)
+    assert not answer.HasField("no_answer_score") and len(answer.candidates) == 1
+    # A threshold is asked for, so the model may say that there is none; GPT-2 has no token that could.
+    reply = reply_of(folder, (question, context), threshold=-1e9)
+    if kind.startswith("Bert"):
+        assert not reply.response.predictions[0].answer.text
+    else:
+        assert [each.field for each in reply.violations] == ["question_answering.threshold"]
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    reply = reply_of(save_folder(tmp_path, "BertForQuestionAnswering", num_labels=3), ("a dog", "the cat"))
+    assert "the head has 3 outputs; one that finds answers has 2" in reply.violations[0].message
+
+
+def test_what_is_blank_is_named_and_the_largest_answer_is_foreseen(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, "BertForQuestionAnswering")
+    reply = reply_of(folder, ("a dog", "the cat"), (" ", "the cat"), ("a dog", "\n"))
+    assert [each.field for each in reply.violations] == [
+        "instances[1].question.question",
+        "instances[2].question.context",
+    ]
+    asked = [("a dog", "the cat eats " * 20)] * 6
+    sizes = [each.ByteSize() for each in ask(folder, *asked, top_k=100, max_answer_length=512)]
+    reply = reply_of(folder, *asked, limit=sum(sizes) // 2, top_k=100, max_answer_length=512)
+    assert reply.violations[0].reason == "RESPONSE_TOO_LARGE" and reply.violations[0].metadata["fits"] in {
+        "1",
+        "2",
+        "3",
+    }

@@ -27,7 +27,7 @@ _CHARACTER_BYTES = 4
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question's context and windows; `blank` names the blank one of question and context."""
+    """A question's context and windows; `blank`: the field that has nothing to read, if there is one."""
 
     context: str
     windows: list[ContextWindow]
@@ -86,16 +86,15 @@ class QuestionAnswerer(TextPredictor):
         asked = [_asked(instance) for instance in instances]
         cut = self._cutter.cut(asked)
         return [
-            EncodedQuestion(context, found.windows, _blank(question, context, found.windows))
-            for (question, context), found in zip(asked, cut, strict=True)
+            EncodedQuestion(context, found.windows, _blank(instance, question, context, found.windows))
+            for instance, (question, context), found in zip(instances, asked, cut, strict=True)
         ]
 
     def complain(self, encoded: Sequence[EncodedQuestion]) -> list[worker_pb2.Violation]:  # type: ignore[override]
         """Reports blank questions and contexts."""
+        message = "it is blank; give a question, and a context with something to read"
         return [
-            violation(
-                f"instances[{at}].question.{each.blank}", "SPEC_INVALID", f"the {each.blank} is blank; give a text"
-            )
+            violation(f"instances[{at}].{each.blank}", "SPEC_INVALID", message)
             for at, each in enumerate(encoded)
             if each.blank
         ]
@@ -104,7 +103,7 @@ class QuestionAnswerer(TextPredictor):
         """The size of the requested candidates and the answer, each of the largest length."""
         asked = request.question_answering
         longest, most = asked.max_answer_length or self._longest, asked.top_k or DEFAULT_TOP_K
-        return [(most + 1) * (_CHARACTER_BYTES * _widest(each, longest) + 40) + 32 for each in encoded]
+        return [(most + 1) * (_most_text_bytes(each, longest) + 40) + 32 for each in encoded]
 
     def answer(
         self,
@@ -180,15 +179,16 @@ def _asked(instance: model_service_pb2.Instance) -> tuple[str, str]:
     return instance.question.question, instance.question.context
 
 
-def _blank(question: str, context: str, windows: Sequence[ContextWindow]) -> str:
+def _blank(instance: model_service_pb2.Instance, question: str, context: str, windows: Sequence[ContextWindow]) -> str:
+    names = ("pair.text", "pair.text_pair") if instance.HasField("pair") else ("question.question", "question.context")
     if not question.strip():
-        return "question"
-    return "context" if not context.strip() or not windows else ""
+        return names[0]
+    return names[1] if not context.strip() or not windows else ""
 
 
-def _widest(encoded: EncodedQuestion, longest: int) -> int:
-    """The largest number of characters in this many tokens."""
-    return max(
+def _most_text_bytes(encoded: EncodedQuestion, longest: int) -> int:
+    """The largest number of bytes in this many tokens, at most."""
+    characters = max(
         (
             window.offsets[min(at + longest, len(window.offsets)) - 1][1] - start
             for window in encoded.windows
@@ -196,6 +196,7 @@ def _widest(encoded: EncodedQuestion, longest: int) -> int:
         ),
         default=0,
     )
+    return characters * (1 if encoded.context.isascii() else _CHARACTER_BYTES)
 
 
 def _best_first(part: Part) -> tuple[float, int, int]:
