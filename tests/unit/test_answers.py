@@ -178,8 +178,8 @@ def test_the_cards_code_gives_the_answer_of_predict(tmp_path: Path, monkeypatch:
     exec(code, names)
     (answer,) = ask(folder, (names["question"], context))
     assert len(names["logits"]) > 1 and answer.text == names["answer"]
-    flat = names["logits"].double().flatten()
-    assert answer.candidates[0].score < float(flat.softmax(0).max())  # No answer has its part.
+    likeliest = float(names["logits"].double().flatten().softmax(0).max())
+    assert answer.score / (1 - answer.no_answer_score) == pytest.approx(likeliest, rel=1e-4)
 
 
 def test_predict_abstains_by_the_threshold_of_the_evaluation_or_of_the_call(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_folder_from_elsewhere_answers_as_transformers_does(kind: str, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     question, context = "a dog", "the cat eats"
-    inputs = tokenizer(question, context, return_tensors="pt")
+    inputs = tokenizer(question, context, return_tensors="pt", return_token_type_ids=kind.startswith("Bert"))
     with torch.no_grad():
         outputs = model(**inputs)
     places = [at for at, part in enumerate(inputs.sequence_ids(0)) if part == 1]
@@ -285,8 +285,5 @@ def test_what_is_blank_is_named_and_the_largest_answer_is_foreseen(tmp_path: Pat
     asked = [("a dog", "the cat eats " * 20)] * 6
     sizes = [each.ByteSize() for each in ask(folder, *asked, top_k=100, max_answer_length=512)]
     reply = reply_of(folder, *asked, limit=sum(sizes) // 2, top_k=100, max_answer_length=512)
-    assert reply.violations[0].reason == "RESPONSE_TOO_LARGE" and reply.violations[0].metadata["fits"] in {
-        "1",
-        "2",
-        "3",
-    }
+    (violation,) = reply.violations
+    assert violation.reason == "RESPONSE_TOO_LARGE" and violation.metadata["fits"] in {"1", "2"}

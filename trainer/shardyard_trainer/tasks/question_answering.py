@@ -64,6 +64,7 @@ model = AutoModelForQuestionAnswering.from_pretrained(".").eval()
 windows = tokenizer(
     question, context, truncation="only_second", max_length=settings["max_length"], stride=settings["overlap"],
     return_overflowing_tokens=True, return_offsets_mapping=True, padding=True, return_tensors="pt",
+    return_token_type_ids=getattr(model.config, "type_vocab_size", 0) > 1,
 )
 offsets, _ = windows.pop("offset_mapping"), windows.pop("overflow_to_sample_mapping")
 with torch.no_grad():
