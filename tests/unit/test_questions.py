@@ -54,6 +54,24 @@ def rows_below_data(folder: Path, rows: list[Row]) -> Path:
     return folder / "a.json"
 
 
+def articles_alone(folder: Path, rows: list[Row]) -> Path:
+    (folder / "a.json").write_text(json.dumps(nested(rows)["data"]))
+    return folder / "a.json"
+
+
+def described_before(folder: Path, rows: list[Row]) -> Path:
+    whole = {"info": {"by": ["a", "b"], "version": 2}, "data": nested(rows)["data"], "end": [{}]}
+    (folder / "a.json").write_text(json.dumps(whole, indent=1))
+    return folder / "a.json"
+
+
+def numbers_with_a_point(folder: Path, rows: list[Row]) -> Path:
+    """As pandas writes whole numbers if some are missing; the lists are there for questions without an answer."""
+    return delimited(
+        folder, rows, lambda each: json.dumps({**each, "answer_start": [f"{at}.0" for at in each["answer_start"]]})
+    )
+
+
 def records(folder: Path, rows: list[Row]) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
     return folder / "a.parquet"
@@ -119,6 +137,9 @@ FORMATS = {
         squad_over_lines,
         squad_with_its_version_last,
         rows_below_data,
+        articles_alone,
+        described_before,
+        numbers_with_a_point,
         records,
         list_of_records,
         json_in_csv,
@@ -222,6 +243,12 @@ def test_an_answer_that_is_not_where_it_should_be_is_refused(name: str, tmp_path
 def test_an_empty_question_or_context_is_refused(changed: Row, message: str, tmp_path: Path) -> None:
     (violation,) = refused(tmp_path, [*ROWS, ROWS[0] | changed])
     assert f"line {len(ROWS) + 1}" in violation.message and message in violation.message
+
+
+def test_what_follows_squads_own_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(nested(ROWS)) + "\n{}")
+    (violation,) = planned(tmp_path, spec_of(tmp_path / "a.json")).violations
+    assert "a.json, line 2: something follows the object's" in violation.message
 
 
 def test_the_questions_of_squads_own_form_are_counted_and_named(tmp_path: Path) -> None:

@@ -31,8 +31,6 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]++")
 _NOT_COMMAS = re.compile(r"[^,]++")
-# Scalars alone may come before the list that is looked for.
-_BEFORE_LIST = r"""\{\s*(?:"[^"\\]*+"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[^\s"{}\[\],]++)\s*,\s*)*+%s\s*:\s*\[\s*[{\]]"""
 _RECORDS = "write one object a line, or one list of objects (in pandas: to_json(path, orient='records', lines=True))"
 
 
@@ -57,18 +55,21 @@ def read_json_rows(file: DataFile, skip: Callable[[DataError], None] = refuse) -
             yield number, value
 
 
-def holds_list(file: DataFile, key: str) -> bool:
-    """Whether a file is one object whose `key` has a list of objects, behind nothing but plain values."""
+def first_text(file: DataFile) -> str:
+    """The first characters of a file, to see what it holds."""
     with open_text(file) as stream:
-        start = _peek(stream).decode("utf-8", "ignore")
-    return re.match(_BEFORE_LIST % re.escape(json.dumps(key)), start, re.DOTALL) is not None
+        return _peek(stream).decode("utf-8", "ignore")
 
 
 def read_held_list(file: DataFile, key: str) -> Iterator[dict[str, Any]]:
-    """The objects of that list, in flat memory. Raises DataError with the line."""
+    """The objects of a file that is a list of them, or one object that has this list at `key`, in flat memory.
+
+    Raises DataError with the line.
+    """
     with open_text(file) as stream:
-        _peek(stream)
-        for _, row in _Array(stream, file).rows_of(key):
+        is_list = _peek(stream).startswith(b"[")
+        array = _Array(stream, file)
+        for _, row in array.rows() if is_list else array.rows_of(key):
             yield row
 
 
@@ -181,6 +182,9 @@ class _Array:
                 self._value()
         if not character:
             raise self._error("the file ends inside its object; if it was cut short, copy it again")
+        self._at += 1
+        if self._next():
+            raise self._error("something follows the object's `}`; a file is one such object")
 
     def _cut_or(self, character: str) -> str:
         if not character:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ WITH_ANSWERS = (*_ASKED, Role("answers", ("answer",)), Role("answer_start", _STA
 WITH_TEXTS = (*_ASKED, Role("answer_text", ("answer_texts",)), Role("answer_start", _START), _ID)
 
 _MOST_ANSWERS = 1000
+_WRITTEN = re.compile(r"-?[0-9]{1,15}(?:\.0+)?")
+"""A number of a character as text; pandas writes whole numbers with a point if some are missing."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _answers(cells: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """The texts and starts of the answers as written. Raises ValueError."""
     starts = as_value(cells.get("answer_start"))
     if "answers" not in cells:
-        return _pairs(_listed(cells.get("answer_text")), starts)
+        return _pairs(_listed(cells.get("answer_text"), starts), starts)
     value = as_value(cells["answers"])
     if isinstance(value, Mapping):
         if missing := [name for name in ("text", "answer_start") if name not in value]:
@@ -122,20 +125,19 @@ def _answers(cells: Mapping[str, Any]) -> list[tuple[Any, Any]]:
         return [(each["text"], each["answer_start"]) for each in value]
     if starts is None:
         raise ValueError(f"the answers are {shown(cells['answers'])}; give them as {_FORM}, with empty lists for none")
-    return _pairs(_listed(cells["answers"]), starts)
+    return _pairs(_listed(cells["answers"], starts), starts)
 
 
 _FORM = '{"text": [...], "answer_start": [...]}'
 
 
-def _listed(cell: Any) -> Any:
-    """Texts of answers: a list, a list written as text, or a single text, which may be in brackets."""
-    value = as_value(cell)
-    return value if isinstance(value, list | tuple) or value is None else cell
+def _listed(cell: Any, starts: Any) -> Any:
+    """Texts of answers: a list if the starts are one, also a list written as text; else one text, brackets and all."""
+    return as_value(cell) if isinstance(starts, list | tuple) or cell is None else cell
 
 
 def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
-    if texts is None and starts is None:
+    if texts in (None, "") and starts is None:
         raise ValueError(f"the answers are missing; give them as {_FORM}, with empty lists for none")
     texts, starts = (list(each) if isinstance(each, list | tuple) else [each] for each in (texts, starts))
     if len(texts) != len(starts):
@@ -146,8 +148,8 @@ def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
 def _place(context: str, text: Any, start: Any, at: int) -> tuple[int, int]:
     """The offsets of an answer. Raises ValueError if the context has another text there, and shows that text."""
     what = f"answer {at + 1}" if at else "the answer"
-    if isinstance(start, str) and start.strip().lstrip("-").isascii() and start.strip().lstrip("-").isdigit():
-        start = int(start)
+    if isinstance(start, str) and _WRITTEN.fullmatch(start.strip()):
+        start = int(float(start))
     if isinstance(start, float | np.floating) and float(start).is_integer():
         start = int(start)
     if not isinstance(start, int | np.integer) or isinstance(start, bool):

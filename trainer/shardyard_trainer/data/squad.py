@@ -1,27 +1,39 @@
 """SQuAD's own JSON: `data` has articles, their paragraphs have a context and its questions (`qas`) with their answers.
 
-Transformers' own examples keep such a `data` with a question in each of its objects, which is read too.
+Transformers' own examples keep such a `data` with a question in each of its objects; others keep its list alone. Both
+are read too.
 
 Articles are read one by one, so memory stays flat; a question's line is its number in the file, as files have one line.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import DataError
-from shardyard_trainer.data.json_rows import holds_list, read_held_list
+from shardyard_trainer.data.json_rows import first_text, read_held_list
 from shardyard_trainer.data.records import Record
 from shardyard_trainer.data.sources import DataFile
 
 _KEY = "data"
+# Plain values alone may come before `data`, unless paragraphs follow.
+_BEGINS = re.compile(
+    r"""\{\s*(?:"[^"\\]*+"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[^\s"{}\[\],]++)\s*,\s*)*+"data"\s*:\s*\[\s*[{\]]""", re.DOTALL
+)
+_DATA, _PARAGRAPHS = (re.compile(rf'(?<!\\)"{name}"\s*:\s*\[\s*[{{\]]') for name in ("data", "paragraphs"))
 
 
 def is_nested(file: DataFile) -> bool:
     """Whether a file has this form, whatever its name."""
-    return file.format == spec_pb2.DATA_FORMAT_JSONL and holds_list(file, _KEY)
+    if file.format != spec_pb2.DATA_FORMAT_JSONL:
+        return False
+    start = first_text(file)
+    if _BEGINS.match(start):
+        return True
+    return bool(_PARAGRAPHS.search(start) and (start.startswith("[") or _DATA.search(start)))
 
 
 def read_nested(file: DataFile) -> Iterator[Record]:
