@@ -40,7 +40,7 @@ TEXTS = st.lists(st.sampled_from(["dog", "unbelievable", "U.S.", "é", "😀", "
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(question=TEXTS, context=TEXTS, length=st.integers(60, 120), overlap=st.integers(0, 12))
+@given(question=TEXTS, context=TEXTS, length=st.integers(100, 160), overlap=st.integers(0, 12))
 @settings(max_examples=40, deadline=None)
 def test_windows_are_those_of_transformers(kind: str, question: str, context: str, length: int, overlap: int) -> None:
     tokenizer = prepare(KINDS[kind]())

@@ -261,7 +261,7 @@ def test_the_questions_of_squads_own_form_are_counted_and_named(tmp_path: Path) 
     del whole["data"][0]["paragraphs"][2]["qas"]
     (tmp_path / "a.json").write_text(json.dumps(whole))
     (violation,) = planned(tmp_path, spec_of(tmp_path / "a.json")).violations
-    assert "a paragraph behind 2 questions has no list of objects as `qas`" in violation.message
+    assert "a paragraph after 2 questions has no list of objects as `qas`" in violation.message
 
 
 ANSWERED = [row for row in ROWS if row["answers"]["text"]]
