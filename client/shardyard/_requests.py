@@ -14,12 +14,18 @@ from shardyard._messages import build
 from shardyard._parse import Draft, Reader, draft_job
 from shardyard._text import escaped, shown
 from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
-from shardyard.spec_settings import Checkpoints, EvaluationPolicy, Optimization, Parallelism, Resources, Retry
-from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TrainedTokenizer
-from shardyard.specs import (
-    JobSpec,
-    Task,
+from shardyard.spec_settings import (
+    Checkpoints,
+    EvaluationPolicy,
+    Freeze,
+    Lora,
+    Optimization,
+    Parallelism,
+    Resources,
+    Retry,
 )
+from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TrainedTokenizer
+from shardyard.specs import JobSpec, Task
 from shardyard.types import Image, Items, Question, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
@@ -50,6 +56,8 @@ class SpecFields(TypedDict, total=False):
     evaluation: EvaluationPolicy | None
     retry: Retry | None
     max_run_time: timedelta | str | None
+    lora: Lora | None
+    freeze: Freeze | None
 
 
 @dataclass(frozen=True)

@@ -360,3 +360,4 @@ class Plan:
     eval_stats: DataStats | None
     output: str
     metrics: tuple[EvaluationMetric, ...]
+    num_trainable_parameters: int

@@ -10,6 +10,30 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Fine-tuning by low-rank adapters: a frozen layer W becomes W + alpha ÷ rank · B A, and A and B are trained.
+
+    `targets` are the layers that get one, such as `["query", "value"]`; without it all linear layers do. The exported
+    model has them merged into its weights; with `keep_adapter` its folder also has the adapter alone, for peft.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: tuple[str, ...] | list[str] | None = None
+    keep_adapter: bool | None = None
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """What fine-tuning leaves as it is: the whole `backbone`, or the `embeddings`, or so many of the first `layers`."""
+
+    backbone: bool | None = None
+    embeddings: bool | None = None
+    layers: int | None = None
+
+
+@dataclass(frozen=True)
 class Optimization:
     """Steps (`max_steps` or `epochs`), batch, learning rate. The optimizer is AdamW."""
 

@@ -26,6 +26,8 @@ from typing import Any, Literal
 from shardyard.spec_settings import (
     Checkpoints,
     EvaluationPolicy,
+    Freeze,
+    Lora,
     Optimization,
     Parallelism,
     Resources,
@@ -43,6 +45,8 @@ ClassWeights = Literal["balanced"] | Mapping[str, float]
 """How much each label counts in the loss: by its name, or the more the rarer it is."""
 
 Priority = Literal["best_effort", "normal", "high", "critical"]
+
+_ADAPTATION = ("lora", "freeze")
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class TokenClassification:
     new_head: bool | None = None
     label_all_pieces: bool | None = None
     class_weights: ClassWeights | None = None
+    label_smoothing: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
@@ -293,7 +298,6 @@ class ImageClassification:
     crop_scale: float | None = None
     flip: float | None = None
     label_smoothing: float | None = None
-    freeze_backbone: bool | None = None
     new_head: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -336,10 +340,15 @@ class JobSpec:
     evaluation: EvaluationPolicy | None = None
     retry: Retry | None = None
     max_run_time: timedelta | str | None = None
+    lora: Lora | None = None
+    freeze: Freeze | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file: the content of `job.spec`."""
-        return {**self.task.to_dict(), **_set(self, without=("task",))}
+        # They belong to the family of the task: another one than fine-tuning refuses them.
+        ((family, task),) = self.task.to_dict().items()
+        adaptation = {name: _set(value) for name in _ADAPTATION if (value := getattr(self, name)) is not None}
+        return {family: {**task, **adaptation}, **_set(self, without=("task", *_ADAPTATION))}
 
 
 def _weights(given: ClassWeights | None) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.tagged import IGNORED
+from shardyard_trainer.tasks.adaptation import adapt
 from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
 from shardyard_trainer.tasks.picture_module import PictureModule
 from shardyard_trainer.tasks.token_classification import TokenClassifierModule
@@ -144,6 +146,13 @@ def tiny_tagger(dropout: float) -> TokenClassifierModule:
     return TokenClassifierModule(BertForTokenClassification(config), TAG_WEIGHTS)
 
 
+def tiny_adapters(dropout: float) -> TokenClassifierModule:
+    """The same with adapters beside its linear layers, the head trained whole, and a first layer that is frozen."""
+    module = tiny_tagger(dropout)
+    adapt(module, spec_pb2.FineTuning(lora=spec_pb2.Lora(rank=4, dropout=dropout), freeze=spec_pb2.Freeze(layers=1)))
+    return module
+
+
 def tiny_pictures(name: str, dropout: float) -> PictureModule:
     """The module of the task itself: a ViT, or a ResNet with batch normalisation."""
     model: Any
@@ -159,7 +168,7 @@ def tiny_pictures(name: str, dropout: float) -> PictureModule:
                 hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
             )
         )  # fmt: skip
-    return PictureModule(model, problem=SINGLE_LABEL, label_smoothing=0.1, freezes=False, needs_two=True)
+    return PictureModule(model, problem=SINGLE_LABEL, label_smoothing=0.1, needs_two=True)
 
 
 class MeanLoss:
@@ -189,13 +198,14 @@ class TinyTask:
 
     def __init__(self, name: str, num_samples: int = 100) -> None:
         self.name = name
-        self.unit = "token" if name in {"gpt2", "tags"} else "sample"
+        self.unit = "token" if name in {"gpt2", "tags", "lora"} else "sample"
+        kind = "tags" if name == "lora" else name
         self.train: Any
         self.eval: Any
         if name in {"pictures", "norms"}:
             self.train, self.eval = RandomPictures(num_samples), RandomPictures(20, seed=6)
         else:
-            self.train, self.eval = RandomSamples(num_samples, kind=name), RandomSamples(20, kind=name, seed=6)
+            self.train, self.eval = RandomSamples(num_samples, kind=kind), RandomSamples(20, kind=kind, seed=6)
 
     def metrics(self) -> MeanLoss:
         return MeanLoss()
@@ -210,6 +220,8 @@ class TinyTask:
         torch.manual_seed(11)
         if self.name == "tags":
             return tiny_tagger(dropout)
+        if self.name == "lora":
+            return tiny_adapters(dropout)
         if self.name in {"pictures", "norms"}:
             return tiny_pictures(self.name, dropout)
         return TinyGpt2(dropout) if self.name == "gpt2" else TinyBert(dropout)

@@ -15,7 +15,7 @@ from helpers.trainer_tasks import TinyTask
 from shardyard_trainer.training.config import TrainConfig, train_config
 
 STAGES = (0, 1, 2, 3)
-TASKS = ("gpt2", "bert", "tags", "pictures")
+TASKS = ("gpt2", "bert", "tags", "pictures", "lora")
 
 
 def config_of(scenario: Scenario) -> TrainConfig:

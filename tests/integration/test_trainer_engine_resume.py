@@ -21,14 +21,16 @@ def after(scenario: Scenario, step: int) -> dict[int, float]:
     return {number: loss for number, loss in scenario.series().items() if number > step}
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 3])
-def test_losses_after_a_resume_are_those_of_an_undisturbed_run_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
-    whole = Scenario(str(tmp_path / "whole"), zero_stage=zero_stage, dropout=0.1)
+@pytest.mark.parametrize(("zero_stage", "task"), [(0, "gpt2"), (1, "gpt2"), (3, "lora")])
+def test_losses_after_a_resume_are_those_of_an_undisturbed_run_bit_for_bit(
+    tmp_path: Path, zero_stage: int, task: str
+) -> None:
+    whole = Scenario(str(tmp_path / "whole"), zero_stage=zero_stage, dropout=0.1, task=task)
     assert run_scenario(whole, solo_gang()) is None
-    first = Scenario(str(tmp_path / "cut"), zero_stage=zero_stage, dropout=0.1, stop_at=13)
+    first = Scenario(str(tmp_path / "cut"), zero_stage=zero_stage, dropout=0.1, stop_at=13, task=task)
     assert run_scenario(first, solo_gang()) is None
     checkpoint = first.checkpoints()[-1]
-    second = Scenario(first.folder, zero_stage=zero_stage, dropout=0.1, epoch=2, resume=[checkpoint.path])
+    second = Scenario(first.folder, zero_stage=zero_stage, dropout=0.1, epoch=2, resume=[checkpoint.path], task=task)
     assert run_scenario(second, solo_gang()) is None
     assert checkpoint.step >= 13
     assert second.series() == after(whole, checkpoint.step)
@@ -40,7 +42,7 @@ def test_losses_after_a_resume_are_those_of_an_undisturbed_run_bit_for_bit(tmp_p
 def test_two_ranks_resume_bit_for_bit_with_dropout(tmp_path: Path) -> None:
     def scenario(name: str, stage: int, **changes: Any) -> Scenario:
         folder = str(tmp_path / f"{name}-{stage}")
-        task = {0: "norms", 1: "bert", 2: "tags"}[stage]
+        task = {0: "norms", 1: "bert", 2: "lora"}[stage]
         return Scenario(folder, zero_stage=stage, world_size=2, dropout=0.1, task=task, **changes)
 
     wholes = [scenario("whole", stage) for stage in (0, 1, 2)]

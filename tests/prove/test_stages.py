@@ -1,4 +1,7 @@
-"""Texts, words, questions, pictures and chats have the losses of plain PyTorch at each ZeRO stage, on 1 and 2 ranks."""
+"""Texts, words, questions, pictures and chats have the losses of plain PyTorch at each ZeRO stage, on 1 and 2 ranks.
+
+So have texts with adapters, those of plain peft.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -18,7 +22,7 @@ from helpers.trainer_processes import TrainerGang
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, build_module
 from shardyard_trainer.tasks.ingredients import prepare
 from shardyard_trainer.training.config import train_config
 
@@ -100,6 +104,8 @@ def bert_spec(folder: Path, task: str) -> spec_pb2.JobSpec:
         classify={"pooling": "POOLING_MEAN"},
     )
     spec.fine_tuning.text_classification.max_length = 64
+    if task == "adapters":
+        spec.fine_tuning.lora.rank = 8
     if task == "words":
         # Unequal weights: no two ranks divide by the same number of anything.
         spec.fine_tuning.token_classification.class_weights.balanced = True
@@ -144,14 +150,30 @@ def expected(folder: Path, of: str) -> list[float]:
     torch.manual_seed(0)
     task = prepare(attempt.spec, attempt.locations)
     module = build_module(task, attempt.spec)
+    if of == "adapters":
+        module = with_plain_peft(task, attempt.spec, module)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
     losses, _ = plain_losses(task, module, config)
     return losses
 
 
+def with_plain_peft(task: Prepared, spec: spec_pb2.JobSpec, ours: HuggingFaceModule) -> HuggingFaceModule:
+    """The module without adapters, which peft then puts in by itself, beginning with the same numbers."""
+    plain_spec = spec_pb2.JobSpec()
+    plain_spec.CopyFrom(spec)
+    plain_spec.fine_tuning.ClearField("lora")
+    module = build_module(task, plain_spec)
+    linear = ["query", "key", "value", "dense"]
+    peft.get_peft_model(module.model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=linear))
+    module.load_state_dict(ours.state_dict())
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    return module
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("task", ["texts", "words", "questions", "pictures", *CHATS])
+@pytest.mark.parametrize("task", ["texts", "words", "questions", "adapters", "pictures", *CHATS])
 def test_a_model_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))
     assert gang.wait() == [0] * workers

@@ -120,7 +120,8 @@ def test_a_trained_folder_is_trained_again_with_its_head_or_with_a_new_one(tmp_p
     write_folders(tmp_path / "data", 4)
     model = {"architecture": {"model_type": "vit", "overrides": VIT}}
     first = exported(tmp_path, *spec_of(tmp_path, model, image_size=32), "first")
-    again, locations = spec_of(tmp_path, {"uri": str(first)}, freeze_backbone=True)
+    again, locations = spec_of(tmp_path, {"uri": str(first)})
+    again.fine_tuning.freeze.backbone = True
     result = planned(again, locations)
     assert not result.violations, result.violations
     assert result.plan.resolved_spec.fine_tuning.image_classification.image_size == 32

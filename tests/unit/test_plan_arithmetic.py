@@ -17,7 +17,9 @@ from shardyard_trainer.planning.arithmetic import (
 )
 from shardyard_trainer.planning.memory import Gang, Shape, choose_stage, estimate, states
 
-SMALL = Shape(num_parameters=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5)
+SMALL = Shape(
+    num_parameters=10**6, num_trainable=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5
+)
 
 
 @given(batch=st.integers(1, 5000), workers=st.integers(1, 64))

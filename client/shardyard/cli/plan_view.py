@@ -21,7 +21,7 @@ def print_plan(plan: Plan) -> None:
     """Prints a plan for people."""
     print_pairs(
         [
-            ("parameters", f"{plan.num_parameters:,}"),
+            ("parameters", _parameters(plan)),
             ("steps", f"{plan.total_steps:,}" if plan.total_steps else ""),
             ("samples", samples_line(plan)),
             ("tokens", f"{plan.num_train_tokens:,}" if plan.num_train_tokens else ""),
@@ -45,6 +45,12 @@ def samples_line(plan: Plan) -> str:
         return f"{plan.num_train_samples:,}"
     trained = f"{plan.num_train_samples:,} to train, " if plan.output != "metrics" else ""
     return f"{trained}{plan.num_eval_samples:,} to evaluate"
+
+
+def _parameters(plan: Plan) -> str:
+    """`4,386,178`, or `4,386,178, of them 33,026 trained`."""
+    count, trained = f"{plan.num_parameters:,}", plan.num_trainable_parameters
+    return f"{count}, of them {trained:,} trained" if 0 < trained < plan.num_parameters else count
 
 
 def stats_line(stats: DataStats) -> str:

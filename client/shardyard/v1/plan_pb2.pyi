@@ -103,6 +103,7 @@ class JobPlan(_message.Message):
     EVAL_STATS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    NUM_TRAINABLE_PARAMETERS_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -127,6 +128,8 @@ class JobPlan(_message.Message):
     """The same for the tokenizer's files, if they are not the model's own."""
     output: Global___JobOutput.ValueType
     """The kind of result."""
+    num_trainable_parameters: _builtins.int
+    """Parameters that are trained: fewer than all with LoRA, or if some are frozen."""
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
@@ -182,10 +185,11 @@ class JobPlan(_message.Message):
         eval_stats: Global___DataStats | None = ...,
         output: Global___JobOutput.ValueType = ...,
         metrics: _abc.Iterable[Global___EvaluationMetric] | None = ...,
+        num_trainable_parameters: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -661,6 +661,8 @@ class FineTuning(_message.Message):
     TRANSLATION_FIELD_NUMBER: _builtins.int
     SUMMARIZATION_FIELD_NUMBER: _builtins.int
     INSTRUCTION_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    FREEZE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Classify or score texts or pairs of texts."""
@@ -693,6 +695,14 @@ class FineTuning(_message.Message):
     def instruction(self) -> Global___Instruction:
         """Answer people: follow instructions and hold conversations."""
 
+    @_builtins.property
+    def lora(self) -> Global___Lora:
+        """Train small matrices beside frozen weights instead of the weights themselves; unset: the weights are trained."""
+
+    @_builtins.property
+    def freeze(self) -> Global___Freeze:
+        """Weights that stay as they are; unset: all are trained."""
+
     def __init__(
         self,
         *,
@@ -704,16 +714,105 @@ class FineTuning(_message.Message):
         translation: Global___Translation | None = ...,
         summarization: Global___Summarization | None = ...,
         instruction: Global___Instruction | None = ...,
+        lora: Global___Lora | None = ...,
+        freeze: Global___Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_classification", b"image_classification", "instruction", b"instruction", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
 Global___FineTuning: _TypeAlias = FineTuning  # noqa: Y015
+
+@_typing.final
+class Lora(_message.Message):
+    """Low-rank adaptation (Hu et al., 2021): a frozen layer W becomes W + alpha ÷ rank · B A, and only A and B are trained. Heads (all that
+    is not the backbone, and the backbone's pooler, but not the output layer of a language model) are trained whole beside it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    KEEP_ADAPTER_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rows of A and columns of B, 1 to 4,096; unset: 8."""
+    alpha: _builtins.float
+    """The scale, over 0 and at most 1,000,000; unset: 16."""
+    dropout: _builtins.float
+    """The probability that an input of A is dropped, 0 to under 1; unset: 0."""
+    keep_adapter: _builtins.bool
+    """Also write the adapter alone, as peft reads it, into the folder `adapter` of the model. The model's own weights are always merged."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers that get an adapter, by the last parts of their names in transformers, such as `query` or `attn.c_attn`: linear layers and
+        convolutions of the backbone. Empty: all linear layers of the backbone. Up to 256.
+        """
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int | None = ...,
+        alpha: _builtins.float | None = ...,
+        dropout: _builtins.float | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        keep_adapter: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_dropout", b"_dropout", "_rank", b"_rank", "alpha", b"alpha", "dropout", b"dropout", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_dropout", b"_dropout", "_rank", b"_rank", "alpha", b"alpha", "dropout", b"dropout", "keep_adapter", b"keep_adapter", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
+    _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+
+Global___Lora: _TypeAlias = Lora  # noqa: Y015
+
+@_typing.final
+class Freeze(_message.Message):
+    """What is not trained. Frozen parts compute as they answer: without dropout, and with the running statistics that they have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKBONE_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    backbone: _builtins.bool
+    """The whole backbone: the head alone is trained."""
+    embeddings: _builtins.bool
+    """The embeddings: tables of vectors, and whatever comes before the first layer."""
+    layers: _builtins.int
+    """The first layers, so many, and the embeddings; an encoder's come before its decoder's. At most as many as the model has; unset: none."""
+    def __init__(
+        self,
+        *,
+        backbone: _builtins.bool = ...,
+        embeddings: _builtins.bool = ...,
+        layers: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_layers", b"_layers", "layers", b"layers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layers", b"_layers", "backbone", b"backbone", "embeddings", b"embeddings", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__layers: _TypeAlias = _typing.Literal["layers"]  # noqa: Y015
+    _WhichOneofArgType__layers: _TypeAlias = _typing.Literal["_layers", b"_layers"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layers) -> _WhichOneofReturnType__layers | None: ...
+
+Global___Freeze: _TypeAlias = Freeze  # noqa: Y015
 
 @_typing.final
 class TextClassification(_message.Message):
@@ -860,6 +959,7 @@ class TokenClassification(_message.Message):
     NEW_HEAD_FIELD_NUMBER: _builtins.int
     LABEL_ALL_PIECES_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     scheme: Global___TokenClassification.Scheme.ValueType
     """Unset: found. The model's labels are always BIO, or plain."""
     max_length: _builtins.int
@@ -870,6 +970,8 @@ class TokenClassification(_message.Message):
     """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
     label_all_pieces: _builtins.bool
     """Learn a word's tag at all of its tokens, as `I-` at those after the first of a `B-`; unset: at its first alone, where it is always answered."""
+    label_smoothing: _builtins.float
+    """Probability mass spread over the other labels, from 0 to under 1; unset: 0."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tags by their numbers, if the data has numbers; else the order of the outputs. Empty: those of the training data. Up to 10,000."""
@@ -888,15 +990,20 @@ class TokenClassification(_message.Message):
         new_head: _builtins.bool = ...,
         label_all_pieces: _builtins.bool = ...,
         class_weights: Global___ClassWeights | None = ...,
+        label_smoothing: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "class_weights", b"class_weights", "max_length", b"max_length", "overlap", b"overlap"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "_overlap", b"_overlap", "class_weights", b"class_weights", "label_smoothing", b"label_smoothing", "max_length", b"max_length", "overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_length", b"_max_length", "_overlap", b"_overlap", "class_weights", b"class_weights", "label_all_pieces", b"label_all_pieces", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "overlap", b"overlap", "scheme", b"scheme"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "_overlap", b"_overlap", "class_weights", b"class_weights", "label_all_pieces", b"label_all_pieces", "label_smoothing", b"label_smoothing", "labels", b"labels", "max_length", b"max_length", "new_head", b"new_head", "overlap", b"overlap", "scheme", b"scheme"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
     _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
     _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
     _WhichOneofReturnType__overlap: _TypeAlias = _typing.Literal["overlap"]  # noqa: Y015
     _WhichOneofArgType__overlap: _TypeAlias = _typing.Literal["_overlap", b"_overlap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
     @_typing.overload
@@ -986,7 +1093,6 @@ class ImageClassification(_message.Message):
     CROP_SCALE_FIELD_NUMBER: _builtins.int
     FLIP_FIELD_NUMBER: _builtins.int
     LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
-    FREEZE_BACKBONE_FIELD_NUMBER: _builtins.int
     NEW_HEAD_FIELD_NUMBER: _builtins.int
     problem: Global___ImageClassification.Problem.ValueType
     """Unset: SINGLE_LABEL."""
@@ -1000,8 +1106,6 @@ class ImageClassification(_message.Message):
     """The probability that training sees a picture mirrored left to right, 0 to 1; unset: 0. Not for digits or letters."""
     label_smoothing: _builtins.float
     """Probability mass spread over the other classes, from 0 to under 1; unset: 0. Single label only."""
-    freeze_backbone: _builtins.bool
-    """Train the head alone; the rest of the model stays as it is."""
     new_head: _builtins.bool
     """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
     @_builtins.property
@@ -1017,12 +1121,11 @@ class ImageClassification(_message.Message):
         crop_scale: _builtins.float | None = ...,
         flip: _builtins.float | None = ...,
         label_smoothing: _builtins.float | None = ...,
-        freeze_backbone: _builtins.bool = ...,
         new_head: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "crop_scale", b"crop_scale", "flip", b"flip", "image_size", b"image_size", "label_smoothing", b"label_smoothing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "crop_scale", b"crop_scale", "flip", b"flip", "freeze_backbone", b"freeze_backbone", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "labels", b"labels", "new_head", b"new_head", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale", "_flip", b"_flip", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "crop_scale", b"crop_scale", "flip", b"flip", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "labels", b"labels", "new_head", b"new_head", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crop_scale: _TypeAlias = _typing.Literal["crop_scale"]  # noqa: Y015
     _WhichOneofArgType__crop_scale: _TypeAlias = _typing.Literal["_crop_scale", b"_crop_scale"]  # noqa: Y015
@@ -1773,7 +1876,7 @@ class Optimization(_message.Message):
     micro_batch_size: _builtins.int
     """Samples that one worker computes at once; unset: chosen by the service. If set, `micro × accumulation × workers` must be the global batch, or BATCH_NOT_DIVISIBLE."""
     learning_rate: _builtins.float
-    """The peak learning rate, at least 0; unset: 5e-5 for pretrained models, 1e-3 for new ones."""
+    """The peak learning rate, at least 0; unset: 5e-5 for pretrained models, 2e-4 with LoRA, 1e-3 for new models."""
     schedule: Global___Schedule.ValueType
     """Unset: LINEAR."""
     warmup_ratio: _builtins.float

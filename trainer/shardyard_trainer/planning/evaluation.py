@@ -90,7 +90,7 @@ def _bytes_of_number(spec: spec_pb2.JobSpec) -> int:
 
 def _memory(spec: spec_pb2.JobSpec, task: Prepared, node: worker_pb2.NodeShape, *, positions: int) -> memory.Memory:
     """The memory of the whole model on each worker and a micro batch's outputs. Raises SpecError MODEL_DOES_NOT_FIT."""
-    shape = shape_of(task)
+    shape = shape_of(task, spec_pb2.JobSpec())
     on_gpu = spec.resources.gpus_per_worker > 0
     held = min(positions, shape.chunk) if shape.chunk else positions
     need = memory.Memory(

@@ -1,6 +1,6 @@
 """Memory of one worker by formula, before anything is allocated (docs/planning.md has formulas against measurements).
 
-P parameters, W workers, V vocabulary, D width, L layers; all results in bytes.
+P parameters, T of them trained, W workers, V vocabulary, D width, L layers; all results in bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORDER_BYTES = 60
 
 @dataclass(frozen=True)
 class Shape:
-    """What the formulas ask of a model.
+    """What the formulas ask of a model. Gradients and optimizer states are those of the `num_trainable` alone.
 
     `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a text), `chunk` how many
     positions have their logits in memory at once (0: all of them), `live_parameters` what ZeRO-3 gathers at once,
@@ -38,12 +38,14 @@ class Shape:
     """
 
     num_parameters: int
+    num_trainable: int
     num_layers: int
     width: int
     num_logits: int
     chunk: int
     live_parameters: int
     activation_bytes: int = 0
+    num_frozen_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,26 +141,29 @@ def batches_bytes(*, global_batch_size: int, workers: int, sample_bytes: float) 
 
 
 def activation_bytes_per_position(shape: Shape) -> int:
-    """As the task measured, else 118 D L: what a transformer's backward pass keeps in fp32, measured on GPT-2."""
-    return shape.activation_bytes or 118 * shape.width * shape.num_layers
+    """As the task measured, else 118 D L: what a transformer's backward pass keeps in fp32, measured on GPT-2.
+
+    Of the layers from the first that is trained on: nothing is computed backwards through those below it.
+    """
+    return shape.activation_bytes or 118 * shape.width * (shape.num_layers - shape.num_frozen_layers)
 
 
 def states(shape: Shape, *, zero_stage: int, workers: int, bf16: bool) -> tuple[int, int, int]:
     """Bytes of weights, gradients and optimizer (two moments, fp32 master weights) on one worker.
 
-    fp32: 16 P at stage 0; 8 P + 12 P / W at stages 1 and 2; 16 P / W plus the live layers at stage 3.
-    bf16: 4 P + 12 P / W at stage 1; 2 P + 14 P / W at stage 2; stage 3 as above, in halves.
+    fp32: 4 P + 12 T at stage 0; 4 P + 4 T + 12 T / W at stages 1 and 2; (4 P + 12 T) / W and live layers at stage 3.
+    bf16: 2 P + 2 T + 12 T / W at stage 1; 2 P + 14 T / W at stage 2; stage 3 as above, in halves.
     """
-    total = shape.num_parameters
+    total, trained = shape.num_parameters, shape.num_trainable
     size = 2 if bf16 else 4
     if zero_stage == 0:
-        return 4 * total, 4 * total, 8 * total
+        return 4 * total, 4 * trained, 8 * trained
     if zero_stage == 3:
         weights = size * (_part(total, workers) + min(shape.live_parameters, total))
-        return weights, size * _part(total, workers), (12 if bf16 else 8) * _part(total, workers)
+        return weights, size * _part(trained, workers), (12 if bf16 else 8) * _part(trained, workers)
     # At stage 2 in fp32 the gradients were measured as at stage 1: they are whole until the step partitions them.
-    gradients = size * _part(total, workers) if bf16 and zero_stage == 2 else size * total
-    return size * total, gradients, 12 * _part(total, workers)
+    gradients = size * _part(trained, workers) if bf16 and zero_stage == 2 else size * trained
+    return size * total, gradients, 12 * _part(trained, workers)
 
 
 def _part(total: int, workers: int) -> int:

@@ -29,6 +29,9 @@ def plan_warnings(
     if optimization.global_batch_size > task.train.num_samples:
         message = f"{optimization.global_batch_size} is more than the {task.train.num_samples} samples there are"
         yield job_pb2.Warning(reason="BATCH_OVER_DATA", message=message, field="spec.optimization.global_batch_size")
+    if task.choice.is_fresh and (spec.fine_tuning.HasField("lora") or spec.fine_tuning.HasField("freeze")):
+        message = "the model is new: what is frozen of it stays as it was drawn at random; start from a trained model"
+        yield job_pb2.Warning(reason="FROZEN_AT_RANDOM", message=message, field="spec.model")
     evaluation = spec.evaluation
     if evaluation.HasField("early_stopping") and evaluation.every * (evaluation.early_stopping.patience + 1) >= steps:
         patience = evaluation.early_stopping.patience

@@ -115,6 +115,7 @@ def _task_of(spec: spec_pb2.JobSpec) -> Task | None:
 def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
     task = seen.task
     resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
+    resolve.fill_adaptation(spec.fine_tuning)
     raise_all([*check_rates(spec.optimization), *check_evaluation(spec.evaluation, task)])
     resolve.fill_task(spec, task)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
@@ -156,13 +157,14 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         batch=_batch_proto(batch),
         deepspeed_config_json=json.dumps(config, sort_keys=True),
         num_parameters=shape.num_parameters,
+        num_trainable_parameters=shape.num_trainable,
         memory=need.to_proto(),
         total_steps=steps,
         num_train_samples=task.train.num_samples,
         num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
         num_train_tokens=task.train.num_tokens,
         labels=list(task.describe().get("labels") or ()),
-        checkpoint_bytes=_checkpoint_bytes(shape.num_parameters, stage=stage, bf16=gang.bf16),
+        checkpoint_bytes=_checkpoint_bytes(shape, stage=stage, bf16=gang.bf16),
         warnings=[*plan_warnings(spec, task, need, steps, call.node_shape), *losses],
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, call.locations),
@@ -263,9 +265,9 @@ def _longest_sample(task: Prepared) -> int:
     return task.length if lengths is None or not len(lengths) else max(int(lengths.max()), 1)
 
 
-def _checkpoint_bytes(num_parameters: int, *, stage: int, bf16: bool) -> int:
-    """The weights, AdamW's two moments, and from stage 1 on fp32 master weights."""
-    return num_parameters * ((2 if bf16 else 4) + 8 + (4 if stage else 0))
+def _checkpoint_bytes(shape: memory.Shape, *, stage: int, bf16: bool) -> int:
+    """The weights, and of those that are trained AdamW's two moments and from stage 1 on fp32 master weights."""
+    return shape.num_parameters * (2 if bf16 else 4) + shape.num_trainable * (12 if stage else 8)
 
 
 def _batch_proto(batch: Batch) -> plan_pb2.BatchPlan:

@@ -13,11 +13,13 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.tokenization import DEFAULT_VOCAB_SIZE
 from shardyard_trainer.planning.arithmetic import DEFAULT_METRIC, DEFAULT_PATIENCE, Batch
 from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.adaptation import DEFAULT_ALPHA, DEFAULT_RANK
 from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.tasks.ingredients import DEFAULT_HOLDOUT
 
 GLOBAL_BATCH_SIZE = 32
 PRETRAINED_LEARNING_RATE = 5e-5
+LORA_LEARNING_RATE = 2e-4
 FRESH_LEARNING_RATE = 1e-3
 KEEP_LAST = 2
 
@@ -52,13 +54,20 @@ def fill_optimization(spec: spec_pb2.JobSpec, *, is_fresh: bool) -> None:
     optimization = spec.optimization
     if not optimization.schedule:
         optimization.schedule = _OPTIMIZATION["schedule"]
-    rate = FRESH_LEARNING_RATE if is_fresh else PRETRAINED_LEARNING_RATE
+    of_pretrained = LORA_LEARNING_RATE if spec.fine_tuning.HasField("lora") else PRETRAINED_LEARNING_RATE
+    rate = FRESH_LEARNING_RATE if is_fresh else of_pretrained
     _fill(optimization, global_batch_size=GLOBAL_BATCH_SIZE, learning_rate=rate)
     _fill(optimization, **{name: value for name, value in _OPTIMIZATION.items() if name != "schedule"})
     if optimization.WhichOneof("warmup") is None:
         optimization.warmup_ratio = 0.1
     _fill(spec.parallelism, compile=False)
     _fill(spec.checkpoints, keep_last=KEEP_LAST)
+
+
+def fill_adaptation(fine_tuning: spec_pb2.FineTuning) -> None:
+    """The numbers of LoRA, if there is one; no `targets` means all linear layers of the backbone."""
+    if fine_tuning.HasField("lora"):
+        _fill(fine_tuning.lora, rank=DEFAULT_RANK, alpha=DEFAULT_ALPHA, dropout=0.0)
 
 
 def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:

@@ -19,6 +19,7 @@ from shardyard_trainer.models.hub import snapshot_folder
 from shardyard_trainer.planning import memory
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
+from shardyard_trainer.tasks.adaptation import num_layers_frozen
 from shardyard_trainer.tasks.base import Prepared, build_module
 from shardyard_trainer.tasks.ingredients import prepare
 
@@ -29,6 +30,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class Seen:
     """What files say, whatever the settings of the run are."""
 
+    spec: spec_pb2.JobSpec
     task: Prepared
     weight_errors: tuple[SpecError, ...]
     of_any_seed: Seen | None = None
@@ -37,7 +39,7 @@ class Seen:
     @cached_property
     def shape(self) -> memory.Shape:
         """The model's. Raises SpecError if none can be made."""
-        return self.of_any_seed.shape if self.of_any_seed is not None else shape_of(self.task)
+        return self.of_any_seed.shape if self.of_any_seed is not None else shape_of(self.task, self.spec)
 
 
 def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
@@ -70,7 +72,7 @@ def _is_split_by_lot(spec: spec_pb2.JobSpec) -> bool:
 def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> Seen:
     read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
     task = prepare(read, where)
-    return Seen(task, tuple(_weight_errors(read, task)))
+    return Seen(read, task, tuple(_weight_errors(read, task)))
 
 
 @lru_cache(maxsize=8)
@@ -78,14 +80,14 @@ def _split_once(spec: bytes, locations: bytes, identity: tuple[object, ...], see
     seen = _look_once(spec, locations, identity)
     read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
     read.optimization.seed = seed
-    return Seen(prepare(read, where), seen.weight_errors, of_any_seed=seen)
+    return Seen(read, prepare(read, where), seen.weight_errors, of_any_seed=seen)
 
 
-def shape_of(task: Prepared) -> memory.Shape:
-    """Counts the model without making it."""
+def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
+    """Counts the model without making it. Raises SpecError, also for layers that `spec` names and it does not have."""
     about("spec.model", "MODEL_INVALID")
     reading("the model that its configuration asks for")
-    module = build_module(task, spec_pb2.JobSpec(), meta=True)
+    module = build_module(task, spec, meta=True)
     config = task.choice.config
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     num_layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
@@ -93,12 +95,14 @@ def shape_of(task: Prepared) -> memory.Shape:
     embeddings = int(getattr(config, "vocab_size", 0)) * width
     return memory.Shape(
         num_parameters=num_parameters,
+        num_trainable=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
         num_layers=num_layers,
         width=width,
         num_logits=footprint.num_logits,
         chunk=footprint.chunk,
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
         activation_bytes=footprint.activation_bytes,
+        num_frozen_layers=min(num_layers_frozen(module), num_layers),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.loading import quiet
 from shardyard_trainer.models.sources import ModelChoice
+from shardyard_trainer.tasks.adaptation import adapt
 
 if TYPE_CHECKING:
     from shardyard_trainer.tasks.ingredients import Ingredients
@@ -78,6 +79,19 @@ class HuggingFaceModule(TaskModule):
 
     model: Any
     own_head: nn.Linear | None
+    _held: Sequence[nn.Module] = ()
+
+    def hold(self, parts: Sequence[nn.Module]) -> None:
+        """Keeps parts in evaluation mode while the others are trained: no dropout, and fixed running statistics."""
+        # As a tuple: modules in it are not registered a second time.
+        self._held = tuple(parts)
+
+    def train(self, mode: bool = True) -> Self:
+        """Like every module, but for the parts that are held."""
+        super().train(mode)
+        for part in self._held:
+            part.eval()
+        return self
 
     # As an attribute, the backbone's parameters would be registered under a second name.
     @property
@@ -261,14 +275,14 @@ def build_module(prepared: Prepared, spec: spec_pb2.JobSpec, *, meta: bool = Fal
     """Builds the module to train, fp32 on the CPU, the same on every rank for the same spec.
 
     All randomness comes from the spec's seed. `meta` builds it without memory or weights, for counting.
-    Raises SpecError if the weights do not load.
+    Raises SpecError if the weights do not load, or if there are no layers such as LoRA or freezing names.
     """
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.optimization.seed)
-        if not meta:
-            return prepared.make_module(meta=False)
-        with torch.device("meta"):
-            return prepared.make_module(meta=True)
+        with torch.device("meta" if meta else "cpu"):
+            module = prepared.make_module(meta=meta)
+            adapt(module, spec.fine_tuning)
+        return module
 
 
 def at_once(compute: Callable[[], Sequence[Any]]) -> Parts:

@@ -157,7 +157,7 @@ def _assemble(
         wanted=wanted,
         keeps_head=keeps,
     )
-    prepared.probe(job.field)
+    prepared.probe(job.field, job.spec)
     return prepared
 
 
@@ -203,7 +203,6 @@ class PreparedPictures:
         self.schema = schema
         self.length = positions(inputs.settings.seen)
         self._label_smoothing = wanted.label_smoothing
-        self._freezes = wanted.freeze_backbone
         self._keeps_head = keeps_head
         self._kept_bytes = 0
         self._needs_two = False
@@ -218,18 +217,17 @@ class PreparedPictures:
             model,
             problem=self.schema.problem,
             label_smoothing=self._label_smoothing,
-            freezes=self._freezes,
             needs_two=self._needs_two,
         )
 
-    def probe(self, field: str) -> None:
+    def probe(self, field: str, spec: spec_pb2.JobSpec) -> None:
         """Runs two pictures on the meta device: whether the model takes them, and what a backward pass would keep.
 
         Raises SpecError for a model that does not fit this size of pictures.
         """
         settings = self.inputs.settings
         seen = torch.empty(2, settings.channels, *settings.seen, device="meta")
-        outputs, self._kept_bytes, self._needs_two = probe(self, {"pixel_values": seen}, field)
+        outputs, self._kept_bytes, self._needs_two = probe(self, {"pixel_values": seen}, field, spec.fine_tuning)
         if tuple(outputs["logits"].shape) != (2, self.schema.num_outputs):
             why = f"its head gives outputs of the shape {list(outputs['logits'].shape)}"
             raise does_not_fit(self.choice, self.inputs, why, field)

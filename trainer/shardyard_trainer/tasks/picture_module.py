@@ -41,23 +41,13 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
 class PictureModule(HuggingFaceModule):
     """Classifies pictures; the loss is summed over them."""
 
-    def __init__(self, model: Any, *, problem: int, label_smoothing: float, freezes: bool, needs_two: bool) -> None:
+    def __init__(self, model: Any, *, problem: int, label_smoothing: float, needs_two: bool) -> None:
         super().__init__()
         self.model = model
         self.own_head = None
         self._problem = problem
         self._label_smoothing = label_smoothing
         self._needs_two = needs_two
-        self._freezes = freezes
-        if freezes:
-            self.backbone.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> PictureModule:
-        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode, with its running statistics."""
-        super().train(mode)
-        if self._freezes:
-            self.backbone.eval()
-        return self
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_outputs: bool = False

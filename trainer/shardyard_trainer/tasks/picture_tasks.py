@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.image import Augmentation, ImageInputs
 from shardyard_trainer.inputs.image_settings import default_settings
@@ -15,6 +16,7 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.plain_words import in_plain_words
+from shardyard_trainer.tasks.adaptation import adapt
 from shardyard_trainer.tasks.base import HuggingFaceModule
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.picture_module import Kept
@@ -88,18 +90,21 @@ class Probed(Protocol):
         """The module."""
 
 
-def probe(task: Probed, seen: dict[str, torch.Tensor], field: str) -> tuple[dict[str, torch.Tensor], int, bool]:
+def probe(
+    task: Probed, seen: dict[str, torch.Tensor], field: str, adaptation: spec_pb2.FineTuning | None = None
+) -> tuple[dict[str, torch.Tensor], int, bool]:
     """Runs two pictures on the meta device: outputs, bytes kept of one, and whether one alone cannot be trained on.
 
     Raises SpecError for a model that does not take pictures of this size.
     """
     needs_two = False
     with quiet(), torch.device("meta"):
-        module = task.make_module(meta=True).train()
+        module = task.make_module(meta=True)
+        adapt(module, adaptation or spec_pb2.FineTuning())
         kept = Kept(module)
         try:
             with kept:
-                found = module(**seen, return_outputs=True).outputs
+                found = module.train()(**seen, return_outputs=True).outputs
         except LOADING_ERRORS as error:
             raise does_not_fit(task.choice, task.inputs, in_plain_words(error), field) from None
         try:

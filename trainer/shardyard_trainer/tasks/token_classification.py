@@ -202,7 +202,16 @@ def _assemble(
             ]
         )
     train.weights = find_weights(job, data.labels, train.counts)
-    return PreparedTags(choice, inputs, splits, job.warnings, data=data, overlap=_overlap(job), keeps_head=keeps)
+    return PreparedTags(
+        choice,
+        inputs,
+        splits,
+        job.warnings,
+        data=data,
+        overlap=_overlap(job),
+        label_smoothing=job.wanted.label_smoothing,
+        keeps_head=keeps,
+    )
 
 
 class PreparedTags(PreparedText[TaggedSamples]):
@@ -220,12 +229,14 @@ class PreparedTags(PreparedText[TaggedSamples]):
         *,
         data: TaggedTexts,
         overlap: int,
+        label_smoothing: float,
         keeps_head: bool,
     ) -> None:
         super().__init__(choice, inputs, splits, warnings)
         self.labels = data.labels
         self.scheme = data.scheme
         self._overlap = overlap
+        self._label_smoothing = label_smoothing
         self._keeps_head = keeps_head
 
     def make_module(self, *, meta: bool) -> TokenClassifierModule:
@@ -233,7 +244,7 @@ class PreparedTags(PreparedText[TaggedSamples]):
         auto = transformers.AutoModelForTokenClassification
         tokenizer = self.inputs.tokenizer
         model = load_with_labels(auto, self.choice, tokenizer, self.labels, keeps_head=self._keeps_head, meta=meta)
-        return TokenClassifierModule(model, self.train.weights)
+        return TokenClassifierModule(model, self.train.weights, label_smoothing=self._label_smoothing)
 
     def metrics(self) -> TagMetrics:
         """A new, empty collector of metrics."""
@@ -242,6 +253,7 @@ class PreparedTags(PreparedText[TaggedSamples]):
     def resolve(self, message: Any) -> None:
         """Fills in window, scheme and labels."""
         message.max_length, message.overlap = self.length, self._overlap
+        message.label_smoothing = self._label_smoothing
         if not message.scheme:
             message.scheme = next(value for value, name in _NAMES.items() if name == self.scheme)
         if not message.labels:
@@ -268,11 +280,12 @@ class PreparedTags(PreparedText[TaggedSamples]):
 class TokenClassifierModule(HuggingFaceModule):
     """Tags words; the loss is summed over the tokens with a label, in training weighted by label."""
 
-    def __init__(self, model: Any, class_weights: np.ndarray | None) -> None:
+    def __init__(self, model: Any, class_weights: np.ndarray | None, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.own_head = None
         self._class_weights = class_weights
+        self._label_smoothing = label_smoothing
 
     def forward(
         self,
@@ -289,7 +302,10 @@ class TokenClassifierModule(HuggingFaceModule):
         logits_BTC = self.model(**inputs).logits
         weights_C = as_tensor(self._class_weights, logits_BTC) if self.training else None
         logits_NC, labels_N = logits_BTC.flatten(0, 1).float(), labels.flatten()
-        loss = F.cross_entropy(logits_NC, labels_N, weight=weights_C, ignore_index=IGNORED, reduction="sum")
+        smoothing = self._label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(
+            logits_NC, labels_N, weight=weights_C, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+        )
         # Predicted labels, not scores: the scores of a large evaluation would not fit in memory.
         return ModuleOutput(loss, {"answers": logits_BTC.argmax(-1)} if return_outputs else None)
 

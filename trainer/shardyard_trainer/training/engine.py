@@ -304,7 +304,9 @@ def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: matrices decay; biases and the weights of norms, which have one dimension, do not."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # If adapters alone are trained there is no bias: ZeRO cannot shard a group of nothing.
+    return [group for group in groups if group["params"]]

@@ -30,6 +30,7 @@ from shardyard_trainer.models.door import FolderInvalid, open_folder
 from shardyard_trainer.models.loading import quiet
 from shardyard_trainer.models.settings import generation_settings
 from shardyard_trainer.models.weights import read_header
+from shardyard_trainer.tasks.adaptation import has_adapters, merged, save_adapter
 from shardyard_trainer.tasks.base import HuggingFaceModule, Predictor, Prepared, TaskModule, build_module
 from shardyard_trainer.tasks.opening import open_model
 from shardyard_trainer.training.config import resolved_spec
@@ -43,6 +44,7 @@ BF16_TOLERANCE = 0.1
 """The same for a live model that computes in bf16: the folder is read in fp32."""
 
 _COMPARED_SAMPLES = 4
+ADAPTER_FOLDER = "adapter"
 _FILES = ("config.json", "model.safetensors", "shardyard.json")
 
 
@@ -122,6 +124,9 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
     with quiet():
         _save_model(folder, module, _part(state_dict, "model."), task)
         task.inputs.save(folder, task.choice.config)
+    lora = resolved_spec(trained.attempt).fine_tuning.lora
+    if lora.keep_adapter and has_adapters(module):
+        save_adapter(folder / ADAPTER_FOLDER, module, state_dict, lora)
     if module.own_head is not None:
         head = {name: tensor.float().contiguous() for name, tensor in _part(state_dict, "own_head.").items()}
         save_file(head, folder / "head.safetensors")
@@ -156,7 +161,7 @@ def _save_model(
         shell = type(module.model)(config)
     if getattr(module.model.base_model, "pooler", shell) is None:
         shell.base_model.pooler = None
-    shell.load_state_dict(state_dict, strict=True, assign=True)
+    shell.load_state_dict(merged(module.model, state_dict), strict=True, assign=True)
     shell.tie_weights()
     if not shell.can_generate():
         shell.generation_config = None
