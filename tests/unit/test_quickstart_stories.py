@@ -29,7 +29,7 @@ ADDRESSES = """<AddressCollection>
 @pytest.mark.parametrize("name", stories.NAMES)
 def test_a_story_has_all_its_parts(name: str) -> None:
     module = script("examples/quickstart", f"stories.{name}")
-    for part in stories.Story.__annotations__ | {"prepare": 0, "job": 0, "baselines": 0, "ask": 0}:
+    for part in stories.Story.__annotations__ | {"prepare": 0, "job": 0, "compare": 0, "ask": 0}:
         assert hasattr(module, part), f"{name} has no {part}"
 
 

@@ -6,7 +6,6 @@ A story is a module of this package with what `Story` lists. `tell` runs it thro
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -27,7 +26,7 @@ class Story(Protocol):
     WHAT: str
     """What is trained, in the table's words."""
     METRIC: str
-    """The metric of the evaluation that the table shows."""
+    """What the table shows, a number that is the better the higher it is."""
 
     def prepare(self, folder: Path) -> Any:
         """Fetches the material and writes its files. Raises AssetsUnavailable."""
@@ -35,8 +34,10 @@ class Story(Protocol):
     def job(self, material: Any) -> JobSpec:
         """What to train."""
 
-    def baselines(self, material: Any, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """What there is to beat, from the material, or from the job's metrics."""
+    def compare(
+        self, client: shardyard.Client, outcome: story.Outcome, material: Any
+    ) -> tuple[float, dict[str, float]]:
+        """What the trained model reached, and what there is to beat, by the words of the table."""
 
     def ask(self, client: shardyard.Client, model: str, material: Any) -> None:
         """Prints a few answers of the model. Raises WrongAnswer."""
@@ -49,8 +50,7 @@ def tell(name: str, client: shardyard.Client, folder: Path) -> None:
     material = chosen.prepare(folder)
     print(f"\n2. Train a {chosen.WHAT}", flush=True)
     outcome = story.run_job(client, chosen.job(material), name)
-    reached = outcome.metrics[chosen.METRIC]
-    baselines = chosen.baselines(material, outcome.metrics)
+    reached, baselines = chosen.compare(client, outcome, material)
     print(f"\n  {'on what was held out':44}{chosen.METRIC:>10}{'time':>8}")
     for what, value in sorted({**baselines, chosen.WHAT: reached}.items(), key=lambda row: row[1]):
         took = f"{outcome.took.total_seconds():.0f} s" if what == chosen.WHAT else ""

@@ -10,13 +10,14 @@ import json
 import random
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import assets
 import show
+import story
 
 import shardyard
 from shardyard.specs import Data, JobSpec, Optimization, Parallelism, Resources, TokenClassification
@@ -49,12 +50,17 @@ class Material(NamedTuple):
 
 def prepare(folder: Path) -> Material:
     """Files in JSONL with `tokens` and `tags`; no address is in both. Raises AssetsUnavailable."""
-    addresses = list(dict.fromkeys(read(assets.cached("usaddress-0.5.16", ADDRESSES, unpack) / "labeled.xml")))
+    addresses = list(dict.fromkeys(read(fetch())))
     random.Random(0).shuffle(addresses)
     test, train = addresses[:HELD_OUT], addresses[HELD_OUT:]
     print(f"  {len(train)} addresses to learn from, {len(test)} held out")
     files = [write(folder / f"{name}.jsonl", part) for name, part in (("train", train), ("test", test))]
     return Material(assets.bert_folder(), *files, train, test)
+
+
+def fetch() -> Path:
+    """The XML file. Raises AssetsUnavailable."""
+    return assets.cached("usaddress-0.5.16", ADDRESSES, unpack) / "labeled.xml"
 
 
 def job(material: Material) -> JobSpec:
@@ -70,8 +76,8 @@ def job(material: Material) -> JobSpec:
     )
 
 
-def baselines(material: Material, metrics: Mapping[str, float]) -> Mapping[str, float]:
-    """The most frequent tag of all, and of each word."""
+def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
+    """Beside the most frequent tag of all, and of each word."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for words, tags in material.train:
         for word, tag in zip(words, tags, strict=True):
@@ -79,8 +85,8 @@ def baselines(material: Material, metrics: Mapping[str, float]) -> Mapping[str, 
     overall = sum(counts.values(), Counter[str]()).most_common(1)[0][0]
     most = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
     found = [[most.get(word.lower(), overall) for word in words] for words, _ in material.test]
-    return {
-        "always the most frequent tag": metrics["majority_f1"],
+    return outcome.metrics[METRIC], {
+        "always the most frequent tag": outcome.metrics["majority_f1"],
         "the most frequent tag of each word": entity_f1([tags for _, tags in material.test], found),
     }
 

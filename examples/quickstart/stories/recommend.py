@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import assets
 import show
+import story
 
 import shardyard
 from shardyard.specs import Architecture, Data, JobSpec, Optimization, Recommendation, Resources
@@ -57,9 +57,9 @@ def job(material: Material) -> JobSpec:
     )
 
 
-def baselines(material: Material, metrics: Mapping[str, float]) -> Mapping[str, float]:
-    """The films that most people have seen."""
-    return {"always the most popular films": metrics["popular_hr_10"]}
+def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
+    """Beside the films that most people have seen."""
+    return outcome.metrics[METRIC], {"always the most popular films": outcome.metrics["popular_hr_10"]}
 
 
 def ask(client: shardyard.Client, model: str, material: Material) -> None:
