@@ -26,6 +26,7 @@ from shardyard_trainer.entry import run
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "flowers.yaml"
 LIMIT = 0.05
+_RESULT = "result.txt"
 _SKIPPED = 10
 """Steps at the start, in which the process warms up."""
 
@@ -43,8 +44,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sy") as name:
         write_pictures(Path(name) / "data", arguments.pictures, arguments.side)
         command = [sys.executable, __file__, "--train", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    share, step_ms = (float(each) for each in done.stdout.strip().splitlines()[-1].split())
+        subprocess.run(command, check=True)
+        measured = (Path(name) / _RESULT).read_text(encoding="utf-8")
+    share, step_ms = (float(each) for each in measured.split())
     what = f"the loader's wait in a step, {arguments.pictures:,} JPEGs of {arguments.side} × {arguments.side}"
     report("loader", [(what, f"under {LIMIT:.0%}", f"{share:.1%} of {step_ms:.0f} ms")], write=arguments.write)
     return int(share > LIMIT)
@@ -62,7 +64,7 @@ def write_pictures(folder: Path, number: int, side: int) -> None:
 
 
 def train(folder: Path) -> int:
-    """One epoch in this process; prints the share and the milliseconds of a step."""
+    """One epoch in this process; writes down the share and the milliseconds of a step."""
     spec = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["job"]["spec"]
     spec["train_data"] = {"uri": str(folder / "data")}
     spec["evaluation"] = {"holdout": 0}
@@ -95,7 +97,8 @@ def train(folder: Path) -> int:
     batch = spec["optimization"]["global_batch_size"]
     durations = [batch / each for each in rates]
     waited, took = sum(waits[_SKIPPED:]), sum(durations[_SKIPPED:])
-    print(waited / took, 1000 * took / len(durations[_SKIPPED:]))
+    result = f"{waited / took} {1000 * took / len(durations[_SKIPPED:])}"
+    (folder / _RESULT).write_text(result, encoding="utf-8")  # The rank's output goes into its log.
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -20,7 +21,7 @@ from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile, open_regular
 from shardyard_trainer.reading import about, reading
 
-_LABEL = Role("label", ("labels", "class", "category", "target", "fine_label", "coarse_label"))
+_LABEL = Role("label", ("labels", "class", "cls", "category", "target", "fine_label", "coarse_label"))
 NAMED = (Role("image", ("file_name", "filename", "file", "image_path", "path")), _LABEL)
 HELD = (Role("image", ("img", "picture", "jpg", "png", "webp")), _LABEL)
 _TABLES = frozenset({spec_pb2.DATA_FORMAT_PARQUET})
@@ -122,14 +123,14 @@ def _described(
     bad: BadRows,
 ) -> list[_Found]:
     """Yields the pictures that rows of metadata name, in the order of the rows. Raises DataError."""
-    by_name = {file.name: file for file in pictures}
+    by_name = {_plain(file.name): file for file in pictures}
     found: dict[str, _Found] = {}
     named: set[str] = set()
     for table in described:
         folder = PurePosixPath(table.name).parent
         as_table = replace(table, format=_table_format(table.name))
         for record in read_records([as_table], source, (NAMED,), field=field, bad=bad):
-            name = str(folder / str(record.cells["image"]).strip().removeprefix("./"))
+            name = _plain(str(folder / _plain(str(record.cells["image"])).removeprefix("./")))
             named.add(name)
             try:
                 _check_row(name, record, by_name, found)
@@ -148,6 +149,11 @@ def _described(
             text = f"{len(missing):,} pictures have no row in {where}: {names}; label them, or remove them"
             raise DataError(text, file=missing[0])
     return list(found.values())
+
+
+def _plain(name: str) -> str:
+    """A path as it is compared: Windows writes its folders with backslashes, and macOS its accents apart."""
+    return unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
 
 
 def _check_row(name: str, record: Record, by_name: Mapping[str, DataFile], found: Mapping[str, _Found]) -> None:

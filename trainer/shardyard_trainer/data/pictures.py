@@ -7,6 +7,7 @@ known.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import Any
 
@@ -15,7 +16,6 @@ from PIL import (  # Importing a plugin registers its format; `Image.open` does 
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -41,10 +41,34 @@ MOST_BYTES = 64 * 1024 * 1024
 """Bytes of one picture's file at most."""
 
 _STEP = "copy it again, or save it as JPEG or PNG"
-_FAULTS = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, ArithmeticError, MemoryError)
+_FAULTS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    AttributeError,
+)
 """What Pillow raises for damaged files, by format."""
 
 _16_BIT = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture is turned, by its orientation in EXIF."""
 
 
 class PictureInvalid(ValueError):
@@ -61,8 +85,7 @@ def read_picture(content: bytes, *, channels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture.load()
-            turned = ImageOps.exif_transpose(picture)
-            return _in_8_bits(turned).convert("RGB" if channels == 3 else "L")
+            return _in_8_bits(_turned(picture)).convert("RGB" if channels == 3 else "L")
     except PictureInvalid:
         raise
     except _FAULTS as error:
@@ -114,6 +137,18 @@ def _open(content: bytes) -> Image.Image:
     return picture  # type: ignore[no-any-return]
 
 
+def _turned(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF says. Notes that cannot be read say nothing: other programs show such pictures too.
+
+    Pillow's `exif_transpose` also rewrites all other notes, and fails for those that it reads but cannot write.
+    """
+    try:
+        way = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except _FAULTS:
+        return picture
+    return picture if way is None else picture.transpose(way)
+
+
 def _in_8_bits(picture: Image.Image) -> Image.Image:
     if picture.mode in _16_BIT or picture.mode == "I":
         # Pillow's own conversion would clip everything over 255. In the file's own width: eight bytes a pixel, several
@@ -146,5 +181,7 @@ def _damaged(error: BaseException) -> PictureInvalid:
         or isinstance(error, EOFError)
     ):
         return PictureInvalid(f"the picture is cut short or damaged; {_STEP}")
+    if "MAX_TEXT_CHUNK" in text:
+        return PictureInvalid("its notes or its colour profile take over 1 MiB unpacked; save it without them")
     first = text.strip().split("\n")[0][:120] or type(error).__name__
     return PictureInvalid(f"the picture does not decode ({first}); {_STEP}")
