@@ -251,7 +251,8 @@ class Translation:
 
     The languages are what the data calls them: columns, keys of a `translation`, or the endings of two files.
     `source_prefix` is put before each source, by `predict` too. Texts are written with `num_beams`, their scores
-    divided by their length to the power of `length_penalty`.
+    divided by their length to the power of `length_penalty`. `source_token` and `target_token` are the languages of
+    models that have tokens for them, such as `en_XX`.
     """
 
     source_language: str | None = None
@@ -262,6 +263,8 @@ class Translation:
     label_smoothing: float | None = None
     num_beams: int | None = None
     length_penalty: float | None = None
+    source_token: str | None = None
+    target_token: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
@@ -278,6 +281,8 @@ class Summarization:
     label_smoothing: float | None = None
     num_beams: int | None = None
     length_penalty: float | None = None
+    source_token: str | None = None
+    target_token: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from sacrebleu.metrics.bleu import BLEU
 
 import shardyard
 from helpers.chats import ANSWERS, chat, write_chats
@@ -19,6 +20,7 @@ from helpers.questions import asked, write_nested
 from helpers.small_pictures import write_folders
 from helpers.tiny_folders import WORDS, save_folder
 from helpers.workplace import Workplace, workplace
+from shardyard_trainer.tasks.rouge import rouge
 
 PEOPLE = ["Anna", "Bob", "Clara Smith"]
 PLACES = ["Rome", "New York"]
@@ -361,8 +363,6 @@ def counted(path: Path, number: int, seed: int) -> list[tuple[str, str]]:
 
 
 def test_numbers_are_translated(place: Workplace) -> None:
-    from sacrebleu.metrics import BLEU
-
     counted(place.folder / "pairs.jsonl", 400, 1)
     held_out = counted(place.folder / "held_pairs.jsonl", 30, 2)
     with shardyard.Client(place.address) as client:
@@ -438,9 +438,8 @@ def test_reports_are_summarised(place: Workplace) -> None:
         assert model.info.task == "summarization"
         assert numbers["rouge_1"] > 70 > numbers["lead_rouge_1"]
         answers = model.predict([source for source, _ in held_out])
-        # The tokenizer has no capital letters.
-        right = sum(answer.text == target.lower() for answer, (_, target) in zip(answers, held_out, strict=True))
-        assert 100 * right / len(held_out) <= numbers["rouge_1"]
+        found = rouge([target for _, target in held_out], [answer.text or "" for answer in answers])
+        assert found._asdict() == pytest.approx({name: numbers[name] for name in found._fields}, abs=1e-9)
 
 
 def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) -> None:
@@ -487,3 +486,21 @@ def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) 
     assert logits.flatten().tolist() == pytest.approx(
         [each for answer in answers[:3] for each in answer.logits], abs=1e-4
     )
+
+
+def test_missing_spans_are_written_behind_their_sentinels(place: Workplace) -> None:
+    (place.folder / "spans.txt").write_text("the dog sleeps and the cat eats\n" * 300)
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.SpanCorruption(sequence_length=32),
+            model=shardyard.Architecture("t5", TINY_T5, dropout=0.0),
+            tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=260),
+            train_data=place.folder / "spans.txt",
+            optimization=shardyard.Optimization(max_steps=60, learning_rate=1e-2, global_batch_size=16, seed=3),
+        )
+        job = client.submit(spec, job_id="spans")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("spans")
+        assert model.info.task == "span_corruption" and 0 < model.info.metrics["loss"] < 3
+        (answer,) = model.predict(["the dog <extra_id_0> and the cat eats"])
+        assert answer.text is not None and "</s>" not in answer.text

@@ -1326,13 +1326,15 @@ class Translation(_message.Message):
     LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     NUM_BEAMS_FIELD_NUMBER: _builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    SOURCE_TOKEN_FIELD_NUMBER: _builtins.int
+    TARGET_TOKEN_FIELD_NUMBER: _builtins.int
     source_language: _builtins.str
     """What the data calls the language of the sources: a column, a key of `translation`, or the ending of a file, such as `en`. Up to 32
     characters; empty: the data has a `source` and a `target`.
     """
     target_language: _builtins.str
-    """What the data calls the language of the targets. BLEU parts Chinese by characters for `zh`, Japanese and Korean for `ja`, `ko`. Up to
-    32 characters.
+    """What the data calls the language of the targets. For `zh`, `ja`, `ko` and `th` BLEU takes
+    characters as words. Up to 32 characters.
     """
     source_prefix: _builtins.str
     """Text put before each source, such as `translate English to German: ` for T5; `Predict` adds it too. Up to 1,024 characters."""
@@ -1348,6 +1350,12 @@ class Translation(_message.Message):
     """Beams when texts are written, in evaluation and by `Predict`, 1 to 16; unset: the model's own setting, else 1: always the likeliest token."""
     length_penalty: _builtins.float
     """With beams: a text's score is divided by its length to this power, so more favours longer texts, -10 to 10; unset: the model's own setting, else 1."""
+    source_token: _builtins.str
+    """For models that tell languages by tokens (mBART, NLLB): the token of the sources, such as `en_XX` or `eng_Latn`; it takes the place of the
+    one that the tokenizer would use, and `Predict` uses it too. Empty: none. Up to 64 characters.
+    """
+    target_token: _builtins.str
+    """The token of the targets, likewise, such as `ro_RO`; each text that is written begins with it, without showing it."""
     def __init__(
         self,
         *,
@@ -1359,10 +1367,12 @@ class Translation(_message.Message):
         label_smoothing: _builtins.float | None = ...,
         num_beams: _builtins.int | None = ...,
         length_penalty: _builtins.float | None = ...,
+        source_token: _builtins.str = ...,
+        target_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams", "source_language", b"source_language", "source_prefix", b"source_prefix", "target_language", b"target_language"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams", "source_language", b"source_language", "source_prefix", b"source_prefix", "source_token", b"source_token", "target_language", b"target_language", "target_token", b"target_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
     _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
@@ -1402,6 +1412,8 @@ class Summarization(_message.Message):
     LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     NUM_BEAMS_FIELD_NUMBER: _builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    SOURCE_TOKEN_FIELD_NUMBER: _builtins.int
+    TARGET_TOKEN_FIELD_NUMBER: _builtins.int
     source_prefix: _builtins.str
     """Text put before each source, such as `summarize: ` for T5; `Predict` adds it too. Up to 1,024 characters."""
     max_source_length: _builtins.int
@@ -1416,6 +1428,12 @@ class Summarization(_message.Message):
     """Beams when texts are written, in evaluation and by `Predict`, 1 to 16; unset: the model's own setting, else 1: always the likeliest token."""
     length_penalty: _builtins.float
     """With beams: a text's score is divided by its length to this power, so more favours longer texts, -10 to 10; unset: the model's own setting, else 1."""
+    source_token: _builtins.str
+    """For models that tell languages by tokens (mBART, NLLB): the token of the sources, such as `en_XX` or `eng_Latn`; it takes the place of the
+    one that the tokenizer would use, and `Predict` uses it too. Empty: none. Up to 64 characters.
+    """
+    target_token: _builtins.str
+    """The token of the targets, likewise, such as `ro_RO`; each text that is written begins with it, without showing it."""
     def __init__(
         self,
         *,
@@ -1425,10 +1443,12 @@ class Summarization(_message.Message):
         label_smoothing: _builtins.float | None = ...,
         num_beams: _builtins.int | None = ...,
         length_penalty: _builtins.float | None = ...,
+        source_token: _builtins.str = ...,
+        target_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams", "source_prefix", b"source_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing", "_length_penalty", b"_length_penalty", "_max_source_length", b"_max_source_length", "_max_target_length", b"_max_target_length", "_num_beams", b"_num_beams", "label_smoothing", b"label_smoothing", "length_penalty", b"length_penalty", "max_source_length", b"max_source_length", "max_target_length", b"max_target_length", "num_beams", b"num_beams", "source_prefix", b"source_prefix", "source_token", b"source_token", "target_token", b"target_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
     _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015

@@ -71,6 +71,32 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """Ids of the tokens that name the languages of sources and targets; None: the tokenizer's own, if it has one."""
+
+    source: int | None = None
+    target: int | None = None
+
+
+def marked(ids: list[int], token: int | None, tokenizer: Any, length: int) -> list[int]:
+    """A text with the token of its language: in the place of the tokenizer's own, else at its beginning."""
+    if token is None:
+        return ids
+    own = language_ids(tokenizer)
+    if any(each in own for each in ids):
+        return [token if each in own else each for each in ids]
+    return [token, *ids] if len(ids) < length else [token, *ids[: length - 2], ids[-1]]
+
+
+def language_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that a tokenizer puts around every text besides the common ones: mBART's and NLLB's language."""
+    roles = ("bos", "eos", "cls", "sep", "pad", "unk")
+    return frozenset(tokenizer("", verbose=False)["input_ids"]) - {
+        getattr(tokenizer, f"{role}_token_id") for role in roles
+    }
+
+
+@dataclass(frozen=True)
 class Sequences:
     """Pairs of token sequences: 2 i is source i, 2 i + 1 its target.
 
@@ -117,6 +143,7 @@ def load_sequences(
     tokenizer: Any,
     *,
     lengths: Lengths,
+    marks: Marks,
     prefix: str,
     cache_dir: Path,
     field: str,
@@ -129,6 +156,7 @@ def load_sequences(
         "file_names": [file.name for file in files],
         "tokenizer": tokenization.fingerprint(tokenizer),
         "lengths": [lengths.source, lengths.target],
+        "marks": [marks.source, marks.target],
         "prefix": prefix,
         "names": [names.sources, names.targets, names.languages],
         "layout": layout_key(source),
@@ -142,13 +170,20 @@ def load_sequences(
         if not num_pairs:
             raise DataError("no row has a source and a target", field=field)
         rows = read_pairs(files, source, names, field=field)
-        _tokenise(rows, tokenizer, target, lengths=lengths, prefix=prefix, bad_rows=bad.note(num_pairs))
+        _tokenise(rows, tokenizer, target, lengths=lengths, marks=marks, prefix=prefix, bad_rows=bad.note(num_pairs))
 
     return Sequences(TokenStore.open(tokenised(cache_dir / "sequences" / fingerprint_of(key), build)))
 
 
 def _tokenise(
-    rows: Iterator[TextPair], tokenizer: Any, target: Path, *, lengths: Lengths, prefix: str, bad_rows: str
+    rows: Iterator[TextPair],
+    tokenizer: Any,
+    target: Path,
+    *,
+    lengths: Lengths,
+    marks: Marks,
+    prefix: str,
+    bad_rows: str,
 ) -> None:
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     counter = TokenCounter(tokenizer)
@@ -157,7 +192,11 @@ def _tokenise(
         sources = tokenization.encode(tokenizer, [prefix + pair.source for pair in batch], None, lengths.source)
         targets = tokenization.encode(tokenizer, [pair.target for pair in batch], None, lengths.target)
         ends = [_ended(ids, tokenizer, lengths.target) for ids in targets.ids]
-        tokens = [ids for pair in zip(sources.ids, [ids for ids, _ in ends], strict=True) for ids in pair]
+        sides = (
+            [marked(ids, marks.source, tokenizer, lengths.source) for ids in sources.ids],
+            [marked(ids, marks.target, tokenizer, lengths.target) for ids, _ in ends],
+        )
+        tokens = [ids for pair in zip(*sides, strict=True) for ids in pair]
         target_cut = [was or now for was, (_, now) in zip(targets.cut, ends, strict=True)]
         cut = [each for pair in zip(sources.cut, target_cut, strict=True) for each in pair]
         writer.add(tokens)

@@ -37,6 +37,8 @@ _FORMER = frozenset(
         *("FalconTokenizer", "MptTokenizer", "StableLmTokenizer", "NezhaTokenizer", "MegatronBertTokenizer"),
     }
 )
+# Model types whose published folders read sources and targets in different ways.
+_OF_TWO = frozenset({"marian", "fsmt"})
 # Model types for which transformers now uses tokenizer.json; a folder without one has pieces of this kind.
 _OF_PIECES = dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *pieces.FILES)
@@ -125,11 +127,22 @@ def _build(folder: Folder) -> PreTrainedTokenizerFast:
     with panics_raise(lambda said: FolderInvalid(f"the tokenizer does not load: {said}; {_SAVE}", file=FILES[0])):
         if folder.has("tokenizer.json"):
             return _of_file(folder, settings, kind)
+        if (model_type := _model_type(folder)) in _OF_TWO:
+            raise FolderInvalid(
+                f"a {model_type} has two vocabularies, one for sources and one for targets, which is not supported; "
+                "use a model with one for both, such as t5, bart or mbart",
+                reason="TOKENIZER_MISSING",
+                file="tokenizer.json",
+            )
         if name := _native(folder, kind) or next((each for each in FILES[1:] if folder.has(each)), ""):
             if name.endswith(".model"):
                 return _of_pieces(folder, settings, kind, name)
             return _of_vocabulary(folder, settings, kind, name)
     raise FolderInvalid(f"the folder has no tokenizer.json; {_SAVE}", reason="TOKENIZER_MISSING", file="tokenizer.json")
+
+
+def _model_type(folder: Folder) -> str:
+    return str(folder.read_object("config.json").get("model_type")) if folder.has("config.json") else ""
 
 
 def num_ids(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -85,6 +85,9 @@ SEQ2SEQ = frozenset(
 )
 """Encoder-decoders that write texts here."""
 
+MARKS_LANGUAGES = frozenset({"mbart", "m2m_100"})
+"""Those that are pretrained with a token for the language of each text."""
+
 _STARTS_WITH_PADDING = frozenset({"t5", "mt5", "umt5", "marian", "pegasus"})
 # Others start with their end token.
 
@@ -223,6 +226,11 @@ def seq2seq_refusal(config: Any) -> str:
 def decoder_start(config: Any, special: Mapping[str, int | None]) -> int | None:
     """The token that a fresh model's decoder starts with, of the special tokens by their roles."""
     return special.get("pad" if config.model_type in _STARTS_WITH_PADDING else "eos")
+
+
+def usual_start(config: Any) -> int | None:
+    """The token that the decoder of a folder starts with if nothing says it, as in folders of the first T5."""
+    return decoder_start(config, {"pad": config.pad_token_id, "eos": config.eos_token_id})
 
 
 def decoder_scale(config: Any) -> float:

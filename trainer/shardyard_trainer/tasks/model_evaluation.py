@@ -24,7 +24,7 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 FIELD = "spec.model_evaluation"
 _DATA = f"{FIELD}.data"
 _MODEL = "spec.model"
-_SPELLED = {"sequence_length": "max_length"}
+_SPELLED = {"sequence_length": "max_length", "max_source_length": "max_length"}
 """Settings whose names differ between a folder and the spec."""
 
 _OF_DATA = frozenset({"scheme"})

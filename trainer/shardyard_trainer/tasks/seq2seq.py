@@ -12,18 +12,20 @@ import transformers
 
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard_trainer.data import bad_rows
-from shardyard_trainer.data.errors import SpecError, raise_all
+from shardyard_trainer.data.errors import SpecError, nearest, raise_all, shorten
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.text_pair_rows import PairNames, read_pairs
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.sequences import (
     Lengths,
+    Marks,
     PairTexts,
     SequenceInputs,
     Sequences,
     SequenceSamples,
     end_of,
     load_sequences,
+    marked,
     split_pairs,
 )
 from shardyard_trainer.inputs.text import adapt
@@ -96,6 +98,7 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
         )
         choice = adapt(choice, tokenizer, max(lengths.source, lengths.target))
         start = start_of(choice, job)
+    marks = Marks(*(_language(job, tokenizer, choice, side) for side in ("source", "target")))
     if end_of(tokenizer) is None:
         message = "the tokenizer has no end token, so no text would ever end; set its eos_token and save it again"
         raise SpecError("spec.tokenizer", "MODEL_INVALID", message)
@@ -107,6 +110,7 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
             names,
             tokenizer,
             lengths=lengths,
+            marks=marks,
             prefix=prefix,
             cache_dir=job.cache_dir,
             field=field,
@@ -120,7 +124,7 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
         held_out = load(eval_files, job.spec.eval_data, "spec.eval_data") if eval_files is not None else None
     splits = _split(job, train, held_out, padding=int(tokenizer.pad_token_id or 0), start=start)
     _warn_of_cuts(job, splits, lengths)
-    inputs = SequenceInputs(tokenizer, lengths.source, writing=_writing(job, choice, lengths, start))
+    inputs = SequenceInputs(tokenizer, lengths.source, writing=_writing(job, lengths, start, marks, tokenizer))
     return Found(job.accept_weights(choice, AUTO), inputs, splits, lengths, start)
 
 
@@ -137,8 +141,7 @@ def start_of(choice: ModelChoice, job: Ingredients) -> int:
     """The token that the decoder starts with. Raises SpecError if it is unknown."""
     settings = generation_settings(choice.folder) if choice.folder is not None else {}
     found = settings.get("decoder_start_token_id", getattr(choice.config, "decoder_start_token_id", None))
-    # Old T5 folders do not have it: their decoder has always started with the padding token.
-    found = choice.config.pad_token_id if found is None else found
+    found = architectures.usual_start(choice.config) if found is None else found
     if not isinstance(found, int) or not 0 <= found < choice.config.vocab_size:
         message = f"decoder_start_token_id is {found}; set it in config.json to the token that the decoder starts with"
         raise SpecError(choice.field, "MODEL_INVALID", message)
@@ -172,10 +175,31 @@ def _warn_of_cuts(job: Ingredients, splits: Splits[SequenceSamples], lengths: Le
                 job.warn("TEXTS_CUT", message, f"{job.field}.max_{what}_length")
 
 
-def _writing(job: Ingredients, choice: ModelChoice, lengths: Lengths, start: int) -> dict[str, Any]:
-    """The settings of generation_config.json that the spec sets."""
+def _language(job: Ingredients, tokenizer: Any, choice: ModelChoice, side: str) -> int | None:
+    """The id of the token of a side's language. Raises SpecError."""
+    name, field = getattr(job.wanted, f"{side}_token"), f"{job.field}.{side}_token"
+    if name:
+        vocab = tokenizer.get_vocab()
+        if name not in vocab:
+            text = f"{shorten(name)!r} is not a token of the tokenizer{nearest(name, tokenizer.get_added_vocab())}"
+            raise SpecError(field, "SPEC_INVALID", text)
+        return int(vocab[name])
+    if not choice.is_fresh and choice.config.model_type in architectures.MARKS_LANGUAGES:
+        text = (
+            f"a {choice.config.model_type} tells languages by tokens; set it, such as en_XX (mBART) or eng_Latn (NLLB)"
+        )
+        raise SpecError(field, "SPEC_INVALID", text)
+    return None
+
+
+def _writing(job: Ingredients, lengths: Lengths, start: int, marks: Marks, tokenizer: Any) -> dict[str, Any]:
+    """The settings of generation_config.json that the spec decides."""
     wanted = job.wanted
     found = {"max_new_tokens": lengths.target, "decoder_start_token_id": start}
+    frame = marked(tokenizer("", verbose=False)["input_ids"], marks.target, tokenizer, lengths.target)
+    # Written first of all, unless the tokenizer puts it at the end of a text, as the first mBART's does.
+    if marks.target is not None and frame[0] == marks.target:
+        found["forced_bos_token_id"] = marks.target
     for name in ("num_beams", "length_penalty"):
         if wanted.HasField(name):
             found[name] = getattr(wanted, name)
@@ -193,7 +217,8 @@ class PreparedSequences(PreparedText[SequenceSamples]):
         self.lengths = found.lengths
         self.start = found.start
         self._smoothing = wanted.label_smoothing
-        self._prefix = wanted.source_prefix
+        named = ("source_prefix", "source_token", "target_token")
+        self._named = {name: getattr(wanted, name) for name in named if getattr(wanted, name)}
 
     def make_module(self, *, meta: bool) -> Seq2SeqModule:
         """Transformers' own model with its output layer."""
@@ -236,6 +261,5 @@ class PreparedSequences(PreparedText[SequenceSamples]):
         return Footprint(config.vocab_size, LOSS_CHUNK, activation_bytes(config, longest.source, longest.target))
 
     def describe(self) -> Mapping[str, Any]:
-        """The content of `shardyard.json` about lengths and prefix; a task adds its name."""
-        about = {"max_length": self.lengths.source, "max_target_length": self.lengths.target}
-        return {**about, "source_prefix": self._prefix} if self._prefix else about
+        """What `shardyard.json` says of lengths, prefix and tokens; a task adds its name."""
+        return {"max_length": self.lengths.source, "max_target_length": self.lengths.target, **self._named}

@@ -10,8 +10,9 @@ import torch
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import MicroBatch, seed_for
-from shardyard_trainer.inputs.sequences import SequenceInputs
+from shardyard_trainer.inputs.sequences import SequenceInputs, marked
 from shardyard_trainer.inputs.text import EncodedText
+from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.settings import end_tokens
@@ -33,7 +34,7 @@ class TextWriter(TextPredictor):
         super().__init__(task, loaded, inputs)
         config, settings = loaded.model.config, dict(loaded.generation)
         start = settings.get("decoder_start_token_id", getattr(config, "decoder_start_token_id", None))
-        start = config.pad_token_id if start is None else start
+        start = architectures.usual_start(config) if start is None else start
         if not isinstance(start, int) or not 0 <= start < config.vocab_size:
             text = f"decoder_start_token_id is {start}, which is not one of the {config.vocab_size:,} tokens"
             raise FolderInvalid(text, file="generation_config.json")
@@ -59,7 +60,13 @@ class TextWriter(TextPredictor):
         """Encodes texts after the prefix of training, cut as in training."""
         prefix = self.loaded.folder.trained.get("source_prefix")
         prefix = prefix if isinstance(prefix, str) else ""
-        return self.inputs.encode([(prefix + instance.text, None) for instance in instances], self.length_limit)
+        encoded = self.inputs.encode([(prefix + instance.text, None) for instance in instances], self.length_limit)
+        name = self.loaded.folder.trained.get("source_token")
+        if not isinstance(name, str):
+            return encoded
+        token = self.inputs.tokenizer.get_vocab().get(name)
+        marks = [marked(each.ids, token, self.inputs.tokenizer, self.length_limit) for each in encoded]
+        return [EncodedText(ids, [0] * len(ids)) for ids in marks]
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
         """The size of as many tokens as the request allows."""
