@@ -14,6 +14,7 @@ import pytest
 import torch
 from google.protobuf import json_format
 
+from helpers.chat_folders import CHATML
 from helpers.plan_requests import ask, places, where
 from helpers.small_pictures import write_folders
 from helpers.tiny_folders import WORDS, save_folder
@@ -69,6 +70,21 @@ TRAINED: dict[str, dict[str, Any]] = {
             "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}}},
         "train_data": {"uri": "ROOT/histories.csv"},
     },
+    "translation": {
+        "fine_tuning": {"translation": {
+            "max_source_length": 24, "max_target_length": 12, "source_prefix": "say ", "num_beams": 2}},
+        "model": {"architecture": {"model_type": "t5", "overrides": {
+            "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}}},
+        "tokenizer": {"train": {"vocab_size": 280}},
+        "train_data": {"uri": "ROOT/train_pairs.jsonl"},
+        "eval_data": {"uri": "ROOT/new_pairs.jsonl"},
+    },
+    "instruction": {
+        "fine_tuning": {"instruction": {"max_length": 150, "chat_template": CHATML, "last_turn_only": True}},
+        "model": {"uri": "ROOT/chatter"},
+        "train_data": {"uri": "ROOT/train_chats.jsonl"},
+        "eval_data": {"uri": "ROOT/new_chats.jsonl"},
+    },
     "causal_lm": {
         "pretraining": {"causal_lm": {"sequence_length": 24}},
         "model": {"uri": "ROOT/gpt2"},
@@ -121,6 +137,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
         asked = [question_about(at, text, draw) for at, text in enumerate(texts)]
         (folder / f"{name}_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+        pairs = [{"source": text, "target": text[::-1]} for text in texts[:6]]
+        (folder / f"{name}_pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        chats = [{"messages": turns(text.split()[:2], text.split()[1:3])} for text in texts[:6]]
+        (folder / f"{name}_chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     rows = [f"u{user},i{int(40 * draw.random() ** 2)}" for user in range(60) for _ in range(draw.randint(3, 9))]
     (folder / "histories.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
     write_folders(folder / "pictures", 6)
@@ -128,7 +148,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_folder(folder / "bert", "BertForMaskedLM")
     save_folder(folder / "bare", "BertModel")
     save_folder(folder / "gpt2", "GPT2LMHeadModel")
+    save_folder(folder / "chatter", "GPT2LMHeadModel", n_positions=160)
     return folder
+
+
+def turns(*said: list[str]) -> list[dict[str, str]]:
+    """A conversation with an answer to each question."""
+    return [
+        {"role": role, "content": word}
+        for words in said
+        for role, word in zip(("user", "assistant"), words, strict=True)
+    ]
 
 
 def question_about(at: int, text: str, draw: random.Random) -> dict[str, Any]:
@@ -277,3 +307,85 @@ def test_an_evaluation_that_is_stopped_leaves_no_numbers(root: Path) -> None:
     assert reporter.kinds() == ["phase", "progress", "canary", "progress", "stopped"]
     progress = reporter.events[-2].progress
     assert (progress.step, progress.total_steps) == (2, spec.plan.total_steps) and progress.tokens > 0
+
+
+def numbers_of(root: Path, spec: dict[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation, as a rank computes them."""
+    result = ask(root, spec)
+    assert not result.violations, result.violations
+    resolved = result.plan.resolved_spec
+    found = prepare_evaluation(resolved, where(root))
+    reporter = Recorder()
+    context = Context(attempt=worker_pb2.AttemptSpec(), gang=GANG, reporter=reporter, trace=lambda name: None)
+    model = WholeModel(build_module(found.task, found.spec), GANG, in_halves=False)
+    run(context, found.task, model, micro_batch_size=micro_batch_size(resolved, found))
+    return dict(reporter.evaluation().metrics)
+
+
+@pytest.mark.parametrize("name", ["text_classification", "token_classification", "recommendation", "causal_lm"])
+def test_numbers_do_not_depend_on_how_many_samples_are_computed_at_once(trained: Path, name: str) -> None:
+    data = TRAINED[name].get("eval_data", TRAINED[name]["train_data"])
+    found = [
+        numbers_of(trained, evaluation_of(name, data, optimization={"micro_batch_size": size})) for size in (1, 7, 64)
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+LIKE: dict[str, tuple[dict[str, Any], str]] = {
+    "classes in an order of one's own": (
+        {"labels": ["good", "fair", "bad"]}, "text,label\nthe dog,good\nthe cat,fair\na film,bad\nmy dog,good\n"
+    ),
+    "classes smoothed in training": (
+        {"label_smoothing": 0.3}, "text,label\nthe dog,good\nthe cat,fair\na film,bad\nmy dog,good\n"
+    ),
+    "several labels and a separator": (
+        {"problem": "PROBLEM_MULTI_LABEL", "label_separator": " / "},
+        "text,label\nthe dog,good / big\nthe cat,bad\na film,good\nmy dog,\n",
+    ),
+    "several labels in columns": (
+        {"problem": "PROBLEM_MULTI_LABEL", "label_columns": ["good", "big"]},
+        "text,big,good,new\nthe dog,1,1,0\nthe cat,0,0,1\na film,0,1,0\nmy dog,1,0,1\n",
+    ),
+    "numbers": ({"problem": "PROBLEM_REGRESSION"}, "text,label\nthe dog,0.5\nthe cat,1\na film,2.25\nmy dog,3\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_labels_are_read_as_in_the_training(root: Path, tmp_path: Path, name: str) -> None:
+    settings, rows = LIKE[name]
+    shutil.copytree(root / "bare", tmp_path / "bare")
+    (tmp_path / "a.csv").write_text(rows)
+    spec = json_format.ParseDict(
+        {
+            "fine_tuning": {"text_classification": {"max_length": 12, **settings}},
+            "model": {"uri": str(tmp_path / "bare")},
+            "train_data": {"uri": str(tmp_path / "a.csv")},
+            "eval_data": {"uri": str(tmp_path / "a.csv")},
+        },
+        spec_pb2.JobSpec(),
+    )
+    prepared = prepare(spec, where(tmp_path))
+    module = build_module(prepared, spec).eval()
+    attempt = worker_pb2.AttemptSpec(epoch=1, spec=spec, locations=where(tmp_path))
+    export_model(module, module.state_dict(), prepared, attempt, {}, folder=tmp_path / "made")
+    context = Context(attempt=attempt, gang=GANG, reporter=Recorder(), trace=lambda name: None)
+    model = WholeModel(module, GANG, in_halves=False)
+    numbers = evaluate(context, model, prepared, step=0, micro_batch_size=4, is_final=True)
+    found = numbers_of(tmp_path, evaluation_of("made", {"uri": "ROOT/a.csv"}))
+    assert found == pytest.approx(numbers, rel=1e-6, abs=1e-6)
+
+
+def test_a_class_without_pictures_takes_no_other_classs_place(trained: Path) -> None:
+    shutil.copytree(trained / "new_pictures", trained / "fewer_pictures")
+    shutil.rmtree(trained / "fewer_pictures" / "daisy")
+    plan = ask(trained, evaluation_of("image_classification", {"uri": "ROOT/fewer_pictures"})).plan
+    assert list(plan.labels) == ["daisy", "rose", "violet"] and plan.num_eval_samples == 6
+
+
+def test_rows_that_may_be_left_out_are_told_once(trained: Path) -> None:
+    spec = evaluation_of("text_classification", {"uri": "ROOT/broken.csv", "max_bad_rows_share": 0.6})
+    result = ask(trained, spec)
+    assert not result.violations and result.plan.num_eval_samples == 1
+    assert [(each.reason, each.field) for each in result.plan.warnings] == [
+        ("BAD_ROWS_LEFT_OUT", "spec.model_evaluation.data")
+    ]

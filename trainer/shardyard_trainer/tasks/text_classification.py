@@ -246,7 +246,7 @@ def _assemble(
         pooling=pooling,
         is_native=is_native,
         keeps_head=keeps,
-        label_smoothing=wanted.label_smoothing,
+        wanted=wanted,
     )
 
 
@@ -267,14 +267,16 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
         pooling: str,
         is_native: bool,
         keeps_head: bool,
-        label_smoothing: float,
+        wanted: spec_pb2.TextClassification,
     ) -> None:
         super().__init__(choice, inputs, splits, warnings)
         self.schema = schema
         self.pooling = pooling
         self._is_native = is_native
         self._keeps_head = keeps_head
-        self._label_smoothing = label_smoothing
+        self._label_smoothing = wanted.label_smoothing
+        layout = {"label_separator": wanted.label_separator, "label_columns": list(wanted.label_columns)}
+        self._layout = {name: value for name, value in layout.items() if value}
 
     def make_module(self, *, meta: bool) -> TextClassifier:
         """Transformers' own model with a head if it has one that reads what `pooling` says, else a linear layer."""
@@ -330,6 +332,7 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
             "pooling": self.pooling,
             "max_length": self.length,
             "head": {"type": "transformers" if self._is_native else "linear", "outputs": self.schema.num_outputs},
+            **self._layout,
         }
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
