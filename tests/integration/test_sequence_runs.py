@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from sacrebleu.metrics.bleu import BLEU
+from safetensors.torch import load_file, save_file
 
 from helpers.small_specs import locations, parse, sentences
 from helpers.trainer_processes import TrainerGang
@@ -175,3 +177,28 @@ def test_the_cards_code_writes_what_predict_writes_in_another_process(folder: Pa
     assert written.strip() == answers_of(export, [text])[0]
     model_here = transformers.AutoModelForSeq2SeqLM.from_pretrained(export)
     assert model_here.config.model_type == model and torch.isfinite(model_here.get_input_embeddings().weight).all()
+
+
+def test_an_output_layer_of_its_own_is_trained_and_leaves_with_the_model(folder: Path) -> None:
+    """As T5 1.1, FLAN-T5 and mT5 have one, whose config.json ties nothing."""
+    before = attempt_of(folder, "tied")
+    run(before)
+    own = folder / "own"
+    shutil.copytree(before.export_dir, own)
+    state = load_file(own / "model.safetensors")
+    state["lm_head.weight"] = torch.randn_like(state["shared.weight"])
+    save_file(state, own / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((own / "config.json").read_text())
+    del config["scale_decoder_outputs"]
+    (own / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    attempt = attempt_of(folder, "untied", stage=3, workers=2)
+    attempt.spec.ClearField("tokenizer")
+    attempt.spec.model.uri = str(own)
+    # The export is only accepted if it writes as the live model does.
+    run(attempt)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(attempt.export_dir)
+    assert not model.config.scale_decoder_outputs
+    assert not torch.equal(model.lm_head.weight, model.shared.weight)
+    assert not torch.equal(model.lm_head.weight, state["lm_head.weight"])
+    assert torch.equal(model.encoder.embed_tokens.weight, model.shared.weight)
+    assert answers_of(Path(attempt.export_dir), ["the dog"])[0]

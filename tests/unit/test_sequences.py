@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from google.protobuf import json_format
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from helpers.plan_requests import ask, filled, places
@@ -386,6 +387,34 @@ def test_a_token_of_a_language_takes_the_place_of_the_tokenizers_own_or_comes_fi
     assert marked([2, 7, 8, 3], 9, tokenizer, 6) == [9, 2, 7, 8, 3]
     assert marked([2, 7, 8, 3], 9, tokenizer, 4) == [9, 2, 7, 3]
     assert marked([2, 7, 3], None, tokenizer, 4) == [2, 7, 3]
+
+
+@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])
+def test_an_output_layer_of_its_own_is_trained_and_kept(kind: str, root: Path, tmp_path: Path) -> None:
+    """As T5 1.1, FLAN-T5 and mT5 have one: their output is not their embeddings, and not scaled."""
+    tokenizer, folder = bert_tokenizer(), root / f"{kind.lower()}-own"
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=3, decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu", **TINY,
+    )  # fmt: skip
+    cls = getattr(transformers, f"{kind}ForConditionalGeneration")
+    state = {name: tensor.clone() for name, tensor in cls(config).state_dict().items() if "embed_tokens" not in name}
+    state["lm_head.weight"] = torch.randn_like(state["lm_head.weight"])
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    values = {**config.to_dict(), "tie_word_embeddings": False, "architectures": [cls.__name__]}
+    values.pop("scale_decoder_outputs", None)
+    (folder / "config.json").write_text(json.dumps(values))
+    tokenizer.save_pretrained(folder)
+    task = prepared(root, translation({"uri": f"ROOT/{folder.name}"}, tokenizer={}))
+    module = build_module(task, spec_pb2.JobSpec()).eval()
+    inputs = task.train.micro_batch([SampleRef(0, at) for at in range(4)]).inputs
+    given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    logits = cls.from_pretrained(folder).eval()(**given).logits
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), reduction="sum")
+    assert module(**inputs).loss_sum.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert not ask(root, translation({"uri": f"ROOT/{folder.name}"}, tokenizer={})).violations
 
 
 def test_beams_are_refused_for_a_model_that_continues_texts(root: Path) -> None:

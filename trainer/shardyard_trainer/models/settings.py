@@ -84,7 +84,7 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
             *("tie_word_embeddings", "tie_last_hidden_states", "is_decoder", "is_causal", "relative_attention"),
             *("position_biased_input", "share_att_key", "use_bidirectional_attention"),
             *("use_sliding_window", "use_bias", "qkv_bias", "summary_use_proj", "summary_proj_to_labels"),
-            *("add_cross_attention", "talking_head", "pre_norm", "use_cache"),
+            *("add_cross_attention", "talking_head", "pre_norm", "use_cache", "scale_decoder_outputs"),
         ),
         (bool,),
     ),

@@ -144,7 +144,8 @@ class Ingredients:
         if report.unread:
             message = f"{len(report.unread)} tensors of the weights are not read: {listed(report.unread, most=3)}"
             self.warn("UNREAD_TENSORS", message, choice.field)
-        if report.untied:
+        # An encoder-decoder's embeddings are tied by the same setting, and stay so beside an output layer of its own.
+        if report.untied and not architectures.is_seq2seq(choice.config):
             message = (
                 "config.json ties the output layer to the embeddings, but the weights have another one: it is kept"
             )

@@ -162,7 +162,8 @@ def _save_model(
     if getattr(module.model.base_model, "pooler", shell) is None:
         shell.base_model.pooler = None
     shell.load_state_dict(merged(module.model, state_dict), strict=True, assign=True)
-    shell.tie_weights()
+    # What is equal, and no more: T5 1.1 ties by its configuration, and has an output layer of its own.
+    shell.tie_weights(missing_keys=set())
     if not shell.can_generate():
         shell.generation_config = None
         shell.save_pretrained(folder)
