@@ -43,6 +43,4 @@ def check_claim(claim: worker_pb2.StorageClaim) -> None:
         raise StorageFailed.of(error) from error
     if found != claim.store_id:
         what = f"holds the claim of another store, {found[:64]!r}" if found else f"has no file `{path.name}`"
-        raise StorageFailed(
-            f"the storage root {path.parent} {what}: it is not mounted; mount it again", Cause.STORAGE_UNAVAILABLE
-        )
+        raise StorageFailed(f"the storage root {path.parent} {what}: it is not mounted", Cause.STORAGE_UNAVAILABLE)
