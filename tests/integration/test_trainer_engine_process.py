@@ -73,7 +73,8 @@ def test_two_ranks_train_a_classifier_and_leave_a_model_and_logs(
     gang = start(attempt_of(tmp_path))
     assert gang.wait() == [0, 0]
     assert not gang.failures()
-    kinds = [kind for kind in gang.kinds() if kind != "phase"]
+    # Six steps may be too few to learn anything, of which a warning says.
+    kinds = [kind for kind in gang.kinds() if kind not in {"phase", "warning"}]
     assert kinds[:2] == ["ready", "resumed"] and kinds[-2:] == ["finished", "exported"]
     assert kinds.index("checkpoint") < kinds.index("canary")
     assert {event.rank for event in gang.events} == {0}
