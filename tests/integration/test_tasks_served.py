@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import peft
 import pytest
-import torch
-import transformers
-from sacrebleu.metrics.bleu import BLEU
 
 import shardyard
 from helpers.chats import ANSWERS, chat, write_chats
 from helpers.questions import asked, write_nested
 from helpers.small_pictures import write_folders
-from helpers.tiny_folders import WORDS, save_folder
 from helpers.workplace import Workplace, workplace
-from shardyard_trainer.tasks.rouge import rouge
 
 PEOPLE = ["Anna", "Bob", "Clara Smith"]
 PLACES = ["Rome", "New York"]
@@ -346,161 +339,3 @@ def test_questions_are_answered_or_have_no_answer(place: Workplace) -> None:
         assert "takes a question with its context" in caught.value.violations[0].message
     done = place.run("shardyard predict answers --question 'Who came?' --context 'the rain Bob dog'")
     assert done.returncode == 0 and done.stdout.startswith("Bob "), done.stdout + done.stderr
-
-
-NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"}
-TINY_T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
-
-
-def counted(path: Path, number: int, seed: int) -> list[tuple[str, str]]:
-    """Numbers in two languages."""
-    draw = random.Random(seed)
-    chosen = [draw.choices(list(NUMBERS), k=4) for _ in range(number)]
-    pairs = [(" ".join(words), " ".join(NUMBERS[word] for word in words)) for words in chosen]
-    rows = [{"translation": {"en": source, "de": target}} for source, target in pairs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return pairs
-
-
-def test_numbers_are_translated(place: Workplace) -> None:
-    counted(place.folder / "pairs.jsonl", 400, 1)
-    held_out = counted(place.folder / "held_pairs.jsonl", 30, 2)
-    with shardyard.Client(place.address) as client:
-        spec = shardyard.JobSpec(
-            shardyard.Translation(
-                source_language="en", target_language="de", source_prefix="to German: ",
-                max_source_length=32, max_target_length=32, label_smoothing=0.1, num_beams=2,
-            ),
-            model=shardyard.Architecture("t5", TINY_T5, dropout=0.0),
-            tokenizer=shardyard.TrainedTokenizer(algorithm="byte_bpe", vocab_size=320),
-            train_data=place.folder / "pairs.jsonl",
-            eval_data=place.folder / "held_pairs.jsonl",
-            optimization=shardyard.Optimization(epochs=16, learning_rate=1e-2, global_batch_size=32, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=3),
-            resources=shardyard.Resources(workers=2),
-            evaluation=shardyard.EvaluationPolicy(every=1000),
-        )  # fmt: skip
-        job = client.submit(spec, job_id="numbers")
-        assert job.wait(timeout=300).state == "succeeded"
-        model = client.model("numbers")
-        assert model.info.task == "translation"
-        numbers = model.info.metrics
-        assert numbers["chrf"] > 50 > numbers["copied_chrf"]
-        answers = model.predict([source for source, _ in held_out])
-        texts = [answer.text for answer in answers]
-        bleu = BLEU().corpus_score(texts, [[target for _, target in held_out]])
-        assert bleu.score == pytest.approx(numbers["bleu"], abs=1e-9)
-        (short,) = model.predict(["one one one one"], max_new_tokens=1, num_beams=1)
-        assert short.text == "eins"
-        with pytest.raises(shardyard.InvalidArgument) as caught:
-            model.predict(["one"], num_beams=2, temperature=0.5)
-        assert caught.value.violations[0].field == "generation.temperature"
-    done = place.run("shardyard predict numbers 'six six six six' --num-beams 1 --max-new-tokens 1")
-    assert done.returncode == 0 and done.stdout == "sechs\tsix six six six\n", done.stderr
-
-
-def reported(path: Path, number: int, seed: int) -> list[tuple[str, str]]:
-    """Reports whose last sentence says who came; that is their summary."""
-    draw = random.Random(seed)
-    pairs = []
-    for _ in range(number):
-        name, place = draw.choice(["Anna", "Bob", "Clara"]), draw.choice(["Rome", "Oslo", "Bern"])
-        noise = " ".join(draw.choice(["It rained.", "Nothing happened.", "All slept."]) for _ in range(2))
-        pairs.append((f"{noise} {name} came to {place}.", f"{name} in {place}"))
-    path.write_text("source,target\n" + "".join(f"{source},{target}\n" for source, target in pairs))
-    return pairs
-
-
-def test_reports_are_summarised(place: Workplace) -> None:
-    reported(place.folder / "reports.csv", 300, 1)
-    held_out = reported(place.folder / "held_reports.csv", 20, 2)
-    with shardyard.Client(place.address) as client:
-        spec = shardyard.JobSpec(
-            shardyard.Summarization(max_source_length=40, max_target_length=12),
-            model=shardyard.Architecture(
-                "bart",
-                {
-                    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-                    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-                },
-                dropout=0.0,
-            ),
-            tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=120),
-            train_data=place.folder / "reports.csv",
-            eval_data=place.folder / "held_reports.csv",
-            optimization=shardyard.Optimization(epochs=32, learning_rate=3e-3, global_batch_size=32, seed=3),
-            evaluation=shardyard.EvaluationPolicy(every=1000),
-        )  # fmt: skip
-        job = client.submit(spec, job_id="reports")
-        assert job.wait(timeout=300).state == "succeeded"
-        model = client.model("reports")
-        numbers = model.info.metrics
-        assert model.info.task == "summarization"
-        assert numbers["rouge_1"] > 70 > numbers["lead_rouge_1"]
-        answers = model.predict([source for source, _ in held_out])
-        found = rouge([target for _, target in held_out], [answer.text or "" for answer in answers])
-        assert found._asdict() == pytest.approx({name: numbers[name] for name in found._fields}, abs=1e-9)
-
-
-def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) -> None:
-    save_folder(place.folder / "bert", "BertModel")
-    draw = random.Random(5)
-    texts = [" ".join(draw.choices(WORDS, k=6)) for _ in range(500)]
-    rows = [f'"{text}",{"has" if "dog" in text else "lacks"}' for text in texts]
-    for name, part in (("dogs.csv", rows[:400]), ("held-dogs.csv", rows[400:])):
-        (place.folder / name).write_text("\n".join(["text,label", *part]) + "\n")
-    with shardyard.Client(place.address) as client:
-        spec = shardyard.JobSpec(
-            shardyard.TextClassification(pooling="cls"),
-            model=place.folder / "bert",
-            train_data=place.folder / "dogs.csv",
-            eval_data=place.folder / "held-dogs.csv",
-            lora=shardyard.Lora(rank=4, dropout=0.05, targets=["query", "key", "value"], keep_adapter=True),
-            optimization=shardyard.Optimization(epochs=10, learning_rate=2e-2, global_batch_size=20, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=3),
-            resources=shardyard.Resources(workers=2),
-        )
-        plan = client.plan(spec)
-        # Six layers of 16 by 16 with two matrices of rank 4 each; the pooler and the head, which are trained whole.
-        assert plan.num_trainable_parameters == 6 * 2 * 4 * 16 + (16 * 16 + 16) + (2 * 16 + 2)
-        assert plan.memory is not None and plan.memory.gradients_bytes < plan.memory.parameters_bytes / 2
-        assert client.submit(spec, job_id="adapters").wait(timeout=300).state == "succeeded"
-        model = client.model("adapters")
-        assert model.info.metrics["accuracy"] > 0.85
-        assert model.info.num_parameters == plan.num_parameters - 6 * 2 * 4 * 16
-        answers = model.predict(texts[400:])
-        right = sum(f",{answer.label}" in row for answer, row in zip(answers, rows[400:], strict=True))
-        assert right / 100 == pytest.approx(model.info.metrics["accuracy"], abs=1e-9)
-        assert len(model.embed(texts[:2])) == 2
-        folder = model.download(place.folder / "downloaded")
-        # The merged folder is an ordinary model to go on from, and so is the one before with the adapter alone.
-        head = dataclasses.replace(spec, model="model:adapters", lora=None, freeze=shardyard.Freeze(backbone=True))
-        frozen = client.plan(head)
-        assert frozen.num_trainable_parameters == 2 * 16 + 2
-        assert "NEW_HEAD" not in [warning.reason for warning in frozen.warnings]
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(place.folder / "bert")
-    read = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        logits = read(**tokenizer(texts[400:403], return_tensors="pt")).logits
-    assert logits.flatten().tolist() == pytest.approx(
-        [each for answer in answers[:3] for each in answer.logits], abs=1e-4
-    )
-
-
-def test_missing_spans_are_written_behind_their_sentinels(place: Workplace) -> None:
-    (place.folder / "spans.txt").write_text("the dog sleeps and the cat eats\n" * 300)
-    with shardyard.Client(place.address) as client:
-        spec = shardyard.JobSpec(
-            shardyard.SpanCorruption(sequence_length=32),
-            model=shardyard.Architecture("t5", TINY_T5, dropout=0.0),
-            tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=260),
-            train_data=place.folder / "spans.txt",
-            optimization=shardyard.Optimization(max_steps=60, learning_rate=1e-2, global_batch_size=16, seed=3),
-        )
-        job = client.submit(spec, job_id="spans")
-        assert job.wait(timeout=300).state == "succeeded"
-        model = client.model("spans")
-        assert model.info.task == "span_corruption" and 0 < model.info.metrics["loss"] < 3
-        (answer,) = model.predict(["the dog <extra_id_0> and the cat eats"])
-        assert answer.text is not None and "</s>" not in answer.text

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,12 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.v1 import spec_pb2
 from shardyard_trainer.data import bad_rows
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.tagged_rows import read_tagged
-from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, entities, parts
-from shardyard_trainer.data.word_split import split_words
-from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, parts
 from shardyard_trainer.inputs.tagged import (
     IGNORED,
     TaggedSamples,
@@ -30,30 +27,26 @@ from shardyard_trainer.inputs.tagged import (
     split_texts,
 )
 from shardyard_trainer.inputs.text import TextInputs, adapt
-from shardyard_trainer.inputs.words import Window, WordCutter
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.answers import TextPredictor, text_of
 from shardyard_trainer.tasks.base import (
     Footprint,
     HuggingFaceModule,
     ModuleOutput,
     Output,
-    Parts,
     TaskWarning,
-    at_once,
     has_head,
 )
 from shardyard_trainer.tasks.class_weights import as_tensor, find_weights
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
+from shardyard_trainer.tasks.tagger import DEFAULT_OVERLAP, Tagger
 from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
 
 DEFAULT_WINDOW = 256
-DEFAULT_OVERLAP = 32
 _SCHEMES = spec_pb2.TokenClassification
 _NAMES: Mapping[int, str] = {
     _SCHEMES.SCHEME_BIO: BIO,
@@ -308,106 +301,3 @@ class TokenClassifierModule(HuggingFaceModule):
         )
         # Predicted labels, not scores: the scores of a large evaluation would not fit in memory.
         return ModuleOutput(loss, {"answers": logits_BTC.argmax(-1)} if return_outputs else None)
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedWords:
-    """A text's words with their places in it, and the windows that answer for them."""
-
-    text: str
-    places: list[tuple[int, int]]
-    windows: list[Window]
-
-    @property
-    def num_positions(self) -> int:
-        """The positions of its longest window."""
-        return max(len(window.ids) for window in self.windows)
-
-
-class Tagger(TextPredictor):
-    """Predicts the tags of words and the entities they mark."""
-
-    takes = ("text", "words")
-
-    def __init__(self, task: str, loaded: Loaded, inputs: TextInputs) -> None:
-        super().__init__(task, loaded, inputs)
-        overlap = loaded.folder.trained.get("overlap")
-        self._cutter = WordCutter(
-            inputs.tokenizer,
-            self.length_limit,
-            overlap if isinstance(overlap, int) and overlap >= 0 else DEFAULT_OVERLAP,
-        )
-
-    def read(self, instances: Sequence[model_service_pb2.Instance]) -> list[EncodedWords]:  # type: ignore[override]
-        """Encodes texts as words: as sent, or split into words and signs. Raises SpecError."""
-        return [self._read(instance) for instance in instances]
-
-    def _read(self, instance: model_service_pb2.Instance) -> EncodedWords:
-        if instance.HasField("words"):
-            words = list(instance.words.words)
-            ends = np.cumsum([len(word) + 1 for word in words]).tolist()
-            places = [(end - len(word) - 1, end - 1) for word, end in zip(words, ends, strict=True)]
-            return EncodedWords(" ".join(words), places, self._cutter.cut(words))
-        text, _ = text_of(instance)
-        places = split_words(text)
-        return EncodedWords(text, places, self._cutter.cut([text[first:end] for first, end in places]))
-
-    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedWords]) -> list[int]:
-        """The size of a tag for each word, and of one entity for each."""
-        longest = max((len(label.encode()) for label in self.loaded.folder.labels), default=0)
-        return [len(each.places) * 2 * (longest + 48) + 4 * len(each.text) + 32 for each in encoded]
-
-    def answer(
-        self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedWords], _places: Sequence[int]
-    ) -> Parts:
-        """The tag of each word, and entities."""
-        return at_once(lambda: [self._tag(each) for each in encoded])
-
-    @torch.inference_mode()
-    def _tag(self, encoded: EncodedWords) -> model_service_pb2.Prediction:
-        labels = self.loaded.folder.labels
-        # A word without a token (such as a lone control character) gets the tag of most words.
-        nothing = labels.index("O") if "O" in labels else 0
-        classes, scores = [nothing] * len(encoded.places), [0.0] * len(encoded.places)
-        for window in encoded.windows:
-            if not any(window.firsts):
-                continue
-            logits_TC = self.loaded.model(**self._tensors(window)).logits[0].double().softmax(-1).cpu()
-            for place, (word, is_first) in enumerate(zip(window.words, window.firsts, strict=True)):
-                if is_first:
-                    classes[word] = int(logits_TC[place].argmax())
-                    scores[word] = float(logits_TC[place, classes[word]])
-        return self._prediction(encoded, [labels[each] for each in classes], scores)
-
-    def _tensors(self, window: Window) -> dict[str, torch.Tensor]:
-        device = next(self.loaded.model.parameters()).device
-        tensors = {
-            "input_ids": torch.tensor([window.ids]),
-            "attention_mask": torch.ones(1, len(window.ids), dtype=torch.long),
-        }
-        if getattr(self.loaded.model.config, "type_vocab_size", 0) > 1:
-            tensors["token_type_ids"] = torch.tensor([window.type_ids])
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-    def _prediction(self, encoded: EncodedWords, tags: list[str], scores: list[float]) -> model_service_pb2.Prediction:
-        prediction = model_service_pb2.Prediction()
-        found = prediction.tagged_words
-        found.SetInParent()
-        for (start, end), tag, score in zip(encoded.places, tags, scores, strict=True):
-            found.tags.add(start=start, end=end, tag=tag, score=score)
-        if any(parts(label)[0] for label in self.loaded.folder.labels):
-            for kind, first, last in entities(tags):
-                start, end = encoded.places[first][0], encoded.places[last - 1][1]
-                score = float(np.mean(scores[first:last]))
-                found.entities.add(label=kind, text=encoded.text[start:end], start=start, end=end, score=score)
-        return prediction
-
-    @torch.no_grad()
-    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scores of both models at all real positions of the batch."""
-        inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "labels"}
-        real_BT = batch.inputs["attention_mask"] > 0
-        device = next(live.parameters()).device
-        wanted = live.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
-        own: torch.Tensor = self.loaded.model(**inputs).logits
-        return wanted[real_BT], own[real_BT]
