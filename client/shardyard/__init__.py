@@ -162,7 +162,6 @@ _HOMES = {
     ),
     "shardyard.types": (
         "Answer",
-        "Answer",
         "Embedding",
         "Entity",
         "Event",

@@ -174,6 +174,23 @@ def test_the_first_layers_and_the_embeddings_are_frozen_and_stay_in_evaluation(n
     assert caught.value.field == "spec.fine_tuning.freeze.layers"
 
 
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (hf.XLMForSequenceClassification, hf.XLMConfig(n_layers=2, emb_dim=16, n_heads=2, vocab_size=50)),
+        (hf.FlaubertForSequenceClassification, hf.FlaubertConfig(n_layers=2, emb_dim=16, n_heads=2, vocab_size=50)),
+    ],
+)
+def test_layers_whose_parts_are_in_lists_of_their_own_are_not_counted(model: Any, config: Any) -> None:
+    module = Wrapped("bert")
+    module.model = model(config)
+    with pytest.raises(SpecError, match="freeze the backbone") as caught:
+        adapt(module, spec_pb2.FineTuning(freeze=spec_pb2.Freeze(layers=1)))
+    assert caught.value.field == "spec.fine_tuning.freeze.layers"
+    adapt(module, spec_pb2.FineTuning(lora=spec_pb2.Lora(targets=["lin1"])))
+    assert num_layers_frozen(module) == 0, "the plan must not take the attentions for whole layers that are frozen"
+
+
 def test_embeddings_alone_are_frozen() -> None:
     module = Wrapped("bert")
     adapt(module, spec_pb2.FineTuning(freeze=spec_pb2.Freeze(embeddings=True)))

@@ -64,6 +64,17 @@ TRAINED: dict[str, dict[str, Any]] = {
         "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
         "train_data": {"uri": "ROOT/histories.csv"},
     },
+    "recommendation_of_two": {
+        "fine_tuning": {"recommendation": {"max_history": 6, "split": "SPLIT_LEAVE_TWO_OUT"}},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "train_data": {"uri": "ROOT/histories.csv"},
+    },
+    "recommendation_by_time": {
+        "fine_tuning": {"recommendation": {"max_history": 6, "split": "SPLIT_TIME"}},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "train_data": {"uri": "ROOT/timed.csv"},
+        "evaluation": {"holdout": 0.3},
+    },
     "masked_item": {
         "pretraining": {"masked_item": {"max_history": 6, "mask_probability": 0.5, "min_item_interactions": 2}},
         "model": {"architecture": {"model_type": "bert", "overrides": {
@@ -99,7 +110,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "optimization": {"seed": 7},
     },
 }  # fmt: skip
-"""A training of each task, on data of `root`."""
+"""A training of each task, on data of `root`; the items by time with a share of their own held out."""
 
 
 class Recorder(PrintingReporter):
@@ -143,6 +154,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}_chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     rows = [f"u{user},i{int(40 * draw.random() ** 2)}" for user in range(60) for _ in range(draw.randint(3, 9))]
     (folder / "histories.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    timed = [f"{row},{1_700_000_000 + 3600 * draw.randrange(500)}" for row in rows]
+    (folder / "timed.csv").write_text("user,item,time\n" + "\n".join(timed) + "\n")
     write_folders(folder / "pictures", 6)
     write_folders(folder / "new_pictures", 3, first=50)
     save_folder(folder / "bert", "BertForMaskedLM")
@@ -209,13 +222,16 @@ def test_a_model_has_the_numbers_of_its_trainings_last_evaluation(root: Path, na
 @pytest.fixture(scope="module")
 def trained(root: Path) -> Path:
     """A folder with a model of each task that has labels, and data that does not go with it."""
-    for name in ("text_classification", "token_classification", "image_classification", "recommendation", "causal_lm"):
+    labelled = ("text_classification", "token_classification", "image_classification")
+    for name in (*labelled, "recommendation", "recommendation_of_two", "causal_lm"):
         exported(root, name)
     (root / "other.csv").write_text("text,label\nthe dog,good\nthe cat,awful\n")
     (root / "one.csv").write_text("text,label\nthe dog,good\nthe cat,good\n")
     (root / "plain.csv").write_text("text,stars\nthe dog,3\nthe cat,4\n")
     (root / "broken.csv").write_text("text,label\nthe dog,good\nthe cat,\n")
     (root / "short.txt").write_text("the dog\n")
+    # Three interactions, of which two can be evaluated: one is left, with nothing behind it to learn.
+    (root / "few.csv").write_text("user,item,time\nu1,i1,1\nu1,i2,2\nu1,i3,3\n")
     rows = [{"tokens": ["the", "dog"], "tags": ["O", "B-ORG"]}, {"tokens": ["a"], "tags": ["B-PER"]}]
     (root / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = [f"u{user},{item}" for user in range(3) for item in ("i1", "stranger", "i2")]
@@ -272,7 +288,7 @@ def test_what_cannot_be_measured_is_refused_with_the_next_step(
 
 @pytest.mark.parametrize(
     ("name", "data", "number"),
-    [("text_classification", "one.csv", 2), ("causal_lm", "short.txt", 1)],
+    [("text_classification", "one.csv", 2), ("causal_lm", "short.txt", 1), ("recommendation_of_two", "few.csv", 2)],
 )
 def test_data_that_would_not_do_for_a_training_is_measured(trained: Path, name: str, data: str, number: int) -> None:
     result = ask(trained, evaluation_of(name, {"uri": f"ROOT/{data}"}))

@@ -190,6 +190,8 @@ REFUSED: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
      [("train_data", INVALID), ("model.architecture", INVALID)]),
     ("extraction too long", extraction(feature_extraction={"data": CSV, "max_length": 99}),
      [("feature_extraction.max_length", INVALID)]),
+    ("settings that an extraction does not follow", extraction(optimization={"micro_batch_size": 8, "seed": 3}),
+     [("optimization.micro_batch_size", INVALID), ("optimization.seed", INVALID)]),
 ]  # fmt: skip
 
 

@@ -67,3 +67,10 @@ def test_messages_of_the_command_line_are_one_conversation() -> None:
             read_instances(("messages",), None, None, pairs=False, messages=[wrong])
     with pytest.raises(typer.BadParameter, match="leave the texts"):
         read_instances(("messages",), ["a"], None, pairs=False, messages=said)
+
+
+def test_a_question_nested_without_end_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "a", "context": "b"}\n{"question": ' + "[" * 100_000 + "\n")
+    with pytest.raises(typer.BadParameter, match="line 2: is not JSON"):
+        read_instances(("question",), None, path, pairs=False)

@@ -157,7 +157,7 @@ def _question(number: int, line: str) -> Any:
     try:
         found = json.loads(line)
         return Question(found["question"], found["context"])
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, RecursionError) as error:
         what = f"has no {error}" if isinstance(error, LookupError) else f"is not JSON: {error}"
         message = f'line {number}: {what}; write {{"question": "...", "context": "..."}}'
         raise typer.BadParameter(message) from None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.data.errors import SpecError, nearest, shorten
+from shardyard_trainer.data.errors import SpecError, listed, nearest, shorten
 from shardyard_trainer.tasks.base import Output, Prepared, Task
 
 _TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
 
-_WITHOUT_TRAINING = ("micro_batch_size", "precision", "seed")
-"""Of `optimization`, what concerns tasks that train nothing."""
+_WITHOUT_TRAINING: Mapping[Output, tuple[str, ...]] = {
+    Output.DATASET: (),
+    Output.METRICS: ("micro_batch_size", "precision", "seed"),
+}
+"""Of `optimization`, what is followed by tasks that train nothing."""
 
 _LONGEST_RUN_S = 10 * 366 * 86400
 
@@ -39,8 +42,12 @@ def _check_training_only(spec: spec_pb2.JobSpec, task: Task) -> Iterator[SpecErr
         if spec.HasField(name):  # type: ignore[arg-type]
             yield SpecError(f"spec.{name}", "SPEC_INVALID", f"{what} has none; leave it out")
     for field, _ in spec.optimization.ListFields():
-        if field.name not in _WITHOUT_TRAINING:
-            message = f"{what} trains nothing, and takes only {', '.join(_WITHOUT_TRAINING)} here; leave it out"
+        takes = _WITHOUT_TRAINING[task.output]
+        # The precision is filled in for every job.
+        if field.name not in {*takes, "precision"}:
+            message = (
+                f"{what} trains nothing, and takes {f'only {listed(takes)}' if takes else 'none'} here; leave it out"
+            )
             yield SpecError(f"spec.optimization.{field.name}", "SPEC_INVALID", message)
 
 

@@ -65,9 +65,24 @@ def layers_of(backbone: nn.Module) -> list[nn.Module]:
     return layers
 
 
+def has_layers_in_parts(backbone: nn.Module) -> bool:
+    """Whether a layer is spread over lists of equal length, as XLM's attentions, norms and feed-forward parts are."""
+    inside: set[int] = set()
+    for part in backbone.modules():
+        if id(part) in inside:
+            continue
+        lists = [each for each in part.children() if isinstance(each, nn.ModuleList)]
+        if len(lists) > len({len(each) for each in lists}):
+            return True
+        for each in lists:
+            inside.update(id(below) for below in each.modules())
+    return False
+
+
 def num_layers_frozen(module: HuggingFaceModule) -> int:
     """The layers below the first that has a parameter that is trained; all of them if its backbone has none."""
-    if any(parameter.requires_grad for parameter in _before_layers(module.backbone)):
+    is_in_parts = has_layers_in_parts(module.backbone)
+    if is_in_parts or any(parameter.requires_grad for parameter in _before_layers(module.backbone)):
         return 0
     layers = layers_of(module.backbone)
     trained = (any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers)
@@ -122,6 +137,9 @@ def _parts_to_freeze(backbone: nn.Module, wanted: spec_pb2.Freeze) -> list[nn.Mo
     if wanted.backbone:
         return [backbone]
     layers = layers_of(backbone)
+    if wanted.layers and has_layers_in_parts(backbone):
+        message = f"the parts of a layer are in lists of their own in a {type(backbone).__name__}; freeze the backbone"
+        raise SpecError(f"{_FIELD}.freeze.layers", "SPEC_INVALID", f"{message}, or train all of it, or use lora")
     if wanted.layers > len(layers):
         message = f"{wanted.layers} layers are to be frozen, but the model has {len(layers)}; use at most {len(layers)}"
         raise SpecError(f"{_FIELD}.freeze.layers", "SPEC_INVALID", message, {"most": str(len(layers))})

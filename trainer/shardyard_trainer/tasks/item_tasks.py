@@ -57,6 +57,7 @@ class Ready(NamedTuple):
     train: HistorySamples
     eval: TargetSamples | None
     held: Held
+    holdout: float
     exclude_seen: bool
     filters: Filters
     warnings: Sequence[TaskWarning]
@@ -103,12 +104,12 @@ def prepare_items(
         samples, targets = make_samples(histories, is_target, length), None
         if held is not Held.NOTHING:
             targets = make_targets(histories, is_target, length, exclude_seen=excludes)
-        _check_enough(samples, targets, held)
+        _check_enough(samples, targets, held, is_trained=not job.only_evaluates)
         inputs = ItemInputs(histories.items, length, reads.masks)
         choice = _fitted(choice, inputs)
     choice = job.accept_weights(choice, task.auto)
     _warn(job, histories, samples, targets, held)
-    return Ready(choice, inputs, samples, targets, held, excludes, filters, job.warnings)
+    return Ready(choice, inputs, samples, targets, held, job.holdout, excludes, filters, job.warnings)
 
 
 def _choose(job: Ingredients, task: TrainingTask, reads: Reads) -> ModelChoice:
@@ -183,15 +184,16 @@ def _held(job: Ingredients, histories: Histories) -> Held:
     return Held.TWO if job.wanted.split == spec_pb2.Recommendation.SPLIT_LEAVE_TWO_OUT else Held.LAST
 
 
-def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: Held) -> None:
+def _check_enough(train: HistorySamples, targets: TargetSamples | None, held: Held, *, is_trained: bool) -> None:
     """Raises DataError if there is nothing to train on, or nothing to evaluate."""
-    if not train.num_samples and held is Held.LATEST:
+    is_too_little = is_trained and not train.num_samples
+    if is_too_little and held is Held.LATEST:
         message = "the split by time leaves no user with two interactions to learn from"
         raise DataError(f"{message}; lower evaluation.holdout, or leave the split out", field="spec.train_data")
-    if not train.num_samples and held is Held.TWO:
+    if is_too_little and held is Held.TWO:
         message = "leave_two_out leaves no user with two interactions to learn from"
         raise DataError(f"{message}; give users with four or more, or leave the split out", field="spec.train_data")
-    if not train.num_samples:
+    if is_too_little:
         message = (
             f"none of {train.num_short:,} users has two interactions to learn from; are the columns right, and is each "
             "user's id the same in all rows?"
@@ -255,6 +257,7 @@ class PreparedItems:
         self.train, self.eval = ready.train, ready.eval
         self.warnings = ready.warnings
         self.held, self.exclude_seen = ready.held, ready.exclude_seen
+        self._holdout = ready.holdout
         self._filters = ready.filters
         self.length = ready.inputs.max_history
 
@@ -267,7 +270,7 @@ class PreparedItems:
         """A new, empty collector of metrics."""
         assert self.eval is not None
         is_test = self.eval.is_last if self.held is Held.TWO else None
-        return RankingMetrics(self.eval, self._popular_ranks, is_test=is_test)
+        return RankingMetrics(self.eval, lambda: self._popular_ranks, is_test=is_test)
 
     def resolve(self, message: Any) -> None:
         """Fills in the defaults that were used."""
@@ -288,6 +291,7 @@ class PreparedItems:
             "task": self.task.name,
             "max_history": self.length,
             "split": self.held.value,
+            **({"holdout": self._holdout} if self.held is Held.LATEST else {}),
             "exclude_seen": self.exclude_seen,
             "ranked": "all items",
             "min_user_interactions": self._filters.min_user,

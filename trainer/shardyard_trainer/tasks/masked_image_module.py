@@ -5,7 +5,7 @@ Shape suffixes: B pictures, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,3 @@ class MaskedImageMetrics(LossSum):
         """The metrics over all ranks' parts."""
         pictures = max(1, sum(part[1] for part in parts))
         return {"loss": self.mean(parts), "one_colour_loss": float(sum(part[2] for part in parts) / pictures)}
-
-    def directions(self) -> Mapping[str, int]:
-        """The loss: the error of one colour does not depend on the model."""
-        return {"loss": -1}

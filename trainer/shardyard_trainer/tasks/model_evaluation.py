@@ -24,6 +24,9 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 FIELD = "spec.model_evaluation"
 _DATA = f"{FIELD}.data"
 _MODEL = "spec.model"
+MOST_HELD_OUT = 0.5
+"""As `EvaluationPolicy.holdout` allows."""
+
 _SPELLED = {"sequence_length": "max_length", "max_source_length": "max_length"}
 """Settings whose names differ between a folder and the spec."""
 
@@ -114,6 +117,8 @@ def _own_spec(spec: spec_pb2.JobSpec, described: ModelFolder, task: TrainingTask
     # A task with a split of its own chooses the evaluated part of the data; any other task evaluates all of it.
     if "split" not in message.DESCRIPTOR.fields_by_name:
         own.eval_data.CopyFrom(data)
+    elif isinstance(share := described.trained.get("holdout"), float) and 0 < share <= MOST_HELD_OUT:
+        own.evaluation.holdout = share
     return own
 
 

@@ -6,7 +6,7 @@ Shape suffixes: N targets, D width, V tokens (the padding and all items), S item
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,13 @@ def without_seen(logits_NV: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor
 class RankingMetrics(LossSum):
     """`loss`, `hr_10`, `ndcg_10` and `mrr_10`, and the first two of the list of the most frequent items for all.
 
+    `popular_ranks` gives the places of all targets in that list; it is called once there are numbers to compare.
     `is_test` says of each target whether it belongs to the test: its numbers are apart, as `test_hr_10` and so on.
     """
 
-    def __init__(self, targets: TargetSamples, popular_ranks: np.ndarray, *, is_test: np.ndarray | None = None) -> None:
+    def __init__(
+        self, targets: TargetSamples, popular_ranks: Callable[[], np.ndarray], *, is_test: np.ndarray | None = None
+    ) -> None:
         super().__init__()
         self._targets = targets
         self._popular_ranks = popular_ranks
@@ -101,7 +104,7 @@ class RankingMetrics(LossSum):
     def compute(self, parts: Sequence[Any]) -> dict[str, float]:
         """The metrics over all ranks' parts."""
         ranks, losses, samples = (np.concatenate([part[at] for part in parts]) for at in (2, 3, 4))
-        popular = self._popular_ranks[samples]
+        popular = self._popular_ranks()[samples]
         if self._is_test is None:
             # Items unknown to training are never recommended.
             total = len(ranks) + self._targets.num_unknown
