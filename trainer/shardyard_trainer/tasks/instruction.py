@@ -28,7 +28,7 @@ from shardyard_trainer.tasks.base import Footprint, Output
 from shardyard_trainer.tasks.causal_lm import CausalPredictor
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import LOSS_CHUNK
-from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
 
 DEFAULT_LENGTH = 1024
 _USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,7 +65,7 @@ class Instruction:
         assert choice is not None and train_files is not None
         with job.looking_on(train_files, eval_files, _look_through):
             length = find_length(job, choice, "max_length", DEFAULT_LENGTH, shortest=8)
-            texts = ChatTexts(train_files, job.spec.train_data)
+            texts = TrainingTexts(ChatTexts(train_files, job.spec.train_data), key="instruction")
             tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
             choice = adapt(choice, tokenizer, length)
             template = _find_template(job, choice, tokenizer)

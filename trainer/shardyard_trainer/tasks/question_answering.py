@@ -34,7 +34,7 @@ from shardyard_trainer.tasks.answerer import DEFAULT_LONGEST, DEFAULT_OVERLAP, D
 from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, has_head
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
-from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
 
 SHORTEST_WINDOW = 16
 _OUTPUTS = ("LABEL_0", "LABEL_1")
@@ -93,7 +93,7 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
         with job.looking_on(train_files, eval_files, look_through):
             length = find_length(job, choice, "max_length", DEFAULT_WINDOW, shortest=SHORTEST_WINDOW)
             overlap = _overlap(job, length)
-            texts = QuestionTexts(train_files, job.spec.train_data)
+            texts = TrainingTexts(QuestionTexts(train_files, job.spec.train_data), key="question_answering")
             tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
             choice = adapt(choice, tokenizer, length)
         inputs = TextInputs(tokenizer, length)

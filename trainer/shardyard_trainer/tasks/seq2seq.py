@@ -38,7 +38,7 @@ from shardyard_trainer.tasks.losses import LOSS_CHUNK
 from shardyard_trainer.tasks.sampling import MOST_NEW_TOKENS, Sampling, sampling_of
 from shardyard_trainer.tasks.seq2seq_module import Seq2SeqModule, activation_bytes
 from shardyard_trainer.tasks.text_writer import read_tokens
-from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
 from shardyard_trainer.tasks.writing import Forward, write_texts
 
 AUTO = "AutoModelForSeq2SeqLM"
@@ -93,9 +93,8 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
             min(find_length(job, choice, "max_target_length", defaults.target, shortest=2), MOST_NEW_TOKENS),
         )
         texts = PairTexts(train_files, job.spec.train_data, names, prefix=prefix, field="spec.train_data")
-        tokenizer = find_tokenizer(
-            job, choice, train_files, texts=texts, texts_key=repr((names, prefix, [file.name for file in train_files]))
-        )
+        key = repr((job.field, names, prefix, [file.name for file in train_files]))
+        tokenizer = find_tokenizer(job, choice, train_files, texts=TrainingTexts(texts, key))
         choice = adapt(choice, tokenizer, max(lengths.source, lengths.target))
         start = start_of(choice, job)
     marks = Marks(*(_language(job, tokenizer, choice, side) for side in ("source", "target")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data import bad_rows
@@ -154,19 +154,28 @@ def find_length(
     return min(default, most - beside) if most is not None else default
 
 
+class TrainingTexts(NamedTuple):
+    """The texts of the data that a tokenizer is trained on, which are read more than once.
+
+    `key` is what they depend on besides the files and their layout: who reads them, and how. A trained tokenizer is
+    found again by it, so other texts of the same files need another key.
+    """
+
+    texts: Iterable[str]
+    key: str
+
+
 def find_tokenizer(
     job: Ingredients,
     choice: ModelChoice,
     files: list[DataFile],
     *,
-    texts: Iterable[str] | None = None,
-    texts_key: str = "",
+    texts: TrainingTexts | None = None,
     sentinels: int = 0,
 ) -> Any:
     """The spec's tokenizer: the model's own, another one, or one trained on the data.
 
-    `texts` are those of the data and are read more than once; None: its text column. `texts_key` is what they depend on
-    besides the files and their layout. A tokenizer that is trained here gets `sentinels` sentinel tokens.
+    Without `texts` it is trained on the text column. A tokenizer that is trained here gets `sentinels` sentinel tokens.
     """
     source = job.spec.tokenizer
     kind = source.WhichOneof("source")
@@ -177,7 +186,7 @@ def find_tokenizer(
         if kind is None:
             message = "a fresh model has no tokenizer; set tokenizer, for example to one trained on the data (train)"
             raise SpecError("spec.tokenizer", "TOKENIZER_MISSING", message)
-        tokenizer = _train(job, choice, files, texts, texts_key=texts_key, sentinels=sentinels)
+        tokenizer = _train(job, choice, files, texts, sentinels=sentinels)
     elif kind is None:
         assert choice.folder is not None
         tokenizer = tokenization.load_tokenizer(choice.folder, field="spec.tokenizer")
@@ -195,9 +204,8 @@ def _train(
     job: Ingredients,
     choice: ModelChoice,
     files: list[DataFile],
-    texts: Iterable[str] | None,
+    texts: TrainingTexts | None,
     *,
-    texts_key: str,
     sentinels: int,
 ) -> Any:
     if architectures.is_seq2seq(choice.config):
@@ -209,10 +217,15 @@ def _train(
     else:
         special = tokenization.BERT
     source = job.spec.train_data
-    texts = texts if texts is not None else packed.Texts(files, source, field="spec.train_data")
-    key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}{texts_key}"
+    read = texts or TrainingTexts(packed.Texts(files, source, field="spec.train_data"), key="")
+    key = f"{files_fingerprint(files, field='spec.train_data')}:{layout_key(source)}{read.key}"
     return tokenization.cached_tokenizer(
-        job.spec.tokenizer.train, texts, special, data_fingerprint=key, cache_dir=job.cache_dir, sentinels=sentinels
+        job.spec.tokenizer.train,
+        read.texts,
+        special,
+        data_fingerprint=key,
+        cache_dir=job.cache_dir,
+        sentinels=sentinels,
     )
 
 

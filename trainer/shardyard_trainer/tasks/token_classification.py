@@ -44,7 +44,7 @@ from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
 from shardyard_trainer.tasks.tagger import DEFAULT_OVERLAP, Tagger
-from shardyard_trainer.tasks.texts import PreparedText, Splits, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
 
 DEFAULT_WINDOW = 256
 _SCHEMES = spec_pb2.TokenClassification
@@ -83,7 +83,10 @@ class TokenClassification:
 
         with job.looking_on(train_files, eval_files, look_through):
             length = find_length(job, choice, "max_length", DEFAULT_WINDOW, shortest=8)
-            texts = TaggedWords(train_files, job.spec.train_data, wanted.labels)
+            texts = TrainingTexts(
+                TaggedWords(train_files, job.spec.train_data, wanted.labels),
+                key=repr(("token_classification", list(wanted.labels))),
+            )
             tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
             choice = adapt(choice, tokenizer, length)
         inputs = TextInputs(tokenizer, length)
