@@ -245,6 +245,42 @@ def test_an_empty_question_or_context_is_refused(changed: Row, message: str, tmp
     assert f"line {len(ROWS) + 1}" in violation.message and message in violation.message
 
 
+NO_ANSWER = {"text": [], "answer_start": []}
+FORMS_WITH_LINES = {"lines": lines, "squad": squad, "records": records}
+
+
+@pytest.mark.parametrize("form", FORMS_WITH_LINES)
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_context_without_tokens_is_refused_with_its_line_or_left_out_up_to_a_share(
+    number: int, form: str, tmp_path: Path
+) -> None:
+    answerless = {"question": "Who?", "context": "\u200b", "answers": NO_ANSWER}
+    rows = [*ROWS[:9], *(answerless | {"id": f"n{at}"} for at in range(number)), *ROWS[9:]]
+    path = FORMS_WITH_LINES[form](tmp_path, rows)
+    (violation,) = planned(tmp_path, spec_of(path)).violations
+    assert violation.message.startswith(f"{path.name}, line 10: the context has no token"), violation
+    assert (violation.field, violation.reason) == ("spec.train_data", "DATA_INVALID")
+    lenient = {"uri": str(path), "maxBadRowsShare": number / len(rows)}
+    found = planned(tmp_path, spec_of(path, trainData=lenient, evaluation={"holdout": 0}))
+    assert not found.violations, found.violations
+    (left_out,) = [each for each in found.plan.warnings if each.reason == "BAD_ROWS_LEFT_OUT"]
+    assert f"{number} of {len(rows)} rows" in left_out.message and "line 10: the context has no" in left_out.message
+    data = prepare(found.plan.resolved_spec, locations(tmp_path)).train.data
+    assert [data.context(at) for at in range(data.num_questions)] == [row["context"] for row in ROWS]
+    less = {"uri": str(path), "maxBadRowsShare": number / len(rows) - 0.01}
+    (violation,) = planned(tmp_path, spec_of(path, trainData=less)).violations
+    assert f"{number} of {len(rows)} rows cannot be used" in violation.message
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_contexts_that_all_have_no_tokens_are_refused(share: float, tmp_path: Path) -> None:
+    path = lines(tmp_path, [ROWS[0] | {"context": "\u200b" * (at + 1), "answers": NO_ANSWER} for at in range(4)])
+    vocabulary = {"train": {"algorithm": "ALGORITHM_WORDPIECE", "vocabSize": 120}}
+    source = {"uri": str(path), "maxBadRowsShare": share}
+    (violation,) = planned(tmp_path, spec_of(path, trainData=source, tokenizer=vocabulary)).violations
+    assert violation.field == "spec.train_data" and violation.reason == "DATA_INVALID", violation
+
+
 def test_what_follows_squads_own_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(nested(ROWS)) + "\n{}")
     (violation,) = planned(tmp_path, spec_of(tmp_path / "a.json")).violations

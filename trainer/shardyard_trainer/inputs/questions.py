@@ -27,7 +27,7 @@ from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
-from shardyard_trainer.inputs.contexts import ContextCutter
+from shardyard_trainer.inputs.contexts import ContextCutter, CutContext
 from shardyard_trainer.inputs.vocabularies import num_ids
 
 IGNORED = -100
@@ -135,13 +135,12 @@ def load_questions(
         for _ in read_questions(files, source, field=field, bad=bad):
             num_questions += 1
         bad.finish(num_questions, field)
-        if not num_questions:
-            raise DataError("no row has a question", field=field)
-        writer = _Writer(target, tokenizer, ContextCutter(tokenizer, length, overlap), field)
-        rows = read_questions(files, source, field=field)
+        bad = BadRows(source)
+        writer = _Writer(target, tokenizer, ContextCutter(tokenizer, length, overlap), bad, field)
+        rows = read_questions(files, source, field=field, bad=bad)
         while batch := list(islice(rows, _BATCH)):
             writer.add(batch)
-        writer.finish(bad_rows=bad.note(num_questions))
+        writer.finish()
 
     return Questions(TokenStore.open(tokenised(cache_dir / "questions" / fingerprint_of(key), build)))
 
@@ -149,23 +148,23 @@ def load_questions(
 class _Writer:
     """Writes the store, one batch of questions after the other."""
 
-    def __init__(self, target: Path, tokenizer: Any, cutter: ContextCutter, field: str) -> None:
+    def __init__(self, target: Path, tokenizer: Any, cutter: ContextCutter, bad: BadRows, field: str) -> None:
         self._writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
         self._counter = TokenCounter(tokenizer)
         self._cutter = cutter
+        self._bad = bad
         self._field = field
         self._contexts: dict[bytes, int] = {}
         self._num_questions = self._num_unanswered = 0
         self._first_unanswered = ""
 
     def add(self, batch: Sequence[AskedQuestion]) -> None:
-        """Appends questions with their windows. Raises DataError for a context without a token."""
-        cut = self._cutter.cut([(asked.question, asked.context) for asked in batch])
+        """Appends questions with their windows; one whose context has no token is a bad row. Raises DataError."""
+        kept = self._with_windows(batch)
+        if not kept:
+            return
         windows, of, starts, stops = [], [], [], []
-        for asked, found in zip(batch, cut, strict=True):
-            if not found.windows:
-                text = "the context has no token that the tokenizer knows; leave the question out"
-                raise DataError(text, file=asked.file, line=asked.line, field=self._field)
+        for asked, found in kept:
             span = found.span(*asked.answers[0]) if asked.answers else None
             places = [window.places(span) if span else None for window in found.windows]
             none = _LOST if asked.answers and not any(places) else _ELSEWHERE
@@ -184,19 +183,33 @@ class _Writer:
         writer.add_array("lasts", np.asarray([window.end for window in windows], np.int32))
         writer.add_array("starts", np.asarray(starts, np.int32))
         writer.add_array("stops", np.asarray(stops, np.int32))
-        writer.add_array("cut", np.asarray([each.was_cut for each in cut], np.uint8))
+        writer.add_array("cut", np.asarray([found.was_cut for _, found in kept], np.uint8))
         words, unknown = self._counter.count([window.ids for window in windows])
         writer.add_array("counted", words)
         writer.add_array("unknown", unknown)
 
-    def finish(self, *, bad_rows: str) -> None:
-        """Finishes the files; without it the store is not readable."""
+    def finish(self) -> None:
+        """Finishes the files; without it the store is not readable. Raises DataError for too many bad rows."""
+        self._bad.finish(self._num_questions, self._field)
+        if not self._num_questions:
+            raise DataError("no row has a question", field=self._field)
         self._writer.finish(
             num_questions=self._num_questions,
             num_unanswered=self._num_unanswered,
             first_unanswered=self._first_unanswered,
-            bad_rows=bad_rows,
+            bad_rows=self._bad.note(self._num_questions),
         )
+
+    def _with_windows(self, batch: Sequence[AskedQuestion]) -> list[tuple[AskedQuestion, CutContext]]:
+        cut = self._cutter.cut([(asked.question, asked.context) for asked in batch])
+        kept = []
+        for asked, found in zip(batch, cut, strict=True):
+            if found.windows:
+                kept.append((asked, found))
+                continue
+            text = "the context has no token that the tokenizer knows; leave the question out, or correct its context"
+            self._bad.skip(DataError(text, file=asked.file, line=asked.line, field=self._field))
+        return kept
 
     def _add_question(self, asked: AskedQuestion) -> None:
         raw = asked.context.encode()
