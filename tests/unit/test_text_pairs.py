@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -40,6 +42,12 @@ def lines(rows: list[object]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def csv_of(cells: list[str]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerows([["translation"], *([cell] for cell in cells)])
+    return written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "columns"),
     [
@@ -54,7 +62,13 @@ def lines(rows: list[object]) -> str:
             "a dog\tein Hund\tCC-BY\ntwo cats\tzwei Katzen\tCC-BY\n",
             {"source": "column_1", "target": "column_2"},
         ),
-        ("a.jsonl", lines([{"source": s.split(), "target": [t]} for s, t in WANTED]), {}),
+        (
+            "a.jsonl",
+            lines([{"source": s.split(), "target": [t]} for s, t in WANTED]),
+            {},
+        ),  # As pandas and as other tools write a record into a cell.
+        ("a.csv", csv_of([str({"en": s, "de": t}) for s, t in WANTED]), {}),
+        ("a.csv", csv_of([json.dumps({"en": s, "de": t}) for s, t in WANTED]), {}),
     ],
 )
 def test_tables_have_pairs(name: str, content: str, columns: dict[str, str], tmp_path: Path) -> None:
@@ -84,6 +98,17 @@ def test_text_files_of_one_name_are_aligned(names: tuple[str, str], tmp_path: Pa
     assert texts(pairs_of(tmp_path, spec_pb2.DataSource(format=TEXT))) == WANTED
 
 
+@pytest.mark.parametrize(("side", "role"), [("en", "sources"), ("de", "targets")])
+def test_a_file_beside_its_packed_form_is_refused_unless_one_is_named(side: str, role: str, tmp_path: Path) -> None:
+    (tmp_path / "a.en").write_text("a dog\n")
+    (tmp_path / "a.de").write_text("ein Hund\n")
+    (tmp_path / f"a.{side}.gz").write_bytes(gzip.compress(b"other\n"))
+    with pytest.raises(DataError, match=f"'a.{side}' and 'a.{side}.gz' may both be the {role} of 'a'; leave one out"):
+        pairs_of(tmp_path, spec_pb2.DataSource(format=TEXT))
+    named = spec_pb2.DataSource(format=TEXT, columns={"source": "a.en", "target": "a.de"})
+    assert texts(pairs_of(tmp_path, named)) == [("a dog", "ein Hund")]
+
+
 def test_text_files_are_named_as_source_and_target(tmp_path: Path) -> None:
     for part in ("train", "valid"):
         (tmp_path / f"{part}.en.txt").write_text(f"{part} dog\n")
@@ -110,6 +135,17 @@ def test_text_files_are_named_as_source_and_target(tmp_path: Path) -> None:
         ({"a.en": "x\n", "a.de": "u\n"}, {"source": "a.en"}, "no file is named as target"),
         ({"a.en": "x\n", "a.de": "u\n"}, {"source": "a.en", "target": "a.dr"}, "there is no file 'a.dr'"),
         ({"a.en": "x\ny\n", "a.de": "u\n \n"}, {}, "a.de, line 2: the target is empty"),
+        ({"a.en": "x\n", "a.de": "u\n", "a.en.txt": "y\n"}, {}, "'a.en' and 'a.en.txt' may both be the sources of 'a'"),
+        (
+            {"a.en": "x\n", "a.de": "u\n", "a.de.text": "y\n"},
+            {},
+            "'a.de' and 'a.de.text' may both be the targets of 'a'",
+        ),
+        (
+            {"a.en": "x\n", "a.source": "y\n", "a.de": "u\n"},
+            {},
+            "'a.en' and 'a.source' may both be the sources of 'a'; leave one out, or name two files in columns",
+        ),
     ],
 )
 def test_text_files_that_do_not_belong_together_are_refused(
@@ -130,7 +166,14 @@ def test_text_files_that_do_not_belong_together_are_refused(
         ({"translation": {"en": "a", "de": " "}}, "the target is empty; fill it in"),
         ({"translation": {"en": "", "de": "b"}}, "the source is empty; fill it in"),
         ({"translation": {"en": "a", "de": None}}, "the target is missing"),
-        ({"translation": "a ||| b"}, "which is not a record with a text for each language"),
+        (
+            {"translation": "a ||| b"},
+            "`translation` is 'a ||| b', which is not a record with a text for each language; "
+            'write it as {"en": "…", "de": "…"}, or give the texts in two columns',
+        ),
+        ({"translation": "{'en': 'a', 'de'"}, "write it as {"),
+        ({"translation": "['a', 'b']"}, "is \"['a', 'b']\", which is not a record"),
+        ({"translation": "{'en': 'a', 'fr': 'b'}"}, "no text for target_language 'de'; there are: en, fr"),
         ({"source": "a", "target": 7}, "the target is 7, which is not a text"),
         ({"source": "a", "target": ["b", "c"]}, "the target is a list of 2 texts"),
         ({"source": "a", "target": "b\0"}, "NUL"),

@@ -14,6 +14,7 @@ from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
 from shardyard_trainer.data.lines import read_lines
 from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.written_lists import as_value
 from shardyard_trainer.reading import about, reading
 
 RECORD = "translation"
@@ -94,9 +95,13 @@ def _of_record(record: Record, names: PairNames) -> Callable[[], TextPair]:
 
 
 def _of_languages(record: Record, languages: tuple[str, str]) -> tuple[Any, Any]:
-    cell = record.cells[RECORD]
+    cell = as_value(record.cells[RECORD])
     if not isinstance(cell, Mapping):
-        text = f"`{RECORD}` is {shorten(repr(cell))}, which is not a record with a text for each language"
+        form = ", ".join(f'"{language or name}": "…"' for language, name in zip(languages, ("en", "de"), strict=True))
+        text = (
+            f"`{RECORD}` is {shorten(repr(record.cells[RECORD]))}, which is not a record with a text for each "
+            f"language; write it as {{{form}}}, or give the texts in two columns"
+        )
         raise DataError(text, file=record.file, line=record.line)
     for language, name in zip(languages, ("source_language", "target_language"), strict=True):
         if language not in cell:
@@ -165,8 +170,14 @@ def _pairs_of_files(
     for file in files:
         stem, ending = _stem_and_ending(file.name)
         for role, endings in (("source", ("source", *names.sources)), ("target", ("target", *names.targets))):
-            if ending in endings:
-                found.setdefault(stem, {})[role] = file
+            if ending not in endings:
+                continue
+            if (other := found.setdefault(stem, {}).setdefault(role, file)) is not file:
+                raise DataError(
+                    f"{shorten(other.name)!r} and {shorten(file.name)!r} may both be the {role}s of {shorten(stem)!r}; "
+                    "leave one out, or name two files in columns (source: FILE, target: FILE)",
+                    field=field,
+                )
     alone = [next(iter(pair.values())).name for pair in found.values() if len(pair) == 1]
     if alone or not found:
         what = f"{shorten(alone[0])!r} has no partner" if alone else f"the texts have no targets ({listed(by_name)})"
