@@ -143,6 +143,11 @@ def rows_with(*said: Any, **more: Any) -> list[dict[str, Any]]:
     return [{"messages": [{"role": names.get(role, role), "content": text} for role, text in said], **more}]
 
 
+def answered(**keys: Any) -> list[dict[str, Any]]:
+    """A row whose answer has other keys as well."""
+    return [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **keys}]}]
+
+
 GOOD = [chat("a?", "b")]
 REFUSED = {
     "two users": (rows_with(("u", "a"), ("u", "b"), ("a", "c")), "line 2: message 2: its role is user, but after one"),
@@ -167,6 +172,27 @@ REFUSED = {
     "nothing": ([{"messages": []}], "'messages' is an empty list"),
     "a text": ([{"messages": "user: hello"}], "write a list of messages"),
     "tools": (rows_with(("u", "a"), ("a", "b"), tools=[{"name": "f"}]), "it does not read `tools`"),
+    "half a character": (rows_with(("u", "a \ud83d"), ("a", "b")), "message 1: its content has half of a surrogate"),
+    "half a character in a tool": (
+        rows_with(("u", "a"), ("a", "b"), tools=[{"name": "f", "of": [{"\ud83d": 1}]}]), "'tools' has half of",
+    ),
+    "half a character in a tool as text": (
+        rows_with(("u", "a"), ("a", "b"), tools='[{"name": "\\ud83d"}]'), "'tools' has half of a surrogate",
+    ),
+    "NUL in a tool": (rows_with(("u", "a"), ("a", "b"), tools=[{"name": "\0"}]), "'tools' has a NUL character; remove"),
+    "half a character in a call": (
+        answered(tool_calls=[{"function": {"name": "f", "arguments": {"a": "\udc00"}}}]), "its tool_calls has half of",
+    ),
+    "half a character in an old call": (answered(function_call={"name": "\udc00"}), "its tool_calls has half of"),
+    "half a character in a name": (answered(name="\udc00"), "message 2: its name has half of a surrogate pair"),
+    "half a character in a thought": (answered(reasoning_content="\udc00"), "its reasoning_content has half of"),
+    "NUL in a thought": (answered(reasoning_content="\0"), "its reasoning_content has a NUL character; remove it"),
+    "an old call": (answered(content=None, function_call={"name": "f"}), "it does not read `tool_calls`"),
+    "an old call that is a text": (answered(function_call="f"), "its function_call is 'f'; write it as {name, argum"),
+    "an empty list of calls": (answered(content="", tool_calls=[]), "message 2: the assistant's message is empty"),
+    "a call by the user": (
+        [{"messages": [{"role": "user", "content": "", "tool_calls": [{"name": "f"}]}]}], "the user's message is empty",
+    ),
     "broken tools": (rows_with(("u", "a"), ("a", "b"), tools="{"), "write a list of tools as JSON"),
 }  # fmt: skip
 
@@ -182,6 +208,42 @@ def test_an_invalid_conversation_is_refused_with_its_row_or_skipped(name: str, t
     found = planned(tmp_path, spec_of(path, trainData=lenient, evaluation={"holdout": 0}))
     (left_out,) = [each for each in found.plan.warnings if each.reason == "BAD_ROWS_LEFT_OUT"]
     assert found.plan.num_train_samples == 5 and "1 of 6 rows" in left_out.message and message[-20:] in left_out.message
+
+
+SHARE_GPT = {"conversations": chat("a?", "b")["messages"], "system": "Be short."}
+BY_DEVELOPER = [{"role": "developer", "content": "Be kind."}, *chat("a?", "b")["messages"]]
+REFUSED_CELLS = {
+    "text": ({"text": "fine"}, {"text": "hi \ud83d"}, "'text' has half of a surrogate pair; write the whole"),
+    "NUL": ({"text": "fine"}, {"text": "hi \0"}, "'text' has a NUL character; remove it"),
+    "prompt": ({"prompt": "a", "completion": "b"}, {"prompt": "\ud83d"}, "'prompt' has half of a surrogate"),
+    "output": ({"instruction": "a", "output": "b"}, {"output": "\ud83d"}, "'output' has half of a surrogate"),
+    "system": (SHARE_GPT, {"system": "\ud83d"}, "'system' has half of a surrogate pair"),
+    "a list": (SHARE_GPT, {"system": ["Be short."]}, "'system' is \"['Be short.']\", which is not a text; write"),
+    "an object": (SHARE_GPT, {"system": {"a": 1}}, "which is not a text; write a text in quotes, or leave it out"),
+    "false": (SHARE_GPT, {"system": False}, "'system' is 'False', which is not a text"),
+    "a developer": (SHARE_GPT, {"conversations": BY_DEVELOPER}, "message 1: it is a developer message, and the row"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED_CELLS)
+def test_an_invalid_cell_is_refused_with_its_row_or_skipped(name: str, tmp_path: Path) -> None:
+    good, change, message = REFUSED_CELLS[name]
+    path = write_lines(tmp_path / "a.jsonl", [good, {**good, **change}, *[good] * 4])
+    (violation,) = planned(tmp_path, spec_of(path)).violations
+    assert message in violation.message and violation.metadata["line"] == "2", violation
+    assert violation.metadata["file"].endswith("a.jsonl") and violation.reason == "DATA_INVALID"
+    lenient = {"uri": str(path), "maxBadRowsShare": 0.2}
+    found = planned(tmp_path, spec_of(path, trainData=lenient, evaluation={"holdout": 0}))
+    assert found.plan.num_train_samples == 5 and not found.violations
+
+
+def test_an_old_call_is_learnt_as_a_call(tmp_path: Path) -> None:
+    reads = CHATML.replace("message['content']", "message.content + (message.tool_calls | default([]) | tojson)")
+    called = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "a"}, called]}] * 4)
+    spec = spec_of(path, {"maxLength": 256, "chatTemplate": reads}, evaluation={"holdout": 0})
+    learnt = learnt_of(tmp_path, planned(tmp_path, spec))[0][1]
+    assert '[{"type": "function", "function": {"name": "f", "arguments": "{}"}}]' in learnt
 
 
 def test_a_file_that_can_be_read_in_two_ways_is_refused_with_both_unless_a_role_is_mapped(tmp_path: Path) -> None:

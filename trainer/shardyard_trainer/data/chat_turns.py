@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardyard_trainer.data.errors import listed, nearest, shorten
+from shardyard_trainer.data.readable import unreadable
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
-ROLES = (SYSTEM, "developer", USER, ASSISTANT, TOOL)
+FIRST_ROLES = (SYSTEM, "developer")
+"""The roles of the one message that may come before the first user's."""
+
+ROLES = (*FIRST_ROLES, USER, ASSISTANT, TOOL)
 
 _MAY_FOLLOW: Mapping[str, tuple[str, ...]] = {
-    "": (SYSTEM, "developer", USER),
-    SYSTEM: (USER,),
-    "developer": (USER,),
+    "": (*FIRST_ROLES, USER),
+    **dict.fromkeys(FIRST_ROLES, (USER,)),
     USER: (ASSISTANT,),
     ASSISTANT: (USER, TOOL),
     TOOL: (ASSISTANT, TOOL),
@@ -25,7 +28,6 @@ _OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT),
     **dict.fromkeys(("observation", "function", "tool_response"), TOOL),
 }
-_CALLS = ("tool_calls", "function_call")
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Other keys of a message that a template may read."""
 
@@ -57,11 +59,23 @@ def read_message(place: int, value: Any) -> tuple[Message, bool]:
     if role not in ROLES:
         message = f"its role {shorten(speaker)!r} is none of {', '.join(ROLES)}{nearest(role, ROLES)}; correct it"
         raise TurnFault(place, message)
-    content = _content(
-        place, given.get("content", given.get("value")), may_lack=any(given.get(call) for call in _CALLS)
-    )
-    kept = {key: given[key] for key in _KEPT if key in given}
+    kept = _kept(place, role, given)
+    content = _content(place, given.get("content", given.get("value")), may_lack=bool(kept.get("tool_calls")))
     return {"role": role, "content": content, **kept}, _weight(place, given)
+
+
+def _kept(place: int, role: str, given: Mapping[str, Any]) -> Message:
+    """What templates read besides the content. The one call of the older `function_call` becomes `tool_calls`."""
+    kept = {key: given[key] for key in _KEPT if key in given}
+    called = given.get("function_call")
+    if role == ASSISTANT and called and not kept.get("tool_calls"):
+        if not isinstance(called, Mapping):
+            raise TurnFault(place, f"its function_call is {_shown(called)}; write it as {{name, arguments}}")
+        kept["tool_calls"] = [{"type": "function", "function": called}]
+    for key, value in kept.items():
+        if fault := unreadable(value):
+            raise TurnFault(place, f"its {key} has {fault}")
+    return kept
 
 
 def _content(place: int, value: Any, *, may_lack: bool) -> str:
@@ -73,12 +87,8 @@ def _content(place: int, value: Any, *, may_lack: bool) -> str:
     if not isinstance(value, str):
         what = "no `content` (or `value`)" if value is None else f"the content {_shown(value)}, which is not a text"
         raise TurnFault(place, f"it has {what}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise TurnFault(place, "its content has half of a surrogate pair; write the whole character") from None
-    if "\0" in value:
-        raise TurnFault(place, "its content has a NUL character; remove it")
+    if fault := unreadable(value):
+        raise TurnFault(place, f"its content has {fault}")
     return value
 
 
@@ -109,7 +119,8 @@ def check_turns(messages: Sequence[Message], *, is_question: bool) -> None:
         if role not in allowed:
             where = f"after one of the role {before}" if before else "at the beginning"
             raise TurnFault(place, f"its role is {role}, but {where} comes {' or '.join(allowed)}")
-        if not message["content"].strip() and role not in (SYSTEM, "developer", TOOL) and "tool_calls" not in message:
+        calls = role == ASSISTANT and message.get("tool_calls")
+        if not message["content"].strip() and role not in (*FIRST_ROLES, TOOL) and not calls:
             raise TurnFault(place, f"the {role}'s message is empty; leave the conversation out, or write what was said")
         before = role
     if is_question and before not in (USER, TOOL):

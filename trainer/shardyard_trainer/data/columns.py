@@ -12,6 +12,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, raise_all, shorten
 from shardyard_trainer.data.label_canon import as_bit
+from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.readers import Layout, NumberedRow, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.reading import about, reading
@@ -302,11 +303,6 @@ def _text(cell: Any, file: DataFile, line: int, column: str) -> str:
         then = "fill it in, or remove the row" if cell is None else "write it in quotes, or map another column"
         message = f"{shorten(column)!r} must be text, but is {what}; {then}"
         raise DataError(message, file=file.name, line=line, value=shorten(str(cell)))
-    if "\0" in cell:
-        raise DataError(f"{shorten(column)!r} has a NUL character; remove it", file=file.name, line=line)
-    try:
-        cell.encode()
-    except UnicodeEncodeError:
-        message = f"{shorten(column)!r} has half of a surrogate pair; write the whole character"
-        raise DataError(message, file=file.name, line=line) from None
+    if fault := unreadable(cell):
+        raise DataError(f"{shorten(column)!r} has {fault}", file=file.name, line=line)
     return cell

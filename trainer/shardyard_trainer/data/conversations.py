@@ -9,8 +9,18 @@ from typing import Any
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.chat_turns import ASSISTANT, SYSTEM, USER, Message, TurnFault, check_turns, read_message
+from shardyard_trainer.data.chat_turns import (
+    ASSISTANT,
+    FIRST_ROLES,
+    SYSTEM,
+    USER,
+    Message,
+    TurnFault,
+    check_turns,
+    read_message,
+)
 from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_list, shown
@@ -94,13 +104,23 @@ def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bo
     read = [read_message(place, value) for place, value in enumerate(values)]
     messages, learnt = [message for message, _ in read], [weight for _, weight in read]
     check_turns(messages, is_question=False)
-    if isinstance(system, str) and system.strip():
-        if messages and messages[0]["role"] == SYSTEM:
-            raise TurnFault(0, "it is a system message, and the row has a `system` of its own; leave one out")
-        messages, learnt = [{"role": SYSTEM, "content": system}, *messages], [False, *learnt]
+    if text := _system(system):
+        if messages and (role := messages[0]["role"]) in FIRST_ROLES:
+            raise TurnFault(0, f"it is a {role} message, and the row has a `system` of its own; leave one out")
+        messages, learnt = [{"role": SYSTEM, "content": text}, *messages], [False, *learnt]
     answers = [message["role"] == ASSISTANT for message in messages]
     end = max((place + 1 for place, is_answer in enumerate(answers) if is_answer), default=0)
     return messages[:end], [both and answer for both, answer in zip(learnt, answers, strict=True)][:end]
+
+
+def _system(cell: Any) -> str:
+    """A row's system message; empty if it has none, or a blank one. Raises ValueError."""
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return ""
+    if not isinstance(cell, str):
+        raise ValueError(f"'system' is {shown(cell)}, which is not a text; write a text in quotes, or leave it out")
+    _check_readable(cell, "system")
+    return cell
 
 
 def _of_messages(cells: Mapping[str, Any]) -> list[Any]:
@@ -142,7 +162,14 @@ def _said(cell: Any, name: str) -> str:
     if not isinstance(cell, str) or not cell.strip():
         what = "blank" if isinstance(cell, str) else shown(cell)
         raise ValueError(f"{name!r} is {what}; write a text, or leave the row out")
+    _check_readable(cell, name)
     return cell
+
+
+def _check_readable(cell: Any, name: str) -> None:
+    """Raises ValueError for a cell with a text that cannot be read."""
+    if fault := unreadable(cell):
+        raise ValueError(f"{name!r} has {fault}")
 
 
 def _listed(cell: Any, name: str) -> list[Any]:
@@ -175,4 +202,5 @@ def _tools(cell: Any) -> tuple[Any, ...]:
             raise ValueError(f"'tools' is {shown(cell)}; write a list of tools as JSON") from None
     if not isinstance(cell, list) or not all(isinstance(tool, Mapping) for tool in cell):
         raise ValueError(f"'tools' is {shown(cell)}; write a list of tools, each an object")
+    _check_readable(cell, "tools")
     return tuple(cell)

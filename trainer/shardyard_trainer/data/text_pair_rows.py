@@ -12,6 +12,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
 from shardyard_trainer.data.lines import read_lines
+from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_value
@@ -129,12 +130,8 @@ def _text(cell: Any, role: str, record: Record) -> str:
         raise refuse(f"is {kind}; fill it in, or remove the row")
     if not cell.strip():
         raise refuse("is empty; fill it in, or remove the row")
-    if "\0" in cell:
-        raise refuse("has a NUL character; remove it")
-    try:
-        cell.encode()
-    except UnicodeEncodeError:
-        raise refuse("has half of a surrogate pair; write the whole character") from None
+    if fault := unreadable(cell):
+        raise refuse(f"has {fault}")
     return cell
 
 
