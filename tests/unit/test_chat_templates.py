@@ -32,6 +32,16 @@ THINKING = (
 )
 # DeepSeek R1: the prompt begins a thought that the data may not have.
 BEGUN = CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}")
+# Qwen 3: only the last answer has an empty thought; calls follow the content at once.
+CALLING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] }}"
+    "{% for call in m.tool_calls or [] %}{{ '<tool_call>' + call.name + '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BARE_CALLS = CALLING.replace("'<tool_call>' + call.name + '</tool_call>'", "call.name")
+NO_CLOSER = CALLING.replace("<|im_end|>\n", "")
 NO_END = (
     "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
@@ -52,8 +62,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def answers_of(source: str, row: dict[str, Any]) -> tuple[list[str], bool, bool]:
-    template = ChatTemplate(source, chat_tokenizer(None))
+def answers_of(source: str, row: dict[str, Any], *tokens: str) -> tuple[list[str], bool, bool]:
+    """The answers that are found; `tokens` are added to the tokenizer."""
+    tokenizer = chat_tokenizer(None)
+    tokenizer.add_tokens(list(tokens))
+    template = ChatTemplate(source, tokenizer)
     messages = row["messages"]
     found = template.find_answers(messages, [message["role"] == "assistant" for message in messages])
     return [found.text[first:last] for first, last in found.answers], found.prompts_differ, found.marks_differ
@@ -69,6 +82,47 @@ def test_the_thoughts_of_an_earlier_answer_may_be_left_out_by_the_template() -> 
     row = chat("a?", "<think>hm</think>\n\nnow x", "b?", "<think>so</think>\n\ny")
     answers, prompts_differ, _ = answers_of(THINKING, row)
     assert answers == ["now x<|im_end|>", "<think>so</think>\n\ny<|im_end|>"] and not prompts_differ
+
+
+def calling(said: str, name: str) -> dict[str, Any]:
+    called = {"role": "assistant", "content": said, "tool_calls": [{"name": name}]}
+    (asked, answered) = chat("a?", "It is 7.")["messages"]
+    return {"messages": [asked, called, {"role": "tool", "content": "7"}, answered]}
+
+
+CALLS: dict[str, tuple[str, str, str, str]] = {
+    "nothing said": (CALLING, "", "f", "<tool_call>f</tool_call><|im_end|>"),
+    "something said": (CALLING, "Let me look.", "f", "Let me look.<tool_call>f</tool_call><|im_end|>"),
+    "the end of a call is that of the other answer": (BARE_CALLS, "Look: ", "fx", "Look: fx<|im_end|>"),
+    "that of the second other answer": (BARE_CALLS, "Look: x", "fy", "Look: xfy<|im_end|>"),
+    "no token closes it": (NO_CLOSER, "Let me look.", "f", "Let me look.<tool_call>f</tool_call>"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_earlier_answer_is_learnt_with_its_calls_and_the_token_that_closes_it(name: str) -> None:
+    source, said, call, wanted = CALLS[name]
+    answers, _, _ = answers_of(source, calling(said, call), "<tool_call>", "</tool_call>")
+    assert answers[0] == wanted
+    assert answers[1].removesuffix("<|im_end|>") == "<think>\n\n</think>\n\nIt is 7."
+
+
+@pytest.mark.parametrize("closer", ["<|im_end|>", ""])
+def test_the_token_that_begins_the_next_message_does_not_close_an_answer(closer: str) -> None:
+    source = CALLING.replace("<|im_end|>\n", closer)
+    answers, _, _ = answers_of(source, chat("a?", "b", "c?", "d"), "<tool_call>", "</tool_call>")
+    assert answers[0] == "b" + closer
+
+
+def test_a_template_that_writes_the_answer_of_a_tool_by_its_call_is_refused() -> None:
+    named = CALLING.replace(
+        "m['role'] + '\n' }}",
+        "m['role'] + (' ' + messages[loop.index0 - 1].tool_calls[0].name if m['role'] == 'tool' and "
+        "messages[loop.index0 - 1].tool_calls else '') + '\n' }}",
+        1,
+    )
+    with pytest.raises(TemplateFault, match="what follows the tool_calls of message 2 differently without them"):
+        answers_of(named, calling("Let me look.", "f"))
 
 
 def test_an_answer_that_begins_otherwise_than_its_prompt_ends_is_found_and_said() -> None:
@@ -134,6 +188,7 @@ FAULTS = {
     "endless text": ("{% for a in range(99999) %}{{ 'x' * 10000 }}{% endfor %}", "more than 16 times"),
     "endless macros": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     "no messages": ("{{ bos_token }}Hello", "does not contain their contents"),
+    "half a character": ("{{ '\\ud83d' }}" + CHATML, "its text has half of a surrogate pair"),
     "a change": ("{{ messages.append(1) }}", "unsafe"),
 }
 

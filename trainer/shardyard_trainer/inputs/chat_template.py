@@ -18,6 +18,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from shardyard_trainer.data.chat_turns import ASSISTANT, USER, Message
 from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.reading import reading
 
 DEFAULT_TEMPLATE = (
@@ -127,19 +128,36 @@ class ChatTemplate:
         end = len(text)
         if place + 1 < len(messages):
             upto = self._render(messages[: place + 1], tools, prompt=False)[0]
-            end = len(upto) if text.startswith(upto) else self._end_of_content(text, messages, place, tools)
+            end = len(upto) if text.startswith(upto) else self._end_by_other(text, begin, messages, place, tools)
+            found, alone = text[begin:end].strip(), upto[begin:].strip()
+            # What follows may be written in another way without its calls; then a part of it must not be learnt.
+            agrees = found in alone or (alone and found.endswith(alone))
+            if messages[place].get("tool_calls") and not agrees:
+                raise TemplateFault(
+                    f"it writes what follows the tool_calls of message {place + 1} differently without them, so the "
+                    "end of the answer cannot be located in the text"
+                )
         answer = text[begin:end]
         closed = answer.rstrip()
         return begin + len(closed) if self._closer(closed) else end
 
-    def _end_of_content(self, text: str, messages: Sequence[Message], place: int, tools: Sequence[Any]) -> int:
-        """The end of an answer, including the token that closes it if one follows at once."""
-        said = messages[place]["content"].rstrip()
-        other = {**messages[place], "content": "y" if said.endswith("x") else "x"}
-        changed = self._render([*messages[:place], other, *messages[place + 1 :]], tools, prompt=False)[0]
-        end = len(text) - _common_prefix(text[::-1], changed[::-1])
-        closer = next((token for token in self._closers if text.startswith(token, end)), "")
-        return end + len(closer)
+    def _end_by_other(
+        self, text: str, begin: int, messages: Sequence[Message], place: int, tools: Sequence[Any]
+    ) -> int:
+        """The end of an answer, including the token that closes it if one follows at once.
+
+        What follows an answer is what also follows another one in its place, which has other content and calls no tool.
+        """
+        kept = {key: value for key, value in messages[place].items() if key != "tool_calls"}
+        # Two, as the answer may end with one of them itself.
+        before, after = messages[:place], messages[place + 1 :]
+        others = [{**kept, "content": said} for said in "xy"]
+        changed = [self._render([*before, other, *after], tools, prompt=False)[0] for other in others]
+        end = len(text) - min(_common_prefix(text[::-1], each[::-1]) for each in changed)
+        # A token that begins the next message does not close this one.
+        alone = self._render([*before, others[0]], tools, prompt=False)[0][begin:]
+        closers = [token for token in self._closers if text.startswith(token, end) and token in alone]
+        return end + len(max(closers, key=len, default=""))
 
     def _agree(self, text: str, marks: Sequence[tuple[int, int]], answer: tuple[int, int]) -> bool:
         """Whether marks cover an answer, apart from blanks and the token that closes it."""
@@ -180,7 +198,10 @@ class ChatTemplate:
             raise TemplateFault("it asks for more memory than this process may have") from None
         except Exception as error:  # edge: untrusted code may raise anything; the template is at fault.
             raise TemplateFault(_line_of(error) + _said(error)) from None
-        return "".join(blocks), marks
+        text = "".join(blocks)
+        if fault := unreadable(text):
+            raise TemplateFault(f"its text has {fault}")
+        return text, marks
 
 
 def template_of(tokenizer: Any, given: str, *, with_tools: bool = False) -> str:

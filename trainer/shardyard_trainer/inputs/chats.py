@@ -32,7 +32,7 @@ from shardyard_trainer.inputs.tokenization import encoding_fault
 from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
 
 IGNORED = -100
-CHATS_VERSION = 1
+CHATS_VERSION = 2
 _BATCH_ROWS = 256
 
 
