@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -201,6 +203,25 @@ def test_predict_abstains_by_the_threshold_of_the_evaluation_or_of_the_call(tmp_
         if threshold != middle:
             assert {bool(answer.text) for answer in answers} == {threshold > margins[-1]}
     assert 0 <= found["f1"] <= 1 and found["f1"] >= found["f1_threshold_0"]
+
+
+@pytest.mark.parametrize("may_abstain", [False, True])
+def test_logits_that_are_not_numbers_give_no_answer_and_scores_that_are_not_numbers(
+    may_abstain: bool, tmp_path: Path
+) -> None:
+    _, _, folder = exported(tmp_path, {})
+    about = json.loads((folder / "shardyard.json").read_text())
+    assert about["allow_no_answer"] is True
+    (folder / "shardyard.json").write_text(json.dumps(about | {"allow_no_answer": may_abstain}))
+    tensors = load_file(folder / "model.safetensors")
+    # Finite, so that the folder is taken; what is computed with it is not.
+    next(tensor for name, tensor in tensors.items() if name.endswith("0.attention.output.LayerNorm.weight")).fill_(3e38)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    context = " ".join(["Anna went to Rome in 1969 ."] * 15)
+    for parameters in ({}, {"threshold": 0.5}, {"top_k": 1}):
+        for answer in ask(folder, ("Who?", context), ("When?", "1969"), **parameters):
+            assert math.isnan(answer.score) and not answer.text and not answer.candidates
+            assert math.isnan(answer.no_answer_score) == (may_abstain or "threshold" in parameters)
 
 
 def test_a_windows_loss_is_that_of_transformers_and_does_not_depend_on_its_batch(tmp_path: Path) -> None:

@@ -48,10 +48,30 @@ def test_other_alphabets_have_words_too() -> None:
         ("It rains. Take a coat!  Do you?", ["It rains.", "Take a coat!", "Do you?"]),
         ("He said “no.” She left (at 3.5 p.m. sharp).", ["He said “no.", "She left (at 3.5 p.m. sharp)."]),
         ("one\n\n two \n", ["one", "two"]),
+        ("one \t\r\n \n\n  two\u2003\n", ["one", "two"]),
+        ("It ended. \n he left\n“Why?”\n Nobody", ["It ended.", "he left", "“Why?", "Nobody"]),
+        (" \n \n ", []),
         ("版本。完成！", ["版本。", "完成！"]),
         ("Größe 3. Äpfel fallen.", ["Größe 3.", "Äpfel fallen."]),
         ("", []),
     ],
 )
 def test_texts_are_parted_into_sentences(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+SPACES = 2_000_000
+"""So many that a search that begins anew at each of them would never end."""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one" + " " * SPACES + "two", ["one" + " " * SPACES + "two"]),
+        ("one" + " " * SPACES + "\ntwo", ["one", "two"]),
+        ("one.” " + "\u3000" * SPACES + "two", ["one.” " + "\u3000" * SPACES + "two"]),
+        ("one\n" * 1000 + "\t" * SPACES, ["one"] * 1000),
+    ],
+)
+def test_runs_of_white_space_are_searched_once(text: str, expected: list[str]) -> None:
     assert sentences(text) == expected

@@ -204,6 +204,8 @@ def _best_first(part: Part) -> tuple[float, int, int]:
 
 
 def _log_sum(one: float, other: float) -> float:
+    if math.isnan(one) or math.isnan(other):
+        return math.nan
     highest = max(one, other)
     return highest if highest == -math.inf else highest + math.log(math.exp(one - highest) + math.exp(other - highest))
 
@@ -211,7 +213,10 @@ def _log_sum(one: float, other: float) -> float:
 def _prediction(
     context: str, parts: Sequence[Part], rest: float, total: float, *, threshold: float | None, most: int
 ) -> model_service_pb2.Prediction:
-    """The answer from the parts, sorted best first; `total` is the log-sum of the scores of all parts."""
+    """The answer from the parts, sorted best first; `total` is the log-sum of the scores of all parts.
+
+    Without a part the model's logits are NaN: the answer is empty, and its scores are NaN too.
+    """
     prediction = model_service_pb2.Prediction()
     answer = prediction.answer
     answer.SetInParent()
@@ -226,6 +231,9 @@ def _prediction(
             continue
         seen.add((start, end))
         answer.candidates.add(text=context[start:end], start=start, end=end, score=math.exp(part.score - total))
+    if not parts:
+        answer.score = math.nan
+        return prediction
     abstains = threshold is not None and rest - parts[0].score > threshold
     if abstains or not answer.candidates:
         answer.score = answer.no_answer_score

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 _WORD = re.compile(r"[^\W_]+")
 # Behind a sentence's sign and what closes with it, before what begins another one; or a line break.
-_BETWEEN = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-zà-ÿ])|(?<=[。！？])|\s*\n\s*")
+_BETWEEN = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-zà-ÿ])|(?<=[。！？])|\n")
 
 
 class Rouge(NamedTuple):

@@ -13,8 +13,14 @@ from shardyard_trainer.inputs.sequences import SequenceSamples
 from shardyard_trainer.tasks.base import ModuleOutput, WriteBatch
 from shardyard_trainer.tasks.metrics import LossSum
 
-_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
-"""sacrebleu's tokenizers by language; other languages use that of the machine translation conferences (13a)."""
+_TOKENIZERS = {
+    **dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "ko", "kor", "th", "tha"), "char"),
+}
+"""sacrebleu's tokenizers by language, in two letters or in three.
+
+Other languages use that of the machine translation conferences (13a).
+"""
 
 
 class Written(NamedTuple):
