@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,18 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.answering.inspect import inspect_model
+from shardyard_trainer.data.sources import resolve_source
+from shardyard_trainer.data.text_pair_rows import PairNames
 from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.inputs.sequences import language_ids, marked
+from shardyard_trainer.inputs.sequences import Lengths, Marker, Marks, SequenceInputs, language_ids, load_sequences
+from shardyard_trainer.inputs.tokenization import load_tokenizer
+from shardyard_trainer.models.door import open_folder
+from shardyard_trainer.models.folder import read_folder
+from shardyard_trainer.models.loaded import load_model
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.model_evaluation import prepare_evaluation
 from shardyard_trainer.tasks.seq2seq import PreparedSequences
+from shardyard_trainer.tasks.text_writer import TextWriter
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +151,53 @@ def test_a_model_is_evaluated_with_the_lengths_and_the_prefix_of_its_training(ro
 def test_a_token_of_a_language_takes_the_place_of_the_tokenizers_own_or_comes_first() -> None:
     tokenizer = bert_tokenizer()
     assert language_ids(tokenizer) == frozenset()
-    assert marked([2, 7, 8, 3], 9, tokenizer, 6) == [9, 2, 7, 8, 3]
-    assert marked([2, 7, 8, 3], 9, tokenizer, 4) == [9, 2, 7, 3]
-    assert marked([2, 7, 3], None, tokenizer, 4) == [2, 7, 3]
+    assert Marker(tokenizer, 9, 6)([2, 7, 8, 3]) == [9, 2, 7, 8, 3]
+    assert Marker(tokenizer, 9, 4)([2, 7, 8, 3]) == [9, 2, 7, 3]
+    assert Marker(tokenizer, None, 4)([2, 7, 3]) == [2, 7, 3]
+
+
+def counted(tokenizer: Any) -> Counter[str]:
+    """Counts from now on how often the tokenizer is asked for the tokens around an empty text and its vocabulary."""
+    asked: Counter[str] = Counter()
+    usual: Any = type(tokenizer)
+
+    class Counted(usual):  # type: ignore[misc]
+        def __call__(self, text: Any = None, *args: Any, **settings: Any) -> Any:
+            asked["empty"] += isinstance(text, str) and not text
+            return super().__call__(text, *args, **settings)
+
+        def get_vocab(self) -> Any:
+            asked["vocabulary"] += 1
+            return super().get_vocab()
+
+    tokenizer.__class__ = Counted
+    return asked
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_a_tokenizer_is_asked_for_its_languages_once_however_many_texts_there_are(number: int, tmp_path: Path) -> None:
+    found = open_folder(multilingual(tmp_path / "mbart"))
+    rows = [{"source": WORDS[at % 5], "target": WORDS[at % 7]} for at in range(number)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = spec_pb2.DataSource(uri=str(tmp_path / "a.jsonl"))
+    tokenizer = load_tokenizer(found)
+    asked = counted(tokenizer)
+    pairs = load_sequences(
+        resolve_source(source, locations(tmp_path)), source, PairNames(("source",), ("target",)), tokenizer,
+        lengths=Lengths(8, 8), marks=Marks(3, 4), prefix="", cache_dir=tmp_path / "cache", field="spec.train_data",
+    )  # fmt: skip
+    assert pairs.num_pairs == number and asked["empty"] == 2
+    assert [int(pairs.store.tokens[at]) for at in pairs.store.offsets[:2]] == [3, 4]
+
+    loaded = load_model(read_folder(found), "AutoModelForSeq2SeqLM")
+    trained = replace(loaded, folder=replace(loaded.folder, trained={"source_token": "ro_RO"}))
+    inputs = SequenceInputs.load(found, loaded.folder)
+    asked = counted(inputs.tokenizer)
+    writer = TextWriter("translation", trained, inputs)
+    for row in rows:
+        (encoded,) = writer.read([pb.Instance(text=row["source"])])
+        assert encoded.ids[0] == 4
+    assert asked == {"empty": 1, "vocabulary": 1}
 
 
 @pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])

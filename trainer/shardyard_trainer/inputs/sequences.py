@@ -78,14 +78,22 @@ class Marks:
     target: int | None = None
 
 
-def marked(ids: list[int], token: int | None, tokenizer: Any, length: int) -> list[int]:
-    """A text with the token of its language: in the place of the tokenizer's own, else at its beginning."""
-    if token is None:
-        return ids
-    own = language_ids(tokenizer)
-    if any(each in own for each in ids):
-        return [token if each in own else each for each in ids]
-    return [token, *ids] if len(ids) < length else [token, *ids[: length - 2], ids[-1]]
+class Marker:
+    """Puts the token of a language into texts of at most `length` tokens; `token` None: leaves them as they are."""
+
+    def __init__(self, tokenizer: Any, token: int | None, length: int) -> None:
+        self._token = token
+        self._own = frozenset[int]() if token is None else language_ids(tokenizer)
+        self._length = length
+
+    def __call__(self, ids: list[int]) -> list[int]:
+        """A text with its language: in the place of the tokenizer's own, else at its beginning."""
+        token = self._token
+        if token is None:
+            return ids
+        if any(each in self._own for each in ids):
+            return [token if each in self._own else each for each in ids]
+        return [token, *ids] if len(ids) < self._length else [token, *ids[: self._length - 2], ids[-1]]
 
 
 def language_ids(tokenizer: Any) -> frozenset[int]:
@@ -187,15 +195,14 @@ def _tokenise(
 ) -> None:
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     counter = TokenCounter(tokenizer)
+    mark_source = Marker(tokenizer, marks.source, lengths.source)
+    mark_target = Marker(tokenizer, marks.target, lengths.target)
     num_bytes = 0
     while batch := list(islice(rows, _BATCH_PAIRS)):
         sources = tokenization.encode(tokenizer, [prefix + pair.source for pair in batch], None, lengths.source)
         targets = tokenization.encode(tokenizer, [pair.target for pair in batch], None, lengths.target)
         ends = [_ended(ids, tokenizer, lengths.target) for ids in targets.ids]
-        sides = (
-            [marked(ids, marks.source, tokenizer, lengths.source) for ids in sources.ids],
-            [marked(ids, marks.target, tokenizer, lengths.target) for ids, _ in ends],
-        )
+        sides = [mark_source(ids) for ids in sources.ids], [mark_target(ids) for ids, _ in ends]
         tokens = [ids for pair in zip(*sides, strict=True) for ids in pair]
         target_cut = [was or now for was, (_, now) in zip(targets.cut, ends, strict=True)]
         cut = [each for pair in zip(sources.cut, target_cut, strict=True) for each in pair]

@@ -18,6 +18,7 @@ from shardyard_trainer.data.text_pair_rows import PairNames, read_pairs
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.sequences import (
     Lengths,
+    Marker,
     Marks,
     PairTexts,
     SequenceInputs,
@@ -25,7 +26,6 @@ from shardyard_trainer.inputs.sequences import (
     SequenceSamples,
     end_of,
     load_sequences,
-    marked,
     split_pairs,
 )
 from shardyard_trainer.inputs.text import adapt
@@ -195,7 +195,7 @@ def _writing(job: Ingredients, lengths: Lengths, start: int, marks: Marks, token
     """The settings of generation_config.json that the spec decides."""
     wanted = job.wanted
     found = {"max_new_tokens": lengths.target, "decoder_start_token_id": start}
-    frame = marked(tokenizer("", verbose=False)["input_ids"], marks.target, tokenizer, lengths.target)
+    frame = Marker(tokenizer, marks.target, lengths.target)(tokenizer("", verbose=False)["input_ids"])
     # Written first of all, unless the tokenizer puts it at the end of a text, as the first mBART's does.
     if marks.target is not None and frame[0] == marks.target:
         found["forced_bos_token_id"] = marks.target

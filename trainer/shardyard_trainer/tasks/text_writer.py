@@ -10,7 +10,7 @@ import torch
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import MicroBatch, seed_for
-from shardyard_trainer.inputs.sequences import SequenceInputs, marked
+from shardyard_trainer.inputs.sequences import Marker, SequenceInputs
 from shardyard_trainer.inputs.text import EncodedText
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
@@ -44,6 +44,9 @@ class TextWriter(TextPredictor):
             if old in settings and new not in settings:
                 settings[new] = max(settings[old] - 1, 0)
         self._settings = settings
+        self._mark: Marker | None = None
+        if isinstance(name := loaded.folder.trained.get("source_token"), str):
+            self._mark = Marker(inputs.tokenizer, inputs.tokenizer.get_vocab().get(name), self.length_limit)
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
         """Refuses what every text task refuses, and beams together with a temperature."""
@@ -61,11 +64,9 @@ class TextWriter(TextPredictor):
         prefix = self.loaded.folder.trained.get("source_prefix")
         prefix = prefix if isinstance(prefix, str) else ""
         encoded = self.inputs.encode([(prefix + instance.text, None) for instance in instances], self.length_limit)
-        name = self.loaded.folder.trained.get("source_token")
-        if not isinstance(name, str):
+        if self._mark is None:
             return encoded
-        token = self.inputs.tokenizer.get_vocab().get(name)
-        marks = [marked(each.ids, token, self.inputs.tokenizer, self.length_limit) for each in encoded]
+        marks = [self._mark(each.ids) for each in encoded]
         return [EncodedText(ids, [0] * len(ids)) for ids in marks]
 
     def most_bytes(self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
