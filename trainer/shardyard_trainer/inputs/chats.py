@@ -307,13 +307,3 @@ def pack(lengths: np.ndarray, most: int) -> list[list[int]]:
                 insort(rooms, left)
             by_room.setdefault(left, []).append(chosen)
     return bins
-
-
-def split_chats(chats: Chats, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits conversations at random for training and evaluation. Raises DataError if none is left to train on."""
-    num_rows = chats.store.num_sequences
-    order = np.random.default_rng([seed, 0x401D]).permutation(num_rows)
-    held = round(num_rows * holdout) or int(holdout > 0)
-    if num_rows - held < 1:
-        raise DataError(f"{num_rows} row: nothing would be left to train on; give eval_data, or holdout 0")
-    return np.sort(order[held:]), np.sort(order[:held])

@@ -28,6 +28,7 @@ from shardyard_trainer.data.store import (
 )
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
+from shardyard_trainer.inputs.holdout import by_lot
 from shardyard_trainer.inputs.vocabularies import num_ids
 
 EXAMPLES_VERSION = 5
@@ -251,23 +252,11 @@ class Labelled(Protocol):
 
 def hold_out(examples: Labelled, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The samples to train on, those to evaluate on, and what to warn of. Raises DataError if none is left to train."""
-    train, held_out = hold_out_by_lot(examples.store.num_sequences, holdout, seed)
+    train, held_out = by_lot(examples.store.num_sequences, holdout, seed)
     warning = ""
     if examples.schema.problem == SINGLE_LABEL:
         train, held_out, warning = _keep_classes(train, held_out, examples)
     return np.sort(train), np.sort(held_out), warning
-
-
-def hold_out_by_lot(num_samples: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The samples to train on, and those to evaluate on. Raises DataError if none is left to train on.
-
-    Held out at random, not from the end: labelled data often comes sorted by label.
-    """
-    order = np.random.default_rng([seed, 0x401D]).permutation(num_samples)
-    held = round(num_samples * holdout) or int(holdout > 0)
-    if num_samples - held < 1:
-        raise DataError(f"{num_samples} row: nothing would be left to train on; give eval_data, or holdout 0")
-    return order[held:], order[:held]
 
 
 def _keep_classes(train: np.ndarray, held_out: np.ndarray, examples: Labelled) -> tuple[np.ndarray, np.ndarray, str]:

@@ -28,6 +28,7 @@ from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerpr
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.contexts import ContextCutter, CutContext
+from shardyard_trainer.inputs.holdout import by_lot
 from shardyard_trainer.inputs.vocabularies import num_ids
 
 IGNORED = -100
@@ -316,9 +317,7 @@ def split_questions(data: Questions, holdout: float, seed: int) -> tuple[np.ndar
     Raises DataError if none is left to train on.
     """
     contexts = np.asarray(data.store.arrays["contexts"])
-    order = np.random.default_rng([seed, 0x401D]).permutation(np.unique(contexts))
-    held = round(len(order) * holdout) or int(holdout > 0)
-    if len(order) - held < 1:
-        raise DataError(f"{len(order)} context: nothing would be left to train on; give eval_data, or holdout 0")
-    is_held = np.isin(contexts, order[:held])
+    known = np.unique(contexts)
+    _, held_out = by_lot(len(known), holdout, seed, what="context")
+    is_held = np.isin(contexts, known[held_out])
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)

@@ -307,12 +307,3 @@ def sequence_batch(
     }
     num_units = int((labels != IGNORED).sum())
     return MicroBatch(inputs, num_units, int(mask.sum()) + num_units, ids.size + labels.size, samples)
-
-
-def split_pairs(num_pairs: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits pairs at random for training and evaluation. Raises DataError if none is left to train on."""
-    order = np.random.default_rng([seed, 0x401D]).permutation(num_pairs)
-    held = round(num_pairs * holdout) or int(holdout > 0)
-    if num_pairs - held < 1:
-        raise DataError(f"{num_pairs} row: nothing would be left to train on; give eval_data, or holdout 0")
-    return np.sort(order[held:]), np.sort(order[:held])

@@ -24,6 +24,7 @@ from shardyard_trainer.data.tagged_rows import TaggedText, read_tagged
 from shardyard_trainer.data.tags import SchemeFinder, labels_of, to_bio
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
+from shardyard_trainer.inputs.holdout import split_by_lot
 from shardyard_trainer.inputs.vocabularies import num_ids
 from shardyard_trainer.inputs.words import WordCutter
 
@@ -277,8 +278,5 @@ class TaggedSamples:
 def split_texts(data: TaggedTexts, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Texts to train on and to evaluate on, by lot. Raises DataError if none is left to train on."""
     texts = np.unique(data.store.arrays["texts"])  # Texts without words are in no window.
-    order = np.random.default_rng([seed, 0x401D]).permutation(texts)
-    held = round(len(texts) * holdout) or int(holdout > 0)
-    if len(texts) - held < 1:
-        raise DataError(f"{len(texts)} row: nothing would be left to train on; give eval_data, or holdout 0")
-    return np.sort(order[held:]), np.sort(order[:held])
+    train, held_out = split_by_lot(len(texts), holdout, seed)
+    return texts[train], texts[held_out]

@@ -16,7 +16,8 @@ from shardyard_trainer.data.conversations import ROLES, read_conversations
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.chat_template import ChatTemplate, TemplateFault, template_of
-from shardyard_trainer.inputs.chats import ChatInputs, Chats, ChatSamples, load_chats, split_chats
+from shardyard_trainer.inputs.chats import ChatInputs, Chats, ChatSamples, load_chats
+from shardyard_trainer.inputs.holdout import split_by_lot
 from shardyard_trainer.inputs.text import adapt
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.door import FolderInvalid
@@ -196,7 +197,7 @@ def _split(job: Ingredients, inputs: ChatInputs, train: Chats, held_out: Chats |
         trained, evaluated = np.arange(train.store.num_sequences), np.arange(held_out.store.num_sequences)
         other = held_out
     else:
-        (trained, evaluated), other = split_chats(train, job.holdout, job.seed), train
+        (trained, evaluated), other = split_by_lot(train.store.num_sequences, job.holdout, job.seed), train
     samples = ChatSamples(train, trained, padding=padding, packed_to=packed_to)
     return samples, ChatSamples(other, evaluated, padding=padding) if len(evaluated) else None
 

@@ -17,8 +17,8 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.picture_rows import read_pictures
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.holdout import split_by_lot
 from shardyard_trainer.inputs.image import Augmentation, EncodedPicture, ImageInputs, positions
-from shardyard_trainer.inputs.labelled import hold_out_by_lot
 from shardyard_trainer.inputs.masked_pictures import MaskedPictureSamples, Masks
 from shardyard_trainer.inputs.pictures import Pictures, load_pictures
 from shardyard_trainer.models import architectures, loading
@@ -117,7 +117,7 @@ def _split(
     everything = np.arange(train.store.num_sequences)
     if held_out is not None:
         return samples(train, everything, changes), samples(held_out, np.arange(held_out.store.num_sequences), None)
-    kept, held = (np.sort(part) for part in hold_out_by_lot(len(everything), job.holdout, job.seed))
+    kept, held = split_by_lot(len(everything), job.holdout, job.seed)
     return samples(train, kept, changes), samples(train, held, None) if len(held) else None
 
 

@@ -16,6 +16,7 @@ from shardyard_trainer.data.errors import SpecError, nearest, raise_all, shorten
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.text_pair_rows import PairNames, read_pairs
 from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.holdout import split_by_lot
 from shardyard_trainer.inputs.sequences import (
     Lengths,
     Marker,
@@ -26,7 +27,6 @@ from shardyard_trainer.inputs.sequences import (
     SequenceSamples,
     end_of,
     load_sequences,
-    split_pairs,
 )
 from shardyard_trainer.inputs.text import adapt
 from shardyard_trainer.models import architectures, loading
@@ -155,7 +155,7 @@ def _split(
 
     if held_out is not None:
         return samples(train, np.arange(train.num_pairs)), samples(held_out, np.arange(held_out.num_pairs))
-    train_pairs, eval_pairs = split_pairs(train.num_pairs, job.holdout, job.seed)
+    train_pairs, eval_pairs = split_by_lot(train.num_pairs, job.holdout, job.seed)
     return samples(train, train_pairs), samples(train, eval_pairs) if len(eval_pairs) else None
 
 
