@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shardyard_trainer.tasks.rouge import rouge, sentences
 
@@ -75,3 +79,15 @@ SPACES = 2_000_000
 )
 def test_runs_of_white_space_are_searched_once(text: str, expected: list[str]) -> None:
     assert sentences(text) == expected
+
+
+TWICE_SEARCHED = re.compile(
+    r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-zà-ÿ])|(?<=[。！？])|\s*\n\s*",
+)
+"""The same rule with the white space around a line break, which takes the square of its length to find."""
+
+
+@given(text=st.text(st.sampled_from(' \n\r\t\u3000\x1c.!…。”"(Aa1é'), max_size=14))
+@settings(max_examples=500, deadline=None)
+def test_white_space_around_a_line_break_is_in_no_sentence(text: str) -> None:
+    assert sentences(text) == [each for part in TWICE_SEARCHED.split(text) if (each := part.strip())]
