@@ -80,6 +80,7 @@ class Script:
     announced: dict[str, bytes] = field(default_factory=dict)  # Files that Get reports with other content than is sent.
     download_cuts: list[int] = field(default_factory=list)
     corrupt_downloads: int = 0
+    chunk_bytes: int = 4  # Of a file that is sent.
     upload_cuts: list[int] = field(default_factory=list)  # Bytes that a CreateDataset call takes before it is cut.
     on_upload_cut: Callable[[], Any] = lambda: None
     uploads: dict[str, dict[str, bytearray]] = field(default_factory=dict)

@@ -71,15 +71,15 @@ class _Files(ScriptedServicer):
         return self.resource(request.name, kind)
 
     async def send(self, method: str, request: Any, context: Any, kind: Any) -> AsyncIterator[Any]:
-        """Send a file in chunks of 4 bytes, cut and damaged as the script says."""
+        """Send a file in chunks, cut and damaged as the script says."""
         await self.begin(method, request, context)
         script = self.script
         data = script.files[request.path]
         cut = script.download_cuts.pop(0) if script.download_cuts else None
-        for offset in range(request.offset, len(data), 4):
+        for offset in range(request.offset, len(data), script.chunk_bytes):
             if cut is not None and offset - request.offset >= cut:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the script")
-            part = data[offset : offset + 4]
+            part = data[offset : offset + script.chunk_bytes]
             crc32c = google_crc32c.value(part)
             if script.corrupt_downloads:
                 script.corrupt_downloads -= 1

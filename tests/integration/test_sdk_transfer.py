@@ -169,7 +169,8 @@ def test_a_folder_with_files_of_another_model_is_refused_before_anything_is_fetc
 
 def test_a_full_disk_is_a_failure_of_the_sdk_and_the_download_continues_when_there_is_room(tmp_path: Path) -> None:
     files = {f"part-{number}": bytes(300_000) for number in range(4)}
-    with small_disk(tmp_path / "disk", 1) as disk, serving(Script(ready={"m"}, files=files)) as address:
+    script = Script(ready={"m"}, files=files, chunk_bytes=50_000)
+    with small_disk(tmp_path / "disk", 1) as disk, serving(script) as address:
         with Client(address) as client, pytest.raises(ShardyardError) as raised:
             client.model("m").download(disk / "model")
         assert isinstance(raised.value, FailedPrecondition) and raised.value.reason == "LOCAL_FILE"
