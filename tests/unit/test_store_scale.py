@@ -196,12 +196,9 @@ def commits(conn: Connection) -> int:
     return int(conn.execute(select(tables.lease.c.commits)).scalar_one())
 
 
-async def test_the_write_ahead_log_stays_short_under_readers_that_overlap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_write_ahead_log_stays_short_under_readers_that_overlap(tmp_path: Path) -> None:
     # A busy machine may let no reader end in the usual quarter of a second, and then it is not tried again for a while.
-    monkeypatch.setattr(sqlite, "_LOG_WAIT_MS", 10_000)
-    store = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    store = await open_store(tmp_path / "store.db", ManualClock(), NullTrace(), log_wait_ms=10_000)
     log, done, longest = tmp_path / "store.db-wal", asyncio.Event(), 0
 
     def look(conn: Connection) -> int:

@@ -24,8 +24,9 @@ from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFa
 _READ_AHEAD_BYTES = 4 << 20
 MAX_LOG_BYTES = 32 << 20
 _BUSY_MS = 5000
-# As long as writers may wait for the readers of a log that is to be emptied.
-_LOG_WAIT_MS = 250
+LOG_WAIT_MS = 250
+"""As long as writers wait for the readers of a log that is to be emptied."""
+
 _log = logging.getLogger(__name__)
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs"}
 
@@ -147,12 +148,12 @@ def _begin(conn: Connection) -> None:
     conn.exec_driver_sql("BEGIN")
 
 
-def empty_log(conn: Connection, path: Path) -> bool:
+def empty_log(conn: Connection, path: Path, wait_ms: int) -> bool:
     """Moves a long write-ahead log into the database; False: it is long, and readers did not let it be emptied now.
 
     SQLite by itself begins the log again only when nobody reads it. With readers that overlap there is no such moment,
     and it grows forever; once all of it is in the database, new readers need it no longer, and the last ones are
-    waited for. Outside of transactions only.
+    waited for, `wait_ms` at most. Outside of transactions only.
     """
     try:
         if path.with_name(path.name + "-wal").stat().st_size < MAX_LOG_BYTES:
@@ -160,7 +161,7 @@ def empty_log(conn: Connection, path: Path) -> bool:
     except FileNotFoundError:
         return True
     driver = conn.connection
-    driver.execute(f"PRAGMA busy_timeout={_LOG_WAIT_MS}")
+    driver.execute(f"PRAGMA busy_timeout={wait_ms}")
     try:
         [[busy, *_]] = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.Error as error:

@@ -43,8 +43,18 @@ def lock_store(url: str | Path, clock: Clock) -> sqlite.FileLock:
     return sqlite.FileLock(path, clock.now_us())
 
 
-async def open_store(url: str | Path, clock: Clock, trace: Trace, *, lock: sqlite.FileLock | None = None) -> Store:
-    """Opens the store: migrations, checks, lease; `lock` is let go of if that fails. Raises: as `lock_store`."""
+async def open_store(
+    url: str | Path,
+    clock: Clock,
+    trace: Trace,
+    *,
+    lock: sqlite.FileLock | None = None,
+    log_wait_ms: int = sqlite.LOG_WAIT_MS,
+) -> Store:
+    """Opens the store: migrations, checks, lease; `lock` is let go of if that fails. Raises: as `lock_store`.
+
+    `log_wait_ms` is how long writers may wait for the readers of a log that is to be emptied.
+    """
     path = _path(url)
     lock = lock or lock_store(url, clock)
     try:
@@ -54,7 +64,9 @@ async def open_store(url: str | Path, clock: Clock, trace: Trace, *, lock: sqlit
     except BaseException:
         lock.release()
         raise
-    return Store(path, engine, conn, lock=lock, term=term, store_id=store_id, secret=secret, clock=clock)
+    return Store(
+        path, engine, conn, lock=lock, term=term, store_id=store_id, secret=secret, clock=clock, log_wait_ms=log_wait_ms
+    )
 
 
 class Store:
@@ -71,6 +83,7 @@ class Store:
         store_id: str,
         secret: bytes,
         clock: Clock,
+        log_wait_ms: int,
     ) -> None:
         self.path = path
         self.store_id = store_id
@@ -86,7 +99,9 @@ class Store:
         self._reading = sqlite.read_engine(path, _READERS + _LIST_READERS)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._list_readers = ThreadPoolExecutor(_LIST_READERS, thread_name_prefix="store-list-reader")
-        self._writer = Writer(conn, path=path, term=term, clock=clock, tell=self._tell, fail=self._fail)
+        self._writer = Writer(
+            conn, path=path, term=term, clock=clock, log_wait_ms=log_wait_ms, tell=self._tell, fail=self._fail
+        )
 
     async def write(self, operation: Callable[[Connection], _T], actor: Actor, size_bytes: int = 0) -> _T:
         """Runs `operation` in the next commit; returns when it is on the disk.

@@ -73,6 +73,7 @@ class Writer:
         path: Path,
         term: int,
         clock: Clock,
+        log_wait_ms: int,
         tell: Callable[[Sequence[EventRecord], frozenset[str]], None],
         fail: Callable[[StoreFailure], None],
     ) -> None:
@@ -81,6 +82,7 @@ class Writer:
         self._term = term
         self._commits = 0
         self._log_after_s = 0.0
+        self._log_wait_ms = log_wait_ms
         self._clock = clock
         self._tell = tell
         self._fail = fail
@@ -153,7 +155,7 @@ class Writer:
     def _empty_log(self) -> None:
         """Keeps the write-ahead log short; after readers were in the way it is left alone for a while."""
         now_s = time.monotonic()
-        if now_s >= self._log_after_s and not empty_log(self._conn, self._path):
+        if now_s >= self._log_after_s and not empty_log(self._conn, self._path, self._log_wait_ms):
             self._log_after_s = now_s + _LOG_REST_S
 
     def _renew(self) -> None:
