@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from helpers.repository import python_files, relative
@@ -12,9 +13,14 @@ MAX_FUNCTION_LINES = 100
 MAX_INIT_PARAMETERS = 10
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -51,12 +57,7 @@ def test_no_init_has_more_than_10_parameters() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    silent = [
-        relative(path)
-        for path in python_files()
-        if path.read_text(encoding="utf-8").strip()
-        and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    ]
+    silent = [relative(path) for path in python_files() if tree(path).body and not ast.get_docstring(tree(path))]
     assert silent == []
 
 
