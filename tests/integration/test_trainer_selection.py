@@ -23,6 +23,12 @@ def weights(scenario: Scenario) -> dict[str, torch.Tensor]:
     return torch.load(Path(scenario.folder) / "model" / "weights.pt")  # type: ignore[no-any-return]
 
 
+def times_computed(scenario: Scenario) -> int:
+    """How often the evaluation data was evaluated, the canary's few batches apart."""
+    phases = [event.phase.phase for event in scenario.events() if event.HasField("phase")]
+    return phases.count("evaluating") - phases.count("canary")
+
+
 def best_of(scenario: Scenario) -> int:
     return min(scenario.evaluations(), key=lambda each: each.metrics["loss"]).step
 
@@ -36,6 +42,7 @@ def test_the_best_step_is_exported_as_it_was(tmp_path: Path, zero_stage: int) ->
     (at_best,) = [each for each in scenario.evaluations() if each.step == best and not each.is_final]
     assert (final.step, final.is_final) == (best, True) and final.metrics == at_best.metrics
     assert best in {each.step for each in scenario.checkpoints()}
+    assert times_computed(scenario) == len({each.step for each in scenario.evaluations()} | {RUN["steps"]})
     # A run of so many steps has nothing left to train: it exports that checkpoint.
     resumed = Scenario(
         str(tmp_path / "again"),
@@ -60,6 +67,19 @@ def test_a_run_that_no_longer_improves_ends_in_good_order(tmp_path: Path) -> Non
     assert scenario.checkpoints()[-1].step == scenario.evaluations()[-1].step == best + 8
     assert [event.finished.step for event in scenario.events() if event.HasField("finished")] == [best + 8]
     assert scenario.evaluations()[-1].is_final and scenario.kinds()[-1] == "exported"
+    # The evaluation that ended it is the job's: it is reported as that, and not computed again.
+    assert times_computed(scenario) == len(scenario.evaluations()) - 1 == (best + 8) // 4
+
+
+def test_a_run_to_its_last_step_evaluates_that_once_and_a_resume_for_the_export_alone_never(tmp_path: Path) -> None:
+    run = {**RUN, "steps": 8}
+    scenario = Scenario(str(tmp_path), **run)
+    assert run_scenario(scenario, solo_gang()) is None
+    assert [(each.step, each.is_final) for each in scenario.evaluations()] == [(4, False), (8, True)]
+    assert times_computed(scenario) == 2
+    again = Scenario(str(tmp_path), epoch=2, resume=[str(scenario.attempt_dir / "step-000000008")], **run)
+    assert run_scenario(again, solo_gang()) is None
+    assert again.evaluations() == [scenario.evaluations()[-1]] and times_computed(again) == 0
 
 
 def test_two_ranks_that_are_interrupted_end_where_an_undisturbed_run_ends(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def walk(policy: SelectionPolicy, values: list[float], *, cut_at: int | None = N
             selection = Selection(policy, state=json.loads(json.dumps(selection.state_dict())))
         if selection.is_over:
             break
-    return selection.best.step if selection.best else None, selection.seen_step if selection.is_over else 0
+    ended = selection.seen.step if selection.seen and selection.is_over else 0
+    return selection.best.step if selection.best else None, ended
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,13 @@ def test_a_run_that_ends_early_says_why() -> None:
         "f1 did not improve by more than 0.01 in 2 evaluations: its best value is 0.505, of step 20; "
         "training ends after step 30 of 100"
     )
+
+
+def test_the_newest_and_the_best_evaluation_come_back_with_all_their_metrics() -> None:
+    selection = Selection(LOSS, state={})
+    selection.see(10, {"loss": 1.0, "f1": 0.1 + 0.2})
+    selection.see(20, {"loss": 2.0, "f1": math.nan})
+    after = Selection(LOSS, state=json.loads(json.dumps(selection.state_dict())))
+    assert after.best == (10, {"loss": 1.0, "f1": 0.1 + 0.2})
+    assert after.metrics_at(20)["loss"] == 2.0 and math.isnan(after.metrics_at(20)["f1"])
+    assert after.metrics_at(10) == {} and Selection(LOSS, state={}).metrics_at(0) == {}

@@ -106,36 +106,32 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
 def finish(run: Run) -> Finished:
     """The final checkpoint, and the engine with the weights to export, whose evaluation is the job's number."""
     step, selects = run.state.step, run.config.selection.select_best
-    metrics: dict[str, float] = {}
-    if not selects:
-        metrics = _evaluate(run, is_final=True)
-    elif run.selection.seen_step < step:
-        metrics = _compare(run)
+    metrics = run.selection.metrics_at(step)
+    is_reported = not metrics and not selects
+    if not metrics:
+        metrics = _compare(run, is_final=is_reported)
     if run.checkpoints.last_step < step:
         _save(run, metrics, is_required=True)
     run.context.finished(step)
-    finished = _take_best(run, metrics) if selects else Finished(step, metrics)
+    finished = _take_best(run, Finished(step, metrics)) if selects else Finished(step, metrics)
+    if run.task.eval is not None and not is_reported:
+        # Reported again, not computed again: an evaluation that writes texts may take as long as the training.
+        run.context.evaluated(*finished, num_samples=run.task.eval.num_samples, is_final=True, is_partial=False)
     if warning := run.task.judge(finished.metrics):
         run.context.warn(*warning)
     return finished
 
 
-def _take_best(run: Run, metrics: dict[str, float]) -> Finished:
-    """Lets the engine have the weights of the best evaluation, and reports that as the final one.
-
-    `metrics` are those of the last step; none: they were reported by an earlier attempt, or before training ended.
-    """
-    step, best = run.state.step, run.selection.best
-    if best is not None and best.step != step:
-        if run.checkpoints.load_weights(best.step):
-            return Finished(best.step, _evaluate(run, is_final=True, step=best.step))
-        text = f"the checkpoint of step {best.step}, which has the best evaluation, is lost: the last step is exported"
-        run.context.warn("BEST_STEP_LOST", text, "spec.evaluation.select_best")
-    if not metrics:
-        return Finished(step, _evaluate(run, is_final=True))
-    assert run.task.eval is not None
-    run.context.evaluated(step, metrics, num_samples=run.task.eval.num_samples, is_final=True, is_partial=False)
-    return Finished(step, metrics)
+def _take_best(run: Run, last: Finished) -> Finished:
+    """Loads the weights of the best evaluation into the engine; those of the `last` step if they are lost."""
+    best = run.selection.best
+    if best is None or best.step == last.step:
+        return last
+    if run.checkpoints.load_weights(best.step):
+        return Finished(*best)
+    text = f"the checkpoint of step {best.step}, which has the best evaluation, is lost: the last step is exported"
+    run.context.warn("BEST_STEP_LOST", text, "spec.evaluation.select_best")
+    return last
 
 
 def canary(run: Run) -> None:
@@ -207,22 +203,19 @@ def _is_checkpoint_due(run: Run, step: int, now_s: float) -> bool:
     return is_apart and step // tenth > run.checkpoints.last_step // tenth
 
 
-def _compare(run: Run) -> dict[str, float]:
+def _compare(run: Run, *, is_final: bool = False) -> dict[str, float]:
     """Evaluates all samples, and sees whether that is the best so far. Rank 0's numbers decide, on every rank."""
-    metrics: dict[str, float] = run.context.gang.from_chief(_evaluate(run))
+    metrics: dict[str, float] = run.context.gang.from_chief(_evaluate(run, is_final=is_final))
     run.selection.see(run.state.step, metrics)
     return metrics
 
 
-def _evaluate(
-    run: Run, *, max_batches: int | None = None, is_final: bool = False, step: int | None = None
-) -> dict[str, float]:
-    """Evaluates the engine's weights, which are those after `step`; None: after the last step made."""
+def _evaluate(run: Run, *, max_batches: int | None = None, is_final: bool = False) -> dict[str, float]:
     return evaluate(
         run.context,
         run.engine,
         run.task,
-        step=run.state.step if step is None else step,
+        step=run.state.step,
         micro_batch_size=run.config.micro_batch_size,
         max_batches=max_batches,
         is_final=is_final,

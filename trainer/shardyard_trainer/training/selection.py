@@ -6,6 +6,7 @@ Its state is JSON and belongs in each checkpoint, so that a resumed run decides 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,41 +25,46 @@ class SelectionPolicy:
     min_delta: float = 0.0
 
 
-class Best(NamedTuple):
-    """The best evaluation; of equal ones the first."""
+class Evaluated(NamedTuple):
+    """All metrics of the weights after `step`."""
 
     step: int
-    value: float
+    metrics: dict[str, float]
 
 
 class Selection:
-    """Takes the evaluations of all samples in the order of steps; partial evaluations are not comparable."""
+    """Takes the evaluations of all samples in the order of steps; partial evaluations are not comparable.
+
+    `seen` is the newest evaluation, `best` the best one, and of equal ones the first; None before there is one.
+    """
 
     def __init__(self, policy: SelectionPolicy, *, state: dict[str, Any]) -> None:
         self._policy = policy
         self._bar: float | None = state.get("bar")
         self._without_improvement: int = state.get("without_improvement", 0)
-        self.seen_step: int = state.get("seen_step", 0)
-        self.best: Best | None = Best(*state["best"]) if state.get("best") else None
-        self._best_before: Best | None = None
+        self.seen: Evaluated | None = Evaluated(*state["seen"]) if state.get("seen") else None
+        self.best: Evaluated | None = Evaluated(*state["best"]) if state.get("best") else None
+        self._best_before: Evaluated | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resume needs: JSON values only, whose floats are restored exactly."""
         return {
             "bar": self._bar,
             "without_improvement": self._without_improvement,
-            "seen_step": self.seen_step,
-            "best": list(self.best) if self.best else None,
+            "seen": self.seen,
+            "best": self.best,
         }
 
     def see(self, step: int, metrics: dict[str, float]) -> None:
         """Takes the evaluation of the weights after `step`; no metrics: nothing was evaluated."""
         if not metrics:
             return
-        value = metrics[self._policy.metric]
-        self.seen_step = step
-        if math.isfinite(value) and (self.best is None or self._score(value) > self._score(self.best.value)):
-            self._best_before, self.best = self.best, Best(step, value)
+        self.seen = Evaluated(step, metrics)
+        value = self._value(metrics)
+        if math.isfinite(value) and (
+            self.best is None or self._score(value) > self._score(self._value(self.best.metrics))
+        ):
+            self._best_before, self.best = self.best, self.seen
         # Compare with the last improvement, not with the best value: small steps then add up to an improvement.
         if math.isfinite(value) and (
             self._bar is None or self._score(value) > self._score(self._bar) + self._policy.min_delta
@@ -88,11 +94,21 @@ class Selection:
         evaluations = f"{number} evaluations" if number > 1 else "one evaluation"
         by = f" by more than {policy.min_delta:g}" if policy.min_delta else ""
         best = self.best
-        reached = f"its best value is {best.value:.6g}, of step {best.step}" if best else "it is not a finite number"
+        reached = (
+            f"its best value is {self._value(best.metrics):.6g}, of step {best.step}" if best else "it is not finite"
+        )
+        ended = self.seen.step if self.seen else 0
         return (
             f"{policy.metric} did not improve{by} in {evaluations}: {reached}; training ends after step "
-            f"{self.seen_step} of {total_steps}"
+            f"{ended} of {total_steps}"
         )
+
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The metrics of the weights after `step` if that is the newest evaluation; none: it is not."""
+        return self.seen.metrics if self.seen and self.seen.step == step else {}
+
+    def _value(self, metrics: Mapping[str, float]) -> float:
+        return metrics[self._policy.metric]
 
     def _score(self, value: float) -> float:
         return self._policy.direction * value
