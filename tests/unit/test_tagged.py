@@ -162,6 +162,18 @@ def test_what_else_does_not_fit_is_refused_by_its_field(tmp_path: Path) -> None:
         assert message in found.get(field, ""), found
 
 
+def test_tags_without_a_kind_are_plain_labels_and_the_plan_warns(tmp_path: Path) -> None:
+    bare = [{"tokens": words, "tags": [mark[0] for mark in marks]} for words, marks in TEXTS]
+    found = planned(tmp_path, spec_of(write_lines(tmp_path / "bare.jsonl", bare)))
+    assert list(found.plan.labels) == ["B", "I", "O"]
+    assert found.plan.resolved_spec.fine_tuning.token_classification.scheme == spec_pb2.TokenClassification.SCHEME_PLAIN
+    (warning,) = [each for each in found.plan.warnings if each.reason == "BARE_TAGS"]
+    assert "no entities are found" in warning.message and "B-NAME and I-NAME" in warning.message
+    speech = [{"tokens": words, "tags": ["NOUN" if mark == "O" else "I" for mark in marks]} for words, marks in TEXTS]
+    found = planned(tmp_path, spec_of(write_lines(tmp_path / "speech.jsonl", speech)))
+    assert "BARE_TAGS" not in [each.reason for each in found.plan.warnings]
+
+
 def test_a_head_with_the_same_labels_is_kept_in_its_own_order_and_another_is_replaced(tmp_path: Path) -> None:
     train = lists(tmp_path)
     order = ["I-PER", "O", "B-PER", "B-LOC", "I-LOC"]

@@ -19,6 +19,7 @@ _OTHERWISE = re.compile(r"[BIESLUM][_:|/]\S+|\S+[-_][BIESLUM]")
 
 _OPEN = frozenset("BSU")
 _SINGLE_OR_END = frozenset("ESLU")
+_BARE = frozenset("BIOESLUM")
 
 
 @dataclass
@@ -113,6 +114,12 @@ def labels_of(seen: Iterable[str], scheme: str) -> tuple[str, ...]:
         return tuple(sorted(set(seen)))
     kinds = sorted({parts(tag)[1] for tag in seen} - {""})
     return (OUTSIDE, *(f"{mark}-{kind}" for kind in kinds for mark in "BI"))
+
+
+def are_bare_marks(labels: Iterable[str]) -> bool:
+    """Whether labels are the marks of a scheme without kinds of entities: B and I, and others such as O, E and S."""
+    found = {label.upper() for label in labels}
+    return found >= {"B", "I"} and found <= _BARE
 
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -16,7 +16,7 @@ from shardyard_trainer.data import bad_rows
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.tagged_rows import read_tagged
-from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, parts
+from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, are_bare_marks, parts
 from shardyard_trainer.inputs.tagged import (
     IGNORED,
     TaggedSamples,
@@ -187,6 +187,12 @@ def _assemble(
                 f"the model's head has other labels ({listed(own)})" if has_others else "the model's head is put aside"
             )
         job.warn("NEW_HEAD", f"{what}: a new one is started", choice.field)
+    if data.scheme == PLAIN and are_bare_marks(data.labels):
+        message = (
+            f"the tags {listed(data.labels)} name no kind of entity, so each is learnt as a label of its own and no "
+            "entities are found; write the kind after each mark, such as B-NAME and I-NAME, to find entities"
+        )
+        job.warn("BARE_TAGS", message, "spec.train_data")
     train = splits[0]
     if job.wanted.label_all_pieces:
         # The later tokens of an entity's first word are inside the entity.
