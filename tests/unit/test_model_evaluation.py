@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import torch
 from google.protobuf import json_format
 
 from helpers.chat_folders import CHATML
+from helpers.measured import Recorder, write_measured
 from helpers.plan_requests import ask, places, where
-from helpers.small_pictures import write_folders
-from helpers.tiny_folders import WORDS, save_folder
-from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
+from helpers.tiny_folders import save_folder
+from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.planning.evaluation import micro_batch_size
 from shardyard_trainer.tasks.base import build_module
@@ -29,10 +27,8 @@ from shardyard_trainer.training.evaluate import evaluate
 from shardyard_trainer.training.evaluating import WholeModel, run
 from shardyard_trainer.training.export import export_model
 from shardyard_trainer.training.gang import Gang
-from shardyard_trainer.training.report import PrintingReporter
 
 GANG = Gang(rank=0, world_size=1, device=torch.device("cpu"))
-TAGS = ["O", "B-PER", "B-LOC"]
 TRAINED: dict[str, dict[str, Any]] = {
     "text_classification": {
         "fine_tuning": {"text_classification": {"max_length": 12, "pooling": "POOLING_MEAN"}},
@@ -113,72 +109,11 @@ TRAINED: dict[str, dict[str, Any]] = {
 """A training of each task, on data of `root`; the items by time with a share of their own held out."""
 
 
-class Recorder(PrintingReporter):
-    """Keeps the events; a directive to stop comes when so many progress events have come."""
-
-    def __init__(self, *, stop_after: int = 10**9) -> None:
-        super().__init__(io.StringIO())
-        self.events: list[worker_pb2.WorkerEvent] = []
-        self._left = stop_after
-
-    def emit(self, event: worker_pb2.WorkerEvent, *, durable: bool = False) -> None:
-        self.events.append(event)
-        self._left -= event.HasField("progress")
-        if self._left <= 0:
-            self.directive = worker_pb2.Directive(action=worker_pb2.Directive.ACTION_STOP, reason="CANCELLED")
-
-    def kinds(self) -> list[str]:
-        return [event.WhichOneof("payload") or "" for event in self.events]
-
-    def evaluation(self) -> job_pb2.Evaluation:
-        (found,) = [event.evaluation for event in self.events if event.HasField("evaluation")]
-        return found
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("measured")
-    draw = random.Random(3)
-    for name, number in (("train", 40), ("new", 23)):
-        texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(number)]
-        (folder / f"{name}.txt").write_text("\n".join(texts) + "\n")
-        rows = [f"{text.replace(',', 'a')},{draw.choice(['good', 'bad'])}" for text in texts]
-        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-        tagged = [{"tokens": text.split(), "tags": draw.choices(TAGS, k=len(text.split()))} for text in texts]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
-        asked = [question_about(at, text, draw) for at, text in enumerate(texts)]
-        (folder / f"{name}_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-        pairs = [{"source": text, "target": text[::-1]} for text in texts[:6]]
-        (folder / f"{name}_pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-        chats = [{"messages": turns(text.split()[:2], text.split()[1:3])} for text in texts[:6]]
-        (folder / f"{name}_chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
-    rows = [f"u{user},i{int(40 * draw.random() ** 2)}" for user in range(60) for _ in range(draw.randint(3, 9))]
-    (folder / "histories.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
-    timed = [f"{row},{1_700_000_000 + 3600 * draw.randrange(500)}" for row in rows]
-    (folder / "timed.csv").write_text("user,item,time\n" + "\n".join(timed) + "\n")
-    write_folders(folder / "pictures", 6)
-    write_folders(folder / "new_pictures", 3, first=50)
-    save_folder(folder / "bert", "BertForMaskedLM")
-    save_folder(folder / "bare", "BertModel")
-    save_folder(folder / "gpt2", "GPT2LMHeadModel")
-    save_folder(folder / "chatter", "GPT2LMHeadModel", n_positions=160)
+    write_measured(folder)
     return folder
-
-
-def turns(*said: list[str]) -> list[dict[str, str]]:
-    """A conversation with an answer to each question."""
-    return [
-        {"role": role, "content": word}
-        for words in said
-        for role, word in zip(("user", "assistant"), words, strict=True)
-    ]
-
-
-def question_about(at: int, text: str, draw: random.Random) -> dict[str, Any]:
-    """A question whose answer is a word of the text."""
-    word = draw.choice(text.split())
-    answers = {"text": [word], "answer_start": [text.index(word)]}
-    return {"id": str(at), "question": "is the dog", "context": text, "answers": answers}
 
 
 @functools.cache
@@ -398,7 +333,7 @@ def test_a_class_without_pictures_takes_no_other_classs_place(trained: Path) -> 
     assert list(plan.labels) == ["daisy", "rose", "violet"] and plan.num_eval_samples == 6
 
 
-def test_rows_that_may_be_left_out_are_told_once(trained: Path) -> None:
+def test_rows_that_may_be_left_out_are_reported_once(trained: Path) -> None:
     spec = evaluation_of("text_classification", {"uri": "ROOT/broken.csv", "max_bad_rows_share": 0.6})
     result = ask(trained, spec)
     assert not result.violations and result.plan.num_eval_samples == 1
