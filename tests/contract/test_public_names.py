@@ -18,7 +18,7 @@ from shardyard import types
 from shardyard._parse import draft_job
 from shardyard._requests import PredictParameters
 from shardyard.cli import flags
-from shardyard.cli.assets import predict
+from shardyard.cli.asking import predict
 from shardyard.specs import Task
 from shardyard.task_paths import task_paths
 from shardyard.v1 import (

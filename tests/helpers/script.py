@@ -89,6 +89,7 @@ class Script:
     predict: Callable[[model_service_pb2.Instance], model_service_pb2.Prediction] | None = None
     most_instances: int = 10_000
     inputs: tuple[str, ...] = ()  # What `Predict` takes of every model.
+    task: str = ""  # Of every model.
     launcher: str = "local"
     requests: list[tuple[str, Any]] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)

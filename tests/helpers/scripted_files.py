@@ -53,6 +53,7 @@ class _Files(ScriptedServicer):
         made = kind(name=name, uid=UID)
         if kind is model_service_pb2.Model:
             made.inputs.extend(self.script.inputs)
+            made.task = self.script.task
         made.state = kind.STATE_READY if resource_id in self.script.ready else kind.STATE_UPLOADING
         for path, body in self.script.uploads.get(resource_id, {}).items():
             made.files.add(path=path, committed_bytes=len(body))

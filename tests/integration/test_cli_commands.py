@@ -336,6 +336,36 @@ def test_every_other_command_answers_in_both_forms(tmp_path: Path, capsys: pytes
             json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("task", "kind", "parameters"),
+    [
+        ("image_classification", "image", None),
+        ("recommendation", "items", "recommendation"),
+        ("question_answering", "question", "question_answering"),
+        ("instruction", "messages", None),
+        ("text_classification", "text", None),
+    ],
+)
+def test_a_model_that_does_not_say_what_it_takes_is_asked_by_its_task(
+    tmp_path: Path, task: str, kind: str, parameters: str | None
+) -> None:
+    (tmp_path / "rose.png").write_bytes(b"petals")
+    texts = {
+        "image": [str(tmp_path / "rose.png")],
+        "items": ["i1", "i2"],
+        "question": ["Who?", "Anna did."],
+        "messages": [],
+        "text": ["a"],
+    }
+    given = [*texts[kind], *(["--message", "user: Hello"] if kind == "messages" else [])]
+    script = Script(ready={"m"}, task=task)
+    with serving(script) as address:
+        assert run(["predict", "m", *given, *(["--top-k", "2"] if parameters else []), "--address", address]) == 0
+    (request,) = script.asked("Predict")
+    assert [each.WhichOneof("input") for each in request.instances] == [kind]
+    assert request.WhichOneof("parameters") == parameters
+
+
 def test_texts_come_from_stdin_too() -> None:
     script = Script(ready={"m"})
     with serving(script) as address:

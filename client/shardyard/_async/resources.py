@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from shardyard._names import last_part
 from shardyard._parse import Reader
 from shardyard._requests import PredictParameters, Text, batches, set_parameters, shifted
 from shardyard._sources import local_path
+from shardyard._takes import takes_of
 from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
 from shardyard.specs import Output, Pooling
 from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction, Question
@@ -45,7 +47,7 @@ class AsyncModel:
     @property
     def info(self) -> ModelInfo:
         """The model as it was read."""
-        return read(ModelInfo, self.message)
+        return replace(read(ModelInfo, self.message), **takes_of(self.message)._asdict())
 
     async def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
         """An answer to each input, in their order: a text, pair of texts, `Words`, `Items`, a `Question`, a picture, or
@@ -58,7 +60,7 @@ class AsyncModel:
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)
-        set_parameters(template, parameters, own=self.message.parameters)
+        set_parameters(template, parameters, own=takes_of(self.message).parameters)
         answers: list[Prediction] = []
         for start, instances in batches(_several(inputs)):
             request = model_service_pb2.PredictRequest()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,6 +16,7 @@ from shardyard._requests import PredictParameters, Text, batches, set_parameters
 from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
 from shardyard._sync.transfer import download
+from shardyard._takes import takes_of
 from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
 from shardyard.specs import Output, Pooling
 from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction, Question
@@ -46,7 +48,7 @@ class Model:
     @property
     def info(self) -> ModelInfo:
         """The model as it was read."""
-        return read(ModelInfo, self.message)
+        return replace(read(ModelInfo, self.message), **takes_of(self.message)._asdict())
 
     def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
         """An answer to each input, in their order: a text, pair of texts, `Words`, `Items`, a `Question`, a picture, or
@@ -59,7 +61,7 @@ class Model:
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)
-        set_parameters(template, parameters, own=self.message.parameters)
+        set_parameters(template, parameters, own=takes_of(self.message).parameters)
         answers: list[Prediction] = []
         for start, instances in batches(_several(inputs)):
             request = model_service_pb2.PredictRequest()

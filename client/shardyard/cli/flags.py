@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, get_args, get_type_hints
-
-import typer
+from typing import Annotated, Any, Self, get_args
 
 from shardyard._scalars import is_empty
 from shardyard._sources import expanded
+from shardyard.cli.options import an_option
 from shardyard.errors import InvalidArgument, invalid
 from shardyard.specs import Task
 
@@ -58,54 +55,55 @@ class UsageError(InvalidArgument):
         return cls(error.message, reason=error.reason, metadata=error.metadata, violations=error.violations)
 
 
-def _option(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False)
-
-
 @dataclass(frozen=True)
 class JobFlags:
     """The flags of `submit` and `plan`."""
 
-    task: Annotated[str | None, _option("--task", help=f"One of {', '.join(TASKS)}.")] = None
-    model: Annotated[str | None, _option("--model", help="A folder, hub:owner/name, model:ID, or server:/path.")] = None
-    architecture: Annotated[str | None, _option("--architecture", help="Instead of --model: a new gpt2, bert, …")] = (
+    task: Annotated[str | None, an_option("--task", help=f"One of {', '.join(TASKS)}.")] = None
+    model: Annotated[str | None, an_option("--model", help="A folder, hub:owner/name, model:ID, or server:/path.")] = (
         None
     )
-    tokenizer: Annotated[str | None, _option("--tokenizer", help="A folder, hub:owner/name, or model:ID.")] = None
-    train: Annotated[str | None, _option("--train", help="Training data: a file or folder, or dataset:ID.")] = None
-    eval: Annotated[str | None, _option("--eval", help="Evaluation data [a tenth of the training data].")] = None
-    data: Annotated[str | None, _option("--data", help="Feature extraction, model evaluation: the data.")] = None
-    text: Annotated[str | None, _option("--text", help="The column with the text.")] = None
-    text_pair: Annotated[str | None, _option("--text-pair", help="The column with the second text.")] = None
-    label: Annotated[str | None, _option("--label", help="The column with the label.")] = None
+    architecture: Annotated[str | None, an_option("--architecture", help="Instead of --model: a new gpt2, bert, …")] = (
+        None
+    )
+    tokenizer: Annotated[str | None, an_option("--tokenizer", help="A folder, hub:owner/name, or model:ID.")] = None
+    train: Annotated[str | None, an_option("--train", help="Training data: a file or folder, or dataset:ID.")] = None
+    eval: Annotated[str | None, an_option("--eval", help="Evaluation data [a tenth of the training data].")] = None
+    data: Annotated[str | None, an_option("--data", help="Feature extraction, model evaluation: the data.")] = None
+    text: Annotated[str | None, an_option("--text", help="The column with the text.")] = None
+    text_pair: Annotated[str | None, an_option("--text-pair", help="The column with the second text.")] = None
+    label: Annotated[str | None, an_option("--label", help="The column with the label.")] = None
     label_column: Annotated[
-        list[str] | None, _option("--label-column", help="multi-label: a column of 0 and 1, one per class; repeatable.")
+        list[str] | None,
+        an_option("--label-column", help="multi-label: a column of 0 and 1, one per class; repeatable."),
     ] = None
-    label_separator: Annotated[str | None, _option("--label-separator", help="multi-label: the separator.")] = None
-    problem: Annotated[str | None, _option("--problem", help="single-label, multi-label, or regression.")] = None
-    pooling: Annotated[str | None, _option("--pooling", help="mean, cls, last, or max.")] = None
-    max_length: Annotated[int | None, _option("--max-length", help="Longest text in tokens.")] = None
-    sequence_length: Annotated[int | None, _option("--sequence-length", help="Pretraining: tokens in a sequence.")] = (
+    label_separator: Annotated[str | None, an_option("--label-separator", help="multi-label: the separator.")] = None
+    problem: Annotated[str | None, an_option("--problem", help="single-label, multi-label, or regression.")] = None
+    pooling: Annotated[str | None, an_option("--pooling", help="mean, cls, last, or max.")] = None
+    max_length: Annotated[int | None, an_option("--max-length", help="Longest text in tokens.")] = None
+    sequence_length: Annotated[
+        int | None, an_option("--sequence-length", help="Pretraining: tokens in a sequence.")
+    ] = None
+    image_size: Annotated[int | None, an_option("--image-size", help="Pictures: height and width in pixels.")] = None
+    crop_scale: Annotated[float | None, an_option("--crop-scale", help="Pictures: least part of one to train on.")] = (
         None
     )
-    image_size: Annotated[int | None, _option("--image-size", help="Pictures: height and width in pixels.")] = None
-    crop_scale: Annotated[float | None, _option("--crop-scale", help="Pictures: least part of one to train on.")] = None
-    flip: Annotated[float | None, _option("--flip", help="Pictures: how often to mirror one, 0 to 1.")] = None
-    epochs: Annotated[float | None, _option("--epochs", help="Passes over the training data.")] = None
-    max_steps: Annotated[int | None, _option("--max-steps", help="Optimizer steps, instead of --epochs.")] = None
-    batch_size: Annotated[int | None, _option("--batch-size", help="Samples in a step, over all workers.")] = None
-    learning_rate: Annotated[float | None, _option("--learning-rate", "--lr", help="The peak learning rate.")] = None
-    precision: Annotated[str | None, _option("--precision", help="fp32 or bf16.")] = None
-    seed: Annotated[int | None, _option("--seed", help="Seeds everything random.")] = None
-    workers: Annotated[int | None, _option("--workers", help="How many workers.")] = None
-    gpus_per_worker: Annotated[int | None, _option("--gpus-per-worker", help="GPUs of a worker.")] = None
-    cpus_per_worker: Annotated[int | None, _option("--cpus-per-worker", help="CPU cores of a worker.")] = None
-    zero_stage: Annotated[int | None, _option("--zero-stage", help="DeepSpeed ZeRO stage, 0 to 3.")] = None
-    checkpoint_every: Annotated[int | None, _option("--checkpoint-every", help="Steps between checkpoints.")] = None
-    eval_every: Annotated[int | None, _option("--eval-every", help="Steps between evaluations.")] = None
-    max_run_time: Annotated[str | None, _option("--max-run-time", help="Such as 2h.")] = None
-    priority: Annotated[str | None, _option("--priority", help="best-effort, normal, high, or critical.")] = None
-    display_name: Annotated[str | None, _option("--display-name", help="For people.")] = None
+    flip: Annotated[float | None, an_option("--flip", help="Pictures: how often to mirror one, 0 to 1.")] = None
+    epochs: Annotated[float | None, an_option("--epochs", help="Passes over the training data.")] = None
+    max_steps: Annotated[int | None, an_option("--max-steps", help="Optimizer steps, instead of --epochs.")] = None
+    batch_size: Annotated[int | None, an_option("--batch-size", help="Samples in a step, over all workers.")] = None
+    learning_rate: Annotated[float | None, an_option("--learning-rate", "--lr", help="The peak learning rate.")] = None
+    precision: Annotated[str | None, an_option("--precision", help="fp32 or bf16.")] = None
+    seed: Annotated[int | None, an_option("--seed", help="Seeds everything random.")] = None
+    workers: Annotated[int | None, an_option("--workers", help="How many workers.")] = None
+    gpus_per_worker: Annotated[int | None, an_option("--gpus-per-worker", help="GPUs of a worker.")] = None
+    cpus_per_worker: Annotated[int | None, an_option("--cpus-per-worker", help="CPU cores of a worker.")] = None
+    zero_stage: Annotated[int | None, an_option("--zero-stage", help="DeepSpeed ZeRO stage, 0 to 3.")] = None
+    checkpoint_every: Annotated[int | None, an_option("--checkpoint-every", help="Steps between checkpoints.")] = None
+    eval_every: Annotated[int | None, an_option("--eval-every", help="Steps between evaluations.")] = None
+    max_run_time: Annotated[str | None, an_option("--max-run-time", help="Such as 2h.")] = None
+    priority: Annotated[str | None, an_option("--priority", help="best-effort, normal, high, or critical.")] = None
+    display_name: Annotated[str | None, an_option("--display-name", help="For people.")] = None
 
     def overrides(self) -> dict[str, Any]:
         """The flags that were given."""
@@ -175,29 +173,6 @@ class JobFlags:
         """The columns that flags give, by their roles."""
         roles = {"text": self.text, "text_pair": self.text_pair, "label": self.label}
         return {role: column for role, column in roles.items() if column is not None}
-
-
-def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter is a JobFlags, as typer wants it: with one option for each of its fields."""
-    own = inspect.signature(command)
-    hints = get_type_hints(command, include_extras=True)
-    flag_hints = get_type_hints(JobFlags, include_extras=True)
-    parameters = [
-        parameter.replace(annotation=hints[name]) for name, parameter in own.parameters.items() if name != "flags"
-    ]
-    for field in dataclasses.fields(JobFlags):
-        kind = inspect.Parameter.KEYWORD_ONLY
-        annotation = flag_hints[field.name]
-        parameters.append(inspect.Parameter(field.name, kind, default=None, annotation=annotation))
-
-    @functools.wraps(command)
-    def called(**values: Any) -> None:
-        flags = JobFlags(**{field.name: values.pop(field.name) for field in dataclasses.fields(JobFlags)})
-        command(flags, **values)
-
-    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return called
 
 
 def _task_paths() -> dict[str, tuple[str, ...]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -30,6 +34,35 @@ def a_path(text: str) -> Path:
     if not str(text).strip():
         raise typer.BadParameter(f"`{text}` is empty; give a path, `.` for the current folder")
     return Path(text)
+
+
+def an_option(*names: str, help: str) -> Any:
+    """An option without a default of its own: None if it is not given."""
+    return typer.Option(*names, help=help, show_default=False)
+
+
+def with_options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command whose first parameter is a dataclass of this kind one option for each of its fields."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+        _, *others = own.parameters.values()
+        parameters = [each.replace(annotation=hints[each.name]) for each in others]
+        given = get_type_hints(kind, include_extras=True)
+        names = [field.name for field in dataclasses.fields(kind)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters += [inspect.Parameter(name, keyword, default=None, annotation=given[name]) for name in names]
+
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            command(kind(**{name: values.pop(name) for name in names}), **values)
+
+        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return called
+
+    return decorate
 
 
 def open_client(address: str | None, project: str) -> Client:

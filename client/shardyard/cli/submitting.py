@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardyard.cli.flags import JobFlags, with_flags
-from shardyard.cli.options import Address, Json, Project, a_path, command_line, open_client
+from shardyard.cli.flags import JobFlags
+from shardyard.cli.options import Address, Json, Project, a_path, command_line, open_client, with_options
 
 if TYPE_CHECKING:
     from shardyard._parse import Draft
@@ -23,7 +23,7 @@ Overrides = Annotated[
 ]
 
 
-@with_flags
+@with_options(JobFlags)
 def submit(
     flags: JobFlags,
     file: SpecPath = None,
@@ -64,7 +64,7 @@ def submit(
             raise typer.Exit(follow(job, as_json=json, address=address))
 
 
-@with_flags
+@with_options(JobFlags)
 def plan(
     flags: JobFlags,
     file: SpecPath = None,
