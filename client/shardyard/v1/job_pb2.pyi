@@ -79,7 +79,7 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     STATE_CANCELLING: _State.ValueType  # 8
     """Asked to cancel; the gang is being stopped."""
     STATE_SUCCEEDED: _State.ValueType  # 9
-    """Ended with a verified model or output data set. Terminal."""
+    """Ended with a verified model, an output data set, or the metrics of an evaluation. Terminal."""
     STATE_FAILED: _State.ValueType  # 10
     """Ended with a failure report. Terminal."""
     STATE_CANCELLED: _State.ValueType  # 11
@@ -107,7 +107,7 @@ STATE_PAUSED: State.ValueType  # 7
 STATE_CANCELLING: State.ValueType  # 8
 """Asked to cancel; the gang is being stopped."""
 STATE_SUCCEEDED: State.ValueType  # 9
-"""Ended with a verified model or output data set. Terminal."""
+"""Ended with a verified model, an output data set, or the metrics of an evaluation. Terminal."""
 STATE_FAILED: State.ValueType  # 10
 """Ended with a failure report. Terminal."""
 STATE_CANCELLED: State.ValueType  # 11

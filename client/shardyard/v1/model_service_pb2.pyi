@@ -111,7 +111,7 @@ class Model(_message.Message):
     creator: _builtins.str
     """Who uploaded it or submitted its job."""
     parameters: _builtins.str
-    """The member of `PredictRequest.parameters` that `Predict` takes; empty: none."""
+    """The member of `PredictRequest.parameters` that `Predict` takes; empty: none, or an earlier version registered it."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
         """Its files, sorted by path; not in lists."""
@@ -130,7 +130,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The members of `Instance.input` that `Predict` takes, the usual one first; empty: a bare backbone, which predicts nothing."""
+        """The members of `Instance.input` that `Predict` takes, the usual one first; empty: it predicts nothing (a bare backbone), or an earlier version registered it."""
 
     def __init__(
         self,
@@ -975,7 +975,7 @@ class Question(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     question: _builtins.str
-    """The question. Not blank; white space before and behind it does not count."""
+    """The question. Not blank; white space before and after it does not count."""
     context: _builtins.str
     """The text. Not blank; one that is longer than the model's window is read in windows that overlap."""
     def __init__(
@@ -994,7 +994,7 @@ Global___Question: _TypeAlias = Question  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
-    """The answer to a question, as it stands in the context."""
+    """The answer to a question, as it appears in the context."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1009,7 +1009,7 @@ class Answer(_message.Message):
     start: _builtins.int
     """Where it begins, in characters of the context; 0 if there is no answer."""
     end: _builtins.int
-    """Behind its last character."""
+    """The position after its last character."""
     score: _builtins.float
     """Its probability among all parts of the context that are short enough, and no answer if the model may say so."""
     no_answer_score: _builtins.float
@@ -1049,11 +1049,11 @@ class AnswerCandidate(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """As it stands in the context."""
+    """As it appears in the context."""
     start: _builtins.int
     """Where it begins, in characters of the context."""
     end: _builtins.int
-    """Behind its last character."""
+    """The position after its last character."""
     score: _builtins.float
     """Its probability, as in Answer."""
     def __init__(
@@ -1081,7 +1081,7 @@ class Messages(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """In their order: perhaps a system message, then user and assistant in turn. The last one is the user's, or a tool's."""
+        """In order: optionally a system message, then user and assistant in turn. The last message is the user's, or a tool's."""
 
     def __init__(
         self,
@@ -1107,7 +1107,7 @@ class ChatMessage(_message.Message):
     role: _builtins.str
     """`system` (or `developer`), `user`, `assistant` or `tool`; required."""
     content: _builtins.str
-    """What was said; not blank, but for a system message."""
+    """Its text; only a system message may be blank."""
     def __init__(
         self,
         *,
@@ -1221,7 +1221,7 @@ class Tag(_message.Message):
     start: _builtins.int
     """Where the word begins, in characters of the text (of the words with single spaces between them, if words were sent)."""
     end: _builtins.int
-    """Behind its last character."""
+    """The position after its last character."""
     tag: _builtins.str
     """Its likeliest tag."""
     score: _builtins.float
@@ -1256,11 +1256,11 @@ class Entity(_message.Message):
     label: _builtins.str
     """What it is, such as `PER`."""
     text: _builtins.str
-    """As it stands in the text."""
+    """As it appears in the text."""
     start: _builtins.int
     """Where it begins, in characters as in Tag."""
     end: _builtins.int
-    """Behind its last character."""
+    """The position after its last character."""
     score: _builtins.float
     """The mean of its words' scores."""
     def __init__(
@@ -1327,7 +1327,7 @@ class EmbedRequest(_message.Message):
     max_length: _builtins.int
     """Longest text in tokens, the rest is cut; unset: the length that the model was trained with or that its folder names, else 128. Not for pictures."""
     normalize: _builtins.bool
-    """Scale pooled vectors to length 1; always done for a sentence-transformers folder that says so."""
+    """Scale pooled vectors to length 1; always done for a sentence-transformers folder that asks for it."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
         """1 to 10,000; if one is bad, the call is refused and names it."""
@@ -1354,7 +1354,7 @@ Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
 @_typing.final
 class Embedding(_message.Message):
-    """One vector, or one per token or place."""
+    """One vector, or one per token or position."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1362,7 +1362,7 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """[width], or [tokens or places, width]."""
+        """[width], or [tokens or positions, width]."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

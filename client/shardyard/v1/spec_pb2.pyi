@@ -32,13 +32,13 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
     `last` for causal models.
     """
     POOLING_MEAN: _Pooling.ValueType  # 1
-    """The mean over the text's tokens, or a picture's places (with the norm that the model itself has behind its mean)."""
+    """The mean over the text's tokens, or a picture's positions (then with the model's own norm, if it has one after its mean)."""
     POOLING_CLS: _Pooling.ValueType  # 2
     """The first token's vector itself; the architecture's own classification head may apply its pooler to it."""
     POOLING_LAST: _Pooling.ValueType  # 3
     """The last token's vector."""
     POOLING_MAX: _Pooling.ValueType  # 4
-    """The largest value of each number over the text's tokens, or a picture's places."""
+    """The largest value of each number over the text's tokens, or a picture's positions."""
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
     """How token vectors become one vector."""
@@ -48,13 +48,13 @@ POOLING_UNSPECIFIED: Pooling.ValueType  # 0
 `last` for causal models.
 """
 POOLING_MEAN: Pooling.ValueType  # 1
-"""The mean over the text's tokens, or a picture's places (with the norm that the model itself has behind its mean)."""
+"""The mean over the text's tokens, or a picture's positions (then with the model's own norm, if it has one after its mean)."""
 POOLING_CLS: Pooling.ValueType  # 2
 """The first token's vector itself; the architecture's own classification head may apply its pooler to it."""
 POOLING_LAST: Pooling.ValueType  # 3
 """The last token's vector."""
 POOLING_MAX: Pooling.ValueType  # 4
-"""The largest value of each number over the text's tokens, or a picture's places."""
+"""The largest value of each number over the text's tokens, or a picture's positions."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 class _DataFormat:
@@ -76,14 +76,14 @@ class _DataFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataFormat
     DATA_FORMAT_PARQUET: _DataFormat.ValueType  # 5
     """Apache Parquet."""
     DATA_FORMAT_CONLL: _DataFormat.ValueType  # 6
-    """A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
+    """One word per line with its tag in the last column, a blank line after each text (CoNLL)."""
     DATA_FORMAT_IMAGES: _DataFormat.ValueType  # 7
     """A folder of pictures, in a folder for each class or with a metadata.csv or metadata.jsonl that names each file_name."""
     DATA_FORMAT_IDX: _DataFormat.ValueType  # 8
     """Pictures and labels as MNIST has them: a pair of files, such as train-images-idx3-ubyte and train-labels-idx1-ubyte."""
     DATA_FORMAT_INTERACTIONS: _DataFormat.ValueType  # 9
-    """One interaction of a user with an item a line: a typed header as `user_id:token` and tabs (RecBole's .inter), or two columns `user item`
-    without a header. Columns are parted by tabs, by `::`, or by spaces.
+    """One interaction of a user with an item per line: with a typed header such as `user_id:token` and tabs (RecBole's .inter), or two columns
+    `user item` without a header. Columns are separated by tabs, by `::`, or by spaces.
     """
 
 class DataFormat(_DataFormat, metaclass=_DataFormatEnumTypeWrapper):
@@ -102,14 +102,14 @@ DATA_FORMAT_TSV: DataFormat.ValueType  # 4
 DATA_FORMAT_PARQUET: DataFormat.ValueType  # 5
 """Apache Parquet."""
 DATA_FORMAT_CONLL: DataFormat.ValueType  # 6
-"""A word a line with its tag in the last column, a blank line behind each text (CoNLL)."""
+"""One word per line with its tag in the last column, a blank line after each text (CoNLL)."""
 DATA_FORMAT_IMAGES: DataFormat.ValueType  # 7
 """A folder of pictures, in a folder for each class or with a metadata.csv or metadata.jsonl that names each file_name."""
 DATA_FORMAT_IDX: DataFormat.ValueType  # 8
 """Pictures and labels as MNIST has them: a pair of files, such as train-images-idx3-ubyte and train-labels-idx1-ubyte."""
 DATA_FORMAT_INTERACTIONS: DataFormat.ValueType  # 9
-"""One interaction of a user with an item a line: a typed header as `user_id:token` and tabs (RecBole's .inter), or two columns `user item`
-without a header. Columns are parted by tabs, by `::`, or by spaces.
+"""One interaction of a user with an item per line: with a typed header such as `user_id:token` and tabs (RecBole's .inter), or two columns
+`user item` without a header. Columns are separated by tabs, by `::`, or by spaces.
 """
 Global___DataFormat: _TypeAlias = DataFormat  # noqa: Y015
 
@@ -228,7 +228,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def model_evaluation(self) -> Global___ModelEvaluation:
-        """Measure a model on data, and leave the numbers."""
+        """Measure a model on data; the result is its metrics."""
 
     @_builtins.property
     def model(self) -> Global___ModelSource:
@@ -434,12 +434,12 @@ class MaskedItem(_message.Message):
     mask_probability: _builtins.float
     """The share of items masked, over 0 and at most 0.9; unset: 0.2."""
     max_history: _builtins.int
-    """Items of a history that the model sees, the latest, beside the one that it predicts. Unset: 50, or what the model can address if
-    that is less. At least 2.
+    """How many of the latest items of a history the model sees, beside the one that it predicts. Unset: 50, or what the model can
+    address if that is less. At least 2.
     """
     min_user_interactions: _builtins.int
-    """Users with fewer interactions in the training data are left out, again and again until none is left (k-core, with the next field).
-    1 to 1,000,000; unset: 1, which leaves out nobody.
+    """Users with fewer interactions in the training data are left out, repeatedly until all have enough (k-core, together with the next
+    field). 1 to 1,000,000; unset: 1, which keeps all users.
     """
     min_item_interactions: _builtins.int
     """Items with fewer interactions in the training data are left out, likewise. 1 to 1,000,000; unset: 1."""
@@ -493,8 +493,9 @@ Global___MaskedItem: _TypeAlias = MaskedItem  # noqa: Y015
 
 @_typing.final
 class SpanCorruption(_message.Message):
-    """Write the spans that are missing in a text, with an encoder-decoder (T5: Raffel et al., 2020), others in every pass over the data. Its data
-    has the column role `text`. The tokenizer has sentinels `<extra_id_0>`, `<extra_id_1>` …, as T5's and those that are trained for it here.
+    """Write the spans that are missing in a text, with an encoder-decoder (T5: Raffel et al., 2020) and new spans in every pass over the data. Its
+    data has the column role `text`. The tokenizer needs sentinels `<extra_id_0>`, `<extra_id_1>` …: T5's has them, and so has one that is
+    trained for this task.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -503,9 +504,9 @@ class SpanCorruption(_message.Message):
     MEAN_SPAN_LENGTH_FIELD_NUMBER: _builtins.int
     SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
     density: _builtins.float
-    """The share of tokens that are taken out, over 0 and at most 0.5; unset: 0.15."""
+    """The share of tokens that are removed, over 0 and at most 0.5; unset: 0.15."""
     mean_span_length: _builtins.float
-    """Tokens of a span in the mean, 1 to 100; unset: 3."""
+    """The mean length of a span in tokens, 1 to 100; unset: 3."""
     sequence_length: _builtins.int
     """Tokens of text in a packed sequence; unset: 512, or the model's longest if that is less. At least 8, at most what the model can address."""
     def __init__(
@@ -537,7 +538,7 @@ Global___SpanCorruption: _TypeAlias = SpanCorruption  # noqa: Y015
 @_typing.final
 class MaskedImage(_message.Message):
     """Predict the masked parts of pictures (SimMIM, Xie et al., 2022), with new masks in every pass over the data. Its data is pictures as for
-    `ImageClassification`, labels apart: every picture of a folder, Parquet with the column role `image`, or IDX files.
+    `ImageClassification`, without labels: every picture of a folder, Parquet with the column role `image`, or IDX files.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -548,12 +549,12 @@ class MaskedImage(_message.Message):
     CROP_SCALE_FIELD_NUMBER: _builtins.int
     FLIP_FIELD_NUMBER: _builtins.int
     image_size: _builtins.int
-    """Height and width in pixels of what the model sees, 4 to 2,048; unset: the model's own. A multiple of the pixels that one place of the
-    model's last layer has.
+    """Height and width in pixels of what the model sees, 4 to 2,048; unset: the model's own. A multiple of the pixels that one position of
+    the model's last layer covers.
     """
     mask_patch: _builtins.int
-    """Pixels each way of a masked square: a multiple of the model's patch_size that fits twice or more into the picture, without a rest.
-    Unset: the largest such one up to 32.
+    """The side of a masked square in pixels: a multiple of the model's patch_size that divides the picture's side into two or more parts.
+    Unset: the largest such number up to 32.
     """
     mask_ratio: _builtins.float
     """The share of squares that are masked, over 0 and under 1; unset: 0.6. At least one, and never all."""
@@ -599,8 +600,8 @@ Global___MaskedImage: _TypeAlias = MaskedImage  # noqa: Y015
 
 @_typing.final
 class ClassWeights(_message.Message):
-    """How much each class counts in the training loss, which is divided by the sum of the weights of what it is of. Evaluation
-    weighs all alike.
+    """How much each class counts in the training loss, which is divided by the sum of the weights of the samples or words in it.
+    Evaluation weighs all classes the same.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -628,10 +629,10 @@ class ClassWeights(_message.Message):
     BALANCED_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     balanced: _builtins.bool
-    """A class weighs the more the rarer it is in the training data: all ÷ (number of classes × its own), as in scikit-learn."""
+    """Rarer classes of the training data weigh more: total count ÷ (number of classes × count of the class), as in scikit-learn."""
     @_builtins.property
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """From a label to its weight, over 0 and at most 1,000,000; before `balanced`. Others weigh 1, or are balanced. Up to 10,000."""
+        """From a label to its weight, over 0 and at most 1,000,000; overrides `balanced`. Other labels weigh 1, or are balanced. Up to 10,000."""
 
     def __init__(
         self,
@@ -673,7 +674,7 @@ class FineTuning(_message.Message):
 
     @_builtins.property
     def image_classification(self) -> Global___ImageClassification:
-        """Put pictures into classes."""
+        """Classify pictures."""
 
     @_builtins.property
     def recommendation(self) -> Global___Recommendation:
@@ -693,7 +694,7 @@ class FineTuning(_message.Message):
 
     @_builtins.property
     def instruction(self) -> Global___Instruction:
-        """Answer people: follow instructions and hold conversations."""
+        """Follow instructions and hold conversations."""
 
     @_builtins.property
     def lora(self) -> Global___Lora:
@@ -729,8 +730,8 @@ Global___FineTuning: _TypeAlias = FineTuning  # noqa: Y015
 
 @_typing.final
 class Lora(_message.Message):
-    """Low-rank adaptation (Hu et al., 2021): a frozen layer W becomes W + alpha ÷ rank · B A, and only A and B are trained. Heads (all that
-    is not the backbone, and the backbone's pooler, but not the output layer of a language model) are trained whole beside it.
+    """Low-rank adaptation (Hu et al., 2021): a frozen layer W becomes W + alpha ÷ rank · B A, and only A and B are trained. Heads
+    (everything outside the backbone, and the backbone's pooler, but not the output layer of a language model) are trained in full too.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -784,7 +785,7 @@ Global___Lora: _TypeAlias = Lora  # noqa: Y015
 
 @_typing.final
 class Freeze(_message.Message):
-    """What is not trained. Frozen parts compute as they answer: without dropout, and with the running statistics that they have."""
+    """What is not trained. Frozen parts compute as in prediction: without dropout, and with fixed running statistics."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -796,7 +797,7 @@ class Freeze(_message.Message):
     embeddings: _builtins.bool
     """The embeddings: tables of vectors, and whatever comes before the first layer."""
     layers: _builtins.int
-    """The first layers, so many, and the embeddings; an encoder's come before its decoder's. At most as many as the model has; unset: none."""
+    """This many of the first layers, and the embeddings; an encoder's layers count before its decoder's. At most as many as the model has; unset: none."""
     def __init__(
         self,
         *,
@@ -915,8 +916,8 @@ Global___TextClassification: _TypeAlias = TextClassification  # noqa: Y015
 
 @_typing.final
 class TokenClassification(_message.Message):
-    """Tag words, and find the entities that the tags mean. Its data has the column roles `tokens` and `tags` (lists, as long as one
-    another; with `text_id`, a word a row), or `text` and `spans` (a list of {start, end, label}, in characters).
+    """Tag words, and find the entities that the tags mean. Its data has the column roles `tokens` and `tags` (lists of equal
+    length; with `text_id`, one word per row), or `text` and `spans` (a list of {start, end, label}, in characters).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -967,9 +968,9 @@ class TokenClassification(_message.Message):
     overlap: _builtins.int
     """Tokens that windows share, at most half a window; unset: 32."""
     new_head: _builtins.bool
-    """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
+    """Start with a fresh head even if the model has one with these labels. A head with other labels is always replaced by a new one, with a warning."""
     label_all_pieces: _builtins.bool
-    """Learn a word's tag at all of its tokens, as `I-` at those after the first of a `B-`; unset: at its first alone, where it is always answered."""
+    """Learn a word's tag at all of its tokens, where a `B-` continues as `I-`; unset: at its first token only. Answers always use the first token."""
     label_smoothing: _builtins.float
     """Probability mass spread over the other labels, from 0 to under 1; unset: 0."""
     @_builtins.property
@@ -1013,9 +1014,9 @@ Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
 
 @_typing.final
 class Instruction(_message.Message):
-    """Answer people, on the assistant's messages of conversations. Its data has the column role `messages` (a list of {role, content},
-    perhaps with `tools`), or `conversations` (a list of {from, value}), `instruction` and `output` (perhaps with `input`), `prompt`
-    and `completion` (these three perhaps with `system`), or plain `text`, of which every token is learnt.
+    """Follow instructions and hold conversations: learns the assistant's messages. Its data has the column role `messages` (a list of {role, content},
+    optionally with `tools`), or `conversations` (a list of {from, value}), `instruction` and `output` (optionally with `input`), `prompt`
+    and `completion` (these three optionally with `system`), or plain `text`, of which every token is learnt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1029,8 +1030,8 @@ class Instruction(_message.Message):
     longest if that is less. At least 8, at most what the model can address.
     """
     chat_template: _builtins.str
-    """A Jinja template that makes a text of `messages`, as transformers has them. Empty: that of the tokenizer, else a simple one. The
-    model's folder keeps it. At most 65,536 characters.
+    """A Jinja chat template, as in transformers, that renders `messages` as text. Empty: the tokenizer's own, else a simple one. It is
+    exported with the model. At most 65,536 characters.
     """
     last_turn_only: _builtins.bool
     """Learn only the last answer of each conversation; unset: all of them."""
@@ -1058,7 +1059,7 @@ Global___Instruction: _TypeAlias = Instruction  # noqa: Y015
 
 @_typing.final
 class ImageClassification(_message.Message):
-    """Put pictures into classes. Its data is folders `CLASS/*.jpg` or `train/CLASS/*.jpg`, a folder of pictures with a
+    """Classify pictures. Its data is folders `CLASS/*.jpg` or `train/CLASS/*.jpg`, a folder of pictures with a
     `metadata.csv` or `metadata.jsonl`, Parquet, or IDX files; a table has the column roles `image` and `label`.
     """
 
@@ -1078,7 +1079,7 @@ class ImageClassification(_message.Message):
         """Any of several classes; binary cross-entropy. For tables only: a folder gives one class."""
 
     class Problem(_Problem, metaclass=_ProblemEnumTypeWrapper):
-        """What a label is."""
+        """The kind of label."""
 
     PROBLEM_UNSPECIFIED: ImageClassification.Problem.ValueType  # 0
     """Not given: SINGLE_LABEL."""
@@ -1107,7 +1108,7 @@ class ImageClassification(_message.Message):
     label_smoothing: _builtins.float
     """Probability mass spread over the other classes, from 0 to under 1; unset: 0. Single label only."""
     new_head: _builtins.bool
-    """Start with a fresh head even if the model has one with these labels. One with other labels is always started afresh, and a warning says so."""
+    """Start with a fresh head even if the model has one with these labels. A head with other labels is always replaced by a new one, with a warning."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The classes in the order of their outputs, and by number if the data has numbers; empty: those of the training data, sorted. Up to 10,000."""
@@ -1172,8 +1173,8 @@ class Recommendation(_message.Message):
         """
 
     class Split(_Split, metaclass=_SplitEnumTypeWrapper):
-        """Which interactions are evaluated on if there is no `eval_data`. With `eval_data` all of it is, each interaction after all that its
-        user had before.
+        """Which interactions are evaluated on if there is no `eval_data`. With `eval_data`, all of its interactions are evaluated,
+        each after everything that its user had before.
         """
 
     SPLIT_UNSPECIFIED: Recommendation.Split.ValueType  # 0
@@ -1194,12 +1195,12 @@ class Recommendation(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     EXCLUDE_SEEN_FIELD_NUMBER: _builtins.int
     max_history: _builtins.int
-    """Items of a history that the model sees, the latest; earlier ones are neither learnt nor looked at. Unset: 50, or the model's longest
+    """How many of the latest items of a history the model sees; earlier ones are neither learnt nor read. Unset: 50, or the model's longest
     if that is less. At least 2, at most what the model can address.
     """
     min_user_interactions: _builtins.int
-    """Users with fewer interactions in the training data are left out, again and again until none is left (k-core, with the next field).
-    1 to 1,000,000; unset: 1, which leaves out nobody.
+    """Users with fewer interactions in the training data are left out, repeatedly until all have enough (k-core, together with the next
+    field). 1 to 1,000,000; unset: 1, which keeps all users.
     """
     min_item_interactions: _builtins.int
     """Items with fewer interactions in the training data are left out, likewise. 1 to 1,000,000; unset: 1."""
@@ -1208,7 +1209,7 @@ class Recommendation(_message.Message):
     split: Global___Recommendation.Split.ValueType
     """Unset: LEAVE_ONE_OUT."""
     exclude_seen: _builtins.bool
-    """Whether the evaluation ranks only items that the user has not had before; what the user has again then counts as missed. Unset: true.
+    """Whether the evaluation ranks only items that the user has not had before; an item that the user had before then counts as missed. Unset: true.
     `Predict` does the same unless the request says otherwise.
     """
     def __init__(
@@ -1251,7 +1252,7 @@ Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
 @_typing.final
 class QuestionAnswering(_message.Message):
     """Find the answer to a question in a text (Rajpurkar et al., 2016). Its data is SQuAD's JSON, version 1 or 2, or has the column roles
-    `question`, `context`, and `answers` (lists of `text` and `answer_start`) or `answer_text` and `answer_start`; and if there is one `id`.
+    `question`, `context`, and `answers` (lists of `text` and `answer_start`) or `answer_text` and `answer_start`; and optionally `id`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1262,15 +1263,15 @@ class QuestionAnswering(_message.Message):
     ALLOW_NO_ANSWER_FIELD_NUMBER: _builtins.int
     NEW_HEAD_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
-    """Tokens in a window; a longer context is cut into windows that overlap, each behind the question. A question takes at most half of a
+    """Tokens in a window; a longer context is cut into windows that overlap, each after the question. A question takes at most half of a
     window, and the rest of it is cut. Unset: 384, or the model's longest if that is less.
     """
     overlap: _builtins.int
     """Tokens of the context that two windows share (the stride of transformers), less than `max_length`; unset: 128, or a third of
-    `max_length` if that is less. At most half of what a question leaves of a window.
+    `max_length` if that is less. In a window with a long question: at most half of the room that is left for the context.
     """
     max_answer_length: _builtins.int
-    """Tokens of the longest answer that is given, 1 to 512; unset: 30. Longer ones are learnt nevertheless."""
+    """Tokens of the longest answer that is given, 1 to 512; unset: 30. Longer answers are still learnt."""
     allow_no_answer: _builtins.bool
     """Whether the model may say that a context has no answer, as in version 2 of SQuAD; false: a question without an answer is refused.
     Unset: whether the training data has such questions. Needs a model with a first token that sees the whole text, such as bert.
@@ -1313,7 +1314,7 @@ Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
 class Translation(_message.Message):
     """Translate texts with an encoder-decoder (Vaswani et al., 2017). Its data has the column roles `source` and `target`, or
     `translation`: a record with a text for each language. Two text files whose lines belong together are read too: a pair
-    `train.en` and `train.de` (also with .gz or .txt behind it) with format TEXT, or those that `columns` names as source and target.
+    `train.en` and `train.de` (also with .gz or .txt appended) with format TEXT, or those that `columns` names as source and target.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1341,7 +1342,7 @@ class Translation(_message.Message):
     max_source_length: _builtins.int
     """Longest source in tokens, prefix included; the rest is cut, and counted in the plan. Unset: 128, or the model's longest if that is less."""
     max_target_length: _builtins.int
-    """Longest target in tokens; the rest is cut, and counted in the plan. As many are written at most. 2 to 1,024; unset: 128, or the model's
+    """Longest target in tokens; the rest is cut, and counted in the plan. Generated texts have at most as many. 2 to 1,024; unset: 128, or the model's
     longest if that is less.
     """
     label_smoothing: _builtins.float
@@ -1351,11 +1352,11 @@ class Translation(_message.Message):
     length_penalty: _builtins.float
     """With beams: a text's score is divided by its length to this power, so more favours longer texts, -10 to 10; unset: the model's own setting, else 1."""
     source_token: _builtins.str
-    """For models that tell languages by tokens (mBART, NLLB): the token of the sources, such as `en_XX` or `eng_Latn`; it takes the place of the
+    """For models that mark languages with tokens (mBART, NLLB): the token of the sources, such as `en_XX` or `eng_Latn`; it takes the place of the
     one that the tokenizer would use, and `Predict` uses it too. Empty: none. Up to 64 characters.
     """
     target_token: _builtins.str
-    """The token of the targets, likewise, such as `ro_RO`; each text that is written begins with it, without showing it."""
+    """The token of the targets, likewise, such as `ro_RO`; each generated text begins with it, and the answer does not show it."""
     def __init__(
         self,
         *,
@@ -1419,7 +1420,7 @@ class Summarization(_message.Message):
     max_source_length: _builtins.int
     """Longest source in tokens, prefix included; the rest is cut, and counted in the plan. Unset: 512, or the model's longest if that is less."""
     max_target_length: _builtins.int
-    """Longest target in tokens; the rest is cut, and counted in the plan. As many are written at most. 2 to 1,024; unset: 128, or the model's
+    """Longest target in tokens; the rest is cut, and counted in the plan. Generated texts have at most as many. 2 to 1,024; unset: 128, or the model's
     longest if that is less.
     """
     label_smoothing: _builtins.float
@@ -1429,11 +1430,11 @@ class Summarization(_message.Message):
     length_penalty: _builtins.float
     """With beams: a text's score is divided by its length to this power, so more favours longer texts, -10 to 10; unset: the model's own setting, else 1."""
     source_token: _builtins.str
-    """For models that tell languages by tokens (mBART, NLLB): the token of the sources, such as `en_XX` or `eng_Latn`; it takes the place of the
+    """For models that mark languages with tokens (mBART, NLLB): the token of the sources, such as `en_XX` or `eng_Latn`; it takes the place of the
     one that the tokenizer would use, and `Predict` uses it too. Empty: none. Up to 64 characters.
     """
     target_token: _builtins.str
-    """The token of the targets, likewise, such as `ro_RO`; each text that is written begins with it, without showing it."""
+    """The token of the targets, likewise, such as `ro_RO`; each generated text begins with it, and the answer does not show it."""
     def __init__(
         self,
         *,
@@ -1476,7 +1477,7 @@ Global___Summarization: _TypeAlias = Summarization  # noqa: Y015
 @_typing.final
 class FeatureExtraction(_message.Message):
     """Turn texts or pictures into vectors and write them as Parquet. Its data has the column roles `text` and `text_pair`, or for a
-    model of pictures `image`, and is then a folder of pictures, Parquet, or IDX files, labels apart.
+    model of pictures `image`, and is then a folder of pictures, Parquet, or IDX files, without labels.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1492,7 +1493,7 @@ class FeatureExtraction(_message.Message):
         OUTPUT_POOLED: FeatureExtraction._Output.ValueType  # 1
         """One vector per text or picture."""
         OUTPUT_LAST_HIDDEN_STATE: FeatureExtraction._Output.ValueType  # 2
-        """One vector per token, or per place of a picture (row by row, behind a class token if the model has one)."""
+        """One vector per token, or per position of a picture (row by row, after the class token if the model has one)."""
 
     class Output(_Output, metaclass=_OutputEnumTypeWrapper):
         """What to write for each row."""
@@ -1502,7 +1503,7 @@ class FeatureExtraction(_message.Message):
     OUTPUT_POOLED: FeatureExtraction.Output.ValueType  # 1
     """One vector per text or picture."""
     OUTPUT_LAST_HIDDEN_STATE: FeatureExtraction.Output.ValueType  # 2
-    """One vector per token, or per place of a picture (row by row, behind a class token if the model has one)."""
+    """One vector per token, or per position of a picture (row by row, after the class token if the model has one)."""
 
     DATA_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
@@ -1548,7 +1549,7 @@ Global___FeatureExtraction: _TypeAlias = FeatureExtraction  # noqa: Y015
 class ModelEvaluation(_message.Message):
     """Measure a model on data without training it: the metrics are those of the model's own task, as the last evaluation of its
     training would give them. Labels, lengths and the like are the model's. Its data has the column roles of that task; of
-    histories, only what its split holds out is measured. Of `optimization` it takes `micro_batch_size`, `precision`, and
+    histories, only the part that the task's split holds out is measured. Of `optimization` it takes `micro_batch_size`, `precision`, and
     `seed` (masks are drawn from it); it takes no `train_data`, `eval_data`, `tokenizer`, `parallelism`, `checkpoints` or
     `evaluation`.
     """
@@ -1821,7 +1822,7 @@ class DataSource(_message.Message):
     path: _builtins.str
     """One file inside the folder or data set, or one folder; empty: all files, sorted by path."""
     format: Global___DataFormat.ValueType
-    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2 .inter, each but .parquet also with .gz behind it; .jpg .jpeg .png .webp .gif .bmp .tif .tiff of pictures; -idx3-ubyte, -idx1-ubyte, also with .gz)."""
+    """Unset: by the file's ending (.txt .text .jsonl .ndjson .json .csv .tsv .parquet .conll .bio .iob .iob2 .inter, each except .parquet also with .gz appended; .jpg .jpeg .png .webp .gif .bmp .tif .tiff of pictures; -idx3-ubyte, -idx1-ubyte, also with .gz)."""
     header: _builtins.bool
     """CSV and TSV: whether the first line names the columns; unset: it does if a mapped name, `text`, `label` or `labels` is in it. Without names the columns are `column_1`, `column_2` …"""
     delimiter: _builtins.str
@@ -2110,7 +2111,7 @@ class EvaluationPolicy(_message.Message):
     holdout: _builtins.float
     """Without `eval_data`: the share of the training data held out, 0 to 0.5; unset: 0.1; 0: no evaluation."""
     metric: _builtins.str
-    """What evaluations are compared by: a metric of the task, such as `accuracy`; the plan lists them. Empty: `loss`."""
+    """The metric that evaluations are compared by, such as `accuracy`; the plan lists the task's metrics. Empty: `loss`."""
     select_best: _builtins.bool
     """Export the weights of the step with the best evaluation of all samples, instead of those of the last step. Each evaluation that is
     better than all before it makes a checkpoint. Refused without evaluation data.
@@ -2154,7 +2155,7 @@ class EarlyStopping(_message.Message):
     patience: _builtins.int
     """Evaluations in a row without an improvement after which training ends, 1 to 1,000,000; unset: 3."""
     min_delta: _builtins.float
-    """How much better than the last improvement an evaluation must be to be one, at least 0; unset: 0, better at all."""
+    """How much better than the last improvement an evaluation must be to count as one, at least 0; unset: 0, any improvement counts."""
     def __init__(
         self,
         *,
