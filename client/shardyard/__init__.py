@@ -14,7 +14,7 @@
         print(job.model().predict(["Hello, my dog is cute"])[0].label)
 
 `AsyncClient` is the same for asyncio. Names are imported when they are first used: the generated code under
-`shardyard.v1` can be had without gRPC.
+`shardyard.v1` needs no gRPC.
 """
 
 from __future__ import annotations

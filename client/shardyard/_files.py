@@ -80,7 +80,7 @@ def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
     except OSError as error:
         raise _unreadable(path, error) from None
     if not files:
-        raise invalid("path", f"`{path}` has no files")
+        raise invalid("path", f"`{path}` has no files; give a file, or a folder with files")
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.path}\0{file.size_bytes}\0{file.sha256}\n".encode())
@@ -90,7 +90,7 @@ def package(path: Path, kind: Literal["datasets", "models"]) -> Package:
 def chunks(file: LocalFile, offset: int) -> Iterator[tuple[int, bytes, int]]:
     """(offset, bytes, crc32c) of the file from `offset` on.
 
-    Raises: InvalidArgument when the file has become shorter since it was hashed, or can be read no more.
+    Raises: InvalidArgument when the file has become shorter since it was hashed, or can no longer be read.
     """
     try:
         with file.source.open("rb") as source:
@@ -161,7 +161,7 @@ class Download:
         self.offset += len(data)
 
     def finish(self) -> None:
-        """Check the whole and put it in its place.
+        """Check the complete file and move it into place.
 
         Raises: DataLoss if it is not what was announced, FILE_DAMAGED if all of it came from the service now: each
         chunk arrived as it was sent. What arrived is then removed.
@@ -201,14 +201,14 @@ def written_to(folder: Path) -> Iterator[None]:
 
 
 def make_staging(folder: Path, paths: Sequence[str]) -> tuple[Path, Path]:
-    """(staging, folder), both absolute: the folder beside it in which a download of these files is put together.
+    """(staging, folder), both absolute: `staging` is beside the folder, and collects the files.
 
     Raises: InvalidArgument if a file of another model or data set would end up beside them.
     """
     try:
         folder = folder.resolve()  # `.` and `..` have no name of their own.
     except RuntimeError:  # Python's error for a link that leads back to itself.
-        raise invalid("folder", f"`{folder}` lies behind a link that leads back to itself; give another name") from None
+        raise invalid("folder", f"`{folder}` is below a link that leads back to itself; give another name") from None
     if not folder.name:
         raise invalid("folder", f"`{folder}` is not a folder to download into; give one below it")
     if folder.exists() and not folder.is_dir():
@@ -285,16 +285,14 @@ def _unreadable(source: Path, error: OSError) -> InvalidArgument:
 
 
 def _changed(source: Path) -> InvalidArgument:
-    return invalid("path", f"`{source}` has changed while it was sent; try again when it is at rest")
+    return invalid("path", f"`{source}` has changed while it was sent; try again when nothing writes to it")
 
 
 def _safe(path: str) -> Path:
     """A path that stays inside the folder it is put in, whatever the service says."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or not pure.parts or ".." in pure.parts or "\\" in path or "\0" in path:
-        raise DataLoss(
-            f"the service named a file `{path}` that would lie outside the folder", reason="PATH_NOT_ALLOWED"
-        )
+        raise DataLoss(f"the service named a file `{path}` that would be outside the folder", reason="PATH_NOT_ALLOWED")
     return Path(*pure.parts)
 
 

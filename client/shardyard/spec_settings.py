@@ -1,4 +1,4 @@
-"""The settings in a job's spec beside its task, model and data: how to train, where, and when to keep what."""
+"""The settings in a job's spec beside task, model and data: how and where to train, and what to keep."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Lora:
     """Fine-tuning by low-rank adapters: a frozen layer W becomes W + alpha ÷ rank · B A, and A and B are trained.
 
-    `targets` are the layers that get one, such as `["query", "value"]`; without it all linear layers do. The exported
-    model has them merged into its weights; with `keep_adapter` its folder also has the adapter alone, for peft.
+    `targets` are the layers that get an adapter, such as `["query", "value"]`; by default all linear layers do. The
+    export has the adapters merged into its weights; with `keep_adapter` it also has them alone, for peft.
     """
 
     rank: int | None = None
@@ -26,7 +26,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Freeze:
-    """What fine-tuning leaves as it is: the whole `backbone`, or the `embeddings`, or so many of the first `layers`."""
+    """What fine-tuning does not train: the whole `backbone`, the `embeddings`, or the first `layers`, a number."""
 
     backbone: bool | None = None
     embeddings: bool | None = None
@@ -64,7 +64,7 @@ class Parallelism:
 
 @dataclass(frozen=True)
 class Resources:
-    """How many workers, of what size."""
+    """The number of workers, and the GPUs and CPU cores of each."""
 
     workers: int | None = None
     gpus_per_worker: int | None = None

@@ -42,7 +42,7 @@ Scheme = Literal["bio", "iob1", "bioes", "plain"]
 Output = Literal["pooled", "last_hidden_state"]
 Split = Literal["leave_one_out", "time", "leave_two_out"]
 ClassWeights = Literal["balanced"] | Mapping[str, float]
-"""How much each label counts in the loss: by its name, or the more the rarer it is."""
+"""How much each label counts in the loss: a weight for each name, or `balanced`: rarer labels count more."""
 
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
@@ -122,9 +122,8 @@ class SpanCorruption:
 class TextClassification:
     """Fine-tuning: classify or score texts or pairs of texts (`problem="regression"`).
 
-    For several labels of one text (`problem="multi_label"`), `label_separator` is the text between them;
-    `label_columns` are the columns of the classes instead, one each, with 0 or 1 in them. `class_weights` are for one
-    label a text.
+    With several labels per text (`problem="multi_label"`), `label_separator` is the text between them, or
+    `label_columns` names one column per class, with 0 or 1 in it. `class_weights` need a single label per text.
     """
 
     problem: Problem | None = None
@@ -159,9 +158,9 @@ class FeatureExtraction:
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """Measure a model on `data`; the job leaves numbers alone, in `job.info.evaluation`."""
+    """Measure a model on `data`; the result is the metrics in `job.info.evaluation`."""
 
-    data: Data | str | Path
+    data: Data | str | Path | Resource
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
@@ -193,7 +192,8 @@ class TokenClassification:
 class Recommendation:
     """Fine-tuning: recommend the items that come next in a user's history.
 
-    The data has a `user`, an `item`, and if it is not in the order of time a `time`; with `min_rating` a `rating`.
+    The data has the columns `user` and `item`, a `time` unless its rows are in the order of time, and a `rating` if
+    `min_rating` is given.
     """
 
     max_history: int | None = None
@@ -229,10 +229,10 @@ class QuestionAnswering:
 
 @dataclass(frozen=True)
 class Instruction:
-    """Fine-tuning: answer people, on the assistant's messages of conversations.
+    """Fine-tuning: follow instructions and hold conversations; the assistant's messages are learnt.
 
     The data has `messages` (a list of {role, content}), `conversations`, `instruction` and `output`, `prompt` and
-    `completion`, or plain `text`. `chat_template` is Jinja, as transformers has it.
+    `completion`, or plain `text`. `chat_template` is a Jinja template, as in transformers.
     """
 
     max_length: int | None = None
@@ -249,10 +249,10 @@ class Instruction:
 class Translation:
     """Fine-tuning: translate texts with an encoder-decoder, such as a T5.
 
-    The languages are what the data calls them: columns, keys of a `translation`, or the endings of two files.
-    `source_prefix` is put before each source, by `predict` too. Texts are written with `num_beams`, their scores
-    divided by their length to the power of `length_penalty`. `source_token` and `target_token` are the languages of
-    models that have tokens for them, such as `en_XX`.
+    The languages are named as in the data: by columns, keys of a `translation`, or the endings of two files.
+    `source_prefix` is added before each source, by `predict` too. Beam search uses `num_beams`; scores are divided by
+    the length to the power of `length_penalty`. `source_token` and `target_token` are for models that mark languages
+    with tokens, such as `en_XX`.
     """
 
     source_language: str | None = None
@@ -291,7 +291,7 @@ class Summarization:
 
 @dataclass(frozen=True)
 class ImageClassification:
-    """Fine-tuning: put pictures into classes.
+    """Fine-tuning: classify pictures.
 
     Training sees a random part of each picture, of at least `crop_scale` of its area, mirrored with the probability
     `flip`. `labels` are the classes by their numbers, if the data has numbers.
@@ -350,7 +350,7 @@ class JobSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file: the content of `job.spec`."""
-        # They belong to the family of the task: another one than fine-tuning refuses them.
+        # They are fields of the family: only fine-tuning has them, and the service refuses them elsewhere.
         ((family, task),) = self.task.to_dict().items()
         adaptation = {name: _set(value) for name in _ADAPTATION if (value := getattr(self, name)) is not None}
         return {family: {**task, **adaptation}, **_set(self, without=("task", *_ADAPTATION))}

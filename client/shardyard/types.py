@@ -136,7 +136,7 @@ class ServerInfo:
 
 @dataclass(frozen=True)
 class TokenCandidate:
-    """A candidate for a mask."""
+    """A candidate for a mask, with its probability."""
 
     token: str
     token_id: int
@@ -185,9 +185,9 @@ class AnswerCandidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a question, at `start` to `end` in characters of its context; an empty text: there is none.
+    """The answer to a question, at `start` to `end` in characters of its context; an empty text means no answer.
 
-    `score` is its probability, `no_answer_score` that of there being none (None: the model always gives an answer).
+    `score` is its probability, `no_answer_score` the probability of no answer (None: the model always gives one).
     """
 
     text: str

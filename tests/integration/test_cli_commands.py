@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -193,6 +192,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_watch_again(project: str, n
         assert script.asked("CancelJob") == []
         script.hold, script.events, script.job.state = False, a_story(), job_pb2.STATE_SUCCEEDED
         script.job.model, script.job.output_dataset = f"projects/{project}/models/m", f"projects/{project}/datasets/d"
+        script.ready, script.inputs = {"m"}, ("text", "pair")
         done = shardyard("127.0.0.1:1", *again[1].split())
     assert done.returncode == 0, done.stderr
     model, data_set = ("m", "dataset:d") if project == "default" else (script.job.model, script.job.output_dataset)
@@ -334,65 +334,3 @@ def test_every_other_command_answers_in_both_forms(tmp_path: Path, capsys: pytes
             assert words in capsys.readouterr().out, arguments
             assert run([*arguments, "--address", address, "--json"]) == 0, arguments
             json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("task", "kind", "parameters"),
-    [
-        ("image_classification", "image", None),
-        ("recommendation", "items", "recommendation"),
-        ("question_answering", "question", "question_answering"),
-        ("instruction", "messages", None),
-        ("text_classification", "text", None),
-    ],
-)
-def test_a_model_that_does_not_say_what_it_takes_is_asked_by_its_task(
-    tmp_path: Path, task: str, kind: str, parameters: str | None
-) -> None:
-    (tmp_path / "rose.png").write_bytes(b"petals")
-    texts = {
-        "image": [str(tmp_path / "rose.png")],
-        "items": ["i1", "i2"],
-        "question": ["Who?", "Anna did."],
-        "messages": [],
-        "text": ["a"],
-    }
-    given = [*texts[kind], *(["--message", "user: Hello"] if kind == "messages" else [])]
-    script = Script(ready={"m"}, task=task)
-    with serving(script) as address:
-        assert run(["predict", "m", *given, *(["--top-k", "2"] if parameters else []), "--address", address]) == 0
-    (request,) = script.asked("Predict")
-    assert [each.WhichOneof("input") for each in request.instances] == [kind]
-    assert request.WhichOneof("parameters") == parameters
-
-
-def test_texts_come_from_stdin_too() -> None:
-    script = Script(ready={"m"})
-    with serving(script) as address:
-        done = shardyard(address, "predict", "m", "--pairs", text="\ufeffa\tb\nc\u2028\td\n")
-        wrong = shardyard(address, "predict", "m", "--pairs", text="a\n")
-    assert done.returncode == 0, done.stderr
-    assert [instance.pair.text for instance in script.asked("Predict")[0].instances] == ["a", "c\u2028"]
-    assert (wrong.returncode, "line 1" in wrong.stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "asked"),
-    [
-        ((), [("text", "rose.png"), ("text", "x")]),
-        (("text", "pair"), [("text", "rose.png"), ("text", "x")]),
-        (("image",), [("image", b"petals"), ("image", b"a cross")]),
-        (("items",), [("items", ["rose.png", "x"])]),
-    ],
-)
-def test_arguments_are_what_the_model_says_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: tuple[str, ...], asked: list[tuple[str, Any]]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "rose.png").write_bytes(b"petals")
-    (tmp_path / "x").write_bytes(b"a cross")
-    script = Script(ready={"m"}, inputs=inputs)
-    with serving(script) as address:
-        assert run(["predict", "m", "rose.png", "x", "--address", address]) == 0
-    sent = [(each.WhichOneof("input"), each) for each in script.asked("Predict")[0].instances]
-    assert [(kind, list(each.items.items) if kind == "items" else getattr(each, kind)) for kind, each in sent] == asked

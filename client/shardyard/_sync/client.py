@@ -31,10 +31,10 @@ _INSPECT_S = 120.0  # Model and data are inspected before the answer.
 
 
 class Client:
-    """A connection to a Shardyard service; a context manager, made where it is used.
+    """A connection to a Shardyard service, and a context manager.
 
     `address` is `host:port`; unset it is SHARDYARD_ADDRESS, else 127.0.0.1:7400. A call that the service
-    puts off and a stream that breaks are tried again for `reconnect_for` seconds without progress.
+    defers and a stream that breaks are retried until `reconnect_for` seconds have passed without progress.
     """
 
     def __init__(

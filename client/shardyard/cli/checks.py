@@ -156,7 +156,7 @@ def _cluster(cluster: ClusterInfo) -> Finding:
     if cluster.state == "connected":
         free = f"{cluster.launcher} connected, {cluster.free_slots} of {cluster.slots} slots free"
         return Finding("works", "cluster", free)
-    step = f"{cluster.message or 'it is asked again'}; jobs wait until it is connected"
+    step = f"{cluster.message or 'it does not answer'}; jobs wait until it is connected"
     return Finding(_VERDICTS.get(cluster.state, "note"), "cluster", f"{cluster.launcher} {cluster.state}", step)
 
 

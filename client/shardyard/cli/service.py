@@ -102,7 +102,7 @@ def doctor(
 ) -> None:
     """Say what works on this machine, and what does not.
 
-    Each finding that is not well says what to do about it.
+    Each problem comes with what to do about it.
     """
     from shardyard.cli.checks import examine
     from shardyard.cli.output import print_json

@@ -23,7 +23,7 @@ def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) 
         if not pairs:
             return list(texts)
         if len(texts) % 2:
-            raise typer.BadParameter("--pairs wants two texts for each pair")
+            raise typer.BadParameter("--pairs needs two texts for each pair")
         return list(zip(texts[::2], texts[1::2], strict=True))
     if file is None and sys.stdin.isatty():
         raise typer.BadParameter("give texts, --file, or one text a line on stdin")
@@ -57,7 +57,7 @@ def read_instances(
     if usual == "question":
         return read_questions(texts, file, *asked)
     if asked != (None, None):
-        taken = f"this one takes {' or '.join(kinds)}" if kinds else "this one takes nothing"
+        taken = f"this one takes {' or '.join(kinds)}" if kinds else "this one predicts nothing"
         raise typer.BadParameter(f"--question and --context are for models that answer questions; {taken}")
     if usual == "items":
         return read_histories(texts, file)
@@ -102,8 +102,8 @@ def _conversation(number: int, line: str) -> Any:
 
 
 def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:
-    """Histories of items: the arguments are one; of a file or of stdin each line is one, its items parted by tabs if
-    there are any, else by spaces.
+    """Histories of items: the arguments are one; of a file or of stdin each line is one, its items separated by
+    tabs if there are any, else by spaces.
 
     Raises: BadParameter, with the line number if a line is wrong.
     """
@@ -121,7 +121,7 @@ def read_questions(
     texts: Sequence[str] | None, file: Path | None, question: str | None, context: str | None
 ) -> list[Any]:
     """Questions with their contexts: one of options, or of two arguments each; of a file or stdin each line is one, as
-    JSON with both or parted by a tab.
+    JSON with both or separated by a tab.
 
     Raises: BadParameter, with the line number if a line is wrong.
     """
@@ -132,7 +132,7 @@ def read_questions(
             raise typer.BadParameter("give --question and --context together, and nothing else to ask")
         return [Question(question, _content(context))]
     if texts and len(texts) % 2:
-        raise typer.BadParameter("each question needs its context behind it: give two texts each, or --context")
+        raise typer.BadParameter("each question needs its context after it: give both as two texts, or use --context")
     if texts:
         return [Question(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
     return [_question(number, line) for number, line in enumerate(read_inputs(None, file, pairs=False), start=1)]
@@ -199,5 +199,5 @@ def _lines(raw: bytes) -> Iterator[str]:
 def _pair(number: int, line: str) -> tuple[str, ...]:
     pair = tuple(line.split("\t"))
     if len(pair) != 2:
-        raise typer.BadParameter(f"line {number}: a pair is two texts with a tab between them")
+        raise typer.BadParameter(f"line {number}: a pair is two texts separated by a tab; write both in the line")
     return pair

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from shardyard._sync.job import Job
     from shardyard.types import Event
 
+_EXAMPLES = {
+    "text": ("some text",),
+    "messages": ("some question",),
+    "image": ("./picture.jpg",),
+    "items": ("ITEM", "ITEM"),
+    "question": ("some question", "a text with the answer"),
+}
+"""Arguments of `predict` that show how to ask a model whose usual input is of this kind."""
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -166,7 +175,7 @@ def _print_end(job: Job, address: str | None) -> None:
         numbers = f": {metrics_line(info.evaluation.metrics)}" if info.evaluation is not None else ""
         print(printable(f"{info.id} succeeded{numbers}"))
         if info.model:
-            print(f"  {command_line('predict', info.model, 'some text', address=address)}")
+            _print_predict(job, address)
         for made in filter(None, (info.model, info.output_dataset)):
             print(f"  {command_line('download', made, f'./{last_part(made)}', address=address)}")
         return
@@ -180,3 +189,15 @@ def _print_end(job: Job, address: str | None) -> None:
             print(f"    {printable(line)}")
     if info.state == "failed":
         print(f"  {command_line('logs', info.name, address=address)}")
+
+
+def _print_predict(job: Job, address: str | None) -> None:
+    """A command that asks the new model; none if it predicts nothing, or cannot be read."""
+    from shardyard.errors import RequestError
+
+    try:
+        model = job.model().info
+    except RequestError:
+        return
+    if model.inputs:
+        print(f"  {command_line('predict', model.name, *_EXAMPLES.get(model.inputs[0], ()), address=address)}")

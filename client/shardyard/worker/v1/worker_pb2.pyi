@@ -1065,7 +1065,7 @@ Global___TrainingFinished: _TypeAlias = TrainingFinished  # noqa: Y015
 
 @_typing.final
 class Exported(_message.Message):
-    """The result is in place; empty if the job leaves numbers alone, which were reported before."""
+    """The result is in place; empty if the result is the metrics, which were reported before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
