@@ -81,7 +81,7 @@ def _conversation(record: Record, *, last_only: bool) -> Conversation:
     cells = record.cells
     read = next(read for role, read in _READERS.items() if role in cells)
     if read is None:
-        return Conversation(record.file, record.line, (), (), text=_said(cells["text"], "text"))
+        return Conversation(record.file, record.line, (), (), text=read_text(cells["text"], "text"))
     try:
         messages, learnt = _checked(read(cells), cells.get("system"))
     except TurnFault as fault:
@@ -94,7 +94,7 @@ def _conversation(record: Record, *, last_only: bool) -> Conversation:
     if not any(learnt):
         which = "the last answer has" if last_only else "all answers have"
         raise ValueError(f"{which} the weight 0, so there is nothing to learn; leave the row out")
-    return Conversation(record.file, record.line, tuple(messages), tuple(learnt), _tools(cells.get("tools")))
+    return Conversation(record.file, record.line, tuple(messages), tuple(learnt), read_tools(cells.get("tools")))
 
 
 def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bool]]:
@@ -104,7 +104,7 @@ def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bo
     read = [read_message(place, value) for place, value in enumerate(values)]
     messages, learnt = [message for message, _ in read], [weight for _, weight in read]
     check_turns(messages, is_question=False)
-    if text := _system(system):
+    if text := read_system(system):
         if messages and (role := messages[0]["role"]) in FIRST_ROLES:
             raise TurnFault(0, f"it is a {role} message, and the row has a `system` of its own; leave one out")
         messages, learnt = [{"role": SYSTEM, "content": text}, *messages], [False, *learnt]
@@ -113,26 +113,26 @@ def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bo
     return messages[:end], [both and answer for both, answer in zip(learnt, answers, strict=True)][:end]
 
 
-def _system(cell: Any) -> str:
+def read_system(cell: Any) -> str:
     """A row's system message; empty if it has none, or a blank one. Raises ValueError."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return ""
     if not isinstance(cell, str):
         raise ValueError(f"'system' is {shown(cell)}, which is not a text; write a text in quotes, or leave it out")
-    _check_readable(cell, "system")
+    check_readable(cell, "system")
     return cell
 
 
 def _of_messages(cells: Mapping[str, Any]) -> list[Any]:
     cell = cells["messages"] if "messages" in cells else cells["conversations"]
-    return _listed(cell, "messages" if "messages" in cells else "conversations")
+    return read_list(cell, "messages" if "messages" in cells else "conversations")
 
 
 def _of_instruction(cells: Mapping[str, Any]) -> list[Any]:
-    asked, more = _said(cells["instruction"], "instruction"), cells.get("input")
+    asked, more = read_text(cells["instruction"], "instruction"), cells.get("input")
     if more is not None and str(more).strip():
-        asked = f"{asked}\n\n{_said(more, 'input')}"
-    return [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": _said(cells["output"], "output")}]
+        asked = f"{asked}\n\n{read_text(more, 'input')}"
+    return [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": read_text(cells["output"], "output")}]
 
 
 def _of_prompt(cells: Mapping[str, Any]) -> list[Any]:
@@ -145,8 +145,8 @@ def _of_prompt(cells: Mapping[str, Any]) -> list[Any]:
 def _messages_or_text(cell: Any, role: str, name: str) -> list[Any]:
     """A list of messages; a text becomes one message of this role."""
     if isinstance(cell, list | tuple):
-        return _listed(cell, name)
-    return [{"role": role, "content": _said(cell, name)}]
+        return read_list(cell, name)
+    return [{"role": role, "content": read_text(cell, name)}]
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]] | None] = {
@@ -158,21 +158,22 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], list[Any]] | None] = {
 }
 
 
-def _said(cell: Any, name: str) -> str:
+def read_text(cell: Any, name: str) -> str:
+    """A text of the column `name`. Raises ValueError for a blank cell, or one that is not a text."""
     if not isinstance(cell, str) or not cell.strip():
         what = "blank" if isinstance(cell, str) else shown(cell)
         raise ValueError(f"{name!r} is {what}; write a text, or leave the row out")
-    _check_readable(cell, name)
+    check_readable(cell, name)
     return cell
 
 
-def _check_readable(cell: Any, name: str) -> None:
+def check_readable(cell: Any, name: str) -> None:
     """Raises ValueError for a cell with a text that cannot be read."""
     if fault := unreadable(cell):
         raise ValueError(f"{name!r} has {fault}")
 
 
-def _listed(cell: Any, name: str) -> list[Any]:
+def read_list(cell: Any, name: str) -> list[Any]:
     """A list, or text that contains one (in CSV), as JSON or as Python writes it. Raises ValueError."""
     if isinstance(cell, str) and not cell.lstrip().startswith("["):
         raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON")
@@ -191,7 +192,7 @@ def _by_rows(cell: Any) -> Any:
     return [dict(zip(cell, row, strict=True)) for row in zip(*cell.values(), strict=True)]
 
 
-def _tools(cell: Any) -> tuple[Any, ...]:
+def read_tools(cell: Any) -> tuple[Any, ...]:
     """The offered tools: a list, or text that contains one as JSON. Raises ValueError."""
     if cell is None or cell == "":
         return ()
@@ -202,5 +203,5 @@ def _tools(cell: Any) -> tuple[Any, ...]:
             raise ValueError(f"'tools' is {shown(cell)}; write a list of tools as JSON") from None
     if not isinstance(cell, list) or not all(isinstance(tool, Mapping) for tool in cell):
         raise ValueError(f"'tools' is {shown(cell)}; write a list of tools, each an object")
-    _check_readable(cell, "tools")
+    check_readable(cell, "tools")
     return tuple(cell)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -89,6 +89,20 @@ class Samples(Protocol):
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """The samples (at least one) as tensors on the CPU."""
+
+
+@runtime_checkable
+class ComparedSamples(Samples, Protocol):
+    """Samples that are learnt by comparison with the model as it was before training (`training/before.py`).
+
+    Their micro batches have what that model gave for them, NaN until it is known: a loss that lacks it is none.
+    """
+
+    compared: str
+    """The output of the module that is kept of each sample."""
+
+    def take_before(self, values: np.ndarray) -> None:
+        """Takes that output of the model before training, float32 [num_samples, n], NaN if it is never asked for."""
 
 
 class Encoded(Protocol):

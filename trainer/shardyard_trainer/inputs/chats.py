@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
 
 IGNORED = -100
 CHATS_VERSION = 2
-_BATCH_ROWS = 256
+BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -120,59 +120,64 @@ def load_chats(
         bad.finish(num_rows, field)
         bad = BadRows(source)
         rows = read_conversations(files, source, field=field, last_only=last_only, bad=bad)
-        _Tokeniser(tokenizer, template, length, bad, field).write(rows, target)
+        _write(ChatTokeniser(tokenizer, template, length, bad, field), rows, target)
 
     return Chats(TokenStore.open(tokenised(cache_dir / "chats" / fingerprint_of(key), build)))
 
 
-class _Tokeniser:
-    """Writes conversations as tokens, with marks on the learnt ones."""
+class Tokens(NamedTuple):
+    """A conversation as tokens, whole, and which of them are learnt, bool [tokens]."""
+
+    ids: list[int]
+    learnt: np.ndarray
+
+
+class ChatTokeniser:
+    """Makes tokens of conversations, with marks on the learnt ones. Those that no template takes go to `bad`."""
 
     def __init__(self, tokenizer: Any, template: ChatTemplate, length: int, bad: BadRows, field: str) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._length = length
-        self._bad = bad
-        self._field = field
+        self.length = length
+        self.bad = bad
+        self.field = field
         self._frame = causal_frame(tokenizer)
         self._special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
         names = [re.escape(token) for token in tokenizer.all_special_tokens if len(token) > 1]
         self._named = re.compile("|".join(names) or "(?!)")
-        self._counts: Counter[str] = Counter()
+        self._counter = TokenCounter(tokenizer)
+        self.counts: Counter[str] = Counter()
         self._ends: Counter[int] = Counter()
 
-    def write(self, rows: Iterator[Conversation], target: Path) -> None:
-        """Writes all conversations. Raises DataError for too many bad rows, and if no answer is left to learn."""
-        writer = TokenWriter(target, "<u2" if num_ids(self._tokenizer) <= 2**16 else "<u4")
-        counter = TokenCounter(self._tokenizer)
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            rendered = [(row, found) for row in batch if (found := self._render(row)) is not None]
-            whole = self._encode([found for _, found in rendered], [bool(row.text) for row, _ in rendered])
-            kept = [(ids[: self._length], learnt[: self._length], ids) for ids, learnt in whole]
-            kept = [each for each in kept if each[1][1:].any()]
-            self._counts["rows"] += len(whole)
-            self._counts["unlearnt"] += len(whole) - len(kept)
-            if not kept:
-                continue
-            writer.add([ids for ids, _, _ in kept])
-            writer.add_array("learnt", np.concatenate([learnt for _, learnt, _ in kept]).astype(np.uint8))
-            writer.add_array("cut", np.asarray([len(ids) > self._length for _, _, ids in kept], np.uint8))
-            counted, unknown = counter.count([ids for ids, _, _ in kept])
-            writer.add_array("counted", counted)
-            writer.add_array("unknown", unknown)
-        total = self._counts["rows"]
-        self._bad.finish(total, self._field)
-        if self._counts["unlearnt"] == total:
-            message = (
-                f"in none of {total:,} conversations an answer begins within the first {self._length:,} tokens, so "
-                "there is nothing to learn; raise max_length, or shorten what comes before the answers"
-            )
-            raise DataError(message, field=self._field)
-        writer.finish(
-            counts=dict(self._counts),
-            ends=[token for token, _ in self._ends.most_common()],
-            bad_rows=self._bad.note(total),
-        )
+    def encode(self, rows: Sequence[Conversation]) -> list[Tokens | None]:
+        """The tokens of each conversation; None for one that is left out. Raises DataError."""
+        rendered = [self._render(row) for row in rows]
+        kept = [(found, bool(row.text)) for row, found in zip(rows, rendered, strict=True) if found is not None]
+        encoded = iter(self._encode([found for found, _ in kept], [is_text for _, is_text in kept]))
+        return [None if found is None else next(encoded) for found in rendered]
+
+    def writer(self, target: Path) -> TokenWriter:
+        """A writer of the tokenizer's ids."""
+        return TokenWriter(target, "<u2" if num_ids(self._tokenizer) <= 2**16 else "<u4")
+
+    def write(self, writer: TokenWriter, whole: Sequence[Tokens]) -> None:
+        """Writes conversations (one at least), cut to the length."""
+        kept = [(ids[: self.length], learnt[: self.length]) for ids, learnt in whole]
+        writer.add([ids for ids, _ in kept])
+        writer.add_array("learnt", np.concatenate([learnt for _, learnt in kept]).astype(np.uint8))
+        writer.add_array("cut", np.asarray([len(ids) > self.length for ids, _ in whole], np.uint8))
+        counted, unknown = self._counter.count([ids for ids, _ in kept])
+        writer.add_array("counted", counted)
+        writer.add_array("unknown", unknown)
+
+    def is_learnt(self, tokens: Tokens) -> bool:
+        """Whether a token that is learnt is left of a conversation when it is cut to the length."""
+        return bool(tokens.learnt[1 : self.length].any())
+
+    def meta(self, num_rows: int) -> dict[str, Any]:
+        """What a store keeps of its conversations, once all are read."""
+        ends = [token for token, _ in self._ends.most_common()]
+        return {"counts": dict(self.counts), "ends": ends, "bad_rows": self.bad.note(num_rows)}
 
     def _render(self, row: Conversation) -> Rendered | None:
         """A conversation as text; None if it is skipped."""
@@ -182,14 +187,14 @@ class _Tokeniser:
             found = self._template.find_answers(row.messages, row.learnt, row.tools)
         except TemplateFault as fault:
             message = f"the chat template does not take the conversation: {fault}"
-            self._bad.skip(DataError(message, file=row.file, line=row.line, field=self._field))
+            self.bad.skip(DataError(message, file=row.file, line=row.line, field=self.field))
             return None
-        self._counts["special"] += any(self._named.search(message["content"]) for message in row.messages)
-        self._counts["marks_differ"] += found.marks_differ
-        self._counts["prompts_differ"] += found.prompts_differ
+        self.counts["special"] += any(self._named.search(message["content"]) for message in row.messages)
+        self.counts["marks_differ"] += found.marks_differ
+        self.counts["prompts_differ"] += found.prompts_differ
         return found
 
-    def _encode(self, rendered: Sequence[Rendered], is_text: Sequence[bool]) -> list[tuple[list[int], np.ndarray]]:
+    def _encode(self, rendered: Sequence[Rendered], is_text: Sequence[bool]) -> list[Tokens]:
         """Tokens, and which of them are learnt. The template has already written the special tokens."""
         with encoding_raises(encoding_fault):
             encoded = self._tokenizer.backend_tokenizer.encode_batch(
@@ -207,14 +212,14 @@ class _Tokeniser:
             elif learnt.any():
                 self._note(each, places)
                 ids, learnt = self._ended(ids, learnt)
-            found.append((ids, learnt))
+            found.append(Tokens(ids, learnt))
         return found
 
     def _note(self, rendered: Rendered, places: np.ndarray) -> None:
         """Counts an answer whose first token begins before it: a prompt does not end inside a token."""
         begins = [first for first, _ in rendered.answers]
         straddles = any(bool(((places[:, 0] < begin) & (places[:, 1] > begin)).any()) for begin in begins)
-        self._counts["prompts_differ"] += straddles and not rendered.prompts_differ
+        self.counts["prompts_differ"] += straddles and not rendered.prompts_differ
 
     def _ended(self, ids: list[int], learnt: np.ndarray) -> tuple[list[int], np.ndarray]:
         """Adds an end token after the last answer if the template has none: a model would otherwise never end."""
@@ -224,6 +229,27 @@ class _Tokeniser:
             ids, learnt, ends = [*ids, int(end)], np.append(learnt, True), [int(end)]
         self._ends.update(ends)
         return ids, learnt
+
+
+def _write(tokeniser: ChatTokeniser, rows: Iterator[Conversation], target: Path) -> None:
+    """Writes all conversations. Raises DataError for too many bad rows, and if no answer is left to learn."""
+    writer, counts = tokeniser.writer(target), tokeniser.counts
+    while batch := list(islice(rows, BATCH_ROWS)):
+        whole = [tokens for tokens in tokeniser.encode(batch) if tokens is not None]
+        kept = [tokens for tokens in whole if tokeniser.is_learnt(tokens)]
+        counts["rows"] += len(whole)
+        counts["unlearnt"] += len(whole) - len(kept)
+        if kept:
+            tokeniser.write(writer, kept)
+    total = counts["rows"]
+    tokeniser.bad.finish(total, tokeniser.field)
+    if counts["unlearnt"] == total:
+        message = (
+            f"in none of {total:,} conversations an answer begins within the first {tokeniser.length:,} tokens, so "
+            "there is nothing to learn; raise max_length, or shorten what comes before the answers"
+        )
+        raise DataError(message, field=tokeniser.field)
+    writer.finish(**tokeniser.meta(total))
 
 
 def _inside(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

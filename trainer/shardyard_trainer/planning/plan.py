@@ -114,7 +114,7 @@ def _task_of(spec: spec_pb2.JobSpec) -> Task | None:
 
 def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequest) -> plan_pb2.JobPlan | None:
     task = seen.task
-    resolve.fill_optimization(spec, is_fresh=task.choice.is_fresh)
+    resolve.fill_optimization(spec, task)
     resolve.fill_adaptation(spec.fine_tuning)
     raise_all([*check_rates(spec.optimization), *check_evaluation(spec.evaluation, task)])
     resolve.fill_task(spec, task)

@@ -49,13 +49,15 @@ def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, *, trains
         optimization.precision = spec_pb2.PRECISION_BF16 if on_gpu and node.bf16 else spec_pb2.PRECISION_FP32
 
 
-def fill_optimization(spec: spec_pb2.JobSpec, *, is_fresh: bool) -> None:
+def fill_optimization(spec: spec_pb2.JobSpec, task: Prepared) -> None:
     """Learning rate, schedule, batch and the like."""
     optimization = spec.optimization
     if not optimization.schedule:
         optimization.schedule = _OPTIMIZATION["schedule"]
     of_pretrained = LORA_LEARNING_RATE if spec.fine_tuning.HasField("lora") else PRETRAINED_LEARNING_RATE
-    rate = FRESH_LEARNING_RATE if is_fresh else of_pretrained
+    if task.learning_rate is not None:
+        of_pretrained = task.learning_rate
+    rate = FRESH_LEARNING_RATE if task.choice.is_fresh else of_pretrained
     _fill(optimization, global_batch_size=GLOBAL_BATCH_SIZE, learning_rate=rate)
     _fill(optimization, **{name: value for name, value in _OPTIMIZATION.items() if name != "schedule"})
     if optimization.WhichOneof("warmup") is None:

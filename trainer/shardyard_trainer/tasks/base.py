@@ -147,6 +147,9 @@ class Prepared(Protocol):
 
     choice: ModelChoice
 
+    learning_rate: float | None
+    """The peak learning rate for a pretrained model if the spec gives none; None: as most tasks have it."""
+
     # Properties, so that a task can narrow their types.
     @property
     def task(self) -> TrainingTask:

@@ -184,6 +184,7 @@ class PreparedPictures:
 
     task = TASK
     unit = "sample"
+    learning_rate: float | None = None
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import transformers
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data import bad_rows
-from shardyard_trainer.data.conversations import ROLES, read_conversations
+from shardyard_trainer.data.conversations import ROLES, Conversation, read_conversations
 from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.chat_template import ChatTemplate, TemplateFault, template_of
@@ -32,7 +32,7 @@ from shardyard_trainer.tasks.losses import LOSS_CHUNK
 from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
 
 DEFAULT_LENGTH = 1024
-_USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
 model = AutoModelForCausalLM.from_pretrained(".").eval()
@@ -53,7 +53,7 @@ class Instruction:
     auto = "AutoModelForCausalLM"
     pipeline = "text-generation"
     example = ""
-    usage = _USAGE
+    usage = USAGE
     cuts = False
     holds_out_by_lot = True
     inputs = ChatInputs
@@ -69,7 +69,7 @@ class Instruction:
             texts = TrainingTexts(ChatTexts(train_files, job.spec.train_data), key="instruction")
             tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
             choice = adapt(choice, tokenizer, length)
-            template = _find_template(job, choice, tokenizer)
+            template = find_template(job, choice, tokenizer)
         with job.looking_on(None, eval_files, _look_through):
             train = _load(job, (tokenizer, template, length), train_files, "train_data")
         held_out = None
@@ -86,13 +86,18 @@ class Instruction:
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
         """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
-        predictor = CausalPredictor(self.name, loaded, inputs, answers_texts=True)
-        if fault := predictor.template_fault:
-            raise FolderInvalid(f"it needs a chat template, and {fault}", file="chat_template.jinja")
-        return predictor
+        return open_chats(self.name, loaded, inputs)
 
 
 TASK = Instruction()
+
+
+def open_chats(task: str, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
+    """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
+    predictor = CausalPredictor(task, loaded, inputs, answers_texts=True)
+    if fault := predictor.template_fault:
+        raise FolderInvalid(f"it needs a chat template, and {fault}", file="chat_template.jinja")
+    return predictor
 
 
 class ChatTexts:
@@ -104,15 +109,26 @@ class ChatTexts:
 
     def __iter__(self) -> Iterator[str]:
         for row in read_conversations(self._files, self._source, field="spec.train_data"):
-            yield row.text or "".join(f"<|{each['role']}|>\n{each['content']}\n" for each in row.messages)
+            yield plain_text(row)
 
 
-def _choose(job: Ingredients) -> ModelChoice:
+def plain_text(row: Conversation) -> str:
+    """A conversation as the default template writes it, without special tokens."""
+    return row.text or "".join(f"<|{each['role']}|>\n{each['content']}\n" for each in row.messages)
+
+
+def choose(job: Ingredients) -> ModelChoice:
+    """The spec's model, which must read from left to right. Raises SpecError."""
     choice = job.choose()
     supported = architectures.objectives(choice.config)
     if "causal_lm" not in supported:
         message = f"{choice.config.model_type} does not continue texts; use a causal model such as llama, qwen2 or gpt2"
         raise SpecError(job.field, "OBJECTIVE_UNSUPPORTED", message, {"supported": "llama,qwen2,gpt2"})
+    return choice
+
+
+def _choose(job: Ingredients) -> ModelChoice:
+    choice = choose(job)
     model_type, known = choice.config.model_type, architectures.PACKED_BY_POSITIONS
     if job.wanted.packing and model_type not in known:
         message = (
@@ -127,7 +143,8 @@ def _look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str
     deque(read_conversations(files, source, field=field), maxlen=0)
 
 
-def _find_template(job: Ingredients, choice: ModelChoice, tokenizer: Any) -> ChatTemplate:
+def find_template(job: Ingredients, choice: ModelChoice, tokenizer: Any) -> ChatTemplate:
+    """The chat template that the spec gives, the tokenizer's, or a simple one. Raises SpecError."""
     given = job.wanted.chat_template
     field, reason = (f"{job.field}.chat_template", "SPEC_INVALID") if given else (choice.field, "MODEL_INVALID")
     about(field, reason)
@@ -168,6 +185,12 @@ def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[Da
             "left out; raise max_length"
         )
         job.warn("NO_ANSWER_LEFT", message, f"{job.field}.max_length")
+    warn_of_templates(job, found, tokenizer, field, total=total)
+    return found
+
+
+def warn_of_templates(job: Ingredients, found: Chats, tokenizer: Any, field: str, *, total: int) -> None:
+    """Warns if the template of `total` conversations does not fit them well."""
     if differing := found.count("prompts_differ"):
         message = (
             f"in {differing:,} of {total:,} conversations an answer does not begin where the chat template's prompt "
@@ -187,7 +210,6 @@ def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[Da
             f"{tokenizer.eos_token}), which is read as that token; take it out of the data if it is not meant"
         )
         job.warn("SPECIAL_TOKENS_IN_TEXT", message, field)
-    return found
 
 
 def _split(job: Ingredients, inputs: ChatInputs, train: Chats, held_out: Chats | None) -> Splits[ChatSamples]:

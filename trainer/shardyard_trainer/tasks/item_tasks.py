@@ -250,6 +250,7 @@ class PreparedItems:
     """A task on items with its model and data."""
 
     unit = "token"
+    learning_rate: float | None = None
     task: TrainingTask
 
     def __init__(self, ready: Ready) -> None:

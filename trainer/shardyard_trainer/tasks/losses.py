@@ -119,6 +119,57 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), bias, None, None, None
 
 
+class TokenLossLinear(LossLinear):
+    """The same with a loss for each token, for what is more than their sum."""
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits; or with `targets` [N] the cross-entropy of each of `hidden` [N, D], fp32."""
+        if targets is None:
+            return super().forward(hidden)
+        losses: torch.Tensor = _ChunkedTokenLosses.apply(hidden, self.weight, self.bias, targets)  # type: ignore[no-untyped-call]
+        return losses
+
+
+class _ChunkedTokenLosses(torch.autograd.Function):
+    """The cross-entropy of each token; the backward pass makes the logits again, a chunk at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
+    ) -> torch.Tensor:
+        parts = _chunks(len(targets_N))
+        losses = [
+            F.cross_entropy(F.linear(hidden_ND[part], weight_VD, bias_V).float(), targets_N[part], reduction="none")
+            for part in parts
+        ]
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
+        return torch.cat(losses) if losses else hidden_ND.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
+        with_weight, with_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        grad_hidden = torch.empty_like(hidden_ND)
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if with_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if with_bias else None
+        for part in _chunks(len(targets_N)):
+            # The gradient with respect to the logits: softmax minus the target's one.
+            error = F.linear(hidden_ND[part], weight_VD, bias_V).float().softmax(-1)
+            error.scatter_add_(1, targets_N[part, None], torch.full_like(error[:, :1], -1.0))
+            error = error.mul_(grad_N[part, None]).to(weight_VD.dtype)
+            grad_hidden[part] = error @ weight_VD
+            if grad_weight is not None:
+                _accumulate(grad_weight, error, hidden_ND[part])
+            if grad_bias is not None:
+                grad_bias += error.sum(0)
+        weight = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
+        return grad_hidden, weight, None if grad_bias is None else grad_bias.to(bias_V.dtype), None
+
+
+def _chunks(number: int) -> list[slice]:
+    return [slice(first, first + LOSS_CHUNK) for first in range(0, number, LOSS_CHUNK)]
+
+
 def _accumulate(total_VD: torch.Tensor, error_NV: torch.Tensor, hidden_ND: torch.Tensor) -> None:
     if error_NV.dtype == torch.float32:
         total_VD.addmm_(error_NV.T, hidden_ND)

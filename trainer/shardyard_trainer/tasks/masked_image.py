@@ -126,6 +126,7 @@ class PreparedMaskedImage:
 
     task = TASK
     unit = "sample"
+    learning_rate: float | None = None
 
     def __init__(
         self,

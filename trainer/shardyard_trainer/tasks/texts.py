@@ -37,6 +37,8 @@ Splits = tuple[S, S | None]
 class PreparedText(Generic[S]):
     """A task on texts with its model and data."""
 
+    learning_rate: float | None = None
+
     def __init__(
         self, choice: ModelChoice, inputs: TextInputs, splits: Splits[S], warnings: Sequence[TaskWarning]
     ) -> None:

@@ -16,6 +16,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.tasks.base import Prepared, TaskModule
 from shardyard_trainer.training.batches import Batches
+from shardyard_trainer.training.before import compare_with_before
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.context import Context
@@ -94,6 +95,11 @@ def build_run(context: Context, task: Prepared, engine: Engine, config: TrainCon
         predicted_bytes=config.checkpoint_bytes or _predict_bytes(engine.module),
         zero_stage=config.zero_stage,
     )
+    lengths = task.train.lengths()
+    order = Order(num_samples=task.train.num_samples, batch_size=config.batch_size, seed=config.seed, lengths=lengths)
+    compare_with_before(
+        context, engine, task, order, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size
+    )
     restored = checkpoints.restore()
     state = restored or RunState()
     context.resumed(state.step, checkpoints.restored_from)
@@ -103,8 +109,6 @@ def build_run(context: Context, task: Prepared, engine: Engine, config: TrainCon
     policy = config.selection
     if task.eval is not None:
         policy = replace(policy, direction=task.metrics().directions()[policy.metric])
-    lengths = task.train.lengths()
-    order = Order(num_samples=task.train.num_samples, batch_size=config.batch_size, seed=config.seed, lengths=lengths)
     return Run(
         context=context,
         config=config,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,18 +59,15 @@ def evaluate(
     num_samples = len(order)
     if max_batches is not None:
         order = order[: max_batches * context.gang.world_size * micro_batch_size]
-    starts = range(0, len(order), micro_batch_size)
     gatherer = task.metrics()
-    mine = starts[context.gang.rank :: context.gang.world_size]
     with engine.evaluating():
-        for turn in range(-(-len(starts) // context.gang.world_size)):
-            if turn < len(mine):
-                chosen = order[mine[turn] : mine[turn] + micro_batch_size]
-                batch = engine.to_device(task.eval.micro_batch(_refs(chosen)))
-                gatherer.update(batch, _outputs(engine, batch, gatherer))
-            elif engine.forwards_are_collective:
-                _outputs(engine, engine.to_device(task.eval.micro_batch(_refs(order[:micro_batch_size]))), gatherer)
-            if between(turn + 1):
+        for turn, chosen in enumerate(turns(context, engine, order, micro_batch_size), 1):
+            if chosen is not None:
+                batch = engine.to_device(task.eval.micro_batch(refs(chosen.samples)))
+                output = _outputs(engine, batch, gatherer)
+                if not chosen.is_dummy:
+                    gatherer.update(batch, output)
+            if between(turn):
                 return {}
     parts = context.gang.gather(gatherer.part())
     metrics = task.metrics().compute(parts)
@@ -79,17 +76,39 @@ def evaluate(
     return {} if is_partial else metrics
 
 
+class Turn(NamedTuple):
+    """The samples of one forward pass of this rank; a dummy's outputs do not count."""
+
+    samples: np.ndarray
+    is_dummy: bool
+
+
+def turns(context: Context, engine: Evaluator, order: np.ndarray, micro_batch_size: int) -> Iterator[Turn | None]:
+    """This rank's part of samples that the ranks take in turn, equally many turns on every rank.
+
+    After its last micro batch a rank has none, or a dummy if every rank has to call forward equally often.
+    """
+    starts = range(0, len(order), micro_batch_size)
+    mine = starts[context.gang.rank :: context.gang.world_size]
+    for turn in range(-(-len(starts) // context.gang.world_size)):
+        if turn < len(mine):
+            yield Turn(order[mine[turn] : mine[turn] + micro_batch_size], is_dummy=False)
+        else:
+            yield Turn(order[:micro_batch_size], is_dummy=True) if engine.forwards_are_collective else None
+
+
 def _outputs(engine: Evaluator, batch: MicroBatch, metrics: Metrics) -> ModuleOutput:
     output = engine.evaluate(batch)
     return output if metrics.write is None else output._replace(sequences=engine.generate(batch, metrics.write))
 
 
-def evaluation_order(samples: Samples) -> np.ndarray:
-    """All samples once, the longest first, int64 [num_samples]: micro batches are stretches of similar lengths."""
+def evaluation_order(samples: Samples, chosen: np.ndarray | None = None) -> np.ndarray:
+    """All samples once, or those `chosen`, the longest first, int64: micro batches are stretches of similar lengths."""
     lengths = samples.lengths()
-    indices = np.arange(samples.num_samples)
-    return indices if lengths is None else np.lexsort((indices, -lengths.astype(np.int64)))
+    indices = np.arange(samples.num_samples) if chosen is None else chosen
+    return indices if lengths is None else indices[np.lexsort((indices, -lengths[indices].astype(np.int64)))]
 
 
-def _refs(indices: np.ndarray) -> list[SampleRef]:
+def refs(indices: np.ndarray) -> list[SampleRef]:
+    """Evaluated samples as references."""
     return [SampleRef(0, index) for index in indices.tolist()]
