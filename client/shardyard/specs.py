@@ -246,6 +246,25 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """Fine-tuning: answer as people prefer, by direct preference optimisation (DPO).
+
+    The data has `prompt`, `chosen` and `rejected`, each a text or a list of {role, content}; the prompt may also be
+    what `chosen` and `rejected` begin with. `beta` keeps the model near what it was before. `label_smoothing` is the
+    probability that a pair is the wrong way round.
+    """
+
+    max_length: int | None = None
+    chat_template: str | None = None
+    beta: float | None = None
+    label_smoothing: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"preference": _set(self)}}
+
+
+@dataclass(frozen=True)
 class Translation:
     """Fine-tuning: translate texts with an encoder-decoder, such as a T5.
 
@@ -317,6 +336,7 @@ Task = (
     | Recommendation
     | QuestionAnswering
     | Instruction
+    | Preference
     | Translation
     | Summarization
     | CausalLm

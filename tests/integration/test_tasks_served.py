@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -251,11 +252,37 @@ def test_questions_are_answered_as_they_were_learnt(place: Workplace) -> None:
             "instances[1].messages.messages[1]",
             "instances[2].messages.messages[0]",
         ]
+        preferred(place, client)
     (place.folder / "asked.jsonl").write_text(json.dumps(asked) + "\nCount to three.\n")
     done = place.run("shardyard predict chats --file asked.jsonl")
     assert done.stdout.splitlines() == [second[1], ANSWERS["Count to three."]], done.stderr
     done = place.run("shardyard predict chats --message 'user: Who are you?'")
     assert done.stdout.strip() == ANSWERS["Who are you?"], done.stderr
+
+
+def preferred(place: Workplace, client: shardyard.Client) -> None:
+    """The model `chats` learns to prefer another answer to those that it gives."""
+    rows = [{"prompt": ask, "chosen": "Nobody knows.", "rejected": answer} for ask, answer in ANSWERS.items()]
+    (place.folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 6))
+    spec = shardyard.JobSpec(
+        shardyard.Preference(max_length=64),
+        model="model:chats",
+        train_data=place.folder / "preferences.jsonl",
+        eval_data=place.folder / "preferences.jsonl",
+        optimization=shardyard.Optimization(max_steps=16, learning_rate=2e-3, global_batch_size=8, seed=3),
+        parallelism=shardyard.Parallelism(zero_stage=2),
+        resources=shardyard.Resources(workers=2),
+    )
+    job = client.submit(spec, job_id="preferred")
+    assert job.wait(timeout=300).state == "succeeded"
+    # Before the first step the model is its own reference.
+    assert job.metrics("loss")["loss"].points[0].value == pytest.approx(math.log(2), rel=1e-6)
+    model = client.model("preferred")
+    assert model.info.task == "preference" and model.info.inputs == ("messages", "text")
+    numbers = model.info.metrics
+    assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
+    assert numbers["reward_accuracy"] == 1 and numbers["reward_margin"] > 1 and numbers["loss"] < 0.4
+    assert all(answer.text for answer in model.predict(list(ANSWERS), max_new_tokens=20))
 
 
 def test_flowers_are_named(place: Workplace) -> None:

@@ -1,11 +1,12 @@
-"""Texts, words, questions, pictures and chats have the losses of plain PyTorch at each ZeRO stage, on 1 and 2 ranks.
+"""Texts, words, questions, pictures, chats and preferences have the losses of plain PyTorch at each stage of ZeRO.
 
-So have texts with adapters, those of plain peft.
+On one worker and on two. Texts with adapters have the losses of plain peft.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from helpers.chat_folders import chat_folder
+from helpers.preferences import PlainPreference
 from helpers.small_pictures import write_folders
 from helpers.small_specs import classification_spec, locations, shared_data
 from helpers.trainer_processes import TrainerGang
@@ -28,6 +30,7 @@ from shardyard_trainer.training.config import train_config
 
 STEPS = 30
 CHATS = ("chats", "packed")
+PREFERENCES = ("preferences", "preferences-adapters")
 pytestmark = pytest.mark.prove
 
 
@@ -43,6 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
     (folder / "questions.json").write_text(json.dumps({"data": short_paragraphs()}))
     chats = json.loads((shared_data("sft") / "alpaca_en_demo.json").read_text(encoding="utf-8"))
     (folder / "chats.json").write_text(json.dumps(chats[:480]))
+    pairs = [
+        {**{name: row[name] for name in ("instruction", "input")}, "chosen": row["output"], "rejected": other["output"]}
+        for row, other in itertools.pairwise(chats[:481])
+    ]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
     chat_folder(folder / "chat")
     return folder
 
@@ -86,9 +94,21 @@ def answered_chats(folder: Path, *, packing: bool) -> spec_pb2.JobSpec:
     return spec
 
 
+def preferred_answers(folder: Path, *, adapted: bool) -> spec_pb2.JobSpec:
+    """A small Llama that learns to prefer the answers of real instructions to those of others."""
+    spec = spec_pb2.JobSpec(train_data=spec_pb2.DataSource(uri=str(folder / "pairs.json")))
+    spec.fine_tuning.preference.max_length = 192
+    spec.model.model = "projects/default/models/chat"
+    if adapted:
+        spec.fine_tuning.lora.rank = 8
+    return spec
+
+
 def spec_of(folder: Path, task: str) -> spec_pb2.JobSpec:
     if task in CHATS:
         spec = answered_chats(folder, packing=task == "packed")
+    elif task in PREFERENCES:
+        spec = preferred_answers(folder, adapted="adapters" in task)
     else:
         spec = masked_pictures(folder) if task == "pictures" else bert_spec(folder, task)
     optimization = spec.optimization
@@ -152,6 +172,8 @@ def expected(folder: Path, of: str) -> list[float]:
     module = build_module(task, attempt.spec)
     if of == "adapters":
         module = with_plain_peft(task, attempt.spec, module)
+    if of in PREFERENCES:
+        module = PlainPreference(module.model)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
     losses, _ = plain_losses(task, module, config)
     return losses
@@ -173,7 +195,7 @@ def with_plain_peft(task: Prepared, spec: spec_pb2.JobSpec, ours: HuggingFaceMod
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("task", ["texts", "words", "questions", "adapters", "pictures", *CHATS])
+@pytest.mark.parametrize("task", ["texts", "words", "questions", "adapters", "pictures", *CHATS, *PREFERENCES])
 def test_a_model_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))
     assert gang.wait() == [0] * workers

@@ -25,6 +25,12 @@ TASKS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any], str]] = {
         {"tokens": ["Anna", "waited"], "tags": ["B-PER", "O"]},
         "anna",
     ),
+    "preference": (
+        "llama",
+        {"preference": {"maxLength": 64}},
+        {"prompt": "Who came here?", "chosen": "anna anna", "rejected": "no"},
+        "Ġanna",
+    ),
     "instruction": ("llama", {"instruction": {"maxLength": 64}}, chat("Who came here?", "anna anna"), "Ġanna"),
 }
 

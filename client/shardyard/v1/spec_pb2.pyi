@@ -662,6 +662,7 @@ class FineTuning(_message.Message):
     TRANSLATION_FIELD_NUMBER: _builtins.int
     SUMMARIZATION_FIELD_NUMBER: _builtins.int
     INSTRUCTION_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     FREEZE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -697,6 +698,10 @@ class FineTuning(_message.Message):
         """Follow instructions and hold conversations."""
 
     @_builtins.property
+    def preference(self) -> Global___Preference:
+        """Answer as people prefer, from pairs of answers."""
+
+    @_builtins.property
     def lora(self) -> Global___Lora:
         """Train small matrices beside frozen weights instead of the weights themselves; unset: the weights are trained."""
 
@@ -715,14 +720,15 @@ class FineTuning(_message.Message):
         translation: Global___Translation | None = ...,
         summarization: Global___Summarization | None = ...,
         instruction: Global___Instruction | None = ...,
+        preference: Global___Preference | None = ...,
         lora: Global___Lora | None = ...,
         freeze: Global___Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction", "preference"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -1056,6 +1062,59 @@ class Instruction(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
 
 Global___Instruction: _TypeAlias = Instruction  # noqa: Y015
+
+@_typing.final
+class Preference(_message.Message):
+    """Answer as people prefer, by direct preference optimisation (Rafailov et al., 2023). Its data has the column roles `prompt`, `chosen`
+    and `rejected`: texts, or lists of {role, content}. Perhaps it has `input` (a part of the prompt), `system` and `tools`; without a
+    `prompt`, it is what `chosen` and `rejected` begin with alike. The reference is the model as it was before training. Unset,
+    `optimization.learning_rate` is 1e-6, with LoRA 5e-6.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    max_length: _builtins.int
+    """Tokens of a prompt with an answer; the end of a longer one is cut. Unset: 1,024, or the model's longest if that is less. At least
+    8, at most what the model can address.
+    """
+    chat_template: _builtins.str
+    """A Jinja template that makes a text of messages, as transformers has them. Empty: that of the tokenizer, else a simple one. The
+    model's folder keeps it. At most 65,536 characters.
+    """
+    beta: _builtins.float
+    """How strongly the model is kept near its reference, over 0, at most 1,000; unset: 0.1."""
+    label_smoothing: _builtins.float
+    """The probability that a pair is the wrong way round, from 0 to under 0.5; unset: 0."""
+    def __init__(
+        self,
+        *,
+        max_length: _builtins.int | None = ...,
+        chat_template: _builtins.str = ...,
+        beta: _builtins.float | None = ...,
+        label_smoothing: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "beta", b"beta", "label_smoothing", b"label_smoothing", "max_length", b"max_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_label_smoothing", b"_label_smoothing", "_max_length", b"_max_length", "beta", b"beta", "chat_template", b"chat_template", "label_smoothing", b"label_smoothing", "max_length", b"max_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+
+Global___Preference: _TypeAlias = Preference  # noqa: Y015
 
 @_typing.final
 class ImageClassification(_message.Message):
@@ -1897,7 +1956,7 @@ class Optimization(_message.Message):
     micro_batch_size: _builtins.int
     """Samples that one worker computes at once; unset: chosen by the service. If set, `micro × accumulation × workers` must be the global batch, or BATCH_NOT_DIVISIBLE."""
     learning_rate: _builtins.float
-    """The peak learning rate, at least 0; unset: 5e-5 for pretrained models, 2e-4 with LoRA, 1e-3 for new models."""
+    """The peak learning rate, at least 0; unset: 5e-5 for pretrained models, 2e-4 with LoRA, 1e-3 for new models, if the task says nothing else."""
     schedule: Global___Schedule.ValueType
     """Unset: LINEAR."""
     warmup_ratio: _builtins.float

@@ -26,6 +26,7 @@ NAMES = (
     "recommendation",
     "question_answering",
     "instruction",
+    "preference",
     "translation",
     "summarization",
     "span_corruption",
