@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from shardyard_trainer.data.sources import DataFile
 stories = script("examples/quickstart", "stories")
 ner = script("examples/quickstart", "stories.ner")
 images = script("examples/quickstart", "stories.images")
+translate = script("examples/quickstart", "stories.translate")
 assets = script("examples/quickstart", "assets")
 
 ADDRESSES = """<AddressCollection>
@@ -77,3 +79,43 @@ def test_a_machine_without_apt_says_so(tmp_path: Path) -> None:
         images.run("no-such-program", folder=str(tmp_path))
     with pytest.raises(assets.AssetsUnavailable, match="dataset-fashion-mnist: "):
         images.run("ls", "no-such-file", folder=str(tmp_path))
+
+
+def test_what_is_held_out_of_the_phrases_is_in_none_of_those_to_learn_from() -> None:
+    train, test = translate.wishes(2000, held_out=False), translate.wishes(200, held_out=True)
+    assert (len(set(train)), len(set(test))) == (2000, 200)
+
+    def content(wish: tuple[str | int, ...]) -> object:
+        kind, first, *rest = wish
+        if kind == "places":
+            return frozenset([first, *rest])
+        return str(first)[:10]  # The day of a moment; the number of an amount.
+
+    assert {kind for kind, *_ in test} == {"moment", "places", "amount"}
+    assert not {content(wish) for wish in train} & {content(wish) for wish in test}
+
+
+def test_the_most_similar_phrase_shares_rare_words() -> None:
+    train = [("in Rome and Oslo", "à Rome et Oslo"), ("in Paris", "à Paris"), ("in Paris and Oslo", "à Paris et Oslo")]
+    assert translate.of_most_similar(train, [("Oslo and Paris", ""), ("Rome", "")]) == [
+        "à Paris et Oslo",
+        "à Rome et Oslo",
+    ]
+
+
+def test_only_the_two_languages_are_unpacked_and_a_package_that_fails_says_why(tmp_path: Path) -> None:
+    data = [f"babel/locale-data/{name}.dat" for name in ("root", "en", "fr", "de")]
+    with zipfile.ZipFile(tmp_path / "babel.whl", "w") as wheel:
+        for name in (*data, "babel/global.dat", "babel/messages/mofile.py"):
+            wheel.writestr(name, "")
+        wheel.writestr("babel/__init__.py", "raise ValueError('it is broken')")
+    translate.unpack(tmp_path / "babel.whl", tmp_path / "unpacked")
+    assert sorted(path.name for path in tmp_path.glob("unpacked/babel/locale-data/*")) == [
+        "en.dat",
+        "fr.dat",
+        "root.dat",
+    ]
+    with pytest.raises(
+        assets.AssetsUnavailable, match=r"babel==2\.18\.0 does not write phrases: ValueError: it is broken"
+    ):
+        translate.phrases(tmp_path / "unpacked", [("amount", 2, "length-kilometer")])
