@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.core import TERMINAL, Core, new_job, running_core, shown
-from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import JobState
@@ -143,6 +143,32 @@ async def test_a_supervisor_that_could_not_spool_is_distinguished_from_one_that_
         await core.when(job.uid, lambda job: job.state is not JobState.RUNNING)
         first, *_ = await core.attempts(job.uid)
     assert job_pb2.FailureReport.FromString(first.failure).reason == "STORAGE_NOT_WRITABLE"
+
+
+async def test_a_failure_of_the_storage_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    def full(gang: ScriptedGang) -> None:
+        path = f"{gang.launch.attempt_dir}/step-000000003"
+        words = f"a checkpoint could not be written: {path}: No space left on device"
+        gang.ready()
+        gang.emit(failure=job_pb2.FailureReport(reason="STORAGE_FULL", message=words, metadata={"path": path}))
+        gang.ended(ok=False)
+
+    launcher = ScriptedLauncher(script=full)
+    async with running_core(tmp_path, launcher) as core:
+        job = await core.submit(new_job())
+        await core.when(job.uid, lambda job: bool(job.failure))
+        reported, *_ = await core.attempts(job.uid)
+        launcher.ensure_error = StorageFailed.of(
+            OSError(errno.EROFS, "Read-only file system", str(tmp_path / "storage" / "x"))
+        )
+        launcher.script = None
+        other = await core.submit(new_job("other"))
+        await core.until(other.uid, JobState.PAUSED)
+        unwritable, *_ = await core.attempts(other.uid)
+    first, second = (job_pb2.FailureReport.FromString(each.failure) for each in (reported, unwritable))
+    place = f"<storage>/jobs/{job.uid}/e000001/step-000000003"
+    assert first.metadata["path"] == place and f": {place}: No space left" in first.message
+    assert "<storage>/x: Read-only file system" in second.message
 
 
 async def test_a_gang_that_has_made_no_step_is_not_waited_for(tmp_path: Path) -> None:

@@ -121,7 +121,12 @@ def _explain(error: BaseException) -> tuple[str, str, str, dict[str, str]]:
         case RunFailed():
             return error.cause, error.message, error.next_step, error.metadata
         case DataError():
-            return "DATA_ERROR", _first(str(error)), "correct the data and submit again", error.metadata
+            return (
+                "DATA_ERROR",
+                _first(str(error)),
+                "restore the data as it was inspected, or submit a new job with the corrected data",
+                error.metadata,
+            )
         case SpecError():
             return "USER_CONFIG", _first(str(error)), f"change {error.field} and submit again", error.metadata
         case MemoryError():

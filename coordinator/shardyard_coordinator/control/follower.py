@@ -32,7 +32,7 @@ from shardyard_coordinator.control.recording import (
     record_events,
 )
 from shardyard_coordinator.control.settings import ControlSettings
-from shardyard_coordinator.control.storage import probe, storage_failure
+from shardyard_coordinator.control.storage import hide_root, probe, storage_failure
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.records import AttemptRecord, CheckpointRecord, JobRecord
@@ -236,7 +236,7 @@ class Follower:
     async def _record(self, batch: Sequence[bytes]) -> bool:
         """Records a batch; True when the attempt has ended with it."""
         self._trace.point("events.read")
-        reported = read_events(batch, self._after)
+        reported = read_events(batch, self._after, storage=self._settings.storage)
 
         def record(conn: Connection) -> Recorded:
             recorded = record_events(
@@ -338,6 +338,7 @@ class Follower:
         return read_spool(folder / SPOOL_NAME, self._after, self._settings.events_per_poll)
 
     async def _lose(self, failure: job_pb2.FailureReport) -> None:
+        hide_root(failure, self._settings.storage)
         await self._write(
             lambda conn: ending.lose_attempt(conn, self.key.job_uid, self.key.epoch, failure, self._clock.now_us())
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -16,6 +17,7 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2, metric_service_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.outputs import register
+from shardyard_coordinator.control.storage import hide_root
 from shardyard_coordinator.domain.records import (
     AttemptRecord,
     CheckpointRecord,
@@ -73,12 +75,15 @@ def record_events(
     return recording.finish()
 
 
-def read_events(batch: Sequence[bytes], after: int) -> list[worker_pb2.WorkerEvent]:
-    """A batch that follows the event `after`; an unreadable one is replaced by a warning."""
+def read_events(batch: Sequence[bytes], after: int, *, storage: Path) -> list[worker_pb2.WorkerEvent]:
+    """A batch that follows the event `after`, without the storage root; a warning replaces an unreadable event."""
     found: list[worker_pb2.WorkerEvent] = []
     for data in batch:
         try:
-            found.append(worker_pb2.WorkerEvent.FromString(data))
+            event = worker_pb2.WorkerEvent.FromString(data)
+            if event.HasField("failure"):
+                hide_root(event.failure, storage)
+            found.append(event)
         except DecodeError:
             sequence = found[-1].sequence + 1 if found else after + 1
             text = f"event {sequence} of the gang cannot be read ({len(data)} bytes), and was left out"

@@ -23,15 +23,16 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.LOSS_DIVERGED: Advice("the loss is no longer a number", "give a lower learning_rate, or clip lower"),
         Cause.ENGINE_START_TIMEOUT: Advice("the gang did not reach its first steps", "read the job's logs"),
         Cause.DATA_ERROR: Advice(
-            "the data could not be read", "submit again with the file and line that are named corrected"
+            "the data could not be read",
+            "restore the data as it was inspected, or submit a new job with the corrected data",
         ),
         Cause.DATA_NOT_FOUND: Advice("the data is not there", "restore it"),
         Cause.DATA_CHANGED: Advice(
-            "the data is not what was inspected", "put it back as it was, or submit again with the data as it is"
+            "the data is not what was inspected", "restore it as it was, or submit a new job with the data as it is"
         ),
         Cause.MODEL_NOT_FOUND: Advice("the model is not there", "restore it"),
         Cause.MODEL_CHANGED: Advice(
-            "the model is not what was inspected", "put it back as it was, or submit again with the model as it is"
+            "the model is not what was inspected", "restore it as it was, or submit a new job with the model as it is"
         ),
         Cause.USER_CONFIG: Advice("the spec does not work", "change the field that is named"),
         Cause.VERSION_MISMATCH: Advice("a worker has other versions", "install the same versions on every node"),
@@ -46,7 +47,7 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.DRAINED: Advice("its node was drained", "nothing: it continues by itself"),
         Cause.GPU_FAULT: Advice("a GPU reported a fault", "look at the GPU with nvidia-smi, and replace it"),
         Cause.CHECKPOINT_CORRUPT: Advice(
-            "no intact checkpoint is left", "repair or restore the storage, or submit again to start over"
+            "no intact checkpoint is left", "repair or restore the storage, or submit a new job to start over"
         ),
         Cause.STORAGE_FULL: Advice(
             "the storage is full",

@@ -47,7 +47,7 @@ class DataStats:
     num_words: int
     num_unknown: int
     num_blank: int = 0
-    told: bool = False
+    warns_itself: bool = False
     """Whether the task itself warns about cut samples, because they are not texts."""
 
     @property
@@ -79,7 +79,7 @@ def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iter
             "their rows, or map the column that has the texts"
         )
         yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=about.data)
-    if stats.cut_share > _MOST_CUT and not stats.told:
+    if stats.cut_share > _MOST_CUT and not stats.warns_itself:
         message = (
             f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "
             "rest is cut; raise max_length as far as the model allows, or split the texts"

@@ -74,7 +74,7 @@ class HistorySamples:
 
     def stats(self) -> DataStats:
         """Statistics of these sequences."""
-        return DataStats(self.num_samples, self.num_tokens, self.num_cut, self.num_tokens, 0, told=True)
+        return DataStats(self.num_samples, self.num_tokens, self.num_cut, self.num_tokens, 0, warns_itself=True)
 
     def popularity(self, num_items: int) -> np.ndarray:
         """How often each token is in the training data, int64 [num_items + 1]."""
@@ -122,7 +122,7 @@ class TargetSamples:
 
     def stats(self) -> DataStats:
         """Statistics of these sequences."""
-        return DataStats(self.num_samples, self.num_tokens, 0, self.num_tokens, 0, told=True)
+        return DataStats(self.num_samples, self.num_tokens, 0, self.num_tokens, 0, warns_itself=True)
 
     def history(self, sample: int) -> np.ndarray:
         """All tokens of the target's user before the target."""

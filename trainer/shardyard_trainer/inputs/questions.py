@@ -281,7 +281,7 @@ class QuestionSamples:
             num_cut=int(arrays["cut"][self.questions].sum()),
             num_words=int(arrays["counted"][rows].sum(dtype=np.int64)),
             num_unknown=int(arrays["unknown"][rows].sum(dtype=np.int64)),
-            told=True,
+            warns_itself=True,
         )
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:

@@ -273,7 +273,7 @@ class SequenceSamples:
             num_cut=int(cut.any(1).sum()),
             num_words=int(words.sum(dtype=np.int64)),
             num_unknown=int(unknown.sum(dtype=np.int64)),
-            told=True,
+            warns_itself=True,
         )
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:

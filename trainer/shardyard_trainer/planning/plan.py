@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import TypeVar
 
-from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import resolve_source
-from shardyard_trainer.data.stats import loss_warnings
+from shardyard_trainer.data.stats import DataStats, loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning import memory, resolve
@@ -133,12 +133,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length, batches=batches)
     if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
         raise _does_not_fit(spec, need, shape.num_parameters, stage)
-    every = None
-    if task.eval is not None:
-        every = evaluation_interval(
-            steps, num_train_samples=task.train.num_samples, global_batch_size=batch.global_batch_size
-        )
-    resolve.fill_batch(spec, batch, zero_stage=stage, evaluate_every=every)
+    resolve.fill_batch(spec, batch, zero_stage=stage, evaluate_every=_evaluate_every(task, batch, steps))
     config = deepspeed_config(
         zero_stage=stage,
         clip=optimization.clip,
@@ -148,10 +143,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         on_gpu=gang.on_gpu,
     )
     train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
-    place = f"{table.path_of(spec)}.max_length"
-    losses = [*loss_warnings(train_stats, of="training", length=task.length, field=place)]
-    if eval_stats is not None:
-        losses += loss_warnings(eval_stats, of="evaluation", length=task.length, field=place)
+    losses = _loss_warnings(spec, task, {"training": train_stats, "evaluation": eval_stats})
     return plan_pb2.JobPlan(
         resolved_spec=spec,
         batch=_batch_proto(batch),
@@ -175,6 +167,25 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         output=task.task.output.value,
         metrics=list(_metrics(task)),
     )
+
+
+def _evaluate_every(task: Prepared, batch: Batch, steps: int) -> int | None:
+    """Steps between two evaluations if the spec does not say; None: nothing is evaluated."""
+    if task.eval is None:
+        return None
+    return evaluation_interval(
+        steps, num_train_samples=task.train.num_samples, global_batch_size=batch.global_batch_size
+    )
+
+
+def _loss_warnings(
+    spec: spec_pb2.JobSpec, task: Prepared, stats: Mapping[str, DataStats | None]
+) -> Iterator[job_pb2.Warning]:
+    """The warnings about text that the model would not see, of the training and the evaluation data."""
+    place = f"{table.path_of(spec)}.max_length"
+    for of, found in stats.items():
+        if found is not None:
+            yield from loss_warnings(found, of=of, length=task.length, field=place)
 
 
 def _metrics(task: Prepared) -> Iterator[plan_pb2.EvaluationMetric]:

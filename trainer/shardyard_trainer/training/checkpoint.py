@@ -131,7 +131,7 @@ class Checkpoints:
             raise RunFailed(
                 "CHECKPOINT_CORRUPT",
                 "no checkpoint is whole: " + "; ".join(damages),
-                "repair or restore the storage, or submit the job again to start over",
+                "repair or restore the storage, or submit a new job to start over",
                 {"path": self._context.attempt.resume_candidates[0]},
             )
         return None

@@ -258,5 +258,5 @@ def _failed(what: str) -> RunFailed:
     return RunFailed(
         "EXPORT_FAILED",
         f"the exported model was not accepted: {what}",
-        "the checkpoints are kept: see the log of rank 0, and start the job again from the last of them",
+        "see the log of rank 0; the checkpoints are kept",
     )

@@ -66,7 +66,7 @@ def _extract_share(context: Context, extraction: Extraction, folder: Path, total
         if index < total and not path.is_file():
             tokens = _write_shard(extraction, index * size, min((index + 1) * size, num_rows), path)
         meter.tokens += int(gang.sum_ahead([float(tokens)])()[0])
-        # All ranks stop behind the same round of files.
+        # All ranks stop after the same round of files.
         action = gang.from_chief(context.directive)
         meter.report(len(_made(folder)) if gang.is_chief else 0, is_first=index == gang.rank)
         if action:
@@ -129,7 +129,7 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
     context.phase("exporting")
     found = sum(pq.read_metadata(folder / _name(index)).num_rows for index in range(total))
     if found != num_rows:
-        raise RunFailed("EXPORT_FAILED", f"{found} of {num_rows} rows were written", "start the job again")
+        raise RunFailed("EXPORT_FAILED", f"{found} of {num_rows} rows were written", "submit the job again")
     wish = extraction.wish
     about = {
         "format": 1,
@@ -145,7 +145,7 @@ def _finish(context: Context, extraction: Extraction, folder: Path, total: int, 
     check_storage(context.attempt.locations)
     target = Path(context.attempt.export_dir)
     for path in folder.glob(".*"):
-        path.unlink()  # What an attempt that was killed had begun.
+        path.unlink()  # Left half made by an attempt that was killed.
     sync(folder)
     put_in_place(folder, target)
     context.exported(worker_pb2.Exported(path=str(target), model=_describe(target), is_dataset=True))
