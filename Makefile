@@ -1,7 +1,7 @@
 # Everything is set up on the first call: needs Python 3.11 and make, nothing else.
 #
 #   make quickstart   the story of the README on real models: about 5 minutes on two cores (FULL=1: more comparisons;
-#                     TASK=ner, images, recommend or translate: another story)
+#                     TASK=ner, images, recommend, instruct or translate: another story)
 #   make test         the tests; short forms of the proofs are among them
 #   make prove        the proofs that take over a minute each
 #   make check        format, lint, types, import contracts, protos, generated files, sizes

@@ -1,6 +1,6 @@
 """`make quickstart`: the story of pretrained models, on real ones, as a client of a real service.
 
-    python examples/quickstart/run.py [--full] [--fallback] [--keep] [--task ner|images|recommend|translate]
+    python examples/quickstart/run.py [--full] [--fallback] [--keep] [--task ner|images|recommend|instruct|translate]
 
 Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library),
 starts a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from shardyard_trainer.data.sources import DataFile
 stories = script("examples/quickstart", "stories")
 ner = script("examples/quickstart", "stories.ner")
 images = script("examples/quickstart", "stories.images")
+instruct = script("examples/quickstart", "stories.instruct")
 translate = script("examples/quickstart", "stories.translate")
 assets = script("examples/quickstart", "assets")
 
@@ -79,6 +81,45 @@ def test_a_machine_without_apt_says_so(tmp_path: Path) -> None:
         images.run("no-such-program", folder=str(tmp_path))
     with pytest.raises(assets.AssetsUnavailable, match="dataset-fashion-mnist: "):
         images.run("ls", "no-such-file", folder=str(tmp_path))
+
+
+def test_an_address_of_a_chat_has_all_parts_without_commas() -> None:
+    words = ("12", "MARTIN", "KING", "Road,", "San", "Jose,", "CA")
+    kinds = ("AddressNumber", "StreetName", "StreetName", "StreetNamePostType", "PlaceName", "PlaceName", "StateName")
+    tags = tuple(f"B-{kind}" for kind in kinds)
+    without_number = (words[1:], tags[1:])
+    assert instruct.examples([(words, tags), without_number, (words, tags)]) == [
+        ("12 MARTIN KING Road, San Jose, CA", {"number": "12", "street": "MARTIN KING", "place": "San Jose"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_right"),
+    [
+        ('{"place": "Rome", "number": "1", "street": "Oak"}', True),
+        ('{"number": "1", "street": "Oak"}', False),
+        ('{"number": 1, "street": "Oak", "place": "Rome"}', False),
+        ('The answer is {"number": "1", "street": "Oak", "place": "Rome"}', False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_right_if_it_is_json_with_all_parts(answer: str, is_right: bool) -> None:
+    parts = {"number": "1", "street": "Oak", "place": "Rome"}
+    assert instruct.share_right([answer], [("1 Oak St, Rome", parts)]) == is_right
+
+
+def test_the_rule_counts_words() -> None:
+    right = {"number": "12", "street": "Main", "place": "Akron"}
+    assert json.loads(instruct.by_rule("12 Main St, Akron, OH 44301")) == right
+    assert json.loads(instruct.by_rule("12")) == {"number": "12", "street": "12", "place": "12"}
+
+
+def test_conversations_end_with_the_answer(tmp_path: Path) -> None:
+    path = instruct.write(tmp_path / "new" / "train.jsonl", [("1 Oak St, Rome", {"number": "1"})])
+    (line,) = path.read_text(encoding="utf-8").splitlines()
+    question, answer = json.loads(line)["messages"]
+    assert question["role"] == "user" and question["content"].endswith(": 1 Oak St, Rome")
+    assert answer == {"role": "assistant", "content": '{"number": "1"}'}
 
 
 def test_what_is_held_out_of_the_phrases_is_in_none_of_those_to_learn_from() -> None:

@@ -15,7 +15,7 @@ import story
 import shardyard
 from shardyard.specs import JobSpec
 
-NAMES = ("ner", "images", "recommend", "translate")
+NAMES = ("ner", "images", "recommend", "instruct", "translate")
 """The stories, each the name of its module."""
 
 
