@@ -265,6 +265,25 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class SentenceEmbedding:
+    """Fine-tuning: learn vectors of texts, so that those that belong together are near.
+
+    The data has an `anchor`, a `positive` and perhaps a `negative`; or a `text`, a `text_pair` and a `score`, from
+    `lowest_score` (nothing in common) to `highest_score` (the same meaning). `temperature` is for pairs without scores.
+    """
+
+    pooling: Pooling | None = None
+    max_length: int | None = None
+    temperature: float | None = None
+    lowest_score: float | None = None
+    highest_score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"sentence_embedding": _set(self)}}
+
+
+@dataclass(frozen=True)
 class Translation:
     """Fine-tuning: translate texts with an encoder-decoder, such as a T5.
 
@@ -337,6 +356,7 @@ Task = (
     | QuestionAnswering
     | Instruction
     | Preference
+    | SentenceEmbedding
     | Translation
     | Summarization
     | CausalLm

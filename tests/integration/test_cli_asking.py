@@ -11,7 +11,7 @@ from helpers.command import shardyard
 from helpers.script import Script
 from helpers.scripted_service import a_job, a_story, serving
 from shardyard.cli.app import run
-from shardyard.v1 import job_pb2
+from shardyard.v1 import job_pb2, model_service_pb2
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ from shardyard.v1 import job_pb2
         (("items",), "ITEM ITEM"),
         (("question", "pair"), "'some question' 'a text with the answer'"),
         (("messages", "text"), "'some question'"),
+        (("pair",), "'some text' 'another text'"),
         ((), None),
     ],
 )
@@ -84,6 +85,7 @@ def test_texts_come_from_stdin_too() -> None:
         (("text", "pair"), [("text", "rose.png"), ("text", "x")]),
         (("image",), [("image", b"petals"), ("image", b"a cross")]),
         (("items",), [("items", ["rose.png", "x"])]),
+        (("pair",), [("pair", model_service_pb2.TextPair(text="rose.png", text_pair="x"))]),
     ],
 )
 def test_arguments_are_what_the_model_says_it_takes(

@@ -1,4 +1,4 @@
-"""Texts, words, questions, pictures, chats and preferences have the losses of plain PyTorch at each stage of ZeRO.
+"""Texts, words, questions, pictures, vectors, chats, preferences: the losses of plain PyTorch at each stage of ZeRO.
 
 On one worker and on two. Texts with adapters have the losses of plain peft.
 """
@@ -52,6 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
     ]
     (folder / "pairs.json").write_text(json.dumps(pairs))
     chat_folder(folder / "chat")
+    pairs = (shared_data("stsb") / "stsb-en-train.csv").read_text(encoding="utf-8").splitlines()
+    (folder / "pairs.csv").write_text("\n".join(pairs[:480]) + "\n", encoding="utf-8")
     return folder
 
 
@@ -133,6 +135,14 @@ def bert_spec(folder: Path, task: str) -> spec_pb2.JobSpec:
         spec.fine_tuning.token_classification.max_length = 64
         spec.train_data.uri = str(folder / "train.conll")
         spec.train_data.columns.clear()
+    if task == "vectors":
+        spec.fine_tuning.sentence_embedding.max_length = 32
+        spec.train_data.uri = str(folder / "pairs.csv")
+        spec.train_data.header = False
+        spec.train_data.columns.clear()
+        spec.train_data.columns.update({"anchor": "column_1", "positive": "column_2"})
+        # A rank has several micro batches, and learns from those of all.
+        spec.optimization.micro_batch_size = 3
     if task == "questions":
         spec.fine_tuning.question_answering.max_length = 40
         spec.fine_tuning.question_answering.overlap = 8
@@ -195,7 +205,9 @@ def with_plain_peft(task: Prepared, spec: spec_pb2.JobSpec, ours: HuggingFaceMod
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("task", ["texts", "words", "questions", "adapters", "pictures", *CHATS, *PREFERENCES])
+@pytest.mark.parametrize(
+    "task", ["texts", "words", "questions", "adapters", "pictures", "vectors", *CHATS, *PREFERENCES]
+)
 def test_a_model_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))
     assert gang.wait() == [0] * workers

@@ -47,6 +47,7 @@ TASKS = {
     "question-answering": "fine_tuning",
     "instruction": "fine_tuning",
     "preference": "fine_tuning",
+    "sentence-embedding": "fine_tuning",
     "translation": "fine_tuning",
     "summarization": "fine_tuning",
     "flowers": "fine_tuning",

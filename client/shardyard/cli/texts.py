@@ -23,7 +23,7 @@ def read_inputs(texts: Sequence[str] | None, file: Path | None, *, pairs: bool) 
         if not pairs:
             return list(texts)
         if len(texts) % 2:
-            raise typer.BadParameter("--pairs needs two texts for each pair")
+            raise typer.BadParameter("a pair is two texts; give a second one for each")
         return list(zip(texts[::2], texts[1::2], strict=True))
     if file is None and sys.stdin.isatty():
         raise typer.BadParameter("give texts, --file, or one text a line on stdin")
@@ -61,7 +61,7 @@ def read_instances(
         raise typer.BadParameter(f"--question and --context are for models that answer questions; {taken}")
     if usual == "items":
         return read_histories(texts, file)
-    inputs = read_inputs(texts, file, pairs=pairs)
+    inputs = read_inputs(texts, file, pairs=pairs or usual == "pair")
     if usual == "messages" and not texts and not pairs:
         return [_conversation(number, line) for number, line in enumerate(inputs, start=1)]
     return as_pictures(inputs) if usual == "image" else inputs

@@ -19,6 +19,7 @@ _EXAMPLES = {
     "image": ("./picture.jpg",),
     "items": ("ITEM", "ITEM"),
     "question": ("some question", "a text with the answer"),
+    "pair": ("some text", "another text"),
 }
 """Arguments of `predict` that show how to ask a model whose usual input is of this kind."""
 

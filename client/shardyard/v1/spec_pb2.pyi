@@ -662,6 +662,7 @@ class FineTuning(_message.Message):
     TRANSLATION_FIELD_NUMBER: _builtins.int
     SUMMARIZATION_FIELD_NUMBER: _builtins.int
     INSTRUCTION_FIELD_NUMBER: _builtins.int
+    SENTENCE_EMBEDDING_FIELD_NUMBER: _builtins.int
     PREFERENCE_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     FREEZE_FIELD_NUMBER: _builtins.int
@@ -698,6 +699,10 @@ class FineTuning(_message.Message):
         """Follow instructions and hold conversations."""
 
     @_builtins.property
+    def sentence_embedding(self) -> Global___SentenceEmbedding:
+        """Learn vectors of texts: those that belong together become near."""
+
+    @_builtins.property
     def preference(self) -> Global___Preference:
         """Answer as people prefer, from pairs of answers."""
 
@@ -720,15 +725,16 @@ class FineTuning(_message.Message):
         translation: Global___Translation | None = ...,
         summarization: Global___Summarization | None = ...,
         instruction: Global___Instruction | None = ...,
+        sentence_embedding: Global___SentenceEmbedding | None = ...,
         preference: Global___Preference | None = ...,
         lora: Global___Lora | None = ...,
         freeze: Global___Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "sentence_embedding", b"sentence_embedding", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "sentence_embedding", b"sentence_embedding", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction", "preference"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction", "sentence_embedding", "preference"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -1368,6 +1374,70 @@ class QuestionAnswering(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap) -> _WhichOneofReturnType__overlap | None: ...
 
 Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
+
+@_typing.final
+class SentenceEmbedding(_message.Message):
+    """Learn vectors of texts. Its data has the column roles `anchor` and `positive`, and perhaps `negative`: texts that belong together, and one
+    that does not; or `text`, `text_pair` and `score`: two texts, and how alike they are. From pairs, each anchor learns to find its positive
+    among all texts of the step's whole global batch that are not its own (multiple negatives ranking, Henderson et al., 2017): those that the
+    data gives it as positives, and the anchor itself, do not count. Workers and micro batches do not matter. From scores, the cosine of two
+    vectors learns to be the score; mean squared error. The evaluation data may be of the other kind. Vectors have length 1.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLING_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    LOWEST_SCORE_FIELD_NUMBER: _builtins.int
+    HIGHEST_SCORE_FIELD_NUMBER: _builtins.int
+    pooling: Global___Pooling.ValueType
+    """Unset: the pooling that the model was trained with or that its folder names, else `mean` for encoders, `last` for causal models."""
+    max_length: _builtins.int
+    """Longest text in tokens, the rest is cut; unset: the length of a sentence-transformers folder, else 128, or the model's
+    longest if that is less.
+    """
+    temperature: _builtins.float
+    """What cosines are divided by before the softmax, over 0 and at most 10 (the inverse of the scale of sentence-transformers); unset: 0.05.
+    Only for pairs.
+    """
+    lowest_score: _builtins.float
+    """The score of texts that have nothing in common, which becomes a cosine of 0; -1,000,000 to 1,000,000. Unset: the scores are cosines, -1 to
+    1. Given with `highest_score`.
+    """
+    highest_score: _builtins.float
+    """The score of texts that mean the same, which becomes a cosine of 1; over `lowest_score`, at most 1,000,000."""
+    def __init__(
+        self,
+        *,
+        pooling: Global___Pooling.ValueType = ...,
+        max_length: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        lowest_score: _builtins.float | None = ...,
+        highest_score: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_highest_score", b"_highest_score", "_lowest_score", b"_lowest_score", "_max_length", b"_max_length", "_temperature", b"_temperature", "highest_score", b"highest_score", "lowest_score", b"lowest_score", "max_length", b"max_length", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_highest_score", b"_highest_score", "_lowest_score", b"_lowest_score", "_max_length", b"_max_length", "_temperature", b"_temperature", "highest_score", b"highest_score", "lowest_score", b"lowest_score", "max_length", b"max_length", "pooling", b"pooling", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__highest_score: _TypeAlias = _typing.Literal["highest_score"]  # noqa: Y015
+    _WhichOneofArgType__highest_score: _TypeAlias = _typing.Literal["_highest_score", b"_highest_score"]  # noqa: Y015
+    _WhichOneofReturnType__lowest_score: _TypeAlias = _typing.Literal["lowest_score"]  # noqa: Y015
+    _WhichOneofArgType__lowest_score: _TypeAlias = _typing.Literal["_lowest_score", b"_lowest_score"]  # noqa: Y015
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__highest_score) -> _WhichOneofReturnType__highest_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lowest_score) -> _WhichOneofReturnType__lowest_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___SentenceEmbedding: _TypeAlias = SentenceEmbedding  # noqa: Y015
 
 @_typing.final
 class Translation(_message.Message):

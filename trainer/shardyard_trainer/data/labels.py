@@ -165,16 +165,22 @@ def _class_name(row: Row) -> str:
     return label.strip()
 
 
+def number_of(value: Any) -> float:
+    """A number, or text that is one; NaN for anything else, and for what is not finite."""
+    try:
+        is_odd = isinstance(value, str) and "_" in value
+        found = math.nan if isinstance(value, bool) or is_odd else float(value)
+    except (ValueError, TypeError, OverflowError):
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
 def number(row: Row) -> float:
     """A row's label as a number, for a regression. Raises DataError with its line."""
-    label = row.label
-    try:
-        is_odd = isinstance(label, str) and "_" in label
-        value = math.nan if isinstance(label, bool) or is_odd else float(label)
-    except (ValueError, TypeError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise wrong_label(row, f"a regression needs a finite number; {_number_advice(label)}")
+    value = number_of(row.label)
+    if math.isnan(value):
+        advice = number_advice(row.label, otherwise="; for classes set problem to single_label")
+        raise wrong_label(row, f"a regression needs a finite number; {advice}")
     if abs(value) > _LARGEST_NUMBER:
         raise wrong_label(
             row, f"its square is not finite in fp32; a regression needs numbers up to {_LARGEST_NUMBER:.1e}: scale them"
@@ -182,7 +188,8 @@ def number(row: Row) -> float:
     return value
 
 
-def _number_advice(label: Any) -> str:
+def number_advice(label: Any, *, otherwise: str = "") -> str:
+    """The next step for a value that is not a number; `otherwise` is added if nothing better is known."""
     text = unicodedata.normalize("NFKC", label).strip() if isinstance(label, str) else ""
     if label is None or (isinstance(label, str) and (not text or text.casefold() in _NO_VALUE)):
         return "fill it in, or remove the row"
@@ -191,7 +198,7 @@ def _number_advice(label: Any) -> str:
         return f"write it as {meant}, with a point before the decimals and nothing else"
     if re.search(r"inf(inity)?", text.casefold()):
         return "an infinite score cannot be learned: remove the row, or give a number"
-    return "write digits with a point before the decimals, as in -1.5; for classes set problem to single_label"
+    return f"write digits with a point before the decimals, as in -1.5{otherwise}"
 
 
 def _meant_number(text: str) -> str:

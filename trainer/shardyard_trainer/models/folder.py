@@ -75,7 +75,7 @@ class ModelFolder:
     @property
     def normalize(self) -> bool:
         """Whether its authors scale pooled vectors to length 1."""
-        return self.sentence is not None and self.sentence.normalize
+        return self.sentence.normalize if self.sentence is not None else self.trained.get("normalize") is True
 
 
 def read_folder(folder: Folder) -> ModelFolder:

@@ -133,6 +133,16 @@ def check_rates(optimization: spec_pb2.Optimization) -> Iterator[SpecError]:
         )
 
 
+def check_batch(optimization: spec_pb2.Optimization, task: Prepared) -> Iterator[SpecError]:
+    """That a step has as many samples as the task needs to learn from them."""
+    if optimization.global_batch_size < task.smallest_batch:
+        message = (
+            f"{optimization.global_batch_size}: this {task.task.name} learns from the other samples of a batch; "
+            f"give at least {task.smallest_batch}"
+        )
+        yield SpecError("spec.optimization.global_batch_size", "SPEC_INVALID", message)
+
+
 def check_evaluation(evaluation: spec_pb2.EvaluationPolicy, task: Prepared) -> Iterator[SpecError]:
     """That there is what evaluations are to be compared by."""
     field = "spec.evaluation"

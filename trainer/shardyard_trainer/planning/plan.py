@@ -23,6 +23,7 @@ from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
 from shardyard_trainer.planning.checks import (
+    check_batch,
     check_evaluation,
     check_rates,
     check_spec,
@@ -116,7 +117,8 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     task = seen.task
     resolve.fill_optimization(spec, task)
     resolve.fill_adaptation(spec.fine_tuning)
-    raise_all([*check_rates(spec.optimization), *check_evaluation(spec.evaluation, task)])
+    optimization = spec.optimization
+    raise_all([*check_rates(optimization), *check_batch(optimization, task), *check_evaluation(spec.evaluation, task)])
     resolve.fill_task(spec, task)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
         if source.WhichOneof("source"):
@@ -126,7 +128,6 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     parallelism = spec.parallelism
     stage = parallelism.zero_stage if parallelism.HasField("zero_stage") else memory.choose_stage(shape, gang)
     length = _longest_sample(task)
-    optimization = spec.optimization
     batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, stage) // length)
     raise_all(check_warmup(optimization, steps))
     batches = _batches_bytes(task, batch, node_bytes=node_memory_of_worker(spec, call.node_shape))

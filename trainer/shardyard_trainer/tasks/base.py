@@ -60,6 +60,13 @@ class Footprint(NamedTuple):
     activation_bytes: int = 0
 
 
+class JointLoss(Protocol):
+    """A loss in which a sample depends on all others of the global batch."""
+
+    def __call__(self, vectors: torch.Tensor, keys: torch.Tensor, own: slice) -> torch.Tensor:
+        """The losses of `own` samples, fp32 [own], from the module's output `vectors` and the input `keys` of all."""
+
+
 class TaskModule(nn.Module):
     """Model and head in one module, so that the engine's hooks see every parameter.
 
@@ -68,6 +75,8 @@ class TaskModule(nn.Module):
     """
 
     backbone: nn.Module
+    joint: JointLoss | None = None
+    """The loss that is trained, if a sample's depends on the others of the global batch; None: that of `forward`."""
 
 
 class HuggingFaceModule(TaskModule):
@@ -144,6 +153,9 @@ class Prepared(Protocol):
 
     length: int
     """Positions of a packed sequence, or of the longest sample."""
+
+    smallest_batch: int
+    """Samples that a step needs at least to learn anything."""
 
     choice: ModelChoice
 

@@ -185,6 +185,7 @@ class PreparedPictures:
     task = TASK
     unit = "sample"
     learning_rate: float | None = None
+    smallest_batch = 1
 
     def __init__(
         self,

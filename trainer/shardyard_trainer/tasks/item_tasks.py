@@ -251,6 +251,7 @@ class PreparedItems:
 
     unit = "token"
     learning_rate: float | None = None
+    smallest_batch = 1
     task: TrainingTask
 
     def __init__(self, ready: Ready) -> None:

@@ -127,6 +127,7 @@ class PreparedMaskedImage:
     task = TASK
     unit = "sample"
     learning_rate: float | None = None
+    smallest_batch = 1
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class ClassificationMetrics(LossSum):
         full = [part for part in parts if part[2] is not None]
         outputs = np.concatenate([part[2] for part in full])
         labels = np.concatenate([part[3] for part in full])
-        measure = {REGRESSION: _correlations, MULTI_LABEL: _multi_label, SINGLE_LABEL: _single_label}
+        measure = {REGRESSION: _regression, MULTI_LABEL: _multi_label, SINGLE_LABEL: _single_label}
         return {"loss": self.mean(parts), **measure[self._schema.problem](outputs, labels)}
 
     def directions(self) -> Mapping[str, int]:
@@ -109,10 +109,14 @@ def _f1(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     return np.asarray(2 * right / np.maximum(2 * right + wrong, 1))
 
 
-def _correlations(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _regression(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return correlations(outputs[:, 0], labels)
+
+
+def correlations(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`pearson`, `spearman` and `mse` of numbers."""
     from scipy import stats
 
-    predicted = outputs[:, 0]
     # A constant has no correlation: report 0, because a NaN would make every comparison false.
     has_spread = len(labels) > 1 and np.ptp(predicted) > 0 and np.ptp(labels) > 0
     return {

@@ -27,6 +27,7 @@ NAMES = (
     "question_answering",
     "instruction",
     "preference",
+    "sentence_embedding",
     "translation",
     "summarization",
     "span_corruption",

@@ -50,7 +50,14 @@ from shardyard_trainer.tasks.heads import (
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order, keeps_head
 from shardyard_trainer.tasks.metrics import ClassificationMetrics
-from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH, PreparedText, Splits, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import (
+    DEFAULT_MAX_LENGTH,
+    PreparedText,
+    Splits,
+    choose_reader,
+    find_length,
+    find_tokenizer,
+)
 from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
 
 _TRANSFORMERS_PROBLEMS = {
@@ -94,7 +101,7 @@ TASK = TextClassification()
 
 def _prepare(job: Ingredients) -> PreparedClassification:
     spec, wanted = job.spec, job.wanted
-    choice = job.attempt(lambda: _choose(job))
+    choice = job.attempt(lambda: choose_reader(job))
     train_files, eval_files = job.files()
     _check_settings(job)
     raise_all(job.errors)
@@ -155,20 +162,6 @@ def _check_settings(job: Ingredients) -> None:
     if wanted.HasField("class_weights") and problem != SINGLE_LABEL:
         message = "for single labels only; leave it out"
         job.errors.append(SpecError(f"{job.field}.class_weights", "SPEC_INVALID", message))
-
-
-def _choose(job: Ingredients) -> ModelChoice:
-    choice = job.choose()
-    if not architectures.reads_text(choice.config):
-        supported = architectures.objectives(choice.config)
-        raise SpecError(
-            job.field,
-            "OBJECTIVE_UNSUPPORTED",
-            f"{choice.config.model_type} does not give one vector for each token of a text; "
-            f"it can be trained for: {', '.join(supported) or 'none'}",
-            {"supported": ",".join(supported)},
-        )
-    return choice
 
 
 def _examples(

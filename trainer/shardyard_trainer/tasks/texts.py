@@ -38,6 +38,7 @@ class PreparedText(Generic[S]):
     """A task on texts with its model and data."""
 
     learning_rate: float | None = None
+    smallest_batch = 1
 
     def __init__(
         self, choice: ModelChoice, inputs: TextInputs, splits: Splits[S], warnings: Sequence[TaskWarning]
@@ -136,6 +137,21 @@ def _corpora(job: Ingredients, how: Packing[S]) -> tuple[ModelChoice, TextInputs
 def read_texts(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
     """Reads all texts once to report their errors and warnings."""
     deque(read_rows(files, source, with_label=False, field=field), maxlen=0)
+
+
+def choose_reader(job: Ingredients) -> ModelChoice:
+    """The model, which gives a vector for each token of a text. Raises SpecError."""
+    choice = job.choose()
+    if not architectures.reads_text(choice.config):
+        supported = architectures.objectives(choice.config)
+        raise SpecError(
+            job.field,
+            "OBJECTIVE_UNSUPPORTED",
+            f"{choice.config.model_type} does not give one vector for each token of a text; "
+            f"it can be trained for: {', '.join(supported) or 'none'}",
+            {"supported": ",".join(supported)},
+        )
+    return choice
 
 
 def find_length(

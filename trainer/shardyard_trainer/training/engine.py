@@ -26,6 +26,7 @@ from shardyard_trainer.planning.deepspeed_config import deepspeed_config
 from shardyard_trainer.tasks.base import ModuleOutput, TaskModule, WriteBatch
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.gang import Gang, keep_to_loopback, rendezvous_method
+from shardyard_trainer.training.joint import Part, joint_losses
 from shardyard_trainer.training.shards import ShardWriter
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -146,9 +147,7 @@ class Engine:
         self._deepspeed.train()
         before = self._running_statistics()
         loss_sum = torch.zeros((), device=self._gang.device)
-        for batch, is_dummy in micros:
-            # One at a time: a step's batches may be larger than the device.
-            loss = self._deepspeed(**self.to_device(batch).inputs).loss_sum
+        for (_, is_dummy), loss in zip(micros, self._losses(micros, step), strict=True):
             # DeepSpeed averages gradients over the ranks; times their number that is the sum, and divided by all units
             # the mean. (A mean of micro batches' means would weigh the tokens of short batches more.) A dummy only lets
             # this rank join the reductions that stages 2 and 3 make inside backward.
@@ -164,6 +163,18 @@ class Engine:
         if before is not None:
             self._agree_on_statistics(before)
         return StepResult(loss_sum, self._grad_norm, self._applied)
+
+    def _losses(self, micros: Sequence[PreparedMicroBatch], step: int) -> Iterator[torch.Tensor]:
+        """The summed loss of each micro batch, computed one at a time: a step's may be larger than the device."""
+        if self.module.joint is None:
+            for batch, _ in micros:
+                yield self._deepspeed(**self.to_device(batch).inputs).loss_sum
+            return
+        parts = [
+            Part(self.to_device(batch), is_dummy, seed_for(self._config.seed, step, self._gang.rank, at))
+            for at, (batch, is_dummy) in enumerate(micros)
+        ]
+        yield from joint_losses(self.evaluate, self.module.joint, parts, self._gang)
 
     def _running_statistics(self) -> torch.Tensor | None:
         """The running statistics of batch normalisation, in one tensor; None: the model has none."""
@@ -193,7 +204,7 @@ class Engine:
         self._deepspeed.train()
 
     def evaluate(self, batch: MicroBatch) -> ModuleOutput:
-        """One micro batch with its outputs, inside `evaluating`."""
+        """One micro batch with its outputs; a metric's inside `evaluating`."""
         output: ModuleOutput = self._deepspeed(**batch.inputs, return_outputs=True)
         return output
 

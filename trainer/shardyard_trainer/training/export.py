@@ -145,6 +145,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
         labels=list(described.get("labels") or ()),
         max_length=task.length if task.task.cuts else None,
         own_head=pooling if module.own_head is not None else "",
+        vectors=pooling if described.get("normalize") else "",
         metrics=metrics,
         step=trained.step,
     )

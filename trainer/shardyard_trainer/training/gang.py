@@ -49,6 +49,20 @@ class Gang:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather_rows(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's rows, in the order of the ranks; they may differ in number alone."""
+        if self.world_size == 1:
+            return [rows]
+        own = torch.tensor(len(rows), device=self.device)
+        counts = [torch.zeros_like(own) for _ in range(self.world_size)]
+        dist.all_gather(counts, own)
+        # Ranks exchange tensors of one size.
+        padded = rows.new_zeros((max(int(count) for count in counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(found, padded)
+        return [each[: int(count)] for each, count in zip(found, counts, strict=True)]
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of the ranks, on every rank. Values are pickled: only between own ranks."""
         if self.world_size == 1:

@@ -31,7 +31,8 @@ _POOLED = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty.
+    """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty; `vectors`
+    that of the vectors of length 1 that are all that the model gives, else empty.
 
     The weights are those after `step`, 0: the last one.
     """
@@ -42,6 +43,7 @@ class Subject:
     labels: Sequence[str]
     max_length: int | None
     own_head: str
+    vectors: str
     metrics: Mapping[str, float]
     step: int
 
@@ -64,26 +66,36 @@ def usage(subject: Subject) -> str:
     task = subject.task
     if task.usage:
         return task.usage
-    if not subject.own_head:
-        cut = f", truncation=True, max_length={subject.max_length}" if subject.max_length else ""
-        return (
-            f"from transformers import {task.auto}, AutoTokenizer\n\n"
-            'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
-            f'model = {task.auto}.from_pretrained(".").eval()\n'
-            f'logits = model(**tokenizer({task.example}{cut}, return_tensors="pt")).logits\n'
-        )
+    if subject.own_head or subject.vectors:
+        return _usage_of_vectors(subject)
+    cut = f", truncation=True, max_length={subject.max_length}" if subject.max_length else ""
     return (
-        "from safetensors.torch import load_file\n"
-        "from transformers import AutoModel, AutoTokenizer\n\n"
+        f"from transformers import {task.auto}, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
+        f'model = {task.auto}.from_pretrained(".").eval()\n'
+        f'logits = model(**tokenizer({task.example}{cut}, return_tensors="pt")).logits\n'
+    )
+
+
+def _usage_of_vectors(subject: Subject) -> str:
+    """The code for pooled vectors, which are the `logits` if there is no head of our own to read them."""
+    pooled = _POOLED[subject.own_head or subject.vectors]
+    needs, head = "from safetensors.torch import load_file\n", 'head = load_file("head.safetensors")\n'
+    logits = f'{pooled} @ head["weight"].T + head["bias"]'
+    if subject.vectors:
+        needs, head = "from torch.nn.functional import normalize\n", ""
+        logits = f"normalize({pooled}, dim=-1)  # a vector for each text; their products are cosines"
+    return (
+        f"{needs}from transformers import AutoModel, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
         'backbone = AutoModel.from_pretrained(".").eval()\n'
-        'head = load_file("head.safetensors")\n'
+        f"{head}"
         'texts = ["Hello, my dog is cute"]\n'
         f"inputs = tokenizer(texts, padding=True, truncation=True, max_length={subject.max_length}, "
         'return_tensors="pt")\n'
         'mask = inputs["attention_mask"].unsqueeze(-1)\n'
         "hidden = backbone(**inputs).last_hidden_state\n"
-        f'logits = {_POOLED[subject.own_head]} @ head["weight"].T + head["bias"]\n'
+        f"logits = {logits}\n"
     )
 
 

@@ -1,0 +1,63 @@
+"""Vectors of texts, through the service and its client."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+
+import shardyard
+from helpers.sentence_specs import TINY
+from helpers.workplace import Workplace, workplace
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    with workplace(tmp_path_factory.mktemp("vectors")) as place:
+        yield place
+
+
+def test_texts_that_belong_together_are_found_and_compared(place: Workplace) -> None:
+    draw = random.Random(4)
+    topics = [[f"a{at}" for at in draw.sample(range(20), 3)] for _ in range(260)]
+    rows = [
+        {"anchor": " ".join(words), "positive": " ".join(word.replace("a", "b") for word in reversed(words))}
+        for words in topics
+    ]
+    for name, some in (("vectors", rows[:220]), ("vectors-held", rows[220:])):
+        (place.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.SentenceEmbedding(max_length=8, pooling="mean"),
+            model=shardyard.Architecture("bert", TINY),
+            tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=120),
+            train_data=place.folder / "vectors.jsonl",
+            eval_data=place.folder / "vectors-held.jsonl",
+            optimization=shardyard.Optimization(epochs=10, learning_rate=5e-3, global_batch_size=32, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=2),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="vectors")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("vectors")
+        assert (model.info.task, model.info.inputs, model.info.parameters) == ("sentence_embedding", ("pair",), "")
+        numbers = model.info.metrics
+        assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
+        assert numbers["recall_1"] > 0.8
+        anchors, positives = (
+            [each.values for each in model.embed([row[name] for row in rows[220:]])] for name in ("anchor", "positive")
+        )
+        products = [[sum(map(float.__mul__, one, other)) for other in positives] for one in anchors]
+        firsts = [row.index(max(row)) == at for at, row in enumerate(products)]
+        assert sum(firsts) / len(firsts) == pytest.approx(numbers["recall_1"], abs=1e-9)
+        (answer,) = model.predict([(rows[220]["anchor"], rows[221]["positive"])])
+        assert answer.value == pytest.approx(products[0][1], abs=1e-5)
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict(["a1 a2", ("a1", "b1")])
+        assert [each.field for each in caught.value.violations] == ["instances[0].text"]
+        assert "get the vector of one text with Embed" in caught.value.violations[0].message
+    done = place.run("shardyard predict vectors 'a1 a2 a3' 'b3 b2 b1' 'a1 a2 a3' 'b7 b8 b9'")
+    one, other = (float(line.split()[0]) for line in done.stdout.splitlines())
+    assert done.returncode == 0 and one > other, done.stderr

@@ -1,0 +1,146 @@
+"""Texts that belong together, with a text that does not, or with a score of how alike they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardyard.v1 import spec_pb2
+from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.errors import DataError, shorten
+from shardyard_trainer.data.labels import number_advice, number_of
+from shardyard_trainer.data.readable import unreadable
+from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.sources import DataFile
+
+_NUMBERED = tuple(f"negative_{number}" for number in range(1, 11))
+"""Several of them are refused by name: they would be passed over otherwise."""
+
+PAIRS = (
+    Role("anchor", ("query", "question")),
+    Role("positive", ("pos", "answer", "passage", "document", "paraphrase")),
+    Role("negative", ("neg", "hard_negative", *_NUMBERED), is_optional=True),
+)
+SCORED = (
+    Role("text", ("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a")),
+    Role("text_pair", ("sentence2", "sentence_2", "sentence_b", "text2", "text_2", "text_b")),
+    Role("score", ("label", "similarity", "similarity_score", "relatedness_score")),
+)
+
+
+@dataclass(frozen=True)
+class SentenceRow:
+    """Two texts or three: anchor, positive and negative; none is blank. `score`: how alike two texts are."""
+
+    file: str
+    line: int
+    texts: tuple[str, ...]
+    score: float | None
+
+
+@dataclass(frozen=True)
+class ScoreRange:
+    """The scores that become a cosine of 0 and of 1; None: they are cosines.
+
+    `is_open`: nobody is to say it; if they are not cosines, the lowest and the highest score of the data are the range.
+    """
+
+    lowest: float | None = None
+    highest: float | None = None
+    is_open: bool = False
+
+    def check(self, score: float) -> None:
+        """Raises ValueError for a score out of range."""
+        if self.is_open:
+            return
+        if self.lowest is None or self.highest is None:
+            if not -1 <= score <= 1:
+                what = "set lowest_score and highest_score to the range of the scores, such as 0 and 5"
+                raise ValueError(f"the score {score:g} is not a cosine, -1 to 1: {what}")
+        elif not self.lowest <= score <= self.highest:
+            rule = f"{self.lowest:g} to {self.highest:g}, which lowest_score and highest_score say"
+            raise ValueError(f"the score {score:g} is not within {rule}: correct it, or widen the range")
+
+    def cosines(self, scores: np.ndarray) -> np.ndarray:
+        """The cosines that all scores of the data mean, float32."""
+        lowest, highest = self.lowest, self.highest
+        if self.is_open and len(scores) and (scores.min() < -1 or scores.max() > 1):
+            lowest, highest = float(scores.min()), float(scores.max())
+        if lowest is None or highest is None or lowest == highest:
+            return np.asarray(scores, np.float32)
+        return np.asarray((scores - lowest) / (highest - lowest), np.float32)
+
+
+def read_sentences(
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    scores: ScoreRange,
+    *,
+    field: str,
+    bad: BadRows | None = None,
+) -> Iterator[SentenceRow]:
+    """Yields the rows of all files in order, all of one kind. Raises DataError for `field`.
+
+    Rows that cannot be used, such as those with a blank text, go to `bad`, if the caller has one and finishes it.
+    """
+    own, num_rows = bad or BadRows(source), 0
+    first: SentenceRow | None = None
+    for record in read_records(files, source, (PAIRS, SCORED), field=field, bad=own, only_one=True):
+        try:
+            row = _row(record, scores)
+        except ValueError as error:
+            own.skip(DataError(str(error), file=record.file, line=record.line, field=field))
+            continue
+        first = first or row
+        if (kinds := (_kind(first), _kind(row)))[0] != kinds[1]:
+            message = f"{kinds[1]}, but {first.file} has {kinds[0]}; give files with the same columns"
+            raise DataError(message, file=row.file, field=field)
+        num_rows += 1
+        yield row
+    if bad is None:
+        own.finish(num_rows, field)
+
+
+def _kind(row: SentenceRow) -> str:
+    if row.score is not None:
+        return "scored pairs"
+    return "pairs" if len(row.texts) == 2 else "triplets"
+
+
+def _row(record: Record, scores: ScoreRange) -> SentenceRow:
+    cells = record.cells
+    if "score" in cells:
+        texts = tuple(_text(cells[name], name) for name in ("text", "text_pair"))
+        value = number_of(cells["score"])
+        if math.isnan(value):
+            raise ValueError(f"the score is {_shown(cells['score'])}, not a number; {number_advice(cells['score'])}")
+        scores.check(value)
+        return SentenceRow(record.file, record.line, texts, value)
+    names = [role.name for role in PAIRS if role.name in cells]
+    texts = tuple(_text(cells[name], name) for name in names)
+    if len(texts) > 2 and texts[1].split() == texts[2].split():
+        raise ValueError(f"the negative is the positive, {shorten(texts[1])!r}; give another text, or remove the row")
+    return SentenceRow(record.file, record.line, texts, None)
+
+
+def _text(cell: Any, role: str) -> str:
+    """A cell as one text; a list of one text is that text. Raises ValueError."""
+    if isinstance(cell, list | tuple) and len(cell) == 1:
+        cell = cell[0]
+    if not isinstance(cell, str):
+        if isinstance(cell, list | tuple):
+            raise ValueError(f"the {role} is a list of {len(cell)} texts; give one, and a row for each")
+        raise ValueError(f"the {role} is {_shown(cell)}, not a text; fill it in, or remove the row")
+    if not cell.strip():
+        raise ValueError(f"the {role} is empty; fill it in, or remove the row")
+    if fault := unreadable(cell):
+        raise ValueError(f"the {role} has {fault}")
+    return cell
+
+
+def _shown(cell: Any) -> str:
+    return "missing" if cell is None or cell == "" else repr(shorten(str(cell)))

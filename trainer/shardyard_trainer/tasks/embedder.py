@@ -1,0 +1,116 @@
+"""Vectors that are trained: the module, and the loss of pairs among all texts of a batch.
+
+Shape suffixes: B samples, K texts of a sample, T positions, D width, R samples looked at, M candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks.vectors import pool
+
+_ROWS = 256
+"""Anchors compared at once, so that a large batch does not need all of its cosines in memory."""
+
+
+class TextEmbedder(HuggingFaceModule):
+    """Makes a vector of length 1 of each text; the loss is summed over samples.
+
+    `learns_pairs`: it is trained on pairs without scores, whose loss is that of the whole global batch.
+    """
+
+    own_head = None
+
+    def __init__(self, model: Any, *, pooling: str, temperature: float, learns_pairs: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._pooling = pooling
+        self._pair_loss = PairLoss(temperature)
+        self.joint = self._pair_loss if learns_pairs else None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *,
+        keys: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        cosines: torch.Tensor | None = None,
+        return_outputs: bool = False,
+    ) -> ModuleOutput:
+        """`input_ids` [B · K, T]; `keys` [B, K], the same for the same texts; `cosines` [B], what pairs are to have.
+
+        The outputs are `vectors` [B, K, D]. Without cosines, the loss is that of these samples alone.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        hidden_NTD = self.backbone(**inputs).last_hidden_state
+        vectors_ND = F.normalize(pool(hidden_NTD, attention_mask, self._pooling).float(), dim=-1)
+        vectors_BKD = vectors_ND.view(*keys.shape, -1)
+        if cosines is not None:
+            found_B = (vectors_BKD[:, 0] * vectors_BKD[:, 1]).sum(-1)
+            loss = F.mse_loss(found_B, cosines.float(), reduction="sum")
+        else:
+            loss = self._pair_loss(vectors_BKD, keys, slice(0, len(keys))).sum()
+        return ModuleOutput(loss, {"vectors": vectors_BKD} if return_outputs else None)
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """Cross-entropy of finding each anchor's positive among all texts of a batch that are not anchors."""
+
+    temperature: float
+
+    def __call__(self, vectors: torch.Tensor, keys: torch.Tensor, own: slice) -> torch.Tensor:
+        """The losses of `own` samples of a batch with these vectors [B, K, D] and keys [B, K]."""
+        losses = [torch.zeros(0, device=vectors.device)]
+        for rows in _parts(own):
+            logits_RM = masked_cosines(vectors, keys, rows) / self.temperature
+            places_R = torch.arange(rows.start, rows.stop, device=vectors.device)
+            losses.append(F.cross_entropy(logits_RM, places_R, reduction="none"))
+        return torch.cat(losses)
+
+
+def own_ranks(vectors: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The place of each anchor's positive among all candidates, from 1; behind those with the same cosine."""
+    ranks = [torch.zeros(0, dtype=torch.int64)]
+    for rows in _parts(slice(0, len(keys))):
+        cosines_RM = masked_cosines(vectors, keys, rows)
+        own_R1 = cosines_RM.gather(1, torch.arange(rows.start, rows.stop)[:, None])
+        ranks.append((cosines_RM >= own_R1).sum(1))
+    return torch.cat(ranks)
+
+
+def masked_cosines(vectors_BKD: torch.Tensor, keys_BK: torch.Tensor, rows: slice) -> torch.Tensor:
+    """The cosines [R, M] of some anchors with all positives, then all negatives; sample b's positive is candidate b.
+
+    Candidates that are not wrong for an anchor are -inf: the anchor's own text, and other texts that the batch has as a
+    positive of the same anchor.
+    """
+    candidates_MD = vectors_BKD[:, 1:].transpose(0, 1).flatten(0, 1)
+    cosines_RM = vectors_BKD[rows, 0] @ candidates_MD.T
+    return cosines_RM.masked_fill(_are_right(keys_BK, rows), -torch.inf)
+
+
+def _are_right(keys_BK: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Whether a candidate is another right answer for an anchor, bool [R, M]."""
+    # Numbers of texts, small enough that a pair of them is one number.
+    texts_BK = torch.unique(keys_BK, return_inverse=True)[1]
+    number = int(texts_BK.max()) + 1
+    anchors_B = texts_BK[:, 0]
+    right = torch.cat([anchors_B * number + texts_BK[:, 1], anchors_B * number + anchors_B])
+    pairs_RM = anchors_B[rows, None] * number + texts_BK[:, 1:].T.reshape(1, -1)
+    found_RM = torch.isin(pairs_RM, right)
+    places_R = torch.arange(len(found_RM), device=keys_BK.device)
+    found_RM[places_R, places_R + rows.start] = False
+    return found_RM
+
+
+def _parts(rows: slice) -> list[slice]:
+    return [slice(start, min(start + _ROWS, rows.stop)) for start in range(rows.start, rows.stop, _ROWS)]
