@@ -43,12 +43,12 @@ class Patience:
         self._longest_s = longest_s
         self._failures = 0
         self._since = 0.0
-        self._has_told = False
+        self._has_logged = False
 
     def progressed(self) -> None:
         """Something arrived: the next failure counts as the first again."""
         self._failures = 0
-        self._has_told = False
+        self._has_logged = False
 
     def after(self, error: Any) -> float:
         """Seconds to wait before the next try.
@@ -65,9 +65,9 @@ class Patience:
         left_s, asked_s = self._since + self._limit_s - now, ours.retry_after or 0.0
         if self._limit_s <= 0 or left_s < asked_s or left_s < 0:
             raise ours from None
-        if max(now - self._since, asked_s) > _QUIET_S and not self._has_told:
-            self._has_told = True
-            tell_of_retry(ours, left_s)
+        if max(now - self._since, asked_s) > _QUIET_S and not self._has_logged:
+            self._has_logged = True
+            log_retry(ours, left_s)
         self._failures += 1
         delay = random.uniform(0, min(self._longest_s, self._base_s * 2 ** min(self._failures, 10)))
         return max(delay, asked_s)
@@ -93,7 +93,7 @@ def put_off_s(limit_s: float) -> float:
     return min(limit_s, _PUT_OFF_S)
 
 
-def tell_of_retry(error: RequestError, left_s: float) -> None:
+def log_retry(error: RequestError, left_s: float) -> None:
     """Logs why there is no answer yet, as a warning of the logger `shardyard`: Python prints it without a handler."""
     reason = f"{error.reason}: " if error.reason and error.reason not in error.message else ""
     _log.warning("%s%s (trying again for up to %.0f s)", reason, error.message, max(left_s, 0.0))

@@ -1,7 +1,7 @@
-"""The composition root: the only place that constructs things, and the order in which a coordinator starts and ends.
+"""The composition root: constructs all parts, and starts and stops them in order.
 
-Start-up is recovery: there is no other way to start. SIGTERM drains and leaves Ray and its attempts running; SIGINT
-(Ctrl-C) does so too while an attempt is live, and else stops the Ray that this service started.
+Start-up is always recovery. SIGTERM drains, and Ray and its attempts keep running; so does SIGINT (Ctrl-C) while an
+attempt is live, else it also stops the Ray that this service started.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ EXIT_CONFIG = 78
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Runs a coordinator until it is asked to stop; returns the exit code of its process.
 
-    0: stopped in order. 69: the address is taken, or a folder cannot be made. 75: another coordinator is on the store,
-    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: it is of a newer version, the
-    storage is another store's, or something else is in the place of one of the service's files.
+    0: stopped normally. 69: the address is taken, or a folder cannot be made. 75: another coordinator uses the store,
+    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: the store is of a newer version, the
+    storage belongs to another store, or something else is at the path of one of the service's files.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()
-    # Whatever is made from here on, by libraries and child processes too, is for this account alone.
+    # Files made from here on, by libraries and child processes too, are for this account alone.
     before = os.umask(0o077)
     try:
         make_private(settings.state_dir)
@@ -84,7 +84,7 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
 
 
 def _look_at_files(settings: Settings) -> None:
-    """Raises: PlaceTaken, OSError if what is in the place of the service's own files cannot be one."""
+    """Raises: PlaceTaken, OSError if something else is at the path of one of the service's own files."""
     state, storage = settings.state_dir.absolute(), settings.storage
     database = settings.database
     names = ("coordinator.json", "coordinator.tmp", "compute.log", "ray-agent.log", "ray.json", "ray.token")
@@ -94,7 +94,7 @@ def _look_at_files(settings: Settings) -> None:
 
 
 def _words(error: OSError, settings: Settings) -> str:
-    """Which of the two folders it is about, and the next step."""
+    """The error with its folder and the next step."""
     where = error.filename or f"the state directory {settings.state_dir}, or the storage {settings.storage}"
     others = "or choose other folders with --state-dir and --storage-root"
     if error.errno in _FULL:
@@ -113,7 +113,7 @@ def _words(error: OSError, settings: Settings) -> str:
 
 
 def _reach_this_machine_directly() -> None:
-    """A proxy of the environment does not lead back here: not to a Hub's mirror on this machine, nor to Ray."""
+    """Excludes this machine from proxies of the environment, for a local mirror of the Hub and for Ray."""
     for name in ("no_proxy", "NO_PROXY"):
         kept = [entry for entry in os.environ.get(name, "").split(",") if entry]
         os.environ[name] = ",".join([*kept, *(host for host in ("127.0.0.1", "localhost", "::1") if host not in kept)])
@@ -164,7 +164,7 @@ class Coordinator:
         self._interrupted = False
 
     async def run(self) -> int:
-        """Starts, serves until a signal or the store ends it, and stops; raises StoreFailure, OSError."""
+        """Starts, serves until a signal or a failure of the store, and stops; raises StoreFailure, OSError."""
         with self._signals(), contextlib.ExitStack() as stack:
             async with self._running() as running:
                 self._greet(running)
@@ -179,7 +179,7 @@ class Coordinator:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first signal drains, a second one kills."""
+        """The first signal drains, the second one kills."""
         loop = asyncio.get_running_loop()
 
         def stop(number: int) -> None:
@@ -198,10 +198,10 @@ class Coordinator:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[_Running]:
-        """Everything, in the order of start-up, and ended in the other order.
+        """Starts all parts in order, and ends them in reverse order.
 
-        The store's lock comes first, which is quick and says who else is on it; then the port, which says NOT_SERVING
-        while a large store is looked through.
+        The store's lock comes first, because it is quick and names another holder; then the port, which reports
+        NOT_SERVING while a large store is checked.
         """
         settings, clock, trace = self._settings, self._clock, self._trace
         lock = lock_store(settings.database, clock)
@@ -211,7 +211,7 @@ class Coordinator:
             door = make_door(self._limits)
             port = await door.start(settings.listen)
             stack.push_async_callback(door.close)
-            unused.pop_all()  # From here on the store lets go of it.
+            unused.pop_all()  # From here on the store releases it.
             store = await open_store(settings.database, clock, trace, lock=lock)
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
@@ -287,7 +287,7 @@ class Coordinator:
             environment=environment,
             hidden=str(state),
         )
-        # With a cluster of somebody's own the node may be another one: what it and we see is the storage.
+        # On a user's own cluster the node may be another machine, and only the storage is common.
         log_file = (settings.storage if settings.ray_address else state) / "compute.log"
         compute = RayCompute(ray.link, log=log_file, size=size, folders=folders, environment=environment)
         return ray, compute
@@ -324,9 +324,9 @@ class Coordinator:
 
 @contextlib.contextmanager
 def _few_collections() -> Iterator[None]:
-    """What start-up has made is here to stay: collections that walk over it would hold the loop for 100 ms each.
+    """Exempts the objects of start-up from garbage collection, which would hold the loop for 100 ms each time.
 
-    The same goes for what the ring of events keeps: the oldest generation is collected a hundredth as often.
+    The ring of events is long-lived too, so the oldest generation is collected a hundredth as often.
     """
     before = gc.get_threshold()
     gc.freeze()
@@ -339,7 +339,7 @@ def _few_collections() -> Iterator[None]:
 
 
 def _write_record(path: Path, address: str) -> None:
-    """For `shardyard stop`: which process serves this state directory, and where."""
+    """Writes which process serves this state directory, and where, for `shardyard stop`."""
     temporary = path.with_suffix(".tmp")
     record = {"pid": os.getpid(), "start_ticks": int(started_at(os.getpid()) or 0), "address": address}
     temporary.write_text(json.dumps(record) + "\n")

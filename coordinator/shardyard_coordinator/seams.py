@@ -1,4 +1,4 @@
-"""What the coordinator's parts are given from outside: time, crash points, and who acts."""
+"""Seams of the coordinator's parts: the clock, crash points, and the actor of a change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time. Wall time is only shown; durations and order never come from it."""
+    """The clock. Wall time is for display only; durations and order never come from it."""
 
     def now_us(self) -> int:
         """Microseconds since 1970 UTC."""
@@ -37,7 +37,7 @@ class Trace(Protocol):
 
 
 class NullTrace:
-    """Passes every point in silence."""
+    """Ignores every point."""
 
     def point(self, name: str) -> None:
         """Passes the point."""
@@ -45,7 +45,7 @@ class NullTrace:
 
 @dataclass(frozen=True)
 class Actor:
-    """Who makes a change: kept with it."""
+    """The author of a change, recorded with it."""
 
     principal: str
     method: str

@@ -1,4 +1,4 @@
-"""What an operator sets: by keyword, else by the environment (`SHARDYARD_…`), else by default."""
+"""The operator's settings: by keyword, else from the environment (`SHARDYARD_…`), else defaults."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone; names other than localhost are not."""
+    """Whether an address is reachable from this machine only; names other than localhost are not."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -17,9 +17,9 @@ from shardyard._retry import (
     channel_options,
     check_address,
     check_token_address,
+    log_retry,
     put_off_s,
     retry_delay,
-    tell_of_retry,
 )
 from shardyard._sync import runtime
 from shardyard.errors import FailedPrecondition, Unavailable, from_rpc
@@ -95,7 +95,7 @@ class Connection:
         self._check_open()
         limit = self.timeout if timeout is None else timeout
         start = time.monotonic()
-        has_told = False
+        has_logged = False
         while True:
             try:
                 return method(request, timeout=limit, metadata=self._metadata)
@@ -104,9 +104,9 @@ class Connection:
                 delay = retry_delay(ours, time.monotonic() - start, self.reconnect_for)
                 if delay is None:
                     raise ours from None
-                if not has_told:
-                    has_told = True
-                    tell_of_retry(ours, put_off_s(self.reconnect_for))
+                if not has_logged:
+                    has_logged = True
+                    log_retry(ours, put_off_s(self.reconnect_for))
             runtime.sleep(delay)
 
     def call_patiently(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:

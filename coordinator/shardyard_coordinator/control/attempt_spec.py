@@ -28,7 +28,7 @@ def build_launch(
     where = locations(
         conn, walk(spec).uses, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir), claim=settings.claim
     )
-    # Those found damaged come last: a storage may be whole again, and without any the run would begin again unasked.
+    # Damaged ones come last: they may be intact again, and without any candidate the run would silently start over.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)
     candidates = [each for each in found if each.epoch < attempt.epoch]
     attempt_spec = worker_pb2.AttemptSpec(
@@ -61,18 +61,18 @@ def build_launch(
 
 
 _KINDS = {plan_pb2.JOB_OUTPUT_DATASET: ResourceKind.DATASET, plan_pb2.JOB_OUTPUT_METRICS: None}
-"""By a plan's output; any other, also of a plan that does not say, is a model."""
+"""By a plan's output; any other output, and an unset one, is a model."""
 
 
 def output_kind(job: JobRecord) -> ResourceKind | None:
-    """What the job makes; None: numbers alone."""
+    """The kind of the job's result; None: metrics only."""
     return _KINDS.get(plan_pb2.JobPlan.FromString(job.plan).output, ResourceKind.MODEL)
 
 
 def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:
-    """A folder of the attempt's own: a replaced attempt that still writes spoils nothing."""
+    """A folder that belongs to the attempt alone, so that a replaced attempt that still writes damages nothing."""
     kind = output_kind(job)
-    if kind is None:  # Nothing is written; the rank gets no right to where models lie.
+    if kind is None:  # Nothing is written, and the rank gets no access to the folder of models.
         return str(settings.attempt_dir(job.uid, attempt.epoch) / "result")
     return str(settings.storage / kind.value / attempt.export_uid)
 

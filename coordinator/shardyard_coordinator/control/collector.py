@@ -18,7 +18,7 @@ from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.store.store import Store
 
 _log = logging.getLogger(__name__)
-# Events of changes that others make to a job or an attempt: a follower then reads both again.
+# Events of changes by other actors: a follower then reads its job and attempt again.
 _HEEDED = frozenset({EventKind.STATE, EventKind.ATTEMPT, EventKind.DELETED})
 
 
@@ -48,7 +48,7 @@ class Collector:
         self._unsubscribe = store.subscribe(self._hear)
 
     def follow(self, key: AttemptKey) -> None:
-        """Begins to follow an attempt that is recorded; nothing if it is followed already."""
+        """Begins to follow a recorded attempt; does nothing if it is followed already."""
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._run(key))
 

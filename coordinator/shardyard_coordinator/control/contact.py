@@ -1,4 +1,4 @@
-"""The way to a gang: questions are repeated until answered; meanwhile the job has the condition UNREACHABLE."""
+"""Contact with a gang: questions are repeated until answered; until then the job has the condition UNREACHABLE."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TYPE = job_pb2.Condition.TYPE_UNREACHABLE
 
 
 class Silence(NamedTuple):
-    """Why a gang does not answer, and when it was heard of last."""
+    """Why a gang does not answer, and the time of its last answer."""
 
     why: str
     heard_us: int
 
 
 class Tell(Protocol):
-    """Records that contact was lost, or is there again; `message`: why it was lost."""
+    """Records that contact was lost (`message` says why) or restored."""
 
     async def __call__(self, *, lost: bool, message: str) -> None:
         """Returns when it is recorded."""
@@ -51,7 +51,7 @@ class Contact:
         self._tell = tell
 
     def take_up(self, job: JobRecord) -> None:
-        """The condition as the job has it already."""
+        """Adopts the condition that the job has already."""
         held = _held(job)
         self.lost = held is not None
         self.heard_us = held.time.ToMicroseconds() if held else self.heard_us
@@ -88,7 +88,7 @@ class Contact:
 
 
 def record_silence(conn: Connection, job: JobRecord, attempt: AttemptRecord, silence: Silence, now_us: int) -> None:
-    """Begins the condition, with an event. It begins once: another reason is renewed in the job, without an event."""
+    """Begins the condition, with an event; a later reason replaces its message in the job, without another event."""
     if _is_over(job, attempt):
         return
     before = _held(job)
@@ -127,6 +127,6 @@ def _words(job: JobRecord, attempt: AttemptRecord, silence: Silence) -> str:
     since = encode.timestamp(silence.heard_us).ToDatetime()
     return (
         f"attempt {attempt.epoch}{where} has not answered since {since:%Y-%m-%d %H:%M:%S} UTC: {silence.why}. "
-        "It may still be running, and is asked again; if it is permanently gone, end the job "
+        "It may still be running, and the service keeps asking; if it is permanently gone, end the job "
         f"(`shardyard cancel --lost {job.job_id}`)"
     )

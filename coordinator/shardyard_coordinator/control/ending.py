@@ -44,7 +44,7 @@ def lose_attempt(conn: Connection, job_uid: str, epoch: int, failure: job_pb2.Fa
 
 
 def stop_attempt(conn: Connection, job_uid: str, epoch: int, reason: str, now_us: int) -> AttemptRecord:
-    """Records that the gang will be asked to stop, before it is asked. Idempotent."""
+    """Records that the gang will be stopped, before the directive is sent. Idempotent."""
     job, attempt = _current(conn, job_uid, epoch)
     if attempt.state is AttemptState.STOPPING:
         return attempt
@@ -64,7 +64,7 @@ def end_attempt(
 ) -> JobRecord:
     """Nothing of the gang runs any more: its slots are free, and the job takes its next step.
 
-    `ok`: every rank ended well. `lost`: why a person says so, if the cluster does not.
+    `ok`: every rank succeeded. `lost`: the report if a person declared the gang lost.
     Raises: StaleWrite if the attempt had ended already.
     """
     job, attempt = _current(conn, job_uid, epoch)
@@ -88,7 +88,7 @@ def end_attempt(
 
 
 def _end_conditions(conn: Connection, job: JobRecord, now_us: int) -> None:
-    """What was true of the gang is not true of what follows it."""
+    """Ends all conditions: they were about the gang that has ended."""
     held = job_pb2.Job.FromString(job.conditions).conditions
     over = [job_pb2.Condition(type=each.type, active=False, time=encode.timestamp(now_us)) for each in held]
     drafts = [encode.draft(EventKind.CONDITION, job_pb2.JobEvent(condition=each), job.epoch) for each in over]
@@ -115,7 +115,7 @@ def _succeed(conn: Connection, job: JobRecord, *, ok: bool, now_us: int) -> JobR
 
 
 def _report(job: JobRecord, attempt: AttemptRecord, *, ok: bool) -> bytes:
-    """Why the attempt ended; empty if that was asked for."""
+    """Why the attempt ended; empty if a user asked for it."""
     if job.state is JobState.CANCELLING:
         return b""
     if attempt.failure and attempt.stop_reason in ("", PAUSE):
@@ -124,7 +124,7 @@ def _report(job: JobRecord, attempt: AttemptRecord, *, ok: bool) -> bytes:
         return b""
     if attempt.stop_reason:
         return _fill(job_pb2.FailureReport(reason=attempt.stop_reason), attempt)
-    text = "the gang ended well, but without a result" if ok else ""
+    text = "the gang succeeded, but left no result" if ok else ""
     return _fill(job_pb2.FailureReport(reason=Cause.UNKNOWN.value, message=text), attempt)
 
 
@@ -142,7 +142,7 @@ def _fill(report: job_pb2.FailureReport, attempt: AttemptRecord) -> bytes:
 
 
 def cause_of(report: job_pb2.FailureReport) -> Cause:
-    """The cause that a report names; UNKNOWN for one that there is not."""
+    """The cause that a report names; UNKNOWN if there is no such cause."""
     return Cause(report.reason) if report.reason in Cause.__members__ else Cause.UNKNOWN
 
 

@@ -1,7 +1,7 @@
 """One live attempt, followed from its launch to its end.
 
 Silence is never taken for death: only the word of the launcher that a supervisor is gone, or that the cluster is
-another one, ends an attempt; anything else is the condition UNREACHABLE, and is asked again.
+another one, ends an attempt; anything else is the condition UNREACHABLE, and the question is repeated.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Follower:
         self._changes = 0
         self._after = 0
         self._orders = Orders(clock, settings)
-        self._contact = Contact(launcher, settings, clock, self._tell_contact)
+        self._contact = Contact(launcher, settings, clock, self._record_contact)
 
     def wake(self) -> None:
         """The job or the attempt has changed: look at them now."""
@@ -114,14 +114,14 @@ class Follower:
         if attempt.state is not AttemptState.STARTING:
             return True
         if await self._contact.reach(lambda: self._launcher.lookup(self.key)) is Presence.DEAD:
-            return True  # The next question finds it lost.
+            return True  # The next poll finds it lost.
         if job.state in (JobState.CANCELLING, JobState.PAUSING):
             return True
         try:
             launch = await self._prepare(job)
             await self._contact.reach(lambda: self._ensure(launch))
         except Refused as refused:
-            if refused.retry_after_s is not None:  # The store's trouble, not the job's.
+            if refused.retry_after_s is not None:  # A problem of the store, not of the job.
                 raise
             await self._lose(job_pb2.FailureReport(reason=Cause.DATA_NOT_FOUND.value, message=refused.message))
             return False
@@ -141,13 +141,13 @@ class Follower:
         return True
 
     async def _ensure(self, launch: Launch) -> None:
-        """Launches, unless that is pointless by now: the job was cancelled or paused, or the nodes are gone."""
+        """Launches, unless the job was cancelled or paused meanwhile, or the nodes are gone."""
         job, attempt = await self._store.read(self._load)
         if job.state is JobState.PREPARING and not self._is_elsewhere(attempt, await self._contact.look()):
             await self._launcher.ensure(launch)
 
     def _is_elsewhere(self, attempt: AttemptRecord, view: ClusterView) -> bool:
-        """Whether the attempt was given to a cluster that is gone; for a local gang, a new home serves as well."""
+        """Whether the attempt was given to a cluster that is gone; a local gang has none."""
         known = bool(attempt.cluster_id) and self._launcher.name != "local"
         return known and attempt.cluster_id != view.cluster_id
 
@@ -209,7 +209,7 @@ class Follower:
                 # Not awaited itself: its cancellation could not be distinguished from a cancellation of this task.
                 await asyncio.wait({poll})
                 if not poll.cancelled():
-                    poll.exception()  # What came in the last moment is asked for again.
+                    poll.exception()  # Events of the last moment are read again.
 
     async def _wait_for(self, poll: asyncio.Task[list[bytes]]) -> None:
         """Until there are events, the job changes, or a deadline passes."""
@@ -261,7 +261,7 @@ class Follower:
         return False
 
     async def _heed(self) -> bool:
-        """Carries out what is asked of the gang; True when the attempt has ended."""
+        """Carries out what the job asks of its gang; True when the attempt has ended."""
         job, attempt = await self._current()
         if attempt.state is AttemptState.ENDED:
             return True
@@ -293,7 +293,7 @@ class Follower:
             await self._launcher.direct(self.key, directive.SerializeToString())
 
     async def _gone(self) -> bool:
-        """No supervisor is known: what it had spooled is read, then the attempt is lost. True: it has ended."""
+        """The supervisor is unknown: reads what it had spooled, then the attempt is lost. True: it has ended."""
         presence = await self._contact.reach(lambda: self._launcher.lookup(self.key))
         view = await self._contact.view()
         if presence is Presence.ALIVE:
@@ -357,7 +357,7 @@ class Follower:
         )
 
     async def _release(self) -> None:
-        """Lets the supervisor go, whose events are all recorded."""
+        """Ends the supervisor: all of its events are recorded."""
         await self._contact.reach(lambda: self._launcher.kill(self.key), tell=False)
         await self._remove_half_made()
         await self._write(lambda conn: attempts.release_attempt(conn, self.key.job_uid, self.key.epoch))
@@ -368,9 +368,9 @@ class Follower:
         try:
             await asyncio.to_thread(remove_half_made, folder, Path(result), self._settings.claim)
         except (OSError, StorageFailed) as error:
-            _log.warning("what attempt %s of job %s left half made stays: %s", attempt.epoch, job.uid, error)
+            _log.warning("incomplete files of attempt %s of job %s were not removed: %s", attempt.epoch, job.uid, error)
 
-    async def _tell_contact(self, *, lost: bool, message: str) -> None:
+    async def _record_contact(self, *, lost: bool, message: str) -> None:
         self._orders.reached(reached=not lost)
         with contextlib.suppress(StaleWrite):
             silence, now_us = Silence(message, self._contact.heard_us), self._clock.now_us()
@@ -380,7 +380,7 @@ class Follower:
                 await self._write(lambda conn: record_answer(conn, *self._load(conn), now_us))
 
     async def _write(self, operation: Callable[[Connection], _T], size_bytes: int = 0, *, together: bool = False) -> _T:
-        """Writes, and writes again if the store is full or busy: a gang's reports are not lost to that."""
+        """Writes, and retries while the store is full or busy, so that no report of a gang is lost."""
         while True:
             try:
                 if together:

@@ -1,7 +1,7 @@
-"""What a person wants of a job beside its end: pause it, resume it, declare its gang lost.
+"""Requests of users about a job: pause it, resume it, declare its gang lost.
 
-An intention is recorded here, in one transaction with its event; the attempt's follower carries it out, after a restart
-of the coordinator as well.
+A request is recorded here, in one transaction with its event; the attempt's follower carries it out, even after a
+restart of the coordinator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import attempts, jobs
 
 _log = logging.getLogger(__name__)
-# A person has examined it: earlier failures no longer count.
+# A person has looked at the job: earlier failures no longer count.
 _ANEW = {
     "failures": 0,
     "failures_in_row": 0,
@@ -32,7 +32,7 @@ _ANEW = {
 
 
 def request_pause(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
-    """Records that the job is to free its slots and wait: at once if it holds none, else PAUSING. Idempotent.
+    """Pauses the job: at once if it holds no slots, else it becomes PAUSING. Idempotent.
 
     Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE.
     """
@@ -54,7 +54,7 @@ def request_pause(conn: Connection, project: str, job_id: str, etag: str, *, act
 
 
 def request_resume(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
-    """Queues a paused job at its old place, with all of its retries. Idempotent while it waits there.
+    """Queues a paused job at its old position, with all of its retries. Idempotent while it is queued.
 
     Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE.
     """

@@ -1,4 +1,4 @@
-"""What a gang that was killed leaves half made: removed once nothing of the gang runs any more."""
+"""Removes incomplete files of a gang that was killed, once nothing of it runs any more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardyard_coordinator.launch.claim import check_claim
 
 
 def remove_half_made(attempt_dir: Path, export_dir: Path, claim: worker_pb2.StorageClaim) -> list[Path]:
-    """Removes checkpoints without a manifest, and exports that were begun; what was removed.
+    """Removes checkpoints without a manifest and unfinished exports; returns what it removed.
 
     A checkpoint whose manifest was renamed away is being removed by retention, which finishes that itself.
     Raises: StorageFailed if the storage is not there; OSError.

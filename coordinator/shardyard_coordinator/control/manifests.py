@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def find_checkpoints(job_dir: Path, job_uid: str, below_epoch: int) -> list[CheckpointRecord]:
-    """Every committed checkpoint of the job's attempts under `below_epoch`; what is not whole is passed over."""
+    """Every committed checkpoint of the job's attempts under `below_epoch`; incomplete ones are skipped."""
     found = []
     for folder in sorted(job_dir.glob(f"e*/step-*/{MANIFEST}")):
         attempt, step = _ATTEMPT.fullmatch(folder.parts[-3]), _STEP.fullmatch(folder.parts[-2])
@@ -62,14 +62,14 @@ def _record(path: Path, manifest: dict[str, Any], job_uid: str, epoch: int, step
 
 
 def _verify(manifest: dict[str, Any], job_uid: str, epoch: int, step: int) -> None:
-    """Raises: ValueError unless the manifest is whole and speaks of this checkpoint."""
+    """Raises: ValueError unless the manifest is complete and describes this checkpoint."""
     if not isinstance(manifest, dict):
         raise ValueError("it is not an object")
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    # Written with or without escapes beyond ASCII, the same manifest.
+    # With or without ASCII escapes it is the same manifest.
     texts = (text, json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
     if manifest.get("sha256") not in {hashlib.sha256(each.encode()).hexdigest() for each in texts}:
-        raise ValueError("its sha256 is another")
+        raise ValueError("its sha256 differs")
     if (manifest["job_uid"], manifest["epoch"], manifest["step"]) != (job_uid, epoch, step):
         raise ValueError("it belongs to another checkpoint")

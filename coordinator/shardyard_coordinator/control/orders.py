@@ -1,4 +1,4 @@
-"""What a gang is asked to do, and when it is ended if it does not: decided from its job, its attempt and a clock.
+"""Which directives a gang gets, and when it is ended by force: decided from its job, its attempt and a clock.
 
 Deadlines run on the monotonic clock; the wall clock only gives the time that ran under an earlier coordinator process.
 """
@@ -37,7 +37,7 @@ class Orders:
         self.paused_s = 0.0
         self._clock = clock
         self._settings = settings
-        self._told: Action = _NOTHING
+        self._given: Action = _NOTHING
         self._limit_s: float | None = None
         self._stop_by_s: float | None = None
         self._end_by_s: float | None = None
@@ -51,13 +51,13 @@ class Orders:
         return min((each for each in deadlines if each), default=None)
 
     def watch(self, job: JobRecord, attempt: AttemptRecord) -> None:
-        """Takes note of how far they have come."""
+        """Updates the deadlines for the current state of job and attempt."""
         now_s = self._clock.monotonic_s()
         if job.state is not JobState.PREPARING:
             self._start_by_s = 0.0
         if attempt.failure and self._end_by_s is None:
             self._end_by_s = now_s + self._settings.failure_grace_s
-        if self._told != _NOTHING:
+        if self._given != _NOTHING:
             return
         if self._limit_s is None:
             self._limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
@@ -67,26 +67,26 @@ class Orders:
             self._run_by_s = now_s + min(max(limit_s - ran_s, 0.0), limit_s)
 
     def reached(self, *, reached: bool) -> None:
-        """Of a gang that does not answer nothing is known, neither that it is late."""
+        """Suspends the start deadline while the gang cannot be reached: it may have started."""
         if self._start_by_s:
             self._start_by_s = self._clock.monotonic_s() + self._settings.start_timeout_s if reached else math.inf
 
     def must_end(self, job: JobRecord, attempt: AttemptRecord) -> bool:
-        """Whether what is left of the gang is to be ended by force: it was lost, or has had its time."""
-        if self._told == _PAUSE and job.state is JobState.FINALIZING:
-            # Its training was over before it heard: it is let to its end.
-            self._told, self._stop_by_s = _NOTHING, None
+        """Whether to end the gang by force: it was lost, or its grace period is over."""
+        if self._given == _PAUSE and job.state is JobState.FINALIZING:
+            # Its training was over before the directive arrived: it may finish.
+            self._given, self._stop_by_s = _NOTHING, None
         is_lost = attempt.state is AttemptState.STOPPING and not attempt.stop_reason
         return is_lost or self._is_over(self._end_by_s) or self._is_over(self._stop_by_s)
 
     def due(self, job: JobRecord, attempt: AttemptRecord) -> Order | None:
-        """The new order for the gang; None if there is nothing that it was not asked before."""
+        """The order to give now; None if there is none, or it was given already."""
         order = self._wish(job, attempt)
-        return None if order is None or self._told in (order.action, _STOP) else order
+        return None if order is None or self._given in (order.action, _STOP) else order
 
     def give(self, order: Order, attempt: AttemptRecord) -> None:
-        """The order is on its way: its time runs."""
-        self._told = order.action
+        """Notes that the order is being sent: its grace period begins."""
+        self._given = order.action
         self._stop_by_s = self._clock.monotonic_s() + self._grace_s(order.action, attempt)
         self._start_by_s, self._run_by_s = 0.0, None
 
@@ -104,7 +104,7 @@ class Orders:
         return None
 
     def _grace_s(self, action: Action, attempt: AttemptRecord) -> float:
-        """How long the gang has for it before it is ended by force."""
+        """The time that the gang has to follow a directive before it is ended by force."""
         settings = self._settings
         if not (attempt.last_step or attempt.committed):
             return min(settings.unbegun_grace_s, settings.stop_grace_s)

@@ -1,4 +1,4 @@
-"""What a job has made becomes a model or a data set of its project."""
+"""Registers a job's result as a model or a data set of its project."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def register(
 ) -> ResourceRecord | None:
     """Registers the verified result under the job's own id, or that id and a part of its uid if it is taken.
 
-    None if the job leaves numbers alone: its evaluation has them.
+    None if the job's result is its metrics.
     """
     kind = output_kind(job)
     if kind is None:
@@ -75,7 +75,7 @@ def register(
 
 
 def _free_id(conn: Connection, kind: ResourceKind, job: JobRecord) -> str:
-    """An id that is not taken: a name must never keep a result from being registered."""
+    """An id that is not taken, so that a taken name never prevents the registration of a result."""
     with_part = _with_suffix(job.job_id, job.uid[-8:])
     free = (each for each in (job.job_id, with_part) if not _is_taken(conn, kind, job.project, each))
     return next(free, _with_suffix(job.job_id, job.uid))

@@ -1,7 +1,7 @@
 """Checks what is at the paths of the service's own files, before anything is opened.
 
 A folder, a pipe, or a dangling link at the path of a file is reported with the next step. Opening it
-would say less, or wait forever.
+would give a worse error, or block forever.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _check(path: Path, rights: int) -> None:
 
 
 def _not_a_file(path: Path) -> str:
-    """What it is instead; empty for a file."""
+    """What is at the path instead of a file; empty for a file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Folders that only this account can use: no other account can read their content, whichever process made them.
 
-The process's umask keeps what is made later private; this looks at what is there already.
+The process's umask keeps new files private; this module checks those that exist already.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OTHERS = 0o077
 
 
 def make_private(folder: Path) -> None:
-    """Makes the folder if it is missing, and takes others' rights to it away.
+    """Makes the folder if it is missing, and revokes the rights of other accounts to it.
 
     Raises: FolderShared if it belongs to another account, or to everybody; OSError.
     """
@@ -31,12 +31,12 @@ def make_private(folder: Path) -> None:
         raise FolderShared(
             f"the folder {folder} can be read by other accounts (mode {stat.S_IMODE(found.st_mode):04o}, owner "
             f"{found.st_uid}), and this one, {os.geteuid()}, may not change that; give a folder that is this "
-            f"account's own, such as {folder / 'shardyard'}, or take the rights away: chmod 700 {folder}"
+            f"account's own, such as {folder / 'shardyard'}, or revoke those rights: chmod 700 {folder}"
         )
 
 
 def tighten(folder: Path, *, but: Path | None = None) -> int:
-    """Takes others' rights to everything below the folder away, except below `but`; how much had some.
+    """Revokes the rights of other accounts to everything below the folder, except below `but`; counts the changes.
 
     Links are not followed, and other file systems are left alone. What belongs to another account stays as it is:
     nobody else gets through the folder above it.

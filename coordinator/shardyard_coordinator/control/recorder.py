@@ -1,7 +1,7 @@
-"""What all followers have read is recorded together, by one operation of the store every 50 ms.
+"""Records what all followers have read together, in one operation of the store every 50 ms.
 
-A commit costs more than what is in it. A batch that comes alone is written at once; with a thousand gangs a few dozen
-batches share a commit. Each has a savepoint: one follower's StaleWrite or SpoolGap does not affect the others.
+A commit costs more than its content. A single batch is written at once; with a thousand gangs a few dozen batches share
+a commit. Each has a savepoint: one follower's StaleWrite or SpoolGap does not affect the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Recorder:
 
 
 def _run(conn: Connection, parts: Sequence[_Part]) -> list[Any]:
-    """What each part answers, or the exception that it raised, having changed nothing."""
+    """The result of each part, or the exception that it raised and that undid its changes."""
     outcomes = []
     for part in parts:
         value, error = in_savepoint(conn, part.operation)

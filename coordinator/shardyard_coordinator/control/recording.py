@@ -1,4 +1,4 @@
-"""A batch of a gang's events becomes rows and events of its job, in one transaction (docs/worker-protocol.md).
+"""Turns a batch of a gang's events into rows and events of its job, in one transaction (docs/worker-protocol.md).
 
 The attempt's high-water mark moves in the same transaction, so an event delivered twice is recorded once.
 """
@@ -39,7 +39,7 @@ class SpoolGap(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """Job and attempt after a batch; `ended` when the gang has."""
+    """Job and attempt after a batch; `ended` is set once the gang has ended."""
 
     job: JobRecord
     attempt: AttemptRecord
@@ -86,7 +86,7 @@ def read_events(batch: Sequence[bytes], after: int, *, storage: Path) -> list[wo
             found.append(event)
         except DecodeError:
             sequence = found[-1].sequence + 1 if found else after + 1
-            text = f"event {sequence} of the gang cannot be read ({len(data)} bytes), and was left out"
+            text = f"event {sequence} of the gang cannot be read ({len(data)} bytes), and was skipped"
             found.append(worker_pb2.WorkerEvent(sequence=sequence, warning=_unreadable(text)))
     return found
 
@@ -96,7 +96,7 @@ def _unreadable(message: str) -> job_pb2.Warning:
 
 
 class _Recording:
-    """One batch: what is appended and changed is gathered, and written at once before each step of the state."""
+    """One batch: appends and changes are collected, and written together before each change of the job's state."""
 
     def __init__(self, conn: Connection, job: JobRecord, attempt: AttemptRecord, trace: Trace, now_us: int) -> None:
         self._conn = conn
@@ -120,7 +120,7 @@ class _Recording:
         if kind is None:
             return
         payload = getattr(event, kind)
-        if kind != "metrics":  # There are many of those: each is checked where it becomes a point.
+        if kind != "metrics":  # There are many of them: each is checked when it becomes a point.
             bounds.bound(payload)
         getattr(self, f"_on_{kind}")(payload)
 
@@ -158,14 +158,14 @@ class _Recording:
         self._attempt_changes.update(resumed_from_step=resumed.step, last_step=resumed.step)
         self._flush()
         if resumed.step:
-            attempts.tell_attempt(self._conn, self._job, self._attempt, self._now_us)
+            attempts.append_attempt_event(self._conn, self._job, self._attempt, self._now_us)
             self._reload()
 
     def _on_checkpoint(self, report: worker_pb2.CheckpointReport) -> None:
         self._flush()
         epoch = report.epoch or self._attempt.epoch
         if report.change == job_pb2.CheckpointChanged.CHANGE_COMMITTED:
-            if epoch == self._attempt.epoch:  # Nobody commits for another attempt.
+            if epoch == self._attempt.epoch:  # An attempt commits only its own checkpoints.
                 self._commit_checkpoint(report)
         else:
             self._lose_checkpoint(report, epoch)
@@ -195,7 +195,7 @@ class _Recording:
         state = CheckpointState.CORRUPT if corrupt else CheckpointState.DELETED
         if record is None or not checkpoints.set_checkpoint_state(self._conn, record, state):
             return
-        tell_checkpoint(self._conn, self._job, record, report.change, self._now_us, message=report.message)
+        append_checkpoint_event(self._conn, self._job, record, report.change, self._now_us, message=report.message)
         forget_checkpoint(self._conn, self._job, record, self._now_us)
 
     def _on_evaluation(self, evaluation: job_pb2.Evaluation) -> None:
@@ -217,7 +217,7 @@ class _Recording:
         if condition.active != bool(since):
             self._append(EventKind.CONDITION, job_pb2.JobEvent(condition=condition))  # It begins once, and ends once.
         elif since:
-            condition.time.CopyFrom(since[0])  # What it says is renewed in the job; it has held all the time.
+            condition.time.CopyFrom(since[0])  # A new message for a condition that has held since then.
         self._changes["conditions"] = with_condition(held, condition)
 
     def _on_canary(self, canary: job_pb2.CanaryPassed) -> None:
@@ -240,14 +240,14 @@ class _Recording:
 
     def _on_failure(self, failure: job_pb2.FailureReport) -> None:
         if self._attempt.failure or self._attempt_changes.get("failure"):
-            return  # The first one is to blame.
+            return  # The first failure is the cause.
         report = job_pb2.FailureReport()
         report.CopyFrom(failure)
         report.attempt = self._attempt.epoch
         self._attempt_changes["failure"] = report.SerializeToString()
 
     def _on_stopped(self, stopped: worker_pb2.Stopped) -> None:
-        del stopped  # The end of the gang is what counts.
+        del stopped  # The job changes its state when the gang has ended.
 
     def _on_ended(self, ended: worker_pb2.GangEnded) -> None:
         self._ended = ended
@@ -259,7 +259,7 @@ class _Recording:
         self._reload()
 
     def _advance(self, to: JobState) -> None:
-        """A step forward, unless the job is on its way elsewhere (CANCELLING, RECOVERING) or there already."""
+        """Moves the job forward, unless it is CANCELLING or RECOVERING, or has that state already."""
         self._flush()
         if may_move(self._job.state, to):
             self._job = jobs.move(self._conn, self._job, to, now_us=self._now_us).job
@@ -282,10 +282,10 @@ class _Recording:
 
 
 def record_checkpoint(conn: Connection, job: JobRecord, record: CheckpointRecord, now_us: int) -> bool:
-    """Adds a committed checkpoint with its event; the job knows its newest and its best. False: it was known."""
+    """Adds a committed checkpoint with its event, and updates the job's newest and best. False: it was known."""
     if not checkpoints.record_checkpoint(conn, record):
         return False
-    tell_checkpoint(conn, job, record, job_pb2.CheckpointChanged.CHANGE_COMMITTED, now_us)
+    append_checkpoint_event(conn, job, record, job_pb2.CheckpointChanged.CHANGE_COMMITTED, now_us)
     name = job.checkpoint_name(record.epoch, record.step)
     changes: dict[str, Any] = {"latest_checkpoint": name}
     value = _value(job, record)
@@ -296,7 +296,7 @@ def record_checkpoint(conn: Connection, job: JobRecord, record: CheckpointRecord
 
 
 def forget_checkpoint(conn: Connection, job: JobRecord, record: CheckpointRecord, now_us: int) -> None:
-    """Lets the job's newest and best be others than this one."""
+    """Replaces a checkpoint that is gone as the job's newest or best."""
     name = job.checkpoint_name(record.epoch, record.step)
     if name not in (job.latest_checkpoint, job.best_checkpoint):
         return
@@ -311,7 +311,7 @@ def forget_checkpoint(conn: Connection, job: JobRecord, record: CheckpointRecord
     jobs.change_job(conn, job.uid, now_us, changes)
 
 
-def tell_checkpoint(
+def append_checkpoint_event(
     conn: Connection,
     job: JobRecord,
     record: CheckpointRecord,
@@ -333,7 +333,7 @@ def tell_checkpoint(
 
 
 def with_condition(held: bytes, condition: job_pb2.Condition) -> bytes:
-    """The conditions that hold after this one has begun or ended."""
+    """The job's conditions after this one has begun or ended."""
     before = job_pb2.Job.FromString(held).conditions
     kept = [each for each in before if each.type != condition.type]
     if condition.active:

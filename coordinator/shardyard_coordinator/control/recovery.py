@@ -1,6 +1,6 @@
-"""Start-up is recovery: what was live is followed again, what was begun is finished (docs/reliability.md).
+"""Start-up is recovery: live attempts are followed again, and interrupted work is finished (docs/reliability.md).
 
-Every step may be repeated, so a crash in here is one more start.
+Every step may be repeated, so a crash in here only means another start.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from shardyard_coordinator.store.store import Store
 
 
 async def recover(store: Store, collector: Collector, trace: Trace) -> int:
-    """Takes up every attempt that has not ended, or whose supervisor has not been let go; answers how many are live.
+    """Follows every attempt that is live, or whose supervisor was not released; returns how many are live.
 
-    It does not wait for the cluster: each attempt's follower asks until it is answered. The scheduling loop may start
-    once this has returned, for all slots that are held are rows.
+    It does not wait for the cluster: each follower asks until it gets an answer. The scheduling loop may start
+    once this has returned, because every held slot is a row.
     """
     live = await store.read(attempts.live_attempts)
     ended = await store.read(attempts.unreleased_attempts)

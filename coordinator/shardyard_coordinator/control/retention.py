@@ -1,4 +1,4 @@
-"""What is removed from the storage, and when: old checkpoints, deleted jobs, begun uploads, folders without rows.
+"""What is removed from the storage, and when: old checkpoints, deleted jobs, unfinished uploads, folders without rows.
 
 An intention is a row before anything is unlinked, and a checkpoint's manifest goes first: from then on it is not a
 resume point. A crash in between is finished by the next sweep.
@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.control.manifests import MANIFEST
 from shardyard_coordinator.control.private import tighten
-from shardyard_coordinator.control.recording import forget_checkpoint, tell_checkpoint
+from shardyard_coordinator.control.recording import append_checkpoint_event, forget_checkpoint
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.domain.records import (
     CheckpointRecord,
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Thins after each new checkpoint of a job, removes what deleted jobs leave, sweeps now and then."""
+    """Thins checkpoints after each new one, removes the files of deleted jobs, and sweeps every ten minutes."""
 
     def __init__(self, store: Store, clock: Clock, trace: Trace, settings: ControlSettings) -> None:
         self._store = store
@@ -55,23 +55,23 @@ class Retention:
         self._due: set[str] = set()
         self._deleted: set[str] = set()
         self._wake = asyncio.Event()
-        # What one pass removes, another would find gone.
+        # Two passes at once would remove the same files.
         self._alone = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to work by itself."""
+        """Starts the task that removes."""
         self._task = self._task or asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stops; what was begun is finished by the next start."""
+        """Stops; the next start finishes interrupted removals."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
     def hear(self, records: Sequence[EventRecord]) -> None:
-        """Takes note of what a commit has made necessary."""
+        """Notes the jobs that a commit has given something to remove."""
         due = {record.job_uid for record in records if record.kind is EventKind.CHECKPOINT}
         gone = {record.job_uid for record in records if record.kind is EventKind.DELETED}
         if due or gone:
@@ -85,7 +85,7 @@ class Retention:
         while True:
             try:
                 if not tightened:
-                    # An earlier version let others read what it wrote; new files are private from the start.
+                    # Files of an earlier version may be readable by others; new files are private from the start.
                     await asyncio.to_thread(tighten, self._settings.storage)
                     tightened = True
                 now_s = self._clock.monotonic_s()
@@ -94,13 +94,13 @@ class Retention:
                     await self.sweep()
                 await self._work()
             except StorageFailed as failed:
-                # If nothing is found because nothing is mounted, nothing has been removed.
+                # A missing mount looks empty, but nothing has been removed.
                 _log.warning("nothing is removed: %s", failed)
-                swept_s = None  # Once it is back: what was to go meanwhile is not left for an hour.
+                swept_s = None  # Sweep as soon as the storage is back.
                 await asyncio.sleep(self._settings.retry_max_s)
                 continue
-            except Exception:  # The edge of a supervised loop: a store that is full for the moment ends nothing.
-                _log.exception("retention failed; it is tried again")
+            except Exception:  # The edge of a supervised loop: a store that is full now may have room later.
+                _log.exception("retention failed; it is retried")
                 await asyncio.sleep(self._settings.retry_max_s)
                 continue
             # Not wait_for: on Python 3.11 it can swallow a cancellation that comes with the news.
@@ -121,13 +121,13 @@ class Retention:
 
     @contextlib.asynccontextmanager
     async def _on_storage(self) -> AsyncIterator[None]:
-        """One pass at a time, and only while the storage is there. Raises: StorageFailed."""
+        """One pass at a time, and only while the storage is mounted. Raises: StorageFailed."""
         async with self._alone:
             await asyncio.to_thread(check_claim, self._settings.claim)
             yield
 
     async def thin(self, job_uid: str) -> None:
-        """Removes the checkpoints that a job keeps no longer: all but the newest, and the best."""
+        """Removes the checkpoints that a job no longer keeps: all except the newest ones and the best."""
         async with self._on_storage():
             for record in await self._store.write(lambda conn: self._choose(conn, job_uid), SYSTEM):
                 await _each(self._remove(record))
@@ -163,8 +163,8 @@ class Retention:
         if job.deleted_us:
             return
         now_us = self._clock.now_us()
-        if not job.state.is_terminal:  # A terminal event is the last one.
-            tell_checkpoint(conn, job, found, job_pb2.CheckpointChanged.CHANGE_DELETED, now_us)
+        if not job.state.is_terminal:  # Nothing may follow a terminal event.
+            append_checkpoint_event(conn, job, found, job_pb2.CheckpointChanged.CHANGE_DELETED, now_us)
         forget_checkpoint(conn, job, found, now_us)
 
     async def remove_checkpoints_of(self, job_uid: str) -> None:
@@ -179,7 +179,7 @@ class Retention:
             await asyncio.to_thread(remove_checkpoint, each)
 
     async def sweep(self) -> None:
-        """Finishes what was begun, purges what is over, and removes what belongs to nothing."""
+        """Finishes interrupted removals, purges expired rows, and removes folders without a row."""
         async with self._on_storage():
             await self._sweep()
 
@@ -198,7 +198,7 @@ class Retention:
             await self._expire(self._clock.now_us() - round(keep_s * 1e6))
 
     async def _purge(self, job_uid: str, deleted_us: int) -> None:
-        """Events and logs go a day after the deletion; the row goes when its request id may be forgotten."""
+        """Removes events and logs a day after the deletion, and the row when its request id has expired."""
         await self._remove_checkpoints_of(job_uid)
         age_s = (self._clock.now_us() - deleted_us) / 1e6
         if age_s < _DAY_S:
@@ -206,10 +206,10 @@ class Retention:
         await asyncio.to_thread(_remove_tree, self._settings.job_dir(job_uid))
         forget = jobs.purge_job if age_s >= self._settings.request_retention_s else jobs.purge_events
         while await self._store.write(lambda conn: forget(conn, job_uid), SYSTEM):
-            pass  # A part at a time: others write in between.
+            pass  # In parts, so that other writers get their turn.
 
     async def _expire(self, before_us: int) -> None:
-        """Removes the events of jobs that ended before, but for the last one of each, a few thousand a commit."""
+        """Removes the events of jobs that ended before that time, except each job's last, a few thousand per commit."""
         row = 0
         while found := await self._store.read_many(partial(events.expired_events, before_us=before_us, after_row=row)):
             for batch in events.in_batches(found):
@@ -230,7 +230,7 @@ class Retention:
         await self._store.write(partial(resources.finish_delete, uid=resource.uid), SYSTEM)
 
     async def _sweep_folders(self) -> None:
-        """Exports, uploads and jobs' folders without a row, older than a day, and of no live attempt."""
+        """Removes folders of exports, uploads and jobs without a row or a live attempt that are older than a day."""
         live = {attempt.export_uid for attempt in await self._store.read(attempts.live_attempts)}
         for kind in ResourceKind:
             folder = self._settings.storage / kind.value
@@ -243,7 +243,7 @@ class Retention:
         await asyncio.to_thread(_remove_all, folder, there - known)
 
     def _old_folders(self, folder: Path) -> set[str]:
-        """Returns the uids that name old folders. Looked up before the rows: a folder that comes in between stays."""
+        """The uids that name old folders. Listed before the rows, so that a folder made in between stays."""
         if not folder.is_dir():
             return set()
         before_s = self._clock.now_us() / 1e6 - self._settings.sweep_after_s
@@ -251,7 +251,7 @@ class Retention:
 
 
 async def _each(removal: Coroutine[None, None, None]) -> None:
-    """One removal of many: what cannot be removed now stays for a later sweep, and keeps nothing else from going."""
+    """One removal of many: a failure leaves it to a later sweep, and does not stop the others."""
     try:
         await removal
     except OSError as error:
@@ -259,7 +259,7 @@ async def _each(removal: Coroutine[None, None, None]) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint, its manifest first, so that a half removed one is never resumed from. Idempotent."""
+    """Removes a checkpoint, its manifest first, so that no run resumes from a partly removed one. Idempotent."""
     manifest = folder / MANIFEST
     if manifest.exists():
         manifest.rename(folder / f"{MANIFEST}.deleted")

@@ -14,7 +14,7 @@ class ControlSettings:
     """Folders of the storage, and durations in seconds."""
 
     storage: Path
-    # Of the store that the storage belongs to: what the storage's claim says as long as it is mounted.
+    # The id of the store that the storage belongs to, as its claim says while it is mounted.
     store_id: str
     data_roots: tuple[str, ...] = ()
     poll_s: float = 10.0
@@ -23,9 +23,9 @@ class ControlSettings:
     stop_grace_s: float = 30.0
     # A gang that was asked to pause may have a long step, an evaluation and a large checkpoint before it.
     pause_grace_s: float = 600.0
-    # The same for one that has made no step: it has nothing to finish, and hears no directive while it loads.
+    # The same before the first step: nothing has to be finished, and a rank that loads reads no directive.
     unbegun_grace_s: float = 3.0
-    # From a rank's failure to the supervisor's word that the gang has ended.
+    # From a rank's failure to the supervisor's report that the gang has ended.
     failure_grace_s: float = 30.0
     # From the launch to the canary: loading, tokenising and compiling included.
     start_timeout_s: float = 1800.0
@@ -41,12 +41,12 @@ class ControlSettings:
 
     @property
     def claim(self) -> worker_pb2.StorageClaim:
-        """What shows that the storage is there."""
+        """The proof that the storage is mounted."""
         return claim_of(self.storage, self.store_id)
 
     @property
     def cache_dir(self) -> Path:
-        """For what can be made again."""
+        """The folder for files that can be made again."""
         return self.storage / "cache"
 
     def job_dir(self, job_uid: str) -> Path:

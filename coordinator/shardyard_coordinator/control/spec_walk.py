@@ -1,4 +1,4 @@
-"""What a spec names, found in one walk over it: a new task or source is seen without a word here."""
+"""Finds everything that a spec names, in one walk: a new task or source needs no change here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardyard.v1 import spec_pb2
 
 @dataclass(frozen=True)
 class WalkedSpec:
-    """A spec and what it names, in the order of its fields: made once, and handed on instead of the spec.
+    """A spec and everything it names, in the order of its fields: made once, and passed on instead of the spec.
 
     `uris` and `names` (of models and data sets) come with their field paths; `sources` are all models, tokenizers and
     data; `hubs` are models of the Hub. The spec must not change afterwards.
@@ -59,7 +59,7 @@ def _collect(message: Message, path: str, found: WalkedSpec) -> None:
 
 
 class _Meaning(Enum):
-    """What a field is to the walk."""
+    """The role of a field in the walk."""
 
     NOTHING = auto()
     URI = auto()

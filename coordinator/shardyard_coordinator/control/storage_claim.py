@@ -1,7 +1,7 @@
-"""A storage belongs to one store: the sweeps remove what their store does not know, so nobody else's may lie there.
+"""A storage belongs to one store: its sweeps remove folders that the store does not know.
 
-Absent is not empty: if the store has jobs or models, a storage without its claim is a mount that is missing, and is
-never started over. A storage of a version that wrote no claim is recognised by the folders of the store's own jobs.
+A missing mount is not an empty storage: if the store has jobs or models, a storage without its claim is never
+initialised. A storage of a version that wrote no claim is recognised by the folders of the store's own jobs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_LOOKED_AT = 5000
 
 @dataclass(frozen=True)
 class _Found:
-    """What is in the storage root: its claim, the uids of folders, which kinds are not empty, which folders exist."""
+    """The content of the storage root: its claim, uids of folders, kinds that are not empty, and folders that exist."""
 
     owner: str
     uids: tuple[str, ...]
@@ -37,7 +37,7 @@ class _Found:
 
 
 async def claim_storage(storage: Path, store: Store) -> None:
-    """Makes the storage's folders, and the storage this store's own.
+    """Makes the storage's folders, and claims the storage for this store.
 
     Raises: StorageForeign, StorageMissing, FolderShared, OSError.
     """
@@ -63,7 +63,7 @@ def _look(storage: Path) -> _Found:
 
 
 def _check(storage: Path, store_id: str, found: _Found, holdings: Holdings) -> None:
-    """Raises unless a storage without this store's claim may become its own."""
+    """Raises unless this store may claim the storage."""
     if found.owner:
         raise _foreign(storage, f"belongs to the store {found.owner[:64]!r}, not to this one, {store_id}")
     if holdings.recognises:

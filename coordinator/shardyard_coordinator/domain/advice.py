@@ -1,4 +1,4 @@
-"""What a cause means for the user, and the next step: filled into a FailureReport that does not say."""
+"""The message and next step of each cause, for a FailureReport that has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardyard_coordinator.domain.causes import Cause
 
 
 class Advice(NamedTuple):
-    """What happened, and what to do."""
+    """What happened, and the next step."""
 
     message: str
     next_step: str

@@ -55,12 +55,12 @@ class Blame(StrEnum):
 class Verdict:
     """What follows from a cause.
 
-    `retries` is how many times in a row the cause is tried again (None: as often as it happens while checkpoints are
-    made in between, `retries_without_progress` times otherwise). The back-off before try n is drawn from
+    `retries` is how often in a row the job is retried after the cause (None: always while checkpoints are made in
+    between, `retries_without_progress` times otherwise). The back-off before try n is drawn from
     0 to `backoff_s` × 2ⁿ, at most `backoff_max_s` (full jitter).
 
     `needs_person`: when the retries are used up, a person can fix it outside the job: the job is paused, not failed.
-    `may_pass`: time or another node may fix it, so the same failure at the same step does not predict the next try.
+    `may_pass`: time or another node may fix it, so the same failure at the same step may not happen again.
     """
 
     blame: Blame
@@ -111,7 +111,7 @@ VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
         Cause.DRAINED: _FREE,
         Cause.GPU_FAULT: Verdict(Blame.HARDWARE, 3, may_pass=True),
         Cause.CHECKPOINT_CORRUPT: Verdict(Blame.STORAGE, 0, needs_person=True),
-        # About a quarter of an hour to make room; then a person has to act.
+        # About 15 minutes to make room; then a person has to act.
         Cause.STORAGE_FULL: Verdict(Blame.STORAGE, 8, 30.0, needs_person=True, may_pass=True),
         Cause.STORAGE_NOT_WRITABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),
         Cause.STORAGE_UNAVAILABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),

@@ -44,7 +44,7 @@ class Refused(Exception):
         return MEANINGS[self.reason].code
 
     def fresh_copy(self) -> Refused:
-        """The same refusal, never raised: the traceback of a raised one keeps its callers' variables in memory."""
+        """The same refusal, never raised: a raised one keeps its callers' variables in memory with its traceback."""
         return Refused(
             self.reason,
             self.message,

@@ -37,7 +37,7 @@ class EventKind(IntEnum):
 class NewJob:
     """A job to accept. `description` is a Job with only labels, annotations and external_uri.
 
-    `warnings` are events of what its plan warns of: they follow the first one.
+    `warnings` are the events of its plan's warnings, which follow the first event.
     """
 
     project: str
@@ -137,7 +137,7 @@ class JobRecord:
 
 
 class QueuedJob(NamedTuple):
-    """What the scheduling loop reads of a job that waits; `position` is its place in line, from 1."""
+    """The columns of a waiting job for the scheduling loop; `position` is its place in line, from 1."""
 
     id: int
     uid: str
@@ -161,7 +161,7 @@ class QueuedJob(NamedTuple):
 
 
 class LineJob(NamedTuple):
-    """What is enough to find out who starts: a job in its place of the line."""
+    """The columns of a waiting job that decide whether it starts."""
 
     priority: int
     id: int
@@ -172,7 +172,7 @@ class LineJob(NamedTuple):
 
 
 class HeldSlots(NamedTuple):
-    """What a live attempt holds: (node, workers on it) pairs, and the slots of a worker."""
+    """The slots of a live attempt: (node, workers on it) pairs, and the slots of a worker."""
 
     job_uid: str
     epoch: int
@@ -181,7 +181,7 @@ class HeldSlots(NamedTuple):
 
 
 class CreatedJob(NamedTuple):
-    """What became of a submission; `existed`: the request id had already made it."""
+    """The job of a submission; `existed`: the same request had made it before."""
 
     job: JobRecord
     existed: bool
@@ -189,7 +189,7 @@ class CreatedJob(NamedTuple):
 
 @dataclass(frozen=True)
 class EventDraft:
-    """An event before it has a place: `payload` is a JobEvent with only its payload set."""
+    """An event without a sequence yet: `payload` is a JobEvent with only its payload set."""
 
     kind: EventKind
     payload: bytes
@@ -294,7 +294,7 @@ class MetricSeries:
 
 
 class ResourceKind(StrEnum):
-    """What is uploaded, or made by a job; the value is its collection in names."""
+    """Kinds of resources; the value is the collection in names."""
 
     MODEL = "models"
     DATASET = "datasets"
@@ -320,7 +320,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class NewUpload:
-    """A model or data set whose files are going to arrive in the folder `path`."""
+    """A model or data set to add, with its files in the folder `path`."""
 
     kind: ResourceKind
     project: str
@@ -334,7 +334,7 @@ class NewUpload:
 
 @dataclass(frozen=True)
 class ResourceRecord:
-    """A model or data set. `description` is a Model with only what describes it."""
+    """A model or data set. `description` is a Model with only its descriptive fields."""
 
     id: int
     uid: str

@@ -1,4 +1,4 @@
-"""What goes wrong inside the coordinator when a guarded write meets a world that has moved on."""
+"""Errors of guarded writes: the row has changed since it was read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from shardyard_coordinator.domain.states import JobState
 
 
 class IllegalMove(Exception):
-    """A step that the table of states does not have: a defect of the caller."""
+    """The table of states does not allow the step: a defect of the caller."""
 
     def __init__(self, job_uid: str, current: JobState, target: JobState) -> None:
         super().__init__(f"job {job_uid} cannot go from {current} to {target}")
@@ -16,4 +16,4 @@ class IllegalMove(Exception):
 
 
 class StaleWrite(Exception):
-    """Somebody was faster: the row is not in the state, or the attempt not of the epoch, that the writer had read."""
+    """Another writer was faster: the row has another state, or the attempt another epoch, than the writer had read."""

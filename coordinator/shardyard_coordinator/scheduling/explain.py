@@ -1,4 +1,4 @@
-"""Why jobs wait, in words and numbers, from the pass of the policy that starts the others."""
+"""Explains why jobs wait, in words and numbers, from the same pass of the policy that starts jobs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Waiting:
 
 
 def explain(snapshot: Snapshot, now: int, policy: Policy) -> dict[str, Waiting]:
-    """Every pending job that would not start now, by its id."""
+    """The reason of every pending job that would not start now, by its id."""
     _, waiting = admit(snapshot, now, policy)
     positions = {job.job: position for position, job in enumerate(ranked(snapshot.pending), 1)}
     return waits(waiting, positions, now)
 
 
 def waits(waiting: Sequence[tuple[PendingJob, Blocked]], positions: Mapping[str, int], now: int) -> dict[str, Waiting]:
-    """The same for a pass that has been made; `positions` are the places in line."""
+    """The same for a finished pass; `positions` are the positions in line."""
     return {job.job: _waiting(blocked, positions[job.job], now) for job, blocked in waiting}
 
 

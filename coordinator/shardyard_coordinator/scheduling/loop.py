@@ -1,13 +1,14 @@
 """Load → decide → apply: the loop that carries out what the policy decides.
 
-A pass is made when something has changed (a job's state, the cluster) or a back-off ends. It first starts what fits: it
-reads the head of the line, and the rest of it only while slots are left; it decides when its read has ended, so that no
-snapshot of the store is held meanwhile; each start is a transaction of its own, guarded by what was read, so a stale
-decision changes nothing. Then it says why the others wait: an event when the reason changes, not when its numbers do.
+A pass is made when something has changed (a job's state, the cluster) or a back-off ends. It first starts jobs that
+fit: it reads the head of the line, and the rest only while slots are left; it decides after its read has ended, so
+that no snapshot of the store stays open; each start is a separate transaction, guarded by the values that were read, so
+a stale decision changes nothing. Then it explains why the others wait: an event when the reason changes, not when its
+numbers do.
 
-A long queue must not cost those who submit to it. So a pass decides in a thread, and the loop rests after it in
-proportion to the time that it took; saying why has a rest of its own, so that free slots do not wait for it. It tells
-so many reasons and no more: to the first in line, to who has none yet, and to a stretch of the others, which moves on.
+A long queue must not slow down submissions. So a pass decides in a thread, and the loop rests after it in proportion to
+the time that it took; explaining has its own rest, so that free slots do not wait for it. It writes a limited number of
+reasons: of the first jobs in line, of jobs without a reason, and of a moving stretch of the others.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ from shardyard_coordinator.store.store import Store
 _log = logging.getLogger(__name__)
 _WATCH_CLUSTER_S = 2.0
 _RETRY_S = 1.0
-# So many of the line are read at first: they take what is free, as a rule.
+# The number of jobs that are read first: usually they take all free slots.
 _HEAD = 512
-# The first in line, whose numbers every pass brings up to date; how many others a pass looks at; and at most how many
-# reasons, and as many numbers, it writes.
+# The first jobs in line, whose numbers every pass updates; how many others a pass examines; and how many new reasons,
+# and how many new numbers, it writes at most.
 _FIRST = 256
 _STRETCH = 512
 _MAX_CHANGED = 256
@@ -54,13 +55,13 @@ _ROWS_A_WRITE = 16
 _STARTS_AT_ONCE = 64
 TELL_ON_S = 0.2
 LOOK_ON_S = 2.0
-# Deciding takes at most a tenth of the time, and so does saying why.
+# Deciding takes at most a tenth of the time, and so does explaining.
 _REST = 9.0
-# While nothing is free, those who come find it so in few passes.
+# While nothing is free, new jobs need few passes.
 _FULL_REST_S = 0.1
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-# Why a job waits, and whether that is another reason than before.
+# Why a job waits, and whether the reason is new.
 _Reason = tuple[QueuedJob, job_pb2.PendingInfo, bool]
 
 
@@ -97,7 +98,7 @@ class SchedulingLoop:
         self._unsubscribe = store.subscribe(self._hear)
 
     def start(self) -> None:
-        """Begins; only after recovery, so that every slot that is held is known."""
+        """Starts the loop; only after recovery, so that all held slots are known."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -115,13 +116,13 @@ class SchedulingLoop:
         return sum(slots_of(node) for node in view.nodes), sum(free_slots(snapshot).values())
 
     async def step(self) -> float | None:
-        """One pass, whole; answers the seconds until the next one is due by itself, None if none is."""
+        """Makes a whole pass; returns the seconds until the next one is due by itself, None if none is."""
         self._seen = view = await self._launcher.cluster()
         ends = await self._start_gangs(view)
         return min((due for due in (self._until(ends), await self._say_why(view)) if due is not None), default=None)
 
     async def _start_gangs(self, view: ClusterView) -> float | None:
-        """Starts all that fits now; returns when the first back-off of the examined jobs ends, in seconds."""
+        """Starts all jobs that fit now; returns the end of the first back-off of the examined jobs, in seconds."""
         self._freed.clear()
         self._deciding_s = 0.0
         now_us = self._clock.now_us()
@@ -130,8 +131,8 @@ class SchedulingLoop:
         admission = Admission(free, now_us // 1_000_000, self._policy)
         self._full = admission.is_over
         if self._full:
-            return None  # Who waits need not be read.
-        # Read after what is held: a gang that ends meanwhile counts as running, which starts no job too early.
+            return None  # Waiting jobs need not be read.
+        # Read after the held slots: a gang that ends in between counts as running, so no job starts too early.
         line = await self._store.read_many(self._counted(partial(queue.head_of_line, most=_HEAD)))
         decide = self._counted(_decide)
         starts, ends = await asyncio.to_thread(decide, admission, line, view, now_us)
@@ -145,7 +146,7 @@ class SchedulingLoop:
         return ends
 
     def _counted(self, work: Callable[_P, _T]) -> Callable[_P, _T]:
-        """The same work, whose CPU time is counted: a busy machine makes no pass dearer, and its rest no longer."""
+        """The same work with its CPU time counted, so that a busy machine does not lengthen the rest."""
 
         def run(*args: _P.args, **keywords: _P.kwargs) -> _T:
             begun_s = time.thread_time()
@@ -180,7 +181,7 @@ class SchedulingLoop:
         self._collector.follow(key)
 
     async def _say_why(self, view: ClusterView) -> float | None:
-        """Tells why jobs wait; answers the seconds until there is more to tell."""
+        """Explains why jobs wait; returns the seconds until there is more to explain."""
         now_us = self._clock.now_us()
         live, queued = await self._store.read_many(partial(_waiting, place=self._place))
         look = partial(_look, now_us=now_us, policy=self._policy, place=self._place)
@@ -196,18 +197,18 @@ class SchedulingLoop:
         return None if ends is None else max(ends - self._clock.now_us() / 1e6, 0.0)
 
     async def _tell(self, made: _Explained) -> bool:
-        """Records why jobs wait: with an event if the reason is another one, without if its numbers are.
+        """Records why jobs wait: with an event if the reason is new, without one if only its numbers are.
 
-        False: it was left off, because a gang has ended.
+        False if it was interrupted, because a gang has ended.
         """
         rows: list[tuple[QueuedJob, bytes, EventDraft | None]] = []
         for job, info, is_new in made.reasons:
             event = encode.draft(EventKind.PENDING, job_pb2.JobEvent(pending=info)) if is_new else None
             rows.append((job, info.SerializeToString(), event))
-        # A few at a time: callers who submit meanwhile wait for one such write at most.
+        # A few at a time, so that submissions wait for one such write at most.
         for first in range(0, len(rows), _ROWS_A_WRITE):
             if self._freed.is_set():
-                return False  # Slots are waiting to be given away: the others get their reasons in the next pass.
+                return False  # Slots are free again: the remaining jobs get their reasons in the next pass.
             some = rows[first : first + _ROWS_A_WRITE]
             await self._store.write(partial(queue.set_pending, rows=some, now_us=self._clock.now_us()), SYSTEM)
         return True
@@ -230,7 +231,7 @@ class SchedulingLoop:
             await self._wait(pause_s)
 
     async def _turn(self) -> float | None:
-        """A pass whose second half is left out while it rests: free slots never wait for it."""
+        """A pass, without its second half while that rests, so that free slots never wait for it."""
         self._seen = view = await self._launcher.cluster()
         dues = [self._until(await self._start_gangs(view))]
         begun_s = time.monotonic()
@@ -243,7 +244,7 @@ class SchedulingLoop:
         return min((due for due in dues if due is not None), default=None)
 
     async def _wait(self, pause_s: float | None) -> None:
-        """Until something has changed: the store says so, the cluster is asked now and then."""
+        """Waits until the store reports a change, or the cluster is due to be looked at."""
         ends_s = None if pause_s is None else self._clock.monotonic_s() + pause_s
         while True:
             left = _WATCH_CLUSTER_S if ends_s is None else min(ends_s - self._clock.monotonic_s(), _WATCH_CLUSTER_S)
@@ -273,7 +274,7 @@ def _waiting(conn: Connection, place: int) -> tuple[list[HeldSlots], list[Queued
 def _decide(
     admission: Admission, line: Sequence[LineJob], view: ClusterView, now_us: int
 ) -> tuple[list[Start], float | None]:
-    """The starts among these, and when the first back-off ends; jobs are examined while slots are left."""
+    """The starts among these jobs, and the end of the first back-off; examines jobs while slots are left."""
     starts: list[Start] = []
     ends: float | None = None
     for first in range(0, len(line), _HEAD):
@@ -297,7 +298,7 @@ def _look(
     policy: Policy,
     place: int,
 ) -> _Explained | None:
-    """Why these wait; None if none waits."""
+    """Why these jobs wait; None if none waits."""
     if not queued:
         return None
     now = now_us // 1_000_000
@@ -306,7 +307,7 @@ def _look(
     due = {str(job.id): job for job in queued if _is_due(job, place)}
     changed, quiet = _reasons([each for each in waiting if each[0].job in due], due, now)
     left = [job.position for job, _, _ in changed[_MAX_CHANGED:]] + [queued[-1].position + 1] * cut
-    # Where reasons have changed, those of who comes next most likely have, too.
+    # If reasons have changed, those of the next jobs most likely have, too.
     hurry = bool(left) or any(job.pending for job, _, _ in changed)
     return _Explained(
         reasons=(*changed[:_MAX_CHANGED], *quiet[:_MAX_CHANGED]),
@@ -317,13 +318,13 @@ def _look(
 
 
 def _is_due(job: QueuedJob, place: int) -> bool:
-    """Whether a pass over the stretch after `place` says why the job waits."""
+    """Whether a pass over the stretch after `place` explains this job."""
     in_turn = job.position <= _FIRST or place < job.position <= place + _STRETCH
     return in_turn or job.pending is None or job.not_before_us > 0
 
 
 def _next_place(place: int, left: int | None, *, ends: bool) -> int:
-    """Where the next stretch begins: here again if somebody of it is left, at the first one after the line's end."""
+    """Where the next stretch begins: here again if jobs of it are left, at the front after the line's end."""
     if left is not None and left <= place + _STRETCH:
         return place
     return _FIRST if ends else place + _STRETCH
@@ -332,7 +333,7 @@ def _next_place(place: int, left: int | None, *, ends: bool) -> int:
 def _reasons(
     waiting: Sequence[tuple[PendingJob, Blocked]], queued: Mapping[str, QueuedJob], now: int
 ) -> tuple[list[_Reason], list[_Reason]]:
-    """Those that need an event, and those whose numbers alone have changed; in the order of the queue."""
+    """The reasons that need an event, and those with new numbers only, in the order of the queue."""
     changed, quiet = [], []
     for key, wait in waits(waiting, {key: job.position for key, job in queued.items()}, now).items():
         job, info = queued[key], _pending_info(wait)

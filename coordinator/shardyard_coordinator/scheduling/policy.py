@@ -1,9 +1,9 @@
 """Which pending gang starts where: a pure function of what is known (docs/scheduling.md).
 
 What it promises: a gang starts whole or not at all; no slot is held twice; the same snapshot gives the same decisions,
-byte for byte, in any process; and what could start is not left behind. Pending jobs are taken by priority, then in the
-order of their first submission. One that does not fit is passed over (SKIP), so that slots never idle for it; it comes
-first again in the next pass. There is no clock and no I/O in here; times are integer seconds.
+byte for byte, in any process; and every job that could start does start. Pending jobs are taken by priority, then in
+the order of their first submission. A job that does not fit is skipped (SKIP), so that slots never idle for it; it
+comes first again in the next pass. There is no clock and no I/O in here; times are integer seconds.
 
 `Admission` is one pass, fed job by job: the loop stops feeding it when no slot is left. `admit` feeds it a whole
 snapshot, to say why jobs wait.
@@ -54,9 +54,9 @@ class Constraint(StrEnum):
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A node: what it has in all; what neither gangs of the snapshot nor others hold of it is free.
+    """A node with all of its slots; those that neither gangs of the snapshot nor others hold are free.
 
-    `used`: slots that the cluster says are held, by those gangs or by others, in a cluster that is shared.
+    `used`: slots that are held according to the cluster, by those gangs or, in a shared cluster, by others.
     """
 
     id: str
@@ -69,7 +69,7 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class PendingJob:
-    """A job that waits. `order` is its first submission's; `sizes` are the legal numbers of workers, descending."""
+    """A waiting job. `order` is that of its first submission; `sizes` are the legal numbers of workers, descending."""
 
     job: str
     order: int
@@ -95,7 +95,7 @@ class RunningJob:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a decision may look at. `generation` is the last event applied."""
+    """Everything that a decision may depend on. `generation` is the last event applied."""
 
     pending: tuple[PendingJob, ...] = ()
     running: tuple[RunningJob, ...] = ()
@@ -123,7 +123,7 @@ class Start:
 
 
 class Blocked(NamedTuple):
-    """Why not: slots needed, slots free, whom it waits for, and until when if that is known (0: not).
+    """Why a job does not start: slots needed, slots free, the job it waits for, and until when if known (0: not).
 
     `others`: slots that are held, but not by this service's gangs.
     """
@@ -137,7 +137,7 @@ class Blocked(NamedTuple):
 
 
 def admit(snapshot: Snapshot, now: int, policy: Policy) -> tuple[list[Start], list[tuple[PendingJob, Blocked]]]:
-    """One whole pass over the pending jobs in their order: who starts, and who waits for what."""
+    """One whole pass over the pending jobs in their order: the starts, and why the others wait."""
     admission = Admission(snapshot, now, policy)
     starts: list[Start] = []
     waiting: list[tuple[PendingJob, Blocked]] = []
@@ -151,7 +151,7 @@ def admit(snapshot: Snapshot, now: int, policy: Policy) -> tuple[list[Start], li
 
 
 def ranked(pending: Sequence[PendingJob]) -> list[PendingJob]:
-    """Whose turn it is: the higher priority first, then the earlier submission."""
+    """The order of jobs: the higher priority first, then the earlier submission."""
     return sorted(pending, key=lambda job: (-job.priority, job.order, job.job))
 
 
@@ -162,13 +162,13 @@ def admits(node: NodeInfo, job: PendingJob) -> bool:
 
 
 def free_slots(snapshot: Snapshot) -> dict[str, int]:
-    """The free slots of every node; never less than none, even of a node that has shrunk."""
+    """The free slots of every node; never negative, even if a node has shrunk."""
     held = _held_slots(snapshot)
     return {node.id: max(node.slots - max(held[node.id], node.used), 0) for node in snapshot.nodes}
 
 
 def _held_slots(snapshot: Snapshot) -> dict[str, int]:
-    """What the snapshot's gangs hold of every node."""
+    """The slots of every node that gangs of the snapshot hold."""
     held = {node.id: 0 for node in snapshot.nodes}
     for gang in snapshot.running:
         for node, workers in gang.placement:
@@ -178,10 +178,10 @@ def _held_slots(snapshot: Snapshot) -> dict[str, int]:
 
 
 class Admission:
-    """One pass: jobs are considered in their order, and who starts holds its slots for the others.
+    """One pass: jobs are considered in their order, and each start takes its slots from the free ones.
 
-    Jobs of one class (accelerator, nodes avoided, sizes, slots a worker) are one to it: what is free for them is summed
-    once, and what did not fit in this pass is not tried again, because slots only become fewer.
+    Jobs of one class (accelerator, nodes avoided, sizes, slots per worker) are treated alike: their free slots are
+    summed once, and a class that did not fit in this pass is not tried again, because slots only become fewer.
     """
 
     def __init__(self, snapshot: Snapshot, now: int, policy: Policy) -> None:
@@ -222,7 +222,7 @@ class Admission:
         if start is not None:
             return start
         self._failed.add(kind)
-        # Only who could run now, but for room, holds the others back.
+        # Only a job that lacks nothing but slots holds the others back.
         self._stuck = self._backfill is Backfill.NONE
         constraint = Constraint.FRAGMENTED if have >= need else Constraint.INSUFFICIENT_SLOTS
         return Blocked(constraint, need, have, others=whole.held_by(self._others))
@@ -261,7 +261,7 @@ class Admission:
 
 
 class _Room:
-    """Nodes that one class of jobs may use, by their slots: (slots, id), the fewest first."""
+    """The nodes that one class of jobs may use, as (slots, id), the fewest slots first."""
 
     def __init__(self, nodes: Sequence[str], slots: Mapping[str, int]) -> None:
         self._nodes = frozenset(nodes)
@@ -276,15 +276,15 @@ class _Room:
         return self._others
 
     def change(self, node: str, before: int, after: int) -> None:
-        """A node of anybody's has other slots now."""
+        """Updates the slots of a node, if it is one of these."""
         if node in self._nodes:
             del self._order[bisect_left(self._order, (before, node))]
             insort(self._order, (after, node))
             self.total += after - before
 
     def place(self, workers: int, per: int) -> Placement:
-        """Where so many workers of `per` slots fit: on one node if one is free enough (the fullest such), else on the
-        emptiest nodes, the last one chosen as tightly as possible; empty: nowhere.
+        """Places workers of `per` slots each: on one node with enough free slots (the fullest such node), else on the
+        emptiest nodes, with the tightest fit for the last one; empty if they fit nowhere.
         """
         if self.total < per * workers:
             return ()

@@ -1,4 +1,4 @@
-"""What a decision looks at, loaded: rows of the store and the cluster as it is."""
+"""Loads the snapshot for a decision from rows of the store and the current cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardyard_coordinator.launch.node_shape import gpu_kind, largest_gpu_kind
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.scheduling.policy import CPU, NodeInfo, PendingJob, RunningJob, Snapshot
 
-# No back-off is longer. A time further ahead was written before the wall clock was set back, and is ignored.
+# The longest back-off. A later time was written before the wall clock was set back, and is ignored.
 _MAX_WAIT_S = 300
 
 
@@ -26,9 +26,9 @@ def load_snapshot(
 
 
 def pending_jobs(queued: Sequence[QueuedJob | LineJob], view: ClusterView, now_us: int) -> tuple[PendingJob, ...]:
-    """Jobs that wait, as a decision looks at them; known by their row's number."""
+    """Waiting jobs in the form of the policy, named by their row ids."""
     now = now_us // 1_000_000
-    # Counted once for all of them, not for each.
+    # Counted once for all jobs.
     most = largest_gpu_kind(view.nodes)
     return tuple(
         PendingJob(

@@ -1,4 +1,4 @@
-"""All services behind the guard: what is served, from the descriptors."""
+"""Puts all services behind the guard; the descriptors say which methods are served."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Info:
 
 
 def make_door(limits: Limits) -> Door:
-    """The port of an App that is still to come. Made inside the loop that serves it."""
+    """The port of an App that is made later. Must be made inside the loop that serves it."""
     names = [service.full_name for service in descriptors()]
     health, catalogue = Health(names), reflection.Catalogue(FILES)
     own: list[Service] = [health, *(reflection.Reflection(file, catalogue) for file in reflection.FILES)]
@@ -74,8 +74,7 @@ def make_door(limits: Limits) -> Door:
 
 
 class App:
-    """The gRPC face of the coordinator. Made inside the loop that serves it; behind a `door` that is open already, or
-    with one of its own."""
+    """The gRPC face of the coordinator, made inside the loop that serves it; uses an open `door`, or makes one."""
 
     def __init__(
         self, parts: Parts, info: Info, intervals: Intervals | None = None, *, door: Door | None = None
@@ -105,7 +104,7 @@ class App:
         ]
 
     def bind(self, address: str) -> int:
-        """Binds its own door and answers the port; raises OSError if that cannot be."""
+        """Binds its own door and returns the port; raises OSError if that fails."""
         return self._door.server.bind(address)
 
     async def start(self) -> None:

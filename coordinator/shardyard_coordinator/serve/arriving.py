@@ -1,6 +1,6 @@
-"""The files of an upload while they arrive: each chunk is checked, then written where it belongs.
+"""The files of an upload while they arrive: each chunk is checked, then written to its file.
 
-Files and folders are the service's alone (0600, 0700). A file is made when its first bytes come.
+Only the service can read the files and folders (0600, 0700). A file is made when its first bytes arrive.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Arriving:
         self.missing -= num_bytes
 
     def ended_early(self) -> Refused:
-        """For an upload that ends with bytes missing."""
+        """The error of an upload that ends with bytes missing."""
         found: list[FieldViolation] = []
         for at, (file, size) in enumerate(zip(self.files, self.committed, strict=True)):
             if size < file.size_bytes and len(found) < _NAMED:
@@ -69,7 +69,7 @@ class Arriving:
 
 
 def mismatch(field: str, text: str, **metadata: str) -> Refused:
-    """For what breaks the announcement."""
+    """The error of a message that contradicts the header."""
     return refused_fields([FieldViolation(field, text, Reason.UPLOAD_MISMATCH, metadata)])
 
 
@@ -87,7 +87,7 @@ class Writer:
         self.unsynced = 0
 
     def write(self, chunk: transfer_pb2.Chunk) -> None:
-        """Appends a checked chunk; nothing once it is closed. Raises: OSError."""
+        """Appends a checked chunk; does nothing once it is closed. Raises: OSError."""
         with self._lock:
             if self._closed or not chunk.data:
                 return
@@ -105,14 +105,14 @@ class Writer:
             self.unsynced += len(chunk.data)
 
     def sync(self) -> dict[str, int]:
-        """Makes what was written durable; the files that it was written to, with their sizes."""
+        """Makes everything written durable; returns the changed files with their sizes."""
         with self._lock:
             self._sync_file()
             touched, self._touched, self.unsynced = sorted(self._touched), set(), 0
             return {self._arriving.files[at].path: self._arriving.committed[at] for at in touched}
 
     def close(self) -> None:
-        """Lets go of the open file; nothing is written from here on."""
+        """Closes the open file; later writes do nothing."""
         with self._lock:
             self._closed = True
             self._release()
@@ -128,9 +128,9 @@ class Writer:
 
 
 def _open(folder: Path, path: str, offset: int) -> FileIO:
-    """The file, cut to what was committed: what lies beyond may not have reached the disk whole.
+    """Opens the file, cut to its committed bytes: later bytes may be incomplete on the disk.
 
-    Unbuffered: what a full disk has refused is not tried again by a flush.
+    Unbuffered, so that no flush repeats a write that a full disk has refused.
     """
     make_folders(folder, [path])
     descriptor = os.open(folder / path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
@@ -144,7 +144,7 @@ def _open(folder: Path, path: str, offset: int) -> FileIO:
 
 
 def make_folders(folder: Path, paths: Iterable[str]) -> None:
-    """The folders below `folder` that the files lie in, for the service alone."""
+    """Makes the folders of the files below `folder`, readable by the service alone."""
     for path in paths:
         parents = [folder / parent for parent in reversed(Path(path).parents) if parent.name]
         for parent in parents:
@@ -152,14 +152,14 @@ def make_folders(folder: Path, paths: Iterable[str]) -> None:
 
 
 def cut(folder: Path, files: Iterable[FileRecord]) -> None:
-    """Cuts each file to its committed bytes; one that is not there is left out."""
+    """Cuts each file to its committed bytes; missing files are skipped."""
     for file in files:
         if (path := folder / file.path).exists():
             os.truncate(path, file.committed_bytes)
 
 
 def make_empty(folder: Path, files: Iterable[FileRecord]) -> None:
-    """Makes the files that no bytes come for."""
+    """Makes the files that have no bytes."""
     empty = [file.path for file in files if not file.size_bytes]
     make_folders(folder, empty)
     for path in empty:
@@ -183,7 +183,7 @@ def differing(folder: Path, files: Sequence[FileRecord]) -> list[FileRecord]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The entries of the files are as durable as their bytes."""
+    """Makes the entries of a folder durable, as the bytes of its files are."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""One call on its way through the guard, and what a method is made of."""
+"""One call on its way through the guard, and the parts of a method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Call:
 
     @property
     def actor(self) -> Actor:
-        """For the store: who makes the change."""
+        """The actor that the store records with a change."""
         return Actor(self.principal, self.method, self.request_id)
 
 
@@ -39,12 +39,12 @@ class Service(Protocol):
     full_name: str
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method of the service."""
+        """The behaviour of each method, by name."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method that is served: its path `/package.Service/Method`, its types and what it does."""
+    """A method that is served: its path `/package.Service/Method`, its types and its behaviour."""
 
     path: str
     request_type: type[Message]
@@ -55,7 +55,7 @@ class Method:
 
 
 def method_of(descriptor: MethodDescriptor, request_type: type[Message], behaviour: Behaviour) -> Method:
-    """The method of a descriptor."""
+    """Makes the method of a descriptor."""
     return Method(
         path=f"/{descriptor.containing_service.full_name}/{descriptor.name}",
         request_type=request_type,

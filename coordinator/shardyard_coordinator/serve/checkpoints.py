@@ -25,7 +25,7 @@ class CheckpointService:
         self._parts = parts
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {"GetCheckpoint": self.get, "ListCheckpoints": self.list}
 
     async def get(self, request: pb.GetCheckpointRequest, _call: Call) -> pb.Checkpoint:

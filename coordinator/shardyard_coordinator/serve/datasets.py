@@ -29,7 +29,7 @@ class DatasetService:
         self._uploads = uploads
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {
             "CreateDataset": self.create,
             "GetDataset": self.get,
@@ -39,19 +39,19 @@ class DatasetService:
         }
 
     async def create(self, messages: AsyncIterator[pb.CreateDatasetRequest], call: Call) -> pb.Dataset:
-        """Uploaded files, whole and checked."""
+        """Receives an upload; returns the data set, complete and checked."""
         record = await self._uploads.receive(_KIND, cast(AsyncIterator[UploadMessage], messages), call)
         return await self._get(record.name)
 
     async def get(self, request: pb.GetDatasetRequest, _call: Call) -> pb.Dataset:
-        """One data set; while it is being uploaded its files tell how far."""
+        """Returns one data set; during an upload its files show the progress."""
         return await self._get(request.name)
 
     async def _get(self, name: str) -> pb.Dataset:
         return await describe(self._parts, _KIND, name, encode.resource_to_dataset)
 
     async def list(self, request: pb.ListDatasetsRequest, _call: Call) -> pb.ListDatasetsResponse:
-        """The newest first, without their files: those that are READY, or with `show_uploading` all."""
+        """Lists data sets that are READY, or with `show_uploading` all, the newest first, without their files."""
         project = self._parts.name("project", request.parent).project
         pages = Pages(self._parts.tokens, "datasets", request)
         after = pages.after()
@@ -76,6 +76,6 @@ class DatasetService:
     async def download(
         self, request: pb.DownloadDatasetRequest, _call: Call
     ) -> AsyncIterator[pb.DownloadDatasetResponse]:
-        """One file, from an offset on."""
+        """Sends one file from an offset on."""
         async for chunk in download(self._parts, _KIND, request.name, request.path, request.offset):
             yield pb.DownloadDatasetResponse(chunk=chunk)

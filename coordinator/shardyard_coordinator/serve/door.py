@@ -1,6 +1,6 @@
-"""The port, which is there before the store is: it is bound first, and its health says that no call is served yet.
+"""The port, bound before the store is open; until then its health says that no call is served.
 
-A call that comes before the services do waits for them, shortly; then it is answered UNAVAILABLE STARTING with a delay.
+A call that arrives before the services are ready waits briefly, then gets UNAVAILABLE STARTING with a delay.
 Health and reflection answer at once.
 """
 
@@ -22,13 +22,13 @@ from shardyard_coordinator.serve.guard import GuardedServer
 from shardyard_coordinator.serve.health import Health
 
 _PATIENCE_S = 10.0
-# What is left of a caller's time for the answer's way back.
+# Time reserved for sending the answer before the caller's deadline.
 _ANSWER_S = 0.5
 _Real = Mapping[str, Mapping[str, Behaviour]]
 
 
 class Late:
-    """Services whose behaviours are still to come; `open` brings them."""
+    """Services whose behaviours come later, by `open`."""
 
     def __init__(self, descriptors: Iterable[ServiceDescriptor]) -> None:
         self._real: asyncio.Future[_Real] = asyncio.get_running_loop().create_future()
@@ -43,7 +43,7 @@ class Late:
         ]
 
     def open(self, services: Iterable[Service]) -> None:
-        """Lets the calls through, also those that wait; KeyError if a method has no behaviour."""
+        """Serves all calls, also those that wait; KeyError if a method has no behaviour."""
         real = {service.full_name: service.behaviours() for service in services}
         for each in self._descriptors:
             for method in each.methods:
@@ -86,24 +86,24 @@ class _LateService:
     made: Mapping[str, Behaviour]
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return self.made
 
 
 @dataclass(frozen=True)
 class Door:
-    """The server, its health, and what is behind it once `late` is open."""
+    """The server, its health, and the services, once `late` is open."""
 
     server: GuardedServer
     health: Health
     late: Late
 
     async def start(self, address: str) -> int:
-        """Binds and begins to answer; the port. Raises: OSError if the address is taken or not this machine's."""
+        """Binds, begins to answer, returns the port. Raises: OSError if the address is taken or not this machine's."""
         port = self.server.bind(address)
         await self.server.start()
         return port
 
     async def close(self) -> None:
-        """Stops answering at once; for a start that came to nothing. Idempotent."""
+        """Stops answering at once, after a failed start. Idempotent."""
         await self.server.stop(0)

@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 async def download(
     parts: Parts, kind: ResourceKind, name: str, path: str, offset: int
 ) -> AsyncIterator[transfer_pb2.DownloadChunk]:
-    """The file's chunks from the offset on, none if that is its end; what ends in order has brought the whole file."""
+    """The file's chunks from the offset on, none at its end; a stream that ends with OK has sent the whole file."""
     parsed = parts.name(_NAMES[kind], name)
 
     def look(conn: Connection) -> tuple[ResourceRecord, FileRecord]:
@@ -82,7 +82,7 @@ async def find(parts: Parts, kind: ResourceKind, name: str) -> ResourceRecord:
 async def describe(
     parts: Parts, kind: ResourceKind, name: str, encode: Callable[[ResourceRecord, list[FileRecord]], _T]
 ) -> _T:
-    """What `encode` makes of a resource and its files, in the reader's thread: there may be very many files.
+    """Encodes a resource and its files in the reader's thread, because there may be very many files.
 
     Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND.
     """
@@ -96,17 +96,17 @@ async def describe(
 
 
 def ready(record: ResourceRecord) -> None:
-    """Refused MODEL_NOT_READY or DATASET_NOT_READY while it is being uploaded."""
+    """Raises Refused MODEL_NOT_READY or DATASET_NOT_READY while the resource is being uploaded."""
     if record.state is not ResourceState.READY:
         reason = Reason.MODEL_NOT_READY if record.kind is ResourceKind.MODEL else Reason.DATASET_NOT_READY
         raise Refused(reason, f"`{record.name}` is still being uploaded; finish the upload first")
 
 
 def _open(claim: worker_pb2.StorageClaim, record: ResourceRecord, file: FileRecord, offset: int) -> BinaryIO:
-    """The last part of the path is never followed: nothing that replaced the file is read instead.
+    """Opens the file at the offset. A link in place of the file is not followed.
 
-    Raises: Refused FILE_DAMAGED if the file has not the size that was recorded: its bytes would not be the file's.
-    StorageFailed if the storage is not there: its files are not damaged for that.
+    Raises: Refused FILE_DAMAGED if the file does not have its recorded size; StorageFailed if the storage is not
+    mounted, because then the file is not damaged.
     """
     try:
         stream = open(Path(record.path) / file.path, "rb", opener=_open_itself)  # noqa: SIM115 - the stream is closed by who reads it.

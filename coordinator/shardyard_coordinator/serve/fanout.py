@@ -1,8 +1,8 @@
 """Events on their way to watchers: a cursor per watcher over one ring and the store.
 
-The ring is fed after each commit, never before. A watcher owns no queue: it reads on from its cursor when it has
-written, from the ring where that still reaches back far enough and from the store where not: a slow reader costs nobody
-anything. An event is encoded once for all watchers.
+The ring is fed after each commit, never before. A watcher has no queue: after each write it continues from its cursor,
+in the ring if that reaches back far enough, else in the store. So a slow reader costs the others nothing. An event is
+encoded once for all watchers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _TERMINAL = frozenset({job_pb2.STATE_SUCCEEDED, job_pb2.STATE_FAILED, job_pb2.ST
 
 
 def metrics_of(job_uid: str) -> str:
-    """What is woken when a job has new metrics."""
+    """The key that is woken when a job has new metrics."""
     return f"{job_uid}/metrics"
 
 
 def logs_of(job_uid: str) -> str:
-    """What is woken when a job has new log lines."""
+    """The key that is woken when a job has new log lines."""
     return f"{job_uid}/logs"
 
 
@@ -59,7 +59,7 @@ class Entry:
 
 
 class Fanout:
-    """The ring, and who waits for which job."""
+    """The ring, and the waiters of each job."""
 
     def __init__(self, store: Store, *, ring_size: int = 32_768) -> None:
         self._store = store
@@ -72,7 +72,7 @@ class Fanout:
         self._unsubscribe = [store.subscribe(self._feed), store.subscribe_metrics(self._grown)]
 
     def drain(self) -> None:
-        """Wakes everybody who waits: the service is about to stop."""
+        """Wakes all waiters: the service is about to stop."""
         self.draining = True
         for waiters in self._waiting.values():
             for waiter in waiters:
@@ -103,15 +103,15 @@ class Fanout:
                 del self._jobs[oldest]
 
     def wake(self, key: str) -> None:
-        """Wakes who waits for the key: a job's uid, or what `metrics_of` and `logs_of` make of it."""
+        """Wakes the waiters of a key: a job's uid, or a key of `metrics_of` or `logs_of`."""
         for waiter in self._waiting.pop(key, ()):
             if not waiter.done():
                 waiter.set_result(None)
 
     @contextlib.contextmanager
     def interest(self, *keys: str) -> Iterator[asyncio.Future[None]]:
-        """A future that is done at the next event of a job, or the next wake of another key: taken before looking, so
-        that none is missed.
+        """A future that is done at the next event of a job, or the next wake of another key. Take it before looking, so
+        that nothing is missed.
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for key in keys:
@@ -127,7 +127,7 @@ class Fanout:
                         del self._waiting[key]
 
     async def changed(self, waiter: asyncio.Future[None], timeout_s: float) -> bool:
-        """Waits for an interest; whether there was an event."""
+        """Waits for an interest; returns whether there was an event."""
         done, _ = await asyncio.wait({waiter}, timeout=max(timeout_s, 0))
         return bool(done)
 
@@ -137,15 +137,15 @@ class Fanout:
         return own[-1].record.sequence if own else 0
 
     def mark(self) -> int:
-        """For `lapped`, taken before looking."""
+        """The position of the ring, for `lapped`; take it before looking."""
         return self._fed
 
     def lapped(self, mark: int) -> bool:
-        """Whether the ring has turned over since the mark: what a job has had since may stand in the store alone."""
+        """Whether the ring was refilled since the mark: newer events of a job may then be in the store only."""
         return self._fed - mark > self._ring_size
 
     async def after(self, job_uid: str, cursor: int) -> list[Entry]:
-        """The next events after the cursor, at most a batch; in order, but the first may leave a gap that expired."""
+        """The next events after the cursor, in order, at most a batch; expired events before them are missing."""
         own = self._jobs.get(job_uid)
         if own is not None and own[0].record.sequence <= cursor + 1:
             start = cursor + 1 - own[0].record.sequence

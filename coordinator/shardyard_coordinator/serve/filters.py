@@ -1,4 +1,4 @@
-"""Filters and orders of lists: `FIELD OP VALUE` joined by AND, a subset of AIP-160. No SQL is made of any text."""
+"""Filters and orders of lists: `FIELD OP VALUE` joined by AND, a subset of AIP-160. No text becomes SQL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AND: Final = re.compile(r"\s+AND(?=\s)")
 
 
 def parse_filter(text: str) -> list[Condition]:
-    """The conditions; Refused FILTER_INVALID with the column where it stops making sense."""
+    """Parses the conditions. Raises Refused FILTER_INVALID with the column of the error."""
     conditions: list[Condition] = []
     at, end = 0, len(text.rstrip())
     while at < end:

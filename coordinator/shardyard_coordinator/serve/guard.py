@@ -1,11 +1,11 @@
-"""The one door: every call of every service passes the guard, which turns whatever goes wrong into an honest status.
+"""Every call of every service passes the guard, which turns every error into a status with its reason.
 
 Handlers get bytes from grpc.aio (no deserializer) and are parsed here: bare aio answers undecodable bytes and
 exceptions with UNKNOWN and their text. The order: deadline, authentication, authorisation, in-flight limits, parsing,
 validation, the method itself. An exception's text goes to the log only, under an id that the caller gets.
 
-What a message holds is counted before it is parsed. A message of more than a thousand fields, or of much text, is
-parsed and validated in one thread beside the loop, one after the other: others are served meanwhile.
+The fields of a message are counted before it is parsed. A message of more than a thousand fields, or of much text, is
+parsed and validated in one thread beside the loop, one after the other, so that other calls are served meanwhile.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 def transport_options(limits: Limits) -> list[tuple[str, int]]:
-    """Options of the server: without `so_reuseport=0` two servers bind one port in silence."""
+    """Options of the server: without `so_reuseport=0` two servers bind the same port without an error."""
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
-        # Without these, many calls that come at once are ended by the transport, without a reason.
+        # Without these the transport ends calls of a burst without a reason.
         ("grpc.server.max_pending_requests", limits.max_pending_calls),
         ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_pending_calls),
         ("grpc.server_max_unrequested_time_in_server", 120),  # Seconds.
@@ -61,7 +61,7 @@ class GuardedServer:
         )
 
     def bind(self, address: str) -> int:
-        """Binds and answers the port; raises OSError if the address is taken or not this machine's."""
+        """Binds and returns the port; raises OSError if the address is taken or not this machine's."""
         try:
             port = cast(int, self._server.add_insecure_port(address))
         except RuntimeError as error:
@@ -93,7 +93,7 @@ class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 class Guard:
-    """Runs behaviours and answers for them."""
+    """Runs behaviours, and turns their errors into statuses."""
 
     def __init__(self, validate: Validate, limits: Limits) -> None:
         self._requests = Requests(validate, limits)
@@ -106,13 +106,13 @@ class Guard:
         self._run = secrets.token_hex(4)
 
     def drain(self) -> None:
-        """Ends every stream, and every one that is still to come, with DRAINING."""
+        """Ends every stream, and every later one, with DRAINING."""
         self._draining = True
         for task in self._streams:
             task.cancel()
 
     def close(self) -> None:
-        """Lets go of the thread for large messages."""
+        """Ends the thread for large messages."""
         self._requests.close()
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler:
@@ -184,15 +184,15 @@ class Guard:
     async def _run_stream(
         self, method: Method, request: Any, call: Call, context: grpc.aio.ServicerContext
     ) -> bytes | None:
-        """Reads and writes as the method's shape asks; a reader that takes nothing for long ends the stream."""
+        """Reads and writes by the method's shape; ends the stream if its reader takes nothing for too long."""
         message = self._each(method, request) if method.client_streaming else await self._requests.read(method, request)
         if not method.server_streaming:
             behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
             return (await behaviour(message, call)).SerializeToString()
         answers = cast(Callable[[Any, Call], AsyncIterator[Message | bytes]], method.behaviour)(message, call)
         try:
-            # By itself: a first write that is given up leaves grpc.aio thinking that this has still to be sent, and
-            # the status that says why can then not be.
+            # Sent separately: if a first write times out, grpc.aio believes that the metadata is still unsent, and then
+            # cannot send the status.
             await context.send_initial_metadata(())
             async for answer in answers:
                 await self._write(context, answer if isinstance(answer, bytes) else answer.SerializeToString())
@@ -242,7 +242,7 @@ def _draining() -> Refused:
 
 
 def _unexpected(call: Call) -> Refused:
-    """Logs the exception under an id of its own and answers with the id."""
+    """Logs the exception under a new id, and returns an error with that id."""
     error_id = secrets.token_hex(8)
     log.exception("error %s in %s, request %s", error_id, call.method, call.request_id)
     message = f"a defect of the service; its log has the details under {error_id}"

@@ -18,7 +18,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """The health of the whole service and of each part: all of them serve, or none does."""
+    """The health of the service and of each of its parts, which is the same for all."""
 
     full_name = "grpc.health.v1.Health"
 
@@ -34,7 +34,7 @@ class Health:
         changed.set_result(None)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {"Check": self.check, "Watch": self.watch}
 
     async def check(self, request: Any, _call: Call) -> Any:
@@ -46,7 +46,7 @@ class Health:
         return health_pb2.HealthCheckResponse(status=_SERVING if self._serving else _NOT_SERVING)
 
     async def watch(self, request: Any, _call: Call) -> AsyncIterator[Any]:
-        """A service's health now and whenever it changes; of an unknown one, that it is unknown."""
+        """Sends a service's health now and at each change; SERVICE_UNKNOWN for an unknown one."""
         while True:
             status = _SERVING if self._serving else _NOT_SERVING
             changed = self._changed

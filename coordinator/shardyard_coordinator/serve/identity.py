@@ -1,6 +1,6 @@
 """The identity of the files that a spec names: path, inode, size and times of each, checked at every call.
 
-A plan is kept under it, so it is never answered for files that have changed, or are gone, since it was made.
+Plans are cached under it, so no plan is returned for files that have changed or are gone since.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Named(NamedTuple):
 
 
 def identify(named: Named, roots: Sequence[str]) -> bytes:
-    """Of all files: that of the URIs, then that of the folders. Refused if a URI is not under a root or not regular.
+    """The identity of all files: the URIs, then the folders. Refused if a URI is outside the roots or not regular.
 
-    The worker that opens them checks again: what is checked here may have been replaced by then. One of the service's
-    own folders may be gone, which is an identity of its own: the planner says what is missed.
+    The worker that opens the files checks again, because they may be replaced meanwhile. A missing folder of the
+    service has an identity too: the planner reports it.
     """
     return _digest(_of_uris(named.uris, roots)) + _digest([_or_gone(folder) for folder in named.folders])
 
@@ -46,7 +46,7 @@ def hub_folders(hubs: Iterable[spec_pb2.HubModel], cache_dir: str) -> tuple[str,
 
 
 def are_pinned(hubs: Iterable[spec_pb2.HubModel]) -> bool:
-    """Whether they mean the same models forever: a branch of a Hub model moves."""
+    """Whether all name a commit: the branch of a Hub model may move."""
     return all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
@@ -89,7 +89,7 @@ def _identity(path: Path) -> str:
         for folder, _, files in os.walk(path):
             for name in sorted(files):
                 full = os.path.join(folder, name)  # noqa: PTH118 - as os.walk speaks.
-                # A link counts as what it leads to: that is what is read.
+                # Of a link its target counts, because that is what is read.
                 file = os.stat(full) if os.path.exists(full) else os.lstat(full)  # noqa: PTH110, PTH116 - as above
                 text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}\n"
     return text

@@ -1,8 +1,7 @@
-"""Questions to processes that open strangers' files, and what their ends mean to callers.
+"""Questions to the processes that open clients' files, and what their crashes mean to callers.
 
-What ends its process, takes too long or too much memory is refused as the input that it is, and the verdict is
-remembered: asked again, the same question is answered without being run. UNAVAILABLE is only what may go well another
-time without anybody changing anything.
+An input that ends its process, or takes too long or too much memory, is refused, and the verdict is remembered: the
+same question is then answered without running it again. UNAVAILABLE means that the same question may succeed later.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _NEXT_STEP = "leave out what is unusual in it"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a question is about, if its process has not said what it was reading; `prefix` goes before fields."""
+    """What a question is about, unless its process said what it was reading; `prefix` goes before fields."""
 
     field: str
     what: str
@@ -47,7 +46,7 @@ class Subject:
 
 
 class Questions:
-    """Asks the compute processes, and remembers what inputs they died of."""
+    """Asks the compute processes, and remembers the inputs that ended one."""
 
     def __init__(self, compute: Compute, limits: Limits) -> None:
         self._compute = compute
@@ -66,7 +65,7 @@ class Questions:
         network: bool = False,
         data_bytes: int = 0,
     ) -> bytes:
-        """Calls a function of the trainer in a process of its own, which may compute longer for more `data_bytes`.
+        """Calls a function of the trainer in a separate process, whose time limit grows with `data_bytes`.
 
         `key` identifies the request: the same one is the same function, request and content of files. Questions of one
         `route` name the same files. Raises Refused: the subject's reason, or INSPECTION_UNAVAILABLE.
@@ -81,7 +80,7 @@ class Questions:
         )
 
     async def ask(self, function: str, folder: str, request: bytes, call: Call, *, subject: Subject) -> bytes:
-        """Asks a model's process. A caller that leaves ends what has not begun; a verdict is remembered all the same.
+        """Asks a model's process. If the caller leaves, a question that has not begun is dropped; verdicts are kept.
 
         Raises Refused.
         """
@@ -128,13 +127,13 @@ class Questions:
 
 
 def still_looking(what: str = "what the spec names") -> Refused:
-    """The answer is still being computed, also without its caller: the next caller shares it."""
+    """The error while an answer is still being computed; the next caller shares it."""
     text = f"{what} is still being inspected; the inspection continues: ask again after the delay"
     return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=2.0)
 
 
 def not_in_time() -> Refused:
-    """No worker was free, or warm."""
+    """The error if no worker became free in time."""
     text = "no worker could look into it in time; try again after the delay"
     return Refused(Reason.INSPECTION_UNAVAILABLE, text, retry_after_s=1.0)
 
@@ -158,5 +157,5 @@ def _logged(call: Call, what: str) -> str:
 
 
 def _caller(call: Call) -> tuple[str, ...]:
-    """Callers take turns, and the connections of each."""
+    """The levels on which callers take turns: principals, then the connections of each."""
     return call.principal, call.peer

@@ -1,4 +1,4 @@
-"""JobService: a thin layer over submit, watch and the store, which decide."""
+"""JobService: a thin layer over submit, watch and the store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class JobService:
         self._fanout = fanout
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {
             "CreateJob": self._submitter.create,
             "GetJob": self.get,
@@ -56,11 +56,11 @@ class JobService:
         return encode.job_to_proto(await self._job(request.name))
 
     async def plan(self, request: pb.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
-        """What a job would need."""
+        """Plans a job; changes nothing."""
         return await self._submitter.plan(request, call)
 
     async def list(self, request: pb.ListJobsRequest, _call: Call) -> pb.ListJobsResponse:
-        """A page; it ends at its count or at 1 MiB."""
+        """Lists a page of jobs, which ends at its count or at 1 MiB."""
         project = self._parts.name("project", request.parent).project
         conditions = parse_filter(request.filter)
         order_by, desc = parse_order(request.order_by)
@@ -96,12 +96,12 @@ class JobService:
         return empty_pb2.Empty()
 
     async def cancel(self, request: pb.CancelJobRequest, call: Call) -> job_pb2.Job:
-        """Records the wish; the attempt's follower carries it out. With `lost` it ends at once."""
+        """Records the request; the attempt's follower carries it out. With `lost` the job ends at once."""
         wish = intentions.declare_lost if request.lost else jobs.request_cancel
         return await self._wish(wish, request, call, "cancel.recorded")
 
     async def pause(self, request: pb.PauseJobRequest, call: Call) -> job_pb2.Job:
-        """Records the wish, as above."""
+        """Records the request, as `cancel` does."""
         return await self._wish(intentions.request_pause, request, call, "pause.recorded")
 
     async def resume(self, request: pb.ResumeJobRequest, call: Call) -> job_pb2.Job:
@@ -123,7 +123,7 @@ class JobService:
         return encode.job_to_proto(job)
 
     async def wait(self, request: pb.WaitJobRequest, call: Call) -> job_pb2.Job:
-        """The job when it has ended, or as it is when the time is over or the service is stopping."""
+        """Returns the job when it has ended, or its current state after the timeout or when the service stops."""
         loop = asyncio.get_running_loop()
         timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9 if request.HasField("timeout") else MAX_WAIT_S
         until = loop.time() + min(timeout_s, MAX_WAIT_S)

@@ -1,7 +1,7 @@
-"""How much may be in flight at once. What is over a limit is refused at once, with a delay after which to try again.
+"""How much may be in flight at once. Calls over a limit are refused at once, with a delay for the retry.
 
-There is a pot for each kind of stream, so that watchers, however many, leave places for uploads, logs and `WaitJob`.
-What a person needs to see and to stop under load is never refused: Health, every Get and every Cancel.
+Each kind of stream has its own pot, so that any number of watchers leaves places for uploads, logs and `WaitJob`.
+Calls that a person needs under load are never refused: Health, every Get and every Cancel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEAVY_METHODS = frozenset(
         "/shardyard.v1.ModelService/Embed",
     }
 )
-# By method, the limit of its pot. WaitJob is not a stream, but also holds only a place.
+# The limit of each method's pot. WaitJob is not a stream, but holds a place just as long.
 _POTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "/shardyard.v1.JobService/WatchJob": "max_watches",
@@ -45,7 +45,7 @@ _UPLOADS: Final = frozenset({"/shardyard.v1.ModelService/CreateModel", "/shardya
 
 @dataclass(frozen=True)
 class Limits:
-    """Every bound of the door; GetServerInfo shows them."""
+    """All limits of the service's calls; GetServerInfo shows them."""
 
     max_message_bytes: int = 4 * 1024 * 1024
     max_message_nodes: int = 20_000
@@ -61,14 +61,14 @@ class Limits:
     max_downloads: int = 256
     max_health_watches: int = 1_000
     max_other_streams: int = 256
-    # A principal may have one in so many of each pot, but the one on loopback, who is alone, may have all.
+    # A principal may hold this fraction of each pot; the only principal on loopback may hold all of it.
     principals_per_pot: int = 10
     max_uploads: int = 8
     max_upload_bytes: int = 10 * 1024**3
     max_project_upload_bytes: int = 100 * 1024**3
     max_project_files: int = 250_000
     upload_idle_s: float = 60.0
-    # An upload that is idle for so long gives its place up to another one.
+    # An upload that is idle for this long gives up its place to another one.
     upload_yield_s: float = 2.0
     unary_timeout_s: float = 60.0
     slow_consumer_s: float = 60.0
@@ -78,13 +78,13 @@ class Limits:
 
 
 def is_never_shed(path: str) -> bool:
-    """Whether a unary method is served however much is in flight."""
+    """Whether a unary method is served under any load."""
     service, _, method = path[1:].partition("/")
     return service == "grpc.health.v1.Health" or method.startswith(("Get", "Cancel"))
 
 
 class InFlight:
-    """Counts what is in flight and refuses what is too much. Used from one loop only."""
+    """Counts calls in flight and refuses those over a limit. Used from one loop only."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -141,5 +141,5 @@ class InFlight:
                 del self._own[pot, principal]
 
     def _too_much(self, reason: Reason, message: str) -> Refused:
-        """Full jitter, so that those refused together do not come back together."""
+        """With full jitter, so that callers refused together do not return together."""
         return Refused(reason, f"{message}; try again after the delay", retry_after_s=0.1 + self._rng.random() * 2)

@@ -45,13 +45,13 @@ class Source:
 
     @property
     def key(self) -> str:
-        """Its place in a cursor."""
+        """Its key in a cursor."""
         return f"{self.attempt}.{self.rank}.{self.stream}"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which lines are asked for."""
+    """The requested lines."""
 
     rank: int | None
     attempt: int | None
@@ -59,7 +59,7 @@ class Chosen:
 
 
 def sources(job_dir: Path, chosen: Chosen) -> list[Source]:
-    """The log files that there are, attempt by attempt, rank by rank."""
+    """The existing log files, attempt by attempt, rank by rank."""
     found = []
     for folder in job_dir.glob("e[0-9]*"):
         if not folder.name[1:].isdigit():
@@ -78,7 +78,7 @@ def sources(job_dir: Path, chosen: Chosen) -> list[Source]:
 def read(
     found: list[Source], offsets: Mapping[str, int], chosen: Chosen, *, whole: frozenset[int] | None
 ) -> tuple[list[pb.LogLine], dict[str, int]]:
-    """A batch of lines after the offsets, and the offsets after it, which pass lines that are not asked for too.
+    """A batch of lines after the offsets, and the new offsets, which also skip lines that were not requested.
 
     A last line without a line break is still being written and left for later, unless its attempt is in `whole`: the
     attempts that have ended; None: all.
@@ -101,7 +101,7 @@ def read(
 
 
 def _lines(path: str, offset: int, *, ended: bool) -> Iterator[tuple[bytes, int]]:
-    """Lines from an offset on, each with the offset after it; one longer than a block is parted."""
+    """Lines from an offset on, each with the offset after it; one longer than a block is split."""
     with open(path, "rb") as file:
         file.seek(offset)
         while raw := file.readline(_BLOCK):
@@ -123,12 +123,12 @@ def parse(source: Source, raw: bytes) -> pb.LogLine:
             time = datetime.fromisoformat(head[1].replace(",", "."))
             line.time.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
         except ValueError:
-            pass  # Looks like a time, but there is no such day: the line stays, without one.
+            pass  # It looks like a time, but there is no such day: the line has none then.
     return line
 
 
 def tail_offsets(found: list[Source], num_lines: int) -> dict[str, int]:
-    """Offsets that leave the last lines of each rank and stream in its newest attempt; what is older is left out."""
+    """Offsets before the last lines of each rank and stream in its newest attempt; older attempts are skipped."""
     newest = {(each.rank, each.stream): each for each in found}
     kept = {each.key for each in newest.values()}
     offsets = {}
@@ -139,7 +139,7 @@ def tail_offsets(found: list[Source], num_lines: int) -> dict[str, int]:
 
 
 def _start_of_last(path: str, size: int, num_lines: int) -> int:
-    """The offset of the last lines, found by reading backwards from the end."""
+    """The offset of the last lines, found by reading backwards."""
     at, seen = size, 0
     with open(path, "rb") as file:
         while at > 0:

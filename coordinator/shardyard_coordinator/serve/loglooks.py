@@ -1,7 +1,7 @@
-"""Who follows the logs of a job is woken when its files have grown: one look for all followers of all jobs.
+"""Wakes the followers of a job's logs when its files have grown; one task looks for all followers of all jobs.
 
-Files do not announce that they have grown, least of all on a storage that several nodes share. So while one follows,
-one thread looks at the sizes of the followed jobs' files, in turns; a follower itself does nothing until it is woken.
+Files do not notify anybody when they grow, least of all on a storage that several nodes share. So while there are
+followers, one thread polls the sizes of their jobs' files; a follower itself does nothing until it is woken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LogLooks:
 
     @contextlib.contextmanager
     def following(self, job_uid: str, folder: Path) -> Iterator[None]:
-        """While inside, `logs_of(job_uid)` is woken when log files below the job's folder grow or come to be."""
+        """While inside, `logs_of(job_uid)` is woken when log files below the job's folder grow or appear."""
         job = self._jobs.setdefault(job_uid, _Job(folder))
         job.followers += 1
         if self._task is None:
@@ -56,7 +56,7 @@ def _grown(jobs: Mapping[str, _Job]) -> list[str]:
 
 
 class _Job:
-    """The log files of a job as they were seen last."""
+    """The log files of a job at the last look."""
 
     def __init__(self, folder: Path) -> None:
         self.followers = 0
@@ -68,9 +68,9 @@ class _Job:
         self._sizes: list[int] = []
 
     def has_grown(self) -> bool:
-        """Whether anything is other than at the last look; the first one says so too."""
+        """Whether anything has changed since the last look; true at the first one."""
         self._looks += 1
-        # A file that is made in the tick of a listing leaves the folder's time as it was.
+        # A file made in the same clock tick as a listing does not change the folder's time.
         changed = tuple(_time(each) for each in (str(self._folder), *self._folders))
         if changed != self._changed or self._looks % _LIST_ANEW == 1:
             self._list()
@@ -90,7 +90,7 @@ class _Job:
 
 
 def _paths(folder: str) -> dict[str, str]:
-    """By name what is in a folder: nothing if it is not there, or while its storage does not answer."""
+    """The entries of a folder by name; empty if it is missing or its storage does not answer."""
     try:
         with os.scandir(folder) as found:
             return {each.name: each.path for each in found}

@@ -1,4 +1,4 @@
-"""LogService: what the ranks wrote, from the files of the attempts, whatever became of Ray."""
+"""LogService: what the ranks wrote, from the files of the attempts; needs no Ray."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LogService:
         self._looks = LogLooks(fanout, intervals.poll_s)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {"TailLogs": self.tail}
 
     async def tail(self, request: pb.TailLogsRequest, _call: Call) -> AsyncIterator[pb.TailLogsResponse]:
@@ -56,7 +56,7 @@ class LogService:
     async def _batches(
         self, request: pb.TailLogsRequest, job_uid: str, folder: Path, chosen: Chosen, *, offsets: dict[str, int]
     ) -> AsyncIterator[pb.TailLogsResponse]:
-        """Looks when the job changes, its files grow, or a heartbeat is due: never by itself."""
+        """Looks when the job changes, its files grow, or a heartbeat is due; it does not poll."""
         loop = asyncio.get_running_loop()
         due_s = loop.time() + self._intervals.heartbeat_s
         while True:
@@ -72,7 +72,7 @@ class LogService:
                     yield pb.TailLogsResponse(lines=lines, cursor=cursor)
                     due_s = loop.time() + self._intervals.heartbeat_s
                 elif offsets != before:
-                    continue  # Everything read was under the level asked for; there may be more.
+                    continue  # All lines read were below the requested level; there may be more.
                 elif ended or not request.follow:
                     return
                 else:
@@ -88,7 +88,7 @@ class LogService:
 
 
 def _chosen(request: pb.TailLogsRequest, job: JobRecord) -> Chosen:
-    """What is asked for; Refused if the job has no such rank or attempt."""
+    """The requested lines; Refused if the job has no such rank or attempt."""
     found = []
     if request.HasField("rank") and request.rank >= job.workers:
         text = f"`{request.rank}`: the gang has ranks 0 to {job.workers - 1}; give one of them, or leave it out for all"
@@ -107,7 +107,7 @@ def _chosen(request: pb.TailLogsRequest, job: JobRecord) -> Chosen:
 
 
 def _ended(conn: Connection, job_uid: str) -> tuple[bool, frozenset[int]]:
-    """Whether the job has ended, and which attempts have: read before the files, so that nothing is missed."""
+    """Whether the job has ended, and the attempts that have. Read it before the files, so that no line is missed."""
     job = jobs.get_job_by_uid(conn, job_uid)
     live = {
         each.epoch for each in attempts.list_attempts(conn, job_uid, limit=1000) if each.state is not AttemptState.ENDED

@@ -18,7 +18,7 @@ from shardyard_coordinator.serve.watch import Intervals
 from shardyard_coordinator.store import encode, jobs, metrics
 
 MAX_POINTS = 100_000
-# A point has about 26 bytes on the wire: an answer stays under the clients' 4 MiB whatever is asked for.
+# A point takes about 26 bytes on the wire, so every answer stays under the clients' 4 MiB.
 MAX_ANSWER_POINTS = 120_000
 _BATCH_POINTS = 5_000
 
@@ -34,11 +34,11 @@ class MetricService:
         self._intervals = intervals
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {"QueryMetrics": self.query, "WatchMetrics": self.watch}
 
     async def query(self, request: pb.QueryMetricsRequest, _call: Call) -> pb.QueryMetricsResponse:
-        """The history; the limit that was kept to is in the answer."""
+        """Returns the history, with the limit that was applied."""
         name = self._parts.name("job", request.name)
         asked = min(request.max_points, MAX_POINTS) if request.HasField("max_points") else 1000
 
@@ -61,7 +61,7 @@ class MetricService:
         return pb.QueryMetricsResponse(series=_series(found), max_points=limit)
 
     async def watch(self, request: pb.WatchMetricsRequest, _call: Call) -> AsyncIterator[pb.WatchMetricsResponse]:
-        """Points as they come; the cursor counts the points of each metric that were delivered."""
+        """Sends points as they come; the cursor counts the delivered points of each metric."""
         name = self._parts.name("job", request.name)
         job = await self._parts.store.read(lambda conn: jobs.get_job(conn, name.project, name.id))
         counts = self._counts(request, job.uid)
@@ -93,7 +93,7 @@ class MetricService:
 def _next(
     conn: Connection, job: JobRecord, request: pb.WatchMetricsRequest, counts: dict[str, int]
 ) -> tuple[list[MetricSeries], dict[str, int], bool]:
-    """Read together, so that an ended job has no points that are still to come."""
+    """Reads points and job together, so that no points follow once the job has ended."""
     current = jobs.get_job_by_uid(conn, job.uid)
     found, after = metrics.metrics_after(conn, job.uid, list(request.metrics), counts, _BATCH_POINTS)
     return found, after, current is None or current.state.is_terminal

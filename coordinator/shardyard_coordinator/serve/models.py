@@ -1,4 +1,4 @@
-"""ModelService: models are kept, downloaded and asked. Nothing of a model is loaded in this process."""
+"""ModelService: stores models, sends them, and asks them. This process never loads a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ModelService:
         self._uploads = uploads
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {
             "CreateModel": self.create,
             "GetModel": self.get,
@@ -48,7 +48,7 @@ class ModelService:
         }
 
     async def create(self, messages: AsyncIterator[pb.CreateModelRequest], call: Call) -> pb.Model:
-        """An uploaded folder that loads."""
+        """Receives an upload; returns the model, which has been loaded once."""
         record = await self._uploads.receive(_KIND, messages, call)
         return await self._get(record.name)
 
@@ -60,7 +60,7 @@ class ModelService:
         return await describe(self._parts, _KIND, name, encode.resource_to_model)
 
     async def list(self, request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
-        """The newest first, without their files: those that are READY, or with `show_uploading` all."""
+        """Lists models that are READY, or with `show_uploading` all, the newest first, without their files."""
         project = self._parts.name("project", request.parent).project
         pages = Pages(self._parts.tokens, "models", request)
         after = pages.after()
@@ -83,12 +83,12 @@ class ModelService:
         return empty_pb2.Empty()
 
     async def download(self, request: pb.DownloadModelRequest, _call: Call) -> AsyncIterator[pb.DownloadModelResponse]:
-        """One file, from an offset on."""
+        """Sends one file from an offset on."""
         async for chunk in download(self._parts, _KIND, request.name, request.path, request.offset):
             yield pb.DownloadModelResponse(chunk=chunk)
 
     async def predict(self, request: pb.PredictRequest, call: Call) -> pb.PredictResponse:
-        """Answers, in the order asked."""
+        """Returns predictions in the order of the instances."""
         folder, files = await self._stored(request.model)
         message = worker_pb2.PredictCall(
             folder=folder,
@@ -102,7 +102,7 @@ class ModelService:
         return reply.response
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
-        """Vectors, in the order asked."""
+        """Returns vectors in the order of the instances."""
         folder, files = await self._stored(request.model)
         message = worker_pb2.EmbedCall(
             folder=folder,
@@ -121,7 +121,7 @@ class ModelService:
         return await in_time(call, asked)
 
     async def _refuse(self, violations: Sequence[worker_pb2.Violation], name: str) -> None:
-        """Raises the error of the storage, or that the model was deleted meanwhile, else the error as found."""
+        """Raises the error of the storage, of a model that was deleted meanwhile, or else the violations."""
         if violations:
             await blame_the_storage_if_away(self._parts.claim)
             await find(self._parts, _KIND, name)

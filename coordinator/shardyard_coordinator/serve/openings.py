@@ -1,4 +1,4 @@
-"""Streams that are opened in a burst take turns, so that a call that comes among them is soon answered.
+"""Streams that are opened in a burst take turns, so that other calls are answered soon.
 
 The transport hands over new calls one by one, between the work of those already handed over: a call that arrives
 after a thousand streams would wait for the work of all of them. Therefore the streams of a burst wait until all of
@@ -13,18 +13,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-# More than so many streams that came within so short a time, and are open, are a burst.
+# More open streams than this that came within this time are a burst.
 _FEW: Final = 8
 _BURST_S: Final = 0.02
-# A burst ends with so many moments in which nobody comes; its end is waited for with a bound. Moments are turns of the
-# loop: a time alone would also pass while the machine is busy with something else.
+# A burst ends after this many moments without a new stream, or after the bound. A moment is a turn of the loop: time
+# alone would also pass while the machine is busy with something else.
 _MOMENT_S: Final = 0.001
 _QUIET_MOMENTS: Final = 5
 _PATIENCE_S: Final = 0.5
 
 
 class Openings:
-    """Turns at opening a stream. Used from one loop only."""
+    """Gives streams their turns to begin. Used from one loop only."""
 
     def __init__(self) -> None:
         self._came: dict[object, float] = {}
@@ -34,7 +34,7 @@ class Openings:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Is entered when the stream may begin, and left when it has ended."""
+        """Enter it to wait for the stream's turn; leave it when the stream has ended."""
         stream = object()
         now_s = self._came[stream] = asyncio.get_running_loop().time()
         self._num_came += 1
@@ -46,7 +46,7 @@ class Openings:
             self._came.pop(stream, None)
 
     def _is_burst(self, now_s: float) -> bool:
-        """Forgets those that came long ago, and counts the others."""
+        """Whether many streams came just now; forgets older ones."""
         while self._came and self._came[first := next(iter(self._came))] < now_s - _BURST_S:
             del self._came[first]
         return len(self._came) > _FEW

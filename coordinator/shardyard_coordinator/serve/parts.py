@@ -1,4 +1,4 @@
-"""What the servicers share, and the small steps that all of them take."""
+"""Shared objects of the servicers, and the small steps that all of them take."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from shardyard_coordinator.store.store import Store
 
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)
-# What is left of a caller's time for the answer's way back.
+# Time reserved for sending the answer before the caller's deadline.
 _ANSWER_S = 0.2
 _SHORT_S = 1.0
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the servicers share. `storage` is the root that every node sees."""
+    """Objects that all servicers share. `storage` is the root that every node sees."""
 
     store: Store
     launcher: Launcher
@@ -50,23 +50,23 @@ class Parts:
 
     @cached_property
     def questions(self) -> Questions:
-        """To the processes that open strangers' files."""
+        """Questions to the processes that open clients' files."""
         return Questions(self.compute, self.limits)
 
     @property
     def cache_dir(self) -> str:
-        """For what can be made again."""
+        """The folder for files that can be made again."""
         return str(self.storage / "cache")
 
     @property
     def claim(self) -> worker_pb2.StorageClaim:
-        """What shows that the storage is there."""
+        """The proof that the storage is mounted."""
         return claim_of(self.storage, self.store.store_id)
 
     def name(self, kind: str, name: str) -> names.Name:
         """A validated name's parts; Refused ACCESS_DENIED if its project is not the caller's.
 
-        The answer is the same whether such a project exists or not, and comes before anything is looked up.
+        The error is the same whether or not such a project exists, and comes before any look-up.
         """
         parsed = names.parse(kind, name)
         self.check_project(parsed.project)
@@ -80,7 +80,7 @@ class Parts:
 
 
 async def in_time(call: Call, answer: Awaitable[_T], *, late: Callable[[], Refused] = not_in_time) -> _T:
-    """What is awaited; what `late` makes is raised shortly before the caller's deadline, unless that is soon."""
+    """Awaits the answer; shortly before the caller's deadline raises the error of `late`, unless that is very soon."""
     left_s = math.inf if call.deadline_s is None else call.deadline_s - asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(left_s - _ANSWER_S if _SHORT_S < left_s < math.inf else None):
@@ -90,7 +90,7 @@ async def in_time(call: Call, answer: Awaitable[_T], *, late: Callable[[], Refus
 
 
 class Cluster:
-    """The cluster as the launcher sees it: asked again in the background when the answer is old."""
+    """The cluster as the launcher sees it; an old view is refreshed in the background."""
 
     def __init__(self, launcher: Launcher, *, keep_s: float = 2.0, wait_s: float = 2.0, silent_s: float = 4.0) -> None:
         self._launcher = launcher
@@ -102,12 +102,12 @@ class Cluster:
         self._asking: asyncio.Task[None] | None = None
 
     async def view(self) -> ClusterView:
-        """Waits a little if the last answer is very old; a cluster that does not answer delays no caller."""
+        """The last view; waits briefly if it is very old: a cluster that does not answer delays no caller for long."""
         now = time.monotonic()
         if now - self._asked_s > self._keep_s and self._asking is None:
             self._asked_s = now
             self._asking = asyncio.create_task(self._ask())
-        # All who come while it is asked wait for the same moment: one with an older view would plan otherwise.
+        # All callers wait until the same moment, because a plan depends on the view.
         left_s = self._asked_s + self._wait_s - now
         if now - self._answered_s > 10 * self._keep_s and self._asking is not None and left_s > 0:
             await asyncio.wait({self._asking}, timeout=left_s)
@@ -121,7 +121,7 @@ class Cluster:
         await asyncio.wait({self._asking}, timeout=self._asked_s + self._silent_s - time.monotonic())
         if self._asking is None or not self._view.connected:
             return self._view
-        message = f"the cluster has not answered for {time.monotonic() - self._asked_s:.0f} s; it is asked again"
+        message = f"the cluster has not answered for {time.monotonic() - self._asked_s:.0f} s; the service keeps asking"
         return replace(self._view, connected=False, nodes=(), message=message)
 
     async def _ask(self) -> None:
@@ -133,10 +133,9 @@ class Cluster:
 
 
 def raise_violations(violations: Iterable[worker_pb2.Violation], prefix: str = "") -> None:
-    """Raises what a function of the trainer found wrong, with field paths from the request on; nothing if nothing.
+    """Raises the violations that a function of the trainer found, if any, with field paths from the request on.
 
-    One that says "not now" outweighs those that say "not so": the others may look different then. Of the storage no
-    path is named.
+    A temporary one outweighs the others, which may be gone later. No path of the storage is named.
     """
     found = [
         FieldViolation(

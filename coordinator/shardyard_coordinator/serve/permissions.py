@@ -1,4 +1,4 @@
-"""One table: which permission a method needs. A method without a row is denied; a test walks every descriptor."""
+"""The permission that each method needs. A method without a row is denied; a test checks all descriptors."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ GRANTS: Mapping[str, frozenset[Permission]] = MappingProxyType({LOCAL_PRINCIPAL:
 
 
 def may(principal: str, path: str) -> bool:
-    """Whether the principal may call the method; unknown principals and methods may nothing."""
+    """Whether the principal may call the method; false for unknown principals and methods."""
     needed = PERMISSIONS.get(path)
     return needed is not None and (needed is Permission.OPEN or needed in GRANTS.get(principal, frozenset()))

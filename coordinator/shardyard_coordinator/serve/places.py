@@ -1,7 +1,7 @@
-"""Places of uploads: there are few, for each writes to the disk, and one that is idle gives its place up.
+"""Places of uploads: few, because each upload writes to the disk; an idle upload gives up its place.
 
-If all are taken, the next one gets the place of the upload that has been idle the longest, if that is long enough:
-the other ends, keeps what has arrived, and may continue as soon as there is a place. A trickling one counts as idle.
+If all are taken, a new upload gets the place of the one that has been idle the longest, if that is long enough. The
+other one ends, keeps what has arrived, and can continue when there is a place. A trickling upload counts as idle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOVING_BYTES: Final = 64 * 1024
 
 
 class Place(Generic[_T]):
-    """One upload's place, through which its messages come. Its time is the loop's clock."""
+    """One upload's place, which reads its messages. Times are of the loop's clock."""
 
     def __init__(self, limits: Limits, messages: AsyncIterator[_T]) -> None:
         self._limits = limits
@@ -33,7 +33,7 @@ class Place(Generic[_T]):
         self._given_up = False
 
     def idle_s(self) -> float:
-        """For how long next to nothing has arrived; 0 while the upload is being written or checked."""
+        """How long almost nothing has arrived; 0 while the upload is being written or checked."""
         return 0.0 if self._waiting is None or self._given_up else self._loop.time() - self._since
 
     def give_up(self) -> None:
@@ -43,7 +43,7 @@ class Place(Generic[_T]):
         self._waiting.reschedule(self._loop.time())
 
     def moved(self, num_bytes: int) -> None:
-        """Counts bytes that arrived, which keep the upload from being idle."""
+        """Counts arrived bytes: the upload is not idle."""
         self._bytes += num_bytes
         if self._bytes >= _MOVING_BYTES:
             self._bytes, self._since = 0, self._loop.time()
@@ -73,7 +73,7 @@ class UploadPlaces:
 
     @contextmanager
     def take(self, messages: AsyncIterator[_T]) -> Iterator[Place[_T]]:
-        """Holds a place; Refused OVERLOADED if all are taken by uploads that move."""
+        """Holds a place; Refused OVERLOADED if all are taken by active uploads."""
         if len(self._taken) >= self._limits.max_uploads:
             idlest = max(self._taken, key=Place.idle_s, default=None)
             if idlest is None or idlest.idle_s() < self._limits.upload_yield_s:

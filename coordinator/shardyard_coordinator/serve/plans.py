@@ -1,4 +1,4 @@
-"""Plans of specs: made by the trainer's planner, kept under a fingerprint of everything that they depend on."""
+"""Plans of specs: made by the trainer's planner, cached under a fingerprint of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _PLANNER = f"5 {version('shardyard')}\n".encode()
 
 @dataclass(frozen=True)
 class Located:
-    """A spec, where what it names lies, and what all these files are known by. `places` are the locations' bytes.
+    """A spec with the locations and the identity of all files that it names. `places` are the locations' bytes.
 
-    A data set may have tens of thousands of files, so whatever goes over all of them is done in a thread.
+    A data set may have tens of thousands of files, so every walk over them runs in a thread.
     """
 
     walked: WalkedSpec
@@ -54,7 +54,7 @@ class Located:
 
 @dataclass(frozen=True)
 class Planned:
-    """A spec's plan: what a job's row needs of it, and the plan itself as bytes of a JobPlan."""
+    """A spec's plan: the values that a job's row needs, and the plan itself as bytes of a JobPlan."""
 
     plan: bytes
     resolved_spec: bytes
@@ -65,7 +65,7 @@ class Planned:
 
 
 class Plans:
-    """Answers plans, from memory, from the store, or from the planner; the same plan is asked for once at a time."""
+    """Returns plans from memory, the store, or the planner, which makes the same plan only once at a time."""
 
     def __init__(self, parts: Parts, cluster: Cluster, *, kept: int = 256) -> None:
         self._parts = parts
@@ -81,9 +81,9 @@ class Plans:
         self._shapes: tuple[ClusterView | None, dict[int, bytes]] = (None, {})
 
     async def at_hand(self, walked: WalkedSpec) -> Planned | None:
-        """The plan of a spec that names nothing in the store, if it is in memory, for the files as they are now.
+        """The plan of a spec that names nothing in the store, if it is in memory and its files are unchanged.
 
-        Refuses nothing: None says that the store has to be asked, and why the spec cannot be planned if it cannot.
+        Never refuses: on None, ask `plan`, which also says why a spec cannot be planned.
         """
         if walked.names:
             return None
@@ -99,7 +99,7 @@ class Plans:
         return planned
 
     def _shape(self, view: ClusterView, spec: spec_pb2.JobSpec) -> bytes:
-        """A NodeShape of the nodes that the spec may run on; a view serves many calls."""
+        """The NodeShape of the nodes that the spec may run on."""
         if self._shapes[0] is not view:
             self._shapes = (view, {})
         gpus, shapes = _gpus_of(view, spec), self._shapes[1]
@@ -108,7 +108,7 @@ class Plans:
         return shapes[gpus]
 
     async def plan(self, located: Located, call: Call) -> Planned:
-        """The spec's plan; Refused with everything that is wrong with the spec, model and data."""
+        """The spec's plan; Refused with all violations of spec, model and data."""
         spec = located.walked.spec
         view = await self._cluster.view()
         check_fits(view, spec.resources.workers or 1, _gpus_of(view, spec), spec.resources.cpus_per_worker)
@@ -122,19 +122,19 @@ class Plans:
         return planned
 
     def reads(self, walked: WalkedSpec) -> Together[Callable[[Connection], Any], Any]:
-        """Where to look: apart for specs that name files, so that a file system that hangs holds up no others."""
+        """Where to read: specs that name files have their own readers, so a hung file system delays no others."""
         names_files = walked.names or walked.uris or hub_folders(walked.hubs, "")
         return self._files if names_files else self._rows
 
     def locate(self, conn: Connection, walked: WalkedSpec) -> Located:
-        """Where what the spec names lies; inside a read, for it looks at files. Refused ACCESS_DENIED, MODEL_NOT_FOUND,
-        PATH_NOT_ALLOWED … with every field that they are about.
+        """Locates everything that the spec names; run it in a read, because it looks at files. Refused ACCESS_DENIED,
+        MODEL_NOT_FOUND, PATH_NOT_ALLOWED … with all fields concerned.
         """
         parts, uses = self._parts, walked.uses
         try:
             for name in uses:
                 parts.check_project(name.split("/")[1])
-            # What is wrong with paths is said before anything of names.
+            # Errors of paths come before errors of names.
             of_uris = identify(Named(tuple(walked.uris)), parts.data_roots)
             found = locations(conn, uses, data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
             folders = (*(found.folders[name] for name in uses), *hub_folders(walked.hubs, parts.cache_dir))
@@ -144,7 +144,7 @@ class Plans:
         return Located(walked, found, identity, found.SerializeToString(deterministic=True))
 
     def _explained(self, conn: Connection, walked: WalkedSpec, refused: Refused) -> Refused:
-        """The refusal with all fields that name what cannot be read; if a right is missing, with those alone."""
+        """The refusal with all fields that name something unreadable; if permission is missing, with those only."""
         denied = _complaints(walked.names, lambda name: self._parts.check_project(name.split("/")[1]))
         if denied:
             return refused_fields(denied)
@@ -186,7 +186,7 @@ class Plans:
 
 
 def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: bytes) -> bytes:
-    """Of the spec, where everything lies (folders are named by uid), the files that are there, node and planner."""
+    """The fingerprint of spec, locations (folders are named by uid), identity of the files, node shape and planner."""
     digest = hashlib.sha256(_PLANNER)
     for data in (spec.SerializeToString(deterministic=True), places, shape):
         digest.update(len(data).to_bytes(8, "little") + data)
@@ -195,7 +195,7 @@ def _fingerprint(spec: spec_pb2.JobSpec, places: bytes, identity: bytes, shape: 
 
 
 class _Question(NamedTuple):
-    """What the planner is asked: a PlanRequest, the route of its files, and how much data that is."""
+    """A question to the planner: a PlanRequest, the route of its files, and the size of its data."""
 
     request: bytes
     route: bytes
@@ -210,7 +210,7 @@ def _question(located: Located, shape: bytes) -> _Question:
 
 
 def _data_bytes(located: Located) -> int:
-    """Bytes on the disk of the data that a spec names: a file that only says that it is long counts little."""
+    """Bytes on the disk of the data that a spec names; the holes of a sparse file do not count."""
     total = 0
     for source in located.walked.sources:
         if not isinstance(source, spec_pb2.DataSource):
@@ -224,7 +224,7 @@ def _data_bytes(located: Located) -> int:
 
 
 def _route(located: Located) -> bytes:
-    """Of the files that a spec names, and what they are for: the same for all settings of optimization and the like."""
+    """The route of a spec: of its files and task, the same for all settings of the run."""
     digest = hashlib.sha256(located.places)
     for source in located.walked.sources:
         data = source.SerializeToString(deterministic=True)
@@ -247,7 +247,7 @@ def _planned(data: bytes) -> Planned:
 
 
 def _complaints(fields: Sequence[tuple[str, str]], check: Callable[[str], object]) -> list[FieldViolation]:
-    """What a check says of each value."""
+    """The complaints of a check about each value."""
     found = []
     for field, value in fields:
         try:
@@ -290,7 +290,7 @@ def check_fits(view: ClusterView, workers: int, gpus_per_worker: int, cpus_per_w
 
 
 def _workers_on(node: Node, gpus: int, cpus: int) -> int:
-    """As scheduling has it: a node with GPUs is for jobs that ask for them."""
+    """As in scheduling: a node with GPUs is for jobs that ask for GPUs."""
     if gpus:
         return min(node.gpus // gpus, node.cpus // cpus)
     return 0 if node.gpus else node.cpus // cpus

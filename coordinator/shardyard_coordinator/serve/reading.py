@@ -1,4 +1,4 @@
-"""From bytes to a request that keeps the rules: counted, parsed and validated, the large ones beside the loop."""
+"""From bytes to a valid request: counted, parsed and validated; large ones in a thread beside the loop."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.wire import TooManyNodes, path_of, weigh
 
 Validate = Callable[[Message], None]
-# What is parsed and validated on the loop: about 2 ms at most.
+# Messages up to this size are handled on the loop, in about 2 ms at most.
 _LIGHT_NODES: Final = 1_000
 _LIGHT_TEXT_BYTES: Final = 64 * 1024
 # A field takes two bytes at least.
 _LIGHT_BYTES: Final = 2 * _LIGHT_NODES
 
-# Where more than Limits.max_message_nodes is honest: 10,000 pairs of texts; files, whose number the 3 MiB of a header
-# bound.
+# Legitimate requests over Limits.max_message_nodes: 10,000 pairs of texts; files, which the 3 MiB of a header limit.
 _MORE_NODES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "shardyard.v1.PredictRequest": 50_000,
@@ -36,7 +35,7 @@ _MORE_NODES: Final[Mapping[str, int]] = MappingProxyType(
 
 
 class Requests:
-    """Reads requests. Large ones wait for one thread, so that they share one processor with the loop at most."""
+    """Reads requests. Large ones share one thread, so that they take at most one processor from the loop."""
 
     def __init__(self, validate: Validate, limits: Limits) -> None:
         self._validate = validate
@@ -44,11 +43,11 @@ class Requests:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-requests")
 
     def close(self) -> None:
-        """Ends the thread after the message that it is at. Idempotent."""
+        """Ends the thread after its current message. Idempotent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, method: Method, data: bytes) -> Message:
-        """The request; Refused MALFORMED_REQUEST if the bytes are none, or with every broken rule."""
+        """The request; Refused MALFORMED_REQUEST for invalid bytes, or with every broken rule."""
         if len(data) <= _LIGHT_BYTES or self._is_light(method, data):
             return self._read(method, data)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read_large, method, data)

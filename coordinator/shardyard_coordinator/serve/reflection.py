@@ -103,11 +103,11 @@ class Reflection:
         self._response: Any = message_factory.GetMessageClass(service.methods[0].output_type)
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {"ServerReflectionInfo": self.info}
 
     async def info(self, requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[Any]:
-        """Answers one by one; an answer says so if nothing is found."""
+        """Answers each question; an answer reports if nothing is found."""
         async for request in requests:
             response = self._response(valid_host=request.host, original_request=request)
             self._answer(request, response)
@@ -121,7 +121,7 @@ class Reflection:
                 response.list_services_response.service.add(name=name)
             return
         if asked == "all_extension_numbers_of_type" and self._catalogue.is_message(getattr(request, asked)):
-            # Messages of ours have no extensions.
+            # Our messages have no extensions.
             response.all_extension_numbers_response.base_type_name = getattr(request, asked)
             return
         if asked == "file_by_filename":

@@ -1,6 +1,6 @@
-"""The last check of a text before it is sent: it reveals nothing about this machine, whatever its origin.
+"""The last check of a text before it is sent: it must reveal nothing about this machine.
 
-Messages of ours have none of it. But some carry a sentence of a library, which may name an address in memory, a file
+Our own messages reveal nothing. But some include a sentence of a library, which may name an address in memory, a file
 of the installation, or a package to install: nothing that a caller could use, and more than a stranger should know.
 """
 
@@ -23,7 +23,7 @@ _WORD: Final = re.compile(r"[^\s'\"`(),;:]+(?::\d+\b)?")
 _INSTALLED: Final = re.compile(r"/(?:site|dist)-packages/|/lib/python[0-9.]+/")
 _SHARED_OBJECT: Final = re.compile(r"\.so(?:\.\d+)*(?::\d+)?$")
 _SENTENCE: Final = re.compile(r"(?<=[.;\n])\s+")
-# Advice to install an extra of ours stays.
+# Advice to install one of our own extras stays.
 _ADVICE: Final = re.compile(
     r"\b(?:pip3?|conda|mamba|apt|apt-get|brew|uv)\s+(?:pip\s+)?(?:install|add)\b(?!\s*['\"`]?shardyard)"
 )
@@ -46,7 +46,7 @@ def scrub(text: str) -> str:
 
 
 def _is_of_a_library(word: str) -> bool:
-    """Two searches, not one for a slash and a later `.so`: a word full of slashes would take its length squared."""
+    """Two searches: one for a slash and a later `.so` would take quadratic time on a word full of slashes."""
     if _INSTALLED.search(word):
         return True
     found = _SHARED_OBJECT.search(word)

@@ -42,7 +42,7 @@ class ServerService:
         self._start_us = parts.clock.now_us()
 
     def behaviours(self) -> Mapping[str, Behaviour]:
-        """One a method."""
+        """The behaviour of each method, by name."""
         return {"GetServerInfo": self.get}
 
     async def get(self, _request: pb.GetServerInfoRequest, _call: Call) -> pb.ServerInfo:

@@ -1,7 +1,7 @@
-"""Work that all callers with the same question share, and that a caller who leaves does not end.
+"""Work that all callers with the same question share, and that continues when a caller leaves.
 
-What comes of it is kept for a while if nobody was there to hear it, so that asking again costs nothing. Only so many
-pieces of work continue without a caller: callers who keep leaving cannot pile up work.
+A result that no caller waited for is kept for a while, so that a repeated question costs nothing. Only a few pieces of
+work continue without a caller, so that callers who keep leaving cannot pile up work.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MOST_KEPT = 64
 
 @dataclass(eq=False)
 class _Work(Generic[_T]):
-    """One piece of work, and how many wait for it."""
+    """One piece of work, and the number of its waiting callers."""
 
     task: asyncio.Future[_T]
     waiting: int = 0
 
 
 class Shared(Generic[_T]):
-    """Does work once for all who ask for the same key at the same time.
+    """Does work once for all callers that ask for the same key at the same time.
 
     `most_left`: how many pieces of work continue without a caller; a further one that is left is cancelled.
     """
@@ -42,7 +42,7 @@ class Shared(Generic[_T]):
         self._unheard: OrderedDict[bytes, tuple[float, _T | Refused]] = OrderedDict()
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[_T]]) -> _T:
-        """What `make()` returns or raises, or what it did a short while ago with nobody waiting."""
+        """The result or error of `make()`, or a recent one that no caller waited for."""
         self._forget_old()
         if key in self._unheard:
             _, outcome = self._unheard.pop(key)
@@ -59,7 +59,7 @@ class Shared(Generic[_T]):
         finally:
             work.waiting -= 1
             if not work.waiting and not work.task.done() and self._num_left() > self._most_left:
-                del self._works[key]  # Later callers start a new one.
+                del self._works[key]  # Later callers start again.
                 work.task.cancel()
 
     def _num_left(self) -> int:
@@ -70,7 +70,7 @@ class Shared(Generic[_T]):
             del self._works[key]
         if work.task.cancelled():
             return
-        error = work.task.exception()  # Seen here, if every caller has left; the callers see it too.
+        error = work.task.exception()  # Retrieved here too, in case every caller has left.
         if work.waiting:
             return
         if error is None:

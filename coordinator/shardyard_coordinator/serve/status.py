@@ -1,6 +1,6 @@
-"""What an error looks like on the wire: a google.rpc.Status with one ErrorInfo, and BadRequest, RetryInfo.
+"""Encodes an error for the wire: a google.rpc.Status with one ErrorInfo, and BadRequest, RetryInfo.
 
-Status details travel in trailers, and the message beside them, each byte that is not ASCII as three. From 8 KiB of
+Status details travel in trailers. So does the message, with three bytes for each byte that is not ASCII. From 8 KiB of
 metadata on, clients see RESOURCE_EXHAUSTED at random instead of the error, so all details of one error stay under
 6 KiB: what does not fit is counted in `violations_total`.
 """

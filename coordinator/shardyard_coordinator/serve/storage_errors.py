@@ -1,4 +1,4 @@
-"""What the storage answers, as refusals: full, not writable, not there."""
+"""Errors of the storage as refusals: full, not writable, not mounted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WHY: Final = {
 
 
 def refused_storage(reason: Reason) -> Refused | None:
-    """The refusal for what a process of the service found of the storage; None: the reason is not about that.
+    """The refusal for a reason about the storage; None for other reasons.
 
     It names no path: where the operator's disks are mounted does not concern a caller.
     """
@@ -38,7 +38,7 @@ def refused_storage(reason: Reason) -> Refused | None:
 
 @contextlib.contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turns what the storage answers into Refused STORAGE_FULL, STORAGE_NOT_WRITABLE or STORAGE_UNAVAILABLE."""
+    """Turns errors of the storage into Refused STORAGE_FULL, STORAGE_NOT_WRITABLE or STORAGE_UNAVAILABLE."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def storage_errors() -> Iterator[None]:
 
 
 async def blame_the_storage_if_away(claim: worker_pb2.StorageClaim) -> None:
-    """Raises Refused STORAGE_UNAVAILABLE if the storage is not there: files that are missed then are not damaged."""
+    """Raises Refused STORAGE_UNAVAILABLE if the storage is not mounted: missing files are then not damaged."""
     with storage_errors():
         await asyncio.to_thread(check_claim, claim)
 

@@ -24,13 +24,13 @@ from shardyard_coordinator.store.submissions import Submission
 from shardyard_coordinator.store.together import Together, writes_together
 
 DEFAULT_QUEUE = "default"
-# Seeded by the system once: asking the system for every id costs as much as a whole validation.
+# Seeded once: asking the system for every id costs as much as a whole validation.
 _RANDOM = random.Random()
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
 class Submitter:
-    """Accepts jobs. A retry of an accepted one needs nothing but its request id."""
+    """Accepts jobs. To retry an accepted one, its request id is enough."""
 
     def __init__(self, parts: Parts, plans: Plans) -> None:
         self._parts = parts
@@ -40,7 +40,7 @@ class Submitter:
         )
 
     async def create(self, request: job_service_pb2.CreateJobRequest, call: Call) -> job_pb2.Job:
-        """The job, accepted durably; or, with `validate_only`, as it would be."""
+        """Accepts the job durably and returns it; with `validate_only` only returns what it would be."""
         parts = self._parts
         parts.trace.point("create.received")
         project = parts.name("project", request.parent).project
@@ -74,7 +74,7 @@ class Submitter:
     async def _look(
         self, request: job_service_pb2.CreateJobRequest, walked: WalkedSpec, call: Call, fingerprint: bytes
     ) -> JobRecord | Located:
-        """The job that the request has made already, so that a retry is not planned again; else what to plan with."""
+        """The job that the request has made already, so that a retry is not planned again; else the plan's input."""
 
         def look(conn: Connection) -> JobRecord | Located:
             if request.request_id and not request.validate_only:
@@ -87,7 +87,7 @@ class Submitter:
         return found
 
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
-        """What the job would need."""
+        """Plans a job; changes nothing."""
         self._parts.name("project", request.parent)
         walked = walk(request.job.spec)
         located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked))
@@ -98,7 +98,7 @@ class Submitter:
     async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob, call: Call) -> job_pb2.Job:
         def check(conn: Connection) -> None:
             if new.request_id and submissions.find_request(conn, call.principal, new.request_id, new.fingerprint):
-                return  # Sent for good, it would answer the job that it has made.
+                return  # Without validate_only it would return the job that it has made.
             try:
                 jobs.get_job(conn, new.project, new.job_id)
             except Refused:
@@ -164,7 +164,7 @@ def queue_of(job: job_pb2.Job) -> str:
 
 
 def make_uid(now_us: int) -> str:
-    """A UUID version 7 (RFC 9562), without its hyphens: what is made at one time lies together in every index."""
+    """A UUID version 7 (RFC 9562), without its hyphens: rows made at the same time are neighbours in every index."""
     random_a, random_b = _RANDOM.getrandbits(12), _RANDOM.getrandbits(62)
     return f"{now_us // 1000 << 80 | 7 << 76 | random_a << 64 | 2 << 62 | random_b:032x}"
 
@@ -175,7 +175,7 @@ def make_id(task: str) -> str:
 
 
 def request_fingerprint(request: job_service_pb2.CreateJobRequest) -> bytes:
-    """Of the job asked for, whatever the request id, and whether it is only tried: what two calls are compared by.
+    """Identifies the requested job: what two calls are compared by, apart from request_id and validate_only.
 
     Unknown fields are dropped first; the leading 1 is the format's version.
     """

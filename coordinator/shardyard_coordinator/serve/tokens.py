@@ -1,4 +1,4 @@
-"""Page tokens and cursors: opaque strings that only this store made, for one kind and one request.
+"""Page tokens and cursors: opaque strings made by this store, for one kind and one request.
 
 `base64url(version byte, HMAC-SHA256 cut to 16 bytes, JSON of the payload)`. The HMAC covers kind, binding and payload:
 a token of another list, of another job or with a changed byte is refused.
@@ -101,7 +101,7 @@ class Pages:
 
 
 def cursor_invalid(field: str, cursor: str) -> Refused:
-    """For a cursor that is not one of this stream and job."""
+    """The error for a cursor that does not belong to this stream and job."""
     text = f"`{cursor[:40]}` is not a cursor of this stream and job; start again without one"
     return refused_fields([FieldViolation(field, text, Reason.CURSOR_INVALID)])
 

@@ -1,7 +1,7 @@
 """Uploads: a header, then chunks; resumable by request id and the bytes that were committed.
 
-The header alone leaves nothing: the row and its folder are made when the first bytes come. Quotas count what has
-arrived, not what was announced. What breaks the announcement is refused, and nothing of the broken part is kept.
+A header alone makes nothing: the row and its folder are made when the first bytes arrive. Quotas count arrived bytes,
+not announced ones. Parts that contradict the header are refused, and nothing of them is kept.
 
 Parts are written where the files belong, in a folder that is not read before its row is READY. A file's committed
 bytes move in the store after its fsync; the row becomes READY when every file is whole, has the sha256 announced and,
@@ -47,7 +47,7 @@ UploadMessage = model_service_pb2.CreateModelRequest
 
 
 class Uploads:
-    """Receives uploads; one at a time of each resource."""
+    """Receives uploads, one at a time for each resource."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -56,7 +56,7 @@ class Uploads:
         self._inspections: Shared[bytes] = Shared()
 
     async def receive(self, kind: ResourceKind, messages: AsyncIterator[UploadMessage], call: Call) -> ResourceRecord:
-        """The resource, READY. Before its first bytes arrive nothing is kept of an upload, and nothing reserved."""
+        """Returns the resource, READY. Before the first bytes arrive nothing of an upload is kept or reserved."""
         with contextlib.ExitStack() as held:
             place = held.enter_context(self._places.take(messages))
             header = _header(await place.next())
@@ -65,7 +65,7 @@ class Uploads:
                 record, files = await self._arrive(kind, project, header, place, call)
                 if record.state is ResourceState.READY:
                     return record
-                held.close()  # A model waits its turn for inspection, which may take a while: others may send.
+                held.close()  # The inspection of a model may have to wait: others may send meanwhile.
                 folder = Path(record.path)
                 description = await self._inspect(record, folder, files, call) if kind is ResourceKind.MODEL else b""
                 self._parts.trace.point("upload.verified")
@@ -79,7 +79,7 @@ class Uploads:
         place: Place[UploadMessage],
         call: Call,
     ) -> tuple[ResourceRecord, list[FileRecord]]:
-        """The row and its files, which are all there and as announced; or the row of an earlier try, READY."""
+        """The row and its files, complete and as announced; or the READY row of an earlier try."""
         await asyncio.to_thread(check_claim, self._parts.claim)
         new = await asyncio.to_thread(self._announced, kind, project, header)
         known, files = await self._look(new)
@@ -89,7 +89,7 @@ class Uploads:
         first = await self._chunk(arriving, place)
         record = known or await self._begin(new, call)
         folder = Path(record.path)
-        # Without its parents: they are there, or the storage is not. An earlier try may not have got this far.
+        # Without its parents, which exist if the storage is mounted. An earlier try may not have made the folder.
         await asyncio.to_thread(folder.mkdir, mode=0o700, exist_ok=True)
         if first is not None:
             await self._take(record, folder, arriving, self._chunks(first, arriving, place), call)
@@ -116,7 +116,7 @@ class Uploads:
             self._live.discard(key)
 
     def _announced(self, kind: ResourceKind, project: str, header: transfer_pb2.UploadHeader) -> NewUpload:
-        """What the header announces; Refused QUOTA_EXCEEDED if that is more than any upload may have."""
+        """The upload that the header announces; Refused QUOTA_EXCEEDED if it is larger than any upload may be."""
         uid = uuid.uuid4().hex
         total = sum(file.size_bytes for file in header.files)
         if total > (most := self._parts.limits.max_upload_bytes):
@@ -135,7 +135,7 @@ class Uploads:
     async def _look(self, new: NewUpload) -> tuple[ResourceRecord | None, list[FileRecord]]:
         """The row of an earlier try, if there is one, and the files in the header's order, with what has arrived.
 
-        Refused if a quota, the disk or another resource is in the way.
+        Refused if a quota, the disk or another resource prevents it.
         """
         free = (await asyncio.to_thread(shutil.disk_usage, self._parts.storage)).free
 
@@ -153,7 +153,7 @@ class Uploads:
         return await self._parts.store.read(look)
 
     async def _begin(self, new: NewUpload, call: Call) -> ResourceRecord:
-        """The new row; Refused if a quota or another resource has come in the way."""
+        """Makes the new row; Refused if a quota or another resource prevents it by now."""
         parts = self._parts
         free = (await asyncio.to_thread(shutil.disk_usage, parts.storage)).free
         now_us = parts.clock.now_us()
@@ -166,7 +166,7 @@ class Uploads:
         return await parts.store.write(begin, call.actor)
 
     def _check_room(self, conn: Connection, new: NewUpload, free: int, uid: str = "") -> None:
-        """Refused QUOTA_EXCEEDED, STORAGE_FULL if it could never arrive whole. `uid`: of its row, once it has one."""
+        """Refused QUOTA_EXCEEDED or STORAGE_FULL if the upload cannot fit. `uid`: of its row, once it has one."""
         limits, project = self._parts.limits, new.project
         total = sum(file.size_bytes for file in new.files)
         room = max(limits.max_project_upload_bytes - resources.held_bytes(conn, project, but=uid), 0)
@@ -185,7 +185,7 @@ class Uploads:
             raise Refused(Reason.STORAGE_FULL, text, retry_after_s=60.0)
 
     async def _chunk(self, arriving: Arriving, place: Place[UploadMessage]) -> transfer_pb2.Chunk | None:
-        """The next chunk, checked; None at the end of an upload that has arrived whole."""
+        """The next chunk, checked; None at the end of a complete upload."""
         message = await place.next()
         if message is None:
             if arriving.missing:
@@ -216,7 +216,7 @@ class Uploads:
         chunks: AsyncIterator[transfer_pb2.Chunk],
         call: Call,
     ) -> None:
-        """Writes the chunks; whatever ends it, what arrived before is committed."""
+        """Writes the chunks; commits what has arrived, however the upload ends."""
         writer = Writer(folder, arriving)
 
         async def commit() -> None:
@@ -241,7 +241,7 @@ class Uploads:
                 await asyncio.to_thread(writer.close)
 
     def _commit(self, conn: Connection, record: ResourceRecord, sizes: Mapping[str, int]) -> None:
-        """Records what is on the disk; Refused QUOTA_EXCEEDED if others have taken the room meanwhile."""
+        """Records the bytes on the disk; Refused QUOTA_EXCEEDED if others have taken the room meanwhile."""
         resources.commit_parts(conn, record.uid, sizes)
         if (held := resources.held_bytes(conn, record.project)) > (most := self._parts.limits.max_project_upload_bytes):
             raise _over_quota(
@@ -254,7 +254,7 @@ class Uploads:
         await asyncio.to_thread(cut, folder, [file for file in files if file.path in sizes])
 
     async def _verify(self, record: ResourceRecord, folder: Path, files: Sequence[FileRecord], call: Call) -> None:
-        """Compares every sha256; a file that differs begins again."""
+        """Compares every sha256; a file that differs must be sent again."""
         await asyncio.to_thread(make_empty, folder, files)
         wrong = [
             dataclasses.replace(file, committed_bytes=0) for file in await asyncio.to_thread(differing, folder, files)

@@ -42,7 +42,7 @@ class Watcher:
         self._rng = random.Random()
 
     async def watch(self, request: job_service_pb2.WatchJobRequest, call: Call) -> AsyncIterator[bytes]:
-        """Answers encoded WatchJobResponses; ends after the batch with the terminal event."""
+        """Sends encoded WatchJobResponses; ends after the batch with the terminal event."""
         name, mark = self._parts.name("job", request.name), self._fanout.mark()
         job = await self._parts.store.read(lambda conn: _find(conn, name.project, name.id, request))
         self._watching += 1
@@ -90,7 +90,7 @@ class Watcher:
 
 
 def _find(conn: Connection, project: str, job_id: str, request: job_service_pb2.WatchJobRequest) -> JobRecord:
-    """The job, also a deleted one that the caller knows by uid; Refused if the cursor does not fit it."""
+    """The job, also a deleted one that the caller knows by uid; Refused if the cursor does not belong to it."""
     try:
         job = jobs.get_job(conn, project, job_id)
     except Refused:
@@ -132,7 +132,7 @@ def _expired(after: int, oldest: int) -> Refused:
 
 
 def _encode(head: bytes, entries: list[Entry], kinds: frozenset[int], cursor: int, last: int) -> bytes:
-    """Encoded messages of one type, appended, are their merge: so each event is encoded once for all watchers."""
+    """Concatenated messages of one type are their merge, so each event is encoded once for all watchers."""
     span = job_service_pb2.WatchJobResponse(after_sequence=cursor, last_sequence=last).SerializeToString()
     chosen = (entry.data for entry in entries if not kinds or entry.record.kind in kinds)
     return head + span + b"".join(chosen)

@@ -1,8 +1,8 @@
-"""What an encoded message holds, counted over its bytes before anything is made of them.
+"""Counts the fields of an encoded message in its bytes, before it is parsed.
 
-A few bytes on the wire become an object in memory and a step of everything that walks over the message: 130 kB can hold
-60,000 values in lists. So the guard counts first, at well under a microsecond a field, and stops at its limit. What is
-not a message at all is left to the parser, which refuses it.
+A few bytes on the wire become an object in memory, and a step of every walk over the message: 130 kB can hold 60,000
+values in lists. So the guard counts first, in well under a microsecond a field, and stops at its limit. The parser
+refuses bytes that are not a message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Weight(NamedTuple):
 
 
 class TooManyNodes(Exception):
-    """The message has more than the limit; `numbers` are the fields on the way to where it was reached."""
+    """The message has more nodes than the limit; `numbers` are the fields on the way to the node that reached it."""
 
     def __init__(self, numbers: list[int]) -> None:
         super().__init__(numbers)
@@ -49,7 +49,7 @@ def shape_of(descriptor: Descriptor, known: dict[str, dict[int, Any]] | None = N
 
 
 def weigh(data: bytes, shape: Shape, most: int) -> Weight:
-    """Counts what an encoded message of the shape holds; of a broken one, what comes before the break.
+    """Counts the fields and items of an encoded message; of a broken one, those before the break.
 
     Raises: TooManyNodes as soon as there are more than `most`.
     """
@@ -101,7 +101,7 @@ def _weigh(data: bytes, fields: Shape, most: int) -> Weight:
             at += 8
         elif kind == _FIXED32:
             at += 4
-        elif kind == _GROUP:  # Of no message of ours: what is in it is kept by the parser as it is.
+        elif kind == _GROUP:  # Not one of our messages: the parser keeps its content as bytes.
             stack.append((fields, end, tag >> 3))
             fields = _NOTHING
         elif kind == _END_GROUP and stack:
@@ -115,7 +115,7 @@ _NOTHING: Shape = {}
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends. Raises: IndexError if it does not end."""
+    """A number and the position after it. Raises: IndexError if it does not end."""
     value = 0
     for shift in range(0, 7 * _MOST_VARINT, 7):
         byte = data[at]

@@ -29,7 +29,7 @@ _TAKE = Prepared(
     .where(*_AS_SEEN, _attempt.high_water == bindparam("before"))
     .values(high_water=bindparam("last"))
 )
-# Written out, not bound: only so does the database see that the partial index has all that is asked for.
+# A literal, not a parameter: only then does the database use the partial index.
 _LIVE = Prepared(
     select(*_COLUMNS)
     .where(_attempt.state != literal_column(f"'{AttemptState.ENDED.value}'"))
@@ -71,12 +71,12 @@ def start_attempt(
             create_us=now_us,
         )
     )
-    # A node's id is 56 digits on Ray; the first ones tell nodes apart, and the attempt has them whole.
+    # A node's id is 56 digits on Ray; the first ones distinguish nodes, and the attempt has all of them.
     message = f"attempt {epoch} on {', '.join(node[:12] for node in sorted(set(nodes)))}"
     changes = {"epoch": epoch, "not_before_us": 0, "failure": None}
     moved = jobs.move(conn, job, JobState.PREPARING, now_us=now_us, message=message, changes=changes).job
     attempt = require_attempt(conn, job.uid, epoch)
-    tell_attempt(conn, moved, attempt, now_us)
+    append_attempt_event(conn, moved, attempt, now_us)
     return moved, attempt
 
 
@@ -103,11 +103,11 @@ def move_attempt(
     if to is AttemptState.ENDED:
         values["end_us"] = now_us
     moved = change_attempt(conn, attempt, values)
-    tell_attempt(conn, job, moved, now_us)
+    append_attempt_event(conn, job, moved, now_us)
     return moved
 
 
-def tell_attempt(conn: Connection, job: JobRecord, attempt: AttemptRecord, now_us: int) -> None:
+def append_attempt_event(conn: Connection, job: JobRecord, attempt: AttemptRecord, now_us: int) -> None:
     """Appends the event that shows the attempt as it is."""
     change = job_pb2.AttemptChanged(attempt=encode.attempt_to_proto(job, attempt))
     event = job_pb2.JobEvent(attempt_changed=change)
@@ -144,17 +144,17 @@ def list_attempts(conn: Connection, job_uid: str, *, after_epoch: int = 0, limit
 
 
 def live_attempts(conn: Connection) -> list[AttemptRecord]:
-    """Every attempt that has not ended: what holds slots."""
+    """Every attempt that has not ended; these hold slots."""
     return [_from_row(row) for row in _LIVE.run(conn)]
 
 
 def held_slots(conn: Connection) -> list[HeldSlots]:
-    """What every attempt that has not ended holds."""
+    """The slots of every attempt that has not ended."""
     return [HeldSlots(uid, epoch, slots, _placement(text)) for uid, epoch, slots, text in _HELD.run(conn)]
 
 
 def unreleased_attempts(conn: Connection) -> list[AttemptRecord]:
-    """Attempts that have ended, but whose supervisor has not been let go yet."""
+    """Attempts that have ended, but whose supervisor was not released yet."""
     statement = select(*_COLUMNS).where(_attempt.released == 0, _attempt.state == AttemptState.ENDED.value)
     return [_from_row(row) for row in conn.execute(statement.order_by(_attempt.job_uid, _attempt.epoch))]
 
@@ -176,5 +176,5 @@ def _from_row(row: Row[Any] | tuple[Any, ...]) -> AttemptRecord:
 
 @lru_cache(maxsize=16_384)
 def _placement(text: str) -> tuple[tuple[str, int], ...]:
-    """Many gangs have the same one, and it is read in every pass of the scheduling loop."""
+    """Cached: many gangs have the same placement, and every pass of the scheduling loop reads it."""
     return tuple((node, workers) for node, workers in json.loads(text or "[]"))

@@ -1,8 +1,8 @@
-"""Values that every client can read: gangs' reports are brought into bounds on their way in, rows on their way out.
+"""Keeps all values readable for every client: bounds gangs' reports when they arrive, and rows when they are sent.
 
-A time outside 1970 to 9998, a negative duration and one of over ten years are none; whole numbers are between 0 and
-2**53; a number that is not finite is left out unless it is the news itself (a loss, a metric); texts have no NUL and an
-end. So one odd report never keeps a client from reading the others.
+A time outside 1970 to 9998, a negative duration and one over ten years become unset; whole numbers are between 0 and
+2**53; a number that is not finite is removed, unless it is a loss or a metric; texts have no NUL and a maximal length.
+So one odd report never keeps a client from reading the others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 _Message = TypeVar("_Message", bound=Message)
 
 MAX_COUNT: Final = 1 << 53
-# A day short of what a datetime holds: it is still one in every time zone.
+# A day less than the maximum of a datetime, so that it is valid in every time zone.
 MAX_TIME_US: Final = 253_370_764_800_000_000 - 1
 MAX_DURATION_S: Final = 10 * 365 * 86_400
 MAX_ENTRIES: Final = 1000
 MAX_TEXT: Final = 4096
-# Of these the sentence is what counts, and of a log its end.
+# Longer limits for messages and the ends of logs.
 _MAX_TEXTS: Final[Mapping[str, int]] = {"message": 16_384, "next_step": 16_384, "log_tail": 65_536}
 _MAY_BE_ODD: Final = frozenset({"loss", "grad_norm", "value", "metrics"})
 _INT32: Final = (1 << 31) - 1
@@ -43,9 +43,9 @@ def bound(message: Message) -> None:
 
 
 def parsed(kind: type[_Message], data: bytes, *, as_sent: bool = False) -> _Message:
-    """A message of a row, in bounds; an empty one if its bytes are none.
+    """A message of a row, in bounds; an empty one if its bytes cannot be read.
 
-    `as_sent`: a client's own words, which were checked when they came and are given back as they are.
+    `as_sent`: a client's own message, which was checked on arrival and is returned unchanged.
     """
     message = kind()
     read_into(message, data, as_sent=as_sent)
@@ -128,7 +128,7 @@ def _bound_each(_owner: Message, _name: str, values: Any) -> None:
 
 
 def _bound_map(_owner: Message, name: str, entries: Any) -> None:
-    # Checkpoints are chosen by the loss: it is never among those that are too many.
+    # Checkpoints are chosen by the loss, so it is never dropped.
     for key in sorted(entries, key=lambda each: (each != "loss", len(each), each))[MAX_ENTRIES:]:
         del entries[key]
     for key, value in list(entries.items()):

@@ -1,4 +1,4 @@
-"""Operations on checkpoints: rows of what lies, whole, on the storage."""
+"""Operations on checkpoints: a row for each complete one on the storage."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def list_checkpoints(
 
 
 def committed_checkpoints(conn: Connection, job_uid: str) -> list[CheckpointRecord]:
-    """What a job could resume from, the newest first."""
+    """The checkpoints that a job could resume from, the newest first."""
     return _in_state(conn, job_uid, CheckpointState.COMMITTED)
 
 
 def corrupt_checkpoints(conn: Connection, job_uid: str) -> list[CheckpointRecord]:
-    """What was found damaged when it was read, the newest first."""
+    """The checkpoints that were found damaged, the newest first."""
     return _in_state(conn, job_uid, CheckpointState.CORRUPT)
 
 

@@ -1,4 +1,4 @@
-"""Series of numbers as arrays: a curve of a million steps is cut down to what is shown without an object a point."""
+"""Series of numbers as arrays, so that a curve of a million steps is downsampled without an object per point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardyard_coordinator.domain.records import MetricPoint
 
-# As a block of the store packs its points.
+# The layout of points in a block of the store.
 _PACKED = np.dtype([("step", "<i8"), ("time_us", "<i8"), ("value", "<f8")])
 _Array = NDArray[Any]
 
@@ -81,7 +81,7 @@ def downsample(curve: Curve, max_points: int) -> Curve:
 
 
 def _first_lowest(value: _Array, starts: _Array, ends: _Array) -> _Array:
-    """Places of the lowest of each bucket; a NaN compares with nothing: it counts as lower, so that it is shown."""
+    """The index of the lowest value of each bucket; NaN counts as lower, so that it is shown."""
     odd = np.isnan(value)
     lowest = np.minimum.reduceat(np.where(odd, np.inf, value), starts)
     is_lowest = value == np.repeat(lowest, ends - starts)
@@ -90,7 +90,7 @@ def _first_lowest(value: _Array, starts: _Array, ends: _Array) -> _Array:
 
 
 def _first_highest(value: _Array, starts: _Array, ends: _Array) -> _Array:
-    """Places of the highest of each bucket; of one with nothing but NaN the first."""
+    """The index of the highest value of each bucket; of the first one if all are NaN."""
     odd = np.isnan(value)
     highest = np.maximum.reduceat(np.where(odd, -np.inf, value), starts)
     is_highest = value == np.repeat(highest, ends - starts)
@@ -99,6 +99,6 @@ def _first_highest(value: _Array, starts: _Array, ends: _Array) -> _Array:
 
 
 def _first_of(mask: _Array, starts: _Array) -> _Array:
-    """The first place of each bucket at which the mask is true; every bucket has one."""
+    """The first index of each bucket at which the mask is true; every bucket has one."""
     places = np.flatnonzero(mask)
     return places[np.searchsorted(places, starts)]

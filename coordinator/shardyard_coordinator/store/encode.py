@@ -24,7 +24,7 @@ from shardyard_coordinator.store import bounds
 _STATES = {state: job_pb2.State.Value(f"STATE_{state.value}") for state in JobState}
 _CHECKPOINT_STATES = {
     CheckpointState.COMMITTED: checkpoint_service_pb2.Checkpoint.STATE_COMMITTED,
-    # What is being removed can no longer be resumed from.
+    # No run can resume from a checkpoint that is being removed.
     CheckpointState.DELETING: checkpoint_service_pb2.Checkpoint.STATE_DELETED,
     CheckpointState.DELETED: checkpoint_service_pb2.Checkpoint.STATE_DELETED,
     CheckpointState.CORRUPT: checkpoint_service_pb2.Checkpoint.STATE_CORRUPT,
@@ -150,7 +150,7 @@ def resource_to_dataset(record: ResourceRecord, files: Sequence[FileRecord] = ()
 
 
 def state_changed(source: JobState | None, target: JobState, *, failure: bytes = b"", message: str = "") -> EventDraft:
-    """The event of a step; without `source`: a job's first."""
+    """The event of a change of state; without `source` it is a job's first."""
     change = job_pb2.StateChanged(to=_STATES[target], message=message)
     if source is not None:
         setattr(change, "from", _STATES[source])
@@ -159,13 +159,13 @@ def state_changed(source: JobState | None, target: JobState, *, failure: bytes =
     return draft(EventKind.STATE, job_pb2.JobEvent(state=change))
 
 
-def state_told(payload: bytes) -> JobState:
+def state_after(payload: bytes) -> JobState:
     """The new state in a state event."""
     return JobState(job_pb2.State.Name(job_pb2.JobEvent.FromString(payload).state.to).removeprefix("STATE_"))
 
 
 def draft(kind: EventKind, event: job_pb2.JobEvent, attempt: int = 0) -> EventDraft:
-    """An event to append; of `event` only the payload counts."""
+    """An event to append; only the payload of `event` is used."""
     return EventDraft(kind, event.SerializeToString(), attempt)
 
 

@@ -48,7 +48,7 @@ _AFTER = Prepared(
 
 
 _REMOVE = Prepared(delete(tables.event).where(_event.job_uid == bindparam("job"), _event.sequence < bindparam("below")))
-# A removal of more would keep everybody who writes meanwhile waiting.
+# Removing more at a time would delay all other writers.
 MAX_REMOVED = 5000
 
 
@@ -103,7 +103,7 @@ def events_after(conn: Connection, job_uid: str, after: int, limit: int) -> list
 
 
 def time_in_state(conn: Connection, job_uid: str, state: JobState) -> int:
-    """Microseconds that a job has spent in a state that it has left again."""
+    """Microseconds that a job has spent in a state, finished visits only."""
     statement = (
         select(_event.time_us, _event.payload)
         .where(_event.job_uid == job_uid, _event.kind == int(EventKind.STATE))
@@ -113,17 +113,17 @@ def time_in_state(conn: Connection, job_uid: str, state: JobState) -> int:
     for time_us, payload in conn.execute(statement):
         if since_us is not None:
             spent_us += max(time_us - since_us, 0)
-        since_us = time_us if encode.state_told(payload) is state else None
+        since_us = time_us if encode.state_after(payload) is state else None
     return spent_us
 
 
 def oldest_sequence(conn: Connection, job_uid: str) -> int:
-    """The sequence of the oldest event that is still there; 0: none is."""
+    """The sequence of the oldest event that still exists; 0 if there is none."""
     return conn.execute(select(func.min(_event.sequence)).where(_event.job_uid == job_uid)).scalar_one() or 0
 
 
 class Expired(NamedTuple):
-    """A job whose events up to the one before `last` may go; `oldest` is the first that is still there."""
+    """A job whose events before `last` may be removed; `oldest` is the first that still exists."""
 
     row: int
     job_uid: str
@@ -140,7 +140,7 @@ def expired_events(conn: Connection, before_us: int, *, after_row: int = 0, limi
 
 
 def in_batches(expired: Iterable[Expired], most: int = MAX_REMOVED) -> Iterator[list[tuple[str, int]]]:
-    """What `remove_events` takes at a time: (uid, first sequence that stays), in all at most `most` events."""
+    """Batches for `remove_events`: (uid, first sequence to keep), together at most `most` events."""
     batch: list[tuple[str, int]] = []
     room = most
     for each in expired:

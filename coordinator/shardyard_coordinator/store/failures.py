@@ -1,15 +1,15 @@
-"""Why a store cannot be opened, or not be used any further.
+"""Errors that keep a store from being opened, or from being used any further.
 
 StoreFailure
-├── StoreLocked    another coordinator has it (exit 75)
+├── StoreLocked    another coordinator uses it (exit 75)
 ├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
-├── StorageForeign the storage's models and jobs are another store's (exit 78)
-├── StorageMissing what the store has on its storage is not there (exit 78)
+├── StorageForeign the storage belongs to another store (exit 78)
+├── StorageMissing the files of the store's jobs and models are missing (exit 78)
 ├── PlaceTaken     something else is at the path of the service's own file (exit 78)
 ├── FolderShared   other accounts can read the service's folders (exit 78)
-├── StoreBroken    what it holds cannot be right (exit 65)
+├── StoreBroken    its content is invalid (exit 65)
 ├── StoreLost      another coordinator has the lease now (exit 75)
-└── StoreDead      the disk failed: nothing in memory may be believed (exit 74)
+└── StoreDead      the disk failed, so the state in memory cannot be trusted (exit 74)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StoreFailure(Exception):
 
 
 class StoreLocked(StoreFailure):
-    """Another coordinator is on the store."""
+    """Another coordinator uses the store."""
 
     exit_code = 75
 
@@ -41,7 +41,7 @@ class StoreTooNew(StoreFailure):
 
 
 class StorageForeign(StoreFailure):
-    """The storage belongs to another store: what this one does not know there is not its to remove."""
+    """The storage belongs to another store, so this one must not remove anything there."""
 
     exit_code = 78
 
@@ -65,13 +65,13 @@ class PlaceTaken(StoreFailure):
 
 
 class StoreBroken(StoreFailure):
-    """The store holds what cannot be: named in the message."""
+    """The store has invalid content; the message names it."""
 
     exit_code = 65
 
 
 class StoreLost(StoreFailure):
-    """A newer coordinator holds the lease: this one may not write any more."""
+    """A newer coordinator holds the lease, so this one must not write."""
 
     exit_code = 75
 

@@ -1,4 +1,4 @@
-"""What a store knows of its storage: whether files must be there, and whether files that are there are its own."""
+"""What a store knows about its storage: whether it must have files, and which folders are its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Holdings:
 
 
 def look_up(conn: Connection, uids: Sequence[str]) -> Holdings:
-    """What the store knows of its storage, and of these names of folders in it."""
+    """What the store knows about its storage, and about folders with these names."""
     job, resource = tables.job.c, tables.resource.c
     any_job = _is_there(conn, true(), tables.job)
     any_resource = _is_there(conn, true(), tables.resource)

@@ -1,4 +1,4 @@
-"""Operations on jobs: found, moved by one function, cancelled, deleted."""
+"""Operations on jobs: finding, changing the state (by one function), cancelling, deleting."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def get_job_by_uid(conn: Connection, uid: str) -> JobRecord | None:
 
 
 def get_job_by_row(conn: Connection, row_id: int) -> JobRecord | None:
-    """The job of that row's number."""
+    """The job with that row id."""
     row = _BY_ROW.run(conn, id=row_id).first()
     return None if row is None else from_row(row)
 
@@ -145,7 +145,7 @@ def change_job(conn: Connection, job_uid: str, now_us: int, changes: Mapping[str
 def record(
     conn: Connection, job: JobRecord, changes: Mapping[str, Any], drafts: Sequence[EventDraft], now_us: int
 ) -> JobRecord:
-    """Changes columns other than the state and appends events with one change of the row; answers the job after it.
+    """Changes columns other than the state and appends events, in one change of the row; returns the changed job.
 
     `job` is the row as it was read in this transaction.
     """
@@ -160,7 +160,7 @@ def record(
 
 
 def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
-    """Records that the job is to end: at once if it holds nothing, else CANCELLING. Idempotent.
+    """Cancels the job: at once if it holds no slots, else it becomes CANCELLING. Idempotent.
 
     Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise).
     """
@@ -212,7 +212,7 @@ def invalid_state(job: JobRecord, rule: str) -> Refused:
 
 
 def known_uids(conn: Connection, uids: Sequence[str]) -> set[str]:
-    """Those of the uids that are jobs', deleted ones that are not purged yet included."""
+    """Those of the uids that belong to jobs, including deleted ones that are not purged yet."""
     known: set[str] = set()
     for first in range(0, len(uids), _UIDS_AT_ONCE):
         some = uids[first : first + _UIDS_AT_ONCE]
@@ -221,15 +221,15 @@ def known_uids(conn: Connection, uids: Sequence[str]) -> set[str]:
 
 
 def deleted_jobs(conn: Connection, purged_before_us: int) -> list[tuple[str, int]]:
-    """(uid, time of deletion) of deleted jobs that have something left: events, or a row from before that time."""
+    """(uid, time of deletion) of deleted jobs that still have events, or a row from before that time."""
     has_events = exists().where(tables.event.c.job_uid == _job.uid)
-    # Written out, not bound: the database then sees that the index of deleted jobs has them all.
+    # A literal, not a parameter, so that the database uses the index of deleted jobs.
     left = (_job.deleted_us > literal_column("0"), or_(has_events, _job.deleted_us <= purged_before_us))
     return [(row.uid, row.deleted_us) for row in conn.execute(select(_job.uid, _job.deleted_us).where(*left))]
 
 
 def purge_events(conn: Connection, job_uid: str) -> bool:
-    """Removes what a deleted job has left beside its row, which keeps its request id until `purge_job`.
+    """Removes everything of a deleted job except its row, which keeps its request id until `purge_job`.
 
     Only a part, so that other writers do not wait. True: there may be more.
     """

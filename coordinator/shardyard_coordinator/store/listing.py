@@ -1,4 +1,4 @@
-"""Lists of jobs: conditions become SQL, pages continue after a key, so new rows never shift them."""
+"""Lists of jobs: conditions become SQL; pages continue after a key, so that new rows never shift them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shardyard_coordinator.store.jobs import COLUMNS, from_row
 _job, _label = tables.job.c, tables.label.c
 _HEAVY = ("spec", "resolved_spec", "plan")
 _BASIC = tuple(literal(b"").label(column.name) if column.name in _HEAVY else column for column in COLUMNS)
-# Nobody is shown the plan in a list, and it repeats the spec.
+# Lists do not show the plan, which repeats the spec.
 _FULL = tuple(literal(b"").label(column.name) if column.name == "plan" else column for column in COLUMNS)
 _ROWS_AT_ONCE = 32
 _ANY_TIME = -(1 << 62)
@@ -64,7 +64,7 @@ def list_jobs(
 
     `after` is the `order_key` of the last one seen; without `full` the specs are empty.
 
-    Raises: Refused FILTER_INVALID for a field or operator that there is not.
+    Raises: Refused FILTER_INVALID for an unknown field or operator.
     """
     statement = jobs_statement(project, conditions, order_by, desc=desc, after=after, limit=limit, full=full)
     found: list[JobRecord] = []
@@ -93,10 +93,10 @@ def jobs_statement(
     limit: int,
     full: bool,
 ) -> Select[Any]:
-    """The SELECT of a page: first the rows' numbers from an index alone, then the rows, which are long.
+    """The SELECT of a page: first row ids from an index alone, then the rows, which are long.
 
-    Either an index has what is asked for in the order asked for, so that the first rows found are the page; or the one
-    index that has every field of a filter is read through, whatever meets the filter.
+    Either an index has the requested rows in the requested order, so that the first rows found are the page; or the
+    index that covers all fields of filters is scanned.
     """
     column = _ORDERS[order_by]
     found = _labelled(project, conditions, order_by) or _found(project, conditions, order_by)
@@ -112,14 +112,14 @@ def jobs_statement(
 
 @dataclass
 class _Found:
-    """A SELECT of the numbers of the rows that meet the conditions, and what they are ordered by."""
+    """A SELECT of the ids of the rows that meet the conditions, and their order."""
 
     statement: Select[Any]
     key: tuple[ColumnElement[Any], ColumnElement[Any]]
 
 
 def _labelled(project: str, conditions: Sequence[Condition], order_by: str) -> _Found | None:
-    """The jobs with one value of a label have an index, in the order of their creation."""
+    """Jobs with one value of a label, by an index in the order of their creation."""
     if len(conditions) != 1 or order_by != "create_time" or conditions[0].op != "=":
         return None
     [condition] = conditions
@@ -130,10 +130,10 @@ def _labelled(project: str, conditions: Sequence[Condition], order_by: str) -> _
 
 
 def _found(project: str, conditions: Sequence[Condition], order_by: str) -> _Found:
-    """Every field that must not choose the index is hidden from the database's choice."""
+    """Hides every field that must not choose the index."""
     column = _ORDERS[order_by]
     by_state = order_by == "create_time" and any((each.field, each.op) == ("state", "=") for each in conditions)
-    # The column whose index has the order, and the one that narrows it: all others are checked row by row.
+    # The columns whose indices give the order and the narrowest range; all others are checked row by row.
     seen = {order_by} | ({"state"} if by_state else set())
     through = order_by != "create_time" and any(each.field != order_by for each in conditions)
     if through:
@@ -141,7 +141,7 @@ def _found(project: str, conditions: Sequence[Condition], order_by: str) -> _Fou
     statement = select(_job.id.label("id")).where(_job.project == project, _job.deleted_us == 0)
     statement = statement.where(*(_test(project, each, hidden=each.field not in seen) for each in conditions))
     if through:
-        # The index of all fields is the only one that has what the filter needs without the rows themselves.
+        # Only the index of all fields has what the filter needs without reading rows.
         statement = statement.where(_job.create_us >= _ANY_TIME)
         return _Found(statement, (_Hidden(column), _Hidden(_job.id)))
     return _Found(statement, (column, _job.id))
@@ -176,7 +176,7 @@ def _has_label(project: str, condition: Condition) -> tuple[ColumnElement[bool],
 
 
 class _Hidden(ColumnElement[Any]):
-    """A column as a value: SQLite then does not choose an index by it."""
+    """A column as a plain value, so that SQLite does not choose an index by it."""
 
     inherit_cache = True
 

@@ -1,7 +1,7 @@
 """The numbers of every step, in blocks of up to 1,000 points a series; downsampled when they are read.
 
 A block is packed little-endian (step int64, time int64, value float64) triples of one attempt. `first_index` counts the
-points of the metric that come before it, over all attempts: what a follower has had is one number a metric.
+points of the metric before the block, over all attempts, so a follower's cursor is one number per metric.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def query_metrics(
 def metrics_after(
     conn: Connection, job_uid: str, names: Sequence[str], counts: Mapping[str, int], limit: int
 ) -> tuple[list[MetricSeries], dict[str, int]]:
-    """What came after the first `counts[metric]` points, at most `limit` a metric; and the counts to continue from."""
+    """The points after the first `counts[metric]`, at most `limit` per metric; and the counts to continue from."""
     seen = dict(counts)
     answer = []
     for name in names or metric_names(conn, job_uid):

@@ -1,4 +1,4 @@
-"""Brings the tables to what this version needs: one transaction a migration, forward only."""
+"""Migrates the tables to this version: one transaction per migration, forward only."""
 
 from __future__ import annotations
 

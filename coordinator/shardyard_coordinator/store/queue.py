@@ -1,4 +1,4 @@
-"""The queue as the scheduling loop reads it: few columns, everybody's place in line, the reasons of a whole pass."""
+"""The queue as the scheduling loop reads it: few columns, positions in line, and the reasons of a whole pass."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from shardyard_coordinator.store.sql import Prepared
 
 _job = tables.job.c
 _FIELDS = tuple(name for name in QueuedJob._fields if name != "position")
-# Written out, not bound: only so does the database see that the index `job_line`, which has only those, is enough.
+# A literal, not a parameter: only then does the database use the partial index `job_line`.
 _WAITS = (_job.state == literal_column(f"'{JobState.QUEUED.value}'"), _job.deleted_us == literal_column("0"))
 _ORDER = (_job.priority.desc(), _job.id)
 _LIGHT = select(*(_job[name] for name in LineJob._fields)).where(*_WAITS).order_by(*_ORDER)
 _HEAD = Prepared(_LIGHT.limit(bindparam("most")))
 _REST = Prepared(_LIGHT.limit(1 << 31).offset(bindparam("first")))
-# Everybody's place in line, from that index alone: a job's row is long, and is read if it is asked for.
+# The positions in line, from that index alone: rows are long, and are read only for the chosen jobs.
 _LINE = (
     select(
         _job.id,
@@ -58,25 +58,25 @@ _SET_PENDING = Prepared(
 
 
 def head_of_line(conn: Connection, most: int) -> list[LineJob]:
-    """The first of those who wait."""
+    """The first waiting jobs."""
     return [LineJob(*row) for row in _HEAD.run(conn, most=most)]
 
 
 def rest_of_line(conn: Connection, first: int) -> list[LineJob]:
-    """Everybody after the `first` ones."""
+    """All waiting jobs after the `first` ones."""
     return [LineJob(*row) for row in _REST.run(conn, first=first)]
 
 
 def some_queued(conn: Connection, first: int, after: int, until: int, most: int) -> list[QueuedJob]:
-    """At most `most`, in the order of the line: the `first` of it, those in the places over `after` and up to `until`,
-    who has no reason yet, and who backs off.
+    """At most `most` jobs, in the order of the line: the `first` ones, positions over `after` up to `until`, those
+    without a reason yet, and those that back off.
     """
     places = {"first": first, "after": after, "until": until, "most": most}
     return [QueuedJob(*row) for row in _SOME.run(conn, **places)]
 
 
 def set_pending(conn: Connection, rows: Sequence[tuple[QueuedJob, bytes, EventDraft | None]], now_us: int) -> None:
-    """Records why jobs wait, with an event if there is one; nothing if a job has changed since it was read."""
+    """Records why jobs wait, with an event if there is one; skips jobs that have changed since they were read."""
     logs = []
     for job, info, event in rows:
         values: dict[str, Any] = {"job": job.uid, "seen": job.version, "queued": JobState.QUEUED.value, "now": now_us}

@@ -1,4 +1,4 @@
-"""Operations on models and data sets: announced, filled, whole; and never removed under a live job."""
+"""Operations on models and data sets: announced, filled, complete; never removed while a live job uses them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TERMINAL = tuple(state.value for state in JobState if state.is_terminal)
 
 
 def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) -> ResourceRecord:
-    """Announces an upload; the same request id with the same files answers the one under way, or the one finished.
+    """Announces an upload; the same request id with the same files returns the upload in progress, or the finished one.
 
     Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
     """
@@ -68,7 +68,7 @@ def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) ->
 
 
 def find_upload(conn: Connection, new: NewUpload) -> ResourceRecord | None:
-    """The same upload, under way or finished; None if there is nothing of that name.
+    """The same upload, in progress or finished; None if the name is free.
 
     Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
     """
@@ -96,7 +96,7 @@ def register_output(
     description: bytes,
     now_us: int,
 ) -> ResourceRecord:
-    """Adds what a job has made, whole, under `new.resource_id`. Raises: Refused MODEL_EXISTS, DATASET_EXISTS."""
+    """Adds a job's complete result under `new.resource_id`. Raises: Refused MODEL_EXISTS, DATASET_EXISTS."""
     values = {
         "uid": new.uid,
         "kind": new.kind.value,
@@ -126,20 +126,20 @@ def _insert_files(conn: Connection, uid: str, files: Sequence[FileRecord]) -> No
 
 
 def commit_parts(conn: Connection, uid: str, sizes: Mapping[str, int]) -> None:
-    """Records by path that so many bytes of files are on the disk; never fewer than before."""
+    """Records how many bytes of each path are on the disk; never fewer than before."""
     mine = (_file.resource_uid == uid, _file.path == bindparam("at"), _file.committed_bytes < bindparam("size"))
     statement = update(tables.resource_file).where(*mine).values(committed_bytes=bindparam("size"))
     conn.execute(statement, [{"at": path, "size": size} for path, size in sizes.items()])
 
 
 def reset_parts(conn: Connection, uid: str, paths: Sequence[str]) -> None:
-    """Records that files have to be sent again: what arrived is not what was announced."""
+    """Records that files must be sent again, because their content differs from the announced one."""
     mine = (_file.resource_uid == uid, _file.path == bindparam("at"))
     conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=0), [{"at": path} for path in paths])
 
 
 def finish_upload(conn: Connection, uid: str, description: bytes) -> ResourceRecord:
-    """UPLOADING → READY: all files are there and checked. Idempotent."""
+    """UPLOADING → READY, once all files are complete and checked. Idempotent."""
     waiting = (_resource.uid == uid, _resource.state == ResourceState.UPLOADING.value)
     values = {"state": ResourceState.READY.value, "description": description}
     conn.execute(update(tables.resource).where(*waiting).values(**values))
@@ -162,7 +162,7 @@ def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id
 
 
 def ready_resource(conn: Connection, name: str) -> ResourceRecord:
-    """The model or data set of a validated name, whole.
+    """The READY model or data set of a validated name.
 
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
     """
@@ -193,7 +193,7 @@ def list_resources(
     limit: int = 50,
     show_uploading: bool = False,
 ) -> list[ResourceRecord]:
-    """A page of what is READY, or UPLOADING too, the newest first; `after` is the `id` of the last one seen."""
+    """A page of READY resources, or UPLOADING ones too, the newest first; `after` is the `id` of the last one seen."""
     states = [ResourceState.READY.value, *([ResourceState.UPLOADING.value] if show_uploading else [])]
     wanted = (_resource.kind == kind.value, _resource.project == project, _resource.state.in_(states))
     statement = select(*_COLUMNS).where(*wanted)
@@ -203,7 +203,7 @@ def list_resources(
 
 
 def held_bytes(conn: Connection, project: str, but: str = "") -> int:
-    """What the project's models and data sets take, without the one of that uid; of uploads, what has arrived."""
+    """The bytes of the project's models and data sets except that uid; of uploads, those that have arrived."""
     mine = (_resource.project == project, _resource.uid != but)
     whole = select(func.sum(_resource.size_bytes)).where(*mine, _resource.state == ResourceState.READY.value)
     arriving = (
@@ -215,7 +215,7 @@ def held_bytes(conn: Connection, project: str, but: str = "") -> int:
 
 
 def num_files(conn: Connection, project: str, but: str = "") -> int:
-    """The files of the project's models and data sets, uploads under way included, without those of that uid."""
+    """The number of files of the project's models and data sets, including uploads in progress, except that uid."""
     mine = (_resource.project == project, _resource.state != ResourceState.DELETING.value, _resource.uid != but)
     owners = select(_resource.uid).where(*mine)
     statement = select(func.count()).select_from(tables.resource_file).where(_file.resource_uid.in_(owners))
@@ -236,7 +236,7 @@ def list_files(conn: Connection, uid: str, *, limit: int | None = None) -> list[
 
 
 def begin_delete(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord:
-    """Records that it is to be removed: its name is free from here on; the caller removes the folder.
+    """Records the removal: the name is free from now on; the caller removes the folder.
 
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_IN_USE, DATASET_IN_USE.
     """
@@ -254,14 +254,14 @@ def begin_delete(conn: Connection, kind: ResourceKind, project: str, resource_id
 
 
 def finish_delete(conn: Connection, uid: str) -> None:
-    """Removes the rows of what has been removed from the disk."""
+    """Removes the rows of a resource whose files are removed."""
     conn.execute(delete(tables.resource_file).where(_file.resource_uid == uid))
     gone = (_resource.uid == uid, _resource.state == ResourceState.DELETING.value)
     conn.execute(delete(tables.resource).where(*gone))
 
 
 def live_users(conn: Connection, name: str) -> list[str]:
-    """The names of the jobs that read it and have not ended."""
+    """The names of the live jobs that use it."""
     job, use = tables.job.c, tables.job_use.c
     statement = (
         select(job.project, job.job_id)
@@ -286,7 +286,7 @@ def deleting_resources(conn: Connection) -> list[ResourceRecord]:
 
 
 def known_uids(conn: Connection, kind: ResourceKind) -> set[str]:
-    """The uids of all rows of a kind: folders of others are leftovers."""
+    """The uids of all rows of a kind; folders of other uids are leftovers."""
     return set(conn.execute(select(_resource.uid).where(_resource.kind == kind.value)).scalars())
 
 
@@ -297,7 +297,7 @@ def get_plan(conn: Connection, fingerprint: bytes) -> bytes | None:
 
 
 def put_plan(conn: Connection, fingerprint: bytes, result: bytes, now_us: int) -> None:
-    """Keeps a PlanResult; the newest 10,000 are kept."""
+    """Stores a PlanResult, and keeps the newest 10,000."""
     conn.execute(delete(tables.plan).where(_plan.fingerprint == fingerprint))
     conn.execute(insert(tables.plan).values(fingerprint=fingerprint, result=result, create_us=now_us))
     count = conn.execute(select(func.count()).select_from(tables.plan)).scalar_one()

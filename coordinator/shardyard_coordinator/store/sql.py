@@ -1,4 +1,4 @@
-"""How statements run: compiled once if they are hot, and with what the transaction carries beside them."""
+"""How statements run: hot ones are compiled once; and the events that a transaction collects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 class Rows:
-    """What a statement answered, all of it; `rowcount` of a change."""
+    """The whole result of a statement; `rowcount` of a change."""
 
     __slots__ = ("_rows", "rowcount")
 
@@ -34,13 +34,13 @@ class Rows:
         return self._rows[0] if self._rows else None
 
     def scalar_one(self) -> Any:
-        """The one column of the one row."""
+        """The single value of the single row."""
         [[value]] = self._rows
         return value
 
 
 class Prepared:
-    """A statement compiled once a dialect and handed to the driver as it is: a tenth of what it costs otherwise.
+    """A statement that is compiled once per dialect and passed to the driver: a tenth of the usual cost.
 
     Only for columns whose values need no conversion: integers, floats, text, bytes.
     """
@@ -68,9 +68,9 @@ class Prepared:
 
 
 class PreparedInsert:
-    """An INSERT of many rows, compiled once a number of rows: a call of the driver costs more than some rows.
+    """An INSERT of many rows, compiled once per number of rows: a driver call costs more than several rows.
 
-    For the columns that `Prepared` is for. `returning` names what is answered of each row, in no order.
+    For the columns that `Prepared` is for. `returning` names the columns to return of each row, in no order.
     """
 
     _MOST, _STEP = 64, 16
@@ -88,7 +88,7 @@ class PreparedInsert:
         first = 0
         while first < len(rows):
             left = min(self._MOST, len(rows) - first)
-            # Few calls, and few statements: sixteens, and the rest at once.
+            # Sixteen rows at a time, then the rest: few calls with few different statements.
             count = left if left < self._STEP else left - left % self._STEP
             found += self._run(conn, rows[first : first + count])
             first += count
@@ -101,7 +101,7 @@ class PreparedInsert:
         return execute(conn, sql, {f"{name}_{at}": row[name] for at, row in enumerate(rows) for name in self._names})
 
     def of(self, count: int) -> Prepared:
-        """The statement for so many rows."""
+        """The statement for this number of rows."""
         prepared = self._prepared.get(count)
         if prepared is None:
             values: list[dict[str, Any]] = [
@@ -162,7 +162,7 @@ def execute(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any
 
 
 def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tuple[_T | None, Exception | None]:
-    """What an operation answers, or what it raises: then it has changed nothing, and has no event to tell.
+    """The result of an operation, or its error, which undid its changes and its events.
 
     Raises: DBAPIError, if it is not about the operation's own values.
     """
@@ -171,7 +171,7 @@ def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tup
     execute(conn, "SAVEPOINT operation")
     try:
         value = operation(conn)
-    except Exception as error:  # The edge between one caller's operation and everybody else's commit.
+    except Exception as error:  # The edge between one caller's operation and the commit of the others.
         if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
             raise
         execute(conn, "ROLLBACK TO operation")
@@ -196,10 +196,10 @@ def note_events(conn: Connection, records: Sequence[EventRecord]) -> None:
 
 
 def note_metrics(conn: Connection, job_uid: str) -> None:
-    """Keeps the jobs whose numbers have grown, which is not an event, but is also announced after the commit."""
+    """Notes the jobs with new metrics, which are not events, but are announced after the commit too."""
     conn.info.setdefault(_METRICS, set()).add(job_uid)
 
 
 def noted_metrics(conn: Connection) -> frozenset[str]:
-    """The jobs whose numbers have grown in the transaction, possibly including those of failed operations."""
+    """The jobs with new metrics in the transaction, possibly including those of failed operations."""
     return frozenset(conn.info[_METRICS])

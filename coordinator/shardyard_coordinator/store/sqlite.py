@@ -34,7 +34,7 @@ _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "
 class FileLock:
     """`flock` on `<database>.lock` for as long as the process lives.
 
-    The file is never unlinked: a second holder could lock a new one. It names its holder, for the refusal.
+    The file is never unlinked, because a second holder could then lock a new one. It names its holder, for the error.
     Raises: StoreLocked.
     """
 
@@ -52,7 +52,7 @@ class FileLock:
         os.pwrite(self._descriptor, text.encode(), 0)
 
     def release(self) -> None:
-        """Lets go; the file stays."""
+        """Releases the lock; the file stays."""
         os.close(self._descriptor)
 
 
@@ -65,7 +65,7 @@ def _holder(content: bytes) -> dict[str, Any]:
 
 
 def refuse_network_file_system(folder: Path) -> None:
-    """SQLite's locks and shared memory do not hold over a network: StoreBroken there."""
+    """Raises StoreBroken on a network file system, where SQLite's locks and shared memory do not work."""
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return
@@ -83,12 +83,12 @@ def read_ahead(path: Path) -> None:
     """Reads the database in order, so that the checks at the start, which read here and there, find it in memory.
 
     Only under the `FileLock` and before this process has a connection: closing the file would drop the locks that
-    SQLite holds on it. Nothing is read of a database that would take up half of what is free.
+    SQLite holds on it. A database over half of the free memory is not read.
     """
     room = psutil.virtual_memory().available // 2
     block = bytearray(_READ_AHEAD_BYTES)
     for each in (path, path.with_name(path.name + "-wal")):
-        # What is wrong with the file SQLite says better.
+        # SQLite reports problems of the file better.
         with contextlib.suppress(OSError):
             if each.stat().st_size <= room:
                 with each.open("rb", buffering=0) as file:
@@ -135,7 +135,7 @@ def _prepare_reader(connection: Any, _record: object) -> None:
 
 
 def _text(data: bytes) -> str:
-    """A text that is not UTF-8 hides no other row, and shows what can be read of it."""
+    """Decodes a text that is not UTF-8 as far as possible, so that it hides no other row."""
     return data.decode("utf-8", "replace")
 
 
@@ -149,11 +149,11 @@ def _begin(conn: Connection) -> None:
 
 
 def empty_log(conn: Connection, path: Path, wait_ms: int) -> bool:
-    """Moves a long write-ahead log into the database; False: it is long, and readers did not let it be emptied now.
+    """Moves a long write-ahead log into the database; False if readers prevented that now.
 
-    SQLite by itself begins the log again only when nobody reads it. With readers that overlap there is no such moment,
-    and it grows forever; once all of it is in the database, new readers need it no longer, and the last ones are
-    waited for, `wait_ms` at most. Outside of transactions only.
+    By itself SQLite restarts the log only when nobody reads it. With overlapping readers that never happens, and the
+    log grows forever. Once all of it is in the database, new readers do not need it, and the old ones are waited for,
+    `wait_ms` at most. Outside of transactions only.
     """
     try:
         if path.with_name(path.name + "-wal").stat().st_size < MAX_LOG_BYTES:
@@ -165,7 +165,7 @@ def empty_log(conn: Connection, path: Path, wait_ms: int) -> bool:
     try:
         [[busy, *_]] = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.Error as error:
-        # What has been committed is in the log: a full disk is not a reason to fail it, and the next write reports it.
+        # Commits are in the log already, so a full disk must not fail them; the next write reports it.
         _log.warning("the write-ahead log of %s could not be emptied: %s", path, error)
         return False
     finally:
@@ -180,7 +180,7 @@ UNUSABLE = "the service's store cannot be used, and the service ends; the operat
 def meaning(error: DBAPIError, path: Path, *, writes: bool = True) -> Refused | StoreFailure | None:
     """What a driver's error means for the caller (Refused) or the process (StoreFailure); None: a defect.
 
-    `writes`: of the connection that may, which is refused by the disk alone.
+    `writes`: it came from the writing connection, where a read-only error is one of the disk.
     """
     code = getattr(error.orig, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF

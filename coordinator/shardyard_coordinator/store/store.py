@@ -25,14 +25,14 @@ from shardyard_coordinator.store.writer import Writer
 
 _T = TypeVar("_T")
 _READERS = 4
-# What reads many rows has threads of its own: a page of jobs never keeps a single job waiting.
+# Reads of many rows have their own threads, so that a page of jobs never delays the read of one.
 _LIST_READERS = 2
 _BUSY_START_S = 60.0
 _CHECKED_JOBS = 1000
 
 
 def lock_store(url: str | Path, clock: Clock) -> sqlite.FileLock:
-    """Takes the store for this process, which is quick; `open_store` then opens it, which may take seconds.
+    """Locks the store for this process, which is quick; `open_store` then opens it, which may take seconds.
 
     `url` is a path or `sqlite:///` and a path. Raises: StoreFailure (StoreLocked if another coordinator is on it),
     ValueError for another kind of URL.
@@ -51,7 +51,7 @@ async def open_store(
     lock: sqlite.FileLock | None = None,
     log_wait_ms: int = sqlite.LOG_WAIT_MS,
 ) -> Store:
-    """Opens the store: migrations, checks, lease; `lock` is let go of if that fails. Raises: as `lock_store`.
+    """Opens the store: migrations, checks, lease; `lock` is released if that fails. Raises: as `lock_store`.
 
     `log_wait_ms` is how long writers may wait for the readers of a log that is to be emptied.
     """
@@ -109,7 +109,7 @@ class Store:
         A caller that is cancelled does not cancel its operation. Raises: what the operation raised; Refused STORE_FULL,
         STORE_BUSY, STORE_UNAVAILABLE, OVERLOADED.
         """
-        # A cancelled caller cancels the future alone: the writer has the operation, and passes over the future.
+        # A cancelled caller only cancels the future; the writer still runs the operation, and ignores the future.
         result: _T = await self._writer.submit(operation, actor, size_bytes)
         return result
 
@@ -121,21 +121,21 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
 
     async def read_many(self, query: Callable[[Connection], _T]) -> _T:
-        """The same for what may read many rows: lists, histories, the line of those who wait."""
+        """The same for reads of many rows: lists, histories, the queue."""
         return await asyncio.get_running_loop().run_in_executor(self._list_readers, self._read, query)
 
     def subscribe(self, callback: Callable[[Sequence[EventRecord]], None]) -> Callable[[], None]:
-        """Calls back with the events of every commit, after it, in order; the answer ends it."""
+        """Calls back with the events of every commit, after it, in order. The returned function unsubscribes."""
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback)
 
     def subscribe_metrics(self, callback: Callable[[frozenset[str]], None]) -> Callable[[], None]:
-        """Calls back with the uids of the jobs whose metrics have grown, after each such commit; the answer ends it."""
+        """Calls back with the uids of jobs with new metrics, after each commit. The returned function unsubscribes."""
         self._metric_subscribers.append(callback)
         return lambda: self._metric_subscribers.remove(callback)
 
     async def close(self) -> None:
-        """Commits what waits, then lets go of the store."""
+        """Commits waiting operations, then releases the store."""
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown()
         self._list_readers.shutdown()
@@ -143,7 +143,7 @@ class Store:
         self._engine.dispose()
         self._reading.dispose()
         self._lock.release()
-        await asyncio.sleep(0)  # Deliver what the writer last handed to the loop before the callers continue.
+        await asyncio.sleep(0)  # Deliver the writer's last results before the callers continue.
 
     def _read(self, query: Callable[[Connection], _T]) -> _T:
         try:
@@ -175,7 +175,7 @@ def _path(url: str | Path) -> Path:
 
 
 async def _taken(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
-    """Where another process holds the file, a backup for instance, it is waited for. Raises: StoreFailure."""
+    """Waits if another process holds the file, such as a backup. Raises: StoreFailure."""
     until_s = clock.monotonic_s() + _BUSY_START_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Accepting jobs: exactly once, however often and however many at a time they are submitted."""
+"""Accepts jobs exactly once, even if they are submitted repeatedly or many at a time."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _FRESH: Mapping[str, Any] = {
 
 
 class Submission(NamedTuple):
-    """A job to be accepted, and who asks for it."""
+    """A job to accept, and its submitter."""
 
     new: NewJob
     actor: Actor
@@ -87,8 +87,8 @@ class Submission(NamedTuple):
 def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> CreatedJob:
     """Accepts a job: request id, row, labels, event 1 and its plan's warnings, in the caller's transaction.
 
-    The same request of the same principal again answers the job it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED;
-    MODEL_NOT_FOUND, DATASET_NOT_FOUND if what it reads was deleted since it was planned.
+    The same request of the same principal returns the job that it made. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED;
+    MODEL_NOT_FOUND, DATASET_NOT_FOUND if its model or data was deleted since it was planned.
     """
     if new.request_id:
         found = find_request(conn, actor.principal, new.request_id, new.fingerprint)
@@ -105,7 +105,7 @@ def create_job(conn: Connection, new: NewJob, actor: Actor, now_us: int) -> Crea
 
 
 def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[CreatedJob | Exception]:
-    """Accepts many, each as `create_job` would by itself: with a few statements if all of them are new."""
+    """Accepts many jobs as `create_job` does, with a few statements if all of them are new."""
     made, _ = in_savepoint(conn, partial(_insert, submissions=submissions, now_us=now_us))
     if made is not None:
         return [CreatedJob(job, existed=False) for job in made]
@@ -119,7 +119,7 @@ def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int
 def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[JobRecord]:
     """Raises: IntegrityError if a name or a request id is taken; Refused if a model or data set is gone."""
     for name in {name for new, _ in submissions for name in new.uses}:
-        ready_resource(conn, name)  # It was there when the job was planned, and from here on it is held.
+        ready_resource(conn, name)  # It existed when the job was planned, and cannot be deleted from here on.
     requests = [
         {
             "principal": actor.principal,
@@ -179,7 +179,7 @@ def _row(submission: Submission, now_us: int) -> dict[str, Any]:
 
 
 def find_request(conn: Connection, principal: str, request_id: str, fingerprint: bytes) -> JobRecord | None:
-    """The job that the request id has made; None: it is new. Raises: Refused REQUEST_ID_REUSED for another request."""
+    """The job that the request id has made, or None. Raises: Refused REQUEST_ID_REUSED for another request."""
     row = _FIND_REQUEST.run(conn, principal=principal, request_id=request_id).first()
     if row is None:
         return None

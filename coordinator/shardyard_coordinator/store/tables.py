@@ -1,6 +1,6 @@
-"""The tables (docs/reliability.md): what is filtered, ordered or decided on has a column, all else is protobuf bytes.
+"""The tables (docs/reliability.md): values to filter, order or decide by have columns, all else is protobuf bytes.
 
-Times are BIGINT microseconds UTC, 0 if there is none; there is nothing here that PostgreSQL could not hold.
+Times are BIGINT microseconds UTC, 0 if unset; all types exist in PostgreSQL too.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ job = Table(
     UniqueConstraint("project", "job_id", "deleted_us", name="job_name"),
     sqlite_autoincrement=True,
 )
-# All that a scheduling pass reads of those who wait: only they are in it, in the order of the line.
+# Everything that a scheduling pass reads of waiting jobs: only they are in it, in the order of the line.
 _waits = text("state = 'QUEUED' AND deleted_us = 0")
 Index(
     "job_line",
@@ -123,8 +123,8 @@ Index(
     sqlite_where=_waits,
     postgresql_where=_waits,
 )
-# An order of lists each. The first one also has what lists are filtered by: a row with its spec is long, and a filter
-# that few jobs meet would read them all.
+# One per order of lists. The first one also has the fields of filters: rows with their specs are long, and a filter
+# that few jobs meet would otherwise read all of them.
 Index(
     "job_by_create",
     *(job.c[name] for name in ("project", "deleted_us", "create_us", "id")),
@@ -153,7 +153,7 @@ label = Table(
     Column("job_uid", Text(), primary_key=True),
     Column("key", Text(), primary_key=True),
     Column("value", Text(), nullable=False),
-    # What a list of jobs is found and ordered by; a job's project and its time of creation never change.
+    # For lists of jobs by a label; a job's project and its time of creation never change.
     _text("project"),
     _number("create_us"),
     _number("job_row"),
@@ -206,7 +206,7 @@ attempt = Table(
     _number("end_us"),
     Index("attempt_unreleased", "released"),
 )
-# What holds slots is asked for all the time, and is a handful among all attempts that there ever were.
+# Attempts that hold slots are read all the time, and are few among all attempts.
 _live = text("state <> 'ENDED'")
 Index("attempt_live", attempt.c.job_uid, attempt.c.epoch, sqlite_where=_live, postgresql_where=_live)
 
@@ -230,7 +230,7 @@ metric_block = Table(
     metadata,
     Column("job_uid", Text(), primary_key=True),
     Column("metric", Text(), primary_key=True),
-    # How many points of the metric come before the block, over all attempts: the cursor of WatchMetrics.
+    # The number of points of the metric before the block, over all attempts: the cursor of WatchMetrics.
     Column("first_index", BigInteger(), primary_key=True, autoincrement=False),
     Column("attempt", BigInteger(), nullable=False),
     Column("num_points", BigInteger(), nullable=False),

@@ -1,7 +1,7 @@
-"""What comes at once is made together: one transaction and one hop to a thread for all of it.
+"""Batches work that comes at the same time: one transaction and one hop to a thread for all of it.
 
-A submission reads and writes little; the transaction and the hop around it cost more than what is in them. The same
-goes for looks at files, which many submissions have in common.
+A submission reads and writes little; the transaction and the hop around it cost more. The same is true of looks at
+files, which many submissions have in common.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _Item = TypeVar("_Item")
 _Key = TypeVar("_Key", bound=Hashable)
 _MOST = 64
 _MAX_WAITING = 1024
-# After so many within a short while the next ones are waited for a little: a few at a time make the threads take turns
-# at the interpreter, which costs more than what they do.
+# After this many within a short time, wait briefly for more: small batches make the threads take turns at the
+# interpreter, which costs more than their work.
 _GATHER_FROM = 8
 _MOMENT_S = 0.001
 
 
 class Together(Generic[_Item, _T]):
-    """Has `make` answer for the items that wait, each with a value or an exception, which reaches only its caller.
+    """Lets `make` answer for all waiting items, each with a value or an exception, which reaches only its caller.
 
-    After many items within `gather_s` the next ones are waited for as long. A batch begins at the earliest `every_s`
-    after the one before it: an item that comes alone is not held up, and many a second share few batches.
+    After many items within `gather_s`, a batch waits that long for more. A batch begins at the earliest `every_s` after
+    the one before it: a single item is not delayed, and many a second share few batches.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Together(Generic[_Item, _T]):
         self._running: asyncio.Task[None] | None = None
 
     async def ask(self, item: _Item) -> _T:
-        """The item's answer; an item whose caller has gone before its turn is left out. Raises: Refused OVERLOADED."""
+        """The item's answer; an item whose caller left before its turn is dropped. Raises: Refused OVERLOADED."""
         if len(self._waiting) >= _MAX_WAITING:
             self._waiting = [each for each in self._waiting if not each[1].done()]
             if len(self._waiting) >= _MAX_WAITING:
@@ -88,7 +88,7 @@ class Together(Generic[_Item, _T]):
             self._running = None
 
     def _are_many(self, count: int, now_s: float) -> bool:
-        """Whether so many have been answered lately that it is worth waiting for the next ones."""
+        """Whether so many items came recently that it pays to wait for more."""
         if now_s - self._counted_from_s > self._gather_s:
             self._counted_from_s, self._counted = now_s, 0
         self._counted += count
@@ -98,7 +98,7 @@ class Together(Generic[_Item, _T]):
         return True
 
     async def _gather(self) -> None:
-        """Waits for submissions on their way: until none has come for a moment."""
+        """Waits until no item has come for a moment."""
         loop = asyncio.get_running_loop()
         ends_s, seen = loop.time() + self._gather_s, 0
         while loop.time() < ends_s:
@@ -110,7 +110,7 @@ class Together(Generic[_Item, _T]):
     async def _answers(self, items: Sequence[_Item]) -> Sequence[_T | Exception]:
         try:
             return await self._make(items)
-        except Exception as error:  # The edge between the whole and everybody who waits for a part of it.
+        except Exception as error:  # The edge between the batch and the callers of its items.
             return [error] * len(items)
 
 
@@ -124,7 +124,7 @@ def reads_together(store: Store) -> Together[Callable[[Connection], Any], Any]:
 
 
 def looks_together(look: Callable[[_Key], _T]) -> Together[_Key, _T]:
-    """Calls `look(key)` in a thread, once for all who ask for the same key before it begins."""
+    """Calls `look(key)` in a thread, once for all callers that ask for the same key before it begins."""
 
     async def make(keys: Sequence[_Key]) -> Sequence[_T | Exception]:
         found = await asyncio.to_thread(lambda: {key: _attempt(look, key) for key in dict.fromkeys(keys)})
@@ -141,7 +141,7 @@ def writes_together(
     size: Callable[[_Item], int],
     every_s: float = 0.0,
 ) -> Together[_Item, _T]:
-    """Hands many items to one operation of the store, in one commit; `size` is what one holds, in bytes."""
+    """Passes many items to one operation of the store, in one commit; `size` returns an item's bytes."""
 
     async def make(items: Sequence[_Item]) -> Sequence[_T | Exception]:
         return await store.write(lambda conn: write(conn, items), actor, sum(map(size, items)))
@@ -152,7 +152,7 @@ def writes_together(
 def _attempt(query: Callable[[Any], _T], subject: Any) -> _T | Exception:
     try:
         return query(subject)
-    except DBAPIError:  # The store's own trouble is everybody's.
+    except DBAPIError:  # An error of the store itself concerns every item.
         raise
-    except Exception as error:  # The edge between one caller's query and everybody else's.
+    except Exception as error:  # The edge between one caller's query and the others.
         return error

@@ -1,7 +1,7 @@
 """The one writer: a thread that commits whatever is waiting as one transaction (docs/reliability.md).
 
 Each operation runs in a savepoint, so a refusal or a conflict reaches its own caller only. Every commit
-begins by moving the lease row: no row moved means that a newer coordinator holds it, and this one may not write.
+first updates the lease row: if no row changes, a newer coordinator holds the lease, and this one must not write.
 Events are sent after their commit and before the callers get their reply.
 """
 
@@ -105,7 +105,7 @@ class Writer:
         return done
 
     def close(self) -> None:
-        """Commits what waits and ends the thread."""
+        """Commits waiting operations and ends the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -133,7 +133,7 @@ class Writer:
         return batch, False
 
     def _commit(self, batch: list[Write]) -> None:
-        """One transaction; whatever goes wrong with it as a whole goes to every caller of the batch."""
+        """One transaction; an error of the transaction itself goes to every caller of the batch."""
         outcomes: list[_Outcome] = []
         events: list[EventRecord] | None = None
         try:
@@ -153,7 +153,7 @@ class Writer:
         self._loop.call_soon_threadsafe(self._deliver, events, grown, outcomes)
 
     def _empty_log(self) -> None:
-        """Keeps the write-ahead log short; after readers were in the way it is left alone for a while."""
+        """Keeps the write-ahead log short; if readers prevented that, the next try is a while later."""
         now_s = time.monotonic()
         if now_s >= self._log_after_s and not empty_log(self._conn, self._path, self._log_wait_ms):
             self._log_after_s = now_s + _LOG_REST_S
@@ -173,13 +173,13 @@ class Writer:
         return [_Outcome(write, None, error) for write in batch]
 
     def _deliver(self, events: list[EventRecord] | None, grown: frozenset[str], outcomes: list[_Outcome]) -> None:
-        """`events` of a commit, which may have none; None: nothing was committed."""
+        """Delivers outcomes. `events` are those of the commit, perhaps none; None if nothing was committed."""
         if events is not None:
             self._tell(events, grown)
         for outcome in outcomes:
             self._waiting_bytes -= outcome.write.size_bytes
             done = outcome.write.done
-            if done.done():  # The caller went away; what it asked for has happened all the same.
+            if done.done():  # The caller left; its operation has been committed all the same.
                 continue
             if outcome.error is not None:
                 done.set_exception(outcome.error)

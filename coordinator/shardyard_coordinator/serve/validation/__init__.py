@@ -1,1 +1,1 @@
-"""What a request must be like before anything is done for it. Pure: no store, no files."""
+"""Rules that a request must meet before anything is done for it. Pure: no store, no files."""

@@ -33,13 +33,13 @@ class _Field:
 
 
 class Counts:
-    """Checks messages against the limits of their descriptors; keeps what it has read of a descriptor."""
+    """Checks messages against the limits of their descriptors, which it caches."""
 
     def __init__(self) -> None:
         self._fields: dict[str, tuple[_Field, ...]] = {}
 
     def violations(self, message: Message) -> list[FieldViolation]:
-        """The repeated fields that hold too much."""
+        """The repeated fields with too many items."""
         found: list[FieldViolation] = []
         self._check(message, "", found)
         return found
@@ -64,7 +64,7 @@ class Counts:
             self._check(item, f"{path}[{index}].", found)
 
     def _of(self, descriptor: Any) -> tuple[_Field, ...]:
-        """The fields that hold, or lead to, repeated fields."""
+        """The fields that are repeated, or lead to repeated fields."""
         known = self._fields.get(descriptor.full_name)
         if known is None:
             self._fields[descriptor.full_name] = ()  # Ends the recursion of recursive messages; corrected below.

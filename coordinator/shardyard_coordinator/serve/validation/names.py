@@ -1,4 +1,4 @@
-"""Resource names: how they are made, read and complained about."""
+"""Resource names: making, parsing and checking them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHAPES: Final = {
 
 @dataclass(frozen=True)
 class Name:
-    """A resource name, taken apart; `id` is empty for a project."""
+    """The parts of a resource name; `id` is empty for a project."""
 
     project: str
     id: str = ""

@@ -1,4 +1,4 @@
-"""Every request's own rules: which field holds which name, and what the protos cannot say."""
+"""Rules of each request: which field holds which name, and rules that the protos cannot express."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_IMAGE_BYTES: Final = 4_000_000
 MAX_SHOWN_INSTANCES: Final = 100
 _INPUTS: Final = tuple(field.name for field in models.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
-# The answer lists the same files with how much of each has arrived, and clients take 4 MiB.
+# The answer lists the same files with their progress, and clients accept 4 MiB.
 MAX_HEADER_BYTES: Final = 3 * 1024 * 1024
 MAX_HEADER_VIOLATIONS: Final = 100
 _FILES_AT_ONCE: Final = 50
@@ -94,7 +94,7 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
 
 Found = list[FieldViolation]
 _UPLOADS: Final = (models.CreateModelRequest, datasets.CreateDatasetRequest)
-# Their texts are checked by checks of their own.
+# Other checks look at their texts.
 _WALKED_BY_THEIR_CHECK: Final = (models.PredictRequest, models.EmbedRequest, *_UPLOADS)
 _COUNTS: Final = Counts()
 _OURS: Final = "shardyard.v1."
@@ -282,7 +282,7 @@ def _rules_of_upload(request: models.CreateModelRequest | datasets.CreateDataset
 
 
 def _shifted(violation: FieldViolation, at: int) -> FieldViolation:
-    """Of a part of the header: with its place in the whole one."""
+    """Moves the index of a violation from a part of the header to the whole header."""
     field = _FILE_INDEX.sub(lambda index: f"files[{int(index[1]) + at}]", violation.field)
     return dataclasses.replace(violation, field=f"header.{field}")
 

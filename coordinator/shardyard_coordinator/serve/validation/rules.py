@@ -23,7 +23,7 @@ def violations(message: Message) -> list[FieldViolation]:
         path = _path(violation.proto.field)
         rule = violation.proto.rule_id
         if path in found and rule.rsplit(".", 1)[-1] != "finite":
-            continue  # NaN breaks every bound, but `finite` says it best.
+            continue  # NaN breaks every bound; the message of `finite` is the clearest.
         found[path] = FieldViolation(path, _words(message, violation))
     return list(found.values())
 

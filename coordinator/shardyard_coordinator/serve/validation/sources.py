@@ -20,7 +20,7 @@ _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 def check_uri(field: str, uri: str) -> list[FieldViolation]:
     """The errors in a URI's text; whether it exists is checked later.
 
-    The allowed roots are not named: they are the operator's business.
+    The allowed roots are not named: they concern the operator only.
     """
     absolute = "it must be the absolute path of a file or folder under an allowed data root"
     if not uri:
@@ -68,7 +68,7 @@ def not_allowed(field: str, uri: str) -> FieldViolation:
 
 
 def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
-    """What is wrong with the words of a Hub id and revision."""
+    """The errors in the text of a Hub id and revision."""
     found = []
     parts = hub_id.split("/")
     fits = len(parts) <= 2 and all(
@@ -85,13 +85,13 @@ def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
 
 
 def check_name(field: str, kind: str, name: str) -> list[FieldViolation]:
-    """What is wrong with the words of a resource name."""
+    """The errors in the text of a resource name."""
     complaint = name_complaint(kind, name)
     return [FieldViolation(field, complaint)] if complaint else []
 
 
 def relative_path_complaint(path: str) -> str | None:
-    """What is wrong with a path inside a folder; None: nothing."""
+    """The error in a path inside a folder; None if it is valid."""
     rule = "a path is relative, with /, without empty, . or .. parts and without control characters"
     if len(path) > _MAX_PATH:
         return f"{show(path)} has {len(path):,} characters; a path has at most {_MAX_PATH:,}; shorten it"

@@ -1,6 +1,6 @@
-"""Rules of a JobSpec that the protos cannot say: what is required together, and the words of sources.
+"""Rules of a JobSpec that the protos cannot express: fields that belong together, and the text of sources.
 
-Arithmetic, and whether model and data go together, are the planner's business.
+The planner checks the arithmetic, and whether model and data fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Found = list[FieldViolation]
 
 
 def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
-    """What is wrong with the spec, beyond the rules in the protos."""
+    """The violations of the spec, beyond the rules in the protos."""
     found: Found = []
     trains = _check_task(spec, path, found)
     _check_model(spec, path, found)
@@ -41,7 +41,7 @@ def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
 
 
 def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> bool:
-    """Adds that none of the oneof's fields is set, if so."""
+    """Adds a violation if none of the oneof's fields is set."""
     if message.WhichOneof(oneof) is not None:
         return False
     members = ", ".join(field.name for field in message.DESCRIPTOR.oneofs_by_name[oneof].fields)
@@ -51,7 +51,7 @@ def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> boo
 
 
 def _check_task(spec: spec_pb2.JobSpec, path: str, found: Found) -> bool:
-    """That a task is given, and the data that it needs. Returns whether it trains: not if it has data of its own."""
+    """Checks that a task is given, and the data that it needs. Returns whether it trains."""
     leaf = leaf_of(spec)
     here = ".".join((path, *leaf.members))
     if leaf.missing:
@@ -130,7 +130,7 @@ def _check_overrides(architecture: spec_pb2.Architecture, path: str, found: Foun
 
 
 def _depth(value: Any) -> int:
-    """Levels of a Struct, ListValue or Value."""
+    """The number of levels in a Struct, ListValue or Value."""
     kind = value.DESCRIPTOR.name
     if kind == "Struct":
         return 1 + max((_depth(each) for each in value.fields.values()), default=0)

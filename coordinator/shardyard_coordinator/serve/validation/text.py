@@ -1,4 +1,4 @@
-"""Words for messages: values shown safely, and what exactly is wrong with an id."""
+"""Text for messages: values shown safely, and precise errors about ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show(value: object) -> str:
 
 
 def is_control(character: str) -> bool:
-    """Whether the character is invisible or steers terminals or text direction."""
+    """Whether the character is invisible, or controls terminals or text direction."""
     return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs")
 
 
@@ -37,8 +37,8 @@ def code_point(character: str) -> str:
 
 
 def control_complaint(value: str) -> str | None:
-    """What is wrong with a text that may have no control characters; None: nothing."""
-    if value.isprintable():  # Nearly all are, and a text of 4 MiB is looked through in no time.
+    """The error in a text that may have no control characters; None if it is valid."""
+    if value.isprintable():  # Nearly all texts are, and checking 4 MiB is fast.
         return None
     wrong = {each for each in set(value) if is_control(each)}
     for at, each in enumerate(value if wrong else ""):
@@ -48,7 +48,7 @@ def control_complaint(value: str) -> str | None:
 
 
 def id_complaint(value: str) -> str | None:
-    """What is wrong with an id that a user chose; None: nothing."""
+    """The error in an id that a user chose; None if it is valid."""
     if ID.fullmatch(value):
         return None
     rule = "an id has 1 to 63 of a-z, 0-9 and -, begins with a letter and ends with a letter or digit"
@@ -68,7 +68,7 @@ def id_complaint(value: str) -> str | None:
 
 
 def request_id_complaint(value: str, *, required: bool) -> str | None:
-    """What is wrong with a request id; None: nothing."""
+    """The error in a request id; None if it is valid."""
     if UUID4.fullmatch(value) or (not value and not required):
         return None
     if not value:

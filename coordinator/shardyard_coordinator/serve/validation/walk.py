@@ -1,4 +1,4 @@
-"""What holds for every field of every message: no U+0000, durations and timestamps that are ones."""
+"""Rules of every field of every message: no U+0000, and valid durations and timestamps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 
 
 def violations(message: Message, path: str = "") -> list[FieldViolation]:
-    """What is wrong anywhere below the message. Counts must have been checked."""
+    """All violations below the message. Counts must have been checked before."""
     found: list[FieldViolation] = []
     _walk(message, path, found)
     return found
