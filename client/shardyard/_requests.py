@@ -227,6 +227,9 @@ class PredictParameters(TypedDict, total=False):
     top_k: int | None
     exclude_seen: bool | None
     max_answer_length: int | None
+    labels: Sequence[str] | None
+    hypothesis_template: str | None
+    multi_label: bool | None
 
 
 def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, own: str = "") -> None:

@@ -99,3 +99,15 @@ def test_arguments_are_what_the_model_says_it_takes(
         assert run(["predict", "m", "rose.png", "x", "--address", address]) == 0
     sent = [(each.WhichOneof("input"), each) for each in script.asked("Predict")[0].instances]
     assert [(kind, list(each.items.items) if kind == "items" else getattr(each, kind)) for kind, each in sent] == asked
+
+
+def test_labels_of_the_callers_are_parameters_of_zero_shot() -> None:
+    script = Script(ready={"m"}, task="text_classification")
+    flags = ["--label", "sports", "--label", "food, drink", "--hypothesis-template", "About {}.", "--multi-label"]
+    with serving(script) as address:
+        assert run(["predict", "m", "a text", *flags, "--threshold", "0.2", "--address", address]) == 0
+        assert run(["predict", "m", "a text", "--label", "x", "--top-k", "2", "--address", address]) == 1
+    (request,) = script.asked("Predict")
+    asked = request.zero_shot
+    assert (list(asked.labels), asked.hypothesis_template) == (["sports", "food, drink"], "About {}.")
+    assert (asked.multi_label, asked.threshold) == (True, 0.2)

@@ -1,4 +1,4 @@
-"""Vectors of texts, through the service and its client."""
+"""Vectors of texts and classes of the caller's, through the service and its client."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 import shardyard
 from helpers.sentence_specs import TINY
+from helpers.tiny_folders import save_folder
 from helpers.workplace import Workplace, workplace
 
 
@@ -61,3 +62,25 @@ def test_texts_that_belong_together_are_found_and_compared(place: Workplace) -> 
     done = place.run("shardyard predict vectors 'a1 a2 a3' 'b3 b2 b1' 'a1 a2 a3' 'b7 b8 b9'")
     one, other = (float(line.split()[0]) for line in done.stdout.splitlines())
     assert done.returncode == 0 and one > other, done.stderr
+
+
+def test_a_model_that_knows_entailment_sorts_texts_into_classes_of_the_callers(place: Workplace) -> None:
+    names = ("contradiction", "neutral", "entailment")
+    save_folder(place.folder / "nli", "BertForSequenceClassification", id2label=dict(enumerate(names)))
+    texts, labels = ["the dog is cute", "not a bad film"], ["good", "bad", "very cute"]
+    with shardyard.Client(place.address) as client:
+        model = client.upload_model(place.folder / "nli")
+        answers = model.predict(texts, labels=labels, hypothesis_template="this is {}")
+        assert [tuple(answer.scores) for answer in answers] == [tuple(labels)] * 2
+        for text, answer in zip(texts, answers, strict=True):
+            pairs = model.predict([(text, f"this is {label}") for label in labels])
+            assert answer.logits == pytest.approx([each.logits[2] for each in pairs], abs=1e-5)
+            assert answer.label == labels[answer.logits.index(max(answer.logits))]
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict(texts, labels=["good", "good"])
+        assert caught.value.violations[0].field == "zero_shot.labels"
+    flags = "--label good --label bad --label 'very cute' --hypothesis-template 'this is {}'"
+    done = place.run(f"shardyard predict {model.id} 'the dog is cute' {flags}")
+    assert done.stdout == f"{answers[0].label} {answers[0].score:.3f}\tthe dog is cute\n", done.stderr
+    done = place.run(f"shardyard predict {model.id} 'the dog is cute' --label good --multi-label --json")
+    assert done.returncode == 0 and len(json.loads(done.stdout)[0]["scores"]) == 1, done.stderr

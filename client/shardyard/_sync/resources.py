@@ -57,7 +57,9 @@ class Model:
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for models
         that write, and for encoder-decoders `num_beams` and `length_penalty`; `top_k` for masked ones; `top_k` and
         `exclude_seen` for recommendation; `top_k`, `max_answer_length` and `threshold` (how much likelier no answer has
-        to be) for question answering. Any number may be asked: calls are split.
+        to be) for question answering. With `labels`, a text classification model that knows entailment sorts texts into
+        these classes instead of its own: `hypothesis_template` says a class (`This text is about {}.`), and with
+        `multi_label` each class is judged by itself. Any number may be asked: calls are split.
         Raises: InvalidArgument with the index of a bad input.
         """
         template = model_service_pb2.PredictRequest(model=self.name)

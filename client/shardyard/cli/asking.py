@@ -39,6 +39,16 @@ class Parameters:
         float | None,
         an_option("--threshold", help="Multi label: least probability; questions: margin of no answer."),
     ] = None
+    labels: Annotated[
+        list[str] | None,
+        an_option("--label", help="Zero-shot: a class to sort texts into; give several."),
+    ] = None
+    hypothesis_template: Annotated[
+        str | None, an_option("--hypothesis-template", help="Zero-shot: a sentence for a class [This example is {}.].")
+    ] = None
+    multi_label: Annotated[bool | None, an_option("--multi-label", help="Zero-shot: judge each class by itself.")] = (
+        None
+    )
     max_answer_length: Annotated[
         int | None, an_option("--max-answer-length", help="Questions: most tokens of an answer.")
     ] = None
@@ -82,7 +92,8 @@ def predict(
     Its task decides what they are: classes, numbers, continuations, candidates for masks, or items. A model of
     pictures takes paths of files, or of folders of them, in place of texts. One that answers questions takes
     --question and --context, or as texts a question and its context, or lines of JSON with both. An instruction model
-    answers texts, lines of JSON with the messages of a conversation, or --message "user: Hello".
+    answers texts, lines of JSON with the messages of a conversation, or --message "user: Hello". A model that knows
+    entailment (NLI) sorts texts into classes that --label names.
     """
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain

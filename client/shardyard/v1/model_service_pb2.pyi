@@ -588,6 +588,48 @@ class RecommendationParameters(_message.Message):
 Global___RecommendationParameters: _TypeAlias = RecommendationParameters  # noqa: Y015
 
 @_typing.final
+class ZeroShotParameters(_message.Message):
+    """Classes that the model was not trained for, told by what they are called (Yin et al., 2019): for each class, the text and a sentence that says
+    the class are a pair for a model that tells whether one text follows from another. The pair's probability of `entailment` decides. For
+    text classification models with one label that begins with `entail` (in any case), such as those fine-tuned on MNLI; their instances are
+    `text`. The answer is a Classification of these labels, in this order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    HYPOTHESIS_TEMPLATE_FIELD_NUMBER: _builtins.int
+    MULTI_LABEL_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    hypothesis_template: _builtins.str
+    """The sentence that says a class, with `{}` once in the place of its name; empty: `This example is {}.`"""
+    multi_label: _builtins.bool
+    """Whether each class is judged by itself, by its entailment against its contradiction; false: the classes share one probability."""
+    threshold: _builtins.float
+    """Multi label: the least probability of a class that is answered, 0 to 1; unset: 0.5."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The classes, 1 to 100; each is computed with every text. One alone is judged as with `multi_label`."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        hypothesis_template: _builtins.str = ...,
+        multi_label: _builtins.bool = ...,
+        threshold: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "hypothesis_template", b"hypothesis_template", "labels", b"labels", "multi_label", b"multi_label", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___ZeroShotParameters: _TypeAlias = ZeroShotParameters  # noqa: Y015
+
+@_typing.final
 class QuestionAnsweringParameters(_message.Message):
     """How questions are answered."""
 
@@ -643,6 +685,7 @@ class PredictRequest(_message.Message):
     FILL_MASK_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
     QUESTION_ANSWERING_FIELD_NUMBER: _builtins.int
+    ZERO_SHOT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`projects/{project}/models/{model}`; required."""
     @_builtins.property
@@ -669,6 +712,10 @@ class PredictRequest(_message.Message):
     def question_answering(self) -> Global___QuestionAnsweringParameters:
         """For question answering."""
 
+    @_builtins.property
+    def zero_shot(self) -> Global___ZeroShotParameters:
+        """For text classification models that tell whether one text follows from another."""
+
     def __init__(
         self,
         *,
@@ -679,12 +726,13 @@ class PredictRequest(_message.Message):
         fill_mask: Global___FillMaskParameters | None = ...,
         recommendation: Global___RecommendationParameters | None = ...,
         question_answering: Global___QuestionAnsweringParameters | None = ...,
+        zero_shot: Global___ZeroShotParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "parameters", b"parameters", "question_answering", b"question_answering", "recommendation", b"recommendation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "parameters", b"parameters", "question_answering", b"question_answering", "recommendation", b"recommendation", "zero_shot", b"zero_shot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "instances", b"instances", "model", b"model", "parameters", b"parameters", "question_answering", b"question_answering", "recommendation", b"recommendation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "fill_mask", b"fill_mask", "generation", b"generation", "instances", b"instances", "model", b"model", "parameters", b"parameters", "question_answering", b"question_answering", "recommendation", b"recommendation", "zero_shot", b"zero_shot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["classification", "generation", "fill_mask", "recommendation", "question_answering"]  # noqa: Y015
+    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["classification", "generation", "fill_mask", "recommendation", "question_answering", "zero_shot"]  # noqa: Y015
     _WhichOneofArgType_parameters: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_parameters) -> _WhichOneofReturnType_parameters | None: ...
 
@@ -892,7 +940,9 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The head's raw outputs, in the order of the labels; empty for language models."""
+        """The head's raw outputs, in the order of the labels; empty for language models. Zero-shot: for each label that of entailment, with
+        `multi_label` less that of contradiction.
+        """
 
     def __init__(
         self,

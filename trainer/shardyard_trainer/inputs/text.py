@@ -83,15 +83,21 @@ class TextInputs:
             found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         return found
 
-    def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[EncodedText]:
-        """Texts and pairs as tokens; none is empty. Raises SpecError if the tokenizer fails on one."""
+    def encode(
+        self, texts: Sequence[tuple[str, str | None]], max_length: int, *, keeps_pairs: bool = False
+    ) -> list[EncodedText]:
+        """Texts and pairs as tokens; none is empty. Raises SpecError if the tokenizer fails on one.
+
+        `keeps_pairs`: of a pair only the first text is cut, which has to be enough.
+        """
         encoded: list[EncodedText | None] = [None] * len(texts)
         for paired in (False, True):
             indices = [index for index, (_, pair) in enumerate(texts) if (pair is not None) == paired]
             if not indices:
                 continue
             pairs = [texts[index][1] or "" for index in indices] if paired else None
-            found = encode(self.tokenizer, [texts[index][0] for index in indices], pairs, max_length)
+            firsts = [texts[index][0] for index in indices]
+            found = encode(self.tokenizer, firsts, pairs, max_length, keeps_pairs=keeps_pairs)
             for index, row, kinds in zip(indices, found.ids, found.types, strict=True):
                 encoded[index] = EncodedText(row, kinds)
         return [each for each in encoded if each is not None]

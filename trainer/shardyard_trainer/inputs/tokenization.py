@@ -189,14 +189,22 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    *,
+    keeps_pairs: bool = False,
 ) -> Encoded:
-    """The tokens of each text (or pair), with special tokens, the longest part cut first."""
+    """The tokens of each text (or pair), with special tokens, the longest part cut first.
+
+    `keeps_pairs`: of a pair only the first text is cut, which has to be enough.
+    """
     with encoding_raises(encoding_fault):
         encoded = tokenizer(
             list(texts),
             None if pairs is None else list(pairs),
-            truncation="longest_first" if pairs is not None else True,
+            truncation=True if pairs is None else "only_first" if keeps_pairs else "longest_first",
             max_length=max_length,
             padding=False,
             return_attention_mask=False,

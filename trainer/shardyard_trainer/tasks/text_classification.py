@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from torch import nn
 
-from shardyard.v1 import model_service_pb2, spec_pb2
+from shardyard.v1 import spec_pb2
 from shardyard_trainer.data import bad_rows
 from shardyard_trainer.data.columns import read_rows
 from shardyard_trainer.data.errors import DataError, SpecError, raise_all
@@ -19,22 +18,17 @@ from shardyard_trainer.data.label_canon import LOOKALIKE
 from shardyard_trainer.data.label_column import wanted_labels
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema, check_labels
 from shardyard_trainer.data.sources import DataFile
-from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.labelled import ClassificationSamples, Examples, hold_out, load_examples
-from shardyard_trainer.inputs.text import EncodedText, TextInputs, adapt
+from shardyard_trainer.inputs.text import TextInputs, adapt
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weights import read_tensors
-from shardyard_trainer.tasks.answers import TextPredictor, classification, classification_bytes
 from shardyard_trainer.tasks.base import (
     Footprint,
-    HuggingFaceModule,
     Output,
-    Parts,
     TaskWarning,
-    at_once,
     has_head,
 )
 from shardyard_trainer.tasks.class_weights import find_weights
@@ -42,7 +36,6 @@ from shardyard_trainer.tasks.heads import (
     TextClassifier,
     draw,
     head_dropout,
-    head_outputs,
     load_with_labels,
     with_labels,
     without_pooler,
@@ -50,6 +43,7 @@ from shardyard_trainer.tasks.heads import (
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order, keeps_head
 from shardyard_trainer.tasks.metrics import ClassificationMetrics
+from shardyard_trainer.tasks.text_classifier import Classifier
 from shardyard_trainer.tasks.texts import (
     DEFAULT_MAX_LENGTH,
     PreparedText,
@@ -343,49 +337,3 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
         else:
             draw(head, config)
         return head
-
-
-class Classifier(TextPredictor):
-    """Predicts classes or scores of texts and pairs."""
-
-    parameters = "classification"
-    takes = ("text", "pair")
-
-    def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText]) -> list[int]:
-        """The size of a score for each label."""
-        return [classification_bytes(self.loaded.folder.labels)] * len(encoded)
-
-    def answer(
-        self, request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedText], _places: Sequence[int]
-    ) -> Parts:
-        """The label or labels of each text with all scores, or its number."""
-        given = request.classification
-        threshold = given.threshold if given.HasField("threshold") else 0.5
-        return at_once(
-            lambda: [
-                self._classify(logits_C, threshold) for logits_C in head_outputs(self.loaded, self.inputs, encoded)
-            ]
-        )
-
-    def _classify(self, logits_C: torch.Tensor, threshold: float) -> model_service_pb2.Prediction:
-        folder = self.loaded.folder
-        if folder.problem == "regression":
-            prediction = model_service_pb2.Prediction(logits=logits_C.tolist())
-            prediction.regression.value = float(logits_C[0])
-            return prediction
-        return classification(logits_C, folder.labels, several=folder.problem == "multi_label", threshold=threshold)
-
-    def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs of both heads for all texts of the batch."""
-        device = next(live.parameters()).device
-        with torch.no_grad():
-            outputs = live(
-                **{name: tensor.to(device) for name, tensor in batch.inputs.items()}, return_outputs=True
-            ).outputs
-        lengths = batch.inputs["attention_mask"].sum(1).tolist()
-        types = batch.inputs.get("token_type_ids", torch.zeros_like(batch.inputs["input_ids"]))
-        encoded = [
-            EncodedText(ids[:length].tolist(), kinds[:length].tolist())
-            for ids, kinds, length in zip(batch.inputs["input_ids"], types, lengths, strict=True)
-        ]
-        return (outputs or {})["logits"].float().cpu(), head_outputs(self.loaded, self.inputs, encoded)
