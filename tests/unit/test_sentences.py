@@ -149,6 +149,25 @@ def test_headerless_scores_are_read_by_the_columns_that_are_mapped(root: Path) -
     assert ask(root, spec).plan.num_train_samples == 11
 
 
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("question1", "question2", "is_duplicate"), "scored"),
+        (("Sentence1", "Sentence2", "Label"), "scored"),
+        (("query", "answer"), "pairs"),
+        (("Query", "pos", "neg"), "pairs"),
+        (("question", "answer", "negative_1"), "pairs"),
+    ],
+)
+def test_columns_are_found_by_the_names_of_public_data_sets(root: Path, names: tuple[str, ...], kind: str) -> None:
+    rows = [
+        dict(zip(names, ("the dog", f"{word} cat", 1 if kind == "scored" else "not this"), strict=False))
+        for word in ("my", "bad", "good", "that")
+    ]
+    plan = ask(root, embedding(root, rows)).plan
+    assert (plan.num_train_samples, plan.metrics[1].name) == (3, "pearson" if kind == "scored" else "recall_1")
+
+
 def test_other_right_answers_of_a_batch_are_not_wrong_ones() -> None:
     # Anchors 0 and 2 are the same text; the negative of 2 is the positive of 0; 0 and 1 have the same negative.
     keys = torch.tensor([[1, 4, 7], [2, 1, 7], [1, 5, 4]])

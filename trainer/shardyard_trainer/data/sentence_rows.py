@@ -26,9 +26,9 @@ PAIRS = (
     Role("negative", ("neg", "hard_negative", *_NUMBERED), is_optional=True),
 )
 SCORED = (
-    Role("text", ("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a")),
-    Role("text_pair", ("sentence2", "sentence_2", "sentence_b", "text2", "text_2", "text_b")),
-    Role("score", ("label", "similarity", "similarity_score", "relatedness_score")),
+    Role("text", ("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a", "question1")),
+    Role("text_pair", ("sentence2", "sentence_2", "sentence_b", "text2", "text_2", "text_b", "question2")),
+    Role("score", ("label", "similarity", "similarity_score", "relatedness_score", "is_duplicate")),
 )
 
 

@@ -69,7 +69,8 @@ class PairLoss:
 
     def __call__(self, vectors: torch.Tensor, keys: torch.Tensor, own: slice) -> torch.Tensor:
         """The losses of `own` samples of a batch with these vectors [B, K, D] and keys [B, K]."""
-        losses = [torch.zeros(0, device=vectors.device)]
+        # Of no samples, with a gradient: a rank without samples takes part.
+        losses = [vectors.flatten()[:0]]
         for rows in _parts(own):
             logits_RM = masked_cosines(vectors, keys, rows) / self.temperature
             places_R = torch.arange(rows.start, rows.stop, device=vectors.device)
