@@ -398,7 +398,7 @@ class Instance(_message.Message):
     """A picture as the bytes of its file: JPEG, PNG, WebP, GIF, BMP or TIFF."""
     @_builtins.property
     def pair(self) -> Global___TextPair:
-        """Two texts that belong together."""
+        """Two texts that belong together, or that are compared."""
 
     @_builtins.property
     def words(self) -> Global___Words:
@@ -589,10 +589,10 @@ Global___RecommendationParameters: _TypeAlias = RecommendationParameters  # noqa
 
 @_typing.final
 class ZeroShotParameters(_message.Message):
-    """Classes that the model was not trained for, told by what they are called (Yin et al., 2019): for each class, the text and a sentence that says
-    the class are a pair for a model that tells whether one text follows from another. The pair's probability of `entailment` decides. For
-    text classification models with one label that begins with `entail` (in any case), such as those fine-tuned on MNLI; their instances are
-    `text`. The answer is a Classification of these labels, in this order.
+    """Classes that the model was not trained for, known by their names alone (Yin et al., 2019). Each text and a sentence that names the class are
+    a pair for a model that says whether one text follows from another; the score of the class is that of `entailment`. For text
+    classification models with one label that begins with `entail` (in any case), such as those fine-tuned on MNLI; instances are `text`. The
+    answer is a Classification of these labels, in this order.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -602,7 +602,7 @@ class ZeroShotParameters(_message.Message):
     MULTI_LABEL_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     hypothesis_template: _builtins.str
-    """The sentence that says a class, with `{}` once in the place of its name; empty: `This example is {}.`"""
+    """The sentence that names a class, with `{}` once in the place of the label and no other braces; empty: `This example is {}.`"""
     multi_label: _builtins.bool
     """Whether each class is judged by itself, by its entailment against its contradiction; false: the classes share one probability."""
     threshold: _builtins.float
@@ -920,7 +920,7 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def regression(self) -> Global___Regression:
-        """Text classification, regression."""
+        """Text classification, regression. Sentence embedding: the cosine of the vectors of a pair's texts, -1 to 1."""
 
     @_builtins.property
     def masked_tokens(self) -> Global___MaskedTokens:
@@ -1377,7 +1377,7 @@ class EmbedRequest(_message.Message):
     max_length: _builtins.int
     """Longest text in tokens, the rest is cut; unset: the length that the model was trained with or that its folder names, else 128. Not for pictures."""
     normalize: _builtins.bool
-    """Scale pooled vectors to length 1; always done for a sentence-transformers folder that asks for it."""
+    """Scale pooled vectors to length 1; always done for a sentence-transformers folder that asks for it, and for a model of sentence_embedding."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
         """1 to 10,000; if one is bad, the call is refused and names it."""

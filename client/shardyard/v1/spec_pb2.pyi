@@ -1377,11 +1377,12 @@ Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
 
 @_typing.final
 class SentenceEmbedding(_message.Message):
-    """Learn vectors of texts. Its data has the column roles `anchor` and `positive`, and perhaps `negative`: texts that belong together, and one
-    that does not; or `text`, `text_pair` and `score`: two texts, and how alike they are. From pairs, each anchor learns to find its positive
-    among all texts of the step's whole global batch that are not its own (multiple negatives ranking, Henderson et al., 2017): those that the
-    data gives it as positives, and the anchor itself, do not count. Workers and micro batches do not matter. From scores, the cosine of two
-    vectors learns to be the score; mean squared error. The evaluation data may be of the other kind. Vectors have length 1.
+    """Learn vectors of texts, of length 1. Its data has the column roles `anchor` and `positive` (texts that belong together), and perhaps
+    `negative` (one that does not belong to the anchor); or `text`, `text_pair` and `score` (how alike two texts are). The evaluation data may
+    be of the other kind. From pairs and triplets, each anchor learns to find its positive among the positives and negatives of the step's
+    whole global batch (multiple negatives ranking, Henderson et al., 2017), whatever the workers and micro batches. Left out are the anchor's
+    own text, and others that the batch has as positives of the same anchor. From scores, the cosine of two vectors learns to be the score;
+    mean squared error.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1650,7 +1651,7 @@ class FeatureExtraction(_message.Message):
     longest if that is less. Not for pictures.
     """
     normalize: _builtins.bool
-    """Scale pooled vectors to length 1; always done if a sentence-transformers folder asks for it."""
+    """Scale pooled vectors to length 1; always done if a sentence-transformers folder asks for it, and for a model of sentence_embedding."""
     @_builtins.property
     def data(self) -> Global___DataSource:
         """The texts or pictures; required."""

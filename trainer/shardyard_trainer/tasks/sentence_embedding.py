@@ -52,7 +52,7 @@ from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS, TextVector
 
 DEFAULT_TEMPERATURE = 0.05
 _REPEATED = 0.1
-"""The share of pairs that are there before, from which on a plan warns."""
+"""The share of pairs that repeat an earlier one, over which a plan warns."""
 
 
 class SentenceEmbedding:
@@ -173,7 +173,9 @@ def _check(job: Ingredients, splits: Splits[SentenceSamples]) -> None:
         raise DataError(message, field="spec.train_data")
     repeated = len(keys) - len(np.unique(keys, axis=0))
     if repeated > _REPEATED * len(keys):
-        message = f"{repeated:,} of {len(keys):,} pairs are there before: they count twice; remove them if not meant"
+        message = (
+            f"{repeated:,} of {len(keys):,} pairs repeat an earlier one, and count again; remove them if not meant"
+        )
         job.warn("REPEATED_PAIRS", message, "spec.train_data")
 
 
