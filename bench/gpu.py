@@ -4,7 +4,7 @@
 
 Losses against plain PyTorch at every ZeRO stage in fp32 and bf16; steps of a GPT-2 of 124 M parameters and of a BERT of
 base size beside a plain loop and transformers' `Trainer`; memory against the plan; a job from its plan to its answers.
-`--rehearse` runs all of it with tiny models on CPUs: to see that it works before a GPU is at hand.
+`--rehearse` runs all of it with tiny models on CPUs: to see that it works before a GPU is available.
 """
 
 from __future__ import annotations

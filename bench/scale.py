@@ -2,7 +2,7 @@
 
     python bench/scale.py [--jobs 100000] [--write]
 
-Each part is measured beside what it replaced, in the same run if that is still at hand: the policy without its
+Each part is measured beside what it replaced, in the same run if that still exists: the policy without its
 memos, lists over the indices of the first version, lists in the readers of single jobs, a check of a file that is not
 in memory, curves point by point. The cluster is the tests' scripted one.
 """

@@ -110,7 +110,7 @@ def _check_task(task: object) -> None:
 def event_kinds(names: Sequence[str]) -> list[Any]:
     """The enum values of `progress`, `state`, …
 
-    Raises: InvalidArgument for a name that is none.
+    Raises: InvalidArgument for an unknown name.
     """
     values = job_service_pb2.EventKind.DESCRIPTOR.values_by_name
     found = []
@@ -235,7 +235,7 @@ class PredictParameters(TypedDict, total=False):
 def set_parameters(request: model_service_pb2.PredictRequest, parameters: PredictParameters, *, own: str = "") -> None:
     """Write them into the request's member that has them all; `own`, the one that the model takes, is tried first.
 
-    Raises: InvalidArgument if they belong to more than one task, or cannot be held; TypeError for a name that is none.
+    Raises: InvalidArgument if they belong to more than one task, or are out of range; TypeError for an unknown name.
     """
     members = {
         member.name: set(member.message_type.fields_by_name)

@@ -14,7 +14,7 @@ NEXT_STEP = "mount the storage again on this node"
 
 
 def missing_storage(locations: worker_pb2.Locations) -> RunFailed | None:
-    """The failure that a storage without its claim is; None while it is there."""
+    """The failure if the storage is not mounted; None if it is."""
     if not locations.HasField("claim"):
         return None
     path = Path(locations.claim.path)
@@ -27,7 +27,7 @@ def missing_storage(locations: worker_pb2.Locations) -> RunFailed | None:
         return RunFailed(
             "STORAGE_UNAVAILABLE",
             f"the storage root {path.parent} may not be read any more: it was mounted or recreated under this rank",
-            "if the next attempt ends like this, too, let the service's account read the storage root",
+            "if the next attempt fails in the same way, let the service's account read the storage root",
             {"path": str(path.parent)},
         )
     except OSError as error:

@@ -1,7 +1,7 @@
 """One rank's process, from its AttemptSpec to its exit code. Heavy packages are imported on the way, where needed.
 
-What it leaves: on rank 0 an exported model (or data set) and its events; on a failure, on every rank, a FailureReport
-and exit code 1.
+Its results: on rank 0 an exported model (or data set) and events; on a failure, on every rank, a FailureReport and exit
+code 1.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class _RankRun:
 
     @contextmanager
     def _limited(self, what: str) -> Iterator[None]:
-        """Ends the process where `what` takes longer than any start does: a hang in native code raises nothing."""
+        """Ends the process if `what` takes longer than any start should: a hang in native code raises nothing."""
         timer = threading.Timer(START_LIMIT_S, self._end_start, [what])
         timer.daemon = True
         timer.start()
@@ -227,13 +227,13 @@ def _reporter(attempt: worker_pb2.AttemptSpec, rank: int, send: SendReport | Non
 
 
 def _make_folders(attempt: worker_pb2.AttemptSpec) -> None:
-    """What a launcher has made of folders, for a spec that is run by hand."""
+    """Makes the folders that a launcher would have made, for a spec that is run by hand."""
     for folder in (Path(attempt.attempt_dir), Path(attempt.export_dir).parent):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def _redirect_output(attempt_dir: Path, rank: int) -> None:
-    """Everything that is written to the file descriptors 1 and 2, native code's words included, goes to the logs."""
+    """Redirects the file descriptors 1 and 2 to the logs, so that output of native code goes there too."""
     folder = attempt_dir / "logs"
     folder.mkdir(exist_ok=True)  # Without its parents: the launch has made them.
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
@@ -243,7 +243,7 @@ def _redirect_output(attempt_dir: Path, rank: int) -> None:
 
 
 def _prepare_process(attempt: worker_pb2.AttemptSpec) -> None:
-    """What has to be set before torch is imported; threads that spin would take the cores of other ranks."""
+    """Settings that torch reads when it is imported; spinning threads would take the cores of other ranks."""
     threads = str(max(attempt.threads_per_rank, 1))
     os.environ.setdefault("OMP_NUM_THREADS", threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

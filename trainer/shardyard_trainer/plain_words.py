@@ -1,4 +1,4 @@
-"""What other libraries say of a bad file, fit for the person who gave it.
+"""Errors of other libraries about a bad file, in words for its user.
 
 Their messages come with native addresses, paths of this machine, links and advice to install something: none of that
 is the user's. A panic of a Rust extension is not an `Exception`; it becomes one here, the fault of the input that
@@ -16,7 +16,7 @@ _ADVICE = re.compile(
     r"pip3? install|conda install|https?://|huggingface\.co|\bgithub\b|site-packages|Traceback|environment", re.I
 )
 _ADDRESS = re.compile(r"\s*(?:at\s+)?0x[0-9a-fA-F]{4,}")
-# What transformers' own check of a configuration puts before its sentence.
+# The prefix of transformers' own checks of a configuration.
 _CHECKED = re.compile(r"^(?:Class v|V)alidation error for (?:field|validator) '\w+':\s*(?:\w+(?:Error|Exception):\s*)?")
 _KIND = re.compile(r"^Field '(\w+)' expected (.+?), got (\w+) \(value: (.*)\)$")
 _OBJECT = re.compile(r"<(?:class|module|function|built-in function|bound method) '?([\w.]+)[^>]*>")

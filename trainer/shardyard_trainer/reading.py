@@ -20,7 +20,7 @@ def listen(listener: Callable[[Note], None]) -> None:
 
 
 def about(field: str, reason: str) -> None:
-    """What is read from here on is what `field` names; the field is refused with `reason` if nothing more is heard."""
+    """Notes that files of `field` are read from here on: if the process dies, the field is refused with `reason`."""
     _SUBJECT.set({"field": field, "reason": reason})
 
 

@@ -126,7 +126,7 @@ class AsyncConnection:
     ) -> AsyncIterator[Any]:
         """Messages of a stream that is opened again, with a new request, whenever it breaks.
 
-        `make_request` knows the cursor; `is_over` tells that nothing is left, so that a break at the end is none.
+        `make_request` knows the cursor; `is_over` says that nothing is left, so that a break at the end is ignored.
         Raises: RequestError if opening it again would not help, or did not for `reconnect_for` seconds.
         """
         self._check_open()

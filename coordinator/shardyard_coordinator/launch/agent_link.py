@@ -22,7 +22,7 @@ _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MAX_S = 15.0
 _HEAD_CHECK_S = 0.5
 _PING_EVERY_S = 1.0
-# Longer than it takes to start an agent: that alone is nothing to tell anybody.
+# Longer than it takes to start an agent: that alone is not worth a report.
 _PATIENCE_S = 8.0
 
 _log = logging.getLogger(__name__)

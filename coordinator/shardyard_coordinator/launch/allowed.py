@@ -53,7 +53,7 @@ class Folders:
 class FolderWatch:
     """Says whether folders were exchanged since a process was confined to them.
 
-    Landlock's rules are about what lay at a path when they were made: a folder that was removed and made again, a link
+    Landlock's rules apply to the files at a path when they were made: a folder that was removed and made again, a link
     that leads elsewhere, or a new mount is not allowed. The kernel keeps the numbers of what a rule is about from
     being given again.
     """
@@ -64,7 +64,7 @@ class FolderWatch:
         self._since_s = 0.0
 
     async def exchanged(self, then: Identities) -> bool:
-        """Whether another file or folder lies now at one of the paths; what is gone may come back as it was."""
+        """Whether another file or folder is at one of the paths by now; a missing one may come back unchanged."""
         if not then:
             return False
         now_s = asyncio.get_running_loop().time()

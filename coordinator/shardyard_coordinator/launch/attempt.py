@@ -1,6 +1,6 @@
 """The core of a supervisor: it numbers and spools a gang's events, passes directives on, and names the first failure.
 
-Pure asyncio on one event loop; the local launcher and the Ray supervisor both drive it. They tell it what ranks report
+Pure asyncio on one event loop; the local launcher and the Ray supervisor both drive it. They pass it what ranks report
 and how ranks end, and give it a way to end them; everything that the coordinator asks of an attempt is answered here.
 
 Every attempt has at most one `failure` event. A failing rank drags its peers down within milliseconds, and their news
@@ -31,7 +31,7 @@ TAIL_LINES = 50
 TAIL_BYTES = 32 * 1024
 _RETRY_S = 0.5
 # So many times as long as for better explanations of a cause it is waited for the cause of a symptom: of a lost node a
-# cluster tells seconds after the peers have noticed.
+# cluster reports it seconds after the peers have noticed.
 _SYMPTOMS_SETTLE = 6
 # How long reports wait for a spool that cannot be written, before the gang is ended for that: a full disk is often
 # made room on, another error of the file system seldom passes by itself.
@@ -163,7 +163,7 @@ class Attempt:
         self._add_trouble(event, weight=1 if how.signal == signal.SIGABRT else 0)
 
     def rank_stopped(self, rank: int, pid: int | None) -> None:
-        """Tells that a rank's process was stopped by a signal (`pid`), or that it is no longer (None)."""
+        """Reports that a rank's process was stopped by a signal (`pid`), or that it is no longer (None)."""
         before = dict(self._stopped)
         if pid is None:
             self._stopped.pop(rank, None)
@@ -254,7 +254,7 @@ class Attempt:
             self._tell_pressure(active=False, message="the spool is written again")
 
     def _press(self, error: OSError) -> None:
-        """Tells at once that reports wait, and in the end fails the gang for what they wait for."""
+        """Reports at once that reports wait, and finally fails the gang with the reason of the wait."""
         now_s = self._clock.monotonic_s()
         cause, why = storage_cause(error), f"the attempt's spool cannot be written: {error.strerror or error}"
         if self._pressed_s is None:

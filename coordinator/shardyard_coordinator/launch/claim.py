@@ -1,4 +1,4 @@
-"""Whether the storage is there: a mount that is missing leaves an empty folder, which is not an empty storage."""
+"""Whether the storage is mounted: under a missing mount there is an empty folder, which is not an empty storage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def claim_of(storage: Path, store_id: str) -> worker_pb2.StorageClaim:
 
 
 def read_claim(path: Path) -> str:
-    """The id in a claim's file; empty if there is no such file, be it that a folder lies there. Raises: OSError."""
+    """The id in a claim's file; empty if there is no such file, or a folder is at its path. Raises: OSError."""
     try:
         return _read(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

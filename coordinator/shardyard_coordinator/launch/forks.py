@@ -215,7 +215,7 @@ class WarmProcess:
                 self._control.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
-        """Ends the process, and lets go of its socket once no order waits on it."""
+        """Ends the process, and closes its socket once no order waits for it."""
         self._watching.cancel()
         self.kill()
         async with self._lock:

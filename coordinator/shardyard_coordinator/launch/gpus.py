@@ -44,7 +44,7 @@ def _torch_has_cuda() -> bool:
 
 
 def gpu_facts(devices: Sequence[str] | None = None) -> GpuFacts:
-    """What NVIDIA's driver says of these devices, by number or UUID as CUDA_VISIBLE_DEVICES has them; None: of all."""
+    """NVIDIA's driver about these devices, by number or UUID as CUDA_VISIBLE_DEVICES has them; None: of all."""
     import pynvml  # Only nodes with GPUs need it.
 
     try:

@@ -144,7 +144,7 @@ class LocalLauncher:
             return
         gang.attempt.fence()
         await _kill_ranks(gang)
-        # Not gather: cancelled, it would cancel those who tell the ranks' ends. Ranks that start now bring new tasks.
+        # Not gather: its cancellation would cancel the tasks that report ends. Ranks that start now bring new tasks.
         while pending := [task for task in gang.tasks if not task.done()]:
             await asyncio.wait(pending)
         if self._gangs.pop(key, None) is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-# What a shell or a container's runtime says of a process that was ended by SIGKILL.
+# The exit code that a shell or a container's runtime gives for a process that was ended by SIGKILL.
 EXIT_KILLED = 137
 
 _UNLIMITED = 1 << 60

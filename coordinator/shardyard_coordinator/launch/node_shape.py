@@ -64,7 +64,7 @@ def gpu_kind(node: Node) -> str:
 
 
 def _shape(node: Node, alike: Sequence[Node]) -> worker_pb2.NodeShape:
-    """`node`, with the weakest GPUs of the nodes `alike`; one that does not tell of its GPUs makes them unknown."""
+    """`node`, with the weakest GPUs of the nodes `alike`; one that does not report its GPUs makes them unknown."""
     if not node.gpus:
         return worker_pb2.NodeShape(memory_bytes=node.memory_bytes, cpus=node.cpus)
     known = all(each.compute_capability for each in alike)

@@ -54,7 +54,7 @@ class Node:
 
     `used_cpus` and `used_gpus` are what the cluster itself says is held, by this service's gangs or by somebody else.
     `accelerator` is the scheduler's name for its GPUs. `gpu_name`, `gpu_memory_bytes` and `compute_capability` are the
-    weakest GPU's, as its driver tells them; empty and 0: not known.
+    weakest GPU's, as its driver reports them; empty and 0: not known.
     """
 
     id: str
@@ -127,7 +127,7 @@ class Launcher(Protocol):
     name: str
 
     async def start(self) -> None:
-        """Starts connecting in the background, with retries without end; returns at once."""
+        """Starts connecting in the background, retrying forever; returns at once."""
 
     async def close(self, *, stop_cluster: bool) -> None:
         """Lets go of the cluster; with `stop_cluster` also ends what this service started of it."""

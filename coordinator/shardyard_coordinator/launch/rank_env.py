@@ -22,7 +22,7 @@ def rank_environment(spec: bytes, *, cpus: int, gpus: int, loopback: bool) -> di
         # Spinning threads of one rank would take the cores of the next.
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
-        # Of our own: what lies in a home folder was compiled by somebody else, for something else, and is not read.
+        # A private one: the cache in a home folder was compiled for other programs, and is not read.
         "TORCH_EXTENSIONS_DIR": str(caches / "torch_extensions"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
@@ -56,7 +56,7 @@ def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
     return {
         "reads": [*locations.data_roots, storage],
         "writes": [attempt.job_dir, locations.cache_dir, str(temp_folder(attempt)), str(staging_folder(attempt))],
-        # A model is renamed into place, in a folder where others' models lie.
+        # A model is renamed into place, in a folder with the models of others.
         "puts": [str(export.parent)],
         "hidden": [hidden or storage],
     }

@@ -1,4 +1,4 @@
-"""How a rank's process ended, and what that says of the failure."""
+"""How a rank's process ended, and what that means for the failure."""
 
 from __future__ import annotations
 

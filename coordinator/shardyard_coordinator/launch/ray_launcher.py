@@ -78,7 +78,7 @@ class RayLauncher:
         self._seen_on: dict[AttemptKey, str] = {}
 
     async def start(self) -> None:
-        """Starts connecting in the background, with retries without end; returns at once."""
+        """Starts connecting in the background, retrying forever; returns at once."""
         await self.link.start()
 
     async def close(self, *, stop_cluster: bool) -> None:

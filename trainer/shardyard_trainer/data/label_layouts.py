@@ -201,7 +201,7 @@ def _parts(text: str, mark: str) -> str:
 
 
 def _is_vector(values: Sequence[Value], cells: Sequence[Cells], known: KnownLabels | None, like: str) -> bool:
-    """Whether all cells are zeros and ones that stand for classes by their places, not for classes called 0 and 1."""
+    """Whether all cells are zeros and ones that mark classes by position, and not classes called 0 and 1."""
     filled = [(value, each) for value, each in zip(values, cells, strict=True) if each]
     if not filled or any(as_bit(cell) is None for _, each in filled for cell in each):
         return False

@@ -91,6 +91,6 @@ def _refuse_two_readings(places: Sequence[tuple[str, ...]]) -> None:
         if len(outer) > 1:
             raise DataError(
                 f"the class may be the outer folder ({listed(sorted(outer), most=3)}) or the inner one "
-                f"({shorten(inner)}, which lies in each of them); choose one outer folder with path, or give a "
+                f"({shorten(inner)}, which is in each of them); choose one outer folder with path, or give a "
                 "metadata.csv with file_name and label"
             )

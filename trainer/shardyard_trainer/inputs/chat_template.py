@@ -42,8 +42,8 @@ class TemplateFault(Exception):
 class Rendered(NamedTuple):
     """A conversation as text.
 
-    `answers` are where the answers to learn begin and end. `prompts_differ` says that one of them begins otherwise than
-    a prompt leaves off; `marks_differ` that the template marks answers in another way than its prompts say.
+    `answers` are where the answers to learn begin and end. `prompts_differ`: one of them does not begin where
+    its prompt ends. `marks_differ`: the template marks other text than the answers that its prompts ask for.
     """
 
     text: str
@@ -90,7 +90,7 @@ class ChatTemplate:
     def find_answers(self, messages: Sequence[Message], learnt: Sequence[bool], tools: Sequence[Any] = ()) -> Rendered:
         """Renders a conversation, and finds the places of the messages to learn. Raises TemplateFault.
 
-        An answer begins where the prompt for it leaves off, and ends behind the token that closes it. Templates may
+        An answer begins where the prompt for it ends, and ends after the token that closes it. Templates may
         mark answers (`{% generation %}`); then those places count, but for the closing token, which is always learnt.
         """
         text, marks = self._render(messages, tools, prompt=False)

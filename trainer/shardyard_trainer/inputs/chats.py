@@ -62,9 +62,9 @@ class Chats:
     store: TokenStore
 
     def count(self, name: str) -> int:
-        """Conversations of the data (`rows`), those whose answers are all cut off (`unlearnt`), with an answer that
-        begins otherwise than its prompt leaves off (`prompts_differ`), is marked otherwise (`marks_differ`), or with
-        the name of a special token in a message (`special`).
+        """Conversations of the data (`rows`); those whose answers are all cut off (`unlearnt`); those with an answer
+        that does not begin where its prompt ends (`prompts_differ`), or is marked differently (`marks_differ`); those
+        with the name of a special token in a message (`special`).
         """
         return int(self.store.meta["counts"].get(name, 0))
 
@@ -263,8 +263,8 @@ def _inside(places: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
 class ChatSamples:
     """Conversations of one split, one or several a sample, padded on the right to the longest of a micro batch.
 
-    Nothing attends to the padding: it stands behind, and the model reads from left to right. Where a second
-    conversation begins in a sample, the positions restart, and its first token is not predicted.
+    Nothing attends to the padding: it comes last, and the model reads from left to right. For each further
+    conversation in a sample the positions restart, and its first token is not predicted.
     """
 
     def __init__(self, chats: Chats, rows: np.ndarray, *, padding: int, packed_to: int | None = None) -> None:

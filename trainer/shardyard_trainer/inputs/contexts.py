@@ -18,10 +18,10 @@ from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 @dataclass(frozen=True)
 class ContextWindow:
-    """Token ids with their special tokens, and type ids; the context's tokens begin at the place `first`.
+    """Token ids with their special tokens, and type ids; the context's tokens begin at position `first`.
 
-    These are the context's tokens from number `begin` on; `offsets` are where each stands in the context: (first
-    character, behind the last one).
+    These are the context's tokens from number `begin` on; `offsets` are their places in the context: (first
+    character, the one after the last).
     """
 
     ids: list[int]
@@ -32,7 +32,7 @@ class ContextWindow:
 
     @property
     def end(self) -> int:
-        """The place after the context's last token."""
+        """The position after the context's last token."""
         return self.first + len(self.offsets)
 
     @property
@@ -41,7 +41,7 @@ class ContextWindow:
         return len(self.ids)
 
     def places(self, span: tuple[int, int]) -> tuple[int, int] | None:
-        """The places of a span's first and last token; None if the window does not have all of its tokens."""
+        """The positions of a span's first and last token; None if the window does not have all of its tokens."""
         first, last = (number - self.begin for number in span)
         if first < 0 or last >= len(self.offsets):
             return None

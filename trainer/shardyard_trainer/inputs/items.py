@@ -36,7 +36,7 @@ class EncodedHistory:
 class ItemInputs:
     """The catalogue in the order of its tokens, and the number of latest items that the model sees.
 
-    `masks`: the token behind the last item is the mask.
+    `masks`: the token after the last item is the mask.
     """
 
     items: tuple[str, ...]
@@ -67,7 +67,7 @@ class ItemInputs:
             raise _wrong(f"has max_history {shorten(str(longest))!r}, which is not a number from 1 on")
         mask = found.get("mask")
         if mask not in (None, len(items) + 1):
-            raise _wrong(f"has the mask {shorten(str(mask))}, which is not the token behind the last item")
+            raise _wrong(f"has the mask {shorten(str(mask))}, which is not the token after the last item")
         made = cls(tuple(items), longest, mask is not None)
         if (size := described.config.get("vocab_size")) != made.num_tokens:
             shown = shorten(str(size))

@@ -148,7 +148,7 @@ class TargetSamples:
         return ranks
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        """`input_ids` and `labels` (the target behind the last item) [B, T], and if they are excluded what was `seen`
+        """`input_ids` and `labels` (the target at the last item) [B, T], and if they are excluded what was `seen`
         [B, S]; int64, padded on the right.
         """
         chosen = [sample.sample for sample in samples]

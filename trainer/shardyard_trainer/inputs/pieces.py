@@ -73,7 +73,7 @@ def read_pieces(folder: Folder, name: str) -> Any:
             file=name,
         )
     if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise FolderInvalid(f"{name} puts the space behind its words, which is not read; {_SAVE}", file=name)
+        raise FolderInvalid(f"{name} puts the space after its words, which is not supported; {_SAVE}", file=name)
     return proto
 
 

@@ -143,7 +143,7 @@ class PreferenceSamples:
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """`input_ids` and `labels` (the next tokens of answers) [2 B, T], chosen before rejected; `before` [B, 2].
 
-        Nothing attends to the padding: it stands behind, and the model reads from left to right.
+        Nothing attends to the padding: it comes last, and the model reads from left to right.
         """
         store, chosen = self.chats.store, [sample.sample for sample in samples]
         rows = (2 * self._pairs[chosen][:, None] + np.arange(2)).reshape(-1).tolist()

@@ -61,8 +61,8 @@ class Questions:
     """Windows of contexts.
 
     Arrays of the store. Of a token: `types`, `begins` and `ends` (its characters in the context; 0 outside of it). Of
-    a window: `questions` (the question that it is of), `firsts` and `lasts` (its context's first place, and behind the
-    last), `starts` and `stops` (places of the answer, or why it has none), `counted` and `unknown` tokens. Of a
+    a window: `questions` (its question), `firsts` and `lasts` (its context's first position, and the one after the
+    last), `starts` and `stops` (positions of the answer, or why it has none), `counted` and `unknown` tokens. Of a
     question: `contexts`, `cut` (whether it was), `golds` (how many answers). `places` are the answers' characters,
     `texts` the contexts end to end (UTF-8), `sizes` their bytes.
     """
@@ -286,8 +286,8 @@ class QuestionSamples:
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """All windows of the samples: `input_ids`, `attention_mask` [W, T], for models that have them `token_type_ids`;
-        `contexts` [W, 2], the first place of the context and behind its last; `rests` [W], the place of the token that
-        means no answer; `starts` and `stops` [W], places of the answer, or IGNORED.
+        `contexts` [W, 2], the first position of the context and the one after its last; `rests` [W], the position of
+        the token that means no answer; `starts` and `stops` [W], places of the answer, or IGNORED.
         """
         store, chosen = self.data.store, [sample.sample for sample in samples]
         rows = self.rows(chosen)

@@ -1,6 +1,6 @@
 """Sources and targets, tokenised once; micro batches for an encoder and a decoder.
 
-The decoder reads the target moved right by one place, behind its start token; no ignored label ever reaches it.
+The decoder reads the target moved right by one position, after its start token; no ignored label ever reaches it.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def _add_tokens(backend: Tokenizer, settings: TokenizerSettings) -> None:
     for index, token in settings.added.items():
         if (found := backend.token_to_id(str(token))) != index:
             raise FolderInvalid(
-                f"the added token {shorten(str(token))!r} has the id {index}, but behind this vocabulary it would have "
+                f"the added token {shorten(str(token))!r} has the id {index}, but after this vocabulary it would have "
                 f"{found}; {_SAVE}",
                 file="added_tokens.json",
             )

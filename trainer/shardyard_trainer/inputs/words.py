@@ -1,9 +1,9 @@
 """Texts given as words, cut into windows of tokens so that every word is answered exactly once.
 
 A word's answer is read at its first token. A text longer than a window is cut between words into windows that overlap;
-of two windows that have a word, the one with more context around it owns it. Words are tokenised as they stand in the
-text that single spaces make of them, so that every tokenizer reads them as it reads any text, and a word's tokens are
-found by their places in that text.
+of two windows that have a word, the one with more context around it owns it. Words are tokenised as one
+text, joined by single spaces, so that every tokenizer reads them as it reads any text; a word's tokens are found by
+their positions in that text.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ POSITIONS_AFTER_PADDING = frozenset(
         "markuplm",
     }
 )
-"""Absolute positions begin behind the padding id: position 0 is embedded as `pad_token_id + 1`."""
+"""Absolute positions begin after the padding id: position 0 is embedded as `pad_token_id + 1`."""
 
 PACKED_BY_POSITIONS = frozenset(
     {
@@ -316,7 +316,7 @@ def is_turned(config: Any) -> bool:
 
 def width(config: Any) -> int:
     """Numbers in one token's vector of the last hidden state."""
-    # OPT's smaller vectors go through a projection behind the last layer (OPT-350m has 512 of 1,024).
+    # OPT's smaller vectors go through a projection after the last layer (OPT-350m has 512 of 1,024).
     return int(config.word_embed_proj_dim if config.model_type == "opt" else config.hidden_size)
 
 

@@ -20,7 +20,7 @@ _MOST_ANYTHING = 2**31
 _LAYERS = re.compile(r"(^|_)(n_|num_)?\w*(layer|layers|blocks|block_repeats|depth|depths|stages|groups)$")
 _EXPERTS = re.compile(r"experts$")
 _RULES: tuple[tuple[re.Pattern[str], int], ...] = (
-    # Where layers lie, and every how many something is, are numbers of layers too.
+    # Indices of layers, and intervals between layers, are numbers of layers too.
     (_LAYERS, MOST_LAYERS),
     (_EXPERTS, 20_000),
     (re.compile(r"head(s|_groups)?$"), 16_384),
@@ -61,7 +61,7 @@ def too_large(values: Mapping[str, Any]) -> TooLarge | None:
 
 
 def experts_complaint(settings: Mapping[str, Any]) -> tuple[str, str] | None:
-    """A setting that asks for more experts a token than there are, and what to say of it: only a forward would tell."""
+    """A setting with more experts per token than there are, and its message; else only a forward pass would fail."""
     of_token = next((name for name in _EXPERTS_OF_TOKEN if _is_count(settings.get(name))), "")
     number = next((name for name in _EXPERTS_OF_LAYER if _is_count(settings.get(name))), "")
     if not of_token or not number or 1 <= settings[of_token] <= settings[number] or not settings[number]:

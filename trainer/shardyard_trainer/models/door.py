@@ -1,6 +1,6 @@
 """The one door to model and tokenizer folders: every byte of a stranger's folder is read through `Folder.open`.
 
-Only files of an allow-list are opened, only regular ones, and only if the file that was really opened lies inside the
+Only files of an allow-list are opened, only regular ones, and only if the file that was really opened is inside the
 folder's roots. That is asked of the open descriptor, so a link that is exchanged meanwhile changes nothing. What the
 files say is never handed to a library as a path, a class or a keyword argument of its choice: `settings` picks the
 known settings out of the JSON files, `vocabularies` builds tokenizers, `weights` reads tensors.
@@ -167,7 +167,7 @@ def _json_complaint(error: Exception) -> str:
 
 
 def open_folder(path: Path, *, roots: tuple[Path, ...] = ()) -> Folder:
-    """The folder at `path`, whose files may be links to what lies under `roots`; without any, inside itself."""
+    """The folder at `path`, whose files may be links to files under `roots`; without any, inside itself."""
     resolved = path.resolve()
     return Folder(resolved, tuple(root.resolve() for root in roots) or (resolved,))
 

@@ -77,7 +77,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
                 endpoint=endpoint,
                 token=False,
                 allow_patterns=_WANTED,
-                # Other frameworks' weights and demos lie in folders of their own.
+                # Other frameworks' weights and demos have their own folders.
                 ignore_patterns=["*/*"],
                 etag_timeout=_TIMEOUT_S,
                 tqdm_class=counted,

@@ -73,7 +73,7 @@ def load(
         ) from error
     for name in own_names:
         setattr(model.config, name, "gelu_new")
-    # Keys and values are kept only while a text is continued, which says so itself; the export has the setting again.
+    # Keys and values are kept only for generation, which asks for it; the export has the setting again.
     model.config.use_cache = False
     if info is None:
         return model, []
@@ -113,7 +113,7 @@ def ensure_pad_id(model: Any, tokenizer: Any) -> None:
 
 
 def what_failed(error: BaseException, config: Any) -> tuple[str, str]:
-    """The setting whose value transformers does not know (empty: another error), and what to say of it."""
+    """The setting whose value transformers does not know (empty: another error), and the message about it."""
     if "Padding_idx must be within" in str(error):
         return "pad_token_id", (
             f"pad_token_id is {config.pad_token_id:,}, which is not an id of the {config.vocab_size:,} of vocab_size; "

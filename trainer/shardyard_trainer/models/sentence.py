@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says of its vectors: pooling, normalisation, length, lower case.
+"""Reads how a sentence-transformers folder makes its vectors: pooling, normalisation, length, lower case.
 
 `modules.json` names the parts in their order. Supported: a Transformer, a Pooling by one of four means, then perhaps
 Normalize (and Dropout, which answers pass). Everything else changes the vectors in a way that is not computed here, so

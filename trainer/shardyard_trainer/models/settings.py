@@ -1,7 +1,7 @@
 """What of a folder's config.json and generation_config.json reaches transformers: known settings of known types.
 
 A configuration object is made of a dictionary that was picked here. Nothing in it names a file, a class, a repository
-or code: `_name_or_path`, `auto_map`, `quantization_config`, `attn_implementation` and their like are left behind, and
+or code: `_name_or_path`, `auto_map`, `quantization_config`, `attn_implementation` and their like are dropped, and
 so is every setting that the architecture does not have.
 """
 

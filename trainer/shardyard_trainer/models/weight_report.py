@@ -1,4 +1,4 @@
-"""What transformers takes of a folder's weights, and the verdict on the rest: the same for every caller.
+"""Which weights of a folder transformers loads, and the verdict on the rest: the same for every caller.
 
 Upload, planning, training, prediction and export load a folder through different heads. Whatever `from_pretrained`
 reports is judged here, and nothing of it is thrown away:
@@ -39,7 +39,7 @@ _HEADS = frozenset(
         *("lm_predictions", "mask_predictions", "head", "decoder", "dense", "seq_relationship", "v_head"),
     }
 )
-"""What heads of other tasks are called."""
+"""Names of the heads of other tasks."""
 
 
 @dataclass(frozen=True)

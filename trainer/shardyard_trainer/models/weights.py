@@ -1,4 +1,4 @@
-"""Whether safetensors files are what they say: headers bounded, bytes covered exactly, shapes true, values finite.
+"""Checks safetensors files: bounded headers, bytes covered exactly, matching shapes, finite values.
 
 The format (github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON object
 `{name: {dtype, shape, data_offsets}}`, then the data. Nothing here runs code from the file or allocates by its word.
@@ -81,7 +81,7 @@ def _class_of(kind: Any, config: Any) -> Any:
 @contextmanager
 def open_tensors(folder: Folder) -> Iterator[dict[str, Any]]:
     """The tensors of a model by name, as slices that are read when they are used, while the files are open."""
-    from safetensors import safe_open  # Heavy imports stand where weights are really read.
+    from safetensors import safe_open  # Heavy imports come where weights are really read.
 
     with ExitStack() as stack:
         tensors: dict[str, Any] = {}
@@ -256,7 +256,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def no_weights(folder: Folder) -> FolderInvalid:
-    """What to say of a folder without weights: that it has pickles, or nothing at all."""
+    """The message about a folder without weights: it has pickles, or nothing at all."""
     unsafe = sorted(name for name in folder.names() if name.endswith(_PICKLES))
     if not unsafe:
         others = ", ".join(folder.weight_names())

@@ -30,7 +30,7 @@ ROWS_PER_SHARD = {
     spec_pb2.FeatureExtraction.OUTPUT_POOLED: 2048,
     spec_pb2.FeatureExtraction.OUTPUT_LAST_HIDDEN_STATE: 128,
 }
-"""Rows in one Parquet file: what is done again after a failure, and what lies in memory at once."""
+"""Rows in one Parquet file: the work repeated after a failure, and the rows in memory at once."""
 
 FIELD = "spec.feature_extraction"
 _OUTPUTS = spec_pb2.FeatureExtraction

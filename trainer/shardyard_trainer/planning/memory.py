@@ -30,7 +30,7 @@ ORDER_BYTES = 60
 
 @dataclass(frozen=True)
 class Shape:
-    """What the formulas ask of a model. Gradients and optimizer states are those of the `num_trainable` alone.
+    """The inputs of the formulas about a model. Gradients and optimizer states are those of the `num_trainable` alone.
 
     `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a text), `chunk` how many
     positions have their logits in memory at once (0: all of them), `live_parameters` what ZeRO-3 gathers at once,
@@ -50,7 +50,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Gang:
-    """What the formulas ask of the workers; `available` is what one of them has, 0: not known."""
+    """The inputs of the formulas about the workers; `available` is the memory of one of them, 0 if not known."""
 
     workers: int
     bf16: bool
@@ -82,7 +82,7 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """What is there however small the batch is."""
+        """The memory that does not depend on the batch."""
         return self.parameters + self.gradients + self.optimizer
 
     @property

@@ -1,4 +1,4 @@
-"""What is odd about a plan, though nothing is wrong with it (docs/planning.md lists the reasons)."""
+"""Warnings about a valid plan (docs/planning.md lists the reasons)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ CPU_POSITIONS_AT_ONCE = 8192
 GPU_POSITIONS_AT_ONCE = 65536
 
 _WITHOUT_TRAINING = {Output.DATASET: plan_extraction, Output.METRICS: plan_evaluation}
-"""What plans a job that leaves no model."""
+"""Planners of jobs that train no model."""
 
 _T = TypeVar("_T")
 
@@ -65,7 +65,7 @@ def plan(request: bytes) -> bytes:
             result = _remembered(call.SerializeToString(deterministic=True), tuple(identities(call)))
     except RunFailed as failed:
         result = _refused([SpecError("spec", failed.cause, f"{failed.message}; {failed.next_step}")])
-    except OSError as error:  # Another time it may go well.
+    except OSError as error:  # It may succeed later.
         full = storage_failure(error, "the cache of plans")
         if full is None:
             raise
@@ -106,7 +106,7 @@ def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
 
 
 def _task_of(spec: spec_pb2.JobSpec) -> Task | None:
-    """None: none is given, which is said with all else that is wrong."""
+    """The task; None if none is given, which is reported with all other errors."""
     try:
         return table.of(spec)
     except SpecError:
@@ -260,7 +260,7 @@ def _batch_and_steps(spec: spec_pb2.JobSpec, task: Prepared, *, most_at_once: in
 
 
 def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
-    """What can be said of the batch though something else is not usable."""
+    """The errors of the batch, if model or data cannot be used."""
     optimization = spec.optimization
     size = optimization.global_batch_size if optimization.HasField("global_batch_size") else resolve.GLOBAL_BATCH_SIZE
     given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None

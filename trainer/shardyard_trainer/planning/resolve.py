@@ -1,6 +1,7 @@
-"""Fills in what a spec leaves out, as the comments of spec.proto say, so that a plan's spec planned again is itself.
+"""Fills in what a spec leaves out, as the comments of spec.proto say, so that a resolved spec plans to itself.
 
-What depends on time is left to the run: `checkpoints.every`, and `retry.max`, which each cause has its own of.
+Two fields stay unset, because they depend on the run: `checkpoints.every`, and `retry.max`, whose default depends on
+the cause of a failure.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _OPTIMIZATION: dict[str, Any] = {
 
 
 def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, *, trains: bool) -> None:
-    """Workers, their cores and GPUs, and the precision that goes with them.
+    """Fills in workers, their cores and GPUs, and the precision for them.
 
     bf16 is for training (`trains`) on GPUs that are known to compute it.
     """
@@ -50,7 +51,7 @@ def fill_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape, *, trains
 
 
 def fill_optimization(spec: spec_pb2.JobSpec, task: Prepared) -> None:
-    """Learning rate, schedule, batch and the like."""
+    """Fills in learning rate, schedule, batch and the like."""
     optimization = spec.optimization
     if not optimization.schedule:
         optimization.schedule = _OPTIMIZATION["schedule"]
@@ -73,7 +74,7 @@ def fill_adaptation(fine_tuning: spec_pb2.FineTuning) -> None:
 
 
 def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
-    """What the task found: lengths, labels, pooling, and the commits of what came from the Hub."""
+    """Fills in what the task found: lengths, labels, pooling, and commits of the Hub."""
     task.resolve(table.message_of(spec))
     if spec.model.WhichOneof("source") == "hub":
         spec.model.hub.revision = task.choice.commit
@@ -100,7 +101,7 @@ def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, *, zero_stage: int, evaluat
 
 
 def fill_source(source: spec_pb2.DataSource, files: list[DataFile]) -> None:
-    """The format that the file's ending said."""
+    """Fills in the format by the file's ending."""
     if files:
         source.format = files[0].format
     if source.format == spec_pb2.DATA_FORMAT_TEXT and not source.document:

@@ -1,4 +1,4 @@
-"""What files say of a spec, read once for all specs that differ in settings of the run alone."""
+"""The model and data of a spec, read once for all specs that differ only in settings of the run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Seen:
-    """What files say, whatever the settings of the run are."""
+    """Everything that depends on files, but not on the settings of the run."""
 
     spec: spec_pb2.JobSpec
     task: Prepared
     weight_errors: tuple[SpecError, ...]
     of_any_seed: Seen | None = None
-    """What was seen of the same spec with another seed: the model is the same."""
+    """The same spec with another seed, which has the same model."""
 
     @cached_property
     def shape(self) -> memory.Shape:
@@ -43,9 +43,9 @@ class Seen:
 
 
 def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
-    """Reads the files, once for all specs that differ in settings of the run alone. Raises SpecError.
+    """Reads the files, once for all specs that differ only in settings of the run. Raises SpecError.
 
-    What is read is said by a spec without those settings, so that nothing that is kept can depend on them.
+    The cache key is the spec without those settings, so that nothing in the cache can depend on them.
     """
     reduced = spec_pb2.JobSpec()
     reduced.CopyFrom(spec)
@@ -118,14 +118,14 @@ def _weight_errors(spec: spec_pb2.JobSpec, task: Prepared) -> list[SpecError]:
 
 
 def may_move(spec: spec_pb2.JobSpec) -> bool:
-    """Whether it names something outside of this machine's files, which no signature can hold fast."""
+    """Whether it names something outside of this machine's files, which no signature can pin."""
     named: list[Any] = [source for _, source in named_sources(spec)]
     hubs = [source.hub for source in named if source.WhichOneof("source") == "hub"]
     return not all(_COMMIT.fullmatch(hub.revision) for hub in hubs)
 
 
 def identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
-    """Changes whenever a file does that the spec reads."""
+    """Changes whenever a file of the spec changes."""
     for _, source in named_sources(call.spec):
         kind = source.WhichOneof("source")
         if kind == "hub":
@@ -138,7 +138,7 @@ def _identity(named: str, kind: str, locations: worker_pb2.Locations) -> object:
     """Of a path on the server, or of a registered model or data set."""
     try:
         if kind == "uri":
-            # Refused before it is walked: a stranger may name `/`.
+            # Refused before it is walked: a client may name `/`.
             path = resolve_uri(named, locations, field=kind)
         elif not (folder := locations.folders.get(named)):
             return "not there"

@@ -31,7 +31,7 @@ ADAPTER = "default"
 _FIELD = "spec.fine_tuning"
 _LINEAR = (nn.Linear, Conv1D)
 _AFTER_LAYERS = re.compile("norm|_out$")
-"""What some models (OPT) define before their layers, and use after them."""
+"""Parts that some models (OPT) define before their layers, and use after them."""
 
 _ADAPTABLE = (*_LINEAR, nn.Conv2d)
 
@@ -39,7 +39,7 @@ _ADAPTABLE = (*_LINEAR, nn.Conv2d)
 def adapt(module: HuggingFaceModule, wanted: spec_pb2.FineTuning) -> None:
     """Freezes what `wanted` says, and puts adapters beside the layers that it names.
 
-    Their first weights are drawn with torch's current generator. Raises SpecError for layers that there are not.
+    Their first weights are drawn with torch's current generator. Raises SpecError for layers that do not exist.
     """
     held = _parts_to_freeze(module.backbone, wanted.freeze) if wanted.HasField("freeze") else []
     for part in held:
@@ -49,7 +49,7 @@ def adapt(module: HuggingFaceModule, wanted: spec_pb2.FineTuning) -> None:
         held = [*held, *_norms(module.backbone)]
     module.hold(held)
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        message = "nothing is left to train: the output layer belongs to the embeddings; freeze a number of layers"
+        message = "nothing is left to train: the output layer shares the embeddings' weights; freeze some layers"
         raise SpecError(f"{_FIELD}.freeze", "SPEC_INVALID", message)
 
 
@@ -80,7 +80,7 @@ def has_layers_in_parts(backbone: nn.Module) -> bool:
 
 
 def num_layers_frozen(module: HuggingFaceModule) -> int:
-    """The layers below the first that has a parameter that is trained; all of them if its backbone has none."""
+    """The number of layers below the first one with a trained parameter; all of them if the backbone has none."""
     is_in_parts = has_layers_in_parts(module.backbone)
     if is_in_parts or any(parameter.requires_grad for parameter in _before_layers(module.backbone)):
         return 0
@@ -90,14 +90,14 @@ def num_layers_frozen(module: HuggingFaceModule) -> int:
 
 
 def has_adapters(module: nn.Module) -> bool:
-    """Whether there are LoRA adapters in it."""
+    """Whether the module has LoRA adapters."""
     return next(_adapted(module), None) is not None
 
 
 def merged(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights as a model without adapters has them, W + alpha / rank · B A, by its names.
+    """The weights W + alpha / rank · B A of the model without adapters, by its names.
 
-    `model` says where adapters are; `state_dict` has its weights, which are left as they are.
+    `model` has the adapters; `state_dict` has its weights, and is not changed.
     """
     plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state_dict.items() if ".lora_" not in name}
     for name, layer in _adapted(model):
@@ -138,8 +138,9 @@ def _parts_to_freeze(backbone: nn.Module, wanted: spec_pb2.Freeze) -> list[nn.Mo
         return [backbone]
     layers = layers_of(backbone)
     if wanted.layers and has_layers_in_parts(backbone):
-        message = f"the parts of a layer are in lists of their own in a {type(backbone).__name__}; freeze the backbone"
-        raise SpecError(f"{_FIELD}.freeze.layers", "SPEC_INVALID", f"{message}, or train all of it, or use lora")
+        message = f"a {type(backbone).__name__} has the parts of a layer in separate lists, so layers cannot be frozen"
+        step = "freeze the backbone, train all of it, or use lora"
+        raise SpecError(f"{_FIELD}.freeze.layers", "SPEC_INVALID", f"{message}; {step}")
     if wanted.layers > len(layers):
         message = f"{wanted.layers} layers are to be frozen, but the model has {len(layers)}; use at most {len(layers)}"
         raise SpecError(f"{_FIELD}.freeze.layers", "SPEC_INVALID", message, {"most": str(len(layers))})
@@ -198,12 +199,12 @@ def _config(wanted: spec_pb2.Lora, targets: Sequence[str], model: nn.Module) -> 
 
 
 def _base(layer: nn.Module) -> nn.Module:
-    """The layer that an adapter is beside."""
+    """The layer that an adapter belongs to."""
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer  # type: ignore[operator]
 
 
 def _targets(module: HuggingFaceModule, wanted: spec_pb2.Lora, held: Sequence[nn.Module]) -> list[str]:
-    """The names in the model of the layers that get an adapter. Raises SpecError if a wish fits none of them."""
+    """The names of the layers that get an adapter. Raises SpecError for a target that matches no layer."""
     output = module.model.get_output_embeddings()
     others = {id(part) for head in [*_heads(module), output] if head is not None for part in head.modules()}
     within = {id(part) for part in module.backbone.modules()} - others
@@ -244,7 +245,7 @@ def _fits(name: str, wish: str) -> bool:
 
 
 def _heads(module: HuggingFaceModule) -> list[nn.Module]:
-    """The parts that are trained whole: they may be new, and are small."""
+    """The parts that are trained in full: they are small, and may be new."""
     within = {id(parameter) for parameter in module.backbone.parameters()}
     output = module.model.get_output_embeddings()
     kept = within | ({id(parameter) for parameter in output.parameters()} if output is not None else set())

@@ -17,8 +17,8 @@ from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 
 
 class Spans(NamedTuple):
-    """The best parts of each window: scores (the sum of two logits), first and last places [W, K]; of the answer that
-    there is none, its score [W]; and the log of the sum of the exponentials of all parts' scores [W].
+    """The best parts of each window: scores (the sum of two logits), first and last positions [W, K]; the score of
+    no answer [W]; and the logsumexp of all parts' scores [W].
     """
 
     scores_WK: torch.Tensor
@@ -33,7 +33,7 @@ def best_spans(
 ) -> Spans:
     """The parts of at most `longest` tokens of the context with the highest scores, exactly; ties: the earliest.
 
-    `contexts_W2` are the first place of each context and behind its last, `rests_W` where no answer is read.
+    `contexts_W2` are the first position of each context and the one after its last; `rests_W` score no answer.
     """
     starts_WT, ends_WT = logits_WT2.float().unbind(-1)
     of_rest_W1 = rests_W[:, None]

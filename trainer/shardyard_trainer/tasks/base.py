@@ -1,6 +1,6 @@
 """The interface of a task: what the planner, a rank, the export and the answering processes need from it.
 
-A task is stateless and listed in `table`. Whatever depends on the task is asked of it: no name of a task is compared
+A task is stateless and listed in `table`. Code that depends on the task asks the task: no name of a task is compared
 outside of the table. The loop knows samples only as references in a fixed order and micro batches as tensors
 with their counts; a task knows nothing of ranks, steps or DeepSpeed.
 Shape suffixes: B samples, T positions, D width, V vocabulary, C classes.
@@ -96,7 +96,7 @@ class HuggingFaceModule(TaskModule):
         self._held = tuple(parts)
 
     def train(self, mode: bool = True) -> Self:
-        """Like every module, but for the parts that are held."""
+        """Like every module, except that held parts stay in evaluation mode."""
         super().train(mode)
         for part in self._held:
             part.eval()
@@ -118,8 +118,8 @@ class ModuleOutput(NamedTuple):
 
 
 WriteBatch = Callable[[Callable[..., Any], MicroBatch, Callable[[bool], bool]], Sequence[Sequence[int]]]
-"""Writes tokens for each sample of a micro batch, with a forward pass of the module; asks after each step whether to go
-on, given whether a text is open."""
+"""Generates tokens for each sample of a micro batch with a forward pass of the module. Calls its last argument after
+each step, with whether a text is unfinished, and ends when that returns false."""
 
 
 class Metrics(Protocol):

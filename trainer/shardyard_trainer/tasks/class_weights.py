@@ -14,8 +14,8 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 def find_weights(job: Ingredients, labels: Sequence[str], count: Callable[[], np.ndarray]) -> np.ndarray | None:
     """The weight of each class, float32 [C]; None: all are equal. Raises SpecError for an unknown label.
 
-    `count` gives how often each class is trained on; with `balanced` a class weighs total / (classes · its number), as
-    in scikit-learn, and one that is never there 1.
+    `count` returns how often each class is trained on. With `balanced` a class weighs total / (classes · its count), as
+    in scikit-learn, and a class that does not occur weighs 1.
     """
     wanted = job.wanted.class_weights
     if not job.wanted.HasField("class_weights"):

@@ -194,8 +194,8 @@ def warn_of_templates(job: Ingredients, found: Chats, tokenizer: Any, field: str
     if differing := found.count("prompts_differ"):
         message = (
             f"in {differing:,} of {total:,} conversations an answer does not begin where the chat template's prompt "
-            "for it ends: Predict asks in another way than was learnt; take a template whose prompt is what it writes "
-            "before an answer"
+            "for it ends, so Predict asks in another way than training did; use a template whose prompt equals the "
+            "text before an answer"
         )
         job.warn("CHAT_PROMPT_DIFFERS", message, field)
     if differing := found.count("marks_differ"):

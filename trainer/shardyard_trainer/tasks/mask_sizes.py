@@ -1,4 +1,4 @@
-"""Sizes that have to fit one another if pictures are masked: picture, mask, patch, and the decoder's stride."""
+"""Sizes that must match for masked pictures: the picture, the mask, the patch, and the decoder's stride."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ DEFAULT_MASK_RATIO = 0.6
 
 
 def fit_stride(choice: ModelChoice, seen: tuple[int, int], field: str, *, is_fixed: bool) -> int:
-    """Pixels each way that one place of the last layer stands for; the decoder is made to turn a place into as many.
+    """The side in pixels of one position of the last layer; sets the stride of the decoder to it.
 
-    `is_fixed`: the folder has a trained decoder. Raises SpecError if the sizes do not fit.
+    `is_fixed`: the folder has a trained decoder, whose stride must match. Raises SpecError if the sizes do not fit.
     """
     config = choice.config
     patch = config.patch_size
     if type(patch) is not int or patch < 1:
-        text = f"patch_size is {patch}; masked_image needs a number, the same each way"
+        text = f"patch_size is {patch}; masked_image needs one number for both directions"
         raise SpecError(choice.field, "SPEC_INVALID", text)
-    # Swin and its like halve their places behind each stage but the last.
+    # Swin and its like halve the resolution after each stage except the last.
     stride = patch * 2 ** (len(config.depths) - 1) if hasattr(config, "depths") else patch
     height, width = seen
     if height != width or height % stride or height < 2 * stride:
         fits = ", ".join(str(stride * times) for times in _near(height // stride))
         text = (
             f"pictures of {height} × {width} pixels; masked_image needs squares whose side is a multiple of {stride}, "
-            f"the pixels of one place of this {config.model_type}, and has two places at least, such as {fits}"
+            f"the side of one position of this {config.model_type}, and at least twice that, such as {fits}"
         )
         raise SpecError(f"{field}.image_size", "SPEC_INVALID", text)
     if config.encoder_stride != stride:
         given = config.encoder_stride
-        text = f"encoder_stride is {given}, but a place of this {config.model_type} has {stride} pixels each way"
+        text = f"encoder_stride is {given}, but the side of one position of this {config.model_type} is {stride} pixels"
         if "encoder_stride" in choice.overrides:
             place = f"{choice.field}.overrides.encoder_stride"
             raise SpecError(place, "SPEC_INVALID", f"{text}; leave it out, or give {stride}")
@@ -46,7 +46,7 @@ def fit_stride(choice: ModelChoice, seen: tuple[int, int], field: str, *, is_fix
 
 
 def choose_masks(job: Ingredients, config: Any, seen: tuple[int, int], stride: int) -> Masks:
-    """How pictures are masked: as the spec says, or squares of 32 pixels, smaller ones if the picture is small.
+    """How pictures are masked: as in the spec, else in squares of 32 pixels, or smaller ones for small pictures.
 
     Raises SpecError for squares that do not fit the picture or the model's patches.
     """
@@ -54,13 +54,13 @@ def choose_masks(job: Ingredients, config: Any, seen: tuple[int, int], stride: i
     ratio = wanted.mask_ratio if wanted.HasField("mask_ratio") else DEFAULT_MASK_RATIO
     fitting = [size for size in range(patch, side // 2 + 1, patch) if side % size == 0]
     if not wanted.HasField("mask_patch"):
-        # Squares of whole places of the last layer, if there are such ones.
+        # Squares that cover whole positions of the last layer, if there are any.
         small = [size for size in fitting if size <= max(DEFAULT_MASK_PATCH, patch)]
         return Masks(patch, max([size for size in small if size % stride == 0] or small), side, ratio)
     if wanted.mask_patch not in fitting:
         text = (
-            f"{wanted.mask_patch}: masks have to be a multiple of {patch}, the model's patch_size, and fit twice or "
-            f"more into {side} pixels without a rest; fitting are {', '.join(map(str, fitting[-6:]))}"
+            f"mask_patch {wanted.mask_patch} must be a multiple of {patch}, the model's patch_size, and divide {side} "
+            f"pixels into two or more parts; choose one of {', '.join(map(str, fitting[-6:]))}"
         )
         raise SpecError(f"{job.field}.mask_patch", "SPEC_INVALID", text)
     return Masks(patch, wanted.mask_patch, side, ratio)

@@ -84,7 +84,7 @@ class MaskedImage:
         return PreparedMaskedImage(choice, inputs, splits, job.warnings, masks=masks, field=job.field)
 
     def open(self, loaded: Loaded, inputs: ImageInputs) -> MaskedImagePredictor:
-        """Compares exports; it answers nothing."""
+        """A predictor that compares exports and refuses requests."""
         return MaskedImagePredictor(self.name, loaded, inputs)
 
 
@@ -182,7 +182,7 @@ class PreparedMaskedImage:
         return {"task": TASK.name, "height": height, "width": width, **masked}
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
-        """Warns if one colour would do as well."""
+        """Warns if filling in one colour would be as good."""
         loss, plain = metrics.get("loss"), metrics.get("one_colour_loss")
         if loss is None or plain is None or loss < plain:
             return None
@@ -192,7 +192,7 @@ class PreparedMaskedImage:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedImagePredictor:
-    """Refuses every request: a pretrained model has no answer that is of use yet."""
+    """Refuses every request: a pretrained model has no useful answer yet."""
 
     takes: ClassVar[tuple[str, ...]] = ()
     parameters: ClassVar[str] = ""
@@ -202,7 +202,7 @@ class MaskedImagePredictor:
     inputs: ImageInputs
 
     def refuse(self, _request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
-        """Names the next step."""
+        """Refuses every request, with the next step."""
         message = (
             f"a {self.task} model is pretrained and predicts nothing yet; fine-tune it for image_classification, or "
             "get vectors of pictures with Embed"
@@ -214,11 +214,11 @@ class MaskedImagePredictor:
         return [self.inputs.encode_or_say(instance.image) for instance in instances]
 
     def complain(self, _encoded: Sequence[EncodedPicture]) -> list[worker_pb2.Violation]:
-        """Nothing is answered, so nothing is wrong."""
+        """No violations: `refuse` has refused the request already."""
         return []
 
     def most_bytes(self, _request: model_service_pb2.PredictRequest, encoded: Sequence[EncodedPicture]) -> list[int]:
-        """No answer takes no bytes."""
+        """0: there are no answers."""
         return [0] * len(encoded)
 
     def answer(
@@ -229,7 +229,7 @@ class MaskedImagePredictor:
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What both models make of the same pictures under the same masks."""
+        """The reconstructions of the same masked pictures by both models."""
         found = []
         for model in (live.model, self.loaded.model):
             parameter = next(model.parameters())

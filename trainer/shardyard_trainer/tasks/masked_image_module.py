@@ -27,7 +27,7 @@ class MaskedImageModule(HuggingFaceModule):
         """`mask` [B, places, places]: True is masked."""
         pixels_BCHW = pixel_values.to(next(self.parameters()).dtype)
         made_BCHW = self.model(pixel_values=pixels_BCHW, bool_masked_pos=mask.flatten(1)).reconstruction
-        # If the shapes differ, the probe says so: the mask is stretched to what the model makes.
+        # The probe reports shapes that do not match; here the mask is scaled to the pixels.
         times = pixel_values.shape[-1] // mask.shape[-1]
         mask_B1HW = mask.repeat_interleave(times, 1).repeat_interleave(times, 2).unsqueeze(1)
         target_BCHW = pixel_values.float()

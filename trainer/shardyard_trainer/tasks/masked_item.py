@@ -1,6 +1,6 @@
 """Pretraining by predicting masked items of histories (BERT4Rec, Sun et al., 2019) with a bidirectional transformer.
 
-It answers what comes next by a mask behind a history. The loss is the cross-entropy over the whole catalogue at every
+It predicts the next item at a mask after the history. The loss is the cross-entropy over the whole catalogue at every
 mask. Shape suffixes: B histories, T positions, M masks, V tokens (padding, items, mask).
 """
 

@@ -209,7 +209,7 @@ class PreferenceModule(CausalLmModule):
         """
         is_target_ST = labels != IGNORED
         targets_N = labels[is_target_ST]
-        # No attention mask: the padding stands behind, and the model reads from left to right.
+        # No attention mask: the padding comes last, and the model reads from left to right.
         inputs = {"input_ids": input_ids, "use_cache": False}
         if self._is_chunked:
             hidden_ND = self.backbone(**inputs).last_hidden_state[is_target_ST]

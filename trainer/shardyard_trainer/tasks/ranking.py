@@ -52,9 +52,9 @@ def losses_and_ranks(
 
 
 def ranks_of(logits_NV: torch.Tensor, targets_N: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor:
-    """The place of each target, from 1: behind every item with the same score, and last if it is among `seen`.
+    """The rank of each target, from 1: after every item with the same score, and last if it is among `seen`.
 
-    Neither the padding nor what was seen has a place.
+    The padding and the seen items have no rank.
     """
     logits_NV = without_seen(logits_NV, seen_NS)
     of_target_N1 = logits_NV.gather(1, targets_N[:, None])
@@ -72,8 +72,8 @@ def without_seen(logits_NV: torch.Tensor, seen_NS: torch.Tensor) -> torch.Tensor
 class RankingMetrics(LossSum):
     """`loss`, `hr_10`, `ndcg_10` and `mrr_10`, and the first two of the list of the most frequent items for all.
 
-    `popular_ranks` gives the places of all targets in that list; it is called once there are numbers to compare.
-    `is_test` says of each target whether it belongs to the test: its numbers are apart, as `test_hr_10` and so on.
+    `popular_ranks` returns the ranks of all targets in that list; it is called only when metrics are computed.
+    `is_test` marks the targets of the test, whose metrics are separate, as `test_hr_10` and so on.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""ROUGE-1, ROUGE-2 and ROUGE-Lsum (Lin, 2004): F-measures from 0 to 100, as the package rouge-score has them.
+"""ROUGE-1, ROUGE-2 and ROUGE-Lsum (Lin, 2004): F-measures from 0 to 100, as in the package rouge-score.
 
-Words are runs of letters and digits, lower case, not stemmed. The package takes letters of ASCII alone; here those of
-all alphabets count, so texts of ASCII have its numbers, and others have numbers at all.
+Words are runs of letters and digits, lower case, not stemmed. The package knows ASCII letters only; here letters of
+all alphabets count, so ASCII texts get the package's numbers, and others are scored too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _WORD = re.compile(r"[^\W_]+")
-# Behind a sentence's sign and what closes with it, before what begins another one; or a line break.
+# After a sentence's final punctuation and closing quotes, before the start of the next sentence; or a line break.
 _BETWEEN = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-zà-ÿ])|(?<=[。！？])|\n")
 
 
@@ -52,7 +52,7 @@ def _runs(wanted: Sequence[str], found: Sequence[str], size: int) -> float:
 
 
 def _union(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:
-    """For each wanted sentence the words of its longest common subsequences with all found ones, none counted twice."""
+    """ROUGE-Lsum: the words of each wanted sentence in its longest common subsequences with the found ones."""
     left, wanted_left = Counter(w for each in found for w in each), Counter(w for each in wanted for w in each)
     total_found, total_wanted, hits = left.total(), wanted_left.total(), 0
     for sentence in wanted:

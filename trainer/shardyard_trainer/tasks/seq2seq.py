@@ -99,7 +99,9 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
         start = start_of(choice, job)
     marks = Marks(*(_language(job, tokenizer, choice, side) for side in ("source", "target")))
     if end_of(tokenizer) is None:
-        message = "the tokenizer has no end token, so no text would ever end; set its eos_token and save it again"
+        message = (
+            "the tokenizer has no end token, so generated texts would never end; set its eos_token and save it again"
+        )
         raise SpecError("spec.tokenizer", "MODEL_INVALID", message)
 
     def load(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> Sequences:
@@ -185,7 +187,7 @@ def _language(job: Ingredients, tokenizer: Any, choice: ModelChoice, side: str) 
         return int(vocab[name])
     if not choice.is_fresh and choice.config.model_type in architectures.MARKS_LANGUAGES:
         text = (
-            f"a {choice.config.model_type} tells languages by tokens; set it, such as en_XX (mBART) or eng_Latn (NLLB)"
+            f"{choice.config.model_type} marks languages with tokens; set it, such as en_XX (mBART) or eng_Latn (NLLB)"
         )
         raise SpecError(field, "SPEC_INVALID", text)
     return None
@@ -196,7 +198,7 @@ def _writing(job: Ingredients, lengths: Lengths, start: int, marks: Marks, token
     wanted = job.wanted
     found = {"max_new_tokens": lengths.target, "decoder_start_token_id": start}
     frame = Marker(tokenizer, marks.target, lengths.target)(tokenizer("", verbose=False)["input_ids"])
-    # Written first of all, unless the tokenizer puts it at the end of a text, as the first mBART's does.
+    # Generated first, unless the tokenizer puts it at the end of a text, as the first mBART's does.
     if marks.target is not None and frame[0] == marks.target:
         found["forced_bos_token_id"] = marks.target
     for name in ("num_beams", "length_penalty"):
@@ -260,5 +262,5 @@ class PreparedSequences(PreparedText[SequenceSamples]):
         return Footprint(config.vocab_size, LOSS_CHUNK, activation_bytes(config, longest.source, longest.target))
 
     def describe(self) -> Mapping[str, Any]:
-        """What `shardyard.json` says of lengths, prefix and tokens; a task adds its name."""
+        """The lengths, prefix and tokens for `shardyard.json`; a task adds its name."""
         return {"max_length": self.lengths.source, "max_target_length": self.lengths.target, **self._named}

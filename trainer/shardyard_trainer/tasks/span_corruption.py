@@ -65,7 +65,7 @@ class SpanCorruption:
                 start=start_of(choice, job),
             )
 
-        # Its documents are not kept apart, as for T5.
+        # Documents of a sequence attend to each other, as in T5.
         how = Packing(span_frame, samples, (), _check_end, sentinels=NUM_SENTINELS)
         choice, inputs, splits = prepare_packed(job, AUTO, how)
         number = num_spans(inputs.length or 0, *spans)
@@ -82,14 +82,16 @@ TASK = SpanCorruption()
 
 
 def spans_of(wanted: Any) -> tuple[float, float]:
-    """The share of removed tokens, and the mean length of a span."""
+    """The share of removed tokens, and the mean length of a span; the defaults of T5 if unset."""
     density = wanted.density if wanted.HasField("density") else DEFAULT_DENSITY
     return density, wanted.mean_span_length if wanted.HasField("mean_span_length") else DEFAULT_MEAN_LENGTH
 
 
 def _check_end(tokenizer: Any) -> None:
     if end_of(tokenizer) is None:
-        message = "the tokenizer has no end token, so no text would ever end; set its eos_token and save it again"
+        message = (
+            "the tokenizer has no end token, so generated texts would never end; set its eos_token and save it again"
+        )
         raise SpecError("spec.tokenizer", "MODEL_INVALID", message)
     sentinel_ids(tokenizer, 1, length=2)
 

@@ -1,6 +1,6 @@
-"""Metrics of written texts against expected ones: BLEU and chrF by sacrebleu, and lengths.
+"""Metrics of generated texts against expected ones: BLEU and chrF by sacrebleu, and lengths.
 
-All are numbers from 0 to 100, as sacrebleu and the papers have them.
+Scores are from 0 to 100, as in sacrebleu and the papers.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Score = Callable[[Written], Mapping[str, float]]
 
 
 class WrittenMetrics(LossSum):
-    """`loss` (nats a target token), `generated_tokens` (the mean length), and what `score` says of the texts.
+    """`loss` (nats a target token), `generated_tokens` (the mean length), and the metrics that `score` computes.
 
-    `main` are those of its numbers that evaluations can be compared by.
+    `main` are those of them that evaluations can be compared by.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How an encoder-decoder writes: token by token, or the best of several beams; the same in evaluation and `Predict`.
+"""Generation with an encoder-decoder: token by token, or with beam search; the same in evaluation and `Predict`.
 
 Beams are searched as transformers does it: a finished text's score is its log-probability divided by its length to the
 power of the length penalty, and the search ends once no open beam can become better than all finished ones.
@@ -54,7 +54,8 @@ def write_texts(
 ) -> Generator[None, None, list[list[int]]]:
     """The tokens of each text, without start and end; `inputs` are `input_ids` and `attention_mask` [B, S].
 
-    Yields every few tokens, so that others have a turn. `go_on` is asked after each token, with whether a text is open.
+    Yields every few tokens, so that others have a turn. `go_on` is called after each token with whether a text is
+    unfinished; generation ends when it returns false.
     """
     ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
     num_texts, num_beams = len(ids_BS), how.num_beams
@@ -132,7 +133,7 @@ class Beams:
     is_open: bool = True
 
     def __post_init__(self) -> None:
-        # At first all beams are the same, so only the first one counts.
+        # All beams are equal at the start, so only the first one counts.
         self.rows = [[] for _ in range(self.how.num_beams)]
         self.scores = [0.0] + [-1e9] * (self.how.num_beams - 1)
 
@@ -149,7 +150,7 @@ class Beams:
                 for log_V, row, score in zip(log_KV, self.rows, self.scores, strict=True)
             ]
         )
-        # Enough candidates that some remain even if all the likeliest ones end the text.
+        # Enough candidates that some remain even if the likeliest ones all end the text.
         num_kept = min(max(2, 1 + len(how.ends)) * size, log_KV.numel())
         scores, places = log_KV.flatten().topk(num_kept)
         found = [
@@ -173,7 +174,7 @@ class Beams:
         return max(self.finished, key=lambda each: each[0])[1] if self.finished else self.rows[0]
 
     def _finish(self, score: float, tokens: list[int]) -> None:
-        # The earlier of two that are equal stays before the later.
+        # Of equal scores the earlier text stays first.
         self.finished = sorted([*self.finished, (score, tokens)], key=lambda each: -each[0])[: self.how.num_beams]
 
     def _can_improve(self, length: int) -> bool:

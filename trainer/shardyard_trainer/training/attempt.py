@@ -45,7 +45,7 @@ class Export(Protocol):
         folder: Path,
         step: int,
     ) -> worker_pb2.Exported:
-        """What was exported. `state_dict` has all weights after `step` on the CPU, by the names of `engine_module`."""
+        """Exports, and describes the result. `state_dict` has all weights after `step`, on the CPU, by their names."""
 
 
 def train_and_export(

@@ -16,7 +16,7 @@ from shardyard_trainer.training.order import Order
 
 @dataclass(frozen=True)
 class RankBatch:
-    """What one rank computes in one step, and what its real micro batches count."""
+    """The micro batches of one rank in one step, and the counts of its real ones."""
 
     micros: list[PreparedMicroBatch]
     num_units: float

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or do not exist: every rank writes its shards, then a manifest is renamed into place.
 
-The rename is the commit. A checkpoint is `{attempt_dir}/step-{step:09}/` and belongs to one attempt alone; nothing in
+The rename is the commit. A checkpoint is `{attempt_dir}/step-{step:09}/` and belongs to one attempt; nothing in
 it counts without `manifest.json`, which names every file with its size and hash, and is hashed itself.
 """
 
@@ -94,7 +94,7 @@ class Checkpoints:
         return Path(self._context.attempt.attempt_dir) / f"step-{step:09}"
 
     def probe(self) -> None:
-        """Writes and removes a file, on every rank: all that a resumed attempt has to prove. A collective.
+        """Writes and removes a file on every rank, to check the storage of a resumed attempt. A collective.
 
         Raises: RunFailed(STORAGE_FULL or STORAGE_NOT_WRITABLE).
         """
@@ -178,9 +178,9 @@ class Checkpoints:
         return state
 
     def _room(self, folder: Path) -> RunFailed | None:
-        """Makes the folder, or says why not: the next checkpoint and a reserve have to fit.
+        """Makes the folder; returns the failure if it cannot, or if checkpoint and reserve do not fit.
 
-        The folders above it are the launch's: if they are missing, so is the storage.
+        The launch has made the parent folders: if they are missing, so is the storage.
         """
         if (missing := missing_storage(self._context.attempt.locations)) is not None:
             return missing
@@ -190,7 +190,7 @@ class Checkpoints:
         except OSError as error:
             return _first_problem([error])
         free, total = self._free_bytes(folder.parent)
-        # A twentieth of a very large disk is more than anybody needs in reserve.
+        # A twentieth of a very large disk would be more than enough.
         needed = int(self._predicted_bytes * 1.1) + min(max(GIB, total // 20), 16 * GIB)
         if free >= needed:
             return None
@@ -203,7 +203,7 @@ class Checkpoints:
         )
 
     def _write(self, folder: Path, state: RunState, metrics: dict[str, float]) -> RunFailed | None:
-        """Shards, then manifest; what went wrong on any rank is every rank's answer, and the folder is gone."""
+        """Writes shards, then the manifest; returns an error of any rank on every rank, and removes the folder then."""
         gang = self._context.gang
         writer = ShardWriter(self._context.trace)
         self._engine.save(folder, state.state_dict(), writer)
@@ -304,7 +304,7 @@ def _first_problem(errors: Any) -> RunFailed | None:
 
 
 def kept_bytes(job_folder: Path) -> list[int]:
-    """The sizes of the checkpoints that lie in a job's folder, whichever attempt made them."""
+    """The sizes of the checkpoints in a job's folder, of all attempts."""
     sizes = []
     for manifest in job_folder.glob(f"e*/step-*/{MANIFEST}"):
         with contextlib.suppress(OSError):  # The service removes old ones meanwhile.
@@ -313,9 +313,9 @@ def kept_bytes(job_folder: Path) -> list[int]:
 
 
 def room_step(missing: int, kept: Sequence[int]) -> str:
-    """What makes room for a checkpoint: keeping fewer of them only helps if those that lie there take enough."""
+    """The advice for a full storage; it includes keeping fewer checkpoints only if that frees enough."""
     if sum(kept) - max(kept, default=0) >= missing:
-        return f"{ROOM_STEP}, or submit it with a lower checkpoints.keep_last ({len(kept)} of this job lie there)"
+        return f"{ROOM_STEP}, or submit it with a lower checkpoints.keep_last (this job has {len(kept)} there)"
     return ROOM_STEP
 
 

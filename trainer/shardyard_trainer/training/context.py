@@ -1,4 +1,4 @@
-"""What every part of one rank's run is given: the attempt, its gang, the way to report, and named points to trace.
+"""The context of one rank's run: the attempt, its gang, the reporter, and named points to trace.
 
 The parts of a run say what happened in verbs (`evaluated`, `checkpointed`, `stopped`, ...); only this module turns
 that into WorkerEvents. Each event goes to the supervisor, and a line about it to the log of the rank.
@@ -58,7 +58,7 @@ class Context:
         self._report(worker_pb2.WorkerEvent(phase=job_pb2.PhaseStarted(phase=phase, message=message)))
 
     def warn(self, reason: str, message: str, field: str = "") -> None:
-        """Something to know that stops nothing."""
+        """Reports a warning, which does not stop the run."""
         self._report(worker_pb2.WorkerEvent(warning=job_pb2.Warning(reason=reason, message=message, field=field)))
 
     def resumed(self, step: int, path: str) -> None:
@@ -66,7 +66,7 @@ class Context:
         self._report(worker_pb2.WorkerEvent(resumed=worker_pb2.Resumed(step=step, path=path)))
 
     def canary_passed(self, duration_s: float) -> None:
-        """Everything that the end needs has worked once."""
+        """Reports that everything the end needs has worked once."""
         self._report(worker_pb2.WorkerEvent(canary=job_pb2.CanaryPassed(duration_s=duration_s)))
 
     def progressed(
@@ -151,11 +151,11 @@ class Context:
         self._report(worker_pb2.WorkerEvent(finished=worker_pb2.TrainingFinished(step=step)))
 
     def exported(self, exported: worker_pb2.Exported) -> None:
-        """The result is in place."""
+        """Reports that the result is in place."""
         self._report(worker_pb2.WorkerEvent(exported=exported))
 
     def settle(self) -> None:
-        """Returns when everything said so far is on disk."""
+        """Returns when all reports so far are on disk."""
         self.reporter.settle()
 
     def _report(self, event: worker_pb2.WorkerEvent, *, durable: bool = True) -> None:
@@ -166,7 +166,7 @@ class Context:
 
 
 def log_line(event: worker_pb2.WorkerEvent) -> str:
-    """What rank 0's log says of an event; empty: nothing."""
+    """The line of an event in rank 0's log; empty if it has none."""
     match event.WhichOneof("payload"):
         case "phase":
             return event.phase.phase

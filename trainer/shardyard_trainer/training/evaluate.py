@@ -14,7 +14,7 @@ from shardyard_trainer.training.context import Context
 
 
 class Evaluator(Protocol):
-    """What computes an evaluation's micro batches: the engine of a training, or a module alone."""
+    """Computes an evaluation's micro batches: the engine of a training, or a module alone."""
 
     @property
     def forwards_are_collective(self) -> bool:
@@ -27,7 +27,7 @@ class Evaluator(Protocol):
         """One micro batch with its outputs, inside `evaluating`."""
 
     def generate(self, batch: MicroBatch, write: WriteBatch) -> Sequence[Sequence[int]]:
-        """What the model writes for a micro batch, inside `evaluating`."""
+        """Generates sequences for a micro batch, inside `evaluating`."""
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The micro batch on this rank's device."""
@@ -49,8 +49,8 @@ def evaluate(
     Samples are sorted by length, the longest first, and the ranks take micro batches in turn. The metrics do not depend
     on the number of ranks. With `max_batches` only so many micro batches a rank are taken; where these are not all, the
     metrics are reported as partial, and none are returned: they compare with no others.
-    `between` is called on every rank after each turn, counted from 1; if it returns true, as on all ranks alike, the
-    evaluation ends without numbers.
+    `between` is called on every rank after each turn, counted from 1; if it returns true, which it must do on all ranks
+    together, the evaluation ends without metrics.
     """
     if task.eval is None:
         return {}

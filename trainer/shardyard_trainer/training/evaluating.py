@@ -1,6 +1,6 @@
 """The evaluation of a model as a job: every rank holds the whole model, and the ranks share the samples.
 
-Nothing is written: the numbers are the result. A stopped attempt starts over.
+Nothing is written: the metrics are the result. A stopped attempt starts over.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class WholeModel:
 
 
 def run(context: Context, task: Prepared, model: WholeModel, *, micro_batch_size: int) -> None:
-    """One rank's part of the evaluation; ends early, without numbers, if a directive says so. A collective."""
+    """One rank's part of the evaluation; ends early, without metrics, if a directive says so. A collective."""
     assert task.eval is not None
     meter = _Meter(context, task.eval, micro_batch_size)
     evaluate(

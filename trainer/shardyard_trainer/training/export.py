@@ -1,4 +1,4 @@
-"""From the gang's gathered weights to a Hugging Face folder that is known to load before it counts.
+"""Exports the gang's gathered weights as a Hugging Face folder, which is loaded and compared before it counts.
 
 The folder is written under another name, loaded afresh as `Predict` loads it, compared with the live model on one
 batch, fsynced, and then renamed into place: a folder of that name works. Called on rank 0 only.
@@ -135,7 +135,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
             folder / "head.json",
             {"format": 1, "pooling": pooling, "width": width, "num_outputs": outputs, "max_length": task.length},
         )
-    # Answers may depend on what the last evaluation found; JSON has no numbers that are not finite.
+    # Answers may depend on metrics, such as a threshold; JSON has no numbers that are not finite.
     found = {name: value for name, value in metrics.items() if math.isfinite(value)}
     _save_json(folder / "shardyard.json", {**described, "format": 1, "metrics": found})
     subject = Subject(
@@ -163,13 +163,13 @@ def _save_model(
     if getattr(module.model.base_model, "pooler", shell) is None:
         shell.base_model.pooler = None
     shell.load_state_dict(merged(module.model, state_dict), strict=True, assign=True)
-    # What is equal, and no more: T5 1.1 ties by its configuration, and has an output layer of its own.
+    # Only weights that are equal: T5 1.1 ties them by its configuration, but has a separate output layer.
     shell.tie_weights(missing_keys=set())
     if not shell.can_generate():
         shell.generation_config = None
         shell.save_pretrained(folder)
         return
-    # Written as they came: transformers refuses to save some that it reads, such as a temperature without do_sample.
+    # Written unchanged: transformers refuses to save some that it reads, such as a temperature without do_sample.
     shell.generation_config = GenerationConfig()
     shell.save_pretrained(folder)
     settings = generation_settings(task.choice.folder) if task.choice.folder is not None else {}
@@ -178,7 +178,7 @@ def _save_model(
 
 
 def _verify(folder: Path, trained: _Trained) -> Predictor:
-    """Raises RunFailed if the folder does not answer as the live model does. Returns what answers with it."""
+    """Loads the folder, and returns its predictor. Raises RunFailed if it does not answer as the live model does."""
     task = trained.task
     missing = [name for name in (*_FILES, *task.inputs.files) if not (folder / name).is_file()]
     if missing:

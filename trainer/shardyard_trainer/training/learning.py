@@ -27,7 +27,7 @@ class LearningWatch:
         self._is_judged = bool(state.get("judged", False))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs to judge as if nothing had happened; JSON values only."""
+        """The state that a resumed run needs to judge as an undisturbed one does; JSON values only."""
         return {
             "first": self._first,
             "recent": self._recent,
@@ -45,7 +45,7 @@ class LearningWatch:
         self._num_labels = self._labels.total()
 
     def see_loss(self, step: int, loss: float) -> str | None:
-        """Takes the mean loss of step `step`, counted from 1; a sentence when the run turns out not to learn."""
+        """Takes the mean loss of step `step`, counted from 1; returns a sentence once the run does not learn."""
         if self._is_judged or not math.isfinite(loss):
             return None
         if len(self._first) < FIRST_STEPS:

@@ -31,7 +31,7 @@ LEFT_OUT_BEFORE_FAILURE = 3
 
 
 class Decision(NamedTuple):
-    """What rank 0 decides for the boundary after a step; numbers, as a sum with its peers' zeros broadcasts them."""
+    """Rank 0's decision for the boundary after a step; numbers, because a sum with its peers' zeros broadcasts them."""
 
     log: float = 0.0
     evaluate: float = 0.0

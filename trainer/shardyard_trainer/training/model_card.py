@@ -130,7 +130,7 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
 
 def _table(metrics: Mapping[str, float]) -> str:
     if not metrics:
-        return "No evaluation was asked for."
+        return "No evaluation was requested."
     rows = [f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items())]
     return "\n".join(["| Metric | Value |", "| --- | --- |", *rows])
 

@@ -93,7 +93,7 @@ class Order:
         return Stretch(data_epochs, samples)
 
     def rank_batches(self, step: int, *, rank: int, world_size: int, micro_batch_size: int) -> list[MicroSamples]:
-        """What one rank computes of batch `step`: equally many micro batches on every rank."""
+        """The part of batch `step` that one rank computes: equally many micro batches on every rank."""
         shares = deal(self.global_batch(step), world_size, self.lengths)
         # ZeRO 2 and 3 reduce gradients inside backward: a rank that called it less often would let the others wait.
         num_micro = max(-(-len(share) // micro_batch_size) for share in shares)

@@ -20,7 +20,7 @@ METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "loader_wait_s"
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What the global batch of one step counts, over all ranks."""
+    """The counts of one step's global batch, over all ranks."""
 
     units: float
     tokens: float

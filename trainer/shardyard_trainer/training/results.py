@@ -1,4 +1,4 @@
-"""What a job leaves, as a folder: made durable, put in place as a whole, and described file by file."""
+"""A job's result as a folder: made durable, moved into place as a whole, and described file by file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sync(folder: Path) -> None:
 
 
 def put_in_place(building: Path, folder: Path) -> None:
-    """Renames a folder to its final name; what an earlier attempt left there is replaced."""
+    """Renames a folder to its final name, and replaces the folder of an earlier attempt."""
     if folder.exists():
         # First out of the way: the folder is never half old, half new.
         old = folder.with_name(f".{folder.name}.old")
