@@ -101,7 +101,7 @@ class Caller:
         self.model, self.folder = model, folder
 
     async def predict(self, number: int, seed: int) -> None:
-        """Asks for the labels of so many texts."""
+        """Asks for the labels of that many texts."""
         instances = [model_service_pb2.Instance(text=text(seed + index)) for index in range(number)]
         await self.models.Predict(model_service_pb2.PredictRequest(model=self.model, instances=instances), timeout=300)
 

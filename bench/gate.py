@@ -107,7 +107,7 @@ class Side:
         self._answers = ours.makefile("rb")
 
     def block(self, steps: int, *, timeout_s: float = 600.0) -> Block:
-        """Let it make so many steps. Raises RuntimeError with the end of its log if it ended instead."""
+        """Let it make that many steps. Raises RuntimeError with the end of its log if it ended instead."""
         self._socket.settimeout(timeout_s)
         os.killpg(self._process.pid, signal.SIGCONT)
         try:

@@ -109,7 +109,7 @@ def plain_speed(kind: str, attempt: worker_pb2.AttemptSpec, *, warm_up: int) -> 
 
 def trainer_speed(kind: str, attempt: worker_pb2.AttemptSpec, *, warm_up: int) -> float:
     """Real tokens a second of transformers' `Trainer`, bf16 on a GPU. Raises: ImportError without accelerate."""
-    import accelerate  # noqa: F401 - the Trainer needs it, and says so with a longer message.
+    import accelerate  # noqa: F401 - the Trainer needs it; this error is clearer than its own.
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     spec = attempt.plan.resolved_spec
@@ -241,7 +241,7 @@ def _texts(size: Size, *, shortest: int, longest: int) -> list[str]:
 
 
 def _save_tokenizer(folder: Path, vocab: int, *, end: str) -> None:
-    """A tokenizer with exactly so many tokens, the special ones first."""
+    """A tokenizer with exactly that many tokens, the special ones first."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<|endoftext|>"]
     words = {word: index for index, word in enumerate([*special, *(f"w{n}" for n in range(vocab - len(special)))])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))

@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def seconds(work: Callable[[], object], repeats: int = 1) -> float:
-    """The median time of so many runs."""
+    """The median time of that many runs."""
     took = []
     for _ in range(repeats):
         begun = time.perf_counter()

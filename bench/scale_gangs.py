@@ -112,7 +112,7 @@ def end(conn: Connection, uid: str, now_us: int) -> None:
 
 
 async def events(folder: Path, count: int) -> tuple[list[Row], bool]:
-    """CPU of a report of progress and metrics, of which each of so many gangs makes one a second."""
+    """CPU of a report of progress and metrics, if that many gangs send one each per second."""
     launcher = PatientLauncher(nodes=(Node("node-1", "127.0.0.1", count, 0, 1 << 40),), script=ScriptedGang.canary)
     async with running_core(folder, launcher, start_timeout_s=600.0, poll_s=60.0) as core:
         made = [await core.submit(new_job(f"job-{at}")) for at in range(count)]

@@ -107,7 +107,7 @@ async def measure(address: str, nothing: str, data: Path, pid: int, seconds: flo
 
 
 async def call_from_many(load: Load, seconds: float, server: psutil.Process) -> None:
-    """Calls from so many callers that each wait for their answer."""
+    """Calls from that many callers, each of which waits for its answers."""
     own, before, started = psutil.Process(), cpu_s(server), time.perf_counter()
     own_before, end = cpu_s(own), started + seconds
 

@@ -10,7 +10,7 @@ class PlainScalar(str):
 
 
 def is_null(item: Any) -> bool:
-    """Whether an unquoted YAML scalar says that there is nothing."""
+    """Whether an unquoted YAML scalar is null."""
     return isinstance(item, PlainScalar) and item in ("", "~", "null", "Null", "NULL")
 
 

@@ -1,4 +1,4 @@
-"""What `Predict` takes of a model, also of one that was registered before its message said so."""
+"""The input fields and parameters of `Predict` for a model, even if it was registered before they were recorded."""
 
 from __future__ import annotations
 

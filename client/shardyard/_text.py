@@ -26,7 +26,7 @@ def shown(item: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""The text with what is not UTF-8 as `\xff`: a message must be printable anywhere."""
+    r"""The text with bytes that are not UTF-8 as `\xff`: a message must be printable anywhere."""
     return _LONE.sub(_escape, text)
 
 

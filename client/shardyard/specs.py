@@ -268,7 +268,7 @@ class Preference:
 class SentenceEmbedding:
     """Fine-tuning: learn vectors of texts, so that those that belong together are near.
 
-    The data has an `anchor`, a `positive` and perhaps a `negative`; or a `text`, a `text_pair` and a `score`, from
+    The data has an `anchor`, a `positive` and optionally a `negative`; or a `text`, a `text_pair` and a `score`, from
     `lowest_score` (nothing in common) to `highest_score` (the same meaning). `temperature` is for pairs without scores.
     """
 

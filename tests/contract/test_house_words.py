@@ -78,6 +78,8 @@ DIALECT = re.compile(
     r"(?<!here )\b(is|are) no (?!longer\b|more\b)[a-z]+|\bstands twice\b|\b[Ww]hoever\b|\banew\b|\bfor ever\b"
     r"|\b([Gg]o|[Gg]oes|going|went) on\b|\b(am|is|are|was|were|be|been|unless) told\b"
     r"|\bsee to the storage\b|\b[Mm]end the (file|line)\b"
+    r"|\bparted\b|\bat hand\b|\bwithout end\b|\blets? go of\b|\bhere to stay\b|\bthere (is|are) not\b"
+    r"|\bleaves? (numbers|off)\b|\ball the same\b|\bunder way\b|\bseldom\b|\bperhaps\b|\bstrangers' files\b"
 )
 
 

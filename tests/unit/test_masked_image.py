@@ -157,7 +157,7 @@ REFUSED = [
     ),
     ("bert", {}, {}, "masked_image", "no head for masked pictures for bert"),
     ("vit", {}, {"image_size": 30}, "masked_image.image_size", "a multiple of 8, the side of one position of this vit"),
-    ("swin", {}, {"image_size": 36}, "masked_image.image_size", "a multiple of 8, the pixels"),
+    ("swin", {}, {"image_size": 36}, "masked_image.image_size", "a multiple of 8, the side"),
     ("vit", {}, {"image_size": 8}, "masked_image.image_size", "such as 16, 24"),
     ("vit", {}, {"mask_patch": 12}, "masked_image.mask_patch", "a multiple of 8, the model's patch_size"),
     ("vit", {}, {"mask_patch": 32}, "masked_image.mask_patch", "choose one of 8, 16"),

@@ -111,7 +111,7 @@ def test_added_tokens_come_after_the_pieces_under_their_own_ids(tmp_path: Path) 
     tokenizer = built(tmp_path, model_type="deberta-v2")
     assert (tokenizer.mask_token_id, num_ids(tokenizer)) == (12, 13)
     (tmp_path / "added_tokens.json").write_text('{"[MASK]": 20}')
-    with pytest.raises(FolderInvalid, match="'\\[MASK\\]' has the id 20, but behind this vocabulary it would have 12"):
+    with pytest.raises(FolderInvalid, match="'\\[MASK\\]' has the id 20, but after this vocabulary it would have 12"):
         built(tmp_path)
 
 
@@ -136,10 +136,10 @@ def test_a_family_that_uses_its_pieces_in_another_way_is_refused_by_name(tmp_pat
         built(tmp_path, model_type="xlnet")
 
 
-def test_spaces_behind_words_are_refused_by_name(tmp_path: Path) -> None:
+def test_spaces_after_words_are_refused_by_name(tmp_path: Path) -> None:
     path = write_pieces(tmp_path / "tokenizer.model")
     proto = schema.ModelProto.FromString(path.read_bytes())
     proto.trainer_spec.treat_whitespace_as_suffix = True
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(FolderInvalid, match="space behind"):
+    with pytest.raises(FolderInvalid, match="puts the space after its words"):
         built(tmp_path)

@@ -91,7 +91,7 @@ def test_contradiction_is_found_by_its_name_and_the_threshold_counts(tmp_path: P
 @pytest.mark.parametrize(
     ("names", "asked", "field", "words"),
     [
-        (("bad", "good"), {}, "zero_shot", "the model tells bad, good; zero_shot needs a classification of pairs"),
+        (("bad", "good"), {}, "zero_shot", "the model predicts bad, good; zero_shot needs a classification of pairs"),
         (("entailment", "entails", "no"), {}, "zero_shot", "one label that begins with `entail`"),
         (
             ("entailment", "a", "b"),

@@ -95,7 +95,7 @@ class _RankRun:
         stop_gang()
 
     def fail(self, error: Exception) -> None:
-        """Reports why this rank ends. One that only lost a peer lets that one speak first."""
+        """Reports why this rank ends. One that only lost a peer lets the peer report first."""
         from shardyard_trainer.claim import missing_storage  # As below.
         from shardyard_trainer.failures import RunFailed, failure_report, is_lost_peer  # torch.
 

@@ -88,7 +88,7 @@ class Connection:
         self._channel.close()
 
     def call(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
-        """Make a unary call, and repeat it when the service says so.
+        """Make a unary call, and repeat it if the service asks for it.
 
         Raises: RequestError.
         """

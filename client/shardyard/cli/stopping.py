@@ -134,7 +134,7 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
 
 
 def _settle_jobs(address: str, *, cancel_jobs: bool | None, has_ray: bool) -> _Settled | None:
-    """What becomes of the live jobs; None if the service does not answer: the process is ended all the same."""
+    """What happens to the live jobs; None if the service does not answer; the process is ended in any case."""
     with Client(address, reconnect_for=5) as client:
         try:
             live = list(client.jobs(filter=_LIVE))

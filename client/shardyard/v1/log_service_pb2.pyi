@@ -153,7 +153,7 @@ class LogLine(_message.Message):
     """The line, without its line break; cut at 16,384 characters."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it was written, if the line says so."""
+        """When it was written, if the line has a time."""
 
     def __init__(
         self,

@@ -184,7 +184,7 @@ class Follower:
             attempts.move_attempt(conn, job, attempt, AttemptState.ACTIVE, now_us=self._clock.now_us())
 
     async def _follow(self) -> None:
-        """Reads events and heeds intentions until the attempt has ended."""
+        """Reads events and follows intentions until the attempt has ended."""
         poll: asyncio.Task[list[bytes]] | None = None
         try:
             while True:

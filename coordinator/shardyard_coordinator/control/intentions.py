@@ -71,7 +71,7 @@ def request_resume(conn: Connection, project: str, job_id: str, etag: str, *, ac
 
 
 def declare_lost(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
-    """Cancels the job without the cluster's word that its gang is gone: a person says so. Idempotent.
+    """Cancels the job although the cluster has not confirmed that its gang is gone; a person has. Idempotent.
 
     The attempt stays unreleased: what is left of the gang is ended if the cluster ever answers again.
     Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise, or its gang can be reached).

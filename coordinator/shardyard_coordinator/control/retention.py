@@ -103,7 +103,7 @@ class Retention:
                 _log.exception("retention failed; it is retried")
                 await asyncio.sleep(self._settings.retry_max_s)
                 continue
-            # Not wait_for: on Python 3.11 it can swallow a cancellation that comes with the news.
+            # Not wait_for: on Python 3.11 it can swallow a cancellation that comes at the same moment.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP_EVERY_S):
                     await self._wake.wait()

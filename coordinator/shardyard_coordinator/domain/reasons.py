@@ -165,7 +165,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.DATASET_IN_USE: Meaning(_FP, "A live job reads the data set."),
         Reason.ETAG_MISMATCH: Meaning(Code.ABORTED, "The job has changed since the etag was read."),
         Reason.JOB_REPLACED: Meaning(Code.ABORTED, "The job of that name is another one now."),
-        Reason.UPLOAD_IN_PROGRESS: Meaning(Code.ABORTED, "Another upload of the same resource is under way."),
+        Reason.UPLOAD_IN_PROGRESS: Meaning(Code.ABORTED, "Another upload of the same resource is in progress."),
         Reason.CURSOR_AHEAD: Meaning(Code.OUT_OF_RANGE, "The cursor is beyond the last event."),
         Reason.CURSOR_EXPIRED: Meaning(Code.OUT_OF_RANGE, "Events after the cursor have expired."),
         Reason.OFFSET_OUT_OF_RANGE: Meaning(Code.OUT_OF_RANGE, "The offset is past the end of the file."),

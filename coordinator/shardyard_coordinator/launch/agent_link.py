@@ -39,8 +39,8 @@ class AgentError(Exception):
 class AgentLink:
     """One agent at a time, started again with back-off, forever.
 
-    With a `head`, that Ray is started first, found again, and replaced when it dies; else `address` is somebody else's.
-    An agent that runs but answers nothing (it was stopped, or hangs) is not `connected` after `late_s`, and is replaced
+    With a `head`, the agent's Ray is started or found first, and replaced when it dies; else `address` is the user's
+    own Ray. An agent that does not answer (it was stopped, or hangs) is not `connected` after `late_s`, and is replaced
     after `hung_s`.
     """
 
@@ -75,7 +75,7 @@ class AgentLink:
         self.agent_pid = 0
 
     async def start(self) -> None:
-        """Begins to connect; returns at once."""
+        """Starts connecting; returns at once."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._keeper = asyncio.create_task(self._keep())
 
@@ -87,7 +87,7 @@ class AgentLink:
 
     @property
     def connected(self) -> bool:
-        """Whether an agent is there that has reached the cluster, and answers."""
+        """Whether there is an agent that has reached the cluster and answers."""
         return self._writer is not None and not self._is_late
 
     async def at_each_connection(self, header: Header, body: bytes = b"") -> None:
@@ -98,9 +98,9 @@ class AgentLink:
                 await self.ask(header, body, timeout_s=_CONNECT_TIMEOUT_S)
 
     async def ask(self, header: Header, body: bytes = b"", *, timeout_s: float, hurry: bool = False) -> bytes:
-        """The agent's answer. Where none is connected yet, waits for one as long as for an answer.
+        """The agent's answer. If no agent is connected yet, waits for one as long as for an answer.
 
-        `hurry`: is given up as soon as the agent is found to answer nothing.
+        `hurry`: gives up as soon as the agent is known not to answer.
         Raises: Unreachable if there is no agent, it goes away, or does not answer in time; AgentError.
         """
         if not await until(lambda: self.connected, timeout_s=min(timeout_s, _PATIENCE_S)):
@@ -118,7 +118,7 @@ class AgentLink:
                 reply, result = await answer
         except TimeoutError:
             if self._head is not None and not self._head.intact():
-                # It answers, but starts no worker any more: without its agent it is looked at again, and replaced.
+                # It answers, but starts no workers any more: once its agent has ended, Ray is checked and replaced.
                 _log.warning("Ray at %s runs, but its files are gone", self.address)
                 kill_group(self.agent_pid)
             raise Unreachable(f"the cluster at {self.address} did not answer within {timeout_s:g} s") from None
@@ -145,13 +145,13 @@ class AgentLink:
             await asyncio.sleep(backoff_s)
 
     async def _run_agent(self) -> bool:
-        """One agent from start to end; whether it reached the cluster."""
+        """Runs one agent from start to end; returns whether it reached the cluster."""
         environment = dict(os.environ) if self._head is None else self._head.environment()
-        # Stated either way: a token in the home folder would else switch authentication on.
+        # Always set: otherwise a token in the home folder would switch authentication on.
         environment.setdefault("RAY_AUTH_MODE", "disabled")
         environment["RAY_ADDRESS"] = self.address
         if self.address.startswith("127."):
-            # Else Ray turns a loopback address into the machine's outer one, where nobody listens.
+            # Otherwise Ray replaces a loopback address with the machine's outer one, where nothing listens.
             environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         with self._log_path.open("ab") as log:
             process, ours = await start_child(
@@ -194,7 +194,7 @@ class AgentLink:
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(ConnectionError(f"the connection to Ray at {self.address} was lost"))
-                    answer.exception()  # Seen here, if its asker has left, as a ping's has.
+                    answer.exception()  # Retrieved here too, in case the caller has left, as that of a ping has.
 
     async def _hello(self, reader: asyncio.StreamReader) -> Header | None:
         with contextlib.suppress(TimeoutError):
@@ -211,7 +211,7 @@ class AgentLink:
                 answer.set_result((header, body))
 
     async def _watch_agent(self, pid: int, writer: asyncio.StreamWriter) -> None:
-        """Asks the agent whether it is there, says so if it is not, and ends one that stays away."""
+        """Pings the agent, reports if it does not answer, and ends it if it stays silent."""
         while True:
             number = next(self._numbers)
             answer: asyncio.Future[tuple[Header, bytes]] = asyncio.get_running_loop().create_future()
@@ -235,7 +235,7 @@ class AgentLink:
             await asyncio.sleep(_PING_EVERY_S)
 
     async def _watch_head(self, agent_pid: int) -> None:
-        """Ends the agent when its head is gone: it would take Ray a minute to do so."""
+        """Ends the agent when its head is gone, because Ray would take a minute to do so."""
         if self._head is None:
             return
         head = self._head

@@ -1,4 +1,4 @@
-"""The agent's end of `agent_link`: answers requests, each in a task of its own.
+"""The agent's end of `agent_link`: answers requests, each in its own task.
 
 Requests are {"id", "method", ...} and a body; answers are {"id"} and a body, or {"id", "error": kind, "text"}.
 """
@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """What is asked is not there, or does not answer; the text says what is known of it."""
+    """The target of a request is missing, or does not answer; the text says what is known about it."""
 
 
 async def serve(channel: socket.socket, hello: Header, methods: Methods, *, of_ray: type[Exception]) -> None:
-    """Says hello, then answers until the other end is gone. `of_ray` are the errors of Ray itself."""
+    """Sends a greeting, then answers until the other end is gone. `of_ray` are Ray's own errors."""
     reader, writer = await asyncio.open_unix_connection(sock=channel)
     writer.write(frame(pack(hello)))
     tasks: set[asyncio.Task[None]] = set()
@@ -53,7 +53,7 @@ async def _answer(request: bytes, writer: asyncio.StreamWriter, methods: Methods
     except of_ray as error:
         _log.warning("%s: %s", header["method"], error)
         reply |= {"error": "ray", "text": str(error).partition("\n")[0]}
-    except Exception as error:  # edge: without an answer, the caller waits until its time is over.
+    except Exception as error:  # edge: without an answer, the caller would wait until its timeout.
         _log.exception("%s", header["method"])
         reply |= {"error": "internal", "text": f"the Ray agent failed, see its log: {type(error).__name__}"}
     writer.write(frame(pack(reply, result)))

@@ -1,4 +1,4 @@
-"""The folders that processes which open strangers' files may use, and whether they still are the same ones."""
+"""The folders that processes which open clients' files may use, and whether they are still the same ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardyard_coordinator.launch.confine import Identities, identities
 
 _HUB = "https://huggingface.co"
 
-# The longest wait for a mount whose server does not answer; callers of other paths do not wait.
+# The longest wait for a mount whose server does not answer; requests for other paths do not wait.
 _PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Folders:
-    """What the processes may read and write beside the environment; without `cache` they are not confined.
+    """The folders that the processes may read and write, beside the environment; without `cache` they are not confined.
 
     `hidden` is the state folder, which they never see as a whole.
     """
@@ -30,7 +30,7 @@ class Folders:
     hidden: str = ""
 
     def confine(self, environment: Mapping[str, str]) -> Mapping[str, object]:
-        """As `compute_worker --confine` takes it."""
+        """The argument of `compute_worker --confine`."""
         if not self.cache:
             return {}
         ports = hub_ports(environment)
@@ -38,7 +38,7 @@ class Folders:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All that `confine` names, in the order in which the process says what it found there."""
+        """All paths of `confine`, in the order in which the process reports what it found there."""
         return (*self.reads, *self._writes) if self.cache else ()
 
     @property
@@ -46,16 +46,16 @@ class Folders:
         return (self.cache, f"{self.cache}/tmp")
 
     def environment(self) -> Mapping[str, str]:
-        """Where libraries put what they write."""
+        """Environment variables that say where libraries may write."""
         return {"TMPDIR": f"{self.cache}/tmp", "HF_HOME": f"{self.cache}/home"} if self.cache else {}
 
 
 class FolderWatch:
-    """Says whether folders were exchanged since a process was confined to them.
+    """Detects folders that were exchanged since a process was confined to them.
 
     Landlock's rules apply to the files at a path when they were made: a folder that was removed and made again, a link
-    that leads elsewhere, or a new mount is not allowed. The kernel keeps the numbers of what a rule is about from
-    being given again.
+    that leads elsewhere, or a new mount is not allowed. The kernel does not reuse the inode numbers of a rule's
+    files.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -77,7 +77,7 @@ class FolderWatch:
 
 
 def hub_ports(environment: Mapping[str, str]) -> list[int]:
-    """Ports of the Hub, of a proxy on the way there, and of names by TCP."""
+    """The ports of the Hub, of a proxy for it, and of DNS over TCP."""
     if environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         return []
     urls = [environment.get("HF_ENDPOINT") or _HUB, _HUB]

@@ -1,4 +1,4 @@
-"""Processes that answer for models: one a model, asked by many at once, ended when they are used no more."""
+"""Processes that answer for models: one per model, shared by many callers, ended when nobody uses them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE_S = 30.0
 
 
 class _Died(Exception):
-    """The process is gone. `among`: with how many questions this one was being computed; 0: it waited."""
+    """The process is gone. `among`: how many questions were being computed with this one; 0 if it waited."""
 
     def __init__(self, how: str, among: int, *, by_us: bool) -> None:
         super().__init__(how)
@@ -29,7 +29,7 @@ class _Died(Exception):
 
 
 class _Process:
-    """One model's process, and who waits for it."""
+    """One model's process, and its waiting callers."""
 
     def __init__(self, fork: Fork, *, memory_bytes: int) -> None:
         self._fork = fork
@@ -58,7 +58,7 @@ class _Process:
         return self._fork.own_bytes()
 
     async def ask(self, function: str, caller: Caller, request: bytes, *, alone: bool, turn_s: float) -> bytes:
-        """The answer. Cancelled while it is being computed, it ends with its turn: with the verdict, if that is one.
+        """The answer. If it is cancelled while it is computed, it ends with its turn, and its verdict is kept.
 
         Raises: _Died, InputFailed, ComputeUnavailable.
         """
@@ -82,7 +82,7 @@ class _Process:
             self._left.discard(number)
 
     async def _verdict(self, answer: asyncio.Future[bytes]) -> None:
-        """Waits for the end of a turn whose caller has left. Raises what shows that the question is at fault."""
+        """Waits for the end of a turn whose caller has left. Raises if the question is at fault."""
         try:
             await answer
         except _Died as died:
@@ -99,7 +99,7 @@ class _Process:
         self._fail("ended", by_us=True)
 
     async def _read(self) -> None:
-        """Answers waiting callers until the process is gone."""
+        """Reads answers for waiting callers until the process is gone."""
         how = "its process is gone"
         try:
             while (received := await self._fork.receive()) is not None:
@@ -110,7 +110,7 @@ class _Process:
                     self._computing = header.get("computing", [])
                     for number in self._left.difference(self._computing):
                         self._waiting[number].cancel()
-                    # Of the turn, and not of who waits for it: a caller that leaves ends no turn.
+                    # The turn is counted, not its callers: a caller that leaves does not end it.
                     known = (self._turn_s[number] for number in self._computing if number in self._turn_s)
                     self._limit_s = max(known, default=self._limit_s)
                     self._turn += 1
@@ -132,7 +132,7 @@ class _Process:
             answer.set_exception(InputFailed(how_it_failed(header["kind"]), note={}, log=header["error"]))
 
     async def _watch(self) -> None:
-        """Ends a process whose turn computes for too long, waits for ten times that, that grows too large, or stops."""
+        """Ends a process that is stopped or too large, or whose turn computes too long or waits ten times as long."""
         turn, before_s = 0, 0.0
         stop = StopWatch(self._fork.pid)
         while self.alive and not self._killed:
@@ -153,7 +153,7 @@ class _Process:
             self._killed = f"takes more than {limit_s:g} s"
         elif asyncio.get_running_loop().time() - self._since_s > WALL * limit_s:
             self._killed = f"takes more than {WALL * limit_s:g} s"
-            # A disk that does not answer, say: another time it may.
+            # Such as a disk that does not answer: it may do so later.
             self._is_idle = computed_s < limit_s / 10
         elif self._fork.own_bytes() > self._memory_bytes:
             self._killed = f"takes more than {self._memory_bytes:,} bytes of memory"
@@ -169,7 +169,7 @@ class _Process:
 
 
 class Answering:
-    """Asks each model's process; begins one if there is none. `fork` makes one."""
+    """Asks each model's process, and starts one if there is none. `fork` makes one."""
 
     def __init__(self, fork: Callable[[], Awaitable[Fork]], *, memory_bytes: int) -> None:
         self._fork = fork
@@ -182,7 +182,7 @@ class Answering:
         self._closed = False
 
     async def ask(self, function: str, model: str, request: bytes, *, caller: Caller, turn_s: float) -> bytes:
-        """The answer. A process that dies is replaced; who was computed in it alone, and twice, is at fault.
+        """The answer. A process that dies is replaced; a question that was alone in it, twice, is at fault.
 
         Raises: InputFailed, ComputeUnavailable, ComputeFailed, WarmProcessGone.
         """
@@ -207,13 +207,13 @@ class Answering:
             self._end_some(most=_MOST_PROCESSES)
 
     async def close(self) -> None:
-        """Ends all processes; questions under way fail, and none begins another one."""
+        """Ends all processes; questions in progress fail, and none starts a new process."""
         self._closed = True
         processes, self._processes = list(self._processes.values()), OrderedDict()
         await asyncio.gather(*(process.end() for process in processes), *self._ending, return_exceptions=True)
 
     async def _process(self, model: str) -> _Process:
-        """The model's process. Callers that wait for room do not delay callers whose model has a place."""
+        """The model's process. Callers that wait for room do not delay those whose model has a process."""
         until_s = asyncio.get_running_loop().time() + _PATIENCE_S
         while (process := self._living(model)) is None:
             async with self._starting:
@@ -231,7 +231,7 @@ class Answering:
         return process if process is not None and process.alive else None
 
     async def _begin(self, model: str) -> _Process | None:
-        """A new process to replace one that died; None if others have all the places."""
+        """A new process to replace one that died; None if other models hold all places."""
         self._processes.pop(model, None)
         self._end_some(most=_MOST_PROCESSES - 1)
         if len(self._processes) >= _MOST_PROCESSES:
@@ -242,7 +242,7 @@ class Answering:
         return process
 
     def _end_some(self, *, most: int) -> None:
-        """Ends processes that no caller waits for, least recently used first: over the number, or over the memory."""
+        """Ends processes without callers, least recently used first, while there are too many or too large ones."""
         held = {model: process.own_bytes() for model, process in self._processes.items()}
         for model, process in list(self._processes.items()):
             if len(self._processes) <= most and sum(held.values()) <= self._memory_bytes:

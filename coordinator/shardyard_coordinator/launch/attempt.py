@@ -1,11 +1,11 @@
-"""The core of a supervisor: it numbers and spools a gang's events, passes directives on, and names the first failure.
+"""The core of a supervisor: it numbers and spools a gang's events, forwards directives, and names the first failure.
 
 Pure asyncio on one event loop; the local launcher and the Ray supervisor both drive it. They pass it what ranks report
-and how ranks end, and give it a way to end them; everything that the coordinator asks of an attempt is answered here.
+and how ranks end, and give it a way to end them; it answers all requests of the coordinator about the attempt.
 
-Every attempt has at most one `failure` event. A failing rank drags its peers down within milliseconds, and their news
-may arrive first: so the first sign of trouble starts a short wait, after which the cause is chosen among all that is
-known. The other ranks' failures become warnings.
+Every attempt has at most one `failure` event. A failing rank takes its peers down within milliseconds, and their
+reports may arrive first: so the first sign of trouble starts a short wait, after which the cause is chosen among all
+that is known. The other ranks' failures become warnings.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from shardyard_coordinator.seams import Clock
 TAIL_LINES = 50
 TAIL_BYTES = 32 * 1024
 _RETRY_S = 0.5
-# So many times as long as for better explanations of a cause it is waited for the cause of a symptom: of a lost node a
-# cluster reports it seconds after the peers have noticed.
+# A symptom waits this many times longer for its cause than a cause waits for a better one: a cluster reports a lost
+# node seconds after the peers have noticed.
 _SYMPTOMS_SETTLE = 6
-# How long reports wait for a spool that cannot be written, before the gang is ended for that: a full disk is often
-# made room on, another error of the file system seldom passes by itself.
+# How long reports wait for a spool that cannot be written, before the gang is ended: a full disk often gets room again,
+# while other errors of the file system rarely pass.
 _PATIENCE_S = {Cause.STORAGE_FULL: 600.0}
 _SHORT_PATIENCE_S = 60.0
-# Of reports that need not be durable: beyond the first bound they are brought to the disk all the same, since they are
-# in memory until then; beyond the second they, too, wait for room.
+# For reports that need not be durable and are kept in memory: over the first bound they are written to the disk anyway;
+# over the second they wait for room too.
 _MOST_UNSYNCED_BYTES = 4 * 1024 * 1024
 _MOST_HELD_BYTES = 8 * 1024 * 1024
 
-# What a rank reports when a peer is gone, or when it does not know: a rank that died without a word explains it better.
+# Causes of a rank that lost a peer or does not know better: a rank that died without a report explains more.
 _SYMPTOMS = frozenset({Cause.UNKNOWN, Cause.WORKER_LOST, Cause.NCCL_TIMEOUT, Cause.HUNG})
 
 
 @dataclass(frozen=True)
 class _Trouble:
-    """A candidate for the cause; of equal weight, the earlier one is it."""
+    """A candidate for the cause; of equal weight the earlier one wins."""
 
     event: worker_pb2.WorkerEvent
     weight: int
@@ -94,10 +94,10 @@ class Attempt:
         self._ended = asyncio.Event()
 
     async def supervise(self, kill: Callable[[], Awaitable[None]]) -> None:
-        """Runs until nothing of the gang runs any more, and says so as the last event, unless it was fenced.
+        """Runs until nothing of the gang runs any more, and then appends the last event, unless it was fenced.
 
-        `kill` ends every rank; it is called once a failure's cause is chosen. The launcher must report each rank's
-        exit with `rank_exited` whatever happens.
+        `kill` ends every rank; it is called once a failure's cause is chosen. The launcher must always report each
+        rank's exit with `rank_exited`.
         """
         await _first_of(self._trouble, self._all_exited)
         if self._troubles:
@@ -111,7 +111,7 @@ class Attempt:
         await self._end()
 
     async def _settle(self) -> None:
-        """Lets better explanations arrive. If only symptoms are known, a rank that said nothing has the cause."""
+        """Waits for better explanations. If only symptoms are known, a rank without a report has the cause."""
         # Not wait_for: on Python 3.11 it can swallow a cancellation.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settle_s):
@@ -140,7 +140,7 @@ class Attempt:
             (failures if event.WhichOneof("payload") == "failure" else ordinary).append(event)
         fresh = [event for event in ordinary if self._pressure.is_news(event)]
         if failures:
-            # What the rank said before it failed has no time to wait: its failure is behind it.
+            # Reports before a failure must not wait, because the failure comes after them.
             self._hold(fresh)
         elif fresh or message.durable or self._pressed_s is not None:
             await self._record(fresh, rank=message.rank, durable=message.durable)
@@ -151,7 +151,7 @@ class Attempt:
         return worker_pb2.ReportReply(directive=self._directive, fenced=self._closed).SerializeToString()
 
     def rank_exited(self, rank: int, how: RankExit) -> None:
-        """Records that a rank's process is gone; what it reported before must have been handed in already."""
+        """Records that a rank's process is gone; call it after passing on all of its reports."""
         self._running.discard(rank)
         if not self._running:
             self._all_exited.set()
@@ -201,7 +201,7 @@ class Attempt:
         self._directive = worker_pb2.Directive.FromString(directive)
 
     def fence(self) -> None:
-        """Takes nothing more from the gang, and calls nothing that happens to it from here on a failure."""
+        """Rejects further reports of the gang; nothing that happens to it from now on is a failure."""
         self._closed = True
         self._decided.set()
 
@@ -212,18 +212,18 @@ class Attempt:
 
     @property
     def doomed(self) -> bool:
-        """Whether its ranks are being ended, so that one that starts now is to be ended, too."""
+        """Whether its ranks are being ended, so that a rank that starts now must be ended too."""
         return self._decided.is_set()
 
     @property
     def ended(self) -> asyncio.Event:
-        """Set when nothing runs any more and the last event is in the spool."""
+        """Set once nothing runs any more and the last event is in the spool."""
         return self._ended
 
     async def _record(self, events: Sequence[worker_pb2.WorkerEvent], *, rank: int, durable: bool) -> None:
-        """Spools what a rank reports, as soon as there is room; nothing more once the gang is being ended.
+        """Spools a rank's reports as soon as there is room; nothing more once the gang is being ended.
 
-        Without room, what need not be durable is kept in memory, up to a bound. Without events it tries for the others.
+        Without room, reports that need not be durable stay in memory, up to a bound. Without events it retries others.
         """
         is_added = False
         self._waiting.add(rank)
@@ -248,7 +248,7 @@ class Attempt:
             self._waiting.discard(rank)
 
     def _relieve(self, rank: int) -> None:
-        """The pressure is over once the last report that waited for room has found some."""
+        """Ends the condition once no report waits for room any more."""
         if self._pressed_s is not None and not self._waiting - {rank}:
             self._pressed_s = None
             self._tell_pressure(active=False, message="the spool is written again")
@@ -278,7 +278,7 @@ class Attempt:
             self._hold([event])
 
     def _hold(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
-        """Spools what does not wait: it is read from memory even if there is no room for it."""
+        """Spools events that must not wait: without room they are served from memory."""
         if not events:
             return
         self._number(events)
@@ -286,7 +286,7 @@ class Attempt:
         self._grew()
 
     def _append(self, events: Sequence[worker_pb2.WorkerEvent]) -> None:
-        """Spools what a rank reports. Raises: OSError, and then nothing of it was added."""
+        """Spools a rank's reports, all or none. Raises: OSError."""
         self._number(events)
         self._spool.append([event.SerializeToString() for event in events])
         if events:
@@ -303,7 +303,7 @@ class Attempt:
         grown.set()
 
     async def _sync(self) -> None:
-        with contextlib.suppress(OSError):  # What has no room is read from memory.
+        with contextlib.suppress(OSError):  # Events without room are served from memory.
             await self._spool.sync()
 
     def _add_trouble(self, event: worker_pb2.WorkerEvent, *, weight: int) -> None:
@@ -315,7 +315,7 @@ class Attempt:
         self._trouble.set()
 
     async def _decide(self) -> None:
-        """Writes the cause of the gang's failure, and after it what followed from it."""
+        """Writes the cause of the gang's failure, and after it its consequences as warnings."""
         if self._closed:
             return
         cause = min(self._troubles, key=lambda trouble: trouble.weight).event
@@ -330,7 +330,7 @@ class Attempt:
         self._decided.set()
 
     async def _end(self) -> None:
-        if self._closed:  # It was ended from outside, and the caller says why.
+        if self._closed:  # It was ended by a caller, who knows why.
             self._ended.set()
             return
         event = self._event(SUPERVISOR_RANK)
@@ -371,7 +371,7 @@ def _stopped_words(stopped: Mapping[int, int]) -> str:
 
 
 def _as_warning(event: worker_pb2.WorkerEvent) -> worker_pb2.WorkerEvent:
-    """A failure that followed from another rank's."""
+    """A failure that another rank's failure has caused, as a warning."""
     warning = worker_pb2.WorkerEvent(rank=event.rank, time=event.time)
     warning.warning.reason = event.failure.reason
     warning.warning.message = f"rank {event.rank}, after the gang had failed: {event.failure.message}"

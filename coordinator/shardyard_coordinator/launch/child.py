@@ -1,4 +1,4 @@
-"""Child processes that end with this one and speak to it over a socket pair."""
+"""Child processes that end with this one and communicate with it over a socket pair."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ async def start_child(
 
 
 def kill_group(pid: int) -> None:
-    """Ends a child and what it started."""
+    """Ends a child and its own children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)

@@ -27,7 +27,7 @@ def read_claim(path: Path) -> str:
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
-        return _read(path)  # A handle that an NFS client had kept; the name is looked up again now.
+        return _read(path)  # A stale handle of an NFS client: the second try looks up the name again.
 
 
 def _read(path: Path) -> str:
@@ -35,7 +35,7 @@ def _read(path: Path) -> str:
 
 
 def check_claim(claim: worker_pb2.StorageClaim) -> None:
-    """Raises: StorageFailed unless the storage holds its store's claim; nothing is written before that is known."""
+    """Raises: StorageFailed unless the storage has its store's claim; call it before writing anything."""
     path = Path(claim.path)
     try:
         found = read_claim(path)

@@ -1,4 +1,4 @@
-"""The compute actor of an agent, kept alive: started once, and replaced when it is found gone."""
+"""Keeps the compute actor of an agent alive: started once, and replaced when it is gone."""
 
 from __future__ import annotations
 

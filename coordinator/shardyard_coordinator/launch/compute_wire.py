@@ -1,4 +1,4 @@
-"""A Compute's calls as payloads: what crosses from the coordinator to the actor that has the processes on a cluster."""
+"""A Compute's calls as payloads between the coordinator and the actor on a cluster that has the processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def settings_of(
     answerer: str,
     environment: Mapping[str, str],
 ) -> Header:
-    """The settings of a ProcessCompute, as JSON has them."""
+    """The settings of a ProcessCompute as JSON values."""
     return {
         "log": log,
         "size": [size.inspections, size.memory_bytes, size.threads],
@@ -32,7 +32,7 @@ def settings_of(
 
 
 def made_of(settings: Header) -> ProcessCompute:
-    """The ProcessCompute of such settings."""
+    """The ProcessCompute with these settings."""
     reads, cache, hidden = settings["folders"]
     return ProcessCompute(
         log=Path(settings["log"]),

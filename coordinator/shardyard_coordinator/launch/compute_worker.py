@@ -1,13 +1,13 @@
-"""The processes behind a Compute: `python -m ...compute_worker --warm a,b --fd N --confine JSON`.
+"""The processes of a Compute: `python -m ...compute_worker --warm a,b --fd N --confine JSON`.
 
-The first one imports the modules of `--warm`, gives up every right that looking into strangers' files does not need
-(`confine`), and from then on only forks: a process of its own for each inspection, and for each model that answers.
+The first one imports the modules of `--warm`, gives up every right that opening clients' files does not need
+(`confine`), and from then on only forks: one process for each inspection, and one for each model that answers.
 It stays single-threaded and opens nothing itself, so that a fork is a copy without locks that nobody holds.
 
 Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
 {"serve", "memory_bytes", "network"} is answered {"pid"}, {"end": pid} with how it ended: {"status"}. The first
 packet, sent unasked, is {"ready": true, "confinement": {…}, "folders": [[device, inode], …]}: what it was confined to.
-What a fork gets and gives are frames on its stream: see `inspect` and `serve`.
+A fork reads and writes frames on its stream: see `inspect` and `serve`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from shardyard_coordinator.launch.frames import Header, frame, pack, receive_fra
 READING_FUNCTION = "shardyard_trainer.reading:listen"
 _PACKET_BYTES = 64 * 1024
 _PR_SET_PDEATHSIG = 1
-# Below the time that the coordinator waits for an answer to its order.
+# Less than the coordinator waits for the answer to an order.
 _GONE_S = 3.0
 
 
 def main() -> None:
-    """Imports, confines itself, says so, then forks on request until the socket is closed."""
+    """Imports, confines itself, reports that, then forks on request until the socket is closed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--warm", default="")
     parser.add_argument("--confine", default="{}")
@@ -53,12 +53,12 @@ def main() -> None:
     _first_to_go()
     wanted = json.loads(arguments.confine)
     _make_folders(wanted)
-    # Before the rules are made: what is exchanged meanwhile looks exchanged, never the same.
+    # Read before the rules are made, so that a folder exchanged meanwhile never looks unchanged.
     named = [*wanted.get("reads", ()), *wanted.get("writes", ())]
     folders = confine.identities(named if confine.landlock_version() else ())
     confinement = _confine(wanted)
     gc.collect()
-    gc.freeze()  # Collections in the forks would else copy every page of what is shared.
+    gc.freeze()  # Garbage collections in the forks would otherwise copy all shared pages.
     threads = sum(1 for _ in Path("/proc/self/task").iterdir()) if sys.platform == "linux" else 1
     if threads != 1:
         print(f"{threads} threads in the process that forks: locks of theirs may stay held", file=sys.stderr)
@@ -68,13 +68,13 @@ def main() -> None:
 
 def _make_folders(wanted: dict[str, Any]) -> None:
     for folder in map(Path, wanted.get("writes", ())):
-        # Only inside what is there: below a mount point whose mount is missing nothing is made.
+        # Only inside existing folders: nothing is made below a mount point whose mount is missing.
         if str(folder.parent) in wanted["writes"] and folder.parent.is_dir():
             folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def _confine(wanted: dict[str, Any]) -> dict[str, str]:
-    """Gives up the rights; without `writes` nothing was asked for."""
+    """Gives up the rights; without `writes` it does nothing."""
     if "writes" not in wanted:
         return {}
     try:
@@ -85,7 +85,7 @@ def _confine(wanted: dict[str, Any]) -> dict[str, str]:
 
 
 def _first_to_go() -> None:
-    """Where memory runs out, the kernel ends one of these before the coordinator."""
+    """If memory runs out, the kernel ends this process before the coordinator."""
     if sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("500")
@@ -120,12 +120,12 @@ def _fork(order: dict[str, Any], descriptor: int, control: socket.socket) -> dic
         else:
             inspect(channel)
         status = 0
-    except BaseException:  # edge: what a fork raises must not run on in its parent's code.
+    except BaseException:  # edge: an exception of a fork must not continue in its parent's code.
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not `sys.exit`: libraries' threads are ended at exit, and some wait for one that the fork does not have.
+        # Not `sys.exit`: at exit some libraries join threads that the fork does not have.
         os._exit(status)
 
 
@@ -138,7 +138,7 @@ def _bind_to(parent: int) -> None:
 
 
 def _end(pid: int) -> dict[str, Any]:
-    """Ends a fork, unless it has ended; how it did."""
+    """Ends a fork, unless it has ended; returns how it ended."""
     until = time.monotonic() + _GONE_S
     done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
@@ -164,28 +164,28 @@ def inspect(channel: socket.socket) -> None:
 
 
 def answer(function: str, body: bytes) -> bytes:
-    """Calls a function; the payload of the answer's frame."""
+    """Calls a function; returns the payload of the answer's frame."""
     reply: Header = {"ok": True}
     result = b""
     try:
         result = resolve(function)(body)
-    except BaseException as error:  # edge: a panic of a library in Rust is no Exception.
+    except BaseException as error:  # edge: a panic of a Rust library is not an Exception.
         kind = "memory" if isinstance(error, MemoryError) else "system" if is_of_the_system(error) else "raised"
         reply = {"ok": False, "error": traceback.format_exc(), "kind": kind}
     return pack(reply, result)
 
 
 def is_of_the_system(error: BaseException) -> bool:
-    """Whether the operating system failed it. Libraries in Rust only say so at the end of their text."""
+    """Whether it is an error of the operating system. Rust libraries only say so at the end of their text."""
     return isinstance(error, OSError) or re.search(r"\(os error \d{1,4}\)$", str(error)) is not None
 
 
 def serve(channel: socket.socket, factory: str) -> None:
-    """Answers many questions at once with what `factory` makes, until the stream is closed.
+    """Answers many questions at once with the object of `factory`, until the stream is closed.
 
     {"id", "function", "caller", "alone"} and a body come in, or {"cancel": id}. {"computing": [ids]} goes out before
     each part of the work, {"resting": true} when there is none, and for each question {"id", "ok"} with its answer, or
-    with its error as `inspect` has it. What computes has `add`, `cancel`, `busy`, `choose` and `compute`.
+    with its error as `inspect` has it. The object has `add`, `cancel`, `busy`, `choose` and `compute`.
     """
     answerer: Any = resolve(factory)(b"")
     resting = True

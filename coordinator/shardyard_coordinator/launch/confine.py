@@ -1,8 +1,8 @@
-"""Takes rights away from a process that opens strangers' files: Landlock by raw system calls, and resource limits.
+"""Restricts a process that opens clients' files: Landlock by raw system calls, and resource limits.
 
 Landlock (Linux 5.13 and later) needs no privileges and cannot be undone: after `confine` this process, and all that it
-forks, open only what was named. What a kernel lacks is left out and said in what `confine` returns, which `doctor` and
-GetServerInfo show. It does not cover UDP, nor sockets that are files.
+forks, can only open the given paths. `confine` skips and returns what the kernel lacks; `doctor` shows it.
+It does not cover UDP, nor sockets that are files.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def take_rights(rights: dict[str, list[str]]) -> None:
-    """Confines this thread. If the kernel refuses, the rank continues unconfined and says so in its log."""
+    """Confines this thread. If the kernel refuses, the rank continues unconfined and logs that."""
     try:
         holds = confine.confine_rank(
             rights["reads"], rights["writes"], rights["puts"], hidden=next(iter(rights["hidden"]), "")

@@ -24,7 +24,7 @@ def make_attempt_folder(spec: worker_pb2.AttemptSpec) -> Path:
     temp = temp_folder(spec)
     made = [temp.parent, temp]
     if spec.locations.HasField("claim"):
-        # Ranks may write what is in it, and make no folder of files beside it.
+        # Ranks may write inside it, and must not create files beside it.
         made.append(staging_folder(spec))
     for each in made:
         each.mkdir(exist_ok=True, mode=0o700)

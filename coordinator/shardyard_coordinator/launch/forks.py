@@ -47,7 +47,7 @@ class Stopped(WarmProcessGone):
 
 
 class StopWatch:
-    """Looks whether a process is stopped for good. Its state says so, however busy the machine is."""
+    """Checks whether a process stays stopped. Its state shows that, however busy the machine is."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -55,7 +55,7 @@ class StopWatch:
         self._since_s: float | None = None
 
     def is_over(self) -> bool:
-        """Whether every look of more than `_STOPPED_S` found it stopped; may be called at any rate."""
+        """Whether every check over more than `_STOPPED_S` found it stopped; may be called at any rate."""
         now = time.monotonic()
         if now - self._looked_s >= _LOOK_S:
             self._looked_s = now
@@ -78,7 +78,7 @@ class Ending:
 
 
 def how_it_failed(kind: str) -> str:
-    """For a message: what a function of a fork ended with, other than an answer."""
+    """How a fork's function ended without an answer, for a message."""
     return "needs more memory than is allowed" if kind == "memory" else "fails with an unexpected error"
 
 
@@ -92,7 +92,7 @@ class Fork:
     warm: WarmProcess
 
     async def send(self, header: Header, body: bytes = b"") -> None:
-        """Sends a frame; a fork that is gone is seen when it is read from."""
+        """Sends a frame; if the fork is gone, the next read reports it."""
         with suppress(ConnectionError):
             self.writer.write(frame(pack(header, body)))
             await self.writer.drain()
@@ -103,21 +103,21 @@ class Fork:
         return None if payload is None else unpack(payload)
 
     async def end(self) -> Ending:
-        """Ends it, if it has not ended; how it did."""
+        """Ends it, unless it has ended; returns how it ended."""
         self.writer.close()
         return await self.warm.end(self.pid)
 
     def kill(self) -> None:
-        """Ends it at once; `end` says then how it ended. Its number is not another's before that."""
+        """Ends it at once; `end` then returns how it ended. Its process id is not reused before that."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def own_bytes(self) -> int:
-        """Resident memory beyond what the warm process has; 0: it is gone."""
+        """Resident memory beyond that of the warm process; 0 if it is gone."""
         return max(0, resident_bytes(self.pid) - self.warm.base_bytes)
 
     def cpu_s(self) -> float:
-        """What it has computed so far."""
+        """Its CPU time so far, in seconds."""
         try:
             times = psutil.Process(self.pid).cpu_times()
         except psutil.NoSuchProcess:
@@ -145,7 +145,7 @@ class WarmProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked for forks: it was not ended, and no order has found it gone."""
+        """Whether it can fork: it was not ended, and no order has found it gone."""
         return not self._killed
 
     @classmethod
@@ -159,7 +159,7 @@ class WarmProcess:
         rotate(log)
         with log.open("ab") as stream:
             process, control = await start_child(
-                # -P: the folder that the service was started in must not supply modules, nor be read.
+                # -P: the current folder of the service must not supply modules, nor be read.
                 [
                     *("-P", "-m", "shardyard_coordinator.launch.compute_worker"),
                     *("--warm", ",".join(warm), "--confine", json.dumps(confine)),
@@ -183,7 +183,7 @@ class WarmProcess:
         return self
 
     async def fork(self, *, serve: str, memory_bytes: int, network: bool) -> Fork:
-        """A new fork: one that serves with what `serve` makes, or with "" an inspection. Raises WarmProcessGone."""
+        """A new fork that serves with the factory `serve`, or with "" an inspection. Raises WarmProcessGone."""
         ours, theirs = socket.socketpair()
         with theirs:
             asked = self._order({"serve": serve, "memory_bytes": memory_bytes, "network": network}, theirs.fileno())
@@ -197,7 +197,7 @@ class WarmProcess:
         return Fork(pid, reader, writer, self)
 
     async def end(self, pid: int) -> Ending:
-        """Ends a fork. Raises WarmProcessGone: then it is gone too."""
+        """Ends a fork. Raises WarmProcessGone; then the fork is gone too."""
         answer = await asyncio.shield(self._order({"end": pid}))
         return Ending(answer["status"])
 
@@ -211,7 +211,7 @@ class WarmProcess:
             self._killed = True
             kill_group(self._process.pid)
             with suppress(OSError):
-                # Not closed: the loop may be reading it, and the number would be another file's then.
+                # Not closed: the loop may still read it, and its descriptor could be reused.
                 self._control.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
@@ -222,7 +222,7 @@ class WarmProcess:
             self._control.close()
 
     async def _watch(self) -> None:
-        """Ends it if it is stopped: then it neither warms up nor answers, and nor do most of its forks."""
+        """Ends it if it is stopped, because then neither it nor most of its forks answer."""
         stop = StopWatch(self.pid)
         while True:
             await asyncio.sleep(_LOOK_S)
@@ -232,13 +232,13 @@ class WarmProcess:
                 return
 
     def _order(self, order: Mapping[str, Any], *descriptors: int) -> asyncio.Future[dict[str, Any]]:
-        """One order at a time: answers come in their order. To be shielded: it is finished though the caller leaves."""
+        """Sends one order at a time, because answers come in order. Shield it: it must outlive its caller."""
         exchange = asyncio.ensure_future(self._exchange(order, [os.dup(descriptor) for descriptor in descriptors]))
         exchange.add_done_callback(_heard)
         return exchange
 
     def _end_unwanted(self, asked: asyncio.Future[dict[str, Any]]) -> None:
-        """Ends and reaps a fork whose caller left before it received it: nothing else would."""
+        """Ends and reaps a fork whose caller left before receiving it, because nothing else would."""
         if not asked.cancelled() and asked.exception() is None:
             self._order({"end": asked.result()["pid"]})
 
@@ -251,7 +251,7 @@ class WarmProcess:
                 socket.send_fds(self._control, [json.dumps(order).encode()], descriptors)
                 return await self._receive()
         except (OSError, TimeoutError) as error:
-            # Without its answer the next one could not be distinguished.
+            # Later answers could not be matched with their orders.
             self.kill()
             raise WarmProcessGone("the warm process does not answer") from error
         finally:
@@ -261,20 +261,20 @@ class WarmProcess:
     async def _receive(self) -> dict[str, Any]:
         packet = await asyncio.get_running_loop().sock_recv(self._control, _PACKET_BYTES)
         if not packet:
-            self.kill()  # Its forks are ended with it, and it is not asked again.
+            self.kill()  # Its forks end with it, and it gets no more orders.
             raise WarmProcessGone("the warm process ended")
         answer: dict[str, Any] = json.loads(packet)
         return answer
 
 
 def _heard(exchange: asyncio.Future[dict[str, Any]]) -> None:
-    """How an order ends whose caller has left is nobody's news, and no error of the event loop."""
+    """Retrieves the error of an order whose caller has left, so that asyncio does not log it."""
     if not exchange.cancelled():
         exchange.exception()
 
 
 def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
-    """Begins a log again that has grown over its size; one earlier one is kept. Who writes into it appends."""
+    """Rotates a log that is too large, and keeps the previous one. Its writers must append."""
     try:
         if (size := log.stat().st_size) > most_bytes:
             with log.open("rb") as stream:
@@ -288,7 +288,7 @@ def rotate(log: Path, *, most_bytes: int = _LOG_BYTES) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """0: the process is gone."""
+    """Resident memory of a process; 0 if it is gone."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:
@@ -296,7 +296,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process; not whether a debugger holds it for a moment."""
+    """Whether a signal has stopped the process; false if a debugger holds it."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.NoSuchProcess:

@@ -21,7 +21,7 @@ Header = dict[str, Any]
 
 
 class FrameError(ValueError):
-    """The stream does not hold frames, or one over the limit."""
+    """The stream is not made of frames, or one is over the limit."""
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
@@ -60,12 +60,12 @@ def unpack(payload: bytes) -> tuple[Header, bytes]:
 
 
 def join(parts: Iterable[bytes]) -> bytes:
-    """Byte strings as one, to be taken apart by `split`."""
+    """Joins byte strings into one for `split`."""
     return b"".join(frame(part) for part in parts)
 
 
 def split(joined: bytes) -> list[bytes]:
-    """The byte strings that `join` put together."""
+    """The byte strings that `join` has joined."""
     parts = []
     at = 0
     while at < len(joined):

@@ -1,4 +1,4 @@
-"""Which GPUs of this machine gangs may use, and what they are."""
+"""The GPUs of this machine that gangs may use, and their properties."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class GpuFacts:
 
 
 def usable_gpus(count: int | None = None, devices: Path = Path("/dev")) -> list[str]:
-    """The first `count`, else all NVIDIA devices that there are for this process; what CUDA_VISIBLE_DEVICES calls them.
+    """The first `count`, else all NVIDIA devices visible to this process, as CUDA_VISIBLE_DEVICES names them.
 
-    A torch that was built without CUDA can use none: if no count is given, there are none then.
+    Without a count there are none if torch was built without CUDA.
     """
     found = [path.name[6:] for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()]
     if count is None and not _torch_has_cuda():
@@ -36,7 +36,7 @@ def usable_gpus(count: int | None = None, devices: Path = Path("/dev")) -> list[
 
 
 def _torch_has_cuda() -> bool:
-    """By the name of its build; importing it takes a second."""
+    """Whether torch was built with CUDA, by the name of its build, because importing it takes a second."""
     try:
         return not version("torch").endswith("+cpu")
     except PackageNotFoundError:
@@ -44,7 +44,10 @@ def _torch_has_cuda() -> bool:
 
 
 def gpu_facts(devices: Sequence[str] | None = None) -> GpuFacts:
-    """NVIDIA's driver about these devices, by number or UUID as CUDA_VISIBLE_DEVICES has them; None: of all."""
+    """The properties of these devices, or of all, according to NVIDIA's driver.
+
+    Devices are numbers or UUIDs, as in CUDA_VISIBLE_DEVICES.
+    """
     import pynvml  # Only nodes with GPUs need it.
 
     try:
@@ -71,7 +74,7 @@ def _facts(nvml: Any, device: str) -> GpuFacts:
     if not device.startswith("MIG-"):
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     else:
-        # A slice has memory of its own, and the capability of the GPU that it is a part of.
+        # A MIG slice has its own memory, and the capability of its GPU.
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(
             nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
         )

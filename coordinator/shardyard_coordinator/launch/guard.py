@@ -1,8 +1,8 @@
 """Starts a program that ends with its parent: `python guard.py PARENT_PID program arguments...`.
 
 Run as a file, isolated and without site packages, so that it costs milliseconds. A function run between fork and exec
-would do the same, but is not safe in a process with threads. If the system has no such signal (only Linux has it), the
-program ends when it finds its socket closed.
+would do the same, but is not safe in a process with threads. Only Linux has such a signal; elsewhere the program ends
+when it finds its socket closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            # It died before we asked.
+            # It died before the request.
             sys.exit(1)
     os.execv(program[0], program)
 

@@ -1,4 +1,4 @@
-"""What of this process's environment is handed on to processes that open strangers' files, or run on their behalf."""
+"""The part of this process's environment that ranks and processes for clients' files inherit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _SECRET_NAMES = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-# As in postgresql://name:password@host; what leads to a network has to keep its own.
+# As in postgresql://name:password@host; proxies keep theirs.
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 _KEY_BLOCK = "PRIVATE KEY-----"
 _MAY_LEAD_OUT = re.compile(r"_proxy$|^HF_ENDPOINT$", re.IGNORECASE)
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Everything but what looks like a secret, as libraries and drivers have settings of any name.
+    """All variables except those that look like secrets, because settings of libraries and drivers have any name.
 
-    Ray's own token stays: what speaks to Ray cannot do without it.
+    Ray's own token stays, because programs that talk to Ray need it.
     """
     return {
         name: value for name, value in environment.items() if name.startswith("RAY_") or not _is_secret(name, value)

@@ -1,7 +1,6 @@
 """Runs gangs as subprocesses of the coordinator, without Ray: for laptops and tests.
 
-A gang ends with its coordinator, however that ends. What it had reported by then is in its spool, and `read_spool`
-reads it by path.
+A gang always ends with its coordinator. Its reports are in its spool, which `read_spool` reads by path.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ class LocalLauncher:
     """A Launcher on this machine alone.
 
     `program` is a module that takes the arguments of `python -m shardyard_trainer`; `environment` is added to that of
-    the ranks, which never see `hidden`, the state folder, as a whole; `patience_s` is how long their reports wait for a
-    spool that cannot be written.
+    the ranks, which cannot see the whole of `hidden`, the state folder; `patience_s` is how long their reports wait for
+    a spool that cannot be written.
     """
 
     name = "local"
@@ -75,13 +74,13 @@ class LocalLauncher:
         self._environment = dict(environment or {})
         self._settle_s = settle_s
         self._patience_s = patience_s
-        # Gangs of another process are gone with it: a new id says so.
+        # Gangs of an earlier process are gone with it, which a new id shows.
         self._cluster_id = f"local-{uuid.uuid4().hex}"
         self._gangs: dict[AttemptKey, _Gang] = {}
         self._dead: set[AttemptKey] = set()
 
     async def start(self) -> None:
-        """There is nothing to connect to."""
+        """Does nothing: there is nothing to connect to."""
 
     async def close(self, *, stop_cluster: bool) -> None:
         """Ends every gang: they cannot outlive this process."""
@@ -120,7 +119,7 @@ class LocalLauncher:
         gang = self._gangs[launch.key] = _Gang(attempt, spool, gpus)
         starting = asyncio.create_task(self._start_ranks(gang, launch))
         gang.tasks += [starting, asyncio.create_task(self._supervise(gang))]
-        # The caller may leave: every rank is started and its end reported, or the gang would never end.
+        # Even if the caller leaves, every rank must be started and its end reported, or the gang would never end.
         await asyncio.shield(starting)
 
     async def lookup(self, key: AttemptKey) -> Presence:
@@ -204,7 +203,7 @@ async def _watch_rank(attempt: Attempt, rank: int, process: RankProcess) -> None
 
 
 async def _look_whether_it_is_stopped(attempt: Attempt, rank: int, pid: int) -> None:
-    """Nothing else would say so: a stopped process neither fails nor ends, and its peers wait for it."""
+    """Reports a stopped rank, which neither fails nor ends, while its peers wait for it."""
     stop = StopWatch(pid)
     while True:
         await asyncio.sleep(_STOP_LOOK_S)

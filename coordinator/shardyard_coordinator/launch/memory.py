@@ -1,6 +1,6 @@
-"""Whether the kernel has ended a process for want of memory: the counters of its control group, or of the machine.
+"""Whether the kernel has killed a process because memory ran out: by the counters of its cgroup, or of the machine.
 
-A count that was there before says nothing, so the counter is read when a process starts and again when it is gone.
+Only a change of the counter counts, so it is read when a process starts and again when it is gone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """What is known of the kill. `peak_bytes`: the most that the group held, 0 if that is not known.
+    """Facts about the kill. `peak_bytes` is the maximum of the group, 0 if not known.
 
-    `by` ended the process; `holder` held the memory, if it is more than the process's own group.
+    `by` killed the process; `holder` held the memory, if it is more than the process's own group.
     """
 
     peak_bytes: int
@@ -54,12 +54,12 @@ class MemoryWatch:
 
     @classmethod
     def of(cls, pid: int, *, root: Path = Path("/")) -> MemoryWatch:
-        """Begins to watch a process that runs; `root` is where `proc` and `sys` are."""
+        """Starts watching a running process; `root` is the folder of `proc` and `sys`."""
         group = _group_of(pid, root)
         return cls(group, _kills(group, root), root)
 
     def out_of_memory(self) -> OutOfMemory | None:
-        """What the group's limits are, if it has lost a process to them since; None if it has not."""
+        """The kill with the group's limits, if the group has lost a process since; None if it has not."""
         if _kills(self.group, self.root) <= self.kills:
             return None
         groups = [] if self.group is None else [self.group, *self.group.parents]
@@ -70,7 +70,7 @@ class MemoryWatch:
 
 
 def monitored(text: str) -> OutOfMemory | None:
-    """What Ray's memory monitor says when it ends a process: what was held on the node, and its threshold."""
+    """The kill that Ray's memory monitor reports: the memory held on the node, and its threshold."""
     found = _MONITOR.search(text)
     if found is None:
         return None
@@ -83,7 +83,7 @@ _COUNTERS = ("memory.events", "memory.oom_control")
 
 
 def _group_of(pid: int, root: Path) -> Path | None:
-    """The folder of the nearest memory group that counts; a container may see its own group at the top."""
+    """The folder of the nearest cgroup with memory counters; a container may see its own at the top."""
     for mount, path in _memberships(pid, root):
         folder = mount / path.lstrip("/")
         for each in (folder, *folder.parents):
@@ -95,7 +95,7 @@ def _group_of(pid: int, root: Path) -> Path | None:
 
 
 def _memberships(pid: int, root: Path) -> Iterator[tuple[Path, str]]:
-    """(if the hierarchy is mounted, the group's path in it), that of version 1 first: it has the memory if any."""
+    """(mount of the hierarchy, the group's path in it), version 1 first, because it has the memory if both exist."""
     try:
         lines = (root / "proc" / str(pid) / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -107,7 +107,7 @@ def _memberships(pid: int, root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _kills(group: Path | None, root: Path) -> int:
-    """Kills counted by the group; by the whole machine if there is no group that counts."""
+    """Kills counted by the cgroup; by the whole machine if no cgroup counts."""
     if group is None:
         return _counted(root / "proc" / "vmstat")
     return max(_counted(group / name) for name in _COUNTERS)

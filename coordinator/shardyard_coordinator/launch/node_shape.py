@@ -1,7 +1,7 @@
-"""What one node of a job's gang has, from what the nodes report: the planner and the ranks get the same numbers.
+"""The resources of one node of a job's gang, as the nodes report them: the same numbers for planner and ranks.
 
 A job does not name a kind of node: without GPUs it runs on nodes that have none, and with GPUs on the kind of which the
-cluster has the most. Every number is one that holds on each node that the gang may get.
+cluster has the most. Every number holds on each node that the gang may get.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shardyard_coordinator.launch.protocols import ClusterView, Node
 
 GPU = "gpu"
 
-# From Ampere on: earlier GPUs emulate bfloat16, slower than they compute fp32.
+# Ampere: earlier GPUs only emulate bfloat16, slower than fp32.
 _BF16_CAPABILITY = 8.0
 
 
@@ -50,7 +50,7 @@ def nodes_for(nodes: Sequence[Node], *, with_gpus: bool) -> list[Node]:
 
 
 def largest_gpu_kind(nodes: Sequence[Node]) -> str:
-    """The kind of which the cluster has the most GPUs; of equal ones the first by name."""
+    """The kind of GPU that the cluster has the most of; of equal ones the first by name."""
     counts: dict[str, int] = {}
     for node in nodes:
         if node.gpus:
@@ -59,7 +59,7 @@ def largest_gpu_kind(nodes: Sequence[Node]) -> str:
 
 
 def gpu_kind(node: Node) -> str:
-    """What the scheduler calls the node's GPUs."""
+    """The scheduler's name for the node's GPUs."""
     return node.accelerator or GPU
 
 

@@ -1,4 +1,4 @@
-"""Waiting for other processes: their beginnings and ends have no event to wait for."""
+"""Polling for states of other processes that have no event to wait for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], bool], *, timeout_s: float | None, every_s: float = 0.02) -> bool:
-    """Asks again and again, for as long as it takes if there is no timeout; whether it came true."""
+    """Polls until it is true, forever if there is no timeout; returns whether it became true."""
     loop = asyncio.get_running_loop()
     end = None if timeout_s is None else loop.time() + timeout_s
     while not condition():

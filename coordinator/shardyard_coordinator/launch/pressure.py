@@ -6,20 +6,20 @@ from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
 
 SUPERVISOR_RANK = -1
-"""Who speaks for the spool of all ranks."""
+"""The rank number of reports about the spool, which all ranks share."""
 
 
 class Pressure:
-    """Who lacks room at the moment, and what for: rank 0 for a checkpoint, the supervisor for its spool."""
+    """Who lacks room now: rank 0 for a checkpoint, the supervisor for its spool."""
 
     def __init__(self) -> None:
         self._said: dict[int, str] = {}
 
     def is_news(self, event: worker_pb2.WorkerEvent) -> bool:
-        """Whether an event is to be sent; notes which rank began and which ended. Other events always are.
+        """Whether to send an event; notes who began and who ended. Other events are always sent.
 
-        One may end while the other's continues. While the supervisor lacks room the ranks wait, and what rank 0 said of
-        its last checkpoint says nothing of now.
+        One may end while the other continues. While the supervisor lacks room the ranks wait, so rank 0's last report
+        is outdated.
         """
         condition = event.condition
         if condition.type != job_pb2.Condition.TYPE_DISK_PRESSURE:

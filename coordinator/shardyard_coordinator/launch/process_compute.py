@@ -1,8 +1,8 @@
 """A Compute beside the coordinator: one warm process, and forks of it for every inspection and every model.
 
-An inspection has a process of its own, which nothing else shares: whatever becomes of it is the fault of what it read.
-It may compute for so many seconds, and take so much memory; it is kept for a while for further questions about the same
-files. Models answer from processes of their own (`answering`).
+An inspection has a process that nothing else shares, so its input is to blame for its end. Its CPU time and memory are
+limited; it is kept for a while for further questions about the same files. Models answer from other processes
+(`answering`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Size:
-    """How many inspections at a time, and what one process may take."""
+    """The number of inspections at a time, and the limits of one process."""
 
     inspections: int = 2
     memory_bytes: int = 4 * 1024**3
@@ -56,7 +56,7 @@ class Size:
 
 @dataclass
 class _Kept:
-    """A fork that may be asked again about what it has read."""
+    """A fork that is kept for further questions about the same files."""
 
     fork: Fork
     route: bytes
@@ -82,7 +82,7 @@ class ProcessCompute:
         self._warm = tuple(warm)
         self._answerer = answerer
         self._environment = {
-            # On a cluster's node Ray's own settings are there, its token among them.
+            # A cluster's node has Ray's settings in its environment, the token included.
             **{name: value for name, value in without_secrets(os.environ).items() if not name.startswith("RAY_")},
             **library_settings(self._size.threads),
             **self._folders.environment(),
@@ -90,7 +90,7 @@ class ProcessCompute:
         }
         self._folder_watch = FolderWatch(self._folders.paths)
         self._turns = Turns(self._size.inspections)
-        # A Hub that does not answer holds up only those who ask for something of it.
+        # A Hub that does not answer must delay only requests that need it.
         self._hub_turns = Turns(self._size.inspections)
         self._answering = Answering(self._fork_to_serve, memory_bytes=self._size.memory_bytes)
         self._warm_process: WarmProcess | None = None
@@ -100,17 +100,17 @@ class ProcessCompute:
         self._calls: set[asyncio.Task[bytes]] = set()
 
     async def start(self) -> None:
-        """Begins to warm up; returns at once."""
+        """Starts warming up; returns at once."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._tidy())]
 
     async def close(self) -> None:
-        """Ends the processes; calls under way fail."""
+        """Ends the processes; calls in progress fail."""
         for call in self._calls:
             call.cancel()
         kept, self._kept = [each.fork for each in self._kept.values()], OrderedDict()
         ends = [self._answering.close(), *(_end_quietly(fork) for fork in kept)]
-        # Forks first: their parent collects them, while there is one.
+        # Forks first, while their parent can still reap them.
         await asyncio.gather(*self._calls, *ends, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
@@ -126,7 +126,7 @@ class ProcessCompute:
         route: bytes = b"",
         network: bool = False,
     ) -> bytes:
-        """Calls `package.module:function` in a process of its own; see `protocols.Compute`."""
+        """Calls `package.module:function` in a separate process; see `protocols.Compute`."""
         has_begun = False
 
         async def turn() -> bytes:
@@ -156,14 +156,14 @@ class ProcessCompute:
             raise ComputeUnavailable(str(error)) from None
 
     async def confinement(self) -> Mapping[str, str]:
-        """As the warm process says, and what holds for ranks on this machine."""
+        """The restrictions that the warm process reports, and those of ranks on this machine."""
         holds = {} if self._warm_process is None else self._warm_process.confinement
         return {**holds, "ranks": rank_words()} if holds else {}
 
     def _forget(self, call: asyncio.Task[bytes]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # Seen here, if its caller has left.
+            call.exception()  # Retrieved here too, in case the caller has left.
 
     async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
         await self._follow_folders()
@@ -207,14 +207,14 @@ class ProcessCompute:
                 task.add_done_callback(self._forget)
 
     async def _tidy(self) -> None:
-        """Ends forks that were kept long enough, and begins the log again when it is long."""
+        """Ends forks that were kept long enough, and rotates a long log."""
         while True:
             await asyncio.sleep(_KEPT_S / 4)
             self._end_kept(older_than_s=asyncio.get_running_loop().time() - _KEPT_S)
             await asyncio.to_thread(rotate, self._log_path)
 
     async def _follow_folders(self) -> None:
-        """Replaces the warm process, and all its forks, if one of the folders is another than it was confined to."""
+        """Replaces the warm process and its forks if one of its folders was exchanged."""
         warm = self._warm_process
         if warm is None or not await self._folder_watch.exchanged(warm.folders) or warm is not self._warm_process:
             return
@@ -246,7 +246,7 @@ class ProcessCompute:
         return self._warm_process
 
     async def _keep(self) -> None:
-        """Has a warm process running, forever."""
+        """Keeps a warm process running, forever."""
         backoff_s = 0.1
         while True:
             was_ready = await self._run_one()
@@ -254,7 +254,7 @@ class ProcessCompute:
             await asyncio.sleep(backoff_s)
 
     async def _run_one(self) -> bool:
-        """One warm process from start to end; whether it was ever ready."""
+        """Runs one warm process from start to end; returns whether it was ever ready."""
         try:
             warm = await WarmProcess.start(
                 warm=self._warm,
@@ -295,7 +295,7 @@ class _Inspection:
 
     async def run(self, request: bytes) -> bytes:
         """Raises: InputFailed, ComputeFailed, ComputeUnavailable, WarmProcessGone. Then the fork is ended."""
-        # Before it is sent: a fork that is stopped takes no more than fits into the socket.
+        # Watch before sending: a stopped fork accepts no more than fits into the socket.
         watch = asyncio.create_task(self._watch())
         try:
             await self._fork.send({"function": self._function, "cpu_s": self._cpu_s}, request)
@@ -336,7 +336,7 @@ class _Inspection:
                 self._over = f"takes more than {self._cpu_s:g} s"
             elif loop.time() - begin_s > WALL * self._cpu_s:
                 self._over = f"takes more than {WALL * self._cpu_s:g} s"
-                # A disk or a network that does not answer: another time it may.
+                # A disk or a network that does not answer may do so later.
                 self._idle = self._fork.cpu_s() - before_s < self._cpu_s / 10
             self._stopped = stop.is_over()
             if self._over or self._stopped:
@@ -363,7 +363,7 @@ async def _end_quietly(fork: Fork) -> bytes:
 
 
 def library_settings(threads: int) -> dict[str, str]:
-    """Makes libraries fit to be forked: no thread of theirs runs before the fork, and few after it."""
+    """Settings that make libraries safe to fork: no threads before the fork, and few after it."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",

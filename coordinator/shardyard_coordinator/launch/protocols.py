@@ -1,7 +1,7 @@
-"""The two doors to the cluster: a Launcher runs attempts, a Compute answers questions in warm processes.
+"""The two interfaces to the cluster: a Launcher runs attempts, a Compute answers questions in warm processes.
 
-Each has a Ray and a local variant here, and a scripted one in the tests. What crosses is protobuf bytes of
-`shardyard.worker.v1`; neither door knows what a job is.
+Each has a Ray and a local implementation here, and a scripted one in the tests. Both exchange protobuf bytes of
+`shardyard.worker.v1`, and neither knows what a job is.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster: what it has in all, not what is free.
+    """A node of the cluster with all of its resources, not only free ones.
 
-    `used_cpus` and `used_gpus` are what the cluster itself says is held, by this service's gangs or by somebody else.
+    `used_cpus` and `used_gpus` are held according to the cluster, by this service's gangs or by others.
     `accelerator` is the scheduler's name for its GPUs. `gpu_name`, `gpu_memory_bytes` and `compute_capability` are the
     weakest GPU's, as its driver reports them; empty and 0: not known.
     """
@@ -85,7 +85,7 @@ class Unreachable(Exception):
     """The cluster, or an attempt on it, does not answer: nothing is known about it."""
 
 
-# What a file system answers that is not mounted, whose server does not know the file any more, or whose disk fails.
+# Errors of a file system that is not mounted, whose server has lost the file, or whose disk fails.
 _GONE = {
     *(errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENXIO),
     *(errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN, errno.ETIMEDOUT, errno.EHOSTDOWN),
@@ -109,7 +109,7 @@ class StorageFailed(Exception):
 
     @classmethod
     def of(cls, error: OSError) -> StorageFailed:
-        """What the system's error means."""
+        """Makes one from an error of the operating system."""
         words = error.strerror or str(error)
         return cls(f"{error.filename}: {words}" if error.filename else words, storage_cause(error))
 

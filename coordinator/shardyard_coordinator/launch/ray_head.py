@@ -119,7 +119,7 @@ class EmbeddedHead:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
-        """Variables for whatever speaks to this Ray."""
+        """Environment variables for clients of this Ray."""
         variables = {
             # What makes every socket of Ray bind loopback; without it the address below is only advertised.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -1,4 +1,4 @@
-"""Puts all services behind the guard; the descriptors say which methods are served."""
+"""Builds the server: all services, each call checked by the guard. The descriptors say which methods are served."""
 
 from __future__ import annotations
 

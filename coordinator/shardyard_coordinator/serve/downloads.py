@@ -109,7 +109,7 @@ def _open(claim: worker_pb2.StorageClaim, record: ResourceRecord, file: FileReco
     mounted, because then the file is not damaged.
     """
     try:
-        stream = open(Path(record.path) / file.path, "rb", opener=_open_itself)  # noqa: SIM115 - the stream is closed by who reads it.
+        stream = open(Path(record.path) / file.path, "rb", opener=_open_itself)  # noqa: SIM115 - the reader closes the stream.
     except OSError as error:
         check_claim(claim)
         raise _damaged(record, file, f"it cannot be read: {error.strerror}") from error

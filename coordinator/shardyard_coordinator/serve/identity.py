@@ -88,7 +88,7 @@ def _identity(path: Path) -> str:
     if stat.S_ISDIR(found.st_mode):
         for folder, _, files in os.walk(path):
             for name in sorted(files):
-                full = os.path.join(folder, name)  # noqa: PTH118 - as os.walk speaks.
+                full = os.path.join(folder, name)  # noqa: PTH118 - os.walk returns strings.
                 # Of a link its target counts, because that is what is read.
                 file = os.stat(full) if os.path.exists(full) else os.lstat(full)  # noqa: PTH110, PTH116 - as above
                 text += f"{folder}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}\n"

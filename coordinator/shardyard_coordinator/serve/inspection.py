@@ -37,7 +37,7 @@ _NEXT_STEP = "leave out what is unusual in it"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a question is about, unless its process said what it was reading; `prefix` goes before fields."""
+    """What to blame for a failure, unless the process said what it was reading; `prefix` is put before field names."""
 
     field: str
     what: str

@@ -77,7 +77,7 @@ class UploadPlaces:
         if len(self._taken) >= self._limits.max_uploads:
             idlest = max(self._taken, key=Place.idle_s, default=None)
             if idlest is None or idlest.idle_s() < self._limits.upload_yield_s:
-                text = f"{self._limits.max_uploads} uploads are under way, the most allowed; try again after the delay"
+                text = f"{self._limits.max_uploads} uploads are in progress, the maximum; try again after the delay"
                 raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s)
             idlest.give_up()
             self._taken.discard(idlest)

@@ -1,7 +1,7 @@
 """The last check of a text before it is sent: it must reveal nothing about this machine.
 
 Our own messages reveal nothing. But some include a sentence of a library, which may name an address in memory, a file
-of the installation, or a package to install: nothing that a caller could use, and more than a stranger should know.
+of the installation, or a package to install: nothing that a caller could use, and more than a caller should know.
 """
 
 from __future__ import annotations

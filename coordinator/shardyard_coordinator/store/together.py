@@ -88,7 +88,7 @@ class Together(Generic[_Item, _T]):
             self._running = None
 
     def _are_many(self, count: int, now_s: float) -> bool:
-        """Whether so many items came recently that it pays to wait for more."""
+        """Whether enough items came recently that waiting for more pays off."""
         if now_s - self._counted_from_s > self._gather_s:
             self._counted_from_s, self._counted = now_s, 0
         self._counted += count

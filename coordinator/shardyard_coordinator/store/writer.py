@@ -173,13 +173,13 @@ class Writer:
         return [_Outcome(write, None, error) for write in batch]
 
     def _deliver(self, events: list[EventRecord] | None, grown: frozenset[str], outcomes: list[_Outcome]) -> None:
-        """Delivers outcomes. `events` are those of the commit, perhaps none; None if nothing was committed."""
+        """Delivers outcomes. `events` are those of the commit, possibly none; None if nothing was committed."""
         if events is not None:
             self._tell(events, grown)
         for outcome in outcomes:
             self._waiting_bytes -= outcome.write.size_bytes
             done = outcome.write.done
-            if done.done():  # The caller left; its operation has been committed all the same.
+            if done.done():  # The caller left; its operation was committed anyway.
                 continue
             if outcome.error is not None:
                 done.set_exception(outcome.error)

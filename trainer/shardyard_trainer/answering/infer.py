@@ -132,7 +132,7 @@ def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse
 def _in_turns(
     instances: Sequence[model_service_pb2.Instance], read: Callable[[Sequence[model_service_pb2.Instance]], list[_T]]
 ) -> Asking[list[_T]]:
-    """Instances as the model takes them, with a pause after so many bytes."""
+    """Instances as the model takes them, with a pause after a number of bytes."""
     encoded: list[_T] = []
     some: list[model_service_pb2.Instance] = []
     size = 0

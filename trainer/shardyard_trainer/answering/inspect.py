@@ -209,7 +209,8 @@ def _check_answers(folder: Folder) -> Iterator[Predictor]:
     try:
         predictor = open_model(folder).predictor
     except FolderInvalid as problem:
-        if problem.reason != "TASK_MISMATCH":  # A model of no text is kept, and said to be one when it is asked.
+        # A model that reads no text is kept too; the answer to a question says what it reads.
+        if problem.reason != "TASK_MISMATCH":
             raise
         return
     if predictor is not None:

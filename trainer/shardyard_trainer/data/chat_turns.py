@@ -1,4 +1,4 @@
-"""The rules of conversations: who may speak when, and what a message may contain; for training and answering."""
+"""The rules of conversations: whose turn it is, and what a message may contain; for training and answering."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def read_rows(
     `label_columns` are those of the classes if the spec names them. Rows that cannot be read go to `bad`, if the caller
     has one and finishes it.
 
-    Raises DataError, said of `field`, at the end also if no row has a text.
+    Raises DataError for `field`, at the end also if no row has a text.
     """
     wanted = _Wanted(with_label, several_labels, tuple(label_columns))
     is_blank, own, num_rows = True, bad or BadRows(source), 0

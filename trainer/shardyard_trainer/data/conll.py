@@ -98,8 +98,8 @@ def _split(line: str) -> list[str]:
     written = line.rstrip(_BLANKS)
     if not written.strip():
         return []
-    parted = written.split("\t") if "\t" in written else written.split(" ")
-    cells = [cell.strip(_BLANKS) for cell in parted]
+    parts = written.split("\t") if "\t" in written else written.split(" ")
+    cells = [cell.strip(_BLANKS) for cell in parts]
     return cells if "\t" in written else [cell for cell in cells if cell]
 
 

@@ -64,7 +64,7 @@ _KINDS: tuple[tuple[bytes, Kind], ...] = (
 _OFFICE = Kind("a workbook or document of Office (such as .xlsx)", _AS_CSV)
 _PICKLE = Kind("a Python pickle", "pickles are never opened, as they can run code; save it as Parquet, JSONL or CSV")
 _TAR = Kind("a tar archive", _UNPACK)
-_MARKUP = Kind("a web page or XML", "perhaps a download failed; give the data file itself")
+_MARKUP = Kind("a web page or XML", "a download may have failed; give the data file itself")
 
 
 def recognise(head: bytes) -> Kind | None:

@@ -59,7 +59,7 @@ def read_pictures(
     """Yields the pictures of a source in order.
 
     `labels` names the classes of data that has numbers; None: no labels are read. Pictures that cannot be used go to
-    `bad`, if the caller has one and finishes it. Raises DataError, said of `field`.
+    `bad`, if the caller has one and finishes it. Raises DataError for `field`.
     """
     about(field, "DATA_INVALID")
     kind, own, num_rows = files[0].format, bad or BadRows(source), 0

@@ -78,8 +78,8 @@ class Table:
     """A file's columns, and its rows as (line, cells); cells are strings, numbers, booleans, None or lists.
 
     `head` gives some of the first rows with all columns, None for what is only read when it is asked for; `rows` gives
-    all rows, once, with the columns of these places in this order. `untaken` is the first line if nobody said whether
-    it is a header, and it was not taken for one. `class_names` are names of a column's numbers.
+    all rows, once, with the columns of these places in this order. `untaken` is the first line if it may be a header
+    but was not taken for one. `class_names` are names of a column's numbers.
     """
 
     file: DataFile

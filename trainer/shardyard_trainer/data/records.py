@@ -51,7 +51,7 @@ def read_records(
     """The rows of all files, in order. A file has the columns of the first of `layouts` that it has all roles of.
 
     With `only_one`, a file that has those of several is refused, unless the mapped roles are of one alone.
-    Rows that cannot be read go to `bad`, if the caller has one and finishes it. Raises DataError, said of `field`, for
+    Rows that cannot be read go to `bad`, if the caller has one and finishes it. Raises DataError for `field`, for
     too many of them, and for a file that has none of the layouts, or two columns for one role.
     """
     own, num_rows = bad or BadRows(source), 0

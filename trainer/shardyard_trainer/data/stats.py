@@ -33,7 +33,7 @@ _ABOUT: Mapping[str, _About] = {
         "spec.model",
         "their vectors are those of special tokens alone",
     ),
-    "measured": _About("spec.model_evaluation.data", "spec.model", "they are measured all the same"),
+    "measured": _About("spec.model_evaluation.data", "spec.model", "they are measured anyway"),
 }
 
 

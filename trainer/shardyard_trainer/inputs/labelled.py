@@ -204,7 +204,7 @@ class ClassificationSamples:
         return self._examples.stats(self._index)
 
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
-        """`input_ids`, `attention_mask`, `labels`, and for models that tell texts of a pair apart `token_type_ids`."""
+        """`input_ids`, `attention_mask`, `labels`, and `token_type_ids` for models that distinguish texts of a pair."""
         store = self._examples.store
         rows = self._index[[sample.sample for sample in samples]]
         lengths = self._lengths[[sample.sample for sample in samples]]

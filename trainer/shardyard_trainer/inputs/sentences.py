@@ -214,7 +214,7 @@ class SentenceSamples:
     def micro_batch(self, samples: Sequence[SampleRef]) -> MicroBatch:
         """`input_ids` and `attention_mask` [B · K, T], a sample's texts one after the other; `keys` [B, K].
 
-        For models that tell texts of a pair apart also `token_type_ids`, all 0; with scores `cosines` [B].
+        For models that distinguish the texts of a pair also `token_type_ids`, all 0; with scores `cosines` [B].
         """
         store, num_texts = self._data.store, self._data.num_texts
         chosen = [sample.sample for sample in samples]

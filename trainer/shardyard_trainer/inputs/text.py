@@ -34,7 +34,7 @@ from shardyard_trainer.models.sources import ModelChoice
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text, or pair of texts, as token ids; `type_ids` tell the texts of a pair apart."""
+    """One text, or pair of texts, as token ids; `type_ids` distinguish the texts of a pair."""
 
     ids: list[int]
     type_ids: list[int]

@@ -91,7 +91,7 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer trained on the texts, which are gone through up to twice; the same texts give the same tokenizer.
 
-    Behind all other tokens it has so many `sentinels`, which count in its size.
+    After all other tokens it has `sentinels` sentinels, which count in its size.
     UNIGRAM may differ in pieces of equal score that only just came in. Raises SpecError for a size too small.
     """
     algorithm, size = _algorithm_and_size(wanted)

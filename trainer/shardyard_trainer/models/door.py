@@ -1,4 +1,4 @@
-"""The one door to model and tokenizer folders: every byte of a stranger's folder is read through `Folder.open`.
+"""The only access to model and tokenizer folders: every byte of a user's folder is read through `Folder.open`.
 
 Only files of an allow-list are opened, only regular ones, and only if the file that was really opened is inside the
 folder's roots. That is asked of the open descriptor, so a link that is exchanged meanwhile changes nothing. What the

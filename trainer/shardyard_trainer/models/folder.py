@@ -69,7 +69,7 @@ class ModelFolder:
 
     @property
     def pooling(self) -> str:
-        """`mean`, `cls`, `max`, `last`, or empty if nothing says so."""
+        """`mean`, `cls`, `max`, `last`, or empty if the folder does not say."""
         return self.sentence.pooling if self.sentence else str(self.trained.get("pooling") or "")
 
     @property

@@ -92,7 +92,7 @@ def fit_config(
     length: int,
     field: str,
 ) -> None:
-    """Makes a fresh configuration fit what it reads: so many tokens, those of `special` by their roles, and positions
+    """Makes a fresh configuration fit its input: the number of tokens, those of `special` by their roles, and positions
     for `length` of them unless the overrides say how many. Raises SpecError if no model can be made of it.
     """
     config.vocab_size = vocab_size
@@ -248,7 +248,7 @@ def _same_kind(before: Any, after: Any) -> bool:
 
 
 def _check_heads(config: Any, overrides: Mapping[str, Any], field: str) -> None:
-    """Raises SpecError if heads cannot share keys and values, or cannot be rotated: only a forward would tell."""
+    """Raises SpecError if heads cannot share keys and values, or cannot be rotated; a forward pass would fail later."""
     settings = config.to_dict()
     names = [config.attribute_map.get(name, name) for name in _HEAD_SETTINGS]
     numbers = [value if isinstance(value := settings.get(name), int) else 0 for name in names]

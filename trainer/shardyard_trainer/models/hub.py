@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx2  # What huggingface_hub 2 speaks with: errors of the connection are its own.
+import httpx2  # The HTTP library of huggingface_hub 2, whose connection errors it raises.
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -111,7 +111,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
 
 @contextmanager
 def _bounded(hub: spec_pb2.HubModel, sizes: Mapping[str, int], target: Path, field: str) -> Iterator[type]:
-    """Refuses a model for the sizes that the Hub says, and stops files that grow over the bound all the same.
+    """Refuses a model by the sizes that the Hub states, and stops files that grow over the bound anyway.
 
     Yields the progress bar to download with, which counts the bytes of all files together.
     """

@@ -46,7 +46,7 @@ FIXED_SETTINGS: Mapping[str, bool | int] = {
     "output_hidden_states": False,
     "chunk_size_feed_forward": 0,
 }
-"""Settings that change nothing but what calls return and in how many parts they compute; this code needs these."""
+"""Settings that only change what calls return and in how many parts they compute; this code needs these."""
 
 
 def load(
@@ -96,7 +96,7 @@ def prepare_config(config: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers says nothing and draws no bars: what is to be known is in warnings of the task."""
+    """Silences transformers and its progress bars: the task's warnings say what matters."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,6 +1,6 @@
 """Reads how a sentence-transformers folder makes its vectors: pooling, normalisation, length, lower case.
 
-`modules.json` names the parts in their order. Supported: a Transformer, a Pooling by one of four means, then perhaps
+`modules.json` names the parts in their order. Supported: a Transformer, a Pooling by one of four means, then optionally
 Normalize (and Dropout, which answers pass). Everything else changes the vectors in a way that is not computed here, so
 the folder is refused by the part's name: never are other vectors given than those that its authors published.
 """

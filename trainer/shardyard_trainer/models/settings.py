@@ -122,7 +122,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
     "repetition_penalty": (0.0, 100.0),
-    # Every token looks through its text for runs of so many.
+    # Every token searches its text for runs of that length.
     "no_repeat_ngram_size": (0, 100),
     "num_beams": (1, 1000),
     "length_penalty": (-10.0, 10.0),

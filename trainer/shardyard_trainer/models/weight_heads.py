@@ -60,7 +60,7 @@ def with_true_head(described: ModelFolder) -> ModelFolder:
 
 
 def refuse_deep(config: Any, num_tensors: int) -> None:
-    """Raises FolderInvalid for more layers than the weights have tensors, before so many are built."""
+    """Raises FolderInvalid for more layers than the weights have tensors, before they are built."""
     layers = getattr(config, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > num_tensors:
         raise FolderInvalid(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients are reduced in buckets of so many elements: large enough to hide latency, small enough to be forgotten."""
+"""Gradients are reduced in buckets of this many elements: large enough to hide latency, small in memory."""
 
 
 def deepspeed_config(

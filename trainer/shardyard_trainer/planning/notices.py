@@ -51,5 +51,5 @@ def plan_warnings(
         message = f"{gpus}, so fp32 is used, with twice the memory; if they do support bf16, set precision to bf16"
         yield job_pb2.Warning(reason="PRECISION_FP32", message=message, field="spec.optimization.precision")
     if spec.parallelism.compile and not spec.resources.gpus_per_worker:
-        message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is seldom faster"
+        message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is rarely faster"
         yield job_pb2.Warning(reason="COMPILE_ON_CPU", message=message, field="spec.parallelism.compile")

@@ -1,4 +1,4 @@
-"""Which parts of a model are trained: all of it, all but what is frozen, or LoRA adapters beside frozen weights.
+"""Which parameters of a model are trained: all, all except frozen ones, or LoRA adapters beside frozen weights.
 
 Used for every fine-tuning task alike, right after its module is made; the tasks know nothing of it. Heads are always
 trained: everything outside of the backbone, and its pooler, but not the output layer of a language model.

@@ -79,7 +79,7 @@ class PairLoss:
 
 
 def own_ranks(vectors: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """The place of each anchor's positive among all candidates, from 1; behind those with the same cosine."""
+    """The place of each anchor's positive among all candidates, from 1; after those with the same cosine."""
     ranks = [torch.zeros(0, dtype=torch.int64)]
     for rows in _parts(slice(0, len(keys))):
         cosines_RM = masked_cosines(vectors, keys, rows)

@@ -201,7 +201,7 @@ def warn_of_templates(job: Ingredients, found: Chats, tokenizer: Any, field: str
     if differing := found.count("marks_differ"):
         message = (
             f"in {differing:,} of {total:,} conversations the chat template's {{% generation %}} marks other text than "
-            "the answers that its prompts ask for; the marks are used, and the token behind them that closes an answer"
+            "the answers that its prompts ask for; the marks are used, and the token after them that closes an answer"
         )
         job.warn("CHAT_MARKS_DIFFER", message, field)
     if special := found.count("special"):

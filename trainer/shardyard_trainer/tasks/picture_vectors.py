@@ -1,7 +1,7 @@
 """Vectors of pictures: one for each place, or one for the whole picture.
 
 Models with a class token (ViT, DINOv2) have the picture's vector there. All others (ResNet, ConvNeXT, Swin) average
-over the places, some with a norm behind it, and leave the result in `pooler_output`: it is what their own heads read.
+over the places, some with a norm after it, and leave the result in `pooler_output`: it is what their own heads read.
 Shape suffixes: B pictures, T places, D width, H and W places each way.
 """
 

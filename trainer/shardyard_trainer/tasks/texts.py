@@ -175,7 +175,7 @@ def find_length(
 class TrainingTexts(NamedTuple):
     """The texts of the data that a tokenizer is trained on, which are read more than once.
 
-    `key` is what they depend on besides the files and their layout: who reads them, and how. A trained tokenizer is
+    `key` is what they depend on besides the files and their layout: the reader and its settings. A trained tokenizer is
     found again by it, so other texts of the same files need another key.
     """
 

@@ -297,7 +297,7 @@ class TokenClassifierModule(HuggingFaceModule):
         token_type_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
     ) -> ModuleOutput:
-        """`labels` [B, T] are classes at the first tokens of words (in training perhaps at all), IGNORED elsewhere."""
+        """`labels` [B, T] are classes at the first tokens of words (in training possibly at all), IGNORED elsewhere."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids

@@ -1,4 +1,4 @@
-"""Classes of the caller's by a model that tells whether one text follows from another (NLI).
+"""Classes of the caller's by a model that predicts whether one text follows from another (NLI).
 
 The scores are those of transformers' zero-shot pipeline. Shape suffix: C outputs of the head.
 """
@@ -33,7 +33,7 @@ class Entailment(NamedTuple):
 
 
 def entailment_of(labels: Sequence[str]) -> Entailment | None:
-    """Which outputs of a head tell entailment and contradiction; None: it has no entailment, or more than one."""
+    """Which outputs of a head are entailment and contradiction; None: it has no entailment, or more than one."""
     names = [label.casefold() for label in labels]
     yes = [at for at, name in enumerate(names) if name.startswith("entail")]
     if len(yes) != 1 or len(names) < _TWO:
@@ -52,9 +52,9 @@ def refuse(
     entailment = entailment_of(folder.labels) if folder.problem == "single_label" else None
     if entailment is None:
         message = (
-            f"the model tells {listed(folder.labels, most=8) or 'a number'}; zero_shot needs a classification of pairs "
-            "with one label that begins with `entail`, as models fine-tuned on MNLI have; leave zero_shot out, or use "
-            "such a model"
+            f"the model predicts {listed(folder.labels, most=8) or 'a number'}; zero_shot needs a classification of "
+            "pairs with one label that begins with `entail`, as models fine-tuned on MNLI have; leave zero_shot out, "
+            "or use such a model"
         )
         return [violation("zero_shot", "TASK_MISMATCH", message)]
     found = refuse_kinds(request.instances, ("text",), "zero_shot makes the pairs itself; send `text`")

@@ -59,7 +59,7 @@ def train_and_export(
     entered: Callable[[str], None] = lambda phase: None,
     stepped: Callable[[int], None] = lambda step: None,
 ) -> RunState:
-    """All of an attempt; ends early, without an export, if a directive says so. A collective.
+    """All of an attempt; ends early, without an export, if a directive asks for it. A collective.
 
     `entered` is called with each phase, `stepped` with the newest step, for the failure report.
     """

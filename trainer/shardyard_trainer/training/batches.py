@@ -1,6 +1,6 @@
 """This rank's micro batches of every step, made one step before they are needed, in a thread of their own.
 
-They are a pure function of the step, so the thread changes nothing but the time they take.
+They are a pure function of the step, so the thread only changes the time they take.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine behind the contract of docs/training.md: the only file that imports DeepSpeed.
+"""The DeepSpeed engine with the contract of docs/training.md: the only file that imports DeepSpeed.
 
 The caller owns the boundary between optimizer steps. A step is: seed, backward of every micro batch with its summed
 loss scaled by world / n (n: the units of the whole global batch, over all ranks), one `step`. Gradients are then those

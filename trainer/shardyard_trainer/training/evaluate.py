@@ -47,7 +47,7 @@ def evaluate(
     """The metrics of the evaluation data at `step`, on every rank; none if there is no such data. A collective.
 
     Samples are sorted by length, the longest first, and the ranks take micro batches in turn. The metrics do not depend
-    on the number of ranks. With `max_batches` only so many micro batches a rank are taken; where these are not all, the
+    on the number of ranks. With `max_batches` only that many micro batches a rank are taken; if these are not all, the
     metrics are reported as partial, and none are returned: they compare with no others.
     `between` is called on every rank after each turn, counted from 1; if it returns true, which it must do on all ranks
     together, the evaluation ends without metrics.

@@ -50,7 +50,7 @@ class WholeModel:
 
 
 def run(context: Context, task: Prepared, model: WholeModel, *, micro_batch_size: int) -> None:
-    """One rank's part of the evaluation; ends early, without metrics, if a directive says so. A collective."""
+    """One rank's part of the evaluation; ends early, without metrics, if a directive asks for it. A collective."""
     assert task.eval is not None
     meter = _Meter(context, task.eval, micro_batch_size)
     evaluate(

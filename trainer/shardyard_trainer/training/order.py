@@ -127,7 +127,7 @@ class Order:
 
 
 def _windows(num_batches: int) -> list[int]:
-    """Where the windows of a data epoch begin, in batches, and behind it where the last one ends: equally wide."""
+    """Where the windows of a data epoch begin, in batches, and at the end where the last one ends: equally wide."""
     most = min(FEWEST_WINDOWS, -(-num_batches // NARROWEST_WINDOW))
     number = max(most, -(-num_batches // WIDEST_WINDOW), 1)
     return [index * num_batches // number for index in range(number + 1)]
