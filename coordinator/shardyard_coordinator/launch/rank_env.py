@@ -1,4 +1,4 @@
-"""What a rank is given for its attempt: variables of its environment, and the folders that it may use."""
+"""The environment variables of a rank, and the folders that it may use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rank_environment(spec: bytes, *, cpus: int, gpus: int, loopback: bool) -> di
         # Spinning threads of one rank would take the cores of the next.
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
-        # A private one: the cache in a home folder was compiled for other programs, and is not read.
+        # A private cache: the one in a home folder was compiled for other programs, and is not read.
         "TORCH_EXTENSIONS_DIR": str(caches / "torch_extensions"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
@@ -45,7 +45,7 @@ def rank_environment(spec: bytes, *, cpus: int, gpus: int, loopback: bool) -> di
 def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
     """The folders that ranks of an AttemptSpec may use, as `confined_rank` takes them; empty without a service's claim.
 
-    `hidden` is the state folder: what of the environment holds it is not opened as a whole.
+    `hidden` is the state folder: folders of the environment that contain it are not opened as a whole.
     """
     attempt = worker_pb2.AttemptSpec.FromString(spec)
     locations = attempt.locations
@@ -56,7 +56,7 @@ def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
     return {
         "reads": [*locations.data_roots, storage],
         "writes": [attempt.job_dir, locations.cache_dir, str(temp_folder(attempt)), str(staging_folder(attempt))],
-        # A model is renamed into place, in a folder with the models of others.
+        # A model is renamed into place, in a folder with other jobs' models.
         "puts": [str(export.parent)],
         "hidden": [hidden or storage],
     }

@@ -142,7 +142,7 @@ def _private(path: Path, flag: int) -> IO[bytes]:
 
 
 def _how_ended(code: int, memory: MemoryWatch) -> RankExit:
-    """Asks for memory as a reason only if the process was killed: otherwise the pressure was a neighbour's."""
+    """Memory counts as the reason only if the process was killed: otherwise another process caused the pressure."""
     killed = code in (-signal.SIGKILL, EXIT_KILLED)
     out = memory.out_of_memory() if killed else None
     return RankExit(code, memory=out) if code >= 0 else RankExit(None, -code, memory=out)

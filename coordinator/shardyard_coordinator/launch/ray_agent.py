@@ -1,7 +1,7 @@
 """The only Ray driver: a child of the coordinator that exchanges frames with it (`agent_link`).
 
 Ray ends a driver's whole process a minute after the cluster's control service is gone, without an exception: here that
-merely ends a child. Requests are answered by `agent_server`. The first frame, {"cluster_id", "address"}, says that the
+only ends a child. Requests are answered by `agent_server`. The first frame, {"cluster_id", "address"}, says that the
 cluster was reached.
 """
 
@@ -93,7 +93,7 @@ class Agent:
     async def _nodes(self, header: Header, body: bytes) -> bytes:
         await self._check_address()
         asking = asyncio.create_task(asyncio.to_thread(_nodes))
-        asking.add_done_callback(note_error)  # If the cluster is found gone, the answer is no longer awaited.
+        asking.add_done_callback(note_error)  # Stop waiting for the answer once the cluster is known to be gone.
         if not (await asyncio.wait({asking}, timeout=_PROBE_S))[0]:
             # The cluster may vanish during the call: Ray itself reports that only after a minute.
             await self._check_address()

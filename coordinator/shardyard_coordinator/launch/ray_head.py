@@ -1,7 +1,7 @@
 """A private Ray on loopback: started once, left running when the coordinator dies, and found again.
 
 `ray.json` in the state directory says which process it is; a process id counts only with its start time. Ray itself is
-not imported: its command line is run. What is odd here has its reason in docs/worker-protocol.md.
+not imported: its command line is run. docs/worker-protocol.md has the reasons of its odder steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class HeadFailed(Exception):
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """What `ray.json` holds. The head leads a session, and all of its processes are in it, whatever they are called."""
+    """What `ray.json` holds. The head leads a session that contains all of its processes, whatever their names."""
 
     pid: int
     start_time: float
@@ -80,7 +80,7 @@ class EmbeddedHead:
 
     @property
     def record(self) -> HeadRecord | None:
-        """The head that is known of; None: none."""
+        """The known head, or None."""
         return self._record
 
     def alive(self) -> bool:
@@ -99,21 +99,21 @@ class EmbeddedHead:
         return Path(record.temp_dir, "session_latest", "sockets", "raylet").exists() and self._token_path.exists()
 
     async def stop(self) -> None:
-        """Ends the head and all of its processes, and nothing of any other Ray."""
+        """Ends the head and all of its processes, but nothing of another Ray."""
         record = self._record
         if record is None:
             return
         if record.pid == 0:
             record = self._record = _find_process(record)
         if self.alive():
-            # To its process alone: a signal to the group makes it hang for half a minute.
+            # Only to the process itself: a signal to the group makes it hang for half a minute.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGTERM)
             await until(lambda: not _is_process(record.pid, record.start_time), timeout_s=_STOP_TIMEOUT_S)
         await until(lambda: not _end_session(record), timeout_s=_REAP_TIMEOUT_S)
         self._record = None
         self._record_path.unlink(missing_ok=True)
-        # The sessions' logs go with it; attempts keep theirs in the storage.
+        # This deletes the sessions' logs; those of attempts are in the storage.
         folder = Path(record.temp_dir).parent
         if folder.parent == _TEMP_ROOT and folder.name.startswith(_TEMP_PREFIX):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -121,11 +121,11 @@ class EmbeddedHead:
     def environment(self) -> dict[str, str]:
         """Environment variables for clients of this Ray."""
         variables = {
-            # What makes every socket of Ray bind loopback; without it the address below is only advertised.
+            # Makes every socket of Ray bind to loopback; without it the address below is only advertised.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token_path),
-            # Its out-of-memory killer would be taken for a lost worker.
+            # Kills by Ray's out-of-memory killer would look like lost workers.
             "RAY_memory_monitor_refresh_ms": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": self._record.temp_dir if self._record else tempfile.gettempdir(),
@@ -143,7 +143,7 @@ class EmbeddedHead:
         self._record_path.parent.mkdir(parents=True, exist_ok=True)
         if not self._token_path.exists():
             _write_private(self._token_path, secrets.token_hex(32))
-        # Short, since it is part of the paths of sockets, and closed to others: Ray opens its own folder to everybody.
+        # Short, because paths of sockets contain it, and private: Ray lets everybody read its own folder.
         temp_dir = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=_TEMP_ROOT)) / "r"
         temp_dir.mkdir()
         record = HeadRecord(0, 0.0, "", str(temp_dir), str(self._token_path))
@@ -169,7 +169,7 @@ class EmbeddedHead:
         self._process = process
         start_time = started_at(process.pid) or 0.0
         self._save(replace(record, pid=process.pid, start_time=start_time))
-        # Ray writes it when the node is complete; in a new folder no former Ray's can be found.
+        # Ray writes it when the node is complete; a new folder has none of a former Ray.
         address_file = temp_dir / "ray_current_cluster"
         await until(lambda: process.returncode is not None or _read(address_file) != "", timeout_s=_START_TIMEOUT_S)
         address = _read(address_file)
@@ -195,13 +195,13 @@ def _load(path: Path) -> HeadRecord | None:
 
 
 def _end_session(record: HeadRecord) -> bool:
-    """Kills what is left of the head's session; whether there was anything.
+    """Kills the remaining processes of the head's session; returns whether there were any.
 
-    Two agents outlive a head that was killed, under other names; a session id may have been given out again, but
-    not to processes older than the head.
+    Two agents outlive a killed head, under other names. A session id may have been reused, but not by processes
+    older than the head.
     """
     if record.pid == 0:
-        # Not a session of ours: it is where processes from outside a container seem to be.
+        # Processes from outside a container have this session id; none is ours.
         return False
     found = False
     for process in psutil.process_iter():
@@ -216,7 +216,7 @@ def _end_session(record: HeadRecord) -> bool:
 
 
 def _find_process(record: HeadRecord) -> HeadRecord:
-    """The record of a head whose start was cut short: only its folder is known, which is in its command line."""
+    """The record of a head whose start was interrupted, found by its folder, which is in its command line."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()
@@ -231,7 +231,7 @@ def _is_process(pid: int, start_time: float) -> bool:
 
 
 def started_at(pid: int) -> float | None:
-    """When a process started, in units that mean something only here; None if it is gone.
+    """When a process started, in units that only compare with each other; None if it is gone.
 
     On Linux in ticks since boot: psutil's seconds since 1970 change when the clock is set.
     """
@@ -256,7 +256,7 @@ async def _answers(address: str) -> bool:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, readable by this user alone."""
+    """Writes the file atomically, readable only by this user."""
     draft = path.with_name(path.name + ".tmp")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

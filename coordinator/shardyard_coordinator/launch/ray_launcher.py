@@ -33,7 +33,7 @@ _ENSURE_S = 90.0
 _KILL_S = 45.0
 # Beyond the agent's own limit for a long poll.
 _POLL_GRACE_S = 14.0
-# A question waits for its turn, however long; what it may take after that is the processes' own affair.
+# A question may wait any time for its turn; after that the process limits it.
 _COMPUTE_S = 600.0
 _CONFINEMENT_S = 1.0
 _STORAGE_CAUSES = {
@@ -45,8 +45,8 @@ class RayLauncher:
     """Runs attempts on Ray: on a private one on loopback, or on the one at `address`.
 
     With `head`, `start` starts that Ray or finds it again; it outlives this process unless `close(stop_cluster=True)`.
-    `program` is a module that takes the arguments of `python -m shardyard_trainer`; ranks never see `hidden`, the state
-    folder, as a whole.
+    `program` is a module that takes the arguments of `python -m shardyard_trainer`; ranks cannot see the whole of
+    `hidden`, the state folder.
     """
 
     name = "ray"
@@ -74,7 +74,7 @@ class RayLauncher:
             hung_s=agent_hung_s,
         )
         self._view = ClusterView(False, "", address, ())
-        # The cluster that each attempt was last seen on: on another one it is dead, though nobody there knows of it.
+        # The cluster that each attempt was last seen on: on another cluster it is dead, although unknown there.
         self._seen_on: dict[AttemptKey, str] = {}
 
     async def start(self) -> None:
@@ -88,7 +88,7 @@ class RayLauncher:
             await self._head.stop()
 
     async def cluster(self) -> ClusterView:
-        """The cluster as it is now; with its last known id if it does not answer."""
+        """The current cluster; with its last known id if it does not answer."""
         try:
             if not self.link.connected:
                 raise Unreachable(self.link.message)
@@ -113,7 +113,7 @@ class RayLauncher:
         await self._ask("ensure", launch.key, header, launch.spec, timeout_s=_ENSURE_S)
 
     async def lookup(self, key: AttemptKey) -> Presence:
-        """Whether the attempt's supervisor is there; DEAD also if the cluster that it was on is gone."""
+        """The presence of the attempt's supervisor; DEAD also if its cluster is gone."""
         presence = Presence((await self._ask("lookup", key, timeout_s=_ASK_S)).decode())
         if presence == Presence.ALIVE:
             self._seen_on[key] = self.link.cluster_id
@@ -127,7 +127,7 @@ class RayLauncher:
         return split(await self._ask("events", key, header, timeout_s=timeout_s + _POLL_GRACE_S))
 
     async def direct(self, key: AttemptKey, directive: bytes) -> None:
-        """Gives the gang a Directive; LookupError if the attempt is ABSENT or DEAD."""
+        """Sends the gang a Directive; LookupError if the attempt is ABSENT or DEAD."""
         await self._ask("direct", key, body=directive, timeout_s=_ASK_S)
 
     async def kill(self, key: AttemptKey) -> None:
@@ -152,7 +152,7 @@ class RayLauncher:
 
 
 class RayCompute:
-    """A ProcessCompute on a node of the cluster: an actor has its processes, and Ray does no more than place it.
+    """A ProcessCompute on a node of the cluster: an actor has its processes, and Ray only places it.
 
     Shares the launcher's agent, and starts and ends with it.
     """
@@ -179,7 +179,7 @@ class RayCompute:
         )
 
     async def start(self) -> None:
-        """Begins to warm up; returns at once."""
+        """Starts warming up; returns at once."""
         await self._link.at_each_connection(self._settings)
 
     async def close(self) -> None:
@@ -195,7 +195,7 @@ class RayCompute:
         route: bytes = b"",
         network: bool = False,
     ) -> bytes:
-        """Calls `package.module:function` in a process of its own; see `protocols.Compute`."""
+        """Calls `package.module:function` in a separate process; see `protocols.Compute`."""
         options = {"caller": caller, "cpu_s": cpu_s, "route": route.hex(), "network": network}
         return await self._call({"verb": "inspect", "function": function, "options": options}, request)
 
@@ -205,7 +205,7 @@ class RayCompute:
         return await self._call({"verb": "ask", "function": function, "model": model, "options": options}, request)
 
     async def confinement(self) -> Mapping[str, str]:
-        """As the actor of the moment says: a later one may be on another node. Empty if nothing answers."""
+        """The restrictions of the current actor; a later one may be on another node. Empty if none answers."""
         if self._link.connected:
             with suppress(Unreachable, AgentError):
                 answer = await self._link.ask({"method": "confinement"}, timeout_s=_CONFINEMENT_S, hurry=True)

@@ -1,7 +1,7 @@
 """The Ray actors of one attempt: a detached supervisor, and one actor for each rank, its child process.
 
 The supervisor outlives the coordinator and the agent; the ranks do not outlive the supervisor. Imported by Ray's
-workers, so whatever node these land on has this package installed.
+workers, so every node where they may run needs this package.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def living(nodes: Iterable[Row]) -> dict[str, Row]:
 
 
 def node_of(node: Row, free: Mapping[str, float] | None) -> Header:
-    """A node as the agent reports it; without `free`, its available resources, what is held is unknown."""
+    """A node as the agent reports it. `free` are its available resources; without them its use is unknown."""
     resources, labels = node["Resources"], node.get("Labels", {})
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     return {

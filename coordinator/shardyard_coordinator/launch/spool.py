@@ -1,4 +1,4 @@
-"""An attempt's events on disk: the supervisor appends, and anybody reads them by path once it is gone.
+"""An attempt's events on disk: the supervisor appends them, and others read them by path once it is gone.
 
 A record is 4 bytes of big-endian length, 4 bytes of CRC-32, then a serialised WorkerEvent. Records are dense: the n-th
 is the event with sequence n. A torn or damaged record ends the file: what follows it was never acknowledged.
@@ -31,7 +31,7 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Where record n+1 begins is at index n; the last entry is the end of the file, once all is written.
+        # Index n holds the offset of record n+1; the last entry is the end of the file, once all is written.
         self._offsets = array("Q", [0])
         for offset, payload in _records(path):
             self._offsets.append(offset + _HEAD.size + len(payload))
@@ -48,11 +48,11 @@ class Spool:
 
     @property
     def unsynced_bytes(self) -> int:
-        """What is in memory because it is not known to be on the disk: all since the last `sync`."""
+        """The bytes in memory that may not be on the disk: all since the last `sync`."""
         return len(self._tail)
 
     def append(self, events: Sequence[bytes]) -> None:
-        """Adds events: they survive this process from here on, and the machine after `sync`.
+        """Adds events: from now on they survive this process, and after `sync` also the machine.
 
         Raises: OSError, and then none of them was added.
         """
@@ -67,19 +67,19 @@ class Spool:
             raise
 
     def hold(self, events: Sequence[bytes]) -> None:
-        """Adds events that are read at once, and are written as soon as that is possible."""
+        """Adds events that can be read at once and are written as soon as possible."""
         self._add(events)
         with contextlib.suppress(OSError):
             self._write()
 
     async def sync(self) -> None:
-        """Returns when all that was added is on disk. Raises: OSError; what it was about is written again then."""
+        """Returns when all added events are on disk. Raises: OSError; then they are written again later."""
         self._write()
         upto = self.last
         try:
             await asyncio.get_running_loop().run_in_executor(None, os.fsync, self._fd)
         except OSError:
-            # The kernel may have dropped what it could not write, and would say next time that all is well.
+            # The kernel may have dropped the pages that it could not write, and would report success next time.
             self._written = self._offsets[self._safe]
             raise
         if upto > self._safe:
@@ -114,14 +114,14 @@ class Spool:
                 self._written += os.pwrite(self._fd, view[self._written - begin :], self._written)
 
     def _bytes(self, start: int, end: int) -> bytes:
-        """A part of the file as it will be: what may not be on the disk comes from memory."""
+        """A part of the file as it will be: bytes that may not be on the disk come from memory."""
         safe = self._offsets[self._safe]
         head = os.pread(self._fd, min(end, safe) - start, start) if start < safe else b""
         return head + bytes(self._tail[max(start - safe, 0) : max(end - safe, 0)])
 
 
 def read_spool(path: Path, after: int, limit: int | None = None) -> list[bytes]:
-    """Events with a sequence over `after`, for when their supervisor is gone; empty if there is no file."""
+    """Events with a sequence over `after`, once their supervisor is gone; empty if there is no file."""
     if not path.exists():
         return []
     events: list[bytes] = []
@@ -135,13 +135,13 @@ def read_spool(path: Path, after: int, limit: int | None = None) -> list[bytes]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset and payload of each whole record from the beginning on."""
+    """Offset and payload of each whole record, from the beginning."""
     with path.open("rb") as file:
         offset = 0
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             length, crc = _HEAD.unpack(head)
             payload = file.read(length)
-            # No event is empty, but a page of zeros would pass for empty records.
+            # No event is empty, but a page of zeros would look like empty records.
             if not payload or len(payload) < length or zlib.crc32(payload) != crc:
                 return
             yield offset, payload

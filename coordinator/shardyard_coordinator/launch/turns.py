@@ -1,4 +1,4 @@
-"""Turns at a scarce resource: the caller served longest ago comes next, and no one takes the last place twice."""
+"""Turns at a scarce resource: the caller that was served longest ago is next, and nobody gets the last place twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Waiting:
 
 
 class Served:
-    """Who was served when; `rank` orders callers by how long ago that is, the widest level first."""
+    """When callers were served; `rank` orders callers by how long ago that was, the widest level first."""
 
     def __init__(self, *, kept: int = 4096) -> None:
         self._times: dict[Caller, int] = {}
@@ -47,7 +47,7 @@ class Served:
 
 
 class Turns:
-    """`places` at once. Of two places or more, one caller never holds all: the next one waits for one turn at most."""
+    """Allows `places` turns at once. Of two or more places one caller never holds all: others wait one turn at most."""
 
     def __init__(self, places: int, *, most_waiting: int = 64) -> None:
         self._free = places
@@ -74,7 +74,7 @@ class Turns:
         except asyncio.CancelledError:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-            else:  # It came at the same moment.
+            else:  # The turn was assigned at the same moment.
                 self._back(caller)
             raise
         try:
