@@ -1,4 +1,4 @@
-"""A whole coordinator for `bench/submit.py`, real but for its cluster: one node on which every gang runs forever.
+"""A whole coordinator for `bench/submit.py`, real except for its cluster: one node on which every gang runs forever.
 
     python bench/submit_server.py STATE_DIR
 

@@ -77,7 +77,7 @@ def _name(name: str) -> str:
 
 
 def _joined(source: str, texts: list[str]) -> str:
-    """The tokens' new texts with the white space that stood between them, but for that after a dropped word."""
+    """The tokens' new texts with the white space between them, except after a dropped word."""
     lines = source.splitlines(keepends=True)
     made, row, column = "", 1, 0
     for token, text in zip(tokenize.generate_tokens(io.StringIO(source).readline), texts, strict=True):

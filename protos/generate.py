@@ -41,7 +41,7 @@ def generate(output: Path) -> None:
 
 
 def run_protoc(*arguments: str) -> None:
-    """Run the protoc of grpcio-tools; exits with its code where it fails."""
+    """Run the protoc of grpcio-tools; exits with its code if it fails."""
     if code := protoc.main(["protoc", *arguments]):
         sys.exit(code)
 

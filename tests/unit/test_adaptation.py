@@ -204,8 +204,12 @@ def test_a_frozen_backbone_leaves_the_head_and_takes_no_adapter() -> None:
     trained = {name.split(".")[0] for name, each in module.model.named_parameters() if each.requires_grad}
     assert trained == {"classifier"} and num_layers_frozen(module) == 2
     both = spec_pb2.FineTuning(freeze=spec_pb2.Freeze(backbone=True), lora=spec_pb2.Lora())
-    with pytest.raises(SpecError, match="is frozen: there is nothing to put adapters beside"):
+    with pytest.raises(SpecError, match="all layers that would get adapters are frozen; freeze fewer layers"):
         adapt(Wrapped("roberta"), both)
+    first = lora("bert", targets=["layer.0.attention.self.query"])
+    first.freeze.layers = 1
+    with pytest.raises(SpecError, match="all layers that would get adapters are frozen; freeze fewer layers"):
+        adapt(Wrapped("bert"), first)
     with pytest.raises(SpecError, match="nothing is left to train") as caught:
         adapt(Wrapped("gpt2 that goes on"), spec_pb2.FineTuning(freeze=spec_pb2.Freeze(backbone=True)))
     assert caught.value.field == "spec.fine_tuning.freeze"
@@ -228,7 +232,7 @@ def test_adapters_are_put_beside_the_layers_named_but_not_into_frozen_ones() -> 
         ("llama", ["lm_head"], "adapters go beside down_proj, gate_proj, k_proj"),
         ("bert", ["word_embeddings"], "adapters go beside dense, key, query, value"),
         ("bert", ["classifier"], "adapters go beside dense, key, query, value"),
-        ("resnet", [], "has no linear layer: there is nothing to put adapters beside; name some of convolution"),
+        ("resnet", [], "has no linear layer to put adapters beside; name some of convolution"),
     ],
 )
 def test_a_target_that_there_is_not_is_refused_with_those_that_there_are(

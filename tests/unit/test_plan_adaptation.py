@@ -57,7 +57,11 @@ def test_nothing_is_kept_of_frozen_layers_at_the_bottom(root: Path, layers: int,
     [
         ({"lora": {"targets": ["query", "querry"]}}, "lora.targets[1]", "'querry'; did you mean query?"),
         ({"freeze": {"layers": 3}}, "freeze.layers", "3 layers are to be frozen, but the model has 2; use at most 2"),
-        ({"lora": {}, "freeze": {"backbone": True}}, "lora.targets", "nothing to put adapters beside"),
+        (
+            {"lora": {}, "freeze": {"backbone": True}},
+            "lora.targets",
+            "all layers that would get adapters are frozen; freeze fewer",
+        ),
     ],
 )
 def test_wishes_that_the_model_cannot_fulfil_are_refused(

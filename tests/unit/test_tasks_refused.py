@@ -68,6 +68,9 @@ def test_a_bad_pretraining_spec_is_refused(
 def test_masked_lm_on_gpt2_names_what_is_supported(tmp_path: Path) -> None:
     error = refused(tmp_path, masked_spec(write_corpus(tmp_path), "gpt2"))
     assert (error.reason, error.metadata) == ("OBJECTIVE_UNSUPPORTED", {"supported": "causal_lm"})
+    assert error.message == (
+        "masked_lm cannot train a model of the type gpt2; train it with causal_lm, or use another model"
+    )
 
 
 def test_what_is_wrong_with_model_and_data_is_said_at_once(tmp_path: Path) -> None:

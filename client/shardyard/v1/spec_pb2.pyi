@@ -945,7 +945,7 @@ class TokenClassification(_message.Message):
         SCHEME_BIO: TokenClassification._Scheme.ValueType  # 1
         """`B-` on an entity's first word, `I-` on its others."""
         SCHEME_IOB1: TokenClassification._Scheme.ValueType  # 2
-        """`I-` on all words of an entity, `B-` only where it follows another of its kind."""
+        """`I-` on all words of an entity, `B-` only if it follows another of its kind."""
         SCHEME_BIOES: TokenClassification._Scheme.ValueType  # 3
         """`BIO` with `E-` (or `L-`) on the last word and `S-` (or `U-`) on a single one."""
         SCHEME_PLAIN: TokenClassification._Scheme.ValueType  # 4
@@ -959,7 +959,7 @@ class TokenClassification(_message.Message):
     SCHEME_BIO: TokenClassification.Scheme.ValueType  # 1
     """`B-` on an entity's first word, `I-` on its others."""
     SCHEME_IOB1: TokenClassification.Scheme.ValueType  # 2
-    """`I-` on all words of an entity, `B-` only where it follows another of its kind."""
+    """`I-` on all words of an entity, `B-` only if it follows another of its kind."""
     SCHEME_BIOES: TokenClassification.Scheme.ValueType  # 3
     """`BIO` with `E-` (or `L-`) on the last word and `S-` (or `U-`) on a single one."""
     SCHEME_PLAIN: TokenClassification.Scheme.ValueType  # 4

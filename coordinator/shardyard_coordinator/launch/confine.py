@@ -186,7 +186,7 @@ def forbid_network() -> None:
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Lets this process take so much more memory than it has: of its own, and twice that with files mapped."""
+    """Lets this process take this much more memory than it has, and twice that with mapped files."""
     sizes = _sizes()
     resource.setrlimit(resource.RLIMIT_DATA, (sizes["VmData"] + more_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_AS, (sizes["VmSize"] + 2 * more_bytes,) * 2)

@@ -203,7 +203,7 @@ class Compute(Protocol):
         route: bytes = b"",
         network: bool = False,
     ) -> bytes:
-        """Calls `package.module:function` with bytes, in a process of its own that may compute for `cpu_s`.
+        """Calls `package.module:function` with bytes, in a separate process that may compute for `cpu_s`.
 
         The wait for a turn does not count. Questions of one `route` name the same files: the process of one may answer
         the next. A caller that leaves ends nothing that has begun.

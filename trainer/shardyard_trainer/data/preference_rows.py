@@ -218,7 +218,7 @@ def _checked(name: str, messages: Sequence[Message], num_before: int, *, is_ques
 
 
 def _is_same(first: Sequence[Message], second: Sequence[Message]) -> bool:
-    """Whether messages are the same but for the white space around them."""
+    """Whether messages are the same except for the white space around them."""
     return len(first) == len(second) and all(
         {**one, "content": one["content"].strip()} == {**other, "content": other["content"].strip()}
         for one, other in zip(first, second, strict=True)

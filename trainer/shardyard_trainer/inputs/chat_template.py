@@ -91,7 +91,7 @@ class ChatTemplate:
         """Renders a conversation, and finds the places of the messages to learn. Raises TemplateFault.
 
         An answer begins where the prompt for it ends, and ends after the token that closes it. Templates may
-        mark answers (`{% generation %}`); then those places count, but for the closing token, which is always learnt.
+        mark answers (`{% generation %}`); then those places count, and always the closing token.
         """
         text, marks = self._render(messages, tools, prompt=False)
         answers, prompts_differ, marks_differ = [], False, False

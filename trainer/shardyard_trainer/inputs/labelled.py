@@ -39,7 +39,7 @@ class Examples(NamedTuple):
     """Labelled texts, and what their labels mean.
 
     Arrays of the store: `types` (uint8, a type id for each token); for each text `cut` (uint8, 1 if it was longer),
-    `words` and `unknown` (int32, its tokens but for the special ones, and those of them that the tokenizer does not
+    `words` and `unknown` (int32, its tokens except special ones, and those of them that the tokenizer does not
     know); and `labels`: the class of each text (int64), its number (float64), or for several labels 0 or 1 for each
     class (uint8 [texts · classes]).
     """

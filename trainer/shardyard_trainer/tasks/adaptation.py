@@ -231,12 +231,12 @@ def _targets(module: HuggingFaceModule, wanted: spec_pb2.Lora, held: Sequence[nn
         and (any(_fits(name, wish) for wish in wanted.targets) if wanted.targets else type(part) in _LINEAR)
     ]
     if not chosen:
-        what = "is frozen" if held else "has no linear layer"
-        message = (
-            f"the backbone of this {module.model.config.model_type} {what}: there is nothing to put adapters beside"
-        )
-        advice = f"; name some of {listed(kinds)} as targets" if kinds and not held else ""
-        raise SpecError(field, "SPEC_INVALID", message + advice, {"supported": ", ".join(kinds)[:400]})
+        what = f"the backbone of this {module.model.config.model_type} has no linear layer to put adapters beside"
+        advice = f"name some of {listed(kinds)} as targets" if kinds else "leave lora out"
+        if held:
+            what = "all layers that would get adapters are frozen"
+            advice = "freeze fewer layers, or leave freeze or lora out"
+        raise SpecError(field, "SPEC_INVALID", f"{what}; {advice}", {"supported": ", ".join(kinds)[:400]})
     return chosen
 
 

@@ -250,13 +250,14 @@ def _train(
 def _choose(job: Ingredients) -> ModelChoice:
     choice = job.choose()
     supported = architectures.objectives(choice.config)
-    if job.field.rpartition(".")[2] not in supported:
+    task = job.field.rpartition(".")[2]
+    if task not in supported:
+        other = f"; train it with {', '.join(supported)}, or" if supported else ";"
         raise SpecError(
             job.field,
             "OBJECTIVE_UNSUPPORTED",
             why_not_pretrained(choice.config)
-            or f"{choice.config.model_type} cannot be trained for it, but for: "
-            f"{', '.join(supported) or 'nothing that this service trains; use another model'}",
+            or f"{task} cannot train a model of the type {choice.config.model_type}{other} use another model",
             {"supported": ",".join(supported)},
         )
     return choice

@@ -1,4 +1,4 @@
-"""This rank's micro batches of every step, made one step before they are needed, in a thread of their own.
+"""This rank's micro batches of every step, made one step before they are needed, in a separate thread.
 
 They are a pure function of the step, so the thread only changes the time they take.
 """

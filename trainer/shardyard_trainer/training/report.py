@@ -1,6 +1,6 @@
 """A rank's reports to its supervisor, and the directives in reply.
 
-A thread of its own sends events in batches, so that the training loop never waits for progress; it waits for durable
+A separate thread sends events in batches, so that the training loop never waits for progress; it waits for durable
 events (checkpoint, evaluation, phase, failure, export), which the supervisor has on disk when `emit` returns. The null
 twin keeps the same contract and prints.
 """

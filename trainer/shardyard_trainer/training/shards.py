@@ -79,7 +79,7 @@ class _HashingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Has nothing of its own to flush."""
+        """Has nothing to flush."""
 
 
 def damage(folder: Path, file: ShardFile) -> str | None:
