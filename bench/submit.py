@@ -129,7 +129,7 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 def requests(data: Path) -> Callable[[], bytes]:
-    """Makes the bytes of a job as a client sends it; all the same except for the request id."""
+    """Makes the bytes of a job as a client sends it; identical except for the request id."""
     job = job_pb2.Job(display_name="bench")
     job.spec.pretraining.causal_lm.SetInParent()
     job.spec.model.architecture.model_type = "gpt2"

@@ -235,7 +235,7 @@ def test_a_model_that_does_not_read_a_text_token_by_token_is_refused(tmp_path: P
         settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     assert places(ask(folder, "a")) == [("model", "TASK_MISMATCH")]
-    # A model of pictures has vectors, but none of texts.
+    # A picture model has vectors, but none of texts.
     place = "instances[0].text" if kind == "ViTModel" else "model"
     assert places(ask_vectors(folder, "a")) == [(place, "TASK_MISMATCH")]
 

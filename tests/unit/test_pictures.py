@@ -286,7 +286,7 @@ def test_a_class_that_only_the_evaluation_data_has_is_refused_and_a_missing_one_
 
 
 MODELS = [
-    ("gpt2", {}, "gpt2 is not a model of pictures; use one such as vit, deit"),
+    ("gpt2", {}, "gpt2 is not a picture model; use one such as vit, deit"),
     ("timm_wrapper", {}, "timm"),
     (
         "swin",

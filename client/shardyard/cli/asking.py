@@ -89,11 +89,11 @@ def predict(
 ) -> None:
     """Get predictions from a model.
 
-    Its task decides what they are: classes, numbers, continuations, candidates for masks, or items. A model of
-    pictures takes paths of files, or of folders of them, in place of texts. One that answers questions takes
-    --question and --context, or as texts a question and its context, or lines of JSON with both. An instruction model
-    answers texts, lines of JSON with the messages of a conversation, or --message "user: Hello". A model that knows
-    entailment (NLI) sorts texts into classes that --label names.
+    Its task decides what they are: classes, numbers, entities, answers, written texts, candidates for masks, or items.
+    A picture model takes paths of files or folders instead of texts. A question answering model takes --question and
+    --context, or a question and its context as texts, or lines of JSON with both. An instruction model answers texts,
+    lines of JSON with the messages of a conversation, or --message "user: Hello". An entailment model (NLI) sorts
+    texts into the classes that --label names.
     """
     from shardyard.cli.output import print_json
     from shardyard.cli.plain import to_plain
@@ -138,7 +138,7 @@ def embed(
 ) -> None:
     """Turn texts or pictures into vectors; with --json, print all numbers.
 
-    A model of pictures takes paths of files, or of folders of them, in place of texts.
+    A picture model takes paths of files or folders instead of texts.
     """
     from shardyard._lines import printable
     from shardyard.cli.output import print_json

@@ -1607,7 +1607,7 @@ Global___Summarization: _TypeAlias = Summarization  # noqa: Y015
 @_typing.final
 class FeatureExtraction(_message.Message):
     """Turn texts or pictures into vectors and write them as Parquet. Its data has the column roles `text` and `text_pair`, or for a
-    model of pictures `image`, and is then a folder of pictures, Parquet, or IDX files, without labels.
+    picture model `image`, and is then a folder of pictures, Parquet, or IDX files, without labels.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -75,7 +75,7 @@ class ImageInputs:
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def generation(self, _config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings unchanged: a model of pictures does not generate."""
+        """The settings unchanged: a picture model does not generate."""
         return dict(settings)
 
     def read(self, content: bytes | np.ndarray) -> Image.Image:

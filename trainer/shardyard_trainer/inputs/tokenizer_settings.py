@@ -127,7 +127,7 @@ def _extra(file: str, values: Mapping[str, Any]) -> tuple[str | AddedToken, ...]
     for name in ("extra_special_tokens", "additional_special_tokens"):
         value = values.get(name)
         if isinstance(value, dict):
-            value = list(value.values())  # named for a model of pictures or sound
+            value = list(value.values())  # named by picture and sound models
         if not value:
             continue
         if not isinstance(value, list) or len(value) > _MOST_TOKENS:

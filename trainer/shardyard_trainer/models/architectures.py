@@ -117,7 +117,7 @@ _SEES_AHEAD = frozenset({"bert-generation", "cpmant", "xlnet"})
 _HEAD_OF_ITS_OWN = frozenset({"ctrl", "modernbert-decoder"})
 NOT_TRAINED: Mapping[str, str] = {
     "blt": "it reads bytes in patches, not the tokens of a tokenizer",
-    "clip_text_model": "it is the half of a model of pictures, and reads its vector at an end token of its own",
+    "clip_text_model": "it is half of a picture model, and reads its vector at its own end token",
     "convbert": _READS_PADDING.format("convolutions"),
     "cpmant": "its attention counts the padding, so a text's answer would depend on the texts beside it",
     "deepseek_v4": "transformers does not find its last norm again in what it has saved",
@@ -250,7 +250,7 @@ def picture_refusal(config: Any) -> str:
     if model_type in NOT_FOR_PICTURES:
         return f"{model_type} is not supported: {NOT_FOR_PICTURES[model_type]}"
     if model_type not in _PICTURE_MODELS:
-        return f"{model_type} is not a model of pictures; use one such as {', '.join(SOME_PICTURE_MODELS)}"
+        return f"{model_type} is not a picture model; use one such as {', '.join(SOME_PICTURE_MODELS)}"
     channels = getattr(config, "num_channels", 3)
     if channels not in (1, 3):
         return f"num_channels is {channels}: pictures have 3 (RGB), or 1 (grey)"
