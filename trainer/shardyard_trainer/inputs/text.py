@@ -72,6 +72,10 @@ class TextInputs:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.model_max_length = architectures.longest(config) or self.length
+        names = list(tokenizer.model_input_names)
+        if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" not in names:
+            # Else plain transformers would leave out what parts a pair of texts: the model was trained with it.
+            tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = [*names, "token_type_ids"]
         tokenizer.save_pretrained(folder)
 
     def generation(self, config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
