@@ -284,6 +284,23 @@ class SentenceEmbedding:
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """Fine-tuning: score how relevant passages are to queries, with a cross-encoder such as a BERT.
+
+    The data has `query`, `passage` and `label` (0 or 1, or grades), or `query` with lists: `positives` and `negatives`,
+    or `passages` and `labels`. `graded` decides how labels are learnt; unset, the data does.
+    """
+
+    max_length: int | None = None
+    graded: bool | None = None
+    new_head: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"fine_tuning": {"reranking": _set(self)}}
+
+
+@dataclass(frozen=True)
 class Translation:
     """Fine-tuning: translate texts with an encoder-decoder, such as a T5.
 
@@ -357,6 +374,7 @@ Task = (
     | Instruction
     | Preference
     | SentenceEmbedding
+    | Reranking
     | Translation
     | Summarization
     | CausalLm

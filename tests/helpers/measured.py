@@ -53,6 +53,8 @@ def write_measured(folder: Path) -> None:
         (folder / f"{name}_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
         pairs = [{"source": text, "target": text[::-1]} for text in texts[:6]]
         (folder / f"{name}_pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        passages = [{"query": text.split()[0], "positives": text, "negatives": texts[:3]} for text in texts[3:9]]
+        (folder / f"{name}_passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
         chats = [{"messages": turns(text.split()[:2], text.split()[1:3])} for text in texts[:6]]
         (folder / f"{name}_chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     rows = [f"u{user},i{int(40 * draw.random() ** 2)}" for user in range(60) for _ in range(draw.randint(3, 9))]

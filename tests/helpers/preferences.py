@@ -29,7 +29,7 @@ def write_preferences(path: Path, times: int = 3) -> Path:
 
 
 def spec_of(train: Path, task: Mapping[str, Any] | None = None, **changes: Any) -> spec_pb2.JobSpec:
-    """A spec that goes on from the model `chat`."""
+    """A spec that continues from the model `chat`."""
     spec: dict[str, Any] = {
         "fineTuning": {"preference": {"maxLength": 128, **(task or {})}},
         "model": {"model": "projects/default/models/chat"},

@@ -93,17 +93,17 @@ def test_losses_are_those_of_a_plain_loop_with_a_frozen_copy(folder: Path, stage
     assert metrics["reward_margin"] == pytest.approx(metrics["chosen_reward"] - metrics["rejected_reward"], rel=1e-6)
 
 
-def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path) -> None:
-    first = attempt_of(folder, "whole", dropout=0.2, rank=4)
+@pytest.mark.parametrize("is_kept", [True, pytest.param(False, marks=pytest.mark.prove)])
+def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path, is_kept: bool) -> None:
+    first = attempt_of(folder, f"whole-{is_kept}", dropout=0.2, rank=4)
     whole = run(first)
     assert "reference" in phases(whole)
     kept = Path(first.job_dir) / "before-training.npz"
-    for epoch, is_kept in ((2, True), (3, False)):
-        if not is_kept:
-            kept.write_bytes(kept.read_bytes()[:100])
-        again = attempt_of(folder, "whole", dropout=0.2, rank=4, epoch=epoch)
-        again.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000004"))
-        resumed = run(again)
-        assert ("reference" in phases(resumed)) == (not is_kept)
-        assert resumed.losses() == {step: loss for step, loss in whole.losses().items() if step > 4}
-        assert resumed.metrics() == whole.metrics()
+    if not is_kept:
+        kept.write_bytes(kept.read_bytes()[:100])
+    again = attempt_of(folder, f"whole-{is_kept}", dropout=0.2, rank=4, epoch=2)
+    again.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000004"))
+    resumed = run(again)
+    assert ("reference" in phases(resumed)) == (not is_kept)
+    assert resumed.losses() == {step: loss for step, loss in whole.losses().items() if step > 4}
+    assert resumed.metrics() == whole.metrics()

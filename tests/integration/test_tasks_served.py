@@ -12,6 +12,7 @@ import pytest
 
 import shardyard
 from helpers.chats import ANSWERS, chat, write_chats
+from helpers.passages import write_passages
 from helpers.questions import asked, write_nested
 from helpers.small_pictures import write_folders
 from helpers.workplace import Workplace, workplace
@@ -261,7 +262,7 @@ def test_questions_are_answered_as_they_were_learnt(place: Workplace) -> None:
 
 
 def preferred(place: Workplace, client: shardyard.Client) -> None:
-    """The model `chats` learns to prefer another answer to those that it gives."""
+    """The model `chats` learns to give none of its answers any more."""
     rows = [{"prompt": ask, "chosen": "Nobody knows.", "rejected": answer} for ask, answer in ANSWERS.items()]
     (place.folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 6))
     spec = shardyard.JobSpec(
@@ -269,7 +270,7 @@ def preferred(place: Workplace, client: shardyard.Client) -> None:
         model="model:chats",
         train_data=place.folder / "preferences.jsonl",
         eval_data=place.folder / "preferences.jsonl",
-        optimization=shardyard.Optimization(max_steps=16, learning_rate=2e-3, global_batch_size=8, seed=3),
+        optimization=shardyard.Optimization(max_steps=16, learning_rate=1e-2, global_batch_size=8, seed=3),
         parallelism=shardyard.Parallelism(zero_stage=2),
         resources=shardyard.Resources(workers=2),
     )
@@ -282,7 +283,43 @@ def preferred(place: Workplace, client: shardyard.Client) -> None:
     numbers = model.info.metrics
     assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
     assert numbers["reward_accuracy"] == 1 and numbers["reward_margin"] > 1 and numbers["loss"] < 0.4
-    assert all(answer.text for answer in model.predict(list(ANSWERS), max_new_tokens=20))
+    answers = {answer.text for answer in model.predict(list(ANSWERS), max_new_tokens=20)}
+    assert answers.isdisjoint(ANSWERS.values())
+
+
+def test_passages_are_ranked(place: Workplace) -> None:
+    write_passages(place.folder / "passages.jsonl", 120, seed=1)
+    held_out = write_passages(place.folder / "held-passages.jsonl", 20, seed=2)
+    with shardyard.Client(place.address) as client:
+        spec = shardyard.JobSpec(
+            shardyard.Reranking(max_length=24),
+            model=shardyard.Architecture("bert", SMALL),
+            tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=120),
+            train_data=place.folder / "passages.jsonl",
+            eval_data=place.folder / "held-passages.jsonl",
+            optimization=shardyard.Optimization(epochs=8, learning_rate=5e-3, global_batch_size=32, seed=3),
+            parallelism=shardyard.Parallelism(zero_stage=1),
+            resources=shardyard.Resources(workers=2),
+        )
+        job = client.submit(spec, job_id="passages")
+        assert job.wait(timeout=300).state == "succeeded"
+        model = client.model("passages")
+        assert model.info.task == "reranking" and model.info.inputs == ("pair",)
+        numbers = model.info.metrics
+        assert {each.name for each in client.plan(spec).metrics} <= set(numbers)
+        assert numbers["mrr_10"] > 0.95 and numbers["random_mrr_10"] < 0.6
+        reciprocal = []
+        for row in held_out:
+            pairs = [(row["query"], text) for text in row["positives"] + row["negatives"]]
+            scores = [each.value for each in model.predict(pairs)]
+            assert all(score is not None and 0 < score < 1 for score in scores)
+            reciprocal.append(1 / sum(score >= scores[0] for score in scores))
+        assert sum(reciprocal) / len(reciprocal) == pytest.approx(numbers["mrr_10"], abs=1e-9)
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict(["the dog"])
+        assert "takes pairs of a query and a passage" in caught.value.violations[0].message
+    done = place.run("shardyard predict passages 'is this dog good' 'the dog is cute'")
+    assert done.returncode == 0 and float(done.stdout.split()[0]) > 0.5, done.stderr
 
 
 def test_flowers_are_named(place: Workplace) -> None:

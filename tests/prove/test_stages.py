@@ -1,6 +1,7 @@
-"""Texts, words, questions, pictures, vectors, chats, preferences: the losses of plain PyTorch at each stage of ZeRO.
+"""Each kind of task has the losses of plain PyTorch at each stage of ZeRO, on one worker and on two.
 
-On one worker and on two. Texts with adapters have the losses of plain peft.
+These are texts, words, questions, passages, vectors, pictures, chats and preferences. Texts with adapters have the
+losses of plain peft.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import pytest
 import torch
 
 from helpers.chat_folders import chat_folder
+from helpers.chats import write_lines
+from helpers.passages import PlainReranker
 from helpers.preferences import PlainPreference
 from helpers.small_pictures import write_folders
 from helpers.small_specs import classification_spec, locations, shared_data
@@ -43,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
     (folder / "bert").symlink_to(bert)
     texts = (shared_data("wikigold") / "wikigold.conll.txt").read_text().split("\n\n")
     (folder / "train.conll").write_text("\n\n".join(texts[:480]) + "\n")
-    (folder / "questions.json").write_text(json.dumps({"data": short_paragraphs()}))
+    paragraphs = short_paragraphs()
+    (folder / "questions.json").write_text(json.dumps({"data": paragraphs}))
+    write_lines(folder / "passages.jsonl", asked_passages(paragraphs[0]["paragraphs"][:120]))
     chats = json.loads((shared_data("sft") / "alpaca_en_demo.json").read_text(encoding="utf-8"))
     (folder / "chats.json").write_text(json.dumps(chats[:480]))
     pairs = [
@@ -70,6 +75,15 @@ def short_paragraphs() -> list[dict[str, Any]]:
         ]
         found.append({"context": context, "qas": asked})
     return [{"paragraphs": found}]
+
+
+def asked_passages(paragraphs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Their questions, each with the paragraph that answers it and the next one."""
+    return [
+        {"query": question["question"], "positives": [own["context"]], "negatives": [other["context"]]}
+        for own, other in itertools.pairwise(paragraphs)
+        for question in own["qas"]
+    ]
 
 
 def masked_pictures(folder: Path) -> spec_pb2.JobSpec:
@@ -143,6 +157,10 @@ def bert_spec(folder: Path, task: str) -> spec_pb2.JobSpec:
         spec.train_data.columns.update({"anchor": "column_1", "positive": "column_2"})
         # A rank has several micro batches, and learns from those of all.
         spec.optimization.micro_batch_size = 3
+    if task == "passages":
+        spec.fine_tuning.reranking.max_length = 64
+        spec.train_data.uri = str(folder / "passages.jsonl")
+        spec.train_data.columns.clear()
     if task == "questions":
         spec.fine_tuning.question_answering.max_length = 40
         spec.fine_tuning.question_answering.overlap = 8
@@ -184,6 +202,8 @@ def expected(folder: Path, of: str) -> list[float]:
         module = with_plain_peft(task, attempt.spec, module)
     if of in PREFERENCES:
         module = PlainPreference(module.model)
+    if of == "passages":
+        module = PlainReranker(module.model)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
     losses, _ = plain_losses(task, module, config)
     return losses
@@ -206,7 +226,7 @@ def with_plain_peft(task: Prepared, spec: spec_pb2.JobSpec, ours: HuggingFaceMod
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    "task", ["texts", "words", "questions", "adapters", "pictures", "vectors", *CHATS, *PREFERENCES]
+    "task", ["texts", "words", "questions", "passages", "adapters", "pictures", "vectors", *CHATS, *PREFERENCES]
 )
 def test_a_model_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
     gang = TrainerGang(attempt_of(folder, task, stage, workers))

@@ -48,6 +48,12 @@ TRAINED: dict[str, dict[str, Any]] = {
         "train_data": {"uri": "ROOT/train_questions.jsonl"},
         "eval_data": {"uri": "ROOT/new_questions.jsonl"},
     },
+    "reranking": {
+        "fine_tuning": {"reranking": {"max_length": 12}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train_passages.jsonl"},
+        "eval_data": {"uri": "ROOT/new_passages.jsonl"},
+    },
     "image_classification": {
         "fine_tuning": {"image_classification": {"image_size": 24, "flip": 0.5}},
         "model": {"architecture": {"model_type": "resnet", "overrides": {

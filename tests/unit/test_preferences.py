@@ -81,6 +81,14 @@ def whole(folder: Path) -> Path:
     return write_lines(folder / "a.jsonl", rows)
 
 
+def human_roles(folder: Path) -> Path:
+    def said(ask: str, answer: str) -> list[dict[str, str]]:
+        return [{"content": ask, "role": "Human"}, {"content": answer, "role": "Assistant"}]
+
+    rows = [{"chosen": said(ask, good), "rejected": said(ask, bad)} for ask, good, bad in ROWS]
+    return write_lines(folder / "a.jsonl", rows)
+
+
 def ultra_feedback(folder: Path) -> Path:
     rows = [
         {"prompt": ask, "prompt_id": "x", "chosen": chat(ask, good)["messages"], "rejected": chat(ask, bad)["messages"],
@@ -137,7 +145,8 @@ def as_csv(folder: Path) -> Path:
 
 
 FORMATS = (
-    texts, messages, whole, ultra_feedback, share_gpt, alpaca, orca, argilla, transcripts, transcript_and_texts, as_csv,
+    texts, messages, whole, human_roles, ultra_feedback, share_gpt, alpaca, orca, argilla, transcripts,
+    transcript_and_texts, as_csv,
 )  # fmt: skip
 
 
@@ -169,6 +178,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no answer": ({"rejected": None}, "rejected", "'rejected' is missing"),
     "no prompt": ({"prompt": ""}, "prompt", "'prompt' is blank"),
     "a number": ({"chosen": 5}, "chosen", "'chosen' is '5'"),
+    "several answers": ({"chosen": ["b", "c"]}, "chosen", "message 1 of 'chosen': it is 'b'; write it as"),
+    "an answer with a score": ({"chosen": {"answer": "b", "score": 1}}, "chosen", "; give a list"),
     "an empty list": ({"rejected": []}, "rejected", "'rejected' is an empty list"),
     "an empty message": ({"rejected": [{"role": "assistant", "content": ""}]}, "rejected", "message 1 of 'rejected'"),
     "an unknown role": ({"chosen": [{"role": "assistent", "content": "x"}]}, "chosen", "did you mean assistant?"),

@@ -31,6 +31,12 @@ TASKS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any], str]] = {
         {"prompt": "Who came here?", "chosen": "anna anna", "rejected": "no"},
         "Ġanna",
     ),
+    "reranking": (
+        "bert",
+        {"reranking": {"maxLength": 16}},
+        {"query": "Who?", "positives": ["Anna waited"], "negatives": "Nobody"},
+        "anna",
+    ),
     "instruction": ("llama", {"instruction": {"maxLength": 64}}, chat("Who came here?", "anna anna"), "Ġanna"),
 }
 

@@ -664,6 +664,7 @@ class FineTuning(_message.Message):
     INSTRUCTION_FIELD_NUMBER: _builtins.int
     SENTENCE_EMBEDDING_FIELD_NUMBER: _builtins.int
     PREFERENCE_FIELD_NUMBER: _builtins.int
+    RERANKING_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     FREEZE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -707,6 +708,10 @@ class FineTuning(_message.Message):
         """Answer as people prefer, from pairs of answers."""
 
     @_builtins.property
+    def reranking(self) -> Global___Reranking:
+        """Score how relevant passages are to queries."""
+
+    @_builtins.property
     def lora(self) -> Global___Lora:
         """Train small matrices beside frozen weights instead of the weights themselves; unset: the weights are trained."""
 
@@ -727,14 +732,15 @@ class FineTuning(_message.Message):
         instruction: Global___Instruction | None = ...,
         sentence_embedding: Global___SentenceEmbedding | None = ...,
         preference: Global___Preference | None = ...,
+        reranking: Global___Reranking | None = ...,
         lora: Global___Lora | None = ...,
         freeze: Global___Freeze | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "sentence_embedding", b"sentence_embedding", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "reranking", b"reranking", "sentence_embedding", b"sentence_embedding", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "sentence_embedding", b"sentence_embedding", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "image_classification", b"image_classification", "instruction", b"instruction", "lora", b"lora", "preference", b"preference", "question_answering", b"question_answering", "recommendation", b"recommendation", "reranking", b"reranking", "sentence_embedding", b"sentence_embedding", "summarization", b"summarization", "task", b"task", "text_classification", b"text_classification", "token_classification", b"token_classification", "translation", b"translation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction", "sentence_embedding", "preference"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["text_classification", "token_classification", "image_classification", "recommendation", "question_answering", "translation", "summarization", "instruction", "sentence_embedding", "preference", "reranking"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -1121,6 +1127,50 @@ class Preference(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
 
 Global___Preference: _TypeAlias = Preference  # noqa: Y015
+
+@_typing.final
+class Reranking(_message.Message):
+    """Score how relevant passages are to queries, with a cross-encoder: a model that reads a query and a passage together, and has one
+    output. Its data has the column roles `query`, `passage` and `label` (a pair a row: 0 to 1, or a grade of 0 or more), or `query`
+    with lists: `positives` and `negatives`, or `passages` and `labels`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    GRADED_FIELD_NUMBER: _builtins.int
+    NEW_HEAD_FIELD_NUMBER: _builtins.int
+    max_length: _builtins.int
+    """Tokens of a query with a passage; the longer of the two is cut. Unset: 256, or the model's longest if that is less. At least 8, at
+    most what the model can address.
+    """
+    graded: _builtins.bool
+    """Labels are grades, learnt by squared error, not 0 to 1, learnt by cross-entropy. Unset: if a label of the training data is over
+    1.
+    """
+    new_head: _builtins.bool
+    """Start a new head, though the model has one of one output."""
+    def __init__(
+        self,
+        *,
+        max_length: _builtins.int | None = ...,
+        graded: _builtins.bool | None = ...,
+        new_head: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_graded", b"_graded", "_max_length", b"_max_length", "graded", b"graded", "max_length", b"max_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_graded", b"_graded", "_max_length", b"_max_length", "graded", b"graded", "max_length", b"max_length", "new_head", b"new_head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__graded: _TypeAlias = _typing.Literal["graded"]  # noqa: Y015
+    _WhichOneofArgType__graded: _TypeAlias = _typing.Literal["_graded", b"_graded"]  # noqa: Y015
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__graded) -> _WhichOneofReturnType__graded | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+
+Global___Reranking: _TypeAlias = Reranking  # noqa: Y015
 
 @_typing.final
 class ImageClassification(_message.Message):

@@ -32,7 +32,7 @@ from shardyard_trainer.inputs.holdout import by_lot
 from shardyard_trainer.inputs.vocabularies import num_ids
 
 EXAMPLES_VERSION = 5
-_BATCH_TEXTS = 512
+BATCH_TEXTS = 512
 
 
 class Examples(NamedTuple):
@@ -160,16 +160,10 @@ def _tokenise(
     writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
     counter = TokenCounter(tokenizer)
     num_rows = 0
-    while batch := list(islice(rows, _BATCH_TEXTS)):
+    while batch := list(islice(rows, BATCH_TEXTS)):
         num_rows += len(batch)
         pairs = [row.text_pair or "" for row in batch] if checked.has_pairs else None
-        encoded = tokenization.encode(tokenizer, [row.text for row in batch], pairs, max_length)
-        writer.add(encoded.ids)
-        writer.add_array("types", np.fromiter((t for types in encoded.types for t in types), np.uint8))
-        writer.add_array("cut", np.asarray(encoded.cut, np.uint8))
-        words, unknown = counter.count(encoded.ids)
-        writer.add_array("words", words)
-        writer.add_array("unknown", unknown)
+        write_texts(writer, counter, tokenization.encode(tokenizer, [row.text for row in batch], pairs, max_length))
     if num_rows != checked.num_rows:
         raise DataError(
             f"{checked.num_rows:,} rows when they were checked and {num_rows:,} when they were tokenised: the files "
@@ -179,6 +173,16 @@ def _tokenise(
     writer.add_array("labels", found.array)
     notes = [*found.notes, *([(REASON, checked.bad_rows)] if checked.bad_rows else [])]
     writer.finish(labels=found.schema.labels, has_pairs=checked.has_pairs, label_notes=notes, label_way=found.way)
+
+
+def write_texts(writer: TokenWriter, counter: TokenCounter, encoded: tokenization.Encoded) -> None:
+    """Writes tokenised texts or pairs with the arrays that `Examples` has of each, but for the labels."""
+    writer.add(encoded.ids)
+    writer.add_array("types", np.fromiter((t for types in encoded.types for t in types), np.uint8))
+    writer.add_array("cut", np.asarray(encoded.cut, np.uint8))
+    words, unknown = counter.count(encoded.ids)
+    writer.add_array("words", words)
+    writer.add_array("unknown", unknown)
 
 
 class ClassificationSamples:

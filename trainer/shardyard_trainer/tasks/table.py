@@ -28,6 +28,7 @@ NAMES = (
     "instruction",
     "preference",
     "sentence_embedding",
+    "reranking",
     "translation",
     "summarization",
     "span_corruption",

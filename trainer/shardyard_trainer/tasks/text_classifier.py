@@ -28,7 +28,7 @@ class Classifier(TextPredictor):
     """Predicts classes or scores of texts and pairs."""
 
     parameters = "classification"
-    takes = ("text", "pair")
+    takes: tuple[str, ...] = ("text", "pair")
 
     def refuse(self, request: model_service_pb2.PredictRequest) -> list[worker_pb2.Violation]:
         """Refuses parameters of another task, and what does not fit classes of the caller's."""
