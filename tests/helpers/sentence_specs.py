@@ -17,7 +17,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 
 def rows_of(kind: str, number: int = 60) -> list[dict[str, Any]]:
-    """Texts and their reverse; every third anchor is there twice, with another positive."""
+    """Texts and their reverse; every third anchor is there twice, with another positive. `several`: three negatives."""
     found: list[dict[str, Any]] = []
     texts = sentences(number + 1)
     for at, text in enumerate(texts[:number]):
@@ -26,6 +26,7 @@ def rows_of(kind: str, number: int = 60) -> list[dict[str, Any]]:
             found.append({"text": anchor, "text_pair": positive, "score": at % 6})
         else:
             negative = {"negative": texts[at + 1][::-1]} if kind == "triplets" else {}
+            negative = {f"negative_{n}": f"{n} {text[::-1]}" for n in (1, 2, 3)} if kind == "several" else negative
             found.append({"anchor": anchor, "positive": positive, **negative})
     return found
 

@@ -12,12 +12,17 @@ import torch
 
 from helpers.pair_specs import prepared
 from helpers.plan_requests import ask, filled
-from helpers.sentence_specs import rows_of, write_rows
+from helpers.sentence_specs import KINDS, PlainEmbedder, rows_of, write_rows
 from helpers.tiny_folders import save_folder
+from shardyard.v1 import model_service_pb2 as pb
+from shardyard.v1 import spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.answering.infer import predict
 from shardyard_trainer.data.sentence_rows import ScoreRange
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.models.door import open_folder
 from shardyard_trainer.models.sentence import read_sentence
+from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.embedder import PairLoss, masked_cosines, own_ranks
 
 PAIR = {"anchor": "the dog runs", "positive": "a cute dog"}
@@ -96,7 +101,7 @@ def test_bad_rows_are_left_out_up_to_a_share_and_counted(root: Path) -> None:
         ([SCORED] * 9, {"settings": {"lowest_score": 1, "highest_score": 5}}, "line 1: the score 0.5 is not within"),
         ([PAIR] * 9, {}, "all 8 positives are the same text"),
         ([{"sentence1": "a", "sentence2": "b"}] * 9, {}, "no columns `anchor` and `positive` or `text`"),
-        ([{**PAIR, "negative_1": "a", "negative_2": "b"}] * 9, {}, "negative_1, negative_2 may each be the negative"),
+        ([{**PAIR, "negative_1": "a", "neg_2": "a cute dog"}] * 9, {}, "line 1: the negative_2 is the positive"),
         ([{**PAIR, **SCORED}] * 9, {}, "it may be read by its columns `anchor` and `positive` or `text` and"),
         (rows_of("pairs", 9), {"optimization": {"max_steps": 1, "global_batch_size": 1}}, "give at least 2"),
         (rows_of("pairs", 9), {"train_data": {"columns": {"label": "x"}}}, "sentence_embedding has the roles anchor,"),
@@ -184,6 +189,17 @@ def test_other_right_answers_of_a_batch_are_not_wrong_ones() -> None:
     assert alone == pytest.approx(every, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "several"])
+def test_the_loss_of_a_batch_is_that_of_a_loop_over_its_anchors(root: Path, kind: str) -> None:
+    settings = {"temperature": 0.1} if kind != "scored" else {"lowest_score": 0, "highest_score": 5}
+    task = prepared(root, embedding(root, rows_of(kind, 20), {"max_length": 24, **settings}))
+    module = build_module(task, spec_pb2.JobSpec()).eval()
+    batch = task.train.micro_batch([SampleRef(0, at) for at in range(task.train.num_samples)])
+    assert batch.inputs["keys"].shape[1] == {"triplets": 3, "several": 5}.get(kind, 2)
+    plain = PlainEmbedder(module.model)(**batch.inputs).loss_sum
+    assert module(**batch.inputs).loss_sum.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
 def test_a_model_that_makes_one_vector_of_all_finds_nothing_first() -> None:
     vectors = torch.ones(6, 2, 4) / 2
     keys = torch.arange(12).reshape(6, 2)
@@ -221,6 +237,18 @@ def measuring(root: Path, rows: list[dict[str, Any]], **trained: Any) -> Any:
         (folder / "shardyard.json").write_text(json.dumps({**settings, **trained}))
     data = {"uri": str(write_rows(root / f"measured-{len(rows)}.jsonl", rows))}
     return ask(root, {"model_evaluation": {"data": data}, "model": {"uri": str(folder)}})
+
+
+def test_parameters_and_single_texts_are_refused_with_what_a_model_takes(root: Path) -> None:
+    measuring(root, rows_of("pairs", 24), temperature=0.1)
+    both = pb.Instance(pair=pb.TextPair(text="the dog", text_pair="a cat"))
+    request = pb.PredictRequest(instances=[pb.Instance(text="a dog"), both])
+    request.zero_shot.labels.append("x")
+    call = worker_pb2.PredictCall(folder=str(root / "trained-1-temperature"), request=request)
+    found = worker_pb2.PredictReply.FromString(predict(call.SerializeToString())).violations
+    assert [each.field for each in found] == ["zero_shot", "instances[0].text"]
+    assert "which takes no parameters; leave `zero_shot` out" in found[0].message
+    assert "get the vector of one text with Embed" in found[1].message
 
 
 def test_a_model_is_measured_on_data_of_either_kind_in_any_range(root: Path) -> None:

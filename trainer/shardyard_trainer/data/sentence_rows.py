@@ -17,14 +17,16 @@ from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, read_records
 from shardyard_trainer.data.sources import DataFile
 
-_NUMBERED = tuple(f"negative_{number}" for number in range(1, 11))
-"""Several of them are refused by name: they would be passed over otherwise."""
-
 PAIRS = (
     Role("anchor", ("query", "question")),
     Role("positive", ("pos", "answer", "passage", "document", "paraphrase")),
-    Role("negative", ("neg", "hard_negative", *_NUMBERED), is_optional=True),
+    Role("negative", ("neg", "hard_negative"), is_optional=True),
 )
+_MORE_NEGATIVES = tuple(Role(f"negative_{number}", (f"neg_{number}",), is_optional=True) for number in range(1, 33))
+"""Columns that are found by their names alone."""
+
+_TUPLES = (*PAIRS, *_MORE_NEGATIVES)
+
 SCORED = (
     Role("text", ("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a", "question1")),
     Role("text_pair", ("sentence2", "sentence_2", "sentence_b", "text2", "text_2", "text_b", "question2")),
@@ -34,7 +36,7 @@ SCORED = (
 
 @dataclass(frozen=True)
 class SentenceRow:
-    """Two texts or three: anchor, positive and negative; none is blank. `score`: how alike two texts are."""
+    """Anchor, positive and negatives, none blank; or with a `score` two texts, and how alike they are."""
 
     file: str
     line: int
@@ -89,7 +91,7 @@ def read_sentences(
     """
     own, num_rows = bad or BadRows(source), 0
     first: SentenceRow | None = None
-    for record in read_records(files, source, (PAIRS, SCORED), field=field, bad=own, only_one=True):
+    for record in read_records(files, source, (_TUPLES, SCORED), field=field, bad=own, only_one=True):
         try:
             row = _row(record, scores)
         except ValueError as error:
@@ -108,7 +110,7 @@ def read_sentences(
 def _kind(row: SentenceRow) -> str:
     if row.score is not None:
         return "scored pairs"
-    return "pairs" if len(row.texts) == 2 else "triplets"
+    return {2: "pairs", 3: "triplets"}.get(len(row.texts), f"{len(row.texts)} texts a row")
 
 
 def _row(record: Record, scores: ScoreRange) -> SentenceRow:
@@ -120,10 +122,11 @@ def _row(record: Record, scores: ScoreRange) -> SentenceRow:
             raise ValueError(f"the score is {_shown(cells['score'])}, not a number; {number_advice(cells['score'])}")
         scores.check(value)
         return SentenceRow(record.file, record.line, texts, value)
-    names = [role.name for role in PAIRS if role.name in cells]
+    names = [role.name for role in _TUPLES if role.name in cells]
     texts = tuple(_text(cells[name], name) for name in names)
-    if len(texts) > 2 and texts[1].split() == texts[2].split():
-        raise ValueError(f"the negative is the positive, {shorten(texts[1])!r}; give another text, or remove the row")
+    for name, text in zip(names[2:], texts[2:], strict=True):
+        if text.split() == texts[1].split():
+            raise ValueError(f"the {name} is the positive, {shorten(text)!r}; give another text, or remove the row")
     return SentenceRow(record.file, record.line, texts, None)
 
 

@@ -1,4 +1,4 @@
-"""Texts whose vectors are learnt, tokenised once; micro batches of the two or three texts of each sample.
+"""Texts whose vectors are learnt, tokenised once; micro batches of all texts of each sample.
 
 Shape suffixes: B samples, K texts of a sample, T positions.
 """
@@ -32,7 +32,7 @@ from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.vocabularies import num_ids
 from shardyard_trainer.models import architectures
 
-SENTENCES_VERSION = 1
+SENTENCES_VERSION = 2
 _BATCH_ROWS = 512
 _FLAGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
 """Names of the poolings in the files of sentence-transformers."""
@@ -76,7 +76,7 @@ class Sentences:
 
     @property
     def num_texts(self) -> int:
-        """The texts of a sample, 2 or 3."""
+        """The texts of a sample: two, and the negatives."""
         return int(self.store.meta["num_texts"])
 
     @property

@@ -71,7 +71,8 @@ def refuse_parameters(
     given = request.WhichOneof("parameters")
     if given is None or given == parameters:
         return []
-    message = f"the model is one for {task}, whose parameters are `{parameters}`; leave `{given}` out"
+    takes = f"whose parameters are `{parameters}`" if parameters else "which takes no parameters"
+    message = f"the model is one for {task}, {takes}; leave `{given}` out"
     return [violation(given, "TASK_MISMATCH", message)]
 
 
