@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 import shardyard
+from helpers.task_table import ROWS
 from shardyard_coordinator.control.spec_walk import tasks
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Output
@@ -40,6 +42,14 @@ def test_a_task_has_a_row_in_the_docs_and_an_example_that_is_one(name: str) -> N
     assert set(re.findall(r"`([^`]+)`", cells[2])) == set(table.named(name).roles)
     (example,) = re.findall(r"\]\(\.\./(examples/[^)]+)\)", cells[5])
     assert f"{name}:" in (ROOT / example).read_text()
+
+
+def test_every_task_has_a_row_in_the_integration_table_and_each_number_of_workers_meets_each_stage() -> None:
+    assert sorted(ROWS) == sorted(table.NAMES)
+    trained = {name: row for name, row in ROWS.items() if row.story is not None}
+    assert list(trained) == [name for name in ROWS if table.named(name).output is Output.MODEL]
+    pairs = {(row.workers, row.zero_stage) for row in trained.values()}
+    assert pairs == set(itertools.product((1, 2), range(4)))
 
 
 def test_no_code_compares_the_names_of_tasks() -> None:

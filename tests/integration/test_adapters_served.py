@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
 
 import peft
 import pytest
@@ -13,19 +12,13 @@ import transformers
 
 import shardyard
 from helpers.tiny_folders import WORDS, save_folder
-from helpers.workplace import Workplace, workplace
+from helpers.workplace import Workplace
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    with workplace(tmp_path_factory.mktemp("tasks")) as place:
-        yield place
-
-
 def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) -> None:
-    save_folder(place.folder / "bert", "BertModel")
+    save_folder(place.folder / "words", "BertModel")
     draw = random.Random(5)
     texts = [" ".join(draw.choices(WORDS, k=6)) for _ in range(500)]
     rows = [f'"{text}",{"has" if "dog" in text else "lacks"}' for text in texts]
@@ -34,7 +27,7 @@ def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) 
     with shardyard.Client(place.address) as client:
         spec = shardyard.JobSpec(
             shardyard.TextClassification(pooling="cls"),
-            model=place.folder / "bert",
+            model=place.folder / "words",
             train_data=place.folder / "dogs.csv",
             eval_data=place.folder / "held-dogs.csv",
             lora=shardyard.Lora(rank=4, dropout=0.05, targets=["query", "key", "value"], keep_adapter=True),
@@ -60,7 +53,7 @@ def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) 
         frozen = client.plan(head)
         assert frozen.num_trainable_parameters == 2 * 16 + 2
         assert "NEW_HEAD" not in [warning.reason for warning in frozen.warnings]
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(place.folder / "bert")
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(place.folder / "words")
     read = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import transformers
 
 import shardyard
 from helpers.tiny_folders import save_folder
-from helpers.workplace import workplace
+from helpers.workplace import Workplace
 
 
 def sentence_folder(root: Path) -> Path:
@@ -26,8 +26,8 @@ def sentence_folder(root: Path) -> Path:
     return folder
 
 
-def test_odd_folders_are_taken_as_they_are_by_the_service(tmp_path: Path) -> None:
-    with workplace(tmp_path) as place, shardyard.Client(place.address) as client:
+def test_odd_folders_are_taken_as_they_are_by_the_service(place: Workplace) -> None:
+    with shardyard.Client(place.address) as client:
         sentence = sentence_folder(place.folder / "sentence")
         vector = torch.tensor(client.upload_model(sentence).embed(["the dog"])[0].values)
         tokenizer = transformers.AutoTokenizer.from_pretrained(sentence)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pyarrow.parquet as pq
 import pytest
 
 import shardyard
 from helpers.small_pictures import save_vit, write_folders
-from helpers.workplace import Workplace, workplace
+from helpers.task_table import ROWS
+from helpers.workplace import Workplace
 
 VIT = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    with workplace(tmp_path_factory.mktemp("pictures")) as place:
-        yield place
 
 
 def test_pictures_have_vectors(place: Workplace) -> None:
@@ -57,9 +50,8 @@ def test_what_pictures_without_labels_taught_is_fine_tuned_with_a_few(place: Wor
             model=shardyard.Architecture("vit", overrides),
             train_data=place.folder / "unlabelled",
             optimization=optimization,
-            parallelism=shardyard.Parallelism(zero_stage=2),
-            resources=shardyard.Resources(workers=2),
             job_id="seen",
+            **ROWS["masked_image"].where(),
         )
         assert job.wait(timeout=300).state == "succeeded"
         seen = client.model("seen")

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
 import shardyard
-from helpers.workplace import Workplace, workplace
+from helpers.task_table import ROWS
+from helpers.workplace import Workplace
 from shardyard_trainer.tasks.rouge import rouge
 
 NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"}
 TINY_T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    with workplace(tmp_path_factory.mktemp("tasks")) as place:
-        yield place
 
 
 def counted(path: Path, number: int, seed: int) -> list[tuple[str, str]]:
@@ -48,8 +42,7 @@ def test_numbers_are_translated(place: Workplace) -> None:
             train_data=place.folder / "pairs.jsonl",
             eval_data=place.folder / "held_pairs.jsonl",
             optimization=shardyard.Optimization(epochs=16, learning_rate=1e-2, global_batch_size=32, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=3),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["translation"].where(),
             evaluation=shardyard.EvaluationPolicy(every=1000),
         )  # fmt: skip
         job = client.submit(spec, job_id="numbers")
@@ -102,6 +95,7 @@ def test_reports_are_summarised(place: Workplace) -> None:
             eval_data=place.folder / "held_reports.csv",
             optimization=shardyard.Optimization(epochs=32, learning_rate=3e-3, global_batch_size=32, seed=3),
             evaluation=shardyard.EvaluationPolicy(every=1000),
+            **ROWS["summarization"].where(),
         )  # fmt: skip
         job = client.submit(spec, job_id="reports")
         assert job.wait(timeout=300).state == "succeeded"
@@ -123,6 +117,7 @@ def test_missing_spans_are_written_behind_their_sentinels(place: Workplace) -> N
             tokenizer=shardyard.TrainedTokenizer(algorithm="wordpiece", vocab_size=260),
             train_data=place.folder / "spans.txt",
             optimization=shardyard.Optimization(max_steps=60, learning_rate=1e-2, global_batch_size=16, seed=3),
+            **ROWS["span_corruption"].where(),
         )
         job = client.submit(spec, job_id="spans")
         assert job.wait(timeout=300).state == "succeeded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,19 +15,14 @@ from helpers.chats import ANSWERS, chat, write_chats
 from helpers.passages import write_passages
 from helpers.questions import asked, write_nested
 from helpers.small_pictures import write_folders
-from helpers.workplace import Workplace, workplace
+from helpers.task_table import ROWS
+from helpers.workplace import Workplace
 
 PEOPLE = ["Anna", "Bob", "Clara Smith"]
 PLACES = ["Rome", "New York"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 TINY_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    with workplace(tmp_path_factory.mktemp("tasks")) as place:
-        yield place
 
 
 def tagged(path: Path, number: int, seed: int) -> list[dict[str, list[str]]]:
@@ -72,8 +67,7 @@ def test_what_comes_next_is_recommended(place: Workplace) -> None:
             model=shardyard.Architecture("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 32}),
             train_data=place.folder / "interactions.csv",
             optimization=shardyard.Optimization(epochs=15, learning_rate=1e-2, global_batch_size=32, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=2),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["recommendation"].where(),
         )
         job = client.submit(spec, job_id="walks")
         assert job.wait(timeout=300).state == "succeeded"
@@ -117,8 +111,7 @@ def test_masked_items_teach_what_comes_next(place: Workplace) -> None:
             model=shardyard.Architecture("bert", {**SMALL, "num_hidden_layers": 1}),
             train_data=place.folder / "masked.csv",
             optimization=shardyard.Optimization(epochs=20, learning_rate=1e-2, global_batch_size=32, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=3),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["masked_item"].where(),
         )
         job = client.submit(spec, job_id="masked-walks")
         assert job.wait(timeout=300).state == "succeeded"
@@ -156,8 +149,7 @@ def test_names_and_places_are_found(place: Workplace) -> None:
             evaluation=shardyard.EvaluationPolicy(
                 every=19, metric="f1", select_best=True, early_stopping=shardyard.EarlyStopping(patience=2)
             ),
-            parallelism=shardyard.Parallelism(zero_stage=2),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["token_classification"].where(),
         )
         job = client.submit(spec, job_id="names")
         info = job.wait(timeout=300)
@@ -233,8 +225,7 @@ def test_questions_are_answered_as_they_were_learnt(place: Workplace) -> None:
             train_data=place.folder / "chats.jsonl",
             eval_data=place.folder / "chats.jsonl",
             optimization=shardyard.Optimization(epochs=20, learning_rate=1e-2, global_batch_size=8, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=3),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["instruction"].where(),
         )
         job = client.submit(spec, job_id="chats")
         assert job.wait(timeout=300).state == "succeeded"
@@ -271,8 +262,7 @@ def preferred(place: Workplace, client: shardyard.Client) -> None:
         train_data=place.folder / "preferences.jsonl",
         eval_data=place.folder / "preferences.jsonl",
         optimization=shardyard.Optimization(max_steps=16, learning_rate=1e-2, global_batch_size=8, seed=3),
-        parallelism=shardyard.Parallelism(zero_stage=2),
-        resources=shardyard.Resources(workers=2),
+        **ROWS["preference"].where(),
     )
     job = client.submit(spec, job_id="preferred")
     assert job.wait(timeout=300).state == "succeeded"
@@ -298,8 +288,7 @@ def test_passages_are_ranked(place: Workplace) -> None:
             train_data=place.folder / "passages.jsonl",
             eval_data=place.folder / "held-passages.jsonl",
             optimization=shardyard.Optimization(epochs=8, learning_rate=5e-3, global_batch_size=32, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=1),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["reranking"].where(),
         )
         job = client.submit(spec, job_id="passages")
         assert job.wait(timeout=300).state == "succeeded"
@@ -334,8 +323,7 @@ def test_flowers_are_named(place: Workplace) -> None:
             train_data=place.folder / "flowers" / "train",
             eval_data=place.folder / "flowers" / "test",
             optimization=shardyard.Optimization(epochs=6, learning_rate=5e-3, global_batch_size=16, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=1),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["image_classification"].where(),
         )
         job = client.submit(spec, job_id="flowers")
         assert job.wait(timeout=300).state == "succeeded"
@@ -374,8 +362,7 @@ def test_questions_are_answered_or_have_no_answer(place: Workplace) -> None:
             train_data=place.folder / "questions.json",
             eval_data=place.folder / "held.json",
             optimization=shardyard.Optimization(epochs=10, learning_rate=5e-3, global_batch_size=16, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=3),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["question_answering"].where(),
         )
         job = client.submit(spec, job_id="answers")
         assert job.wait(timeout=300).state == "succeeded"

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 
 import pytest
 
 import shardyard
 from helpers.sentence_specs import TINY
+from helpers.task_table import ROWS
 from helpers.tiny_folders import save_folder
-from helpers.workplace import Workplace, workplace
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    with workplace(tmp_path_factory.mktemp("vectors")) as place:
-        yield place
+from helpers.workplace import Workplace
 
 
 def test_texts_that_belong_together_are_found_and_compared(place: Workplace) -> None:
@@ -37,8 +31,7 @@ def test_texts_that_belong_together_are_found_and_compared(place: Workplace) -> 
             train_data=place.folder / "vectors.jsonl",
             eval_data=place.folder / "vectors-held.jsonl",
             optimization=shardyard.Optimization(epochs=10, learning_rate=5e-3, global_batch_size=32, seed=3),
-            parallelism=shardyard.Parallelism(zero_stage=2),
-            resources=shardyard.Resources(workers=2),
+            **ROWS["sentence_embedding"].where(),
         )
         job = client.submit(spec, job_id="vectors")
         assert job.wait(timeout=300).state == "succeeded"
