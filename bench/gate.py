@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 FD = "BENCH_GATE_FD"
 
 
@@ -26,7 +29,8 @@ class Gate:
     """In the training process: stops it after every block until the next one is asked for.
 
     `calls_per_step`: how often the optimizer's `step` runs in one training step (DeepSpeed's ZeRO-1 and 2 call it once
-    a parameter group). `count` gives the real tokens so far.
+    a parameter group). `count` gives the real tokens so far. Make it before the model: its answers have the peak of the
+    process's memory above what it had when the first parameter was made.
     """
 
     def __init__(self, *, calls_per_step: int = 1, count: Callable[[], int] = lambda: 0) -> None:
@@ -38,6 +42,8 @@ class Gate:
         self._left = 0
         self._started = 0.0
         self._tokens = 0
+        self._before_bytes = 0
+        self._note_memory_at_first_parameter()
 
     def install(self) -> None:
         """Hooks in; returns when the first block has been asked for."""
@@ -45,6 +51,15 @@ class Gate:
 
         register_optimizer_step_post_hook(self._after_step)
         self._wait()
+
+    def _note_memory_at_first_parameter(self) -> None:
+        from torch.nn.modules.module import register_module_parameter_registration_hook
+
+        def note(*_: Any) -> None:
+            self._before_bytes = psutil.Process().memory_info().rss
+            hook.remove()
+
+        hook = register_module_parameter_registration_hook(note)
 
     def _after_step(self, *_: Any) -> None:
         self._calls += 1
@@ -54,7 +69,8 @@ class Gate:
         if self._left > 0:
             return
         seconds = time.perf_counter() - self._started
-        answer = {"seconds": seconds, "tokens": self._count() - self._tokens}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self._before_bytes
+        answer = {"seconds": seconds, "tokens": self._count() - self._tokens, "peak_bytes": peak}
         self._stream.write(json.dumps(answer).encode() + b"\n")
         self._wait()
 
@@ -72,10 +88,14 @@ class Gate:
 
 @dataclass(frozen=True)
 class Block:
-    """One block: seconds, and the real tokens if the side counts them (else 0)."""
+    """One block: seconds, the real tokens if the side counts them (else 0), and the peak of memory until its end.
+
+    `peak_bytes` are over what the process had before its model.
+    """
 
     seconds: float
     tokens: int
+    peak_bytes: int
 
 
 class Side:
@@ -120,7 +140,7 @@ class Side:
         # Its reporter and loader threads stand still too while another side has its turn.
         os.killpg(self._process.pid, signal.SIGSTOP)
         answer = json.loads(line)
-        return Block(answer["seconds"], answer["tokens"])
+        return Block(**answer)
 
     def close(self) -> None:
         """Ends the program."""

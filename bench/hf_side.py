@@ -1,6 +1,6 @@
 """The Hugging Face `Trainer` as one side of `bench/trainer.py`: as its documentation uses it, streaming nothing.
 
-python bench/hf_side.py gpt2|bert|ner|images WORKLOAD.json [group_by_length]
+python bench/hf_side.py gpt2|bert|ner|questions|seq2seq|images WORKLOAD.json [group_by_length]
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -30,11 +34,11 @@ from transformers import (
 )
 
 from gate import Gate
-from workload import Workload, few_reviews, pictures, tagged_words, token_blocks
+from workload import Workload, few_reviews, json_rows, pictures, tagged_words, token_blocks
 
 
 class CountingCollator:
-    """Collates with the given collator, and counts the real tokens, or the pictures."""
+    """Collates with the given collator, and counts the real tokens (of sources and targets), or the pictures."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate
@@ -46,6 +50,8 @@ class CountingCollator:
         mask = batch.get("attention_mask")
         whole = batch["input_ids"].numel() if "input_ids" in batch else len(batch["labels"])
         self.tokens += int(whole if mask is None else mask.sum())
+        if isinstance(self._collate, DataCollatorForSeq2Seq):
+            self.tokens += int((batch["labels"] != -100).sum())
         return batch
 
 
@@ -66,6 +72,7 @@ def main(kind: str, workload: Workload, *, grouped: bool) -> None:
     """Train until the bench has had enough."""
     torch.set_num_threads(workload.threads)
     torch.manual_seed(0)
+    gate = Gate(count=lambda: counting.tokens)
     model, data, collate, tokenizer = SIDES[kind](workload)
     counting = CountingCollator(collate)
     arguments = TrainingArguments(
@@ -84,7 +91,7 @@ def main(kind: str, workload: Workload, *, grouped: bool) -> None:
     trainer = Trainer(
         model=model, args=arguments, train_dataset=data, data_collator=counting, processing_class=tokenizer
     )
-    Gate(count=lambda: counting.tokens).install()
+    gate.install()
     trainer.train()
 
 
@@ -131,6 +138,60 @@ def ner(workload: Workload) -> tuple[Any, Any, Any, Any]:
     return model, data, DataCollatorForTokenClassification(tokenizer), tokenizer
 
 
+def questions(workload: Workload) -> tuple[Any, Any, Any, Any]:
+    """The pretrained BERT with a head for spans; contexts in overlapping windows, as `run_qa` makes them."""
+    tokenizer = AutoTokenizer.from_pretrained(workload.model)
+    tokenizer.backend_tokenizer.no_padding()
+    model = AutoModelForQuestionAnswering.from_pretrained(workload.model, dtype=torch.float32)
+    rows = json_rows(workload)
+    encoded = tokenizer(
+        [row["question"] for row in rows],
+        [row["context"] for row in rows],
+        truncation="only_second",
+        max_length=workload.sequence_length,
+        stride=workload.sequence_length // 4,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    data = []
+    for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
+        answers = rows[row]["answers"]
+        start, text = answers["answer_start"][0], answers["text"][0]
+        tokens = [
+            place
+            for place, (part, (begin, end)) in enumerate(
+                zip(encoded.sequence_ids(window), encoded["offset_mapping"][window], strict=True)
+            )
+            if part == 1 and begin < start + len(text) and end > start
+        ]
+        first, last = (tokens[0], tokens[-1]) if tokens else (0, 0)
+        names = ("input_ids", "token_type_ids", "attention_mask")
+        features = {name: encoded[name][window] for name in names}
+        data.append({**features, "start_positions": first, "end_positions": last})
+    return model, data, DataCollatorWithPadding(tokenizer), tokenizer
+
+
+def seq2seq(workload: Workload) -> tuple[Any, Any, Any, Any]:
+    """A T5 from nothing, and pairs of texts."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(workload.tokenizer), pad_token="<pad>", eos_token="</s>")
+    config = T5Config(
+        **workload.overrides,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    model = T5ForConditionalGeneration(config)
+    limits = {"truncation": True, "max_length": workload.sequence_length - 1}
+    data = []
+    for row in json_rows(workload):
+        source = tokenizer(row["source"], **limits)["input_ids"]
+        target = tokenizer(row["target"], **limits)["input_ids"]
+        labels = [*target, tokenizer.eos_token_id]
+        data.append({"input_ids": source, "attention_mask": [1] * len(source), "labels": labels})
+    return model, data, DataCollatorForSeq2Seq(tokenizer, model=model), tokenizer
+
+
 class Files(torch.utils.data.Dataset[dict[str, Any]]):
     """Pictures from files, decoded and scaled when they are asked for."""
 
@@ -162,7 +223,7 @@ def stack(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([feature[name] for feature in features]) for name in features[0]}
 
 
-SIDES = {"gpt2": gpt2, "bert": bert, "ner": ner, "images": images}
+SIDES = {"gpt2": gpt2, "bert": bert, "ner": ner, "questions": questions, "seq2seq": seq2seq, "images": images}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from shardyard.v1 import spec_pb2
 from workload import Workload
@@ -16,6 +19,7 @@ VIT = {
     "image_size": 96, "patch_size": 16, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4,
     "intermediate_size": 768, "hidden_act": "gelu_new",
 }  # fmt: skip
+T5 = {"d_model": 256, "d_kv": 64, "d_ff": 1_024, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.1}
 PICTURES, SIDE = 1_000, 200
 
 
@@ -98,6 +102,78 @@ def fill_ner(spec: spec_pb2.JobSpec, workload: Workload) -> None:
     spec.train_data.uri = str(workload.data)
 
 
+def questions(workload: Workload) -> Workload:
+    """Which house number belongs to a street, in a context of one to eight of the labelled addresses."""
+    from stories import ner
+
+    addresses = ner.prepare(workload.folder / "addresses").train
+    drawn, rows = random.Random(0), []
+    for address in addresses:
+        parts = {tag[2:]: word.rstrip(",") for word, tag in zip(*address, strict=True)}
+        if not {"AddressNumber", "StreetName"} <= parts.keys():
+            continue
+        others = [" ".join(words) for words, _ in drawn.choices(addresses, k=drawn.randrange(8))]
+        texts = [*others, " ".join(address[0])]
+        drawn.shuffle(texts)
+        context = "; ".join(texts)
+        at = context.index(parts["AddressNumber"], context.index(" ".join(address[0])))
+        answers = {"text": [parts["AddressNumber"]], "answer_start": [at]}
+        rows.append({"question": f"Which number in {parts['StreetName']}?", "context": context, "answers": answers})
+    return replace(workload, data=write_rows(workload.folder / "questions.jsonl", rows), sequence_length=160)
+
+
+def fill_questions(spec: spec_pb2.JobSpec, workload: Workload) -> None:
+    """The span of an answer."""
+    spec.fine_tuning.question_answering.max_length = workload.sequence_length
+    spec.fine_tuning.question_answering.overlap = workload.sequence_length // 4
+    spec.model.uri = str(workload.model)
+    spec.train_data.uri = str(workload.data)
+
+
+def sequences(workload: Workload) -> Workload:
+    """The labelled addresses into their parts by name, with a byte-level BPE, the same for every side."""
+    from stories import ner
+    from tokenizers import ByteLevelBPETokenizer
+
+    addresses = ner.prepare(workload.folder / "addresses").train
+    pairs = [
+        (" ".join(words), " ".join(f"{tag[2:]}: {word}" for word, tag in zip(words, tags, strict=True)))
+        for words, tags in addresses
+    ]
+    workload.tokenizer.parent.mkdir(parents=True)
+    tokenizer = ByteLevelBPETokenizer()
+    texts = [text for pair in pairs for text in pair]
+    tokenizer.train_from_iterator(texts, vocab_size=4_096, special_tokens=["<pad>", "</s>"], show_progress=False)
+    tokenizer.save(str(workload.tokenizer))
+    settings = {"pad_token": "<pad>", "eos_token": "</s>"}
+    (workload.tokenizer.parent / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    rows = [{"source": source, "target": target} for source, target in pairs]
+    return replace(
+        workload,
+        data=write_rows(workload.folder / "pairs.jsonl", rows),
+        sequence_length=96,
+        learning_rate=1e-3,
+        overrides=T5,
+    )
+
+
+def fill_sequences(spec: spec_pb2.JobSpec, workload: Workload) -> None:
+    """A T5 from nothing."""
+    task = spec.fine_tuning.translation
+    task.source_language, task.target_language = "en", "de"
+    task.max_source_length = task.max_target_length = workload.sequence_length
+    spec.model.architecture.model_type = "t5"
+    spec.model.architecture.overrides.update(workload.overrides)
+    spec.tokenizer.uri = str(workload.tokenizer.parent)
+    spec.train_data.uri = str(workload.data)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """JSONL, a line each."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def images(workload: Workload) -> Workload:
     """JPEG files: cuttings of the two photographs that come with scikit-learn; which of them, is the class."""
     import numpy as np
@@ -128,5 +204,7 @@ KINDS: Mapping[str, Kind] = {
     "gpt2": Kind("GPT-2 pretraining", "tokens", False, gpt2, fill_gpt2),
     "bert": Kind("BERT fine-tuning", "tokens", True, lambda workload: workload, fill_bert),
     "ner": Kind("BERT on tagged words", "tokens", True, ner, fill_ner),
+    "questions": Kind("BERT on questions", "tokens", True, questions, fill_questions),
+    "seq2seq": Kind("T5 from pairs of texts", "tokens", True, sequences, fill_sequences),
     "images": Kind("ViT on JPEG files", "pictures", False, images, fill_images),
 }

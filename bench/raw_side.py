@@ -29,6 +29,8 @@ def main(spec_file: str, num_batches: int) -> None:
     attempt = json_format.Parse(Path(spec_file).read_text(encoding="utf-8"), worker_pb2.AttemptSpec())
     torch.set_num_threads(attempt.threads_per_rank)
     start_gang(rank=0, local_rank=0, world_size=1, rendezvous=f"{attempt.rendezvous}-raw", on_gpu=False)
+    tokens = 0
+    gate = Gate(count=lambda: tokens)
     task = prepare(attempt.spec, attempt.locations)
     config = train_config(attempt, num_train_samples=task.train.num_samples)
     module = build_module(task, attempt.spec)
@@ -55,8 +57,7 @@ def main(spec_file: str, num_batches: int) -> None:
         lengths=task.train.lengths(),
     )
     batches = [micro_batches(task.train, order, step, config.micro_batch_size) for step in range(num_batches)]
-    tokens = 0
-    Gate(count=lambda: tokens).install()
+    gate.install()
     engine.train()
     for step in range(10**9):
         micros = batches[step % num_batches]

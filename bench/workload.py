@@ -55,8 +55,12 @@ def few_reviews(workload: Workload) -> tuple[list[str], list[int]]:
 
 def tagged_words(workload: Workload) -> list[tuple[list[str], list[str]]]:
     """The words of each text and their tags."""
-    rows = [json.loads(line) for line in workload.data.read_text(encoding="utf-8").splitlines()]
-    return [(row["tokens"], row["tags"]) for row in rows]
+    return [(row["tokens"], row["tags"]) for row in json_rows(workload)]
+
+
+def json_rows(workload: Workload) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in workload.data.read_text(encoding="utf-8").splitlines()]
 
 
 def pictures(workload: Workload) -> list[tuple[Path, int]]:
