@@ -40,6 +40,18 @@ from shardyard_trainer.tasks.sampling import Sampling, sampling_of
 from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
 
 _LONGEST_EXPONENT = 700.0
+_USAGE = """import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
+model = AutoModelForCausalLM.from_pretrained(".").eval()
+marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+begin = [mark for mark in marks if mark is not None][:1]  # every text of the training begins with it
+ids = torch.tensor([begin + tokenizer("Hello, my dog is cute", add_special_tokens=False)["input_ids"]])
+written = model.generate(ids, max_new_tokens=10)
+print(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+logits = model(ids).logits
+"""
 
 
 class CausalLm:
@@ -50,8 +62,8 @@ class CausalLm:
     roles = ("text",)
     auto = "AutoModelForCausalLM"
     pipeline = "text-generation"
-    example = '"Hello, my dog is cute"'
-    usage = ""
+    example = ""
+    usage = _USAGE
     cuts = False
     holds_out_by_lot = False
     inputs = TextInputs
