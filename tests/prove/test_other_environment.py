@@ -1,4 +1,4 @@
-"""A model from the service in an environment that has never heard of Shardyard: only torch and transformers."""
+"""Models from the service in an environment that has never heard of Shardyard: torch, transformers and Pillow alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import shardyard
+from helpers import elsewhere
 from helpers.chat_folders import chat_folder
-from helpers.chats import write_chats
 from helpers.repository import ROOT
 from helpers.workplace import Workplace, workplace
+from shardyard_trainer.tasks.table import NAMES
 
-TEXT = "Hello, my dog is cute"
-PRINTED = "\nimport json, sys\nassert 'shardyard' not in sys.modules\nprint(json.dumps(logits[0].tolist()))\n"
+NO_MODEL = {"feature_extraction", "model_evaluation"}
+FIRST, LAST = "import json\n", "\nimport sys\nassert 'shardyard' not in sys.modules\n"
 pytestmark = pytest.mark.prove
 
 
@@ -28,7 +29,7 @@ def plain_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    for package in ("torch==2.13.0", "transformers"):
+    for package in ("torch==2.13.0", "transformers", "pillow"):
         command = [python, "-m", "pip", "-qq", "install", "--constraint", ROOT / "constraints.txt", package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -39,58 +40,40 @@ def plain_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     with workplace(tmp_path_factory.mktemp("elsewhere")) as place:
+        elsewhere.write(place.folder)
+        chat_folder(place.folder / "chat")
         yield place
 
 
-@pytest.mark.parametrize(("pooling", "loads_whole"), [("mean", False), ("cls", True)])
-def test_the_cards_lines_give_the_logits_of_predict(
-    place: Workplace, plain_python: Path, pooling: str, loads_whole: bool
-) -> None:
+def test_every_task_that_makes_a_model_has_a_case() -> None:
+    assert {name.partition(",")[0] for name in elsewhere.CASES} == set(NAMES) - NO_MODEL
+
+
+@pytest.mark.parametrize("name", elsewhere.CASES)
+def test_the_cards_code_gives_the_answer_of_predict(name: str, place: Workplace, plain_python: Path) -> None:
+    case = elsewhere.CASES[name]
+    settings = dict(case.settings)
+    if isinstance(settings["model"], str):
+        settings["model"] = place.folder / settings["model"]
     with shardyard.Client(place.address) as client:
         job = client.submit(
-            shardyard.TextClassification(pooling=pooling),
-            model=place.folder / "bert",
-            train_data=place.folder / "reviews.csv",
-            optimization=shardyard.Optimization(max_steps=6, learning_rate=1e-3),
-            job_id=f"elsewhere-{pooling}",
+            case.task,
+            train_data=place.folder / case.data,
+            optimization=shardyard.Optimization(max_steps=12, learning_rate=5e-3),
+            job_id=re.sub("[^a-z]+", "-", name),
+            **settings,
         )
-        job.wait(timeout=120)
+        assert job.wait(timeout=120).state == "succeeded"
         model = job.model()
-        folder = place.folder / f"model-{pooling}"
+        folder = place.folder / f"model-{job.id}"
         model.download(folder)
-        (answer,) = model.predict([TEXT])
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert ("AutoModelForSequenceClassification" in code) == loads_whole
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    done = subprocess.run(
-        [plain_python, "-I", "-c", code + PRINTED], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(list(answer.logits), abs=1e-5)
+        answer = case.answer(model, folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert Path(sys.executable) != plain_python
-
-
-def test_the_cards_lines_of_an_instruction_model_say_what_predict_answers(place: Workplace, plain_python: Path) -> None:
-    chat_folder(place.folder / "chat")
-    write_chats(place.folder / "chats.jsonl")
-    with shardyard.Client(place.address) as client:
-        job = client.submit(
-            shardyard.Instruction(max_length=64),
-            model=place.folder / "chat",
-            train_data=place.folder / "chats.jsonl",
-            optimization=shardyard.Optimization(max_steps=20, learning_rate=1e-2),
-            job_id="elsewhere-chats",
-        )
-        job.wait(timeout=120)
-        model = job.model()
-        folder = place.folder / "model-chats"
-        model.download(folder)
-        (answer,) = model.predict(["Hello, who are you?"], max_new_tokens=40)
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     done = subprocess.run(
-        [plain_python, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
+        [plain_python, "-I", "-c", f"{FIRST}{code}\n{case.code}{LAST}"],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "apply_chat_template" in code and done.stdout == f"{answer.text}\n"
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert answer and shown == (pytest.approx(answer, abs=1e-5) if isinstance(answer[0], float) else answer)
