@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from helpers.pair_specs import TINY, TINY_BART, filled_with_pairs
 from helpers.questions import asked as questions
 from helpers.small_pictures import picture, save_vit, write_folders
 from helpers.tagged import TEXTS, write_lines
+from helpers.tiny_folders import WORDS
 
 TEXT = "Hello, my dog is cute"
 BERT = shardyard.Architecture(
@@ -53,10 +55,15 @@ def write(folder: Path) -> None:
     write_folders(folder / "pictures", 6)
     save_vit(folder / "vit")
     rows = [f"u{user},i{(user + time) % 20},{1_700_000_000 + time}" for user in range(30) for time in range(6)]
-    pairs = [{"anchor": f"a dog number {at}", "positive": f"cat {at} is good"} for at in range(40)]
+    pairs = [
+        {"anchor": f"{one} {other}", "positive": f"{other} {one} {one}"}
+        for one, other in itertools.permutations(WORDS[:8], 2)
+    ]
     write_lines(folder / "sentences.jsonl", pairs)
     choices = [{"prompt": "Who are you?", "chosen": f"model {at}", "rejected": f"dog {at}"} for at in range(40)]
     write_lines(folder / "choices.jsonl", choices)
+    passages = [{"query": f"dog {at % 8}", "passage": f"number {at}", "label": at % 2} for at in range(40)]
+    write_lines(folder / "passages.jsonl", passages)
     (folder / "items.csv").write_text("user,item,time\n" + "\n".join(rows) + "\n")
 
 
@@ -88,6 +95,11 @@ def pictures(model: shardyard.Model, folder: Path) -> Shown:
 
 def vector(model: shardyard.Model, folder: Path) -> Shown:
     return list(model.embed([TEXT])[0].values)
+
+
+def relevance(model: shardyard.Model, folder: Path) -> Shown:
+    pair = ("How many moons has Mars?", "Mars has two moons, Phobos and Deimos.")
+    return list(model.predict([pair])[0].logits)
 
 
 def places(model: shardyard.Model, folder: Path) -> Shown:
@@ -182,6 +194,9 @@ CASES = {
     ),
     "sentence_embedding": Case(
         shardyard.SentenceEmbedding(max_length=16), "sentences.jsonl", vector, LOGITS, {"model": "bert"}
+    ),
+    "reranking": Case(
+        shardyard.Reranking(max_length=32), "passages.jsonl", relevance, LOGITS, {"model": "bert"}
     ),
     "image_classification": Case(
         shardyard.ImageClassification(), "pictures", pictures, LOGITS, {"model": "vit"}
