@@ -198,6 +198,8 @@ def passages(folder: Path) -> Story:
         negatives = [sentence for sentence in sentences if answer not in sentence][:3]
         if positives and negatives:
             rows.append({"query": row["question"], "positives": positives, "negatives": negatives})
+    # Passages belong to the text of a query: one that is asked twice would have them all.
+    rows = list({row["query"]: row for row in rows}.values())
     held_out = rows[8:24]
     spec = shardyard.JobSpec(
         shardyard.Reranking(max_length=64),
