@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Unimplemented,
         Violation,
     )
+    from shardyard.spec_pretraining import CausalLm, MaskedImage, MaskedItem, MaskedLm, SpanCorruption
     from shardyard.spec_settings import (
         Checkpoints,
         EarlyStopping,
@@ -65,21 +66,16 @@ if TYPE_CHECKING:
     )
     from shardyard.spec_sources import Architecture, Data, Pretrained, TrainedTokenizer
     from shardyard.specs import (
-        CausalLm,
         FeatureExtraction,
         ImageClassification,
         Instruction,
         JobSpec,
-        MaskedImage,
-        MaskedItem,
-        MaskedLm,
         ModelEvaluation,
         Preference,
         QuestionAnswering,
         Recommendation,
         Reranking,
         SentenceEmbedding,
-        SpanCorruption,
         Summarization,
         TextClassification,
         TokenClassification,
@@ -133,6 +129,7 @@ _HOMES = {
         "Unimplemented",
         "Violation",
     ),
+    "shardyard.spec_pretraining": ("CausalLm", "MaskedImage", "MaskedItem", "MaskedLm", "SpanCorruption"),
     "shardyard.spec_settings": (
         "Checkpoints",
         "EarlyStopping",
@@ -146,21 +143,16 @@ _HOMES = {
     ),
     "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TrainedTokenizer"),
     "shardyard.specs": (
-        "CausalLm",
         "FeatureExtraction",
         "ImageClassification",
         "Instruction",
         "JobSpec",
-        "MaskedImage",
-        "MaskedItem",
-        "MaskedLm",
         "ModelEvaluation",
         "Preference",
         "QuestionAnswering",
         "Recommendation",
-        "SentenceEmbedding",
         "Reranking",
-        "SpanCorruption",
+        "SentenceEmbedding",
         "Summarization",
         "TextClassification",
         "TokenClassification",

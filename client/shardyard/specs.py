@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from shardyard.spec_pretraining import CausalLm, MaskedImage, MaskedItem, MaskedLm, SpanCorruption, Split
 from shardyard.spec_settings import (
     Checkpoints,
     EvaluationPolicy,
@@ -40,82 +41,12 @@ Pooling = Literal["mean", "cls", "last", "max"]
 Problem = Literal["single_label", "multi_label", "regression"]
 Scheme = Literal["bio", "iob1", "bioes", "plain"]
 Output = Literal["pooled", "last_hidden_state"]
-Split = Literal["leave_one_out", "time", "leave_two_out"]
 ClassWeights = Literal["balanced"] | Mapping[str, float]
 """How much each label counts in the loss: a weight for each name, or `balanced`: rarer labels count more."""
 
 Priority = Literal["best_effort", "normal", "high", "critical"]
 
 _ADAPTATION = ("lora", "freeze")
-
-
-@dataclass(frozen=True)
-class CausalLm:
-    """Pretraining: predict the next token."""
-
-    sequence_length: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the form of a spec file."""
-        return {"pretraining": {"causal_lm": _set(self)}}
-
-
-@dataclass(frozen=True)
-class MaskedLm:
-    """Pretraining: predict masked tokens."""
-
-    mask_probability: float | None = None
-    whole_word: bool | None = None
-    sequence_length: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the form of a spec file."""
-        return {"pretraining": {"masked_lm": _set(self)}}
-
-
-@dataclass(frozen=True)
-class MaskedImage:
-    """Pretraining: predict the masked parts of pictures, which need no labels."""
-
-    image_size: int | None = None
-    mask_patch: int | None = None
-    mask_ratio: float | None = None
-    crop_scale: float | None = None
-    flip: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the form of a spec file."""
-        return {"pretraining": {"masked_image": _set(self)}}
-
-
-@dataclass(frozen=True)
-class MaskedItem:
-    """Pretraining: predict masked items of users' histories. The data is that of `Recommendation`."""
-
-    mask_probability: float | None = None
-    max_history: int | None = None
-    min_user_interactions: int | None = None
-    min_item_interactions: int | None = None
-    min_rating: float | None = None
-    split: Split | None = None
-    exclude_seen: bool | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the form of a spec file."""
-        return {"pretraining": {"masked_item": _set(self)}}
-
-
-@dataclass(frozen=True)
-class SpanCorruption:
-    """Pretraining of an encoder-decoder: write the spans that are missing in a text, as T5 was trained."""
-
-    density: float | None = None
-    mean_span_length: float | None = None
-    sequence_length: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the form of a spec file."""
-        return {"pretraining": {"span_corruption": _set(self)}}
 
 
 @dataclass(frozen=True)
