@@ -175,7 +175,7 @@ ITEMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an item that is a number": (lambda saved: {**saved, "items": [7, *saved["items"][1:]]}, "not a list of ids"),
     "an item twice": (lambda saved: {**saved, "items": saved["items"][:1] * 40}, "twice"),
     "an item too few": (lambda saved: {**saved, "items": saved["items"][1:]}, "so the model needs"),
-    "a mask that is an item": (lambda saved: {**saved, "mask": 7}, "which is not the token behind the last item"),
+    "a mask that is an item": (lambda saved: {**saved, "mask": 7}, "which is not the token after the last item"),
     "a mask too many": (lambda saved: {**saved, "mask": 41}, "so the model needs 42 tokens"),
     "no length": (lambda saved: {**saved, "max_history": True}, "max_history 'True'"),
 }

@@ -176,7 +176,8 @@ def test_a_job_whose_storage_is_unmounted_ends_for_that_and_writes_nothing_below
         storage.mkdir()  # What a mount leaves.
         first = next(told for told in attempts_told(job) if told.failure is not None)
         assert first.failure is not None and first.failure.reason == UNAVAILABLE
-        assert "not mounted" in first.failure.message and str(storage) in first.failure.message
+        assert "the storage root <storage> has no file `store-id`: it is not mounted" in first.failure.message
+        assert str(storage) not in first.failure.message
         with pytest.raises(shardyard.ShardyardError, match="storage"):
             client.submit(dataclasses.replace(spec, checkpoints=shardyard.Checkpoints(every=30)))
         assert tree(storage) == []

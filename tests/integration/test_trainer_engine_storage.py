@@ -85,6 +85,6 @@ def test_fewer_checkpoints_are_advised_only_if_they_would_make_room(tmp_path: Pa
     (tmp_path / "e000002" / "step-000000030").mkdir()  # Half written, so it is not kept.
     kept = kept_bytes(tmp_path)
     assert kept == [1000, 1000, 1000]
-    assert "keep_last (3 of this job lie there)" in room_step(2000, kept)
+    assert "keep_last (this job has 3 there)" in room_step(2000, kept)
     assert "keep_last" not in room_step(2001, kept)
     assert "keep_last" not in room_step(1, kept[:1]) and "keep_last" not in room_step(1, [])
