@@ -107,19 +107,27 @@ def finish(run: Run) -> Finished:
     """The final checkpoint, and the engine with the weights to export, whose evaluation is the job's number."""
     step, selects = run.state.step, run.config.selection.select_best
     metrics = run.selection.metrics_at(step)
-    is_reported = not metrics and not selects
     if not metrics:
-        metrics = _compare(run, is_final=is_reported)
+        metrics = _compare(run, is_final=not selects)
+    elif not selects:
+        _report_again(run, Finished(step, metrics))
     if run.checkpoints.last_step < step:
         _save(run, metrics, is_required=True)
     run.context.finished(step)
-    finished = _take_best(run, Finished(step, metrics)) if selects else Finished(step, metrics)
-    if run.task.eval is not None and not is_reported:
-        # Reported again, not computed again: an evaluation that writes texts may take as long as the training.
-        run.context.evaluated(*finished, num_samples=run.task.eval.num_samples, is_final=True, is_partial=False)
+    finished = Finished(step, metrics)
+    if selects:
+        finished = _take_best(run, finished)
+        _report_again(run, finished)
     if warning := run.task.judge(finished.metrics):
         run.context.warn(*warning)
     return finished
+
+
+def _report_again(run: Run, evaluated: Finished) -> None:
+    """Reports an evaluation as the final one; to compute it again may take as long as training if it writes texts."""
+    if run.task.eval is not None:
+        num_samples = run.task.eval.num_samples
+        run.context.evaluated(*evaluated, num_samples=num_samples, is_final=True, is_partial=False)
 
 
 def _take_best(run: Run, last: Finished) -> Finished:
