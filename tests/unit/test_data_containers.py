@@ -122,7 +122,7 @@ def refusals(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "gzip damaged": ("a.json.gz", packed[:2000] + b"xxxxxxxx" + packed[2008:], "is damaged"),
         "gzip and more": ("a.csv.gz", gzip.compress(CSV.encode()) + b"more", "other data after its compressed data"),
         "LFS": ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n", "`git lfs pull`"),
-        "web page": ("a.csv", b"\n<!DOCTYPE html>\n<html>", "a web page or XML; perhaps a download failed"),
+        "web page": ("a.csv", b"\n<!DOCTYPE html>\n<html>", "a web page or XML; a download may have failed"),
         "Parquet called CSV": ("a.csv", b"PAR1" + bytes(20), "a Parquet file; give format PARQUET"),
         "CSV called Parquet": ("a.parquet", CSV.encode(), "is it text? give the format, such as CSV"),
         "Parquet in gzip": ("a.parquet", gzip.compress(b"PAR1"), "give the .parquet file"),
