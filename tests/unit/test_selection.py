@@ -95,3 +95,12 @@ def test_the_newest_and_the_best_evaluation_come_back_with_all_their_metrics() -
     assert after.best == (10, {"loss": 1.0, "f1": 0.1 + 0.2})
     assert after.metrics_at(20)["loss"] == 2.0 and math.isnan(after.metrics_at(20)["f1"])
     assert after.metrics_at(10) == {} and Selection(LOSS, state={}).metrics_at(0) == {}
+
+
+def test_the_state_of_an_earlier_version_which_kept_the_value_alone_goes_on() -> None:
+    selection = Selection(ACCURACY, state={"bar": 0.5, "without_improvement": 1, "seen_step": 20, "best": [10, 0.5]})
+    assert selection.best == (10, {"accuracy": 0.5}) and not selection.metrics_at(20)
+    selection.see(30, {"accuracy": 0.4, "loss": 1.0})
+    assert selection.best.step == 10
+    selection.see(40, {"accuracy": 0.6, "loss": 0.9})
+    assert selection.best == (40, {"accuracy": 0.6, "loss": 0.9})

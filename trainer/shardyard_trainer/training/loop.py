@@ -136,7 +136,9 @@ def _take_best(run: Run, last: Finished) -> Finished:
     if best is None or best.step == last.step:
         return last
     if run.checkpoints.load_weights(best.step):
-        return Finished(*best)
+        # An earlier version kept only the value that decided.
+        is_whole = best.metrics.keys() == last.metrics.keys()
+        return Finished(best.step, best.metrics if is_whole else _evaluate(run, step=best.step))
     text = f"the checkpoint of step {best.step}, which has the best evaluation, is lost: the last step is exported"
     run.context.warn("BEST_STEP_LOST", text, "spec.evaluation.select_best")
     return last
@@ -218,12 +220,15 @@ def _compare(run: Run, *, is_final: bool = False) -> dict[str, float]:
     return metrics
 
 
-def _evaluate(run: Run, *, max_batches: int | None = None, is_final: bool = False) -> dict[str, float]:
+def _evaluate(
+    run: Run, *, max_batches: int | None = None, is_final: bool = False, step: int | None = None
+) -> dict[str, float]:
+    """Evaluates the engine's weights, which are those after `step`; None: after the last step made."""
     return evaluate(
         run.context,
         run.engine,
         run.task,
-        step=run.state.step,
+        step=run.state.step if step is None else step,
         micro_batch_size=run.config.micro_batch_size,
         max_batches=max_batches,
         is_final=is_final,

@@ -6,7 +6,7 @@ Its state is JSON and belongs in each checkpoint, so that a resumed run decides 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class Selection:
         self._bar: float | None = state.get("bar")
         self._without_improvement: int = state.get("without_improvement", 0)
         self.seen: Evaluated | None = Evaluated(*state["seen"]) if state.get("seen") else None
-        self.best: Evaluated | None = Evaluated(*state["best"]) if state.get("best") else None
+        self.best: Evaluated | None = _read(state["best"], policy.metric) if state.get("best") else None
         self._best_before: Evaluated | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,3 +112,9 @@ class Selection:
 
     def _score(self, value: float) -> float:
         return self._policy.direction * value
+
+
+def _read(best: Sequence[Any], metric: str) -> Evaluated:
+    """The best evaluation of a checkpoint; an earlier version kept its value alone, not all metrics."""
+    step, found = best
+    return Evaluated(step, found if isinstance(found, dict) else {metric: found})
