@@ -41,7 +41,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" --durations=10 $(TESTS)
 
 prove: $(INSTALLED)
-	@$(BIN)/python -m pytest -m prove --durations=0 $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m prove --durations=0 $(TESTS)
 
 # Of machines with a GPU few reach a package index: whatever Python is at hand has to do. WRITE=1: into docs/benchmarks.md.
 gpu:
