@@ -14,6 +14,8 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
+from helpers.small_specs import locations
+from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 
 
@@ -89,12 +91,16 @@ class TrainerGang:
         return [event.WhichOneof("payload") for event in self.events]
 
     def losses(self) -> dict[int, float]:
-        """The loss of every step that was reported."""
+        """Step → loss, as reported."""
+        return self.series("loss")
+
+    def series(self, metric: str) -> dict[int, float]:
+        """Step → value, as reported."""
         return {
             point.step: point.value
             for event in self.events
             for series in event.metrics.series
-            if series.metric == "loss"
+            if series.metric == metric
             for point in series.points
         }
 
@@ -104,6 +110,34 @@ class TrainerGang:
 
     def failures(self) -> list[worker_pb2.WorkerEvent]:
         return [event for event in self.events if event.HasField("failure")]
+
+
+def attempt_in(
+    folder: Path, name: str, spec: spec_pb2.JobSpec, *, epoch: int = 1, **models: Path
+) -> worker_pb2.AttemptSpec:
+    """Attempt number `epoch` of the job in `folder/name`; `spec` may name files of `folder` and the `models`."""
+    job_dir = folder / name
+    attempt_dir = job_dir / f"e{epoch:06}"
+    return worker_pb2.AttemptSpec(
+        job_name="projects/default/jobs/small",
+        job_uid="0" * 32,
+        epoch=epoch,
+        spec=spec,
+        locations=locations(folder, **models),
+        job_dir=str(job_dir),
+        attempt_dir=str(attempt_dir),
+        export_dir=str(job_dir / "model"),
+        world_size=spec.resources.workers,
+        threads_per_rank=1,
+        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
+    )
+
+
+def run_to_the_end(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
+    """Returns the gang after all ranks have ended well."""
+    gang = TrainerGang(attempt)
+    assert gang.wait() == [0] * attempt.world_size, gang.failures()
+    return gang
 
 
 def _read(channel: socket.socket, length: int) -> bytes | None:

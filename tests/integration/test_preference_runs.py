@@ -10,8 +10,7 @@ import torch
 
 from helpers.chat_folders import chat_folder
 from helpers.preferences import PlainPreference, spec_of, write_preferences
-from helpers.small_specs import locations
-from helpers.trainer_processes import TrainerGang
+from helpers.trainer_processes import TrainerGang, attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import SampleRef
@@ -45,26 +44,7 @@ def attempt_of(
     )
     if rank:
         spec.fine_tuning.lora.rank, spec.fine_tuning.lora.dropout = rank, dropout
-    attempt_dir = folder / name / f"e{epoch:06}"
-    return worker_pb2.AttemptSpec(
-        job_name="projects/default/jobs/preferences",
-        job_uid="0" * 32,
-        epoch=epoch,
-        spec=spec,
-        locations=locations(folder, **{"projects/default/models/chat": folder / "chat"}),
-        job_dir=str(folder / name),
-        attempt_dir=str(attempt_dir),
-        export_dir=str(folder / name / "model"),
-        world_size=workers,
-        threads_per_rank=1,
-        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )
-
-
-def run(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
-    gang = TrainerGang(attempt)
-    assert gang.wait() == [0] * attempt.world_size, gang.failures()
-    return gang
+    return attempt_in(folder, name, spec, epoch=epoch, **{"projects/default/models/chat": folder / "chat"})
 
 
 def phases(gang: TrainerGang) -> list[str]:
@@ -81,7 +61,7 @@ def test_losses_are_those_of_a_plain_loop_with_a_frozen_copy(folder: Path, stage
     config = train_config(attempt, num_train_samples=prepared.train.num_samples)
     plain = PlainPreference(build_module(prepared, attempt.spec).model)
     expected, _ = plain_losses(prepared, plain, config)
-    gang = run(attempt)
+    gang = run_to_the_end(attempt)
     losses = gang.losses()
     assert list(losses) == list(range(1, STEPS + 1)) and losses[1] == pytest.approx(math.log(2), rel=1e-6)
     assert max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected)) < 1e-5
@@ -96,14 +76,14 @@ def test_losses_are_those_of_a_plain_loop_with_a_frozen_copy(folder: Path, stage
 @pytest.mark.parametrize("is_kept", [True, pytest.param(False, marks=pytest.mark.prove)])
 def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path, is_kept: bool) -> None:
     first = attempt_of(folder, f"whole-{is_kept}", dropout=0.2, rank=4)
-    whole = run(first)
+    whole = run_to_the_end(first)
     assert "reference" in phases(whole)
     kept = Path(first.job_dir) / "before-training.npz"
     if not is_kept:
         kept.write_bytes(kept.read_bytes()[:100])
     again = attempt_of(folder, f"whole-{is_kept}", dropout=0.2, rank=4, epoch=2)
     again.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000004"))
-    resumed = run(again)
+    resumed = run_to_the_end(again)
     assert ("reference" in phases(resumed)) == (not is_kept)
     assert resumed.losses() == {step: loss for step, loss in whole.losses().items() if step > 4}
     assert resumed.metrics() == whole.metrics()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.small_specs import architecture, locations, parse
-from helpers.trainer_processes import TrainerGang
+from helpers.trainer_processes import attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -66,36 +66,7 @@ def attempt_of(
             "evaluation": {"every": 100},
         }
     )
-    attempt_dir = folder / name / f"e{epoch:06}"
-    return worker_pb2.AttemptSpec(
-        job_name="projects/default/jobs/walks",
-        job_uid="0" * 32,
-        epoch=epoch,
-        spec=spec,
-        locations=locations(folder),
-        job_dir=str(folder / name),
-        attempt_dir=str(attempt_dir),
-        export_dir=str(folder / name / "model"),
-        world_size=workers,
-        threads_per_rank=1,
-        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )
-
-
-def losses_of(gang: TrainerGang, metric: str = "loss") -> dict[int, float]:
-    return {
-        point.step: point.value
-        for event in gang.events
-        for series in event.metrics.series
-        if series.metric == metric
-        for point in series.points
-    }
-
-
-def run(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
-    gang = TrainerGang(attempt)
-    assert gang.wait() == [0] * attempt.world_size, gang.failures()
-    return gang
+    return attempt_in(folder, name, spec, epoch=epoch)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +93,11 @@ def test_losses_are_those_of_plain_pytorch_and_the_ranking_those_of_predict(
     prepared = prepare(attempt.spec, attempt.locations)
     config = train_config(attempt, num_train_samples=prepared.train.num_samples)
     expected, _ = plain_losses(prepared, build_module(prepared, attempt.spec), config)
-    gang = run(attempt)
-    losses = losses_of(gang)
+    gang = run_to_the_end(attempt)
+    losses = gang.losses()
     assert list(losses) == list(range(1, STEPS + 1))
     assert max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected)) < 1e-5
-    final = [event.evaluation.metrics for event in gang.events if event.HasField("evaluation")][-1]
-    assert final["hr_10"] == pytest.approx(hit_rate(Path(attempt.export_dir), folder / "a.csv"), abs=1e-9)
+    assert gang.metrics()["hr_10"] == pytest.approx(hit_rate(Path(attempt.export_dir), folder / "a.csv"), abs=1e-9)
 
 
 def hit_rate(model: Path, data: Path) -> float:
@@ -152,12 +122,12 @@ def hit_rate(model: Path, data: Path) -> float:
 
 @pytest.mark.parametrize("model", ["gpt2", pytest.param("bert", marks=pytest.mark.prove)])
 def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path, model: str) -> None:
-    whole = losses_of(run(attempt_of(folder, f"whole-{model}", dropout=0.2, model=model)))
+    whole = run_to_the_end(attempt_of(folder, f"whole-{model}", dropout=0.2, model=model)).losses()
     first = attempt_of(folder, f"cut-{model}", dropout=0.2, model=model)
-    run(first)
+    run_to_the_end(first)
     second = attempt_of(folder, f"cut-{model}", dropout=0.2, epoch=2, model=model)
     second.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000006"))
-    resumed = losses_of(run(second))
+    resumed = run_to_the_end(second).losses()
     assert resumed == {step: loss for step, loss in whole.items() if step > 6}
 
 
@@ -165,7 +135,7 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: 
 def exported(folder: Path) -> Path:
     """A trained model's folder."""
     attempt = attempt_of(folder, "exported")
-    run(attempt)
+    run_to_the_end(attempt)
     return Path(attempt.export_dir)
 
 
@@ -222,7 +192,7 @@ def test_a_trained_model_is_trained_on_with_its_own_catalogue(folder: Path, expo
 def masked(folder: Path) -> Path:
     """The folder of a model trained on masked items."""
     attempt = attempt_of(folder, "masked", model="bert")
-    run(attempt)
+    run_to_the_end(attempt)
     return Path(attempt.export_dir)
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers.passages import PlainReranker, spec_of, write_passages
-from helpers.small_specs import locations
 from helpers.tiny_folders import save_folder
-from helpers.trainer_processes import TrainerGang
+from helpers.trainer_processes import attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -45,26 +44,7 @@ def attempt_of(
         resources={"workers": workers},
         checkpoints={"every": 4},
     )
-    attempt_dir = folder / name / f"e{epoch:06}"
-    return worker_pb2.AttemptSpec(
-        job_name="projects/default/jobs/passages",
-        job_uid="0" * 32,
-        epoch=epoch,
-        spec=spec,
-        locations=locations(folder, **{"projects/default/models/bert": folder / "bert"}),
-        job_dir=str(folder / name),
-        attempt_dir=str(attempt_dir),
-        export_dir=str(folder / name / "model"),
-        world_size=workers,
-        threads_per_rank=1,
-        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )
-
-
-def run(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
-    gang = TrainerGang(attempt)
-    assert gang.wait() == [0] * attempt.world_size, gang.failures()
-    return gang
+    return attempt_in(folder, name, spec, epoch=epoch, **{"projects/default/models/bert": folder / "bert"})
 
 
 def test_losses_are_those_of_plain_pytorch_and_the_cards_scores_those_of_predict(folder: Path) -> None:
@@ -72,7 +52,7 @@ def test_losses_are_those_of_plain_pytorch_and_the_cards_scores_those_of_predict
     prepared = prepare(attempt.spec, attempt.locations)
     config = train_config(attempt, num_train_samples=prepared.train.num_samples)
     expected, _ = plain_losses(prepared, PlainReranker(build_module(prepared, attempt.spec).model), config)
-    losses = run(attempt).losses()
+    losses = run_to_the_end(attempt).losses()
     assert list(losses) == list(range(1, STEPS + 1))
     assert max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected)) < 1e-5
     model = Path(attempt.export_dir)
@@ -94,9 +74,9 @@ def test_losses_are_those_of_plain_pytorch_and_the_cards_scores_those_of_predict
 @pytest.mark.prove
 def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path) -> None:
     first = attempt_of(folder, "whole", dropout=0.2)
-    whole = run(first)
+    whole = run_to_the_end(first)
     again = attempt_of(folder, "whole", dropout=0.2, epoch=2)
     again.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000004"))
-    resumed = run(again)
+    resumed = run_to_the_end(again)
     assert resumed.losses() == {step: loss for step, loss in whole.losses().items() if step > 4}
     assert resumed.metrics() == whole.metrics()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from helpers.sentence_specs import KINDS, PlainEmbedder, fresh_bert, rows_of, write_rows
-from helpers.small_specs import locations, parse
-from helpers.trainer_processes import TrainerGang
+from helpers.small_specs import parse
+from helpers.trainer_processes import attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -49,26 +49,7 @@ def attempt_of(
             "evaluation": {"every": 100, "holdout": 0.2},
         }
     )  # fmt: skip
-    attempt_dir = folder / name / f"e{epoch:06}"
-    return worker_pb2.AttemptSpec(
-        job_name="projects/default/jobs/vectors",
-        job_uid="0" * 32,
-        epoch=epoch,
-        spec=spec,
-        locations=locations(folder),
-        job_dir=str(folder / name),
-        attempt_dir=str(attempt_dir),
-        export_dir=str(folder / name / "model"),
-        world_size=workers,
-        threads_per_rank=1,
-        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )
-
-
-def run(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
-    gang = TrainerGang(attempt)
-    assert gang.wait() == [0] * attempt.world_size, gang.failures()
-    return gang
+    return attempt_in(folder, name, spec, epoch=epoch)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +75,7 @@ def test_the_loss_is_that_of_the_whole_batch_however_it_is_divided(
     prepared = prepare(attempt.spec, attempt.locations)
     config = train_config(attempt, num_train_samples=prepared.train.num_samples)
     expected, norms = plain_losses(prepared, PlainEmbedder(build_module(prepared, attempt.spec).model), config)
-    gang = run(attempt)
+    gang = run_to_the_end(attempt)
     losses = gang.losses()
     assert list(losses) == list(range(1, STEPS + 1)) and max(norms) > 0
     assert max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected)) < 1e-5
@@ -105,11 +86,11 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_and_the_card_makes_t
     folder: Path,
 ) -> None:
     first = attempt_of(folder, "pairs", dropout=0.2)
-    whole = run(first).losses()
+    whole = run_to_the_end(first).losses()
     same_vectors(Path(first.export_dir))
     second = attempt_of(folder, "pairs", dropout=0.2, epoch=2)
     second.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000003"))
-    assert run(second).losses() == {step: loss for step, loss in whole.items() if step > 3}
+    assert run_to_the_end(second).losses() == {step: loss for step, loss in whole.items() if step > 3}
 
 
 def same_vectors(export: Path) -> None:

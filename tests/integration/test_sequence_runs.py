@@ -16,8 +16,8 @@ import transformers
 from sacrebleu.metrics.bleu import BLEU
 from safetensors.torch import load_file, save_file
 
-from helpers.small_specs import locations, parse, sentences
-from helpers.trainer_processes import TrainerGang
+from helpers.small_specs import parse, sentences
+from helpers.trainer_processes import attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -78,26 +78,7 @@ def attempt_of(
             "evaluation": {"every": 100},
         }
     )
-    attempt_dir = folder / name / f"e{epoch:06}"
-    return worker_pb2.AttemptSpec(
-        job_name="projects/default/jobs/texts",
-        job_uid="0" * 32,
-        epoch=epoch,
-        spec=spec,
-        locations=locations(folder),
-        job_dir=str(folder / name),
-        attempt_dir=str(attempt_dir),
-        export_dir=str(folder / name / "model"),
-        world_size=workers,
-        threads_per_rank=1,
-        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )
-
-
-def run(attempt: worker_pb2.AttemptSpec) -> TrainerGang:
-    gang = TrainerGang(attempt)
-    assert gang.wait() == [0] * attempt.world_size, gang.failures()
-    return gang
+    return attempt_in(folder, name, spec, epoch=epoch)
 
 
 def answers_of(model: Path, texts: list[str], **parameters: Any) -> list[str]:
@@ -135,7 +116,7 @@ def test_losses_are_those_of_plain_pytorch_and_the_texts_those_of_predict(
     prepared = prepare(attempt.spec, attempt.locations)
     config = train_config(attempt, num_train_samples=prepared.train.num_samples)
     expected, _ = plain_losses(prepared, build_module(prepared, attempt.spec), config)
-    gang = run(attempt)
+    gang = run_to_the_end(attempt)
     losses = gang.losses()
     assert list(losses) == list(range(1, STEPS + 1))
     assert max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected)) < 1e-5
@@ -148,12 +129,12 @@ def test_losses_are_those_of_plain_pytorch_and_the_texts_those_of_predict(
 
 @pytest.mark.parametrize("task", ["translation", pytest.param("span_corruption", marks=pytest.mark.prove)])
 def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: Path, task: str) -> None:
-    whole = run(attempt_of(folder, f"whole-{task}", task=task, dropout=0.2)).losses()
+    whole = run_to_the_end(attempt_of(folder, f"whole-{task}", task=task, dropout=0.2)).losses()
     first = attempt_of(folder, f"cut-{task}", task=task, dropout=0.2)
-    run(first)
+    run_to_the_end(first)
     second = attempt_of(folder, f"cut-{task}", task=task, dropout=0.2, epoch=2)
     second.resume_candidates.append(str(Path(first.attempt_dir) / "step-000000004"))
-    assert run(second).losses() == {step: loss for step, loss in whole.items() if step > 4}
+    assert run_to_the_end(second).losses() == {step: loss for step, loss in whole.items() if step > 4}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +142,7 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: 
 )
 def test_the_cards_code_writes_what_predict_writes_in_another_process(folder: Path, task: str, model: str) -> None:
     attempt = attempt_of(folder, f"card-{task}", task=task, model=model)
-    run(attempt)
+    run_to_the_end(attempt)
     export = Path(attempt.export_dir)
     (code,) = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
     done = subprocess.run(
@@ -182,7 +163,7 @@ def test_the_cards_code_writes_what_predict_writes_in_another_process(folder: Pa
 def test_an_output_layer_of_its_own_is_trained_and_leaves_with_the_model(folder: Path) -> None:
     """As T5 1.1, FLAN-T5 and mT5 have one, whose config.json ties nothing."""
     before = attempt_of(folder, "tied")
-    run(before)
+    run_to_the_end(before)
     own = folder / "own"
     shutil.copytree(before.export_dir, own)
     state = load_file(own / "model.safetensors")
@@ -195,7 +176,7 @@ def test_an_output_layer_of_its_own_is_trained_and_leaves_with_the_model(folder:
     attempt.spec.ClearField("tokenizer")
     attempt.spec.model.uri = str(own)
     # The export is only accepted if it writes as the live model does.
-    run(attempt)
+    run_to_the_end(attempt)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(attempt.export_dir)
     assert not model.config.scale_decoder_outputs
     assert not torch.equal(model.lm_head.weight, model.shared.weight)

@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from helpers.beside import script
 from helpers.small_specs import locations, parse
-from helpers.trainer_processes import TrainerGang
+from helpers.trainer_processes import attempt_in, run_to_the_end
 from shardyard.v1 import spec_pb2
-from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.idx import read_idx
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.inputs.base import SampleRef
@@ -81,15 +80,10 @@ def spec_of(folder: Path) -> spec_pb2.JobSpec:
 
 def test_a_small_resnet_is_not_worse_than_in_a_plain_loop(folder: Path) -> None:
     spec = spec_of(folder)
-    attempt_dir = folder / "job" / "e000001"
-    attempt = worker_pb2.AttemptSpec(
-        job_name="projects/p/jobs/fashion", job_uid="0" * 32, epoch=1, spec=spec, locations=locations(folder),
-        job_dir=str(folder / "job"), attempt_dir=str(attempt_dir), export_dir=str(folder / "job" / "model"),
-        world_size=1, threads_per_rank=2, rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )  # fmt: skip
+    attempt = attempt_in(folder, "job", spec)
+    attempt.threads_per_rank = 2
     started = time.monotonic()
-    gang = TrainerGang(attempt)
-    assert gang.wait() == [0]
+    gang = run_to_the_end(attempt)
     ours = next(dict(event.exported.model.metrics) for event in gang.events if event.HasField("exported"))
     elapsed = time.monotonic() - started
     plain, plain_s = plain_accuracy(spec, folder)

@@ -22,8 +22,8 @@ from helpers.chats import write_lines
 from helpers.passages import PlainReranker
 from helpers.preferences import PlainPreference
 from helpers.small_pictures import write_folders
-from helpers.small_specs import classification_spec, locations, shared_data
-from helpers.trainer_processes import TrainerGang
+from helpers.small_specs import classification_spec, shared_data
+from helpers.trainer_processes import attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -173,22 +173,8 @@ def attempt_of(folder: Path, task: str, stage: int, workers: int) -> worker_pb2.
     spec, name = spec_of(folder, task), f"{task}-z{stage}-w{workers}"
     spec.parallelism.zero_stage = stage
     spec.resources.workers = workers
-    attempt_dir = folder / name / "e000001"
-    return worker_pb2.AttemptSpec(
-        job_name="projects/default/jobs/stages",
-        job_uid="0" * 32,
-        epoch=1,
-        spec=spec,
-        locations=locations(
-            folder, **{f"projects/default/models/{name}": (folder / name).resolve() for name in ("bert", "chat")}
-        ),
-        job_dir=str(folder / name),
-        attempt_dir=str(attempt_dir),
-        export_dir=str(folder / name / "model"),
-        world_size=workers,
-        threads_per_rank=1,
-        rendezvous=f"file://{attempt_dir / 'rendezvous'}",
-    )
+    models = {f"projects/default/models/{model}": (folder / model).resolve() for model in ("bert", "chat")}
+    return attempt_in(folder, name, spec, **models)
 
 
 @cache
@@ -229,15 +215,7 @@ def with_plain_peft(task: Prepared, spec: spec_pb2.JobSpec, ours: HuggingFaceMod
     "task", ["texts", "words", "questions", "passages", "adapters", "pictures", "vectors", *CHATS, *PREFERENCES]
 )
 def test_a_model_has_the_losses_of_plain_pytorch(folder: Path, task: str, stage: int, workers: int) -> None:
-    gang = TrainerGang(attempt_of(folder, task, stage, workers))
-    assert gang.wait() == [0] * workers
-    losses = {
-        point.step: point.value
-        for event in gang.events
-        for series in event.metrics.series
-        if series.metric == "loss"
-        for point in series.points
-    }
+    losses = run_to_the_end(attempt_of(folder, task, stage, workers)).losses()
     assert list(losses) == list(range(1, STEPS + 1))
     worst = max(abs(losses[step + 1] / loss - 1) for step, loss in enumerate(expected(folder, task)))
     print(f"{task}, ZeRO-{stage} on {workers}: worst relative difference {worst:.2e}")
