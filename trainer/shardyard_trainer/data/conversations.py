@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shardyard.v1 import spec_pb2
@@ -19,9 +20,8 @@ from shardyard_trainer.data.chat_turns import (
     check_turns,
     read_message,
 )
-from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.readable import unreadable
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.records import Record, Role, read_as
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_list, shown
 
@@ -63,17 +63,8 @@ def read_conversations(
     Those that cannot be used go to `bad`, if the caller has one and finishes it. `last_only`: of each conversation only
     the last answer is learnt.
     """
-    own, num_rows = bad or BadRows(source), 0
-    for record in read_records(files, source, LAYOUTS, field=field, bad=own, only_one=True):
-        try:
-            found = _conversation(record, last_only=last_only)
-        except ValueError as error:
-            own.skip(DataError(str(error), file=record.file, line=record.line, field=field))
-            continue
-        num_rows += 1
-        yield found
-    if bad is None:
-        own.finish(num_rows, field)
+    make = partial(_conversation, last_only=last_only)
+    yield from read_as(make, files, source, LAYOUTS, field=field, bad=bad, only_one=True)
 
 
 def _conversation(record: Record, *, last_only: bool) -> Conversation:

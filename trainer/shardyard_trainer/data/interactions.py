@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.errors import DataError, shorten
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.data.records import Record, Role, read_as
 from shardyard_trainer.data.sources import DataFile
 
 LONGEST_ID = 256
@@ -88,17 +89,8 @@ def read_interactions(
     go to `bad`, if the caller has one and finishes it.
     """
     layout = (_USER, _ITEM, _TIME, *((_RATING,) if rated else ()))
-    own, num_rows = bad or BadRows(source), 0
-    for record in read_records([_as_interactions(file) for file in files], source, (layout,), field=field, bad=own):
-        try:
-            found = _interaction(record, clock)
-        except ValueError as error:
-            own.skip(DataError(str(error), file=record.file, line=record.line, field=field))
-            continue
-        num_rows += 1
-        yield found
-    if bad is None:
-        own.finish(num_rows, field)
+    named = [_as_interactions(file) for file in files]
+    yield from read_as(partial(_interaction, clock=clock), named, source, (layout,), field=field, bad=bad)
 
 
 def _as_interactions(file: DataFile) -> DataFile:

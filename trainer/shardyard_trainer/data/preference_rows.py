@@ -26,8 +26,7 @@ from shardyard_trainer.data.conversations import (
     read_text,
     read_tools,
 )
-from shardyard_trainer.data.errors import DataError
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
 
 SIDES = ("chosen", "rejected")
@@ -60,14 +59,6 @@ class Pair(NamedTuple):
     rejected: Conversation
 
 
-class _Fault(ValueError):
-    """What is wrong with a column of a row."""
-
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-
-
 def read_preferences(
     files: Sequence[DataFile], source: spec_pb2.DataSource, *, field: str, bad: BadRows | None = None
 ) -> Iterator[Pair]:
@@ -75,18 +66,7 @@ def read_preferences(
 
     Rows that cannot be used go to `bad`, if the caller has one and finishes it.
     """
-    own, num_rows = bad or BadRows(source), 0
-    for record in read_records(files, source, LAYOUTS, field=field, bad=own):
-        try:
-            found = _pair(record)
-        except ValueError as error:
-            column = error.column if isinstance(error, _Fault) else ""
-            own.skip(DataError(str(error), file=record.file, line=record.line, column=column, field=field))
-            continue
-        num_rows += 1
-        yield found
-    if bad is None:
-        own.finish(num_rows, field)
+    yield from read_as(_pair, files, source, LAYOUTS, field=field, bad=bad)
 
 
 def _pair(record: Record) -> Pair:
@@ -105,7 +85,7 @@ def _pair(record: Record) -> Pair:
         learnt = [place >= len(prompt) and each["role"] == ASSISTANT for place, each in enumerate(messages)]
         found.append(Conversation(record.file, record.line, tuple(messages), tuple(learnt), tools))
     if _is_same(found[0].messages, found[1].messages):
-        raise _Fault("rejected", "'chosen' and 'rejected' are the same, so neither is preferred; leave the row out")
+        raise RowFault("rejected", "'chosen' and 'rejected' are the same, so neither is preferred; leave the row out")
     return Pair(*found)
 
 
@@ -126,9 +106,9 @@ def _of_cell(cell: Any, name: str, role: str, *, more: Any = None) -> list[Messa
             text = f"{text}\n\n{read_text(more, 'input')}"
         return [{"role": role, "content": text}]
     except TurnFault as fault:
-        raise _Fault(name, f"message {fault.place + 1} of {name!r}: {fault}") from None
+        raise RowFault(name, f"message {fault.place + 1} of {name!r}: {fault}") from None
     except ValueError as error:
-        raise _Fault(name, str(error)) from None
+        raise RowFault(name, str(error)) from None
 
 
 def _is_written_list(cell: Any) -> bool:
@@ -156,12 +136,12 @@ def _parted(
     if not any(are_whole):
         if prompt is None:
             message = "it has no prompt: there is no column `prompt`, and 'chosen' is an answer alone; map a column"
-            raise _Fault("chosen", f"{message} in columns, as prompt: NAME")
+            raise RowFault("chosen", f"{message} in columns, as prompt: NAME")
         return prompt, sides
     if not all(are_whole):
         name = SIDES[are_whole.index(True)]
         message = f"{name!r} is a whole conversation, and the other one an answer alone; write both alike"
-        raise _Fault(name, message)
+        raise RowFault(name, message)
     shared: list[Message] = []
     for one, other in zip(*sides, strict=False):
         if not _is_same([one], [other]):
@@ -171,10 +151,10 @@ def _parted(
         shared.pop()
     if not shared:
         message = "'chosen' and 'rejected' begin with different messages; they must answer the same ones"
-        raise _Fault("rejected", message)
+        raise RowFault("rejected", message)
     if prompt is not None and not all(any(_is_same([each], [other]) for other in shared) for each in prompt):
         message = "'chosen' and 'rejected' are whole conversations without the 'prompt'; correct it, or leave it out"
-        raise _Fault("prompt", message)
+        raise RowFault("prompt", message)
     return shared, [side[len(shared) :] for side in sides]
 
 
@@ -184,7 +164,7 @@ def _with_system(prompt: list[Message], cell: Any) -> list[Message]:
         return prompt
     if prompt[0]["role"] in FIRST_ROLES:
         message = f"message 1 of 'prompt' is a {prompt[0]['role']} message, and the row has a `system` of its own"
-        raise _Fault("system", f"{message}; leave one out")
+        raise RowFault("system", f"{message}; leave one out")
     return [{"role": SYSTEM, "content": text}, *prompt]
 
 
@@ -192,21 +172,21 @@ def _said(cell: Any) -> str:
     try:
         return read_system(cell)
     except ValueError as error:
-        raise _Fault("system", str(error)) from None
+        raise RowFault("system", str(error)) from None
 
 
 def _tools(cell: Any) -> tuple[Any, ...]:
     try:
         return read_tools(cell)
     except ValueError as error:
-        raise _Fault("tools", str(error)) from None
+        raise RowFault("tools", str(error)) from None
 
 
 def _answer(name: str, answer: list[Message]) -> list[Message]:
     """The messages of an answer up to the last of the assistant."""
     end = max((place + 1 for place, each in enumerate(answer) if each["role"] == ASSISTANT), default=0)
     if not end:
-        raise _Fault(name, f"{name!r} has no message of the role assistant, so it answers nothing; leave the row out")
+        raise RowFault(name, f"{name!r} has no message of the role assistant, so it answers nothing; leave the row out")
     return answer[:end]
 
 
@@ -214,7 +194,7 @@ def _checked(name: str, messages: Sequence[Message], num_before: int, *, is_ques
     try:
         check_turns(messages, is_question=is_question)
     except TurnFault as fault:
-        raise _Fault(name, f"message {fault.place - num_before + 1} of {name!r}: {fault}") from None
+        raise RowFault(name, f"message {fault.place - num_before + 1} of {name!r}: {fault}") from None
 
 
 def _is_same(first: Sequence[Message], second: Sequence[Message]) -> bool:

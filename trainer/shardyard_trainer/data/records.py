@@ -5,9 +5,9 @@ Texts with labels have rules of their own (`columns`): there a column may also b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
@@ -15,6 +15,8 @@ from shardyard_trainer.data.errors import DataError, listed, nearest, raise_all,
 from shardyard_trainer.data.readers import Layout, Table, layout_hint, open_table
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.reading import about, reading
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,39 @@ def read_records(
             found = [each.at(_place(field, each, layouts)) for each in error.all() if isinstance(each, DataError)]
             found[0].others = tuple(found[1:])
             raise found[0] from None
+    if bad is None:
+        own.finish(num_rows, field)
+
+
+class RowFault(ValueError):
+    """What is wrong with a row; `column` is the role of the cell to correct, empty if it is not one alone."""
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+def read_as(
+    make: Callable[[Record], Made],
+    files: Sequence[DataFile],
+    source: spec_pb2.DataSource,
+    layouts: Sequence[Sequence[Role]],
+    *,
+    field: str,
+    bad: BadRows | None = None,
+    only_one: bool = False,
+) -> Iterator[Made]:
+    """What `make` makes of each row of `read_records`; a row for which it raises ValueError is a bad one."""
+    own, num_rows = bad or BadRows(source), 0
+    for record in read_records(files, source, layouts, field=field, bad=own, only_one=only_one):
+        try:
+            made = make(record)
+        except ValueError as error:
+            column = error.column if isinstance(error, RowFault) else ""
+            own.skip(DataError(str(error), file=record.file, line=record.line, column=column, field=field))
+            continue
+        num_rows += 1
+        yield made
     if bad is None:
         own.finish(num_rows, field)
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.errors import DataError, shorten
+from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.data.readable import unreadable
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_value, shown
 
@@ -46,14 +46,6 @@ class Judged(NamedTuple):
     grades: tuple[float, ...]
 
 
-class _Fault(ValueError):
-    """What is wrong with a column of a row."""
-
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-
-
 def read_relevance(
     files: Sequence[DataFile], source: spec_pb2.DataSource, *, field: str, bad: BadRows | None = None
 ) -> Iterator[Judged]:
@@ -61,17 +53,7 @@ def read_relevance(
 
     Those that cannot be used go to `bad`, if the caller has one and finishes it.
     """
-    own, num_rows = bad or BadRows(source), 0
-    for record in read_records(files, source, LAYOUTS, field=field, bad=own, only_one=False):
-        try:
-            found = _judged(record)
-        except _Fault as error:
-            own.skip(DataError(str(error), file=record.file, line=record.line, column=error.column, field=field))
-            continue
-        num_rows += 1
-        yield found
-    if bad is None:
-        own.finish(num_rows, field)
+    yield from read_as(_judged, files, source, LAYOUTS, field=field, bad=bad)
 
 
 def _judged(record: Record) -> Judged:
@@ -84,17 +66,17 @@ def _judged(record: Record) -> Judged:
     else:
         passages, grades = _listed(cells)
     if len(passages) > MOST_PASSAGES:
-        raise _Fault("query", f"the query has {len(passages):,} passages; at most {MOST_PASSAGES:,}; leave some out")
+        raise RowFault("query", f"the query has {len(passages):,} passages; at most {MOST_PASSAGES:,}; leave some out")
     return Judged(record.file, record.line, query, tuple(passages), tuple(grades))
 
 
 def _grouped(cells: Mapping[str, Any]) -> tuple[list[str], list[float]]:
     positives, negatives = (_texts(cells[name], name) for name in ("positives", "negatives"))
     if not positives and not negatives:
-        raise _Fault("positives", "the query has no passages; give it some, or leave the row out")
+        raise RowFault("positives", "the query has no passages; give it some, or leave the row out")
     if both := {text.strip() for text in positives} & {text.strip() for text in negatives}:
         message = f"the passage {shorten(min(both))!r} is a positive of the query and a negative; leave one out"
-        raise _Fault("negatives", message)
+        raise RowFault("negatives", message)
     return [*positives, *negatives], [1.0] * len(positives) + [0.0] * len(negatives)
 
 
@@ -113,10 +95,10 @@ def _listed(cells: Mapping[str, Any]) -> tuple[list[str], list[float]]:
         texts = given
     passages = _texts(texts, "passages")
     if labels is None:
-        raise _Fault("passages", "the passages have no labels; map a column with a list of them, as labels: NAME")
+        raise RowFault("passages", "the passages have no labels; map a column with a list of them, as labels: NAME")
     if not isinstance(labels, list | tuple) or len(labels) != len(passages) or not passages:
         number = len(labels) if isinstance(labels, list | tuple) else shown(labels)
-        raise _Fault("labels", f"the query has {len(passages)} passages and {number} labels; give each passage one")
+        raise RowFault("labels", f"the query has {len(passages)} passages and {number} labels; give each passage one")
     return passages, [_grade(label, "labels") for label in labels]
 
 
@@ -140,9 +122,9 @@ def _text(cell: Any, name: str) -> str:
         cell = next((cell[key] for key in _RECORD_TEXTS if key in cell), cell)
     if not isinstance(cell, str) or not cell.strip():
         what = "blank" if isinstance(cell, str) else shown(cell)
-        raise _Fault(name, f"{name!r} is {what}; write a text, or leave the row out")
+        raise RowFault(name, f"{name!r} is {what}; write a text, or leave the row out")
     if fault := unreadable(cell):
-        raise _Fault(name, f"{name!r} has {fault}")
+        raise RowFault(name, f"{name!r} has {fault}")
     return cell
 
 
@@ -153,5 +135,5 @@ def _grade(cell: Any, name: str) -> float:
         value = math.nan
     if not 0 <= value <= _LARGEST_GRADE:
         message = f"{name!r} is {shown(cell)}; write 0 for a passage that is not relevant, and 1 or a grade for others"
-        raise _Fault(name, message)
+        raise RowFault(name, message)
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.labels import number_advice, number_of
 from shardyard_trainer.data.readable import unreadable
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.records import Record, Role, read_as
 from shardyard_trainer.data.sources import DataFile
 
 PAIRS = (
@@ -89,22 +90,14 @@ def read_sentences(
 
     Rows that cannot be used, such as those with a blank text, go to `bad`, if the caller has one and finishes it.
     """
-    own, num_rows = bad or BadRows(source), 0
     first: SentenceRow | None = None
-    for record in read_records(files, source, (_TUPLES, SCORED), field=field, bad=own, only_one=True):
-        try:
-            row = _row(record, scores)
-        except ValueError as error:
-            own.skip(DataError(str(error), file=record.file, line=record.line, field=field))
-            continue
+    make = partial(_row, scores=scores)
+    for row in read_as(make, files, source, (_TUPLES, SCORED), field=field, bad=bad, only_one=True):
         first = first or row
         if (kinds := (_kind(first), _kind(row)))[0] != kinds[1]:
             message = f"{kinds[1]}, but {first.file} has {kinds[0]}; give files with the same columns"
             raise DataError(message, file=row.file, field=field)
-        num_rows += 1
         yield row
-    if bad is None:
-        own.finish(num_rows, field)
 
 
 def _kind(row: SentenceRow) -> str:

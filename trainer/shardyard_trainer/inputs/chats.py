@@ -16,20 +16,18 @@ import torch
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.budget import tokenised
-from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.conversations import Conversation, read_conversations
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
-from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.data.store import TokenStore, TokenWriter
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.chat_template import ChatTemplate, Rendered, TemplateFault
+from shardyard_trainer.inputs.loading import load_rows, token_writer
 from shardyard_trainer.inputs.packed import causal_frame, positions_from
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.tokenization import encoding_fault
-from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
+from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 IGNORED = -100
 CHATS_VERSION = 2
@@ -102,27 +100,20 @@ def load_chats(
     field: str,
 ) -> Chats:
     """Reads, checks and tokenises a source once. Raises DataError."""
-    key = {
-        "version": CHATS_VERSION,
-        "files": files_fingerprint(files, field=field),
-        "tokenizer": tokenization.fingerprint(tokenizer),
-        "template": template.source,
-        "length": length,
-        "last_only": last_only,
-        "layout": layout_key(source),
-    }
-
-    def build(target: Path) -> None:
-        # Check all rows before tokenising any, so that an error in the last row is reported early.
-        num_rows, bad = 0, BadRows(source)
-        for _ in read_conversations(files, source, field=field, last_only=last_only, bad=bad):
-            num_rows += 1
-        bad.finish(num_rows, field)
-        bad = BadRows(source)
-        rows = read_conversations(files, source, field=field, last_only=last_only, bad=bad)
-        _write(ChatTokeniser(tokenizer, template, length, bad, field), rows, target)
-
-    return Chats(TokenStore.open(tokenised(cache_dir / "chats" / fingerprint_of(key), build)))
+    store = load_rows(
+        files,
+        source,
+        tokenizer,
+        lambda bad: read_conversations(files, source, field=field, last_only=last_only, bad=bad),
+        lambda target, rows, bad: _write(ChatTokeniser(tokenizer, template, length, bad, field), rows, target),
+        cache=cache_dir / "chats",
+        field=field,
+        version=CHATS_VERSION,
+        template=template.source,
+        length=length,
+        last_only=last_only,
+    )
+    return Chats(store)
 
 
 class Tokens(NamedTuple):
@@ -158,7 +149,7 @@ class ChatTokeniser:
 
     def writer(self, target: Path) -> TokenWriter:
         """A writer of the tokenizer's ids."""
-        return TokenWriter(target, "<u2" if num_ids(self._tokenizer) <= 2**16 else "<u4")
+        return token_writer(target, self._tokenizer)
 
     def write(self, writer: TokenWriter, whole: Sequence[Tokens]) -> None:
         """Writes conversations (one at least), cut to the length."""

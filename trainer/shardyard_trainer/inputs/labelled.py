@@ -29,7 +29,7 @@ from shardyard_trainer.data.store import (
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.holdout import by_lot
-from shardyard_trainer.inputs.vocabularies import num_ids
+from shardyard_trainer.inputs.loading import token_writer
 
 EXAMPLES_VERSION = 5
 BATCH_TEXTS = 512
@@ -157,7 +157,7 @@ def _check(rows: Iterator[Row], column: LabelColumn, bad: BadRows, field: str) -
 def _tokenise(
     rows: Iterator[Row], checked: _Checked, tokenizer: PreTrainedTokenizerFast, target: Path, *, max_length: int
 ) -> None:
-    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+    writer = token_writer(target, tokenizer)
     counter = TokenCounter(tokenizer)
     num_rows = 0
     while batch := list(islice(rows, BATCH_TEXTS)):

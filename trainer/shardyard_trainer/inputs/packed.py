@@ -24,10 +24,11 @@ from shardyard_trainer.data.columns import layout_key, read_rows
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import TokenStore, files_fingerprint, fingerprint_of
 from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.inputs.loading import token_writer
 from shardyard_trainer.inputs.tokenization import encoding_fault
-from shardyard_trainer.inputs.vocabularies import encoding_raises, num_ids
+from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 CORPUS_VERSION = 4
 _BATCH_TEXTS = 512
@@ -236,8 +237,7 @@ def _tokenise(
     *,
     bad_rows: str,
 ) -> None:
-    # Half the disk and page cache for the vocabularies that most models have.
-    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+    writer = token_writer(target, tokenizer)
     num_bytes = 0
     stream = iter(texts)
     while batch := list(islice(stream, _BATCH_TEXTS)):

@@ -11,18 +11,14 @@ import numpy as np
 import torch
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.budget import tokenised
-from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.preference_rows import Pair, read_preferences
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats
-from shardyard_trainer.data.store import TokenStore, files_fingerprint, fingerprint_of
-from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.chat_template import ChatTemplate
 from shardyard_trainer.inputs.chats import BATCH_ROWS, IGNORED, Chats, ChatTokeniser
+from shardyard_trainer.inputs.loading import load_rows
 
 PREFERENCES_VERSION = 1
 
@@ -38,27 +34,20 @@ def load_preferences(
     field: str,
 ) -> Chats:
     """Reads, checks and tokenises a source once: sequences 2 i and 2 i + 1 are pair i. Raises DataError."""
-    key = {
-        "version": PREFERENCES_VERSION,
-        "kind": "preferences",
-        "files": files_fingerprint(files, field=field),
-        "tokenizer": tokenization.fingerprint(tokenizer),
-        "template": template.source,
-        "length": length,
-        "layout": layout_key(source),
-    }
-
-    def build(target: Path) -> None:
-        # Check all rows before tokenising any, so that an error in the last row is reported early.
-        num_rows, bad = 0, BadRows(source)
-        for _ in read_preferences(files, source, field=field, bad=bad):
-            num_rows += 1
-        bad.finish(num_rows, field)
-        bad = BadRows(source)
-        pairs = read_preferences(files, source, field=field, bad=bad)
-        _write(ChatTokeniser(tokenizer, template, length, bad, field), pairs, target)
-
-    return Chats(TokenStore.open(tokenised(cache_dir / "chats" / fingerprint_of(key), build)))
+    store = load_rows(
+        files,
+        source,
+        tokenizer,
+        lambda bad: read_preferences(files, source, field=field, bad=bad),
+        lambda target, pairs, bad: _write(ChatTokeniser(tokenizer, template, length, bad, field), pairs, target),
+        cache=cache_dir / "chats",
+        field=field,
+        version=PREFERENCES_VERSION,
+        kind="preferences",
+        template=template.source,
+        length=length,
+    )
+    return Chats(store)
 
 
 def _write(tokeniser: ChatTokeniser, pairs: Iterator[Pair], target: Path) -> None:

@@ -18,18 +18,15 @@ import torch
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.budget import tokenised
-from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.question_rows import AskedQuestion, read_questions
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
-from shardyard_trainer.inputs import tokenization
+from shardyard_trainer.data.store import TokenStore
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.contexts import ContextCutter, CutContext
 from shardyard_trainer.inputs.holdout import by_lot
-from shardyard_trainer.inputs.vocabularies import num_ids
+from shardyard_trainer.inputs.loading import load_rows, token_writer
 
 IGNORED = -100
 QUESTIONS_VERSION = 1
@@ -122,35 +119,32 @@ def load_questions(
     field: str,
 ) -> Questions:
     """Reads, checks and tokenises a source once. Raises DataError."""
-    key = {
-        "version": QUESTIONS_VERSION,
-        "files": files_fingerprint(files, field=field),
-        "tokenizer": tokenization.fingerprint(tokenizer),
-        "window": [length, overlap],
-        "layout": layout_key(source),
-    }
 
-    def build(target: Path) -> None:
-        bad, num_questions = BadRows(source), 0
-        # Check all rows before tokenising any, so that an error in the last row is reported early.
-        for _ in read_questions(files, source, field=field, bad=bad):
-            num_questions += 1
-        bad.finish(num_questions, field)
-        bad = BadRows(source)
+    def write(target: Path, rows: Iterator[AskedQuestion], bad: BadRows) -> None:
         writer = _Writer(target, tokenizer, ContextCutter(tokenizer, length, overlap), bad, field)
-        rows = read_questions(files, source, field=field, bad=bad)
         while batch := list(islice(rows, _BATCH)):
             writer.add(batch)
         writer.finish()
 
-    return Questions(TokenStore.open(tokenised(cache_dir / "questions" / fingerprint_of(key), build)))
+    store = load_rows(
+        files,
+        source,
+        tokenizer,
+        lambda bad: read_questions(files, source, field=field, bad=bad),
+        write,
+        cache=cache_dir / "questions",
+        field=field,
+        version=QUESTIONS_VERSION,
+        window=[length, overlap],
+    )
+    return Questions(store)
 
 
 class _Writer:
     """Writes the store, one batch of questions after the other."""
 
     def __init__(self, target: Path, tokenizer: Any, cutter: ContextCutter, bad: BadRows, field: str) -> None:
-        self._writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+        self._writer = token_writer(target, tokenizer)
         self._counter = TokenCounter(tokenizer)
         self._cutter = cutter
         self._bad = bad

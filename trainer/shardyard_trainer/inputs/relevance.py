@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,16 @@ import numpy as np
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.budget import tokenised
-from shardyard_trainer.data.columns import layout_key
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, LabelSchema
 from shardyard_trainer.data.relevance_rows import Judged, read_relevance
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import TokenStore
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.holdout import by_lot
 from shardyard_trainer.inputs.labelled import BATCH_TEXTS, ClassificationSamples, Examples, write_texts
-from shardyard_trainer.inputs.vocabularies import num_ids
+from shardyard_trainer.inputs.loading import load_rows, token_writer
 
 RELEVANCE_VERSION = 1
 RELEVANT = 0.5
@@ -49,42 +48,40 @@ def load_relevance(
     Beside the arrays of `Examples`, the store has `labels` (float64) and `queries` (int64): the number of the query,
     the same for all pairs of its text.
     """
-    key = {
-        "version": RELEVANCE_VERSION,
-        "kind": "relevance",
-        "files": files_fingerprint(files, field=field),
-        "tokenizer": tokenization.fingerprint(tokenizer),
-        "length": length,
-        "layout": layout_key(source),
-    }
-
-    def build(target: Path) -> None:
-        # Check all rows before tokenising any, so that an error in the last row is reported early.
-        num_rows, bad = 0, BadRows(source)
-        for _ in read_relevance(files, source, field=field, bad=bad):
-            num_rows += 1
-        bad.finish(num_rows, field)
-        rows = read_relevance(files, source, field=field, bad=BadRows(source))
-        _write(rows, tokenizer, target, length=length, bad_rows=bad.note(num_rows))
-
-    return TokenStore.open(tokenised(cache_dir / "examples" / fingerprint_of(key), build))
+    return load_rows(
+        files,
+        source,
+        tokenizer,
+        lambda bad: read_relevance(files, source, field=field, bad=bad),
+        partial(_write, tokenizer=tokenizer, length=length),
+        cache=cache_dir / "examples",
+        field=field,
+        version=RELEVANCE_VERSION,
+        kind="relevance",
+        length=length,
+    )
 
 
-def _write(rows: Iterator[Judged], tokenizer: Any, target: Path, *, length: int, bad_rows: str) -> None:
-    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+def _write(target: Path, rows: Iterator[Judged], bad: BadRows, *, tokenizer: Any, length: int) -> None:
+    writer = token_writer(target, tokenizer)
     counter = TokenCounter(tokenizer)
     numbers: dict[str, int] = {}
-    pairs = (
-        (numbers.setdefault(row.query.strip(), len(numbers)), row.query, passage, grade)
-        for row in rows
-        for passage, grade in zip(row.passages, row.grades, strict=True)
-    )
+    num_rows = 0
+
+    def each_pair() -> Iterator[tuple[int, str, str, float]]:
+        nonlocal num_rows
+        for row in rows:
+            num_rows += 1
+            number = numbers.setdefault(row.query.strip(), len(numbers))
+            yield from ((number, row.query, *judged) for judged in zip(row.passages, row.grades, strict=True))
+
+    pairs = each_pair()
     while batch := list(islice(pairs, BATCH_TEXTS)):
         queries, texts, passages, grades = zip(*batch, strict=True)
         write_texts(writer, counter, tokenization.encode(tokenizer, texts, passages, length))
         writer.add_array("queries", np.asarray(queries, np.int64))
         writer.add_array("labels", np.asarray(grades, np.float64))
-    writer.finish(labels=[], has_pairs=True, bad_rows=bad_rows)
+    writer.finish(labels=[], has_pairs=True, bad_rows=bad.note(num_rows))
 
 
 def is_graded(store: TokenStore) -> bool:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,14 @@ import torch
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.budget import tokenised
-from shardyard_trainer.data.columns import layout_key
-from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sentence_rows import ScoreRange, SentenceRow, read_sentences
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import TokenStore
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.loading import load_rows, token_writer
 from shardyard_trainer.inputs.text import TextInputs
-from shardyard_trainer.inputs.vocabularies import num_ids
 from shardyard_trainer.models import architectures
 
 SENTENCES_VERSION = 2
@@ -122,33 +119,27 @@ def load_sentences(
     field: str,
 ) -> Sentences:
     """Reads, checks and tokenises a source once. Raises DataError."""
-    key = {
-        "version": SENTENCES_VERSION,
-        "files": files_fingerprint(files, field=field),
-        "tokenizer": tokenization.fingerprint(tokenizer),
-        "max_length": max_length,
-        "scores": [scores.lowest, scores.highest, scores.is_open],
-        "layout": layout_key(source),
-    }
-
-    def build(target: Path) -> None:
-        bad = BadRows(source)
-        # Check all rows before tokenising any, so that an error in the last row is reported early.
-        num_rows = sum(1 for _ in read_sentences(files, source, scores, field=field, bad=bad))
-        bad.finish(num_rows, field)
-        if not num_rows:
-            raise DataError("no row has texts to learn from", field=field)
-        rows = read_sentences(files, source, scores, field=field)
-        _tokenise(rows, tokenizer, target, max_length=max_length, bad_rows=bad.note(num_rows))
-
-    return Sentences(TokenStore.open(tokenised(cache_dir / "sentences" / fingerprint_of(key), build)), scores)
+    store = load_rows(
+        files,
+        source,
+        tokenizer,
+        lambda bad: read_sentences(files, source, scores, field=field, bad=bad),
+        partial(_tokenise, tokenizer=tokenizer, max_length=max_length),
+        cache=cache_dir / "sentences",
+        field=field,
+        version=SENTENCES_VERSION,
+        max_length=max_length,
+        scores=[scores.lowest, scores.highest, scores.is_open],
+    )
+    return Sentences(store, scores)
 
 
-def _tokenise(rows: Iterator[SentenceRow], tokenizer: Any, target: Path, *, max_length: int, bad_rows: str) -> None:
-    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+def _tokenise(target: Path, rows: Iterator[SentenceRow], bad: BadRows, *, tokenizer: Any, max_length: int) -> None:
+    writer = token_writer(target, tokenizer)
     counter = TokenCounter(tokenizer)
-    num_texts, scored = 2, False
+    num_rows, num_texts, scored = 0, 2, False
     while batch := list(islice(rows, _BATCH_ROWS)):
+        num_rows += len(batch)
         num_texts, scored = len(batch[0].texts), batch[0].score is not None
         encoded = tokenization.encode(tokenizer, [text for row in batch for text in row.texts], None, max_length)
         writer.add(encoded.ids)
@@ -158,7 +149,7 @@ def _tokenise(rows: Iterator[SentenceRow], tokenizer: Any, target: Path, *, max_
         writer.add_array("unknown", unknown)
         writer.add_array("keys", np.asarray([_key(ids) for ids in encoded.ids], np.int64))
         writer.add_array("scores", np.asarray([row.score for row in batch if row.score is not None], np.float64))
-    writer.finish(num_texts=num_texts, scored=scored, bad_rows=bad_rows)
+    writer.finish(num_texts=num_texts, scored=scored, bad_rows=bad.note(num_rows))
 
 
 def _key(ids: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,14 @@ import torch
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.budget import tokenised
-from shardyard_trainer.data.columns import layout_key
-from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import TokenStore
 from shardyard_trainer.data.text_pair_rows import PairNames, TextPair, read_pairs
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.loading import load_rows, token_writer
 from shardyard_trainer.inputs.text import TextInputs
-from shardyard_trainer.inputs.vocabularies import num_ids
 from shardyard_trainer.models import architectures
 
 IGNORED = -100
@@ -157,48 +155,42 @@ def load_sequences(
     field: str,
 ) -> Sequences:
     """Reads, checks and tokenises a source once. Raises DataError."""
-    key = {
-        "version": SEQUENCES_VERSION,
-        "files": files_fingerprint(files, field=field),
+    store = load_rows(
+        files,
+        source,
+        tokenizer,
+        lambda bad: read_pairs(files, source, names, field=field, bad=bad),
+        partial(_tokenise, tokenizer=tokenizer, lengths=lengths, marks=marks, prefix=prefix),
+        cache=cache_dir / "sequences",
+        field=field,
+        version=SEQUENCES_VERSION,
         # Aligned files belong together by their names.
-        "file_names": [file.name for file in files],
-        "tokenizer": tokenization.fingerprint(tokenizer),
-        "lengths": [lengths.source, lengths.target],
-        "marks": [marks.source, marks.target],
-        "prefix": prefix,
-        "names": [names.sources, names.targets, names.languages],
-        "layout": layout_key(source),
-    }
-
-    def build(target: Path) -> None:
-        bad = BadRows(source)
-        # Check all rows before tokenising any, so that an error in the last row is reported early.
-        num_pairs = sum(1 for _ in read_pairs(files, source, names, field=field, bad=bad))
-        bad.finish(num_pairs, field)
-        if not num_pairs:
-            raise DataError("no row has a source and a target", field=field)
-        rows = read_pairs(files, source, names, field=field)
-        _tokenise(rows, tokenizer, target, lengths=lengths, marks=marks, prefix=prefix, bad_rows=bad.note(num_pairs))
-
-    return Sequences(TokenStore.open(tokenised(cache_dir / "sequences" / fingerprint_of(key), build)))
+        file_names=[file.name for file in files],
+        lengths=[lengths.source, lengths.target],
+        marks=[marks.source, marks.target],
+        prefix=prefix,
+        names=[names.sources, names.targets, names.languages],
+    )
+    return Sequences(store)
 
 
 def _tokenise(
-    rows: Iterator[TextPair],
-    tokenizer: Any,
     target: Path,
+    rows: Iterator[TextPair],
+    bad: BadRows,
     *,
+    tokenizer: Any,
     lengths: Lengths,
     marks: Marks,
     prefix: str,
-    bad_rows: str,
 ) -> None:
-    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+    writer = token_writer(target, tokenizer)
     counter = TokenCounter(tokenizer)
     mark_source = Marker(tokenizer, marks.source, lengths.source)
     mark_target = Marker(tokenizer, marks.target, lengths.target)
-    num_bytes = 0
+    num_pairs = num_bytes = 0
     while batch := list(islice(rows, _BATCH_PAIRS)):
+        num_pairs += len(batch)
         sources = tokenization.encode(tokenizer, [prefix + pair.source for pair in batch], None, lengths.source)
         targets = tokenization.encode(tokenizer, [pair.target for pair in batch], None, lengths.target)
         ends = [_ended(ids, tokenizer, lengths.target) for ids in targets.ids]
@@ -216,7 +208,7 @@ def _tokenise(
         writer.add_array("text", np.frombuffer(b"".join(texts), np.uint8))
         writer.add_array("text_ends", ends_at)
         num_bytes = int(ends_at[-1])
-    writer.finish(bad_rows=bad_rows)
+    writer.finish(bad_rows=bad.note(num_pairs))
 
 
 def _ended(ids: list[int], tokenizer: Any, length: int) -> tuple[list[int], bool]:

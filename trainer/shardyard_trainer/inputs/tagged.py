@@ -19,13 +19,13 @@ from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.labels import check_amount
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.stats import DataStats, TokenCounter
-from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
+from shardyard_trainer.data.store import TokenStore, files_fingerprint, fingerprint_of
 from shardyard_trainer.data.tagged_rows import TaggedText, read_tagged
 from shardyard_trainer.data.tags import SchemeFinder, labels_of, to_bio
 from shardyard_trainer.inputs import tokenization
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.holdout import split_by_lot
-from shardyard_trainer.inputs.vocabularies import num_ids
+from shardyard_trainer.inputs.loading import token_writer
 from shardyard_trainer.inputs.words import WordCutter
 
 IGNORED = -100
@@ -156,7 +156,7 @@ def _tokenise(
     about: Mapping[str, str],
     field: str,
 ) -> None:
-    writer = TokenWriter(target, "<u2" if num_ids(tokenizer) <= 2**16 else "<u4")
+    writer = token_writer(target, tokenizer)
     counter = TokenCounter(tokenizer)
     ids = {label: at for at, label in enumerate(labels)}
     num_texts = num_windows = 0
