@@ -12,6 +12,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -66,6 +68,7 @@ class Service:
                 stdout=subprocess.DEVNULL,
                 timeout=STOP_S,
                 check=False,
+                start_new_session=True,
             )
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=STOP_S)
@@ -96,14 +99,38 @@ class Service:
 
 @contextlib.contextmanager
 def running(state: Path, *, launcher: str = "ray", flags: tuple[str, ...] = ()) -> Iterator[Service]:
-    """A ready service; stopped, with a look for what it left behind, at the end. Raises ServiceFailed."""
+    """A ready service, stopped at the end and on SIGTERM. Raises ServiceFailed if a process is left."""
     state.mkdir(parents=True, exist_ok=True)
-    service = Service(state, launcher=launcher, flags=flags)
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        service.wait_until_ready()
-        yield service
+        service = Service(state, launcher=launcher, flags=flags)
+        try:
+            service.wait_until_ready()
+            yield service
+        finally:
+            with postponed(signal.SIGTERM, signal.SIGINT):
+                service.stop()
     finally:
-        service.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def end(number: int, frame: FrameType | None) -> NoReturn:
+    """A signal handler that ends the process as any error does: so what is running gets stopped."""
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def postponed(*numbers: signal.Signals) -> Iterator[None]:
+    """Handles signals at the end of the block: a stop that is cut short leaves Ray without a service to end it."""
+    came: list[signal.Signals] = []
+    before = {number: signal.signal(number, lambda one, _: came.append(signal.Signals(one))) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def name_of(process: psutil.Process) -> str:
