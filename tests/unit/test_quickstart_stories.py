@@ -77,7 +77,7 @@ def test_digits_are_files_that_the_service_reads(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_apt_says_so(tmp_path: Path) -> None:
-    with pytest.raises(assets.AssetsUnavailable, match="there is no no-such-program here"):
+    with pytest.raises(assets.AssetsUnavailable, match="no-such-program is not installed"):
         images.run("no-such-program", folder=str(tmp_path))
     with pytest.raises(assets.AssetsUnavailable, match="dataset-fashion-mnist: "):
         images.run("ls", "no-such-file", folder=str(tmp_path))

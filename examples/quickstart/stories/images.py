@@ -52,11 +52,11 @@ class Material(NamedTuple):
 
 
 def prepare(folder: Path) -> Material:
-    """Pictures and classes as MNIST has them."""
+    """Writes both parts as pairs of IDX files, like MNIST."""
     try:
         found = fashion_folder()
     except assets.AssetsUnavailable as error:
-        print(f"  cannot be had: {error}\n  The same story on scikit-learn's handwritten digits instead:")
+        print(f"  not available: {error}\n  The same story on scikit-learn's handwritten digits instead:")
         train, test = digits()
         names = tuple("0123456789")
     else:
@@ -68,7 +68,7 @@ def prepare(folder: Path) -> Material:
 
 
 def job(material: Material) -> JobSpec:
-    """A ResNet from nothing."""
+    """Trains a ResNet from scratch."""
     return JobSpec(
         ImageClassification(labels=material.names, image_size=material.train[0].shape[1], flip=0.0),
         model=Architecture("resnet", RESNET),
@@ -80,7 +80,7 @@ def job(material: Material) -> JobSpec:
 
 
 def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
-    """Beside the most frequent class, and logistic regression on the pixels of 3,000 pictures."""
+    """Compares with the most frequent class, and with logistic regression on the pixels of 3,000 pictures."""
     pixels, labels = (part[:OF_BASELINE] for part in material.train)
     plain = LogisticRegression(max_iter=1000).fit(flat(pixels), labels)
     return outcome.metrics[METRIC], {
@@ -90,7 +90,7 @@ def compare(client: shardyard.Client, outcome: story.Outcome, material: Material
 
 
 def ask(client: shardyard.Client, model: str, material: Material) -> None:
-    """The classes of the first pictures that were held out."""
+    """Prints the classes of the first held-out pictures. Raises WrongAnswer for an unknown class."""
     pixels, labels = (part[:ASKED] for part in material.test)
     answers = client.model(model).predict([shardyard.Image(as_png(each)) for each in pixels])
     for label, answer in zip(labels, answers, strict=True):
@@ -100,7 +100,7 @@ def ask(client: shardyard.Client, model: str, material: Material) -> None:
 
 
 def fashion_folder() -> Path:
-    """A folder with Fashion-MNIST: installed, there already, or fetched now. Raises AssetsUnavailable."""
+    """A folder with Fashion-MNIST: installed, cached, or fetched now. Raises AssetsUnavailable."""
     installed = Path("/") / INSTALLED
     target = assets.cache_root() / "fashion-mnist"
     for there in (installed, target):
@@ -116,11 +116,11 @@ def fashion_folder() -> Path:
 
 
 def run(*command: str, folder: str) -> None:
-    """Raises AssetsUnavailable if it fails, or is not there."""
+    """Runs a command in `folder`. Raises AssetsUnavailable if it fails or is not installed."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise assets.AssetsUnavailable(f"{PACKAGE}: there is no {command[0]} here") from error
+        raise assets.AssetsUnavailable(f"{PACKAGE}: {command[0]} is not installed") from error
     if done.returncode:
         last = (done.stderr.strip() or f"{command[0]} gave no reason").splitlines()[-1]
         raise assets.AssetsUnavailable(f"{PACKAGE}: {last}")
@@ -144,7 +144,7 @@ def digits() -> tuple[Pictures, Pictures]:
 
 
 def write(folder: Path, pictures: Pictures) -> Path:
-    """A pair of files in IDX, as MNIST has them."""
+    """Writes a pair of IDX files with the names of MNIST."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels, labels = pictures
     images = struct.pack(">4I", 0x803, *pixels.shape) + pixels.tobytes()
@@ -159,7 +159,7 @@ def flat(pixels: np.ndarray) -> np.ndarray:
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """A picture as the bytes of a file."""
+    """The bytes of a PNG file of a picture, uint8 [height, width]."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

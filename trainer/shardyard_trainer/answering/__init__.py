@@ -1,1 +1,1 @@
-"""What warm processes do: inspect folders, answer predictions, give embeddings."""
+"""The calls that warm processes answer: inspect a folder, predict, embed."""

@@ -1,7 +1,7 @@
-"""Predict and embed, in a warm process: a folder and texts in, answers in the order asked out.
+"""Predict and Embed in a warm process: takes a model folder and instances, returns answers in their order.
 
-Errors of the request are returned as violations, all at once, with paths relative to the request; nothing is then
-computed. An answer that would be too large is refused before it is computed, with how many instances fit.
+All errors of a request are returned at once, as violations with paths relative to the request; nothing is computed
+then. An answer that would be too large is refused before it is computed, with how many instances fit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Asking = Generator[Work | None, list[Any], _T]
 
 
 class Refused(Exception):
-    """The question cannot be answered; carries all violations."""
+    """The request cannot be answered, for the reasons in `violations`."""
 
     def __init__(self, violations: Sequence[worker_pb2.Violation]) -> None:
         super().__init__("; ".join(violation.message for violation in violations))
@@ -47,32 +47,32 @@ class Refused(Exception):
 
 
 def predict(request: bytes) -> bytes:
-    """PredictCall → PredictReply, computed by itself."""
+    """PredictCall → PredictReply, computed alone."""
     return finish(predict_steps(request))
 
 
 def embed(request: bytes) -> bytes:
-    """EmbedCall → EmbedReply, computed by itself."""
+    """EmbedCall → EmbedReply, computed alone."""
     return finish(embed_steps(request))
 
 
 def answerer(_settings: bytes) -> Answerer:
-    """What answers the questions of a process (`serving`)."""
+    """Answers the requests of a process, several at once (`serving`)."""
     return Answerer({PREDICT: predict_steps, EMBED: embed_steps})
 
 
 def predict_steps(request: bytes) -> Steps:
-    """`predict`, in steps between which other questions have their turn."""
+    """`predict` in steps, between which other requests may have a turn."""
     return (yield from _reply(_predict(worker_pb2.PredictCall.FromString(request)), worker_pb2.PredictReply))
 
 
 def embed_steps(request: bytes) -> Steps:
-    """`embed`, in steps between which other questions have their turn."""
+    """`embed` in steps, between which other requests may have a turn."""
     return (yield from _reply(_embed(worker_pb2.EmbedCall.FromString(request)), worker_pb2.EmbedReply))
 
 
 def _reply(asking: Asking[Any], kind: type[worker_pb2.PredictReply | worker_pb2.EmbedReply]) -> Steps:
-    """The response, or all that is wrong with the question."""
+    """The response, or all violations of the request."""
     try:
         reply = kind(response=(yield from asking))
     except Refused as refused:
@@ -132,7 +132,7 @@ def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse
 def _in_turns(
     instances: Sequence[model_service_pb2.Instance], read: Callable[[Sequence[model_service_pb2.Instance]], list[_T]]
 ) -> Asking[list[_T]]:
-    """Instances as the model takes them, with a pause after a number of bytes."""
+    """Instances as the model reads them; after `_READ_AT_ONCE` bytes other requests may have a turn."""
     encoded: list[_T] = []
     some: list[model_service_pb2.Instance] = []
     size = 0
@@ -149,7 +149,7 @@ def _in_turns(
 def _in_slices(
     key: Hashable, compute: Callable[[Sequence[Encoded], Sequence[int]], Parts], encoded: Sequence[Encoded]
 ) -> Asking[list[Any]]:
-    """A result for each instance, in the order given; computed in slices of like length."""
+    """A result for each instance, in the order given; computed in slices of similar lengths."""
     results: list[Any] = [None] * len(encoded)
     for indices in list(batches(encoded)):
         found = yield Work(key, compute, [encoded[index] for index in indices], indices)

@@ -1,7 +1,7 @@
-"""Looks into model folders and the shared storage, in a warm process of the cluster.
+"""Inspects model folders and the shared storage, in a warm process of the cluster.
 
-`inspect_model` proves that a folder is a model that loads without running anything of it: all that is wrong comes back
-at once. `check_weights` is the same proof for a folder that a spec points at, remembered while no file of it changes.
+`inspect_model` checks that a folder is a model and loads, without running code of it, and returns all errors at once.
+`check_weights` is the same check for a folder that a spec names; its result is kept until a file changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Look(NamedTuple):
-    """What is wrong with a folder, what it is, and the inputs and parameters that its model takes."""
+    """The errors of a folder, its description, and the inputs and parameters that its model takes."""
 
     problems: tuple[FolderInvalid, ...]
     described: ModelFolder | None
@@ -63,7 +63,7 @@ def inspect_model(request: bytes) -> bytes:
 
 
 def _contradicted_heads(found: ModelFolder | None) -> Iterator[FolderInvalid]:
-    """A head that is there but not as config.json says: fine to begin a fine-tuning from, but nothing to be asked."""
+    """The error of a head that contradicts config.json: such a folder can be fine-tuned, but cannot predict."""
     if found is not None and found.reshaped:
         yield FolderInvalid(
             f"{found.reshaped}; correct it there (num_labels and id2label are the outputs of a classifier), put the "
@@ -113,7 +113,7 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
 
 
 def _with_task(described: ModelFolder) -> ModelFolder:
-    """What the folder is for, by the head that its weights have."""
+    """The folder with its task, which follows from the head in its weights."""
     from shardyard_trainer.models.weight_heads import with_true_head  # It imports torch, which other calls do without.
     from shardyard_trainer.tasks import table
 
@@ -203,7 +203,7 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
 
 
 def _check_answers(folder: Folder) -> Iterator[Predictor]:
-    """Loads the model as `Predict` and `Embed` will, so that what is ready answers: by its predictor, if it has one."""
+    """Loads the model as `Predict` and `Embed` will, so that a ready one answers; yields its predictor, if any."""
     from shardyard_trainer.tasks.opening import open_model
 
     try:
@@ -231,7 +231,7 @@ def _check_head(folder: ModelFolder) -> None:
 
 
 def probe_storage(request: bytes) -> bytes:
-    """ProbeStorageRequest → ProbeStorageReply: reads the coordinator's file and writes one beside it.
+    """ProbeStorageRequest → ProbeStorageReply: reads the coordinator's file and writes one next to it.
 
     A file that is not there, or a folder that cannot be written, leaves its part of the answer empty.
     """

@@ -1,8 +1,8 @@
-"""Many questions to one model at once: what waits is computed together, and large ones take turns.
+"""Many requests to one model at once: waiting ones are computed together, and large ones take turns.
 
-A question is a generator (`infer`). It yields `None` to let others have a turn, or a `Work`, and is sent what the work
-came to; what it returns is the answer. Works of one key are computed in one pass of at most `INSTANCES_AT_ONCE`
-instances and `POSITIONS_AT_ONCE` positions; the caller served longest ago comes first, then its oldest request.
+A request (`_Question`) is a generator of `infer`. It yields `None` to let others have a turn, or a `Work`, and is sent
+the results; it returns the answer. Works of one key are computed in one pass of at most `INSTANCES_AT_ONCE` instances
+and `POSITIONS_AT_ONCE` positions; the caller served longest ago comes first, then its oldest request.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, POSITIONS_AT_ONCE, 
 from shardyard_trainer.tasks.base import Parts
 
 PATIENCE_S = 0.003
-"""Waited, where several came together lately, for others that come at the same time."""
+"""How long to wait for requests that come at the same time, if the last ones did."""
 
 _SMALL_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True)
 class Work:
-    """Texts to compute: `compute(texts, places)` gives a result each; works of one `key` may be joined.
+    """Texts to compute: `compute(texts, places)` makes one result of each; works of one `key` may be joined.
 
-    `places` are the texts' places in their question, for what is random about a text.
+    `places` are the positions of the texts in their request, which seed what is random about a text.
     """
 
     key: Hashable
@@ -39,7 +39,7 @@ Steps = Generator[Work | None, list[Any], bytes]
 
 
 def finish(steps: Steps) -> bytes:
-    """The answer to one question, computed by itself."""
+    """The answer to one request, computed alone."""
     results: list[Any] = []
     try:
         work = next(steps)
@@ -86,7 +86,7 @@ Answer = tuple[int, bytes, BaseException | None]
 
 
 class Answerer:
-    """Questions that wait, and which of them to compute next. `choose` says whose turn it is, `compute` takes it."""
+    """Waiting requests, and which of them to compute next: `choose` picks the turn, `compute` takes it."""
 
     def __init__(self, functions: dict[str, Callable[[bytes], Steps]]) -> None:
         self._functions = functions
@@ -111,21 +111,21 @@ class Answerer:
         return max(0.0, self._since_s + PATIENCE_S - time.monotonic())
 
     def add(self, number: int, function: str, caller: tuple[str, ...], body: bytes, *, alone: bool = False) -> None:
-        """Takes a question; `alone`: nothing is computed together with it."""
+        """Adds a request; `alone`: nothing is computed together with it."""
         if not self._questions:
             self._since_s = time.monotonic()
         steps = self._functions[function](body)
         self._questions[number] = _Question(number, caller, steps, len(body), alone)
 
     def cancel(self, number: int) -> None:
-        """Forgets a question; one that is being computed with others is left out of the answers."""
+        """Drops a request; if it is being computed with others, its answer is dropped."""
         question = self._questions.pop(number, None)
         if question is not None and not question.running:
             question.steps.close()
         self._passes = [each for each in self._passes if any(one.number in self._questions for one in each.questions)]
 
     def choose(self) -> list[int]:
-        """Chooses the next turn: the numbers of the questions that it is for."""
+        """Picks the next turn and returns the numbers of its requests."""
         small = [each for each in self._questions.values() if self._is_small(each)]
         if small:
             self._next = small
@@ -141,7 +141,7 @@ class Answerer:
         return [each.number for each in questions]
 
     def compute(self) -> list[Answer]:
-        """Takes the turn that was chosen: the answers that are ready after it."""
+        """Takes the chosen turn and returns the answers that are ready after it."""
         chosen = self._next
         if isinstance(chosen, _Pass):
             for question in chosen.questions:
@@ -172,7 +172,7 @@ class Answerer:
             self._callers[question.caller[:end]] = question.served
 
     def _join(self, first: _Question) -> _Pass:
-        """A pass for the first question's work, and for others that have room in it."""
+        """A pass for the work of `first`, and for others that fit into it."""
         assert first.work is not None
         joined, count, longest = [first], len(first.work.texts), _longest(first.work)
         waiting = [each for each in self._questions.values() if each.work is not None and not each.running]
@@ -199,7 +199,7 @@ class Answerer:
             return []
         except StopIteration as end:
             results: list[Any] = end.value
-        except BaseException as error:  # edge: whose fault it is shows when each is computed by itself.
+        except BaseException as error:  # edge: computing each alone shows whose fault it is.
             return self._fail(current, error)
         self._passes.remove(current)
         answers: list[Answer] = []
@@ -222,7 +222,7 @@ class Answerer:
         return [(question.number, b"", error)] if self._questions.pop(question.number, None) else []
 
     def _advance(self, question: _Question, results: list[Any] | None) -> list[Answer]:
-        """Lets a question run up to its next work or pause."""
+        """Runs a request up to its next work or pause."""
         try:
             question.work = next(question.steps) if results is None else question.steps.send(results)
         except StopIteration as end:

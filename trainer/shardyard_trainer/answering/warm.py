@@ -1,6 +1,6 @@
-"""Models that stay loaded between calls, the least recently used given up under a memory budget.
+"""Models that stay loaded between calls, within a memory budget: the least recently used ones go first.
 
-A model is known by its folder and the identity of the folder's files: a changed file is another model.
+The key of a model is its folder and the identity of the folder's files: a changed file makes another model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 class ModelCache:
-    """Loads on the first ask; for one thread: a process answers with one."""
+    """Loads a model on its first request. Not thread-safe: a process answers in one thread."""
 
     def __init__(self, load: Callable[[Folder], Opened], *, budget_bytes: int) -> None:
         self._load = load
@@ -42,14 +42,14 @@ class ModelCache:
         check_known(source, known)
         model = self._load(source)
         self._models[key] = model
-        # The newest stays however large it is: it is about to be asked.
+        # The newest stays, however large it is: a request is waiting for it.
         while len(self._models) > 1 and self.held_bytes > self._budget_bytes:
             self._models.popitem(last=False)
         return model
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all weights held."""
+        """Bytes of the weights of all loaded models."""
         return sum(model.loaded.size_bytes for model in self._models.values())
 
 

@@ -90,7 +90,7 @@ def _give_up(folder: Path) -> bool:
     """Removes a folder and its lock; False if a process is reading it or it cannot be removed."""
     gone = folder.with_name(f".{folder.name}.gone")
     with (
-        contextlib.suppress(OSError),  # BlockingIOError among them: somebody reads it.
+        contextlib.suppress(OSError),  # BlockingIOError among them: a process is reading it.
         locked(_lock_of(folder), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock,
     ):
         shutil.rmtree(gone, ignore_errors=True)

@@ -68,7 +68,7 @@ def read_conversations(
 
 
 def _conversation(record: Record, *, last_only: bool) -> Conversation:
-    """Raises ValueError."""
+    """The conversation of a row. Raises ValueError, also if nothing of it is to be learnt."""
     cells = record.cells
     read = next(read for role, read in _READERS.items() if role in cells)
     if read is None:

@@ -70,7 +70,7 @@ def read_preferences(
 
 
 def _pair(record: Record) -> Pair:
-    """Raises ValueError."""
+    """The pair of a row. Raises ValueError; RowFault if one column is at fault."""
     cells = record.cells
     sides = [_of_cell(cells[name], name, ASSISTANT) for name in SIDES]
     prompt = _of_cell(cells["prompt"], "prompt", USER, more=cells.get("input")) if "prompt" in cells else None

@@ -57,6 +57,7 @@ def read_relevance(
 
 
 def _judged(record: Record) -> Judged:
+    """The passages of a row. Raises RowFault."""
     cells = record.cells
     query = _text(cells["query"], "query")
     if "positives" in cells:

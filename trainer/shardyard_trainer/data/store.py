@@ -64,7 +64,7 @@ def _build(folder: Path, build: Callable[[Path], Any]) -> None:
 def locked(path: Path, how: int) -> Iterator[Path]:
     """Holds a lock on a file, which is created if missing; an exclusive holder may remove the file.
 
-    Raises: BlockingIOError where `how` has LOCK_NB and somebody else holds it.
+    Raises: BlockingIOError if `how` has LOCK_NB and another process holds it.
     """
     lock = open_locked(path, how)
     with lock:
@@ -169,7 +169,7 @@ class TokenStore:
 
     @property
     def num_sequences(self) -> int:
-        """The number of sequences."""
+        """One less than the offsets, which have the end of the last sequence too."""
         return len(self.offsets) - 1
 
     def lengths(self) -> np.ndarray:

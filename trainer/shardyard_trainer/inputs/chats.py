@@ -291,8 +291,10 @@ class ChatSamples:
                 tokens, learnt = store.tokens[part].astype(np.int64), store.arrays["learnt"][part] > 0
                 size = len(tokens)
                 ids[i, at : at + size], starts[i, at] = tokens, True
+                # The last token predicts nothing: what follows it belongs to another conversation.
                 labels[i, at : at + size - 1] = np.where(learnt[1:], tokens[1:], IGNORED)
                 at += size
+            # The padding restarts the positions too, so that it is not read as a part of the last conversation.
             if at < shape[1]:
                 starts[i, at] = True
         inputs = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
@@ -308,6 +310,7 @@ def pack(lengths: np.ndarray, most: int) -> list[list[int]]:
     rooms: list[int] = []
     for at in np.lexsort((np.arange(len(lengths)), -lengths.astype(np.int64))).tolist():
         length = int(lengths[at])
+        # `rooms` has each free room once, sorted: the fullest bin that fits is found without a look at all bins.
         found = bisect_left(rooms, length)
         if found == len(rooms):
             bins.append([])

@@ -156,6 +156,7 @@ def split(store: TokenStore, holdout: float) -> tuple[Corpus, Corpus | None]:
         train_bytes = int(num_bytes[:first].sum())
     else:
         cut = int(total * (1 - holdout))
+        # The cut is inside a document, whose bytes are known as a whole alone: they are split like its tokens.
         train_bytes = round(int(store.meta["num_bytes"]) * cut / max(1, total))
     eval_bytes = int(store.meta["num_bytes"]) - train_bytes
     return _slice(store, 0, cut, train_bytes), _slice(store, cut, total, eval_bytes)
@@ -184,6 +185,7 @@ class Blocks:
         usable = corpus.num_tokens - overlap
         # In training the stream is a ring: its last window's last target is its first token.
         self.num_blocks = corpus.num_tokens // length if shuffle else max(0, math.ceil(usable / length))
+        # A batch that spans two passes needs the orders of both.
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def block(self, data_epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,6 +225,7 @@ def _slice(store: TokenStore, first: int, last: int, num_bytes: int) -> Corpus:
     inside = store.offsets[(store.offsets > first) & (store.offsets < last)] - first
     starts = np.concatenate([np.zeros(1, np.int64), inside]) if last > first else np.zeros(0, np.int64)
     continues = store.arrays.get("continues")
+    # A document without tokens begins where the next one does: the two have one start.
     return Corpus(
         store.tokens[first:last], np.unique(starts), None if continues is None else continues[first:last], num_bytes
     )

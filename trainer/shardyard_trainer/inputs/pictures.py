@@ -29,7 +29,7 @@ from shardyard_trainer.inputs.base import MicroBatch, SampleRef, seed_for
 from shardyard_trainer.inputs.image import Augmentation, ImageInputs, positions
 
 PICTURES_VERSION = 2
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ def _gather(
         elif source.max_bad_rows_share or not isinstance(error, _Damaged):
             bad.skip_file(error)
         else:
-            # Listed together: people mend a folder at once.
+            # Listed together, so that all of a folder's pictures can be fixed at once.
             damaged.append(error)
-            if len(damaged) == _MOST_TOLD:
+            if len(damaged) == _MOST_LISTED:
                 break
     if damaged:
         damaged[0].others = tuple(damaged[1:])

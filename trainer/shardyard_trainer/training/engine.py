@@ -142,6 +142,7 @@ class Engine:
         # Each step seeds itself, so no random state is ever saved: whatever an evaluation or an export draws in between
         # has no effect, and a resumed run draws the same dropout.
         torch.manual_seed(seed_for(self._config.seed, step, self._gang.rank))
+        # Set here, not by a scheduler of DeepSpeed: the rate follows from the step, so there is no state to resume.
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self._deepspeed.train()
@@ -157,6 +158,7 @@ class Engine:
             if not is_dummy:
                 loss_sum += loss.detach()
         self._deepspeed.step()
+        # Stages 1 to 3 clip inside `step`, and skip it by themselves; at stage 0 the optimizer's hook has noted both.
         if self._config.zero_stage > 0:
             self._applied = self._deepspeed.was_step_applied()
             self._grad_norm = float(self._deepspeed.get_global_grad_norm())
@@ -266,8 +268,10 @@ class Engine:
         self._grad_norm = gradient_norm([p.grad for p in parameters])
         self._applied = math.isfinite(self._grad_norm)
         if not self._applied:
+            # AdamW passes over a parameter without a gradient: neither its moments nor its weights decay.
             for parameter in parameters:
                 parameter.grad = None
+        # 1e-6 as in torch's clip_grad_norm_: a plain loop scales by the same factor.
         elif self._config.clip > 0 and (factor := self._config.clip / (self._grad_norm + 1e-6)) < 1:
             torch._foreach_mul_([p.grad for p in parameters], factor)
 

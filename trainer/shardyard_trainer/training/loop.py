@@ -70,6 +70,7 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
     `stepped` is called with each step made.
     """
     state, config = run.state, run.config
+    # The first batch has no step before it beside which to agree, and no decision to wait for.
     batch, counts = _first_batch(run)
     while state.step < config.total_steps and not run.selection.is_over:
         started_s = time.monotonic()

@@ -99,6 +99,7 @@ class Order:
         num_micro = max(-(-len(share) // micro_batch_size) for share in shares)
         share = shares[rank]
         if not len(share):
+            # Fewer samples than ranks: this one computes a sample of another rank, and counts nothing.
             filler = next(other for other in shares if len(other)).take(slice(0, 1))
             return [MicroSamples(filler, True)] * num_micro
         # Micro batches of equal size, not full ones and a rest: the largest decides how much memory a step takes.
@@ -114,6 +115,7 @@ class Order:
         if self.lengths is None:
             return order
         batch = self.batch_size
+        # Whole batches of the stream alone are sorted: the head and the tail share a batch with a neighbouring epoch.
         start = min(-data_epoch * self.num_samples % batch, self.num_samples)
         end = start + (self.num_samples - start) // batch * batch
         # Sorting saves the padding, and a window keeps it local: over a whole data epoch the same samples would always
@@ -144,6 +146,7 @@ def deal(batch: Stretch, world_size: int, lengths: np.ndarray | None) -> list[St
     if lengths is None:
         return [batch.take(slice(start, end)) for start, end in itertools.pairwise(bounds)]
     lengths_B = lengths[batch.samples].astype(np.int64)
+    # Ties go by epoch and sample, so that each rank deals alike, whatever the order within the batch.
     longest_first = np.lexsort((batch.samples, batch.data_epochs, -lengths_B))
     room = [end - start for start, end in itertools.pairwise(bounds)]
     ranks_B = _balanced(lengths_B[longest_first], room)
