@@ -26,7 +26,7 @@ QUICK = {"poll_s": 0.01, "unbegun_grace_s": 0.02, "stop_grace_s": 0.02, "pause_g
 STILL = (JobState.PAUSED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=14))
 def test_whatever_is_asked_in_whatever_order_the_job_ends_and_its_log_is_legal(actions: list[str]) -> None:
     log = asyncio.run(_play(actions))
