@@ -89,19 +89,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(first, first + LOSS_CHUNK)
             hidden, targets = hidden_ND[part], targets_N[part]
             logits = F.linear(hidden, weight_VD, bias_V).float()
-            counts, places = targets != IGNORED, targets.clamp(min=0)[:, None]
-            log_total = logits.logsumexp(-1, keepdim=True)
-            losses = log_total - (1 - smoothing) * logits.gather(1, places)
+            counts, places = (targets != IGNORED)[:, None], targets.clamp(min=0)[:, None]
+            wanted = (1 - smoothing) * logits.gather(1, places)
             if smoothing:
-                losses -= smoothing * logits.mean(1, keepdim=True)
-            loss += losses.squeeze(1).mul(counts).sum()
+                wanted += smoothing * logits.mean(1, keepdim=True)
+            # Both the loss and its gradient from one exp, in place: on a CPU that is what costs beside the products.
+            largest = logits.amax(1, keepdim=True)
+            exps = logits.sub_(largest).exp_()
+            total = exps.sum(1, keepdim=True)
+            loss += (total.log() + largest - wanted).mul(counts).sum()
             if with_gradient:
-                # The gradient with respect to the logits, in place: softmax minus the wanted probabilities.
-                error = logits.sub_(log_total).exp_()
-                error.scatter_add_(1, places, torch.full_like(log_total, smoothing - 1.0))
+                # The gradient with respect to the logits: softmax minus the wanted probabilities.
+                error = exps.div_(total)
+                error.scatter_add_(1, places, torch.full_like(total, smoothing - 1.0))
                 if smoothing:
                     error -= smoothing / error.shape[1]
-                error = error.mul_(counts[:, None]).to(weight_VD.dtype)
+                error = error.mul_(counts).to(weight_VD.dtype)
                 grad_hidden[part] = error @ weight_VD
                 _accumulate(grad_weight, error, hidden)
                 if grad_bias is not None:
