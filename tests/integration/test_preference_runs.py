@@ -87,3 +87,18 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one_bit_for_bit(folder: 
     assert ("reference" in phases(resumed)) == (not is_kept)
     assert resumed.losses() == {step: loss for step, loss in whole.losses().items() if step > 4}
     assert resumed.metrics() == whole.metrics()
+
+
+def test_a_stop_ends_the_measuring_of_the_reference_on_all_ranks_together(folder: Path) -> None:
+    def stop(request: worker_pb2.ReportRequest) -> worker_pb2.ReportReply:
+        if any(event.phase.phase == "reference" for event in request.events):
+            reply.directive.action, reply.directive.reason = worker_pb2.Directive.ACTION_CHECKPOINT_AND_STOP, "PAUSED"
+        return reply
+
+    reply = worker_pb2.ReportReply()
+    attempt = attempt_of(folder, "stopped", stage=3, workers=2)
+    gang = TrainerGang(attempt, stop)
+    assert gang.wait() == [0, 0], gang.failures()
+    assert gang.kinds()[-1] == "stopped" and gang.events[-1].stopped == worker_pb2.Stopped(reason="PAUSED")
+    assert phases(gang)[-1] == "reference" and not gang.losses()
+    assert not (Path(attempt.job_dir) / "before-training.npz").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.clock import ManualClock
 from helpers.core import TERMINAL, Core, assert_dense, new_job, running_core, states
 from helpers.scripted_launcher import ScriptedGang, ScriptedLauncher, whole_run
 from shardyard.v1 import job_pb2, spec_pb2
@@ -120,6 +121,20 @@ async def test_a_gang_that_never_gets_to_its_canary_is_tried_twice(tmp_path: Pat
     assert job_pb2.FailureReport.FromString(job.failure).reason == "ENGINE_START_TIMEOUT"
 
 
+async def test_a_start_takes_as_long_as_it_likes_while_the_gang_says_how_far_it_is(tmp_path: Path) -> None:
+    launcher, clock = ScriptedLauncher(), ManualClock()
+    async with running_core(tmp_path, launcher, clock=clock, start_timeout_s=10.0) as core:
+        job = await _brought_to(core, launcher, JobState.PREPARING)
+        gang = launcher.newest()
+        for turn in range(4):
+            gang.emit(phase=job_pb2.PhaseStarted(phase="reference", message=f"{turn} of 4"))
+            await _recorded(core, job, gang)
+            clock.advance(6.0)
+        gang.canary()
+        await core.until(job.uid, JobState.RUNNING)
+        assert not gang.directives
+
+
 async def test_a_failed_gang_that_does_not_end_is_ended_by_force(tmp_path: Path) -> None:
     launcher = ScriptedLauncher()
     async with running_core(tmp_path, launcher, failure_grace_s=0.05) as core:
@@ -224,3 +239,10 @@ async def _brought_to(core: Core, launcher: ScriptedLauncher, state: JobState) -
     if state is JobState.FINALIZING:
         gang.finished(3)
     return await core.until(job.uid, state)
+
+
+async def _recorded(core: Core, job: JobRecord, gang: ScriptedGang) -> None:
+    """Returns when everything that the gang has said is recorded."""
+    async with asyncio.timeout(20):
+        while (await core.attempts(job.uid))[-1].high_water < len(gang.events):
+            await asyncio.sleep(0.01)

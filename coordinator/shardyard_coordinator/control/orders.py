@@ -43,6 +43,7 @@ class Orders:
         self._end_by_s: float | None = None
         self._start_by_s = clock.monotonic_s() + settings.start_timeout_s
         self._run_by_s: float | None = None
+        self._heard = 0
 
     @property
     def next_s(self) -> float | None:
@@ -55,6 +56,10 @@ class Orders:
         now_s = self._clock.monotonic_s()
         if job.state is not JobState.PREPARING:
             self._start_by_s = 0.0
+        elif self._start_by_s and attempt.high_water > self._heard:
+            # A gang that says how far it is has not stuck.
+            self._start_by_s = now_s + self._settings.start_timeout_s
+        self._heard = attempt.high_water
         if attempt.failure and self._end_by_s is None:
             self._end_by_s = now_s + self._settings.failure_grace_s
         if self._given != _NOTHING:

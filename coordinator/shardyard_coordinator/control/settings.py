@@ -27,7 +27,7 @@ class ControlSettings:
     unbegun_grace_s: float = 3.0
     # From a rank's failure to the supervisor's report that the gang has ended.
     failure_grace_s: float = 30.0
-    # From the launch to the canary: loading, tokenising and compiling included.
+    # From one report to the next between the launch and the canary: loading, tokenising and compiling included.
     start_timeout_s: float = 1800.0
     retry_min_s: float = 0.5
     retry_max_s: float = 10.0

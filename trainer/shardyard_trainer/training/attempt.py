@@ -64,7 +64,16 @@ def train_and_export(
     `entered` is called with each phase, `stepped` with the newest step, for the failure report.
     """
     started_s = time.monotonic()
-    run = build_run(context, task, engine, config, dry_run=dry_run)
+    order = Order(
+        num_samples=task.train.num_samples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        lengths=task.train.lengths(),
+    )
+    if not compare_with_before(context, engine, task, order, config, entered=entered):
+        context.stopped()
+        return RunState()
+    run = build_run(context, task, engine, config, order, dry_run=dry_run)
     try:
         if not run.is_fresh:
             run.checkpoints.probe()
@@ -87,18 +96,15 @@ def train_and_export(
     return run.state
 
 
-def build_run(context: Context, task: Prepared, engine: Engine, config: TrainConfig, *, dry_run: Export) -> Run:
+def build_run(
+    context: Context, task: Prepared, engine: Engine, config: TrainConfig, order: Order, *, dry_run: Export
+) -> Run:
     """Puts a run together, from its newest whole checkpoint or from the beginning. A collective."""
     checkpoints = Checkpoints(
         context,
         engine,
         predicted_bytes=config.checkpoint_bytes or _predict_bytes(engine.module),
         zero_stage=config.zero_stage,
-    )
-    lengths = task.train.lengths()
-    order = Order(num_samples=task.train.num_samples, batch_size=config.batch_size, seed=config.seed, lengths=lengths)
-    compare_with_before(
-        context, engine, task, order, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size
     )
     restored = checkpoints.restore()
     state = restored or RunState()
