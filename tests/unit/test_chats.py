@@ -151,7 +151,7 @@ def answered(**keys: Any) -> list[dict[str, Any]]:
 GOOD = [chat("a?", "b")]
 REFUSED = {
     "two users": (rows_with(("u", "a"), ("u", "b"), ("a", "c")), "line 2: message 2: its role is user, but after one"),
-    "an answer first": (rows_with(("a", "b"), ("u", "a")), "message 1: its role is assistant, but at the beginning"),
+    "an answer first": (rows_with(("a", "b"), ("u", "a")), "developer or user; put the messages in order"),
     "a late system": (rows_with(("u", "a"), ("s", "b"), ("a", "c")), "message 2: its role is system"),
     "an unknown role": (rows_with(("u", "a"), ("assistent", "b")), "did you mean assistant?"),
     "a blank question": (rows_with(("u", " \n"), ("a", "b")), "message 1: the user's message is empty"),
@@ -171,6 +171,7 @@ REFUSED = {
     ),
     "nothing": ([{"messages": []}], "'messages' is an empty list"),
     "a text": ([{"messages": "user: hello"}], "write a list of messages"),
+    "no messages": ([{"messages": None}], "'messages' is missing; write a list of messages"),
     "tools": (rows_with(("u", "a"), ("a", "b"), tools=[{"name": "f"}]), "it does not read `tools`"),
     "half a character": (rows_with(("u", "a \ud83d"), ("a", "b")), "message 1: its content has half of a surrogate"),
     "half a character in a tool": (

@@ -177,8 +177,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an empty answer": ({"chosen": " "}, "chosen", "'chosen' is blank; write a text"),
     "no answer": ({"rejected": None}, "rejected", "'rejected' is missing"),
     "no prompt": ({"prompt": ""}, "prompt", "'prompt' is blank"),
-    "a number": ({"chosen": 5}, "chosen", "'chosen' is '5'"),
-    "several answers": ({"chosen": ["b", "c"]}, "chosen", "message 1 of 'chosen': it is 'b'; write it as"),
+    "a number": ({"chosen": 5}, "chosen", "'chosen' is '5'; write a text in quotes, or leave the row out"),
+    "several answers": ({"chosen": ["b", "c"]}, "chosen", "'chosen' is a list of 2 texts; write one, and a row for"),
     "an answer with a score": ({"chosen": {"answer": "b", "score": 1}}, "chosen", "; give a list"),
     "an empty list": ({"rejected": []}, "rejected", "'rejected' is an empty list"),
     "an empty message": ({"rejected": [{"role": "assistant", "content": ""}]}, "rejected", "message 1 of 'rejected'"),
@@ -192,7 +192,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "two answers in a row": (
         {"chosen": [{"role": "assistant", "content": "x"}] * 2}, "chosen", "message 2 of 'chosen': its role is",
     ),
-    "one whole conversation": ({"chosen": chat("a?", "b")["messages"]}, "chosen", "the other one an answer alone"),
+    "a whole conversation of another prompt": (
+        {"chosen": chat("b?", "b")["messages"]}, "prompt", "whole conversations without the 'prompt'",
+    ),
+    "a question alone": ({"chosen": ASKED}, "chosen", "'chosen' has no message of the role assistant"),
+    "a history without answers": ({"history": ["a", "b"]}, "history", "'history' has 'a'; write a list of [question"),
     "another prompt": (
         {"chosen": chat("b?", "c")["messages"], "rejected": chat("b?", "d")["messages"]},
         "prompt", "whole conversations without the 'prompt'",

@@ -1034,7 +1034,7 @@ Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
 class Instruction(_message.Message):
     """Follow instructions and hold conversations: learns the assistant's messages. Its data has the column role `messages` (a list of {role, content},
     optionally with `tools`), or `conversations` (a list of {from, value}), `instruction` and `output` (optionally with `input`), `prompt`
-    and `completion` (these three optionally with `system`), or plain `text`, of which every token is learnt.
+    and `completion` (these three optionally with `system`, the last two with `history`), or plain `text`, of which every token is learnt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1078,7 +1078,7 @@ Global___Instruction: _TypeAlias = Instruction  # noqa: Y015
 @_typing.final
 class Preference(_message.Message):
     """Answer as people prefer, by direct preference optimisation (Rafailov et al., 2023). Its data has the column roles `prompt`, `chosen`
-    and `rejected`: texts, or lists of {role, content}. Perhaps it has `input` (a part of the prompt), `system` and `tools`; without a
+    and `rejected`: texts, or lists of {role, content}. Perhaps it has `input` (a part of the prompt), `system`, `history` and `tools`; without a
     `prompt`, it is what `chosen` and `rejected` begin with alike. The reference is the model as it was before training. Unset,
     `optimization.learning_rate` is 1e-6, with LoRA 5e-6.
     """

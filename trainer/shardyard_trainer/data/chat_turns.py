@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,12 @@ _MAY_FOLLOW: Mapping[str, tuple[str, ...]] = {
 # Names of the speakers in ShareGPT and other data sets.
 _OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("human", "prompter", "instruction"), USER),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), ASSISTANT),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "bing", "bard", "function_call", "tool_call"), ASSISTANT),
     **dict.fromkeys(("observation", "function", "tool_response"), TOOL),
 }
+_CALLERS = ("function_call", "tool_call")
+"""Names of an assistant whose message is a call of a tool, as JSON."""
+
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """Other keys of a message that a template may read."""
 
@@ -59,6 +63,8 @@ def read_message(place: int, value: Any) -> tuple[Message, bool]:
     if role not in ROLES:
         message = f"its role {shorten(speaker)!r} is none of {', '.join(ROLES)}{nearest(role, ROLES)}; correct it"
         raise TurnFault(place, message)
+    if speaker.strip().lower() in _CALLERS:
+        return {"role": role, "content": "", "tool_calls": _calls(place, given)}, _weight(place, given)
     kept = _kept(place, role, given)
     content = _content(place, given.get("content", given.get("value")), may_lack=bool(kept.get("tool_calls")))
     return {"role": role, "content": content, **kept}, _weight(place, given)
@@ -76,6 +82,22 @@ def _kept(place: int, role: str, given: Mapping[str, Any]) -> Message:
         if fault := unreadable(value):
             raise TurnFault(place, f"its {key} has {fault}")
     return kept
+
+
+def _calls(place: int, given: Mapping[str, Any]) -> list[Message]:
+    """The calls of a message that is one: `{"name": …, "arguments": …}` as JSON, or a list of them."""
+    said = _content(place, given.get("content", given.get("value")), may_lack=False)
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        found = None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
+        form = '{"name": …, "arguments": {…}}'
+        raise TurnFault(place, f"it is {_shown(said)}; write what a {given.get('role', given.get('from'))} says as {form}")
+    if fault := unreadable(calls):
+        raise TurnFault(place, f"its call has {fault}")
+    return [{"type": "function", "function": dict(call)} for call in calls]
 
 
 def _content(place: int, value: Any, *, may_lack: bool) -> str:
@@ -118,7 +140,8 @@ def check_turns(messages: Sequence[Message], *, is_question: bool) -> None:
         allowed = _MAY_FOLLOW[before]
         if role not in allowed:
             where = f"after one of the role {before}" if before else "at the beginning"
-            raise TurnFault(place, f"its role is {role}, but {where} comes {' or '.join(allowed)}")
+            message = f"its role is {role}, but {where} comes {' or '.join(allowed)}; put the messages in order"
+            raise TurnFault(place, message)
         calls = role == ASSISTANT and message.get("tool_calls")
         if not message["content"].strip() and role not in (*FIRST_ROLES, TOOL) and not calls:
             raise TurnFault(place, f"the {role}'s message is empty; leave the conversation out, or write what was said")

@@ -26,12 +26,19 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_list, shown
 
 _SYSTEM = Role("system", ("system_prompt",), is_optional=True)
-_TOOLS = Role("tools", is_optional=True)
+HISTORY = Role("history", is_optional=True)
+TOOLS = Role("tools", ("functions",), is_optional=True)
 LAYOUTS = (
-    (Role("messages"), _TOOLS),
-    (Role("conversations", ("conversation",)), _SYSTEM, _TOOLS),
-    (Role("instruction"), Role("input", ("context",), is_optional=True), Role("output", ("response",)), _SYSTEM),
-    (Role("prompt", ("question",)), Role("completion", ("response", "answer")), _SYSTEM),
+    (Role("messages"), TOOLS),
+    (Role("conversations", ("conversation",)), _SYSTEM, TOOLS),
+    (
+        Role("instruction"),
+        Role("input", ("context",), is_optional=True),
+        Role("output", ("response",)),
+        _SYSTEM,
+        HISTORY,
+    ),
+    (Role("prompt", ("question", "query")), Role("completion", ("response", "answer")), _SYSTEM, HISTORY),
     (Role("text"),),
 )
 ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout))
@@ -123,11 +130,13 @@ def _of_instruction(cells: Mapping[str, Any]) -> list[Any]:
     asked, more = read_text(cells["instruction"], "instruction"), cells.get("input")
     if more is not None and str(more).strip():
         asked = f"{asked}\n\n{read_text(more, 'input')}"
-    return [{"role": USER, "content": asked}, {"role": ASSISTANT, "content": read_text(cells["output"], "output")}]
+    answer = {"role": ASSISTANT, "content": read_text(cells["output"], "output")}
+    return [*read_history(cells.get("history")), {"role": USER, "content": asked}, answer]
 
 
 def _of_prompt(cells: Mapping[str, Any]) -> list[Any]:
     return [
+        *read_history(cells.get("history")),
         *_messages_or_text(cells["prompt"], USER, "prompt"),
         *_messages_or_text(cells["completion"], ASSISTANT, "completion"),
     ]
@@ -153,9 +162,25 @@ def read_text(cell: Any, name: str) -> str:
     """A text of the column `name`. Raises ValueError for a blank cell, or one that is not a text."""
     if not isinstance(cell, str) or not cell.strip():
         what = "blank" if isinstance(cell, str) else shown(cell)
-        raise ValueError(f"{name!r} is {what}; write a text, or leave the row out")
+        form = "a text" if cell is None or isinstance(cell, str) else "a text in quotes"
+        raise ValueError(f"{name!r} is {what}; write {form}, or leave the row out")
     check_readable(cell, name)
     return cell
+
+
+def read_history(cell: Any) -> list[Message]:
+    """The earlier turns of a row, each a question and its answer; none for a blank cell. Raises ValueError."""
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return []
+    found: list[Message] = []
+    for turn in as_list(cell, "'history'"):
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise ValueError(f"'history' has {shown(turn)}; write a list of [question, answer]")
+        found += [
+            {"role": role, "content": read_text(said, "history")}
+            for role, said in zip((USER, ASSISTANT), turn, strict=True)
+        ]
+    return found
 
 
 def check_readable(cell: Any, name: str) -> None:
@@ -166,9 +191,9 @@ def check_readable(cell: Any, name: str) -> None:
 
 def read_list(cell: Any, name: str) -> list[Any]:
     """A list, or text that contains one (in CSV), as JSON or as Python writes it. Raises ValueError."""
-    if isinstance(cell, str) and not cell.lstrip().startswith("["):
-        raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON")
-    found = as_list(_by_rows(cell), name)
+    if cell is None or (isinstance(cell, str) and not cell.lstrip().startswith("[")):
+        raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON, or leave the row out")
+    found = as_list(_by_rows(cell), repr(name))
     if not found:
         raise ValueError(f"{name!r} is an empty list; leave the row out")
     return found
@@ -184,15 +209,22 @@ def _by_rows(cell: Any) -> Any:
 
 
 def read_tools(cell: Any) -> tuple[Any, ...]:
-    """The offered tools: a list, or text that contains one as JSON. Raises ValueError."""
+    """The offered tools: a list, or text that contains one as JSON; so may each tool be. Raises ValueError."""
     if cell is None or cell == "":
         return ()
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            raise ValueError(f"'tools' is {shown(cell)}; write a list of tools as JSON") from None
-    if not isinstance(cell, list) or not all(isinstance(tool, Mapping) for tool in cell):
+    found = _parsed(cell, "tools")
+    tools = [_parsed(tool, "tools") for tool in found] if isinstance(found, list) else [found]
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"'tools' is {shown(cell)}; write a list of tools, each an object")
-    check_readable(cell, "tools")
-    return tuple(cell)
+    check_readable(tools, "tools")
+    return tuple(tools)
+
+
+def _parsed(cell: Any, name: str) -> Any:
+    """A cell, or the value of its JSON. Raises ValueError."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{name!r} is {shown(cell)}; write a list of tools as JSON") from None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
@@ -19,8 +22,11 @@ from shardyard_trainer.data.chat_turns import (
     read_message,
 )
 from shardyard_trainer.data.conversations import (
+    HISTORY,
     MOST_MESSAGES,
+    TOOLS,
     Conversation,
+    read_history,
     read_list,
     read_system,
     read_text,
@@ -30,20 +36,22 @@ from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
 
 SIDES = ("chosen", "rejected")
-_SIDES = (
-    Role("chosen", ("chosen_response", "response_chosen")),
-    Role("rejected", ("rejected_response", "response_rejected")),
+_REJECTED = Role(
+    "rejected", ("rejected_response", "response_rejected", "rejected_messages", "non_preferred_output")
 )
-_BESIDE = (Role("system", ("system_prompt",), is_optional=True), Role("tools", is_optional=True))
+_SIDES = (Role("chosen", ("chosen_response", "response_chosen", "preferred_output")), _REJECTED)
+_BESIDE = (Role("system", ("system_prompt",), is_optional=True), TOOLS)
+_WITH_PROMPT = (*_SIDES, *_BESIDE, HISTORY)
 LAYOUTS = (
     (
-        Role("prompt", ("question", "instruction", "conversations")),
-        *_SIDES,
+        Role("prompt", ("question", "query", "instruction", "conversations", "conversation")),
         Role("input", ("context",), is_optional=True),
-        *_BESIDE,
+        *_WITH_PROMPT,
     ),
-    (Role("prompt", ("input",)), *_SIDES, *_BESIDE),
+    (Role("prompt", ("input",)), *_WITH_PROMPT),
+    (Role("prompt", ("messages",)), *_WITH_PROMPT),
     (*_SIDES, *_BESIDE),
+    (Role("chosen", ("messages", "conversations", "conversation")), _REJECTED, *_BESIDE),
 )
 ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout))
 
@@ -71,13 +79,17 @@ def read_preferences(
 
 def _pair(record: Record) -> Pair:
     """The pair of a row. Raises ValueError; RowFault if one column is at fault."""
-    cells = record.cells
+    cells = _unwrapped(record.cells)
     sides = [_of_cell(cells[name], name, ASSISTANT) for name in SIDES]
     prompt = _of_cell(cells["prompt"], "prompt", USER, more=cells.get("input")) if "prompt" in cells else None
     prompt, (chosen, rejected) = _parted(prompt, sides)
     _checked("prompt" if "prompt" in cells else "chosen", prompt, 0, is_question=True)
-    prompt = _with_system(prompt, cells.get("system"))
-    tools = _tools(cells.get("tools"))
+    with _about("history"):
+        prompt = [*read_history(cells.get("history")), *prompt]
+    with _about("system"):
+        prompt = _with_system(prompt, read_system(cells.get("system")))
+    with _about("tools"):
+        tools = read_tools(cells.get("tools"))
     found = []
     for name, answer in zip(SIDES, (chosen, rejected), strict=True):
         messages = [*prompt, *_answer(name, answer)]
@@ -89,11 +101,40 @@ def _pair(record: Record) -> Pair:
     return Pair(*found)
 
 
+@contextmanager
+def _about(column: str) -> Iterator[None]:
+    """Says of a ValueError which column it is about, and of a TurnFault which message of it."""
+    try:
+        yield
+    except TurnFault as fault:
+        raise RowFault(column, f"message {fault.place + 1} of {column!r}: {fault}") from None
+    except ValueError as error:
+        raise error if isinstance(error, RowFault) else RowFault(column, str(error)) from None
+
+
+def _unwrapped(cells: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The cells, those that are requests ({messages, tools}, in CSV as JSON) as their messages; a row has one `tools`."""
+    found = dict(cells)
+    for name in ("prompt", *SIDES):
+        cell = found.get(name)
+        if isinstance(cell, str) and cell.lstrip().startswith("{") and '"messages"' in cell:
+            with suppress(ValueError, RecursionError):
+                cell = json.loads(cell)
+        if isinstance(cell, Mapping) and "messages" in cell:
+            found[name] = cell["messages"]
+            found["tools"] = found.get("tools") or cell.get("tools")
+    return found
+
+
 def _of_cell(cell: Any, name: str, role: str, *, more: Any = None) -> list[Message]:
     """The messages of a cell: a list of them, one of them, a transcript, or a text, which is one of this role."""
-    try:
+    with _about(name):
         if isinstance(cell, Mapping) and ("role" in cell or "from" in cell):
             cell = [cell]
+        if isinstance(cell, list | tuple) and cell and all(isinstance(each, str) for each in cell):
+            if len(cell) > 1:
+                raise ValueError(f"{name!r} is a list of {len(cell)} texts; write one, and a row for each other one")
+            cell = cell[0]
         if isinstance(cell, list | tuple | Mapping) or _is_written_list(cell):
             values = read_list(cell, name)
             if len(values) > MOST_MESSAGES:
@@ -105,10 +146,6 @@ def _of_cell(cell: Any, name: str, role: str, *, more: Any = None) -> list[Messa
         if more is not None and str(more).strip():
             text = f"{text}\n\n{read_text(more, 'input')}"
         return [{"role": role, "content": text}]
-    except TurnFault as fault:
-        raise RowFault(name, f"message {fault.place + 1} of {name!r}: {fault}") from None
-    except ValueError as error:
-        raise RowFault(name, str(error)) from None
 
 
 def _is_written_list(cell: Any) -> bool:
@@ -138,48 +175,38 @@ def _parted(
             message = "it has no prompt: there is no column `prompt`, and 'chosen' is an answer alone; map a column"
             raise RowFault("chosen", f"{message} in columns, as prompt: NAME")
         return prompt, sides
-    if not all(are_whole):
-        name = SIDES[are_whole.index(True)]
-        message = f"{name!r} is a whole conversation, and the other one an answer alone; write both alike"
-        raise RowFault(name, message)
-    shared: list[Message] = []
-    for one, other in zip(*sides, strict=False):
-        if not _is_same([one], [other]):
-            break
-        shared.append(one)
-    while shared and shared[-1]["role"] == ASSISTANT:
-        shared.pop()
+    shared = _shared(*sides) if all(are_whole) else _question(sides[are_whole.index(True)])
     if not shared:
         message = "'chosen' and 'rejected' begin with different messages; they must answer the same ones"
         raise RowFault("rejected", message)
-    if prompt is not None and not all(any(_is_same([each], [other]) for other in shared) for each in prompt):
+    asked = _question(prompt or [])
+    if not all(any(_is_same([each], [other]) for other in shared) for each in asked):
         message = "'chosen' and 'rejected' are whole conversations without the 'prompt'; correct it, or leave it out"
         raise RowFault("prompt", message)
-    return shared, [side[len(shared) :] for side in sides]
+    return shared, [
+        side[len(shared) :] if is_whole else side for side, is_whole in zip(sides, are_whole, strict=True)
+    ]
 
 
-def _with_system(prompt: list[Message], cell: Any) -> list[Message]:
-    text = _said(cell)
+def _shared(one: Sequence[Message], other: Sequence[Message]) -> list[Message]:
+    """What two conversations begin with alike, up to a message that is to be answered."""
+    pairs = takewhile(lambda pair: _is_same([pair[0]], [pair[1]]), zip(one, other, strict=False))
+    return _question([message for message, _ in pairs])
+
+
+def _question(messages: list[Message]) -> list[Message]:
+    """A conversation without the answer at its end."""
+    end = max((place + 1 for place, each in enumerate(messages) if each["role"] != ASSISTANT), default=0)
+    return messages[:end]
+
+
+def _with_system(prompt: list[Message], text: str) -> list[Message]:
     if not text:
         return prompt
     if prompt[0]["role"] in FIRST_ROLES:
         message = f"message 1 of 'prompt' is a {prompt[0]['role']} message, and the row has a `system` of its own"
         raise RowFault("system", f"{message}; leave one out")
     return [{"role": SYSTEM, "content": text}, *prompt]
-
-
-def _said(cell: Any) -> str:
-    try:
-        return read_system(cell)
-    except ValueError as error:
-        raise RowFault("system", str(error)) from None
-
-
-def _tools(cell: Any) -> tuple[Any, ...]:
-    try:
-        return read_tools(cell)
-    except ValueError as error:
-        raise RowFault("tools", str(error)) from None
 
 
 def _answer(name: str, answer: list[Message]) -> list[Message]:

@@ -146,9 +146,8 @@ def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence
                     message = f"{times} columns are called {shorten(name)!r}; rename one"
                     raise DataError(message, file=table.file.name, column=role, value=name)
             return found
-    wanted = " or ".join(
-        " and ".join(f"`{role.name}`" for role in layout if not role.is_optional) for layout in layouts
-    )
+    ways = [" and ".join(f"`{role.name}`" for role in layout if not role.is_optional) for layout in layouts]
+    wanted = " or ".join(dict.fromkeys(ways))
     missing = next(role for role in layouts[0] if not role.is_optional and not _column_of(table, mapping, role))
     raise DataError(
         f"no columns {wanted}; there are: {listed(table.columns)}; map them in columns, as {missing.name}: NAME"
