@@ -143,7 +143,7 @@ def test_tools_are_a_list_or_text_of_json(tmp_path: Path, tools: Any, column: st
 @pytest.mark.parametrize("call", ["add 1", "[]", '{"arguments": {}}', '["add"]', '{"name": "\\ud83d"}'])
 def test_a_call_that_is_none_is_refused_with_how_to_write_it(tmp_path: Path, call: str) -> None:
     row = {"conversations": [{"from": "human", "value": "a?"}, {"from": "tool_call", "value": call}]}
-    with pytest.raises(DataError, match="message 2: (it is .*; write what a tool_call says as|its call has half)"):
+    with pytest.raises(DataError, match=r"message 2: (it is .*; write what a tool_call says as|its call has half)"):
         read(read_conversations, tmp_path, row)
 
 

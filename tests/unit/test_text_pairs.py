@@ -82,8 +82,41 @@ def test_parquet_has_records_of_languages(tmp_path: Path) -> None:
     assert texts(pairs_of(tmp_path, spec_pb2.DataSource())) == WANTED
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"EN": "a dog", "De": "ein Hund"},
+        {"en_XX": "a dog", "de-AT": "ein Hund", "fr_XX": "un chien"},
+        {"en": "a dog", "en_GB": "another", "de": "ein Hund"},
+        {"language": ["de", "en"], "translation": ["ein Hund", "a dog"]},
+    ],
+)
+def test_a_record_has_its_languages_in_any_case_with_a_region_or_as_two_lists(row: object, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines([{"translation": row}]))
+    assert texts(pairs_of(tmp_path, spec_pb2.DataSource())) == [("a dog", "ein Hund")]
+
+
+def test_a_language_with_several_regions_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines([{"translation": {"en_GB": "a", "en_US": "b", "de": "c"}}]))
+    with pytest.raises(DataError, match="no text for source_language 'en'; there are: en_GB, en_US, de"):
+        pairs_of(tmp_path, spec_pb2.DataSource())
+
+
+@pytest.mark.parametrize("columns", [("inputs", "targets"), ("src", "ref"), ("input_text", "target_text")])
+def test_translations_are_found_by_the_names_of_public_sets(columns: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines([dict(zip(columns, WANTED[0], strict=True))]))
+    assert texts(pairs_of(tmp_path, spec_pb2.DataSource())) == WANTED[:1]
+
+
+def test_the_hint_about_a_header_is_true_for_every_task(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("English\tGerman\na dog\tein Hund\n")
+    with pytest.raises(DataError, match="as none of its names is mapped or one that the task looks for"):
+        pairs_of(tmp_path, spec_pb2.DataSource())
+
+
 def test_summaries_are_found_by_the_names_of_public_sets(tmp_path: Path) -> None:
-    for columns in (("document", "summary"), ("article", "highlights"), ("dialogue", "summary"), ("text", "headline")):
+    for columns in (("document", "summary"), ("article", "highlights"), ("dialogue", "summary"), ("text", "headline"),
+                    ("documents", "tldr"), ("article_text", "abstract_text"), ("inputs", "targets")):  # fmt: skip
         row = dict(zip(columns, ("a long one", "short"), strict=True))
         (tmp_path / "a.jsonl").write_text(lines([{"id": 7, **row}]))
         assert texts(pairs_of(tmp_path, spec_pb2.DataSource(), NAMES)) == [("a long one", "short")]

@@ -94,7 +94,9 @@ def _calls(place: int, given: Mapping[str, Any]) -> list[Message]:
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
         form = '{"name": …, "arguments": {…}}'
-        raise TurnFault(place, f"it is {_shown(said)}; write what a {given.get('role', given.get('from'))} says as {form}")
+        raise TurnFault(
+            place, f"it is {_shown(said)}; write what a {given.get('role', given.get('from'))} says as {form}"
+        )
     if fault := unreadable(calls):
         raise TurnFault(place, f"its call has {fault}")
     return [{"type": "function", "function": dict(call)} for call in calls]
@@ -140,8 +142,8 @@ def check_turns(messages: Sequence[Message], *, is_question: bool) -> None:
         allowed = _MAY_FOLLOW[before]
         if role not in allowed:
             where = f"after one of the role {before}" if before else "at the beginning"
-            message = f"its role is {role}, but {where} comes {' or '.join(allowed)}; put the messages in order"
-            raise TurnFault(place, message)
+            rule = f"but {where} comes {' or '.join(allowed)}; put the messages in order"
+            raise TurnFault(place, f"its role is {role}, {rule}")
         calls = role == ASSISTANT and message.get("tool_calls")
         if not message["content"].strip() and role not in (*FIRST_ROLES, TOOL) and not calls:
             raise TurnFault(place, f"the {role}'s message is empty; leave the conversation out, or write what was said")

@@ -36,9 +36,7 @@ from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
 
 SIDES = ("chosen", "rejected")
-_REJECTED = Role(
-    "rejected", ("rejected_response", "response_rejected", "rejected_messages", "non_preferred_output")
-)
+_REJECTED = Role("rejected", ("rejected_response", "response_rejected", "rejected_messages", "non_preferred_output"))
 _SIDES = (Role("chosen", ("chosen_response", "response_chosen", "preferred_output")), _REJECTED)
 _BESIDE = (Role("system", ("system_prompt",), is_optional=True), TOOLS)
 _WITH_PROMPT = (*_SIDES, *_BESIDE, HISTORY)
@@ -113,7 +111,7 @@ def _about(column: str) -> Iterator[None]:
 
 
 def _unwrapped(cells: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The cells, those that are requests ({messages, tools}, in CSV as JSON) as their messages; a row has one `tools`."""
+    """The cells; of a request ({messages, tools}, in CSV as JSON) its messages, and its tools as those of the row."""
     found = dict(cells)
     for name in ("prompt", *SIDES):
         cell = found.get(name)
@@ -183,9 +181,7 @@ def _parted(
     if not all(any(_is_same([each], [other]) for other in shared) for each in asked):
         message = "'chosen' and 'rejected' are whole conversations without the 'prompt'; correct it, or leave it out"
         raise RowFault("prompt", message)
-    return shared, [
-        side[len(shared) :] if is_whole else side for side, is_whole in zip(sides, are_whole, strict=True)
-    ]
+    return shared, [side[len(shared) :] if is_whole else side for side, is_whole in zip(sides, are_whole, strict=True)]
 
 
 def _shared(one: Sequence[Message], other: Sequence[Message]) -> list[Message]:

@@ -203,8 +203,8 @@ def layout_hint(table: Table) -> str:
     if not table.untaken:
         return ""
     return (
-        f"; the first line ({listed(table.untaken, most=8)}) was not taken for a header, as none of its names "
-        "is mapped or is `text`, `label` or `labels`: map them in columns, or set header"
+        f"; the first line ({listed(table.untaken, most=8)}) was not taken for a header, as none of its names is "
+        "mapped or one that the task looks for: map them in columns, or set header"
     )
 
 

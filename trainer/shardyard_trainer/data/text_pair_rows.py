@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -104,15 +105,34 @@ def _of_languages(record: Record, languages: tuple[str, str]) -> tuple[Any, Any]
             f"language; write it as {{{form}}}, or give the texts in two columns"
         )
         raise DataError(text, file=record.file, line=record.line)
-    for language, name in zip(languages, ("source_language", "target_language"), strict=True):
-        if language not in cell:
+    cell = _by_language(cell)
+    keys = [language if language in cell else _only_like(language, cell) for language in languages]
+    for key, language, name in zip(keys, languages, ("source_language", "target_language"), strict=True):
+        if key is None:
             what = f"no text for {name} {shorten(language)!r}" if language else f"set {name}"
             raise DataError(
                 f"`{RECORD}`: {what}; there are: {listed(map(str, cell))}{nearest(language, map(str, cell))}",
                 file=record.file,
                 line=record.line,
             )
-    return cell[languages[0]], cell[languages[1]]
+    return cell[keys[0]], cell[keys[1]]
+
+
+def _by_language(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record of languages, also if it is written as two lists: of the languages, and of the texts."""
+    languages, said = cell.get("language"), cell.get("translation")
+    if isinstance(languages, list) and isinstance(said, list) and len(languages) == len(said) == len(set(languages)):
+        return dict(zip(languages, said, strict=True))
+    return cell
+
+
+def _only_like(language: str, cell: Mapping[str, Any]) -> str | None:
+    """The only key that is a language in another case, or with a region (`en_XX`, `en-GB`); None if there is none."""
+    wanted = language.casefold()
+    same = [key for key in cell if str(key).casefold() == wanted]
+    of_region = [key for key in cell if wanted and re.split("[-_]", str(key).casefold())[0] == wanted]
+    found = same or of_region
+    return found[0] if len(found) == 1 else None
 
 
 def _text(cell: Any, role: str, record: Record) -> str:

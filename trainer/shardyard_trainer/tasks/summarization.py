@@ -15,9 +15,12 @@ from shardyard_trainer.tasks.text_metrics import Written, WrittenMetrics
 from shardyard_trainer.tasks.text_writer import TextWriter
 
 NAMES = PairNames(
-    ("src", "text", "document", "article", "dialogue", "body", "content", "report", "input", "maintext"),
-    ("tgt", "summary", "highlights", "abstract", "headline", "tldr", "output"),
-)
+    (
+        "src", "text", "document", "documents", "article", "article_text", "dialogue", "body", "content", "report",
+        "input", "inputs", "maintext",
+    ),
+    ("tgt", "summary", "highlights", "abstract", "abstract_text", "headline", "tldr", "output", "targets"),
+)  # fmt: skip
 """Names of the columns in public data sets of summaries."""
 
 

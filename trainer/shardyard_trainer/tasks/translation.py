@@ -22,8 +22,8 @@ from shardyard_trainer.tasks.seq2seq import (
 from shardyard_trainer.tasks.text_metrics import WrittenMetrics, bleu_signature, translation_scores
 from shardyard_trainer.tasks.text_writer import TextWriter
 
-_SOURCES = ("src", "source_text", "input", "input_text")
-_TARGETS = ("tgt", "trg", "target_text", "output", "output_text", "reference")
+_SOURCES = ("src", "source_text", "input", "input_text", "inputs")
+_TARGETS = ("tgt", "trg", "target_text", "output", "output_text", "reference", "ref", "targets")
 
 
 class Translation:
