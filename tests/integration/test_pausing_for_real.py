@@ -129,6 +129,7 @@ def test_data_that_was_changed_in_a_pause_is_refused_until_it_is_put_back(servic
         cursor = _until(job, "paused", cursor)
         failure = job.refresh().failure
         assert failure is not None and failure.reason == "DATA_CHANGED"
+        assert f"mine.txt (spec.train_data) has other content ({len(text):,} bytes; it had" in failure.message
         assert "bring back what was there" in failure.next_step and "shardyard resume" in failure.next_step
         data.write_text(text)
         job.resume()

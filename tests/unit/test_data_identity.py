@@ -54,3 +54,38 @@ def test_a_plan_without_a_fingerprint_is_compared_with_nothing(tmp_path: Path) -
     plan = plan_pb2.JobPlan()
     check_same_data(spec, locations(tmp_path), plan)
     assert plan.data_fingerprint == ""
+
+
+def test_a_later_attempt_says_which_files_are_not_the_same_any_more(tmp_path: Path) -> None:
+    data, job_dir = tmp_path / "data", tmp_path / "job"
+    for folder in (data, job_dir):
+        folder.mkdir()
+    for name in "abcd":
+        (data / f"{name}.csv").write_text("text,label\nfine,1\n")
+    spec = spec_pb2.JobSpec(train_data=spec_pb2.DataSource(uri=str(data)))
+    plan = plan_pb2.JobPlan(data_fingerprint=data_fingerprint(spec, locations(tmp_path)))
+    (data / "a.csv").write_text("text,label\nfine,2\n")
+    assert _changed(spec, plan, tmp_path, job_dir).endswith("when the job was submitted")
+    (data / "a.csv").write_text("text,label\nfine,1\n")
+    for _ in range(2):
+        check_same_data(spec, locations(tmp_path), plan, job_dir=str(job_dir))
+    (data / "a.csv").write_text("text,label\nfine,2\n")
+    (data / "b.csv").write_text("text,label\nfine,1\nawful,0\n")
+    (data / "c.csv").rename(data / "e.csv")
+    assert _changed(spec, plan, tmp_path, job_dir).partition(": ")[2] == (
+        "a.csv (spec.train_data) has other content (18 bytes; it had 18); "
+        "b.csv (spec.train_data) has other content (26 bytes; it had 18); "
+        "c.csv (spec.train_data) is gone; e.csv (spec.train_data) is new"
+    )
+    for name in ("f", "g"):
+        (data / f"{name}.csv").write_text("text,label\nfine,1\n")
+    assert _changed(spec, plan, tmp_path, job_dir).endswith("f.csv (spec.train_data) is new; and 1 more")
+    (job_dir / "data-files.json").write_text("not a list")
+    assert _changed(spec, plan, tmp_path, job_dir).endswith("when the job was submitted")
+
+
+def _changed(spec: spec_pb2.JobSpec, plan: plan_pb2.JobPlan, folder: Path, job_dir: Path) -> str:
+    with pytest.raises(RunFailed) as failed:
+        check_same_data(spec, locations(folder), plan, job_dir=str(job_dir))
+    assert failed.value.cause == "DATA_CHANGED" and "submit the job again" in failed.value.next_step
+    return failed.value.message

@@ -176,7 +176,7 @@ class _RankRun:
 
         if self._local_rank > 0:
             context.gang.wait_for_all()
-        check_same_data(spec, self._attempt.locations, self._attempt.plan)
+        check_same_data(spec, self._attempt.locations, self._attempt.plan, job_dir=self._attempt.job_dir)
         if self._local_rank == 0:
             check_same_model(spec, self._attempt.locations, self._attempt.plan)
         task = prepare(spec, self._attempt.locations)

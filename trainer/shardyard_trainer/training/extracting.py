@@ -34,7 +34,7 @@ from shardyard_trainer.training.shards import fsync_folder
 def run(attempt: worker_pb2.AttemptSpec, context: Context) -> None:
     """One rank's part of the job; on rank 0 also its end. Raises RunFailed, SpecError."""
     spec = resolved_spec(attempt)
-    check_same_data(spec, attempt.locations, attempt.plan)
+    check_same_data(spec, attempt.locations, attempt.plan, job_dir=attempt.job_dir)
     check_same_model(spec, attempt.locations, attempt.plan)
     context.phase("loading model")
     extraction, _ = read_extraction(spec, attempt.locations)
