@@ -106,8 +106,9 @@ def _of_languages(record: Record, languages: tuple[str, str]) -> tuple[Any, Any]
         )
         raise DataError(text, file=record.file, line=record.line)
     cell = _by_language(cell)
-    keys = [language if language in cell else _only_like(language, cell) for language in languages]
-    for key, language, name in zip(keys, languages, ("source_language", "target_language"), strict=True):
+    found = []
+    for language, name in zip(languages, ("source_language", "target_language"), strict=True):
+        key = language if language in cell else _only_like(language, cell)
         if key is None:
             what = f"no text for {name} {shorten(language)!r}" if language else f"set {name}"
             raise DataError(
@@ -115,7 +116,8 @@ def _of_languages(record: Record, languages: tuple[str, str]) -> tuple[Any, Any]
                 file=record.file,
                 line=record.line,
             )
-    return cell[keys[0]], cell[keys[1]]
+        found.append(cell[key])
+    return found[0], found[1]
 
 
 def _by_language(cell: Mapping[str, Any]) -> Mapping[str, Any]:
