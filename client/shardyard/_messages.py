@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -28,7 +29,7 @@ def build(kind: type[M], where: str = "", /, **values: Any) -> M:
     Raises: InvalidArgument with every field that cannot hold its value.
     """
     try:
-        return kind(**values)
+        return _made(kind, values)
     except (TypeError, ValueError):  # protobuf does not say which field it is.
         prefix = f"{where}." if where else ""
         wrong = [
@@ -57,10 +58,19 @@ def build_duration(field: str, seconds: float) -> Duration:
 
 def _holds(kind: type[Message], name: str, value: Any) -> bool:
     try:
-        kind(**{name: value})
+        _made(kind, {name: value})
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _made(kind: type[M], values: Mapping[str, Any]) -> M:
+    for name, value in values.items():
+        field = kind.DESCRIPTOR.fields_by_name.get(name)
+        # protobuf would take a text for a list of its characters.
+        if isinstance(value, str) and field is not None and is_repeated(field):
+            raise TypeError(name)
+    return kind(**values)
 
 
 def _complaint(field: FieldDescriptor, value: Any) -> str:

@@ -135,10 +135,12 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
         pair = build(model_service_pb2.TextPair, f"{where}.pair", text=item[0], text_pair=item[1])
         return model_service_pb2.Instance(pair=pair)
     if isinstance(item, Words):
-        words = build(model_service_pb2.Words, f"{where}.words", words=list(item.words))
+        words = build(model_service_pb2.Words, f"{where}.words", words=item.words)
         return model_service_pb2.Instance(words=words)
     if isinstance(item, Items):
-        ids = [str(each) if type(each) is int else each for each in item.items]
+        ids: Any = item.items
+        if not isinstance(ids, str):
+            ids = [str(each) if type(each) is int else each for each in ids]
         return model_service_pb2.Instance(items=build(model_service_pb2.Items, f"{where}.items", items=ids))
     if isinstance(item, Mapping) and item.keys() == {"question", "context"}:
         item = Question(item["question"], item["context"])

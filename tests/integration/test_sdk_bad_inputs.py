@@ -11,7 +11,7 @@ import pytest
 
 from helpers.script import Script
 from helpers.scripted_service import a_job, serving
-from shardyard import AsyncClient, Client, Data, InvalidArgument, JobSpec, TextClassification
+from shardyard import AsyncClient, Client, Data, InvalidArgument, Items, JobSpec, TextClassification, Words
 from shardyard.v1 import model_service_pb2
 
 LONE = "\ud800"
@@ -24,6 +24,13 @@ BAD_CALLS: list[tuple[str, Call, str]] = [
     ("instances[0].pair.text_pair", lambda c: c.model("m").predict([("a", LONE)]), "is not UTF-8"),
     ("instances[0]", lambda c: c.model("m").predict([3]), "`3` is neither a text nor a pair"),
     ("instances", lambda c: c.model("m").predict(None), "`None` is given, but a list of texts is needed"),
+    (
+        "zero_shot.labels",
+        lambda c: c.model("m").predict(["a"], labels="a, b"),
+        "`a, b` is given, but a list, each text",
+    ),
+    ("instances[0].words.words", lambda c: c.model("m").predict([Words("a b")]), "`a b` is given, but a list"),
+    ("instances[0].items.items", lambda c: c.model("m").predict([Items("a b")]), "`a b` is given, but a list"),
     ("generation.seed", lambda c: c.model("m").predict(["a"], seed=2**70), "is given, but a whole number from"),
     ("fill_mask.top_k", lambda c: c.model("m").predict(["a"], top_k="x"), "`x` is given, but a whole number from"),
     (
