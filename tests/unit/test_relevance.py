@@ -90,6 +90,30 @@ def tevatron(folder: Path) -> Path:
     return write_lines(folder / "a.jsonl", rows)
 
 
+def answers(folder: Path) -> Path:
+    rows = [{"question": query, "answer": text, "label": grade} for query, text, grade in PAIRS]
+    return write_lines(folder / "a.jsonl", rows)
+
+
+def truths_in_csv(folder: Path) -> Path:
+    with (folder / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("query", "passage", "label"), *((*row[:2], bool(row[2])) for row in PAIRS)])
+    return folder / "a.csv"
+
+
+def numbered(folder: Path) -> Path:
+    rows = [
+        {"query": row["query"], "positive": row["pos"][0], "negative_1": row["neg"][0], "negative_2": row["neg"][1:]}
+        for row in lists()
+    ]
+    return write_lines(folder / "a.jsonl", rows)
+
+
+def queries_in_lists(folder: Path) -> Path:
+    rows = [{"query": [row["query"]], "positive": row["pos"], "negative": row["neg"]} for row in lists()]
+    return write_lines(folder / "a.jsonl", rows)
+
+
 def listed(folder: Path) -> Path:
     rows = [{name: row[name] for name in ("query", "passages", "labels")} for row in lists()]
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
@@ -116,7 +140,10 @@ def with_labels(folder: Path) -> Path:
     return write_lines(folder / "a.jsonl", rows)
 
 
-FORMATS = (a_pair_a_row, tab_separated, truths, groups, groups_in_csv, tevatron, listed, ms_marco, with_labels)
+FORMATS = (
+    a_pair_a_row, tab_separated, truths, truths_in_csv, answers, groups, groups_in_csv, numbered, queries_in_lists,
+    tevatron, listed, ms_marco, with_labels,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)

@@ -57,7 +57,9 @@ def said(root: Path, spec: dict[str, Any]) -> str:
         ([{**PAIR, "positive": " "}], ", line 2: the positive is empty; fill it in, or remove the row"),
         ([{**PAIR, "anchor": None}], ", line 2: the anchor is missing, not a text"),
         ([{**PAIR, "anchor": 7}], ", line 2: the anchor is '7', not a text"),
-        ([{**PAIR, "positive": ["one", "two"]}], ", line 2: the positive is a list of 2 texts; give one"),
+        ([{**PAIR, "anchor": ["one", "two"]}], ", line 2: the anchor is a list of 2 texts; give one"),
+        ([{**PAIR, "positive": []}], ", line 2: the positive is an empty list; give a text"),
+        ([{**PAIR, "positive": ["one", ""]}], ", line 2: the positive is empty; fill it in"),
         ([{**PAIR, "positive": "a\0b"}], ", line 2: the positive has a NUL character"),
         ([{**PAIR, "negative": "a  cute dog"}], ", line 1: the negative is missing"),
     ],
@@ -94,7 +96,7 @@ def test_bad_rows_are_left_out_up_to_a_share_and_counted(root: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "changes", "words"),
     [
-        ([SCORED] * 9, {"settings": {"temperature": 0.1}}, "sentence_embedding.temperature: 0.1: for pairs without"),
+        ([SCORED] * 9, {"settings": {"temperature": 0.1}}, "sentence_embedding.temperature: 0.1 is for pairs without"),
         ([PAIR, *rows_of("pairs", 9)], {"settings": {"lowest_score": 0, "highest_score": 5}}, "the data has no scores"),
         ([SCORED] * 9, {"settings": {"lowest_score": 0}}, "highest_score: lowest_score is given alone"),
         ([SCORED] * 9, {"settings": {"lowest_score": 5, "highest_score": 5}}, "5 is not less than the highest_score"),
@@ -125,6 +127,56 @@ def test_a_triplet_learns_alone_and_files_of_two_kinds_are_refused(root: Path) -
     write_rows(both / "a.jsonl", rows_of("pairs", 5))
     write_rows(both / "b.jsonl", rows_of("triplets", 5))
     assert "triplets, but a.jsonl has pairs" in said(root, {**spec, "train_data": {"uri": str(both)}})
+
+
+LISTS = [
+    {"query": "the dog runs", "pos": ["a cute dog", "my dog runs"], "neg": ["a cat", "a film"]},
+    {"query": "a bad film", "pos": ["not a good film"], "neg": [], "pos_scores": [1.0], "neg_scores": [], "prompt": ""},
+    {"query": "my cat", "pos": ["a cat"], "neg": ["the dog runs"]},
+]
+CELLS: dict[str, Any] = {
+    "lists": list,
+    "lists in text": lambda texts: "[" + ", ".join(map(repr, texts)) + "]",
+    "records": lambda texts: [{"docid": "1", "text": text} for text in texts],
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_each_positive_of_a_list_is_a_sample_with_the_negatives_of_its_row(root: Path, kind: str) -> None:
+    rows = [{**row, "pos": CELLS[kind](row["pos"]), "neg": CELLS[kind](row["neg"])} for row in LISTS]
+    task = prepared(root, embedding(root, rows, evaluation={"holdout": 0}))
+    batch = task.train.micro_batch([SampleRef(0, at) for at in range(task.train.num_samples)])
+    decode, ids = task.inputs.tokenizer.decode, batch.inputs["input_ids"].view(4, 4, -1)
+    read = [[decode(text, skip_special_tokens=True) for text in sample] for sample in ids]
+    assert read == [
+        ["the dog runs", "a cute dog", "a cat", "a film"],
+        ["the dog runs", "my dog runs", "a cat", "a film"],
+        ["a bad film", "not a good film", "", ""],
+        ["my cat", "a cat", "the dog runs", ""],
+    ]
+    # Nothing that is not there counts as a candidate: eight of the twelve are, one of them twice.
+    vectors = torch.nn.functional.normalize(torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    right = masked_cosines(vectors, batch.inputs["keys"], slice(0, 4)).isinf()
+    assert right[:, 4:].tolist()[2] == [False, False, True, False, False, False, True, True]
+    assert right[:, :4].tolist()[0] == [False, True, False, False]
+
+
+def test_a_file_whose_rows_have_no_negatives_is_one_of_pairs(root: Path) -> None:
+    rows = [{"query": text, "pos": [f"{text} too"], "neg": []} for text in ("a dog", "a cat", "a film", "my dog")]
+    task = prepared(root, embedding(root, rows))
+    assert task.smallest_batch == 2 and task.train.keys.shape == (3, 2)
+    many = [*rows, {"query": "a", "pos": ["b"], "neg": [f"dog {at}" for at in range(33)]}]
+    assert "line 5: the row has 33 negatives; at most 32 are allowed" in said(root, embedding(root, many))
+
+
+TEXTS = ("[2020]", "[1] a cat", "[", "['a' x]")
+
+
+def test_a_text_that_begins_with_a_bracket_is_no_list(root: Path) -> None:
+    rows = [
+        {"anchor": f"dog {at}", "positive": text} for at, text in enumerate(("[2020]", "[1] a cat", "[", "['a' x]"))
+    ]
+    assert prepared(root, embedding(root, rows, evaluation={"holdout": 0})).train.keys.shape == (4, 2)
 
 
 def test_repeated_pairs_are_warned_of_and_defaults_are_filled_in(root: Path) -> None:
@@ -205,6 +257,14 @@ def test_a_model_that_makes_one_vector_of_all_finds_nothing_first() -> None:
     keys = torch.arange(12).reshape(6, 2)
     assert own_ranks(vectors, keys).tolist() == [6] * 6
     assert own_ranks(torch.eye(6)[:, None].expand(6, 2, 6), keys).tolist() == [1] * 6
+    assert own_ranks(vectors * torch.nan, keys).tolist() == [6] * 6
+
+
+def test_a_text_that_answers_several_questions_is_one_wrong_answer_of_another() -> None:
+    keys = torch.tensor([[1, 7], [2, 7], [3, 7], [4, 8], [5, 7]])
+    one, other = [1.0, 0.0], [0.0, 1.0]
+    vectors = torch.tensor([[one, one]] * 3 + [[one, other]] + [[other, one]])
+    assert own_ranks(vectors, keys).tolist() == [1, 1, 1, 2, 2]
 
 
 def test_a_sample_counts_the_positions_that_it_takes(root: Path) -> None:

@@ -100,7 +100,7 @@ def test_contradiction_is_found_by_its_name_and_the_threshold_counts(tmp_path: P
             "none of which begins with `contra`",
         ),
         (("entailment", "a", "b"), {"labels": ["x"]}, "zero_shot.multi_label", "give several labels"),
-        (NLI, {"hypothesis_template": "about"}, "zero_shot.hypothesis_template", "'about' has to have {} once"),
+        (NLI, {"hypothesis_template": "about"}, "zero_shot.hypothesis_template", "'about' must have {} once"),
         (NLI, {"hypothesis_template": "{} {}"}, "zero_shot.hypothesis_template", "and no other braces"),
         (NLI, {"hypothesis_template": "It is {{}}."}, "zero_shot.hypothesis_template", "and no other braces"),
         (NLI, {"labels": ["cute", " "]}, "zero_shot.labels[1]", "blank"),

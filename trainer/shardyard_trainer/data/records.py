@@ -176,7 +176,7 @@ def _text_hint(table: Table) -> str:
     """A hint for a plain text file, which has no columns."""
     if table.file.format != spec_pb2.DATA_FORMAT_TEXT:
         return ""
-    return "; if each line is a word followed by its tag, set format to conll"
+    return "; if each line is a word followed by its tag, set format to conll; if tabs separate its columns, to tsv"
 
 
 def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:

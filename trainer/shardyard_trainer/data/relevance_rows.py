@@ -12,24 +12,29 @@ from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
-from shardyard_trainer.data.written_lists import as_value, shown
+from shardyard_trainer.data.written_lists import as_value, shown, texts_in
 
 _QUERY = Role("query", ("question", "anchor"))
-_PASSAGE = Role("passage", ("document", "doc", "text"))
+_PASSAGE = Role("passage", ("document", "doc", "text", "answer"))
 _LABEL = Role("label", ("relevance", "score"))
+_POSITIVES = Role("positives", ("positive", "pos", "positive_passages"))
+MOST_NEGATIVES = 32
+NUMBERED_NEGATIVES = tuple(
+    Role(f"negative_{number}", (f"neg_{number}",), is_optional=number > 1) for number in range(1, MOST_NEGATIVES + 1)
+)
+"""Columns that are found by their names alone."""
+
 LAYOUTS = (
-    (
-        _QUERY,
-        Role("positives", ("positive", "pos", "positive_passages")),
-        Role("negatives", ("negative", "neg", "negative_passages", "hard_negatives")),
-    ),
+    (_QUERY, _POSITIVES, Role("negatives", ("negative", "neg", "negative_passages", "hard_negatives"))),
+    (_QUERY, _POSITIVES, *NUMBERED_NEGATIVES),
     (_QUERY, _PASSAGE, _LABEL),
     (_QUERY, Role("passages", ("documents", "docs")), Role("labels", ("relevances", "scores"))),
     (_QUERY, Role("passages", ("documents", "docs"))),
 )
-ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout))
+ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout if role not in NUMBERED_NEGATIVES))
 MOST_PASSAGES = 10_000
 _LARGEST_GRADE = 1e6
+_TRUTHS = {"true": 1.0, "false": 0.0}
 
 # The records of MS MARCO, and of what was made like it.
 _RECORD_TEXTS = ("passage_text", "text", "contents")
@@ -72,7 +77,8 @@ def _judged(record: Record) -> Judged:
 
 
 def _grouped(cells: Mapping[str, Any]) -> tuple[list[str], list[float]]:
-    positives, negatives = (_texts(cells[name], name) for name in ("positives", "negatives"))
+    positives = _texts(cells["positives"], "positives")
+    negatives = [text for name in cells if name.startswith("negative") for text in _texts(cells[name], name)]
     if not positives and not negatives:
         raise RowFault("positives", "the query has no passages; give it some, or leave the row out")
     if both := {text.strip() for text in positives} & {text.strip() for text in negatives}:
@@ -112,15 +118,19 @@ def _texts(cell: Any, name: str) -> list[str]:
     """The texts of a cell: a list of them, as itself or as text, one alone, or none."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return []
-    value = as_value(cell) if isinstance(cell, str) and cell.lstrip().startswith("[") else cell
-    if not isinstance(value, list | tuple):
-        return [_text(value, name)]
-    return [_text(each, name) for each in value]
+    given = texts_in(cell)
+    return [_text(cell, name)] if given is None else [_text(each, name) for each in given]
+
+
+def text_in(value: Any) -> Any:
+    """The text of a record that is known to have one; any other value itself."""
+    if isinstance(value, Mapping):
+        return next((value[key] for key in _RECORD_TEXTS if key in value), value)
+    return value
 
 
 def _text(cell: Any, name: str) -> str:
-    if isinstance(cell, Mapping):
-        cell = next((cell[key] for key in _RECORD_TEXTS if key in cell), cell)
+    cell = text_in(cell[0] if isinstance(cell, list | tuple) and len(cell) == 1 else cell)
     if not isinstance(cell, str) or not cell.strip():
         what = "blank" if isinstance(cell, str) else shown(cell)
         raise RowFault(name, f"{name!r} is {what}; write a text, or leave the row out")
@@ -130,6 +140,8 @@ def _text(cell: Any, name: str) -> str:
 
 
 def _grade(cell: Any, name: str) -> float:
+    if isinstance(cell, str):
+        cell = _TRUTHS.get(cell.strip().casefold(), cell)
     try:
         value = math.nan if isinstance(cell, str) and "_" in cell else float(cell)
     except (ValueError, TypeError, OverflowError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,16 @@ from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.labels import number_advice, number_of
 from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, read_as
+from shardyard_trainer.data.relevance_rows import MOST_NEGATIVES, NUMBERED_NEGATIVES, text_in
 from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.data.written_lists import texts_in
 
 PAIRS = (
     Role("anchor", ("query", "question")),
-    Role("positive", ("pos", "answer", "passage", "document", "paraphrase")),
-    Role("negative", ("neg", "hard_negative"), is_optional=True),
+    Role("positive", ("positives", "pos", "positive_passages", "answer", "passage", "document", "paraphrase")),
+    Role("negative", ("negatives", "neg", "negative_passages", "hard_negative", "hard_negatives"), is_optional=True),
 )
-_MORE_NEGATIVES = tuple(Role(f"negative_{number}", (f"neg_{number}",), is_optional=True) for number in range(1, 33))
-"""Columns that are found by their names alone."""
-
-_TUPLES = (*PAIRS, *_MORE_NEGATIVES)
+_TUPLES = (*PAIRS, *(replace(role, is_optional=True) for role in NUMBERED_NEGATIVES))
 
 SCORED = (
     Role("text", ("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a", "question1")),
@@ -37,19 +36,23 @@ SCORED = (
 
 @dataclass(frozen=True)
 class SentenceRow:
-    """Anchor, positive and negatives, none blank; or with a `score` two texts, and how alike they are."""
+    """Samples of anchor, positive and negatives, none blank; or with a `score` two texts, and how alike they are.
+
+    `kind` says which columns it has, as a message names them.
+    """
 
     file: str
     line: int
-    texts: tuple[str, ...]
+    samples: tuple[tuple[str, ...], ...]
     score: float | None
+    kind: str
 
 
 @dataclass(frozen=True)
 class ScoreRange:
     """The scores that become a cosine of 0 and of 1; None: they are cosines.
 
-    `is_open`: nobody is to say it; if they are not cosines, the lowest and the highest score of the data are the range.
+    `is_open`: if they are not cosines, the lowest and the highest score of the data are the range.
     """
 
     lowest: float | None = None
@@ -94,16 +97,10 @@ def read_sentences(
     make = partial(_row, scores=scores)
     for row in read_as(make, files, source, (_TUPLES, SCORED), field=field, bad=bad, only_one=True):
         first = first or row
-        if (kinds := (_kind(first), _kind(row)))[0] != kinds[1]:
-            message = f"{kinds[1]}, but {first.file} has {kinds[0]}; give files with the same columns"
+        if row.kind != first.kind:
+            message = f"{row.kind}, but {first.file} has {first.kind}; give files with the same columns"
             raise DataError(message, file=row.file, field=field)
         yield row
-
-
-def _kind(row: SentenceRow) -> str:
-    if row.score is not None:
-        return "scored pairs"
-    return {2: "pairs", 3: "triplets"}.get(len(row.texts), f"{len(row.texts)} texts a row")
 
 
 def _row(record: Record, scores: ScoreRange) -> SentenceRow:
@@ -114,19 +111,41 @@ def _row(record: Record, scores: ScoreRange) -> SentenceRow:
         if math.isnan(value):
             raise ValueError(f"the score is {_shown(cells['score'])}, not a number; {number_advice(cells['score'])}")
         scores.check(value)
-        return SentenceRow(record.file, record.line, texts, value)
-    names = [role.name for role in _TUPLES if role.name in cells]
-    texts = tuple(_text(cells[name], name) for name in names)
-    for name, text in zip(names[2:], texts[2:], strict=True):
-        if text.split() == texts[1].split():
-            raise ValueError(f"the {name} is the positive, {shorten(text)!r}; give another text, or remove the row")
-    return SentenceRow(record.file, record.line, texts, None)
+        return SentenceRow(record.file, record.line, (texts,), value, "scored pairs")
+    anchor = _text(cells["anchor"], "anchor")
+    positives = _texts(cells["positive"], "positive")
+    if not positives:
+        raise ValueError("the positive is an empty list; give a text, or remove the row")
+    names = [role.name for role in _TUPLES[2:] if role.name in cells]
+    negatives = [text for name in names for text in _negatives(cells[name], name, positives)]
+    if len(negatives) > MOST_NEGATIVES:
+        raise ValueError(
+            f"the row has {len(negatives):,} negatives; at most {MOST_NEGATIVES} are allowed; leave some out"
+        )
+    kind = {0: "pairs", 1: "triplets"}.get(len(names), f"{2 + len(names)} texts a row")
+    samples = tuple((anchor, positive, *negatives) for positive in positives)
+    return SentenceRow(record.file, record.line, samples, None, kind)
+
+
+def _negatives(cell: Any, role: str, positives: Sequence[str]) -> list[str]:
+    found = _texts(cell, role)
+    same = {" ".join(text.split()) for text in positives}
+    if again := next((text for text in found if " ".join(text.split()) in same), ""):
+        raise ValueError(f"the {role} is the positive, {shorten(again)!r}; give another text, or remove the row")
+    return found
+
+
+def _texts(cell: Any, role: str) -> list[str]:
+    """The texts of a cell: those of a list, which may be empty, or one. Raises ValueError."""
+    given = texts_in(cell)
+    return [_text(cell, role)] if given is None else [_text(each, role) for each in given]
 
 
 def _text(cell: Any, role: str) -> str:
     """A cell as one text; a list of one text is that text. Raises ValueError."""
     if isinstance(cell, list | tuple) and len(cell) == 1:
         cell = cell[0]
+    cell = text_in(cell)
     if not isinstance(cell, str):
         if isinstance(cell, list | tuple):
             raise ValueError(f"the {role} is a list of {len(cell)} texts; give one, and a row for each")

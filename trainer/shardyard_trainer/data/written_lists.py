@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,15 @@ def as_value(cell: Any) -> Any:
     if not written.startswith(("[", "(", "{")):
         return cell if written else None
     return _read_list(_ARRAYS.sub(lambda found: found[1] or "", written))
+
+
+def texts_in(cell: Any) -> list[Any] | None:
+    """The list of texts, or of records with texts, that a cell holds, itself or as text; None if it holds no list."""
+    if not isinstance(cell, str):
+        return list(cell) if isinstance(cell, list | tuple) else None
+    found = as_value(cell) if cell.lstrip().startswith("[") else None
+    # `[2020]` is a text that begins with a bracket.
+    return list(found) if isinstance(found, list) and all(isinstance(each, str | Mapping) for each in found) else None
 
 
 def _read_list(written: str) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ from shardyard_trainer.inputs.loading import load_rows, token_writer
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
 
-SENTENCES_VERSION = 2
+SENTENCES_VERSION = 3
+ABSENT = -1
+"""The key in the place of a negative that a sample lacks and others have."""
+
 _BATCH_ROWS = 512
 _FLAGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
 """Names of the poolings in the files of sentence-transformers."""
@@ -64,8 +67,8 @@ class Sentences:
     """Samples of K texts each: text j of sample i is sequence K i + j.
 
     Arrays of the store, in the order of the sequences: `cut` (uint8), `words` and `unknown` tokens (int32), `keys`
-    (int64, the same for texts of the same tokens). In the order of the samples: `scores` (float64, as written), empty
-    if there are none; `range` says what they mean.
+    (int64, the same for texts of the same tokens; ABSENT for a negative that is not there). In the order of the
+    samples: `scores` (float64, as written), empty if there are none; `range` says what they mean.
     """
 
     store: TokenStore
@@ -105,7 +108,8 @@ class AllTexts:
 
     def __iter__(self) -> Iterator[str]:
         for row in read_sentences(self._files, self._source, self._scores, field=self._field):
-            yield from row.texts
+            for texts in row.samples:
+                yield from texts
 
 
 def load_sentences(
@@ -119,12 +123,24 @@ def load_sentences(
     field: str,
 ) -> Sentences:
     """Reads, checks and tokenises a source once. Raises DataError."""
+    num_texts = 2
+
+    def read(bad: BadRows) -> Iterator[SentenceRow]:
+        nonlocal num_texts
+        for row in read_sentences(files, source, scores, field=field, bad=bad):
+            num_texts = max(num_texts, len(row.samples[0]))
+            yield row
+
+    def write(target: Path, rows: Iterator[SentenceRow], bad: BadRows) -> None:
+        # All rows have been read once: the most texts of a sample are known.
+        _tokenise(target, rows, bad, tokenizer=tokenizer, num_texts=num_texts, max_length=max_length)
+
     store = load_rows(
         files,
         source,
         tokenizer,
-        lambda bad: read_sentences(files, source, scores, field=field, bad=bad),
-        partial(_tokenise, tokenizer=tokenizer, max_length=max_length),
+        read,
+        write,
         cache=cache_dir / "sentences",
         field=field,
         version=SENTENCES_VERSION,
@@ -134,20 +150,26 @@ def load_sentences(
     return Sentences(store, scores)
 
 
-def _tokenise(target: Path, rows: Iterator[SentenceRow], bad: BadRows, *, tokenizer: Any, max_length: int) -> None:
+def _tokenise(
+    target: Path, rows: Iterator[SentenceRow], bad: BadRows, *, tokenizer: Any, num_texts: int, max_length: int
+) -> None:
+    """Writes the samples of all rows, each of `num_texts` texts."""
     writer = token_writer(target, tokenizer)
     counter = TokenCounter(tokenizer)
-    num_rows, num_texts, scored = 0, 2, False
+    num_rows, scored = 0, False
     while batch := list(islice(rows, _BATCH_ROWS)):
         num_rows += len(batch)
-        num_texts, scored = len(batch[0].texts), batch[0].score is not None
-        encoded = tokenization.encode(tokenizer, [text for row in batch for text in row.texts], None, max_length)
+        scored = batch[0].score is not None
+        samples = [texts for row in batch for texts in row.samples]
+        texts = [text for given in samples for text in (*given, *[None] * (num_texts - len(given)))]
+        encoded = tokenization.encode(tokenizer, [text or "" for text in texts], None, max_length)
         writer.add(encoded.ids)
         writer.add_array("cut", np.asarray(encoded.cut, np.uint8))
         words, unknown = counter.count(encoded.ids)
         writer.add_array("words", words)
         writer.add_array("unknown", unknown)
-        writer.add_array("keys", np.asarray([_key(ids) for ids in encoded.ids], np.int64))
+        keys = [ABSENT if text is None else _key(ids) for text, ids in zip(texts, encoded.ids, strict=True)]
+        writer.add_array("keys", np.asarray(keys, np.int64))
         writer.add_array("scores", np.asarray([row.score for row in batch if row.score is not None], np.float64))
     writer.finish(num_texts=num_texts, scored=scored, bad_rows=bad.note(num_rows))
 
@@ -178,7 +200,7 @@ class SentenceSamples:
 
     @property
     def has_negatives(self) -> bool:
-        """Whether each sample has a negative of its own."""
+        """Whether samples have negatives of their own."""
         return self._data.num_texts > 2
 
     @property

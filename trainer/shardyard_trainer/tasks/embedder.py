@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from shardyard_trainer.inputs.sentences import ABSENT
 from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.vectors import pool
 
@@ -79,35 +80,47 @@ class PairLoss:
 
 
 def own_ranks(vectors: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """The place of each anchor's positive among all candidates, from 1; after those with the same cosine."""
-    ranks = [torch.zeros(0, dtype=torch.int64)]
+    """The place of each anchor's positive among all candidates, from 1: after those with the same cosine, or NaN.
+
+    A text that is a candidate several times counts once.
+    """
+    ranks, is_copy_M = [torch.zeros(0, dtype=torch.int64)], _are_copies(keys[:, 1:].T.reshape(-1))
     for rows in _parts(slice(0, len(keys))):
         cosines_RM = masked_cosines(vectors, keys, rows)
-        own_R1 = cosines_RM.gather(1, torch.arange(rows.start, rows.stop)[:, None])
-        ranks.append((cosines_RM >= own_R1).sum(1))
+        own_R1 = torch.arange(rows.start, rows.stop)[:, None]
+        before_RM = ~(cosines_RM < cosines_RM.gather(1, own_R1)) & ~is_copy_M
+        ranks.append(before_RM.scatter(1, own_R1, True).sum(1))
     return torch.cat(ranks)
+
+
+def _are_copies(keys_M: torch.Tensor) -> torch.Tensor:
+    """Whether an earlier candidate has the same key, bool [M]."""
+    texts_M = torch.unique(keys_M, return_inverse=True)[1]
+    places_M = torch.arange(len(keys_M))
+    firsts = torch.full_like(keys_M, len(keys_M)).scatter_reduce(0, texts_M, places_M, "amin")
+    return firsts[texts_M] != places_M
 
 
 def masked_cosines(vectors_BKD: torch.Tensor, keys_BK: torch.Tensor, rows: slice) -> torch.Tensor:
     """The cosines [R, M] of some anchors with all positives, then all negatives; sample b's positive is candidate b.
 
-    Candidates that are not wrong for an anchor are -inf: the anchor's own text, and other texts that the batch has as a
-    positive of the same anchor.
+    Candidates that are not wrong for an anchor are -inf: the anchor's own text, other texts that the batch has as a
+    positive of the same anchor, and negatives that are not there.
     """
     candidates_MD = vectors_BKD[:, 1:].transpose(0, 1).flatten(0, 1)
     cosines_RM = vectors_BKD[rows, 0] @ candidates_MD.T
-    return cosines_RM.masked_fill(_are_right(keys_BK, rows), -torch.inf)
+    return cosines_RM.masked_fill(_do_not_count(keys_BK, rows), -torch.inf)
 
 
-def _are_right(keys_BK: torch.Tensor, rows: slice) -> torch.Tensor:
-    """Whether a candidate is another right answer for an anchor, bool [R, M]."""
+def _do_not_count(keys_BK: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Whether a candidate is not a wrong answer: a right one of the anchor, or not there, bool [R, M]."""
     # Numbers of texts, small enough that a pair of them is one number.
     texts_BK = torch.unique(keys_BK, return_inverse=True)[1]
     number = int(texts_BK.max()) + 1
     anchors_B = texts_BK[:, 0]
     right = torch.cat([anchors_B * number + texts_BK[:, 1], anchors_B * number + anchors_B])
     pairs_RM = anchors_B[rows, None] * number + texts_BK[:, 1:].T.reshape(1, -1)
-    found_RM = torch.isin(pairs_RM, right)
+    found_RM = torch.isin(pairs_RM, right) | (keys_BK[:, 1:].T.reshape(1, -1) == ABSENT)
     places_R = torch.arange(len(found_RM), device=keys_BK.device)
     found_RM[places_R, places_R + rows.start] = False
     return found_RM

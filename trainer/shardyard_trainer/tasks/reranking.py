@@ -132,7 +132,7 @@ def _find_graded(job: Ingredients, train: TokenStore, held_out: TokenStore | Non
     for store, field in ((train, "spec.train_data"), (held_out, "spec.eval_data")):
         if store is not None and not graded and is_graded(store):
             what = "graded is false" if wanted.HasField("graded") else "those of the training data are at most 1"
-            message = f"a label is over 1, but {what}; set graded, or write all labels alike"
+            message = f"a label is over 1, but {what}; set graded to true, or write labels from 0 to 1"
             raise DataError(message, field=field)
     labels = train.arrays["labels"]
     if not job.only_evaluates and (labels == labels[0]).all():

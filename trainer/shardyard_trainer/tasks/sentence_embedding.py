@@ -128,7 +128,9 @@ def _score_range(job: Ingredients) -> ScoreRange:
         missing = "highest_score" if given == ["lowest_score"] else "lowest_score"
         raise SpecError(f"{job.field}.{missing}", "SPEC_INVALID", f"{given[0]} is given alone; give {missing} too")
     if wanted.lowest_score >= wanted.highest_score:
-        message = f"{wanted.lowest_score:g} is not less than the highest_score of {wanted.highest_score:g}"
+        message = (
+            f"{wanted.lowest_score:g} is not less than the highest_score of {wanted.highest_score:g}; give a lower one"
+        )
         raise SpecError(f"{job.field}.lowest_score", "SPEC_INVALID", message)
     return ScoreRange(wanted.lowest_score, wanted.highest_score)
 
@@ -156,7 +158,7 @@ def _check(job: Ingredients, splits: Splits[SentenceSamples]) -> None:
     kinds = {samples.is_scored for samples in splits if samples is not None}
     wanted = job.wanted
     if wanted.HasField("temperature") and False not in kinds:
-        message = f"{wanted.temperature:g}: for pairs without scores only; leave it out"
+        message = f"{wanted.temperature:g} is for pairs without scores, and all pairs have one; leave it out"
         job.errors.append(SpecError(f"{job.field}.temperature", "SPEC_INVALID", message))
     if wanted.HasField("lowest_score") and True not in kinds:
         message = "the data has no scores; leave lowest_score and highest_score out, or map columns.score"
@@ -174,7 +176,8 @@ def _check(job: Ingredients, splits: Splits[SentenceSamples]) -> None:
     repeated = len(keys) - len(np.unique(keys, axis=0))
     if repeated > _REPEATED * len(keys):
         message = (
-            f"{repeated:,} of {len(keys):,} pairs repeat an earlier one, and count again; remove them if not meant"
+            f"{repeated:,} of {len(keys):,} samples repeat an earlier one, and count again; remove them if you do not "
+            "want that"
         )
         job.warn("REPEATED_PAIRS", message, "spec.train_data")
 
@@ -241,8 +244,8 @@ class PreparedEmbedding(PreparedText[SentenceSamples]):
         """Warns if cosines have nothing to do with the scores."""
         if metrics.get("pearson", 1.0) > 0:
             return None
-        message = "pearson is not over 0: the cosines do not go with the scores; more epochs may help, or score less is"
-        return TaskWarning("UNRELATED_VECTORS", f"{message} more alike in the data")
+        message = "pearson is not over 0: the cosines do not follow the scores; train for more epochs, or check that a"
+        return TaskWarning("UNRELATED_VECTORS", f"{message} higher score means more alike")
 
 
 @dataclass(frozen=True)

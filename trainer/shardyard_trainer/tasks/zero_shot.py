@@ -67,7 +67,7 @@ def refuse(
     template = asked.hypothesis_template or DEFAULT_TEMPLATE
     # `{{}}` is how Python escapes the place: in some libraries every label would then give the same sentence.
     if template.count(_PLACE) != 1 or set(template.replace(_PLACE, "")) & {"{", "}"}:
-        message = f"{shorten(template)!r} has to have {{}} once, in the place of the label, and no other braces"
+        message = f"{shorten(template)!r} must have {{}} once, in the place of the label, and no other braces"
         found.append(violation("zero_shot.hypothesis_template", "SPEC_INVALID", message))
         return found
     for at, label in enumerate(asked.labels):
