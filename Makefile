@@ -22,6 +22,9 @@ INSTALLED := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | cks
 help:
 	@sed -n '3,11p' Makefile | cut -c3-
 
+# Two workers share the cores: a thread that waits for another must not spin meanwhile.
+test prove: export OMP_WAIT_POLICY := PASSIVE
+
 setup: $(INSTALLED)
 
 # torch first and by itself: the pinned build without CUDA; what comes after takes it as it is.
