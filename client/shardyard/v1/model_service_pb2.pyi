@@ -920,7 +920,9 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def regression(self) -> Global___Regression:
-        """Text classification, regression. Sentence embedding: the cosine of the vectors of a pair's texts, -1 to 1."""
+        """Text classification, regression. Sentence embedding: the cosine of the vectors of a pair's texts, -1 to 1. Reranking: the
+        probability that the passage is relevant, 0 to 1, or its grade.
+        """
 
     @_builtins.property
     def masked_tokens(self) -> Global___MaskedTokens:

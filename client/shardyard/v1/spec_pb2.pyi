@@ -1428,8 +1428,8 @@ Global___QuestionAnswering: _TypeAlias = QuestionAnswering  # noqa: Y015
 @_typing.final
 class SentenceEmbedding(_message.Message):
     """Learn vectors of texts, of length 1. Its data has the column roles `anchor` and `positive` (texts that belong together), and optionally
-    `negative` (one that does not belong to the anchor; several in columns `negative_1`, `negative_2` …); or `text`, `text_pair` and `score`
-    (how similar two texts are). The evaluation data may be of the other kind. From pairs and triplets, each anchor learns to find its
+    `negative` (one that does not belong to the anchor; several in columns `negative_1`, `negative_2` …, or in a list, as positives may
+    be); or `text`, `text_pair` and `score` (how similar two texts are). The evaluation data may be of the other kind. From pairs and triplets, each anchor learns to find its
     positive among the positives and negatives of the step's whole global batch (multiple negatives ranking, Henderson et al., 2017),
     whatever the workers and micro batches. Left out are the anchor's own text, and others that the batch has as positives of the same
     anchor. From scores, the cosine of two vectors learns to be the score; mean squared error.
