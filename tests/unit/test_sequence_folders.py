@@ -80,15 +80,13 @@ def test_an_uploaded_t5_writes_and_its_encoder_gives_vectors(root: Path, tmp_pat
     assert [each.field for each in refused.violations] == ["generation.temperature"]
 
 
-def multilingual(folder: Path) -> Path:
-    """A tiny mBART, whose tokenizer puts the language first, as mBART-50's and NLLB's do."""
+def multilingual(folder: Path, *, frame: str = "en_XX $A </s>") -> Path:
+    """A tiny mBART, whose tokenizer puts the language first, as mBART-50's and NLLB's do, or where `frame` says."""
     words = ["[PAD]", "[UNK]", "</s>", "en_XX", "ro_RO", *WORDS]
     backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens(["en_XX", "ro_RO"])
-    backend.post_processor = processors.TemplateProcessing(
-        single="en_XX $A </s>", special_tokens=[("en_XX", 3), ("</s>", 2)]
-    )
+    backend.post_processor = processors.TemplateProcessing(single=frame, special_tokens=[("en_XX", 3), ("</s>", 2)])
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>",
         model_input_names=["input_ids", "attention_mask"],
@@ -121,6 +119,18 @@ def test_a_multilingual_model_reads_and_writes_with_the_tokens_of_its_languages(
     with torch.no_grad():
         written = task.write(module, task.train.micro_batch([SampleRef(0, 0)]), bool)
     assert written[0][0] == 4
+
+
+def test_a_language_that_ends_texts_is_what_the_decoder_starts_with(root: Path) -> None:
+    multilingual(root / "mbart-1", frame="$A </s> en_XX")
+    spec = translation({"uri": "ROOT/mbart-1"}, tokenizer={})
+    named = {"source_token": "en_XX", "target_token": "ro_RO"}
+    spec["fine_tuning"] = {"translation": {"max_source_length": 6, "max_target_length": 8, **named}}
+    task = prepared(root, spec)
+    batch = task.train.micro_batch([SampleRef(0, 0)]).inputs
+    assert batch["input_ids"][0, -2:].tolist() == [2, 3] and batch["labels"][0, -2:].tolist() == [2, 4]
+    assert batch["decoder_input_ids"][0].tolist() == [4, *batch["labels"][0, :-1].tolist()]
+    assert task.sampling().forced_first is None and task.inputs.writing["decoder_start_token_id"] == 4
 
 
 def test_a_marian_with_its_two_vocabularies_is_refused_by_name(root: Path) -> None:

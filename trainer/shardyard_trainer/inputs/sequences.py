@@ -28,7 +28,7 @@ from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
 
 IGNORED = -100
-SEQUENCES_VERSION = 1
+SEQUENCES_VERSION = 2
 _BATCH_PAIRS = 512
 _NOT_WRITTEN_WITH = frozenset(
     {
@@ -77,11 +77,14 @@ class Marks:
 
 
 class Marker:
-    """Puts the token of a language into texts of at most `length` tokens; `token` None: leaves them as they are."""
+    """Puts the token of a language into texts of at most `length` tokens; `token` None: leaves them as they are.
+
+    `own` are the languages that it replaces.
+    """
 
     def __init__(self, tokenizer: Any, token: int | None, length: int) -> None:
         self._token = token
-        self._own = frozenset[int]() if token is None else language_ids(tokenizer)
+        self.own = frozenset[int]() if token is None else language_ids(tokenizer)
         self._length = length
 
     def __call__(self, ids: list[int]) -> list[int]:
@@ -89,8 +92,8 @@ class Marker:
         token = self._token
         if token is None:
             return ids
-        if any(each in self._own for each in ids):
-            return [token if each in self._own else each for each in ids]
+        if any(each in self.own for each in ids):
+            return [token if each in self.own else each for each in ids]
         return [token, *ids] if len(ids) < self._length else [token, *ids[: self._length - 2], ids[-1]]
 
 
@@ -193,7 +196,7 @@ def _tokenise(
         num_pairs += len(batch)
         sources = tokenization.encode(tokenizer, [prefix + pair.source for pair in batch], None, lengths.source)
         targets = tokenization.encode(tokenizer, [pair.target for pair in batch], None, lengths.target)
-        ends = [_ended(ids, tokenizer, lengths.target) for ids in targets.ids]
+        ends = [_ended(ids, tokenizer, lengths.target, mark_target.own) for ids in targets.ids]
         sides = [mark_source(ids) for ids in sources.ids], [mark_target(ids) for ids, _ in ends]
         tokens = [ids for pair in zip(*sides, strict=True) for ids in pair]
         target_cut = [was or now for was, (_, now) in zip(targets.cut, ends, strict=True)]
@@ -211,10 +214,10 @@ def _tokenise(
     writer.finish(bad_rows=bad.note(num_pairs))
 
 
-def _ended(ids: list[int], tokenizer: Any, length: int) -> tuple[list[int], bool]:
-    """A target with its end token, and whether that replaced another token."""
+def _ended(ids: list[int], tokenizer: Any, length: int, languages: frozenset[int]) -> tuple[list[int], bool]:
+    """A target with its end token, which a language may follow, and whether that replaced another token."""
     end = end_of(tokenizer)
-    if end is None or ids[-1] == end:
+    if end is None or ids[-1] == end or (ids[-2:-1] == [end] and ids[-1] in languages):
         return ids, False
     return [*ids[: length - 1], end], len(ids) >= length
 

@@ -98,6 +98,10 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
         choice = adapt(choice, tokenizer, max(lengths.source, lengths.target))
         start = start_of(choice, job)
     marks = Marks(*(_language(job, tokenizer, choice, side) for side in ("source", "target")))
+    frame = Marker(tokenizer, marks.target, lengths.target)(tokenizer("", verbose=False)["input_ids"])
+    if marks.target is not None and frame[0] != marks.target == frame[-1]:
+        # The first mBART's tokenizer ends a text with its language; a decoder then starts with it.
+        start = marks.target
     if end_of(tokenizer) is None:
         message = (
             "the tokenizer has no end token, so generated texts would never end; set its eos_token and save it again"
@@ -125,7 +129,7 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
         held_out = load(eval_files, job.spec.eval_data, "spec.eval_data") if eval_files is not None else None
     splits = _split(job, train, held_out, padding=int(tokenizer.pad_token_id or 0), start=start)
     _warn_of_cuts(job, splits, lengths)
-    inputs = SequenceInputs(tokenizer, lengths.source, writing=_writing(job, lengths, start, marks, tokenizer))
+    inputs = SequenceInputs(tokenizer, lengths.source, writing=_writing(job, lengths, start, marks, frame))
     return Found(job.accept_weights(choice, AUTO), inputs, splits, lengths, start)
 
 
@@ -193,12 +197,11 @@ def _language(job: Ingredients, tokenizer: Any, choice: ModelChoice, side: str) 
     return None
 
 
-def _writing(job: Ingredients, lengths: Lengths, start: int, marks: Marks, tokenizer: Any) -> dict[str, Any]:
-    """The settings of generation_config.json that the spec decides."""
+def _writing(job: Ingredients, lengths: Lengths, start: int, marks: Marks, frame: Sequence[int]) -> dict[str, Any]:
+    """The settings of generation_config.json that the spec decides; `frame` are the tokens around every target."""
     wanted = job.wanted
     found = {"max_new_tokens": lengths.target, "decoder_start_token_id": start}
-    frame = Marker(tokenizer, marks.target, lengths.target)(tokenizer("", verbose=False)["input_ids"])
-    # Generated first, unless the tokenizer puts it at the end of a text, as the first mBART's does.
+    # Generated first, unless the tokenizer puts it at the end of a text.
     if marks.target is not None and frame[0] == marks.target:
         found["forced_bos_token_id"] = marks.target
     for name in ("num_beams", "length_penalty"):
