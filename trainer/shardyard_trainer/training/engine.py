@@ -114,6 +114,9 @@ class Engine:
             ),
             dist_init_required=False,
         )
+        if config.zero_stage == 0 and gang.world_size == 1:
+            # Else it copies all gradients into buckets and back, to add nothing to them: a tenth of a small step.
+            self._deepspeed.enable_backward_allreduce = False
         self._writer = _CheckpointEngine()
         self._deepspeed.checkpoint_engine = self._writer
         # It copies scripts beside each checkpoint, past the writer: on a full disk rank 0 alone would raise.
