@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         Resources,
         Retry,
     )
-    from shardyard.spec_sources import Architecture, Data, Pretrained, TrainedTokenizer
+    from shardyard.spec_sources import Architecture, Data, Pretrained, TorchHub, TrainedTokenizer
     from shardyard.specs import (
         FeatureExtraction,
         ImageClassification,
@@ -141,7 +141,7 @@ _HOMES = {
         "Resources",
         "Retry",
     ),
-    "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TrainedTokenizer"),
+    "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TorchHub", "TrainedTokenizer"),
     "shardyard.specs": (
         "FeatureExtraction",
         "ImageClassification",
@@ -244,6 +244,7 @@ __all__ = [
     "Tag",
     "TextClassification",
     "TokenClassification",
+    "TorchHub",
     "TrainedTokenizer",
     "Translation",
     "Unauthenticated",

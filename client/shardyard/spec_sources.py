@@ -78,6 +78,28 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class TorchHub:
+    """What a function of a `hubconf.py` returns for the arguments; code that runs only if the operator allows it.
+
+    `repo` is the absolute path of a folder on the server, or `owner/name:commit`.
+    """
+
+    repo: str | Path
+    entrypoint: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        torch_hub = {"repo": str(self.repo), **set_fields(self, without=("repo", "arguments", "dropout"))}
+        return {
+            "torch_hub": {**torch_hub, "arguments": dict(self.arguments)},
+            **set_fields(self, without=("repo", "entrypoint", "arguments", "revision")),
+        }
+
+
+@dataclass(frozen=True)
 class TrainedTokenizer:
     """A tokenizer trained on the training data."""
 

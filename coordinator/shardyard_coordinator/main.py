@@ -34,6 +34,7 @@ from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import Compute, Launcher
+from shardyard_coordinator.launch.rank_env import torch_hub_folders
 from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
@@ -43,7 +44,7 @@ from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Tokens
-from shardyard_coordinator.settings import LauncherKind, Settings
+from shardyard_coordinator.settings import LauncherKind, Settings, torch_hub_cache
 from shardyard_coordinator.store import attempts
 from shardyard_coordinator.store.failures import StoreFailure
 from shardyard_coordinator.store.store import Store, lock_store, open_store
@@ -219,6 +220,7 @@ class Coordinator:
                 storage=settings.storage,
                 store_id=store.store_id,
                 data_roots=settings.data_roots,
+                torch_hub=settings.torch_hub,
                 event_retention_s=settings.event_retention_days * 86_400.0,
             )
             launcher, compute = self._doors()
@@ -267,8 +269,11 @@ class Coordinator:
         settings = self._settings
         state = settings.state_dir.absolute()
         environment = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]} if "HF_ENDPOINT" in os.environ else {}
+        if settings.torch_hub:
+            # Weights that code of PyTorch Hub loads are in the service's own cache, not in that of a rank.
+            environment["TORCH_HOME"] = str(torch_hub_cache().parent)
         size = Size(inspections=settings.compute_workers + 1, memory_bytes=settings.compute_memory_bytes)
-        reads = (*settings.data_roots, str(settings.storage))
+        reads = (*settings.data_roots, *torch_hub_folders(settings.torch_hub), str(settings.storage))
         folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state))
         if settings.launcher is LauncherKind.LOCAL:
             local = LocalLauncher(
@@ -310,6 +315,7 @@ class Coordinator:
             storage=settings.storage,
             projects=frozenset(settings.projects),
             data_roots=settings.data_roots,
+            torch_hub=settings.torch_hub,
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 

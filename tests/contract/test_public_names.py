@@ -104,6 +104,7 @@ NAMES = [
     "Tag",
     "TextClassification",
     "TokenClassification",
+    "TorchHub",
     "TrainedTokenizer",
     "Translation",
     "Unauthenticated",

@@ -76,6 +76,17 @@ def number(path: str, value: Any, *words: str) -> Row:
     return spec_row("job.spec." + path.replace("__", "."), *words, **{"spec__" + path: value})
 
 
+def hub_row(field: str, *words: str, reason: str = "SPEC_INVALID", **values: str) -> Row:
+    """A job that begins from a model of PyTorch Hub with these values."""
+    model = spec_pb2.TorchHubModel(**{"repo": "/hub", "entrypoint": "resnet18", **values})
+    return edited(
+        lambda made: made.spec.model.torch_hub.CopyFrom(model),
+        f"job.spec.model.torch_hub.{field}",
+        *words,
+        reason=reason,
+    )
+
+
 def deep(levels: int) -> spec_pb2.Architecture:
     made = spec_pb2.Architecture(model_type="gpt2")
     value: Any = 1
@@ -195,6 +206,11 @@ ROWS: dict[str, Row] = {
         ("nope", "upload it first"),
     ),
     "a model's name": number("model__model", "bert", "`bert`", "projects/{project}/models/{model}"),
+    "a hub repository without a commit": hub_row("repo", "`main` is not a commit", repo="owner/name:main"),
+    "a hub repository of two commits": hub_row("revision", "leave one", repo="a/b:" + "1" * 40, revision="2" * 40),
+    "a hub repository that is nowhere": hub_row("repo", "`resnet`", "owner/name:commit", repo="resnet"),
+    "a hub folder that climbs": hub_row("repo", "..", reason="PATH_NOT_ALLOWED", repo="/data/../hub"),
+    "a hub function of a class": hub_row("entrypoint", "`Net.make`", "hubconf.py", repo="/hub", entrypoint="Net.make"),
     "no model type": number("model__architecture__model_type", "", "fill"),
     "125 overrides 17 deep": spec_row(
         "job.spec.model.architecture.overrides", "17 levels", "16", spec__model__architecture=deep(17)

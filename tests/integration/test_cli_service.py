@@ -177,6 +177,8 @@ def test_ctrl_c_ends_a_service_that_has_nothing_to_do(tmp_path: Path) -> None:
         (("--listen", "0.0.0.0:7400"), "not a loopback address"),
         (("--launcher", "slurm"), "launcher"),
         (("--data-root", "relative"), "not an absolute path"),
+        (("--torch-hub-repo", "owner/name:main"), "digits"),
+        (("--torch-hub-repo", "/srv/hub"), "data root"),
         (("--project", "A B"), "projects"),
         (("--cpus", "0"), "cpus"),
     ],

@@ -53,6 +53,7 @@ TASKS = {
     "translation": "fine_tuning",
     "summarization": "fine_tuning",
     "flowers": "fine_tuning",
+    "torch-hub": "fine_tuning",
     "features": "feature_extraction",
     "evaluation": "model_evaluation",
 }

@@ -33,6 +33,14 @@ def test_a_walk_finds_each_text_with_its_field_and_each_source_once() -> None:
     assert len(found.sources) == 5
 
 
+@pytest.mark.parametrize(("repo", "is_path"), [("/hub/resnet", True), ("owner/name:" + "0" * 40, False)])
+def test_a_repository_of_pytorch_hub_is_a_path_or_a_name(repo: str, is_path: bool) -> None:
+    spec = spec_pb2.JobSpec()
+    spec.model.torch_hub.repo = repo
+    found = walk(spec)
+    assert found.uris == [("job.spec.model.torch_hub.repo", repo)] * is_path and not found.names
+
+
 def places(message: Descriptor, names: set[str], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Where the contract has a text of one of these names, below a message."""
     for field in message.fields:

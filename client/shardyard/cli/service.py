@@ -47,6 +47,15 @@ def serve(
     data_root: Annotated[
         list[str] | None, typer.Option("--data-root", help="A folder whose files jobs may name; may be repeated.")
     ] = None,
+    torch_hub_repo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--torch-hub-repo",
+            metavar="<repo>",
+            help="A folder with a hubconf.py under a data root, or owner/name:commit in torch's cache, "
+            "whose code jobs may run; may be repeated.",
+        ),
+    ] = None,
     projects: Annotated[list[str] | None, typer.Option("--project", help="Another project; may be repeated.")] = None,
     launcher: Annotated[str | None, typer.Option("--launcher", help="ray or local (no Ray) [ray].")] = None,
     ray_address: Annotated[
@@ -64,6 +73,7 @@ def serve(
         "state_dir": state_dir,
         "storage_root": storage_root,
         "data_roots": tuple(data_root) if data_root else None,
+        "torch_hub_repos": tuple(torch_hub_repo) if torch_hub_repo else None,
         "projects": tuple(projects) if projects else None,
         "launcher": launcher,
         "ray_address": ray_address,

@@ -1781,6 +1781,42 @@ class HubModel(_message.Message):
 Global___HubModel: _TypeAlias = HubModel  # noqa: Y015
 
 @_typing.final
+class TorchHubModel(_message.Message):
+    """A model of PyTorch Hub: what a function of a `hubconf.py` returns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPO_FIELD_NUMBER: _builtins.int
+    ENTRYPOINT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    repo: _builtins.str
+    """The absolute path of a folder with a `hubconf.py` on the server, under an allowed data root; or `owner/name:commit` of a repository in the service's torch hub cache. Either must be one that the operator allows to run (`--torch-hub-repo`)."""
+    entrypoint: _builtins.str
+    """The name of a function in `hubconf.py`; required."""
+    revision: _builtins.str
+    """The commit of a repository if `repo` does not have it; of a folder, the sha256 of its files. Empty: as they are. Pinned in `resolved_spec`."""
+    @_builtins.property
+    def arguments(self) -> _struct_pb2.Struct:
+        """Keyword arguments of the function, such as `pretrained: true`."""
+
+    def __init__(
+        self,
+        *,
+        repo: _builtins.str = ...,
+        entrypoint: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        arguments: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "entrypoint", b"entrypoint", "repo", b"repo", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TorchHubModel: _TypeAlias = TorchHubModel  # noqa: Y015
+
+@_typing.final
 class ModelSource(_message.Message):
     """The model to start from."""
 
@@ -1790,6 +1826,7 @@ class ModelSource(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    TORCH_HUB_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The absolute path of a Hugging Face folder on the server, under an allowed data root."""
@@ -1805,6 +1842,10 @@ class ModelSource(_message.Message):
     def architecture(self) -> Global___Architecture:
         """A new model, initialised at random."""
 
+    @_builtins.property
+    def torch_hub(self) -> Global___TorchHubModel:
+        """What an entry point of a `hubconf.py` returns. It is Python code, which runs only if the operator allows it."""
+
     def __init__(
         self,
         *,
@@ -1812,15 +1853,16 @@ class ModelSource(_message.Message):
         uri: _builtins.str = ...,
         model: _builtins.str = ...,
         architecture: Global___Architecture | None = ...,
+        torch_hub: Global___TorchHubModel | None = ...,
         dropout: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model", "architecture"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model", "architecture", "torch_hub"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...

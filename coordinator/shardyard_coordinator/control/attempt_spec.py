@@ -26,7 +26,12 @@ def build_launch(
     """
     spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
     where = locations(
-        conn, walk(spec).uses, data_roots=settings.data_roots, cache_dir=str(settings.cache_dir), claim=settings.claim
+        conn,
+        walk(spec).uses,
+        data_roots=settings.data_roots,
+        torch_hub=settings.torch_hub,
+        cache_dir=str(settings.cache_dir),
+        claim=settings.claim,
     )
     # Damaged ones come last: they may be intact again, and without any candidate the run would silently start over.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)

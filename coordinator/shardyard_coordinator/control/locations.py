@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -15,6 +15,7 @@ def locations(
     names: Iterable[str],
     *,
     data_roots: Sequence[str],
+    torch_hub: Mapping[str, str],
     cache_dir: str,
     claim: worker_pb2.StorageClaim,
 ) -> worker_pb2.Locations:
@@ -23,7 +24,7 @@ def locations(
     The names must have been validated: `projects/{project}/models/{model}` or `.../datasets/{dataset}`.
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
     """
-    found = worker_pb2.Locations(data_roots=data_roots, cache_dir=cache_dir, claim=claim)
+    found = worker_pb2.Locations(data_roots=data_roots, torch_hub=torch_hub, cache_dir=cache_dir, claim=claim)
     for name in names:
         record = resources.ready_resource(conn, name)
         found.folders[name] = record.path

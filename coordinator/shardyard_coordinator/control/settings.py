@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardyard.worker.v1 import worker_pb2
@@ -17,6 +18,8 @@ class ControlSettings:
     # The id of the store that the storage belongs to, as its claim says while it is mounted.
     store_id: str
     data_roots: tuple[str, ...] = ()
+    # Repositories of PyTorch Hub whose code may run → their folders.
+    torch_hub: Mapping[str, str] = field(default_factory=dict)
     poll_s: float = 10.0
     events_per_poll: int = 5000
     # A gang that was asked to stop is ended by force after this.

@@ -52,6 +52,9 @@ def _collect(message: Message, path: str, found: WalkedSpec) -> None:
             found.names.append((here, value))
         elif meaning is _Meaning.HUB:
             found.hubs.append(value)
+        elif meaning is _Meaning.REPOSITORY:
+            # A folder, or the name of a repository, which is pinned by its commit.
+            found.uris.extend([(here, value)] if value.startswith("/") else [])
         else:
             if meaning is _Meaning.SOURCE:
                 found.sources.append(value)
@@ -65,6 +68,7 @@ class _Meaning(Enum):
     URI = auto()
     NAME = auto()
     HUB = auto()
+    REPOSITORY = auto()
     SOURCE = auto()
     MESSAGE = auto()
 
@@ -85,7 +89,12 @@ def _meaning(of: FieldDescriptor) -> _Meaning:
     return _Meaning.MESSAGE if leads_on else _Meaning.NOTHING
 
 
-_TEXTS = {"uri": _Meaning.URI, "model": _Meaning.NAME, "dataset": _Meaning.NAME}
+_TEXTS = {
+    "uri": _Meaning.URI,
+    "model": _Meaning.NAME,
+    "dataset": _Meaning.NAME,
+    "repo": _Meaning.REPOSITORY,
+}
 _SOURCES = {
     spec_pb2.HubModel.DESCRIPTOR: _Meaning.HUB,
     spec_pb2.ModelSource.DESCRIPTOR: _Meaning.SOURCE,

@@ -128,7 +128,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.ADDRESS_NOT_ALLOWED: Meaning(_IA, "The URI's scheme or address is not allowed."),
         Reason.MODEL_INVALID: Meaning(_IA, "The model folder is not one that loads."),
         Reason.MODEL_UNSAFE: Meaning(_IA, "The model's weights could run code; only safetensors are loaded."),
-        Reason.CUSTOM_CODE_REFUSED: Meaning(_IA, "The model needs code from its repository, which is never run."),
+        Reason.CUSTOM_CODE_REFUSED: Meaning(
+            _IA, "The model needs Python code that the operator does not allow to run."
+        ),
         Reason.TOKENIZER_MISSING: Meaning(_IA, "Neither the model nor the spec has a tokenizer."),
         Reason.LABEL_MISMATCH: Meaning(
             _IA, "The model's head has other labels than the data; ask for a new head, or give data with its labels."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from shardyard.worker.v1 import worker_pb2
@@ -54,12 +55,18 @@ def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
     export = Path(attempt.export_dir)
     storage = str(Path(locations.claim.path).parent)
     return {
-        "reads": [*locations.data_roots, storage],
+        "reads": [*locations.data_roots, *torch_hub_folders(locations.torch_hub), storage],
         "writes": [attempt.job_dir, locations.cache_dir, str(temp_folder(attempt)), str(staging_folder(attempt))],
         # A model is renamed into place, in a folder with other jobs' models.
         "puts": [str(export.parent)],
         "hidden": [hidden or storage],
     }
+
+
+def torch_hub_folders(repositories: Mapping[str, str]) -> list[str]:
+    """What code of PyTorch Hub reads: its own folder, and for a repository in torch's cache the weights beside it."""
+    beside = [str(Path(folder).parent / "checkpoints") for repo, folder in repositories.items() if repo != folder]
+    return [*repositories.values(), *dict.fromkeys(beside)]
 
 
 def temp_folder(attempt: worker_pb2.AttemptSpec) -> Path:

@@ -95,6 +95,7 @@ class ModelService:
             files=files,
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
+            torch_hub=self._parts.torch_hub,
         )
         answer = await self._ask(PREDICT_FUNCTION, message, call)
         reply = worker_pb2.PredictReply.FromString(answer)
@@ -109,6 +110,7 @@ class ModelService:
             files=files,
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
+            torch_hub=self._parts.torch_hub,
         )
         answer = await self._ask(EMBED_FUNCTION, message, call)
         reply = worker_pb2.EmbedReply.FromString(answer)

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,7 @@ class Parts:
     storage: Path
     projects: frozenset[str]
     data_roots: tuple[str, ...]
+    torch_hub: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def questions(self) -> Questions:

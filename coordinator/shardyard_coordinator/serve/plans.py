@@ -76,7 +76,9 @@ class Plans:
         self._rows = reads_together(parts.store)
         self._files = reads_together(parts.store)
         self._looks = looks_together(partial(identify, roots=parts.data_roots))
-        nothing_named = worker_pb2.Locations(data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
+        nothing_named = worker_pb2.Locations(
+            data_roots=parts.data_roots, torch_hub=parts.torch_hub, cache_dir=parts.cache_dir, claim=parts.claim
+        )
         self._nothing_named = nothing_named.SerializeToString(deterministic=True)
         self._shapes: tuple[ClusterView | None, dict[int, bytes]] = (None, {})
 
@@ -136,7 +138,14 @@ class Plans:
                 parts.check_project(name.split("/")[1])
             # Errors of paths come before errors of names.
             of_uris = identify(Named(tuple(walked.uris)), parts.data_roots)
-            found = locations(conn, uses, data_roots=parts.data_roots, cache_dir=parts.cache_dir, claim=parts.claim)
+            found = locations(
+                conn,
+                uses,
+                data_roots=parts.data_roots,
+                torch_hub=parts.torch_hub,
+                cache_dir=parts.cache_dir,
+                claim=parts.claim,
+            )
             folders = (*(found.folders[name] for name in uses), *hub_folders(walked.hubs, parts.cache_dir))
             identity = of_uris + identify(Named(folders=folders), parts.data_roots)
         except Refused as refused:

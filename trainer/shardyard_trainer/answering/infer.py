@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shardyard.v1 import model_service_pb2, transfer_pb2
+from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.serving import Answerer, Steps, Work, finish
 from shardyard_trainer.answering.warm import shared_cache
@@ -84,7 +84,7 @@ def _reply(asking: Asking[Any], kind: type[worker_pb2.PredictReply | worker_pb2.
 
 def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictResponse]:
     violations = check_instances(call.request.instances)
-    opened = _model(call.folder, call.files)
+    opened = _model(call)
     predictor = opened.predictor
     if predictor is None:
         reshaped = opened.loaded.folder.reshaped
@@ -112,7 +112,7 @@ def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictRe
 
 def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse]:
     violations = check_instances(call.request.instances)
-    vectors = _vectors(_model(call.folder, call.files))
+    vectors = _vectors(_model(call))
     takes = " or ".join(f"`{kind}`" for kind in vectors.kinds)
     message = f"Embed reads {vectors.unit} with this model; send {takes}"
     violations += refuse_kinds(call.request.instances, vectors.kinds, message) + vectors.refuse(call.request)
@@ -188,9 +188,9 @@ def _vectors(opened: Opened) -> Vectors:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
 
 
-def _model(folder: str, known: Sequence[transfer_pb2.StoredFile]) -> Opened:
+def _model(call: worker_pb2.PredictCall | worker_pb2.EmbedCall) -> Opened:
     try:
-        return shared_cache().get(open_folder(Path(folder)), known)
+        return shared_cache().get(open_folder(Path(call.folder), runs=call.torch_hub), call.files)
     except FolderInvalid as problem:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
 

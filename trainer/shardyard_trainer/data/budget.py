@@ -19,7 +19,10 @@ from shardyard_trainer.data.store import build_once, is_whole, locked, open_lock
 
 BUDGET_VARIABLE = "SHARDYARD_TOKEN_CACHE_BYTES"
 DEFAULT_BUDGET_BYTES = 32 * 1024**3
-_KINDS = ("examples", "corpora", "tagged", "pictures", "histories", "questions", "chats", "sequences", "sentences")
+_KINDS = (
+    *("examples", "corpora", "tagged", "pictures", "histories", "questions", "chats", "sequences", "sentences"),
+    "torch_hub",
+)
 _UNBUDGETED = ("tokenizers",)
 _HELD: dict[Path, BinaryIO] = {}
 

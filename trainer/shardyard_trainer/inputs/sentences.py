@@ -28,6 +28,7 @@ from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.loading import load_rows, token_writer
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
+from shardyard_trainer.models.folder import TORCH_HUB_TYPES
 
 SENTENCES_VERSION = 3
 ABSENT = -1
@@ -47,6 +48,8 @@ class SentenceInputs(TextInputs):
     def save(self, folder: Path, config: Any) -> None:
         """Writes the tokenizer's files, and those that name the parts of a sentence-transformers model."""
         super().save(folder, config)
+        if config.model_type in TORCH_HUB_TYPES:
+            return  # Sentence-transformers loads classes of transformers alone.
         kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
         modules = [
             {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.models.folder import TORCH_HUB_PICTURES, TORCH_HUB_TEXTS, ModelFolder
 
 POSITIONS_AFTER_PADDING = frozenset(
     {
@@ -138,7 +138,7 @@ NOT_TRAINED: Mapping[str, str] = {
 }
 """Architectures of transformers that are refused by name, and why; a sweep over all of them keeps it true."""
 
-_PICTURE_MODELS = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+_PICTURE_MODELS = frozenset({*modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, TORCH_HUB_PICTURES})
 SOME_PICTURE_MODELS = ("vit", "deit", "beit", "swin", "resnet", "convnext", "mobilenet_v2", "dinov2")
 """Examples for messages."""
 
@@ -161,6 +161,7 @@ _TEXT_MODELS = (
     modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+    frozenset({TORCH_HUB_TEXTS}),
 )
 _DROPOUT_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate")
 

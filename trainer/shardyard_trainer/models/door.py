@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -50,6 +50,8 @@ _WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 # Parts of sentence-transformers: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
 _PART = re.compile(r"[0-9]+_[A-Za-z]+")
 _PARTS = re.compile(r"[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors)")
+CODE = "torch_hub"
+"""The folder in a model folder with the code that it was made by: a copy of a repository of PyTorch Hub."""
 
 
 class FolderInvalid(ValueError):
@@ -63,7 +65,8 @@ class FolderInvalid(ValueError):
 
 def is_allowed(name: str) -> bool:
     """Whether a file of this name (relative to its folder) is ever opened."""
-    return name in _ALLOWED or bool(_WEIGHTS.fullmatch(name) or _PARTS.fullmatch(name))
+    is_code = name.startswith(f"{CODE}/") and ".." not in name.split("/")
+    return name in _ALLOWED or is_code or bool(_WEIGHTS.fullmatch(name) or _PARTS.fullmatch(name))
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class Folder:
     """A folder of untrusted files. Made by `open_folder`; equal folders are equally allowed to link.
 
     `roots` are where its files may really be: the folder itself, or the data roots or the cache that it is part of.
+    `runs` are the repositories of PyTorch Hub whose code may run if this folder has it: those that the operator allows,
+    for folders that this service wrote itself, and none for any other folder.
     """
 
     path: Path
     roots: tuple[Path, ...]
+    runs: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether there is such a regular file, and it is one that is read. Raises FolderInvalid if that is hidden."""
@@ -88,7 +94,7 @@ class Folder:
             raise _unreadable(name, error) from None
 
     def names(self) -> frozenset[str]:
-        """The files in it, allowed or not, at two levels.
+        """The files in it, allowed or not, at two levels, and of its code at every level.
 
         Raises FolderInvalid if they may not be listed, or are too many for a model.
         """
@@ -97,7 +103,10 @@ class Folder:
             inner = [each for path in top if path.is_dir() for each in _entries(path) if each.is_file()]
         except OSError as error:
             raise _unreadable(self.path.name, error) from None
-        return frozenset(str(path.relative_to(self.path)) for path in (*top, *inner) if not path.is_dir())
+        code = [Path(folder, name) for folder, _, names in os.walk(self.path / CODE) for name in names]
+        if len(code) > _MOST_ENTRIES:
+            raise _too_many()
+        return frozenset(str(path.relative_to(self.path)) for path in (*top, *inner, *code) if not path.is_dir())
 
     def weight_names(self) -> list[str]:
         """The names of its safetensors files, sorted."""
@@ -166,10 +175,13 @@ def _json_complaint(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of thousands of digits"
 
 
-def open_folder(path: Path, *, roots: tuple[Path, ...] = ()) -> Folder:
-    """The folder at `path`, whose files may be links to files under `roots`; without any, inside itself."""
+def open_folder(path: Path, *, roots: tuple[Path, ...] = (), runs: Iterable[str] = ()) -> Folder:
+    """The folder at `path`, whose files may be links to files under `roots`; without any, inside itself.
+
+    `runs` are the repositories whose code may run, only for a folder that this service wrote itself.
+    """
     resolved = path.resolve()
-    return Folder(resolved, tuple(root.resolve() for root in roots) or (resolved,))
+    return Folder(resolved, tuple(root.resolve() for root in roots) or (resolved,), tuple(sorted(runs)))
 
 
 def refuse_links(folder: Folder) -> None:

@@ -12,8 +12,16 @@ from typing import Any
 
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.models.bounds import too_large
-from shardyard_trainer.models.door import Folder, FolderInvalid
+from shardyard_trainer.models.door import CODE, Folder, FolderInvalid
 from shardyard_trainer.models.sentence import SentenceSettings, read_sentence
+
+TORCH_HUB_PICTURES = "torch_hub_pictures"
+TORCH_HUB_TEXTS = "torch_hub_texts"
+TORCH_HUB_TYPES = (TORCH_HUB_PICTURES, TORCH_HUB_TEXTS)
+"""Model types of folders whose model is made by code in them, from a repository of PyTorch Hub."""
+
+OWN_HEAD = "shardyard_head."
+"""The beginning of the names of a head's tensors in such a folder, if the head is not the module's own."""
 
 _HEADS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
@@ -94,6 +102,8 @@ def read_folder(folder: Folder) -> ModelFolder:
     if folder.has("tokenizer_config.json"):
         refuse_code(folder, "tokenizer_config.json", folder.read_object("tokenizer_config.json"))
     model_type = known_model_type(config.get("model_type"))
+    if model_type in TORCH_HUB_TYPES:
+        check_may_run(folder, config)
     if folder.has("shardyard.json"):
         return _trained_here(folder, config, model_type, folder.read_object("shardyard.json"))
     auto = _auto_of(config)
@@ -110,6 +120,19 @@ def refuse_code(folder: Folder, name: str, values: Mapping[str, Any]) -> None:
             "use a model whose architecture transformers has",
             reason="CUSTOM_CODE_REFUSED",
             file=name,
+        )
+
+
+def check_may_run(folder: Folder, config: Mapping[str, Any]) -> None:
+    """Raises FolderInvalid CUSTOM_CODE_REFUSED for a folder whose model needs code of its own that may not run."""
+    repo = config.get("repo")
+    if not isinstance(repo, str) or repo not in folder.runs:
+        raise FolderInvalid(
+            f"the model needs the code in its folder {CODE}, from {shorten(str(repo))}, which may not run here: code "
+            "runs only from a repository that the operator allows (--torch-hub-repo), named as the model (torch_hub) "
+            "or in a model that was trained from it here, never from an upload or a data root",
+            reason="CUSTOM_CODE_REFUSED",
+            file="config.json",
         )
 
 
@@ -140,7 +163,7 @@ def known_model_type(model_type: object) -> str:
     """The type if transformers has it. Raises FolderInvalid naming the nearest."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES:
+    if isinstance(model_type, str) and (model_type in CONFIG_MAPPING_NAMES or model_type in TORCH_HUB_TYPES):
         return model_type
     near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING_NAMES, n=1)
     raise FolderInvalid(

@@ -17,6 +17,7 @@ import transformers
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.models.bounds import MOST_LABELS, experts_complaint, too_large
 from shardyard_trainer.models.door import Folder, FolderInvalid
+from shardyard_trainer.models.folder import TORCH_HUB_TYPES
 
 _NEVER = frozenset(
     {
@@ -150,12 +151,17 @@ def model_config(folder: Folder) -> Any:
             "architecture; use the model that it was made from, or save it dequantised",
             file="config.json",
         )
+    from_hub = values.get("model_type") in TORCH_HUB_TYPES
+    if from_hub:
+        from shardyard_trainer.models import hub_modules  # Others do without; it registers its types.
     kind = transformers.CONFIG_MAPPING[str(values.get("model_type"))]
     picked = _picked(values, kind)
     if (over := too_large(picked)) is not None:
         raise FolderInvalid(f"config.json cannot be built: {over.message}", file="config.json")
     _refuse_too_small(picked, kind)
     config = kind(**picked)
+    if from_hub:
+        hub_modules.allow_code(config, folder, values)
     if (found := experts_complaint(config.to_dict())) is not None:
         raise FolderInvalid(f"config.json has {found[0]}: {found[1]}", file="config.json")
     return config

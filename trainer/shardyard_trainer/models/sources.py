@@ -1,6 +1,7 @@
 """Models: which one a spec means, and the module that a task trains, fresh or from weights.
 
-Nothing of a model's folder is ever run, and only safetensors are read.
+Only safetensors are read, and nothing of a model's folder is run, except code of PyTorch Hub that the operator allows
+(`torch_hub`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links
-from shardyard_trainer.models.folder import ModelFolder, read_folder
+from shardyard_trainer.models.folder import TORCH_HUB_TYPES, ModelFolder, read_folder
 from shardyard_trainer.models.fresh import (
     fresh_config,
     number_complaint,
@@ -25,6 +26,7 @@ from shardyard_trainer.models.fresh import (
 from shardyard_trainer.models.hub import resolve_hub
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.settings import model_config
+from shardyard_trainer.models.torch_hub import resolve_torch_hub
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.models.weights import WeightsInvalid, no_weights, weight_names
 from shardyard_trainer.plain_words import in_plain_words
@@ -54,7 +56,7 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     """The model that a source means, its configuration read and checked. Raises SpecError."""
     kind = source.WhichOneof("source")
     if kind is None:
-        raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model or architecture")
+        raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model, architecture or torch_hub")
     if kind == "architecture":
         place = f"{field}.architecture"
         config, overrides = fresh_config(source.architecture, place)
@@ -65,6 +67,11 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     # What is not a model of texts is refused by the task, which says what the model can do.
     if architectures.reads_text(choice.config) and (refusal := architectures.refusal(choice.config)):
         raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", refusal)
+    if source.HasField("dropout") and choice.config.model_type in TORCH_HUB_TYPES:
+        text = (
+            "the code of this model decides about its dropout; leave it out, and give it in `arguments` if there is one"
+        )
+        raise SpecError(f"{field}.dropout", "SPEC_INVALID", text)
     if source.HasField("dropout"):
         for name in architectures.dropout_names(choice.config):
             if getattr(choice.config, name) is not None or name == "classifier_dropout":
@@ -85,12 +92,21 @@ def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> 
             raise SpecError(f"{field}.uri", "PATH_NOT_ALLOWED", f"{shorten(source.uri)!r} is a file; give its folder")
         roots = tuple(Path(root) for root in locations.data_roots)
         return _checked(open_folder(path, roots=roots), f"{field}.uri"), ""
+    if kind == "torch_hub":
+        made, revision = resolve_torch_hub(source.torch_hub, locations, field=f"{field}.torch_hub")
+        return _checked(made, f"{field}.torch_hub"), revision
     name = getattr(source, kind)
     reason = "DATASET_NOT_FOUND" if kind == "dataset" else "MODEL_NOT_FOUND"
     place = locations.folders.get(name, "")
     if not place or not Path(place).is_dir():
         raise SpecError(f"{field}.{kind}", reason, f"there is no {kind} {shorten(name)!r}")
-    return _checked(open_folder(Path(place)), f"{field}.{kind}"), ""
+    return _checked(open_folder(Path(place), runs=locations.torch_hub), f"{field}.{kind}"), ""
+
+
+def pin(source: Any, revision: str) -> None:
+    """Writes the revision that was found into a source that may have moved; empty: it has none."""
+    if revision:
+        getattr(source, source.WhichOneof("source")).revision = revision
 
 
 def _checked(folder: Folder, field: str) -> Folder:

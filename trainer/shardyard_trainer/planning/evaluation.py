@@ -9,6 +9,7 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, POSITIONS_AT_ONCE
+from shardyard_trainer.models import sources
 from shardyard_trainer.planning import memory, resolve
 from shardyard_trainer.planning.checks import node_memory_of_worker, slots_of
 from shardyard_trainer.planning.identity import data_fingerprint
@@ -27,8 +28,7 @@ def plan_evaluation(
     if samples is None or not samples.num_samples:
         raise SpecError(f"{FIELD}.data", "DATA_INVALID", "nothing of it can be measured; give more data")
     _check_weights(spec, task)
-    if task.choice.commit:
-        spec.model.hub.revision = task.choice.commit
+    sources.pin(spec.model, task.choice.commit)
     data = spec.model_evaluation.data
     resolve.fill_source(data, resolve_source(data, locations, field=f"{FIELD}.data"))
     optimization = spec.optimization

@@ -97,8 +97,7 @@ def plan_extraction(
         wanted.max_length = wish.length
     wanted.normalize = wish.normalize
     resolve.fill_source(wanted.data, found.rows.files)
-    if commit:
-        spec.model.hub.revision = commit
+    sources.pin(spec.model, commit)
     stats = found.rows.stats(wish)
     num_parameters = sum(parameter.numel() for parameter in found.vectors.loaded.model.parameters())
     workers = spec.resources.workers

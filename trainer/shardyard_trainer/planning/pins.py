@@ -16,7 +16,7 @@ from shardyard.v1 import plan_pb2, spec_pb2, transfer_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.models import sources
+from shardyard_trainer.models import sources, torch_hub
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.known_files import CHANGED, check_known, digest, file_names
 
@@ -68,6 +68,8 @@ def check_same_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pl
 
 def _of_source(source: Any, locations: worker_pb2.Locations, field: str) -> str:
     kind = source.WhichOneof("source")
+    if kind == "torch_hub":
+        return torch_hub.identity(source.torch_hub, locations, field=f"{field}.torch_hub")
     folder, _ = sources.find_folder(source, locations, field=field)
     try:
         check_known(folder, _known(folder, locations.known_files))

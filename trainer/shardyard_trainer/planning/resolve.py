@@ -12,6 +12,7 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.tokenization import DEFAULT_VOCAB_SIZE
+from shardyard_trainer.models import sources
 from shardyard_trainer.planning.arithmetic import DEFAULT_METRIC, DEFAULT_PATIENCE, Batch
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import DEFAULT_ALPHA, DEFAULT_RANK
@@ -76,8 +77,7 @@ def fill_adaptation(fine_tuning: spec_pb2.FineTuning) -> None:
 def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
     """Fills in what the task found: lengths, labels, pooling, and commits of the Hub."""
     task.resolve(table.message_of(spec))
-    if spec.model.WhichOneof("source") == "hub":
-        spec.model.hub.revision = task.choice.commit
+    sources.pin(spec.model, task.choice.commit)
     if spec.tokenizer.WhichOneof("source") == "train":
         trained = spec.tokenizer.train
         if not trained.algorithm:

@@ -16,6 +16,7 @@ from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import named_sources, resolve_uri
 from shardyard_trainer.models.door import signature
 from shardyard_trainer.models.hub import snapshot_folder
+from shardyard_trainer.models.torch_hub import repository_name
 from shardyard_trainer.planning import memory
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
@@ -132,6 +133,16 @@ def identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
             yield signature(snapshot_folder(getattr(source, kind), Path(call.locations.cache_dir)))
         elif kind in {"uri", "model", "dataset"}:
             yield _identity(getattr(source, kind), kind, call.locations)
+        elif kind == "torch_hub":
+            yield _identity_of_repository(repository_name(getattr(source, kind)), call.locations)
+
+
+def _identity_of_repository(named: str, locations: worker_pb2.Locations) -> object:
+    """Of a folder on the server, or of a repository in torch's cache."""
+    if named.startswith("/"):
+        return _identity(named, "uri", locations)
+    path = Path(locations.torch_hub.get(named, ""))
+    return signature(path) if named in locations.torch_hub and path.is_dir() else "not there"
 
 
 def _identity(named: str, kind: str, locations: worker_pb2.Locations) -> object:

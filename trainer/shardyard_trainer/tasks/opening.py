@@ -11,7 +11,7 @@ from shardyard_trainer.inputs.sequences import SequenceInputs
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid
-from shardyard_trainer.models.folder import ModelFolder, read_folder
+from shardyard_trainer.models.folder import TORCH_HUB_PICTURES, ModelFolder, read_folder
 from shardyard_trainer.models.loaded import Loaded, load_model
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.tasks import table
@@ -34,6 +34,9 @@ class Opened:
         """What makes vectors with the model. Raises FolderInvalid TASK_MISMATCH for a modality that has none."""
         if isinstance(self.inputs, TextInputs):
             return TextVectors(self.loaded, self.inputs)
+        if self.loaded.folder.model_type == TORCH_HUB_PICTURES:
+            text = "this module of PyTorch Hub gives classes for pictures, and no vectors; use Predict"
+            raise FolderInvalid(text, reason="TASK_MISMATCH")
         if isinstance(self.inputs, ImageInputs):
             return PictureVectors(self.loaded, self.inputs)
         kind = self.loaded.folder.model_type

@@ -27,6 +27,7 @@ from shardyard_trainer.claim import missing_storage
 from shardyard_trainer.failures import RunFailed, storage_failure, system_error
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
+from shardyard_trainer.models.folder import TORCH_HUB_TYPES
 from shardyard_trainer.models.loading import quiet
 from shardyard_trainer.models.settings import generation_settings
 from shardyard_trainer.models.weights import read_header
@@ -148,6 +149,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
         vectors=pooling if described.get("normalize") else "",
         metrics=metrics,
         step=trained.step,
+        hub=module.model.config if module.model.config.model_type in TORCH_HUB_TYPES else None,
     )
     (folder / "README.md").write_text(model_card(subject, trained.attempt), encoding="utf-8")
 
@@ -184,7 +186,7 @@ def _verify(folder: Path, trained: _Trained) -> Predictor:
     if missing:
         raise _failed(f"{missing[0]} was not written")
     try:
-        opened = open_model(open_folder(folder))
+        opened = open_model(open_folder(folder, runs=trained.attempt.locations.torch_hub))
     except FolderInvalid as error:
         raise _failed(f"the folder does not load: {error}") from error
     if opened.predictor is None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 
@@ -17,6 +18,8 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import DataFile, open_regular, resolve_source
+from shardyard_trainer.models.door import CODE
+from shardyard_trainer.models.folder import OWN_HEAD, TORCH_HUB_TEXTS
 from shardyard_trainer.tasks.base import TrainingTask
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.versions import versions
@@ -34,7 +37,8 @@ class Subject:
     """What a card is about. `own_head` is the pooling of a head that transformers does not have, else empty; `vectors`
     that of the vectors of length 1 that are all that the model gives, else empty.
 
-    The weights are those after `step`, 0: the last one.
+    The weights are those after `step`, 0: the last one. `hub` is the configuration of a module of PyTorch Hub, whose
+    code is beside the weights; None: transformers has the model's class.
     """
 
     task: TrainingTask
@@ -46,6 +50,7 @@ class Subject:
     vectors: str
     metrics: Mapping[str, float]
     step: int
+    hub: Any = None
 
 
 def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
@@ -64,6 +69,8 @@ def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
 def usage(subject: Subject) -> str:
     """Plain torch and transformers, run in the model's folder; ends with `logits`."""
     task = subject.task
+    if subject.hub is not None and not (subject.own_head or subject.vectors):
+        return _usage_of_hub(subject)
     if task.usage:
         return task.usage
     if subject.own_head or subject.vectors:
@@ -85,23 +92,86 @@ def _usage_of_vectors(subject: Subject) -> str:
     if subject.vectors:
         needs, head = "from torch.nn.functional import normalize\n", ""
         logits = f"normalize({pooled}, dim=-1)  # a vector for each text; their products are cosines"
+    imports, loads, hidden = (
+        "from transformers import AutoModel, AutoTokenizer\n\n",
+        'backbone = AutoModel.from_pretrained(".").eval()\n',
+        "backbone(**inputs).last_hidden_state",
+    )
+    if subject.hub is not None:
+        needs = f"import torch\nfrom safetensors.torch import load_file\n{needs if subject.vectors else ''}"
+        imports, loads, hidden = (
+            "from transformers import PreTrainedTokenizerFast\n\n",
+            _loads_of_hub(subject.hub),
+            _vectors_of_hub(subject.hub),
+        )
+    reader = "PreTrainedTokenizerFast" if subject.hub is not None else "AutoTokenizer"
     return (
-        f"{needs}from transformers import AutoModel, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder\n'
-        'backbone = AutoModel.from_pretrained(".").eval()\n'
-        f"{head}"
+        f"{needs}{imports}"
+        f'tokenizer = {reader}.from_pretrained(".")  # this folder\n'
+        f"{loads}{head}"
         'texts = ["Hello, my dog is cute"]\n'
         f"inputs = tokenizer(texts, padding=True, truncation=True, max_length={subject.max_length}, "
         'return_tensors="pt")\n'
         'mask = inputs["attention_mask"].unsqueeze(-1)\n'
-        "hidden = backbone(**inputs).last_hidden_state\n"
+        f"hidden = {hidden}\n"
         f"logits = {logits}\n"
     )
 
 
+def _usage_of_hub(subject: Subject) -> str:
+    """The code for a module of PyTorch Hub that gives logits for pictures, or for each token by a head of our own."""
+    if subject.hub.model_type == TORCH_HUB_TEXTS:
+        return (
+            "import torch\n"
+            "from safetensors.torch import load_file\n"
+            "from transformers import PreTrainedTokenizerFast\n\n"
+            'tokenizer = PreTrainedTokenizerFast.from_pretrained(".")  # this folder\n'
+            f"{_loads_of_hub(subject.hub, has_head=True)}"
+            f"inputs = tokenizer({subject.task.example}, truncation=True, max_length={subject.max_length}, "
+            'return_tensors="pt")\n'
+            f"hidden = {_vectors_of_hub(subject.hub)}\n"
+            'logits = hidden @ head["weight"].T + head["bias"]\n'
+        )
+    return (
+        "import torch\n"
+        "from PIL import Image, ImageOps\n"
+        "from safetensors.torch import load_file\n"
+        "from transformers import AutoImageProcessor\n\n"
+        'processor = AutoImageProcessor.from_pretrained(".", backend="pil")  # this folder\n'
+        f"{_loads_of_hub(subject.hub)}"
+        'mode = "RGB" if len(processor.image_mean) == 3 else "L"\n'
+        'picture = ImageOps.exif_transpose(Image.open("picture.png")).convert(mode)\n'
+        'logits = model(processor(picture, return_tensors="pt")["pixel_values"])\n'
+    )
+
+
+def _loads_of_hub(config: Any, *, has_head: bool = False) -> str:
+    """Makes the `model` by its code, which is in this folder, with the trained weights."""
+    given = "".join(f", {name}={value!r}" for name, value in (config.arguments or {}).items())
+    lines = [f'model = torch.hub.load("{CODE}", "{config.entrypoint}", source="local", trust_repo=True{given})']
+    if head := getattr(config, "head", ""):
+        lines.append(f'old = model.get_submodule("{head}")')
+        layer = f"torch.nn.Linear(old.in_features, {config.num_labels}, bias=old.bias is not None)"
+        lines.append(f'model.set_submodule("{head}", {layer})')
+    lines.append('tensors = load_file("model.safetensors")')
+    if has_head:
+        lines.append(f'head = {{name: tensors.pop(f"{OWN_HEAD}{{name}}") for name in ("weight", "bias")}}')
+    return "\n".join([*lines, "model.load_state_dict(tensors)", "model.eval()", ""])
+
+
+def _vectors_of_hub(config: Any) -> str:
+    """The expression for the vectors of tokens."""
+    mask = f'inputs["attention_mask"]{" == 0" if config.masks_padding else ""}'
+    call = f'model(inputs["input_ids"]{f", {config.mask}={mask}" if config.mask else ""})'
+    if not config.output:
+        return call
+    return f"{call}[{config.output}]" if config.output.isdigit() else f'{call}["{config.output}"]'
+
+
 def _front_matter(subject: Subject) -> str:
     # JSON strings are YAML strings: nothing that a user named can break out.
-    lines = ["---", "library_name: transformers", "tags:", "- shardyard", f"- {json.dumps(subject.model_type)}"]
+    library = "transformers" if subject.hub is None else "pytorch"
+    lines = ["---", f"library_name: {library}", "tags:", "- shardyard", f"- {json.dumps(subject.model_type)}"]
     if not subject.own_head and subject.task.pipeline:
         lines.append(f"pipeline_tag: {subject.task.pipeline}")
     return "\n".join([*lines, "---"])
@@ -114,6 +184,8 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
         "uri": f"the folder `{Path(spec.model.uri).name}`",
         "model": f"`{spec.model.model}`",
         "architecture": "random weights",
+        "torch_hub": f"`{spec.model.torch_hub.entrypoint}` of the PyTorch Hub repository "
+        f"`{Path(_plain(spec.model.torch_hub.repo)).name}` at `{spec.model.torch_hub.revision}`",
     }.get(source or "", "")
     text = (
         f"A {subject.model_type} model of {subject.num_parameters:,} parameters "

@@ -74,11 +74,32 @@ class Locations(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TorchHubEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FOLDERS_FIELD_NUMBER: _builtins.int
     DATA_ROOTS_FIELD_NUMBER: _builtins.int
     CACHE_DIR_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
     KNOWN_FILES_FIELD_NUMBER: _builtins.int
+    TORCH_HUB_FIELD_NUMBER: _builtins.int
     cache_dir: _builtins.str
     """For tokenised data, Hub downloads and the like."""
     @_builtins.property
@@ -97,6 +118,10 @@ class Locations(_message.Message):
     def known_files(self) -> _containers.MessageMap[_builtins.str, Global___KnownFiles]:
         """Absolute folder (a value of `folders`) → its files as they were uploaded or exported."""
 
+    @_builtins.property
+    def torch_hub(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Repositories of PyTorch Hub whose code may run, as the operator named them → absolute folder; empty: none may."""
+
     def __init__(
         self,
         *,
@@ -105,10 +130,11 @@ class Locations(_message.Message):
         cache_dir: _builtins.str = ...,
         claim: Global___StorageClaim | None = ...,
         known_files: _abc.Mapping[_builtins.str, Global___KnownFiles] | None = ...,
+        torch_hub: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "claim", b"claim", "data_roots", b"data_roots", "folders", b"folders", "known_files", b"known_files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "claim", b"claim", "data_roots", b"data_roots", "folders", b"folders", "known_files", b"known_files", "torch_hub", b"torch_hub"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +416,7 @@ class PredictCall(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    TORCH_HUB_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Absolute path of the model's folder."""
     max_response_bytes: _builtins.int
@@ -402,6 +429,10 @@ class PredictCall(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
         """The folder's files as they were uploaded or exported; a file that differs is never used. Empty: not compared."""
 
+    @_builtins.property
+    def torch_hub(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Repositories of PyTorch Hub whose code may run, as in Locations."""
+
     def __init__(
         self,
         *,
@@ -409,10 +440,11 @@ class PredictCall(_message.Message):
         request: _model_service_pb2.PredictRequest | None = ...,
         max_response_bytes: _builtins.int = ...,
         files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
+        torch_hub: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,6 +490,7 @@ class EmbedCall(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    TORCH_HUB_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Absolute path of the model's folder."""
     max_response_bytes: _builtins.int
@@ -470,6 +503,10 @@ class EmbedCall(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
         """As in PredictCall."""
 
+    @_builtins.property
+    def torch_hub(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in PredictCall."""
+
     def __init__(
         self,
         *,
@@ -477,10 +514,11 @@ class EmbedCall(_message.Message):
         request: _model_service_pb2.EmbedRequest | None = ...,
         max_response_bytes: _builtins.int = ...,
         files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
+        torch_hub: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,6 +84,29 @@ def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
     return found
 
 
+def check_torch_hub(field: str, repo: str, revision: str) -> list[FieldViolation]:
+    """The errors in the text of a repository of PyTorch Hub; whether its code may run is checked later."""
+    if repo.startswith("/"):
+        found = check_uri(f"{field}.repo", repo)
+        if revision and not re.fullmatch("[0-9a-f]{64}", revision):
+            text = f"{show(revision)} is not the sha256 of a folder's files; leave it out for the folder as it is"
+            found.append(FieldViolation(f"{field}.revision", text))
+        return found
+    name, _, commit = repo.partition(":")
+    parts = name.split("/")
+    if len(parts) != 2 or not all(_HUB_PART.fullmatch(part) and ".." not in part for part in parts):
+        form = "the absolute path of a folder with a hubconf.py, or owner/name:commit"
+        return [FieldViolation(f"{field}.repo", f"{show(repo)} is not a repository; give {form}")]
+    where, wanted = (f"{field}.repo", commit) if commit else (f"{field}.revision", revision)
+    if not re.fullmatch("[0-9a-f]{40}", wanted):
+        text = f"{show(wanted)} is not a commit, and a branch or tag may move; give the 40 digits of the commit"
+        return [FieldViolation(where, text)]
+    if commit and revision and commit != revision:
+        text = f"{show(revision)}, but `repo` has the commit {commit}; leave one of them out"
+        return [FieldViolation(f"{field}.revision", text)]
+    return []
+
+
 def check_name(field: str, kind: str, name: str) -> list[FieldViolation]:
     """The errors in the text of a resource name."""
     complaint = name_complaint(kind, name)

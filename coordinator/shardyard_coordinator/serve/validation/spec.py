@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
 from shardyard.task_paths import leaf_of
@@ -102,7 +103,8 @@ def _check_data(owner: Any, name: str, path: str, found: Found, *, required: boo
 def _check_model(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
     here = f"{path}.model"
     if not spec.HasField("model"):
-        found.append(FieldViolation(here, "is missing; it is required; set one of hub, uri, model, architecture"))
+        sources_ = ", ".join(each.name for each in spec_pb2.ModelSource.DESCRIPTOR.oneofs_by_name["source"].fields)
+        found.append(FieldViolation(here, f"is missing; it is required; set one of {sources_}"))
         return
     if _missing_oneof(spec.model, "source", here, found):
         return
@@ -115,16 +117,30 @@ def _check_model(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
             found += sources.check_name(f"{here}.model", "model", spec.model.model)
         case "architecture":
             _check_overrides(spec.model.architecture, f"{here}.architecture", found)
+        case "torch_hub":
+            _check_torch_hub(spec.model.torch_hub, f"{here}.torch_hub", found)
 
 
 def _check_overrides(architecture: spec_pb2.Architecture, path: str, found: Found) -> None:
     if complaint := control_complaint(architecture.model_type):
         found.append(FieldViolation(f"{path}.model_type", complaint))
-    here = f"{path}.overrides"
-    if (size := architecture.overrides.ByteSize()) > MAX_OVERRIDES_BYTES:
+    _check_struct(architecture.overrides, f"{path}.overrides", found)
+
+
+def _check_torch_hub(model: spec_pb2.TorchHubModel, path: str, found: Found) -> None:
+    if model.repo:
+        found += sources.check_torch_hub(path, model.repo, model.revision)
+    if model.entrypoint and (not model.entrypoint.isidentifier() or model.entrypoint.startswith("_")):
+        text = f"{show(model.entrypoint)} is not the name of a function of hubconf.py; give one that it defines"
+        found.append(FieldViolation(f"{path}.entrypoint", text))
+    _check_struct(model.arguments, f"{path}.arguments", found)
+
+
+def _check_struct(struct: struct_pb2.Struct, here: str, found: Found) -> None:
+    if (size := struct.ByteSize()) > MAX_OVERRIDES_BYTES:
         text = f"{size:,} bytes; at most {MAX_OVERRIDES_BYTES:,} are allowed; leave out what is not needed"
         found.append(FieldViolation(here, text))
-    elif (depth := _depth(architecture.overrides)) > MAX_OVERRIDES_DEPTH:
+    elif (depth := _depth(struct)) > MAX_OVERRIDES_DEPTH:
         text = f"{depth} levels; at most {MAX_OVERRIDES_DEPTH} are allowed; nest less"
         found.append(FieldViolation(here, text))
 
