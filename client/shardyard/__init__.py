@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         Resources,
         Retry,
     )
-    from shardyard.spec_sources import Architecture, Data, Pretrained, TorchHub, TrainedTokenizer
+    from shardyard.spec_sources import Architecture, Data, Pretrained, TensorflowCheckpoint, TorchHub, TrainedTokenizer
     from shardyard.specs import (
         FeatureExtraction,
         ImageClassification,
@@ -141,7 +141,14 @@ _HOMES = {
         "Resources",
         "Retry",
     ),
-    "shardyard.spec_sources": ("Architecture", "Data", "Pretrained", "TorchHub", "TrainedTokenizer"),
+    "shardyard.spec_sources": (
+        "Architecture",
+        "Data",
+        "Pretrained",
+        "TensorflowCheckpoint",
+        "TorchHub",
+        "TrainedTokenizer",
+    ),
     "shardyard.specs": (
         "FeatureExtraction",
         "ImageClassification",
@@ -242,6 +249,7 @@ __all__ = [
     "SpanCorruption",
     "Summarization",
     "Tag",
+    "TensorflowCheckpoint",
     "TextClassification",
     "TokenClassification",
     "TorchHub",

@@ -78,6 +78,8 @@ class Reader:
             message.id, _, message.revision = str(value).partition("@")
         elif isinstance(message, spec_pb2.Architecture) and isinstance(value, str):
             message.model_type = str(value)
+        elif isinstance(message, spec_pb2.TensorflowCheckpoint) and isinstance(value, str):
+            self._checkpoint(message, value, path)
         elif not isinstance(value, Mapping):
             self.fail(path, f"{shown(value)} is given, but fields are needed: {', '.join(_names(message.DESCRIPTOR))}")
         else:
@@ -100,7 +102,8 @@ class Reader:
                 chosen[oneof.name] = found.name
             if item is None or is_null(item):
                 continue
-            if found.name == "uri" and kind is not None and isinstance(item, str):
+            is_place = kind is not None or isinstance(message, spec_pb2.TensorflowCheckpoint)
+            if found.name == "uri" and is_place and isinstance(item, str):
                 self.fill(message, item, inner, depth)
             else:
                 self._field(message, found, item, inner, depth)
@@ -228,6 +231,12 @@ class Reader:
             message.hub.id, _, message.hub.revision = found.value.partition("@")
         else:
             setattr(message, found.field, found.value)
+
+    def _checkpoint(self, message: spec_pb2.TensorflowCheckpoint, text: str, path: str) -> None:
+        """A checkpoint's path on the server, `server:` before it or not."""
+        message.uri = str(text).removeprefix("server:")
+        if not message.uri.startswith("/"):
+            self.fail(path, f"{shown(text)} is given, but an absolute path on the server is needed: `server:/path`")
 
 
 def draft_job(value: Mapping[str, Any], *, base: Path, project: str) -> Draft:

@@ -24,7 +24,7 @@ from shardyard.spec_settings import (
     Resources,
     Retry,
 )
-from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TorchHub, TrainedTokenizer
+from shardyard.spec_sources import AnyModel, Data, Resource, TrainedTokenizer
 from shardyard.specs import JobSpec, Task
 from shardyard.types import Image, Items, Question, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
@@ -45,7 +45,7 @@ Text = str | tuple[str, str] | Words | Items | Question | Mapping[str, str] | Im
 class SpecFields(TypedDict, total=False):
     """The fields of a `JobSpec` but its task, as keywords."""
 
-    model: str | Path | Resource | Pretrained | Architecture | TorchHub | None
+    model: AnyModel | None
     train_data: str | Path | Resource | Data | None
     eval_data: str | Path | Resource | Data | None
     tokenizer: str | Path | Resource | TrainedTokenizer | None

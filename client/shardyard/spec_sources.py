@@ -100,6 +100,22 @@ class TorchHub:
 
 
 @dataclass(frozen=True)
+class TensorflowCheckpoint:
+    """A TensorFlow checkpoint on the server; `uri` is its path as TensorFlow names it, or that of its folder."""
+
+    uri: str
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"checkpoint": {"uri": self.uri}, **set_fields(self, without=("uri",))}
+
+
+AnyModel = str | Path | Resource | Pretrained | Architecture | TorchHub | TensorflowCheckpoint
+"""A folder, the name of a model, or one of the sources above."""
+
+
+@dataclass(frozen=True)
 class TrainedTokenizer:
     """A tokenizer trained on the training data."""
 

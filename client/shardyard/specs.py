@@ -34,7 +34,7 @@ from shardyard.spec_settings import (
     Resources,
     Retry,
 )
-from shardyard.spec_sources import Architecture, Data, Pretrained, Resource, TorchHub, TrainedTokenizer
+from shardyard.spec_sources import AnyModel, Data, Resource, TrainedTokenizer
 from shardyard.spec_sources import set_fields as _set
 
 Pooling = Literal["mean", "cls", "last", "max"]
@@ -323,7 +323,7 @@ class JobSpec:
     """The specification of a job: its task, model, data and settings."""
 
     task: Task
-    model: str | Path | Resource | Pretrained | Architecture | TorchHub | None = None
+    model: AnyModel | None = None
     train_data: str | Path | Resource | Data | None = None
     eval_data: str | Path | Resource | Data | None = None
     tokenizer: str | Path | Resource | TrainedTokenizer | None = None

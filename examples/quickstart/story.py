@@ -11,8 +11,8 @@ from pathlib import Path
 from material import Material
 
 import shardyard
+from shardyard.spec_sources import Architecture
 from shardyard.specs import (
-    Architecture,
     CausalLm,
     Data,
     EvaluationPolicy,

@@ -102,6 +102,7 @@ NAMES = [
     "SpanCorruption",
     "Summarization",
     "Tag",
+    "TensorflowCheckpoint",
     "TextClassification",
     "TokenClassification",
     "TorchHub",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import transformers
 import shardyard
 from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
 from helpers.served import served
-from helpers.small_specs import sentences
+from helpers.small_specs import sentences, shared_data
 from helpers.tiny_folders import WORDS, save_folder
 
 JOB_S = 240.0
@@ -78,6 +79,28 @@ def test_a_hub_model_is_planned_trained_and_asked(place: Place) -> None:
         assert job.wait(timeout=JOB_S).state == "succeeded"
         (prediction,) = job.model().predict(["my dog is good"])
         assert prediction.label in {"good", "bad"}
+
+
+def test_a_tensorflow_checkpoint_is_planned_trained_exported_and_asked(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(shared_data("tf1_bert_tiny"), place.root / "tf1")
+    model = shardyard.TensorflowCheckpoint(str(place.root / "tf1/bert_model.ckpt"), dropout=0.0)
+    wanted = spec(place, model, resources=shardyard.Resources(workers=2))
+    with shardyard.Client(place.address) as client:
+        plan = client.plan(wanted)
+        assert plan.resolved_spec["model"]["checkpoint"] == {"uri": str(place.root / "tf1/bert_model.ckpt.index")}
+        (note,) = [each.message for each in plan.warnings if each.reason == "MODEL_CONVERTED"]
+        assert "92 slots of the optimizer" in note
+        job = client.submit(wanted, job_id="from-tensorflow")
+        assert job.wait(timeout=JOB_S).state == "succeeded"
+        texts = ["all work and no play", "makes jack a dull boy"]
+        answers = job.model().predict(texts)
+        folder = job.model().download(tmp_path / "exported")
+    assert "the TensorFlow checkpoint `bert_model.ckpt.index`" in (folder / "README.md").read_text()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    exported = transformers.BertModel.from_pretrained(folder).eval()
+    assert exported.config.num_hidden_layers == 2 and exported.config.hidden_act == "gelu"
+    assert tokenizer.tokenize(texts[1]) == ["makes", "jack", "a", "dull", "boy"]
+    assert all(answer.label in {"good", "bad"} and answer.score is not None for answer in answers)
 
 
 def test_a_cached_snapshot_under_a_data_root_is_a_model_and_a_tokenizer(place: Place, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ TASKS = {
     "sst-regression": "fine_tuning",
     "multi-label": "fine_tuning",
     "ner": "fine_tuning",
+    "tensorflow-bert": "fine_tuning",
     "lora": "fine_tuning",
     "recommendation": "fine_tuning",
     "question-answering": "fine_tuning",

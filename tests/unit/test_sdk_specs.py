@@ -12,9 +12,9 @@ from shardyard._parse import draft_job, duration_s
 from shardyard._sources import Source, classify
 from shardyard._sync.resources import Dataset, Model
 from shardyard.errors import InvalidArgument
+from shardyard.spec_sources import Architecture, Pretrained, TensorflowCheckpoint
 from shardyard.specfile import overridden, parse_spec
 from shardyard.specs import (
-    Architecture,
     CausalLm,
     Checkpoints,
     Data,
@@ -24,7 +24,6 @@ from shardyard.specs import (
     MaskedLm,
     Optimization,
     Parallelism,
-    Pretrained,
     Resources,
     Retry,
     TextClassification,

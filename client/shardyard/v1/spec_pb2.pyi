@@ -1827,6 +1827,7 @@ class ModelSource(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     TORCH_HUB_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The absolute path of a Hugging Face folder on the server, under an allowed data root."""
@@ -1846,6 +1847,10 @@ class ModelSource(_message.Message):
     def torch_hub(self) -> Global___TorchHubModel:
         """What an entry point of a `hubconf.py` returns. It is Python code, which runs only if the operator allows it."""
 
+    @_builtins.property
+    def checkpoint(self) -> Global___TensorflowCheckpoint:
+        """A TensorFlow checkpoint, converted once into a Hugging Face folder."""
+
     def __init__(
         self,
         *,
@@ -1854,15 +1859,16 @@ class ModelSource(_message.Message):
         model: _builtins.str = ...,
         architecture: Global___Architecture | None = ...,
         torch_hub: Global___TorchHubModel | None = ...,
+        checkpoint: Global___TensorflowCheckpoint | None = ...,
         dropout: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "checkpoint", b"checkpoint", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "checkpoint", b"checkpoint", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model", "architecture", "torch_hub"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model", "architecture", "torch_hub", "checkpoint"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
@@ -1898,6 +1904,28 @@ class Architecture(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Architecture: _TypeAlias = Architecture  # noqa: Y015
+
+@_typing.final
+class TensorflowCheckpoint(_message.Message):
+    """A TensorFlow checkpoint: BERT as TensorFlow 1 saved it, or a model of Model Garden."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The absolute path on the server, under an allowed data root, of the checkpoint as TensorFlow names it (`…/bert_model.ckpt`), of its `.index` file, or of a folder with one checkpoint; required. `bert_config.json` and `vocab.txt` are read from the same folder."""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorflowCheckpoint: _TypeAlias = TensorflowCheckpoint  # noqa: Y015
 
 @_typing.final
 class TokenizerSource(_message.Message):

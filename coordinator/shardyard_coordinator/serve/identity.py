@@ -17,6 +17,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.serve.validation import sources
 
+_INDEX = ".index"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -64,12 +65,18 @@ def _of_uris(uris: Iterable[tuple[str, str]], roots: Sequence[str]) -> list[str]
             refused.append(sources.not_allowed(field, uri))
             continue
         try:
-            found.append(_identity(Path(real)))
+            found.append(_identity(_whole(Path(real))))
         except OSError:
             refused.append(sources.not_allowed(field, uri))
     if refused:
         raise refused_fields(refused)
     return found
+
+
+def _whole(path: Path) -> Path:
+    """What a path stands for: a TensorFlow checkpoint, named by its index or without it, is its folder's files."""
+    is_checkpoint = path.name.endswith(_INDEX) or (not path.exists() and path.with_name(path.name + _INDEX).exists())
+    return path.parent if is_checkpoint else path
 
 
 def _or_gone(folder: str) -> str:

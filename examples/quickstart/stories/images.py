@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import shardyard
-from shardyard.specs import Architecture, Data, ImageClassification, JobSpec, Optimization, Resources
+from shardyard.spec_sources import Architecture
+from shardyard.specs import Data, ImageClassification, JobSpec, Optimization, Resources
 
 TITLE = "Fetch small pictures of clothes"
 WHAT = "small ResNet"

@@ -15,7 +15,8 @@ import show
 import story
 
 import shardyard
-from shardyard.specs import Architecture, Data, JobSpec, Optimization, Recommendation, Resources
+from shardyard.spec_sources import Architecture
+from shardyard.specs import Data, JobSpec, Optimization, Recommendation, Resources
 
 TITLE = "Fetch 100,000 ratings of films"
 WHAT = "small GPT-2 over films"

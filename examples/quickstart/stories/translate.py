@@ -27,7 +27,8 @@ from sacrebleu.metrics.chrf import CHRF
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import shardyard
-from shardyard.specs import Architecture, Data, JobSpec, Optimization, Resources, TrainedTokenizer, Translation
+from shardyard.spec_sources import Architecture
+from shardyard.specs import Data, JobSpec, Optimization, Resources, TrainedTokenizer, Translation
 
 TITLE = "Make phrases in English and French"
 WHAT = "small T5, from scratch"

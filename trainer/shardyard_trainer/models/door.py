@@ -64,7 +64,7 @@ class FolderInvalid(ValueError):
 
 
 def is_allowed(name: str) -> bool:
-    """Whether a file of this name (relative to its folder) is ever opened."""
+    """Whether a file of this name is opened in a Hugging Face folder."""
     is_code = name.startswith(f"{CODE}/") and ".." not in name.split("/")
     return name in _ALLOWED or is_code or bool(_WEIGHTS.fullmatch(name) or _PARTS.fullmatch(name))
 
@@ -76,15 +76,21 @@ class Folder:
     `roots` are where its files may really be: the folder itself, or the data roots or the cache that it is part of.
     `runs` are the repositories of PyTorch Hub whose code may run if this folder has it: those that the operator allows,
     for folders that this service wrote itself, and none for any other folder.
+    `also` are names that are opened besides those of Hugging Face folders: those of a checkpoint that is converted.
     """
 
     path: Path
     roots: tuple[Path, ...]
     runs: tuple[str, ...] = ()
+    also: re.Pattern[str] | None = None
+
+    def reads(self, name: str) -> bool:
+        """Whether a file of this name (relative to the folder) is ever opened."""
+        return is_allowed(name) or (self.also is not None and self.also.fullmatch(name) is not None)
 
     def has(self, name: str) -> bool:
         """Whether there is such a regular file, and it is one that is read. Raises FolderInvalid if that is hidden."""
-        if not is_allowed(name):
+        if not self.reads(name):
             return False
         try:
             return stat.S_ISREG((self.path / name).stat().st_mode)
@@ -115,7 +121,7 @@ class Folder:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """A file of the folder for reading. Raises FolderInvalid for one that is not there or may not be read."""
-        if not is_allowed(name):
+        if not self.reads(name):
             raise FolderInvalid(f"{shorten(name)!r} is not a file that is read from a model folder", file=name)
         reading(name)
         try:
@@ -175,13 +181,16 @@ def _json_complaint(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of thousands of digits"
 
 
-def open_folder(path: Path, *, roots: tuple[Path, ...] = (), runs: Iterable[str] = ()) -> Folder:
+def open_folder(
+    path: Path, *, roots: tuple[Path, ...] = (), runs: Iterable[str] = (), also: re.Pattern[str] | None = None
+) -> Folder:
     """The folder at `path`, whose files may be links to files under `roots`; without any, inside itself.
 
     `runs` are the repositories whose code may run, only for a folder that this service wrote itself.
     """
     resolved = path.resolve()
-    return Folder(resolved, tuple(root.resolve() for root in roots) or (resolved,), tuple(sorted(runs)))
+    within = tuple(root.resolve() for root in roots) or (resolved,)
+    return Folder(resolved, within, tuple(sorted(runs)), also)
 
 
 def refuse_links(folder: Folder) -> None:

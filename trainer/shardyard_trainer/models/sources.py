@@ -7,16 +7,17 @@ Only safetensors are read, and nothing of a model's folder is run, except code o
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
 from shardyard_trainer.models import architectures
+from shardyard_trainer.models.conversion import note_of
 from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links
 from shardyard_trainer.models.folder import TORCH_HUB_TYPES, ModelFolder, read_folder
 from shardyard_trainer.models.fresh import (
@@ -26,6 +27,7 @@ from shardyard_trainer.models.fresh import (
 from shardyard_trainer.models.hub import resolve_hub
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.settings import model_config
+from shardyard_trainer.models.tf_checkpoint import convert, find_checkpoint
 from shardyard_trainer.models.torch_hub import resolve_torch_hub
 from shardyard_trainer.models.weight_heads import with_true_head
 from shardyard_trainer.models.weights import WeightsInvalid, no_weights, weight_names
@@ -37,12 +39,17 @@ FIELD = "spec.model"
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one)."""
+    """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one).
+
+    `pin` is what makes the source name these files for ever: a commit, or the one checkpoint of a folder. `note` says
+    how the folder was converted, if it was.
+    """
 
     config: Any
     folder: Folder | None
     described: ModelFolder | None = None
-    commit: str = ""
+    pin: str = ""
+    note: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     field: str = FIELD
 
@@ -56,14 +63,14 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     """The model that a source means, its configuration read and checked. Raises SpecError."""
     kind = source.WhichOneof("source")
     if kind is None:
-        raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model, architecture or torch_hub")
+        raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model, architecture, torch_hub or checkpoint")
     if kind == "architecture":
         place = f"{field}.architecture"
         config, overrides = fresh_config(source.architecture, place)
         choice = ModelChoice(config, None, overrides=overrides, field=place)
     else:
-        folder, commit = find_folder(source, locations, field=field)
-        choice = _pretrained(folder, commit, f"{field}.{kind}")
+        found = find_folder(source, locations, field=field)
+        choice = replace(_pretrained(found.folder, f"{field}.{kind}"), pin=found.pin, note=found.note)
     # What is not a model of texts is refused by the task, which says what the model can do.
     if architectures.reads_text(choice.config) and (refusal := architectures.refusal(choice.config)):
         raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", refusal)
@@ -79,34 +86,85 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
     return choice
 
 
-def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> tuple[Folder, str]:
-    """The folder of a model or tokenizer source that is not made afresh, and its commit if it has one."""
+class Found(NamedTuple):
+    """The folder of a source as everything reads it, its pin and note (see `ModelChoice`), and the files that it is.
+
+    `origin` and `files` are the folder that the user gave and the names of what is read there; both are those of the
+    folder itself unless it was converted.
+    """
+
+    folder: Folder
+    pin: str = ""
+    note: str = ""
+    origin: Folder | None = None
+    files: tuple[str, ...] = ()
+
+
+def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> Found:
+    """The folder of a model or tokenizer source that is not made afresh. Raises SpecError."""
     kind = source.WhichOneof("source")
     about(f"{field}.{kind}", "MODEL_INVALID")
+    return _FOLDERS[kind](getattr(source, kind), locations, f"{field}.{kind}")
+
+
+def pin(source: spec_pb2.ModelSource, pinned: str) -> None:
+    """Writes what a source was found to mean into it, so that it names the same model for ever."""
+    kind = source.WhichOneof("source")
     if kind == "hub":
-        found, commit = resolve_hub(source.hub, Path(locations.cache_dir), field=f"{field}.hub")
-        return _checked(found, f"{field}.hub"), commit
-    if kind == "uri":
-        path = resolve_uri(source.uri, locations, field=f"{field}.uri")
-        if not path.is_dir():
-            raise SpecError(f"{field}.uri", "PATH_NOT_ALLOWED", f"{shorten(source.uri)!r} is a file; give its folder")
-        roots = tuple(Path(root) for root in locations.data_roots)
-        return _checked(open_folder(path, roots=roots), f"{field}.uri"), ""
-    if kind == "torch_hub":
-        made, revision = resolve_torch_hub(source.torch_hub, locations, field=f"{field}.torch_hub")
-        return _checked(made, f"{field}.torch_hub"), revision
-    name = getattr(source, kind)
+        source.hub.revision = pinned
+    elif kind == "torch_hub":
+        source.torch_hub.revision = pinned
+    elif kind == "checkpoint":
+        source.checkpoint.uri = pinned
+
+
+def _of_hub(hub: spec_pb2.HubModel, locations: worker_pb2.Locations, field: str) -> Found:
+    found, commit = resolve_hub(hub, Path(locations.cache_dir), field=field)
+    return Found(_checked(found, field), commit)
+
+
+def _of_uri(uri: str, locations: worker_pb2.Locations, field: str) -> Found:
+    path = resolve_uri(uri, locations, field=field)
+    if not path.is_dir():
+        raise SpecError(field, "PATH_NOT_ALLOWED", f"{shorten(uri)!r} is a file; give its folder")
+    roots = tuple(Path(root) for root in locations.data_roots)
+    return Found(_checked(open_folder(path, roots=roots), field))
+
+
+def _of_name(name: str, locations: worker_pb2.Locations, field: str) -> Found:
+    kind = field.rpartition(".")[2]
     reason = "DATASET_NOT_FOUND" if kind == "dataset" else "MODEL_NOT_FOUND"
     place = locations.folders.get(name, "")
     if not place or not Path(place).is_dir():
-        raise SpecError(f"{field}.{kind}", reason, f"there is no {kind} {shorten(name)!r}")
-    return _checked(open_folder(Path(place), runs=locations.torch_hub), f"{field}.{kind}"), ""
+        raise SpecError(field, reason, f"there is no {kind} {shorten(name)!r}")
+    return Found(_checked(open_folder(Path(place), runs=locations.torch_hub), field))
 
 
-def pin(source: Any, revision: str) -> None:
-    """Writes the revision that was found into a source that may have moved; empty: it has none."""
-    if revision:
-        getattr(source, source.WhichOneof("source")).revision = revision
+def _of_torch_hub(hub: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, field: str) -> Found:
+    made, revision = resolve_torch_hub(hub, locations, field=field)
+    return Found(_checked(made, field), revision)
+
+
+def _of_checkpoint(checkpoint: spec_pb2.TensorflowCheckpoint, locations: worker_pb2.Locations, field: str) -> Found:
+    place = f"{field}.uri"
+    try:
+        found = find_checkpoint(checkpoint.uri, locations, field=place)
+        _checked(found.folder, place)
+        folder = convert(found, Path(locations.cache_dir))
+        return Found(folder, found.uri, note_of(folder), found.folder, tuple(found.files()))
+    except FolderInvalid as error:
+        raise SpecError(place, error.reason, str(error), error.metadata) from None
+
+
+_FOLDERS: Mapping[str, Callable[[Any, worker_pb2.Locations, str], Found]] = {
+    "hub": _of_hub,
+    "uri": _of_uri,
+    "model": _of_name,
+    "dataset": _of_name,
+    "torch_hub": _of_torch_hub,
+    "checkpoint": _of_checkpoint,
+}
+"""Where the folder of each kind of source is; `architecture` and `train` have none."""
 
 
 def _checked(folder: Folder, field: str) -> Folder:
@@ -117,7 +175,7 @@ def _checked(folder: Folder, field: str) -> Folder:
     return folder
 
 
-def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
+def _pretrained(folder: Folder, field: str) -> ModelChoice:
     try:
         described = read_folder(folder)
         if not weight_names(folder):
@@ -135,7 +193,7 @@ def _pretrained(folder: Folder, commit: str, field: str) -> ModelChoice:
         raise SpecError(field, "MODEL_INVALID", str(error), {"file": error.file}) from None
     except LOADING_ERRORS as error:
         raise SpecError(field, "MODEL_INVALID", f"config.json does not load: {in_plain_words(error)}") from None
-    return ModelChoice(config, folder, described, commit, field=field)
+    return ModelChoice(config, folder, described, field=field)
 
 
 def untied(choice: ModelChoice) -> ModelChoice:

@@ -56,12 +56,12 @@ class Extraction:
 
 
 def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Extraction, str]:
-    """What a spec asks for, its defaults filled in, and the Hub commit of its model. Raises SpecError, all at once."""
+    """What a spec asks for, its defaults filled in, and the pin of its model. Raises SpecError, all at once."""
     wanted = spec.feature_extraction
     errors: list[SpecError] = []
-    opened, commit, files = None, "", []
+    opened, pinned, files = None, "", []
     try:
-        opened, commit = _load_model(spec, locations)
+        opened, pinned = _load_model(spec, locations)
     except SpecError as error:
         errors.append(error)
     try:
@@ -82,14 +82,14 @@ def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> 
     else:
         assert isinstance(opened.inputs, TextInputs)
         rows = TextRows(files, wanted.data, opened.inputs)
-    return Extraction(vectors, vectors.wish(wanted), rows), commit
+    return Extraction(vectors, vectors.wish(wanted), rows), pinned
 
 
 def plan_extraction(
     spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, node: worker_pb2.NodeShape
 ) -> plan_pb2.JobPlan:
     """The plan, and in `spec` what it found. Raises SpecError."""
-    found, commit = read_extraction(spec, locations)
+    found, pinned = read_extraction(spec, locations)
     wanted, wish = spec.feature_extraction, found.wish
     wanted.output = found.output
     wanted.pooling = POOLING_VALUES[wish.pooling]
@@ -97,7 +97,7 @@ def plan_extraction(
         wanted.max_length = wish.length
     wanted.normalize = wish.normalize
     resolve.fill_source(wanted.data, found.rows.files)
-    sources.pin(spec.model, commit)
+    sources.pin(spec.model, pinned)
     stats = found.rows.stats(wish)
     num_parameters = sum(parameter.numel() for parameter in found.vectors.loaded.model.parameters())
     workers = spec.resources.workers
@@ -136,17 +136,18 @@ def num_shards(num_rows: int, rows_per_shard: int) -> int:
 def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Opened, str]:
     kind = spec.model.WhichOneof("source")
     if kind is None:
-        raise SpecError("spec.model", "SPEC_INVALID", "no model: give hub, uri or model")
+        raise SpecError("spec.model", "SPEC_INVALID", "no model: give hub, uri, model or checkpoint")
     if kind == "architecture":
         message = "a fresh model has nothing to extract; give a pretrained one"
         raise SpecError("spec.model.architecture", "SPEC_INVALID", message)
-    folder, commit = sources.find_folder(spec.model, locations, field="spec.model")
+    found = sources.find_folder(spec.model, locations, field="spec.model")
+    folder = found.folder
     field = f"spec.model.{kind}"
     if kind != "model":
         raise_all([SpecError(field, each.reason, str(each), each.metadata) for each in check_weights(folder)])
     try:
         opened = warm.shared_cache().get(folder)
         _ = opened.vectors  # A model without any is refused here.
-        return opened, commit
+        return opened, found.pin
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from error

@@ -70,12 +70,13 @@ def _of_source(source: Any, locations: worker_pb2.Locations, field: str) -> str:
     kind = source.WhichOneof("source")
     if kind == "torch_hub":
         return torch_hub.identity(source.torch_hub, locations, field=f"{field}.torch_hub")
-    folder, _ = sources.find_folder(source, locations, field=field)
+    found = sources.find_folder(source, locations, field=field)
+    folder = found.origin or found.folder
     try:
         check_known(folder, _known(folder, locations.known_files))
         if kind == "hub":
             _check_blobs(folder)
-        parts = "".join(f"{name}:{digest(folder, name)}\n" for name in file_names(folder))
+        parts = "".join(f"{name}:{digest(folder, name)}\n" for name in found.files or file_names(folder))
     except FolderInvalid as error:
         raise SpecError(f"{field}.{kind}", error.reason, str(error), error.metadata) from None
     return hashlib.sha256(parts.encode()).hexdigest()

@@ -16,6 +16,7 @@ from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import named_sources, resolve_uri
 from shardyard_trainer.models.door import signature
 from shardyard_trainer.models.hub import snapshot_folder
+from shardyard_trainer.models.tf_checkpoint import folder_of
 from shardyard_trainer.models.torch_hub import repository_name
 from shardyard_trainer.planning import memory
 from shardyard_trainer.reading import about, reading
@@ -131,6 +132,8 @@ def identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
         kind = source.WhichOneof("source")
         if kind == "hub":
             yield signature(snapshot_folder(getattr(source, kind), Path(call.locations.cache_dir)))
+        elif kind == "checkpoint":
+            yield _identity(folder_of(getattr(source, kind).uri), "uri", call.locations)
         elif kind in {"uri", "model", "dataset"}:
             yield _identity(getattr(source, kind), kind, call.locations)
         elif kind == "torch_hub":

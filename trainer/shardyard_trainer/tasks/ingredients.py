@@ -79,6 +79,8 @@ class Ingredients:
     def choose(self) -> ModelChoice:
         """The model that the spec means. Raises SpecError."""
         choice = sources.choose_model(self.spec.model, self.locations)
+        if choice.note:
+            self.warn("MODEL_CONVERTED", choice.note, choice.field)
         try:
             if choice.described is not None:
                 table.of_folder(choice.described)

@@ -211,7 +211,7 @@ def find_tokenizer(
         if choice.described is not None and choice.described.sentence and choice.described.sentence.lower_case:
             lower_case(tokenizer)
     else:
-        folder, _ = sources.find_folder(source, job.locations, field="spec.tokenizer")
+        folder = sources.find_folder(source, job.locations, field="spec.tokenizer").folder
         tokenizer = tokenization.load_tokenizer(folder, field=f"spec.tokenizer.{kind}")
     if warning := tokenization.ensure_pad(tokenizer):
         job.warn("PAD_TOKEN", warning, "spec.tokenizer")

@@ -186,6 +186,7 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
         "architecture": "random weights",
         "torch_hub": f"`{spec.model.torch_hub.entrypoint}` of the PyTorch Hub repository "
         f"`{Path(_plain(spec.model.torch_hub.repo)).name}` at `{spec.model.torch_hub.revision}`",
+        "checkpoint": f"the TensorFlow checkpoint `{Path(spec.model.checkpoint.uri).name}`",
     }.get(source or "", "")
     text = (
         f"A {subject.model_type} model of {subject.num_parameters:,} parameters "

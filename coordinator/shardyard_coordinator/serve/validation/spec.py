@@ -115,6 +115,8 @@ def _check_model(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
             found += sources.check_uri(f"{here}.uri", spec.model.uri)
         case "model":
             found += sources.check_name(f"{here}.model", "model", spec.model.model)
+        case "checkpoint":
+            found += sources.check_uri(f"{here}.checkpoint.uri", spec.model.checkpoint.uri)
         case "architecture":
             _check_overrides(spec.model.architecture, f"{here}.architecture", found)
         case "torch_hub":

@@ -1,0 +1,252 @@
+"""TensorFlow checkpoints are models: found, converted once, equal to what TensorFlow computes, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from helpers.bundles import Part, Written, floats
+from helpers.plan_requests import ask, filled, places
+from helpers.small_specs import locations, shared_data
+from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.failures import RunFailed
+from shardyard_trainer.models import conversion, sources
+from shardyard_trainer.planning.pins import check_same_model, model_fingerprint
+
+GARDEN = Path(__file__).parents[1] / "checkpoints"
+
+
+def found(uri: Path, root: Path, **cache: Path) -> sources.Found:
+    where = locations(root)
+    if cache:
+        where.cache_dir = str(cache["cache"])
+    where.data_roots.append(str(GARDEN.resolve()))
+    source = spec_pb2.ModelSource(checkpoint=spec_pb2.TensorflowCheckpoint(uri=str(uri)))
+    return sources.find_folder(source, where, field="spec.model")
+
+
+def room(tmp_path: Path) -> Path:
+    (tmp_path / "here").mkdir()
+    return filled(tmp_path / "here")
+
+
+def computed(folder: Path, given: Mapping[str, np.ndarray]) -> Any:
+    config = json.loads((folder / "config.json").read_text())
+    model = getattr(transformers, config["architectures"][0]).from_pretrained(folder).eval()
+    tensors = {
+        "input_ids": torch.tensor(given["input_word_ids"]).long(),
+        "attention_mask": torch.tensor(given["input_mask"]).long(),
+        "token_type_ids": torch.tensor(given["input_type_ids"]).long(),
+    }
+    with torch.no_grad():
+        return model(**tensors, output_hidden_states=True)
+
+
+def near(ours: torch.Tensor, theirs: np.ndarray) -> bool:
+    return float(np.abs(ours.numpy() - theirs).max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["bert_v1", "bert_v2", "bert_v2_pretrained", "bert_v1_classifier"])
+def test_a_bert_of_model_garden_computes_what_tensorflow_computes(name: str, tmp_path: Path) -> None:
+    folder = found(GARDEN / name, tmp_path).folder.path
+    expected = np.load(GARDEN / name / "expected.npz")
+    outputs = computed(folder, expected)
+    if "sequence" in expected:
+        real = expected["input_mask"].astype(bool)
+        assert near(outputs.hidden_states[-1][torch.tensor(real)], expected["sequence"][real])
+    if "pooled" in expected:
+        assert near(outputs.pooler_output, expected["pooled"])
+    if "masked" in expected:
+        positions = expected["masked_lm_positions"]
+        at_masks = torch.stack([row[places] for row, places in zip(outputs.prediction_logits, positions, strict=True)])
+        assert near(at_masks, expected["masked"]) and near(outputs.seq_relationship_logits, expected["next"])
+    if "logits" in expected:
+        assert near(outputs.logits, expected["logits"]) and outputs.logits.shape[1] == 3
+
+
+def test_a_bert_of_tensorflow_1_is_planned_with_what_was_skipped(tmp_path: Path) -> None:
+    root = room(tmp_path)
+    shutil.copytree(shared_data("tf1_bert_tiny"), root / "tf1")
+    for uri in ("ROOT/tf1", "ROOT/tf1/bert_model.ckpt", "ROOT/tf1/bert_model.ckpt.index"):
+        result = ask(root, planned_with(uri))
+        assert not result.violations, result.violations
+        assert result.plan.resolved_spec.model.checkpoint.uri == f"{root}/tf1/bert_model.ckpt.index"
+        (note,) = [each for each in result.plan.warnings if each.reason == "MODEL_CONVERTED"]
+        assert "the original BERT (TensorFlow 1)" in note.message
+        assert "skipped 1 counters, 92 slots of the optimizer" in note.message
+
+
+def planned_with(uri: str) -> dict[str, Any]:
+    return {
+        "fine_tuning": {"text_classification": {"max_length": 12}},
+        "model": {"checkpoint": {"uri": uri}},
+        "train_data": {"uri": "ROOT/reviews.csv"},
+        "optimization": {"max_steps": 2},
+    }
+
+
+def test_a_checkpoint_is_converted_once_and_again_when_its_bytes_change(tmp_path: Path) -> None:
+    shutil.copytree(GARDEN / "bert_v2", tmp_path / "bert")
+    first = found(tmp_path / "bert", tmp_path).folder.path
+    made = (first / "model.safetensors").stat().st_mtime_ns
+    assert found(tmp_path / "bert/bert_model.ckpt", tmp_path).folder.path == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == made
+    (tmp_path / "bert/vocab.txt").write_text("other\n" * 19)
+    assert found(tmp_path / "bert", tmp_path).folder.path != first
+
+
+def test_the_latest_of_several_checkpoints_is_pinned(tmp_path: Path) -> None:
+    several = tmp_path / "several"
+    shutil.copytree(GARDEN / "bert_v1", several)
+    for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001"):
+        shutil.copy(several / name, several / name.replace("-1.", "-2.", 1))
+    with pytest.raises(SpecError, match=r"2 checkpoints: ckpt-1, ckpt-2; name one of them .* ckpt-2\.index"):
+        found(several, tmp_path)
+    (several / "checkpoint").write_text(
+        'model_checkpoint_path: "/there/ckpt-1"\nall_model_checkpoint_paths: "ckpt-2"\n'
+    )
+    assert found(several, tmp_path).pin == str(several / "ckpt-1.index")
+    (several / "checkpoint").write_text('model_checkpoint_path: "../secret/ckpt-9"\n')
+    with pytest.raises(SpecError, match="2 checkpoints"):
+        found(several, tmp_path)
+
+
+def accepted(root: Path) -> tuple[spec_pb2.JobSpec, worker_pb2.Locations, plan_pb2.JobPlan]:
+    spec = spec_pb2.JobSpec()
+    spec.model.checkpoint.uri = str(root / "bert")
+    where = locations(root)
+    return spec, where, plan_pb2.JobPlan(model_fingerprint=model_fingerprint(spec, where))
+
+
+def test_a_checkpoint_that_changed_since_the_submission_is_not_trained(tmp_path: Path) -> None:
+    shutil.copytree(GARDEN / "bert_v2", tmp_path / "bert")
+    spec, where, plan = accepted(tmp_path)
+    (tmp_path / "bert/README.md").write_text("unread")
+    check_same_model(spec, where, plan)
+    config = tmp_path / "bert/bert_config.json"
+    config.write_text(config.read_text().replace("0.02", "0.03"))
+    with pytest.raises(RunFailed, match="not those that were inspected") as failed:
+        check_same_model(spec, where, plan)
+    assert failed.value.cause == "MODEL_CHANGED"
+    shutil.rmtree(tmp_path / "bert")
+    with pytest.raises(RunFailed) as failed:
+        check_same_model(spec, where, plan)
+    assert failed.value.cause == "MODEL_NOT_FOUND"
+
+
+def set_config(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "bert_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def linked(folder: Path) -> None:
+    outside = folder.parents[1] / "outside"
+    (folder / "vocab.txt").rename(outside)
+    (folder / "vocab.txt").symlink_to(outside)
+
+
+REFUSED: list[tuple[str, str, Callable[[Path], object], str]] = [
+    ("no settings", "tf1", lambda f: (f / "bert_config.json").unlink(), "put its bert_config.json"),
+    ("heads that do not divide", "tf1", set_config(num_attention_heads=3), "does not divide"),
+    ("heads in words", "tf1", set_config(num_attention_heads="4"), "not a whole number"),
+    (
+        "a count of another model",
+        "garden",
+        set_config(hidden_size=768),
+        "have 32; put the bert_config",
+    ),
+    ("an unknown activation", "garden", set_config(hidden_act="mish"), "'mish', which is not one of"),
+    (
+        "settings that are none",
+        "garden",
+        lambda f: (f / "bert_config.json").write_text("[]"),
+        "object",
+    ),
+    ("no checkpoint", "garden", lambda f: (f / "bert_model.ckpt.index").unlink(), "ends in .index"),
+    ("a link that leaves", "garden", linked, "vocab.txt"),
+    ("dropout of a text", "garden", set_config(hidden_dropout_prob="x"), "hidden_dropout_prob"),
+]
+
+
+@pytest.mark.parametrize(("what", "kind", "change", "said"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_what_cannot_be_converted_is_refused_at_submission(
+    what: str, kind: str, change: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    root = room(tmp_path)
+    shutil.copytree(GARDEN / "bert_v2" if kind == "garden" else shared_data("tf1_bert_tiny"), root / "model")
+    for path in (root / "model", *(root / "model").iterdir()):
+        path.chmod(0o755)
+    change(root / "model")
+    result = ask(root, planned_with("ROOT/model"))
+    assert result.violations and said in result.violations[0].message, result.violations
+    assert result.violations[0].reason == ("PATH_NOT_ALLOWED" if "link" in what else "MODEL_INVALID")
+    assert result.violations[0].field.startswith("spec.model.checkpoint"), places(result)
+
+
+def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
+    names = ["embeddings", "norm/gamma"]
+    Written({f"odd/{name}": floats(3) for name in names}).save(tmp_path / "odd")
+    with pytest.raises(SpecError, match=r"2 tensors, none of whose names .* only odd/embeddings, odd/norm/gamma"):
+        found(tmp_path / "odd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"bert/encoder/layer_0/adapter/kernel": floats(4, 4)},
+            "1 tensors that it has no place for: bert/encoder/layer_0",
+        ),
+        ({"bert/pooler/dense/bias": None}, "lacks 1 tensors of it: bert/pooler/dense/bias"),
+        ({"bert/encoder/layer_1/output/dense/bias": floats(5)}, r"has the shape \[5\], where the others ask for \[4\]"),
+        ({"bert/encoder/layer_0/attention/self/query/kernel": None}, "query/kernel' is missing"),
+        ({"bert/embeddings/word_embeddings": floats(4)}, r"word_embeddings' has the shape \[4\]"),
+        ({"bert/embeddings/LayerNorm/beta": Part(1, (4,), np.full(4, np.nan, "<f4").tobytes())}, "not finite"),
+    ],
+)
+def test_a_bert_that_is_not_whole_or_has_more_is_refused(
+    changes: Mapping[str, Part | None], said: str, tmp_path: Path
+) -> None:
+    bert(tmp_path / "bert", changes)
+    with pytest.raises(SpecError, match=said) as refused:
+        found(tmp_path / "bert", tmp_path)
+    assert refused.value.metadata["tensor"] in str(refused.value)
+    assert not list((tmp_path / "cache/converted").glob("[!.]*"))
+
+
+def bert(folder: Path, changes: Mapping[str, Part | None]) -> None:
+    """A BERT of TensorFlow 1, with some of its tensors exchanged, or taken away."""
+    shapes = {"word": (9, 4), "position": (8, 4), "token_type": (2, 4)}
+    parts = {f"bert/embeddings/{name}_embeddings": floats(*shape) for name, shape in shapes.items()}
+    parts |= {f"bert/embeddings/LayerNorm/{name}": floats(4) for name in ("gamma", "beta")}
+    for index in range(2):
+        layer = f"bert/encoder/layer_{index}"
+        dense = {f"attention/self/{name}": (4, 4) for name in ("query", "key", "value")}
+        dense |= {"attention/output/dense": (4, 4), "intermediate/dense": (4, 6), "output/dense": (6, 4)}
+        for name, shape in dense.items():
+            parts |= {f"{layer}/{name}/kernel": floats(*shape), f"{layer}/{name}/bias": floats(shape[1])}
+        for name in ("attention/output", "output"):
+            parts |= {f"{layer}/{name}/LayerNorm/{part}": floats(4) for part in ("gamma", "beta")}
+    parts |= {"bert/pooler/dense/kernel": floats(4, 4), "bert/pooler/dense/bias": floats(4)}
+    kept = {name: part for name, part in {**parts, **changes}.items() if part is not None}
+    Written(kept).save(folder)
+    (folder / "bert_config.json").write_text('{"num_attention_heads": 2}')
+
+
+def test_the_same_bert_without_changes_is_converted(tmp_path: Path) -> None:
+    bert(tmp_path / "bert", {})
+    note = conversion.note_of(found(tmp_path / "bert", tmp_path).folder)
+    assert note == "converted from the original BERT (TensorFlow 1): 39 tensors"

@@ -1,0 +1,144 @@
+"""Models of other formats, converted once into a Hugging Face folder in the cache, which everything else then reads.
+
+What a family knows about a checkpoint is a `Layout`: the configuration, and for each tensor of the Hugging Face model
+the tensor that it is made of. Whatever a layout does not use is a slot, a counter or a text, which are skipped and
+counted, or the checkpoint is refused with the names that did not match.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardyard_trainer.data.errors import listed, shorten
+from shardyard_trainer.data.store import build_once, fingerprint_of
+from shardyard_trainer.models.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid, open_folder
+
+VERSION = 1
+"""Of the conversions: a folder in the cache that another version made is made again."""
+
+NOTE = "conversion.json"
+COPIED = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+)
+"""Files of a tokenizer, which the converted folder has as they are."""
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Names of a checkpoint's tensors, and their shapes."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The tensor that another one is made of: its values in the shape `shape`, then with the axes in the order `axes`.
+
+    `stored` is the shape that it has in the file; empty: `shape`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    stored: tuple[int, ...] = ()
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """The shape that it ends with."""
+        return tuple(self.shape[axis] for axis in self.axes) if self.axes else self.shape
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The tensor, contiguous."""
+        values = values.reshape(self.shape)
+        return np.ascontiguousarray(values.transpose(self.axes) if self.axes else values)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a checkpoint was found to be.
+
+    `what` names it in messages; `config` becomes config.json; `weights` go by the names of the Hugging Face model;
+    `notes` say what was assumed; `unused` are tensors that the model does not need.
+    """
+
+    what: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, Weight]
+    notes: tuple[str, ...] = ()
+    unused: frozenset[str] = frozenset()
+
+
+def converted_folder(cache_dir: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> Folder:
+    """The folder in the cache for a source of this key, made by `build` if it is not there yet."""
+    folder = cache_dir / "converted" / fingerprint_of({"version": VERSION, **key})
+    return open_folder(build_once(folder, build))
+
+
+def write_folder(
+    target: Path, layout: Layout, read: Callable[[str], np.ndarray], source: Folder, skipped: Counter[str]
+) -> None:
+    """Writes a Hugging Face folder: the weights one tensor at a time, the configuration, and the tokenizer's files."""
+    (target / "config.json").write_text(json.dumps(layout.config, indent=2))
+    _write_weights(target / "model.safetensors", layout.weights, read)
+    for name in COPIED:
+        if source.has(name):
+            (target / name).write_bytes(source.read(name, most_bytes=MAX_VOCABULARY_BYTES))
+    left_out = ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items()))
+    note = f"converted from {layout.what}: {len(layout.weights):,} tensors" + (f"; skipped {left_out}" * bool(left_out))
+    (target / NOTE).write_text(json.dumps({"note": "; ".join((note, *layout.notes))}))
+
+
+def note_of(folder: Folder) -> str:
+    """What was converted, what was skipped, and what was assumed."""
+    return str(json.loads((folder.path / NOTE).read_text())["note"])
+
+
+def check_shapes(weights: Mapping[str, Weight], shapes: Shapes, what: str) -> None:
+    """Raises FolderInvalid for tensors that a layout needs and the checkpoint lacks, or has in another shape."""
+    if lacking := sorted({weight.name for weight in weights.values()} - shapes.keys()):
+        raise FolderInvalid(
+            f"this is {what}, but the checkpoint lacks {len(lacking):,} tensors of it: {listed(lacking, most=3)}; save "
+            "the whole model again",
+            tensor=lacking[0],
+        )
+    for weight in weights.values():
+        wanted = weight.stored or weight.shape
+        if shapes[weight.name] != wanted:
+            raise FolderInvalid(
+                f"this is {what}, but its tensor {shorten(weight.name)!r} has the shape {list(shapes[weight.name])}, "
+                f"where the others ask for {list(wanted)}; save the whole model again",
+                tensor=weight.name,
+            )
+
+
+def refuse_unmatched(names: Iterable[str], what: str, file: str) -> None:
+    """Raises FolderInvalid if there are names that a layout has no place for."""
+    if left := sorted(names):
+        raise FolderInvalid(
+            f"{file} is {what}, but has {len(left):,} tensors that it has no place for: {listed(left, most=5)}; "
+            "without them it would be another model: save the encoder alone, or convert it with the tools that made it",
+            file=file,
+            tensor=left[0],
+        )
+
+
+def _write_weights(path: Path, weights: Mapping[str, Weight], read: Callable[[str], np.ndarray]) -> None:
+    """Writes the safetensors format: the header's length and the header, then the values in the header's order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, weight in weights.items():
+        end = at + 4 * math.prod(weight.target)
+        header[name] = {"dtype": "F32", "shape": list(weight.target), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights.values():
+            file.write(weight.of(read(weight.name)).astype("<f4", copy=False).data)
