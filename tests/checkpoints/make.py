@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
@@ -23,12 +24,17 @@ os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBL
 import numpy as np
 import tensorflow as tf
 import tf_keras
+import yaml
 from official.nlp.modeling import layers, models, networks
+from official.nlp.modeling.models import seq2seq_transformer
+from official.vision.modeling import classification_model
+from official.vision.modeling.backbones import resnet
 
 WORDS = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "all", "work", "and", "no", "play", "makes", "jack", "a", "dull"),
     *("boy", "the", "film", "was", "good", "bad"),
 ]
+PICTURES = tf_keras.layers.InputSpec(shape=[None, None, None, 3])
 SIZES = {
     "vocab_size": len(WORDS),
     "hidden_size": 32,
@@ -39,9 +45,11 @@ SIZES = {
 }
 
 
-def main(target: Path) -> None:
-    """Writes every folder under `target`."""
-    for number, make in enumerate((bert_v1, bert_v2, bert_v2_pretrained, bert_v1_classifier)):
+def main(target: Path, names: Sequence[str]) -> None:
+    """Writes the folders of these names under `target`; without names, every one."""
+    for number, make in enumerate(MAKERS):
+        if names and make.__name__ not in names:
+            continue
         tf_keras.utils.set_random_seed(17 + number)
         folder = target / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +112,49 @@ def bert_v1_classifier(folder: Path) -> None:
     expect(folder, inputs, logits=outputs)
 
 
+def resnet_10(folder: Path) -> None:
+    """A classifier of basic blocks, without settings: its epsilon is Model Garden's default."""
+    backbone = resnet.ResNet(10, PICTURES, depth_multiplier=0.125)
+    model = shaken(classification_model.ClassificationModel(backbone, num_classes=3, input_specs=PICTURES))
+    pictures = np.random.default_rng(3).normal(size=(2, 40, 33, 3)).astype(np.float32)
+    tf.train.Checkpoint(model=model, **model.checkpoint_items).save(str(folder / "ckpt"))
+    expect(folder, {"pictures": pictures}, logits=model(pictures, training=False))
+
+
+def resnet_50(folder: Path) -> None:
+    """A backbone of bottlenecks, trained as on ImageNet: with another epsilon, which params.yaml says."""
+    backbone = shaken(resnet.ResNet(50, PICTURES, depth_multiplier=0.0625, norm_epsilon=1e-5, norm_momentum=0.9))
+    pictures = np.random.default_rng(4).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    tf.train.Checkpoint(model=backbone).write(str(folder / "resnet.ckpt"))
+    settings = {
+        "backbone": {"type": "resnet", "resnet": {"model_id": 50, "se_ratio": 0.0, "stem_type": "v0"}},
+        "input_size": [64, 64, 3],
+        "norm_activation": {"activation": "relu", "norm_epsilon": 1e-5, "norm_momentum": 0.9, "use_sync_bn": True},
+        "num_classes": 1001,
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump({"task": {"model": settings}}))
+    expect(folder, {"pictures": pictures}, hidden=backbone(pictures, training=False)["5"])
+
+
+def transformer(folder: Path) -> None:
+    """An encoder-decoder for translation."""
+    sizes = {"num_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = seq2seq_transformer.Seq2SeqTransformer(
+        vocab_size=40,
+        embedding_width=32,
+        encoder_layer=seq2seq_transformer.TransformerEncoder(**sizes),
+        decoder_layer=seq2seq_transformer.TransformerDecoder(**sizes),
+    )
+    given = {
+        "inputs": tf.constant([[5, 6, 7, 8, 9, 1], [8, 9, 1, 0, 0, 0]]),
+        "targets": tf.constant([[10, 11, 12, 1], [12, 1, 0, 0]]),
+    }
+    model(given)
+    shaken(model)
+    tf.train.Checkpoint(model=model).save(str(folder / "ckpt"))
+    expect(folder, given, logits=model(given))
+
+
 def v2() -> networks.BertEncoderV2:
     """An encoder of version 2."""
     return networks.BertEncoderV2(**SIZES, inner_dim=64)
@@ -138,8 +189,10 @@ def bert_inputs() -> dict[str, tf.Tensor]:
 def shaken(model: tf_keras.Model) -> tf_keras.Model:
     """The model with noise on all weights: fresh biases are 0 and scales 1, which would hide a mistake in mapping."""
     noise = np.random.default_rng(5)
-    for variable in model.trainable_variables:
-        variable.assign_add(noise.normal(0, 0.2, variable.shape).astype(np.float32))
+    for variable in model.variables:
+        values = noise.normal(0, 0.2, variable.shape).astype(np.float32)
+        is_variance = "moving_variance" in variable.name
+        variable.assign_add(abs(values) if is_variance else values)
     return model
 
 
@@ -155,5 +208,7 @@ def expect(folder: Path, inputs: dict[str, tf.Tensor], **outputs: tf.Tensor) -> 
     )
 
 
+MAKERS = (bert_v1, bert_v2, bert_v2_pretrained, bert_v1_classifier, resnet_10, resnet_50, transformer)
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

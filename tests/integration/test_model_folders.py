@@ -14,14 +14,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 import shardyard
+from helpers.ggufs import write_llama
 from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
 from helpers.served import served
 from helpers.small_specs import sentences, shared_data
 from helpers.tiny_folders import WORDS, save_folder
 
 JOB_S = 240.0
+GARDEN = Path(__file__).parents[1] / "checkpoints"
 SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
 
 
@@ -100,7 +106,52 @@ def test_a_tensorflow_checkpoint_is_planned_trained_exported_and_asked(place: Pl
     exported = transformers.BertModel.from_pretrained(folder).eval()
     assert exported.config.num_hidden_layers == 2 and exported.config.hidden_act == "gelu"
     assert tokenizer.tokenize(texts[1]) == ["makes", "jack", "a", "dull", "boy"]
-    assert all(answer.label in {"good", "bad"} and answer.score is not None for answer in answers)
+    assert all(answer.label in {"good", "bad"} and set(answer.scores) == {"good", "bad"} for answer in answers)
+
+
+def test_a_transformer_of_model_garden_learns_to_translate(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(GARDEN / "transformer", place.root / "transformer")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    made = Tokenizer(
+        WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, **{c: i + 3 for i, c in enumerate(letters)}}, "<unk>")
+    )
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(place.root / "transformer")
+    rows = [[letters[(7 * row + step) % 26] for step in range(4)] for row in range(60)]
+    with (place.root / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("source", "target"), *((" ".join(row), " ".join(row[::-1])) for row in rows)])
+    wanted = shardyard.JobSpec(
+        shardyard.Translation(),
+        model=shardyard.TensorflowCheckpoint(str(place.root / "transformer")),
+        train_data=f"server:{place.root / 'pairs.csv'}",
+        optimization=shardyard.Optimization(max_steps=2, global_batch_size=8),
+        resources=shardyard.Resources(workers=2),
+    )
+    with shardyard.Client(place.address) as client:
+        job = client.submit(wanted, job_id="from-a-transformer")
+        assert job.wait(timeout=JOB_S).state == "succeeded"
+        assert len(job.model().predict(["a b c d"])) == 1
+        folder = job.model().download(tmp_path / "exported")
+        # The service's own module makes the model, never the file beside the weights.
+        (folder / "garden_transformer.py").write_text("raise RuntimeError")
+        assert client.upload_model(folder).info.task == "translation"
+
+
+def test_a_gguf_file_is_trained_and_an_uploaded_one_answers(place: Place, tmp_path: Path) -> None:
+    write_llama(place.root / "gguf/tiny.gguf", quantised=True)
+    with shardyard.Client(place.address) as client:
+        uploaded = client.upload_model(place.root / "gguf")
+        assert (uploaded.info.model_type, uploaded.info.task) == ("llama", "causal_lm")
+        assert len(uploaded.predict(["the dog"], max_new_tokens=2)) == 1
+        for number, model in enumerate((f"server:{place.root / 'gguf'}", uploaded)):
+            job = client.submit(spec(place, model), job_id=f"from-gguf-{number}")
+            assert job.wait(timeout=JOB_S).state == "succeeded"
+        folder = job.model().download(tmp_path / "exported")
+    assert (folder / "model.safetensors").is_file() and not list(folder.glob("*.gguf"))
 
 
 def test_a_cached_snapshot_under_a_data_root_is_a_model_and_a_tokenizer(place: Place, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,12 +80,21 @@ def planned(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> worker_p
     return worker_pb2.PlanResult.FromString(plan(call.SerializeToString()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+CHECKPOINT = "a ResNet of TensorFlow"
+
+
+def model_of(family: str, folder: Path) -> dict[str, Any]:
+    """The source of a fresh model of the family, or of a checkpoint."""
+    if family == CHECKPOINT:
+        shutil.copytree(Path(__file__).parents[1] / "checkpoints/resnet_10", folder / "tensorflow")
+        return {"checkpoint": {"uri": str(folder / "tensorflow")}}
+    return {"architecture": {"model_type": family.rpartition(" ")[2], "overrides": FAMILIES[family]}}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, CHECKPOINT])
 def test_every_family_is_exported_and_answers_pictures_of_any_size(family: str, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
-    kind = family.rpartition(" ")[2]
-    model = {"architecture": {"model_type": kind, "overrides": FAMILIES[family]}}
-    spec, locations = spec_of(tmp_path, model, image_size=32)
+    spec, locations = spec_of(tmp_path, model_of(family, tmp_path), image_size=32)
     folder = exported(tmp_path, spec, locations, "model")
     large = tmp_path / "large.png"
     picture("rose", 5, side=70).save(large)
@@ -100,11 +110,10 @@ def test_every_family_is_exported_and_answers_pictures_of_any_size(family: str, 
     assert result.model.inputs == ["image"]
 
 
-@pytest.mark.parametrize("family", ["vit", "grey resnet"])
+@pytest.mark.parametrize("family", ["vit", "grey resnet", CHECKPOINT])
 def test_the_cards_code_gives_the_answer_of_predict_in_another_process(family: str, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
-    model = {"architecture": {"model_type": family.rpartition(" ")[2], "overrides": FAMILIES[family]}}
-    folder = exported(tmp_path, *spec_of(tmp_path, model, image_size=32), "model")
+    folder = exported(tmp_path, *spec_of(tmp_path, model_of(family, tmp_path), image_size=32), "model")
     picture("violet", 7, side=50).save(folder / "picture.png")
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     done = subprocess.run(

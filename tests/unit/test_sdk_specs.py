@@ -26,6 +26,7 @@ from shardyard.specs import (
     Parallelism,
     Resources,
     Retry,
+    TensorflowCheckpoint,
     TextClassification,
     TrainedTokenizer,
 )
@@ -109,6 +110,14 @@ def test_fresh_models_and_trained_tokenizers_are_typed_too() -> None:
     )
     assert spec.model.architecture.overrides["n_layer"] == 4
     assert spec.tokenizer.train.algorithm == spec_pb2.TrainedTokenizer.ALGORITHM_CHARACTERS
+
+
+def test_a_checkpoint_is_a_path_on_the_server() -> None:
+    made = spec_of(JobSpec(CausalLm(), model=TensorflowCheckpoint("/data/bert_model.ckpt", dropout=0.0)))
+    assert made.model.checkpoint.uri == "/data/bert_model.ckpt" and made.model.dropout == 0.0
+    for written in ("server:/data/model.ckpt", {"uri": "server:/data/model.ckpt"}, {"uri": "/data/model.ckpt"}):
+        draft = draft_job({"job": {"spec": {"model": {"checkpoint": written}}}}, base=Path(), project="p")
+        assert draft.job.spec.model.checkpoint.uri == "/data/model.ckpt" and not draft.uploads
 
 
 def test_feature_extraction_takes_data_as_a_string() -> None:
@@ -198,6 +207,11 @@ def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
             "`epochs` is given as well",
         ),
         ({"job": {"spec": {"pretraining": {}, "fine_tuning": {}}}}, "job.spec.fine_tuning", "exactly one"),
+        (
+            {"job": {"spec": {"model": {"checkpoint": "bert/model.ckpt"}}}},
+            "job.spec.model.checkpoint",
+            "an absolute path on the server is needed",
+        ),
         (
             {"job": {"spec": {"model": {"architecture": {"overrides": 4}}}}},
             "job.spec.model.architecture.overrides",

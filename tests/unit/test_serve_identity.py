@@ -51,6 +51,25 @@ def test_an_identity_changes_with_its_files(tmp_path: Path, kind: str, how: str)
         assert identify(named, [str(tmp_path)]) != before
 
 
+CHECKPOINT = ("model.ckpt.index", "model.ckpt.data-00000-of-00001", "vocab.txt")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt.index"])
+@pytest.mark.parametrize("changed", CHECKPOINT)
+def test_a_checkpoint_is_all_files_beside_its_index(tmp_path: Path, name: str, changed: str) -> None:
+    (tmp_path / "bert/deep").mkdir(parents=True)
+    for each in CHECKPOINT:
+        (tmp_path / "bert" / each).write_text("content")
+    named = Named((("job.spec.model.checkpoint.uri", str(tmp_path / "bert" / name)),))
+    before = identify(named, [str(tmp_path)])
+    (tmp_path / "bert/deep/other").touch()
+    assert identify(named, [str(tmp_path)]) == before
+    (tmp_path / "bert" / changed).write_text("changed")
+    assert identify(named, [str(tmp_path)]) != before
+    with pytest.raises(Refused):
+        identify(Named((("job.spec.model.checkpoint.uri", str(tmp_path / "bert/other.ckpt")),)), [str(tmp_path)])
+
+
 def test_only_a_pinned_model_of_the_hub_has_a_place_in_the_cache() -> None:
     model, tokenizer = spec_pb2.HubModel(id="me/bert"), spec_pb2.HubModel(id="gpt2")
     assert hub_folders([model, tokenizer], "/cache") == () and not are_pinned([model, tokenizer])

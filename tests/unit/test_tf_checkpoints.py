@@ -21,6 +21,8 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.models import conversion, sources
+from shardyard_trainer.models.settings import model_config
+from shardyard_trainer.models.weights import load_pretrained
 from shardyard_trainer.planning.pins import check_same_model, model_fingerprint
 
 GARDEN = Path(__file__).parents[1] / "checkpoints"
@@ -53,7 +55,8 @@ def computed(folder: Path, given: Mapping[str, np.ndarray]) -> Any:
 
 
 def near(ours: torch.Tensor, theirs: np.ndarray) -> bool:
-    return float(np.abs(ours.numpy() - theirs).max()) < 1e-5
+    """Within 1e-5 of the largest value, or of 1."""
+    return float(np.abs(ours.numpy() - theirs).max()) < 1e-5 * max(1.0, float(np.abs(theirs).max()))
 
 
 @pytest.mark.parametrize("name", ["bert_v1", "bert_v2", "bert_v2_pretrained", "bert_v1_classifier"])
@@ -72,6 +75,37 @@ def test_a_bert_of_model_garden_computes_what_tensorflow_computes(name: str, tmp
         assert near(at_masks, expected["masked"]) and near(outputs.seq_relationship_logits, expected["next"])
     if "logits" in expected:
         assert near(outputs.logits, expected["logits"]) and outputs.logits.shape[1] == 3
+
+
+@pytest.mark.parametrize("name", ["resnet_10", "resnet_50"])
+def test_a_resnet_of_model_garden_computes_what_tensorflow_computes(name: str, tmp_path: Path) -> None:
+    folder, note = found(GARDEN / name, tmp_path)[0], found(GARDEN / name, tmp_path).note
+    expected = np.load(GARDEN / name / "expected.npz")
+    pixels = torch.tensor(expected["pictures"]).permute(0, 3, 1, 2)
+    config = model_config(folder)
+    kind = "AutoModelForImageClassification" if "logits" in expected else "AutoModel"
+    model, info = load_pretrained(getattr(transformers, kind), folder, config)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        outputs = model.eval()(pixels)
+    if "logits" in expected:
+        assert near(outputs.logits, expected["logits"]) and "norm_epsilon is taken to be 0.001" in note
+    else:
+        assert near(outputs.last_hidden_state.permute(0, 2, 3, 1), expected["hidden"]) and config.norm_epsilon == 1e-5
+        settings = json.loads((folder.path / "preprocessor_config.json").read_text())
+        assert settings["size"] == {"shortest_edge": 73} and settings["crop_size"] == {"height": 64, "width": 64}
+
+
+def test_a_transformer_of_model_garden_computes_what_tensorflow_computes(tmp_path: Path) -> None:
+    folder = found(GARDEN / "transformer", tmp_path).folder
+    expected = np.load(GARDEN / "transformer/expected.npz")
+    model, info = load_pretrained(transformers.AutoModelForSeq2SeqLM, folder, model_config(folder))
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    sources_BT, targets_BT = (torch.tensor(expected[name]).long() for name in ("inputs", "targets"))
+    read_BT = torch.cat([torch.zeros_like(targets_BT[:, :1]), targets_BT[:, :-1]], 1)
+    with torch.no_grad():
+        outputs = model.eval()(input_ids=sources_BT, attention_mask=(sources_BT != 0).long(), decoder_input_ids=read_BT)
+    assert near(outputs.logits, expected["logits"])
 
 
 def test_a_bert_of_tensorflow_1_is_planned_with_what_was_skipped(tmp_path: Path) -> None:
@@ -166,7 +200,7 @@ REFUSED: list[tuple[str, str, Callable[[Path], object], str]] = [
         "a count of another model",
         "garden",
         set_config(hidden_size=768),
-        "have 32; put the bert_config",
+        "is not 32, as the tensors have",
     ),
     ("an unknown activation", "garden", set_config(hidden_act="mish"), "'mish', which is not one of"),
     (
@@ -199,7 +233,7 @@ def test_what_cannot_be_converted_is_refused_at_submission(
 def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
     names = ["embeddings", "norm/gamma"]
     Written({f"odd/{name}": floats(3) for name in names}).save(tmp_path / "odd")
-    with pytest.raises(SpecError, match=r"2 tensors, none of whose names .* only odd/embeddings, odd/norm/gamma"):
+    with pytest.raises(SpecError, match=r"2 tensors \(odd/embeddings, odd/norm/gamma\): this is not a BERT"):
         found(tmp_path / "odd", tmp_path)
 
 

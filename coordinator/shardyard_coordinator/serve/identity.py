@@ -65,7 +65,7 @@ def _of_uris(uris: Iterable[tuple[str, str]], roots: Sequence[str]) -> list[str]
             refused.append(sources.not_allowed(field, uri))
             continue
         try:
-            found.append(_identity(_whole(Path(real))))
+            found.append(_identity_of_checkpoint(Path(real)) or _identity(Path(real)))
         except OSError:
             refused.append(sources.not_allowed(field, uri))
     if refused:
@@ -73,10 +73,22 @@ def _of_uris(uris: Iterable[tuple[str, str]], roots: Sequence[str]) -> list[str]
     return found
 
 
-def _whole(path: Path) -> Path:
-    """What a path stands for: a TensorFlow checkpoint, named by its index or without it, is its folder's files."""
-    is_checkpoint = path.name.endswith(_INDEX) or (not path.exists() and path.with_name(path.name + _INDEX).exists())
-    return path.parent if is_checkpoint else path
+def _identity_of_checkpoint(path: Path) -> str:
+    """Of a TensorFlow checkpoint, named by its index or without its ending: of the files beside it; empty: it is none.
+
+    Raises: OSError.
+    """
+    if not path.name:  # the root of the file system
+        return ""
+    index = path if path.name.endswith(_INDEX) else path.with_name(path.name + _INDEX)
+    if not index.is_file() or (index != path and path.exists()):
+        return ""
+    with os.scandir(path.parent) as entries:
+        files = sorted((entry.name, entry.stat()) for entry in entries if entry.is_file())
+    return "".join(
+        f"{path.parent}/{name} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}\n"
+        for name, file in files
+    )
 
 
 def _or_gone(folder: str) -> str:

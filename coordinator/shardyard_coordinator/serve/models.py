@@ -96,6 +96,7 @@ class ModelService:
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
             torch_hub=self._parts.torch_hub,
+            cache_dir=self._parts.cache_dir,
         )
         answer = await self._ask(PREDICT_FUNCTION, message, call)
         reply = worker_pb2.PredictReply.FromString(answer)
@@ -111,6 +112,7 @@ class ModelService:
             request=request,
             max_response_bytes=self._parts.limits.max_response_bytes,
             torch_hub=self._parts.torch_hub,
+            cache_dir=self._parts.cache_dir,
         )
         answer = await self._ask(EMBED_FUNCTION, message, call)
         reply = worker_pb2.EmbedReply.FromString(answer)

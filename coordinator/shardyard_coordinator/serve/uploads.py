@@ -270,7 +270,7 @@ class Uploads:
         raise Refused(Reason.CHECKSUM_MISMATCH, text, metadata={"file": wrong[0].path})
 
     async def _inspect(self, record: ResourceRecord, folder: Path, files: list[FileRecord], call: Call) -> bytes:
-        request = worker_pb2.InspectModelRequest(folder=str(folder))
+        request = worker_pb2.InspectModelRequest(folder=str(folder), cache_dir=self._parts.cache_dir)
         content = "".join(sorted(f"{file.path} {file.sha256}\n" for file in files))
         key = hashlib.sha256(f"{INSPECT_FUNCTION}\n{content}".encode("utf-8", "surrogateescape")).digest()
         asked = self._inspections.get(

@@ -18,6 +18,8 @@ from shardyard_trainer.answering.warm import shared_cache
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, Encoded, batches
 from shardyard_trainer.models.door import FolderInvalid, open_folder
+from shardyard_trainer.models.gguf_folder import dequantise, gguf_in
+from shardyard_trainer.models.known_files import check_known
 from shardyard_trainer.tasks.answers import refuse_kinds
 from shardyard_trainer.tasks.base import Parts, at_once, violation
 from shardyard_trainer.tasks.opening import Opened
@@ -189,8 +191,12 @@ def _vectors(opened: Opened) -> Vectors:
 
 
 def _model(call: worker_pb2.PredictCall | worker_pb2.EmbedCall) -> Opened:
+    folder = open_folder(Path(call.folder), runs=call.torch_hub)
     try:
-        return shared_cache().get(open_folder(Path(call.folder), runs=call.torch_hub), call.files)
+        if call.cache_dir and (origin := gguf_in(folder)) is not None:
+            check_known(origin, call.files)
+            return shared_cache().get(dequantise(origin, Path(call.cache_dir)))
+        return shared_cache().get(folder, call.files)
     except FolderInvalid as problem:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
 

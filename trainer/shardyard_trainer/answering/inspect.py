@@ -19,6 +19,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.models import weights
 from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links, signature
 from shardyard_trainer.models.folder import ModelFolder, read_folder
+from shardyard_trainer.models.gguf_folder import dequantise, gguf_in
 from shardyard_trainer.reading import about, reading
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class _Look(NamedTuple):
 def inspect_model(request: bytes) -> bytes:
     """Inspects a model folder: InspectModelRequest → InspectModelResult."""
     about("files", "MODEL_INVALID")
-    folder = open_folder(Path(worker_pb2.InspectModelRequest.FromString(request).folder))
-    seen = _look_into(folder, signature(folder.path))
+    call = worker_pb2.InspectModelRequest.FromString(request)
+    folder = open_folder(Path(call.folder))
+    seen = _look_into_any(folder, call.cache_dir)
     found = seen.described
     problems = [*seen.problems, *_contradicted_heads(found)]
     result = worker_pb2.InspectModelResult(
@@ -60,6 +62,16 @@ def inspect_model(request: bytes) -> bytes:
             )
         )
     return result.SerializeToString()
+
+
+def _look_into_any(folder: Folder, cache_dir: str) -> _Look:
+    """A look into a Hugging Face folder, or into what a GGUF file is converted into."""
+    try:
+        if cache_dir and (origin := gguf_in(folder)) is not None:
+            folder = dequantise(origin, Path(cache_dir))
+    except FolderInvalid as problem:
+        return _Look((problem,), None, 0, (), "")
+    return _look_into(folder, signature(folder.path))
 
 
 def _contradicted_heads(found: ModelFolder | None) -> Iterator[FolderInvalid]:

@@ -85,10 +85,12 @@ SEQ2SEQ = frozenset(
 )
 """Encoder-decoders that write texts here."""
 
+_OWN_SEQ2SEQ = frozenset({"garden_transformer"})
+
 MARKS_LANGUAGES = frozenset({"mbart", "m2m_100"})
 """Those that are pretrained with a token for the language of each text."""
 
-_STARTS_WITH_PADDING = frozenset({"t5", "mt5", "umt5", "marian", "pegasus"})
+_STARTS_WITH_PADDING = frozenset({"t5", "mt5", "umt5", "marian", "pegasus", *_OWN_SEQ2SEQ})
 # Others start with their end token.
 
 HEAD_READS_LAST_PLACE = frozenset({"xlnet"})
@@ -138,7 +140,9 @@ NOT_TRAINED: Mapping[str, str] = {
 }
 """Architectures of transformers that are refused by name, and why; a sweep over all of them keeps it true."""
 
-_PICTURE_MODELS = frozenset({*modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, TORCH_HUB_PICTURES})
+_PICTURE_MODELS = frozenset(
+    {*modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, TORCH_HUB_PICTURES, "garden_resnet"}
+)
 SOME_PICTURE_MODELS = ("vit", "deit", "beit", "swin", "resnet", "convnext", "mobilenet_v2", "dinov2")
 """Examples for messages."""
 
@@ -209,14 +213,19 @@ def refusal(config: Any) -> str:
 
 def is_seq2seq(config: Any) -> bool:
     """Whether the architecture is an encoder-decoder that writes texts here."""
-    return config.model_type in SEQ2SEQ and bool(getattr(config, "is_encoder_decoder", False))
+    return writes_texts(config.model_type) and bool(getattr(config, "is_encoder_decoder", False))
+
+
+def writes_texts(model_type: str) -> bool:
+    """Whether models of this type are encoder-decoders that write texts here."""
+    return model_type in SEQ2SEQ or model_type in _OWN_SEQ2SEQ
 
 
 def seq2seq_refusal(config: Any) -> str:
     """Why no model of this configuration writes texts here; empty: it does."""
     if is_seq2seq(config):
         return ""
-    if config.model_type in SEQ2SEQ:
+    if writes_texts(config.model_type):
         return f"is_encoder_decoder is false in this {config.model_type}; set it to true"
     what = "an encoder-decoder that is not supported"
     if not getattr(config, "is_encoder_decoder", False):

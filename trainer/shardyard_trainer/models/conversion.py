@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,22 @@ class Weight:
         """The shape that it ends with."""
         return tuple(self.shape[axis] for axis in self.axes) if self.axes else self.shape
 
-    def of(self, values: np.ndarray) -> np.ndarray:
+    def made(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
         """The tensor, contiguous."""
-        values = values.reshape(self.shape)
+        values = read(self.name).reshape(self.shape)
         return np.ascontiguousarray(values.transpose(self.axes) if self.axes else values)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that the checkpoint does not have, because the model that it is of computes it, or has none."""
+
+    target: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    def made(self, _read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """The tensor."""
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -64,14 +76,21 @@ class Layout:
     """What a checkpoint was found to be.
 
     `what` names it in messages; `config` becomes config.json; `weights` go by the names of the Hugging Face model;
-    `notes` say what was assumed; `unused` are tensors that the model does not need.
+    `notes` say what was assumed; `unused` are tensors that the model does not need; `files` are
+    further JSON files of its folder.
     """
 
     what: str
     config: Mapping[str, Any]
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, Weight | Constant]
     notes: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The names of the checkpoint's tensors that have a place, or need none."""
+        return frozenset(weight.name for weight in self.weights.values() if isinstance(weight, Weight)) | self.unused
 
 
 def converted_folder(cache_dir: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> Folder:
@@ -86,12 +105,19 @@ def write_folder(
     """Writes a Hugging Face folder: the weights one tensor at a time, the configuration, and the tokenizer's files."""
     (target / "config.json").write_text(json.dumps(layout.config, indent=2))
     _write_weights(target / "model.safetensors", layout.weights, read)
+    for name, content in layout.files.items():
+        (target / name).write_text(json.dumps(content, indent=2))
     for name in COPIED:
         if source.has(name):
             (target / name).write_bytes(source.read(name, most_bytes=MAX_VOCABULARY_BYTES))
     left_out = ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items()))
     note = f"converted from {layout.what}: {len(layout.weights):,} tensors" + (f"; skipped {left_out}" * bool(left_out))
-    (target / NOTE).write_text(json.dumps({"note": "; ".join((note, *layout.notes))}))
+    write_note(target, note, layout.notes)
+
+
+def write_note(target: Path, note: str, more: Iterable[str] = ()) -> None:
+    """Says in a converted folder what it was made of."""
+    (target / NOTE).write_text(json.dumps({"note": "; ".join((note, *more))}))
 
 
 def note_of(folder: Folder) -> str:
@@ -99,15 +125,16 @@ def note_of(folder: Folder) -> str:
     return str(json.loads((folder.path / NOTE).read_text())["note"])
 
 
-def check_shapes(weights: Mapping[str, Weight], shapes: Shapes, what: str) -> None:
+def check_shapes(weights: Mapping[str, Weight | Constant], shapes: Shapes, what: str) -> None:
     """Raises FolderInvalid for tensors that a layout needs and the checkpoint lacks, or has in another shape."""
-    if lacking := sorted({weight.name for weight in weights.values()} - shapes.keys()):
+    needed = [weight for weight in weights.values() if isinstance(weight, Weight)]
+    if lacking := sorted({weight.name for weight in needed} - shapes.keys()):
         raise FolderInvalid(
             f"this is {what}, but the checkpoint lacks {len(lacking):,} tensors of it: {listed(lacking, most=3)}; save "
             "the whole model again",
             tensor=lacking[0],
         )
-    for weight in weights.values():
+    for weight in needed:
         wanted = weight.stored or weight.shape
         if shapes[weight.name] != wanted:
             raise FolderInvalid(
@@ -128,7 +155,7 @@ def refuse_unmatched(names: Iterable[str], what: str, file: str) -> None:
         )
 
 
-def _write_weights(path: Path, weights: Mapping[str, Weight], read: Callable[[str], np.ndarray]) -> None:
+def _write_weights(path: Path, weights: Mapping[str, Weight | Constant], read: Callable[[str], np.ndarray]) -> None:
     """Writes the safetensors format: the header's length and the header, then the values in the header's order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -141,4 +168,4 @@ def _write_weights(path: Path, weights: Mapping[str, Weight], read: Callable[[st
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for weight in weights.values():
-            file.write(weight.of(read(weight.name)).astype("<f4", copy=False).data)
+            file.write(weight.made(read).astype("<f4", copy=False).data)

@@ -38,6 +38,11 @@ _HEADS = {
 }
 """Transformers' class for a head, by how the class that saved the folder ends."""
 
+OWN_TYPES: Mapping[str, str] = {
+    name: f"shardyard_trainer.models.{name}" for name in ("garden_resnet", "garden_transformer")
+}
+"""Models that transformers does not have: their model types, and the modules that make and register them."""
+
 _LABELLED = frozenset(
     {"AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForImageClassification"}
 )
@@ -163,7 +168,7 @@ def known_model_type(model_type: object) -> str:
     """The type if transformers has it. Raises FolderInvalid naming the nearest."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if isinstance(model_type, str) and (model_type in CONFIG_MAPPING_NAMES or model_type in TORCH_HUB_TYPES):
+    if isinstance(model_type, str) and model_type in {*CONFIG_MAPPING_NAMES, *OWN_TYPES, *TORCH_HUB_TYPES}:
         return model_type
     near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING_NAMES, n=1)
     raise FolderInvalid(

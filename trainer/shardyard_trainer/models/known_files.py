@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from shardyard.v1 import transfer_pb2
-from shardyard_trainer.models.door import Folder, FolderInvalid, is_allowed
+from shardyard_trainer.models.door import Folder, FolderInvalid
 
 CHANGED = "MODEL_CHANGED"
 _READ_BYTES = 1 << 20
@@ -18,7 +18,7 @@ def check_known(folder: Folder, known: Iterable[transfer_pb2.StoredFile]) -> Non
 
     Raises FolderInvalid MODEL_CHANGED that names the file.
     """
-    wanted = {file.path: file for file in known if is_allowed(file.path)}
+    wanted = {file.path: file for file in known if folder.reads(file.path)}
     if not wanted:
         return
     there = set(file_names(folder))
@@ -36,7 +36,7 @@ def check_known(folder: Folder, known: Iterable[transfer_pb2.StoredFile]) -> Non
 
 def file_names(folder: Folder) -> list[str]:
     """Every file of the folder that is ever read, sorted."""
-    return sorted(name for name in folder.names() if is_allowed(name))
+    return sorted(name for name in folder.names() if folder.reads(name))
 
 
 def digest(folder: Folder, name: str, *, as_git: bool = False) -> str:

@@ -8,6 +8,7 @@ so is every setting that the architecture does not have.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import transformers
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.models.bounds import MOST_LABELS, experts_complaint, too_large
 from shardyard_trainer.models.door import Folder, FolderInvalid
-from shardyard_trainer.models.folder import TORCH_HUB_TYPES
+from shardyard_trainer.models.folder import OWN_TYPES, TORCH_HUB_TYPES
 
 _NEVER = frozenset(
     {
@@ -154,6 +155,8 @@ def model_config(folder: Folder) -> Any:
     from_hub = values.get("model_type") in TORCH_HUB_TYPES
     if from_hub:
         from shardyard_trainer.models import hub_modules  # Others do without; it registers its types.
+    if home := OWN_TYPES.get(str(values.get("model_type"))):
+        importlib.import_module(home).register()
     kind = transformers.CONFIG_MAPPING[str(values.get("model_type"))]
     picked = _picked(values, kind)
     if (over := too_large(picked)) is not None:

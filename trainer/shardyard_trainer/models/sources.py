@@ -24,6 +24,7 @@ from shardyard_trainer.models.fresh import (
     fresh_config,
     number_complaint,
 )
+from shardyard_trainer.models.gguf_folder import dequantise, gguf_in, gguf_name
 from shardyard_trainer.models.hub import resolve_hub
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.settings import model_config
@@ -41,7 +42,7 @@ FIELD = "spec.model"
 class ModelChoice:
     """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one).
 
-    `pin` is what makes the source name these files for ever: a commit, or the one checkpoint of a folder. `note` says
+    `pin` is what makes the source name the same files always: a commit, or the one checkpoint of a folder. `note` says
     how the folder was converted, if it was.
     """
 
@@ -108,7 +109,7 @@ def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> 
 
 
 def pin(source: spec_pb2.ModelSource, pinned: str) -> None:
-    """Writes what a source was found to mean into it, so that it names the same model for ever."""
+    """Writes what a source was found to mean into it, so that it always names the same model."""
     kind = source.WhichOneof("source")
     if kind == "hub":
         source.hub.revision = pinned
@@ -128,7 +129,7 @@ def _of_uri(uri: str, locations: worker_pb2.Locations, field: str) -> Found:
     if not path.is_dir():
         raise SpecError(field, "PATH_NOT_ALLOWED", f"{shorten(uri)!r} is a file; give its folder")
     roots = tuple(Path(root) for root in locations.data_roots)
-    return Found(_checked(open_folder(path, roots=roots), field))
+    return _as_read(_checked(open_folder(path, roots=roots), field), locations, field)
 
 
 def _of_name(name: str, locations: worker_pb2.Locations, field: str) -> Found:
@@ -137,7 +138,18 @@ def _of_name(name: str, locations: worker_pb2.Locations, field: str) -> Found:
     place = locations.folders.get(name, "")
     if not place or not Path(place).is_dir():
         raise SpecError(field, reason, f"there is no {kind} {shorten(name)!r}")
-    return Found(_checked(open_folder(Path(place), runs=locations.torch_hub), field))
+    return _as_read(_checked(open_folder(Path(place), runs=locations.torch_hub), field), locations, field)
+
+
+def _as_read(folder: Folder, locations: worker_pb2.Locations, field: str) -> Found:
+    """A folder as it is, or what its GGUF file is converted into."""
+    try:
+        if (origin := gguf_in(folder)) is None:
+            return Found(folder)
+        converted = dequantise(origin, Path(locations.cache_dir))
+        return Found(converted, "", note_of(converted), origin, (gguf_name(origin),))
+    except FolderInvalid as error:
+        raise SpecError(field, error.reason, str(error), error.metadata) from None
 
 
 def _of_torch_hub(hub: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, field: str) -> Found:

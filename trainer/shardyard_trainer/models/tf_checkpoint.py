@@ -12,7 +12,7 @@ from typing import Protocol
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, listed, shorten
 from shardyard_trainer.data.sources import resolve_uri
-from shardyard_trainer.models import tf_bert
+from shardyard_trainer.models import tf_bert, tf_resnet, tf_transformer
 from shardyard_trainer.models.conversion import COPIED, Layout, Shapes, converted_folder, refuse_unmatched, write_folder
 from shardyard_trainer.models.door import MAX_CONFIG_BYTES, Folder, FolderInvalid, open_folder
 from shardyard_trainer.models.known_files import digest
@@ -37,7 +37,7 @@ class Family(Protocol):
         """The layout of these tensors; None: it is another kind. Raises FolderInvalid."""
 
 
-FAMILIES: tuple[Family, ...] = (tf_bert,)
+FAMILIES: tuple[Family, ...] = (tf_bert, tf_resnet, tf_transformer)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def find_checkpoint(uri: str, locations: worker_pb2.Locations, *, field: str) ->
     try:
         path = resolve_uri(uri, locations, field=field)
     except SpecError:
-        path = resolve_uri(f"{uri}.index", locations, field=field) if not uri.endswith("/") else Path()
+        path = _index_at(uri, locations, field)
     if path.is_dir():
         folder = open_folder(path, roots=roots, also=_ALSO)
         prefix = _only_prefix(folder)
@@ -77,6 +77,14 @@ def find_checkpoint(uri: str, locations: worker_pb2.Locations, *, field: str) ->
     prefix = _OF_A_CHECKPOINT.sub("", name)
     folder = open_folder(parent, roots=roots, also=_ALSO)
     return Checkpoint(folder, prefix, str(Path(uri).with_name(f"{prefix}.index")))
+
+
+def _index_at(uri: str, locations: worker_pb2.Locations, field: str) -> Path:
+    """The index of a checkpoint that is named without its ending. Raises the SpecError about the path as given."""
+    try:
+        return resolve_uri(f"{uri}.index", locations, field=field)
+    except SpecError:
+        return resolve_uri(uri, locations, field=field)
 
 
 def folder_of(uri: str) -> str:
@@ -93,8 +101,7 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> Folder:
         bundle = open_bundle(folder, checkpoint.prefix)
         names, skipped = _tensors(bundle)
         layout = _recognised(bundle, {name: entry.shape for name, entry in names.items()})
-        used = {weight.name for weight in layout.weights.values()} | layout.unused
-        refuse_unmatched(set(names) - used, layout.what, bundle.index)
+        refuse_unmatched(set(names) - layout.used, layout.what, bundle.index)
         if layout.unused:
             skipped["tensors without a use"] = len(layout.unused)
         write_folder(target, layout, lambda name: bundle.read(names[name].name), folder, skipped)
@@ -137,7 +144,7 @@ def _tensors(bundle: Bundle) -> tuple[dict[str, Entry], Counter[str]]:
 
 
 def _skipped_as(name: str, entry: Entry, entries: Mapping[str, Entry]) -> str:
-    """What a tensor that is no weight is; empty: it may be one."""
+    """The kind of a tensor that is not a weight; empty: it may be one."""
     if entry.dtype == "string":
         return "texts"
     if _SLOT in name or _OPTIMIZER.search(name):
@@ -154,9 +161,9 @@ def _recognised(bundle: Bundle, shapes: Shapes) -> Layout:
     for family in FAMILIES:
         if (layout := family.recognise(shapes, bundle.folder)) is not None:
             return layout
-    what = f", only {listed(shapes, most=5)}" if shapes else ""
+    what = f" ({listed(shapes, most=5)})" if shapes else ""
     raise FolderInvalid(
-        f"{bundle.index} has {len(shapes):,} tensors, none of whose names are those of a BERT encoder{what}; "
-        "convert it with the tools that made it, and give the Hugging Face folder as `uri`",
+        f"{bundle.index} has {len(shapes):,} tensors{what}: this is not a BERT, ResNet or Transformer that is "
+        "known here; convert it with the tools that made it, and give the Hugging Face folder as `uri`",
         file=bundle.index,
     )

@@ -38,6 +38,10 @@ class Settings:
     file: str
     values: Mapping[str, Any] = field(default_factory=dict)
 
+    def inner(self, name: str) -> Settings:
+        """The settings inside of one; none if it has none."""
+        return Settings(self.file, _inner(self.values.get(name)))
+
     def count(self, name: str) -> int | None:
         """A setting that is a count; None if it is not there. Raises FolderInvalid for another value."""
         value = self.values.get(name)

@@ -61,6 +61,6 @@ def inputs_of(described: ModelFolder, task: TrainingTask | None) -> type[Inputs]
     """Loads the inputs of a folder: by its task, or by its architecture if it has no head."""
     if task is not None:
         return task.inputs
-    if described.model_type in architectures.SEQ2SEQ:
+    if architectures.writes_texts(described.model_type):
         return SequenceInputs
     return ImageInputs if architectures.is_of_pictures(described.model_type) else TextInputs

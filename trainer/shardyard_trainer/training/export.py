@@ -7,6 +7,7 @@ batch, fsynced, and then renamed into place: a folder of that name works. Called
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from shardyard_trainer.claim import missing_storage
 from shardyard_trainer.failures import RunFailed, storage_failure, system_error
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.models.folder import TORCH_HUB_TYPES
+from shardyard_trainer.models.folder import OWN_TYPES, TORCH_HUB_TYPES
 from shardyard_trainer.models.loading import quiet
 from shardyard_trainer.models.settings import generation_settings
 from shardyard_trainer.models.weights import read_header
@@ -124,6 +125,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
     pooling = str(described.get("pooling") or "")
     with quiet():
         _save_model(folder, module, _part(state_dict, "model."), task)
+        _save_code(folder, task.choice.config.model_type)
         task.inputs.save(folder, task.choice.config)
     lora = resolved_spec(trained.attempt).fine_tuning.lora
     if lora.keep_adapter and has_adapters(module):
@@ -177,6 +179,13 @@ def _save_model(
     settings = generation_settings(task.choice.folder) if task.choice.folder is not None else {}
     generation = task.inputs.generation(task.choice.config, settings)
     _save_json(folder / "generation_config.json", {**generation, "transformers_version": transformers.__version__})
+
+
+def _save_code(folder: Path, model_type: str) -> None:
+    """Puts the code of a model that transformers does not have beside its weights, for others to load it with."""
+    if home := OWN_TYPES.get(model_type):
+        source = Path(str(importlib.import_module(home).__file__))
+        (folder / source.name).write_bytes(source.read_bytes())
 
 
 def _verify(folder: Path, trained: _Trained) -> Predictor:

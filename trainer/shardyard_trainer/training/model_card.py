@@ -19,7 +19,7 @@ from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import DataFile, open_regular, resolve_source
 from shardyard_trainer.models.door import CODE
-from shardyard_trainer.models.folder import OWN_HEAD, TORCH_HUB_TEXTS
+from shardyard_trainer.models.folder import OWN_HEAD, OWN_TYPES, TORCH_HUB_TEXTS
 from shardyard_trainer.tasks.base import TrainingTask
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.versions import versions
@@ -68,6 +68,16 @@ def model_card(subject: Subject, attempt: worker_pb2.AttemptSpec) -> str:
 
 def usage(subject: Subject) -> str:
     """Plain torch and transformers, run in the model's folder; ends with `logits`."""
+    if subject.model_type in OWN_TYPES:
+        module = OWN_TYPES[subject.model_type].rpartition(".")[2]
+        return (
+            f"import {module}  # beside this file: transformers does not have this model\n\n{module}.register()\n"
+            + _usage(subject)
+        )
+    return _usage(subject)
+
+
+def _usage(subject: Subject) -> str:
     task = subject.task
     if subject.hub is not None and not (subject.own_head or subject.vectors):
         return _usage_of_hub(subject)

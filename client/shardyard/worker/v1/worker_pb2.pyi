@@ -361,16 +361,20 @@ class InspectModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FOLDER_FIELD_NUMBER: _builtins.int
+    CACHE_DIR_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Its absolute path."""
+    cache_dir: _builtins.str
+    """Absolute folder where a model of another format is converted; empty: such a model is refused."""
     def __init__(
         self,
         *,
         folder: _builtins.str = ...,
+        cache_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "folder", b"folder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,10 +421,13 @@ class PredictCall(_message.Message):
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     TORCH_HUB_FIELD_NUMBER: _builtins.int
+    CACHE_DIR_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Absolute path of the model's folder."""
     max_response_bytes: _builtins.int
     """The largest answer allowed in bytes."""
+    cache_dir: _builtins.str
+    """As in InspectModelRequest."""
     @_builtins.property
     def request(self) -> _model_service_pb2.PredictRequest:
         """As the client sent it."""
@@ -441,10 +448,11 @@ class PredictCall(_message.Message):
         max_response_bytes: _builtins.int = ...,
         files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
         torch_hub: _abc.Iterable[_builtins.str] | None = ...,
+        cache_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,10 +499,13 @@ class EmbedCall(_message.Message):
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     TORCH_HUB_FIELD_NUMBER: _builtins.int
+    CACHE_DIR_FIELD_NUMBER: _builtins.int
     folder: _builtins.str
     """Absolute path of the model's folder."""
     max_response_bytes: _builtins.int
     """The largest answer allowed in bytes."""
+    cache_dir: _builtins.str
+    """As in InspectModelRequest."""
     @_builtins.property
     def request(self) -> _model_service_pb2.EmbedRequest:
         """As the client sent it."""
@@ -515,10 +526,11 @@ class EmbedCall(_message.Message):
         max_response_bytes: _builtins.int = ...,
         files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
         torch_hub: _abc.Iterable[_builtins.str] | None = ...,
+        cache_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
