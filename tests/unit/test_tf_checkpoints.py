@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 
 from helpers.bundles import Part, Written, floats
 from helpers.plan_requests import ask, filled, places
@@ -129,6 +130,13 @@ def planned_with(uri: str) -> dict[str, Any]:
     }
 
 
+def test_the_settings_of_model_garden_are_read(tmp_path: Path) -> None:
+    shutil.copytree(GARDEN / "bert_v2", tmp_path / "bert")
+    set_params(hidden_activation="relu", dropout_rate=0.25)(tmp_path / "bert")
+    config = json.loads((found(tmp_path / "bert", tmp_path).folder.path / "config.json").read_text())
+    assert (config["hidden_act"], config["hidden_dropout_prob"]) == ("relu", 0.25)
+
+
 def test_a_checkpoint_is_converted_once_and_again_when_its_bytes_change(tmp_path: Path) -> None:
     shutil.copytree(GARDEN / "bert_v2", tmp_path / "bert")
     first = found(tmp_path / "bert", tmp_path).folder.path
@@ -186,10 +194,26 @@ def set_config(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+def set_params(**encoder: Any) -> Callable[[Path], None]:
+    """Model Garden's own settings in place of bert_config.json."""
+
+    def change(folder: Path) -> None:
+        (folder / "bert_config.json").unlink()
+        model = {"encoder": {"type": "bert", "bert": {"num_layers": 2, "hidden_size": 32, **encoder}}}
+        (folder / "params.yaml").write_text(yaml.safe_dump({"task": {"model": model}}))
+
+    return change
+
+
 def linked(folder: Path) -> None:
     outside = folder.parents[1] / "outside"
     (folder / "vocab.txt").rename(outside)
     (folder / "vocab.txt").symlink_to(outside)
+
+
+def broken(folder: Path, text: str) -> None:
+    set_params()(folder)
+    (folder / "params.yaml").write_text(text)
 
 
 REFUSED: list[tuple[str, str, Callable[[Path], object], str]] = [
@@ -211,6 +235,15 @@ REFUSED: list[tuple[str, str, Callable[[Path], object], str]] = [
     ),
     ("no checkpoint", "garden", lambda f: (f / "bert_model.ckpt.index").unlink(), "ends in .index"),
     ("a link that leaves", "garden", linked, "vocab.txt"),
+    (
+        "params of another model",
+        "garden",
+        set_params(num_layers=12),
+        "params.yaml has num_hidden_layers: '12', which is",
+    ),
+    ("norm first", "garden", set_params(norm_first=True), "normalises afterwards; it cannot be converted"),
+    ("params that are none", "garden", lambda f: broken(f, "a: [" * 10_000), "params.yaml is not YAML of plain values"),
+    ("params with code", "garden", lambda f: broken(f, "a: !!python/name:os.system x"), "not YAML of plain values"),
     ("dropout of a text", "garden", set_config(hidden_dropout_prob="x"), "hidden_dropout_prob"),
 ]
 
