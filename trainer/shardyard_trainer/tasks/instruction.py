@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import transformers
@@ -60,27 +60,9 @@ class Instruction:
 
     def prepare(self, job: Ingredients) -> PreparedInstruction:
         """Finds and checks model and data. Raises SpecError."""
-        choice = job.attempt(lambda: _choose(job))
-        train_files, eval_files = job.files()
-        raise_all(job.errors)
-        assert choice is not None and train_files is not None
-        with job.looking_on(train_files, eval_files, _look_through):
-            length = find_length(job, choice, "max_length", DEFAULT_LENGTH, shortest=8)
-            texts = TrainingTexts(ChatTexts(train_files, job.spec.train_data), key="instruction")
-            tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
-            choice = adapt(choice, tokenizer, length)
-            template = find_template(job, choice, tokenizer)
-        with job.looking_on(None, eval_files, _look_through):
-            train = _load(job, (tokenizer, template, length), train_files, "train_data")
-        held_out = None
-        if eval_files is not None:
-            held_out = _load(job, (tokenizer, template, length), eval_files, "eval_data")
-        # A copy: the tokenizer may be kept for other specs.
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.chat_template = template.source
-        inputs = ChatInputs(tokenizer, length, train.ends)
-        splits = _split(job, inputs, train, held_out)
-        prepared = PreparedInstruction(job.accept_weights(choice, self.auto), inputs, splits, job.warnings)
+        read = read_chats(job, _choose, ChatKind(self.name, read_conversations, _texts, _load))
+        splits = _split(job, *read[1:])
+        prepared = PreparedInstruction(job.accept_weights(read.choice, self.auto), read.inputs, splits, job.warnings)
         prepared.last_turn_only = job.wanted.last_turn_only
         return prepared
 
@@ -100,16 +82,69 @@ def open_chats(task: str, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor
     return predictor
 
 
-class ChatTexts:
+class ChatRead(NamedTuple):
+    """What a task of conversations has found: its model, the tokenizer with its template, and its data."""
+
+    choice: ModelChoice
+    inputs: ChatInputs
+    train: Chats
+    held_out: Chats | None
+
+
+class ChatKind(NamedTuple):
+    """How the rows of a task of conversations are read, and what texts and tokens they have."""
+
+    name: str
+    read: Callable[..., Iterator[Any]]
+    """Yields the rows of files; raises DataError."""
+    texts: Callable[[Any], Iterable[str]]
+    """A row's texts, for training a tokenizer."""
+    load: Callable[[Ingredients, tuple[Any, ChatTemplate, int], list[DataFile], str], Chats]
+    """Loads a source for a tokenizer, a template and a length."""
+
+
+def read_chats(job: Ingredients, choose: Callable[[Ingredients], ModelChoice], kind: ChatKind) -> ChatRead:
+    """Finds and checks model, tokenizer, template and data. Raises SpecError."""
+    choice = job.attempt(lambda: choose(job))
+    train_files, eval_files = job.files()
+    raise_all(job.errors)
+    assert choice is not None and train_files is not None
+
+    def look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
+        deque(kind.read(files, source, field=field), maxlen=0)
+
+    with job.looking_on(train_files, eval_files, look_through):
+        length = find_length(job, choice, "max_length", DEFAULT_LENGTH, shortest=8)
+        texts = TrainingTexts(_ChatTexts(kind, train_files, job.spec.train_data), key=kind.name)
+        tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
+        choice = adapt(choice, tokenizer, length)
+        template = find_template(job, choice, tokenizer)
+    with job.looking_on(None, eval_files, look_through):
+        train = kind.load(job, (tokenizer, template, length), train_files, "train_data")
+    held_out = None
+    if eval_files is not None:
+        held_out = kind.load(job, (tokenizer, template, length), eval_files, "eval_data")
+    # A copy: the tokenizer may be kept for other specs.
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = template.source
+    return ChatRead(choice, ChatInputs(tokenizer, length, train.ends), train, held_out)
+
+
+class _ChatTexts:
     """The texts for training a tokenizer: messages as the default template writes them, without special tokens."""
 
-    def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
+    def __init__(self, kind: ChatKind, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
+        self._kind = kind
         self._files = files
         self._source = source
 
     def __iter__(self) -> Iterator[str]:
-        for row in read_conversations(self._files, self._source, field="spec.train_data"):
-            yield plain_text(row)
+        for row in self._kind.read(self._files, self._source, field="spec.train_data"):
+            yield from self._kind.texts(row)
+
+
+def _texts(row: Conversation) -> Iterable[str]:
+    return [plain_text(row)]
 
 
 def plain_text(row: Conversation) -> str:
@@ -137,10 +172,6 @@ def _choose(job: Ingredients) -> ModelChoice:
         )
         raise SpecError(f"{job.field}.packing", "OBJECTIVE_UNSUPPORTED", message)
     return choice
-
-
-def _look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
-    deque(read_conversations(files, source, field=field), maxlen=0)
 
 
 def find_template(job: Ingredients, choice: ModelChoice, tokenizer: Any) -> ChatTemplate:

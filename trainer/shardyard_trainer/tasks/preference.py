@@ -6,8 +6,6 @@ engine (`training/before.py`): there is no second model, and no second forward p
 
 from __future__ import annotations
 
-import copy
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +15,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from shardyard.v1 import spec_pb2
 from shardyard_trainer.data import bad_rows
-from shardyard_trainer.data.errors import raise_all
 from shardyard_trainer.data.preference_rows import ROLES, read_preferences
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.base import MicroBatch
@@ -27,7 +23,6 @@ from shardyard_trainer.inputs.chat_template import ChatTemplate
 from shardyard_trainer.inputs.chats import ChatInputs, Chats
 from shardyard_trainer.inputs.holdout import split_by_lot
 from shardyard_trainer.inputs.preferences import PreferenceSamples, load_preferences
-from shardyard_trainer.inputs.text import adapt
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
@@ -37,7 +32,7 @@ from shardyard_trainer.tasks.causal_lm import CausalLmModule, CausalPredictor
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, TokenLossLinear
 from shardyard_trainer.tasks.metrics import LossSum
-from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import PreparedText, Splits
 
 DEFAULT_BETA = 0.1
 LEARNING_RATE = 1e-6
@@ -60,27 +55,10 @@ class Preference:
 
     def prepare(self, job: Ingredients) -> PreparedPreference:
         """Finds and checks model and data. Raises SpecError."""
-        choice = job.attempt(lambda: instruction.choose(job))
-        train_files, eval_files = job.files()
-        raise_all(job.errors)
-        assert choice is not None and train_files is not None
-        with job.looking_on(train_files, eval_files, _look_through):
-            length = find_length(job, choice, "max_length", instruction.DEFAULT_LENGTH, shortest=8)
-            texts = TrainingTexts(_Texts(train_files, job.spec.train_data), key=self.name)
-            tokenizer = find_tokenizer(job, choice, train_files, texts=texts)
-            choice = adapt(choice, tokenizer, length)
-            template = instruction.find_template(job, choice, tokenizer)
-        with job.looking_on(None, eval_files, _look_through):
-            train = _load(job, (tokenizer, template, length), train_files, "train_data")
-        held_out = None
-        if eval_files is not None:
-            held_out = _load(job, (tokenizer, template, length), eval_files, "eval_data")
-        # A copy: the tokenizer may be kept for other specs.
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.chat_template = template.source
-        inputs = ChatInputs(tokenizer, length, train.ends)
-        splits = _split(job, inputs, train, held_out)
-        return PreparedPreference(job.accept_weights(choice, self.auto), inputs, splits, job)
+        kind = instruction.ChatKind(self.name, read_preferences, lambda pair: map(instruction.plain_text, pair), _load)
+        read = instruction.read_chats(job, instruction.choose, kind)
+        splits = _split(job, *read[1:])
+        return PreparedPreference(job.accept_weights(read.choice, self.auto), read.inputs, splits, job)
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
         """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
@@ -88,23 +66,6 @@ class Preference:
 
 
 TASK = Preference()
-
-
-class _Texts:
-    """The texts for training a tokenizer."""
-
-    def __init__(self, files: Sequence[DataFile], source: spec_pb2.DataSource) -> None:
-        self._files = files
-        self._source = source
-
-    def __iter__(self) -> Any:
-        for pair in read_preferences(self._files, self._source, field="spec.train_data"):
-            for row in pair:
-                yield instruction.plain_text(row)
-
-
-def _look_through(files: list[DataFile], source: spec_pb2.DataSource, field: str) -> None:
-    deque(read_preferences(files, source, field=field), maxlen=0)
 
 
 def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[DataFile], name: str) -> Chats:
