@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.data.passage_cells import NUMBERED_NEGATIVES, RECORD_TEXTS, text_in
 from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
@@ -18,11 +19,6 @@ _QUERY = Role("query", ("question", "anchor"))
 _PASSAGE = Role("passage", ("document", "doc", "text", "answer"))
 _LABEL = Role("label", ("relevance", "score"))
 _POSITIVES = Role("positives", ("positive", "pos", "positive_passages"))
-MOST_NEGATIVES = 32
-NUMBERED_NEGATIVES = tuple(
-    Role(f"negative_{number}", (f"neg_{number}",), is_optional=number > 1) for number in range(1, MOST_NEGATIVES + 1)
-)
-"""Columns that are found by their names alone."""
 
 LAYOUTS = (
     (_QUERY, _POSITIVES, Role("negatives", ("negative", "neg", "negative_passages", "hard_negatives"))),
@@ -36,8 +32,7 @@ MOST_PASSAGES = 10_000
 _LARGEST_GRADE = 1e6
 _TRUTHS = {"true": 1.0, "false": 0.0}
 
-# The records of MS MARCO, and of what was made like it.
-_RECORD_TEXTS = ("passage_text", "text", "contents")
+# Of the records whose texts `passage_cells` finds.
 _RECORD_LABELS = ("is_selected", "label", "relevance", "score")
 
 
@@ -90,10 +85,10 @@ def _grouped(cells: Mapping[str, Any]) -> tuple[list[str], list[float]]:
 def _listed(cells: Mapping[str, Any]) -> tuple[list[str], list[float]]:
     given, labels = as_value(cells["passages"]), as_value(cells.get("labels"))
     if isinstance(given, Mapping):
-        texts = next((given[name] for name in _RECORD_TEXTS if name in given), None)
+        texts = next((given[name] for name in RECORD_TEXTS if name in given), None)
         labels = next((given[name] for name in _RECORD_LABELS if name in given), labels)
     elif isinstance(given, list) and given and isinstance(given[0], Mapping):
-        texts = [next((each.get(name) for name in _RECORD_TEXTS if name in each), None) for each in given]
+        texts = [next((each.get(name) for name in RECORD_TEXTS if name in each), None) for each in given]
         own = [next((each[name] for name in _RECORD_LABELS if name in each), None) for each in given]
         labels = labels if None in own else own
     elif isinstance(given, list) and labels is None and all(_is_labelled(each) for each in given):
@@ -120,13 +115,6 @@ def _texts(cell: Any, name: str) -> list[str]:
         return []
     given = texts_in(cell)
     return [_text(cell, name)] if given is None else [_text(each, name) for each in given]
-
-
-def text_in(value: Any) -> Any:
-    """The text of a record that is known to have one; any other value itself."""
-    if isinstance(value, Mapping):
-        return next((value[key] for key in _RECORD_TEXTS if key in value), value)
-    return value
 
 
 def _text(cell: Any, name: str) -> str:

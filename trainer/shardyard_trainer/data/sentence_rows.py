@@ -14,9 +14,9 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, shorten
 from shardyard_trainer.data.labels import number_advice, number_of
+from shardyard_trainer.data.passage_cells import MOST_NEGATIVES, NUMBERED_NEGATIVES, text_in
 from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, read_as
-from shardyard_trainer.data.relevance_rows import MOST_NEGATIVES, NUMBERED_NEGATIVES, text_in
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import texts_in
 
