@@ -26,7 +26,6 @@ from shardyard.specs import (
     Parallelism,
     Resources,
     Retry,
-    TensorflowCheckpoint,
     TextClassification,
     TrainedTokenizer,
 )

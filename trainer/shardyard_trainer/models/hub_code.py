@@ -1,8 +1,8 @@
 """Runs the code of a repository of PyTorch Hub: a function of its `hubconf.py`, which returns a module.
 
 This is the only place that runs code of others. It is reached from processes of the trainer alone: a rank, or a
-confined process that inspects or answers; never from the coordinator. Whoever calls it has checked that the operator
-allows the repository (`torch_hub.find_repository`, `hub_modules.code_of`).
+confined process that inspects or answers; never from the coordinator. Its callers have checked that the operator
+allows the repository (`torch_hub.find_repository`, `folder.check_may_run`).
 """
 
 from __future__ import annotations
