@@ -105,14 +105,20 @@ class Folder:
         Raises FolderInvalid if they may not be listed, or are too many for a model.
         """
         try:
-            top = [path for path in _entries(self.path) if path.is_file() or _PART.fullmatch(path.name)]
+            entries = list(_entries(self.path))
+            top = [path for path in entries if path.is_file() or _PART.fullmatch(path.name)]
             inner = [each for path in top if path.is_dir() for each in _entries(path) if each.is_file()]
         except OSError as error:
             raise _unreadable(self.path.name, error) from None
-        code = [Path(folder, name) for folder, _, names in os.walk(self.path / CODE) for name in names]
-        if len(code) > _MOST_ENTRIES:
-            raise _too_many()
+        code = self._code() if self.path / CODE in entries else []
         return frozenset(str(path.relative_to(self.path)) for path in (*top, *inner, *code) if not path.is_dir())
+
+    def _code(self) -> list[Path]:
+        walk = (Path(folder, name) for folder, _, names in os.walk(self.path / CODE) for name in names)
+        found = list(islice(walk, _MOST_ENTRIES + 1))
+        if len(found) > _MOST_ENTRIES:
+            raise _too_many()
+        return found
 
     def weight_names(self) -> list[str]:
         """The names of its safetensors files, sorted."""
