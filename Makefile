@@ -39,9 +39,9 @@ $(INSTALLED):
 quickstart: $(INSTALLED)
 	@$(BIN)/python examples/quickstart/run.py $(if $(FULL),--full) $(if $(FALLBACK),--fallback) $(if $(TASK),--task $(TASK))
 
-# TESTS narrows it: make test TESTS=tests/unit. Two files at a time: many tests wait for processes to start.
+# TESTS narrows it: make test TESTS=tests/unit. Three files at a time on two cores: many tests wait for processes to start.
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" --durations=10 $(TESTS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not prove" --durations=10 $(TESTS)
 
 prove: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m prove --durations=0 $(TESTS)
