@@ -151,7 +151,14 @@ def bomb(folder: Path) -> dict[str, Any]:
 def empty_class(folder: Path) -> dict[str, Any]:
     write_folders(folder, 3)
     (folder / "tulip").mkdir()
-    (folder / "tulip" / "IMG_1.HEIC").write_bytes(b"x")
+    (folder / "tulip" / "IMG_1.zip").write_bytes(b"x")
+    return {}
+
+
+def not_decoded(folder: Path) -> dict[str, Any]:
+    write_folders(folder, 3)
+    (folder / "rose" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "violet" / "a.avif").write_bytes(b"\0\0\0\x1cftypavif")
     return {}
 
 
@@ -240,7 +247,8 @@ BAD: list[tuple[Callable[[Path], dict[str, Any]], list[str]]] = [
         ],
     ),
     (bomb, ["rose/bomb.png:", "pixels; a picture has at most 67,108,864"]),
-    (empty_class, ["the folder tulip has no pictures: it has IMG_1.HEIC"]),
+    (empty_class, ["the folder tulip has no pictures: it has IMG_1.zip"]),
+    (not_decoded, [f"{name}: not a JPEG, PNG, WebP" for name in ("rose/IMG_1.HEIC", "violet/a.avif")]),
     (one_class, ["not in a class folder"]),
     (no_classes, ["a.png: the picture has no class"]),
     (some_unlabelled, ["1 pictures have no row in metadata.csv: late.png"]),

@@ -10,17 +10,15 @@ from pathlib import Path, PurePosixPath
 from shardyard_trainer.data.errors import DataError, listed, shorten
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+NOT_READ = (".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".dcm", ".dng", ".exr")
+"""Pictures that are not decoded: a row each, which says so, and not one file less in silence."""
+
 METADATA = frozenset({"metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.json", "metadata.ndjson"})
 """Files that label the pictures in the same folder."""
 
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 _LEFT_OUT = frozenset({"__MACOSX"})
 _NEXT = "put each picture into a folder named after its class, or give a metadata.csv with file_name and label"
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its ending."""
-    return name.lower().endswith(ENDINGS)
 
 
 def is_metadata(name: str) -> bool:

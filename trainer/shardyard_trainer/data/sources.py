@@ -17,7 +17,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.digests import CHANGED, damage_of
 from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest, shorten
 from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, recognise
-from shardyard_trainer.data.picture_folders import ENDINGS, check_folders, is_left_out, is_metadata
+from shardyard_trainer.data.picture_folders import ENDINGS, NOT_READ, check_folders, is_left_out, is_metadata
 
 Source = spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource
 
@@ -34,7 +34,7 @@ _FORMATS = {
     ".parquet": spec_pb2.DATA_FORMAT_PARQUET,
     **dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), spec_pb2.DATA_FORMAT_CONLL),
     ".inter": spec_pb2.DATA_FORMAT_INTERACTIONS,
-    **dict.fromkeys(ENDINGS, spec_pb2.DATA_FORMAT_IMAGES),
+    **dict.fromkeys((*ENDINGS, *NOT_READ), spec_pb2.DATA_FORMAT_IMAGES),
 }
 _PACKED = ".gz"
 _JSON = ".json"
