@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from helpers import small_specs, tiny_folders
 from helpers.folder_doors import asked, inspected, planned, set_config, spec_for
-from helpers.small_specs import classification_spec, locations, write_labelled
+from helpers.small_pictures import write_folders
+from helpers.small_specs import classification_spec, locations, parse, write_labelled
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
@@ -94,6 +96,30 @@ def test_labels_that_cannot_be_distinguished_are_refused_at_upload(
     set_config(**changes)(folder)
     (problem,) = inspected(folder).violations
     assert problem.reason == "MODEL_INVALID" and message in problem.message
+
+
+def test_pictures_may_have_two_classes_of_one_name_as_imagenet_has(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(image_size=24, patch_size=8, num_labels=3, **sizes)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "m")
+    names = {"0": "crane", "1": "maillot", "2": "crane"}
+    set_config(id2label=names, label2id={"crane": 2, "maillot": 1})(tmp_path / "m")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}}
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(processor))
+    result = inspected(tmp_path / "m")
+    assert not result.violations and list(result.model.labels) == ["crane", "maillot", "crane (2)"]
+    write_folders(tmp_path / "garden", 3)
+    task = {"fine_tuning": {"image_classification": {"new_head": True}}, "optimization": {"epochs": 1}}
+    sources = {"model": {"uri": str(tmp_path / "m")}, "train_data": {"uri": str(tmp_path / "garden")}}
+    tuned = planned(tmp_path, parse({**task, **sources}))
+    assert not tuned.violations and list(tuned.plan.labels) == ["daisy", "rose", "violet"]
+
+
+def test_labels_may_be_named_by_whole_numbers(tmp_path: Path) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForSequenceClassification")
+    set_config(id2label={"0": 7, "1": 9}, label2id={"7": 0, "9": 1})(folder)
+    assert list(inspected(folder).model.labels) == ["7", "9"]
+    assert asked(folder, "a dog").response.predictions[0].classification.label in ("7", "9")
 
 
 NOT_LABELS: list[tuple[dict[str, Any], str]] = [

@@ -160,8 +160,13 @@ def _check_inputs(folder: Folder, described: ModelFolder | None) -> None:
     kind = inputs_of(described, table.of_folder(described)) if described is not None else TextInputs
     if described is not None and kind is not TextInputs:
         kind.load(folder, described)
-    else:
+        return
+    try:
         _check_tokenizer(folder, described.config if described is not None else {})
+    except FolderInvalid as problem:
+        # Of a model that is not read it is not known what it takes: it may be pictures.
+        if described is not None or problem.reason != "TOKENIZER_MISSING" or not folder.has("config.json"):
+            raise
 
 
 def _check_tokenizer(folder: Folder, config: Mapping[str, Any]) -> None:

@@ -48,6 +48,8 @@ _LABELLED = frozenset(
 )
 """Classes whose outputs have names in config.json."""
 
+_OF_PICTURES = "AutoModelForImageClassification"
+
 _PROBLEMS = {
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
@@ -106,6 +108,12 @@ def read_folder(folder: Folder) -> ModelFolder:
     refuse_code(folder, "config.json", config)
     if folder.has("tokenizer_config.json"):
         refuse_code(folder, "tokenizer_config.json", folder.read_object("tokenizer_config.json"))
+    if "pretrained_cfg" in config and "model_type" not in config:
+        raise FolderInvalid(
+            "config.json is one of timm (pretrained_cfg), whose models are not read from a folder; use the same "
+            "architecture as transformers has it, or a function of a hubconf.py that makes it (torch_hub)",
+            file="config.json",
+        )
     model_type = known_model_type(config.get("model_type"))
     if model_type in TORCH_HUB_TYPES:
         check_may_run(folder, config)
@@ -113,6 +121,9 @@ def read_folder(folder: Folder) -> ModelFolder:
         return _trained_here(folder, config, model_type, folder.read_object("shardyard.json"))
     auto = _auto_of(config)
     labels = _labels_of(config) if auto in _LABELLED else ()
+    if auto == _OF_PICTURES:
+        labels = _told_apart(labels)
+    _check_different(labels)
     problem = _problem_of(config, labels) if labels else ""
     return ModelFolder(folder, config, model_type, auto, "", problem, labels, sentence=read_sentence(folder))
 
@@ -170,6 +181,12 @@ def known_model_type(model_type: object) -> str:
 
     if isinstance(model_type, str) and model_type in {*CONFIG_MAPPING_NAMES, *OWN_TYPES, *TORCH_HUB_TYPES}:
         return model_type
+    if model_type is None:
+        raise FolderInvalid(
+            'config.json has no model_type; add the name of its architecture, such as "bert", or save the model again '
+            "with save_pretrained of transformers",
+            file="config.json",
+        )
     near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING_NAMES, n=1)
     raise FolderInvalid(
         f"config.json names the model_type {str(model_type)[:100]!r}, which transformers does not have"
@@ -207,8 +224,17 @@ def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
             f"config.json has num_labels {number}, but {len(labels)} names in id2label; correct one of them",
             file="config.json",
         )
-    _check_different(labels)
     return labels
+
+
+def _told_apart(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a head for pictures, each a different one: ImageNet has a crane that flies and one that lifts."""
+    known: set[str] = set()
+    found = []
+    for index, label in enumerate(labels):
+        found.append(f"{label} ({index})" if label.casefold() in known else label)
+        known.add(label.casefold())
+    return tuple(found)
 
 
 def _check_different(labels: tuple[str, ...]) -> None:

@@ -273,15 +273,22 @@ def _check_labels(picked: Mapping[str, Any]) -> None:
             "it out",
             file="config.json",
         )
-    if names is not None and not (isinstance(names, dict) and all(isinstance(each, str) for each in names.values())):
+    if names is not None and not (isinstance(names, dict) and all(map(_is_name, names.values()))):
+        odd = next((each for each in names.values() if not _is_name(each)), "") if isinstance(names, dict) else names
         raise FolderInvalid(
-            'config.json has an id2label that is not an object of names; write it as {"0": "first", "1": "second"}',
+            f"config.json has an id2label that is not an object of names, but has {shorten(str(odd))}; write it as "
+            '{"0": "first", "1": "second"}',
             file="config.json",
         )
     if names is not None and len(names) > MOST_LABELS:
         raise FolderInvalid(
             f"config.json has {len(names):,} labels; at most {MOST_LABELS:,} are possible", file="config.json"
         )
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it names a label: a text, or a whole number, as scripts write that had no names."""
+    return isinstance(value, str) or type(value) is int
 
 
 def _is_of(value: Any, types: tuple[type, ...]) -> bool:
