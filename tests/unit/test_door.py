@@ -143,7 +143,7 @@ WRONG = [
     ({"model_type": "gpt2", "n_layer": 10**6}, "n_layer"),
     ({"model_type": "albert", "num_hidden_groups": 10**6}, "num_hidden_groups"),
     ({"num_labels": 10**7}, "num_labels is 10,000,000; at most 100,000"),
-    ({"id2label": {"0": 5}}, "object of names"),
+    ({"id2label": {"0": 0.5}}, "object of names, but has 0.5"),
     ({"id2label": ["a"]}, "object of names"),
     ({"architectures": json.loads("[" * 20 + "]" * 20)}, "nested"),
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised \\(gptq\\)"),
@@ -213,6 +213,7 @@ INDICES = ["../../other.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin",
 def test_an_index_names_files_of_its_folder_only(tmp_path: Path, name: object) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"x")
     path = save_folder(tmp_path / "a/model", "BertModel")
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
     with pytest.raises(weights.WeightsInvalid, match="is not a file of the folder"):
         weights.weight_names(open_folder(path))

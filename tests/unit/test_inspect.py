@@ -120,6 +120,16 @@ def _class_of_the_model(folder: Path) -> None:
     _config(tokenizer_class="Nope")(folder)
 
 
+def _index_of_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
+def _of_timm(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text('{"architecture": "vit_tiny", "pretrained_cfg": {}}')
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 133508397\n"
 
 ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
@@ -128,6 +138,8 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("config is deep", lambda f: (f / "config.json").write_text("[" * 100_000), "MODEL_INVALID", "not JSON"),
     ("remote code", _config(auto_map={"AutoModel": "m.M"}), "CUSTOM_CODE_REFUSED", "never run"),
     ("unknown type", _config(model_type="brt"), "MODEL_INVALID", "nearest"),
+    ("no type", _config(model_type=None), "MODEL_INVALID", "has no model_type; add the name of its architecture"),
+    ("timm", _of_timm, "MODEL_INVALID", "config.json is one of timm (pretrained_cfg)"),
     ("indivisible heads", _config(num_attention_heads=3), "MODEL_INVALID", "multiple"),
     ("width of another type", _config(hidden_size="wide"), "MODEL_INVALID", "hidden_size"),
     ("no such activation", _config(hidden_act="nope"), "MODEL_INVALID", "transformers has no hidden_act 'nope'"),
@@ -172,8 +184,7 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
      "MODEL_INVALID", "which is not a list of attention_mask"),
     ("a template without a name", lambda f: (f / "tokenizer_config.json").write_text(
         '{"chat_template": [{"name": [], "template": ""}]}'), "MODEL_INVALID", "chat_template"),
-    ("an index of nothing", lambda f: (f / "model.safetensors.index.json").write_text("[]"), "MODEL_INVALID",
-     "no weight_map"),
+    ("an index of nothing", _index_of_nothing, "MODEL_INVALID", "no weight_map"),
     ("an adapter", lambda f: (f / "adapter_config.json").write_text("{}"), "MODEL_INVALID", "merge it into its model"),
     ("a pointer", lambda f: (f / "model.safetensors").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),
     ("a tokenizer's pointer", lambda f: (f / "tokenizer.json").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),

@@ -103,6 +103,32 @@ def test_what_of_a_head_is_not_there_or_not_read_is_said_in_the_plan(
     assert [warning.reason for warning in result.plan.warnings if warning.reason in of_weights] == reasons
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model.", "model."])
+def test_weights_below_a_wrapper_are_refused_with_what_wraps_them(tmp_path: Path, wrapper: str) -> None:
+    folder = tiny_folders.save_folder(tmp_path / "m", "BertForMaskedLM")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"{wrapper}{name}": each for name, each in tensors.items()}, folder / "model.safetensors")
+    (problem,) = inspected(folder).violations
+    assert f"all names of the file begin with {wrapper!r}" in problem.message
+
+
+def test_a_whole_file_counts_beside_the_parts_of_an_earlier_save_as_in_transformers(tmp_path: Path) -> None:
+    folder, earlier = (tiny_folders.save_folder(tmp_path / name, "BertForMaskedLM") for name in ("m", "earlier"))
+    other = transformers.AutoModelForMaskedLM.from_pretrained(earlier)
+    torch.nn.init.normal_(other.bert.embeddings.word_embeddings.weight)
+    other.save_pretrained(earlier, max_shard_size="8KB")
+    parts = [*earlier.glob("model-*"), earlier / "model.safetensors.index.json"]
+    for part in parts:
+        part.rename(folder / part.name)
+    spec = spec_for("masked_lm", tmp_path, folder)
+    (twice,) = [each for each in planned(tmp_path, spec).plan.warnings if each.reason == "WEIGHTS_TWICE"]
+    assert f"{len(parts) - 1} other files" in twice.message
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    module = build_module(prepare(spec, locations(tmp_path)), spec)
+    for name, wanted in loaded.state_dict().items():
+        assert torch.equal(module.model.state_dict()[name], wanted)
+
+
 @pytest.mark.parametrize("task", ["text_classification", "masked_lm"])
 def test_a_head_that_only_config_json_mentions_is_not_a_task_of_an_uploaded_model(tmp_path: Path, task: str) -> None:
     folder = tiny_folders.save_folder(tmp_path / "m", "BertModel")

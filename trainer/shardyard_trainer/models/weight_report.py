@@ -41,6 +41,14 @@ _HEADS = frozenset(
 )
 """Names of the heads of other tasks."""
 
+_WRAPPERS: Mapping[str, str] = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DistributedDataParallel or DataParallel",
+    "base_model.model.": "peft",
+    "model.": "a class around the model, such as a LightningModule,",
+}
+"""What puts a model's names below its own, by the beginning that it gives them."""
+
 
 @dataclass(frozen=True)
 class WeightReport:
@@ -68,10 +76,7 @@ def judge(model: Any, info: Mapping[str, Any], *, untied: bool = False) -> Weigh
 
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name and not _is_mask(name))
     _refuse_mismatched([each for each in info["mismatched_keys"] if is_of_backbone(each[0])])
-    if prefix:
-        _refuse_missing([name for name in missing if name.startswith(prefix)])
-    else:
-        _refuse_missing(missing)
+    _refuse_missing([name for name in missing if name.startswith(prefix)], info["unexpected_keys"])
     left = sorted(name for name in info["unexpected_keys"] if not _CONSTANTS.search(name) and not _is_mask(name))
     _refuse_unread([name for name in left if is_of_backbone(name) and "pooler" not in name], model.config)
     heads = {*missing, *(name for name, *_ in info["mismatched_keys"])}
@@ -106,11 +111,17 @@ def _refuse_mismatched(mismatched: Iterable[tuple[str, Any, Any]]) -> None:
         )
 
 
-def _refuse_missing(missing: list[str]) -> None:
+def _refuse_missing(missing: list[str], unexpected: Iterable[str]) -> None:
     if missing:
+        wrapper = next((each for each in _WRAPPERS if all(name.startswith(each) for name in unexpected)), "")
+        step = "save the whole model again with save_pretrained"
+        if wrapper and unexpected:
+            step = (
+                f"all names of the file begin with {wrapper!r}, which {_WRAPPERS[wrapper]} puts before them: save the "
+                "model inside of it with save_pretrained, or remove this beginning from the names"
+            )
         raise FolderInvalid(
-            f"the weights lack {len(missing)} tensors that config.json asks for, {missing[0]!r} among them; save the "
-            "whole model again with save_pretrained",
+            f"the weights lack {len(missing)} tensors that config.json asks for, {missing[0]!r} among them; {step}",
             file="model.safetensors",
             tensor=missing[0],
         )

@@ -16,6 +16,9 @@ from typing import Any, TypeGuard
 
 from shardyard_trainer.models.door import Folder, FolderInvalid
 
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 100 * 1000 * 1000
 """The format's own bound."""
@@ -231,22 +234,41 @@ def _refuse_whole_numbers(file: str, tensor: Tensor) -> None:
 
 
 def weight_names(folder: Folder) -> list[str]:
-    """The safetensors files that hold the model: those of the index if there is one, else `model.safetensors`.
+    """The safetensors files that hold the model: `model.safetensors` as transformers does, else those of the index.
 
     Raises WeightsInvalid for an index that names files outside the folder or that are not there, and FolderInvalid.
     """
-    index = "model.safetensors.index.json"
-    if not folder.has(index):
-        return ["model.safetensors"] if folder.has("model.safetensors") else []
-    listed = folder.read_json(index, most_bytes=MAX_INDEX_BYTES)
+    if folder.has(WHOLE):
+        return [WHOLE]
+    return _indexed(folder) if folder.has(INDEX) else []
+
+
+def spare_weights(folder: Folder) -> str:
+    """The message about an index of other files beside `model.safetensors`, as a second save leaves it; else empty."""
+    if not (folder.has(WHOLE) and folder.has(INDEX)):
+        return ""
+    try:
+        others = [name for name in _indexed(folder) if name != WHOLE]
+    except WeightsInvalid:  # It names files that were removed.
+        return ""
+    return (
+        f"the folder has {WHOLE}, which is read, and {INDEX} with {len(others)} other files, which are not, as in "
+        "transformers; remove those that are left from an earlier save"
+        if others
+        else ""
+    )
+
+
+def _indexed(folder: Folder) -> list[str]:
+    listed = folder.read_json(INDEX, most_bytes=MAX_INDEX_BYTES)
     by_tensor = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(by_tensor, dict):
-        raise WeightsInvalid(f"{index} is not an index of weights: it has no weight_map of names", file=index)
+        raise WeightsInvalid(f"{INDEX} is not an index of weights: it has no weight_map of names", file=INDEX)
     names = {str(name) for name in by_tensor.values()}
     for name in sorted(names):
         if "/" in name or not name.endswith(".safetensors") or not folder.has(name):
             raise WeightsInvalid(
-                f"{index} names {name[:200]!r}, which is not a file of the folder; copy or upload all parts", file=index
+                f"{INDEX} names {name[:200]!r}, which is not a file of the folder; copy or upload all parts", file=INDEX
             )
     return sorted(names)
 
@@ -259,7 +281,8 @@ def no_weights(folder: Folder) -> FolderInvalid:
     """The message about a folder without weights: it has pickles, or nothing at all."""
     unsafe = sorted(name for name in folder.names() if name.endswith(_PICKLES))
     if not unsafe:
-        others = ", ".join(folder.weight_names())
+        # An adapter's would be no model under another name either.
+        others = ", ".join(name for name in folder.weight_names() if not name.startswith("adapter_"))
         what = f"; it has {others}, which no index names: call it so" if others else ""
         foreign = next((name for name in sorted(folder.names()) if name.endswith(_FOREIGN)), "")
         if foreign:

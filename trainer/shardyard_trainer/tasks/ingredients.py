@@ -16,6 +16,7 @@ from shardyard_trainer.models import architectures, sources
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weight_heads import look
+from shardyard_trainer.models.weights import spare_weights
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Prepared, TaskWarning
 
@@ -143,6 +144,8 @@ class Ingredients:
             name = self.field.rpartition(".")[2]
             found = report.reshaped or f"the weights lack {listed(report.lacking, most=2)} of the {name} head"
             self.warn("NEW_HEAD", f"{found}: a new head is started", choice.field)
+        if message := spare_weights(choice.folder):
+            self.warn("WEIGHTS_TWICE", message, choice.field)
         if report.unread:
             message = f"{len(report.unread)} tensors of the weights are not read: {listed(report.unread, most=3)}"
             self.warn("UNREAD_TENSORS", message, choice.field)
