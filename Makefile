@@ -43,8 +43,9 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not prove" --durations=10 $(TESTS)
 
+# What a proof prints, its figures, is shown at the end (-P).
 prove: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m prove --durations=0 $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m prove -raP --durations=0 $(TESTS)
 
 # Of machines with a GPU few reach a package index: whatever Python is at hand has to do. WRITE=1: into docs/benchmarks.md.
 gpu:
