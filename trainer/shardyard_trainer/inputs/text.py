@@ -73,7 +73,7 @@ class TextInputs:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.model_max_length = architectures.longest(config) or self.length
         names = list(tokenizer.model_input_names)
-        if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" not in names:
+        if architectures.has_token_types(config) and "token_type_ids" not in names:
             # Else plain transformers would leave out what parts a pair of texts: the model was trained with it.
             tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = [*names, "token_type_ids"]
         tokenizer.save_pretrained(folder)
@@ -123,7 +123,7 @@ class TextInputs:
             "input_ids": torch.tensor([each.ids + [padding] * (longest - len(each.ids)) for each in encoded]),
             "attention_mask": torch.tensor([[1] * len(each.ids) + [0] * (longest - len(each.ids)) for each in encoded]),
         }
-        if getattr(model.config, "type_vocab_size", 0) > 1:
+        if architectures.has_token_types(model.config):
             types = [each.type_ids + [0] * (longest - len(each.ids)) for each in encoded]
             inputs["token_type_ids"] = torch.tensor(types)
         device = next(model.parameters()).device

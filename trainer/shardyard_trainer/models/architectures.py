@@ -339,6 +339,11 @@ def position_offset(config: Any) -> int:
     return int(config.pad_token_id or 0) + 1
 
 
+def has_token_types(config: Any) -> bool:
+    """Whether the model tells the texts of a pair apart by types of their tokens."""
+    return bool(getattr(config, "type_vocab_size", 0) > 1)
+
+
 def longest(config: Any) -> int | None:
     """Tokens that the model can address; None: no limit is known."""
     found = getattr(config, "max_position_embeddings", None)

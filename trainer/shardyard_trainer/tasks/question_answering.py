@@ -102,7 +102,7 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
         held_out = _load(job, inputs, overlap, eval_files, "eval_data") if eval_files is not None else None
         rest = rest_place(choice.config, ContextCutter(tokenizer, length, overlap))
         may_abstain = _may_abstain(job, choice, train, held_out, rest)
-        with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+        with_types = architectures.has_token_types(choice.config)
         samples = partial(QuestionSamples, rest=rest, with_types=with_types, padding=int(tokenizer.pad_token_id or 0))
         splits = _split(job, samples, train, held_out)
         choice, keeps = _choose_head(job, choice)

@@ -149,7 +149,7 @@ def _split(
     *,
     graded: bool,
 ) -> Splits[RelevanceSamples]:
-    with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+    with_types = architectures.has_token_types(choice.config)
     padding = int(inputs.tokenizer.pad_token_id or 0)
     train, held_out = stores
 

@@ -138,7 +138,7 @@ def _score_range(job: Ingredients) -> ScoreRange:
 def _samples(
     job: Ingredients, choice: ModelChoice, inputs: SentenceInputs, train: Sentences, held_out: Sentences | None
 ) -> Splits[SentenceSamples]:
-    with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+    with_types = architectures.has_token_types(choice.config)
     padding = int(inputs.tokenizer.pad_token_id or 0)
 
     def samples(data: Sentences, index: np.ndarray) -> SentenceSamples:

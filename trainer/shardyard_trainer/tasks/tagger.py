@@ -14,6 +14,7 @@ from shardyard_trainer.data.word_split import split_words
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.words import Window, WordCutter
+from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import TextPredictor, text_of
 from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once
@@ -96,7 +97,7 @@ class Tagger(TextPredictor):
             "input_ids": torch.tensor([window.ids]),
             "attention_mask": torch.ones(1, len(window.ids), dtype=torch.long),
         }
-        if getattr(self.loaded.model.config, "type_vocab_size", 0) > 1:
+        if architectures.has_token_types(self.loaded.model.config):
             tensors["token_type_ids"] = torch.tensor([window.type_ids])
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 

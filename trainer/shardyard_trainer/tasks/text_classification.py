@@ -187,7 +187,7 @@ def _examples(
 def _samples(
     job: Ingredients, choice: ModelChoice, inputs: TextInputs, train: Examples, held_out: Examples | None
 ) -> Splits[ClassificationSamples]:
-    with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+    with_types = architectures.has_token_types(choice.config)
     padding = int(inputs.tokenizer.pad_token_id or 0)
 
     def samples(examples: Examples, index: np.ndarray) -> ClassificationSamples:

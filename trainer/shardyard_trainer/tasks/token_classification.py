@@ -161,7 +161,7 @@ def _head_labels(choice: ModelChoice) -> tuple[str, ...]:
 def _split(
     job: Ingredients, choice: ModelChoice, inputs: TextInputs, train: TaggedTexts, held_out: TaggedTexts | None
 ) -> Splits[TaggedSamples]:
-    with_types = getattr(choice.config, "type_vocab_size", 0) > 1
+    with_types = architectures.has_token_types(choice.config)
     padding = int(inputs.tokenizer.pad_token_id or 0)
 
     def samples(data: TaggedTexts, texts: np.ndarray) -> TaggedSamples:
