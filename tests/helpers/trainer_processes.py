@@ -74,7 +74,7 @@ class TrainerGang:
         with self._changed:
             assert self._changed.wait_for(lambda: any(map(condition, self.events)), timeout_s), self.kinds()
 
-    def wait(self, *, timeout_s: float = 280) -> list[int]:
+    def wait(self, *, timeout_s: float = 900) -> list[int]:
         """The exit codes."""
         try:
             return [rank.wait(timeout_s) for rank in self.ranks]
