@@ -109,7 +109,8 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
     gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
-    gather(lambda: _check_generation(folder))
+    if found or folder.has("generation_config.json"):  # else config.json is at fault, and its error is told
+        gather(lambda: _check_generation(folder))
     gather(lambda: _check_inputs(folder, found[0] if found else None))
     num_parameters = 0
     if not problems or [problem.reason for problem in problems] == ["TOKENIZER_MISSING"]:
@@ -146,7 +147,7 @@ def _check_files(folder: Folder) -> list[weights.Tensor]:
 
 
 def _check_generation(folder: Folder) -> None:
-    from shardyard_trainer.models.settings import generation_settings  # It imports transformers.
+    from shardyard_trainer.models.generation import generation_settings  # It imports transformers.
 
     generation_settings(folder)
 

@@ -27,8 +27,8 @@ from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder
 from shardyard_trainer.models.folder import ModelFolder
 from shardyard_trainer.models.fresh import SPECIAL_ROLES, check_token_ids, fit_config
+from shardyard_trainer.models.generation import end_tokens
 from shardyard_trainer.models.sentence import lower_case
-from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.models.sources import ModelChoice
 
 

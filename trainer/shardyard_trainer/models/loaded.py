@@ -12,8 +12,9 @@ from transformers import PreTrainedModel  # Its import takes seconds: a process 
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.models.generation import generation_settings
 from shardyard_trainer.models.loading import LOADING_ERRORS, prepare_config, quiet
-from shardyard_trainer.models.settings import generation_settings, model_config
+from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.models.weight_heads import auto_class
 from shardyard_trainer.models.weight_report import judge
 from shardyard_trainer.models.weights import load_pretrained, read_tensors

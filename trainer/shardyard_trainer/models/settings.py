@@ -1,4 +1,4 @@
-"""What of a folder's config.json and generation_config.json reaches transformers: known settings of known types.
+"""What of a folder's config.json reaches transformers: known settings of known types.
 
 A configuration object is made of a dictionary that was picked here. Nothing in it names a file, a class, a repository
 or code: `_name_or_path`, `auto_map`, `quantization_config`, `attn_implementation` and their like are dropped, and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -104,32 +104,8 @@ READ_BY_MODELS: Mapping[str, tuple[type, ...]] = {
 
 _SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf}
 
-_GENERATION: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"), (int,)),
-    "eos_token_id": (int, list),
-    **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens", "top_k", "num_beams"), (int,)),
-    **dict.fromkeys(
-        ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
-        (int, float),
-    ),
-    **dict.fromkeys(("no_repeat_ngram_size", "num_return_sequences", "num_beam_groups"), (int,)),
-    **dict.fromkeys(("do_sample", "use_cache", "early_stopping", "remove_invalid_values"), (bool,)),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (list,)),
-}
-
 _OF_LABELS = ("num_labels", "id2label", "label2id")
 """Empty ones say nothing, as if they were not there."""
-
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, 100.0),
-    # Every token searches its text for runs of that length.
-    "no_repeat_ngram_size": (0, 100),
-    "num_beams": (1, 1000),
-    "length_penalty": (-10.0, 10.0),
-}
-"""What `Predict` can compute with, of the settings that it obeys."""
 
 _SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
@@ -170,33 +146,6 @@ def model_config(folder: Folder) -> Any:
     return config
 
 
-def generation_settings(folder: Folder) -> dict[str, Any]:
-    """The known settings of generation_config.json that are set; empty if the folder has none. Raises FolderInvalid."""
-    if not folder.has("generation_config.json"):
-        return {}
-    values = folder.read_object("generation_config.json")
-    found = {name: values[name] for name in _GENERATION if values.get(name) is not None}
-    for name, value in found.items():
-        is_ids = not isinstance(value, list) or all(type(each) is int for each in value)
-        if not _is_of(value, _GENERATION[name]) or not is_ids:
-            raise _wrong("generation_config.json", name, value, _GENERATION[name])
-        low, high = _RANGES.get(name, (-math.inf, math.inf))
-        if name in _RANGES and not low <= value <= high:  # so written, NaN fails too
-            raise FolderInvalid(
-                f"generation_config.json has {name}: {value:g}, which is not from {low:g} to {high:g}; correct it, or "
-                "leave it out",
-                file="generation_config.json",
-            )
-    return found
-
-
-def end_tokens(config: Any, settings: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    """The tokens that end a text: the settings', else the configuration's, and the one that training ends with."""
-    own = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
-    ids = list(own) if isinstance(own, Sequence) else [own]
-    return list(dict.fromkeys(token for token in (*ids, tokenizer.eos_token_id) if token is not None))
-
-
 def plain(file: str, name: str, value: Any, *, depth: int = 0) -> Any:
     """A setting's value as it is meant. Raises FolderInvalid for one that no setting has: NaN, or nested deeply."""
     if depth > _DEEPEST:
@@ -227,8 +176,8 @@ def _picked(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
         if name not in declared:
             if name not in READ_BY_MODELS:
                 continue
-            if value is not None and not _is_of(value, READ_BY_MODELS[name]):
-                raise _wrong("config.json", name, value, READ_BY_MODELS[name])
+            if value is not None and not is_of(value, READ_BY_MODELS[name]):
+                raise wrong_type("config.json", name, value, READ_BY_MODELS[name])
         picked[name] = plain("config.json", name, value)
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(picked.get(name), dict):
@@ -291,11 +240,13 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) or type(value) is int
 
 
-def _is_of(value: Any, types: tuple[type, ...]) -> bool:
+def is_of(value: Any, types: tuple[type, ...]) -> bool:
+    """Whether a value is of one of the types; true and false are no numbers."""
     return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
-def _wrong(file: str, name: str, value: Any, types: tuple[type, ...]) -> FolderInvalid:
+def wrong_type(file: str, name: str, value: Any, types: tuple[type, ...]) -> FolderInvalid:
+    """The error of a setting that is of none of the types."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object"}
     wanted = words.get(types[-1], "a list")
     return FolderInvalid(

@@ -19,8 +19,8 @@ from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.inputs.packed import Blocks, Corpus, causal_frame, corpus_stats, positions_from
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures, loading
+from shardyard_trainer.models.generation import end_tokens
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor, refuse_kinds, refuse_parameters
 from shardyard_trainer.tasks.base import (

@@ -64,7 +64,7 @@ def _continue(
         # Models without cached keys and values (openai-gpt, Mamba, RWKV) read the whole text again.
         cache = getattr(output, "past_key_values", None)
         chosen = [
-            choose(logits_V, sampling, generator, [*prompts[row], *new[row]], len(new[row]))
+            choose(logits_V, sampling, generator, [*prompts[row], *new[row]], len(new[row]), source=prompts[row])
             for row, (logits_V, generator) in enumerate(zip(output.logits[:, -1].float(), generators, strict=True))
         ]
         for row in sorted(open_rows):

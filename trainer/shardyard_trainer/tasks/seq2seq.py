@@ -30,7 +30,7 @@ from shardyard_trainer.inputs.sequences import (
 )
 from shardyard_trainer.inputs.text import adapt
 from shardyard_trainer.models import architectures, loading
-from shardyard_trainer.models.settings import end_tokens, generation_settings
+from shardyard_trainer.models.generation import end_tokens, generation_settings
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import Footprint, TaskWarning
 from shardyard_trainer.tasks.ingredients import Ingredients

@@ -14,8 +14,8 @@ from shardyard_trainer.inputs.sequences import Marker, SequenceInputs
 from shardyard_trainer.inputs.text import EncodedText
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.generation import end_tokens
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.models.settings import end_tokens
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
 from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, violation
 from shardyard_trainer.tasks.generate import TEXTS_AT_ONCE
@@ -39,10 +39,9 @@ class TextWriter(TextPredictor):
             text = f"decoder_start_token_id is {start}, which is not one of the {config.vocab_size:,} tokens"
             raise FolderInvalid(text, file="generation_config.json")
         self._start = start
-        # The older settings count the start token.
-        for old, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            if old in settings and new not in settings:
-                settings[new] = max(settings[old] - 1, 0)
+        # The older setting counts the start token.
+        if "max_length" in settings and "max_new_tokens" not in settings:
+            settings["max_new_tokens"] = max(settings["max_length"] - 1, 0)
         self._settings = settings
         self._mark: Marker | None = None
         if isinstance(name := loaded.folder.trained.get("source_token"), str):

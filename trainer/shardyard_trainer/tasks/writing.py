@@ -60,7 +60,11 @@ def write_texts(
     ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
     num_texts, num_beams = len(ids_BS), how.num_beams
     drawn = generators or [None] * num_texts
-    texts: list[Text] = [Beams(how, start) if num_beams > 1 else OnePath(how, start, generator) for generator in drawn]
+    sources = [ids_S[mask_S.bool()].tolist() for ids_S, mask_S in zip(ids_BS, mask_BS, strict=True)]
+    texts: list[Text] = [
+        Beams(how, start, source) if num_beams > 1 else OnePath(how, start, source, generator)
+        for source, generator in zip(sources, drawn, strict=True)
+    ]
     encoded_NSD = forward(input_ids=ids_BS, attention_mask=mask_BS)
     if num_beams > 1:
         encoded_NSD, mask_BS = (each.repeat_interleave(num_beams, 0) for each in (encoded_NSD, mask_BS))
@@ -101,6 +105,7 @@ class OnePath:
 
     how: Sampling
     start: int
+    source: Sequence[int]
     generator: torch.Generator | None
     tokens: list[int] = field(default_factory=list)
     is_open: bool = True
@@ -109,7 +114,8 @@ class OnePath:
         """The next token."""
         token = self.start
         if self.is_open:
-            token = choose(logits_KV[0], self.how, self.generator, [self.start, *self.tokens], len(self.tokens))
+            before = [self.start, *self.tokens]
+            token = choose(logits_KV[0], self.how, self.generator, before, len(self.tokens), source=self.source)
             if token in self.how.ends:
                 self.is_open = False
             else:
@@ -127,6 +133,7 @@ class Beams:
 
     how: Sampling
     start: int
+    source: Sequence[int]
     scores: list[float] = field(default_factory=list)
     rows: list[list[int]] = field(default_factory=list)
     finished: list[tuple[float, list[int]]] = field(default_factory=list)
@@ -146,7 +153,7 @@ class Beams:
         log_KV = logits_KV.log_softmax(-1)
         log_KV = torch.stack(
             [
-                allowed(log_V, how, [self.start, *row], len(row)) + score
+                allowed(log_V, how, [self.start, *row], len(row), self.source) + score
                 for log_V, row, score in zip(log_KV, self.rows, self.scores, strict=True)
             ]
         )
@@ -180,5 +187,7 @@ class Beams:
     def _can_improve(self, length: int) -> bool:
         if len(self.finished) < self.how.num_beams:
             return True
-        best_open = self.scores[0] / length**self.how.length_penalty
-        return not self.how.stops_early and best_open > self.finished[-1][0]
+        how = self.how
+        counted = how.max_new_tokens if how.goes_on and how.length_penalty > 0 else length
+        best_open = self.scores[0] / counted**how.length_penalty
+        return not how.stops_early and best_open > self.finished[-1][0]

@@ -29,8 +29,8 @@ from shardyard_trainer.failures import RunFailed, storage_failure, system_error
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
 from shardyard_trainer.models.folder import OWN_TYPES, TORCH_HUB_TYPES
+from shardyard_trainer.models.generation import generation_settings
 from shardyard_trainer.models.loading import quiet
-from shardyard_trainer.models.settings import generation_settings
 from shardyard_trainer.models.weights import read_header
 from shardyard_trainer.tasks.adaptation import has_adapters, merged, save_adapter
 from shardyard_trainer.tasks.base import HuggingFaceModule, Predictor, Prepared, TaskModule, build_module
