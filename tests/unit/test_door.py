@@ -15,8 +15,8 @@ from transformers import CONFIG_MAPPING
 from helpers.tiny_folders import save_folder
 from shardyard_trainer.models import architectures, weights
 from shardyard_trainer.models.door import FolderInvalid, is_allowed, open_folder, refuse_links
-from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.generation import generation_settings
+from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.plain_words import in_plain_words
 

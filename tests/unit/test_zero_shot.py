@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
-from helpers.tiny_folders import save_folder
+from helpers.pair_specs import TINY, TINY_BART
+from helpers.tiny_folders import bert_tokenizer, save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
+from shardyard_trainer.answering.inspect import inspect_model
 
 LABELS = ["cute", "bad", "a good film"]
 TEXTS = ["the dog is cute", "my cat sleeps . " * 20, "not this film"]
@@ -44,6 +47,65 @@ def ask(folder: Path, instances: list[pb.Instance], limit: int = 0, **fields: An
 
 def texts(*given: str) -> list[pb.Instance]:
     return [pb.Instance(text=text) for text in given]
+
+
+def encoder_decoder(folder: Path, kind: str) -> Path:
+    """A tiny classifier that reads a text with an encoder and a decoder; random weights."""
+    tokenizer = bert_tokenizer()
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    sizes = TINY if kind.startswith("T5") else {**TINY_BART, "max_position_embeddings": 64}
+    labels = {"id2label": dict(enumerate(NLI)), "label2id": {name: at for at, name in enumerate(NLI)}}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **ids, **sizes, **labels)
+    torch.manual_seed(2)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.model_input_names, tokenizer.model_max_length = ["input_ids", "attention_mask"], 64
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Bart", "MBart", "PLBart"])
+@pytest.mark.parametrize("several", [False, True])
+def test_encoder_decoders_classify_as_in_the_pipeline(tmp_path: Path, kind: str, several: bool) -> None:
+    folder = encoder_decoder(tmp_path, kind)
+    given = [*TEXTS, "the dog [SEP] is bad"]
+    # One by one: transformers refuses rows with different numbers of end tokens beside each other.
+    pipeline = transformers.pipeline("zero-shot-classification", model=str(folder), device="cpu", batch_size=1)
+    wanted = [pipeline(text, candidate_labels=LABELS, multi_label=several) for text in given]
+    reply = ask(folder, texts(*given), multi_label=several)
+    assert not reply.violations
+    for expected, prediction in zip(wanted, reply.response.predictions, strict=True):
+        scores = dict(zip(expected["labels"], expected["scores"], strict=True))
+        found = {each.label: each.score for each in prediction.classification.scores}
+        assert found == pytest.approx(scores, abs=1e-5) and len({round(score, 4) for score in scores.values()}) > 1
+    pair = pb.Instance(pair=pb.TextPair(text="my cat", text_pair="not very good"))
+    call = worker_pb2.PredictCall(folder=str(folder), request=pb.PredictRequest(instances=[*texts("hello"), pair]))
+    answers = worker_pb2.PredictReply.FromString(predict(call.SerializeToString()))
+    plain = transformers.pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
+    for asked, prediction in zip(
+        ("hello", {"text": "my cat", "text_pair": "not very good"}), answers.response.predictions, strict=True
+    ):
+        own = plain(asked)
+        scores = {each["label"]: each["score"] for each in (own[0] if isinstance(own[0], list) else own)}
+        found = {each.label: each.score for each in prediction.classification.scores}
+        assert found == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_classifier_that_answers_nothing_is_refused_where_it_is_uploaded(tmp_path: Path) -> None:
+    good = encoder_decoder(tmp_path / "bart", "Bart")
+    result = inspected(good)
+    assert not result.violations and list(result.model.inputs) == ["text", "pair"]
+    (problem,) = inspected(encoder_decoder(tmp_path / "t5", "T5")).violations
+    assert problem.reason == "MODEL_INVALID" and "head for text_classification" in problem.message
+    assert "bart, mbart, plbart are" in problem.message
+
+
+def inspected(folder: Path) -> worker_pb2.InspectModelResult:
+    request = worker_pb2.InspectModelRequest(folder=str(folder))
+    return worker_pb2.InspectModelResult.FromString(inspect_model(request.SerializeToString()))
 
 
 @pytest.mark.parametrize("names", [NLI, ("ENTAILMENT", "NEUTRAL", "CONTRADICTION"), ("entailment", "not_entailment")])

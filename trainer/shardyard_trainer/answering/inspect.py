@@ -34,6 +34,8 @@ class _Look(NamedTuple):
     num_parameters: int
     takes: tuple[str, ...]
     parameters: str
+    silence: str = ""
+    """Why nothing can be asked of a model that has a head; empty: it answers, or has none."""
 
 
 def inspect_model(request: bytes) -> bytes:
@@ -43,7 +45,7 @@ def inspect_model(request: bytes) -> bytes:
     folder = open_folder(Path(call.folder))
     seen = _look_into_any(folder, call.cache_dir)
     found = seen.described
-    problems = [*seen.problems, *_contradicted_heads(found)]
+    problems = [*seen.problems, *_contradicted_heads(found), *_silent_heads(seen)]
     result = worker_pb2.InspectModelResult(
         violations=[
             worker_pb2.Violation(field="files", reason=problem.reason, message=str(problem), metadata=problem.metadata)
@@ -85,6 +87,16 @@ def _contradicted_heads(found: ModelFolder | None) -> Iterator[FolderInvalid]:
         )
 
 
+def _silent_heads(seen: _Look) -> Iterator[FolderInvalid]:
+    """The error of a head that no request is answered with: its model would be registered for a task in vain."""
+    if seen.silence and seen.described is not None and seen.described.task:
+        yield FolderInvalid(
+            f"nothing is predicted with a {seen.described.model_type} that has a head for {seen.described.task}: "
+            f"{seen.silence}",
+            file="config.json",
+        )
+
+
 def check_weights(folder: Folder) -> tuple[FolderInvalid, ...]:
     """The errors of a model folder, except a missing tokenizer, which a spec may supply."""
     problems = _look_into(folder, signature(folder.path)).problems
@@ -106,6 +118,7 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
     found: list[ModelFolder] = []
     tensors: list[weights.Tensor] = []
     predictors: list[Predictor] = []
+    silence: list[str] = []
     gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
@@ -118,11 +131,12 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
         gather(lambda: _check_head(found[0]))
     if not problems:
         gather(lambda: found.append(_with_task(found.pop())))
-        gather(lambda: predictors.extend(_check_answers(folder)))
+        gather(lambda: predictors.extend(_check_answers(folder, silence)))
     if found:
         num_parameters = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.startswith(("F", "BF")))
     takes, parameters = (predictors[0].takes, predictors[0].parameters) if predictors else ((), "")
-    return _Look(tuple(problems), found[0] if found else None, num_parameters, takes, parameters)
+    described = found[0] if found else None
+    return _Look(tuple(problems), described, num_parameters, takes, parameters, "".join(silence))
 
 
 def _with_task(described: ModelFolder) -> ModelFolder:
@@ -220,8 +234,11 @@ def _check_loads(folder: ModelFolder, tensors: list[weights.Tensor]) -> None:
         raise
 
 
-def _check_answers(folder: Folder) -> Iterator[Predictor]:
-    """Loads the model as `Predict` and `Embed` will, so that a ready one answers; yields its predictor, if any."""
+def _check_answers(folder: Folder, silence: list[str]) -> Iterator[Predictor]:
+    """Loads the model as `Predict` and `Embed` will, so that a ready one answers; yields its predictor, if any.
+
+    Why it cannot be asked at all goes to `silence`.
+    """
     from shardyard_trainer.tasks.opening import open_model
 
     try:
@@ -230,6 +247,7 @@ def _check_answers(folder: Folder) -> Iterator[Predictor]:
         # A model that reads no text is kept too; the answer to a question says what it reads.
         if problem.reason != "TASK_MISMATCH":
             raise
+        silence.append(str(problem))
         return
     if predictor is not None:
         yield predictor

@@ -87,6 +87,9 @@ SEQ2SEQ = frozenset(
 
 _OWN_SEQ2SEQ = frozenset({"garden_transformer"})
 
+_CLASSIFIES = frozenset({"bart", "mbart", "plbart"})
+# Their classification head reads the decoder at the last end token of the text.
+
 MARKS_LANGUAGES = frozenset({"mbart", "m2m_100"})
 """Those that are pretrained with a token for the language of each text."""
 
@@ -221,6 +224,24 @@ def writes_texts(model_type: str) -> bool:
     return model_type in SEQ2SEQ or model_type in _OWN_SEQ2SEQ
 
 
+def classifies(config: Any) -> bool:
+    """Whether the architecture is an encoder-decoder whose own classification head is asked here, and not trained."""
+    return config.model_type in _CLASSIFIES and is_seq2seq(config)
+
+
+def classifier_refusal(config: Any) -> str:
+    """Why nothing is asked of a model with transformers' own classification head for texts; empty: something is."""
+    if classifies(config):
+        return ""
+    if getattr(config, "is_encoder_decoder", False) and config.model_type not in NOT_TRAINED:
+        others = ", ".join(sorted(_CLASSIFIES))
+        return (
+            f"{config.model_type} is an encoder with a decoder, whose classification head is not read here; of these "
+            f"models {others} are, and encoders such as roberta and deberta-v2"
+        )
+    return refusal(config)
+
+
 def seq2seq_refusal(config: Any) -> str:
     """Why no model of this configuration writes texts here; empty: it does."""
     if is_seq2seq(config):
@@ -288,7 +309,9 @@ def backbone_of(model: Any) -> Any:
 
 
 def native_pooling(config: Any, described: ModelFolder | None = None) -> str:
-    """What transformers' own classification head of this model reads: `cls`, `last`, or empty: it has none.
+    """What transformers' own classification head of this model reads: `cls`, `last`, `end`, or empty: it has none.
+
+    `end` is the place of the last end token.
 
     Sentence-transformers folders have none: their vectors are those of the tokens, without a pooler.
     """
@@ -298,6 +321,8 @@ def native_pooling(config: Any, described: ModelFolder | None = None) -> str:
     if model_type in _HEAD_ON_FIRST_TOKEN:
         # Read from left to right, the first token knows nothing of the text.
         return "" if is_turned(config) else "cls"
+    if classifies(config):
+        return "end"
     has_head = model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     reads_last = has_head and is_causal(model_type) and not is_turned(config) and model_type not in _HEAD_OF_ITS_OWN
     return "last" if reads_last else ""

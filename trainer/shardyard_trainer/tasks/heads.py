@@ -89,12 +89,16 @@ def text_logits(
     dropout: nn.Module | None = None,
 ) -> torch.Tensor:
     """Outputs [B, C] of texts: by our own head if there is one, else by the model's, which `pooling` describes."""
-    if own_head is None and pooling != "last":
+    if own_head is None and pooling not in {"last", "end"}:
         return model(**inputs).logits  # type: ignore[no-any-return]
     hidden_BTD = architectures.backbone_of(model)(**inputs).last_hidden_state
     if own_head is not None:
         pooled_BD = pool(hidden_BTD, inputs["attention_mask"], pooling)
         return own_head(pooled_BD if dropout is None else dropout(pooled_BD))  # type: ignore[no-any-return]
+    if pooling == "end":
+        # transformers reads it too, but only of rows that have as many end tokens as each other.
+        is_end_BT = (inputs["input_ids"] == model.config.eos_token_id) & (inputs["attention_mask"] > 0)
+        return model.classification_head(_last_of(hidden_BTD, is_end_BT))  # type: ignore[no-any-return]
     return model.score(_read_by_transformers(hidden_BTD, inputs, model.config.pad_token_id))  # type: ignore[no-any-return]
 
 
@@ -108,6 +112,11 @@ def _read_by_transformers(
     read_BT = inputs["attention_mask"] > 0
     if padding is not None:
         read_BT = read_BT & (inputs["input_ids"] != padding)
+    return _last_of(hidden_BTD, read_BT)
+
+
+def _last_of(hidden_BTD: torch.Tensor, read_BT: torch.Tensor) -> torch.Tensor:
+    """The vectors [B, D] of the last place of each row that is read; of the first place if none is."""
     places_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) * read_BT
     return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), places_BT.argmax(-1)]
 

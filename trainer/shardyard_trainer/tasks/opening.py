@@ -19,6 +19,8 @@ from shardyard_trainer.tasks.base import Predictor, TrainingTask
 from shardyard_trainer.tasks.picture_vectors import PictureVectors
 from shardyard_trainer.tasks.vectors import TextVectors, Vectors
 
+CLASSIFIER = "AutoModelForSequenceClassification"
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -51,7 +53,9 @@ def open_model(source: Folder) -> Opened:
     kind = inputs_of(described, task)
     inputs = kind.load(source, described)
     loaded = load_model(described, task.auto if task is not None else "")
-    if refusal := kind.refusal(loaded.model.config):
+    config = loaded.model.config
+    complain = architectures.classifier_refusal if described.auto == CLASSIFIER else kind.refusal
+    if refusal := complain(config):
         raise FolderInvalid(refusal, reason="TASK_MISMATCH")
     predictor = task.open(loaded, inputs) if task is not None else None
     return Opened(loaded, inputs, task.name if task is not None else "", predictor)

@@ -53,8 +53,8 @@ def refuse(
     if entailment is None:
         message = (
             f"the model predicts {listed(folder.labels, most=8) or 'a number'}; zero_shot needs a classification of "
-            "pairs with one label that begins with `entail`, as models fine-tuned on MNLI have; leave zero_shot out, "
-            "or use such a model"
+            "pairs with one label that begins with `entail`, as models fine-tuned on MNLI or XNLI have (bart, "
+            "deberta-v2, xlm-roberta); leave zero_shot out, or use such a model"
         )
         return [violation("zero_shot", "TASK_MISMATCH", message)]
     found = refuse_kinds(request.instances, ("text",), "zero_shot makes the pairs itself; send `text`")
