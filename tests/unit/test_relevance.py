@@ -140,7 +140,34 @@ def with_labels(folder: Path) -> Path:
     return write_lines(folder / "a.jsonl", rows)
 
 
+def mined_numbers(folder: Path) -> Path:
+    """As sentence-transformers writes n-tuples of mined negatives."""
+    rows = [{"query": row["query"], "answer": row["pos"][0], "neg1": row["neg"]} for row in lists()]
+    return write_lines(folder / "a.jsonl", rows)
+
+
+def mined_lists(folder: Path) -> Path:
+    """As sentence-transformers writes labelled lists of mined negatives."""
+    rows = [{"query": row["query"], "answer": row["passages"], "labels": row["labels"]} for row in lists()]
+    return write_lines(folder / "a.jsonl", rows)
+
+
+def mined_triplets(folder: Path) -> Path:
+    rows = [{"question": row["query"], "passage": row["pos"], "negative": row["neg"]} for row in lists()]
+    return write_lines(folder / "a.jsonl", rows)
+
+
+def natural_questions(folder: Path) -> Path:
+    """Tevatron's, where the answers are short texts beside the passages."""
+    rows = [
+        {"query": row["query"], "answers": ["yes"], "positive_passages": row["pos"], "negative_passages": row["neg"]}
+        for row in lists()
+    ]
+    return write_lines(folder / "a.jsonl", rows)
+
+
 FORMATS = (
+    mined_numbers, mined_lists, mined_triplets, natural_questions,
     a_pair_a_row, tab_separated, truths, truths_in_csv, answers, groups, groups_in_csv, numbered, queries_in_lists,
     tevatron, listed, ms_marco, with_labels,
 )  # fmt: skip

@@ -55,6 +55,8 @@ def csv_of(cells: list[str]) -> str:
         ("a.json", json.dumps([{"id": 1, "pair": {"de": t, "en": s}} for s, t in WANTED]), {"translation": "pair"}),
         ("a.jsonl", lines([{"source": s, "target": t} for s, t in WANTED]), {}),
         ("a.jsonl", lines([{"de": t, "en": s, "fr": "x"} for s, t in WANTED]), {}),
+        ("a.jsonl", lines([{"de-AT": t, "en": s, "fr": "x"} for s, t in WANTED]), {}),
+        ("a.csv", "en,de_DE\na dog,ein Hund\ntwo cats,zwei Katzen\n", {}),
         ("a.csv", "EN,DE\na dog,ein Hund\ntwo cats,zwei Katzen\n", {}),
         ("a.tsv", "src\ttgt\na dog\tein Hund\ntwo cats\tzwei Katzen\n", {}),
         (
@@ -74,6 +76,18 @@ def csv_of(cells: list[str]) -> str:
 def test_tables_have_pairs(name: str, content: str, columns: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     assert texts(pairs_of(tmp_path, spec_pb2.DataSource(columns=columns))) == WANTED
+
+
+def test_two_regions_of_a_language_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines([{"en": "a dog", "de-AT": "ein Hund", "de-DE": "ein Hund"}]))
+    with pytest.raises(DataError, match="the columns de-AT, de-DE may each be the target; map one in columns"):
+        pairs_of(tmp_path, spec_pb2.DataSource())
+
+
+def test_a_message_names_the_column_of_a_side(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines([{"en": "a dog", "de": 7}]))
+    with pytest.raises(DataError, match=r"the target is 7, which is not a text.* \(the target is the column 'de'\)"):
+        pairs_of(tmp_path, spec_pb2.DataSource())
 
 
 def test_parquet_has_records_of_languages(tmp_path: Path) -> None:
@@ -122,7 +136,15 @@ def test_summaries_are_found_by_the_names_of_public_sets(tmp_path: Path) -> None
         assert texts(pairs_of(tmp_path, spec_pb2.DataSource(), NAMES)) == [("a long one", "short")]
 
 
-@pytest.mark.parametrize("names", [("train.en", "train.de"), ("train.en.gz", "train.de.txt"), ("a.source", "a.target")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.en", "train.de"),
+        ("train.en", "train.de-AT.txt"),
+        ("train.en.gz", "train.de.txt"),
+        ("a.source", "a.target"),
+    ],
+)
 def test_text_files_of_one_name_are_aligned(names: tuple[str, str], tmp_path: Path) -> None:
     for name, side in zip(names, (0, 1), strict=True):
         content = "".join(pair[side] + "\n" for pair in WANTED).encode()

@@ -5,6 +5,7 @@ Texts with labels have rules of their own (`columns`): there a column may also b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -28,16 +29,28 @@ class Role:
     is_optional: bool = False
     is_time: bool = False
     """Whether its column may hold points in time."""
+    languages: tuple[str, ...] = ()
+    """Languages whose column may also name a region (`zh-CN`), if no column has another of the role's names."""
+    refusal: str = ""
+    """Why a file with such a column is not read in this layout; `columns` may say that it is, by its other roles."""
+    unless: tuple[str, ...] = ()
+    """Roles of the layout beside which such a column is passed over."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row: file and line, the cell of each role that has a column, and class names for numbers."""
+    """One row: file and line, the cell of each role that has a column, class names for numbers, and the columns."""
 
     file: str
     line: int
     cells: Mapping[str, Any]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def also(self, role: str) -> str:
+        """The name that a role's column has in the file, to follow a message; empty if that is the role's own."""
+        name = self.columns.get(role, role)
+        return "" if name.casefold() == role else f" (the {role} is the column {shorten(name)!r})"
 
 
 def read_records(
@@ -97,7 +110,8 @@ def read_as(
             made = make(record)
         except ValueError as error:
             column = error.column if isinstance(error, RowFault) else ""
-            own.skip(DataError(str(error), file=record.file, line=record.line, column=column, field=field))
+            message = f"{error}{record.also(column)}"
+            own.skip(DataError(message, file=record.file, line=record.line, column=column, field=field))
             continue
         num_rows += 1
         yield made
@@ -131,7 +145,7 @@ def _file_records(
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}
     for line, cells in table.rows([table.index(chosen[role]) for role in roles]):
-        yield Record(file.name, line, dict(zip(roles, cells, strict=True)), class_names)
+        yield Record(file.name, line, dict(zip(roles, cells, strict=True)), class_names, chosen)
 
 
 def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]) -> dict[str, str]:
@@ -140,7 +154,8 @@ def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence
     for layout in layouts:
         columns = {role: _column_of(table, mapping, role) for role in layout}
         if all(column or role.is_optional for role, column in columns.items()):
-            found = {role.name: column for role, column in columns.items() if column}
+            found = {role.name: column for role, column in columns.items() if column and not role.refusal}
+            _refuse_unread(table, mapping, layout, found)
             for role, name in found.items():
                 if (times := table.columns.count(name)) > 1:
                     message = f"{times} columns are called {shorten(name)!r}; rename one"
@@ -148,13 +163,41 @@ def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence
             return found
     ways = [" and ".join(f"`{role.name}`" for role in layout if not role.is_optional) for layout in layouts]
     wanted = " or ".join(dict.fromkeys(ways))
-    missing = next(role for role in layouts[0] if not role.is_optional and not _column_of(table, mapping, role))
+    missing = _missing(table, mapping, layouts)
     raise DataError(
-        f"no columns {wanted}; there are: {listed(table.columns)}; map them in columns, as {missing.name}: NAME"
-        f"{layout_hint(table)}{_text_hint(table)}",
+        f"no columns {wanted}; there are: {listed(table.columns)}; map them in columns, as "
+        f"{', '.join(f'{name}: NAME' for name in missing)}{layout_hint(table)}{_text_hint(table)}",
         file=table.file.name,
-        column=missing.name,
+        column=missing[0],
     )
+
+
+def _missing(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]) -> list[str]:
+    """The roles that the file lacks of the layout that it is nearest to: most roles, and no more than its columns."""
+    ways = []
+    for layout in layouts:
+        wanted = [role for role in layout if not role.is_optional]
+        lacking = [role.name for role in wanted if not _names_of(table, mapping, role)]
+        num_found = len(wanted) - len(lacking)
+        num_free = len(table.columns) - num_found
+        ways.append((-num_found, abs(num_free - len(lacking)), lacking))
+    return min(ways, key=lambda way: way[:2])[2]
+
+
+def _refuse_unread(table: Table, mapping: Mapping[str, str], layout: Sequence[Role], found: Mapping[str, str]) -> None:
+    """Raises DataError for a column that says otherwise, unless `columns` names all that the layout needs."""
+    needed = [role.name for role in layout if not role.is_optional]
+    if set(needed) <= set(mapping):
+        return
+    for role in layout:
+        if role.refusal and not set(role.unless) & set(found) and (names := _names_of(table, mapping, role)):
+            own = ", ".join(f"{name}: {found[name]}" for name in needed)
+            raise DataError(
+                f"the column {shorten(names[0])!r} is not read beside {' and '.join(needed)}: {role.refusal}, or, if "
+                f"it says nothing of the kind, set columns to {own}",
+                file=table.file.name,
+                column=needed[0],
+            )
 
 
 def _only_fitting(
@@ -197,7 +240,7 @@ def _check_mapped(table: Table, mapping: Mapping[str, str]) -> None:
 def _column_of(table: Table, mapping: Mapping[str, str], role: Role) -> str:
     """The role's column; empty if there is none. Raises DataError if two fit."""
     found = _names_of(table, mapping, role)
-    if len(found) > 1:
+    if len(found) > 1 and not role.refusal:
         raise DataError(
             f"the columns {listed(found)} may each be the {role.name}; map one in columns, as {role.name}: {found[0]}",
             file=table.file.name,
@@ -215,4 +258,10 @@ def _names_of(table: Table, mapping: Mapping[str, str], role: Role) -> list[str]
     if role.name in free:
         return [role.name]
     named = {role.name, *role.aliases}
-    return list(dict.fromkeys(name for name in free if name.casefold() in named))
+    found = list(dict.fromkeys(name for name in free if name.casefold() in named))
+    return found or [name for name in free if any(of_region(name, language) for language in role.languages)]
+
+
+def of_region(name: str, language: str) -> bool:
+    """Whether a name is a language with a region: `en_XX` and `en-GB` are English."""
+    return bool(language) and re.split("[-_]", name.casefold())[0] == language.casefold()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import shorten
-from shardyard_trainer.data.passage_cells import NUMBERED_NEGATIVES, RECORD_TEXTS, text_in
+from shardyard_trainer.data.passage_cells import NUMBERED_NEGATIVES, OTHER_NEGATIVES, RECORD_TEXTS, text_in
 from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
@@ -19,15 +19,23 @@ _QUERY = Role("query", ("question", "anchor"))
 _PASSAGE = Role("passage", ("document", "doc", "text", "answer"))
 _LABEL = Role("label", ("relevance", "score"))
 _POSITIVES = Role("positives", ("positive", "pos", "positive_passages"))
+_NEGATIVES = Role("negatives", ("negative", "neg", "negative_passages", "hard_negative", "hard_negatives"))
+_LABELS = Role("labels", ("relevances", "scores"))
+_ANSWERS = ("answer", "answers", "passage", "document")
 
 LAYOUTS = (
-    (_QUERY, _POSITIVES, Role("negatives", ("negative", "neg", "negative_passages", "hard_negatives"))),
-    (_QUERY, _POSITIVES, *NUMBERED_NEGATIVES),
+    (_QUERY, _POSITIVES, _NEGATIVES),
+    (_QUERY, _POSITIVES, *NUMBERED_NEGATIVES, *OTHER_NEGATIVES),
     (_QUERY, _PASSAGE, _LABEL),
-    (_QUERY, Role("passages", ("documents", "docs")), Role("labels", ("relevances", "scores"))),
+    (_QUERY, Role("passages", ("documents", "docs")), _LABELS),
     (_QUERY, Role("passages", ("documents", "docs"))),
+    # Names that mean something else in the files above, and these if nothing else is there.
+    (_QUERY, Role("positives", _ANSWERS), _NEGATIVES),
+    (_QUERY, Role("positives", _ANSWERS), *NUMBERED_NEGATIVES, *OTHER_NEGATIVES),
+    (_QUERY, Role("passages", _ANSWERS), _LABELS),
 )
-ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout if role not in NUMBERED_NEGATIVES))
+ROLES = ("query", "positives", "negatives", "passage", "label", "passages", "labels")
+"""The roles that may be mapped; the numbered negatives are found by their names alone."""
 MOST_PASSAGES = 10_000
 _LARGEST_GRADE = 1e6
 _TRUTHS = {"true": 1.0, "false": 0.0}

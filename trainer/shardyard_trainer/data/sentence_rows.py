@@ -12,11 +12,11 @@ import numpy as np
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
-from shardyard_trainer.data.errors import DataError, shorten
+from shardyard_trainer.data.errors import DataError, listed, shorten
 from shardyard_trainer.data.labels import number_advice, number_of
-from shardyard_trainer.data.passage_cells import MOST_NEGATIVES, NUMBERED_NEGATIVES, text_in
+from shardyard_trainer.data.passage_cells import MOST_NEGATIVES, NUMBERED_NEGATIVES, OTHER_NEGATIVES, text_in
 from shardyard_trainer.data.readable import unreadable
-from shardyard_trainer.data.records import Record, Role, read_as
+from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import texts_in
 
@@ -25,7 +25,26 @@ PAIRS = (
     Role("positive", ("positives", "pos", "positive_passages", "answer", "passage", "document", "paraphrase")),
     Role("negative", ("negatives", "neg", "negative_passages", "hard_negative", "hard_negatives"), is_optional=True),
 )
-_TUPLES = (*PAIRS, *(replace(role, is_optional=True) for role in NUMBERED_NEGATIVES))
+_ADVICE = (
+    "every positive is learnt as one that belongs to its anchor; to learn how alike the texts are, map them in columns "
+    "as text, text_pair and score; else keep the rows that belong together, without that column"
+)
+_NEGATIVES = (PAIRS[2], *(replace(role, is_optional=True) for role in NUMBERED_NEGATIVES))
+_TUPLES = (
+    *PAIRS[:2],
+    *_NEGATIVES,
+    *OTHER_NEGATIVES,
+    Role("labels", ("relevances",), is_optional=True, refusal=_ADVICE),
+    # Beside negatives it is a number of the row: what belongs together is said.
+    Role(
+        "label",
+        ("score", "relevance", "similarity", "similarity_score", "relatedness_score", "is_duplicate", "scores"),
+        is_optional=True,
+        refusal=_ADVICE,
+        unless=tuple(role.name for role in _NEGATIVES),
+    ),
+)
+_SAME_MEANING = frozenset({"duplicate", "equivalent", "entailment", "paraphrase", "related", "same", "similar", "yes"})
 
 SCORED = (
     Role("text", ("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a", "question1")),
@@ -107,16 +126,14 @@ def _row(record: Record, scores: ScoreRange) -> SentenceRow:
     cells = record.cells
     if "score" in cells:
         texts = tuple(_text(cells[name], name) for name in ("text", "text_pair"))
-        value = number_of(cells["score"])
-        if math.isnan(value):
-            raise ValueError(f"the score is {_shown(cells['score'])}, not a number; {number_advice(cells['score'])}")
+        value = _score(cells["score"], record.names.get("score", ()))
         scores.check(value)
         return SentenceRow(record.file, record.line, (texts,), value, "scored pairs")
     anchor = _text(cells["anchor"], "anchor")
     positives = _texts(cells["positive"], "positive")
     if not positives:
-        raise ValueError("the positive is an empty list; give a text, or remove the row")
-    names = [role.name for role in _TUPLES[2:] if role.name in cells]
+        raise RowFault("positive", "the positive is an empty list; give a text, or remove the row")
+    names = [role.name for role in _NEGATIVES if role.name in cells]
     negatives = [text for name in names for text in _negatives(cells[name], name, positives)]
     if len(negatives) > MOST_NEGATIVES:
         raise ValueError(
@@ -127,11 +144,35 @@ def _row(record: Record, scores: ScoreRange) -> SentenceRow:
     return SentenceRow(record.file, record.line, samples, None, kind)
 
 
+def _score(cell: Any, classes: Sequence[str]) -> float:
+    """A score: a number, or that of a class which the file names. Raises RowFault."""
+    value = number_of(cell)
+    if math.isnan(value):
+        raise RowFault("score", f"the score is {_shown(cell)}, not a number; {number_advice(cell)}")
+    if not classes:
+        return value
+    if value not in range(len(classes)):
+        raise RowFault("score", f"the score is {value:g}, which is none of the file's classes; remove the row")
+    numbers = [number_of(name) for name in classes]
+    if not any(map(math.isnan, numbers)):
+        return numbers[int(value)]
+    known = [name.casefold() in _SAME_MEANING for name in classes]
+    if known == [False, True]:
+        return value
+    message = (
+        f"the scores are the classes {listed(classes, most=8)}, of which no number says how alike two texts are; give "
+        "a column of numbers, such as 1 for the same meaning and 0 for another"
+    )
+    raise RowFault("score", message)
+
+
 def _negatives(cell: Any, role: str, positives: Sequence[str]) -> list[str]:
+    if cell is None:
+        return []
     found = _texts(cell, role)
     same = {" ".join(text.split()) for text in positives}
     if again := next((text for text in found if " ".join(text.split()) in same), ""):
-        raise ValueError(f"the {role} is the positive, {shorten(again)!r}; give another text, or remove the row")
+        raise RowFault(role, f"the {role} is the positive, {shorten(again)!r}; give another text, or remove the row")
     return found
 
 
@@ -148,12 +189,12 @@ def _text(cell: Any, role: str) -> str:
     cell = text_in(cell)
     if not isinstance(cell, str):
         if isinstance(cell, list | tuple):
-            raise ValueError(f"the {role} is a list of {len(cell)} texts; give one, and a row for each")
-        raise ValueError(f"the {role} is {_shown(cell)}, not a text; fill it in, or remove the row")
+            raise RowFault(role, f"the {role} is a list of {len(cell)} texts; give one, and a row for each")
+        raise RowFault(role, f"the {role} is {_shown(cell)}, not a text; fill it in, or remove the row")
     if not cell.strip():
-        raise ValueError(f"the {role} is empty; fill it in, or remove the row")
+        raise RowFault(role, f"the {role} is empty; fill it in, or remove the row")
     if fault := unreadable(cell):
-        raise ValueError(f"the {role} has {fault}")
+        raise RowFault(role, f"the {role} has {fault}")
     return cell
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,7 +13,7 @@ from shardyard_trainer.data.bad_rows import BadRows
 from shardyard_trainer.data.errors import DataError, listed, nearest, shorten
 from shardyard_trainer.data.lines import read_lines
 from shardyard_trainer.data.readable import unreadable
-from shardyard_trainer.data.records import Record, Role, read_records
+from shardyard_trainer.data.records import Record, Role, of_region, read_records
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_value
 from shardyard_trainer.reading import about, reading
@@ -49,8 +48,19 @@ class PairNames:
     @property
     def layouts(self) -> tuple[tuple[Role, ...], ...]:
         """The layouts of columns that a file can have."""
-        pair = (Role("source", self.sources), Role("target", self.targets))
+        one, other = self.languages or ("", "")
+        pair = (
+            Role("source", self.sources, languages=(one,)),
+            Role("target", self.targets, languages=(other,)),
+        )
         return (pair, (Role(RECORD),)) if self.languages is not None else (pair,)
+
+    def sides_of(self, ending: str) -> list[str]:
+        """Which of `source` and `target` a file with this ending is, also if it names a region (`train.zh-CN`)."""
+        sides = {"source": self.sources, "target": self.targets}
+        found = [side for side, endings in sides.items() if ending in (side, *endings)]
+        languages = zip(sides, self.languages or ("", ""), strict=True)
+        return found or [side for side, language in languages if of_region(ending, language)]
 
 
 def read_pairs(
@@ -132,8 +142,7 @@ def _only_like(language: str, cell: Mapping[str, Any]) -> str | None:
     """The only key that is a language in another case, or with a region (`en_XX`, `en-GB`); None if there is none."""
     wanted = language.casefold()
     same = [key for key in cell if str(key).casefold() == wanted]
-    of_region = [key for key in cell if wanted and re.split("[-_]", str(key).casefold())[0] == wanted]
-    found = same or of_region
+    found = same or [key for key in cell if of_region(str(key), language)]
     return found[0] if len(found) == 1 else None
 
 
@@ -141,7 +150,7 @@ def _text(cell: Any, role: str, record: Record) -> str:
     """A cell as one text: a list of sentences is joined by spaces. Raises DataError."""
 
     def refuse(what: str) -> DataError:
-        return DataError(f"the {role} {what}", file=record.file, line=record.line)
+        return DataError(f"the {role} {what}{record.also(role)}", file=record.file, line=record.line)
 
     if isinstance(cell, list) and all(isinstance(each, str) for each in cell):
         if role == "target" and len(cell) > 1:
@@ -188,9 +197,7 @@ def _pairs_of_files(
     found: dict[str, dict[str, DataFile]] = {}
     for file in files:
         stem, ending = _stem_and_ending(file.name)
-        for role, endings in (("source", ("source", *names.sources)), ("target", ("target", *names.targets))):
-            if ending not in endings:
-                continue
+        for role in names.sides_of(ending):
             if (other := found.setdefault(stem, {}).setdefault(role, file)) is not file:
                 raise DataError(
                     f"{shorten(other.name)!r} and {shorten(file.name)!r} may both be the {role}s of {shorten(stem)!r}; "
