@@ -44,6 +44,26 @@ def t5_folder(folder: Path, kind: str = "T5ForConditionalGeneration") -> Path:
     return folder
 
 
+OF_BART: dict[str, Any] = {"decoder_start_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+OF_T5: dict[str, Any] = {"decoder_start_token_id": 0, "eos_token_id": 3, "pad_token_id": 0}
+
+
+def sure_folder(folder: Path, kind: str, head: str, *, std: float, **settings: Any) -> Path:
+    """A folder of T5 or of a BART-like `kind` that is sure of its answers: of wide random weights."""
+    tokenizer = bert_tokenizer()
+    sizes = {**OF_T5, **TINY} if kind == "T5" else {**OF_BART, **TINY_BART, "max_position_embeddings": 64}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **sizes, **settings)
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{kind}{head}")(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+    model.save_pretrained(folder)
+    tokenizer.model_input_names, tokenizer.model_max_length = ["input_ids", "attention_mask"], 64
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def translation(model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "fine_tuning": {"translation": {}},

@@ -180,3 +180,56 @@ def test_files_that_are_not_read_are_refused_by_name_and_the_service_continues(
         assert words in error and "train_data" in error, (name, error)
     with shardyard.Client(service.address) as client:
         assert client.server_info().version
+
+
+FOUND = [
+    (
+        shardyard.SentenceEmbedding(max_length=16),
+        {"query": "a dog", "passage": "a fox", "label": 0},
+        "the column 'label' is not read beside anchor and positive",
+    ),
+    (shardyard.SentenceEmbedding(max_length=16), {"query": "a dog", "pos": "a fox", "neg1": "a cat", "neg2": "x"}, 4),
+    (shardyard.Reranking(max_length=16), {"query": "a dog", "answer": ["a fox", "a cat"], "labels": [1, 0]}, 2),
+    (
+        shardyard.Reranking(max_length=16),
+        {"query": "a dog", "answer": "a fox", "negative_1": "a", "negative_2": "x"},
+        3,
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "row", "wanted"), FOUND, ids=["judged pairs", "neg1", "labelled lists", "n-tuples"])
+def test_mined_rows_are_planned_with_all_that_they_say(
+    service: Served, tmp_path: Path, task: shardyard.SentenceEmbedding | shardyard.Reranking, row: dict[str, object],
+    wanted: str | int,
+) -> None:  # fmt: skip
+    """`wanted`: the texts of a sentence embedding's sample or the pairs of a query; or a part of the refusal."""
+    words = sentences(24)
+    rows = [{**row, "query": f"{text} {row['query']}"} for text in words]
+    if "pos" in row:
+        rows = [{**each, "pos": f"{text} fox"} for each, text in zip(rows, words, strict=True)]
+    data = shardyard.Data(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    spec = shardyard.JobSpec(
+        task,
+        model=MODEL,
+        tokenizer=shardyard.TrainedTokenizer("wordpiece", 120),
+        train_data=data,
+        optimization=shardyard.Optimization(max_steps=1, global_batch_size=4),
+        evaluation=shardyard.EvaluationPolicy(holdout=0),
+    )
+    with shardyard.Client(service.address) as client:
+        if isinstance(wanted, str):
+            with pytest.raises(shardyard.InvalidArgument, match=wanted):
+                client.plan(spec)
+            return
+        plan = client.plan(spec)
+        shorter = [{name: each[name] for name in list(row)[:-1]} for each in rows]
+    if isinstance(task, shardyard.Reranking):
+        assert plan.num_train_samples == wanted * len(rows)
+        return
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in shorter))
+    with shardyard.Client(service.address) as client:
+        less = client.plan(spec)
+    assert plan.train_stats is not None and less.train_stats is not None
+    assert plan.train_stats.num_tokens > less.train_stats.num_tokens

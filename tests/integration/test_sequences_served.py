@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from sacrebleu.metrics.bleu import BLEU
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import shardyard
+from helpers.pair_specs import OF_BART, sure_folder
 from helpers.task_table import ROWS
 from helpers.workplace import Workplace
 from shardyard_trainer.tasks.rouge import rouge
@@ -62,6 +64,25 @@ def test_numbers_are_translated(place: Workplace) -> None:
         assert caught.value.violations[0].field == "generation.temperature"
     done = place.run("shardyard predict numbers 'six six six six' --num-beams 1 --max-new-tokens 1")
     assert done.returncode == 0 and done.stdout == "sechs\tsix six six six\n", done.stderr
+
+
+def test_an_uploaded_model_writes_as_its_settings_say_or_is_refused(place: Workplace) -> None:
+    folder = sure_folder(place.folder / "cnn", "Bart", "ForConditionalGeneration", std=1.0)
+    # Those of facebook/bart-large-cnn, shortened.
+    settings = {"early_stopping": True, "forced_bos_token_id": 2, "forced_eos_token_id": 3, "length_penalty": 2.0}
+    settings |= {"max_length": 14, "min_length": 5, "no_repeat_ngram_size": 3, "num_beams": 4, **OF_BART}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    texts = ["the dog is cute", "my cat sleeps , not very good", "a bad film", "hello"]
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    wanted = [model.generate(**tokenizer(text, return_tensors="pt"))[0] for text in texts]
+    with shardyard.Client(place.address) as client:
+        answers = client.upload_model(folder).predict(texts)
+        assert [answer.text for answer in answers] == [
+            tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in wanted
+        ]
+        (folder / "generation_config.json").write_text(json.dumps({**settings, "guidance_scale": 1.5}))
+        with pytest.raises(shardyard.InvalidArgument, match=r"has guidance_scale: 1\.5, .* leave it out"):
+            client.upload_model(folder)
 
 
 def reported(path: Path, number: int, seed: int) -> list[tuple[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
 import shardyard
+from helpers.pair_specs import sure_folder
 from helpers.sentence_specs import TINY
 from helpers.task_table import ROWS
 from helpers.tiny_folders import save_folder
@@ -57,6 +59,11 @@ def test_texts_that_belong_together_are_found_and_compared(place: Workplace) -> 
     assert done.returncode == 0 and one > other, done.stderr
 
 
+def encoder_decoder(folder: Path, names: tuple[str, ...]) -> Path:
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
+    return sure_folder(folder, "Bart", "ForSequenceClassification", std=0.3, **labels)
+
+
 def test_a_model_that_knows_entailment_sorts_texts_into_classes_of_the_callers(place: Workplace) -> None:
     names = ("contradiction", "neutral", "entailment")
     save_folder(place.folder / "nli", "BertForSequenceClassification", id2label=dict(enumerate(names)))
@@ -72,6 +79,13 @@ def test_a_model_that_knows_entailment_sorts_texts_into_classes_of_the_callers(p
         with pytest.raises(shardyard.InvalidArgument) as caught:
             model.predict(texts, labels=["good", "good"])
         assert caught.value.violations[0].field == "zero_shot.labels"
+        both = client.upload_model(encoder_decoder(place.folder / "bart-nli", names))
+        assert both.info.task == "text_classification" and both.info.inputs[:2] == ("text", "pair")
+        answered = both.predict(texts, labels=labels)
+        pairs = both.predict([(text, f"This example is {label}.") for text in texts for label in labels])
+        assert [logit for answer in answered for logit in answer.logits] == pytest.approx(
+            [each.logits[2] for each in pairs], abs=1e-5
+        )
     flags = "--label good --label bad --label 'very cute' --hypothesis-template 'this is {}'"
     done = place.run(f"shardyard predict {model.id} 'the dog is cute' {flags}")
     assert done.stdout == f"{answers[0].label} {answers[0].score:.3f}\tthe dog is cute\n", done.stderr

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
-from helpers.pair_specs import TINY, TINY_BART
-from helpers.tiny_folders import bert_tokenizer, save_folder
+from helpers.pair_specs import sure_folder
+from helpers.tiny_folders import save_folder
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
@@ -50,21 +49,9 @@ def texts(*given: str) -> list[pb.Instance]:
 
 
 def encoder_decoder(folder: Path, kind: str) -> Path:
-    """A tiny classifier that reads a text with an encoder and a decoder; random weights."""
-    tokenizer = bert_tokenizer()
-    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
-    sizes = TINY if kind.startswith("T5") else {**TINY_BART, "max_position_embeddings": 64}
+    """A tiny classifier that reads a text with an encoder and a decoder."""
     labels = {"id2label": dict(enumerate(NLI)), "label2id": {name: at for at, name in enumerate(NLI)}}
-    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **ids, **sizes, **labels)
-    torch.manual_seed(2)
-    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    tokenizer.model_input_names, tokenizer.model_max_length = ["input_ids", "attention_mask"], 64
-    tokenizer.save_pretrained(folder)
-    return folder
+    return sure_folder(folder, kind, "ForSequenceClassification", std=0.3, **labels)
 
 
 @pytest.mark.parametrize("kind", ["Bart", "MBart", "PLBart"])

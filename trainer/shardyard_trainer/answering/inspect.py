@@ -122,7 +122,7 @@ def _look_into(folder: Folder, _signature: tuple[tuple[str, int, int, int, int],
     gather(lambda: refuse_links(folder))
     gather(lambda: found.append(read_folder(folder)))
     gather(lambda: tensors.extend(_check_files(folder)))
-    if found or folder.has("generation_config.json"):  # else config.json is at fault, and its error is told
+    if found or folder.has("generation_config.json"):  # Else config.json itself is at fault, which is an error already.
         gather(lambda: _check_generation(folder))
     gather(lambda: _check_inputs(folder, found[0] if found else None))
     num_parameters = 0

@@ -241,7 +241,7 @@ def _is_name(value: Any) -> bool:
 
 
 def is_of(value: Any, types: tuple[type, ...]) -> bool:
-    """Whether a value is of one of the types; true and false are no numbers."""
+    """Whether a value is of one of the types; true and false are not numbers."""
     return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
