@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +15,19 @@ WIDTH, INNER, HEADS, LAYERS = 32, 64, 4, 2
 TOKENS = ["<unk>", "<s>", "</s>", *(f"▁{word}" for word in WORDS), "▁", *"abcdefghijklmnopqrstuvwxyz"]
 
 
-def write_llama(path: Path, *, quantised: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
-    """A Llama with a SentencePiece vocabulary; returns its tensors as they are meant, by GGUF's names."""
+def write_llama(
+    path: Path,
+    *,
+    quantised: bool = False,
+    seed: int = 0,
+    more: Mapping[str, np.ndarray | None] | None = None,
+    say: Callable[[Any], None] = lambda writer: None,
+    vocabulary: Callable[[Any], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """A Llama with a SentencePiece vocabulary; returns its tensors as they are meant, by GGUF's names.
+
+    `more` are further tensors, or None for one that is left out; `say` writes further settings.
+    """
     import gguf  # An extra of the service: tests of other things do without.
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,24 +40,14 @@ def write_llama(path: Path, *, quantised: bool = False, seed: int = 0) -> dict[s
         shapes |= {f"{block}.ffn_{name}.weight": (INNER, WIDTH) for name in ("gate", "up")}
         shapes |= {f"{block}.ffn_down.weight": (WIDTH, INNER)}
     tensors = {name: draw.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    given: dict[str, Any] = {**tensors, **(more or {})}
+    tensors = {name: values for name, values in given.items() if values is not None}
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
+    write_sizes(writer)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_rope_freq_base(10_000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(TOKENS)
-    writer.add_token_scores([float(-index) for index in range(len(TOKENS))])
-    writer.add_token_types([2, 3, 3, *([1] * (len(TOKENS) - 3))])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    say(writer)
+    (vocabulary or write_pieces)(writer)
     for name, values in tensors.items():
         if quantised and values.ndim == 2:
             kind = gguf.GGMLQuantizationType.Q8_0
@@ -53,11 +56,66 @@ def write_llama(path: Path, *, quantised: bool = False, seed: int = 0) -> dict[s
             tensors[name] = gguf.dequantize(packed, kind)
         else:
             writer.add_tensor(name, values)
+    write_out(writer)
+    return tensors
+
+
+def write_sizes(writer: Any) -> None:
+    """The settings that every decoder has."""
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(64)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+
+
+def write_pieces(writer: Any) -> None:
+    """A SentencePiece vocabulary."""
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(TOKENS)
+    writer.add_token_scores([float(-index) for index in range(len(TOKENS))])
+    writer.add_token_types([2, 3, 3, *([1] * (len(TOKENS) - 3))])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def byte_pairs(split: str) -> Callable[[Any], None]:
+    """Writes a vocabulary of bytes, and of the pair `12`, whose texts are split in this way; empty: it does not say."""
+
+    def write(writer: Any) -> None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        writer.add_tokenizer_model("gpt2")
+        if split:
+            writer.add_tokenizer_pre(split)
+        writer.add_token_list([*bytes_to_unicode().values(), "12"])
+        writer.add_token_merges(["1 2"])
+        writer.add_token_types([1] * 257)
+
+    return write
+
+
+def write_settings(path: Path, architecture: str, say: Callable[[Any], None], tensors: Mapping[str, Any]) -> None:
+    """A file with little more than settings."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    write_sizes(writer)
+    say(writer)
+    for name, values in {"token_embd.weight": np.zeros((9, WIDTH)), **tensors}.items():
+        writer.add_tensor(name, np.asarray(values, dtype=np.float32))
+    write_out(writer)
+
+
+def write_out(writer: Any) -> None:
+    """Ends a file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tensors
 
 
 def text(value: str) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -24,7 +25,7 @@ from helpers.ggufs import write_llama
 from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
 from helpers.served import served
 from helpers.small_specs import sentences, shared_data
-from helpers.tiny_folders import WORDS, save_folder
+from helpers.tiny_folders import WORDS, gpt2_tokenizer, save_folder
 
 JOB_S = 240.0
 GARDEN = Path(__file__).parents[1] / "checkpoints"
@@ -152,6 +153,26 @@ def test_a_gguf_file_is_trained_and_an_uploaded_one_answers(place: Place, tmp_pa
             assert job.wait(timeout=JOB_S).state == "succeeded"
         folder = job.model().download(tmp_path / "exported")
     assert (folder / "model.safetensors").is_file() and not list(folder.glob("*.gguf"))
+
+
+def test_an_incomplete_gguf_file_is_refused_at_every_door(place: Place) -> None:
+    folder = place.root / "cut gguf"
+    write_llama(folder / "Tiny 1B.GGUF", more={"blk.1.ffn_up.weight": None})
+    with shardyard.Client(place.address) as client:
+        said = r"Tiny 1B\.GGUF lacks 1 tensors of a llama .*layers\.1\.mlp\.up_proj"
+        with pytest.raises(shardyard.InvalidArgument, match=said):
+            client.upload_model(folder)
+        with pytest.raises(shardyard.InvalidArgument, match=said):
+            client.plan(spec(place, f"server:{folder}"))
+        write_llama(folder / "Tiny 1B.GGUF", vocabulary=lambda _writer: None)
+        with pytest.raises(
+            shardyard.InvalidArgument, match=r"Tiny 1B\.GGUF has no vocabulary: put the tokenizer\.json"
+        ):
+            client.upload_model(folder)
+        table = np.ones((257, 32), dtype=np.float32)
+        write_llama(folder / "Tiny 1B.GGUF", vocabulary=lambda _writer: None, more={"token_embd.weight": table})
+        gpt2_tokenizer().save_pretrained(folder)
+        assert len(client.upload_model(folder).predict(["the dog"], max_new_tokens=2)) == 1
 
 
 def test_a_cached_snapshot_under_a_data_root_is_a_model_and_a_tokenizer(place: Place, tmp_path: Path) -> None:

@@ -110,6 +110,12 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("half a block", header(settings=(LLAMA,), tensors=(tensor("a", (33,), kind=8),)), "not whole blocks of 32"),
     ("2**90 weights", header(settings=(LLAMA,), tensors=(tensor("a", (2**45, 2**45)),)), "it is cut"),
     ("values that are cut", header(settings=(LLAMA,), tensors=(tensor("a", (4,)),), values=b"\0" * 15), "it is cut"),
+    ("a setting twice", header(settings=(LLAMA, LLAMA)), "setting 'general.architecture' twice"),
+    (
+        "a tensor twice",
+        header(settings=(LLAMA,), tensors=(tensor("a", (1,)), tensor("a", (1,))), values=bytes(4)),
+        "tensor 'a' twice",
+    ),
     ("an offset of 2**63", header(settings=(LLAMA,), tensors=(tensor("a", (1,), offset=2**63),)), "it is cut"),
 ]
 
@@ -124,12 +130,19 @@ def test_a_good_header_says_what_it_is() -> None:
     content = header(settings=(LLAMA,), tensors=(tensor("a", (4, 8)), tensor("b", (2,), offset=128)), values=bytes(136))
     found = read_header(BytesIO(content), BLOCKS)
     assert (found.architecture, found.num_weights) == ("llama", 34)
+    assert found.settings == {"general.architecture": "llama"}
+    assert found.tensors["a"].shape == (8, 4) and found.numbers(BytesIO(content), "b") == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (header(settings=(setting("general.architecture", "starship"),)), "cannot be converted: .*starship"),
+        (
+            header(
+                settings=(setting("general.architecture", "starship"),), tensors=(tensor("a", (1,)),), values=bytes(4)
+            ),
+            "cannot be converted: .*starship",
+        ),
         (header(settings=(LLAMA,), tensors=(tensor("a", (9,)),)), "tiny.gguf is not a GGUF model: the tensor 'a' ends"),
     ],
 )

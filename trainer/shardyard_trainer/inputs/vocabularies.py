@@ -138,7 +138,8 @@ def _build(folder: Folder) -> PreTrainedTokenizerFast:
             if name.endswith(".model"):
                 return _of_pieces(folder, settings, kind, name)
             return _of_vocabulary(folder, settings, kind, name)
-    raise FolderInvalid(f"the folder has no tokenizer.json; {_SAVE}", reason="TOKENIZER_MISSING", file="tokenizer.json")
+    message = folder.no_tokenizer or f"the folder has no tokenizer.json; {_SAVE}"
+    raise FolderInvalid(message, reason="TOKENIZER_MISSING", file="tokenizer.json")
 
 
 def _model_type(folder: Folder) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from shardyard_trainer.data.errors import listed, shorten
 from shardyard_trainer.data.store import build_once, fingerprint_of
 from shardyard_trainer.models.door import MAX_VOCABULARY_BYTES, Folder, FolderInvalid, open_folder
 
-VERSION = 1
+VERSION = 2
 """Of the conversions: a folder in the cache that another version made is made again."""
 
 NOTE = "conversion.json"
@@ -96,7 +96,8 @@ class Layout:
 def converted_folder(cache_dir: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> Folder:
     """The folder in the cache for a source of this key, made by `build` if it is not there yet."""
     folder = cache_dir / "converted" / fingerprint_of({"version": VERSION, **key})
-    return open_folder(build_once(folder, build))
+    made = open_folder(build_once(folder, build))
+    return replace(made, no_tokenizer=str(_noted(made).get("no_tokenizer", "")))
 
 
 def write_folder(
@@ -115,14 +116,34 @@ def write_folder(
     write_note(target, note, layout.notes)
 
 
-def write_note(target: Path, note: str, more: Iterable[str] = ()) -> None:
-    """Says in a converted folder what it was made of."""
-    (target / NOTE).write_text(json.dumps({"note": "; ".join((note, *more))}))
+def write_note(target: Path, note: str, more: Iterable[str] = (), *, no_tokenizer: str = "") -> None:
+    """Says in a converted folder what it was made of, and why it has no tokenizer."""
+    (target / NOTE).write_text(json.dumps({"note": "; ".join((note, *more)), "no_tokenizer": no_tokenizer}))
 
 
 def note_of(folder: Folder) -> str:
     """What was converted, what was skipped, and what was assumed."""
-    return str(json.loads((folder.path / NOTE).read_text())["note"])
+    return str(_noted(folder)["note"])
+
+
+def _noted(folder: Folder) -> dict[str, Any]:
+    return dict(json.loads((folder.path / NOTE).read_text()))
+
+
+def check_complete(info: Mapping[str, Any], what: str, file: str, step: str) -> None:
+    """Raises FolderInvalid unless each tensor of a model was in its file, by transformers' report of the loading."""
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise FolderInvalid(
+            f"{file} has {shorten(name)!r} in the shape {list(found)}, but {what} has {list(wanted)}; {step}",
+            file=file,
+            tensor=name,
+        )
+    if lacking := sorted(info["missing_keys"]):
+        raise FolderInvalid(
+            f"{file} lacks {len(lacking):,} tensors of {what}: {listed(lacking, most=3)}; {step}",
+            file=file,
+            tensor=lacking[0],
+        )
 
 
 def check_shapes(weights: Mapping[str, Weight | Constant], shapes: Shapes, what: str) -> None:
@@ -144,12 +165,15 @@ def check_shapes(weights: Mapping[str, Weight | Constant], shapes: Shapes, what:
             )
 
 
-def refuse_unmatched(names: Iterable[str], what: str, file: str) -> None:
-    """Raises FolderInvalid if there are names that a layout has no place for."""
+_ALONE = "save the encoder alone, or convert it with the tools that made it"
+
+
+def refuse_unmatched(names: Iterable[str], what: str, file: str, step: str = _ALONE) -> None:
+    """Raises FolderInvalid if there are names that a model has no place for."""
     if left := sorted(names):
         raise FolderInvalid(
             f"{file} is {what}, but has {len(left):,} tensors that it has no place for: {listed(left, most=5)}; "
-            "without them it would be another model: save the encoder alone, or convert it with the tools that made it",
+            f"without them it would be another model: {step}",
             file=file,
             tensor=left[0],
         )

@@ -77,12 +77,14 @@ class Folder:
     `runs` are the repositories of PyTorch Hub whose code may run if this folder has it: those that the operator allows,
     for folders that this service wrote itself, and none for any other folder.
     `also` are names that are opened besides those of Hugging Face folders: those of a checkpoint that is converted.
+    `no_tokenizer` says, of a folder that was made by converting another, why it has no tokenizer and what helps.
     """
 
     path: Path
     roots: tuple[Path, ...]
     runs: tuple[str, ...] = ()
     also: re.Pattern[str] | None = None
+    no_tokenizer: str = ""
 
     def reads(self, name: str) -> bool:
         """Whether a file of this name (relative to the folder) is ever opened."""

@@ -5,20 +5,30 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from shardyard_trainer.data.errors import listed
-from shardyard_trainer.models.conversion import converted_folder, write_note
+from shardyard_trainer.data.errors import listed, shorten
+from shardyard_trainer.models.conversion import check_complete, converted_folder, refuse_unmatched, write_note
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.gguf_header import Header, HeaderInvalid, read_header
+from shardyard_trainer.models.gguf_settings import configuration
+from shardyard_trainer.models.gguf_tokenizer import beside, write_tokenizer
 from shardyard_trainer.models.known_files import digest
 
-_ALSO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
-_PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf$")
+# Any name that a file has on people's disks; it is only ever opened in the folder, and checked when it is open.
+_ALSO = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]*\.gguf", re.IGNORECASE)
+_PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", re.IGNORECASE)
 _LEFT_FREE_BYTES = 1024**3
+_KINDS = {
+    "adapter": "an adapter (LoRA); merge it into its model with `llama-export-lora`, and give the file of that",
+    "mmproj": "the part of a model that reads pictures; give the file of the model itself",
+    "imatrix": "a table of importances for quantising; give the file of the model itself",
+}
+"""What a file is by its general.type, if it is not a model."""
+_AS_SAFETENSORS = "give the model that it was made from, as safetensors"
 
 
 def gguf_in(folder: Folder) -> Folder | None:
@@ -45,10 +55,17 @@ def gguf_name(folder: Folder) -> str:
     )
 
 
+def gguf_files(folder: Folder) -> tuple[str, ...]:
+    """The files of a folder of `gguf_in` that its model is made of. Raises FolderInvalid for several GGUF files."""
+    return (gguf_name(folder), *beside(folder))
+
+
 def dequantise(folder: Folder, cache_dir: Path) -> Folder:
     """A folder of `gguf_in` as a Hugging Face folder in the cache. Raises FolderInvalid."""
-    name = gguf_name(folder)
-    return converted_folder(cache_dir, {"gguf": digest(folder, name)}, lambda target: _build(folder, name, target))
+    name, *others = gguf_files(folder)
+    # With its name, which messages about the converted folder have.
+    key = {"gguf": digest(folder, name), "name": name, "beside": {other: digest(folder, other) for other in others}}
+    return converted_folder(cache_dir, key, lambda target: _build(folder, name, target))
 
 
 def _build(folder: Folder, name: str, target: Path) -> None:
@@ -57,17 +74,40 @@ def _build(folder: Folder, name: str, target: Path) -> None:
             header = read_header(file, _blocks(name))
         except HeaderInvalid as error:
             raise FolderInvalid(f"{name} is not a GGUF model: {error}; copy it again", file=name) from None
+        _refuse_kind(name, header)
         _check_room(name, header, target)
         # transformers takes a folder and a name: a link to the open file, whatever the name leads to by now.
         links = target / "links"
         links.mkdir()
         (links / "model.gguf").symlink_to(f"/proc/self/fd/{file.fileno()}")
         try:
-            has_tokenizer = _convert(links, target, name)
+            notes = _convert(links, target, header, file, name)
+            lacks, assumed = write_tokenizer(folder, links, header, target, name)
         finally:
             shutil.rmtree(links)
-    notes = () if has_tokenizer else ("its tokenizer could not be read: give a `tokenizer`",)
-    write_note(target, f"converted from GGUF ({header.architecture}): {header.num_weights:,} weights", notes)
+    if folder.has("config.json"):
+        notes = (*notes, "the config.json beside it was not read: the file's own settings were")
+    said = [*notes, assumed, lacks]
+    write_note(
+        target,
+        f"converted from GGUF ({header.architecture}): {header.num_weights:,} weights",
+        filter(None, said),
+        no_tokenizer=lacks,
+    )
+
+
+def _refuse_kind(name: str, header: Header) -> None:
+    """Raises FolderInvalid for a file that is not a model."""
+    kind = header.settings.get("general.type", "model")
+    if kind == "model" and any(key.startswith("adapter.") for key in header.settings):
+        kind = "adapter"
+    if kind != "model":
+        what = _KINDS.get(str(kind), f"of the type {shorten(str(kind))!r}; give the file of a model")
+        raise FolderInvalid(f"{name} is not a model, but {what}", file=name)
+    if not header.tensors:
+        raise FolderInvalid(
+            f"{name} has no tensors: it is not a model, but a vocabulary alone; give the file of the model", file=name
+        )
 
 
 def _blocks(name: str) -> Mapping[int, tuple[int, int]]:
@@ -95,36 +135,54 @@ def _check_room(name: str, header: Header, target: Path) -> None:
         )
 
 
-def _convert(links: Path, target: Path, name: str) -> bool:
-    """Writes model and tokenizer; False: the tokenizer is of a kind that transformers does not make of GGUF."""
+def _convert(links: Path, target: Path, header: Header, file: BinaryIO, name: str) -> tuple[str, ...]:
+    """Writes the model; returns what has to be said about it."""
     # Heavy imports come where weights are really read.
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
     from shardyard_trainer.plain_words import in_plain_words
 
     given: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
+    # Without them transformers makes up what a file lacks, and says so to nobody.
+    given |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(links, **given)
-            is_both = type(config) in AutoModelForSeq2SeqLM._model_mapping
+            read = configuration(links, header, file, name)
+            is_both = type(read.config) in AutoModelForSeq2SeqLM._model_mapping
             kind = AutoModelForSeq2SeqLM if is_both else AutoModelForCausalLM
-            model = kind.from_pretrained(links, **given, dtype=torch.float32)
+            model, info = kind.from_pretrained(links, config=read.config, **given, dtype=torch.float32)
+            check_complete(
+                info, f"a {read.config.model_type} of its settings", name, f"convert again, or {_AS_SAFETENSORS}"
+            )
+            refuse_unmatched(
+                _unread(model, info, header, read.tensors), f"a {read.config.model_type}", name, _AS_SAFETENSORS
+            )
             # The weights are ordinary ones now; what says that they are quantised would refuse to save them.
             model.hf_quantizer, model.is_quantized = None, False
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(target)
+    except FolderInvalid:
+        raise
     except LOADING_ERRORS as error:
         raise FolderInvalid(
-            f"{name} cannot be converted: {in_plain_words(error)}; give the model that it was made from, as "
-            "safetensors",
+            f"{name} cannot be converted: {in_plain_words(error)}; {_AS_SAFETENSORS}",
             file=name,
         ) from None
-    try:
-        with quiet():
-            AutoTokenizer.from_pretrained(links, **given).save_pretrained(target)
-    except LOADING_ERRORS:
-        return False
-    return True
+    return read.notes
+
+
+def _unread(model: Any, info: Mapping[str, Any], header: Header, read: Iterable[str]) -> set[str]:
+    """The tensors of the file that are not in the model: the reader of most architectures drops them unsaid."""
+    from transformers.integrations.gguf import GGUF_ARCHS
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    if header.architecture in GGUF_ARCHS:
+        return set(info["unexpected_keys"])
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
+    places = get_gguf_hf_weights_map(model, processor)
+    # The experts of a layer are one parameter, which is called without an ending.
+    dropped = {name for name in header.tensors if not {name, name.removesuffix(".weight")} & places.keys()}
+    return {*info["unexpected_keys"], *dropped} - set(read)

@@ -24,7 +24,7 @@ from shardyard_trainer.models.fresh import (
     fresh_config,
     number_complaint,
 )
-from shardyard_trainer.models.gguf_folder import dequantise, gguf_in, gguf_name
+from shardyard_trainer.models.gguf_folder import dequantise, gguf_files, gguf_in
 from shardyard_trainer.models.hub import resolve_hub
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.settings import model_config
@@ -147,7 +147,7 @@ def _as_read(folder: Folder, locations: worker_pb2.Locations, field: str) -> Fou
         if (origin := gguf_in(folder)) is None:
             return Found(folder)
         converted = dequantise(origin, Path(locations.cache_dir))
-        return Found(converted, "", note_of(converted), origin, (gguf_name(origin),))
+        return Found(converted, "", note_of(converted), origin, gguf_files(origin))
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from None
 
