@@ -70,6 +70,28 @@ def test_a_checkpoint_is_all_files_beside_its_index(tmp_path: Path, name: str, c
         identify(Named((("job.spec.model.checkpoint.uri", str(tmp_path / "bert/other.ckpt")),)), [str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.ckpt", "is not there; there are `model.ckpt-1000`: name one of them"),
+        ("model.ckpt-1000.meta", "is not there; there are `model.ckpt-1000`: name one of them"),
+        ("quite-another", "is not there; check its spelling"),
+        ("gone/model.ckpt", "is not there; check its spelling"),
+        ("../outside", "under an allowed data root"),
+        ("pipe", "is not a regular file or folder"),
+    ],
+)
+def test_a_wrong_name_is_told_from_a_place_that_is_not_allowed(tmp_path: Path, name: str, said: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    os.mkfifo(root / "pipe")
+    for ending in ("index", "data-00000-of-00001"):
+        (root / f"model.ckpt-1000.{ending}").touch()
+    with pytest.raises(Refused) as refused:
+        identify(Named((("job.spec.model.checkpoint.uri", str(root / name)),)), [str(root)])
+    assert said in refused.value.violations[0].message
+
+
 def test_only_a_pinned_model_of_the_hub_has_a_place_in_the_cache() -> None:
     model, tokenizer = spec_pb2.HubModel(id="me/bert"), spec_pb2.HubModel(id="gpt2")
     assert hub_folders([model, tokenizer], "/cache") == () and not are_pinned([model, tokenizer])

@@ -5,11 +5,13 @@ Plans are cached under it, so no plan is returned for files that have changed or
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,9 @@ from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.serve.validation import sources
 
 _INDEX = ".index"
+_PARTS = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$")
+_MOST_ENTRIES = 10_000
+_MOST_NAMES = 4
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -66,11 +71,24 @@ def _of_uris(uris: Iterable[tuple[str, str]], roots: Sequence[str]) -> list[str]
             continue
         try:
             found.append(_identity_of_checkpoint(Path(real)) or _identity(Path(real)))
+        except FileNotFoundError:
+            refused.append(sources.not_there(field, uri, _like(Path(real))))
         except OSError:
             refused.append(sources.not_allowed(field, uri))
     if refused:
         raise refused_fields(refused)
     return found
+
+
+def _like(path: Path) -> list[str]:
+    """What lies where a path leads to nothing, and is called like it: checkpoints by the names that they are given."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = {_PARTS.sub("", entry.name) for entry in islice(entries, _MOST_ENTRIES)}
+    except OSError:
+        return []
+    near = difflib.get_close_matches(path.name, sorted(names), n=_MOST_NAMES)
+    return near or sorted(names & {_PARTS.sub("", path.name)})
 
 
 def _identity_of_checkpoint(path: Path) -> str:

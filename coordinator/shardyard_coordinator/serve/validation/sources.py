@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from shardyard_coordinator.domain.errors import FieldViolation
@@ -57,8 +58,14 @@ def check_uri(field: str, uri: str) -> list[FieldViolation]:
     return []
 
 
+def not_there(field: str, uri: str, beside: Sequence[str]) -> FieldViolation:
+    """The violation of a path under an allowed root that leads to nothing; `beside` are names in the nearest folder."""
+    step = f"there are {', '.join(map(show, beside))}: name one of them" if beside else "check its spelling"
+    return FieldViolation(field, f"{show(uri)} is not there; {step}", Reason.PATH_NOT_ALLOWED)
+
+
 def not_allowed(field: str, uri: str) -> FieldViolation:
-    """The violation of a path that is not under an allowed root, is not there, or is not a regular file or folder."""
+    """The violation of a path that is not under an allowed root, or is not a regular file or folder."""
     return FieldViolation(
         field,
         f"{show(uri)} is not a regular file or folder under an allowed data root; "
