@@ -12,35 +12,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import yaml
 
 from helpers.bundles import Part, Written, floats
-from helpers.plan_requests import ask, filled, places
+from helpers.plan_requests import ask, places
 from helpers.small_specs import locations, shared_data
+from helpers.tf_checkpoints import GARDEN, bert, found, planned_with, room, set_params
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.models import conversion, sources
+from shardyard_trainer.models import conversion
 from shardyard_trainer.models.settings import model_config
 from shardyard_trainer.models.weights import load_pretrained
 from shardyard_trainer.planning.pins import check_same_model, model_fingerprint
-
-GARDEN = Path(__file__).parents[1] / "checkpoints"
-
-
-def found(uri: Path, root: Path, **cache: Path) -> sources.Found:
-    where = locations(root)
-    if cache:
-        where.cache_dir = str(cache["cache"])
-    where.data_roots.append(str(GARDEN.resolve()))
-    source = spec_pb2.ModelSource(checkpoint=spec_pb2.TensorflowCheckpoint(uri=str(uri)))
-    return sources.find_folder(source, where, field="spec.model")
-
-
-def room(tmp_path: Path) -> Path:
-    (tmp_path / "here").mkdir()
-    return filled(tmp_path / "here")
 
 
 def computed(folder: Path, given: Mapping[str, np.ndarray]) -> Any:
@@ -121,15 +105,6 @@ def test_a_bert_of_tensorflow_1_is_planned_with_what_was_skipped(tmp_path: Path)
         assert "skipped 1 counters, 92 slots of the optimizer" in note.message
 
 
-def planned_with(uri: str) -> dict[str, Any]:
-    return {
-        "fine_tuning": {"text_classification": {"max_length": 12}},
-        "model": {"checkpoint": {"uri": uri}},
-        "train_data": {"uri": "ROOT/reviews.csv"},
-        "optimization": {"max_steps": 2},
-    }
-
-
 def test_the_settings_of_model_garden_are_read(tmp_path: Path) -> None:
     shutil.copytree(GARDEN / "bert_v2", tmp_path / "bert")
     set_params(hidden_activation="relu", dropout_rate=0.25)(tmp_path / "bert")
@@ -151,14 +126,15 @@ def test_the_latest_of_several_checkpoints_is_pinned(tmp_path: Path) -> None:
     several = tmp_path / "several"
     shutil.copytree(GARDEN / "bert_v1", several)
     for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001"):
-        shutil.copy(several / name, several / name.replace("-1.", "-2.", 1))
-    with pytest.raises(SpecError, match=r"2 checkpoints: ckpt-1, ckpt-2; name one of them .* ckpt-2\.index"):
+        shutil.copy(several / name, several / name.replace("-1.", "-10.", 1))
+        (several / name).rename(several / name.replace("-1.", "-9.", 1))
+    with pytest.raises(SpecError, match=r"2 checkpoints: ckpt-9, ckpt-10; name one of them .* ckpt-10\.index"):
         found(several, tmp_path)
-    (several / "checkpoint").write_text(
-        'model_checkpoint_path: "/there/ckpt-1"\nall_model_checkpoint_paths: "ckpt-2"\n'
-    )
-    assert found(several, tmp_path).pin == str(several / "ckpt-1.index")
-    (several / "checkpoint").write_text('model_checkpoint_path: "../secret/ckpt-9"\n')
+    for path in ("/there/ckpt-9", "C:\\\\Users\\\\me\\\\ckpt-9"):
+        state = f'model_checkpoint_path: "{path}"\nall_model_checkpoint_paths: "ckpt-10"\n'
+        (several / "checkpoint").write_text(state)
+        assert found(several, tmp_path).pin == str(several / "ckpt-9.index")
+    (several / "checkpoint").write_text('model_checkpoint_path: "../secret/ckpt-8"\n')
     with pytest.raises(SpecError, match="2 checkpoints"):
         found(several, tmp_path)
 
@@ -190,17 +166,6 @@ def set_config(**values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "bert_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return change
-
-
-def set_params(**encoder: Any) -> Callable[[Path], None]:
-    """Model Garden's own settings in place of bert_config.json."""
-
-    def change(folder: Path) -> None:
-        (folder / "bert_config.json").unlink()
-        model = {"encoder": {"type": "bert", "bert": {"num_layers": 2, "hidden_size": 32, **encoder}}}
-        (folder / "params.yaml").write_text(yaml.safe_dump({"task": {"model": model}}))
 
     return change
 
@@ -292,25 +257,6 @@ def test_a_bert_that_is_not_whole_or_has_more_is_refused(
         found(tmp_path / "bert", tmp_path)
     assert refused.value.metadata["tensor"] in str(refused.value)
     assert not list((tmp_path / "cache/converted").glob("[!.]*"))
-
-
-def bert(folder: Path, changes: Mapping[str, Part | None]) -> None:
-    """A BERT of TensorFlow 1, with some of its tensors exchanged, or taken away."""
-    shapes = {"word": (9, 4), "position": (8, 4), "token_type": (2, 4)}
-    parts = {f"bert/embeddings/{name}_embeddings": floats(*shape) for name, shape in shapes.items()}
-    parts |= {f"bert/embeddings/LayerNorm/{name}": floats(4) for name in ("gamma", "beta")}
-    for index in range(2):
-        layer = f"bert/encoder/layer_{index}"
-        dense = {f"attention/self/{name}": (4, 4) for name in ("query", "key", "value")}
-        dense |= {"attention/output/dense": (4, 4), "intermediate/dense": (4, 6), "output/dense": (6, 4)}
-        for name, shape in dense.items():
-            parts |= {f"{layer}/{name}/kernel": floats(*shape), f"{layer}/{name}/bias": floats(shape[1])}
-        for name in ("attention/output", "output"):
-            parts |= {f"{layer}/{name}/LayerNorm/{part}": floats(4) for part in ("gamma", "beta")}
-    parts |= {"bert/pooler/dense/kernel": floats(4, 4), "bert/pooler/dense/bias": floats(4)}
-    kept = {name: part for name, part in {**parts, **changes}.items() if part is not None}
-    Written(kept).save(folder)
-    (folder / "bert_config.json").write_text('{"num_attention_heads": 2}')
 
 
 def test_the_same_bert_without_changes_is_converted(tmp_path: Path) -> None:

@@ -113,7 +113,16 @@ def write_folder(
             (target / name).write_bytes(source.read(name, most_bytes=MAX_VOCABULARY_BYTES))
     left_out = ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items()))
     note = f"converted from {layout.what}: {len(layout.weights):,} tensors" + (f"; skipped {left_out}" * bool(left_out))
-    write_note(target, note, layout.notes)
+    write_note(target, note, layout.notes, no_tokenizer=_no_tokenizer(source))
+
+
+def _no_tokenizer(source: Folder) -> str:
+    """What to do about a checkpoint without a vocabulary, whose folder may have one under another name."""
+    if any(source.has(name) for name in COPIED if name.startswith(("tokenizer.", "vocab."))):
+        return ""
+    others = sorted(name for name in source.names() if name.endswith(".txt") and "vocab" in name.lower())
+    step = f"call {shorten(others[0])} so" if others else "put the one of this model there"
+    return f"the checkpoint has no vocab.txt beside it: {step}, or give a `tokenizer`"
 
 
 def write_note(target: Path, note: str, more: Iterable[str] = (), *, no_tokenizer: str = "") -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.models.bounds import too_large
 from shardyard_trainer.models.door import CODE, Folder, FolderInvalid
+from shardyard_trainer.models.other_formats import other_than_folder
 from shardyard_trainer.models.sentence import SentenceSettings, read_sentence
 
 TORCH_HUB_PICTURES = "torch_hub_pictures"
@@ -104,7 +105,7 @@ def read_folder(folder: Folder) -> ModelFolder:
         )
     if not folder.has("config.json"):
         read_sentence(folder)  # It says where such a folder has its transformer.
-    config = folder.read_object("config.json", what="a Hugging Face model folder has one")
+    config = folder.read_object("config.json", what="" if folder.has("config.json") else other_than_folder(folder))
     refuse_code(folder, "config.json", config)
     if folder.has("tokenizer_config.json"):
         refuse_code(folder, "tokenizer_config.json", folder.read_object("tokenizer_config.json"))

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any
 
-from shardyard_trainer.data.errors import shorten
+from shardyard_trainer.data.errors import listed, shorten
 from shardyard_trainer.models.conversion import Layout, Shapes, Weight, check_shapes
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.tf_settings import BERT, Settings, bert_settings
 
-_TF1_WORDS = "bert/embeddings/word_embeddings"
+_TF1_WORDS = re.compile(r"((?:.*/)?)(bert(?:_[0-9]+)?)/embeddings/word_embeddings")
+_NORMS = ("LayerNorm", "layer_normalization")
 _V1_POSITIONS = re.compile(r"(.*?)layer_with_weights-1/embeddings")
 _V2_POSITIONS = re.compile(r"(.*?)_position_embedding_layer/embeddings")
 _ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "silu": "silu", "swish": "silu", "gelu_new": "gelu_new"}
@@ -78,8 +79,8 @@ def recognise(shapes: Shapes, folder: Folder) -> Layout | None:
 
 
 def _names(shapes: Shapes) -> _Names | None:
-    if _TF1_WORDS in shapes:
-        return _tf1_names(shapes)
+    if (match := next((match for name in sorted(shapes) if (match := _TF1_WORDS.fullmatch(name))), None)) is not None:
+        return _tf1_names(shapes, match[1], f"{match[1]}{match[2]}")
     if (root := _root(shapes, _V2_POSITIONS)) is not None:
         return _v2_names(shapes, root)
     root = _root(shapes, _V1_POSITIONS)
@@ -93,27 +94,47 @@ def _root(shapes: Shapes, anchor: re.Pattern[str]) -> str | None:
     return next((match[1] for name in shapes if (match := anchor.fullmatch(name))), None)
 
 
-def _tf1_names(shapes: Shapes) -> _Names:
-    transform = "cls/predictions/transform"
+def _tf1_names(shapes: Shapes, root: str, encoder: str) -> _Names:
+    """Of the encoder whose names begin with `encoder`; `root` is what those of its heads begin with."""
+    _refuse_albert(shapes, encoder)
+    transform = f"{root}cls/predictions/transform"
     has_masked = f"{transform}/dense/kernel" in shapes
-    heads = {"cls.seq_relationship": "cls/seq_relationship/", "qa_outputs": "cls/squad/", "classifier": ""}
+    heads = {
+        "cls.seq_relationship": f"{root}cls/seq_relationship/",
+        "qa_outputs": f"{root}cls/squad/",
+        "classifier": root,
+    }
+    # Code that was moved to Keras' layers calls its norms so.
+    norm = next((name for name in _NORMS if f"{encoder}/embeddings/{name}/gamma" in shapes), _NORMS[0])
+    masked = (f"{transform}/dense", f"{transform}/{norm}", f"{root}cls/predictions/output_bias")
     return _Names(
         what="the original BERT (TensorFlow 1)",
         gelu="gelu",
-        words=_TF1_WORDS,
-        positions="bert/embeddings/position_embeddings",
-        types="bert/embeddings/token_type_embeddings",
-        norm="bert/embeddings/LayerNorm",
-        pooler="bert/pooler/dense" * ("bert/pooler/dense/kernel" in shapes),
-        layer=lambda index: f"bert/encoder/layer_{index}/",
-        parts=_TF1_PARTS,
-        masked=(f"{transform}/dense", f"{transform}/LayerNorm", "cls/predictions/output_bias") if has_masked else None,
+        words=f"{encoder}/embeddings/word_embeddings",
+        positions=f"{encoder}/embeddings/position_embeddings",
+        types=f"{encoder}/embeddings/token_type_embeddings",
+        norm=f"{encoder}/embeddings/{norm}",
+        pooler=f"{encoder}/pooler/dense" * (f"{encoder}/pooler/dense/kernel" in shapes),
+        layer=lambda index: f"{encoder}/encoder/layer_{index}/",
+        parts={part: place.replace("LayerNorm", norm) for part, place in _TF1_PARTS.items()},
+        masked=masked if has_masked else None,
         heads={
             name: (f"{place}output_weights", f"{place}output_bias")
             for name, place in heads.items()
             if f"{place}output_weights" in shapes
         },
     )
+
+
+def _refuse_albert(shapes: Shapes, encoder: str) -> None:
+    """Raises FolderInvalid for the names of an ALBERT, which has the same embeddings."""
+    place = f"{encoder}/encoder/transformer/"
+    if inner := sorted(name for name in shapes if name.startswith(place)):
+        raise FolderInvalid(
+            f"this is an ALBERT ({shorten(inner[0])}), which is not converted; give a Hugging Face folder of it as "
+            "`uri`, or its name as `hub`",
+            tensor=inner[0],
+        )
 
 
 def _v1_names(shapes: Shapes, root: str) -> _Names:
@@ -244,7 +265,8 @@ def _heads_of(settings: Settings, width: int) -> int:
     if heads is None:
         raise FolderInvalid(
             f"the number of attention heads is not in the tensors of the original BERT: put its {BERT}, which has "
-            "num_attention_heads, beside the checkpoint",
+            "num_attention_heads, beside the checkpoint"
+            + (f" ({listed(settings.others, most=2)} beside it is not read: call it {BERT})" * bool(settings.others)),
             file=BERT,
         )
     if width % heads:

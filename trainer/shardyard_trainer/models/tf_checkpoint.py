@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,18 +15,17 @@ from shardyard_trainer.models import tf_bert, tf_resnet, tf_transformer
 from shardyard_trainer.models.conversion import COPIED, Layout, Shapes, converted_folder, refuse_unmatched, write_folder
 from shardyard_trainer.models.door import MAX_CONFIG_BYTES, Folder, FolderInvalid, open_folder
 from shardyard_trainer.models.known_files import digest
+from shardyard_trainer.models.other_formats import OF_V1, checkpoints_in, other_than_checkpoint
 from shardyard_trainer.models.tensor_bundle import Bundle, Entry, open_bundle
 from shardyard_trainer.models.tf_settings import FILES as SETTINGS
+from shardyard_trainer.models.tf_training import OF_OBJECTS, skipped_as
 
 _STATE = "checkpoint"
 _ALSO = re.compile(
     rf"{_STATE}|{'|'.join(map(re.escape, SETTINGS))}"
-    r"|[A-Za-z0-9][A-Za-z0-9._-]*\.(index|data-[0-9]{5}-of-[0-9]{5})"
+    r"|[^./\x00-\x1f][^/\x00-\x1f]*\.(index|data-[0-9]{5}-of-[0-9]{5})"
 )
 _OF_A_CHECKPOINT = re.compile(r"\.(index|data-[0-9]{5}-of-[0-9]{5})$")
-_OF_OBJECTS = "/.ATTRIBUTES/VARIABLE_VALUE"
-_SLOT = "/.OPTIMIZER_SLOT/"
-_OPTIMIZER = re.compile(r"(^|/)_?optimizer(/|$)")
 
 
 class Family(Protocol):
@@ -70,7 +68,8 @@ def find_checkpoint(uri: str, locations: worker_pb2.Locations, *, field: str) ->
         return Checkpoint(folder, prefix, str(Path(uri, f"{prefix}.index")))
     name = Path(uri).name
     if not _OF_A_CHECKPOINT.search(path.name):
-        message = f"{shorten(uri)!r} is not a TensorFlow checkpoint; give its folder, or its file that ends in .index"
+        step = OF_V1 if path.suffix == ".ckpt" else "give its folder, or its file that ends in .index"
+        message = f"{shorten(uri)!r} is not a TensorFlow checkpoint; {step}"
         raise SpecError(field, "MODEL_INVALID", message, {"file": name})
     # The name is the one that was given: a link may be called otherwise than the file.
     parent = resolve_uri(str(Path(uri).parent), locations, field=field)
@@ -111,18 +110,18 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> Folder:
 
 def _only_prefix(folder: Folder) -> str:
     """The prefix of a folder's only checkpoint, or of that which TensorFlow's `checkpoint` file says is the latest."""
-    prefixes = sorted(name.removesuffix(".index") for name in folder.names() if name.endswith(".index"))
+    prefixes = checkpoints_in(folder)
     if len(prefixes) == 1:
         return prefixes[0]
     if not prefixes:
         raise FolderInvalid(
             "the folder has no TensorFlow checkpoint: a file that ends in .index is looked for, with .data-… files "
-            "beside it; give a Hugging Face folder as `uri`"
+            f"beside it; {other_than_checkpoint(folder)}"
         )
     state = folder.read_text(_STATE, most_bytes=MAX_CONFIG_BYTES) if folder.has(_STATE) else ""
     latest = next((line for line in state.splitlines() if line.startswith("model_checkpoint_path:")), "")
     # TensorFlow writes the path that it saved to: its last part is the prefix.
-    named = latest.partition(":")[2].strip().strip('"').rpartition("/")[2]
+    named = re.split(r"[/\\]+", latest.partition(":")[2].strip().strip('"'))[-1]
     if named in prefixes:
         return named
     raise FolderInvalid(
@@ -136,25 +135,11 @@ def _tensors(bundle: Bundle) -> tuple[dict[str, Entry], Counter[str]]:
     skipped: Counter[str] = Counter()
     found: dict[str, Entry] = {}
     for name, entry in bundle.entries.items():
-        if kind := _skipped_as(name, entry, bundle.entries):
+        if kind := skipped_as(name, entry, bundle.entries):
             skipped[kind] += 1
         else:
-            found[name.removesuffix(_OF_OBJECTS)] = entry
+            found[name.removesuffix(OF_OBJECTS)] = entry
     return found, skipped
-
-
-def _skipped_as(name: str, entry: Entry, entries: Mapping[str, Entry]) -> str:
-    """The kind of a tensor that is not a weight; empty: it may be one."""
-    if entry.dtype == "string":
-        return "texts"
-    if _SLOT in name or _OPTIMIZER.search(name):
-        return "slots of the optimizer"
-    # TensorFlow 1 names a slot after its variable: `…/kernel/adam_m` beside `…/kernel`.
-    owner = entries.get(name.rpartition("/")[0])
-    if owner is not None and owner.shape == entry.shape:
-        return "slots of the optimizer"
-    is_counter = not entry.shape and (not entry.is_float or name.rpartition("/")[2] in ("beta1_power", "beta2_power"))
-    return "counters" if is_counter else ""
 
 
 def _recognised(bundle: Bundle, shapes: Shapes) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ BERT = "bert_config.json"
 PARAMS = "params.yaml"
 FILES = (BERT, PARAMS)
 
+_OF_OTHERS = frozenset({"tokenizer_config.json", "generation_config.json"})
 _OF_GARDEN = {
     "num_layers": "num_hidden_layers",
     "hidden_activation": "hidden_act",
@@ -33,10 +35,14 @@ _OF_GARDEN = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a file says, and its name; without a file there are no values, and the name is the one to ask for."""
+    """What a file says, and its name; without a file there are no values, and the name is the one to ask for.
+
+    `others` are JSON files that lie there in its place.
+    """
 
     file: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def inner(self, name: str) -> Settings:
         """The settings inside of one; none if it has none."""
@@ -97,7 +103,9 @@ def bert_settings(folder: Folder) -> Settings:
     values = {name: own[key] for key, name in _OF_GARDEN.items() if key in own}
     if "mlm_activation" in model:
         values["mlm_activation"] = model["mlm_activation"]
-    return Settings(PARAMS if values else BERT, values)
+    others = [name for name in folder.names() if name.endswith("config.json") or re.match(r"bert.*\.json$", name)]
+    others = sorted(name for name in others if "/" not in name and name not in _OF_OTHERS)
+    return Settings(PARAMS if values else BERT, values, tuple(others))
 
 
 def garden_settings(folder: Folder) -> Settings:
