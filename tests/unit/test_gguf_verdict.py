@@ -58,6 +58,11 @@ def yarn(writer: Any) -> None:
     writer.add_rope_scaling_orig_ctx_len(16)
 
 
+def infinite(writer: Any) -> None:
+    writer.kv_data[0].pop("llama.rope.freq_base")
+    writer.add_rope_freq_base(float("inf"))
+
+
 ONES = np.ones(WIDTH, dtype=np.float32)
 REFUSED: list[tuple[str, Mapping[str, Any], Say, str]] = [
     ("missing", {"blk.1.ffn_up.weight": None}, silent, r"lacks 1 tensors of a llama .*layers\.1\.mlp\.up_proj\.weight"),
@@ -72,6 +77,8 @@ REFUSED: list[tuple[str, Mapping[str, Any], Say, str]] = [
     ("a known setting", {}, lambda writer: writer.add_logit_scale(0.5), r"llama\.logit_scale = 0\.5"),
     ("a window", {}, lambda writer: writer.add_sliding_window(4), r"llama\.attention\.sliding_window = 4"),
     ("alpha", {}, lambda writer: writer.add_float32("llama.rope.scaling.alpha", 9.0), r"rope\.scaling\.alpha = 9"),
+    ("an infinite base", {}, infinite, r"rope\.freq_base is inf, which cannot be meant"),
+    ("two epsilons", {}, lambda writer: writer.add_layer_norm_eps(0.5), r"llama\.attention\.layer_norm_epsilon = 0\.5"),
     ("an odd rotation", {"rope_freqs.weight": np.array([1, 3, 2, 7])}, silent, r"1 tensors .*: rope_freqs\.weight"),
     ("an adapter", {}, lambda writer: writer.add_type("adapter"), r"not a model, but an adapter .*llama-export-lora"),
     ("an old adapter", {}, lambda writer: writer.add_string("adapter.type", "lora"), "but an adapter"),
@@ -146,6 +153,14 @@ def read(tmp_path: Path, architecture: str, say: Say, tensors: Mapping[str, Any]
         return configuration(tmp_path, header, file, "tiny.gguf").config
 
 
+def layers(number: int) -> Say:
+    def say(writer: Any) -> None:
+        writer.kv_data[0].pop("llama.block_count")
+        writer.add_block_count(number)
+
+    return say
+
+
 def longrope(writer: Any) -> None:
     writer.add_rope_dimension_count(4)
     writer.add_rope_scaling_orig_ctx_len(16)
@@ -189,6 +204,8 @@ def test_a_setting_that_a_class_does_not_keep_is_refused(tmp_path: Path) -> None
         read(tmp_path, "phi3", yarn, {})
     with pytest.raises(FolderInvalid, match=r"lacks llama\.attention\.layer_norm_rms_epsilon"):
         read(tmp_path, "llama", lambda writer: writer.kv_data[0].pop("llama.attention.layer_norm_rms_epsilon"), {})
+    with pytest.raises(FolderInvalid, match=r"num_hidden_layers is 1,000,000,000; at most"):
+        read(tmp_path, "llama", layers(10**9), {})
     with pytest.raises(FolderInvalid, match=r"llama\.rope\.dimension_count = 4"):
         read(tmp_path, "llama", lambda writer: (width(8)(writer), writer.add_rope_dimension_count(4)), {})
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, BinaryIO
 
-from shardyard_trainer.models.gguf_header import Header, Value
+from shardyard_trainer.models.gguf_header import Header, HeaderInvalid, Value
 
 _FREQUENCIES = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+_LARGEST = 1e12
 _BASE = 10_000.0
 """llama.cpp's base of the frequencies if a file has none."""
 
@@ -39,7 +40,7 @@ class Rotations:
 
 
 def rotations(header: Header, file: BinaryIO, model_type: str) -> Rotations:
-    """Of a model with rotary positions. Raises HeaderInvalid for factors that are not numbers of 32 bits."""
+    """Of a model with rotary positions. Raises HeaderInvalid for numbers that cannot be meant."""
     own = header.own()
     found = Rotations({"rope_theta": _number(own, "rope.freq_base") or _BASE}, {"rope.freq_base"})
     if model_type == "gemma3_text" and (local := _number(own, "rope.freq_base_swa")):
@@ -53,9 +54,13 @@ def rotations(header: Header, file: BinaryIO, model_type: str) -> Rotations:
 
 
 def _number(own: Mapping[str, Value], name: str) -> float:
-    """A setting that is a number; 0: it is not there, or is none."""
+    """A setting that is a number; 0: it is not there, or is none. Raises HeaderInvalid for one that cannot be meant."""
     value = own.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
+    if not isinstance(value, int | float):
+        return 0.0
+    if not 0 <= value < _LARGEST:
+        raise HeaderInvalid(f"its setting {name} is {value}, which cannot be meant")
+    return float(value)
 
 
 def _add_part(own: Mapping[str, Value], model_type: str, found: Rotations) -> None:

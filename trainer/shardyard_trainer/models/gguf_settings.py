@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardyard_trainer.data.errors import listed, shorten
+from shardyard_trainer.models.bounds import too_large
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.gguf_header import Header, HeaderInvalid, Value
 from shardyard_trainer.models.gguf_rope import Rotations, rotations
@@ -89,9 +90,12 @@ def configuration(links: Path, header: Header, file: BinaryIO, name: str) -> Rea
     # The tokens may be fewer than the rows of the table.
     if (table := header.tensors.get("token_embd.weight")) is not None:
         ours["vocab_size"] = table.shape[0]
-    config = AutoConfig.for_model(**{**made, **ours, **turned.values})
+    values = {**made, **ours, **turned.values}
+    if (over := too_large(values)) is not None:
+        raise FolderInvalid(f"{name} cannot be converted: {over.message}", file=name)
+    config = AutoConfig.for_model(**values)
     left = {key: value for key, value in own.items() if key not in taken | turned.settings}
-    left |= {key: own[key] for key, place, value in _placed(own, ours, taken) if getattr(config, place, None) != value}
+    left |= {key: own[key] for key, place in _placed(own, ours, taken) if getattr(config, place, None) != own[key]}
     if "rope_scaling" in turned.values and not _has_scaling(config, turned.values["rope_scaling"]):
         left |= {key: value for key, value in own.items() if key.startswith("rope.scaling.")}
         left |= dict.fromkeys(turned.tensors, "a tensor")
@@ -165,8 +169,8 @@ def _completed(header: Header, made: Mapping[str, Any], blank: Any) -> tuple[set
     full = {theirs[key] for key in taken}
     ours = {
         place: own[key]
-        for key in own.keys() - taken
-        if (place := _place(key, blank)) and place not in full and own[key] is not None
+        for key in own
+        if key not in taken and (place := _place(key, blank)) and place not in full and own[key] is not None
     }
     taken |= {key for key in own if _place(key, blank) in ours}
     if model_type in _SLIDING and own.get("attention.sliding_window"):
@@ -193,12 +197,12 @@ def _place(key: str, blank: Any) -> str:
     return next((place for place in _PLACES.get(key, ()) if hasattr(blank, place)), "")
 
 
-def _placed(own: Mapping[str, Value], ours: Mapping[str, Any], taken: set[str]) -> Iterator[tuple[str, str, Any]]:
-    """The settings that were put into the configuration here: their key, their name there, and their value."""
+def _placed(own: Mapping[str, Value], ours: Mapping[str, Any], taken: set[str]) -> Iterator[tuple[str, str]]:
+    """The settings that were put into the configuration here: their key, and their name there."""
     for key in own.keys() & taken:
         for place in _PLACES.get(key, ()):
             if place in ours:
-                yield key, place, ours[place]
+                yield key, place
 
 
 def _query_scale(own: Mapping[str, Value], model_type: str) -> int:
