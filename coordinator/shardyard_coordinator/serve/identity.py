@@ -72,7 +72,8 @@ def _of_uris(uris: Iterable[tuple[str, str]], roots: Sequence[str]) -> list[str]
         try:
             found.append(_identity_of_checkpoint(Path(real)) or _identity(Path(real)))
         except FileNotFoundError:
-            refused.append(sources.not_there(field, uri, _like(Path(real))))
+            # Above a root nothing is listed.
+            refused.append(sources.not_there(field, uri, [] if real in real_roots else _like(Path(real))))
         except OSError:
             refused.append(sources.not_allowed(field, uri))
     if refused:
