@@ -29,6 +29,7 @@ _CELL_BYTES = 128
 """Bytes charged for the smallest cell: a run of one value is a few bytes and decodes to any number of rows."""
 
 _LONGEST_METADATA = 2**22
+_DEEPEST_RECORDS = 8
 
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
@@ -72,6 +73,7 @@ class ParquetTable:
             text = "no column can be text or labels: those are strings, numbers or lists; all have other types"
             raise DataError(text, file=file.name)
         self.columns = tuple(self._fields)
+        self.left_out = tuple(dict.fromkeys(name for name in names if name not in self._fields))
         # Read as a dictionary, a text that a list repeats is in memory once.
         lists = [name for name, kind in self._fields.items() if not _is_plain(_undictionaried(kind))]
         self._opened = self._open([path for path in self._string_leaves(opened) if _is_below(path, lists)])
@@ -128,9 +130,14 @@ class ParquetTable:
         if self._has_pictures and _is_picture(kind):
             return True
         if field.name in needed:
+            wanted = (
+                "cells are texts, numbers, and lists and records of them, "
+                f"{_DEEPEST_RECORDS} levels at most: save it as JSONL, or write its cells as JSON text"
+                if self._has_records and _is_nested(kind)
+                else "text and labels are strings, numbers or lists of them: cast it, or map another column"
+            )
             raise DataError(
-                f"column {shorten(field.name)!r} is {shorten(str(field.type))}; text and labels are strings, numbers "
-                "or lists of them: cast it, or map another column",
+                f"column {shorten(field.name)!r} is {shorten(str(field.type))}; {wanted}",
                 file=self._file.name,
                 column=field.name,
             )
@@ -212,15 +219,19 @@ class ParquetTable:
         inside = sum(_cost_inside(value) for value in values if not isinstance(value, str))
         return pictures + sum(lengths) + _CELL_BYTES * len(values) + inside
 
-    def _values(self, column: Any, row: int) -> Sequence[Any]:
+    def _values(self, column: Any, row: int, *, is_inner: bool = False) -> Sequence[Any]:
+        """The cells of a column; `is_inner`: of a field of its records."""
         if pa.types.is_dictionary(column.type):
             return _distinct_once(column)
         if _is_list(column.type):
-            return self._lists(column, row)
+            return self._lists(column, row, is_inner=is_inner)
         if pa.types.is_struct(column.type):
             names = [field.name for field in column.type]
-            parts = [self._values(part, row) for part in column.flatten()]
+            parts = [self._values(part, row, is_inner=True) for part in column.flatten()]
             cells = [dict(zip(names, cells, strict=True)) for cells in zip(*parts, strict=True)]
+            if is_inner:
+                # A column's records all have the same fields: those that a record lacks are null in it.
+                cells = [{name: each for name, each in cell.items() if each is not None} for cell in cells]
             return [cell if is_there else None for cell, is_there in zip(cells, column.is_valid(), strict=True)]
         if _is_time(column.type):
             return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_pylist()  # type: ignore[no-any-return]
@@ -228,13 +239,13 @@ class ParquetTable:
             return [None if value is None else float(value) for value in column.to_pylist()]
         return column.to_pylist()  # type: ignore[no-any-return]
 
-    def _lists(self, column: Any, row: int) -> list[list[Any] | None]:
+    def _lists(self, column: Any, row: int, *, is_inner: bool) -> list[list[Any] | None]:
         lengths = pc.list_value_length(column).to_pylist()
         for place, length in enumerate(lengths):
             if (length or 0) > _LONGEST_LIST:
                 message = f"a list of {length:,} values; at most {_LONGEST_LIST:,}; map the column with labels"
                 raise DataError(message, file=self._file.name, line=row + place + 1)
-        items = iter(self._values(column.flatten(), row))
+        items = iter(self._values(column.flatten(), row, is_inner=is_inner))
         return [None if length is None else [next(items) for _ in range(length)] for length in lengths]
 
 
@@ -271,16 +282,23 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _is_records(kind: Any) -> bool:
-    """Whether a type is a record of plain values, a list of such, or a record of lists of plain values."""
-    inner = kind.value_type if _is_list(kind) else kind
-    if not pa.types.is_struct(inner):
+def _is_records(kind: Any, deepest: int = _DEEPEST_RECORDS) -> bool:
+    """Whether a type is of records or lists, in each other to a depth, with plain values or times in them."""
+    if not deepest:
         return False
-    if all(_is_plain(_undictionaried(field.type)) for field in inner):
-        return True
-    return inner is kind and all(
-        _is_list(field.type) and _is_plain(_undictionaried(field.type.value_type)) for field in kind
+    if _is_list(kind):
+        inner = [kind.value_type]
+    elif pa.types.is_struct(kind):
+        inner = [field.type for field in kind]
+    else:
+        return False
+    return all(
+        _is_plain(each) or _is_time(each) or _is_records(each, deepest - 1) for each in map(_undictionaried, inner)
     )
+
+
+def _is_nested(kind: Any) -> bool:
+    return _is_list(kind) or pa.types.is_nested(kind)
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

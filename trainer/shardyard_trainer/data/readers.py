@@ -79,7 +79,8 @@ class Table:
 
     `head` gives some of the first rows with all columns, None for what is only read when it is asked for; `rows` gives
     all rows, once, with the columns of these places in this order. `untaken` is the first line if it may be a header
-    but was not taken for one. `class_names` are names of a column's numbers.
+    but was not taken for one. `class_names` are names of a column's numbers. `left_out` are columns that
+    cannot be read.
     """
 
     file: DataFile
@@ -88,6 +89,7 @@ class Table:
     rows: Callable[[Sequence[int]], Iterator[NumberedRow]]
     untaken: tuple[str, ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def index(self, name: str) -> int:
         """The position of a column. Raises ValueError for an unknown name."""
@@ -248,7 +250,14 @@ def _parquet_table(file: DataFile, layout: Layout) -> Table:
         times=layout.times,
     )
     names = table.class_names()
-    return Table(file, table.columns, lambda: table.head(_ROWS_LOOKED_AT), table.rows, class_names=names)
+    return Table(
+        file,
+        table.columns,
+        lambda: table.head(_ROWS_LOOKED_AT),
+        table.rows,
+        class_names=names,
+        left_out=table.left_out,
+    )
 
 
 def _row_table(
