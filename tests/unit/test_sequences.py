@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_the_decoder_reads_the_target_moved_right_and_no_ignored_label(
     assert batch.num_units == int((labels != IGNORED).sum())
     longest = getattr(config, "max_position_embeddings", None)
     assert longest in (None, 128)
+
+
+def test_a_column_that_nothing_reads_is_named_in_the_plan(root: Path) -> None:
+    rows = [{"prefix": "say", "input_text": "a dog", "target_text": "ein Hund"}] * 4
+    (root / "prefixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = ask(root, translation(train_data={"uri": "ROOT/prefixed.jsonl"}))
+    (told,) = [each.message for each in result.plan.warnings if each.reason == "DATA_NOT_READ"]
+    assert "column 'prefix' (4 rows)" in told
 
 
 def test_what_is_cut_is_counted_and_how_texts_are_written_is_resolved(root: Path) -> None:

@@ -263,6 +263,15 @@ def test_bad_rows_are_left_out_up_to_their_share_and_keep_files_aligned(tmp_path
         pairs_of(tmp_path, source)
 
 
+def test_a_prefix_of_its_own_that_no_source_has_is_named(tmp_path: Path) -> None:
+    rows = [{"prefix": "shorten", "input_text": s, "target_text": t} for s, t in WANTED]
+    (tmp_path / "a.jsonl").write_text(lines(rows))
+    source = spec_pb2.DataSource()
+    bad = BadRows(source)
+    assert texts(pairs_of(tmp_path, source, bad=bad)) == WANTED
+    assert bad.unread().startswith("not read: column 'prefix' (2 rows); map a column that matters")
+
+
 def test_real_sets_are_read_as_they_are() -> None:
     folder = shared_data("multi30k")
     for part, number in (("val", 1014), ("test_2016_flickr", 1000)):

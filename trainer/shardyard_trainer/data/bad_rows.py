@@ -1,27 +1,33 @@
-"""Rows that cannot be used: refused, or skipped up to the share that a source allows, counted and listed."""
+"""What of a source is not used: rows, refused or skipped up to the share that it allows, and columns nothing reads."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NoReturn
 
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.data.errors import DataError
+from shardyard_trainer.data.errors import DataError, listed
 
 REASON = "BAD_ROWS_LEFT_OUT"
+UNREAD = "DATA_NOT_READ"
 _MOST_LISTED = 5
+_MOST_UNREAD = 256
+"""Names of what is not read that are counted at most: each row may have others."""
+
 _ROUNDING = 1e-9
 
 
 class BadRows:
     """The bad rows of one reading of a source; without a share, the first one is raised.
 
-    `places` are their (file, line).
+    `places` are their (file, line). It also counts what of the used rows is not read.
     """
 
     def __init__(self, source: spec_pb2.DataSource) -> None:
         self._share = source.max_bad_rows_share
         self._first: list[DataError] = []
         self.places: set[tuple[str, int]] = set()
+        self._unread: Counter[str] = Counter()
 
     def skip(self, error: DataError) -> None:
         """Leaves out the row that an error names. Raises the error if it names none, or if all rows are needed."""
@@ -52,6 +58,20 @@ class BadRows:
             )
             first = self._first[0]
             raise DataError(message, field=field, column=first.column, value=first.value)
+
+    def pass_over(self, what: str, num_rows: int = 1) -> None:
+        """Counts rows with something that nothing reads, such as `column 'id'`."""
+        if what in self._unread or len(self._unread) < _MOST_UNREAD:
+            self._unread[what] += num_rows
+
+    def unread(self) -> str:
+        """The warning about what is not read; empty if all is."""
+        if not self._unread:
+            return ""
+        named = [f"{what} ({number:,} {'row' if number == 1 else 'rows'})" for what, number in self._unread.items()]
+        return (
+            f"not read: {listed(named)}; map a column that matters, and put what else matters into texts that are read"
+        )
 
     def note(self, num_good: int) -> str:
         """The warning about skipped rows; empty if all rows are used."""

@@ -46,6 +46,9 @@ class Record:
     cells: Mapping[str, Any]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    """The column of each role."""
+    unread: tuple[str, ...] = ()
+    """The other columns of its file."""
 
     def also(self, role: str) -> str:
         """The name that a role's column has in the file, to follow a message; empty if that is the role's own."""
@@ -144,14 +147,22 @@ def _file_records(
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}
+    unread = tuple(name for name in (*table.columns, *table.left_out) if name not in chosen.values())
+    num_rows = 0
     for line, cells in table.rows([table.index(chosen[role]) for role in roles]):
-        yield Record(file.name, line, dict(zip(roles, cells, strict=True)), class_names, chosen)
+        num_rows += 1
+        yield Record(file.name, line, dict(zip(roles, cells, strict=True)), class_names, chosen, unread)
+    for name in unread:
+        bad.pass_over(f"column {shorten(name)!r}", num_rows)
 
 
 def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]) -> dict[str, str]:
-    """The column of each role of the layout that the file has."""
+    """The column of each role of the layout that the file has. Each mapped role must be one of the layout's."""
     _check_mapped(table, mapping)
-    for layout in layouts:
+    # A role of none of the layouts is one that the task can do without.
+    mapped = set(mapping) & {role.name for layout in layouts for role in layout}
+    having = [layout for layout in layouts if mapped <= {role.name for role in layout}]
+    for layout in having:
         columns = {role: _column_of(table, mapping, role) for role in layout}
         if all(column or role.is_optional for role, column in columns.items()):
             found = {role.name: column for role, column in columns.items() if column and not role.refusal}
@@ -161,9 +172,10 @@ def _choose(table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence
                     message = f"{times} columns are called {shorten(name)!r}; rename one"
                     raise DataError(message, file=table.file.name, column=role, value=name)
             return found
+    _refuse_alone(table, mapping, mapped, [layout for layout in layouts if layout not in having])
     ways = [" and ".join(f"`{role.name}`" for role in layout if not role.is_optional) for layout in layouts]
     wanted = " or ".join(dict.fromkeys(ways))
-    missing = _missing(table, mapping, layouts)
+    missing = _missing(table, mapping, having or layouts)
     raise DataError(
         f"no columns {wanted}; there are: {listed(table.columns)}; map them in columns, as "
         f"{', '.join(f'{name}: NAME' for name in missing)}{layout_hint(table)}{_text_hint(table)}",
@@ -200,6 +212,24 @@ def _refuse_unread(table: Table, mapping: Mapping[str, str], layout: Sequence[Ro
             )
 
 
+def _refuse_alone(
+    table: Table, mapping: Mapping[str, str], mapped: set[str], layouts: Sequence[Sequence[Role]]
+) -> None:
+    """Raises DataError if the file has one of these layouts, which have not all of the `mapped` roles."""
+    for layout in layouts:
+        needed = [role for role in layout if not role.is_optional]
+        if _num_found(table, mapping, layout) == len(needed):
+            names = " and ".join(f"`{_names_of(table, mapping, role)[0]}`" for role in needed)
+            alone = min(mapped - {role.name for role in layout})
+            message = f"{alone} is not read beside {names}; leave it out of columns"
+            raise DataError(message, file=table.file.name, column=alone, value=mapping[alone])
+
+
+def _num_found(table: Table, mapping: Mapping[str, str], layout: Sequence[Role]) -> int:
+    """How many of the roles that a layout needs have a column."""
+    return sum(1 for role in layout if not role.is_optional and _names_of(table, mapping, role))
+
+
 def _only_fitting(
     table: Table, mapping: Mapping[str, str], layouts: Sequence[Sequence[Role]]
 ) -> Sequence[Sequence[Role]]:
@@ -207,7 +237,7 @@ def _only_fitting(
     left = [layout for layout in layouts if set(mapping) <= {role.name for role in layout}] or layouts
     fitting = [layout for layout in left if all(role.is_optional or _names_of(table, mapping, role) for role in layout)]
     if len(fitting) < 2:
-        return fitting or left
+        return fitting or layouts
     columns = [[_names_of(table, mapping, role)[0] for role in layout if not role.is_optional] for layout in fitting]
     ways = " or ".join(" and ".join(f"`{name}`" for name in names) for names in columns)
     role = next(role for role in fitting[0] if not role.is_optional)

@@ -28,7 +28,7 @@ from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
 
 IGNORED = -100
-SEQUENCES_VERSION = 2
+SEQUENCES_VERSION = 3
 _BATCH_PAIRS = 512
 _NOT_WRITTEN_WITH = frozenset(
     {
@@ -211,7 +211,7 @@ def _tokenise(
         writer.add_array("text", np.frombuffer(b"".join(texts), np.uint8))
         writer.add_array("text_ends", ends_at)
         num_bytes = int(ends_at[-1])
-    writer.finish(bad_rows=bad.note(num_pairs))
+    writer.finish(bad_rows=bad.note(num_pairs), unread=bad.unread())
 
 
 def _ended(ids: list[int], tokenizer: Any, length: int, languages: frozenset[int]) -> tuple[list[int], bool]:

@@ -122,6 +122,8 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
         )
         if found.store.meta["bad_rows"]:
             job.warn(bad_rows.REASON, found.store.meta["bad_rows"], field)
+        if found.store.meta["unread"]:
+            job.warn(bad_rows.UNREAD, found.store.meta["unread"], field)
         return found
 
     with job.looking_on(None, eval_files, look_through):
