@@ -163,7 +163,8 @@ class Instruction:
     """Fine-tuning: follow instructions and hold conversations; the assistant's messages are learnt.
 
     The data has `messages` (a list of {role, content}), `conversations`, `instruction` and `output`, `prompt` and
-    `completion`, or plain `text`. `chat_template` is a Jinja template, as in transformers.
+    `completion` (each optionally with `system` and `tools`), or plain `text`. `chat_template` is a Jinja template, as
+    in transformers.
     """
 
     max_length: int | None = None

@@ -1032,9 +1032,10 @@ Global___TokenClassification: _TypeAlias = TokenClassification  # noqa: Y015
 
 @_typing.final
 class Instruction(_message.Message):
-    """Follow instructions and hold conversations: learns the assistant's messages. Its data has the column role `messages` (a list of {role, content},
-    optionally with `tools`), or `conversations` (a list of {from, value}), `instruction` and `output` (optionally with `input`), `prompt`
-    and `completion` (these three optionally with `system`, the last two with `history`), or plain `text`, of which every token is learnt.
+    """Follow instructions and hold conversations: learns the assistant's messages. Its data has the column role `messages` (a list of {role, content}),
+    or `conversations` (a list of {from, value}), `instruction` and `output` (optionally with `input`), `prompt` and `completion` (the last two
+    optionally with `history`); all of them optionally with `system`, `tools` and `label` (a row where it is false is a bad one). Or plain
+    `text`, of which every token is learnt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -18,31 +18,37 @@ from shardyard_trainer.data.chat_turns import (
     Message,
     TurnFault,
     check_turns,
-    read_message,
+    read_messages,
+    unread_in,
+    with_values,
 )
 from shardyard_trainer.data.readable import unreadable
-from shardyard_trainer.data.records import Record, Role, read_as
+from shardyard_trainer.data.records import Record, Role, RowFault, read_as
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.written_lists import as_list, shown
 
-_SYSTEM = Role("system", ("system_prompt",), is_optional=True)
 HISTORY = Role("history", is_optional=True)
-TOOLS = Role("tools", ("functions",), is_optional=True)
+BESIDE = (Role("system", ("system_prompt",), is_optional=True), Role("tools", ("functions",), is_optional=True))
+"""Roles that every conversation may have."""
+
+_JUDGED = (*BESIDE, Role("label", ("kto_tag",), is_optional=True))
 LAYOUTS = (
-    (Role("messages"), TOOLS),
-    (Role("conversations", ("conversation",)), _SYSTEM, TOOLS),
+    (Role("messages"), *_JUDGED),
+    (Role("conversations", ("conversation",)), *_JUDGED),
     (
         Role("instruction"),
         Role("input", ("context",), is_optional=True),
         Role("output", ("response",)),
-        _SYSTEM,
         HISTORY,
+        *_JUDGED,
     ),
-    (Role("prompt", ("question", "query")), Role("completion", ("response", "answer")), _SYSTEM, HISTORY),
+    (Role("prompt", ("question", "query")), Role("completion", ("response", "answer")), HISTORY, *_JUDGED),
     (Role("text"),),
 )
 ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout))
 MOST_MESSAGES = 4096
+_OF_TREES = ("role", "parent_id")
+"""Columns of data sets that have one message a row."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Conversation:
     learnt: tuple[bool, ...]
     tools: tuple[Any, ...] = ()
     text: str = ""
+    unread: frozenset[str] = frozenset()
+    """What of its messages nothing reads."""
 
 
 def read_conversations(
@@ -70,18 +78,21 @@ def read_conversations(
     Those that cannot be used go to `bad`, if the caller has one and finishes it. `last_only`: of each conversation only
     the last answer is learnt.
     """
-    make = partial(_conversation, last_only=last_only)
+    make = partial(_conversation, last_only=last_only, is_mapped="text" in source.columns)
     yield from read_as(make, files, source, LAYOUTS, field=field, bad=bad, only_one=True)
 
 
-def _conversation(record: Record, *, last_only: bool) -> Conversation:
+def _conversation(record: Record, *, last_only: bool, is_mapped: bool) -> Conversation:
     """The conversation of a row. Raises ValueError, also if nothing of it is to be learnt."""
     cells = record.cells
     read = next(read for role, read in _READERS.items() if role in cells)
     if read is None:
+        if not is_mapped:
+            _check_alone(record.unread)
         return Conversation(record.file, record.line, (), (), text=read_text(cells["text"], "text"))
+    _check_judged(cells.get("label"))
     try:
-        messages, learnt = _checked(read(cells), cells.get("system"))
+        messages, learnt, unread = _checked(read(cells), cells.get("system"))
     except TurnFault as fault:
         raise ValueError(f"message {fault.place + 1}: {fault}") from None
     if not any(message["role"] == ASSISTANT for message in messages):
@@ -92,23 +103,49 @@ def _conversation(record: Record, *, last_only: bool) -> Conversation:
     if not any(learnt):
         which = "the last answer has" if last_only else "all answers have"
         raise ValueError(f"{which} the weight 0, so there is nothing to learn; leave the row out")
-    return Conversation(record.file, record.line, tuple(messages), tuple(learnt), read_tools(cells.get("tools")))
+    tools = read_tools(cells.get("tools"))
+    return Conversation(record.file, record.line, tuple(messages), tuple(learnt), tools, unread=unread)
 
 
-def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bool]]:
-    """Messages and whether each is learnt, up to the last answer. Raises TurnFault, ValueError."""
+def _check_alone(others: Sequence[str]) -> None:
+    """Raises ValueError for a text beside columns which say that it is a message of a conversation."""
+    if said := [name for name in others if name.casefold() in _OF_TREES]:
+        raise ValueError(
+            f"beside `text` there is {' and '.join(map(repr, said))}, so a row is one message, and not a whole text; "
+            "write a conversation a row, as `messages`, or map the column if each is learnt by itself (text: text)"
+        )
+
+
+def _check_judged(label: Any) -> None:
+    """Raises ValueError for a row whose label says that its answer is a bad one."""
+    written = label.strip().casefold() if isinstance(label, str) else label
+    if written in (0, "0", "false"):
+        raise RowFault(
+            "label",
+            f"its label is {shown(label)}: the answer is a bad one, which is not to be learnt; leave such rows out, or "
+            "rename the column if it means something else",
+        )
+
+
+def _checked(values: Sequence[Any], system: Any) -> tuple[list[Message], list[bool], frozenset[str]]:
+    """Messages up to the last answer, whether each is learnt, and what is not read. Raises TurnFault, ValueError."""
     if len(values) > MOST_MESSAGES:
         raise ValueError(f"{len(values):,} messages; at most {MOST_MESSAGES:,}; break the conversation into several")
-    read = [read_message(place, value) for place, value in enumerate(values)]
-    messages, learnt = [message for message, _ in read], [weight for _, weight in read]
-    check_turns(messages, is_question=False)
+    read = read_messages(values)
+    messages, learnt = [each.message for each in read], [each.is_learnt for each in read]
+    try:
+        check_turns(messages, is_question=False)
+    except TurnFault as fault:
+        raise TurnFault(read[fault.place].place, str(fault)) from None
+    answers = [message["role"] == ASSISTANT for message in messages]
+    end = max((place + 1 for place, is_answer in enumerate(answers) if is_answer), default=0)
+    learnt = [both and answer for both, answer in zip(learnt, answers, strict=True)][:end]
+    messages = messages[:end]
     if text := read_system(system):
         if messages and (role := messages[0]["role"]) in FIRST_ROLES:
             raise TurnFault(0, f"it is a {role} message, and the row has a `system` of its own; leave one out")
         messages, learnt = [{"role": SYSTEM, "content": text}, *messages], [False, *learnt]
-    answers = [message["role"] == ASSISTANT for message in messages]
-    end = max((place + 1 for place, is_answer in enumerate(answers) if is_answer), default=0)
-    return messages[:end], [both and answer for both, answer in zip(learnt, answers, strict=True)][:end]
+    return messages, learnt, frozenset(unread_in(read, end))
 
 
 def read_system(cell: Any) -> str:
@@ -127,9 +164,7 @@ def _of_messages(cells: Mapping[str, Any]) -> list[Any]:
 
 
 def _of_instruction(cells: Mapping[str, Any]) -> list[Any]:
-    asked, more = read_text(cells["instruction"], "instruction"), cells.get("input")
-    if more is not None and str(more).strip():
-        asked = f"{asked}\n\n{read_text(more, 'input')}"
+    asked = read_question(cells["instruction"], "instruction", cells.get("input"))
     answer = {"role": ASSISTANT, "content": read_text(cells["output"], "output")}
     return [*read_history(cells.get("history")), {"role": USER, "content": asked}, answer]
 
@@ -166,6 +201,14 @@ def read_text(cell: Any, name: str) -> str:
         raise ValueError(f"{name!r} is {what}; write {form}, or leave the row out")
     check_readable(cell, name)
     return cell
+
+
+def read_question(cell: Any, name: str, more: Any) -> str:
+    """A question, with the input `more` below it; the input alone is one if the other is blank. Raises ValueError."""
+    if more is None or not str(more).strip():
+        return read_text(cell, name)
+    added = read_text(more, "input")
+    return added if cell is None or cell == "" or str(cell).isspace() else f"{read_text(cell, name)}\n\n{added}"
 
 
 def read_history(cell: Any) -> list[Message]:
@@ -216,8 +259,17 @@ def read_tools(cell: Any) -> tuple[Any, ...]:
     tools = [_parsed(tool, "tools") for tool in found] if isinstance(found, list) else [found]
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"'tools' is {shown(cell)}; write a list of tools, each an object")
-    check_readable(tools, "tools")
-    return tuple(tools)
+    read = [_tool(tool) for tool in tools]
+    check_readable(read, "tools")
+    return tuple(read)
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as templates read it. In Parquet each has the keys of all others, so one without a value is none."""
+    given = with_values({key: each for key, each in tool.items() if each is not None}, "parameters")
+    if isinstance(function := given.get("function"), Mapping):
+        given["function"] = with_values(function, "parameters")
+    return given
 
 
 def _parsed(cell: Any, name: str) -> Any:

@@ -19,15 +19,17 @@ from shardyard_trainer.data.chat_turns import (
     Message,
     TurnFault,
     check_turns,
-    read_message,
+    read_messages,
+    unread_in,
 )
 from shardyard_trainer.data.conversations import (
+    BESIDE,
     HISTORY,
     MOST_MESSAGES,
-    TOOLS,
     Conversation,
     read_history,
     read_list,
+    read_question,
     read_system,
     read_text,
     read_tools,
@@ -38,8 +40,7 @@ from shardyard_trainer.data.sources import DataFile
 SIDES = ("chosen", "rejected")
 _REJECTED = Role("rejected", ("rejected_response", "response_rejected", "rejected_messages", "non_preferred_output"))
 _SIDES = (Role("chosen", ("chosen_response", "response_chosen", "preferred_output")), _REJECTED)
-_BESIDE = (Role("system", ("system_prompt",), is_optional=True), TOOLS)
-_WITH_PROMPT = (*_SIDES, *_BESIDE, HISTORY)
+_WITH_PROMPT = (*_SIDES, *BESIDE, HISTORY)
 LAYOUTS = (
     (
         Role("prompt", ("question", "query", "instruction", "conversations", "conversation")),
@@ -48,10 +49,13 @@ LAYOUTS = (
     ),
     (Role("prompt", ("input",)), *_WITH_PROMPT),
     (Role("prompt", ("messages",)), *_WITH_PROMPT),
-    (*_SIDES, *_BESIDE),
-    (Role("chosen", ("messages", "conversations", "conversation")), _REJECTED, *_BESIDE),
+    (*_SIDES, *BESIDE),
+    (Role("chosen", ("messages", "conversations", "conversation")), _REJECTED, *BESIDE),
 )
 ROLES = tuple(dict.fromkeys(role.name for layout in LAYOUTS for role in layout))
+
+_OF_MESSAGES = ("role", "from", "content", "value")
+"""Keys by which a record is known to be a message."""
 
 # The transcripts of the first data sets of preferences (Bai et al., 2022).
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -78,8 +82,9 @@ def read_preferences(
 def _pair(record: Record) -> Pair:
     """The pair of a row. Raises ValueError; RowFault if one column is at fault."""
     cells = _unwrapped(record.cells)
-    sides = [_of_cell(cells[name], name, ASSISTANT) for name in SIDES]
-    prompt = _of_cell(cells["prompt"], "prompt", USER, more=cells.get("input")) if "prompt" in cells else None
+    unread: set[str] = set()
+    sides = [_of_cell(cells[name], name, ASSISTANT, unread) for name in SIDES]
+    prompt = _of_cell(cells["prompt"], "prompt", USER, unread, more=cells.get("input")) if "prompt" in cells else None
     prompt, (chosen, rejected) = _parted(prompt, sides)
     _checked("prompt" if "prompt" in cells else "chosen", prompt, 0, is_question=True)
     with _about("history"):
@@ -88,12 +93,14 @@ def _pair(record: Record) -> Pair:
         prompt = _with_system(prompt, read_system(cells.get("system")))
     with _about("tools"):
         tools = read_tools(cells.get("tools"))
-    found = []
+    found: list[Conversation] = []
     for name, answer in zip(SIDES, (chosen, rejected), strict=True):
         messages = [*prompt, *_answer(name, answer)]
         _checked(name, messages, len(prompt))
         learnt = [place >= len(prompt) and each["role"] == ASSISTANT for place, each in enumerate(messages)]
-        found.append(Conversation(record.file, record.line, tuple(messages), tuple(learnt), tools))
+        # What the row has unread counts once.
+        keys = frozenset() if found else frozenset(unread)
+        found.append(Conversation(record.file, record.line, tuple(messages), tuple(learnt), tools, unread=keys))
     if _is_same(found[0].messages, found[1].messages):
         raise RowFault("rejected", "'chosen' and 'rejected' are the same, so neither is preferred; leave the row out")
     return Pair(*found)
@@ -124,10 +131,13 @@ def _unwrapped(cells: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _of_cell(cell: Any, name: str, role: str, *, more: Any = None) -> list[Message]:
-    """The messages of a cell: a list of them, one of them, a transcript, or a text, which is one of this role."""
+def _of_cell(cell: Any, name: str, role: str, unread: set[str], *, more: Any = None) -> list[Message]:
+    """The messages of a cell: a list of them, one of them, a transcript, or a text, which is one of this role.
+
+    `unread` collects what of messages nothing reads; here a weight is of it.
+    """
     with _about(name):
-        if isinstance(cell, Mapping) and ("role" in cell or "from" in cell):
+        if isinstance(cell, Mapping) and any(isinstance(cell.get(key), str) for key in _OF_MESSAGES):
             cell = [cell]
         if isinstance(cell, list | tuple) and cell and all(isinstance(each, str) for each in cell):
             if len(cell) > 1:
@@ -137,19 +147,19 @@ def _of_cell(cell: Any, name: str, role: str, *, more: Any = None) -> list[Messa
             values = read_list(cell, name)
             if len(values) > MOST_MESSAGES:
                 raise ValueError(f"{name!r} has {len(values):,} messages; at most {MOST_MESSAGES:,}; leave the row out")
-            return [read_message(place, value)[0] for place, value in enumerate(values)]
-        text = read_text(cell, name)
-        if _SPEAKER.match(text) and (said := _transcript(text)):
+            read = read_messages(values)
+            unread |= unread_in(read, len(read))
+            unread |= {"weights of messages" for each in read if not each.is_learnt}
+            return [each.message for each in read]
+        if isinstance(cell, str) and _SPEAKER.match(cell) and (said := _transcript(read_text(cell, name))):
             return said
-        if more is not None and str(more).strip():
-            text = f"{text}\n\n{read_text(more, 'input')}"
-        return [{"role": role, "content": text}]
+        return [{"role": role, "content": read_question(cell, name, more)}]
 
 
 def _is_written_list(cell: Any) -> bool:
     """Whether a text is a list of messages, as CSV files have it: as JSON or as Python writes it."""
     begin = cell.lstrip()[:40].replace(" ", "") if isinstance(cell, str) else ""
-    return begin.startswith(("[{'", '[{"')) and begin[3:].startswith(("role", "from", "content", "value"))
+    return begin.startswith(("[{'", '[{"')) and begin[3:].startswith(_OF_MESSAGES)
 
 
 def _transcript(text: str) -> list[Message]:
