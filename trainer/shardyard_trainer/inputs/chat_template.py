@@ -6,17 +6,22 @@ limits of the process (docs/compute.md), and by the length of what it may write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
+from itertools import product, starmap
 from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.meta
+from jinja2 import nodes
 
 # Private, but the only access to the sandbox with the functions that the Hub's templates use; the version is pinned.
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from shardyard_trainer.data.chat_turns import ASSISTANT, USER, Message
+from shardyard_trainer.data.chat_turns import ASSISTANT, FIRST_ROLES, THOUGHTS, TOOL, USER, Message
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.data.readable import unreadable
 from shardyard_trainer.reading import reading
@@ -35,6 +40,20 @@ _DAY = datetime(2024, 7, 26)
 """The date given to templates (Llama 3's own default): the same text must have the same tokens tomorrow."""
 
 
+_PLAIN_NAME = re.compile(r"[\w.-]+")
+"""Names of functions that templates write as they are."""
+
+_FUNCTION, _ARGUMENTS = "a_function", {"a_key": "a_value"}
+"""A call to try templates with."""
+
+
+class _CallForm(NamedTuple):
+    """How a template takes calls: the arguments as JSON in text, not as an object; and content that says nothing."""
+
+    as_text: bool = False
+    no_content: str | None = ""
+
+
 class TemplateFault(Exception):
     """A template is invalid, or does not accept a conversation; the message names its line."""
 
@@ -44,12 +63,15 @@ class Rendered(NamedTuple):
 
     `answers` are where the answers to learn begin and end. `prompts_differ`: one of them does not begin where
     its prompt ends. `marks_differ`: the template marks other text than the answers that its prompts ask for.
+    `lacks_thoughts`, `lacks_texts`: it does not write all thoughts, or all contents, of those answers.
     """
 
     text: str
     answers: list[tuple[int, int]]
     prompts_differ: bool = False
     marks_differ: bool = False
+    lacks_thoughts: bool = False
+    lacks_texts: bool = False
 
 
 class ChatTemplate:
@@ -69,7 +91,10 @@ class ChatTemplate:
             self._compiled: Any = _compile_jinja_template(source)
             environment = self._compiled.environment
             environment.globals["strftime_now"] = _DAY.strftime
-            self._names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            tree = environment.parse(source)
+            self._names = jinja2.meta.find_undeclared_variables(tree)
+            keys = _keys_read(tree)
+            self._thoughts = next((name for name in THOUGHTS if name in keys), THOUGHTS[0])
         except jinja2.TemplateSyntaxError as error:
             raise TemplateFault(f"line {error.lineno}: {shorten(str(error.message))}") from None
         except TemplateFault:
@@ -93,19 +118,64 @@ class ChatTemplate:
         An answer begins where the prompt for it ends, and ends after the token that closes it. Templates may
         mark answers (`{% generation %}`); then those places count, and always the closing token.
         """
+        try:
+            return self._find(messages, learnt, tools)
+        except TemplateFault:
+            is_last_alone = bool(learnt) and learnt[-1] and sum(learnt) == 1
+            if is_last_alone and (found := self._after_prompt(messages, tools)) is not None:
+                return found
+            raise
+
+    def _after_prompt(self, messages: Sequence[Message], tools: Sequence[Any]) -> Rendered | None:
+        """The last answer after its prompt, of a template that writes system message and tools in prompts alone.
+
+        The answer is as it is without these; None if the template does not write it then either.
+        """
+        begin = 1 if messages[0]["role"] in FIRST_ROLES else 0
+        if not begin and not tools:
+            return None
+        try:
+            prompt = self._render(messages[:-1], tools, prompt=True)[0]
+            found = self._find(messages[begin:], [*[False] * (len(messages) - begin - 1), True], ())
+        except TemplateFault:
+            return None
+        if not found.answers or found.prompts_differ:
+            return None
+        start = found.answers[0][0]
+        moved = [(first - start + len(prompt), last - start + len(prompt)) for first, last in found.answers]
+        return found._replace(text=prompt + found.text[start:], answers=moved)
+
+    def _find(self, messages: Sequence[Message], learnt: Sequence[bool], tools: Sequence[Any]) -> Rendered:
+        """`find_answers` in the text of the whole conversation. Raises TemplateFault."""
         text, marks = self._render(messages, tools, prompt=False)
         answers, prompts_differ, marks_differ = [], False, False
+        lacks_thoughts = lacks_texts = False
         for place, is_learnt in enumerate(learnt):
             if not is_learnt:
                 continue
             begin, differs = self._begin(text, messages[:place], tools)
             end = self._end(text, begin, messages, place, tools)
             prompts_differ |= differs
+            self._check_calls(text[begin:end], messages[place], place)
+            thoughts, said = (messages[place].get(key, "").strip() for key in (THOUGHTS[0], "content"))
+            # A prompt may already begin what the answer says, such as a thought.
+            lacks_thoughts |= thoughts not in text[max(0, begin - len(thoughts)) : end]
+            lacks_texts |= said not in text[max(0, begin - len(said)) : end]
             own = [(max(first, begin), min(last, end)) for first, last in marks if first < end and last > begin]
             if marks:
                 marks_differ |= not self._agree(text, own, (begin, end))
             answers += [*own, (end - len(self._closer(text[begin:end])), end)] if own else [(begin, end)]
-        return Rendered(text, [(first, last) for first, last in answers if last > first], prompts_differ, marks_differ)
+        found = [(first, last) for first, last in answers if last > first]
+        return Rendered(text, found, prompts_differ, marks_differ, lacks_thoughts, lacks_texts)
+
+    def _check_calls(self, answer: str, message: Message, place: int) -> None:
+        """Raises TemplateFault if the calls of an answer are not written."""
+        for call in message.get("tool_calls") or []:
+            function = call.get("function")
+            name = (function if isinstance(function, Mapping) else call).get("name")
+            if isinstance(name, str) and _PLAIN_NAME.fullmatch(name) and name not in answer:
+                what = f"it does not write the tool_calls of message {place + 1}"
+                raise TemplateFault(f"{what}; leave the row out, or take a template that does")
 
     def _closer(self, answer: str) -> str:
         """The token that ends an answer; empty if there is none."""
@@ -179,12 +249,44 @@ class ChatTemplate:
             raise TemplateFault("it does not read `tools`; leave them out, or take a template that does")
         if "tool_calls" not in self.source and any(message.get("tool_calls") for message in messages):
             raise TemplateFault("it does not read `tool_calls`; leave the row out, or take a template that does")
-        said = sum(len(message["content"]) for message in messages)
+        return self._write([self._given(message) for message in messages], tools, prompt=prompt)
+
+    def _given(self, message: Message) -> Message:
+        """A copy of a message, with thoughts by the template's name for them, and arguments as it takes them."""
+        # Copies: a template that could change them would change what the next rendering reads.
+        given = dict(message)
+        if THOUGHTS[0] in given:
+            given[self._thoughts] = given.pop(THOUGHTS[0])
+        if calls := given.get("tool_calls"):
+            given["tool_calls"] = [_as_text(call) for call in calls] if self._call_form.as_text else calls
+            given["content"] = given["content"] or self._call_form.no_content
+        return given
+
+    @cached_property
+    def _call_form(self) -> _CallForm:
+        """How the template takes calls: it may join arguments to its text as they are, or want no content beside."""
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": _FUNCTION, "arguments": _ARGUMENTS}}
+        result = {"role": TOOL, "content": "7", "name": _FUNCTION, "tool_call_id": call["id"]}
+        for form in starmap(_CallForm, product((False, True), ("", None))):
+            answer = {"role": ASSISTANT, "content": form.no_content, "tool_calls": [call]}
+            if form.as_text:
+                answer["tool_calls"] = [_as_text(call)]
+            try:
+                text, _ = self._write([{"role": USER, "content": "?"}, answer, result], (), prompt=True)
+            except TemplateFault:
+                continue
+            if _FUNCTION in text and str(_ARGUMENTS) not in text:
+                return form
+        return _CallForm()
+
+    def _write(
+        self, messages: Sequence[Message], tools: Sequence[Any], *, prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        said = sum(len(message["content"] or "") + len(message.get(self._thoughts, "")) for message in messages)
         blocks: list[str] = []
         marks: list[tuple[int, int]] = []
         left = _SHORTEST_LIMIT + _LONGEST_RATIO * said
-        # Copies: a template that could change them would change what the next rendering reads.
-        given = {"messages": [dict(message) for message in messages], "tools": list(tools) or None, "documents": None}
+        given = {"messages": messages, "tools": list(tools) or None, "documents": None}
         try:
             with self._compiled.environment.activate_tracker(blocks, marks):
                 for block in self._compiled.generate(**given, add_generation_prompt=prompt, **self._roles):
@@ -202,6 +304,26 @@ class ChatTemplate:
         if fault := unreadable(text):
             raise TemplateFault(f"its text has {fault}")
         return text, marks
+
+
+def _keys_read(tree: nodes.Template) -> set[str]:
+    """The keys that a template reads of anything: `x.key`, `x['key']` and `x.get('key')`."""
+    found = {node.attr for node in tree.find_all(nodes.Getattr)}
+    given = [node.arg for node in tree.find_all(nodes.Getitem)]
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr == "get":
+            given += call.args[:1]
+    return found | {node.value for node in given if isinstance(node, nodes.Const) and isinstance(node.value, str)}
+
+
+def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call whose arguments are JSON in text."""
+    written = dict(call)
+    if isinstance(function := call.get("function"), Mapping):
+        written["function"] = _as_text(function)
+    if isinstance(arguments := call.get("arguments"), Mapping):
+        written["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return written
 
 
 def template_of(tokenizer: Any, given: str, *, with_tools: bool = False) -> str:

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +16,7 @@ import torch
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.bad_rows import BadRows
+from shardyard_trainer.data.chat_turns import FIRST_ROLES
 from shardyard_trainer.data.conversations import Conversation, read_conversations
 from shardyard_trainer.data.errors import DataError
 from shardyard_trainer.data.sources import DataFile
@@ -30,7 +31,7 @@ from shardyard_trainer.inputs.tokenization import encoding_fault
 from shardyard_trainer.inputs.vocabularies import encoding_raises
 
 IGNORED = -100
-CHATS_VERSION = 2
+CHATS_VERSION = 3
 BATCH_ROWS = 256
 
 
@@ -61,8 +62,9 @@ class Chats:
 
     def count(self, name: str) -> int:
         """Conversations of the data (`rows`); those whose answers are all cut off (`unlearnt`); those with an answer
-        that does not begin where its prompt ends (`prompts_differ`), or is marked differently (`marks_differ`); those
-        with the name of a special token in a message (`special`).
+        that does not begin where its prompt ends (`prompts_differ`), or is marked differently (`marks_differ`), or is
+        not written with all its thoughts (`lacks_thoughts`) or its whole content (`lacks_texts`); those with the name
+        of a special token in a message (`special`).
         """
         return int(self.store.meta["counts"].get(name, 0))
 
@@ -75,6 +77,11 @@ class Chats:
     def bad_rows(self) -> str:
         """The warning about skipped rows."""
         return str(self.store.meta["bad_rows"])
+
+    @property
+    def unread(self) -> str:
+        """The warning about columns and keys that nothing reads."""
+        return str(self.store.meta["unread"])
 
     def stats(self, rows: np.ndarray) -> DataStats:
         """Statistics of some of the conversations."""
@@ -168,7 +175,8 @@ class ChatTokeniser:
     def meta(self, num_rows: int) -> dict[str, Any]:
         """What a store keeps of its conversations, once all are read."""
         ends = [token for token, _ in self._ends.most_common()]
-        return {"counts": dict(self.counts), "ends": ends, "bad_rows": self.bad.note(num_rows)}
+        notes = {"bad_rows": self.bad.note(num_rows), "unread": self.bad.unread()}
+        return {"counts": dict(self.counts), "ends": ends, **notes}
 
     def _render(self, row: Conversation) -> Rendered | None:
         """A conversation as text; None if it is skipped."""
@@ -177,13 +185,47 @@ class ChatTokeniser:
         try:
             found = self._template.find_answers(row.messages, row.learnt, row.tools)
         except TemplateFault as fault:
-            message = f"the chat template does not take the conversation: {fault}"
+            message = f"the chat template does not take the conversation: {fault}{self._next_step(row, fault)}"
             self.bad.skip(DataError(message, file=row.file, line=row.line, field=self.field))
             return None
         self.counts["special"] += any(self._named.search(message["content"]) for message in row.messages)
         self.counts["marks_differ"] += found.marks_differ
         self.counts["prompts_differ"] += found.prompts_differ
+        self.counts["lacks_thoughts"] += found.lacks_thoughts
+        self.counts["lacks_texts"] += found.lacks_texts
+        for what in row.unread:
+            self.bad.pass_over(what)
         return found
+
+    def _next_step(self, row: Conversation, fault: TemplateFault) -> str:
+        """What helps against a fault: to leave out the system message or the tools, if that is all that is at fault."""
+        at = 1 if row.messages[0]["role"] in FIRST_ROLES else 0
+        last = [False] * (len(row.messages) - 1) + [True]
+        if sum(row.learnt) > 1 and self._takes(replace(row, learnt=tuple(last)), 0, row.tools):
+            return (
+                "; it does if the last answer alone is learnt: set last_turn_only, give each answer a row, or give a "
+                "chat_template that writes the same text before and after an answer"
+            )
+        if at and self._takes(row, at, row.tools):
+            return (
+                "; it does without its system message: put that at the beginning of the first question, or give a "
+                "chat_template that writes it"
+            )
+        if row.tools and self._takes(row, 0, ()):
+            return "; it does without the tools: leave them out, or give a chat_template that writes them"
+        if row.tools and at and self._takes(row, at, ()):
+            return (
+                "; it does without system message and tools: put both at the beginning of the first question, or give "
+                "a chat_template that writes them"
+            )
+        return "" if "; " in str(fault) else "; leave the row out, or give a chat_template that takes it"
+
+    def _takes(self, row: Conversation, begin: int, tools: Sequence[Any]) -> bool:
+        try:
+            self._template.find_answers(row.messages[begin:], row.learnt[begin:], tools)
+        except TemplateFault:
+            return False
+        return True
 
     def _encode(self, rendered: Sequence[Rendered], is_text: Sequence[bool]) -> list[Tokens]:
         """Tokens, and which of them are learnt. The template has already written the special tokens."""

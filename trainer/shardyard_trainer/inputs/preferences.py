@@ -20,7 +20,7 @@ from shardyard_trainer.inputs.chat_template import ChatTemplate
 from shardyard_trainer.inputs.chats import BATCH_ROWS, IGNORED, Chats, ChatTokeniser
 from shardyard_trainer.inputs.loading import load_rows
 
-PREFERENCES_VERSION = 1
+PREFERENCES_VERSION = 2
 
 
 def load_preferences(

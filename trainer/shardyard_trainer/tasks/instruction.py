@@ -222,6 +222,16 @@ def _load(job: Ingredients, reads: tuple[Any, ChatTemplate, int], files: list[Da
 
 def warn_of_templates(job: Ingredients, found: Chats, tokenizer: Any, field: str, *, total: int) -> None:
     """Warns if the template of `total` conversations does not fit them well."""
+    if found.unread:
+        job.warn(bad_rows.UNREAD, found.unread, field)
+    for count, what in (("lacks_thoughts", "the thoughts"), ("lacks_texts", "the whole text")):
+        if lacking := found.count(count):
+            message = (
+                f"in {lacking:,} of {total:,} conversations the chat template does not write {what} of each "
+                "answer, and what it leaves out is not learnt; give a chat_template that writes it, or, if it leaves "
+                "it out of earlier answers only, a row for each answer"
+            )
+            job.warn("ANSWERS_NOT_WHOLE", message, field)
     if differing := found.count("prompts_differ"):
         message = (
             f"in {differing:,} of {total:,} conversations an answer does not begin where the chat template's prompt "
