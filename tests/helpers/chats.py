@@ -49,6 +49,6 @@ def spec_of(train: Path, task: Mapping[str, Any] | None = None, **changes: Any) 
     return parse({**spec, **changes})
 
 
-def planned(folder: Path, spec: spec_pb2.JobSpec) -> worker_pb2.PlanResult:
-    request = worker_pb2.PlanRequest(spec=spec, locations=locations(folder))
+def planned(folder: Path, spec: spec_pb2.JobSpec, **folders: Path) -> worker_pb2.PlanResult:
+    request = worker_pb2.PlanRequest(spec=spec, locations=locations(folder, **folders))
     return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))

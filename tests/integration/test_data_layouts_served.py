@@ -9,6 +9,8 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import shardyard
@@ -156,6 +158,57 @@ def test_bad_rows_are_left_out_and_shown_or_refused_before_the_job_queues(servic
         assert violation.field == "job.spec.train_data" and "1 of 19 rows cannot be used" in violation.message
         with pytest.raises(shardyard.NotFound):
             client.job("never").refresh()
+
+
+def test_conversations_with_tools_are_the_same_in_every_form_and_what_is_not_read_is_named(
+    service: Served, tmp_path: Path
+) -> None:
+    template = (
+        "{{ tools | tojson if tools else '' }}{% for m in messages %}{{ m.role + ': ' + m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"city": {"type": "string"}}}}}
+
+    def row(arguments: object, **more: object) -> dict[str, object]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        asked = [{"role": "user", "content": "It is?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        said = [{"role": "tool", "content": "7"}, {"role": "assistant", "content": "It is 7."}]
+        return {"messages": [*asked, *said], "tools": [tool], **more}
+
+    def planned(name: str, rows: list[dict[str, object]]) -> shardyard.Plan:
+        path = tmp_path / name
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+        return client.plan(
+            shardyard.JobSpec(
+                shardyard.Instruction(max_length=512, chat_template=template),
+                model=shardyard.Architecture("llama", OVERRIDES["llama"]),
+                tokenizer=shardyard.TrainedTokenizer("byte_bpe", 300),
+                train_data=path,
+                optimization=shardyard.Optimization(max_steps=1, global_batch_size=2),
+            )
+        )
+
+    with shardyard.Client(service.address) as client:
+        first = planned("a.jsonl", [row({"city": "Paris"})] * 4)
+        assert "DATA_NOT_READ" not in [warning.reason for warning in first.warnings]
+        for name, rows in (
+            ("b.jsonl", [row('{"city": "Paris"}')] * 4),
+            ("c.parquet", [row({"city": "Paris"}, id=7)] * 4),
+        ):
+            plan = planned(name, rows)
+            assert plan.train_stats.num_tokens == first.train_stats.num_tokens
+        (told,) = [warning.message for warning in plan.warnings if warning.reason == "DATA_NOT_READ"]
+        assert "column 'id' (4 rows)" in told
+        longer = planned("d.jsonl", [row({"city": "Paris"}, system="Be short.")] * 4)
+        assert longer.train_stats.num_tokens > first.train_stats.num_tokens
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            planned("e.jsonl", [{"prompt": "q", "completion": "a", "label": each} for each in (True, False)])
+        (violation,) = caught.value.violations
+        assert "line 2: its label is 'False': the answer is a bad one" in violation.message
 
 
 REFUSED = {

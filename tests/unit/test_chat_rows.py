@@ -124,6 +124,85 @@ CONVERSATIONS: Mapping[str, tuple[Mapping[str, Any], list[tuple[str, str]]]] = {
 }
 
 
+IN_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "calls one after another": {
+        "messages": [
+            {"role": "user", "content": "a?"},
+            {"role": "tool_call", "content": json.dumps(CALL)},
+            {"role": "tool_call", "content": json.dumps(CALL), "thinking": "Both."},
+            {"role": "tool_response", "content": "3"},
+            {"role": "tool_response", "content": "3"},
+            {"role": "assistant", "content": "b"},
+        ]
+    },
+    "a call after what is said": {
+        "conversations": [
+            {"from": "human", "value": "a?"},
+            {"from": "gpt", "value": "Let me see."},
+            {"from": "function_call", "value": json.dumps([CALL, CALL]), "reasoning": "Both."},
+            {"from": "observation", "value": "3"},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "b"},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", IN_ROWS)
+def test_calls_in_messages_of_their_own_belong_to_one_answer(tmp_path: Path, name: str) -> None:
+    (found,) = read(read_conversations, tmp_path, IN_ROWS[name])
+    assert [each["role"] for each in found.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    assert found.messages[1] == {
+        "role": "assistant",
+        "content": "Let me see." if "conversations" in IN_ROWS[name] else "",
+        "tool_calls": [{"type": "function", "function": CALL}] * 2,
+        "reasoning_content": "Both.",
+    }
+    ((_, turns),) = IN_ROWS[name].items()
+    pair = {"prompt": "a?", "chosen": turns[1:], "rejected": "no"}
+    (found,) = read(read_preferences, tmp_path, pair)
+    assert len(found.chosen.messages[1]["tool_calls"]) == 2
+
+
+def test_messages_are_counted_as_the_file_has_them_and_a_call_has_the_weight_of_its_answer(tmp_path: Path) -> None:
+    turns = [*IN_ROWS["calls one after another"]["messages"][:4], {"role": "user", "content": "x"}]
+    with pytest.raises(DataError, match="message 5: its role is user"):
+        read(read_conversations, tmp_path, {"messages": turns})
+    turns[2] = {**turns[2], "weight": 0}
+    with pytest.raises(DataError, match="message 3: its weight is not that of the message before it"):
+        read(read_conversations, tmp_path, {"messages": turns})
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_an_input_without_an_instruction_is_the_question(tmp_path: Path, blank: str | None) -> None:
+    (found,) = read(read_conversations, tmp_path, {"instruction": blank, "input": "a?", "output": "b"})
+    assert said(found) == [("user", "a?"), ("assistant*", "b")]
+    (pair,) = read(read_preferences, tmp_path, {"instruction": blank, "input": "a?", "chosen": "b", "rejected": "c"})
+    assert said(pair.chosen) == [("user", "a?"), ("assistant*", "b")]
+    with pytest.raises(DataError, match=r"'instruction' is (blank|missing)"):
+        read(read_conversations, tmp_path, {"instruction": blank, "input": " ", "output": "b"})
+
+
+def test_a_message_says_what_it_lacks_and_a_file_the_column_that_it_lacks(tmp_path: Path) -> None:
+    scored = {"prompt": "a?", "chosen": {"content": "b", "score": 2}, "rejected": {"content": "c", "score": 1}}
+    with pytest.raises(DataError, match="it has the keys content, score, but no `role`"):
+        read(read_preferences, tmp_path, scored)
+    with pytest.raises(DataError, match=r"'answer' \(completion\) is '2'; write a text in quotes"):
+        read(read_conversations, tmp_path, {"question": "1 + 1", "answer": 2})
+    with pytest.raises(DataError, match="map them in columns, as instruction: NAME"):
+        read(read_conversations, tmp_path, {"input": "a?", "output": "b"})
+    (found,) = read(read_conversations, tmp_path, {"messages": [*chat("a?", "b")["messages"], *CALLED_AS_LLAMA]})
+    assert found.messages[-2]["role"] == "tool"
+
+
+CALLED_AS_LLAMA = [
+    {"role": "user", "content": "c?"},
+    {"role": "assistant", "tool_calls": [{"function": CALL}]},
+    {"role": "ipython", "content": "3"},
+    {"role": "assistant", "content": "d"},
+]
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_conversations_are_read_as_other_trainers_and_public_data_sets_write_them(tmp_path: Path, name: str) -> None:
     row, expected = CONVERSATIONS[name]

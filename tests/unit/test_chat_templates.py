@@ -246,3 +246,118 @@ def test_warnings_say_what_a_template_does_otherwise(tmp_path: Path) -> None:
         found = planned(tmp_path, spec_of(path, {"chatTemplate": template}))
         (warning,) = [each for each in found.plan.warnings if each.reason == reason]
         assert "in 4 of 4 conversations" in warning.message
+
+
+# DeepSeek R1 joins arguments to its text, and writes calls only beside no content at all.
+JOINING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and m['content'] is none %}{% for call in m['tool_calls'] %}"
+    "{{ call['function']['name'] + ' ' + call['function']['arguments'] }}{% endfor %}{% else %}{{ m['content'] }}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Written as they are, arguments that are an object would be Python.
+WRITING = CALLING.replace("call.name", "call.function.name + ' ' ~ call.function.arguments")
+AS_JSON = CALLING.replace("call.name", "call.function.name + ' ' + call.function.arguments | tojson")
+
+
+@pytest.mark.parametrize("source", [JOINING, WRITING, AS_JSON], ids=["joining", "writing", "as JSON"])
+def test_arguments_are_written_once_as_json_however_the_template_takes_them(source: str) -> None:
+    row = calling("", "f")
+    row["messages"][1]["tool_calls"] = [{"function": {"name": "f", "arguments": {"city": "Zürich"}}}]
+    answers, _, _ = answers_of(source, row, "<tool_call>", "</tool_call>")
+    assert 'f {"city": "Zürich"}' in answers[0]
+
+
+@pytest.mark.parametrize("call", [{}, {"function": "f"}, {"function": None, "name": 7}, {"function": {"name": [1]}}])
+def test_a_call_of_any_form_is_the_templates_to_take(call: dict[str, Any]) -> None:
+    row = calling("Look.", "f")
+    row["messages"][1]["tool_calls"] = [call]
+    reads = CHATML.replace("message['content']", "message.content ~ (message.tool_calls or '')")
+    answers, _, _ = answers_of(reads, row)
+    assert answers[0].startswith("Look.[{")
+
+
+def test_calls_that_a_template_leaves_out_are_refused_with_the_message() -> None:
+    row = calling("Let me look.", "f")
+    row["messages"][1]["tool_calls"] = [{"function": {"name": "f", "arguments": {}}}]
+    with pytest.raises(TemplateFault, match="does not write the tool_calls of message 2; leave the row out, or take"):
+        answers_of(JOINING, row)
+
+
+@pytest.mark.parametrize("read", ["m.thinking", "m['reasoning']", "m.get('reasoning_content')"])
+def test_thoughts_have_the_name_that_the_template_reads(read: str, tmp_path: Path) -> None:
+    writes = THINKING.replace("{{ m['content'] }}", "{{ (" + read + " or '') + m['content'] }}")
+    rows = [chat("a?", "b", "c?", "d") for _ in range(4)]
+    rows[0]["messages"][3]["thinking"] = rows[1]["messages"][1]["reasoning"] = "Hm. "
+    found = planned(tmp_path, spec_of(write_lines(tmp_path / "a.jsonl", rows), {"chatTemplate": writes}))
+    # The template leaves out the thought of an earlier answer.
+    (told,) = [each.message for each in found.plan.warnings if each.reason == "ANSWERS_NOT_WHOLE"]
+    assert "in 1 of 4 conversations the chat template does not write the thoughts of each answer" in told
+    template = ChatTemplate(writes, chat_tokenizer(None))
+    messages = [chat("a?")["messages"][0], {"role": "assistant", "content": "b", "reasoning_content": "Hm. "}]
+    found_answers = template.find_answers(messages, [False, True])
+    assert "Hm. b" in found_answers.text and not found_answers.lacks_thoughts
+
+
+def test_what_a_template_leaves_out_of_answers_is_said(tmp_path: Path) -> None:
+    rows = [chat("a?", "<think>hm</think>x", "b?", "y"), *[chat("a?", "b")] * 3]
+    rows[1]["messages"][1]["thinking"] = "Hm."
+    found = planned(tmp_path, spec_of(write_lines(tmp_path / "a.jsonl", rows), {"chatTemplate": THINKING}))
+    told = [each.message for each in found.plan.warnings if each.reason == "ANSWERS_NOT_WHOLE"]
+    assert [each.split(" conversations")[0] for each in told] == ["in 3 of 4", "in 1 of 4"]
+    assert "does not write the thoughts" in told[0] and "does not write the whole text" in told[1]
+
+
+def test_a_thought_that_the_prompt_begins_is_there(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [chat("a?", "<think>\nhm</think>x"), chat("a?", "<think>hm</think>x")] * 2)
+    found = planned(tmp_path, spec_of(path, {"chatTemplate": BEGUN}))
+    assert not [each for each in found.plan.warnings if each.reason == "ANSWERS_NOT_WHOLE"]
+
+
+# Mistral Nemo writes the system message with the last question only.
+LATE = (
+    "{% set said = messages[1:] if messages[0].role == 'system' else messages %}{% for m in said %}"
+    "{% if loop.last and m.role == 'user' and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "{% if loop.last and m.role == 'user' and tools %}{{ tools | tojson }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+NO_BOTH = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + NO_SYSTEM
+SYSTEM, OFFERED = {"system": "Be short."}, {"tools": [{"name": "f"}]}
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "step"),
+    [
+        (LATE, SYSTEM, "it does if the last answer alone is learnt: set last_turn_only"),
+        (NO_SYSTEM, SYSTEM, "it does without its system message: put that at the beginning of the first question"),
+        (NO_SYSTEM.replace("system'", "system' or tools"), OFFERED, "it does without the tools: leave them out"),
+        (NO_BOTH, {**SYSTEM, **OFFERED}, "it does without system message and tools: put both at the beginning"),
+        ("{% if messages | length > 2 %}{{ raise_exception('no') }}{% endif %}" + CHATML, {}, "leave the row out, or"),
+    ],
+)
+def test_a_conversation_that_the_template_does_not_take_says_what_helps(
+    source: str, row: dict[str, Any], step: str, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{**chat("a?", "b", "c?", "d"), **row}] * 4)
+    (violation,) = planned(tmp_path, spec_of(path, {"chatTemplate": source})).violations
+    assert step in violation.message and "chat_template that" in violation.message
+
+
+@pytest.mark.parametrize("row", [SYSTEM, OFFERED, {**SYSTEM, **OFFERED}], ids=["system", "tools", "both"])
+@pytest.mark.parametrize("said", [("a?", "b"), ("a?", "b", "c?", "d")], ids=["one", "two"])
+def test_what_a_template_writes_in_prompts_alone_is_before_the_last_answer(
+    said: tuple[str, ...], row: dict[str, Any]
+) -> None:
+    template = ChatTemplate(LATE, chat_tokenizer(None))
+    messages = chat(*said, system=row.get("system", ""))["messages"]
+    learnt = [False] * (len(messages) - 1) + [True]
+    found = template.find_answers(messages, learnt, row.get("tools", ()))
+    prompt = template.render(messages[:-1], row.get("tools", ()), prompt=True)
+    assert ("Be short." in prompt) == ("system" in row) and ('{"name": "f"}' in prompt) == ("tools" in row)
+    assert found.text == prompt + said[-1] + "<|im_end|>\n"
+    assert [found.text[first:last] for first, last in found.answers] == [said[-1] + "<|im_end|>"]

@@ -244,7 +244,7 @@ def test_an_old_call_is_learnt_as_a_call(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "a"}, called]}] * 4)
     spec = spec_of(path, {"maxLength": 256, "chatTemplate": reads}, evaluation={"holdout": 0})
     learnt = learnt_of(tmp_path, planned(tmp_path, spec))[0][1]
-    assert '[{"type": "function", "function": {"name": "f", "arguments": "{}"}}]' in learnt
+    assert '[{"type": "function", "function": {"name": "f", "arguments": {}}}]' in learnt
 
 
 def test_a_file_that_can_be_read_in_two_ways_is_refused_with_both_unless_a_role_is_mapped(tmp_path: Path) -> None:
@@ -340,6 +340,6 @@ def test_what_does_not_fit_the_task_is_refused_with_what_would(tmp_path: Path) -
     unknown = {"architecture": {"modelType": "bloom", "overrides": {"n_layer": 1, "hidden_size": 16, "n_head": 2}}}
     (violation,) = planned(tmp_path, spec_of(path, {"packing": True}, model=unknown)).violations
     assert violation.field == "spec.fine_tuning.instruction.packing" and "llama" in violation.message
-    mapped = {"uri": str(path), "columns": {"label": "x"}}
+    mapped = {"uri": str(path), "columns": {"labels": "x"}}
     (violation,) = planned(tmp_path, spec_of(path, trainData=mapped)).violations
     assert "conversations" in violation.message
