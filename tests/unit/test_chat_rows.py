@@ -187,7 +187,7 @@ def test_a_message_says_what_it_lacks_and_a_file_the_column_that_it_lacks(tmp_pa
     scored = {"prompt": "a?", "chosen": {"content": "b", "score": 2}, "rejected": {"content": "c", "score": 1}}
     with pytest.raises(DataError, match="it has the keys content, score, but no `role`"):
         read(read_preferences, tmp_path, scored)
-    with pytest.raises(DataError, match=r"'answer' \(completion\) is '2'; write a text in quotes"):
+    with pytest.raises(DataError, match=r"'completion' is '2'; write a text in quotes.*the column 'answer'"):
         read(read_conversations, tmp_path, {"question": "1 + 1", "answer": 2})
     with pytest.raises(DataError, match="map them in columns, as instruction: NAME"):
         read(read_conversations, tmp_path, {"input": "a?", "output": "b"})

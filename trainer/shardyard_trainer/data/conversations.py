@@ -153,7 +153,9 @@ def read_system(cell: Any) -> str:
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return ""
     if not isinstance(cell, str):
-        raise ValueError(f"'system' is {shown(cell)}, which is not a text; write a text in quotes, or leave it out")
+        raise RowFault(
+            "system", f"'system' is {shown(cell)}, which is not a text; write a text in quotes, or leave it out"
+        )
     check_readable(cell, "system")
     return cell
 
@@ -198,7 +200,7 @@ def read_text(cell: Any, name: str) -> str:
     if not isinstance(cell, str) or not cell.strip():
         what = "blank" if isinstance(cell, str) else shown(cell)
         form = "a text" if cell is None or isinstance(cell, str) else "a text in quotes"
-        raise ValueError(f"{name!r} is {what}; write {form}, or leave the row out")
+        raise RowFault(name, f"{name!r} is {what}; write {form}, or leave the row out")
     check_readable(cell, name)
     return cell
 
@@ -218,7 +220,7 @@ def read_history(cell: Any) -> list[Message]:
     found: list[Message] = []
     for turn in as_list(cell, "'history'"):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise ValueError(f"'history' has {shown(turn)}; write a list of [question, answer]")
+            raise RowFault("history", f"'history' has {shown(turn)}; write a list of [question, answer]")
         found += [
             {"role": role, "content": read_text(said, "history")}
             for role, said in zip((USER, ASSISTANT), turn, strict=True)
@@ -229,16 +231,18 @@ def read_history(cell: Any) -> list[Message]:
 def check_readable(cell: Any, name: str) -> None:
     """Raises ValueError for a cell with a text that cannot be read."""
     if fault := unreadable(cell):
-        raise ValueError(f"{name!r} has {fault}")
+        raise RowFault(name, f"{name!r} has {fault}")
 
 
 def read_list(cell: Any, name: str) -> list[Any]:
     """A list, or text that contains one (in CSV), as JSON or as Python writes it. Raises ValueError."""
     if cell is None or (isinstance(cell, str) and not cell.lstrip().startswith("[")):
-        raise ValueError(f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON, or leave the row out")
+        raise RowFault(
+            name, f"{name!r} is {shown(cell)}; write a list of messages, in CSV as JSON, or leave the row out"
+        )
     found = as_list(_by_rows(cell), repr(name))
     if not found:
-        raise ValueError(f"{name!r} is an empty list; leave the row out")
+        raise RowFault(name, f"{name!r} is an empty list; leave the row out")
     return found
 
 
@@ -258,7 +262,7 @@ def read_tools(cell: Any) -> tuple[Any, ...]:
     found = _parsed(cell, "tools")
     tools = [_parsed(tool, "tools") for tool in found] if isinstance(found, list) else [found]
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ValueError(f"'tools' is {shown(cell)}; write a list of tools, each an object")
+        raise RowFault("tools", f"'tools' is {shown(cell)}; write a list of tools, each an object")
     read = [_tool(tool) for tool in tools]
     check_readable(read, "tools")
     return tuple(read)
@@ -279,4 +283,4 @@ def _parsed(cell: Any, name: str) -> Any:
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
-        raise ValueError(f"{name!r} is {shown(cell)}; write a list of tools as JSON") from None
+        raise RowFault(name, f"{name!r} is {shown(cell)}; write a list of tools as JSON") from None
