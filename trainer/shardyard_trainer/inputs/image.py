@@ -21,6 +21,7 @@ from shardyard_trainer.inputs.image_settings import FILE, PictureSettings, norma
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import Folder
 from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.models.loading import number_parameter
 
 PATCH = 16
 """Pixels each way that count as one position, when batches and memory are reckoned."""
@@ -112,7 +113,7 @@ class ImageInputs:
 
     def tensors(self, model: Any, encoded: Sequence[EncodedPicture]) -> dict[str, torch.Tensor]:
         """The inputs of a model: `pixel_values` [B, C, H, W]."""
-        parameter = next(model.parameters())
+        parameter = number_parameter(model)
         pixels = torch.from_numpy(np.stack([each.pixels for each in encoded]))
         return {"pixel_values": pixels.to(parameter.device, parameter.dtype)}
 

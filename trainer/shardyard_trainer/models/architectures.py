@@ -8,7 +8,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from shardyard_trainer.models.folder import TORCH_HUB_PICTURES, TORCH_HUB_TEXTS, ModelFolder
+from shardyard_trainer.models.folder import TORCH_HUB_PICTURE_VECTORS, TORCH_HUB_PICTURES, TORCH_HUB_TEXTS, ModelFolder
 
 POSITIONS_AFTER_PADDING = frozenset(
     {
@@ -144,7 +144,10 @@ NOT_TRAINED: Mapping[str, str] = {
 """Architectures of transformers that are refused by name, and why; a sweep over all of them keeps it true."""
 
 _PICTURE_MODELS = frozenset(
-    {*modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, TORCH_HUB_PICTURES, "garden_resnet"}
+    {
+        *modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        *(TORCH_HUB_PICTURES, TORCH_HUB_PICTURE_VECTORS, "garden_resnet"),
+    }
 )
 SOME_PICTURE_MODELS = ("vit", "deit", "beit", "swin", "resnet", "convnext", "mobilenet_v2", "dinov2")
 """Examples for messages."""

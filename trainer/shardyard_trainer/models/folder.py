@@ -17,8 +17,9 @@ from shardyard_trainer.models.other_formats import other_than_folder
 from shardyard_trainer.models.sentence import SentenceSettings, read_sentence
 
 TORCH_HUB_PICTURES = "torch_hub_pictures"
+TORCH_HUB_PICTURE_VECTORS = "torch_hub_picture_vectors"
 TORCH_HUB_TEXTS = "torch_hub_texts"
-TORCH_HUB_TYPES = (TORCH_HUB_PICTURES, TORCH_HUB_TEXTS)
+TORCH_HUB_TYPES = (TORCH_HUB_PICTURES, TORCH_HUB_PICTURE_VECTORS, TORCH_HUB_TEXTS)
 """Model types of folders whose model is made by code in them, from a repository of PyTorch Hub."""
 
 OWN_HEAD = "shardyard_head."

@@ -11,67 +11,97 @@ import ast
 import contextlib
 import importlib.util
 import inspect
-import random
-import socket
-import sys
-import traceback
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from shardyard_trainer.data.errors import listed, nearest, shorten
-from shardyard_trainer.models.door import FolderInvalid
+from shardyard_trainer.models.hub_faults import HUBCONF, HubCodeFailed, said_of
+from shardyard_trainer.models.hub_process import apart
 from shardyard_trainer.reading import reading
 
-HUBCONF = "hubconf.py"
+_COMPILED = "_orig_mod"
+"""What torch.compile calls the module in its own, which has other names and compiles when it is called."""
+
 _OF_LOAD = frozenset(
     name for name, each in inspect.signature(torch.hub.load).parameters.items() if each.kind is not each.VAR_KEYWORD
 )
 """Parameters of `torch.hub.load` itself: an argument of such a name would not reach the function."""
 
-_SHARED = frozenset({"torch", "numpy", "transformers", *sys.stdlib_module_names})
-"""Modules that a repository shares with this process, whatever its files are called."""
 
-_RUN: set[Path] = set()
+class Made(NamedTuple):
+    """What a function returned: the module, whether it came out of torch.compile, and whether all of it was frozen."""
 
-
-class HubCodeFailed(FolderInvalid):
-    """The code of a repository gives no model; `part` is the field of the source that it is about."""
-
-    def __init__(self, message: str, *, part: str, **metadata: str) -> None:
-        super().__init__(message, **metadata)
-        self.part = part
+    module: nn.Module
+    is_compiled: bool
+    was_frozen: bool
 
 
-def run_entrypoint(code: Path, entrypoint: str, arguments: Mapping[str, Any]) -> nn.Module:
+def run_entrypoint(code: Path, entrypoint: str, arguments: Mapping[str, Any]) -> Made:
     """What a function of `hubconf.py` in `code` returns, in evaluation mode and fp32, on the CPU.
 
-    Its random numbers are the same each time, and the caller's stay as they are. Raises HubCodeFailed.
+    Its random numbers are the same each time, and the caller's stay as they are. Parameters that its author froze stay
+    frozen, unless all of them are. Raises HubCodeFailed.
     """
     reading(f"{HUBCONF}, which runs {entrypoint}")
     _check_dependencies(code)
-    with _apart(code), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    call = f"{entrypoint}({_shown(arguments)})"
+    with apart(code), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         _check_call(code, entrypoint, arguments)
         torch.manual_seed(0)
-        with _said_of(code, "entrypoint", f"{entrypoint}({_shown(arguments)})"):
+        with said_of(code, "entrypoint", call):
             load: Any = torch.hub.load
             found = load(str(code), entrypoint, source="local", trust_repo=True, **arguments)
+        with said_of(code, "entrypoint", f"what {call} returns"):
+            return _made(found, entrypoint)
+
+
+def _made(found: Any, entrypoint: str) -> Made:
+    """The module that a function returned, ready to be tried. Raises HubCodeFailed for what cannot be trained."""
+    is_compiled = isinstance(found, nn.Module) and hasattr(found, _COMPILED)
+    found = getattr(found, _COMPILED) if is_compiled else found
     if isinstance(found, torch.jit.ScriptModule):
-        text = f"{entrypoint} of {HUBCONF} returns a compiled TorchScript module, which cannot be fine-tuned"
-        raise HubCodeFailed(f"{text}; return the torch.nn.Module that it was made of", part="entrypoint", file=HUBCONF)
+        what, step = "a compiled TorchScript module, which cannot be fine-tuned", "the module that it was made of"
+        raise _refused(f"{entrypoint} of {HUBCONF} returns {what}; return {step}")
     if not isinstance(found, nn.Module):
         text = f"{entrypoint} of {HUBCONF} returns {_kind(found)}, which is not a torch.nn.Module"
-        raise HubCodeFailed(f"{text}; use a function that returns the module alone", part="entrypoint", file=HUBCONF)
+        raise _refused(f"{text}; use a function that returns the module alone")
+    tensors = itertools.chain(found.named_parameters(), found.named_buffers())
+    if lazy := next((name for name, tensor in tensors if is_lazy(tensor)), ""):
+        text = f"{entrypoint} of {HUBCONF} returns a {_kind(found)} whose {lazy} has no size yet"
+        raise _refused(f"{text}; give its lazy layers their sizes (nn.Linear instead of nn.LazyLinear)")
     if not any(parameter.numel() for parameter in found.parameters()):
         text = f"{entrypoint} of {HUBCONF} returns a {_kind(found)} without parameters, so nothing can be trained"
-        raise HubCodeFailed(f"{text}; use a function that returns a model", part="entrypoint", file=HUBCONF)
-    return found.float().requires_grad_(True).eval()
+        raise _refused(f"{text}; use a function that returns a model")
+    # As statements: a `train` of the module's own may return nothing.
+    found.float()
+    found._apply(_in_32_bits)  # type: ignore[no-untyped-call]
+    found.eval()
+    return Made(found, is_compiled, was_frozen=_thaw(found))
+
+
+def _in_32_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as `float()` leaves the others."""
+    return tensor.to(torch.complex64) if tensor.is_complex() else tensor
+
+
+def _thaw(module: nn.Module) -> bool:
+    """Makes a module whose parameters are all frozen, as for inference, fit to be trained; whether it was one."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return False
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return True
+
+
+def _refused(text: str) -> HubCodeFailed:
+    return HubCodeFailed(text, part="entrypoint", file=HUBCONF)
 
 
 def _check_dependencies(code: Path) -> None:
@@ -95,10 +125,15 @@ def _check_dependencies(code: Path) -> None:
 def _dependencies(tree: ast.Module) -> list[str]:
     """The names in `dependencies`; those that are computed show when they are imported."""
     for statement in tree.body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
         if any(isinstance(target, ast.Name) and target.id == "dependencies" for target in targets):
             with contextlib.suppress(ValueError, TypeError):
-                return [str(name) for name in ast.literal_eval(statement.value)]  # type: ignore[attr-defined]
+                return [str(name) for name in ast.literal_eval(value)]
     return []
 
 
@@ -113,7 +148,7 @@ def _is_there(name: str, code: Path) -> bool:
 
 def _check_call(code: Path, entrypoint: str, arguments: Mapping[str, Any]) -> None:
     """Imports `hubconf.py` to see that it has the function, and that the arguments fit it."""
-    with _said_of(code, "repo", f"importing {HUBCONF}"):
+    with said_of(code, "repo", f"importing {HUBCONF}"):
         spec = importlib.util.spec_from_file_location(HUBCONF, code / HUBCONF)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -147,70 +182,6 @@ def _entrypoints(module: Any) -> Iterator[str]:
     for name, value in vars(module).items():
         if callable(value) and not name.startswith("_"):
             yield name
-
-
-@contextlib.contextmanager
-def _said_of(code: Path, part: str, doing: str) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, FolderInvalid):
-        raise
-    except (Exception, SystemExit) as error:  # edge: code of others may raise anything.
-        advice = "correct it there, or give other arguments"
-        if isinstance(error, URLError | ConnectionError | socket.gaierror):
-            advice = "nothing is downloaded here: have the operator put the file into torch's cache (hub/checkpoints)"
-        raise HubCodeFailed(
-            f"{doing} raises {type(error).__name__}: {shorten(str(error)) or 'without a word'}{_place(error, code)}; "
-            f"{advice}",
-            part=part,
-            file=HUBCONF,
-        ) from None
-
-
-def _place(error: BaseException, code: Path) -> str:
-    """The last line of the repository's own code on the way to an error."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_relative_to(code):
-            return f" ({path.relative_to(code)}, line {frame.lineno})"
-    return ""
-
-
-@contextlib.contextmanager
-def _apart(code: Path) -> Iterator[None]:
-    """The import system for one repository: its folder first, and no modules of others with the same names.
-
-    Its modules stay imported, as in `torch.hub.load`, because functions may import them again when they run; unless
-    this process had imported a module of such a name before, which then comes back.
-    Nothing is compiled into its folder. What the code does to Python's and NumPy's random numbers is undone.
-    """
-    own = {path.stem for path in code.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()} - _SHARED
-    hidden = {}
-    for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or "/")
-        if any(file.is_relative_to(other) for other in _RUN if other != code):
-            del sys.modules[name]
-        elif name.partition(".")[0] in own and not file.is_relative_to(code):
-            hidden[name] = sys.modules.pop(name)
-    _RUN.add(code)
-    before = sys.dont_write_bytecode, random.getstate(), np.random.get_state()
-    sys.dont_write_bytecode = True
-    random.seed(0)
-    np.random.seed(0)
-    sys.path.insert(0, str(code))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(code))
-        sys.dont_write_bytecode = before[0]
-        random.setstate(before[1])
-        np.random.set_state(before[2])
-        tops = {name.partition(".")[0] for name in hidden}
-        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-            del sys.modules[name]
-        sys.modules.update(hidden)
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 A configuration names the function and its arguments; the code is beside the weights, in the folder `torch_hub`. What
 the function returns is called as it is. In a module for pictures, the layer that gives the classes is held by the model
 beside it, so that it can be replaced, trained and frozen as the head of any other model; in files its tensors have the
-names that the module itself gives them. Registered with transformers' auto classes by importing this module.
+names that the module itself gives them. A module that gives vectors, of pictures or
+of tokens, gets a head beside it. Registered with transformers' auto classes by importing this module.
 
 Shape suffixes: B samples, T positions, D width, C classes.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,27 +31,45 @@ from transformers import (
 )
 from transformers.modeling_outputs import (
     BaseModelOutput,
+    BaseModelOutputWithPooling,
     ImageClassifierOutput,
     QuestionAnsweringModelOutput,
     TokenClassifierOutput,
 )
 
 from shardyard_trainer.models.door import CODE, Folder, FolderInvalid
-from shardyard_trainer.models.folder import OWN_HEAD, TORCH_HUB_PICTURES, TORCH_HUB_TEXTS, check_may_run
+from shardyard_trainer.models.folder import (
+    OWN_HEAD,
+    TORCH_HUB_PICTURE_VECTORS,
+    TORCH_HUB_PICTURES,
+    TORCH_HUB_TEXTS,
+    check_may_run,
+)
 from shardyard_trainer.models.hub_code import run_entrypoint
+
+HEADS = (nn.Linear, nn.Conv2d)
+"""Layers that can give a module's logits: a convolution of one place (1 × 1) is a linear layer for each place."""
 
 _WITH_HEAD = (("head.", OWN_HEAD), ("model.network.", ""))
 _IN_MEMORY = ("_code", "use_cache")
+_OF_LAYERS = frozenset({"weight", "bias", *nn.Linear.__constants__, *nn.Conv2d.__constants__})
 
 
 class TorchHubConfig(PreTrainedConfig):  # type: ignore[misc]
-    """How a module is made: the repository and its revision, the function of its `hubconf.py`, and its arguments."""
+    """How a module is made: the repository and its revision, the function of its `hubconf.py`, and its arguments.
+
+    `is_compiled` and `was_frozen` are those of `hub_code.Made`; `has_cache` says that files which the code reads out of
+    torch's cache are beside it.
+    """
 
     repo: str = ""
     revision: str = ""
     entrypoint: str = ""
     arguments: dict[str, Any] | None = None
     num_hidden_layers: int = 1
+    is_compiled: bool = False
+    was_frozen: bool = False
+    has_cache: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are saved: where the code is belongs to this process."""
@@ -58,10 +77,22 @@ class TorchHubConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class TorchHubPicturesConfig(TorchHubConfig):
-    """Of a module that gives logits [B, C] for pictures; `head` is the name of the linear layer that gives them."""
+    """Of a module that gives logits [B, C] for pictures; `head` is the name of the layer that gives them.
+
+    `head_kind` is the layer's class, one of `HEADS`.
+    """
 
     model_type = TORCH_HUB_PICTURES
     head: str = ""
+    head_kind: str = "Linear"
+    num_channels: int = 3
+
+
+class TorchHubPictureVectorsConfig(TorchHubConfig):
+    """Of a module that gives a vector [B, D] for each picture."""
+
+    model_type = TORCH_HUB_PICTURE_VECTORS
+    hidden_size: int = 1
     num_channels: int = 3
 
 
@@ -92,6 +123,10 @@ class _HubModel(PreTrainedModel):  # type: ignore[misc]
         """What names of tensors begin with here, and in files; the first that fits counts."""
         return ()
 
+    def _other_names(self) -> dict[str, str]:
+        """What further names of tensors begin with in files → what their first names begin with."""
+        return {}
+
     @classmethod
     def from_pretrained(
         cls,
@@ -105,8 +140,12 @@ class _HubModel(PreTrainedModel):  # type: ignore[misc]
         """A module with these tensors, and what of them was missing, not read, or of another shape."""
         with torch.device("cpu"):
             model = cls(config)
-        own = model.state_dict()
-        given = {_exchanged(name, model._renamed(), at=1): tensor for name, tensor in state_dict.items()}
+        own, others = model.state_dict(), model._other_names()
+        given = {
+            _exchanged(name, model._renamed(), at=1): tensor
+            for name, tensor in state_dict.items()
+            if not name.startswith(tuple(others))
+        }
         fitting, mismatched = {}, []
         for name, tensor in own.items():
             if name not in given:
@@ -131,6 +170,9 @@ class _HubModel(PreTrainedModel):  # type: ignore[misc]
         text = json.dumps(values, indent=2, sort_keys=True)
         (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
         tensors = {_exchanged(name, self._renamed(), at=0): tensor for name, tensor in self.state_dict().items()}
+        for other, first in self._other_names().items():
+            again = {name: tensor for name, tensor in tensors.items() if name.startswith(first)}
+            tensors |= {f"{other}{name.removeprefix(first)}": tensor for name, tensor in again.items()}
         # Tensors that share memory are written apart: they are equal, and the module shares them again.
         apart = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         save_file(apart, Path(folder) / "model.safetensors", metadata={"format": "pt"})
@@ -155,11 +197,12 @@ class TorchHubForImageClassification(_HubModel):
         super().__init__(config)
         self.network = network if network is not None else make_network(config)
         last = self.network.get_submodule(config.head)
-        assert isinstance(last, nn.Linear)
-        if last.out_features != config.num_labels:
-            last = nn.Linear(last.in_features, config.num_labels, bias=last.bias is not None)
-        self.head = last
-        self.network.set_submodule(config.head, _HeldElsewhere(last))
+        assert isinstance(last, HEADS)
+        self._names = names_of(self.network, last)
+        if num_outputs(last) != config.num_labels:
+            last = with_outputs(last, config.num_labels)
+        self.head = last.requires_grad_(True)
+        put(self.network, self._names, _HeldElsewhere(last))
 
     def forward(self, pixel_values: torch.Tensor, **_options: Any) -> ImageClassifierOutput:
         """Logits [B, C]."""
@@ -167,6 +210,49 @@ class TorchHubForImageClassification(_HubModel):
 
     def _renamed(self) -> tuple[tuple[str, str], ...]:
         return ("head.", f"{self.config.head}."), ("network.", "")
+
+    def _other_names(self) -> dict[str, str]:
+        return {f"{name}.": f"{self.config.head}." for name in self._names if name != self.config.head}
+
+
+class TorchHubPictureVectors(_HubModel):
+    """A module that gives a vector for each picture."""
+
+    config_class = TorchHubPictureVectorsConfig
+    base_model_prefix = "model"  # As in `TorchHubModel`.
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: Any, network: nn.Module | None = None) -> None:
+        super().__init__(config)
+        self.network = network if network is not None else make_network(config)
+
+    def forward(self, pixel_values: torch.Tensor, **_options: Any) -> BaseModelOutputWithPooling:
+        """Vectors [B, D], which are also those of the only place [B, 1, D]."""
+        vectors_BD = self.network(pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=vectors_BD[:, None], pooler_output=vectors_BD)
+
+    def _renamed(self) -> tuple[tuple[str, str], ...]:
+        return (("network.", ""),)
+
+
+class TorchHubVectorsForImageClassification(_HubModel):
+    """The same with a linear layer of this service that gives logits."""
+
+    config_class = TorchHubPictureVectorsConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = TorchHubPictureVectors(config)
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, pixel_values: torch.Tensor, **_options: Any) -> ImageClassifierOutput:
+        """Logits [B, C]."""
+        return ImageClassifierOutput(logits=self.head(self.model(pixel_values).pooler_output))
+
+    def _renamed(self) -> tuple[tuple[str, str], ...]:
+        return _WITH_HEAD
 
 
 class TorchHubModel(_HubModel):
@@ -242,6 +328,14 @@ class _HeldElsewhere(nn.Module):
         found: torch.Tensor = self._layer[0](features)
         return found
 
+    def __getattr__(self, name: str) -> Any:
+        """What code around a layer reads of it, such as the dtype of its weight; nothing else, so that what libraries
+        note at the layer is not taken for this module's.
+        """
+        if name in _OF_LAYERS:
+            return getattr(self._layer[0], name)
+        return super().__getattr__(name)
+
 
 def _exchanged(name: str, renamed: tuple[tuple[str, str], ...], *, at: int) -> str:
     """A name with the other beginning of a pair than the one at 0 (here) or 1 (in files) that it has."""
@@ -254,7 +348,7 @@ def make_network(config: Any) -> nn.Module:
     code = getattr(config, "_code", None)
     if code is None:
         raise FolderInvalid("the model's code is not beside it", reason="CUSTOM_CODE_REFUSED", file="config.json")
-    network = run_entrypoint(code, config.entrypoint, config.arguments or {})
+    network = run_entrypoint(code, config.entrypoint, config.arguments or {}).module
     return _without_memory(network) if torch.empty(0).is_meta else network
 
 
@@ -262,6 +356,31 @@ def allow_code(config: Any, folder: Folder, values: Mapping[str, Any]) -> None:
     """Tells a configuration where its code is. Raises FolderInvalid if the code of this folder may not run."""
     check_may_run(folder, values)
     config._code = folder.path / CODE
+
+
+def names_of(network: nn.Module, layer: nn.Module) -> list[str]:
+    """All names of a layer in a module that may hold it in several places."""
+    return [name for name, part in network.named_modules(remove_duplicate=False) if part is layer]
+
+
+def put(network: nn.Module, names: Iterable[str], layer: nn.Module) -> None:
+    """Puts a layer into a module under each name."""
+    for name in names:
+        network.set_submodule(name, layer)
+
+
+def num_outputs(layer: nn.Module) -> int:
+    """How many outputs a layer of `HEADS` has."""
+    return int(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)  # type: ignore[arg-type]
+
+
+def with_outputs(layer: nn.Module, number: int, *, bias: bool | None = None) -> nn.Module:
+    """A new layer in place of one of `HEADS`, with another number of outputs."""
+    has_bias = layer.bias is not None if bias is None else bias
+    if isinstance(layer, nn.Conv2d):
+        return nn.Conv2d(layer.in_channels, number, 1, layer.stride, layer.padding, bias=has_bias)  # type: ignore[arg-type]
+    assert isinstance(layer, nn.Linear)
+    return nn.Linear(layer.in_features, number, bias=has_bias)
 
 
 def logits_in(found: Any) -> Any:
@@ -291,14 +410,19 @@ def _without_memory(network: nn.Module) -> nn.Module:
                 _, tables[name] = moved.setdefault(id(tensor), (tensor, make(tensor)))
 
     for module in network.modules():
-        move(module._parameters, lambda tensor: nn.Parameter(tensor.to("meta")))
+        move(module._parameters, lambda tensor: nn.Parameter(tensor.to("meta"), requires_grad=tensor.requires_grad))
         move(module._buffers, lambda tensor: tensor.to("meta"))
     return network
 
 
-for _config, _model in ((TorchHubPicturesConfig, TorchHubForImageClassification), (TorchHubTextsConfig, TorchHubModel)):
+for _config, _model in (
+    (TorchHubPicturesConfig, TorchHubForImageClassification),
+    (TorchHubPictureVectorsConfig, TorchHubPictureVectors),
+    (TorchHubTextsConfig, TorchHubModel),
+):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
 AutoModelForImageClassification.register(TorchHubPicturesConfig, TorchHubForImageClassification)
+AutoModelForImageClassification.register(TorchHubPictureVectorsConfig, TorchHubVectorsForImageClassification)
 AutoModelForTokenClassification.register(TorchHubTextsConfig, TorchHubForTokenClassification)
 AutoModelForQuestionAnswering.register(TorchHubTextsConfig, TorchHubForQuestionAnswering)

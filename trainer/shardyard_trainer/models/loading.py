@@ -106,6 +106,15 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
+def number_parameter(model: Any) -> torch.Tensor:
+    """The first parameter of numbers: its device and type are those that a model computes with.
+
+    Before it may be tables of whole numbers, such as an order of channels.
+    """
+    found: torch.Tensor = next(each for each in model.parameters() if each.is_floating_point())
+    return found
+
+
 def ensure_pad_id(model: Any, tokenizer: Any) -> None:
     """Gives a model that knows no padding token the tokenizer's."""
     if getattr(model.config, "pad_token_id", None) is None:

@@ -60,8 +60,13 @@ class ModelChoice:
         return self.folder is None
 
 
-def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, *, field: str = FIELD) -> ModelChoice:
-    """The model that a source means, its configuration read and checked. Raises SpecError."""
+def choose_model(
+    source: spec_pb2.ModelSource, locations: worker_pb2.Locations, *, field: str = FIELD, image_size: int = 0
+) -> ModelChoice:
+    """The model that a source means, its configuration read and checked. Raises SpecError.
+
+    `image_size` is the side of the task's pictures; 0: the spec says none, or they are not pictures.
+    """
     kind = source.WhichOneof("source")
     if kind is None:
         raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model, architecture, torch_hub or checkpoint")
@@ -70,7 +75,7 @@ def choose_model(source: spec_pb2.ModelSource, locations: worker_pb2.Locations, 
         config, overrides = fresh_config(source.architecture, place)
         choice = ModelChoice(config, None, overrides=overrides, field=place)
     else:
-        found = find_folder(source, locations, field=field)
+        found = find_folder(source, locations, field=field, image_size=image_size)
         choice = replace(_pretrained(found.folder, f"{field}.{kind}"), pin=found.pin, note=found.note)
     # What is not a model of texts is refused by the task, which says what the model can do.
     if architectures.reads_text(choice.config) and (refusal := architectures.refusal(choice.config)):
@@ -101,10 +106,12 @@ class Found(NamedTuple):
     files: tuple[str, ...] = ()
 
 
-def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str) -> Found:
+def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str, image_size: int = 0) -> Found:
     """The folder of a model or tokenizer source that is not made afresh. Raises SpecError."""
     kind = source.WhichOneof("source")
     about(f"{field}.{kind}", "MODEL_INVALID")
+    if kind == "torch_hub":
+        return _of_torch_hub(source.torch_hub, locations, f"{field}.torch_hub", image_size)
     return _FOLDERS[kind](getattr(source, kind), locations, f"{field}.{kind}")
 
 
@@ -152,8 +159,8 @@ def _as_read(folder: Folder, locations: worker_pb2.Locations, field: str) -> Fou
         raise SpecError(field, error.reason, str(error), error.metadata) from None
 
 
-def _of_torch_hub(hub: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, field: str) -> Found:
-    made, revision = resolve_torch_hub(hub, locations, field=field)
+def _of_torch_hub(hub: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, field: str, image_size: int) -> Found:
+    made, revision = resolve_torch_hub(hub, locations, field=field, image_size=image_size)
     return Found(_checked(made, field), revision)
 
 
@@ -173,10 +180,9 @@ _FOLDERS: Mapping[str, Callable[[Any, worker_pb2.Locations, str], Found]] = {
     "uri": _of_uri,
     "model": _of_name,
     "dataset": _of_name,
-    "torch_hub": _of_torch_hub,
     "checkpoint": _of_checkpoint,
 }
-"""Where the folder of each kind of source is; `architecture` and `train` have none."""
+"""Where the folder of each kind of source is, but of `torch_hub`; `architecture` and `train` have none."""
 
 
 def _checked(folder: Folder, field: str) -> Folder:

@@ -8,6 +8,7 @@ training and answers then read like any other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,18 +23,18 @@ from google.protobuf import json_format
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.data.budget import tokenised
+from shardyard_trainer.data.budget import in_use, tokenised
 from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import open_regular, resolve_uri
 from shardyard_trainer.models.door import CODE, Folder, FolderInvalid, open_folder
-from shardyard_trainer.models.hub_code import HUBCONF, HubCodeFailed
+from shardyard_trainer.models.hub_faults import HUBCONF, HubCodeFailed
 from shardyard_trainer.reading import reading
 
 CHANGED = "MODEL_CHANGED"
 MOST_FILES = 5_000
 MOST_BYTES = 16 * 1024**3
-_FORMAT = 1
+_FORMAT = 2
 _SKIPPED = frozenset({".git", "__pycache__"})
 
 
@@ -52,17 +53,24 @@ class HubFolder(NamedTuple):
     revision: str
 
 
-def resolve_torch_hub(source: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, *, field: str) -> HubFolder:
+def resolve_torch_hub(
+    source: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, *, field: str, image_size: int = 0
+) -> HubFolder:
     """The model folder of an entry point, made once. Raises SpecError for code that may not run, is not there or fails,
     and MODEL_CHANGED if the repository is not the one of `revision`.
+
+    `image_size` is the side that the spec's pictures have, 0 if it gives none: what the module is tried with.
     """
     from shardyard_trainer.models.hub_folder import Wanted, write_folder  # It imports transformers' models.
 
     repository = find_repository(source, locations, field=field)
     digest = _digest(repository, source, field)
-    wanted = Wanted(repository.name, repository.commit or digest, source.entrypoint, arguments_of(source))
-    parts = [_FORMAT, digest, *wanted, torch.__version__, transformers.__version__]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    wanted = Wanted(repository.name, repository.commit or digest, source.entrypoint, arguments_of(source), image_size)
+    cache = Path(locations.cache_dir) / "torch_hub"
+    # A plan writes the side that was found into the spec: the folder that it was found with is then the same one.
+    found = cache / _key(digest, wanted._replace(side=0))
+    if image_size and in_use(found) and _side_of(found) == image_size:
+        return HubFolder(open_folder(found, runs=locations.torch_hub), wanted.revision)
 
     def build(target: Path) -> None:
         _copy(repository.path, target / CODE, digest, field)
@@ -74,8 +82,21 @@ def resolve_torch_hub(source: spec_pb2.TorchHubModel, locations: worker_pb2.Loca
         except FolderInvalid as error:
             raise SpecError(field, error.reason, str(error), error.metadata) from None
 
-    made = tokenised(Path(locations.cache_dir) / "torch_hub" / key, build)
+    made = tokenised(cache / _key(digest, wanted), build)
     return HubFolder(open_folder(made, runs=locations.torch_hub), wanted.revision)
+
+
+def _key(digest: str, wanted: Any) -> str:
+    parts = [_FORMAT, digest, *wanted, torch.__version__, transformers.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _side_of(folder: Path) -> int:
+    """The side of the pictures that a folder's model was made for; 0 if they are not square, or it reads texts."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        size = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
+        return int(size["height"]) if size["height"] == size["width"] else 0
+    return 0
 
 
 def identity(source: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, *, field: str) -> str:

@@ -157,11 +157,11 @@ def start_afresh(model: Any) -> None:
     for child in model.children():
         if child is not model.base_model:
             for module in child.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear | nn.Conv2d):
                     draw(module, model.config)
 
 
-def draw(layer: nn.Linear, config: Any) -> None:
+def draw(layer: nn.Linear | nn.Conv2d, config: Any) -> None:
     """Initialises a linear layer as transformers does."""
     nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", None) or 0.02)
     if layer.bias is not None:

@@ -79,7 +79,11 @@ class Ingredients:
 
     def choose(self) -> ModelChoice:
         """The model that the spec means. Raises SpecError."""
-        choice = sources.choose_model(self.spec.model, self.locations)
+        side = getattr(self.wanted, "image_size", 0)
+        choice = sources.choose_model(self.spec.model, self.locations, image_size=side)
+        if getattr(choice.config, "was_frozen", False):
+            text = "the function of hubconf.py returns a module with all parameters frozen; all of them are trained"
+            self.warn("PARAMETERS_UNFROZEN", f"{text}, unless freeze or lora says otherwise", choice.field)
         if choice.note:
             self.warn("MODEL_CONVERTED", choice.note, choice.field)
         try:

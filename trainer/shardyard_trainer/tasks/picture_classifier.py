@@ -16,6 +16,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.image import EncodedPicture, ImageInputs, complaints
 from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.models.loading import number_parameter
 from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
 from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, violation
 
@@ -71,7 +72,7 @@ class PictureClassifier:
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of both models for all pictures of the batch."""
-        parameter = next(live.parameters())
+        parameter = number_parameter(live)
         pixels = batch.inputs["pixel_values"]
         wanted = live.model(pixel_values=pixels.to(parameter.device, parameter.dtype)).logits.float().cpu()
         return wanted, self._logits([EncodedPicture(each.numpy()) for each in pixels])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard_trainer.data.labels import MULTI_LABEL
+from shardyard_trainer.models.loading import number_parameter
 from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.metrics import ClassificationMetrics
 
@@ -53,7 +54,7 @@ class PictureModule(HuggingFaceModule):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_outputs: bool = False
     ) -> ModuleOutput:
         """`labels`: classes [B], or 0 or 1 for each class [B, C]; without them the loss is 0."""
-        pixel_values = pixel_values.to(next(self.parameters()).dtype)
+        pixel_values = pixel_values.to(number_parameter(self).dtype)
         if self.training and self._needs_two and len(pixel_values) == 1:
             logits_BC = self._alone(pixel_values)
         else:

@@ -22,6 +22,8 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.picture_module import Kept
 
 DEFAULT_SIDE = 224
+_NOT_OF_SIZES = (AttributeError, ImportError, KeyError)
+"""Errors that another size of the pictures would not change."""
 
 
 def choose_model(
@@ -106,7 +108,12 @@ def probe(
             with kept:
                 found = module.train()(**seen, return_outputs=True).outputs
         except LOADING_ERRORS as error:
-            raise does_not_fit(task.choice, task.inputs, in_plain_words(error), field) from None
+            why = in_plain_words(error)
+            if isinstance(error, _NOT_OF_SIZES):
+                kind = task.choice.config.model_type
+                text = f"this {kind} does not compute in training: {type(error).__name__}: {why}; correct its code"
+                raise SpecError(task.choice.field, "MODEL_INVALID", text) from None
+            raise does_not_fit(task.choice, task.inputs, why, field) from None
         try:
             module(**{name: tensor[:1] for name, tensor in seen.items()})
         except ValueError:

@@ -30,7 +30,7 @@ from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
 from shardyard_trainer.models.folder import OWN_TYPES, TORCH_HUB_TYPES
 from shardyard_trainer.models.generation import generation_settings
-from shardyard_trainer.models.loading import quiet
+from shardyard_trainer.models.loading import number_parameter, quiet
 from shardyard_trainer.models.weights import read_header
 from shardyard_trainer.tasks.adaptation import has_adapters, merged, save_adapter
 from shardyard_trainer.tasks.base import HuggingFaceModule, Predictor, Prepared, TaskModule, build_module
@@ -212,7 +212,7 @@ def _verify(folder: Path, trained: _Trained) -> Predictor:
     if not wanted.isfinite().all():
         raise _diverged("what the trained model computes is no longer a number")
     difference = float((wanted - found).abs().max())
-    is_bf16 = next(live.parameters()).dtype == torch.bfloat16
+    is_bf16 = number_parameter(live).dtype == torch.bfloat16
     allowed = (BF16_TOLERANCE if is_bf16 else TOLERANCE) * max(1.0, float(wanted.abs().max()))
     if not difference <= allowed:  # so written, NaN fails too
         raise _failed(f"loaded afresh, its logits differ by {difference:.3g} from the trained model's")

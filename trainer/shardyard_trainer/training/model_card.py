@@ -19,7 +19,8 @@ from shardyard_trainer.data.digests import file_sha256
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import DataFile, open_regular, resolve_source
 from shardyard_trainer.models.door import CODE
-from shardyard_trainer.models.folder import OWN_HEAD, OWN_TYPES, TORCH_HUB_TEXTS
+from shardyard_trainer.models.folder import OWN_HEAD, OWN_TYPES, TORCH_HUB_PICTURE_VECTORS, TORCH_HUB_TEXTS
+from shardyard_trainer.models.hub_process import CACHE
 from shardyard_trainer.tasks.base import TrainingTask
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.versions import versions
@@ -142,31 +143,46 @@ def _usage_of_hub(subject: Subject) -> str:
             f"hidden = {_vectors_of_hub(subject.hub)}\n"
             'logits = hidden @ head["weight"].T + head["bias"]\n'
         )
+    has_head = subject.hub.model_type == TORCH_HUB_PICTURE_VECTORS
+    found = 'logits = model(processor(picture, return_tensors="pt")["pixel_values"])\n'
+    if has_head:
+        found = f'{found.replace("logits", "vectors")}logits = vectors @ head["weight"].T + head["bias"]\n'
     return (
         "import torch\n"
         "from PIL import Image, ImageOps\n"
         "from safetensors.torch import load_file\n"
         "from transformers import AutoImageProcessor\n\n"
         'processor = AutoImageProcessor.from_pretrained(".", backend="pil")  # this folder\n'
-        f"{_loads_of_hub(subject.hub)}"
+        f"{_loads_of_hub(subject.hub, has_head=has_head)}"
         'mode = "RGB" if len(processor.image_mean) == 3 else "L"\n'
         'picture = ImageOps.exif_transpose(Image.open("picture.png")).convert(mode)\n'
-        'logits = model(processor(picture, return_tensors="pt")["pixel_values"])\n'
+        f"{found}"
     )
 
 
 def _loads_of_hub(config: Any, *, has_head: bool = False) -> str:
     """Makes the `model` by its code, which is in this folder, with the trained weights."""
     given = "".join(f", {name}={value!r}" for name, value in (config.arguments or {}).items())
-    lines = [f'model = torch.hub.load("{CODE}", "{config.entrypoint}", source="local", trust_repo=True{given})']
+    lines = [f'torch.hub.set_dir("{CODE}/{CACHE}")'] if config.has_cache else []
+    entrypoint = json.dumps(config.entrypoint)
+    lines.append(f'model = torch.hub.load("{CODE}", {entrypoint}, source="local", trust_repo=True{given})')
+    if config.is_compiled:
+        lines.append("model = model._orig_mod  # torch.compile made another module of it")
     if head := getattr(config, "head", ""):
-        lines.append(f'old = model.get_submodule("{head}")')
-        layer = f"torch.nn.Linear(old.in_features, {config.num_labels}, bias=old.bias is not None)"
-        lines.append(f'model.set_submodule("{head}", {layer})')
+        inputs = "Linear(old.in_features"
+        places = ""
+        if config.head_kind == "Conv2d":
+            inputs, places = "Conv2d(old.in_channels", ", 1, old.stride, old.padding"
+        lines += [
+            f'old = model.get_submodule("{head}")',
+            f"new = torch.nn.{inputs}, {config.num_labels}{places}, bias=old.bias is not None)",
+            "for name in [name for name, each in model.named_modules(remove_duplicate=False) if each is old]:",
+            "    model.set_submodule(name, new)",
+        ]
     lines.append('tensors = load_file("model.safetensors")')
     if has_head:
         lines.append(f'head = {{name: tensors.pop(f"{OWN_HEAD}{{name}}") for name in ("weight", "bias")}}')
-    return "\n".join([*lines, "model.load_state_dict(tensors)", "model.eval()", ""])
+    return "\n".join([*lines, "model.load_state_dict(tensors)", "model.float().eval()", ""])
 
 
 def _vectors_of_hub(config: Any) -> str:
@@ -194,7 +210,7 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
         "uri": f"the folder `{Path(spec.model.uri).name}`",
         "model": f"`{spec.model.model}`",
         "architecture": "random weights",
-        "torch_hub": f"`{spec.model.torch_hub.entrypoint}` of the PyTorch Hub repository "
+        "torch_hub": f"`{_plain(spec.model.torch_hub.entrypoint)}` of the PyTorch Hub repository "
         f"`{Path(_plain(spec.model.torch_hub.repo)).name}` at `{spec.model.torch_hub.revision}`",
         "checkpoint": f"the TensorFlow checkpoint `{Path(spec.model.checkpoint.uri).name}`",
     }.get(source or "", "")
