@@ -27,7 +27,8 @@ MAX_TENSORS = 50_000
 """More in one file is not a model; a header of many empty tensors would only cost memory."""
 
 _BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+    "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
     "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
 }  # fmt: skip
 
@@ -155,7 +156,10 @@ def _entry(file: str, name: str, entry: object) -> Tensor:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise WeightsInvalid(
-            f"tensor {name[:200]!r} of {file} has the unknown dtype {str(dtype)[:40]!r}", file=file, tensor=name
+            f"tensor {name[:200]!r} of {file} has the unknown dtype {str(dtype)[:40]!r}; save the model in float32, "
+            "float16 or bfloat16",
+            file=file,
+            tensor=name,
         )
     if (
         not _naturals(shape)
@@ -209,11 +213,12 @@ def check_finite(folder: Folder, name: str, tensors: list[Tensor]) -> None:
 
     with folder.open(name) as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
         for tensor in tensors:
-            if not tensor.dtype.startswith(("F", "BF")):
+            if not tensor.dtype.startswith(("F", "BF", "C")):
                 _refuse_whole_numbers(name, tensor)
                 continue
+            values = file.get_tensor(tensor.name)
             # As the model will have it: what is finite in 64 bits need not be in 32.
-            if not file.get_tensor(tensor.name).float().isfinite().all():
+            if not (values if values.is_complex() else values.float()).isfinite().all():
                 raise WeightsInvalid(
                     f"tensor {tensor.name!r} of {name} has values that are not finite (NaN, infinite, or too large for "
                     "32 bits); take a checkpoint from before it diverged",
