@@ -34,7 +34,7 @@ from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import Compute, Launcher
-from shardyard_coordinator.launch.rank_env import torch_hub_folders
+from shardyard_coordinator.launch.rank_env import torch_hub_cache, torch_hub_folders
 from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
@@ -44,7 +44,7 @@ from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Tokens
-from shardyard_coordinator.settings import LauncherKind, Settings, torch_hub_cache
+from shardyard_coordinator.settings import LauncherKind, Settings
 from shardyard_coordinator.store import attempts
 from shardyard_coordinator.store.failures import StoreFailure
 from shardyard_coordinator.store.store import Store, lock_store, open_store
@@ -272,6 +272,8 @@ class Coordinator:
         if settings.torch_hub:
             # Weights that code of PyTorch Hub loads are in the service's own cache, not in that of a rank.
             environment["TORCH_HOME"] = str(torch_hub_cache().parent)
+            with contextlib.suppress(OSError):  # Only a folder that is there can be opened to a confined process.
+                (torch_hub_cache() / "checkpoints").mkdir(parents=True, exist_ok=True)
         size = Size(inspections=settings.compute_workers + 1, memory_bytes=settings.compute_memory_bytes)
         reads = (*settings.data_roots, *torch_hub_folders(settings.torch_hub), str(settings.storage))
         folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state))

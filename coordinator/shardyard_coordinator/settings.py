@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shardyard_coordinator.launch.rank_env import torch_hub_cache
 from shardyard_coordinator.serve.validation.text import id_complaint
 
 TORCH_HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:[0-9a-f]{40}")
@@ -31,12 +32,6 @@ def default_state_dir() -> Path:
         return Path(given)
     home = os.environ.get("XDG_STATE_HOME")
     return (Path(home) if home else Path.home() / ".local" / "state") / "shardyard"
-
-
-def torch_hub_cache() -> Path:
-    """The folder in which torch keeps repositories of PyTorch Hub: `hub` in `$TORCH_HOME`, or in torch's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TORCH_HOME") or f"{caches}/torch").expanduser().absolute() / "hub"
 
 
 class Settings(BaseSettings):

@@ -64,9 +64,14 @@ def rank_rights(spec: bytes, *, hidden: str = "") -> dict[str, list[str]]:
 
 
 def torch_hub_folders(repositories: Mapping[str, str]) -> list[str]:
-    """What code of PyTorch Hub reads: its own folder, and for a repository in torch's cache the weights beside it."""
-    beside = [str(Path(folder).parent / "checkpoints") for repo, folder in repositories.items() if repo != folder]
-    return [*repositories.values(), *dict.fromkeys(beside)]
+    """What code of PyTorch Hub reads: its own folder, and the weights in torch's cache; empty if none may run."""
+    return [*repositories.values(), str(torch_hub_cache() / "checkpoints")] if repositories else []
+
+
+def torch_hub_cache() -> Path:
+    """The folder in which torch keeps repositories of PyTorch Hub: `hub` in `$TORCH_HOME`, or in torch's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{caches}/torch").expanduser().absolute() / "hub"
 
 
 def temp_folder(attempt: worker_pb2.AttemptSpec) -> Path:

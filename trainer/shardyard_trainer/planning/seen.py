@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.inspect import check_weights
@@ -16,6 +18,7 @@ from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.sources import named_sources, resolve_uri
 from shardyard_trainer.models.door import signature
 from shardyard_trainer.models.hub import snapshot_folder
+from shardyard_trainer.models.hub_process import CHECKPOINTS
 from shardyard_trainer.models.tf_checkpoint import folder_of
 from shardyard_trainer.models.torch_hub import repository_name
 from shardyard_trainer.planning import memory
@@ -138,6 +141,9 @@ def identities(call: worker_pb2.PlanRequest) -> Iterator[object]:
             yield _identity(getattr(source, kind), kind, call.locations)
         elif kind == "torch_hub":
             yield _identity_of_repository(repository_name(getattr(source, kind)), call.locations)
+            # Weights that its code loads: the operator may have put a file there since it was refused.
+            loaded = Path(torch.hub.get_dir()) / CHECKPOINTS
+            yield signature(loaded) if loaded.is_dir() else "not there"
 
 
 def _identity_of_repository(named: str, locations: worker_pb2.Locations) -> object:
