@@ -210,7 +210,8 @@ ROWS: dict[str, Row] = {
     "a hub repository of two commits": hub_row("revision", "leave one", repo="a/b:" + "1" * 40, revision="2" * 40),
     "a hub repository that is nowhere": hub_row("repo", "`resnet`", "owner/name:commit", repo="resnet"),
     "a hub folder that climbs": hub_row("repo", "..", reason="PATH_NOT_ALLOWED", repo="/data/../hub"),
-    "a hub function of a class": hub_row("entrypoint", "`Net.make`", "hubconf.py", repo="/hub", entrypoint="Net.make"),
+    "a hub function that is hidden": hub_row("entrypoint", "`_make`", "torch.hub", repo="/hub", entrypoint="_make"),
+    "a hub function on two lines": hub_row("entrypoint", "control character", repo="/hub", entrypoint="a\nb"),
     "no model type": number("model__architecture__model_type", "", "fill"),
     "125 overrides 17 deep": spec_row(
         "job.spec.model.architecture.overrides", "17 levels", "16", spec__model__architecture=deep(17)

@@ -132,8 +132,11 @@ def _check_overrides(architecture: spec_pb2.Architecture, path: str, found: Foun
 def _check_torch_hub(model: spec_pb2.TorchHubModel, path: str, found: Found) -> None:
     if model.repo:
         found += sources.check_torch_hub(path, model.repo, model.revision)
-    if model.entrypoint and (not model.entrypoint.isidentifier() or model.entrypoint.startswith("_")):
-        text = f"{show(model.entrypoint)} is not the name of a function of hubconf.py; give one that it defines"
+    # torch.hub takes every attribute of hubconf.py, such as `transformer.wmt16.en-de`.
+    if complaint := control_complaint(model.entrypoint):
+        found.append(FieldViolation(f"{path}.entrypoint", complaint))
+    elif model.entrypoint.startswith("_"):
+        text = f"{show(model.entrypoint)} begins with _, as functions do that torch.hub does not load; give another one"
         found.append(FieldViolation(f"{path}.entrypoint", text))
     _check_struct(model.arguments, f"{path}.arguments", found)
 
