@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import shardyard
 from helpers.repository import ROOT
 from helpers.served import Served, served
 from helpers.small_pictures import write_folders
-from helpers.torch_hub_repos import bert, encoder, resnet, transformer
+from helpers.tiny_folders import bert_tokenizer
+from helpers.torch_hub_nets import AWKWARD, NESTED_ENCODER, NET
+from helpers.torch_hub_repos import bert, encoder, resnet, transformer, write_repository
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +28,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serv
     folder = tmp_path_factory.mktemp("hub")
     write = {"resnet": resnet, "encoder": encoder, "bert": bert, "transformer": transformer}
     repositories = [make(folder / name) for name, make in write.items()]
+    repositories.append(write_repository(folder / "awkward", hubconf=AWKWARD))
+    repositories.append(write_repository(folder / "nested", hubconf=NESTED_ENCODER))
+    bert_tokenizer().save_pretrained(folder / "nested")
     options = [f"--torch-hub-repo={each}" for each in repositories]
-    with served(folder / "service", "local", "--cpus", "2", "--data-root", str(folder), *options) as service:
+    torch_home = {"TORCH_HOME": str(folder / "torch")}
+    options += ["--cpus", "2", "--data-root", str(folder)]
+    with served(folder / "service", "local", *options, environment=torch_home) as service:
         yield folder, service
 
 
@@ -97,6 +106,52 @@ def test_the_example_is_planned_with_another_repository(place: tuple[Path, Serve
     assert done.stdout.splitlines()[0].split() == ["parameters", "176,907"]
 
 
+def test_a_module_with_the_habits_of_its_author_is_trained_and_answers_when_the_weights_that_it_loaded_are_gone(
+    place: tuple[Path, Served],
+) -> None:
+    folder, service = place
+    write_folders(folder / "few", 6)
+    picture = folder / "few" / "rose" / "000.jpg"
+    spec = shardyard.JobSpec(
+        shardyard.ImageClassification(image_size=24),
+        model=shardyard.TorchHub(folder / "awkward", "awkward.v1", {"pretrained": True}),
+        train_data=folder / "few",
+        optimization=shardyard.Optimization(max_steps=2, learning_rate=1e-2, global_batch_size=4),
+    )
+    weights = folder / "torch" / "hub" / "checkpoints" / "net.pth"
+    with shardyard.Client(service.address) as client:
+        with pytest.raises(shardyard.errors.ShardyardError, match=r"have the operator put net\.pth into torch's cache"):
+            client.plan(spec)
+        torch.save(state_of_awkward(), weights)
+        assert client.plan(spec).num_parameters == 275
+        job = client.submit(spec, job_id="awkward")
+        assert job.wait(timeout=300).state == "succeeded", job.info.failure
+    weights.unlink()
+    service.kill()
+    service.start()
+    with shardyard.Client(service.address) as client:
+        trained = client.model("awkward")
+        (answer,) = trained.predict([picture])
+        trained.download(folder / "awkward_download")
+    tensors = load_file(folder / "awkward_download" / "model.safetensors")
+    assert torch.equal(tensors["pos_embed"], torch.full((8,), 0.25)), "what its author froze was trained"
+    assert not torch.equal(tensors["conv.weight"], state_of_awkward()["conv.weight"].float())
+    assert tensors["turns"].is_complex() and torch.equal(tensors["fc.weight"], tensors["also.0.weight"])
+    (folder / "awkward_download" / "picture.png").write_bytes(picture.read_bytes())
+    assert run_card(folder / "awkward_download") == pytest.approx(answer.logits, abs=1e-4)
+
+
+def state_of_awkward() -> dict[str, torch.Tensor]:
+    """The weights that the repository's address has."""
+    names: dict[str, Any] = {}
+    exec(NET, names)
+    torch.manual_seed(1)
+    state: dict[str, torch.Tensor] = names["Net"]().state_dict()
+    turns = torch.polar(torch.ones(8), torch.linspace(0, 1, 8))
+    again = {f"also.0.{name}": state[f"fc.{name}"] for name in ("weight", "bias")}
+    return {**state, **again, "pos_embed": torch.full((8,), 0.25), "turns": turns}
+
+
 TEXTS = [
     pytest.param("encoder", shardyard.TextClassification(), "reviews.csv", "Hello, my dog is cute", id="encoder"),
     pytest.param(
@@ -138,6 +193,27 @@ def test_a_model_of_texts_is_trained_by_two_workers_and_answers(
             assert not answer.logits or logits == pytest.approx(answer.logits, abs=1e-4)
         else:
             assert not [file for file in trained.info.files if "torch_hub" in file.path]
+
+
+def test_adapters_and_frozen_layers_of_a_plain_torch_encoder_are_trained_and_exported(
+    place: tuple[Path, Served],
+) -> None:
+    folder, service = place
+    write_texts(folder)
+    with shardyard.Client(service.address) as client:
+        job = client.submit(
+            shardyard.TextClassification(),
+            model=shardyard.TorchHub(folder / "nested", "nested"),
+            train_data=folder / "reviews.csv",
+            lora=shardyard.Lora(rank=2),
+            freeze=shardyard.Freeze(layers=1),
+            optimization=shardyard.Optimization(max_steps=3, learning_rate=1e-1, global_batch_size=8),
+        )
+        assert job.wait(timeout=300).state == "succeeded", job.info.failure
+        long, short = "the dog is good and is a cat", "the dog"
+        model = client.model(job.id)
+        together, (alone,) = model.predict([long, short]), model.predict([short])
+        assert together[1].logits == pytest.approx(alone.logits, abs=1e-5)
 
 
 def write_texts(folder: Path) -> None:

@@ -12,18 +12,15 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from helpers.hub_plans import SMALL, job, places, planned, refused
 from helpers.small_pictures import write_folders
-from helpers.small_specs import parse
 from helpers.torch_hub_repos import bert, encoder, resnet, transformer, write_repository
-from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.inspect import inspect_model
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.planning.pins import check_same_model
-from shardyard_trainer.planning.plan import plan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SMALL = {"width": 4, "num_classes": 10}
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [{"source": f"the dog {word}", "target": f"{word} a cat"} for word in ("runs", "eats", "sleeps") * 8]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return folder
-
-
-def job(data: Path, source: dict[str, Any], *, task: str = "image_classification", file: str = "garden") -> Any:
-    settings = {"image_size": 32} if task == "image_classification" else {}
-    return parse(
-        {
-            "fine_tuning": {task: settings},
-            "model": {"torch_hub": source},
-            "train_data": {"uri": str(data / file)},
-            "optimization": {"epochs": 1},
-        }
-    )
-
-
-def places(data: Path, folder: Path, *repositories: Path, **named: Path) -> worker_pb2.Locations:
-    """The repositories of a list may run; `named` are those of a name."""
-    return worker_pb2.Locations(
-        data_roots=[str(data), str(folder)],
-        cache_dir=str(folder / "cache"),
-        torch_hub={str(each): str(each) for each in repositories} | {name: str(each) for name, each in named.items()},
-    )
-
-
-def planned(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> worker_pb2.PlanResult:
-    request = worker_pb2.PlanRequest(spec=spec, locations=locations)
-    return worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
-
-
-def refused(data: Path, folder: Path, source: dict[str, Any], *repositories: Path) -> Any:
-    """The only violation of a job with this source."""
-    result = planned(job(data, source), places(data, folder, *repositories))
-    assert len(result.violations) == 1, result
-    return result.violations[0]
 
 
 def test_a_plan_counts_the_modules_own_parameters_and_pins_its_files(data: Path, tmp_path: Path) -> None:
@@ -178,12 +142,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, list[str]]] = {
         {},
         "entrypoint",
         ["logits [B, C]", "[B, T, D]", "mat1 and mat2"],
-    ),
-    "classes from a convolution": (
-        MODULE + "def f(): return nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())",
-        {},
-        "entrypoint",
-        ["no nn.Linear with 5 outputs"],
     ),
     "texts that see their padding": (
         MODULE + AVERAGES,
