@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from helpers.plan_requests import ask
 from helpers.small_specs import sentences
 from shardyard_trainer.tasks.base import ModuleOutput
 
 KINDS = ("pairs", "triplets", "scored")
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+PAIR = {"anchor": "the dog runs", "positive": "a cute dog"}
+SCORED = {"text": "the dog runs", "text_pair": "a cute dog", "score": 0.5}
 
 
 def rows_of(kind: str, number: int = 60) -> list[dict[str, Any]]:
@@ -34,6 +37,23 @@ def rows_of(kind: str, number: int = 60) -> list[dict[str, Any]]:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def embedding(root: Path, rows: list[dict[str, Any]], settings: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """A spec, with its rows in a file of its own."""
+    path = write_rows(root / f"rows-{abs(hash(json.dumps(rows)))}.jsonl", rows)
+    spec: dict[str, Any] = {
+        "fine_tuning": {"sentence_embedding": settings or {}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": str(path)},
+        "optimization": {"max_steps": 10},
+    }
+    return spec | changes
+
+
+def said(root: Path, spec: dict[str, Any]) -> str:
+    """The violations of a plan, one a line: field, message."""
+    return "\n".join(f"{each.field}: {each.message}" for each in ask(root, spec).violations)
 
 
 def settings_of(kind: str) -> dict[str, Any]:
