@@ -284,3 +284,14 @@ def test_weights_that_the_code_loads_are_asked_for_by_name_and_found_once_they_a
     assert copied.read_bytes() == weights.read_bytes()
     weights.unlink()
     assert not planned(spec, locations).violations
+
+
+def test_an_error_of_the_code_in_training_is_not_blamed_on_the_size_of_the_pictures(data: Path, tmp_path: Path) -> None:
+    code = (
+        "class T(Net):\n    def forward(self, x):\n        return "
+        "self.nowhere(x) if self.training else super().forward(x)\n"
+        "def f():\n    return T()"
+    )
+    (error,) = plan_of(data, tmp_path, NET + code).violations
+    assert (error.field, error.reason) == ("spec.model.torch_hub", "MODEL_INVALID"), error.message
+    assert "does not compute in training: AttributeError" in error.message and "another size" not in error.message
