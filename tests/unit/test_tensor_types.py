@@ -31,5 +31,5 @@ def test_complex_tensors_are_read_and_have_to_be_finite(tmp_path: Path) -> None:
 def test_a_type_that_is_not_read_is_refused_with_those_that_are(tmp_path: Path) -> None:
     header = json.dumps({"scale": {"dtype": "F8_E8M0", "shape": [8], "data_offsets": [0, 8]}}).encode()
     (tmp_path / NAME).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(WeightsInvalid, match="F8_E8M0.*save the model in float32, float16 or bfloat16"):
+    with pytest.raises(WeightsInvalid, match=r"F8_E8M0.*save the model in float32, float16 or bfloat16"):
         read_header(open_folder(tmp_path), NAME)

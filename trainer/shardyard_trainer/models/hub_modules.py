@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,13 +46,10 @@ from shardyard_trainer.models.folder import (
     check_may_run,
 )
 from shardyard_trainer.models.hub_code import run_entrypoint
-
-HEADS = (nn.Linear, nn.Conv2d)
-"""Layers that can give a module's logits: a convolution of one place (1 × 1) is a linear layer for each place."""
+from shardyard_trainer.models.hub_heads import HEADS, HeldElsewhere, names_of, num_outputs, put, with_outputs
 
 _WITH_HEAD = (("head.", OWN_HEAD), ("model.network.", ""))
 _IN_MEMORY = ("_code", "use_cache")
-_OF_LAYERS = frozenset({"weight", "bias", *nn.Linear.__constants__, *nn.Conv2d.__constants__})
 
 
 class TorchHubConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -202,7 +199,7 @@ class TorchHubForImageClassification(_HubModel):
         if num_outputs(last) != config.num_labels:
             last = with_outputs(last, config.num_labels)
         self.head = last.requires_grad_(True)
-        put(self.network, self._names, _HeldElsewhere(last))
+        put(self.network, self._names, HeldElsewhere(last))
 
     def forward(self, pixel_values: torch.Tensor, **_options: Any) -> ImageClassifierOutput:
         """Logits [B, C]."""
@@ -317,26 +314,6 @@ class TorchHubForQuestionAnswering(_HubModel):
         return _WITH_HEAD
 
 
-class _HeldElsewhere(nn.Module):
-    """Calls a layer that another module holds: its parameters are registered there alone."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._layer = (layer,)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self._layer[0](features)
-        return found
-
-    def __getattr__(self, name: str) -> Any:
-        """What code around a layer reads of it, such as the dtype of its weight; nothing else, so that what libraries
-        note at the layer is not taken for this module's.
-        """
-        if name in _OF_LAYERS:
-            return getattr(self._layer[0], name)
-        return super().__getattr__(name)
-
-
 def _exchanged(name: str, renamed: tuple[tuple[str, str], ...], *, at: int) -> str:
     """A name with the other beginning of a pair than the one at 0 (here) or 1 (in files) that it has."""
     pair = next((pair for pair in renamed if name.startswith(pair[at])), ("", ""))
@@ -356,31 +333,6 @@ def allow_code(config: Any, folder: Folder, values: Mapping[str, Any]) -> None:
     """Tells a configuration where its code is. Raises FolderInvalid if the code of this folder may not run."""
     check_may_run(folder, values)
     config._code = folder.path / CODE
-
-
-def names_of(network: nn.Module, layer: nn.Module) -> list[str]:
-    """All names of a layer in a module that may hold it in several places."""
-    return [name for name, part in network.named_modules(remove_duplicate=False) if part is layer]
-
-
-def put(network: nn.Module, names: Iterable[str], layer: nn.Module) -> None:
-    """Puts a layer into a module under each name."""
-    for name in names:
-        network.set_submodule(name, layer)
-
-
-def num_outputs(layer: nn.Module) -> int:
-    """How many outputs a layer of `HEADS` has."""
-    return int(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)  # type: ignore[arg-type]
-
-
-def with_outputs(layer: nn.Module, number: int, *, bias: bool | None = None) -> nn.Module:
-    """A new layer in place of one of `HEADS`, with another number of outputs."""
-    has_bias = layer.bias is not None if bias is None else bias
-    if isinstance(layer, nn.Conv2d):
-        return nn.Conv2d(layer.in_channels, number, 1, layer.stride, layer.padding, bias=has_bias)  # type: ignore[arg-type]
-    assert isinstance(layer, nn.Linear)
-    return nn.Linear(layer.in_features, number, bias=has_bias)
 
 
 def logits_in(found: Any) -> Any:

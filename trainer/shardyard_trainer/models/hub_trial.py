@@ -17,7 +17,8 @@ from torch import nn
 
 from shardyard_trainer.data.errors import listed, shorten
 from shardyard_trainer.models.hub_faults import HUBCONF, HubCodeFailed
-from shardyard_trainer.models.hub_modules import HEADS, logits_in, names_of, num_outputs, part_of, put, with_outputs
+from shardyard_trainer.models.hub_heads import HEADS, names_of, num_outputs, put, with_outputs
+from shardyard_trainer.models.hub_modules import logits_in, part_of
 from shardyard_trainer.reading import reading
 
 SIDES = (224, 32, 28, 64, 96, 299, 256, 384, 448, 512, 518, 128, 48, 160, 240)
