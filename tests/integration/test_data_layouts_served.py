@@ -197,12 +197,12 @@ def test_conversations_with_tools_are_the_same_in_every_form_and_what_is_not_rea
         assert "DATA_NOT_READ" not in [warning.reason for warning in first.warnings]
         for name, rows in (
             ("b.jsonl", [row('{"city": "Paris"}')] * 4),
-            ("c.parquet", [row({"city": "Paris"}, id=7)] * 4),
+            ("c.parquet", [row({"city": "Paris"}, topic=7)] * 4),
         ):
             plan = planned(name, rows)
             assert plan.train_stats.num_tokens == first.train_stats.num_tokens
         (told,) = [warning.message for warning in plan.warnings if warning.reason == "DATA_NOT_READ"]
-        assert "column 'id' (4 rows)" in told
+        assert "column 'topic' (4 rows)" in told
         longer = planned("d.jsonl", [row({"city": "Paris"}, system="Be short.")] * 4)
         assert longer.train_stats.num_tokens > first.train_stats.num_tokens
         with pytest.raises(shardyard.InvalidArgument) as caught:

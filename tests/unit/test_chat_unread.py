@@ -50,7 +50,7 @@ BESIDE: Mapping[str, Any] = {
     "input": "more",
     "label": True,
     "chat_template_kwargs": {"enable_thinking": False},
-    "id": 7,
+    "topic": 7,
 }
 
 
@@ -252,7 +252,7 @@ def test_a_mapped_column_that_the_layout_does_not_read_is_refused(tmp_path: Path
 
 
 def test_a_plan_names_what_is_not_read_with_its_count(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{**chat("a?", "b"), "id": at} for at in range(4)]
+    rows: list[dict[str, Any]] = [{**chat("a?", "b"), "id": at, "topic": at} for at in range(4)]
     rows[0]["messages"][1]["metadata"] = {"a": 1}
     rows[1]["messages"] += chat("c?")["messages"]
     path = write_lines(tmp_path / "a.jsonl", rows)
@@ -261,12 +261,12 @@ def test_a_plan_names_what_is_not_read_with_its_count(tmp_path: Path) -> None:
         found = planned(tmp_path, spec, **folders)
         assert not found.violations, found.violations
         (told,) = [each.message for each in found.plan.warnings if each.reason == "DATA_NOT_READ"]
-        assert "column 'id' (4 rows)" in told and "key 'metadata' of messages (1 row)" in told
+        assert "column 'topic' (4 rows)" in told and "'id'" not in told and "key 'metadata' of messages (1 row)" in told
         assert ("messages after the last answer (1 row)" in told) == spec.fine_tuning.HasField("instruction")
 
 
 def _pairs(folder: Path) -> Path:
-    rows: list[dict[str, Any]] = [{**PREFERENCES["whole"], "id": at} for at in range(4)]
+    rows: list[dict[str, Any]] = [{**PREFERENCES["whole"], "topic": at} for at in range(4)]
     answer = {"role": "assistant", "content": "b", "metadata": 1}
     rows[0] = {**rows[0], "chosen": [chat("a?")["messages"][0], answer]}
     return write_lines(folder / "b.jsonl", rows)

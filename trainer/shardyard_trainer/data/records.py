@@ -20,6 +20,10 @@ from shardyard_trainer.reading import about, reading
 Made = TypeVar("Made")
 
 
+_NUMBERS_OF_ROWS = frozenset({"id", "_id", "idx", "index", "uid", "uuid", "row_id", "unnamed: 0", "__index_level_0__"})
+"""Columns that nobody expects to be learnt: nothing is said of them."""
+
+
 @dataclass(frozen=True)
 class Role:
     """A role of columns: its name in a spec, and other names of such columns, matched in any case."""
@@ -147,7 +151,8 @@ def _file_records(
     chosen = _choose(table, source.columns, layouts)
     roles = list(chosen)
     class_names = {role: table.class_names[name] for role, name in chosen.items() if name in table.class_names}
-    unread = tuple(name for name in (*table.columns, *table.left_out) if name not in chosen.values())
+    others = (name for name in (*table.columns, *table.left_out) if name not in chosen.values())
+    unread = tuple(name for name in others if name.casefold() not in _NUMBERS_OF_ROWS)
     num_rows = 0
     for line, cells in table.rows([table.index(chosen[role]) for role in roles]):
         num_rows += 1
