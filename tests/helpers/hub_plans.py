@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from helpers.small_pictures import write_folders
 from helpers.small_specs import parse
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.planning.plan import plan
 
 SMALL = {"width": 4, "num_classes": 10}
+
+
+def write_data(folder: Path) -> Path:
+    """Pictures of three classes, and texts of two."""
+    write_folders(folder / "garden", 4)
+    rows = [f"the dog is {'good' if index % 2 else 'bad'},{'yes' if index % 2 else 'no'}" for index in range(24)]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder
 
 
 def job(

@@ -6,12 +6,17 @@ import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from google.protobuf import json_format
 from PIL import Image
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
+from shardyard_trainer.tasks.base import build_module
+from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.training.export import export_model
 
 TINY = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
 
@@ -46,3 +51,22 @@ def content(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def exported(
+    folder: Path, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, rate: float = 0.1, metric: str = "loss"
+) -> Path:
+    """One step of training, and the folder of it; the export compares what it loads with the live model."""
+    task = prepare(spec, locations)
+    module = build_module(task, spec).train()
+    module(**task.train.micro_batch([SampleRef(0, at) for at in range(4)]).inputs).loss_sum.backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=rate)
+    attempt = worker_pb2.AttemptSpec(
+        job_name="projects/p/jobs/j", epoch=1, spec=spec, world_size=1, locations=locations
+    )
+    state = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    export_model(module, state, task, attempt, {metric: 0.5}, folder=folder)
+    return folder

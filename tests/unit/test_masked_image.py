@@ -11,7 +11,7 @@ import torch
 import transformers
 from google.protobuf import json_format
 
-from helpers.picture_jobs import content
+from helpers.picture_jobs import content, exported
 from helpers.small_pictures import picture, write_folders
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -22,7 +22,6 @@ from shardyard_trainer.inputs.image_settings import default_settings
 from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
-from shardyard_trainer.training.export import export_model
 
 VIT = {
     "hidden_size": 16,
@@ -173,23 +172,6 @@ def test_what_does_not_fit_is_refused_with_what_does(
     assert violation.field.endswith(field) and said in violation.message, violation
 
 
-def exported(folder: Path, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, name: str) -> Path:
-    """One step of training, and the folder of it; the export compares what it loads with the live model."""
-    task = prepare(spec, locations)
-    module = build_module(task, spec).train()
-    module(**task.train.micro_batch([SampleRef(0, at) for at in range(4)]).inputs).loss_sum.backward()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=0.1)
-    attempt = worker_pb2.AttemptSpec(
-        job_name="projects/p/jobs/j", epoch=1, spec=spec, world_size=1, locations=locations
-    )
-    state = {key: value.detach().clone() for key, value in module.state_dict().items()}
-    export_model(module, state, task, attempt, {"loss": 0.5}, folder=folder / name)
-    return folder / name
-
-
 def reasons(result: worker_pb2.PlanResult) -> set[str]:
     assert not result.violations, result.violations
     return {warning.reason for warning in result.plan.warnings}
@@ -197,7 +179,7 @@ def reasons(result: worker_pb2.PlanResult) -> set[str]:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_pretrained_model_is_fine_tuned_and_embeds_but_predicts_nothing(kind: str, folder: Path) -> None:
-    made = exported(folder, *spec_of(folder, fresh(kind)), "pretrained")
+    made = exported(folder / "pretrained", *spec_of(folder, fresh(kind)))
     inspected = worker_pb2.InspectModelResult.FromString(
         inspect_model(worker_pb2.InspectModelRequest(folder=str(made)).SerializeToString())
     )
@@ -230,7 +212,7 @@ def test_a_pretrained_model_is_fine_tuned_and_embeds_but_predicts_nothing(kind: 
     # Pretraining goes on with the decoder, too.
     again, locations = spec_of(folder, {"uri": str(made)})
     assert reasons(planned(again, locations)) == set()
-    classifier = exported(folder, spec, locations, "classifier")
+    classifier = exported(folder / "classifier", spec, locations)
     assert reasons(planned(*spec_of(folder, {"uri": str(classifier)}))) == {"NEW_HEAD"}
 
 
@@ -242,7 +224,7 @@ def test_a_backbone_gets_a_decoder_that_fits_and_a_trained_one_that_does_not_fit
     (folder / "backbone" / "preprocessor_config.json").write_text(settings)
     spec, locations = spec_of(folder, {"uri": str(folder / "backbone")})
     assert reasons(planned(spec, locations)) == {"NEW_HEAD"}
-    made = exported(folder, spec, locations, "made")
+    made = exported(folder / "made", spec, locations)
     found = json.loads((made / "config.json").read_text())
     assert found["encoder_stride"] == 8
     (made / "config.json").write_text(json.dumps({**found, "encoder_stride": 16}))

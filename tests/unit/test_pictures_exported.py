@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from google.protobuf import json_format
 
+from helpers.picture_jobs import exported
 from helpers.small_pictures import picture, write_folders
 from shardyard.v1 import model_service_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import predict
 from shardyard_trainer.answering.inspect import inspect_model
-from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
 from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
-from shardyard_trainer.training.export import export_model
+
+STEP: Any = {"rate": 0.01, "metric": "accuracy"}
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -48,25 +48,6 @@ def spec_of(folder: Path, model: dict[str, Any], **task: Any) -> tuple[spec_pb2.
     }
     locations = worker_pb2.Locations(cache_dir=str(folder / "cache"), data_roots=[str(folder)])
     return json_format.ParseDict(spec, spec_pb2.JobSpec()), locations
-
-
-def exported(folder: Path, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, name: str) -> Path:
-    """One step of training, and the folder of it."""
-    task = prepare(spec, locations)
-    module = build_module(task, spec).train()
-    batch = task.train.micro_batch([SampleRef(0, at) for at in range(4)])
-    loss = module(**batch.inputs).loss_sum
-    loss.backward()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=0.01)
-    attempt = worker_pb2.AttemptSpec(
-        job_name="projects/p/jobs/j", epoch=1, spec=spec, world_size=1, locations=locations
-    )
-    state = {key: value.detach().clone() for key, value in module.state_dict().items()}
-    export_model(module, state, task, attempt, {"accuracy": 0.5}, folder=folder / name)
-    return folder / name
 
 
 def asked(folder: Path, *pictures: bytes) -> worker_pb2.PredictReply:
@@ -95,7 +76,7 @@ def model_of(family: str, folder: Path) -> dict[str, Any]:
 def test_every_family_is_exported_and_answers_pictures_of_any_size(family: str, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
     spec, locations = spec_of(tmp_path, model_of(family, tmp_path), image_size=32)
-    folder = exported(tmp_path, spec, locations, "model")
+    folder = exported(tmp_path / "model", spec, locations, **STEP)
     large = tmp_path / "large.png"
     picture("rose", 5, side=70).save(large)
     reply = asked(folder, large.read_bytes(), (tmp_path / "data" / "rose" / "001.jpg").read_bytes())
@@ -113,7 +94,9 @@ def test_every_family_is_exported_and_answers_pictures_of_any_size(family: str, 
 @pytest.mark.parametrize("family", ["vit", "grey resnet", CHECKPOINT])
 def test_the_cards_code_gives_the_answer_of_predict_in_another_process(family: str, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
-    folder = exported(tmp_path, *spec_of(tmp_path, model_of(family, tmp_path), image_size=32), "model")
+    folder = exported(
+        tmp_path / "model", *spec_of(tmp_path, model_of(family, tmp_path), image_size=32), rate=0.01, metric="accuracy"
+    )
     picture("violet", 7, side=50).save(folder / "picture.png")
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     done = subprocess.run(
@@ -128,7 +111,7 @@ def test_the_cards_code_gives_the_answer_of_predict_in_another_process(family: s
 def test_a_trained_folder_is_trained_again_with_its_head_or_with_a_new_one(tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
     model = {"architecture": {"model_type": "vit", "overrides": VIT}}
-    first = exported(tmp_path, *spec_of(tmp_path, model, image_size=32), "first")
+    first = exported(tmp_path / "first", *spec_of(tmp_path, model, image_size=32), **STEP)
     again, locations = spec_of(tmp_path, {"uri": str(first)})
     again.fine_tuning.freeze.backbone = True
     result = planned(again, locations)
@@ -160,7 +143,7 @@ def reasons(found: plan_pb2.JobPlan) -> set[str]:
 def test_bytes_that_are_not_a_picture_are_refused_one_by_one(tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
     model = {"architecture": {"model_type": "resnet", "overrides": FAMILIES["resnet"]}}
-    folder = exported(tmp_path, *spec_of(tmp_path, model, image_size=32), "model")
+    folder = exported(tmp_path / "model", *spec_of(tmp_path, model, image_size=32), **STEP)
     whole = (tmp_path / "data" / "rose" / "001.jpg").read_bytes()
     reply = asked(folder, whole, whole[:200], b"%PDF-1.4", b"x" * 4_000_001)
     assert [each.field for each in reply.violations] == ["instances[3].image"]

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from helpers.hub_plans import SMALL, job, places, planned, refused
-from helpers.small_pictures import write_folders
+from helpers.hub_plans import SMALL, job, places, planned, refused, write_data
 from helpers.torch_hub_repos import bert, encoder, resnet, transformer, write_repository
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.inspect import inspect_model
@@ -25,10 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_folders(folder / "garden", 4)
-    rows = [f"the dog is {'good' if index % 2 else 'bad'},{'yes' if index % 2 else 'no'}" for index in range(24)]
-    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    folder = write_data(tmp_path_factory.mktemp("data"))
     pairs = [{"source": f"the dog {word}", "target": f"{word} a cat"} for word in ("runs", "eats", "sleeps") * 8]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return folder

@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.hub_plans import job, places, planned
+from helpers.picture_jobs import exported
 from helpers.small_pictures import write_folders
 from helpers.torch_hub_nets import NET
 from helpers.torch_hub_repos import write_repository
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering.infer import embed, predict
-from shardyard_trainer.inputs.base import SampleRef
-from shardyard_trainer.tasks.base import build_module
-from shardyard_trainer.tasks.ingredients import prepare
-from shardyard_trainer.training.export import export_model
 
 CASES = {
     "torch_hub_pictures-convolution": "nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 10, 1),\n"
@@ -38,7 +34,7 @@ def test_an_export_answers_as_its_card_computes_and_is_trained_again(
     hub = write_repository(tmp_path / "hub", hubconf=f"{NET}def f():\n    return {CASES[case]}")
     locations = places(tmp_path, tmp_path, hub)
     spec = planned(job(tmp_path, {"repo": str(hub), "entrypoint": "f"}, side=24), locations).plan.resolved_spec
-    folder = exported(tmp_path / "made", spec, locations)
+    folder = exported(tmp_path / "made", spec, locations, metric="accuracy")
     picture = paths[0].read_bytes()
     question = model_service_pb2.PredictRequest(instances=[model_service_pb2.Instance(image=picture)])
     call = worker_pb2.PredictCall(folder=str(folder), request=question, torch_hub=[str(hub)])
@@ -64,23 +60,6 @@ def test_an_export_answers_as_its_card_computes_and_is_trained_again(
     locations.folders["m"] = str(folder)
     again = planned(spec, locations)
     assert not again.violations and "NEW_HEAD" not in {warning.reason for warning in again.plan.warnings}
-
-
-def exported(folder: Path, spec: Any, locations: worker_pb2.Locations) -> Path:
-    """One step of training, and the folder of it, which is compared with the trained model."""
-    task = prepare(spec, locations)
-    module = build_module(task, spec).train()
-    module(**task.train.micro_batch([SampleRef(0, at) for at in range(4)]).inputs).loss_sum.backward()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=0.1)
-    attempt = worker_pb2.AttemptSpec(
-        job_name="projects/p/jobs/j", epoch=1, spec=spec, world_size=1, locations=locations
-    )
-    state = {key: value.detach().clone() for key, value in module.state_dict().items()}
-    export_model(module, state, task, attempt, {"accuracy": 0.5}, folder=folder)
-    return folder
 
 
 def test_a_picture_model_of_transformers_without_a_preprocessor_has_the_defaults_in_its_own_size(

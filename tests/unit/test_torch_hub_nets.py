@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.hub_plans import job, places, planned
-from helpers.small_pictures import write_folders
+from helpers.hub_plans import job, places, planned, write_data
 from helpers.tiny_folders import bert_tokenizer
 from helpers.torch_hub_nets import FIXED_POSITIONS, NESTED_ENCODER, NET, VIT
 from helpers.torch_hub_repos import write_repository
@@ -26,11 +25,7 @@ from shardyard_trainer.tasks.ingredients import prepare
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_folders(folder / "garden", 4)
-    rows = [f"the dog is {'good' if index % 2 else 'bad'},{'yes' if index % 2 else 'no'}" for index in range(24)]
-    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def plan_of(data: Path, folder: Path, code: str, *, entrypoint: str = "f", **options: Any) -> worker_pb2.PlanResult:
