@@ -23,7 +23,6 @@ from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
 
 STEP: Any = {"rate": 0.01, "metric": "accuracy"}
-
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": VIT,
@@ -94,9 +93,7 @@ def test_every_family_is_exported_and_answers_pictures_of_any_size(family: str, 
 @pytest.mark.parametrize("family", ["vit", "grey resnet", CHECKPOINT])
 def test_the_cards_code_gives_the_answer_of_predict_in_another_process(family: str, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", 4)
-    folder = exported(
-        tmp_path / "model", *spec_of(tmp_path, model_of(family, tmp_path), image_size=32), rate=0.01, metric="accuracy"
-    )
+    folder = exported(tmp_path / "model", *spec_of(tmp_path, model_of(family, tmp_path), image_size=32), **STEP)
     picture("violet", 7, side=50).save(folder / "picture.png")
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     done = subprocess.run(
