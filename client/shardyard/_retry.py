@@ -118,7 +118,8 @@ def channel_options(address: str, methods: list[tuple[str, str]]) -> list[tuple[
                 },
             }
         ],
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        # Five failures of an outage must not take the retries of the calls that follow.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 1},
     }
     return [
         ("grpc.service_config", json.dumps(config)),
@@ -129,10 +130,11 @@ def channel_options(address: str, methods: list[tuple[str, str]]) -> list[tuple[
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", 16 * 2**20),
-        # A broken connection is retried soon: a coordinator restarts within seconds.
+        # However long the service was away, the channel tries to connect at least once while gRPC repeats a call
+        # (1.2 s or more, as above): the first call after a restart has an answer.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 500),
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -11,6 +13,7 @@ from google.protobuf import json_format
 
 from helpers.script import Failure, Script
 from helpers.scripted_service import a_job, serving
+from helpers.served import free_port
 from shardyard import (
     AsyncClient,
     Client,
@@ -173,6 +176,23 @@ def test_metrics_attempts_and_checkpoints_read_as_data() -> None:
         assert job.checkpoints()[0].step == 10
         assert job.cancel().state == "cancelling"
         job.delete()
+
+
+def _answers_at_once_after(outage_s: float) -> bool:
+    port, script = free_port(), Script()
+    with Client(f"127.0.0.1:{port}") as client:
+        with serving(script, port=port):
+            client.server_info()
+        with pytest.raises(Unavailable):
+            client.server_info()
+        time.sleep(outage_s)
+        with serving(script, port=port):
+            return client.server_info().version == "0.1.0"
+
+
+def test_a_call_right_after_a_restart_has_its_answer_however_long_the_service_was_away() -> None:
+    with ThreadPoolExecutor() as pool:
+        assert all(pool.map(_answers_at_once_after, (0.0, 5.0, 7.0, 8.0)))
 
 
 def test_a_plan_reads_as_data() -> None:
