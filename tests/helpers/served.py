@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -133,10 +134,15 @@ def wait_until_it_listens(address: str, service: subprocess.Popen[bytes], log: P
 
 
 def free_port() -> int:
-    """A port of the loopback interface without a listener."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface without a listener, for a service that is started on it again later.
+
+    Not one that the kernel gives to outgoing connections, nor one of Ray's workers: it has to stay free meanwhile.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def rank_pids(state: Path, job_uid: str) -> dict[int, int]:
