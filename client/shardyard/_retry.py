@@ -26,6 +26,8 @@ RETRY_AFTER_REASONS = frozenset({"INSPECTION_UNAVAILABLE", "OVERLOADED", "RATE_L
 _QUIET_S = 2.0
 # A unary call that the service keeps deferring is reported to its caller.
 _PUT_OFF_S = 60.0
+# No message of a request or an answer is larger.
+_MESSAGE_BYTES = 16 * 2**20
 
 _log = logging.getLogger("shardyard")
 
@@ -129,12 +131,15 @@ def channel_options(address: str, methods: list[tuple[str, str]]) -> list[tuple[
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", 16 * 2**20),
+        ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+        # gRPC's own 256 KiB would let no larger request be repeated: a picture, or many texts.
+        ("grpc.per_rpc_retry_buffer_size", _MESSAGE_BYTES),
         # However long the service was away, the channel tries to connect at least once while gRPC repeats a call
         # (1.2 s or more, as above): the first call after a restart has an answer.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 500),
+        # Not a pause, whatever its name: how long one try may take. Over a tunnel it takes two round trips.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
     ]
 
 

@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from helpers.script import Failure, Script
 from helpers.scripted_service import a_job, serving
 from helpers.served import free_port
+from helpers.slow_link import slow_link
 from shardyard import (
     AsyncClient,
     Client,
@@ -195,6 +196,25 @@ def test_a_call_right_after_a_restart_has_its_answer_however_long_the_service_wa
     outages_s = [0.0, *(5.0 + tenth / 10 for tenth in range(0, 45, 4))]
     with ThreadPoolExecutor(len(outages_s)) as pool:
         assert all(pool.map(_answers_at_once_after, outages_s))
+
+
+def test_a_service_behind_a_slow_link_is_reached() -> None:
+    # gRPC ends a try to connect after `grpc.min_reconnect_backoff_ms`, which is longer than this.
+    with (
+        serving(Script()) as address,
+        slow_link(address, first_answer_s=0.8) as far,
+        Client(far, reconnect_for=0) as client,
+    ):
+        assert client.server_info().version == "0.1.0"
+
+
+@pytest.mark.parametrize("text_bytes", [1_000, 2_000_000])
+def test_a_call_is_repeated_however_large_its_request_is(text_bytes: int) -> None:
+    away = [Failure(grpc.StatusCode.UNAVAILABLE)] * 2
+    script = Script(ready={"m"}, predict=classify, failures={"Predict": away})
+    with serving(script) as address, Client(address) as client:
+        assert len(client.model("m").predict(["x" * text_bytes])) == 1
+    assert len(script.asked("Predict")) == 3
 
 
 def test_a_plan_reads_as_data() -> None:
