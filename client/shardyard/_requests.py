@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
+from shardyard._chats import Chat, conversation
 from shardyard._messages import build
 from shardyard._parse import Draft, Reader, draft_job
 from shardyard._text import escaped, shown
@@ -36,10 +37,7 @@ MAX_PARTS = 45_000
 
 MAX_IMAGE_BYTES = 4_000_000
 
-Chat = Sequence[Mapping[str, str]]
-"""The messages of a conversation, each with `role` and `content`."""
-
-Text = str | tuple[str, str] | Words | Items | Question | Mapping[str, str] | Image | bytes | Path | Chat
+Text = str | tuple[str, str] | Words | Items | Question | Mapping[str, Any] | Image | bytes | Path | Chat
 
 
 class SpecFields(TypedDict, total=False):
@@ -149,20 +147,16 @@ def instance(item: Text, index: int) -> model_service_pb2.Instance:
         return model_service_pb2.Instance(question=asked)
     if isinstance(item, Image | bytes | Path):
         return model_service_pb2.Instance(image=_content(item, where))
-    if isinstance(item, tuple | list) and item and all(isinstance(part, Mapping) for part in item):
-        return model_service_pb2.Instance(messages=_messages(item, where))
+    if _are_messages(item):
+        return model_service_pb2.Instance(messages=conversation(item, (), where))
+    if isinstance(item, Mapping) and item.keys() <= {"messages", "tools"} and _are_messages(item.get("messages")):
+        return model_service_pb2.Instance(messages=conversation(item["messages"], item.get("tools") or (), where))
     kinds = "neither a text nor a pair of texts, nor Words, Items or a Question, nor a list of messages, nor a picture"
     raise invalid(where, f"{shown(item)} is {kinds}")
 
 
-def _messages(chat: Sequence[Any], where: str) -> model_service_pb2.Messages:
-    made = model_service_pb2.Messages()
-    for at, message in enumerate(chat):
-        place = f"{where}.messages.messages[{at}]"
-        if strange := sorted(str(key) for key in message if key not in ("role", "content")):
-            raise invalid(place, f"a message has `role` and `content`; leave out {', '.join(strange)}")
-        made.messages.append(build(model_service_pb2.ChatMessage, place, **message))
-    return made
+def _are_messages(item: object) -> TypeGuard[Chat]:
+    return isinstance(item, tuple | list) and bool(item) and all(isinstance(part, Mapping) for part in item)
 
 
 def _content(item: Image | bytes | Path, where: str) -> bytes:
@@ -196,7 +190,7 @@ def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2
     for index, item in enumerate(items):
         made = instance(item, index)
         length = made.ByteSize() + 5
-        more = len(made.words.words) + len(made.items.items) + 3 * len(made.messages.messages) + 4
+        more = len(made.words.words) + len(made.items.items) + _parts(made.messages) + 4
         if batch and (size + length > MAX_REQUEST_BYTES or len(batch) == MAX_BATCH or parts + more > MAX_PARTS):
             yield start, batch
             start, size, parts, batch = index, 0, 0, []
@@ -204,6 +198,15 @@ def batches(items: Sequence[Text]) -> Iterator[tuple[int, list[model_service_pb2
         size, parts = size + length, parts + more
     if batch:
         yield start, batch
+
+
+def _parts(messages: model_service_pb2.Messages) -> int:
+    """The fields and items of a conversation, as the service counts them, or a few more."""
+    more = (
+        (each.name, each.tool_call_id, each.reasoning_content, *(4 * tuple(each.tool_calls)))
+        for each in messages.messages
+    )
+    return len(messages.tools) + sum(3 + sum(map(bool, each)) for each in more)
 
 
 def shifted(error: InvalidArgument, start: int) -> InvalidArgument:

@@ -19,6 +19,14 @@ MARKED = (
     "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+WITH_TOOLS = (
+    "{{ bos_token }}{% if tools %}{{ tools | tojson + '\n' }}{% endif %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + (' ' + message.name if message.name else '') + '\n' }}"
+    "{% if message.reasoning_content %}{{ '(' + message.reasoning_content + ')' }}{% endif %}{{ message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ call.id }}{{ call.function | tojson }}{% endfor %}"
+    "{{ message.tool_call_id or '' }}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 SPECIAL = ("<s>", "<|im_start|>", "<|im_end|>", "<unk>")
 
 

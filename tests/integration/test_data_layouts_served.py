@@ -8,12 +8,16 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shardyard
+from helpers.chat_folders import WITH_TOOLS, chat_folder
 from helpers.served import Served, served
 from helpers.small_specs import OVERRIDES, sentences
 from shardyard.cli.app import run
@@ -209,6 +213,43 @@ def test_conversations_with_tools_are_the_same_in_every_form_and_what_is_not_rea
             planned("e.jsonl", [{"prompt": "q", "completion": "a", "label": each} for each in (True, False)])
         (violation,) = caught.value.violations
         assert "line 2: its label is 'False': the answer is a bad one" in violation.message
+
+
+def test_an_uploaded_model_is_offered_tools_and_answers_their_results(
+    service: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = chat_folder(tmp_path / "talker", WITH_TOOLS)
+    (folder / "shardyard.json").write_text(json.dumps({"format": 1, "task": "instruction", "max_length": 256}))
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"n": 1}}}
+    messages = [
+        {"role": "user", "content": "a?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "7", "tool_call_id": "c1"},
+    ]
+    asked = {"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    wanted = plain_answer(folder, **asked)
+    (tmp_path / "asked.jsonl").write_text(json.dumps(asked) + "\n")
+    with shardyard.Client(service.address) as client:
+        model = client.upload_model(folder)
+        (answer,) = model.predict([asked], max_new_tokens=8)
+        assert answer.text == wanted
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            model.predict([messages[:1], {"messages": messages[:1], "tools": ["{"]}])
+        assert [each.field for each in caught.value.violations] == ["instances[1].messages.tools[0]"]
+    capsys.readouterr()
+    flags = ["--max-new-tokens", "8", "--address", service.address, "--json"]
+    assert run(["predict", model.id, "--file", str(tmp_path / "asked.jsonl"), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["text"] == wanted
+
+
+@torch.inference_mode()
+def plain_answer(folder: Path, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    inputs = tokenizer.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 REFUSED = {

@@ -51,7 +51,7 @@ class AsyncModel:
 
     async def predict(self, inputs: Sequence[Text], **parameters: Unpack[PredictParameters]) -> list[Prediction]:
         """An answer to each input, in their order: a text, pair of texts, `Words`, `Items`, a `Question`, a picture, or
-        the messages of a conversation (a list of `{"role": …, "content": …}`).
+        the messages of a conversation (a list of `{"role": …, "content": …}`, or `{"messages": […], "tools": […]}`).
 
         `threshold` is for multi-label classification; `max_new_tokens`, `temperature`, `top_p` and `seed` for models
         that write, and for encoder-decoders `num_beams` and `length_penalty`; `top_k` for masked ones; `top_k` and

@@ -88,17 +88,18 @@ def _message(written: str) -> dict[str, str]:
 
 
 def _conversation(number: int, line: str) -> Any:
-    """A line of JSON as the messages of a conversation; any other is the text of a user."""
+    """A line of JSON as the messages of a conversation, with its tools if it has any; any other is a user's text."""
     if not line.lstrip().startswith(("[", "{")):
         return line
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return line
-    found = found.get("messages") if isinstance(found, dict) else found
-    if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
+    messages = found.get("messages") if isinstance(found, dict) else found
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
         raise typer.BadParameter(f"line {number}: a conversation is a list of messages, or an object with `messages`")
-    return found
+    tools = found.get("tools") if isinstance(found, dict) else None
+    return {"messages": messages, "tools": tools} if tools else messages
 
 
 def read_histories(items: Sequence[str] | None, file: Path | None) -> list[Any]:

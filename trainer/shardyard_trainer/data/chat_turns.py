@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shardyard_trainer.data.errors import listed, nearest, shorten
+from shardyard_trainer.data.json_rows import STRICT_JSON
 from shardyard_trainer.data.readable import unreadable
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
@@ -177,14 +178,10 @@ def with_values(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(written, str) or not written.lstrip().startswith("{"):
         return dict(record)
     try:
-        found = json.loads(written, parse_constant=_refuse)
+        found = STRICT_JSON.decode(written)
     except (ValueError, RecursionError):
         found = None
     return {**record, key: found} if isinstance(found, dict) else dict(record)
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _calls(place: int, said: str, speaker: str) -> list[Message]:

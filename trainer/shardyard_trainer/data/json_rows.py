@@ -80,7 +80,7 @@ def _peek(stream: io.BufferedReader) -> bytes:
 def _object(line: str, name: str, number: int) -> dict[str, Any]:
     _check_size(line, name, number)
     try:
-        value = _DECODER.decode(line)
+        value = STRICT_JSON.decode(line)
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}{_next_step(line, error)}"
         raise DataError(message, file=name, line=number) from None
@@ -209,7 +209,7 @@ class _Array:
     def _value(self) -> Any:
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = STRICT_JSON.raw_decode(self._text, self._at)
                 # A number at the end of what was read may have more digits.
                 if end < len(self._text) or isinstance(value, dict | list | str) or not self._more():
                     break
@@ -293,4 +293,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique)
+STRICT_JSON = json.JSONDecoder(
+    parse_constant=_refuse, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique
+)
+"""JSON as rows may have it: finite numbers, and no key twice. Decoding raises ValueError, nesting RecursionError."""
