@@ -64,7 +64,15 @@ if TYPE_CHECKING:
         Resources,
         Retry,
     )
-    from shardyard.spec_sources import Architecture, Data, Pretrained, TensorflowCheckpoint, TorchHub, TrainedTokenizer
+    from shardyard.spec_sources import (
+        Adapter,
+        Architecture,
+        Data,
+        Pretrained,
+        TensorflowCheckpoint,
+        TorchHub,
+        TrainedTokenizer,
+    )
     from shardyard.specs import (
         FeatureExtraction,
         ImageClassification,
@@ -142,6 +150,8 @@ _HOMES = {
         "Retry",
     ),
     "shardyard.spec_sources": (
+        "Adapter",
+        "Adapter",
         "Architecture",
         "Data",
         "Pretrained",
@@ -185,6 +195,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Aborted",
+    "Adapter",
     "AlreadyExists",
     "Answer",
     "Architecture",

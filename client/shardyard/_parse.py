@@ -29,7 +29,10 @@ from shardyard.v1 import job_pb2, spec_pb2
 
 MAX_DEPTH = 32
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_SOURCES: dict[str, Kind] = {"ModelSource": "model", "DataSource": "data", "TokenizerSource": "tokenizer"}
+_SOURCES: dict[str, Kind] = {
+    **{"ModelSource": "model", "DataSource": "data", "TokenizerSource": "tokenizer"},
+    **{"AdapterFolder": "adapter", "BaseModel": "model"},
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from shardyard.errors import invalid
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
-Kind = Literal["model", "data", "tokenizer"]
+Kind = Literal["model", "data", "tokenizer", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str
     """The source that `text` means; an error sentence instead if it means none.
 
     In this order: `server:/path`, `hub:id`, `model:ID` and `dataset:ID`, `projects/…`, a path that exists here
-    (relative to `base`), and, for models and tokenizers, the id of a model on the Hub.
+    (relative to `base`), and, for all but data, the id of a model on the Hub.
     """
     if problem := _unreadable(text):
         return problem
@@ -86,7 +86,9 @@ def _resource(kind: Kind, text: str, project: str) -> Source | str:
         name, collection = text, parts[2] if len(parts) == 4 else ""
     else:
         name, collection = f"{parent_name(project)}/{scheme}s/{rest}", f"{scheme}s"
-    allowed = {"model": ("models",), "data": ("datasets",), "tokenizer": ("models", "datasets")}[kind]
+    allowed = {"model": ("models",), "data": ("datasets",), "tokenizer": ("models", "datasets")}.get(
+        kind, ("datasets",)
+    )
     if collection not in allowed:
         return f"`{text}`: a {kind} is named `projects/{{project}}/{allowed[0]}/{{id}}` or `{allowed[0][:-1]}:{{id}}`"
     return Source("model" if collection == "models" else "dataset", name)
@@ -97,5 +99,5 @@ def _missing(kind: Kind, text: str, path: Path) -> str:
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.6)
     hint = f"; did you mean `{Path(text).parent / near[0]}`?" if near else ""
-    what = {"model": "folder", "data": "file or folder", "tokenizer": "folder"}[kind]
+    what = {"model": "folder", "data": "file or folder", "tokenizer": "folder", "adapter": "folder"}[kind]
     return f"`{text}`: no such {what} here (looked at {path}); a path on the server is written `server:/path`{hint}"

@@ -111,7 +111,24 @@ class TensorflowCheckpoint:
         return {"checkpoint": {"uri": self.uri}, **set_fields(self, without=("uri",))}
 
 
-AnyModel = str | Path | Resource | Pretrained | Architecture | TorchHub | TensorflowCheckpoint
+@dataclass(frozen=True)
+class Adapter:
+    """A model with a LoRA adapter of peft: a folder, as peft saves it, and the model that it was trained beside.
+
+    The changes of the adapter are added to the model's weights, which are then trained like any others.
+    """
+
+    folder: str | Path | Resource
+    base: str | Path | Resource
+    dropout: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        adapter = {"folder": {"uri": _text_of(self.folder)}, "base": {"uri": _text_of(self.base)}}
+        return {"adapter": adapter, **set_fields(self, without=("folder", "base"))}
+
+
+AnyModel = str | Path | Resource | Pretrained | Architecture | TorchHub | TensorflowCheckpoint | Adapter
 """A folder, the name of a model, or one of the sources above."""
 
 

@@ -302,7 +302,7 @@ def test_a_hub_model_is_pinned_to_its_commit_and_then_needs_no_hub(tmp_path: Pat
     assert hub.requests == asked
     spec = classification_spec(write_labelled(tmp_path / "a.csv"), {"hub": {"id": "me/bert", "revision": COMMIT}})
     task, _ = built(tmp_path, spec)
-    assert (task.choice.pin, hub.requests) == (COMMIT, asked)
+    assert task.choice.pinned == spec_pb2.HubModel(id="me/bert", revision=COMMIT) and hub.requests == asked
 
 
 MISSING = [

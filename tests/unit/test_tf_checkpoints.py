@@ -133,7 +133,7 @@ def test_the_latest_of_several_checkpoints_is_pinned(tmp_path: Path) -> None:
     for path in ("/there/ckpt-9", "C:\\\\Users\\\\me\\\\ckpt-9"):
         state = f'model_checkpoint_path: "{path}"\nall_model_checkpoint_paths: "ckpt-10"\n'
         (several / "checkpoint").write_text(state)
-        assert found(several, tmp_path).pin == str(several / "ckpt-9.index")
+        assert found(several, tmp_path).pinned == spec_pb2.TensorflowCheckpoint(uri=str(several / "ckpt-9.index"))
     (several / "checkpoint").write_text('model_checkpoint_path: "../secret/ckpt-8"\n')
     with pytest.raises(SpecError, match="2 checkpoints"):
         found(several, tmp_path)

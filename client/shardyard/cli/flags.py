@@ -63,6 +63,7 @@ class JobFlags:
     model: Annotated[str | None, an_option("--model", help="A folder, hub:owner/name, model:ID, or server:/path.")] = (
         None
     )
+    adapter: Annotated[str | None, an_option("--adapter", help="A LoRA adapter for --model: a folder, hub:…, …")] = None
     architecture: Annotated[str | None, an_option("--architecture", help="Instead of --model: a new gpt2, bert, …")] = (
         None
     )
@@ -139,7 +140,11 @@ class JobFlags:
         """Model, tokenizer and data; paths in flags are relative to the current folder, not to the file."""
         if self.model is not None:
             dropout = {"dropout": spec["model"]["dropout"]} if _has(spec.get("model"), "dropout") else {}
-            spec["model"] = {"uri": _here(self.model), **dropout}
+            base = {"uri": _here(self.model)}
+            adapted = {"adapter": {"folder": {"uri": _here(self.adapter)}, "base": base}} if self.adapter else base
+            spec["model"] = {**adapted, **dropout}
+        elif self.adapter is not None:
+            raise UsageError("--adapter changes the model that --model names; give both")
         if self.architecture is not None:
             spec["model"] = {"architecture": {"model_type": self.architecture}}
         if self.tokenizer is not None:

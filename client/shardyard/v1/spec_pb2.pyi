@@ -1829,6 +1829,7 @@ class ModelSource(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     TORCH_HUB_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """The absolute path of a Hugging Face folder on the server, under an allowed data root."""
@@ -1852,6 +1853,10 @@ class ModelSource(_message.Message):
     def checkpoint(self) -> Global___TensorflowCheckpoint:
         """A TensorFlow checkpoint, converted once into a Hugging Face folder."""
 
+    @_builtins.property
+    def adapter(self) -> Global___AdaptedModel:
+        """A pretrained model with a LoRA adapter, whose changes are added to its weights once."""
+
     def __init__(
         self,
         *,
@@ -1861,15 +1866,16 @@ class ModelSource(_message.Message):
         architecture: Global___Architecture | None = ...,
         torch_hub: Global___TorchHubModel | None = ...,
         checkpoint: Global___TensorflowCheckpoint | None = ...,
+        adapter: Global___AdaptedModel | None = ...,
         dropout: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "checkpoint", b"checkpoint", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "adapter", b"adapter", "architecture", b"architecture", "checkpoint", b"checkpoint", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "architecture", b"architecture", "checkpoint", b"checkpoint", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "adapter", b"adapter", "architecture", b"architecture", "checkpoint", b"checkpoint", "dropout", b"dropout", "hub", b"hub", "model", b"model", "source", b"source", "torch_hub", b"torch_hub", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model", "architecture", "torch_hub", "checkpoint"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model", "architecture", "torch_hub", "checkpoint", "adapter"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
@@ -1927,6 +1933,104 @@ class TensorflowCheckpoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TensorflowCheckpoint: _TypeAlias = TensorflowCheckpoint  # noqa: Y015
+
+@_typing.final
+class AdaptedModel(_message.Message):
+    """A pretrained model with a LoRA adapter of peft."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def folder(self) -> Global___AdapterFolder:
+        """The adapter; required. If its folder has a tokenizer, the model gets that."""
+
+    @_builtins.property
+    def base(self) -> Global___BaseModel:
+        """The model that the adapter was trained beside; required."""
+
+    def __init__(
+        self,
+        *,
+        folder: Global___AdapterFolder | None = ...,
+        base: Global___BaseModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "folder", b"folder"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "folder", b"folder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptedModel: _TypeAlias = AdaptedModel  # noqa: Y015
+
+@_typing.final
+class AdapterFolder(_message.Message):
+    """A folder with `adapter_config.json` and `adapter_model.safetensors`, as peft saves it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The absolute path of the folder on the server, under an allowed data root."""
+    dataset: _builtins.str
+    """The folder as an uploaded data set: `projects/{project}/datasets/{dataset}`."""
+    @_builtins.property
+    def hub(self) -> Global___HubModel:
+        """An adapter on the Hugging Face Hub."""
+
+    def __init__(
+        self,
+        *,
+        hub: Global___HubModel | None = ...,
+        uri: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "hub", b"hub", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "hub", b"hub", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "dataset"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___AdapterFolder: _TypeAlias = AdapterFolder  # noqa: Y015
+
+@_typing.final
+class BaseModel(_message.Message):
+    """The model that an adapter changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The absolute path of a Hugging Face folder on the server, under an allowed data root."""
+    model: _builtins.str
+    """`projects/{project}/models/{model}`: uploaded, or trained here."""
+    @_builtins.property
+    def hub(self) -> Global___HubModel:
+        """A model on the Hugging Face Hub."""
+
+    def __init__(
+        self,
+        *,
+        hub: Global___HubModel | None = ...,
+        uri: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub", "model", b"model", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub", "model", b"model", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "uri", "model"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___BaseModel: _TypeAlias = BaseModel  # noqa: Y015
 
 @_typing.final
 class TokenizerSource(_message.Message):

@@ -19,7 +19,9 @@ from shardyard_trainer.data.errors import DataError, SpecError, listed, nearest,
 from shardyard_trainer.data.magic import GZIP, HEAD_BYTES, PARQUET, recognise
 from shardyard_trainer.data.picture_folders import ENDINGS, NOT_READ, check_folders, is_left_out, is_metadata
 
-Source = spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource
+Source = (
+    spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource | spec_pb2.AdapterFolder | spec_pb2.BaseModel
+)
 
 _MOST_FILES = 1_000_000
 _FOR_TESTS = frozenset({"t10k", "test", "dev", "val", "valid", "validation", "eval"})
@@ -64,7 +66,7 @@ def _named(message: Message, path: str) -> Iterator[tuple[str, Source]]:
         if not isinstance(value, Message):
             continue
         here = f"{path}.{field.name}"
-        if isinstance(value, spec_pb2.DataSource | spec_pb2.ModelSource | spec_pb2.TokenizerSource):
+        if isinstance(value, Source) and not (isinstance(value, spec_pb2.ModelSource) and value.HasField("adapter")):
             if value.WhichOneof("source"):
                 yield here, value
         else:

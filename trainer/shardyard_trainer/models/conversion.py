@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ VERSION = 2
 """Of the conversions: a folder in the cache that another version made is made again."""
 
 NOTE = "conversion.json"
+_LEFT_FREE_BYTES = 1024**3
 COPIED = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
@@ -137,6 +139,18 @@ def note_of(folder: Folder) -> str:
 
 def _noted(folder: Folder) -> dict[str, Any]:
     return dict(json.loads((folder.path / NOTE).read_text()))
+
+
+def check_room(what: str, num_weights: int, target: Path, *, file: str = "") -> None:
+    """Raises FolderInvalid for weights that the disk has no room for in 32 bits."""
+    need, free = 4 * num_weights, shutil.disk_usage(target).free - _LEFT_FREE_BYTES
+    if need > free:
+        raise FolderInvalid(
+            f"{what} has {num_weights:,} weights, {need:,} bytes in 32 bits, but the service's cache has room "
+            f"for {max(free, 0):,}; use a smaller model, or ask the operator to make space",
+            reason="STORAGE_FULL",
+            file=file,
+        )
 
 
 def check_complete(info: Mapping[str, Any], what: str, file: str, step: str) -> None:

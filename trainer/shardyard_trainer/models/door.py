@@ -41,7 +41,7 @@ _ALLOWED = frozenset(
         *("model.safetensors.index.json", "modules.json"),
         *(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert")),
         *("sentence_xlm-roberta_config.json", "sentence_xlnet_config.json"),
-        "config_sentence_transformers.json",
+        *("config_sentence_transformers.json", "adapter_config.json"),
         "items.json",
         "preprocessor_config.json",
     }

@@ -100,8 +100,8 @@ def read_folder(folder: Folder) -> ModelFolder:
     if "adapter_config.json" in folder.names():
         # Passed over, the model would be another one than its author means.
         raise FolderInvalid(
-            "the folder has an adapter (adapter_config.json), which is not applied; merge it into its model "
-            "(`merge_and_unload` of peft), save that, and give its folder",
+            "the folder has an adapter (adapter_config.json), not a whole model; give it as the `adapter` of a job's "
+            "model, with the model that it was trained beside as `base`",
             file="adapter_config.json",
         )
     if not folder.has("config.json"):

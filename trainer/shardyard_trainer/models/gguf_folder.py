@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shardyard_trainer.data.errors import listed, shorten
-from shardyard_trainer.models.conversion import check_complete, converted_folder, refuse_unmatched, write_note
+from shardyard_trainer.models.conversion import (
+    check_complete,
+    check_room,
+    converted_folder,
+    refuse_unmatched,
+    write_note,
+)
 from shardyard_trainer.models.door import Folder, FolderInvalid
 from shardyard_trainer.models.gguf_header import Header, HeaderInvalid, read_header
 from shardyard_trainer.models.gguf_settings import configuration
@@ -21,7 +27,6 @@ from shardyard_trainer.models.known_files import digest
 # Any name that a file has on people's disks; it is only ever opened in the folder, and checked when it is open.
 _ALSO = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]*\.gguf", re.IGNORECASE)
 _PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", re.IGNORECASE)
-_LEFT_FREE_BYTES = 1024**3
 _KINDS = {
     "adapter": "an adapter (LoRA); merge it into its model with `llama-export-lora`, and give the file of that",
     "mmproj": "the part of a model that reads pictures; give the file of the model itself",
@@ -75,7 +80,7 @@ def _build(folder: Folder, name: str, target: Path) -> None:
         except HeaderInvalid as error:
             raise FolderInvalid(f"{name} is not a GGUF model: {error}; copy it again", file=name) from None
         _refuse_kind(name, header)
-        _check_room(name, header, target)
+        check_room(name, header.num_weights, target, file=name)
         # transformers takes a folder and a name: a link to the open file, whatever the name leads to by now.
         links = target / "links"
         links.mkdir()
@@ -121,18 +126,6 @@ def _blocks(name: str) -> Mapping[int, tuple[int, int]]:
     from gguf.constants import GGML_QUANT_SIZES
 
     return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
-
-
-def _check_room(name: str, header: Header, target: Path) -> None:
-    """Raises FolderInvalid for weights that the disk has no room for in 32 bits."""
-    need, free = 4 * header.num_weights, shutil.disk_usage(target).free - _LEFT_FREE_BYTES
-    if need > free:
-        raise FolderInvalid(
-            f"{name} has {header.num_weights:,} weights, {need:,} bytes in 32 bits, but the service's cache has room "
-            f"for {max(free, 0):,}; use a smaller model, or ask the operator to make space",
-            reason="STORAGE_FULL",
-            file=name,
-        )
 
 
 def _convert(links: Path, target: Path, header: Header, file: BinaryIO, name: str) -> tuple[str, ...]:

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from google.protobuf.message import Message
+
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.data.sources import resolve_uri
 from shardyard_trainer.models import architectures
+from shardyard_trainer.models.adapted import with_adapter
 from shardyard_trainer.models.conversion import note_of
 from shardyard_trainer.models.door import Folder, FolderInvalid, open_folder, refuse_links
 from shardyard_trainer.models.folder import TORCH_HUB_TYPES, ModelFolder, read_folder
@@ -42,14 +45,14 @@ FIELD = "spec.model"
 class ModelChoice:
     """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one).
 
-    `pin` is what makes the source name the same files always: a commit, or the one checkpoint of a folder. `note` says
-    how the folder was converted, if it was.
+    `pinned` is the source as it always names the same files (see `Found`). `note` says how the folder was converted,
+    if it was.
     """
 
     config: Any
     folder: Folder | None
     described: ModelFolder | None = None
-    pin: str = ""
+    pinned: Message | None = None
     note: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     field: str = FIELD
@@ -69,14 +72,16 @@ def choose_model(
     """
     kind = source.WhichOneof("source")
     if kind is None:
-        raise SpecError(field, "SPEC_INVALID", "no model: give hub, uri, model, architecture, torch_hub or checkpoint")
+        raise SpecError(
+            field, "SPEC_INVALID", "no model: give hub, uri, model, architecture, torch_hub, checkpoint or adapter"
+        )
     if kind == "architecture":
         place = f"{field}.architecture"
         config, overrides = fresh_config(source.architecture, place)
         choice = ModelChoice(config, None, overrides=overrides, field=place)
     else:
         found = find_folder(source, locations, field=field, image_size=image_size)
-        choice = replace(_pretrained(found.folder, f"{field}.{kind}"), pin=found.pin, note=found.note)
+        choice = replace(_pretrained(found.folder, f"{field}.{kind}"), pinned=found.pinned, note=found.note)
     # What is not a model of texts is refused by the task, which says what the model can do.
     if architectures.reads_text(choice.config) and (refusal := architectures.refusal(choice.config)):
         raise SpecError(choice.field, "OBJECTIVE_UNSUPPORTED", refusal)
@@ -93,14 +98,15 @@ def choose_model(
 
 
 class Found(NamedTuple):
-    """The folder of a source as everything reads it, its pin and note (see `ModelChoice`), and the files that it is.
+    """The folder of a source as everything reads it, its note (see `ModelChoice`), and the files that it is.
 
+    `pinned` is what the source has in its oneof, with a commit or the one checkpoint of a folder; None: it is pinned.
     `origin` and `files` are the folder that the user gave and the names of what is read there; both are those of the
     folder itself unless it was converted.
     """
 
     folder: Folder
-    pin: str = ""
+    pinned: Message | None = None
     note: str = ""
     origin: Folder | None = None
     files: tuple[str, ...] = ()
@@ -109,26 +115,27 @@ class Found(NamedTuple):
 def find_folder(source: Any, locations: worker_pb2.Locations, *, field: str, image_size: int = 0) -> Found:
     """The folder of a model or tokenizer source that is not made afresh. Raises SpecError."""
     kind = source.WhichOneof("source")
+    if kind is None:
+        raise SpecError(field, "SPEC_INVALID", f"no source: give one of {', '.join(_names(source))}")
     about(f"{field}.{kind}", "MODEL_INVALID")
     if kind == "torch_hub":
         return _of_torch_hub(source.torch_hub, locations, f"{field}.torch_hub", image_size)
     return _FOLDERS[kind](getattr(source, kind), locations, f"{field}.{kind}")
 
 
-def pin(source: spec_pb2.ModelSource, pinned: str) -> None:
+def _names(source: Message) -> list[str]:
+    return [each.name for each in source.DESCRIPTOR.oneofs_by_name["source"].fields]
+
+
+def pin(source: Any, pinned: Message | None) -> None:
     """Writes what a source was found to mean into it, so that it always names the same model."""
-    kind = source.WhichOneof("source")
-    if kind == "hub":
-        source.hub.revision = pinned
-    elif kind == "torch_hub":
-        source.torch_hub.revision = pinned
-    elif kind == "checkpoint":
-        source.checkpoint.uri = pinned
+    if pinned is not None:
+        getattr(source, source.WhichOneof("source")).CopyFrom(pinned)
 
 
 def _of_hub(hub: spec_pb2.HubModel, locations: worker_pb2.Locations, field: str) -> Found:
     found, commit = resolve_hub(hub, Path(locations.cache_dir), field=field)
-    return Found(_checked(found, field), commit)
+    return Found(_checked(found, field), spec_pb2.HubModel(id=hub.id, revision=commit))
 
 
 def _of_uri(uri: str, locations: worker_pb2.Locations, field: str) -> Found:
@@ -154,14 +161,17 @@ def _as_read(folder: Folder, locations: worker_pb2.Locations, field: str) -> Fou
         if (origin := gguf_in(folder)) is None:
             return Found(folder)
         converted = dequantise(origin, Path(locations.cache_dir))
-        return Found(converted, "", note_of(converted), origin, gguf_files(origin))
+        return Found(converted, None, note_of(converted), origin, gguf_files(origin))
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from None
 
 
 def _of_torch_hub(hub: spec_pb2.TorchHubModel, locations: worker_pb2.Locations, field: str, image_size: int) -> Found:
     made, revision = resolve_torch_hub(hub, locations, field=field, image_size=image_size)
-    return Found(_checked(made, field), revision)
+    pinned = spec_pb2.TorchHubModel()
+    pinned.CopyFrom(hub)
+    pinned.revision = revision
+    return Found(_checked(made, field), pinned)
 
 
 def _of_checkpoint(checkpoint: spec_pb2.TensorflowCheckpoint, locations: worker_pb2.Locations, field: str) -> Found:
@@ -170,9 +180,26 @@ def _of_checkpoint(checkpoint: spec_pb2.TensorflowCheckpoint, locations: worker_
         found = find_checkpoint(checkpoint.uri, locations, field=place)
         _checked(found.folder, place)
         folder = convert(found, Path(locations.cache_dir))
-        return Found(folder, found.uri, note_of(folder), found.folder, tuple(found.files()))
+        pinned = spec_pb2.TensorflowCheckpoint(uri=found.uri)
+        return Found(folder, pinned, note_of(folder), found.folder, tuple(found.files()))
     except FolderInvalid as error:
         raise SpecError(place, error.reason, str(error), error.metadata) from None
+
+
+def _of_adapter(adapted: spec_pb2.AdaptedModel, locations: worker_pb2.Locations, field: str) -> Found:
+    adapter = find_folder(adapted.folder, locations, field=f"{field}.folder")
+    base = find_folder(adapted.base, locations, field=f"{field}.base")
+    pinned = spec_pb2.AdaptedModel()
+    pinned.CopyFrom(adapted)
+    pin(pinned.folder, adapter.pinned)
+    pin(pinned.base, base.pinned)
+    try:
+        folder = with_adapter(adapter.folder, base.folder, Path(locations.cache_dir))
+    except FolderInvalid as error:
+        raise SpecError(field, error.reason, str(error), error.metadata) from None
+    except WeightsInvalid as error:
+        raise SpecError(field, "MODEL_INVALID", str(error), {"file": error.file}) from None
+    return Found(folder, pinned, "; ".join(filter(None, (base.note, note_of(folder)))))
 
 
 _FOLDERS: Mapping[str, Callable[[Any, worker_pb2.Locations, str], Found]] = {
@@ -181,6 +208,7 @@ _FOLDERS: Mapping[str, Callable[[Any, worker_pb2.Locations, str], Found]] = {
     "model": _of_name,
     "dataset": _of_name,
     "checkpoint": _of_checkpoint,
+    "adapter": _of_adapter,
 }
 """Where the folder of each kind of source is, but of `torch_hub`; `architecture` and `train` have none."""
 

@@ -28,7 +28,7 @@ def plan_evaluation(
     if samples is None or not samples.num_samples:
         raise SpecError(f"{FIELD}.data", "DATA_INVALID", "nothing of it can be measured; give more data")
     _check_weights(spec, task)
-    sources.pin(spec.model, task.choice.pin)
+    sources.pin(spec.model, task.choice.pinned)
     data = spec.model_evaluation.data
     resolve.fill_source(data, resolve_source(data, locations, field=f"{FIELD}.data"))
     optimization = spec.optimization

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import Message
+
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.answering import warm
@@ -55,11 +57,11 @@ class Extraction:
         return _OUTPUTS.OUTPUT_LAST_HIDDEN_STATE if self.wish.whole else _OUTPUTS.OUTPUT_POOLED
 
 
-def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Extraction, str]:
-    """What a spec asks for, its defaults filled in, and the pin of its model. Raises SpecError, all at once."""
+def read_extraction(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Extraction, Message | None]:
+    """What a spec asks for, its defaults filled in, and its model as it is pinned. Raises SpecError, all at once."""
     wanted = spec.feature_extraction
     errors: list[SpecError] = []
-    opened, pinned, files = None, "", []
+    opened, pinned, files = None, None, []
     try:
         opened, pinned = _load_model(spec, locations)
     except SpecError as error:
@@ -133,10 +135,10 @@ def num_shards(num_rows: int, rows_per_shard: int) -> int:
     return -(-num_rows // rows_per_shard)
 
 
-def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Opened, str]:
+def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Opened, Message | None]:
     kind = spec.model.WhichOneof("source")
     if kind is None:
-        raise SpecError("spec.model", "SPEC_INVALID", "no model: give hub, uri, model or checkpoint")
+        raise SpecError("spec.model", "SPEC_INVALID", "no model: give hub, uri, model, checkpoint or adapter")
     if kind == "architecture":
         message = "a fresh model has nothing to extract; give a pretrained one"
         raise SpecError("spec.model.architecture", "SPEC_INVALID", message)
@@ -148,6 +150,6 @@ def _load_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tupl
     try:
         opened = warm.shared_cache().get(folder)
         _ = opened.vectors  # A model without any is refused here.
-        return opened, found.pin
+        return opened, found.pinned
     except FolderInvalid as error:
         raise SpecError(field, error.reason, str(error), error.metadata) from error

@@ -70,6 +70,10 @@ def _of_source(source: Any, locations: worker_pb2.Locations, field: str) -> str:
     kind = source.WhichOneof("source")
     if kind == "torch_hub":
         return torch_hub.identity(source.torch_hub, locations, field=f"{field}.torch_hub")
+    if kind == "adapter":
+        adapted, field = source.adapter, f"{field}.adapter"
+        both = (_of_source(getattr(adapted, part), locations, f"{field}.{part}") for part in ("folder", "base"))
+        return hashlib.sha256("".join(both).encode()).hexdigest()
     found = sources.find_folder(source, locations, field=field)
     folder = found.origin or found.folder
     try:

@@ -77,7 +77,7 @@ def fill_adaptation(fine_tuning: spec_pb2.FineTuning) -> None:
 def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
     """Fills in what the task found: lengths, labels, pooling, and commits of the Hub."""
     task.resolve(table.message_of(spec))
-    sources.pin(spec.model, task.choice.pin)
+    sources.pin(spec.model, task.choice.pinned)
     if spec.tokenizer.WhichOneof("source") == "train":
         trained = spec.tokenizer.train
         if not trained.algorithm:

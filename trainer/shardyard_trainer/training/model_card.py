@@ -205,15 +205,14 @@ def _front_matter(subject: Subject) -> str:
 
 def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
     source = spec.model.WhichOneof("source")
+    adapter = spec.model.adapter
     begun = {
-        "hub": f"the Hub model `{spec.model.hub.id}` at `{spec.model.hub.revision}`",
-        "uri": f"the folder `{Path(spec.model.uri).name}`",
-        "model": f"`{spec.model.model}`",
         "architecture": "random weights",
         "torch_hub": f"`{_plain(spec.model.torch_hub.entrypoint)}` of the PyTorch Hub repository "
         f"`{Path(_plain(spec.model.torch_hub.repo)).name}` at `{spec.model.torch_hub.revision}`",
+        "adapter": f"{_place(adapter.base)} with the LoRA adapter of {_place(adapter.folder)}",
         "checkpoint": f"the TensorFlow checkpoint `{Path(spec.model.checkpoint.uri).name}`",
-    }.get(source or "", "")
+    }.get(source or "") or _place(spec.model)
     text = (
         f"A {subject.model_type} model of {subject.num_parameters:,} parameters "
         f"for {subject.task.name.replace('_', ' ')}, trained by Shardyard from {begun}."
@@ -225,6 +224,16 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
             + "."
         )
     return text
+
+
+def _place(source: spec_pb2.ModelSource | spec_pb2.AdapterFolder | spec_pb2.BaseModel) -> str:
+    """Where a folder came from."""
+    kind = source.WhichOneof("source")
+    if kind == "hub":
+        return f"the Hub model `{source.hub.id}` at `{source.hub.revision}`"
+    if kind == "uri":
+        return f"the folder `{_plain(Path(source.uri).name)}`"
+    return f"`{getattr(source, kind)}`" if kind in {"model", "dataset"} else ""
 
 
 def _table(metrics: Mapping[str, float]) -> str:

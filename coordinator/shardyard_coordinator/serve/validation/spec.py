@@ -109,18 +109,42 @@ def _check_model(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
     if _missing_oneof(spec.model, "source", here, found):
         return
     match spec.model.WhichOneof("source"):
-        case "hub":
-            found += sources.check_hub(f"{here}.hub", spec.model.hub.id, spec.model.hub.revision)
-        case "uri":
-            found += sources.check_uri(f"{here}.uri", spec.model.uri)
-        case "model":
-            found += sources.check_name(f"{here}.model", "model", spec.model.model)
+        case "hub" | "uri" | "model":
+            _check_place(spec.model, here, found)
+        case "adapter":
+            for name in ("folder", "base"):
+                _check_part(spec.model.adapter, name, f"{here}.adapter.{name}", found)
         case "checkpoint":
             found += sources.check_uri(f"{here}.checkpoint.uri", spec.model.checkpoint.uri)
         case "architecture":
             _check_overrides(spec.model.architecture, f"{here}.architecture", found)
         case "torch_hub":
             _check_torch_hub(spec.model.torch_hub, f"{here}.torch_hub", found)
+
+
+def _check_part(adapted: spec_pb2.AdaptedModel, name: str, path: str, found: Found) -> None:
+    part: spec_pb2.AdapterFolder | spec_pb2.BaseModel = getattr(adapted, name)
+    if not adapted.HasField(name):  # type: ignore[arg-type]
+        found.append(FieldViolation(path, "is missing; it is required; name the adapter's folder and its base model"))
+    elif not _missing_oneof(part, "source", path, found):
+        _check_place(part, path, found)
+
+
+def _check_place(
+    source: spec_pb2.ModelSource | spec_pb2.TokenizerSource | spec_pb2.AdapterFolder | spec_pb2.BaseModel,
+    path: str,
+    found: Found,
+) -> None:
+    """A folder on the Hub, on the server, or among the uploaded models and data sets."""
+    kind = source.WhichOneof("source")
+    assert kind is not None
+    value = getattr(source, kind)
+    if kind == "hub":
+        found += sources.check_hub(f"{path}.hub", value.id, value.revision)
+    elif kind == "uri":
+        found += sources.check_uri(f"{path}.uri", value)
+    else:
+        found += sources.check_name(f"{path}.{kind}", kind, value)
 
 
 def _check_overrides(architecture: spec_pb2.Architecture, path: str, found: Found) -> None:
@@ -164,17 +188,10 @@ def _depth(value: Any) -> int:
 def _check_tokenizer(tokenizer: spec_pb2.TokenizerSource, path: str, found: Found) -> None:
     if _missing_oneof(tokenizer, "source", path, found):
         return
-    match tokenizer.WhichOneof("source"):
-        case "hub":
-            found += sources.check_hub(f"{path}.hub", tokenizer.hub.id, tokenizer.hub.revision)
-        case "uri":
-            found += sources.check_uri(f"{path}.uri", tokenizer.uri)
-        case "model":
-            found += sources.check_name(f"{path}.model", "model", tokenizer.model)
-        case "dataset":
-            found += sources.check_name(f"{path}.dataset", "dataset", tokenizer.dataset)
-        case "train":
-            _check_trained(tokenizer.train, f"{path}.train.vocab_size", found)
+    if tokenizer.WhichOneof("source") == "train":
+        _check_trained(tokenizer.train, f"{path}.train.vocab_size", found)
+    else:
+        _check_place(tokenizer, path, found)
 
 
 def _check_trained(train: spec_pb2.TrainedTokenizer, field: str, found: Found) -> None:
