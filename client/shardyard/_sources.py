@@ -90,7 +90,8 @@ def _resource(kind: Kind, text: str, project: str) -> Source | str:
         kind, ("datasets",)
     )
     if collection not in allowed:
-        return f"`{text}`: a {kind} is named `projects/{{project}}/{allowed[0]}/{{id}}` or `{allowed[0][:-1]}:{{id}}`"
+        article = "an" if kind == "adapter" else "a"
+        return f"`{text}`: {article} {kind} is named `projects/{{project}}/{allowed[0]}/{{id}}` or `{allowed[0][:-1]}:{{id}}`"
     return Source("model" if collection == "models" else "dataset", name)
 
 

@@ -21,6 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 import shardyard
+from helpers.adapters import adapt
 from helpers.ggufs import write_llama
 from helpers.loopback_hub import COMMIT, MODEL, loopback_hub
 from helpers.served import served
@@ -108,6 +109,43 @@ def test_a_tensorflow_checkpoint_is_planned_trained_exported_and_asked(place: Pl
     assert exported.config.num_hidden_layers == 2 and exported.config.hidden_act == "gelu"
     assert tokenizer.tokenize(texts[1]) == ["makes", "jack", "a", "dull", "boy"]
     assert all(answer.label in {"good", "bad"} and set(answer.scores) == {"good", "bad"} for answer in answers)
+
+
+def test_an_adapter_and_its_base_are_planned_trained_exported_and_asked(place: Place, tmp_path: Path) -> None:
+    base, texts = save_folder(tmp_path / "base", "BertModel"), ["my dog is good", "the film is not bad"]
+    lora = {"num_labels": 2, "task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
+    beside = adapt(tmp_path / "lora", base, "AutoModelForSequenceClassification", **lora)
+    with torch.inference_mode():
+        asked = transformers.AutoTokenizer.from_pretrained(base)(texts, padding=True, return_tensors="pt")
+        expected = beside(**asked).logits.softmax(dim=1)
+    (place.root / "kept.csv").write_text(
+        (place.root / "reviews.csv").read_text().replace(",good", ",LABEL_0").replace(",bad", ",LABEL_1")
+    )
+    wanted = shardyard.JobSpec(
+        shardyard.TextClassification(max_length=16),
+        model=shardyard.Adapter(tmp_path / "lora", f"hub:{MODEL}", dropout=0.0),
+        train_data=f"server:{place.root / 'kept.csv'}",
+        # So small a rate that what is exported is still what the adapter and its base say.
+        optimization=shardyard.Optimization(max_steps=2, global_batch_size=8, learning_rate=1e-9),
+        resources=shardyard.Resources(workers=2),
+    )
+    with shardyard.Client(place.address) as client:
+        plan = client.plan(wanted)
+        assert plan.resolved_spec["model"]["adapter"]["base"]["hub"] == {"id": MODEL, "revision": COMMIT}
+        (note,) = [each.message for each in plan.warnings if each.reason == "MODEL_CONVERTED"]
+        assert "merged from a LoRA adapter" in note and "4 layers changed, 2 tensors replaced" in note
+        job = client.submit(wanted, job_id="adapted")
+        assert job.wait(timeout=JOB_S).state == "succeeded"
+        answers = job.model().predict(texts)
+        folder = job.model().download(tmp_path / "exported")
+        (tmp_path / "lora/adapter_config.json").write_text('{"peft_type": "IA3"}')
+        with pytest.raises(shardyard.InvalidArgument) as caught:
+            client.plan(wanted)
+    found = torch.tensor([[answer.scores[f"LABEL_{label}"] for label in range(2)] for answer in answers])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "with the LoRA adapter of `projects/default/datasets/" in (folder / "README.md").read_text()
+    (violation,) = caught.value.violations
+    assert violation.field == "job.spec.model.adapter" and "only LORA is read" in violation.message
 
 
 def test_a_transformer_of_model_garden_learns_to_translate(place: Place, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         {"num_labels": 5, "task_type": "SEQ_CLS", "target_modules": ["query", "value"], "bias": "all"},
     ),
     "a backbone": (
-        "BertForMaskedLM", {}, "AutoModel", {"task_type": "FEATURE_EXTRACTION", "target_modules": ["query", "output.dense"]},
+        "BertForMaskedLM", {}, "AutoModel",
+        {"task_type": "FEATURE_EXTRACTION", "target_modules": ["query", "output.dense"]},
     ),
     "ranks and scales by layer, turned weights": (
         "GPT2LMHeadModel", {}, "AutoModelForCausalLM",

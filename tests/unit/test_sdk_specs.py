@@ -12,7 +12,7 @@ from shardyard._parse import draft_job, duration_s
 from shardyard._sources import Source, classify
 from shardyard._sync.resources import Dataset, Model
 from shardyard.errors import InvalidArgument
-from shardyard.spec_sources import Architecture, Pretrained, TensorflowCheckpoint
+from shardyard.spec_sources import Adapter, Architecture, Pretrained, TensorflowCheckpoint
 from shardyard.specfile import overridden, parse_spec
 from shardyard.specs import (
     CausalLm,
@@ -117,6 +117,22 @@ def test_a_checkpoint_is_a_path_on_the_server() -> None:
     for written in ("server:/data/model.ckpt", {"uri": "server:/data/model.ckpt"}, {"uri": "/data/model.ckpt"}):
         draft = draft_job({"job": {"spec": {"model": {"checkpoint": written}}}}, base=Path(), project="p")
         assert draft.job.spec.model.checkpoint.uri == "/data/model.ckpt" and not draft.uploads
+
+
+def test_an_adapter_names_its_folder_and_its_base(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    made = spec_of(JobSpec(CausalLm(), model=Adapter("server:/lora", "hub:me/llama@v2", dropout=0.0))).model
+    assert made.adapter.folder.uri == "/lora" and made.dropout == 0.0
+    assert (made.adapter.base.hub.id, made.adapter.base.hub.revision) == ("me/llama", "v2")
+    written = {"adapter": {"folder": "lora", "base": "model:mine"}}
+    draft = draft_job({"job": {"spec": {"model": written}}}, base=tmp_path, project="p")
+    (upload,) = draft.uploads
+    assert (upload.field, upload.path, upload.collection) == (
+        "job.spec.model.adapter.folder", tmp_path / "lora", "datasets",
+    )  # fmt: skip
+    assert draft.job.spec.model.adapter.base.model == "projects/p/models/mine"
+    with pytest.raises(InvalidArgument, match="an adapter is named"):
+        draft_job({"job": {"spec": {"model": {"adapter": {"folder": "model:x"}}}}}, base=tmp_path, project="p")
 
 
 def test_feature_extraction_takes_data_as_a_string() -> None:
