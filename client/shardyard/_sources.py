@@ -90,8 +90,8 @@ def _resource(kind: Kind, text: str, project: str) -> Source | str:
         kind, ("datasets",)
     )
     if collection not in allowed:
-        article = "an" if kind == "adapter" else "a"
-        return f"`{text}`: {article} {kind} is named `projects/{{project}}/{allowed[0]}/{{id}}` or `{allowed[0][:-1]}:{{id}}`"
+        what = f"{'an' if kind == 'adapter' else 'a'} {kind}"
+        return f"`{text}`: {what} is named `projects/{{project}}/{allowed[0]}/{{id}}` or `{allowed[0][:-1]}:{{id}}`"
     return Source("model" if collection == "models" else "dataset", name)
 
 
