@@ -76,15 +76,18 @@ def number(path: str, value: Any, *words: str) -> Row:
     return spec_row("job.spec." + path.replace("__", "."), *words, **{"spec__" + path: value})
 
 
+def model_row(field: str, *words: str, reason: str = "SPEC_INVALID", **source: Any) -> Row:
+    model = spec_pb2.ModelSource(**source)
+    return edited(lambda made: made.spec.model.CopyFrom(model), f"job.spec.model.{field}", *words, reason=reason)
+
+
 def hub_row(field: str, *words: str, reason: str = "SPEC_INVALID", **values: str) -> Row:
-    """A job that begins from a model of PyTorch Hub with these values."""
     model = spec_pb2.TorchHubModel(**{"repo": "/hub", "entrypoint": "resnet18", **values})
-    return edited(
-        lambda made: made.spec.model.torch_hub.CopyFrom(model),
-        f"job.spec.model.torch_hub.{field}",
-        *words,
-        reason=reason,
-    )
+    return model_row(f"torch_hub.{field}", *words, reason=reason, torch_hub=model)
+
+
+def adapter_row(field: str, *words: str, reason: str = "SPEC_INVALID", **parts: Any) -> Row:
+    return model_row(f"adapter.{field}", *words, reason=reason, adapter=spec_pb2.AdaptedModel(**parts))
 
 
 def deep(levels: int) -> spec_pb2.Architecture:
@@ -263,6 +266,22 @@ ROWS: dict[str, Row] = {
     "116 negative run time": number("max_run_time", duration_pb2.Duration(seconds=-1), "10 years"),
     "116 400 years": number("max_run_time", duration_pb2.Duration(seconds=400 * 366 * 86_400), "10 years"),
     "117 signs": number("max_run_time", duration_pb2.Duration(seconds=1, nanos=-1), "sign"),
+    "an adapter without a base": adapter_row("base", "it is required", folder=spec_pb2.AdapterFolder(uri="/lora")),
+    "an adapter without a folder": adapter_row("folder", "it is required", base=spec_pb2.BaseModel(uri="/base")),
+    "an adapter of nothing": adapter_row(
+        "folder.source", "hub, uri, dataset", folder=spec_pb2.AdapterFolder(), base=spec_pb2.BaseModel(uri="/base")
+    ),
+    "an adapter's path": adapter_row(
+        "folder.uri", "`lora`", reason="PATH_NOT_ALLOWED",
+        folder=spec_pb2.AdapterFolder(uri="lora"), base=spec_pb2.BaseModel(uri="/base"),
+    ),
+    "a base's name": adapter_row(
+        "base.model", "`mine`", folder=spec_pb2.AdapterFolder(uri="/lora"), base=spec_pb2.BaseModel(model="mine")
+    ),
+    "a base of the Hub": adapter_row(
+        "base.hub.id", "is not a Hub id", folder=spec_pb2.AdapterFolder(uri="/lora"),
+        base=spec_pb2.BaseModel(hub=spec_pb2.HubModel(id="a/b/c")),
+    ),
     "118 checkpoints.every": number("checkpoints__every", 0),
     "119 keep_last": number("checkpoints__keep_last", 0),
     "120 retry.max": number("retry__max", -1),
