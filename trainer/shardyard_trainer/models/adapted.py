@@ -22,7 +22,7 @@ from shardyard_trainer.models.folder import OWN_TYPES, TORCH_HUB_TYPES, read_fol
 from shardyard_trainer.models.known_files import digest, file_names
 from shardyard_trainer.models.loading import LOADING_ERRORS, prepare_config, quiet
 from shardyard_trainer.models.settings import model_config
-from shardyard_trainer.models.weight_heads import auto_class
+from shardyard_trainer.models.weight_heads import auto_class, refuse_deep
 from shardyard_trainer.models.weight_report import judge
 from shardyard_trainer.models.weights import (
     INDEX,
@@ -73,12 +73,13 @@ def _build(folder: Folder, base: Folder, target: Path) -> None:
     if described.model_type in (*OWN_TYPES, *TORCH_HUB_TYPES) or base.has("head.safetensors"):
         text = f"the model that the adapter is to change is a {described.model_type} that transformers does not have"
         raise FolderInvalid(f"{text}; give the one that the adapter was trained beside", file="config.json")
-    numbers = sum(math.prod(each.shape) for name in weight_names(base) for each in read_header(base, name))
-    check_room("the model with its adapter", numbers, target)
+    tensors = [each for name in weight_names(base) for each in read_header(base, name)]
+    check_room("the model with its adapter", sum(math.prod(each.shape) for each in tensors), target)
     # The class that the adapter names, else its model's own, else one that has all that it changes.
     classes = dict.fromkeys([*filter(None, (adapter.auto, described.auto)), *(() if adapter.auto else _CLASSES), ""])
     try:
         with quiet():
+            refuse_deep(model_config(base), len(tensors))
             _changed(adapter, base, classes).save_pretrained(target)
     except (FolderInvalid, WeightsInvalid):
         raise

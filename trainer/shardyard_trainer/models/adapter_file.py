@@ -52,7 +52,7 @@ _INITS_BESIDE = ("true", "false", "gaussian", "orthogonal", "eva")
 """Ways to begin an adapter that leave the model's own weights as they are; others change these too."""
 
 _PART = re.compile(
-    r"(?P<layer>.+)\.(?:lora_(?P<part>[AB])\.(?P<kind>weight|bias)|lora_embedding_(?P<embedding>[AB])"
+    r"(?P<layer>.+)\.(?:lora_(?P<part>[AB])(?:\.default)?\.(?P<kind>weight|bias)|lora_embedding_(?P<embedding>[AB])"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
 )
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_]+(\\?\.[A-Za-z0-9_]+)*\$?")
