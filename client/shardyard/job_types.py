@@ -316,6 +316,7 @@ class MemoryPlan:
     available_bytes: int
     verdict: str
     batches_bytes: int
+    teacher_bytes: int
 
 
 @dataclass(frozen=True)
@@ -361,3 +362,5 @@ class Plan:
     output: str
     metrics: tuple[EvaluationMetric, ...]
     num_trainable_parameters: int
+    num_teacher_parameters: int
+    teacher_fingerprint: str

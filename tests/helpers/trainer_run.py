@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 # DeepSpeed and OpenMP read these when they are imported.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -34,6 +35,7 @@ from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine, start_gang, stop_gang
 from shardyard_trainer.training.gang import Gang
 from shardyard_trainer.training.report import PrintingReporter, Reporter, SendingReporter
+from shardyard_trainer.training.teacher import Teacher
 
 COMMITTED = job_pb2.CheckpointChanged.CHANGE_COMMITTED
 TESTS = Path(__file__).parent.parent
@@ -162,11 +164,19 @@ def run_scenario(scenario: Scenario, gang: Gang) -> RunFailed | None:
     context = Context(attempt=scenario.spec(), gang=gang, reporter=reporter, trace=_trace(scenario, gang.rank))
     task = TinyTask(scenario.task)
     config = train_config(context.attempt, num_train_samples=task.train.num_samples)
-    engine = Engine(task.module(scenario.dropout), config, gang)
+    lesson: Any = task.lesson
+    teacher = Teacher(lesson) if lesson is not None else None
+    engine = Engine(task.module(scenario.dropout), config, gang, teacher=teacher)
     _poison(engine, scenario.poison)
     try:
         train_and_export(
-            context, task, engine, config, export=export, dry_run=refuse if scenario.dry_run_fails else export
+            context,
+            task,
+            engine,
+            config,
+            export=export,
+            dry_run=refuse if scenario.dry_run_fails else export,
+            lesson=lesson,
         )
     except RunFailed as failure:
         return failure

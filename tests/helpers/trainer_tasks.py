@@ -136,13 +136,13 @@ class TinyBert(TaskModule):
         return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
 
 
-def tiny_tagger(dropout: float) -> TokenClassifierModule:
+def tiny_tagger(dropout: float, **sizes: Any) -> TokenClassifierModule:
     """The module of the task itself, with weights for its tags."""
-    config = BertConfig(
-        num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64, num_labels=3,
-        max_position_embeddings=32, vocab_size=VOCAB,
-        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-    )  # fmt: skip
+    config = BertConfig(**{
+        "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "num_labels": 3,
+        "max_position_embeddings": 32, "vocab_size": VOCAB,
+        "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, **sizes,
+    })  # fmt: skip
     return TokenClassifierModule(BertForTokenClassification(config), TAG_WEIGHTS)
 
 
@@ -169,6 +169,22 @@ def tiny_pictures(name: str, dropout: float) -> PictureModule:
             )
         )  # fmt: skip
     return PictureModule(model, problem=SINGLE_LABEL, label_smoothing=0.1, needs_two=True)
+
+
+class TinyLesson:
+    """A tagger of other weights and sizes, whose labels are in another order, as the teacher of `tags`."""
+
+    columns = (2, 0, 1)
+    temperature = 3.0
+    weight = 0.7
+
+    def __init__(self, num_samples: int = 100) -> None:
+        self.task = TinyTask("tags", num_samples)
+
+    def make_module(self) -> TaskModule:
+        torch.manual_seed(12)
+        module = tiny_tagger(0.5, hidden_size=48, initializer_range=0.3)
+        return module.eval().requires_grad_(False)
 
 
 class MeanLoss:
@@ -198,8 +214,9 @@ class TinyTask:
 
     def __init__(self, name: str, num_samples: int = 100) -> None:
         self.name = name
-        self.unit = "token" if name in {"gpt2", "tags", "lora"} else "sample"
-        kind = "tags" if name == "lora" else name
+        self.unit = "token" if name in {"gpt2", "tags", "lora", "taught"} else "sample"
+        kind = "tags" if name in {"lora", "taught"} else name
+        self.lesson = TinyLesson(num_samples) if name == "taught" else None
         self.train: Any
         self.eval: Any
         if name in {"pictures", "norms"}:
@@ -218,7 +235,7 @@ class TinyTask:
 
     def module(self, dropout: float = 0.0) -> TaskModule:
         torch.manual_seed(11)
-        if self.name == "tags":
+        if self.name in {"tags", "taught"}:
             return tiny_tagger(dropout)
         if self.name == "lora":
             return tiny_adapters(dropout)

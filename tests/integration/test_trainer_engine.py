@@ -15,8 +15,8 @@ from helpers.trainer_tasks import TinyTask
 from shardyard_trainer.training.config import TrainConfig, train_config
 
 STAGES = (0, 1, 2, 3)
-TASKS = ("gpt2", "bert", "tags", "pictures", "lora")
-STEPS = {"gpt2": 30, "bert": 30, "tags": 12, "pictures": 12, "lora": 12}
+TASKS = ("gpt2", "bert", "tags", "pictures", "lora", "taught")
+STEPS = {"gpt2": 30, "bert": 30, "tags": 12, "pictures": 12, "lora": 12, "taught": 12}
 """What the engine could get wrong, clipping and warm-up included, shows within a few steps; two tasks take more."""
 
 

@@ -13,14 +13,24 @@ import pytest
 from helpers.served import Served, served, state_dir
 
 ROOT = Path(__file__).parents[2]
-FETCH = "import assets; print(assets.bert_folder())"
 
 
 @pytest.fixture(scope="session")
 def bert() -> Path:
     """The folder of the real pretrained BERT of the quickstart; skips if it cannot be had."""
+    return fetched("bert_folder")
+
+
+@pytest.fixture(scope="session")
+def bert_tiny() -> Path:
+    """The folder of BERT-tiny, with 4.4 million parameters; skips if it cannot be had."""
+    return fetched("bert_tiny_folder")
+
+
+def fetched(function: str) -> Path:
+    """What a function of the quickstart's assets fetches; skips if it cannot be had."""
     done = subprocess.run(
-        [sys.executable, "-c", FETCH],
+        [sys.executable, "-c", f"import assets; print(assets.{function}())"],
         cwd=ROOT / "examples" / "quickstart",
         capture_output=True,
         text=True,

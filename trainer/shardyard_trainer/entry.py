@@ -126,21 +126,23 @@ class _RankRun:
 
     def _train(self, context: Context) -> None:
         from shardyard_trainer.tasks.base import build_module
-        from shardyard_trainer.tasks.ingredients import prepare
+        from shardyard_trainer.tasks.distillation import prepare_both
         from shardyard_trainer.training.attempt import train_and_export  # torch, DeepSpeed and transformers.
         from shardyard_trainer.training.config import train_config
         from shardyard_trainer.training.engine import Engine
         from shardyard_trainer.training.export import dry_run, export_model
+        from shardyard_trainer.training.teacher import Teacher
 
         attempt, spec = self._attempt, resolved_spec(self._attempt)
         self._enter("tokenizing", context)
-        task = self._build_task(context, spec, prepare)
+        task, lesson = self._build_task(context, spec, prepare_both)
         config = train_config(attempt, num_train_samples=task.train.num_samples)
         self._enter("loading model", context)
         module = build_module(task, spec)
+        teacher = Teacher(lesson) if lesson is not None else None
         self._enter("starting engine", context)
         with self._limited("the engine to start"):
-            engine = Engine(module, config, context.gang)
+            engine = Engine(module, config, context.gang, teacher=teacher)
         train_and_export(
             context,
             task,
@@ -148,6 +150,7 @@ class _RankRun:
             config,
             export=export_model,
             dry_run=dry_run,
+            lesson=lesson,
             entered=self._enter,
             stepped=self._stepped,
         )

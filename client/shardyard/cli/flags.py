@@ -64,6 +64,7 @@ class JobFlags:
         None
     )
     adapter: Annotated[str | None, an_option("--adapter", help="A LoRA adapter for --model: a folder, hub:…, …")] = None
+    teacher: Annotated[str | None, an_option("--teacher", help="Learn from this model too: as --model.")] = None
     architecture: Annotated[str | None, an_option("--architecture", help="Instead of --model: a new gpt2, bert, …")] = (
         None
     )
@@ -147,6 +148,9 @@ class JobFlags:
             raise UsageError("--adapter changes the model that --model names; give both")
         if self.architecture is not None:
             spec["model"] = {"architecture": {"model_type": self.architecture}}
+        if self.teacher is not None:
+            taught = _below(spec, "distillation", "job.spec")
+            taught["teacher"] = _here(self.teacher)
         if self.tokenizer is not None:
             spec["tokenizer"] = _here(self.tokenizer)
         columns = self._columns()

@@ -48,9 +48,10 @@ def samples_line(plan: Plan) -> str:
 
 
 def _parameters(plan: Plan) -> str:
-    """`4,386,178`, or `4,386,178, of them 33,026 trained`."""
+    """`4,386,178`, with how many of them are trained if not all are, and those of the teacher if there is one."""
     count, trained = f"{plan.num_parameters:,}", plan.num_trainable_parameters
-    return f"{count}, of them {trained:,} trained" if 0 < trained < plan.num_parameters else count
+    count = f"{count}, of them {trained:,} trained" if 0 < trained < plan.num_parameters else count
+    return f"{count}; the teacher has {plan.num_teacher_parameters:,}" if plan.num_teacher_parameters else count
 
 
 def stats_line(stats: DataStats) -> str:
@@ -79,6 +80,7 @@ def memory_line(memory: MemoryPlan) -> str:
         "weights": memory.parameters_bytes,
         "gradients": memory.gradients_bytes,
         "optimizer": memory.optimizer_bytes,
+        "teacher": memory.teacher_bytes,
         "activations": memory.activations_bytes,
         "logits": memory.logits_bytes,
         "batches": memory.batches_bytes,

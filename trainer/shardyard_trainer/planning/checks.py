@@ -10,7 +10,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, listed, nearest, shorten
 from shardyard_trainer.tasks.base import Output, Prepared, Task
 
-_TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism")
+_TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism", "distillation")
 
 _WITHOUT_TRAINING: Mapping[Output, tuple[str, ...]] = {
     Output.DATASET: (),

@@ -24,6 +24,9 @@ LOGIT_TENSORS = 4
 BATCHES_HELD = 3
 """Steps whose samples a rank holds as tensors: the one it computes, the one agreed on, the one made ahead."""
 
+TAUGHT_LOGIT_TENSORS = 9
+"""The same if a teacher's logits are compared with them; then all positions have theirs at once."""
+
 ORDER_BYTES = 60
 """Of one sample of a global batch while its order is made: measured 56 to 60 on 2,000,000."""
 
@@ -46,6 +49,8 @@ class Shape:
     live_parameters: int
     activation_bytes: int = 0
     num_frozen_layers: int = 0
+    teacher: Shape | None = None
+    """A frozen model beside it, which only computes."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,12 @@ class Memory:
     process: int
     available: int
     on_gpu: bool
+    teacher: int = 0
 
     @property
     def states(self) -> int:
         """The memory that does not depend on the batch."""
-        return self.parameters + self.gradients + self.optimizer
+        return self.parameters + self.gradients + self.optimizer + self.teacher
 
     @property
     def total(self) -> int:
@@ -114,6 +120,7 @@ class Memory:
             available_bytes=self.available,
             verdict=self.verdict,
             batches_bytes=self.batches,
+            teacher_bytes=self.teacher,
         )
 
 
@@ -121,18 +128,39 @@ def estimate(shape: Shape, gang: Gang, *, zero_stage: int, positions: int, batch
     """Memory of one worker that computes `positions` token positions at once and holds `batches` bytes of samples."""
     parameters, gradients, optimizer = states(shape, zero_stage=zero_stage, workers=gang.workers, bf16=gang.bf16)
     scale = 0.5 if gang.bf16 else 1.0
-    held = min(positions, shape.chunk) if shape.chunk else positions
     return Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=optimizer,
         activations=int(positions * activation_bytes_per_position(shape) * scale),
-        logits=LOGIT_TENSORS * 4 * shape.num_logits * held,
+        logits=logit_bytes_per_position(shape) * (min(positions, chunk) if (chunk := chunk_of(shape)) else positions),
         batches=batches,
         process=gang.process,
         available=gang.available,
         on_gpu=gang.on_gpu,
+        teacher=_weights(shape.teacher, zero_stage, gang) if shape.teacher is not None else 0,
     )
+
+
+def _weights(shape: Shape, zero_stage: int, gang: Gang) -> int:
+    """Bytes of a model that only computes."""
+    size = 2 if gang.bf16 else 4
+    return size * (_held_at_3(shape, gang.workers) if zero_stage == 3 else shape.num_parameters)
+
+
+def _held_at_3(shape: Shape, workers: int) -> int:
+    """Parameters in the memory of one worker at stage 3: its part, and those of the layer that computes."""
+    return _part(shape.num_parameters, workers) + min(shape.live_parameters, shape.num_parameters)
+
+
+def logit_bytes_per_position(shape: Shape) -> int:
+    """Of loss and backward pass."""
+    return (LOGIT_TENSORS if shape.teacher is None else TAUGHT_LOGIT_TENSORS) * 4 * shape.num_logits
+
+
+def chunk_of(shape: Shape) -> int:
+    """Positions that have their logits in memory at once; 0: all of them, as a teacher needs them."""
+    return shape.chunk if shape.teacher is None else 0
 
 
 def batches_bytes(*, global_batch_size: int, workers: int, sample_bytes: float) -> int:
@@ -159,7 +187,7 @@ def states(shape: Shape, *, zero_stage: int, workers: int, bf16: bool) -> tuple[
     if zero_stage == 0:
         return 4 * total, 4 * trained, 8 * trained
     if zero_stage == 3:
-        weights = size * (_part(total, workers) + min(shape.live_parameters, total))
+        weights = size * _held_at_3(shape, workers)
         return weights, size * _part(trained, workers), (12 if bf16 else 8) * _part(trained, workers)
     # At stage 2 in fp32 the gradients were measured as at stage 1: they are whole until the step partitions them.
     gradients = size * _part(trained, workers) if bf16 and zero_stage == 2 else size * trained
@@ -176,9 +204,9 @@ def positions_that_fit(shape: Shape, gang: Gang, *, zero_stage: int) -> int | No
         return None
     room = TIGHT * gang.available - estimate(shape, gang, zero_stage=zero_stage, positions=0).total
     each = activation_bytes_per_position(shape) * (0.5 if gang.bf16 else 1.0)
-    logits = LOGIT_TENSORS * 4 * shape.num_logits
-    if shape.chunk:
-        room, logits = room - logits * shape.chunk, 0
+    logits = logit_bytes_per_position(shape)
+    if chunk := chunk_of(shape):
+        room, logits = room - logits * chunk, 0
     return max(0, int(room / max(each + logits, 1)))
 
 

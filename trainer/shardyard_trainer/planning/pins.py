@@ -38,11 +38,19 @@ def tokenizer_fingerprint(spec: spec_pb2.JobSpec, locations: worker_pb2.Location
     return _of_source(spec.tokenizer, locations, "spec.tokenizer")
 
 
+def teacher_fingerprint(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> str:
+    """Of the teacher's files; empty if there is none. Raises SpecError likewise."""
+    if not spec.HasField("distillation"):
+        return ""
+    return _of_source(spec.distillation.teacher, locations, "spec.distillation.teacher")
+
+
 def check_same_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, plan: plan_pb2.JobPlan) -> None:
     """Raises RunFailed MODEL_NOT_FOUND or MODEL_CHANGED; a plan without fingerprints is compared with nothing."""
-    for what, planned, found in (
-        ("model", plan.model_fingerprint, model_fingerprint),
-        ("tokenizer", plan.tokenizer_fingerprint, tokenizer_fingerprint),
+    for what, field, planned, found in (
+        ("model", "spec.model", plan.model_fingerprint, model_fingerprint),
+        ("tokenizer", "spec.tokenizer", plan.tokenizer_fingerprint, tokenizer_fingerprint),
+        ("teacher", "spec.distillation.teacher", plan.teacher_fingerprint, teacher_fingerprint),
     ):
         if not planned:
             continue
@@ -62,7 +70,7 @@ def check_same_model(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, pl
         if now != planned:
             raise _changed(
                 f"the files of the {what} are not those that were inspected when the job was submitted",
-                {"field": f"spec.{what}", "fingerprint": now, "planned_fingerprint": planned},
+                {"field": field, "fingerprint": now, "planned_fingerprint": planned},
             )
 
 

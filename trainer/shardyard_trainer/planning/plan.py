@@ -36,10 +36,11 @@ from shardyard_trainer.planning.evaluation import plan_evaluation
 from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
-from shardyard_trainer.planning.pins import model_fingerprint, tokenizer_fingerprint
+from shardyard_trainer.planning.pins import model_fingerprint, teacher_fingerprint, tokenizer_fingerprint
 from shardyard_trainer.planning.seen import Seen, identities, look, may_move
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Output, Prepared, Task
+from shardyard_trainer.tasks.distillation import Lesson
 
 CPU_POSITIONS_AT_ONCE = 8192
 """Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
@@ -120,6 +121,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     optimization = spec.optimization
     raise_all([*check_rates(optimization), *check_batch(optimization, task), *check_evaluation(spec.evaluation, task)])
     resolve.fill_task(spec, task)
+    resolve.fill_distillation(spec, seen.lesson)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):
         if source.WhichOneof("source"):
             resolve.fill_source(source, resolve_source(source, call.locations, field=field))
@@ -130,7 +132,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     length = _longest_sample(task)
     batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, stage) // length)
     raise_all(check_warmup(optimization, steps))
-    batches = _batches_bytes(task, batch, node_bytes=node_memory_of_worker(spec, call.node_shape))
+    batches = _batches_bytes(task, seen.lesson, batch, node_bytes=node_memory_of_worker(spec, call.node_shape))
     need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length, batches=batches)
     if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
         raise _does_not_fit(spec, need, shape.num_parameters, stage)
@@ -151,6 +153,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         deepspeed_config_json=json.dumps(config, sort_keys=True),
         num_parameters=shape.num_parameters,
         num_trainable_parameters=shape.num_trainable,
+        num_teacher_parameters=shape.teacher.num_parameters if shape.teacher is not None else 0,
         memory=need.to_proto(),
         total_steps=steps,
         num_train_samples=task.train.num_samples,
@@ -163,6 +166,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         data_fingerprint=data_fingerprint(spec, call.locations),
         model_fingerprint=model_fingerprint(spec, call.locations),
         tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
+        teacher_fingerprint=teacher_fingerprint(spec, call.locations),
         train_stats=train_stats.to_proto(),
         eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
         output=task.task.output.value,
@@ -216,12 +220,13 @@ def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
     return node.gpu_memory_bytes if spec.resources.gpus_per_worker else node_memory_of_worker(spec, node)
 
 
-def _batches_bytes(task: Prepared, batch: Batch, *, node_bytes: int) -> int:
+def _batches_bytes(task: Prepared, lesson: Lesson | None, batch: Batch, *, node_bytes: int) -> int:
     """Bytes of samples that a rank holds. Raises SpecError if a worker's part of the node is smaller."""
     lengths = task.train.lengths()
     longest = 0 if lengths is None else int(lengths.argmax())
-    sample = task.train.micro_batch([SampleRef(0, longest)])
-    size = float(sum(tensor.nbytes for tensor in sample.inputs.values()))
+    read = [task] if lesson is None else [task, lesson.task]
+    samples = [each.train.micro_batch([SampleRef(0, longest)]) for each in read]
+    size = float(sum(tensor.nbytes for sample in samples for tensor in sample.inputs.values()))
     if lengths is not None:
         size *= float(lengths.mean()) / max(int(lengths[longest]), 1)
     need = memory.batches_bytes(global_batch_size=batch.global_batch_size, workers=batch.workers, sample_bytes=size)

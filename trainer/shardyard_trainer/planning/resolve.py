@@ -17,6 +17,7 @@ from shardyard_trainer.planning.arithmetic import DEFAULT_METRIC, DEFAULT_PATIEN
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import DEFAULT_ALPHA, DEFAULT_RANK
 from shardyard_trainer.tasks.base import Prepared
+from shardyard_trainer.tasks.distillation import Lesson
 from shardyard_trainer.tasks.ingredients import DEFAULT_HOLDOUT
 
 GLOBAL_BATCH_SIZE = 32
@@ -86,6 +87,13 @@ def fill_task(spec: spec_pb2.JobSpec, task: Prepared) -> None:
             _fill(trained, vocab_size=DEFAULT_VOCAB_SIZE)
     if not spec.HasField("eval_data"):
         _fill(spec.evaluation, holdout=DEFAULT_HOLDOUT)
+
+
+def fill_distillation(spec: spec_pb2.JobSpec, lesson: Lesson | None) -> None:
+    """Temperature and weight, and the commit of a teacher on the Hub."""
+    if lesson is not None:
+        _fill(spec.distillation, temperature=lesson.temperature, weight=lesson.weight)
+        sources.pin(spec.distillation.teacher, lesson.task.choice.pinned)
 
 
 def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, *, zero_stage: int, evaluate_every: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import num_layers_frozen
 from shardyard_trainer.tasks.base import Prepared, build_module
-from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.distillation import FIELD, Lesson, prepare_both
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -37,6 +37,7 @@ class Seen:
 
     spec: spec_pb2.JobSpec
     task: Prepared
+    lesson: Lesson | None
     weight_errors: tuple[SpecError, ...]
     of_any_seed: Seen | None = None
     """The same spec with another seed, which has the same model."""
@@ -44,7 +45,10 @@ class Seen:
     @cached_property
     def shape(self) -> memory.Shape:
         """The model's. Raises SpecError if none can be made."""
-        return self.of_any_seed.shape if self.of_any_seed is not None else shape_of(self.task, self.spec)
+        if self.of_any_seed is not None:
+            return self.of_any_seed.shape
+        shape = shape_of(self.task, self.spec)
+        return shape if self.lesson is None else replace(shape, teacher=shape_of(self.lesson.task, self.lesson.spec))
 
 
 def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
@@ -76,8 +80,11 @@ def _is_split_by_lot(spec: spec_pb2.JobSpec) -> bool:
 @lru_cache(maxsize=8)
 def _look_once(spec: bytes, locations: bytes, _identity: tuple[object, ...]) -> Seen:
     read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
-    task = prepare(read, where)
-    return Seen(read, task, tuple(_weight_errors(read, task)))
+    task, lesson = prepare_both(read, where)
+    errors = _weight_errors(read.model, task, "spec.model")
+    if lesson is not None:
+        errors += _weight_errors(read.distillation.teacher, lesson.task, FIELD)
+    return Seen(read, task, lesson, tuple(errors))
 
 
 @lru_cache(maxsize=8)
@@ -85,7 +92,7 @@ def _split_once(spec: bytes, locations: bytes, identity: tuple[object, ...], see
     seen = _look_once(spec, locations, identity)
     read, where = spec_pb2.JobSpec.FromString(spec), worker_pb2.Locations.FromString(locations)
     read.optimization.seed = seed
-    return Seen(read, prepare(read, where), seen.weight_errors, of_any_seed=seen)
+    return Seen(read, *prepare_both(read, where), seen.weight_errors, of_any_seed=seen)
 
 
 def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
@@ -111,13 +118,13 @@ def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
     )
 
 
-def _weight_errors(spec: spec_pb2.JobSpec, task: Prepared) -> list[SpecError]:
+def _weight_errors(source: spec_pb2.ModelSource, task: Prepared, field: str) -> list[SpecError]:
     """The faults of weights that were not inspected yet; a registered model's were, when it was uploaded."""
-    kind = spec.model.WhichOneof("source")
+    kind = source.WhichOneof("source")
     if task.choice.folder is None or kind == "model":
         return []
     return [
-        SpecError(f"spec.model.{kind}", problem.reason, str(problem), problem.metadata)
+        SpecError(f"{field}.{kind}", problem.reason, str(problem), problem.metadata)
         for problem in check_weights(task.choice.folder)
     ]
 

@@ -47,11 +47,14 @@ class AnswerModule(CausalLmModule):
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
+        return_scores: bool = False,
     ) -> ModuleOutput:
         """`labels` [B, T] are the next tokens, IGNORED where none is learnt. The outputs have `num_right`."""
         is_target_BT = labels != IGNORED
         targets_N = labels[is_target_BT]
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        if return_scores:
+            return self.compared(inputs, labels)
         if self._is_chunked:
             hidden_ND = self.backbone(**inputs).last_hidden_state[is_target_BT]
             layer = self.model.get_output_embeddings()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -71,7 +71,8 @@ class TaskModule(nn.Module):
     """Model and head in one module, so that the engine's hooks see every parameter.
 
     `forward(**inputs)` returns a `ModuleOutput`: the loss summed (not averaged) over the batch's units, in fp32, and
-    the head's raw outputs if they are asked for with `return_outputs=True` (evaluation, prediction), else None.
+    the head's raw outputs if they are asked for with `return_outputs=True` (evaluation, prediction), else None. Modules
+    of tasks that are `Teachable` also take `return_scores=True`, as student and as teacher.
     """
 
     backbone: nn.Module
@@ -109,12 +110,31 @@ class HuggingFaceModule(TaskModule):
         return architectures.backbone_of(self.model)  # type: ignore[no-any-return]
 
 
+Distance = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""How far a student's outputs [N, C] are from a teacher's at a temperature, [N] (`distances`)."""
+
+
+class Scores(NamedTuple):
+    """The outputs [N, C], fp32, of the units that the loss is over, in their order, and how a teacher's are compared.
+
+    `weights` [N] is how much each unit counts; None: all count 1.
+    """
+
+    logits: torch.Tensor
+    distance: Distance
+    weights: torch.Tensor | None = None
+
+
 class ModuleOutput(NamedTuple):
-    """The summed loss (a scalar, fp32), the head's outputs or statistics for the metrics, and what was written."""
+    """The summed loss (a scalar, fp32), the head's outputs or statistics for the metrics, and what was written.
+
+    `scores` are there if they were asked for.
+    """
 
     loss_sum: torch.Tensor
     outputs: dict[str, torch.Tensor] | None
     sequences: Sequence[Sequence[int]] | None = None
+    scores: Scores | None = None
 
 
 WriteBatch = Callable[[Callable[..., Any], MicroBatch, Callable[[bool], bool]], Sequence[Sequence[int]]]
@@ -276,6 +296,24 @@ class TrainingTask(Task, Protocol):
 
     def open(self, loaded: Loaded, inputs: Any) -> Predictor:
         """A predictor for a loaded model. Raises FolderInvalid."""
+
+
+class Teaching(NamedTuple):
+    """What a teacher of a task does not share with its student.
+
+    `own` are the fields of the task's message that follow from a model and not from the data. `by_token`: outputs are
+    compared token by token, so that both need the same tokenizer.
+    """
+
+    own: tuple[str, ...] = ()
+    by_token: bool = False
+
+
+@runtime_checkable
+class Teachable(Protocol):
+    """A training task whose models can learn from one another (`distillation`)."""
+
+    teaching: Teaching
 
 
 def has_head(choice: ModelChoice, task: TrainingTask) -> bool:

@@ -29,9 +29,12 @@ from shardyard_trainer.tasks.base import (
     ModuleOutput,
     Output,
     Parts,
+    Scores,
+    Teaching,
     violation,
 )
 from shardyard_trainer.tasks.chat_reader import ChatReader, EncodedPrompt
+from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.generate import continue_texts
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear
@@ -67,6 +70,7 @@ class CausalLm:
     cuts = False
     holds_out_by_lot = False
     inputs = TextInputs
+    teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedCausalLm:
         """Finds and checks model and data. Raises SpecError."""
@@ -204,11 +208,14 @@ class CausalLmModule(HuggingFaceModule):
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
+        return_scores: bool = False,
     ) -> ModuleOutput:
         """`labels` [B, T] are the next tokens: nothing is shifted here."""
         # No attention mask and no cache: with either, transformers does not derive from the restarted positions where
         # documents begin, and lets them attend to one another.
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        if return_scores:
+            return self.compared(inputs, labels)
         if self._is_chunked:
             hidden_BTD = self.backbone(**inputs).last_hidden_state
             loss = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1), labels.flatten())
@@ -218,6 +225,18 @@ class CausalLmModule(HuggingFaceModule):
                 logits_BTV.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
             )
         return ModuleOutput(loss, {} if return_outputs else None)
+
+    def compared(self, inputs: dict[str, Any], labels: torch.Tensor) -> ModuleOutput:
+        """The loss with its scores: all logits of the `labels` [B, T] that are not `IGNORED`."""
+        is_target_BT = labels != IGNORED
+        if self._is_chunked:
+            # Without the vectors that have no label: their logits would be the largest part of the step.
+            logits_NV = self.model.get_output_embeddings()(self.backbone(**inputs).last_hidden_state[is_target_BT])
+        else:
+            logits_NV = self.model(**inputs).logits[is_target_BT]
+        logits_NV = logits_NV.float()
+        loss = F.cross_entropy(logits_NV, labels[is_target_BT], reduction="sum")
+        return ModuleOutput(loss, None, scores=Scores(logits_NV, of_classes))
 
 
 class CausalPredictor(TextPredictor):

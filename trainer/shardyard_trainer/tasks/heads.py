@@ -24,7 +24,8 @@ from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks import distances
+from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.class_weights import as_tensor
 from shardyard_trainer.tasks.vectors import pool
 
@@ -59,6 +60,7 @@ class TextClassifier(HuggingFaceModule):
         labels: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
+        return_scores: bool = False,
     ) -> ModuleOutput:
         """`labels`: classes [B], 0 or 1 for each class [B, C], or numbers [B]; without them the loss is 0."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -66,7 +68,16 @@ class TextClassifier(HuggingFaceModule):
             inputs["token_type_ids"] = token_type_ids
         logits_BC = text_logits(self.model, self.own_head, inputs, pooling=self._pooling, dropout=self.dropout)
         loss = logits_BC.new_zeros((), dtype=torch.float32) if labels is None else self._loss(logits_BC.float(), labels)
-        return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
+        outputs = {"logits": logits_BC} if return_outputs else None
+        return ModuleOutput(loss, outputs, scores=self._scores(logits_BC.float(), labels) if return_scores else None)
+
+    def _scores(self, logits_BC: torch.Tensor, labels: torch.Tensor | None) -> Scores:
+        if self._problem == spec_pb2.TextClassification.PROBLEM_REGRESSION:
+            return Scores(logits_BC, distances.of_numbers)
+        if self._problem == spec_pb2.TextClassification.PROBLEM_MULTI_LABEL:
+            return Scores(logits_BC, distances.of_several_classes)
+        weights_C = as_tensor(self._class_weights, logits_BC) if self.training else None
+        return Scores(logits_BC, distances.of_classes, None if weights_C is None else weights_C[labels])
 
     def _loss(self, logits_BC: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self._problem == spec_pb2.TextClassification.PROBLEM_REGRESSION:

@@ -37,15 +37,22 @@ def prepare(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> Prepared
 class Ingredients:
     """A spec, resolved or not, on its way to a task; `field` is the place of the task's own message in it.
 
-    `only_evaluates`: nothing is going to be trained, so that data may be too little to train on.
+    `only_evaluates`: nothing is going to be trained, so that data may be too little to train on. `model_field` is where
+    the user has named the model.
     """
 
     def __init__(
-        self, spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, *, only_evaluates: bool = False
+        self,
+        spec: spec_pb2.JobSpec,
+        locations: worker_pb2.Locations,
+        *,
+        only_evaluates: bool = False,
+        model_field: str = sources.FIELD,
     ) -> None:
         self.spec = spec
         self.locations = locations
         self.only_evaluates = only_evaluates
+        self._model_field = model_field
         self.field = table.path_of(spec)
         self.wanted: Any = table.message_of(spec)
         self.cache_dir = Path(locations.cache_dir)
@@ -80,7 +87,7 @@ class Ingredients:
     def choose(self) -> ModelChoice:
         """The model that the spec means. Raises SpecError."""
         side = getattr(self.wanted, "image_size", 0)
-        choice = sources.choose_model(self.spec.model, self.locations, image_size=side)
+        choice = sources.choose_model(self.spec.model, self.locations, field=self._model_field, image_size=side)
         if getattr(choice.config, "was_frozen", False):
             text = "the function of hubconf.py returns a module with all parameters frozen; all of them are trained"
             self.warn("PARAMETERS_UNFROZEN", f"{text}, unless freeze or lora says otherwise", choice.field)

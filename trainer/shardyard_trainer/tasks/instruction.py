@@ -25,7 +25,7 @@ from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.reading import about
 from shardyard_trainer.tasks.answered import AnswerMetrics, AnswerModule
-from shardyard_trainer.tasks.base import Footprint, Output
+from shardyard_trainer.tasks.base import Footprint, Output, Teaching
 from shardyard_trainer.tasks.causal_lm import CausalPredictor
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import LOSS_CHUNK
@@ -57,6 +57,7 @@ class Instruction:
     cuts = False
     holds_out_by_lot = True
     inputs = ChatInputs
+    teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedInstruction:
         """Finds and checks model and data. Raises SpecError."""

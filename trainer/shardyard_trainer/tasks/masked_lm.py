@@ -27,9 +27,12 @@ from shardyard_trainer.tasks.base import (
     ModuleOutput,
     Output,
     Parts,
+    Scores,
+    Teaching,
     at_once,
     violation,
 )
+from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.metrics import LossSum
 from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
@@ -52,6 +55,7 @@ class MaskedLm:
     cuts = True
     holds_out_by_lot = False
     inputs = TextInputs
+    teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedMaskedLm:
         """Finds and checks model and data. Raises SpecError."""
@@ -284,6 +288,7 @@ class MaskedLmModule(HuggingFaceModule):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
+        return_scores: bool = False,
     ) -> ModuleOutput:
         """`masked_places` [M] index the flattened [B·T] positions, `targets` [M] are their tokens."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -292,7 +297,7 @@ class MaskedLmModule(HuggingFaceModule):
         logits_MV = self.logits(inputs, masked_places)
         loss = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
         outputs = {"correct": (logits_MV.argmax(-1) == targets).sum()} if return_outputs else None
-        return ModuleOutput(loss, outputs)
+        return ModuleOutput(loss, outputs, scores=Scores(logits_MV.float(), of_classes) if return_scores else None)
 
     def logits(self, inputs: Mapping[str, torch.Tensor | None], masked_places: torch.Tensor) -> torch.Tensor:
         """The logits [M, V] at `masked_places` [M] of the flattened positions."""

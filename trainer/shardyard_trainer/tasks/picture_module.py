@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from shardyard_trainer.data.labels import MULTI_LABEL
 from shardyard_trainer.models.loading import number_parameter
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks import distances
+from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.metrics import ClassificationMetrics
 
 _TOP = 5
@@ -51,7 +52,11 @@ class PictureModule(HuggingFaceModule):
         self._needs_two = needs_two
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_outputs: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_outputs: bool = False,
+        return_scores: bool = False,
     ) -> ModuleOutput:
         """`labels`: classes [B], or 0 or 1 for each class [B, C]; without them the loss is 0."""
         pixel_values = pixel_values.to(number_parameter(self).dtype)
@@ -60,7 +65,9 @@ class PictureModule(HuggingFaceModule):
         else:
             logits_BC = self.model(pixel_values=pixel_values).logits
         loss = logits_BC.new_zeros((), dtype=torch.float32) if labels is None else self._loss(logits_BC.float(), labels)
-        return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None)
+        distance = distances.of_several_classes if self._problem == MULTI_LABEL else distances.of_classes
+        scores = Scores(logits_BC.float(), distance) if return_scores else None
+        return ModuleOutput(loss, {"logits": logits_BC} if return_outputs else None, scores=scores)
 
     def _alone(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Computes a single picture with running statistics: its own could be of a single value a channel."""

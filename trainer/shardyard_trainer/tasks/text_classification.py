@@ -29,6 +29,7 @@ from shardyard_trainer.tasks.base import (
     Footprint,
     Output,
     TaskWarning,
+    Teaching,
     has_head,
 )
 from shardyard_trainer.tasks.class_weights import find_weights
@@ -75,6 +76,7 @@ class TextClassification:
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    teaching = Teaching(own=("pooling",))
 
     def prepare(self, job: Ingredients) -> PreparedClassification:
         """Finds and checks model and data. Raises SpecError (LABEL_MISMATCH for a head with other labels)."""

@@ -36,10 +36,13 @@ from shardyard_trainer.tasks.base import (
     HuggingFaceModule,
     ModuleOutput,
     Output,
+    Scores,
     TaskWarning,
+    Teaching,
     has_head,
 )
 from shardyard_trainer.tasks.class_weights import as_tensor, find_weights
+from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
@@ -69,6 +72,7 @@ class TokenClassification:
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedTags:
         """Finds and checks model and data. Raises SpecError."""
@@ -296,6 +300,7 @@ class TokenClassifierModule(HuggingFaceModule):
         labels: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
         return_outputs: bool = False,
+        return_scores: bool = False,
     ) -> ModuleOutput:
         """`labels` [B, T] are classes at the first tokens of words (in training possibly at all), IGNORED elsewhere."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -309,4 +314,9 @@ class TokenClassifierModule(HuggingFaceModule):
             logits_NC, labels_N, weight=weights_C, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
         )
         # Predicted labels, not scores: the scores of a large evaluation would not fit in memory.
-        return ModuleOutput(loss, {"answers": logits_BTC.argmax(-1)} if return_outputs else None)
+        outputs = {"answers": logits_BTC.argmax(-1)} if return_outputs else None
+        if not return_scores:
+            return ModuleOutput(loss, outputs)
+        is_labelled_N = labels_N != IGNORED
+        weights = None if weights_C is None else weights_C[labels_N[is_labelled_N]]
+        return ModuleOutput(loss, outputs, scores=Scores(logits_NC[is_labelled_N], of_classes, weights))

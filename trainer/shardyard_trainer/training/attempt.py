@@ -15,6 +15,7 @@ import torch
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
 from shardyard_trainer.tasks.base import Prepared, TaskModule
+from shardyard_trainer.tasks.distillation import Lesson
 from shardyard_trainer.training.batches import Batches
 from shardyard_trainer.training.before import compare_with_before
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState
@@ -56,6 +57,7 @@ def train_and_export(
     *,
     export: Export,
     dry_run: Export,
+    lesson: Lesson | None = None,
     entered: Callable[[str], None] = lambda phase: None,
     stepped: Callable[[int], None] = lambda step: None,
 ) -> RunState:
@@ -73,7 +75,7 @@ def train_and_export(
     if not compare_with_before(context, engine, task, order, config, entered=entered):
         context.stopped()
         return RunState()
-    run = build_run(context, task, engine, config, order, dry_run=dry_run)
+    run = build_run(context, task, engine, config, order, dry_run=dry_run, lesson=lesson)
     try:
         if not run.is_fresh:
             run.checkpoints.probe()
@@ -97,7 +99,14 @@ def train_and_export(
 
 
 def build_run(
-    context: Context, task: Prepared, engine: Engine, config: TrainConfig, order: Order, *, dry_run: Export
+    context: Context,
+    task: Prepared,
+    engine: Engine,
+    config: TrainConfig,
+    order: Order,
+    *,
+    dry_run: Export,
+    lesson: Lesson | None = None,
 ) -> Run:
     """Puts a run together, from its newest whole checkpoint or from the beginning. A collective."""
     checkpoints = Checkpoints(
@@ -110,7 +119,10 @@ def build_run(
     state = restored or RunState()
     context.resumed(state.step, checkpoints.restored_from)
     watch = LearningWatch(
-        total_steps=config.total_steps, warmup_steps=config.schedule.warmup_steps, state=state.learning
+        total_steps=config.total_steps,
+        warmup_steps=config.schedule.warmup_steps,
+        state=state.learning,
+        knows_labels=lesson is None,
     )
     policy = config.selection
     if task.eval is not None:
@@ -127,6 +139,7 @@ def build_run(
             world_size=context.gang.world_size,
             micro_batch_size=config.micro_batch_size,
             first_step=state.step,
+            taught=lesson.task.train if lesson is not None else None,
         ),
         checkpoints=checkpoints,
         log=StepLog(

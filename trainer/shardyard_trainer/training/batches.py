@@ -25,12 +25,21 @@ class RankBatch:
 
 
 class Batches:
-    """The batches of one rank from `first_step` on."""
+    """The batches of one rank from `first_step` on; `taught` are the same samples as a teacher reads them."""
 
     def __init__(
-        self, samples: Samples, order: Order, *, rank: int, world_size: int, micro_batch_size: int, first_step: int
+        self,
+        samples: Samples,
+        order: Order,
+        *,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int,
+        first_step: int,
+        taught: Samples | None = None,
     ) -> None:
         self._samples = samples
+        self._taught = taught
         self._order = order
         self._rank = rank
         self._world_size = world_size
@@ -53,7 +62,11 @@ class Batches:
     def make(self, step: int) -> RankBatch:
         """The batch of a step."""
         micros = [
-            PreparedMicroBatch(self._samples.micro_batch(micro.samples), micro.is_dummy)
+            PreparedMicroBatch(
+                self._samples.micro_batch(micro.samples),
+                micro.is_dummy,
+                None if self._taught is None else self._taught.micro_batch(micro.samples),
+            )
             for micro in self._order.rank_batches(
                 step, rank=self._rank, world_size=self._world_size, micro_batch_size=self._micro_batch_size
             )

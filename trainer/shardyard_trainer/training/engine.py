@@ -28,6 +28,7 @@ from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.gang import Gang, keep_to_loopback, rendezvous_method
 from shardyard_trainer.training.joint import Part, joint_losses
 from shardyard_trainer.training.shards import ShardWriter
+from shardyard_trainer.training.teacher import Teacher
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 NORM_ELEMENTS = 1 << 10
@@ -46,10 +47,11 @@ class StepResult(NamedTuple):
 
 
 class PreparedMicroBatch(NamedTuple):
-    """A micro batch on the CPU; a dummy counts nothing."""
+    """A micro batch on the CPU; a dummy counts nothing. `taught` is what the teacher reads of it, if there is one."""
 
     batch: MicroBatch
     is_dummy: bool
+    taught: MicroBatch | None = None
 
 
 def start_gang(*, rank: int, local_rank: int, world_size: int, rendezvous: str, on_gpu: bool) -> Gang:
@@ -87,9 +89,14 @@ def stop_gang() -> None:
 class Engine:
     """A module, its optimizer and their sharded states, on one rank of a gang."""
 
-    def __init__(self, module: TaskModule, config: TrainConfig, gang: Gang) -> None:
+    def __init__(
+        self, module: TaskModule, config: TrainConfig, gang: Gang, *, teacher: Teacher | None = None
+    ) -> None:
         self._config = config
         self._gang = gang
+        self._teacher = teacher
+        if teacher is not None:
+            teacher.place(self._frozen(teacher.module))
         self._grad_norm = 0.0
         self._applied = True
         optimizer = torch.optim.AdamW(
@@ -104,14 +111,7 @@ class Engine:
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=deepspeed_config(
-                zero_stage=config.zero_stage,
-                clip=config.clip,
-                precision=config.precision,
-                micro_batch_size=config.micro_batch_size,
-                workers=gang.world_size,
-                on_gpu=gang.device.type == "cuda",
-            ),
+            config=self._settings(),
             dist_init_required=False,
         )
         if config.zero_stage == 0 and gang.world_size == 1:
@@ -123,6 +123,25 @@ class Engine:
         self._deepspeed._copy_recovery_script = _write_no_script
         if config.compile:
             self._deepspeed.compile()
+
+    def _settings(self) -> dict[str, Any]:
+        config, gang = self._config, self._gang
+        return deepspeed_config(
+            zero_stage=config.zero_stage,
+            clip=config.clip,
+            precision=config.precision,
+            micro_batch_size=config.micro_batch_size,
+            workers=gang.world_size,
+            on_gpu=gang.device.type == "cuda",
+        )
+
+    def _frozen(self, module: TaskModule) -> nn.Module:
+        """A module that only computes, placed as the trained one is: sharded at stage 3, else whole on each rank."""
+        if self._config.zero_stage < 3:
+            return module.to(self._gang.device, torch.bfloat16 if self._config.precision == "bf16" else None)
+        sharded, *_ = deepspeed.initialize(model=module, config=self._settings(), dist_init_required=False)
+        sharded.eval()
+        return sharded  # type: ignore[no-any-return]
 
     @property
     def module(self) -> TaskModule:
@@ -151,7 +170,7 @@ class Engine:
         self._deepspeed.train()
         before = self._running_statistics()
         loss_sum = torch.zeros((), device=self._gang.device)
-        for (_, is_dummy), loss in zip(micros, self._losses(micros, step), strict=True):
+        for (_, is_dummy, _), loss in zip(micros, self._losses(micros, step), strict=True):
             # DeepSpeed averages gradients over the ranks; times their number that is the sum, and divided by all units
             # the mean. (A mean of micro batches' means would weigh the tokens of short batches more.) A dummy only lets
             # this rank join the reductions that stages 2 and 3 make inside backward.
@@ -171,13 +190,19 @@ class Engine:
 
     def _losses(self, micros: Sequence[PreparedMicroBatch], step: int) -> Iterator[torch.Tensor]:
         """The summed loss of each micro batch, computed one at a time: a step's may be larger than the device."""
+        if self._teacher is not None:
+            for batch, _, taught in micros:
+                assert taught is not None
+                wanted = self._teacher.scores(self.to_device(taught))
+                yield self._teacher.mix(self._deepspeed(**self.to_device(batch).inputs, return_scores=True), wanted)
+            return
         if self.module.joint is None:
-            for batch, _ in micros:
+            for batch, *_ in micros:
                 yield self._deepspeed(**self.to_device(batch).inputs).loss_sum
             return
         parts = [
             Part(self.to_device(batch), is_dummy, seed_for(self._config.seed, step, self._gang.rank, at))
-            for at, (batch, is_dummy) in enumerate(micros)
+            for at, (batch, is_dummy, _) in enumerate(micros)
         ]
         yield from joint_losses(self.evaluate, self.module.joint, parts, self._gang)
 

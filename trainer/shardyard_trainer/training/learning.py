@@ -15,9 +15,15 @@ MARGIN = 0.98
 
 
 class LearningWatch:
-    """Judges once, when half of the run and its warm-up are over. Its state is JSON and belongs in a checkpoint."""
+    """Judges once, when half of the run and its warm-up are over. Its state is JSON and belongs in a checkpoint.
 
-    def __init__(self, *, total_steps: int, warmup_steps: int, state: dict[str, Any]) -> None:
+    `knows_labels`: the loss is that of the labels alone, and so compares with what their frequencies give.
+    """
+
+    def __init__(
+        self, *, total_steps: int, warmup_steps: int, state: dict[str, Any], knows_labels: bool = True
+    ) -> None:
+        self._knows_labels = knows_labels
         self._judged_at = max(total_steps // 2, warmup_steps, LEAST_STEPS)
         self._window = max(FIRST_STEPS, total_steps // 20)
         self._first: list[float] = list(state.get("first", []))
@@ -38,7 +44,7 @@ class LearningWatch:
     def see_labels(self, inputs: dict[str, torch.Tensor]) -> None:
         """Counts the labels of a micro batch, up to a number that is enough for their entropy."""
         labels = inputs.get("labels", inputs.get("targets"))
-        if self._is_judged or self._num_labels >= COUNTED_LABELS or labels is None or labels.is_floating_point():
+        if not self._knows_labels or self._is_judged or self._num_labels >= COUNTED_LABELS or labels is None or labels.is_floating_point():
             return
         values, counts = torch.unique(labels[labels >= 0], return_counts=True)
         self._labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))

@@ -204,19 +204,16 @@ def _front_matter(subject: Subject) -> str:
 
 
 def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
-    source = spec.model.WhichOneof("source")
-    adapter = spec.model.adapter
-    begun = {
-        "architecture": "random weights",
-        "torch_hub": f"`{_plain(spec.model.torch_hub.entrypoint)}` of the PyTorch Hub repository "
-        f"`{Path(_plain(spec.model.torch_hub.repo)).name}` at `{spec.model.torch_hub.revision}`",
-        "adapter": f"{_place(adapter.base)} with the LoRA adapter of {_place(adapter.folder)}",
-        "checkpoint": f"the TensorFlow checkpoint `{Path(spec.model.checkpoint.uri).name}`",
-    }.get(source or "") or _place(spec.model)
     text = (
         f"A {subject.model_type} model of {subject.num_parameters:,} parameters "
-        f"for {subject.task.name.replace('_', ' ')}, trained by Shardyard from {begun}."
+        f"for {subject.task.name.replace('_', ' ')}, trained by Shardyard from {_source(spec.model)}."
     )
+    if spec.HasField("distillation"):
+        learnt = spec.distillation
+        text += (
+            f"\n\nIt also learnt from a teacher, {_source(learnt.teacher)}: {learnt.weight:g} of its loss was the distance "
+            f"from the teacher's outputs at a temperature of {learnt.temperature:g}."
+        )
     if subject.labels:
         text += (
             "\n\nLabels, in the order of the outputs: "
@@ -224,6 +221,18 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
             + "."
         )
     return text
+
+
+def _source(model: spec_pb2.ModelSource) -> str:
+    """Where a model came from."""
+    adapter = model.adapter
+    return {
+        "architecture": "random weights",
+        "torch_hub": f"`{_plain(model.torch_hub.entrypoint)}` of the PyTorch Hub repository "
+        f"`{Path(_plain(model.torch_hub.repo)).name}` at `{model.torch_hub.revision}`",
+        "adapter": f"{_place(adapter.base)} with the LoRA adapter of {_place(adapter.folder)}",
+        "checkpoint": f"the TensorFlow checkpoint `{Path(model.checkpoint.uri).name}`",
+    }.get(model.WhichOneof("source") or "") or _place(model)
 
 
 def _place(source: spec_pb2.ModelSource | spec_pb2.AdapterFolder | spec_pb2.BaseModel) -> str:

@@ -29,7 +29,9 @@ def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
     """The violations of the spec, beyond the rules in the protos."""
     found: Found = []
     trains = _check_task(spec, path, found)
-    _check_model(spec, path, found)
+    _check_model(spec, "model", path, found)
+    if spec.HasField("distillation"):
+        _check_model(spec.distillation, "teacher", f"{path}.distillation", found)
     if spec.HasField("tokenizer"):
         _check_tokenizer(spec.tokenizer, f"{path}.tokenizer", found)
     _check_optimization(spec, path, found, trains=trains)
@@ -100,26 +102,28 @@ def _check_data(owner: Any, name: str, path: str, found: Found, *, required: boo
         columns.setdefault(column, part)
 
 
-def _check_model(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
-    here = f"{path}.model"
-    if not spec.HasField("model"):
+def _check_model(owner: spec_pb2.JobSpec | spec_pb2.Distillation, name: str, path: str, found: Found) -> None:
+    """The model that a spec starts from, or the teacher that it names."""
+    here = f"{path}.{name}"
+    if not owner.HasField(name):  # type: ignore[arg-type]
         sources_ = ", ".join(each.name for each in spec_pb2.ModelSource.DESCRIPTOR.oneofs_by_name["source"].fields)
         found.append(FieldViolation(here, f"is missing; it is required; set one of {sources_}"))
         return
-    if _missing_oneof(spec.model, "source", here, found):
+    model: spec_pb2.ModelSource = getattr(owner, name)
+    if _missing_oneof(model, "source", here, found):
         return
-    match spec.model.WhichOneof("source"):
+    match model.WhichOneof("source"):
         case "hub" | "uri" | "model":
-            _check_place(spec.model, here, found)
+            _check_place(model, here, found)
         case "adapter":
-            for name in ("folder", "base"):
-                _check_part(spec.model.adapter, name, f"{here}.adapter.{name}", found)
+            for part in ("folder", "base"):
+                _check_part(model.adapter, part, f"{here}.adapter.{part}", found)
         case "checkpoint":
-            found += sources.check_uri(f"{here}.checkpoint.uri", spec.model.checkpoint.uri)
+            found += sources.check_uri(f"{here}.checkpoint.uri", model.checkpoint.uri)
         case "architecture":
-            _check_overrides(spec.model.architecture, f"{here}.architecture", found)
+            _check_overrides(model.architecture, f"{here}.architecture", found)
         case "torch_hub":
-            _check_torch_hub(spec.model.torch_hub, f"{here}.torch_hub", found)
+            _check_torch_hub(model.torch_hub, f"{here}.torch_hub", found)
 
 
 def _check_part(adapted: spec_pb2.AdaptedModel, name: str, path: str, found: Found) -> None:
