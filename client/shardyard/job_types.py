@@ -338,6 +338,15 @@ class EvaluationMetric:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """A field that saves memory, its value, and the numbers that speak for it."""
+
+    field: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job would need; `output` is the kind of result: a `model`, a `dataset`, or `metrics`."""
 
@@ -364,3 +373,4 @@ class Plan:
     num_trainable_parameters: int
     num_teacher_parameters: int
     teacher_fingerprint: str
+    decisions: tuple[Decision, ...]

@@ -56,10 +56,16 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How the model states are sharded: the ZeRO stage, 0 to 3."""
+    """How the model states are sharded, by the ZeRO stage, 0 to 3, and how else memory is saved.
+
+    `activation_checkpointing` computes layers again in the backward pass; `offload_optimizer` keeps the optimizer in
+    the node's memory. Both are chosen by need if they are left out.
+    """
 
     zero_stage: int | None = None
     compile: bool | None = None
+    activation_checkpointing: bool | None = None
+    offload_optimizer: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Scenario:
     metric: str = ""
     select_best: bool = False
     patience: int = 0
+    offload: bool = False
 
     @property
     def attempt_dir(self) -> Path:
@@ -92,6 +93,7 @@ class Scenario:
         optimization.learning_rate = self.learning_rate
         optimization.seed = 3
         attempt.spec.parallelism.zero_stage = self.zero_stage
+        attempt.spec.parallelism.offload_optimizer = self.offload
         attempt.spec.checkpoints.every = self.checkpoint_every
         evaluation = attempt.spec.evaluation
         evaluation.every, evaluation.metric, evaluation.select_best = self.evaluate_every, self.metric, self.select_best

@@ -26,7 +26,7 @@ from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.tagged import IGNORED
 from shardyard_trainer.tasks.adaptation import adapt
-from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
+from shardyard_trainer.tasks.base import ModuleOutput, TaskModule, compute_again
 from shardyard_trainer.tasks.picture_module import PictureModule
 from shardyard_trainer.tasks.token_classification import TokenClassifierModule
 
@@ -214,8 +214,8 @@ class TinyTask:
 
     def __init__(self, name: str, num_samples: int = 100) -> None:
         self.name = name
-        self.unit = "token" if name in {"gpt2", "tags", "lora", "taught"} else "sample"
-        kind = "tags" if name in {"lora", "taught"} else name
+        self.unit = "token" if name in {"gpt2", "tags", "lora", "taught", "again"} else "sample"
+        kind = "tags" if name in {"lora", "taught", "again"} else name
         self.lesson = TinyLesson(num_samples) if name == "taught" else None
         self.train: Any
         self.eval: Any
@@ -237,6 +237,10 @@ class TinyTask:
         torch.manual_seed(11)
         if self.name in {"tags", "taught"}:
             return tiny_tagger(dropout)
+        if self.name == "again":
+            module = tiny_tagger(dropout)
+            compute_again(module)
+            return module
         if self.name == "lora":
             return tiny_adapters(dropout)
         if self.name in {"pictures", "norms"}:

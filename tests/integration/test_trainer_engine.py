@@ -15,8 +15,8 @@ from helpers.trainer_tasks import TinyTask
 from shardyard_trainer.training.config import TrainConfig, train_config
 
 STAGES = (0, 1, 2, 3)
-TASKS = ("gpt2", "bert", "tags", "pictures", "lora", "taught")
-STEPS = {"gpt2": 30, "bert": 30, "tags": 12, "pictures": 12, "lora": 12, "taught": 12}
+TASKS = ("gpt2", "bert", "tags", "pictures", "lora", "taught", "again")
+STEPS = {"gpt2": 30, "bert": 30, "tags": 12, "pictures": 12, "lora": 12, "taught": 12, "again": 12}
 """What the engine could get wrong, clipping and warm-up included, shows within a few steps; two tasks take more."""
 
 
@@ -63,6 +63,18 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int],
         )
         for stage in (2, 3)
     }
+    scenarios |= {
+        ("offload", stage): Scenario(
+            str(folder / f"offload-{stage}"),
+            task="tags",
+            zero_stage=stage,
+            world_size=2,
+            micro_batch_size=3,
+            steps=STEPS["tags"],
+            offload=True,
+        )
+        for stage in (1, 2, 3)
+    }
     codes = run_gang(folder, list(scenarios.values()))
     assert codes == [0, 0], (folder / "rank-0.log").read_text()[-3000:]
     return scenarios
@@ -85,6 +97,16 @@ def test_a_rank_short_of_samples_calls_backward_as_often_and_changes_nothing(
 ) -> None:
     scenario = two_ranks["dummy", zero_stage]
     losses, norms = reference_losses(TinyTask("gpt2"), config_of(scenario))
+    assert worst(scenario.series("loss"), losses) < 1e-5
+    assert worst(scenario.series("grad_norm"), norms) < 1e-5
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_an_optimizer_in_the_memory_of_the_node_changes_no_loss(
+    two_ranks: dict[tuple[str, int], Scenario], zero_stage: int
+) -> None:
+    scenario = two_ranks["offload", zero_stage]
+    losses, norms = reference_losses(TinyTask("tags"), config_of(scenario))
     assert worst(scenario.series("loss"), losses) < 1e-5
     assert worst(scenario.series("grad_norm"), norms) < 1e-5
 

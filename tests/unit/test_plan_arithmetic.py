@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardyard.v1 import plan_pb2
+from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard_trainer.planning.arithmetic import (
     BatchRefused,
     deal,
@@ -15,11 +17,27 @@ from shardyard_trainer.planning.arithmetic import (
     plan_batch,
     total_steps,
 )
-from shardyard_trainer.planning.memory import Gang, Shape, choose_stage, estimate, states
+from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.planning.memory import Gang, Shape, Ways, estimate, positions_that_fit, states
+from shardyard_trainer.planning.placement import Placement, place
 
 SMALL = Shape(
-    num_parameters=10**6, num_trainable=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5
-)
+    num_parameters=10**6, num_trainable=10**6, num_layers=2, width=64, num_logits=1000, chunk=256, live_parameters=10**5,
+    can_recompute=True,
+)  # fmt: skip
+LARGE = replace(SMALL, num_parameters=10**9, num_trainable=10**9, num_layers=20, width=2048, live_parameters=5 * 10**7)
+GIB = 2**30
+
+
+def placed(
+    shape: Shape, gang: Gang, *, length: int = 128, node_bytes: int = 0, **wanted: int | bool
+) -> Placement:
+    return place(spec_pb2.Parallelism(**wanted), shape, gang, length=length, node_bytes=node_bytes, kind="gpt2")  # type: ignore[arg-type]
+
+
+def reason(found: Placement, name: str) -> tuple[str, str]:
+    (decision,) = [each for each in found.decisions if each.field == f"spec.parallelism.{name}"]
+    return decision.value, decision.reason
 
 
 @given(batch=st.integers(1, 5000), workers=st.integers(1, 64))
@@ -108,13 +126,85 @@ def test_states_follow_the_formulas(stage: int, workers: int, bf16: bool, bytes_
 )
 def test_the_stage_is_a_memory_decision(workers: int, bf16: bool, available: int, stage: int) -> None:
     gang = Gang(workers=workers, bf16=bf16, on_gpu=bf16, available=available)
-    assert choose_stage(SMALL, gang) == stage
+    found = placed(SMALL, gang)
+    assert found.ways == Ways(stage)
+    value, why = reason(found, "zero_stage")
+    assert value == str(stage)
+    assert ("at stage 2 they would take 1" in why) == (stage == 3)
+    # The resolved spec has the same reason as the one that left it out.
+    assert placed(SMALL, gang, zero_stage=stage).decisions == found.decisions
+    assert reason(placed(SMALL, gang, zero_stage=2), "zero_stage")[1] == "as the spec has it"
+
+
+@pytest.mark.parametrize(
+    ("available_gib", "node_gib", "workers", "ways"),
+    [
+        (80, 0, 1, Ways(1)),
+        (16, 0, 1, Ways(1, offloads=True)),
+        (16, 10, 1, Ways(1)),
+        (16, 0, 2, Ways(2)),
+        (8, 0, 2, Ways(3, offloads=True)),
+        (0, 0, 2, Ways(1)),
+    ],
+)
+def test_an_optimizer_leaves_a_gpu_if_the_states_fit_then(
+    available_gib: int, node_gib: int, workers: int, ways: Ways
+) -> None:
+    gang = Gang(workers=workers, bf16=True, on_gpu=True, available=available_gib * GIB)
+    found = placed(LARGE, gang, node_bytes=node_gib * GIB)
+    assert found.ways == ways
+    value, why = reason(found, "offload_optimizer")
+    assert value == str(ways.offloads).lower()
+    if ways.offloads:
+        assert "go to the node" in why
+        need = estimate(LARGE, gang, ways)
+        assert need.states == need.parameters + need.gradients < need.optimizer
+        assert need.offloaded == 16 * 10**9 // workers
+        assert need.total <= 0.85 * gang.available
+
+
+def test_an_optimizer_stays_where_nothing_else_is() -> None:
+    on_cpu = Gang(workers=2, bf16=False, on_gpu=False, available=10**6)
+    assert placed(LARGE, on_cpu).ways == Ways(3)
+    # Given, it is taken, and changes no number: a worker computes in the node's memory.
+    assert placed(LARGE, on_cpu, offload_optimizer=True, zero_stage=2).ways == Ways(2, offloads=True)
+    assert estimate(LARGE, on_cpu, Ways(2, offloads=True)) == estimate(LARGE, on_cpu, Ways(2))
+    alone = Gang(workers=1, bf16=False, on_gpu=False, available=0)
+    assert placed(SMALL, alone).ways == Ways(0)
+    assert placed(SMALL, alone, offload_optimizer=True).ways == Ways(1, offloads=True)
+
+
+def test_what_cannot_be_is_refused_by_its_field() -> None:
+    gang = Gang(workers=1, bf16=True, on_gpu=True, available=16 * GIB)
+    for shape, node_bytes, wanted, words in (
+        (SMALL, 0, {"zero_stage": 0, "offload_optimizer": True}, "offload_optimizer: at zero_stage 0 every worker"),
+        (replace(SMALL, can_recompute=False), 0, {"activation_checkpointing": True}, "layers of this gpt2 again"),
+        (LARGE, GIB, {"offload_optimizer": True}, r"offload_optimizer: the optimizer takes 16,000,000,000 bytes"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            placed(shape, gang, node_bytes=node_bytes, **wanted)
+
+
+def test_layers_are_computed_again_if_one_sample_is_too_much() -> None:
+    gang = Gang(workers=1, bf16=True, on_gpu=True, available=24 * GIB)
+    short, long = placed(LARGE, gang, length=512), placed(LARGE, gang, length=8192)
+    assert (short.ways.recomputes, long.ways.recomputes) == (False, True)
+    assert reason(short, "activation_checkpointing")[1].startswith("a sample of 512 positions has")
+    assert "computed again they are" in reason(long, "activation_checkpointing")[1]
+    fitting = positions_that_fit(LARGE, gang, long.ways)
+    assert fitting is not None and fitting >= 8192
+    fixed = placed(replace(LARGE, can_recompute=False), gang, length=8192)
+    assert not fixed.ways.recomputes and "cannot be computed again" in reason(fixed, "activation_checkpointing")[1]
+    # 59 D L bytes a position in bf16; then 2 D of each layer, and the whole of one.
+    kept, again = (estimate(LARGE, gang, Ways(1, recomputes=each), positions=10) for each in (False, True))
+    assert kept.activations == 10 * 59 * 2048 * 20
+    assert again.activations == 10 * (59 * 2048 + 2 * 2048 * 20)
 
 
 def test_only_states_that_exceed_memory_do_not_fit() -> None:
     def verdict(available: int) -> int:
         gang = Gang(workers=1, bf16=False, on_gpu=False, available=available)
-        return estimate(SMALL, gang, zero_stage=0, positions=4096).verdict
+        return estimate(SMALL, gang, Ways(0), positions=4096).verdict
 
     assert verdict(0) == plan_pb2.MEMORY_VERDICT_UNSPECIFIED
     assert verdict(15 * 10**6) == plan_pb2.MEMORY_VERDICT_NO_FIT

@@ -31,6 +31,10 @@ def print_plan(plan: Plan) -> None:
             ("metrics", ", ".join(each.name for each in plan.metrics)),
             ("batch", batch_line(plan.batch) if plan.batch is not None and plan.batch.global_batch_size else ""),
             ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
+            *(
+                (decision.field.rpartition(".")[2].replace("_", " "), f"{decision.value}: {printable(decision.reason)}")
+                for decision in plan.decisions
+            ),
             ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),
             ("slots", str(plan.slots)),
         ]

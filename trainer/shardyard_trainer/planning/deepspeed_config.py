@@ -12,11 +12,19 @@ BUCKET_ELEMENTS = 50_000_000
 
 
 def deepspeed_config(
-    *, zero_stage: int, clip: float, precision: str, micro_batch_size: int, workers: int, on_gpu: bool
+    *,
+    zero_stage: int,
+    clip: float,
+    precision: str,
+    micro_batch_size: int,
+    workers: int,
+    on_gpu: bool,
+    offload: bool = False,
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` is given.
 
-    `clip` is the gradient norm to clip to, 0 for none; `precision` is `fp32` or `bf16`. The training loop owns the
+    `clip` is the gradient norm to clip to, 0 for none; `precision` is `fp32` or `bf16`; `offload` keeps the optimizer's
+    states in the node's memory. The training loop owns the
     boundary between optimizer steps (`managed_gradient_accumulation` is off), so `micro_batch_size` and the
     accumulation of 1 only satisfy DeepSpeed's own arithmetic.
 
@@ -27,6 +35,8 @@ def deepspeed_config(
     if zero_stage == 0 and precision == "bf16":
         # DeepSpeed's optimizer for this pair scales the first updates wrongly.
         raise ValueError("zero_stage 0 with bf16 trains wrongly in DeepSpeed; use zero_stage 1")
+    if zero_stage == 0 and offload:
+        raise ValueError("zero_stage 0 has no optimizer states to offload; use zero_stage 1 or more")
     config: dict[str, Any] = {
         "train_batch_size": micro_batch_size * workers,
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -38,14 +48,14 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        "zero_optimization": _zero(zero_stage, on_gpu=on_gpu),
+        "zero_optimization": _zero(zero_stage, on_gpu=on_gpu, offload=offload),
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return config
 
 
-def _zero(stage: int, *, on_gpu: bool) -> dict[str, Any]:
+def _zero(stage: int, *, on_gpu: bool, offload: bool) -> dict[str, Any]:
     if stage == 0:
         return {"stage": 0}
     section: dict[str, Any] = {
@@ -58,4 +68,6 @@ def _zero(stage: int, *, on_gpu: bool) -> dict[str, Any]:
         section["allgather_bucket_size"] = BUCKET_ELEMENTS
     else:
         section["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
+    if offload:
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     return section

@@ -6,6 +6,7 @@ P parameters, T of them trained, W workers, V vocabulary, D width, L layers; all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shardyard.v1 import plan_pb2
 
@@ -37,7 +38,8 @@ class Shape:
 
     `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a text), `chunk` how many
     positions have their logits in memory at once (0: all of them), `live_parameters` what ZeRO-3 gathers at once,
-    `activation_bytes` what the backward pass keeps of a position in fp32 (0: by the formula for transformers).
+    `activation_bytes` what the backward pass keeps of a position in fp32 (0: by the formula for transformers),
+    `can_recompute` whether layers can be computed again there instead.
     """
 
     num_parameters: int
@@ -49,8 +51,17 @@ class Shape:
     live_parameters: int
     activation_bytes: int = 0
     num_frozen_layers: int = 0
+    can_recompute: bool = False
     teacher: Shape | None = None
     """A frozen model beside it, which only computes."""
+
+
+class Ways(NamedTuple):
+    """How memory is saved: the ZeRO stage, layers computed again in the backward pass, the optimizer on the node."""
+
+    stage: int
+    recomputes: bool = False
+    offloads: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +96,14 @@ class Memory:
     available: int
     on_gpu: bool
     teacher: int = 0
+    offloaded: int = 0
+    """What `offloads` puts into the node's memory, out of that of a GPU."""
 
     @property
     def states(self) -> int:
         """The memory that does not depend on the batch."""
-        return self.parameters + self.gradients + self.optimizer + self.teacher
+        on_device = 0 if self.offloaded else self.optimizer
+        return self.parameters + self.gradients + on_device + self.teacher
 
     @property
     def total(self) -> int:
@@ -124,21 +138,23 @@ class Memory:
         )
 
 
-def estimate(shape: Shape, gang: Gang, *, zero_stage: int, positions: int, batches: int = 0) -> Memory:
+def estimate(shape: Shape, gang: Gang, ways: Ways, *, positions: int = 0, batches: int = 0) -> Memory:
     """Memory of one worker that computes `positions` token positions at once and holds `batches` bytes of samples."""
-    parameters, gradients, optimizer = states(shape, zero_stage=zero_stage, workers=gang.workers, bf16=gang.bf16)
+    parameters, gradients, optimizer = states(shape, zero_stage=ways.stage, workers=gang.workers, bf16=gang.bf16)
     scale = 0.5 if gang.bf16 else 1.0
     return Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=optimizer,
-        activations=int(positions * activation_bytes_per_position(shape) * scale),
+        activations=int(positions * activation_bytes_per_position(shape, recomputes=ways.recomputes) * scale),
         logits=logit_bytes_per_position(shape) * (min(positions, chunk) if (chunk := chunk_of(shape)) else positions),
         batches=batches,
         process=gang.process,
         available=gang.available,
         on_gpu=gang.on_gpu,
-        teacher=_weights(shape.teacher, zero_stage, gang) if shape.teacher is not None else 0,
+        teacher=_weights(shape.teacher, ways.stage, gang) if shape.teacher is not None else 0,
+        # The node updates in fp32, so it has gradients of that kind too.
+        offloaded=optimizer + 4 * _part(shape.num_trainable, gang.workers) if ways.offloads and gang.on_gpu else 0,
     )
 
 
@@ -168,12 +184,15 @@ def batches_bytes(*, global_batch_size: int, workers: int, sample_bytes: float) 
     return int(BATCHES_HELD * _part(global_batch_size, workers) * sample_bytes) + ORDER_BYTES * global_batch_size
 
 
-def activation_bytes_per_position(shape: Shape) -> int:
+def activation_bytes_per_position(shape: Shape, *, recomputes: bool = False) -> int:
     """As the task measured, else 118 D L: what a transformer's backward pass keeps in fp32, measured on GPT-2.
 
-    Of the layers from the first that is trained on: nothing is computed backwards through those below it.
+    Of the layers from the first that is trained on: nothing is computed backwards through those below it. If layers
+    are computed again, 4 D of each, and everything of the one that is computed.
     """
-    return shape.activation_bytes or 118 * shape.width * (shape.num_layers - shape.num_frozen_layers)
+    layers = shape.num_layers - shape.num_frozen_layers
+    whole = shape.activation_bytes or 118 * shape.width * layers
+    return whole // max(layers, 1) + 4 * shape.width * layers if recomputes else whole
 
 
 def states(shape: Shape, *, zero_stage: int, workers: int, bf16: bool) -> tuple[int, int, int]:
@@ -198,29 +217,13 @@ def _part(total: int, workers: int) -> int:
     return -(-total // workers)
 
 
-def positions_that_fit(shape: Shape, gang: Gang, *, zero_stage: int) -> int | None:
+def positions_that_fit(shape: Shape, gang: Gang, ways: Ways) -> int | None:
     """Token positions whose activations fit beside the states, with the TIGHT margin; None: not known."""
     if not gang.available:
         return None
-    room = TIGHT * gang.available - estimate(shape, gang, zero_stage=zero_stage, positions=0).total
-    each = activation_bytes_per_position(shape) * (0.5 if gang.bf16 else 1.0)
+    room = TIGHT * gang.available - estimate(shape, gang, ways).total
+    each = activation_bytes_per_position(shape, recomputes=ways.recomputes) * (0.5 if gang.bf16 else 1.0)
     logits = logit_bytes_per_position(shape)
     if chunk := chunk_of(shape):
         room, logits = room - logits * chunk, 0
     return max(0, int(room / max(each + logits, 1)))
-
-
-def choose_stage(shape: Shape, gang: Gang) -> int:
-    """The lowest stage whose states fit: a memory decision only.
-
-    0 on one worker in fp32, 1 on several; bf16 starts at 1, since DeepSpeed's stage 0 trains bf16 wrongly.
-    """
-    base = 0 if gang.workers == 1 and not gang.bf16 else 1
-    if not gang.available or gang.workers == 1:
-        return base
-    fitting = (
-        stage
-        for stage in range(base, 4)
-        if estimate(shape, gang, zero_stage=stage, positions=0).total <= TIGHT * gang.available
-    )
-    return next(fitting, 3)

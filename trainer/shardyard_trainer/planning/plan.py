@@ -37,6 +37,7 @@ from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, teacher_fingerprint, tokenizer_fingerprint
+from shardyard_trainer.planning.placement import place
 from shardyard_trainer.planning.seen import Seen, identities, look, may_move
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Output, Prepared, Task
@@ -127,16 +128,17 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
             resolve.fill_source(source, resolve_source(source, call.locations, field=field))
     shape = seen.shape
     gang = gang_of(spec, call.node_shape)
-    parallelism = spec.parallelism
-    stage = parallelism.zero_stage if parallelism.HasField("zero_stage") else memory.choose_stage(shape, gang)
-    length = _longest_sample(task)
-    batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, stage) // length)
+    length, node_bytes = _longest_sample(task), node_memory_of_worker(spec, call.node_shape)
+    kind = task.choice.config.model_type
+    placed = place(spec.parallelism, shape, gang, length=length, node_bytes=node_bytes, kind=kind)
+    ways, stage = placed.ways, placed.ways.stage
+    batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, ways) // length)
     raise_all(check_warmup(optimization, steps))
-    batches = _batches_bytes(task, seen.lesson, batch, node_bytes=node_memory_of_worker(spec, call.node_shape))
-    need = memory.estimate(shape, gang, zero_stage=stage, positions=batch.micro_batch_size * length, batches=batches)
+    batches = _batches_bytes(task, seen.lesson, batch, node_bytes=node_bytes)
+    need = memory.estimate(shape, gang, ways, positions=batch.micro_batch_size * length, batches=batches)
     if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
         raise _does_not_fit(spec, need, shape.num_parameters, stage)
-    resolve.fill_batch(spec, batch, zero_stage=stage, evaluate_every=_evaluate_every(task, batch, steps))
+    resolve.fill_batch(spec, batch, ways, evaluate_every=_evaluate_every(task, batch, steps))
     config = deepspeed_config(
         zero_stage=stage,
         clip=optimization.clip,
@@ -144,6 +146,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         micro_batch_size=batch.micro_batch_size,
         workers=batch.workers,
         on_gpu=gang.on_gpu,
+        offload=ways.offloads,
     )
     train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
     losses = _loss_warnings(spec, task, {"training": train_stats, "evaluation": eval_stats})
@@ -167,6 +170,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         model_fingerprint=model_fingerprint(spec, call.locations),
         tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
         teacher_fingerprint=teacher_fingerprint(spec, call.locations),
+        decisions=placed.decisions,
         train_stats=train_stats.to_proto(),
         eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
         output=task.task.output.value,
@@ -209,9 +213,9 @@ def gang_of(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> memory.Gang:
     )
 
 
-def _positions_at_once(shape: memory.Shape, gang: memory.Gang, stage: int) -> int:
+def _positions_at_once(shape: memory.Shape, gang: memory.Gang, ways: memory.Ways) -> int:
     most = GPU_POSITIONS_AT_ONCE if gang.on_gpu else CPU_POSITIONS_AT_ONCE
-    fitting = memory.positions_that_fit(shape, gang, zero_stage=stage)
+    fitting = memory.positions_that_fit(shape, gang, ways)
     return most if fitting is None else min(most, fitting)
 
 
@@ -303,7 +307,7 @@ def _does_not_fit(spec: spec_pb2.JobSpec, need: memory.Memory, num_parameters: i
         "MODEL_DOES_NOT_FIT",
         f"{num_parameters:,} parameters need {need.states:,} bytes of states on each of {spec.resources.workers} "
         f"workers at ZeRO stage {stage}, but a worker has {need.available:,}; use more workers, a higher zero_stage, "
-        "or a smaller model",
+        "offload_optimizer on GPUs, or a smaller model",
         {"states_bytes": str(need.states), "available_bytes": str(need.available)},
     )
 

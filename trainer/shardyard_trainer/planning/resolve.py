@@ -14,6 +14,7 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.tokenization import DEFAULT_VOCAB_SIZE
 from shardyard_trainer.models import sources
 from shardyard_trainer.planning.arithmetic import DEFAULT_METRIC, DEFAULT_PATIENCE, Batch
+from shardyard_trainer.planning.memory import Ways
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import DEFAULT_ALPHA, DEFAULT_RANK
 from shardyard_trainer.tasks.base import Prepared
@@ -96,11 +97,16 @@ def fill_distillation(spec: spec_pb2.JobSpec, lesson: Lesson | None) -> None:
         sources.pin(spec.distillation.teacher, lesson.task.choice.pinned)
 
 
-def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, *, zero_stage: int, evaluate_every: int | None) -> None:
+def fill_batch(spec: spec_pb2.JobSpec, batch: Batch, ways: Ways, *, evaluate_every: int | None) -> None:
     """The batch if it divides exactly; an uneven one is chosen again from the same numbers, with the same result."""
     if batch.is_even:
         spec.optimization.micro_batch_size = batch.micro_batch_size
-    spec.parallelism.zero_stage = zero_stage
+    _fill(
+        spec.parallelism,
+        zero_stage=ways.stage,
+        activation_checkpointing=ways.recomputes,
+        offload_optimizer=ways.offloads,
+    )
     if evaluate_every is not None:
         _fill(spec.evaluation, every=evaluate_every)
         spec.evaluation.metric = spec.evaluation.metric or DEFAULT_METRIC

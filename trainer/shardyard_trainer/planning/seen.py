@@ -115,6 +115,7 @@ def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
         activation_bytes=footprint.activation_bytes,
         num_frozen_layers=min(num_layers_frozen(module), num_layers),
+        can_recompute=bool(getattr(module.model, "supports_gradient_checkpointing", False)),
     )
 
 

@@ -335,7 +335,14 @@ def build_module(prepared: Prepared, spec: spec_pb2.JobSpec, *, meta: bool = Fal
         with torch.device("meta" if meta else "cpu"):
             module = prepared.make_module(meta=meta)
             adapt(module, spec.fine_tuning)
+        if spec.parallelism.activation_checkpointing:
+            compute_again(module)
         return module
+
+
+def compute_again(module: HuggingFaceModule) -> None:
+    """Has layers keep their inputs alone for the backward pass, and compute themselves again there."""
+    module.model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def at_once(compute: Callable[[], Sequence[Any]]) -> Parts:

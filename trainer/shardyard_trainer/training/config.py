@@ -35,6 +35,7 @@ class TrainConfig:
     precision: str
     zero_stage: int
     compile: bool
+    offload: bool
     gpus_per_worker: int
     checkpoint_every: int
     checkpoint_bytes: int
@@ -84,6 +85,7 @@ def train_config(attempt: worker_pb2.AttemptSpec, *, num_train_samples: int) -> 
         precision=_PRECISIONS.get(opt.precision, "bf16" if on_gpu else "fp32"),
         zero_stage=_zero_stage(spec, workers, on_gpu),
         compile=spec.parallelism.compile,
+        offload=spec.parallelism.offload_optimizer,
         gpus_per_worker=spec.resources.gpus_per_worker,
         checkpoint_every=spec.checkpoints.every,
         checkpoint_bytes=attempt.plan.checkpoint_bytes,

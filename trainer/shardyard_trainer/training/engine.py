@@ -133,6 +133,7 @@ class Engine:
             micro_batch_size=config.micro_batch_size,
             workers=gang.world_size,
             on_gpu=gang.device.type == "cuda",
+            offload=config.offload,
         )
 
     def _frozen(self, module: TaskModule) -> nn.Module:
