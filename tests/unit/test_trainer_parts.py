@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import random
 
 import pytest
 import torch
@@ -159,6 +160,48 @@ def test_a_loss_at_the_level_of_label_frequencies_is_said_once() -> None:
     (verdict,) = verdicts([0.80] * 10 + [0.692] * 190, labels)
     assert "label frequencies alone give 0.69" in verdict
     assert verdicts([0.80] * 10 + [0.40] * 190, labels) == []
+
+
+def first_said(losses: list[float], labels: torch.Tensor | None = None) -> tuple[int, str]:
+    watch = LearningWatch(total_steps=len(losses), warmup_steps=len(losses) // 10, state={})
+    if labels is not None:
+        watch.see_labels({"labels": labels})
+    for step, loss in enumerate(losses, 1):
+        if (verdict := watch.see_loss(step, loss)) is not None:
+            return step, verdict
+    return 0, ""
+
+
+def test_a_loss_that_rises_is_said_within_the_first_tenth() -> None:
+    draw = random.Random(4)
+    rising = [2.0 + step / 300 + draw.gauss(0, 0.05) for step in range(1000)]
+    step, verdict = first_said(rising)
+    assert step == 100
+    assert "the loss rises: it is 2.2" in verdict and "was 2" in verdict
+
+
+def test_a_loss_at_the_level_of_frequencies_that_no_longer_falls_is_said_within_the_first_tenth() -> None:
+    labels = torch.tensor([0, 1] * 500)
+    draw = random.Random(5)
+    step, verdict = first_said([0.75] * 10 + [0.693 + draw.gauss(0, 0.001) for _ in range(990)], labels)
+    assert step == 100 and "after a tenth of the run; label frequencies alone give 0.69" in verdict
+    # Still falling, it may yet learn; it does, or is told of at its half.
+    slow = [max(0.75 - step / 2500, 0.4) for step in range(1000)]
+    assert first_said(slow, labels) == (0, "")
+    stuck = [max(0.75 - step / 2500, 0.69) for step in range(1000)]
+    assert first_said(stuck, labels)[0] == 500
+
+
+def test_noise_of_small_batches_is_not_a_rising_loss() -> None:
+    for seed in range(200):
+        draw = random.Random(seed)
+        losses = [0.7 - step / 2000 + draw.gauss(0, 0.15) for step in range(1000)]
+        assert first_said(losses) == (0, ""), seed
+
+
+def test_a_run_of_an_earlier_version_that_was_judged_is_not_judged_again() -> None:
+    watch = LearningWatch(total_steps=200, warmup_steps=4, state={"first": [4.0] * 8, "recent": [4.0], "judged": True})
+    assert [verdict for step in range(100, 200) if (verdict := watch.see_loss(step, 9.0))] == []
 
 
 def test_a_run_too_short_to_judge_is_not_judged() -> None:

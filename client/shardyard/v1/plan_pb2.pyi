@@ -104,6 +104,9 @@ class JobPlan(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     NUM_TRAINABLE_PARAMETERS_FIELD_NUMBER: _builtins.int
+    NUM_TEACHER_PARAMETERS_FIELD_NUMBER: _builtins.int
+    TEACHER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -130,6 +133,10 @@ class JobPlan(_message.Message):
     """The kind of result."""
     num_trainable_parameters: _builtins.int
     """Parameters that are trained: fewer than all with LoRA, or if some are frozen."""
+    num_teacher_parameters: _builtins.int
+    """Parameters of the teacher that `distillation` names; 0: there is none."""
+    teacher_fingerprint: _builtins.str
+    """Hash of the teacher's files, as `model_fingerprint`. Empty: there is none."""
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
@@ -162,6 +169,10 @@ class JobPlan(_message.Message):
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluationMetric]:
         """What an evaluation measures and `evaluation.metric` can name; empty: no evaluation is made."""
 
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
+        """What the service decided about memory and why: `zero_stage`, `activation_checkpointing`, `offload_optimizer`, as far as the spec left them out."""
+
     def __init__(
         self,
         *,
@@ -186,14 +197,47 @@ class JobPlan(_message.Message):
         output: Global___JobOutput.ValueType = ...,
         metrics: _abc.Iterable[Global___EvaluationMetric] | None = ...,
         num_trainable_parameters: _builtins.int = ...,
+        num_teacher_parameters: _builtins.int = ...,
+        teacher_fingerprint: _builtins.str = ...,
+        decisions: _abc.Iterable[Global___Decision] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "decisions", b"decisions", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_teacher_parameters", b"num_teacher_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "teacher_fingerprint", b"teacher_fingerprint", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    """A field that the spec left out, and why it got its value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The field, such as `spec.parallelism.zero_stage`."""
+    value: _builtins.str
+    """Its value, such as `2`."""
+    reason: _builtins.str
+    """The numbers that decided."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "reason", b"reason", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class EvaluationMetric(_message.Message):
@@ -277,12 +321,13 @@ class MemoryPlan(_message.Message):
     AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     BATCHES_BYTES_FIELD_NUMBER: _builtins.int
+    TEACHER_BYTES_FIELD_NUMBER: _builtins.int
     parameters_bytes: _builtins.int
     """The weights."""
     gradients_bytes: _builtins.int
     """The gradients."""
     optimizer_bytes: _builtins.int
-    """AdamW's two moments, and fp32 master weights if there are any."""
+    """AdamW's two moments, and fp32 master weights if there are any. With `offload_optimizer` on GPUs they are in the node's memory and not in the sum."""
     activations_bytes: _builtins.int
     """The activations kept for the backward pass, for one micro batch."""
     logits_bytes: _builtins.int
@@ -297,6 +342,8 @@ class MemoryPlan(_message.Message):
     """Whether it suffices."""
     batches_bytes: _builtins.int
     """Samples as tensors, for the current step and the two prepared ahead, and their order. With GPUs they are in the node's memory and not in the sum."""
+    teacher_bytes: _builtins.int
+    """The weights of the teacher that `distillation` names."""
     def __init__(
         self,
         *,
@@ -310,10 +357,11 @@ class MemoryPlan(_message.Message):
         available_bytes: _builtins.int = ...,
         verdict: Global___MemoryVerdict.ValueType = ...,
         batches_bytes: _builtins.int = ...,
+        teacher_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "teacher_bytes", b"teacher_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

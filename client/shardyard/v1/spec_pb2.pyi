@@ -214,6 +214,7 @@ class JobSpec(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     RETRY_FIELD_NUMBER: _builtins.int
     MAX_RUN_TIME_FIELD_NUMBER: _builtins.int
+    DISTILLATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pretraining(self) -> Global___Pretraining:
         """Train on unlabelled data."""
@@ -274,6 +275,10 @@ class JobSpec(_message.Message):
     def max_run_time(self) -> _duration_pb2.Duration:
         """Time from the first step, without pauses, after which the job fails with MAX_RUN_TIME; unset: no limit. More than 0, at most 10 years."""
 
+    @_builtins.property
+    def distillation(self) -> Global___Distillation:
+        """Learn from a trained model too; unset: from the data alone."""
+
     def __init__(
         self,
         *,
@@ -292,16 +297,65 @@ class JobSpec(_message.Message):
         evaluation: Global___EvaluationPolicy | None = ...,
         retry: Global___RetryPolicy | None = ...,
         max_run_time: _duration_pb2.Duration | None = ...,
+        distillation: Global___Distillation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction", "model_evaluation"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class Distillation(_message.Message):
+    """Learn from a trained model, the teacher, as well as from the data (Hinton et al., 2015). The loss becomes (1 − weight) × the task's own
+    loss + weight × how far the model's outputs are from the teacher's for the same sample: Kullback-Leibler divergence at a temperature,
+    times its square; for several labels that of each class, in the mean; for numbers the squared difference. The teacher is not
+    changed, computes without dropout, and is sharded like the model at ZeRO stage 3. Evaluations measure the task's own loss alone.
+    For text, token and image classification, causal and masked language modelling, and instruction.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """Divides both models' outputs before they become probabilities: over 1, what the teacher thinks of the unlikely answers counts more.
+    Over 0 and at most 1,000; unset: 2.
+    """
+    weight: _builtins.float
+    """The teacher's part of the loss, over 0 and at most 1; unset: 0.5. At 1 the labels of the training data are not learnt."""
+    @_builtins.property
+    def teacher(self) -> Global___ModelSource:
+        """A trained model with a head for the task; required. Its labels are those of the data, in any order. For tasks on tokens its
+        tokenizer is the model's.
+        """
+
+    def __init__(
+        self,
+        *,
+        teacher: Global___ModelSource | None = ...,
+        temperature: _builtins.float | None = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_weight", b"_weight", "teacher", b"teacher", "temperature", b"temperature", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_weight", b"_weight", "teacher", b"teacher", "temperature", b"temperature", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___Distillation: _TypeAlias = Distillation  # noqa: Y015
 
 @_typing.final
 class Pretraining(_message.Message):
@@ -2351,26 +2405,46 @@ class Parallelism(_message.Message):
 
     ZERO_STAGE_FIELD_NUMBER: _builtins.int
     COMPILE_FIELD_NUMBER: _builtins.int
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _builtins.int
+    OFFLOAD_OPTIMIZER_FIELD_NUMBER: _builtins.int
     zero_stage: _builtins.int
     """DeepSpeed ZeRO stage (Rajbhandari et al., 2020), 0 to 3; unset: 0 on one worker, 1 on several, 2 or 3 if memory requires it."""
     compile: _builtins.bool
     """torch.compile; unset: off."""
+    activation_checkpointing: _builtins.bool
+    """Keep only each layer's input for the backward pass, and compute the layer again there (Chen et al., 2016): a third more computation
+    for a part of the memory; the same losses. Unset: only if the activations of one sample do not fit without it.
+    """
+    offload_optimizer: _builtins.bool
+    """Keep AdamW's moments, and the weights that it updates, in the node's memory instead of the GPU's, and update there (ZeRO-Offload, Ren et
+    al., 2021): slower steps for much less memory. Needs `zero_stage` 1 or more. Unset: only if the states do not fit on the GPU without it.
+    """
     def __init__(
         self,
         *,
         zero_stage: _builtins.int | None = ...,
         compile: _builtins.bool | None = ...,
+        activation_checkpointing: _builtins.bool | None = ...,
+        offload_optimizer: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_compile", b"_compile", "_zero_stage", b"_zero_stage", "compile", b"compile", "zero_stage", b"zero_stage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_activation_checkpointing", b"_activation_checkpointing", "_compile", b"_compile", "_offload_optimizer", b"_offload_optimizer", "_zero_stage", b"_zero_stage", "activation_checkpointing", b"activation_checkpointing", "compile", b"compile", "offload_optimizer", b"offload_optimizer", "zero_stage", b"zero_stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compile", b"_compile", "_zero_stage", b"_zero_stage", "compile", b"compile", "zero_stage", b"zero_stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_activation_checkpointing", b"_activation_checkpointing", "_compile", b"_compile", "_offload_optimizer", b"_offload_optimizer", "_zero_stage", b"_zero_stage", "activation_checkpointing", b"activation_checkpointing", "compile", b"compile", "offload_optimizer", b"offload_optimizer", "zero_stage", b"zero_stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__activation_checkpointing: _TypeAlias = _typing.Literal["activation_checkpointing"]  # noqa: Y015
+    _WhichOneofArgType__activation_checkpointing: _TypeAlias = _typing.Literal["_activation_checkpointing", b"_activation_checkpointing"]  # noqa: Y015
     _WhichOneofReturnType__compile: _TypeAlias = _typing.Literal["compile"]  # noqa: Y015
     _WhichOneofArgType__compile: _TypeAlias = _typing.Literal["_compile", b"_compile"]  # noqa: Y015
+    _WhichOneofReturnType__offload_optimizer: _TypeAlias = _typing.Literal["offload_optimizer"]  # noqa: Y015
+    _WhichOneofArgType__offload_optimizer: _TypeAlias = _typing.Literal["_offload_optimizer", b"_offload_optimizer"]  # noqa: Y015
     _WhichOneofReturnType__zero_stage: _TypeAlias = _typing.Literal["zero_stage"]  # noqa: Y015
     _WhichOneofArgType__zero_stage: _TypeAlias = _typing.Literal["_zero_stage", b"_zero_stage"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__activation_checkpointing) -> _WhichOneofReturnType__activation_checkpointing | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__compile) -> _WhichOneofReturnType__compile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offload_optimizer) -> _WhichOneofReturnType__offload_optimizer | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__zero_stage) -> _WhichOneofReturnType__zero_stage | None: ...
 

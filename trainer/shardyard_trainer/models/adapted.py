@@ -228,7 +228,7 @@ def _tables(model: Any) -> list[nn.Module]:
     """The layers with a row for each token."""
     found: list[nn.Module] = []
     for get in (model.get_input_embeddings, model.get_output_embeddings):
-        with suppress(NotImplementedError):  # Of pictures.
+        with suppress(RuntimeError):  # That of models of pictures, which say that they have none.
             found += [each for each in [get()] if each is not None]
     return found
 

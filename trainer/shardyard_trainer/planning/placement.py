@@ -48,7 +48,9 @@ def place(
     ways = Ways(stage, offloads=offloads)
     need = estimate(shape, gang, ways)
     if 0 < node_bytes < need.offloaded:
-        message = f"the optimizer takes {need.offloaded:,} bytes of a worker's part of the node, which is {node_bytes:,}"
+        message = (
+            f"the optimizer takes {need.offloaded:,} bytes of a worker's part of the node, which is {node_bytes:,}"
+        )
         raise SpecError(
             f"{FIELD}.offload_optimizer",
             "MODEL_DOES_NOT_FIT",

@@ -74,7 +74,9 @@ def prepare_lesson(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations, stud
         if teaching.by_token:
             _check_tokens(teacher, student)
         elif (read := teacher.train.num_samples) != (wanted := student.train.num_samples):
-            message = f"the teacher can use {read:,} of the data's samples, the model {wanted:,}; both need the same ones"
+            message = (
+                f"the teacher can use {read:,} of the data's samples, the model {wanted:,}; both need the same ones"
+            )
             raise SpecError(teacher.choice.field, "TASK_MISMATCH", message)
     return Lesson(
         taught,
@@ -90,7 +92,9 @@ def _teaching(student: Prepared) -> Teaching:
     if isinstance(task, Teachable):
         return task.teaching
     able = [name for name in table.NAMES if isinstance(table.named(name), Teachable)]
-    message = f"a {task.name} model does not learn from a teacher; leave distillation out: it is for {listed(able, most=9)}"
+    message = (
+        f"a {task.name} model does not learn from a teacher; leave distillation out: it is for {listed(able, most=9)}"
+    )
     raise SpecError("spec.distillation", "OBJECTIVE_UNSUPPORTED", message, {"supported": ",".join(able)})
 
 
@@ -100,7 +104,7 @@ def _with_teacher(spec: spec_pb2.JobSpec, student: Prepared, teaching: Teaching)
     taught.CopyFrom(spec)
     taught.model.CopyFrom(spec.distillation.teacher)
     for name in ("tokenizer", "distillation"):
-        taught.ClearField(name)  # type: ignore[arg-type]
+        taught.ClearField(name)
     if spec.HasField("fine_tuning"):
         for name in ("lora", "freeze"):
             taught.fine_tuning.ClearField(name)  # type: ignore[arg-type]
@@ -123,8 +127,8 @@ def _fit(wanted: Any, choice: ModelChoice, student: Prepared, teaching: Teaching
         raise SpecError(
             choice.field,
             "LABEL_MISMATCH",
-            f"the teacher knows the labels {listed(own, most=8)}, the data has {listed(ours, most=8)}; write the data's "
-            "labels as the teacher has them, or fine-tune the teacher on this data first",
+            f"the teacher knows the labels {listed(own, most=8)}, the data has {listed(ours, most=8)}; write them "
+            "in the data as the teacher has them, or fine-tune the teacher on this data first",
         )
     longest = architectures.longest(choice.config)
     for name in _LENGTHS:
@@ -142,7 +146,7 @@ def _columns(of_teacher: Sequence[str], of_student: Sequence[str]) -> tuple[int,
 
 
 def _check_head(teacher: Prepared, student: Prepared) -> None:
-    """A head that would be started anew teaches at random."""
+    """A new head would teach at random."""
     if any(warning.reason == "NEW_HEAD" for warning in teacher.warnings):
         what = f" with the labels {listed(_labels(student), most=8)}" if _labels(student) else ""
         raise SpecError(

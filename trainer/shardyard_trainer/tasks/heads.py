@@ -59,6 +59,7 @@ class TextClassifier(HuggingFaceModule):
         attention_mask: torch.Tensor,
         labels: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        *,
         return_outputs: bool = False,
         return_scores: bool = False,
     ) -> ModuleOutput:

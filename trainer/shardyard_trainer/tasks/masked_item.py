@@ -113,7 +113,8 @@ class MaskedItemModule(MaskedLmModule):
         super().__init__(model)
         self._num_items = num_items
 
-    def forward(  # noqa: PLR0917 - torch's own signature; always called with keywords
+    # No model of items is a teacher, so it has no scores.
+    def forward(  # type: ignore[override]  # noqa: PLR0917 - torch's own signature; always called with keywords
         self,
         input_ids: torch.Tensor,
         masked_places: torch.Tensor,

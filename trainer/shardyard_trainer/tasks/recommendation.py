@@ -86,7 +86,8 @@ class NextItemModule(CausalLmModule):
         if self._is_chunked:
             model.get_output_embeddings().__class__ = RankingLinear
 
-    def forward(
+    # No model of items is a teacher, so it has no scores.
+    def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor,

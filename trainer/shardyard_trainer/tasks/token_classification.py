@@ -299,6 +299,7 @@ class TokenClassifierModule(HuggingFaceModule):
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
+        *,
         return_outputs: bool = False,
         return_scores: bool = False,
     ) -> ModuleOutput:

@@ -89,9 +89,7 @@ def stop_gang() -> None:
 class Engine:
     """A module, its optimizer and their sharded states, on one rank of a gang."""
 
-    def __init__(
-        self, module: TaskModule, config: TrainConfig, gang: Gang, *, teacher: Teacher | None = None
-    ) -> None:
+    def __init__(self, module: TaskModule, config: TrainConfig, gang: Gang, *, teacher: Teacher | None = None) -> None:
         self._config = config
         self._gang = gang
         self._teacher = teacher

@@ -1,4 +1,4 @@
-"""Detects a run that does not learn: its loss stays at the start, or at the level that frequencies alone give."""
+"""Detects a run that does not learn: its loss rises, or stays at the start or at what frequencies alone give."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ FIRST_STEPS = 8
 COUNTED_LABELS = 200_000
 LEAST_STEPS = 40
 MARGIN = 0.98
+RISE = 1.02
+STILL = 0.995
+"""A loss whose later half of a window is over this part of its earlier half does not fall."""
+
+ERRORS = 3.0
+"""Standard errors that a difference has to exceed, to be more than the noise of batches."""
 
 
 class LearningWatch:
-    """Judges once, when half of the run and its warm-up are over. Its state is JSON and belongs in a checkpoint.
+    """Judges when a tenth of the run is over, and again at its half; warm-up and first steps have to be over too.
+
+    Early, only what is beyond doubt is said: a loss that rises, or one that no longer falls and is not under what
+    frequencies give. It speaks once. Its state is JSON and belongs in a checkpoint.
 
     `knows_labels`: the loss is that of the labels alone, and so compares with what their frequencies give.
     """
@@ -24,13 +33,16 @@ class LearningWatch:
         self, *, total_steps: int, warmup_steps: int, state: dict[str, Any], knows_labels: bool = True
     ) -> None:
         self._knows_labels = knows_labels
-        self._judged_at = max(total_steps // 2, warmup_steps, LEAST_STEPS)
+        early, half = (max(part, warmup_steps, LEAST_STEPS) for part in (total_steps // 10, total_steps // 2))
+        self._judgements = ((early, self._early), (half, self._at_half))
         self._window = max(FIRST_STEPS, total_steps // 20)
         self._first: list[float] = list(state.get("first", []))
         self._recent: list[float] = list(state.get("recent", []))
         self._labels: Counter[int] = Counter({int(label): count for label, count in state.get("labels", {}).items()})
         self._num_labels = sum(self._labels.values())
-        self._is_judged = bool(state.get("judged", False))
+        judged = state.get("judged", 0)
+        # Of an earlier version: whether it had judged, which it did once.
+        self._num_judged = len(self._judgements) * judged if isinstance(judged, bool) else int(judged)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed run needs to judge as an undisturbed one does; JSON values only."""
@@ -38,38 +50,61 @@ class LearningWatch:
             "first": self._first,
             "recent": self._recent,
             "labels": {str(label): count for label, count in self._labels.items()},
-            "judged": self._is_judged,
+            "judged": self._num_judged,
         }
 
     def see_labels(self, inputs: dict[str, torch.Tensor]) -> None:
         """Counts the labels of a micro batch, up to a number that is enough for their entropy."""
         labels = inputs.get("labels", inputs.get("targets"))
-        if not self._knows_labels or self._is_judged or self._num_labels >= COUNTED_LABELS or labels is None or labels.is_floating_point():
+        if (
+            not self._knows_labels
+            or self._is_over
+            or self._num_labels >= COUNTED_LABELS
+            or labels is None
+            or labels.is_floating_point()
+        ):
             return
         values, counts = torch.unique(labels[labels >= 0], return_counts=True)
         self._labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         self._num_labels = self._labels.total()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._num_judged >= len(self._judgements)
+
     def see_loss(self, step: int, loss: float) -> str | None:
         """Takes the mean loss of step `step`, counted from 1; returns a sentence once the run does not learn."""
-        if self._is_judged or not math.isfinite(loss):
+        if self._is_over or not math.isfinite(loss):
             return None
         if len(self._first) < FIRST_STEPS:
             self._first.append(loss)
         self._recent = [*self._recent[-self._window + 1 :], loss]
-        if step < self._judged_at or len(self._recent) < self._window:
+        due, judge = self._judgements[self._num_judged]
+        if step < due or len(self._recent) < self._window:
             return None
-        self._is_judged = True
-        return self._verdict(sum(self._recent) / len(self._recent))
+        verdict = judge()
+        self._num_judged = len(self._judgements) if verdict else self._num_judged + 1
+        return verdict
 
-    def _verdict(self, recent: float) -> str | None:
-        first = sum(self._first) / len(self._first)
+    def _early(self) -> str | None:
+        first, recent = _mean(self._first), _mean(self._recent)
+        if recent > RISE * first and recent - first > ERRORS * math.hypot(_error(self._first), _error(self._recent)):
+            return f"the loss rises: it is {recent:.4g} after a tenth of the run and was {first:.4g} at its start"
+        middle = len(self._recent) // 2
+        falls = _mean(self._recent[middle:]) < STILL * _mean(self._recent[:middle])
+        return None if falls else self._no_better_than_frequencies(recent, "a tenth")
+
+    def _at_half(self) -> str | None:
+        first, recent = _mean(self._first), _mean(self._recent)
         if recent > first * MARGIN:
             return f"the loss is {recent:.4g} after half of the run and was {first:.4g} at its start"
+        return self._no_better_than_frequencies(recent, "half")
+
+    def _no_better_than_frequencies(self, recent: float, part: str) -> str | None:
         frequencies = self._entropy()
-        if frequencies and recent > frequencies * MARGIN:
-            return f"the loss is {recent:.4g} after half of the run; label frequencies alone give {frequencies:.4g}"
-        return None
+        if not frequencies or recent <= frequencies * MARGIN:
+            return None
+        return f"the loss is {recent:.4g} after {part} of the run; label frequencies alone give {frequencies:.4g}"
 
     def _entropy(self) -> float | None:
         """The entropy of the labels in nats, with Miller and Madow's correction for the few that were counted."""
@@ -78,3 +113,13 @@ class LearningWatch:
         total = self._num_labels
         entropy = -sum(count / total * math.log(count / total) for count in self._labels.values())
         return entropy + (len(self._labels) - 1) / (2 * total)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _error(values: list[float]) -> float:
+    """The standard error of the mean."""
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))

@@ -211,8 +211,8 @@ def _what(subject: Subject, spec: spec_pb2.JobSpec) -> str:
     if spec.HasField("distillation"):
         learnt = spec.distillation
         text += (
-            f"\n\nIt also learnt from a teacher, {_source(learnt.teacher)}: {learnt.weight:g} of its loss was the distance "
-            f"from the teacher's outputs at a temperature of {learnt.temperature:g}."
+            f"\n\nIt also learnt from a teacher, {_source(learnt.teacher)}: {learnt.weight:g} of its loss was the "
+            f"distance from the teacher's outputs at a temperature of {learnt.temperature:g}."
         )
     if subject.labels:
         text += (

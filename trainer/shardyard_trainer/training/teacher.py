@@ -1,6 +1,6 @@
 """A trained model beside the one that is trained: it computes, and never changes.
 
-It is not in checkpoints: each attempt loads it anew, and the plan pins its files.
+It is not in checkpoints: each attempt loads it again, and the plan pins its files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Teacher:
         """The summed loss of a student's output, which is its own and how far its scores are from those `wanted`."""
         assert output.scores is not None
         logits_NC, distance, weights_N = output.scores
-        # Vocabularies are padded to different sizes: what only one of the models has is no token.
+        # Vocabularies are padded to different sizes: what only one of the models has is not a token.
         shared = min(logits_NC.shape[1], wanted_NC.shape[1])
         distances_N = distance(logits_NC[:, :shared], wanted_NC[:, :shared], self._lesson.temperature)
         if weights_N is not None:
