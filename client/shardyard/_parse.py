@@ -53,6 +53,7 @@ class Draft:
     job: job_pb2.Job
     job_id: str | None = None
     uploads: tuple[Upload, ...] = ()
+    plan_etag: str = ""
 
 
 @dataclass

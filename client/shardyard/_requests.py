@@ -25,9 +25,9 @@ from shardyard.spec_settings import (
     Resources,
     Retry,
 )
-from shardyard.spec_sources import AnyModel, Data, Resource, TrainedTokenizer
+from shardyard.spec_sources import AnyModel, Data, Distillation, Resource, TrainedTokenizer
 from shardyard.specs import JobSpec, Task
-from shardyard.types import Image, Items, Question, Words
+from shardyard.types import Image, Items, Plan, Question, Words
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2, spec_pb2
 
 MAX_REQUEST_BYTES = 3 * 2**20
@@ -56,6 +56,7 @@ class SpecFields(TypedDict, total=False):
     max_run_time: timedelta | str | None
     lora: Lora | None
     freeze: Freeze | None
+    distillation: Distillation | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class JobOptions:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     queue: str = ""
     priority: str | None = None
+    plan: Plan | str = ""
 
 
 Spec = Task | JobSpec | spec_pb2.JobSpec | Mapping[str, Any] | Draft
@@ -89,12 +91,17 @@ def make_draft(spec: Spec, fields: SpecFields, options: JobOptions, *, project: 
         _check_task(typed.task)
         draft = draft_job({"job": {"spec": typed.to_dict()}}, base=Path.cwd(), project=project)
     reader = Reader(Path.cwd(), project)
-    given = {key: value for key, value in dataclasses.asdict(options).items() if key != "job_id" and value}
+    given = {
+        item.name: value
+        for item in dataclasses.fields(options)
+        if item.name not in {"job_id", "plan"} and (value := getattr(options, item.name))
+    }
     reader.fill(draft.job, given, "job")
     if reader.violations:
         raise invalid_fields(reader.violations)
     job_id = draft.job_id if options.job_id is None else options.job_id
-    return dataclasses.replace(draft, job_id=job_id)
+    etag = options.plan.etag if isinstance(options.plan, Plan) else options.plan
+    return dataclasses.replace(draft, job_id=job_id, plan_etag=etag)
 
 
 def _check_task(task: object) -> None:

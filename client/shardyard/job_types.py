@@ -320,6 +320,24 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
+class LengthStats:
+    """Lengths in tokens that half, 90 %, 99 % and all of the samples do not exceed."""
+
+    p50: int
+    p90: int
+    p99: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How many samples, or words, have a label."""
+
+    label: str
+    count: int
+
+
+@dataclass(frozen=True)
 class DataStats:
     """The size of data, and the shares of it that a model would not see: cut texts, unknown tokens."""
 
@@ -327,6 +345,8 @@ class DataStats:
     num_tokens: int
     cut_share: float
     unknown_share: float
+    lengths: LengthStats | None
+    classes: tuple[ClassCount, ...]
 
 
 @dataclass(frozen=True)
@@ -374,3 +394,5 @@ class Plan:
     num_teacher_parameters: int
     teacher_fingerprint: str
     decisions: tuple[Decision, ...]
+    etag: str
+    num_shared_samples: int | None

@@ -100,9 +100,10 @@ def test_a_teacher_that_is_missing_is_asked_for(place: Workplace) -> None:
             optimization=shardyard.Optimization(epochs=1),
         ).to_dict()
         with pytest.raises(shardyard.InvalidArgument) as refused:
-            client.plan({"spec": {**spec, "distillation": {"weight": 0.5}}})
+            client.plan({"job": {"spec": {**spec, "distillation": {"weight": 0.5}}}})
         assert [each.field for each in refused.value.violations] == ["job.spec.distillation.teacher"]
+        beyond = {"teacher": "model:no-such", "weight": 2, "temperature": 0}
         with pytest.raises(shardyard.InvalidArgument) as refused:
-            client.plan({"spec": {**spec, "distillation": {"teacher": "model:no-such", "weight": 2, "temperature": 0}}})
+            client.plan({"job": {"spec": {**spec, "distillation": beyond}}})
         fields = {each.field for each in refused.value.violations}
         assert {"job.spec.distillation.weight", "job.spec.distillation.temperature"} <= fields

@@ -11,10 +11,11 @@ import torch
 import transformers as hf
 from torch import nn
 
+from helpers.trainer_tasks import tiny_tagger
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.tasks.adaptation import adapt, layers_of, merged, num_layers_frozen, save_adapter
-from shardyard_trainer.tasks.base import HuggingFaceModule
+from shardyard_trainer.tasks.base import HuggingFaceModule, compute_again
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 1}
@@ -263,3 +264,18 @@ def test_in_halves_the_sum_is_made_in_fp32_and_rounded_once() -> None:
     found = merged(module.model, state)[f"{name}.weight"]
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, (weight.float() + 8 * b.float() @ a.float()).bfloat16())
+
+
+def test_layers_compute_themselves_again_in_the_backward_pass() -> None:
+    module = tiny_tagger(0.1)
+    compute_again(module)
+    calls: list[bool] = []
+    module.model.bert.encoder.layer[0].attention.register_forward_hook(lambda *_: calls.append(True))
+    ids = torch.arange(1, 13).reshape(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids % 3}
+    module.train()
+    module(**inputs).loss_sum.backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        module.eval()(**inputs)
+    assert len(calls) == 3

@@ -27,7 +27,8 @@ def print_plan(plan: Plan) -> None:
             ("tokens", f"{plan.num_train_tokens:,}" if plan.num_train_tokens else ""),
             ("training data", stats_line(plan.train_stats) if plan.train_stats is not None else ""),
             ("evaluation data", stats_line(plan.eval_stats) if plan.eval_stats is not None else ""),
-            ("labels", ", ".join(plan.labels[:10]) + (" …" if len(plan.labels) > 10 else "")),
+            ("lengths", lengths_line(plan.train_stats)),
+            ("labels", labels_line(plan)),
             ("metrics", ", ".join(each.name for each in plan.metrics)),
             ("batch", batch_line(plan.batch) if plan.batch is not None and plan.batch.global_batch_size else ""),
             ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
@@ -37,6 +38,7 @@ def print_plan(plan: Plan) -> None:
             ),
             ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),
             ("slots", str(plan.slots)),
+            ("etag", plan.etag),
         ]
     )
     for warning in plan.warnings:
@@ -64,6 +66,21 @@ def stats_line(stats: DataStats) -> str:
         f"{stats.num_samples:,} samples, {stats.num_tokens:,} tokens, {100 * stats.cut_share:.1f} % of the texts cut, "
         f"{100 * stats.unknown_share:.1f} % of the tokens unknown"
     )
+
+
+def lengths_line(stats: DataStats | None) -> str:
+    """`half up to 18 tokens, 90 % up to 41, 99 % up to 63, the longest 64`; empty if all are equally long."""
+    if stats is None or stats.lengths is None:
+        return ""
+    found = stats.lengths
+    return f"half up to {found.p50:,} tokens, 90 % up to {found.p90:,}, 99 % up to {found.p99:,}, longest {found.longest:,}"
+
+
+def labels_line(plan: Plan) -> str:
+    """The labels with how often they occur in the training data, if that is known; at most ten of them."""
+    counted = plan.train_stats.classes if plan.train_stats is not None else ()
+    words = [f"{each.label} {each.count:,}" for each in counted[:10]] or list(plan.labels[:10])
+    return ", ".join(map(printable, words)) + (" …" if len(plan.labels) > 10 else "")
 
 
 def batch_line(batch: BatchPlan) -> str:

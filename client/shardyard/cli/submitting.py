@@ -31,6 +31,7 @@ def submit(
     sets: Overrides = None,
     job_id: Annotated[str | None, typer.Option("--job-id", "--name", help="The job's id [made from the task].")] = None,
     watch: Annotated[bool, typer.Option("--watch/--detach", help="Follow the job, or return at once.")] = True,
+    plan: Annotated[str, typer.Option("--plan", metavar="ETAG", help="Only if it runs as in this plan.")] = "",
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Run all checks, but no job.")] = False,
     address: Address = None,
     project: Project = "default",
@@ -40,12 +41,15 @@ def submit(
 
     Flags override the file, --set overrides both. Ctrl-C stops watching, never the job.
     """
+    import dataclasses
+
     from shardyard.cli.output import print_json_line
     from shardyard.cli.plain import to_plain
     from shardyard.cli.watching import follow
     from shardyard.errors import InvalidArgument
 
     source, draft = _draft(file, sets or [], flags, job_id, project)
+    draft = dataclasses.replace(draft, plan_etag=plan)
     with open_client(address, project) as client:
         if draft.uploads and not json:
             for item in draft.uploads:

@@ -73,6 +73,7 @@ class Reason(StrEnum):
     MODEL_IN_USE = "MODEL_IN_USE"
     DATASET_IN_USE = "DATASET_IN_USE"
     ETAG_MISMATCH = "ETAG_MISMATCH"
+    PLAN_STALE = "PLAN_STALE"
     JOB_REPLACED = "JOB_REPLACED"
     UPLOAD_IN_PROGRESS = "UPLOAD_IN_PROGRESS"
     CURSOR_AHEAD = "CURSOR_AHEAD"
@@ -166,6 +167,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.MODEL_IN_USE: Meaning(_FP, "A live job reads the model."),
         Reason.DATASET_IN_USE: Meaning(_FP, "A live job reads the data set."),
         Reason.ETAG_MISMATCH: Meaning(Code.ABORTED, "The job has changed since the etag was read."),
+        Reason.PLAN_STALE: Meaning(Code.ABORTED, "The job would run otherwise than the plan says; plan it again."),
         Reason.JOB_REPLACED: Meaning(Code.ABORTED, "The job of that name is another one now."),
         Reason.UPLOAD_IN_PROGRESS: Meaning(Code.ABORTED, "Another upload of the same resource is in progress."),
         Reason.CURSOR_AHEAD: Meaning(Code.OUT_OF_RANGE, "The cursor is beyond the last event."),

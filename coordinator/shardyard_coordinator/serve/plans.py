@@ -36,7 +36,7 @@ from shardyard_coordinator.store.together import Together, looks_together, reads
 
 PLAN_FUNCTION = "shardyard_trainer.planning.plan:plan"
 _SUBJECT = Subject("job.spec", "what the spec names", Reason.SPEC_INVALID, prefix="job.")
-_PLANNER = f"5 {version('shardyard')}\n".encode()
+_PLANNER = f"6 {version('shardyard')}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Planned:
     """A spec's plan: the values that a job's row needs, and the plan itself as bytes of a JobPlan."""
 
     plan: bytes
+    etag: str
     resolved_spec: bytes
     workers: int
     gpus_per_worker: int
@@ -247,6 +248,7 @@ def _planned(data: bytes) -> Planned:
     resources_ = plan.resolved_spec.resources
     return Planned(
         plan=data,
+        etag=plan.etag,
         resolved_spec=plan.resolved_spec.SerializeToString(deterministic=True),
         workers=max(resources_.workers, 1),
         gpus_per_worker=resources_.gpus_per_worker,

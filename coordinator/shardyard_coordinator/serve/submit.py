@@ -49,12 +49,13 @@ class Submitter:
 
         walked = walk(request.job.spec)
         planned = await self._plans.at_hand(walked)
-        if planned is None:
+        if planned is None or not _is_as_planned(request, planned):
             found = await self._look(request, walked, call, fingerprint)
             if isinstance(found, JobRecord):
                 return encode.job_to_proto(found)
             queue_of(request.job)
             planned = await self._plans.plan(found, call)
+            _check_plan(request, planned)
         queue = queue_of(request.job)
         new = new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=parts.clock.now_us())
         parts.trace.point("create.validated")
@@ -151,6 +152,20 @@ def new_job(
         uses=walked.uses,
         warnings=planned.warnings,
     )
+
+
+def _is_as_planned(request: job_service_pb2.CreateJobRequest, planned: Planned) -> bool:
+    return not request.plan_etag or request.plan_etag == planned.etag
+
+
+def _check_plan(request: job_service_pb2.CreateJobRequest, planned: Planned) -> None:
+    """Refused PLAN_STALE if the caller expects another plan."""
+    if not _is_as_planned(request, planned):
+        text = (
+            f"the job would not run as in the plan `{request.plan_etag}`: its data, its models or the defaults have "
+            f"changed; the plan now is `{planned.etag}`: look at it, and submit with its etag"
+        )
+        raise Refused(Reason.PLAN_STALE, text, metadata={"etag": planned.etag})
 
 
 def queue_of(job: job_pb2.Job) -> str:

@@ -176,6 +176,15 @@ class TokenStore:
         """The length of each sequence in tokens, int32."""
         return np.diff(self.offsets).astype(np.int32)
 
+    def digests(self, rows: np.ndarray) -> np.ndarray:
+        """A hash of each of these sequences, uint64: equal ones have equal hashes."""
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        found = (
+            hashlib.blake2b(self.tokens[start:end].tobytes(), digest_size=8).digest()
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        )
+        return np.frombuffer(b"".join(found), np.uint64)
+
 
 @dataclass
 class TokenWriter:

@@ -105,6 +105,22 @@ class ComparedSamples(Samples, Protocol):
         """Takes that output of the model before training, float32 [num_samples, n], NaN if it is never asked for."""
 
 
+@runtime_checkable
+class ComparableSamples(Samples, Protocol):
+    """Samples whose inputs can be compared: whether evaluation data is in the training data too."""
+
+    def digests(self) -> np.ndarray:
+        """A hash of the input of each sample, without its label, uint64: equal inputs have equal hashes."""
+
+
+@runtime_checkable
+class CountedSamples(Samples, Protocol):
+    """Samples with classes."""
+
+    def counts(self) -> np.ndarray:
+        """The number of samples (or words) of each class, int64 [C]; empty for numbers."""
+
+
 class Encoded(Protocol):
     """One instance of a request, ready for the model."""
 

@@ -315,6 +315,10 @@ class ChatSamples:
         """The length of each sample in tokens, int32."""
         return self._lengths
 
+    def digests(self) -> np.ndarray:
+        """A hash of each conversation, uint64."""
+        return self.chats.store.digests(self._rows)
+
     def stats(self) -> DataStats:
         """Statistics of the conversations, however many of them one sample has."""
         return self.chats.stats(self._rows)

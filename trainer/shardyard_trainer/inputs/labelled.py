@@ -230,9 +230,12 @@ class ClassificationSamples:
         return MicroBatch(inputs, num_units, int(lengths.sum()), ids.size)
 
     def counts(self) -> np.ndarray:
-        """The number of texts of each class, int64 [C]; only for one label a text."""
-        labels = self._examples.store.arrays["labels"][self._index]
-        return np.bincount(labels, minlength=len(self._examples.schema.labels))
+        """The number of texts of each class, int64 [C]; empty for numbers."""
+        return counts_of(self._labels(self._index), self._examples.schema)
+
+    def digests(self) -> np.ndarray:
+        """A hash of each text or pair, uint64."""
+        return self._examples.store.digests(self._index)
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         labels: np.ndarray = self._examples.store.arrays["labels"]
@@ -240,6 +243,15 @@ class ClassificationSamples:
         if schema.problem == MULTI_LABEL:
             return np.asarray(labels.reshape(-1, len(schema.labels))[rows], np.float32)
         return np.asarray(labels[rows], np.float32 if schema.problem == REGRESSION else np.int64)
+
+
+def counts_of(labels: np.ndarray, schema: LabelSchema) -> np.ndarray:
+    """The number of samples of each class, int64 [C]; empty for numbers."""
+    if schema.problem == REGRESSION:
+        return np.zeros(0, np.int64)
+    if schema.problem == MULTI_LABEL:
+        return np.asarray(labels.sum(0), np.int64)
+    return np.bincount(labels, minlength=len(schema.labels))
 
 
 class Labelled(Protocol):

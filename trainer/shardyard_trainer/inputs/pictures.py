@@ -27,6 +27,7 @@ from shardyard_trainer.data.stats import DataStats
 from shardyard_trainer.data.store import TokenStore, TokenWriter, files_fingerprint, fingerprint_of
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, seed_for
 from shardyard_trainer.inputs.image import Augmentation, ImageInputs, positions
+from shardyard_trainer.inputs.labelled import counts_of
 
 PICTURES_VERSION = 2
 _MOST_LISTED = 10
@@ -229,6 +230,10 @@ class PictureSamples:
         size = len(samples) * positions(pixels.shape[2:])
         return MicroBatch({"pixel_values": pixels, **others}, len(samples), len(samples), size)
 
+    def digests(self) -> np.ndarray:
+        """A hash of the content of each picture, uint64."""
+        return self._pictures.store.digests(self._index)
+
     def row(self, sample: SampleRef) -> int:
         """A sample's place among all pictures."""
         return int(self._index[sample.sample])
@@ -261,6 +266,10 @@ class LabelledSamples(PictureSamples):
         """`pixel_values` [B, C, H, W] and `labels`."""
         rows = np.asarray([self.row(sample) for sample in samples])
         return self.batch(samples, {"labels": torch.from_numpy(self._labels(rows))})
+
+    def counts(self) -> np.ndarray:
+        """The number of pictures of each class, int64 [C]."""
+        return counts_of(self._labels(self._index), self._schema)
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         labels: np.ndarray = self._pictures.store.arrays["labels"]

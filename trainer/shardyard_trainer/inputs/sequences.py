@@ -249,6 +249,10 @@ class SequenceSamples:
         """The tokens of source and target together, int32."""
         return self._lengths
 
+    def digests(self) -> np.ndarray:
+        """A hash of each source, uint64."""
+        return self._data.store.digests(2 * self._index)
+
     def texts(self, sample: int) -> tuple[str, str]:
         """The source, without a prefix, and the target, as written in the data."""
         return self._data.texts(int(self._index[sample]))

@@ -219,6 +219,10 @@ class TaggedSamples:
         """The text of each window, int64."""
         return np.asarray(self.data.store.arrays["texts"][self._index[samples]])
 
+    def digests(self) -> np.ndarray:
+        """A hash of each window, uint64."""
+        return self.data.store.digests(self._index)
+
     def counts(self) -> np.ndarray:
         """The number of tokens of each label that are trained on, int64 [C]."""
         total = np.zeros(len(self.data.labels), np.int64)

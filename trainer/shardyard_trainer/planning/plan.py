@@ -6,6 +6,7 @@ and a plan's resolved spec, planned again, gives that plan.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ from shardyard_trainer.planning.notices import plan_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, teacher_fingerprint, tokenizer_fingerprint
 from shardyard_trainer.planning.placement import place
 from shardyard_trainer.planning.seen import Seen, identities, look, may_move
+from shardyard_trainer.planning.statistics import data_stats, shared_warnings
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Output, Prepared, Task
 from shardyard_trainer.tasks.distillation import Lesson
@@ -62,7 +64,7 @@ def plan(request: bytes) -> bytes:
     try:
         check_storage(call.locations)
         if may_move(call.spec):
-            result = _plan(call)
+            result = _with_etag(_plan(call))
         else:
             result = _remembered(call.SerializeToString(deterministic=True), tuple(identities(call)))
     except RunFailed as failed:
@@ -84,7 +86,18 @@ def plan(request: bytes) -> bytes:
 
 @lru_cache(maxsize=256)
 def _remembered(request: bytes, _identity: tuple[object, ...]) -> worker_pb2.PlanResult:
-    return _plan(worker_pb2.PlanRequest.FromString(request))
+    return _with_etag(_plan(worker_pb2.PlanRequest.FromString(request)))
+
+
+def _with_etag(result: worker_pb2.PlanResult) -> worker_pb2.PlanResult:
+    """Identifies what would run: of the plan all but what only tells of the memory, and its words."""
+    if result.HasField("plan"):
+        kept = plan_pb2.JobPlan()
+        kept.CopyFrom(result.plan)
+        for name in ("memory", "decisions", "warnings"):
+            kept.ClearField(name)  # type: ignore[arg-type]
+        result.plan.etag = hashlib.sha256(kept.SerializeToString(deterministic=True)).hexdigest()[:32]
+    return result
 
 
 def _plan(call: worker_pb2.PlanRequest) -> worker_pb2.PlanResult:
@@ -164,15 +177,20 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         num_train_tokens=task.train.num_tokens,
         labels=list(task.describe().get("labels") or ()),
         checkpoint_bytes=_checkpoint_bytes(shape, stage=stage, bf16=gang.bf16),
-        warnings=[*plan_warnings(spec, task, need, steps, call.node_shape), *losses],
+        warnings=[
+            *plan_warnings(spec, task, need, steps, call.node_shape),
+            *losses,
+            *shared_warnings(spec, task, seen.num_shared),
+        ],
         slots=slots_of(spec),
         data_fingerprint=data_fingerprint(spec, call.locations),
         model_fingerprint=model_fingerprint(spec, call.locations),
         tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
         teacher_fingerprint=teacher_fingerprint(spec, call.locations),
         decisions=placed.decisions,
-        train_stats=train_stats.to_proto(),
-        eval_stats=eval_stats.to_proto() if eval_stats is not None else None,
+        train_stats=data_stats(task, task.train),
+        eval_stats=data_stats(task, task.eval) if task.eval is not None else None,
+        num_shared_samples=seen.num_shared,
         output=task.task.output.value,
         metrics=list(_metrics(task)),
     )

@@ -22,6 +22,7 @@ from shardyard_trainer.models.hub_process import CHECKPOINTS
 from shardyard_trainer.models.tf_checkpoint import folder_of
 from shardyard_trainer.models.torch_hub import repository_name
 from shardyard_trainer.planning import memory
+from shardyard_trainer.planning.statistics import num_shared
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import num_layers_frozen
@@ -41,6 +42,11 @@ class Seen:
     weight_errors: tuple[SpecError, ...]
     of_any_seed: Seen | None = None
     """The same spec with another seed, which has the same model."""
+
+    @cached_property
+    def num_shared(self) -> int | None:
+        """Evaluation samples that are in the training data too; None: not compared."""
+        return num_shared(self.task)
 
     @cached_property
     def shape(self) -> memory.Shape:
