@@ -367,6 +367,14 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Settings of a spec with which a job fits, by their fields, and the memory of one worker then."""
+
+    settings: Mapping[str, str]
+    memory: MemoryPlan | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job would need; `output` is the kind of result: a `model`, a `dataset`, or `metrics`."""
 
@@ -396,3 +404,4 @@ class Plan:
     decisions: tuple[Decision, ...]
     etag: str
     num_shared_samples: int | None
+    alternatives: tuple[Alternative, ...]

@@ -97,7 +97,10 @@ async def test_a_model_larger_than_one_gpu_is_refused_by_the_gpus_memory(tmp_pat
     job = job_of(tmp_path)
     job.spec.model.architecture.overrides.update({"n_layer": 24, "n_embd": 2048, "n_head": 16})
     async with planning(tmp_path, small) as service:
-        failure = await refused(planned(service, job))
+        plan = await planned(service, job)
+        request = job_service_pb2.CreateJobRequest(parent="projects/default", job=job)
+        failure = await refused(service.jobs.CreateJob(request))
+    assert plan.memory.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT
     assert failure.reasons == {"job.spec.model": "MODEL_DOES_NOT_FIT"}
     assert f"{4 * GIB:,}" in failure.violations["job.spec.model"]
 

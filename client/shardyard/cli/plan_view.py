@@ -41,6 +41,10 @@ def print_plan(plan: Plan) -> None:
             ("etag", plan.etag),
         ]
     )
+    for alternative in plan.alternatives:
+        settings = " ".join(f"--set {path}={value}" for path, value in sorted(alternative.settings.items()))
+        needs = f" ({size(alternative.memory.total_bytes)})" if alternative.memory is not None else ""
+        print(f"would fit {printable(settings)}{needs}")
     for warning in plan.warnings:
         print(f"warning {printable(warning.reason)}: {printable(warning.message)}")
 

@@ -54,10 +54,14 @@ class Located:
 
 @dataclass(frozen=True)
 class Planned:
-    """A spec's plan: the values that a job's row needs, and the plan itself as bytes of a JobPlan."""
+    """A spec's plan: the values that a job's row needs, and the plan itself as bytes of a JobPlan.
+
+    `does_not_fit` is why no job of it is accepted; empty: nothing speaks against it.
+    """
 
     plan: bytes
     etag: str
+    does_not_fit: str
     resolved_spec: bytes
     workers: int
     gpus_per_worker: int
@@ -249,12 +253,20 @@ def _planned(data: bytes) -> Planned:
     return Planned(
         plan=data,
         etag=plan.etag,
+        does_not_fit=_why_not(plan),
         resolved_spec=plan.resolved_spec.SerializeToString(deterministic=True),
         workers=max(resources_.workers, 1),
         gpus_per_worker=resources_.gpus_per_worker,
         cpus_per_worker=max(resources_.cpus_per_worker, 1),
         warnings=tuple(encode.draft(EventKind.WARNING, job_pb2.JobEvent(warning=warning)) for warning in plan.warnings),
     )
+
+
+def _why_not(plan: plan_pb2.JobPlan) -> str:
+    """The planner's words about states that no worker has the memory for."""
+    if plan.memory.verdict != plan_pb2.MEMORY_VERDICT_NO_FIT:
+        return ""
+    return next(each.message for each in plan.warnings if each.reason == Reason.MODEL_DOES_NOT_FIT)
 
 
 def _complaints(fields: Sequence[tuple[str, str]], check: Callable[[str], object]) -> list[FieldViolation]:

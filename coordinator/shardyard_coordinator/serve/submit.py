@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2
 from shardyard_coordinator.control.spec_walk import WalkedSpec, task_of, walk
-from shardyard_coordinator.domain.errors import FieldViolation, Refused
+from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
 from shardyard_coordinator.seams import SYSTEM
@@ -56,6 +56,7 @@ class Submitter:
             queue_of(request.job)
             planned = await self._plans.plan(found, call)
             _check_plan(request, planned)
+        _check_fit(planned)
         queue = queue_of(request.job)
         new = new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=parts.clock.now_us())
         parts.trace.point("create.validated")
@@ -166,6 +167,12 @@ def _check_plan(request: job_service_pb2.CreateJobRequest, planned: Planned) -> 
             f"changed; the plan now is `{planned.etag}`: look at it, and submit with its etag"
         )
         raise Refused(Reason.PLAN_STALE, text, metadata={"etag": planned.etag})
+
+
+def _check_fit(planned: Planned) -> None:
+    """Refused MODEL_DOES_NOT_FIT, with what would fit; PlanJob shows such a plan."""
+    if planned.does_not_fit:
+        raise refused_fields([FieldViolation("job.spec.model", planned.does_not_fit, Reason.MODEL_DOES_NOT_FIT)])
 
 
 def queue_of(job: job_pb2.Job) -> str:

@@ -20,16 +20,15 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.sources import resolve_source
 from shardyard_trainer.data.stats import DataStats, loss_warnings
 from shardyard_trainer.failures import RunFailed, storage_failure
-from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning import memory, resolve
-from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch, total_steps
+from shardyard_trainer.planning.alternatives import alternatives, does_not_fit
+from shardyard_trainer.planning.arithmetic import Batch, BatchRefused, evaluation_interval, plan_batch
 from shardyard_trainer.planning.checks import (
     check_batch,
     check_evaluation,
     check_rates,
     check_spec,
     check_warmup,
-    node_memory_of_worker,
     slots_of,
 )
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
@@ -38,17 +37,13 @@ from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, teacher_fingerprint, tokenizer_fingerprint
-from shardyard_trainer.planning.placement import place
 from shardyard_trainer.planning.seen import Seen, identities, look, may_move
+from shardyard_trainer.planning.sizing import size_up
 from shardyard_trainer.planning.statistics import data_stats, shared_warnings
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Output, Prepared, Task
-from shardyard_trainer.tasks.distillation import Lesson
 
-CPU_POSITIONS_AT_ONCE = 8192
-"""Token positions of a micro batch on a CPU: more is not faster there, and costs memory."""
-
-GPU_POSITIONS_AT_ONCE = 65536
+_CLOSE = (plan_pb2.MEMORY_VERDICT_NO_FIT, plan_pb2.MEMORY_VERDICT_TIGHT)
 
 _WITHOUT_TRAINING = {Output.DATASET: plan_extraction, Output.METRICS: plan_evaluation}
 """Planners of jobs that train no model."""
@@ -94,7 +89,7 @@ def _with_etag(result: worker_pb2.PlanResult) -> worker_pb2.PlanResult:
     if result.HasField("plan"):
         kept = plan_pb2.JobPlan()
         kept.CopyFrom(result.plan)
-        for name in ("memory", "decisions", "warnings"):
+        for name in ("memory", "decisions", "alternatives", "warnings"):
             kept.ClearField(name)  # type: ignore[arg-type]
         result.plan.etag = hashlib.sha256(kept.SerializeToString(deterministic=True)).hexdigest()[:32]
     return result
@@ -140,20 +135,13 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         if source.WhichOneof("source"):
             resolve.fill_source(source, resolve_source(source, call.locations, field=field))
     shape = seen.shape
-    gang = gang_of(spec, call.node_shape)
-    length, node_bytes = _longest_sample(task), node_memory_of_worker(spec, call.node_shape)
-    kind = task.choice.config.model_type
-    placed = place(spec.parallelism, shape, gang, length=length, node_bytes=node_bytes, kind=kind)
-    ways, stage = placed.ways, placed.ways.stage
-    batch, steps = _batch_and_steps(spec, task, most_at_once=_positions_at_once(shape, gang, ways) // length)
+    sized = size_up(spec, task, seen.lesson, shape, call.node_shape)
+    need, batch, steps, ways, gang = sized.need, sized.batch, sized.steps, sized.placed.ways, sized.gang
     raise_all(check_warmup(optimization, steps))
-    batches = _batches_bytes(task, seen.lesson, batch, node_bytes=node_bytes)
-    need = memory.estimate(shape, gang, ways, positions=batch.micro_batch_size * length, batches=batches)
-    if need.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
-        raise _does_not_fit(spec, need, shape.num_parameters, stage)
+    others = list(alternatives(spec, seen, sized, call.node_shape)) if need.verdict in _CLOSE else []
     resolve.fill_batch(spec, batch, ways, evaluate_every=_evaluate_every(task, batch, steps))
     config = deepspeed_config(
-        zero_stage=stage,
+        zero_stage=ways.stage,
         clip=optimization.clip,
         precision="bf16" if gang.bf16 else "fp32",
         micro_batch_size=batch.micro_batch_size,
@@ -176,8 +164,9 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
         num_train_tokens=task.train.num_tokens,
         labels=list(task.describe().get("labels") or ()),
-        checkpoint_bytes=_checkpoint_bytes(shape, stage=stage, bf16=gang.bf16),
+        checkpoint_bytes=_checkpoint_bytes(shape, stage=ways.stage, bf16=gang.bf16),
         warnings=[
+            *does_not_fit(spec, need, shape.num_parameters, ways.stage, others),
             *plan_warnings(spec, task, need, steps, call.node_shape),
             *losses,
             *shared_warnings(spec, task, seen.num_shared),
@@ -187,7 +176,8 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         model_fingerprint=model_fingerprint(spec, call.locations),
         tokenizer_fingerprint=tokenizer_fingerprint(spec, call.locations),
         teacher_fingerprint=teacher_fingerprint(spec, call.locations),
-        decisions=placed.decisions,
+        decisions=sized.placed.decisions,
+        alternatives=others,
         train_stats=data_stats(task, task.train),
         eval_stats=data_stats(task, task.eval) if task.eval is not None else None,
         num_shared_samples=seen.num_shared,
@@ -221,71 +211,6 @@ def _metrics(task: Prepared) -> Iterator[plan_pb2.EvaluationMetric]:
             yield plan_pb2.EvaluationMetric(name=name, higher_is_better=direction > 0)
 
 
-def gang_of(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> memory.Gang:
-    """The workers as the memory formulas see them."""
-    return memory.Gang(
-        workers=spec.resources.workers,
-        bf16=spec.optimization.precision == spec_pb2.PRECISION_BF16,
-        on_gpu=spec.resources.gpus_per_worker > 0,
-        available=memory_of_worker(spec, node),
-    )
-
-
-def _positions_at_once(shape: memory.Shape, gang: memory.Gang, ways: memory.Ways) -> int:
-    most = GPU_POSITIONS_AT_ONCE if gang.on_gpu else CPU_POSITIONS_AT_ONCE
-    fitting = memory.positions_that_fit(shape, gang, ways)
-    return most if fitting is None else min(most, fitting)
-
-
-def memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
-    """Bytes that one worker computes in: its GPU's, or its share of the node's; 0: not known."""
-    return node.gpu_memory_bytes if spec.resources.gpus_per_worker else node_memory_of_worker(spec, node)
-
-
-def _batches_bytes(task: Prepared, lesson: Lesson | None, batch: Batch, *, node_bytes: int) -> int:
-    """Bytes of samples that a rank holds. Raises SpecError if a worker's part of the node is smaller."""
-    lengths = task.train.lengths()
-    longest = 0 if lengths is None else int(lengths.argmax())
-    read = [task] if lesson is None else [task, lesson.task]
-    samples = [each.train.micro_batch([SampleRef(0, longest)]) for each in read]
-    size = float(sum(tensor.nbytes for sample in samples for tensor in sample.inputs.values()))
-    if lengths is not None:
-        size *= float(lengths.mean()) / max(int(lengths[longest]), 1)
-    need = memory.batches_bytes(global_batch_size=batch.global_batch_size, workers=batch.workers, sample_bytes=size)
-    if node_bytes and need > node_bytes:
-        most = max(batch.global_batch_size * node_bytes // (2 * need), 1)
-        raise SpecError(
-            "spec.optimization.global_batch_size",
-            "MODEL_DOES_NOT_FIT",
-            f"{batch.global_batch_size:,} samples a step take {need:,} bytes on each of {batch.workers} workers, but a "
-            f"worker has {node_bytes:,}; {most:,} samples would take half of that",
-            {"batches_bytes": str(need), "available_bytes": str(node_bytes)},
-        )
-    return need
-
-
-def _batch_and_steps(spec: spec_pb2.JobSpec, task: Prepared, *, most_at_once: int) -> tuple[Batch, int]:
-    optimization = spec.optimization
-    given = optimization.micro_batch_size if optimization.HasField("micro_batch_size") else None
-    kind = optimization.WhichOneof("duration")
-    try:
-        batch = plan_batch(
-            optimization.global_batch_size,
-            spec.resources.workers,
-            micro_batch_size=given,
-            most_at_once=max(most_at_once, 1),
-        )
-        steps = total_steps(
-            max_steps=optimization.max_steps if kind == "max_steps" else None,
-            epochs=optimization.epochs if kind == "epochs" else None,
-            num_samples=task.train.num_samples,
-            global_batch_size=optimization.global_batch_size,
-        )
-    except BatchRefused as error:
-        raise SpecError(f"spec.{error.field}", error.reason, str(error)) from error
-    return batch, steps
-
-
 def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
     """The errors of the batch, if model or data cannot be used."""
     optimization = spec.optimization
@@ -297,11 +222,6 @@ def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
         plan_batch(size, spec.resources.workers, micro_batch_size=given, most_at_once=1)
     except BatchRefused as error:
         yield SpecError(f"spec.{error.field}", error.reason, str(error))
-
-
-def _longest_sample(task: Prepared) -> int:
-    lengths = task.train.lengths()
-    return task.length if lengths is None or not len(lengths) else max(int(lengths.max()), 1)
 
 
 def _checkpoint_bytes(shape: memory.Shape, *, stage: int, bf16: bool) -> int:
@@ -316,17 +236,6 @@ def _batch_proto(batch: Batch) -> plan_pb2.BatchPlan:
         accumulation_steps=batch.accumulation_steps,
         workers=batch.workers,
         samples_per_rank=batch.samples_per_rank,
-    )
-
-
-def _does_not_fit(spec: spec_pb2.JobSpec, need: memory.Memory, num_parameters: int, stage: int) -> SpecError:
-    return SpecError(
-        "spec.model",
-        "MODEL_DOES_NOT_FIT",
-        f"{num_parameters:,} parameters need {need.states:,} bytes of states on each of {spec.resources.workers} "
-        f"workers at ZeRO stage {stage}, but a worker has {need.available:,}; use more workers, a higher zero_stage, "
-        "offload_optimizer on GPUs, or a smaller model",
-        {"states_bytes": str(need.states), "available_bytes": str(need.available)},
     )
 
 
