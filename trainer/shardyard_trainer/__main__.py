@@ -15,6 +15,7 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
+from shardyard.v1 import plan_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.entry import run
 from shardyard_trainer.training.report import SendReport
@@ -77,6 +78,8 @@ def complete(attempt: worker_pb2.AttemptSpec) -> None:
         result = worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
         if result.violations:
             raise SystemExit("\n".join(f"{found.field}: {found.message}" for found in result.violations))
+        if result.plan.memory.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT:
+            raise SystemExit("\n".join(f"{each.field}: {each.message}" for each in result.plan.warnings[:1]))
         attempt.plan.CopyFrom(result.plan)
 
 
