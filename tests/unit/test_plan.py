@@ -294,8 +294,9 @@ def test_one_label_of_several_is_enough_and_its_plan_can_be_planned_again(root: 
 def test_states_larger_than_memory_do_not_fit_and_activations_only_warn(root: Path) -> None:
     small = ask(root, pretraining(), {"memory_bytes": 100_000, "cpus": 1})
     assert small.plan.memory.verdict == plan_pb2.MEMORY_VERDICT_NO_FIT
-    assert [(each.reason, each.field) for each in small.plan.warnings][0] == ("MODEL_DOES_NOT_FIT", "spec.model")
-    assert not small.plan.alternatives and "or a smaller model" in small.plan.warnings[0].message
+    refusal = small.plan.warnings[0]
+    assert (refusal.reason, refusal.field) == ("MODEL_DOES_NOT_FIT", "spec.model")
+    assert not small.plan.alternatives and "or a smaller model" in refusal.message
     tight = ask(root, pretraining(), {"memory_bytes": 300 * 10**6, "cpus": 1})
     assert tight.plan.memory.verdict == plan_pb2.MEMORY_VERDICT_TIGHT
     assert "MEMORY_TIGHT" in [warning.reason for warning in tight.plan.warnings]

@@ -49,8 +49,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, str]]] = {
         {"spec.optimization.precision": "bf16"},
     ),
     "a stage that was not taken": (
-        pretraining(model=WIDE, parallelism={"zero_stage": 1}, resources={"workers": 4}),
-        {**GPU_NODE, "gpus": 4, "gpu_memory_bytes": 7 * GIB // 4},
+        pretraining(
+            model=WIDE,
+            parallelism={"zero_stage": 1},
+            resources={"workers": 4},
+            optimization={"max_steps": 4, "global_batch_size": 32, "micro_batch_size": 8},
+        ),
+        {**GPU_NODE, "gpus": 4, "gpu_memory_bytes": 3 * GIB // 2},
         plan_pb2.MEMORY_VERDICT_TIGHT,
         {"spec.parallelism.zero_stage": "3"},
     ),

@@ -45,8 +45,10 @@ def test_classes_of_several_labels_words_and_pictures(root: Path) -> None:
         "b": 15, "a": 5, "c": 5,
     }  # fmt: skip
     (root / "words.conll").write_text("Anna B-PER\nmet O\nRome B-LOC\n\n" * 6)
-    tags = fine_tuning(fine_tuning={"token_classification": {}}, train_data={"uri": "ROOT/words.conll"}, evaluation=none)
-    assert counted(ask(root, tags)) == {"B-LOC": 6, "B-PER": 6, "O": 6}
+    tags = fine_tuning(
+        fine_tuning={"token_classification": {}}, train_data={"uri": "ROOT/words.conll"}, evaluation=none
+    )
+    assert counted(ask(root, tags)) == {"B-LOC": 6, "B-PER": 6, "O": 6, "I-LOC": 0, "I-PER": 0}
     write_folders(root / "flowers", 6)
     vit = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     pictures = fine_tuning(
@@ -61,7 +63,9 @@ def test_classes_of_several_labels_words_and_pictures(root: Path) -> None:
 
 
 def test_evaluation_samples_that_are_trained_on_are_counted_and_warned_of(root: Path) -> None:
-    train = texts(root, "train.csv", [(f"the dog is {'very ' * at} good", "yes") for at in range(8)] + [("bad", "no")] * 2)
+    train = texts(
+        root, "train.csv", [(f"the dog is {'very ' * at} good", "yes") for at in range(8)] + [("bad", "no")] * 2
+    )
     both = texts(root, "both.csv", [("the dog is  good", "yes"), ("a cat", "no"), ("bad", "yes"), ("my film", "no")])
     plan = ask(root, fine_tuning(train_data=train, eval_data=both)).plan
     assert plan.num_shared_samples == 2, "whatever their labels are"

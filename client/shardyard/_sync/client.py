@@ -84,14 +84,16 @@ class Client:
         labels: Mapping[str, str] | None = None,
         queue: str = "",
         priority: str | None = None,
+        plan: Plan | str = "",
         **fields: Unpack[SpecFields],
     ) -> Job:
         """Submit a job, exactly once; local files and folders that it names are uploaded first, each once.
 
         `spec` is a `JobSpec`, or a task with the other fields of `JobSpec` as keywords, or the content of a spec file.
-        Raises: InvalidArgument with every broken rule; RequestError.
+        With a `plan` of it, or its etag, the job runs as planned or not at all.
+        Raises: InvalidArgument with every broken rule; Aborted PLAN_STALE; RequestError.
         """
-        options = JobOptions(job_id, display_name, labels or {}, queue, priority)
+        options = JobOptions(job_id, display_name, labels or {}, queue, priority, plan)
         return self.create_job(make_draft(spec, fields, options, project=self.project))
 
     def create_job(self, draft: Draft, *, validate_only: bool = False) -> Job:
@@ -102,6 +104,7 @@ class Client:
             job_id=draft.job_id,
             request_id=str(uuid.uuid4()),
             validate_only=validate_only,
+            plan_etag=draft.plan_etag,
         )
         self._upload_all(draft)
         request.job.CopyFrom(draft.job)

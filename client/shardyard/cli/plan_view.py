@@ -77,7 +77,8 @@ def lengths_line(stats: DataStats | None) -> str:
     if stats is None or stats.lengths is None:
         return ""
     found = stats.lengths
-    return f"half up to {found.p50:,} tokens, 90 % up to {found.p90:,}, 99 % up to {found.p99:,}, longest {found.longest:,}"
+    parts = f"half up to {found.p50:,} tokens, 90 % up to {found.p90:,}, 99 % up to {found.p99:,}"
+    return f"{parts}, longest {found.longest:,}"
 
 
 def labels_line(plan: Plan) -> str:

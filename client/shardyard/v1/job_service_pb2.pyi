@@ -124,6 +124,7 @@ class CreateJobRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PLAN_ETAG_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`projects/{project}`; required."""
     job_id: _builtins.str
@@ -132,6 +133,10 @@ class CreateJobRequest(_message.Message):
     """A UUID version 4 that makes the call safe to repeat; empty: it is not. The same id with another request is REQUEST_ID_REUSED."""
     validate_only: _builtins.bool
     """Make every check and change nothing."""
+    plan_etag: _builtins.str
+    """The `etag` of a plan of this job: if the job would run otherwise than planned, because its data, its models or the service's defaults
+    have changed since, the call is ABORTED PLAN_STALE. Empty: whatever the plan is now.
+    """
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job; required."""
@@ -144,10 +149,11 @@ class CreateJobRequest(_message.Message):
         job: _job_pb2.Job | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        plan_etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "job", b"job", "job_id", b"job_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "job", b"job", "job_id", b"job_id", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "job", b"job", "job_id", b"job_id", "parent", b"parent", "plan_etag", b"plan_etag", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_id: _TypeAlias = _typing.Literal["job_id"]  # noqa: Y015
     _WhichOneofArgType__job_id: _TypeAlias = _typing.Literal["_job_id", b"_job_id"]  # noqa: Y015

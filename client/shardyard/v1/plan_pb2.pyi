@@ -107,6 +107,9 @@ class JobPlan(_message.Message):
     NUM_TEACHER_PARAMETERS_FIELD_NUMBER: _builtins.int
     TEACHER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    NUM_SHARED_SAMPLES_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -137,6 +140,12 @@ class JobPlan(_message.Message):
     """Parameters of the teacher that `distillation` names; 0: there is none."""
     teacher_fingerprint: _builtins.str
     """Hash of the teacher's files, as `model_fingerprint`. Empty: there is none."""
+    etag: _builtins.str
+    """Identifies what would run: the resolved spec, the bytes of data and models, batch and steps. For `CreateJobRequest.plan_etag`."""
+    num_shared_samples: _builtins.int
+    """Evaluation samples that are in the training data too, with the same input; unset: not compared, as for packed sequences. Over 0.01 of
+    them the plan warns with EVALUATED_ON_TRAINED.
+    """
     @_builtins.property
     def resolved_spec(self) -> _spec_pb2.JobSpec:
         """The spec with everything filled in."""
@@ -173,6 +182,10 @@ class JobPlan(_message.Message):
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
         """What the service decided about memory and why: `zero_stage`, `activation_checkpointing`, `offload_optimizer`, as far as the spec left them out."""
 
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alternative]:
+        """If the memory does not suffice, or hardly: settings with which it does, at most four, the cheapest first."""
+
     def __init__(
         self,
         *,
@@ -200,14 +213,69 @@ class JobPlan(_message.Message):
         num_teacher_parameters: _builtins.int = ...,
         teacher_fingerprint: _builtins.str = ...,
         decisions: _abc.Iterable[Global___Decision] | None = ...,
+        etag: _builtins.str = ...,
+        num_shared_samples: _builtins.int | None = ...,
+        alternatives: _abc.Iterable[Global___Alternative] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples", "batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "num_shared_samples", b"num_shared_samples", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "decisions", b"decisions", "deepspeed_config_json", b"deepspeed_config_json", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_teacher_parameters", b"num_teacher_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "teacher_fingerprint", b"teacher_fingerprint", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples", "alternatives", b"alternatives", "batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "decisions", b"decisions", "deepspeed_config_json", b"deepspeed_config_json", "etag", b"etag", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_shared_samples", b"num_shared_samples", "num_teacher_parameters", b"num_teacher_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "teacher_fingerprint", b"teacher_fingerprint", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_shared_samples: _TypeAlias = _typing.Literal["num_shared_samples"]  # noqa: Y015
+    _WhichOneofArgType__num_shared_samples: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_shared_samples) -> _WhichOneofReturnType__num_shared_samples | None: ...
+
+Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
+
+@_typing.final
+class Alternative(_message.Message):
+    """Settings of a spec with which a job fits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """From the field, such as `spec.parallelism.zero_stage`, to its value, as `--set` of the command line takes it."""
+
+    @_builtins.property
+    def memory(self) -> Global___MemoryPlan:
+        """Memory of one worker with them."""
+
+    def __init__(
+        self,
+        *,
+        settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        memory: Global___MemoryPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
+Global___Alternative: _TypeAlias = Alternative  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
@@ -377,6 +445,8 @@ class DataStats(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     CUT_SHARE_FIELD_NUMBER: _builtins.int
     UNKNOWN_SHARE_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     num_samples: _builtins.int
     """Samples (texts, or packed sequences)."""
     num_tokens: _builtins.int
@@ -385,6 +455,14 @@ class DataStats(_message.Message):
     """The share of the texts that are longer than `max_length` and are cut, from 0 to 1; 0 for packed sequences, which are not cut. Over 0.05 the plan warns with TEXTS_CUT."""
     unknown_share: _builtins.float
     """The share of the tokens of text (without special ones) that are the tokenizer's unknown token, from 0 to 1. Over 0.1 the plan warns with UNKNOWN_TOKENS."""
+    @_builtins.property
+    def lengths(self) -> Global___LengthStats:
+        """The lengths of the samples in tokens; unset if all are equally long (packed sequences, pictures)."""
+
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassCount]:
+        """The samples of each class (words, for tags), the most frequent class first; up to 100."""
+
     def __init__(
         self,
         *,
@@ -392,11 +470,73 @@ class DataStats(_message.Message):
         num_tokens: _builtins.int = ...,
         cut_share: _builtins.float = ...,
         unknown_share: _builtins.float = ...,
+        lengths: Global___LengthStats | None = ...,
+        classes: _abc.Iterable[Global___ClassCount] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lengths", b"lengths"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_share", b"cut_share", "num_samples", b"num_samples", "num_tokens", b"num_tokens", "unknown_share", b"unknown_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "cut_share", b"cut_share", "lengths", b"lengths", "num_samples", b"num_samples", "num_tokens", b"num_tokens", "unknown_share", b"unknown_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DataStats: _TypeAlias = DataStats  # noqa: Y015
+
+@_typing.final
+class LengthStats(_message.Message):
+    """Lengths in tokens that this share of the samples does not exceed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    P50_FIELD_NUMBER: _builtins.int
+    P90_FIELD_NUMBER: _builtins.int
+    P99_FIELD_NUMBER: _builtins.int
+    LONGEST_FIELD_NUMBER: _builtins.int
+    p50: _builtins.int
+    """Half of them."""
+    p90: _builtins.int
+    """90 %."""
+    p99: _builtins.int
+    """99 %."""
+    longest: _builtins.int
+    """All of them."""
+    def __init__(
+        self,
+        *,
+        p50: _builtins.int = ...,
+        p90: _builtins.int = ...,
+        p99: _builtins.int = ...,
+        longest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["longest", b"longest", "p50", b"p50", "p90", b"p90", "p99", b"p99"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LengthStats: _TypeAlias = LengthStats  # noqa: Y015
+
+@_typing.final
+class ClassCount(_message.Message):
+    """How often a class occurs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Its label."""
+    count: _builtins.int
+    """Samples, or words, that have it."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassCount: _TypeAlias = ClassCount  # noqa: Y015

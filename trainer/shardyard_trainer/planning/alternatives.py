@@ -49,7 +49,9 @@ def does_not_fit(
     if need.verdict != plan_pb2.MEMORY_VERDICT_NO_FIT:
         return
     proposed = [" ".join(f"{path}={value}" for path, value in sorted(each.settings.items())) for each in others]
-    step = f"these would fit: {'; '.join(proposed)}" if proposed else "use more workers on more nodes, or a smaller model"
+    step = (
+        f"these would fit: {'; '.join(proposed)}" if proposed else "use more workers on more nodes, or a smaller model"
+    )
     message = (
         f"{num_parameters:,} parameters need {need.states:,} bytes of states on each of {spec.resources.workers} "
         f"workers at ZeRO stage {stage}, but a worker has {need.available:,}; {step}"
@@ -57,9 +59,7 @@ def does_not_fit(
     yield job_pb2.Warning(reason=REFUSAL, message=message, field="spec.model")
 
 
-def _candidates(
-    spec: spec_pb2.JobSpec, seen: Seen, sized: Sized, node: worker_pb2.NodeShape
-) -> Iterator[Settings]:
+def _candidates(spec: spec_pb2.JobSpec, seen: Seen, sized: Sized, node: worker_pb2.NodeShape) -> Iterator[Settings]:
     """What may help: each setting alone, the cheapest first, then together."""
     ways = sized.placed.ways
     together: dict[str, str] = {}

@@ -90,7 +90,7 @@ def _with_etag(result: worker_pb2.PlanResult) -> worker_pb2.PlanResult:
         kept = plan_pb2.JobPlan()
         kept.CopyFrom(result.plan)
         for name in ("memory", "decisions", "alternatives", "warnings"):
-            kept.ClearField(name)  # type: ignore[arg-type]
+            kept.ClearField(name)
         result.plan.etag = hashlib.sha256(kept.SerializeToString(deterministic=True)).hexdigest()[:32]
     return result
 

@@ -115,7 +115,6 @@ def _batch_and_steps(spec: spec_pb2.JobSpec, task: Prepared, *, most_at_once: in
 
 
 def longest_sample(task: Prepared) -> int:
+    """Positions of the longest training sample."""
     lengths = task.train.lengths()
     return task.length if lengths is None or not len(lengths) else max(int(lengths.max()), 1)
-
-
