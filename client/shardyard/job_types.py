@@ -375,6 +375,19 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class TimePlan:
+    """How long a job would take, with an interval, and what that costs if the operator has set a price."""
+
+    expected: timedelta | None
+    low: timedelta | None
+    high: timedelta | None
+    worker_hours: float
+    slot_hours: float
+    cost: float | None
+    currency: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job would need; `output` is the kind of result: a `model`, a `dataset`, or `metrics`."""
 
@@ -405,3 +418,4 @@ class Plan:
     etag: str
     num_shared_samples: int | None
     alternatives: tuple[Alternative, ...]
+    time: TimePlan | None

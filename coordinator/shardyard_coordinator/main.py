@@ -318,6 +318,8 @@ class Coordinator:
             projects=frozenset(settings.projects),
             data_roots=settings.data_roots,
             torch_hub=settings.torch_hub,
+            slot_hour_price=settings.slot_hour_price,
+            currency=settings.currency,
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 

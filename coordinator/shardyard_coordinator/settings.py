@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     compute_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
     event_retention_days: int = Field(default=0, ge=0)
     drain_s: float = Field(default=20.0, ge=0)
+    slot_hour_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    currency: str = Field(default="", max_length=16)
 
     @field_validator("data_roots", "torch_hub_repos", "projects", mode="before")
     @classmethod

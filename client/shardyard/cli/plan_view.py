@@ -8,7 +8,9 @@ from shardyard._lines import printable, size
 from shardyard.cli.output import print_pairs
 
 if TYPE_CHECKING:
-    from shardyard.types import BatchPlan, DataStats, MemoryPlan, Plan
+    from datetime import timedelta
+
+    from shardyard.types import BatchPlan, DataStats, MemoryPlan, Plan, TimePlan
 
 _VERDICTS = {
     "fits": "fits",
@@ -38,6 +40,7 @@ def print_plan(plan: Plan) -> None:
             ),
             ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),
             ("slots", str(plan.slots)),
+            ("time", time_line(plan.time) if plan.time is not None else ""),
             ("etag", plan.etag),
         ]
     )
@@ -70,6 +73,23 @@ def stats_line(stats: DataStats) -> str:
         f"{stats.num_samples:,} samples, {stats.num_tokens:,} tokens, {100 * stats.cut_share:.1f} % of the texts cut, "
         f"{100 * stats.unknown_share:.1f} % of the tokens unknown"
     )
+
+
+def time_line(time: TimePlan) -> str:
+    """`about 12 min (6 min to 24 min), 0.4 slot-hours, 0.08 EUR`: a guess, before anything has run."""
+    expected, low, high = (span(each) for each in (time.expected, time.low, time.high))
+    cost = f", {time.cost:,.2f} {printable(time.currency)}".rstrip() if time.cost is not None else ""
+    return f"about {expected} ({low} to {high}), {time.slot_hours:,.2g} slot-hours{cost}"
+
+
+def span(duration: timedelta | None) -> str:
+    """A time in its largest unit: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    seconds = duration.total_seconds() if duration is not None else 0.0
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def lengths_line(stats: DataStats | None) -> str:

@@ -63,6 +63,10 @@ def serve(
     ] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Slots on this machine [its cores].")] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs on this machine [those found].")] = None,
+    slot_hour_price: Annotated[
+        float | None, typer.Option("--slot-hour-price", min=0, help="What plans say that an hour of a slot costs.")
+    ] = None,
+    currency: Annotated[str | None, typer.Option("--currency", help="Its currency, such as EUR.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine, without a password.")
     ] = False,
@@ -79,6 +83,8 @@ def serve(
         "ray_address": ray_address,
         "cpus": cpus,
         "gpus": gpus,
+        "slot_hour_price": slot_hour_price,
+        "currency": currency,
         "insecure": insecure or None,
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})

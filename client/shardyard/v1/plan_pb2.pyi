@@ -5,6 +5,7 @@ What a job would need, before it runs."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -110,6 +111,7 @@ class JobPlan(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     NUM_SHARED_SAMPLES_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     deepspeed_config_json: _builtins.str
     """The DeepSpeed configuration, as JSON."""
     num_parameters: _builtins.int
@@ -186,6 +188,10 @@ class JobPlan(_message.Message):
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alternative]:
         """If the memory does not suffice, or hardly: settings with which it does, at most four, the cheapest first."""
 
+    @_builtins.property
+    def time(self) -> Global___TimePlan:
+        """How long it would take, from the start of its gang to the end."""
+
     def __init__(
         self,
         *,
@@ -216,16 +222,71 @@ class JobPlan(_message.Message):
         etag: _builtins.str = ...,
         num_shared_samples: _builtins.int | None = ...,
         alternatives: _abc.Iterable[Global___Alternative] | None = ...,
+        time: Global___TimePlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples", "batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "num_shared_samples", b"num_shared_samples", "resolved_spec", b"resolved_spec", "train_stats", b"train_stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples", "batch", b"batch", "eval_stats", b"eval_stats", "memory", b"memory", "num_shared_samples", b"num_shared_samples", "resolved_spec", b"resolved_spec", "time", b"time", "train_stats", b"train_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples", "alternatives", b"alternatives", "batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "decisions", b"decisions", "deepspeed_config_json", b"deepspeed_config_json", "etag", b"etag", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_shared_samples", b"num_shared_samples", "num_teacher_parameters", b"num_teacher_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "teacher_fingerprint", b"teacher_fingerprint", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples", "alternatives", b"alternatives", "batch", b"batch", "checkpoint_bytes", b"checkpoint_bytes", "data_fingerprint", b"data_fingerprint", "decisions", b"decisions", "deepspeed_config_json", b"deepspeed_config_json", "etag", b"etag", "eval_stats", b"eval_stats", "labels", b"labels", "memory", b"memory", "metrics", b"metrics", "model_fingerprint", b"model_fingerprint", "num_eval_samples", b"num_eval_samples", "num_parameters", b"num_parameters", "num_shared_samples", b"num_shared_samples", "num_teacher_parameters", b"num_teacher_parameters", "num_train_samples", b"num_train_samples", "num_train_tokens", b"num_train_tokens", "num_trainable_parameters", b"num_trainable_parameters", "output", b"output", "resolved_spec", b"resolved_spec", "slots", b"slots", "teacher_fingerprint", b"teacher_fingerprint", "time", b"time", "tokenizer_fingerprint", b"tokenizer_fingerprint", "total_steps", b"total_steps", "train_stats", b"train_stats", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__num_shared_samples: _TypeAlias = _typing.Literal["num_shared_samples"]  # noqa: Y015
     _WhichOneofArgType__num_shared_samples: _TypeAlias = _typing.Literal["_num_shared_samples", b"_num_shared_samples"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_shared_samples) -> _WhichOneofReturnType__num_shared_samples | None: ...
 
 Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
+
+@_typing.final
+class TimePlan(_message.Message):
+    """How long a job would take, by formula (docs/planning.md), before any of it has run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    WORKER_HOURS_FIELD_NUMBER: _builtins.int
+    SLOT_HOURS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    worker_hours: _builtins.float
+    """The time of all workers together."""
+    slot_hours: _builtins.float
+    """The time of all slots together."""
+    cost: _builtins.float
+    """What these cost, if the operator has set a price; in `currency`."""
+    currency: _builtins.str
+    """The operator's name for the currency, such as `EUR`."""
+    @_builtins.property
+    def expected(self) -> _duration_pb2.Duration:
+        """The best guess."""
+
+    @_builtins.property
+    def low(self) -> _duration_pb2.Duration:
+        """The interval that it is expected within, from here ..."""
+
+    @_builtins.property
+    def high(self) -> _duration_pb2.Duration:
+        """... to here."""
+
+    def __init__(
+        self,
+        *,
+        expected: _duration_pb2.Duration | None = ...,
+        low: _duration_pb2.Duration | None = ...,
+        high: _duration_pb2.Duration | None = ...,
+        worker_hours: _builtins.float = ...,
+        slot_hours: _builtins.float = ...,
+        cost: _builtins.float | None = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost", b"_cost", "cost", b"cost", "expected", b"expected", "high", b"high", "low", b"low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost", b"_cost", "cost", b"cost", "currency", b"currency", "expected", b"expected", "high", b"high", "low", b"low", "slot_hours", b"slot_hours", "worker_hours", b"worker_hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost: _TypeAlias = _typing.Literal["cost"]  # noqa: Y015
+    _WhichOneofArgType__cost: _TypeAlias = _typing.Literal["_cost", b"_cost"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost) -> _WhichOneofReturnType__cost | None: ...
+
+Global___TimePlan: _TypeAlias = TimePlan  # noqa: Y015
 
 @_typing.final
 class Alternative(_message.Message):

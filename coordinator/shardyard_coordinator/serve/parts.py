@@ -48,6 +48,8 @@ class Parts:
     projects: frozenset[str]
     data_roots: tuple[str, ...]
     torch_hub: Mapping[str, str] = field(default_factory=dict)
+    slot_hour_price: float | None = None
+    currency: str = ""
 
     @cached_property
     def questions(self) -> Questions:

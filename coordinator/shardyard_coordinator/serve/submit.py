@@ -95,7 +95,11 @@ class Submitter:
         located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked))
         queue_of(request.job)
         planned = await self._plans.plan(located, call)
-        return plan_pb2.JobPlan.FromString(planned.plan)
+        plan = plan_pb2.JobPlan.FromString(planned.plan)
+        price = self._parts.slot_hour_price
+        if price is not None and plan.HasField("time"):
+            plan.time.cost, plan.time.currency = plan.time.slot_hours * price, self._parts.currency
+        return plan
 
     async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob, call: Call) -> job_pb2.Job:
         def check(conn: Connection) -> None:

@@ -52,6 +52,9 @@ class Shape:
     activation_bytes: int = 0
     num_frozen_layers: int = 0
     can_recompute: bool = False
+    forward_flops: int = 0
+    """Operations of a forward pass for a position, but for attention: products and sums."""
+
     teacher: Shape | None = None
     """A frozen model beside it, which only computes."""
 

@@ -32,6 +32,7 @@ from shardyard_trainer.planning.checks import (
     slots_of,
 )
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
+from shardyard_trainer.planning.duration import plan_time
 from shardyard_trainer.planning.evaluation import plan_evaluation
 from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.identity import data_fingerprint
@@ -89,7 +90,7 @@ def _with_etag(result: worker_pb2.PlanResult) -> worker_pb2.PlanResult:
     if result.HasField("plan"):
         kept = plan_pb2.JobPlan()
         kept.CopyFrom(result.plan)
-        for name in ("memory", "decisions", "alternatives", "warnings"):
+        for name in ("memory", "decisions", "alternatives", "time", "warnings"):
             kept.ClearField(name)
         result.plan.etag = hashlib.sha256(kept.SerializeToString(deterministic=True)).hexdigest()[:32]
     return result
@@ -149,6 +150,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         on_gpu=gang.on_gpu,
         offload=ways.offloads,
     )
+    checkpoint = _checkpoint_bytes(shape, stage=ways.stage, bf16=gang.bf16)
     train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
     losses = _loss_warnings(spec, task, {"training": train_stats, "evaluation": eval_stats})
     return plan_pb2.JobPlan(
@@ -164,7 +166,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         num_eval_samples=task.eval.num_samples if task.eval is not None else 0,
         num_train_tokens=task.train.num_tokens,
         labels=list(task.describe().get("labels") or ()),
-        checkpoint_bytes=_checkpoint_bytes(shape, stage=ways.stage, bf16=gang.bf16),
+        checkpoint_bytes=checkpoint,
         warnings=[
             *does_not_fit(spec, need, shape.num_parameters, ways.stage, others),
             *plan_warnings(spec, task, need, steps, call.node_shape),
@@ -178,6 +180,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         teacher_fingerprint=teacher_fingerprint(spec, call.locations),
         decisions=sized.placed.decisions,
         alternatives=others,
+        time=plan_time(spec, task, shape, sized, call.node_shape, checkpoint=checkpoint),
         train_stats=data_stats(task, task.train),
         eval_stats=data_stats(task, task.eval) if task.eval is not None else None,
         num_shared_samples=seen.num_shared,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -121,8 +122,22 @@ def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
         activation_bytes=footprint.activation_bytes,
         num_frozen_layers=min(num_layers_frozen(module), num_layers),
+        forward_flops=footprint.forward_flops or 2 * _parameters_at_work(module, footprint.num_logits, width),
         can_recompute=bool(getattr(module.model, "supports_gradient_checkpointing", False)),
     )
+
+
+def _parameters_at_work(module: nn.Module, num_logits: int, width: int) -> int:
+    """Parameters that every position is multiplied with: all but tables of vectors, unless these are outputs too."""
+    tables = {
+        parameter for part in module.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters()
+    }
+    working = sum(parameter.numel() for parameter in module.parameters() if parameter not in tables)
+    is_tied = num_logits and not any(
+        isinstance(part, nn.Linear) and part.out_features == num_logits and part.weight not in tables
+        for part in module.modules()
+    )
+    return working + (num_logits * width if is_tied else 0)
 
 
 def _weight_errors(source: spec_pb2.ModelSource, task: Prepared, field: str) -> list[SpecError]:

@@ -208,6 +208,7 @@ class PreparedPictures:
         self._label_smoothing = wanted.label_smoothing
         self._keeps_head = keeps_head
         self._kept_bytes = 0
+        self._forward_flops = 0
         self._needs_two = False
 
     def make_module(self, *, meta: bool) -> PictureModule:
@@ -230,9 +231,10 @@ class PreparedPictures:
         """
         settings = self.inputs.settings
         seen = torch.empty(2, settings.channels, *settings.seen, device="meta")
-        outputs, self._kept_bytes, self._needs_two = probe(self, {"pixel_values": seen}, field, spec.fine_tuning)
-        if tuple(outputs["logits"].shape) != (2, self.schema.num_outputs):
-            why = f"its head gives outputs of the shape {list(outputs['logits'].shape)}"
+        found = probe(self, {"pixel_values": seen}, field, spec.fine_tuning)
+        self._kept_bytes, self._forward_flops, self._needs_two = found.kept_bytes, found.forward_flops, found.needs_two
+        if tuple(found.outputs["logits"].shape) != (2, self.schema.num_outputs):
+            why = f"its head gives outputs of the shape {list(found.outputs['logits'].shape)}"
             raise does_not_fit(self.choice, self.inputs, why, field)
 
     def metrics(self) -> PictureMetrics:
@@ -257,7 +259,7 @@ class PreparedPictures:
 
     def footprint(self) -> Footprint:
         """A few outputs a picture; the activation memory is measured."""
-        return Footprint(0, 0, self._kept_bytes // self.length)
+        return Footprint(0, 0, self._kept_bytes // self.length, self._forward_flops // self.length)
 
     def describe(self) -> Mapping[str, Any]:
         """The content of `shardyard.json`."""

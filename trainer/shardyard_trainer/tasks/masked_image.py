@@ -148,7 +148,7 @@ class PreparedMaskedImage:
         settings = inputs.settings
         mask = torch.ones(2, masks.places, masks.places, dtype=torch.bool, device="meta")
         seen = {"pixel_values": torch.empty(2, settings.channels, *settings.seen, device="meta"), "mask": mask}
-        outputs, self._kept_bytes, _ = probe(self, seen, field)
+        outputs, self._kept_bytes, self._forward_flops, _ = probe(self, seen, field)
         if tuple(outputs["reconstruction"].shape[2:]) != settings.seen:
             why = f"it reconstructs {list(outputs['reconstruction'].shape[2:])}"
             raise does_not_fit(choice, inputs, why, field)
@@ -173,7 +173,7 @@ class PreparedMaskedImage:
 
     def footprint(self) -> Footprint:
         """No vocabulary; the probe measured what the backward pass keeps of a picture."""
-        return Footprint(0, 0, self._kept_bytes // self.length)
+        return Footprint(0, 0, self._kept_bytes // self.length, self._forward_flops // self.length)
 
     def describe(self) -> Mapping[str, Any]:
         """The content of `shardyard.json`."""

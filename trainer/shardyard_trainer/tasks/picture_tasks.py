@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
@@ -92,10 +93,21 @@ class Probed(Protocol):
         """The module."""
 
 
+class Probe(NamedTuple):
+    """What two pictures gave on the meta device: outputs; of one the bytes kept for the backward pass, and the
+    operations of the forward pass; and whether one alone cannot be trained on.
+    """
+
+    outputs: dict[str, torch.Tensor]
+    kept_bytes: int
+    forward_flops: int
+    needs_two: bool
+
+
 def probe(
     task: Probed, seen: dict[str, torch.Tensor], field: str, adaptation: spec_pb2.FineTuning | None = None
-) -> tuple[dict[str, torch.Tensor], int, bool]:
-    """Runs two pictures on the meta device: outputs, bytes kept of one, and whether one alone cannot be trained on.
+) -> Probe:
+    """Runs two pictures on the meta device.
 
     Raises SpecError for a model that does not take pictures of this size.
     """
@@ -103,9 +115,9 @@ def probe(
     with quiet(), torch.device("meta"):
         module = task.make_module(meta=True)
         adapt(module, adaptation or spec_pb2.FineTuning())
-        kept = Kept(module)
+        kept, operations = Kept(module), FlopCounterMode(display=False)
         try:
-            with kept:
+            with kept, operations:
                 found = module.train()(**seen, return_outputs=True).outputs
         except LOADING_ERRORS as error:
             why = in_plain_words(error)
@@ -119,4 +131,4 @@ def probe(
         except ValueError:
             # Batch normalisation cannot train on a single value a channel.
             needs_two = True
-    return found or {}, kept.num_bytes // 2, needs_two
+    return Probe(found or {}, kept.num_bytes // 2, operations.get_total_flops() // 2, needs_two)
