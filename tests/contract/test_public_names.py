@@ -54,6 +54,7 @@ NAMES = [
     "DataLoss",
     "Dataset",
     "DeadlineExceeded",
+    "Distillation",
     "EarlyStopping",
     "Embedding",
     "Entity",
