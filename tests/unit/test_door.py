@@ -38,7 +38,7 @@ NAMES = [
     ("/etc/passwd", False),
     ("modeling_x.py", False),
     ("pytorch_model.bin", False),
-    ("adapter_config.json", False),
+    ("adapter_config.json", True),
     ("1_Pooling/../../x.safetensors", False),
     (".hidden.safetensors", False),
     ("model.safetensors\n", False),

@@ -185,7 +185,7 @@ ROWS: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("a template without a name", lambda f: (f / "tokenizer_config.json").write_text(
         '{"chat_template": [{"name": [], "template": ""}]}'), "MODEL_INVALID", "chat_template"),
     ("an index of nothing", _index_of_nothing, "MODEL_INVALID", "no weight_map"),
-    ("an adapter", lambda f: (f / "adapter_config.json").write_text("{}"), "MODEL_INVALID", "merge it into its model"),
+    ("an adapter", lambda f: (f / "adapter_config.json").write_text("{}"), "MODEL_INVALID", "give it as the `adapter`"),
     ("a pointer", lambda f: (f / "model.safetensors").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),
     ("a tokenizer's pointer", lambda f: (f / "tokenizer.json").write_text(POINTER), "MODEL_INVALID", "git lfs pull"),
     ("TensorFlow's weights", lambda f: (f / "model.safetensors").rename(f / "tf_model.h5"), "MODEL_INVALID", "another"),

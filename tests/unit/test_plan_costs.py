@@ -13,6 +13,7 @@ from helpers.small_specs import causal_spec, classification_spec, locations, mas
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.planning.statistics import data_stats
 from shardyard_trainer.tasks.ingredients import prepare
 
 
@@ -74,7 +75,7 @@ def test_another_seed_reads_nothing_again_but_for_its_own_split(tmp_path: Path) 
         found = planned(tmp_path, seeded(split, seed)).plan
         assert found.resolved_spec.optimization.seed == seed
         task = prepare(seeded(split, seed), locations(tmp_path))
-        assert task.eval is not None and found.eval_stats == task.eval.stats().to_proto()
+        assert task.eval is not None and found.eval_stats == data_stats(task, task.eval)
 
 
 def _few(root: Path) -> Path:

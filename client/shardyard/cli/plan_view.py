@@ -30,12 +30,13 @@ def print_plan(plan: Plan) -> None:
             ("training data", stats_line(plan.train_stats) if plan.train_stats is not None else ""),
             ("evaluation data", stats_line(plan.eval_stats) if plan.eval_stats is not None else ""),
             ("lengths", lengths_line(plan.train_stats)),
-            ("labels", labels_line(plan)),
+            ("labels", ", ".join(plan.labels[:10]) + (" …" if len(plan.labels) > 10 else "")),
+            ("classes", classes_line(plan.train_stats)),
             ("metrics", ", ".join(each.name for each in plan.metrics)),
             ("batch", batch_line(plan.batch) if plan.batch is not None and plan.batch.global_batch_size else ""),
             ("memory", memory_line(plan.memory) if plan.memory is not None else ""),
             *(
-                (decision.field.rpartition(".")[2].replace("_", " "), f"{decision.value}: {printable(decision.reason)}")
+                (printable(decision.field.rpartition(".")[2].replace("_", " ")), f"{decision.value}: {decision.reason}")
                 for decision in plan.decisions
             ),
             ("checkpoint", size(plan.checkpoint_bytes) if plan.checkpoint_bytes else ""),
@@ -101,11 +102,12 @@ def lengths_line(stats: DataStats | None) -> str:
     return f"{parts}, longest {found.longest:,}"
 
 
-def labels_line(plan: Plan) -> str:
-    """The labels with how often they occur in the training data, if that is known; at most ten of them."""
-    counted = plan.train_stats.classes if plan.train_stats is not None else ()
-    words = [f"{each.label} {each.count:,}" for each in counted[:10]] or list(plan.labels[:10])
-    return ", ".join(map(printable, words)) + (" …" if len(plan.labels) > 10 else "")
+def classes_line(stats: DataStats | None) -> str:
+    """How often classes occur in the training data, the ten most frequent; empty if that is not known."""
+    found = stats.classes if stats is not None else ()
+    return ", ".join(f"{printable(each.label)} {each.count:,}" for each in found[:10]) + (
+        " …" if len(found) > 10 else ""
+    )
 
 
 def batch_line(batch: BatchPlan) -> str:
