@@ -37,6 +37,11 @@ class Folders:
         return {"reads": self.reads, "writes": self._writes, "hidden": self.hidden, "ports": ports}
 
     @property
+    def ranks(self) -> str:
+        """The folder of the `fork_server`; empty without a state folder: there is none."""
+        return warm_folder(self.hidden)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """All paths of `confine`, in the order in which the process reports what it found there."""
         return (*self.reads, *self._writes) if self.cache else ()
@@ -74,6 +79,11 @@ class FolderWatch:
         if not self._look.done():
             return False
         return any(now is not None and now != before for now, before in zip(self._look.result(), then, strict=True))
+
+
+def warm_folder(hidden: str) -> str:
+    """Where ranks find their `fork_server`: in the state folder, of which they see only their own part."""
+    return f"{hidden}/warm" if hidden else ""
 
 
 def hub_ports(environment: Mapping[str, str]) -> list[int]:

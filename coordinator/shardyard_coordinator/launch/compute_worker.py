@@ -1,7 +1,8 @@
-"""The processes of a Compute: `python -m ...compute_worker --warm a,b --fd N --confine JSON`.
+"""The processes of a Compute: `python -m ...compute_worker --warm a,b --fd N --confine JSON --ranks FOLDER`.
 
-The first one imports the modules of `--warm`, gives up every right that opening clients' files does not need
-(`confine`), and from then on only forks: one process for each inspection, and one for each model that answers.
+The first one imports the modules of `--warm`, forks the server that starts ranks (`fork_server`, with a folder), gives
+up every right that opening clients' files does not need (`confine`), and from then on only forks: one process for each
+inspection, and one for each model that answers.
 It stays single-threaded and opens nothing itself, so that a fork is a copy without locks that nobody holds.
 
 Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
@@ -13,7 +14,6 @@ A fork reads and writes frames on its stream: see `inspect` and `serve`.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import importlib
 import json
@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from shardyard_coordinator.launch import confine
+from shardyard_coordinator.launch.fork_server import fork_server
 from shardyard_coordinator.launch.frames import Header, frame, pack, receive_frame, unpack
+from shardyard_coordinator.launch.guard import bind_to
 
 READING_FUNCTION = "shardyard_trainer.reading:listen"
 _PACKET_BYTES = 64 * 1024
-_PR_SET_PDEATHSIG = 1
 # Less than the coordinator waits for the answer to an order.
 _GONE_S = 3.0
 
@@ -45,11 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--warm", default="")
     parser.add_argument("--confine", default="{}")
+    parser.add_argument("--ranks", default="")
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     control = socket.socket(fileno=arguments.fd)
     for module in filter(None, arguments.warm.split(",")):
         importlib.import_module(module)
+    if arguments.ranks:
+        fork_server(Path(arguments.ranks), control)
     _first_to_go()
     wanted = json.loads(arguments.confine)
     _make_folders(wanted)
@@ -110,7 +114,7 @@ def _fork(order: dict[str, Any], descriptor: int, control: socket.socket) -> dic
     status = 1
     try:
         control.close()
-        _bind_to(parent)
+        bind_to(parent)
         confine.limit_memory(order["memory_bytes"])
         if not order["network"]:
             confine.forbid_network()
@@ -127,14 +131,6 @@ def _fork(order: dict[str, Any], descriptor: int, control: socket.socket) -> dic
         sys.stderr.flush()
         # Not `sys.exit`: at exit some libraries join threads that the fork does not have.
         os._exit(status)
-
-
-def _bind_to(parent: int) -> None:
-    """Makes this process end with its parent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _end(pid: int) -> dict[str, Any]:

@@ -150,9 +150,15 @@ class WarmProcess:
 
     @classmethod
     async def start(
-        cls, *, warm: Sequence[str], confine: Mapping[str, Any], environment: Mapping[str, str], log: Path
+        cls,
+        *,
+        warm: Sequence[str],
+        confine: Mapping[str, Any],
+        environment: Mapping[str, str],
+        log: Path,
+        ranks: str = "",
     ) -> WarmProcess:
-        """Starts one and waits until it has imported everything.
+        """Starts one and waits until it has imported everything; `ranks`: the folder of its `fork_server`, if any.
 
         Raises: OSError; WarmProcessGone if it ends meanwhile.
         """
@@ -162,7 +168,7 @@ class WarmProcess:
                 # -P: the current folder of the service must not supply modules, nor be read.
                 [
                     *("-P", "-m", "shardyard_coordinator.launch.compute_worker"),
-                    *("--warm", ",".join(warm), "--confine", json.dumps(confine)),
+                    *("--warm", ",".join(warm), "--confine", json.dumps(confine), "--ranks", ranks),
                 ],
                 fd_option="--fd",
                 environment=environment,

@@ -18,12 +18,22 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Asks for SIGKILL at the parent's death, then becomes the program."""
     parent, program = int(sys.argv[1]), sys.argv[2:]
+    bind_to(parent)
+    os.execv(program[0], program)
+
+
+def bind_to(parent: int) -> None:
+    """Makes this process end with its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            # It died before the request.
-            sys.exit(1)
-    os.execv(program[0], program)
+            os._exit(1)  # It died before the request.
+
+
+def unbind() -> None:
+    """Lets this process outlive its parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, 0)
 
 
 if __name__ == "__main__":

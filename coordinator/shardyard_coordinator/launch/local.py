@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.launch.allowed import warm_folder
 from shardyard_coordinator.launch.attempt import Attempt
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.forks import StopWatch
@@ -186,6 +187,7 @@ class LocalLauncher:
                 rank,
                 rights=rank_rights(launch.spec, hidden=self._hidden),
                 environment=environment | self._environment,
+                warm=warm_folder(self._hidden),
             )
         )
         gang.ranks.append(process)

@@ -261,6 +261,7 @@ class ProcessCompute:
                 confine=self._folders.confine(self._environment),
                 environment=self._environment,
                 log=self._log_path,
+                ranks=self._folders.ranks,
             )
         except OSError as error:
             _log.warning("no compute process could be started: %s", error)

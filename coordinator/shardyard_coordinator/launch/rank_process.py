@@ -23,6 +23,7 @@ from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.rank_env import FOREIGN
 from shardyard_coordinator.launch.rank_exit import RankExit
+from shardyard_coordinator.launch.warm_rank import WarmRank, start_warm
 
 TRAINER = "shardyard_trainer"
 """The module that a rank runs: it takes the arguments of `python -m shardyard_trainer`."""
@@ -50,7 +51,7 @@ class RankSettings(NamedTuple):
 class RankOrders:
     """What a rank runs: a module, the spec in an attempt's folder, and the rights from `rank_env.rank_rights`.
 
-    `environment` is added to that of the process that starts it.
+    `environment` is added to that of the process that starts it. `warm` is the folder of a `fork_server`; empty: none.
     """
 
     program: str
@@ -59,12 +60,19 @@ class RankOrders:
     local_rank: int
     rights: Mapping[str, list[str]]
     environment: Mapping[str, str]
+    warm: str = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """Those of the program."""
+        place = ["--rank", str(self.rank), "--local-rank", str(self.local_rank)]
+        return [str(Path(self.attempt_dir) / "spec.json"), *place]
 
 
 class RankProcess:
     """A running rank. Its process ends together with the process that started it."""
 
-    def __init__(self, rank: int, process: asyncio.subprocess.Process, reports: socket.socket) -> None:
+    def __init__(self, rank: int, process: asyncio.subprocess.Process | WarmRank, reports: socket.socket) -> None:
         self._rank = rank
         self._process = process
         self._reports = reports
@@ -73,14 +81,24 @@ class RankProcess:
     @classmethod
     async def start(cls, orders: RankOrders) -> RankProcess:
         """Starts the rank; its output, failed imports included, goes to the attempt's logs. Raises: OSError."""
-        folder, rank = Path(orders.attempt_dir), str(orders.rank)
-        arguments = ["-P", "-m", _CONFINED_RANK, json.dumps(dict(orders.rights)), orders.program]
-        arguments += [str(folder / "spec.json"), "--rank", rank, "--local-rank", str(orders.local_rank)]
-        with _log_file(folder, rank, "stdout") as stdout, _log_file(folder, rank, "stderr") as stderr:
+        folder, environment = Path(orders.attempt_dir), _inherited() | dict(orders.environment)
+        with _log_file(folder, orders.rank, "stdout") as stdout, _log_file(folder, orders.rank, "stderr") as stderr:
+            if _starts_warm(orders):
+                started = await start_warm(
+                    Path(orders.warm),
+                    program=orders.program,
+                    arguments=orders.arguments,
+                    environment=environment,
+                    rights=orders.rights,
+                    stdout=stdout,
+                    stderr=stderr,
+                )
+                if started is not None:
+                    return cls(orders.rank, *started)
             process, ours = await start_child(
-                arguments,
+                ["-P", "-m", _CONFINED_RANK, json.dumps(dict(orders.rights)), orders.program, *orders.arguments],
                 fd_option="--report-fd",
-                environment=_inherited() | dict(orders.environment),
+                environment=environment,
                 stdout=stdout,
                 stderr=stderr,
             )
@@ -132,7 +150,12 @@ def _inherited() -> dict[str, str]:
     return {name: value for name, value in own.items() if name not in FOREIGN and not name.startswith(_OF_RAY)}
 
 
-def _log_file(folder: Path, rank: str, name: str) -> IO[bytes]:
+def _starts_warm(orders: RankOrders) -> bool:
+    """Not with GPUs: the warm process was made for CPUs, before anything knew which devices a rank gets."""
+    return bool(orders.warm) and orders.program == TRAINER and orders.environment.get("DS_ACCELERATOR") == "cpu"
+
+
+def _log_file(folder: Path, rank: int, name: str) -> IO[bytes]:
     return _private(folder / "logs" / f"rank-{rank}.{name}.log", os.O_APPEND)
 
 

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 import ray
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.causes import Cause
+from shardyard_coordinator.launch.allowed import warm_folder
 from shardyard_coordinator.launch.attempt import Attempt
 from shardyard_coordinator.launch.compute_wire import answer_call, made_of
 from shardyard_coordinator.launch.folder import make_attempt_folder
@@ -67,6 +68,7 @@ class Supervisor:
         self._ranks: list[Any] = []
         self._watches: list[asyncio.Task[None]] = []
         self._pids: dict[int, tuple[str, int]] = {}
+        self._rank_pids: dict[int, int] = {}
         self._memory: dict[int, MemoryWatch] = {}
         self._killed: list[int] = []
         self._node = ray.get_runtime_context().get_node_id()
@@ -78,6 +80,10 @@ class Supervisor:
     async def report(self, request: bytes) -> bytes:
         """Called by ranks: a ReportRequest in, a ReportReply out."""
         return await self._started().report(request)
+
+    async def rank_started(self, rank: int, pid: int) -> None:
+        """Called by ranks' actors: a rank's process is a child of its actor only if it was started cold."""
+        self._rank_pids[rank] = pid
 
     async def events_after(self, after: int, timeout_s: float, limit: int) -> list[bytes]:
         """Returns WorkerEvents with sequences over `after`; waits until there is one."""
@@ -163,7 +169,13 @@ class Supervisor:
             # The order matters: an actor runs one call at a time, and the second one lasts as long as the attempt.
             where = self._ranks[rank].where.remote()
             orders = RankOrders(
-                self._settings.program, self._launch.attempt_dir, rank, seat.local_rank, rights, environment
+                self._settings.program,
+                self._launch.attempt_dir,
+                rank,
+                seat.local_rank,
+                rights,
+                environment,
+                warm=warm_folder(self._settings.hidden),
             )
             run = self._ranks[rank].run.remote(orders, me)
             self._watches.append(asyncio.create_task(self._watch(attempt, rank, where, run)))
@@ -261,6 +273,8 @@ class Supervisor:
         if pid and node == self._node:
             # Ray only asks a process to end: a hanging one does not react, and its children survive.
             self._killed += [*_kill_tree(pid, itself=not gently), pid]
+            if not gently and (own := self._rank_pids.get(rank)):
+                self._killed += _kill_tree(own, itself=True)
         ray.kill(self._ranks[rank], no_restart=True)
 
 
@@ -315,6 +329,7 @@ async def _run_rank(orders: RankOrders, supervisor: Any) -> RankExit:
         process = await RankProcess.start(orders)
     except OSError as error:
         return RankExit(None, detail=f"not started: {error}")
+    supervisor.rank_started.remote(orders.rank, process.pid)
     return await process.serve(report)
 
 
