@@ -37,3 +37,8 @@ def is_confined(rank: psutil.Process) -> bool:
     """Whether the kernel says that a rank has given up its rights, and no capability but those that a rank needs."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{rank.pid}/status").read_text().splitlines())
     return status["NoNewPrivs"] == "1" and int(status["CapEff"], 16) & ~0x804006 == 0
+
+
+def is_warm(rank: psutil.Process) -> bool:
+    """Whether it is a fork of a warm process: then it has the command line of the process that it is a copy of."""
+    return any(part.endswith("compute_worker") for part in rank.cmdline())

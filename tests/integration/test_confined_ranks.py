@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import shardyard
-from helpers.confined import is_confined, looking_launch
+from helpers.confined import is_confined, is_warm, looking_launch
 from helpers.launches import TESTS, collect
 from helpers.served import BIN, rank_pids, served, wait_for_step
 from helpers.tiny_folders import save_folder
@@ -128,7 +128,7 @@ def test_the_ranks_of_a_real_job_are_confined_and_doctor_says_so(tmp_path: Path)
         wait_for_step(job, 1)
         ranks = [psutil.Process(pid) for pid in rank_pids(service.state, job.uid).values()]
         for rank in ranks:
-            assert is_confined(rank)
+            assert is_confined(rank) and is_warm(rank)
             assert rank.rlimit(psutil.RLIMIT_CORE) == (0, 0)
             files = {file.path for file in rank.open_files()}
             # The environment itself may be there.

@@ -152,7 +152,7 @@ def _inherited() -> dict[str, str]:
 
 def _starts_warm(orders: RankOrders) -> bool:
     """Not with GPUs: the warm process was made for CPUs, before anything knew which devices a rank gets."""
-    return bool(orders.warm) and orders.program == TRAINER and orders.environment.get("DS_ACCELERATOR") == "cpu"
+    return bool(orders.warm) and orders.environment.get("DS_ACCELERATOR") == "cpu"
 
 
 def _log_file(folder: Path, rank: int, name: str) -> IO[bytes]:
