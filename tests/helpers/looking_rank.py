@@ -84,7 +84,12 @@ def _make_device(path: Path) -> None:
     os.mknod(path, 0o600 | 0o060000, os.makedev(7, 0))
 
 
+def _start(_path: Path) -> str:
+    return "warm" if "compute_worker" in Path("/proc/self/cmdline").read_text() else "cold"
+
+
 VERBS: dict[str, Callable[[Path], object]] = {
+    "start": _start,
     "read": Path.read_bytes,
     "list": os.listdir,
     "write": lambda path: path.write_text("written"),

@@ -18,7 +18,7 @@ import pytest
 from helpers.confined import is_warm, looking_launch
 from helpers.fake_trainer import Script
 from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
-from shardyard_coordinator.launch import rank_process, warm_rank
+from shardyard_coordinator.launch import warm_rank
 from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.confine import landlock_version
 from shardyard_coordinator.launch.fork_server import SOCKET, TOKEN
@@ -207,16 +207,14 @@ async def test_a_caller_that_sends_nothing_or_nonsense_delays_no_other(
 
 
 @pytest.mark.skipif(landlock_version() < 2, reason="the kernel's Landlock has no rules for ranks")
-async def test_a_warm_rank_opens_no_more_than_a_cold_one(
-    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rank_process, "start_child", None)
+async def test_a_warm_rank_opens_no_more_than_a_cold_one(state: Path, tmp_path: Path) -> None:
     storage, root = state / "storage", tmp_path / "root"
     root.mkdir()
     (root / "rows.csv").write_text("text")
     others = storage / "models" / "others"
     denied, done = "PermissionError", "done"
     rows = [
+        ("start", Path(), "warm"),
         ("read", root / "rows.csv", done),
         ("read", others / "config.json", done),
         ("read", state / "warm" / TOKEN, denied),
