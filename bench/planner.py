@@ -1,9 +1,10 @@
-"""The planner's formulas against what jobs need: memory of one worker, by task, stage and way to save memory.
+"""The planner's formulas against what jobs need: memory of one worker and time, by task, stage and way to save memory.
 
-    python bench/planner.py [--only NAME] [--write]
+    python bench/planner.py [--only NAME] [--time] [--write]
 
-Each row is planned, then run for a few steps by torchrun, without a coordinator; the peak of its ranks is compared with
-the plan. A worker's peak counts everything of its process, as `VmHWM` does.
+Each row is planned, then run by torchrun, without a coordinator. The peak of its ranks after a few steps is compared
+with the plan; a worker's peak counts everything of its process, as `VmHWM` does. With `--time` more steps are run, and
+two things are compared with the whole duration: the plan, and what the first progress after the canary says.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from google.protobuf import json_format
 
@@ -26,8 +29,8 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.planning.node import this_node
 from shardyard_trainer.planning.plan import plan
 
-WITHIN = 0.15
-STEPS = 6
+WITHIN, WITHIN_TIME = 0.15, 0.30
+STEPS, TIMED_STEPS = 6, 60
 
 
 @dataclass(frozen=True)
@@ -72,27 +75,58 @@ ROWS: Mapping[str, Row] = {
 
 
 def main() -> int:
-    """Plan, run, compare; the exit code says whether every row is within 15 %."""
+    """Plan, run, compare; the exit code says whether every row is within its bound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=tuple(ROWS))
+    parser.add_argument("--time", action="store_true")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     arguments = parser.parse_args()
+    compare, name = (compare_time, "planner time") if arguments.time else (compare_memory, "planner memory")
     table, missed = [], 0
-    for name in [arguments.only] if arguments.only else ROWS:
+    for row in [arguments.only] if arguments.only else ROWS:
         with tempfile.TemporaryDirectory(prefix="sy") as folder:
-            planned, measured = compare(ROWS[name], Path(folder))
-        error = planned.total_bytes / measured - 1
-        missed += abs(error) > WITHIN
-        found = f"{planned.total_bytes / 1e6:,.0f} MB planned, {measured / 1e6:,.0f} MB measured: {error:+.1%}"
-        table.append((name, f"within {WITHIN:.0%}", found))
+            error, target, found = compare(ROWS[row], Path(folder))
+        missed += abs(error) > target
+        table.append((row, f"within {target:.0%}", found))
         print(*table[-1], sep=" | ", flush=True)
-    report("planner memory", table, write=arguments.write)
+    report(name, table, write=arguments.write)
     return int(missed > 0)
 
 
-def compare(row: Row, folder: Path) -> tuple[plan_pb2.MemoryPlan, int]:
-    """The planned memory of a worker, and the highest peak of the ranks, in bytes."""
-    attempt = attempt_of(row, folder)
+def compare_memory(row: Row, folder: Path) -> tuple[float, float, str]:
+    """The error of the planned memory of a worker, its bound, and both in words."""
+    planned, events = run(row, folder, steps=STEPS)
+    measured = max(int(each.data["peak_memory_bytes"]) for each in events if each.kind == "progress")
+    error = planned.memory.total_bytes / measured - 1
+    found = f"{planned.memory.total_bytes / 1e6:,.0f} MB planned, {measured / 1e6:,.0f} MB measured: {error:+.1%}"
+    return error, WITHIN, found
+
+
+def compare_time(row: Row, folder: Path) -> tuple[float, float, str]:
+    """The error of the time that is said to be left after the canary, its bound, and that of the plan besides."""
+    planned, events = run(row, folder, steps=TIMED_STEPS)
+    canary_s = next(each.time_s for each in events if each.kind == "canary")
+    said = next(each for each in events if each.kind == "progress" and each.time_s > canary_s)
+    left_s, said_s = events[-1].time_s - said.time_s, float(said.data["eta"].removesuffix("s"))
+    expected_s, error = planned.time.expected.ToTimedelta().total_seconds(), said_s / left_s - 1
+    found = (
+        f"{said_s:.1f} s left were said, {left_s:.1f} s it took: {error:+.0%}; "
+        f"planned {expected_s:.0f} s, all {events[-1].time_s:.0f} s"
+    )
+    return error, WITHIN_TIME, found
+
+
+class Event(NamedTuple):
+    """A line of rank 0, and when it came, in seconds since the start."""
+
+    time_s: float
+    kind: str
+    data: dict[str, Any]
+
+
+def run(row: Row, folder: Path, *, steps: int) -> tuple[plan_pb2.JobPlan, list[Event]]:
+    """The plan of a row, and what its ranks reported; the last event is the export."""
+    attempt = attempt_of(row, folder, steps)
     request = worker_pb2.PlanRequest(spec=attempt.spec, locations=attempt.locations, node_shape=attempt.node_shape)
     result = worker_pb2.PlanResult.FromString(plan(request.SerializeToString()))
     if result.violations:
@@ -101,16 +135,29 @@ def compare(row: Row, folder: Path) -> tuple[plan_pb2.MemoryPlan, int]:
     file = folder / "attempt.json"
     file.write_text(json_format.MessageToJson(attempt, preserving_proto_field_name=True), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={row.workers}"]
-    done = subprocess.run(
-        [*command, "-m", "shardyard_trainer", str(file)], capture_output=True, text=True, cwd=folder, check=False
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    progress = [line.split(" ", 2)[2] for line in done.stdout.splitlines() if line[9:].startswith("progress ")]
-    return result.plan.memory, max(int(json.loads(text)["peak_memory_bytes"]) for text in progress)
+    events, started_s = [], time.monotonic()
+    with (
+        (folder / "stderr").open("w+") as errors,
+        subprocess.Popen(
+            [*command, "-m", "shardyard_trainer", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=folder,
+        ) as running,
+    ):
+        assert running.stdout is not None
+        for line in running.stdout:
+            _, kind, text = (*line.split(" ", 2), "")[:3]
+            if kind in {"progress", "canary", "exported"}:
+                events.append(Event(time.monotonic() - started_s, kind, json.loads(text or "{}")))
+        if running.wait():
+            errors.seek(0)
+            raise SystemExit(errors.read()[-3000:])
+    return result.plan, events
 
 
-def attempt_of(row: Row, folder: Path) -> worker_pb2.AttemptSpec:
+def attempt_of(row: Row, folder: Path, steps: int) -> worker_pb2.AttemptSpec:
     """The attempt of a row, but for its plan."""
     kind = KINDS[row.kind]
     workload = kind.prepare(start(folder, threads=1))
@@ -124,7 +171,7 @@ def attempt_of(row: Row, folder: Path) -> worker_pb2.AttemptSpec:
     attempt.node_shape.CopyFrom(this_node())
     spec = attempt.spec
     kind.fill(spec, workload)
-    spec.optimization.max_steps = STEPS
+    spec.optimization.max_steps = steps
     spec.optimization.global_batch_size = workload.batch_size
     spec.optimization.learning_rate = workload.learning_rate
     spec.resources.workers = row.workers

@@ -355,7 +355,7 @@ class Progress(_message.Message):
     """The largest resident memory of a rank, in bytes, so far."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
-        """Estimated time to the end of training; unset before an estimate exists."""
+        """Estimated time to the end, from what steps, evaluations, checkpoints and the trial export have taken; unset before an estimate exists."""
 
     def __init__(
         self,

@@ -22,9 +22,11 @@ from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
+from shardyard_trainer.training.evaluate import evaluated_tokens
 from shardyard_trainer.training.learning import LearningWatch
-from shardyard_trainer.training.loop import CANARY_STEP, Finished, Run, finish, train
+from shardyard_trainer.training.loop import CANARY_STEP, CHECKPOINTS_APART_S, Finished, Run, finish, train
 from shardyard_trainer.training.order import Order
+from shardyard_trainer.training.outlook import Course, Outlook
 from shardyard_trainer.training.progress import StepLog
 from shardyard_trainer.training.selection import Selection
 
@@ -124,6 +126,15 @@ def build_run(
         state=state.learning,
         knows_labels=lesson is None,
     )
+    outlook = Outlook(
+        Course(
+            total_steps=config.total_steps,
+            evaluate_every=config.evaluate_every,
+            evaluation_tokens=evaluated_tokens(task.eval) if task.eval is not None else 0.0,
+            checkpoint_every=config.checkpoint_every,
+            apart_s=CHECKPOINTS_APART_S,
+        )
+    )
     policy = config.selection
     if task.eval is not None:
         policy = replace(policy, direction=task.metrics().directions()[policy.metric])
@@ -147,8 +158,10 @@ def build_run(
             total_steps=config.total_steps,
             epochs_per_step=config.batch_size / task.train.num_samples,
             see_loss=lambda step, loss: _judge(context, watch, step, loss),
+            left_s=outlook.left_s,
         ),
         watch=watch,
+        outlook=outlook,
         selection=Selection(policy, state=state.selection),
         state=state,
         dry_run=lambda: _try_export(context, engine, task, state.step, dry_run),

@@ -55,10 +55,9 @@ def evaluate(
     if task.eval is None:
         return {}
     context.phase("evaluating")
-    order = evaluation_order(task.eval)
-    num_samples = len(order)
-    if max_batches is not None:
-        order = order[: max_batches * context.gang.world_size * micro_batch_size]
+    num_samples = task.eval.num_samples
+    most = None if max_batches is None else max_batches * context.gang.world_size * micro_batch_size
+    order = evaluation_order(task.eval)[:most]
     gatherer = task.metrics()
     with engine.evaluating():
         for turn, chosen in enumerate(turns(context, engine, order, micro_batch_size), 1):
@@ -107,6 +106,14 @@ def evaluation_order(samples: Samples, chosen: np.ndarray | None = None) -> np.n
     lengths = samples.lengths()
     indices = np.arange(samples.num_samples) if chosen is None else chosen
     return indices if lengths is None else indices[np.lexsort((indices, -lengths[indices].astype(np.int64)))]
+
+
+def evaluated_tokens(samples: Samples, most: int | None = None) -> float:
+    """Tokens of an evaluation, or of the `most` samples that come first in it."""
+    lengths = samples.lengths()
+    if most is None or lengths is None:
+        return samples.num_tokens * (1.0 if most is None else min(most / max(samples.num_samples, 1), 1.0))
+    return float(lengths[evaluation_order(samples)[:most]].sum())
 
 
 def refs(indices: np.ndarray) -> list[SampleRef]:

@@ -19,8 +19,9 @@ from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.context import CHECKPOINT_AND_STOP, Context
 from shardyard_trainer.training.engine import Engine, StepResult
-from shardyard_trainer.training.evaluate import evaluate
+from shardyard_trainer.training.evaluate import evaluate, evaluated_tokens
 from shardyard_trainer.training.learning import LearningWatch
+from shardyard_trainer.training.outlook import Outlook
 from shardyard_trainer.training.progress import StepCounts, StepLog, StepTimes
 from shardyard_trainer.training.selection import Selection
 
@@ -58,6 +59,7 @@ class Run:
     checkpoints: Checkpoints
     log: StepLog
     watch: LearningWatch
+    outlook: Outlook
     selection: Selection
     state: RunState
     dry_run: Callable[[], None]
@@ -86,7 +88,8 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
         run.log.record(state, result, rate, counts, times)
         _stop_when_diverged(run, result)
         # Swap batch and counts together, and only here: everything above is about the step just made.
-        batch, (counts, decision) = next_batch, agreement()
+        tokens, batch, (counts, decision) = counts.tokens, next_batch, agreement()
+        run.outlook.stepped(time.monotonic() - started_s, tokens)
         if run.is_fresh and state.step == min(CANARY_STEP, config.total_steps):
             canary(run)
         if decision.log:
@@ -161,7 +164,9 @@ def canary(run: Run) -> None:
         raise RunFailed(
             "CHECKPOINT_CORRUPT", f"the first checkpoint does not read back: {problem}", "check the storage"
         )
+    tried_s = time.monotonic()
     run.dry_run()
+    run.outlook.exported(time.monotonic() - tried_s)
     run.context.canary_passed(time.monotonic() - started_s)
 
 
@@ -225,7 +230,8 @@ def _evaluate(
     run: Run, *, max_batches: int | None = None, is_final: bool = False, step: int | None = None
 ) -> dict[str, float]:
     """Evaluates the engine's weights, which are those after `step`; None: after the last step made."""
-    return evaluate(
+    started_s = time.monotonic()
+    metrics = evaluate(
         run.context,
         run.engine,
         run.task,
@@ -234,15 +240,22 @@ def _evaluate(
         max_batches=max_batches,
         is_final=is_final,
     )
+    if run.task.eval is not None:
+        at_once = run.context.gang.world_size * run.config.micro_batch_size
+        tokens = evaluated_tokens(run.task.eval, None if max_batches is None else max_batches * at_once)
+        run.outlook.evaluated(time.monotonic() - started_s, tokens)
+    return metrics
 
 
 def _save(run: Run, metrics: dict[str, float], *, is_required: bool = False) -> Path:
     """Saves a checkpoint of this step, after reporting everything recorded so far, so that its state is complete."""
     run.log.flush(run.state)
+    started_s = time.monotonic()
     run.state.learning = run.watch.state_dict()
     run.state.selection = run.selection.state_dict()
     if not run.checkpoints.save(run.state, metrics, is_required=is_required):
         run.selection.lose(run.state.step)
+    run.outlook.saved(time.monotonic() - started_s)
     return run.checkpoints.folder(run.state.step)
 
 

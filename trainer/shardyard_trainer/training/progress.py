@@ -55,12 +55,14 @@ class StepLog:
         total_steps: int,
         epochs_per_step: float,
         see_loss: Callable[[int, float], None],
+        left_s: Callable[[int], float],
     ) -> None:
-        """`see_loss` is called on rank 0 with every step and its mean loss per unit."""
+        """Rank 0 calls `see_loss` with every step and its mean loss per unit, and `left_s` with the newest step."""
         self._context = context
         self._total_steps = total_steps
         self._epochs_per_step = epochs_per_step
         self._see_loss = see_loss
+        self._left_s = left_s
         self._steps: list[_Step] = []
         self.last_flush_s = time.monotonic()
 
@@ -116,7 +118,7 @@ class StepLog:
             tokens_per_s=tokens / duration_s,
             padding_share=1 - tokens / positions if positions else 0.0,
             peak_memory_bytes=int(peak_bytes),
-            eta_s=(self._total_steps - state.step) * duration_s / len(steps),
+            eta_s=self._left_s(state.step),
         )
 
 
