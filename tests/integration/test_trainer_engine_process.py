@@ -98,6 +98,21 @@ def test_an_evaluation_with_one_answer_is_warned_about(tmp_path: Path, start: Ca
     ]
 
 
+def test_a_run_that_answers_everything_alike_says_so_within_its_first_tenth(
+    tmp_path: Path, start: Callable[..., TrainerGang]
+) -> None:
+    attempt = attempt_of(tmp_path, steps=400)
+    # The texts tell nothing of their labels.
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "good word\t0\ngood word\t1\n" * 80)
+    attempt.log_interval_s = 1000.0
+    gang = start(attempt)
+    gang.wait_for(lambda event: event.warning.reason == "NOT_LEARNING")
+    told = next(event.warning.message for event in gang.events if event.warning.reason == "NOT_LEARNING")
+    assert "it answers 16 samples of the evaluation data alike (mcc is 0), with a loss of 0." in told
+    assert "label frequencies alone give 0.69" in told
+    assert not any(event.progress.step > 40 for event in gang.events)
+
+
 def test_rank_0_asks_at_least_once_a_second_and_a_rank_killed_is_felt_by_its_peer(
     tmp_path: Path, start: Callable[..., TrainerGang]
 ) -> None:

@@ -192,6 +192,18 @@ def test_a_loss_at_the_level_of_frequencies_that_no_longer_falls_is_said_within_
     assert first_said(stuck, labels)[0] == 500
 
 
+def test_answers_that_are_all_alike_are_said_once_unless_the_loss_shows_that_something_is_learnt() -> None:
+    labels = torch.tensor([0] * 900 + [1] * 100)
+    watch = LearningWatch(total_steps=1000, warmup_steps=100, state={})
+    watch.see_labels({"labels": labels})
+    assert watch.early == 100
+    # Nine in ten are alike in truth: such answers may be right.
+    assert watch.see_answers("mcc is 0", 0.25, 64) is None
+    verdict = watch.see_answers("mcc is 0", 0.33, 64)
+    assert verdict is not None and "answers 64 samples" in verdict and "frequencies alone give 0.325" in verdict
+    assert watch.see_answers("mcc is 0", 0.33, 64) is None
+
+
 def test_noise_of_small_batches_is_not_a_rising_loss() -> None:
     for seed in range(200):
         draw = random.Random(seed)

@@ -224,6 +224,13 @@ class Prepared(Protocol):
         """A warning if the final metrics show that the model learnt nothing, else None."""
 
 
+@runtime_checkable
+class AnswersWithLabels(Protocol):
+    """A prepared task whose model may answer everything with one label, which `judge` then says early in a run too."""
+
+    answers_with_labels: bool
+
+
 class Predictor(Protocol):
     """A loaded model that answers requests in its task's terms. All violations of a request are found at once.
 

@@ -27,6 +27,7 @@ from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, Teachin
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
+from shardyard_trainer.tasks.metrics import one_answer
 from shardyard_trainer.tasks.picture_classifier import PictureClassifier
 from shardyard_trainer.tasks.picture_module import PictureMetrics, PictureModule
 from shardyard_trainer.tasks.picture_tasks import augmentation, choose_inputs, choose_model, does_not_fit, probe
@@ -185,6 +186,7 @@ class PreparedPictures:
 
     task = TASK
     unit = "sample"
+    answers_with_labels = True
     learning_rate: float | None = None
     smallest_batch = 1
 
@@ -269,7 +271,4 @@ class PreparedPictures:
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
         """Warns if all answers are the same."""
-        if metrics.get("mcc") != 0:
-            return None
-        message = "mcc is 0: the answers are unrelated to the labels, as if all answers, or all labels, were the same"
-        return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+        return one_answer(metrics)

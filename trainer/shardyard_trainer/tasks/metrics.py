@@ -10,7 +10,7 @@ import torch
 
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput, WriteBatch
+from shardyard_trainer.tasks.base import ModuleOutput, TaskWarning, WriteBatch
 
 
 class LossSum:
@@ -124,3 +124,11 @@ def correlations(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "spearman": float(stats.spearmanr(predicted, labels).statistic) if has_spread else 0.0,
         "mse": float(np.mean((predicted - labels) ** 2)),
     }
+
+
+def one_answer(metrics: Mapping[str, float]) -> TaskWarning | None:
+    """A warning if Matthews' correlation shows that all answers are the same; None if not, or if there is none."""
+    if metrics.get("mcc") != 0:
+        return None
+    message = "mcc is 0: the answers are unrelated to the labels, as if all answers, or all labels, were the same"
+    return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")

@@ -43,7 +43,7 @@ from shardyard_trainer.tasks.heads import (
 )
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order, keeps_head
-from shardyard_trainer.tasks.metrics import ClassificationMetrics
+from shardyard_trainer.tasks.metrics import ClassificationMetrics, one_answer
 from shardyard_trainer.tasks.text_classifier import Classifier
 from shardyard_trainer.tasks.texts import (
     DEFAULT_MAX_LENGTH,
@@ -244,6 +244,7 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
 
     task = TASK
     unit = "sample"
+    answers_with_labels = True
 
     def __init__(
         self,
@@ -326,10 +327,7 @@ class PreparedClassification(PreparedText[ClassificationSamples]):
 
     def judge(self, metrics: Mapping[str, float]) -> TaskWarning | None:
         """Warns if all answers are the same."""
-        if metrics.get("mcc") != 0:
-            return None
-        message = "mcc is 0: the answers are unrelated to the labels, as if all answers, or all labels, were the same"
-        return TaskWarning("ONE_ANSWER", f"{message}; more epochs or a higher learning_rate may help")
+        return one_answer(metrics)
 
     def _own_head(self, config: Any, *, meta: bool) -> nn.Linear:
         head = nn.Linear(architectures.width(config), self.schema.num_outputs)

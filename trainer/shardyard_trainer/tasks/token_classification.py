@@ -225,6 +225,7 @@ class PreparedTags(PreparedText[TaggedSamples]):
 
     task = TASK
     unit = "token"
+    answers_with_labels = True
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import Engine
 from shardyard_trainer.training.evaluate import evaluated_tokens
 from shardyard_trainer.training.learning import LearningWatch
-from shardyard_trainer.training.loop import CANARY_STEP, CHECKPOINTS_APART_S, Finished, Run, finish, train
+from shardyard_trainer.training.loop import CANARY_STEP, CHECKPOINTS_APART_S, Finished, Run, finish, train, warn_of
 from shardyard_trainer.training.order import Order
 from shardyard_trainer.training.outlook import Course, Outlook
 from shardyard_trainer.training.progress import StepLog
@@ -172,8 +172,7 @@ def build_run(
 def _judge(context: Context, watch: LearningWatch, step: int, loss: float) -> None:
     verdict = watch.see_loss(step, loss)
     if verdict is not None:
-        advice = "try a lower learning rate, a longer warm-up or other data"
-        context.warn("NOT_LEARNING", f"the model does not learn: {verdict}; {advice}", "spec.optimization")
+        warn_of(context, verdict)
 
 
 def _export(

@@ -58,6 +58,25 @@ def evaluate(
     num_samples = task.eval.num_samples
     most = None if max_batches is None else max_batches * context.gang.world_size * micro_batch_size
     order = evaluation_order(task.eval)[:most]
+    metrics = measure(context, engine, task, order, micro_batch_size=micro_batch_size, between=between)
+    if not metrics:
+        return {}
+    is_partial = len(order) < num_samples
+    context.evaluated(step, metrics, num_samples=len(order), is_final=is_final, is_partial=is_partial)
+    return {} if is_partial else metrics
+
+
+def measure(
+    context: Context,
+    engine: Evaluator,
+    task: Prepared,
+    order: np.ndarray,
+    *,
+    micro_batch_size: int,
+    between: Callable[[int], bool] = lambda turn: False,
+) -> dict[str, float]:
+    """The metrics of these samples of the evaluation data, on every rank; none if `between` ends it. A collective."""
+    assert task.eval is not None
     gatherer = task.metrics()
     with engine.evaluating():
         for turn, chosen in enumerate(turns(context, engine, order, micro_batch_size), 1):
@@ -68,11 +87,7 @@ def evaluate(
                     gatherer.update(batch, output)
             if between(turn):
                 return {}
-    parts = context.gang.gather(gatherer.part())
-    metrics = task.metrics().compute(parts)
-    is_partial = len(order) < num_samples
-    context.evaluated(step, metrics, num_samples=len(order), is_final=is_final, is_partial=is_partial)
-    return {} if is_partial else metrics
+    return task.metrics().compute(context.gang.gather(gatherer.part()))
 
 
 class Turn(NamedTuple):

@@ -26,15 +26,16 @@ class LearningWatch:
     Early, only what is beyond doubt is said: a loss that rises, or one that no longer falls and is not under what
     frequencies give. It speaks once. Its state is JSON and belongs in a checkpoint.
 
-    `knows_labels`: the loss is that of the labels alone, and so compares with what their frequencies give.
+    `knows_labels`: the loss is that of the labels alone, and so compares with what their frequencies give. `early` is
+    the step of the first judgement.
     """
 
     def __init__(
         self, *, total_steps: int, warmup_steps: int, state: dict[str, Any], knows_labels: bool = True
     ) -> None:
-        self._knows_labels = knows_labels
-        early, half = (max(part, warmup_steps, LEAST_STEPS) for part in (total_steps // 10, total_steps // 2))
-        self._judgements = ((early, self._early), (half, self._at_half))
+        self.knows_labels = knows_labels
+        self.early, half = (max(part, warmup_steps, LEAST_STEPS) for part in (total_steps // 10, total_steps // 2))
+        self._judgements = ((self.early, self._early), (half, self._at_half))
         self._window = max(FIRST_STEPS, total_steps // 20)
         self._first: list[float] = list(state.get("first", []))
         self._recent: list[float] = list(state.get("recent", []))
@@ -57,7 +58,7 @@ class LearningWatch:
         """Counts the labels of a micro batch, up to a number that is enough for their entropy."""
         labels = inputs.get("labels", inputs.get("targets"))
         if (
-            not self._knows_labels
+            not self.knows_labels
             or self._is_over
             or self._num_labels >= COUNTED_LABELS
             or labels is None
@@ -85,6 +86,17 @@ class LearningWatch:
         verdict = judge()
         self._num_judged = len(self._judgements) if verdict else self._num_judged + 1
         return verdict
+
+    def see_answers(self, what: str, loss: float, num_samples: int) -> str | None:
+        """Takes an early look at samples that were all answered alike, as `what` shows, and their mean loss."""
+        frequencies = self._entropy()
+        if self._is_over or not frequencies or not loss > frequencies * MARGIN:
+            return None
+        self._num_judged = len(self._judgements)
+        return (
+            f"after a tenth of the run it answers {num_samples} samples of the evaluation data alike ({what}), with a "
+            f"loss of {loss:.4g}; label frequencies alone give {frequencies:.4g}"
+        )
 
     def _early(self) -> str | None:
         first, recent = _mean(self._first), _mean(self._recent)

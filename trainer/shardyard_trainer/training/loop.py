@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from shardyard_trainer.failures import RunFailed
-from shardyard_trainer.tasks.base import Prepared
+from shardyard_trainer.tasks.base import AnswersWithLabels, Prepared
 from shardyard_trainer.training.batches import Batches, RankBatch
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.context import CHECKPOINT_AND_STOP, Context
 from shardyard_trainer.training.engine import Engine, StepResult
-from shardyard_trainer.training.evaluate import evaluate, evaluated_tokens
+from shardyard_trainer.training.evaluate import evaluate, evaluated_tokens, evaluation_order, measure
 from shardyard_trainer.training.learning import LearningWatch
 from shardyard_trainer.training.outlook import Outlook
 from shardyard_trainer.training.progress import StepCounts, StepLog, StepTimes
@@ -27,6 +29,9 @@ from shardyard_trainer.training.selection import Selection
 
 CANARY_STEP = 2
 CANARY_BATCHES = 4
+LOOKED_AT = 64
+"""Samples whose answers are compared a tenth into the run."""
+
 CHECKPOINTS_APART_S = 60.0
 LEFT_OUT_BEFORE_FAILURE = 3
 
@@ -94,6 +99,8 @@ def train(run: Run, stepped: Callable[[int], None] = lambda step: None) -> bool:
             canary(run)
         if decision.log:
             run.log.flush(state)
+        if state.step == run.watch.early:
+            _look_at_answers(run)
         metrics = _compare(run) if decision.evaluate else {}
         if run.selection.is_over:
             reason = run.selection.why_over(config.total_steps)
@@ -168,6 +175,27 @@ def canary(run: Run) -> None:
     run.dry_run()
     run.outlook.exported(time.monotonic() - tried_s)
     run.context.canary_passed(time.monotonic() - started_s)
+
+
+def _look_at_answers(run: Run) -> None:
+    """Warns early in a run whose answers are all the same and no better than the labels' frequencies. A collective."""
+    task, context = run.task, run.context
+    if task.eval is None or not run.watch.knows_labels or not isinstance(task, AnswersWithLabels):
+        return
+    most = max(LOOKED_AT, context.gang.world_size * run.config.micro_batch_size)
+    chosen = np.random.default_rng(run.config.seed).permutation(task.eval.num_samples)[:most]
+    order = evaluation_order(task.eval, chosen)
+    metrics = measure(context, run.engine, task, order, micro_batch_size=run.config.micro_batch_size)
+    if context.gang.is_chief and (found := task.judge(metrics)):
+        what = found.message.partition(":")[0]
+        if verdict := run.watch.see_answers(what, metrics["loss"], len(order)):
+            warn_of(context, verdict)
+
+
+def warn_of(context: Context, verdict: str) -> None:
+    """Reports that a run does not learn."""
+    advice = "try a lower learning rate, a longer warm-up or other data"
+    context.warn("NOT_LEARNING", f"the model does not learn: {verdict}; {advice}", "spec.optimization")
 
 
 def _first_batch(run: Run) -> tuple[RankBatch, StepCounts]:
