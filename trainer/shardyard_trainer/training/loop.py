@@ -178,7 +178,7 @@ def canary(run: Run) -> None:
 
 
 def _look_at_answers(run: Run) -> None:
-    """Warns early in a run whose answers are all the same and no better than the labels' frequencies. A collective."""
+    """Warns early in a run whose answers are alike and no better than the labels' frequencies. A collective."""
     task, context = run.task, run.context
     if task.eval is None or not run.watch.knows_labels or not isinstance(task, AnswersWithLabels):
         return
