@@ -14,7 +14,7 @@ import pytest
 
 from helpers.memory_groups import limited_group
 from helpers.repository import ROOT
-from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monitored
+from shardyard_coordinator.launch.memory import MemoryWatch, OutOfMemory, monitored, usable_bytes
 from shardyard_coordinator.launch.rank_process import _how_ended
 
 LIMIT = 600 << 20
@@ -51,6 +51,15 @@ TREES = {
         OutOfMemory(0, psutil.virtual_memory().total),
     ),
 }
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_container_has_the_memory_of_its_limit(tmp_path: Path, name: str) -> None:
+    membership, counter, text, files, expected = TREES[name]
+    _write(tmp_path / f"proc/{os.getpid()}/cgroup", membership)
+    for path, content in {**files, counter: text.format(0)}.items():
+        _write(tmp_path / "sys/fs/cgroup" / path, content)
+    assert usable_bytes(root=tmp_path) == expected.limit_bytes
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
-
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.allowed import warm_folder
 from shardyard_coordinator.launch.attempt import Attempt
 from shardyard_coordinator.launch.folder import make_attempt_folder
 from shardyard_coordinator.launch.forks import StopWatch
 from shardyard_coordinator.launch.gpus import gpu_facts, usable_gpus
+from shardyard_coordinator.launch.memory import usable_bytes
 from shardyard_coordinator.launch.node_shape import GPU
 from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Launch, Node, Presence, StorageFailed
 from shardyard_coordinator.launch.rank_env import rank_environment, rank_rights
@@ -89,9 +88,8 @@ class LocalLauncher:
 
     async def cluster(self) -> ClusterView:
         """This machine as one node."""
-        memory = psutil.virtual_memory().total
         kind = GPU if self._gpus else ""
-        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, memory, kind, **self._gpu_facts)
+        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, usable_bytes(), kind, **self._gpu_facts)
         return ClusterView(True, self._cluster_id, "local", (node,))
 
     async def ensure(self, launch: Launch) -> None:

@@ -5,6 +5,7 @@ Only a change of the counter counts, so it is read when a process starts and aga
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,11 +63,13 @@ class MemoryWatch:
         """The kill with the group's limits, if the group has lost a process since; None if it has not."""
         if _kills(self.group, self.root) <= self.kills:
             return None
-        groups = [] if self.group is None else [self.group, *self.group.parents]
-        limits = [_number(group / name) for group in groups for name in ("memory.max", "memory.limit_in_bytes")]
-        given = [limit for limit in limits if 0 < limit < _UNLIMITED]
         peak = max((_number(self.group / name) for name in _PEAKS), default=0) if self.group is not None else 0
-        return OutOfMemory(peak, min(given, default=psutil.virtual_memory().total))
+        return OutOfMemory(peak, _limit(self.group))
+
+
+def usable_bytes(*, root: Path = Path("/")) -> int:
+    """Memory that this process and what it starts may have: the machine's, or less in a container with a limit."""
+    return min(_limit(_group_of(os.getpid(), root)), psutil.virtual_memory().total)
 
 
 def monitored(text: str) -> OutOfMemory | None:
@@ -104,6 +107,13 @@ def _memberships(pid: int, root: Path) -> Iterator[tuple[Path, str]]:
     fields = [line.split(":", 2) for line in lines if line.count(":") >= 2]
     yield from ((mount / "memory", path) for _, kinds, path in fields if "memory" in kinds.split(","))
     yield from ((mount, path) for number, kinds, path in fields if number == "0" and not kinds)
+
+
+def _limit(group: Path | None) -> int:
+    """The lowest limit of a group and those above it; the machine's memory if there is none."""
+    groups = [] if group is None else [group, *group.parents]
+    limits = [_number(each / name) for each in groups for name in ("memory.max", "memory.limit_in_bytes")]
+    return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=psutil.virtual_memory().total)
 
 
 def _kills(group: Path | None, root: Path) -> int:
