@@ -57,6 +57,12 @@ def read_prediction(message: Any) -> results.Prediction:
     return results.Prediction(**{**_values(results.Prediction, message), **inner})
 
 
+def read_explanation(message: Any) -> results.Explanation:
+    """An Explanation, with its prediction as `predict` returns it."""
+    values = _values(results.Explanation, message)
+    return results.Explanation(**{**values, "prediction": read_prediction(message.prediction)})
+
+
 def to_plain(message: Message) -> dict[str, Any]:
     """The message as plain data: snake_case, short enums, durations like `90s`, ISO 8601 times; unset is left out."""
     plain: dict[str, Any] = {}

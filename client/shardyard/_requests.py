@@ -128,12 +128,13 @@ def event_kinds(names: Sequence[str]) -> list[Any]:
     return found
 
 
-def instance(item: Text, index: int) -> model_service_pb2.Instance:
+def instance(item: Text, index: int | None = None) -> model_service_pb2.Instance:
     """A text, a pair, words, items, a question, messages, or a picture (bytes, a Path, or Image), for the service.
 
-    Raises: InvalidArgument for anything else, and for a picture that cannot be read or is too large.
+    `index` is its place among several. Raises: InvalidArgument for anything else, and for a picture that cannot be read
+    or is too large.
     """
-    where = f"instances[{index}]"
+    where = "instance" if index is None else f"instances[{index}]"
     if isinstance(item, str):
         return build(model_service_pb2.Instance, where, text=item)
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):

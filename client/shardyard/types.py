@@ -266,3 +266,85 @@ class Embedding:
         """The vectors, each as a tuple of floats."""
         width = self.shape[-1]
         return tuple(self.values[start : start + width] for start in range(0, len(self.values), width))
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What a word, sign or item adds to an output (under 0: it lowers it), at `start` to `end` in characters.
+
+    `part` is what it is of: `text`, `text_pair`, `question`, `context`, `words`, or `items`, where `start` is a place.
+    `unread`: the model did not read this item, because it does not know it or because the history is too long.
+    """
+
+    part: str
+    text: str
+    start: int
+    end: int
+    score: float
+    unread: bool
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What the regions of a picture add to an output: a grid over the part that the model sees, `values` row by row.
+
+    `left`, `top`, `right` and `bottom` are that part in pixels of the picture, which has `width` by `height`; it may be
+    larger than the picture, if the model sees a border around it.
+    """
+
+    rows: int
+    columns: int
+    values: tuple[float, ...]
+    left: float
+    top: float
+    right: float
+    bottom: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an answer comes from: the shares of words, items or regions of a picture in one output of the model.
+
+    The scores of all `attributions` (or the `values` of the `regions`) and `rest` add up to `output` less
+    `baseline_output`, the same output for the `baseline`, up to `completeness_error` of this difference; `is_complete`
+    if that is at most 0.02. `target` is the class, tag, item or answer that is explained, `word` the word whose tag it
+    is, counted from 0; `steps` are the gradients that were needed.
+    """
+
+    prediction: Prediction
+    target: str
+    word: int | None
+    output: float
+    baseline_output: float
+    baseline: str
+    completeness_error: float
+    is_complete: bool
+    steps: int
+    attributions: tuple[Attribution, ...]
+    regions: Regions | None
+    rest: float
+
+    def top(self, count: int = 10) -> tuple[Attribution, ...]:
+        """The words or items with the largest shares, in either direction, the largest first."""
+        return tuple(sorted(self.attributions, key=lambda each: -abs(each.score))[:count])
+
+    def to_html(self, picture: str | Path | bytes | None = None) -> str:
+        """A page of its own with the shares as colours; for a picture, give its file or bytes to see it below them.
+
+        Whatever the texts contain, they are shown as they are written. Raises: InvalidArgument for a file that cannot
+        be read.
+        """
+        from shardyard._explained import html_page
+
+        return html_page(self, picture)
+
+    def overlay(self, picture: str | Path | bytes) -> bytes:
+        """The picture, by its file or bytes, with the shares of its regions as colours on it: a PNG file.
+
+        Raises: InvalidArgument for a file that is not the picture, without regions, and without Pillow.
+        """
+        from shardyard._explained import overlay_png
+
+        return overlay_png(self, picture)

@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from shardyard._convert import read, read_prediction
+from shardyard._convert import read, read_explanation, read_prediction
 from shardyard._messages import build
 from shardyard._names import last_part
 from shardyard._parse import Reader
-from shardyard._requests import PredictParameters, Text, batches, set_parameters, shifted
+from shardyard._requests import PredictParameters, Text, batches, instance, set_parameters, shifted
 from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
 from shardyard._sync.transfer import download
 from shardyard._takes import takes_of
 from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
 from shardyard.specs import Output, Pooling
-from shardyard.types import DatasetInfo, Embedding, ModelInfo, Prediction, Question
+from shardyard.types import DatasetInfo, Embedding, Explanation, ModelInfo, Prediction, Question
 from shardyard.v1 import dataset_service_pb2, model_service_pb2
 
 _ASK_S = 600.0  # A cold model has to be loaded first.
@@ -96,6 +96,21 @@ class Model:
             found = self._ask(self._connection.models.Embed, request, instances, start, "embeddings")
             answers += [read(Embedding, message) for message in found]
         return answers
+
+    def explain(
+        self, item: Text, *, target: str | None = None, word: int | None = None, max_steps: int | None = None
+    ) -> Explanation:
+        """What the answer to one input, as for `predict`, comes from: the shares of its words, items or regions.
+
+        `target` is the output to explain instead of the answer: a class, the tag of a word, or an item; `word` is the
+        one whose tag is explained, counted from 0; `max_steps` bounds the gradients, 16 to 2,048 [256].
+        Raises: InvalidArgument, also for a model whose answers cannot be explained.
+        """
+        fields = {"target": target, "word": word, "max_steps": max_steps}
+        request = build(model_service_pb2.ExplainPredictionRequest, model=self.name, **fields)
+        request.instance.CopyFrom(instance(item))
+        call = self._connection.call(self._connection.models.ExplainPrediction, request, timeout=_ASK_S)
+        return read_explanation(call)
 
     def download(self, folder: str | Path) -> Path:
         """Download its files into `folder`: checked, complete or absent; resumes an interrupted download."""

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from shardyard.v1 import explanation_pb2 as _explanation_pb2
 from shardyard.v1 import spec_pb2 as _spec_pb2
 from shardyard.v1 import transfer_pb2 as _transfer_pb2
 import builtins as _builtins
@@ -1513,3 +1514,140 @@ class EmbedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPredictionRequest(_message.Message):
+    """Asks what an answer comes from. For models of text_classification, token_classification, question_answering, image_classification,
+    recommendation and masked_item; others are INVALID_ARGUMENT TASK_MISMATCH.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`projects/{project}/models/{model}`; required."""
+    target: _builtins.str
+    """The output to explain: a class; a tag, for token classification; an item. Unset: what the model answers (multi label: its likeliest
+    class). Numbers and answers to questions have one output: leave it unset.
+    """
+    word: _builtins.int
+    """Token classification: the word whose tag is explained, counted from 0 as in the answer's `tags`. Unset: the word whose tag is the
+    likeliest, among those whose tag is not `O` if there are any.
+    """
+    max_steps: _builtins.int
+    """Gradients that the shares may be computed from at most, 16 to 2,048; unset: 256. More are used only until the shares are complete."""
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """As for Predict; required."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        instance: Global___Instance | None = ...,
+        target: _builtins.str | None = ...,
+        word: _builtins.int | None = ...,
+        max_steps: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_target", b"_target", "_word", b"_word", "instance", b"instance", "max_steps", b"max_steps", "target", b"target", "word", b"word"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_target", b"_target", "_word", b"_word", "instance", b"instance", "max_steps", b"max_steps", "model", b"model", "target", b"target", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
+    _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    _WhichOneofReturnType__word: _TypeAlias = _typing.Literal["word"]  # noqa: Y015
+    _WhichOneofArgType__word: _TypeAlias = _typing.Literal["_word", b"_word"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__word) -> _WhichOneofReturnType__word | None: ...
+
+Global___ExplainPredictionRequest: _TypeAlias = ExplainPredictionRequest  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """What an answer comes from. The scores of all `attributions` (or the `values` of the `regions`) and `rest` add up to `output` less
+    `baseline_output`, up to `completeness_error` of this difference.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    BASELINE_OUTPUT_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_ERROR_FIELD_NUMBER: _builtins.int
+    IS_COMPLETE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """The output that is explained: a class, a tag, an item, or the answer to the question (empty: that there is none); for a number empty."""
+    word: _builtins.int
+    """Token classification: the word whose tag is explained, counted from 0."""
+    output: _builtins.float
+    """The explained output for the instance, before softmax or sigmoid: a logit, for a question the sum of those of the answer's first and
+    last token, for regression the number.
+    """
+    baseline_output: _builtins.float
+    """The same output for the baseline."""
+    baseline: _builtins.str
+    """What the instance was compared with, in words."""
+    completeness_error: _builtins.float
+    """How far the sum of all shares is from the difference of the outputs, as a share of this difference."""
+    is_complete: _builtins.bool
+    """Whether this is at most 0.02. If not, more steps may help; if the outputs are nearly equal, nothing does."""
+    steps: _builtins.int
+    """The gradients that the shares were computed from."""
+    rest: _builtins.float
+    """The share of tokens that no word is for: special tokens, which the baseline has too, so that theirs is 0, and tokens without a
+    character of the text.
+    """
+    @_builtins.property
+    def prediction(self) -> Global___Prediction:
+        """What Predict answers."""
+
+    @_builtins.property
+    def attributions(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Attribution]:
+        """Texts: each word and sign that the model read, in order. Items: each item of the history, in order."""
+
+    @_builtins.property
+    def regions(self) -> _explanation_pb2.Regions:
+        """Pictures: the shares of its regions."""
+
+    def __init__(
+        self,
+        *,
+        prediction: Global___Prediction | None = ...,
+        target: _builtins.str = ...,
+        word: _builtins.int | None = ...,
+        output: _builtins.float = ...,
+        baseline_output: _builtins.float = ...,
+        baseline: _builtins.str = ...,
+        completeness_error: _builtins.float = ...,
+        is_complete: _builtins.bool = ...,
+        steps: _builtins.int = ...,
+        attributions: _abc.Iterable[_explanation_pb2.Attribution] | None = ...,
+        regions: _explanation_pb2.Regions | None = ...,
+        rest: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_word", b"_word", "prediction", b"prediction", "regions", b"regions", "word", b"word"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_word", b"_word", "attributions", b"attributions", "baseline", b"baseline", "baseline_output", b"baseline_output", "completeness_error", b"completeness_error", "is_complete", b"is_complete", "output", b"output", "prediction", b"prediction", "regions", b"regions", "rest", b"rest", "steps", b"steps", "target", b"target", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__word: _TypeAlias = _typing.Literal["word"]  # noqa: Y015
+    _WhichOneofArgType__word: _TypeAlias = _typing.Literal["_word", b"_word"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__word) -> _WhichOneofReturnType__word | None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015

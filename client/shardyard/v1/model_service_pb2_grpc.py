@@ -71,6 +71,11 @@ class ModelServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_model__service__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_model__service__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.ExplainPrediction = channel.unary_unary(
+                '/shardyard.v1.ModelService/ExplainPrediction',
+                request_serializer=shardyard_dot_v1_dot_model__service__pb2.ExplainPredictionRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_model__service__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -126,6 +131,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPrediction(self, request, context):
+        """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +175,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=shardyard_dot_v1_dot_model__service__pb2.EmbedRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_model__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'ExplainPrediction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPrediction,
+                    request_deserializer=shardyard_dot_v1_dot_model__service__pb2.ExplainPredictionRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_model__service__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +372,33 @@ class ModelService(object):
             '/shardyard.v1.ModelService/Embed',
             shardyard_dot_v1_dot_model__service__pb2.EmbedRequest.SerializeToString,
             shardyard_dot_v1_dot_model__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPrediction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.ModelService/ExplainPrediction',
+            shardyard_dot_v1_dot_model__service__pb2.ExplainPredictionRequest.SerializeToString,
+            shardyard_dot_v1_dot_model__service__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

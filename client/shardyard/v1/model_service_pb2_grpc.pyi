@@ -48,6 +48,8 @@ class ModelServiceStub:
     """Answers for texts or pictures, in the requested order."""
     Embed: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]
     """Vectors for texts or pictures, in the requested order."""
+    ExplainPrediction: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ExplainPredictionRequest, _model_service_pb2.Explanation]
+    """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -68,6 +70,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Answers for texts or pictures, in the requested order."""
     Embed: _aio.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Vectors for texts or pictures, in the requested order."""
+    ExplainPrediction: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ExplainPredictionRequest, _model_service_pb2.Explanation]  # type: ignore[assignment]
+    """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, uploaded or trained here: storage, download and prediction."""
@@ -127,5 +131,13 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.EmbedResponse, _abc.Awaitable[_model_service_pb2.EmbedResponse]]:
         """Vectors for texts or pictures, in the requested order."""
+
+    @_abc_1.abstractmethod
+    def ExplainPrediction(
+        self,
+        request: _model_service_pb2.ExplainPredictionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.Explanation, _abc.Awaitable[_model_service_pb2.Explanation]]:
+        """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,6 +23,7 @@ HEAVY_METHODS = frozenset(
         "/shardyard.v1.JobService/PlanJob",
         "/shardyard.v1.ModelService/Predict",
         "/shardyard.v1.ModelService/Embed",
+        "/shardyard.v1.ModelService/ExplainPrediction",
     }
 )
 # The limit of each method's pot. WaitJob is not a stream, but holds a place just as long.

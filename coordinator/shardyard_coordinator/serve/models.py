@@ -22,8 +22,10 @@ from shardyard_coordinator.store import encode, resources
 
 PREDICT_FUNCTION = "shardyard_trainer.answering.infer:predict"
 EMBED_FUNCTION = "shardyard_trainer.answering.infer:embed"
+EXPLAIN_FUNCTION = "shardyard_trainer.answering.explain:explain"
 _SUBJECT = Subject("model", "these instances with the model", Reason.MODEL_INVALID)
 _KIND = ResourceKind.MODEL
+_Call = worker_pb2.PredictCall | worker_pb2.EmbedCall | worker_pb2.ExplainCall
 
 
 class ModelService:
@@ -45,6 +47,7 @@ class ModelService:
             "DownloadModel": self.download,
             "Predict": self.predict,
             "Embed": self.embed,
+            "ExplainPrediction": self.explain,
         }
 
     async def create(self, messages: AsyncIterator[pb.CreateModelRequest], call: Call) -> pb.Model:
@@ -119,7 +122,23 @@ class ModelService:
         await self._refuse(reply.violations, request.model)
         return reply.response
 
-    async def _ask(self, function: str, message: worker_pb2.PredictCall | worker_pb2.EmbedCall, call: Call) -> bytes:
+    async def explain(self, request: pb.ExplainPredictionRequest, call: Call) -> pb.Explanation:
+        """Returns what the answer to the instance comes from."""
+        folder, files = await self._stored(request.model)
+        message = worker_pb2.ExplainCall(
+            folder=folder,
+            files=files,
+            request=request,
+            max_response_bytes=self._parts.limits.max_response_bytes,
+            torch_hub=self._parts.torch_hub,
+            cache_dir=self._parts.cache_dir,
+        )
+        answer = await self._ask(EXPLAIN_FUNCTION, message, call)
+        reply = worker_pb2.ExplainReply.FromString(answer)
+        await self._refuse(reply.violations, request.model)
+        return reply.response
+
+    async def _ask(self, function: str, message: _Call, call: Call) -> bytes:
         questions = self._parts.questions
         asked = questions.ask(function, message.folder, message.SerializeToString(), call, subject=_SUBJECT)
         return await in_time(call, asked)

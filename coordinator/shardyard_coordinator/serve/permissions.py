@@ -40,6 +40,7 @@ _SERVICES: Mapping[str, Mapping[str, Permission]] = {
         "DownloadModel": Permission.SUBMIT,
         "Predict": Permission.SUBMIT,
         "Embed": Permission.SUBMIT,
+        "ExplainPrediction": Permission.SUBMIT,
     },
     "shardyard.v1.DatasetService": {
         "CreateDataset": Permission.SUBMIT,

@@ -1,51 +1,31 @@
-"""Predict and Embed in a warm process: takes a model folder and instances, returns answers in their order.
-
-All errors of a request are returned at once, as violations with paths relative to the request; nothing is computed
-then. An answer that would be too large is refused before it is computed, with how many instances fit.
-"""
+"""Predict and Embed in a warm process: takes a model folder and instances, returns answers in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
-
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.answering.serving import Answerer, Steps, Work, finish
-from shardyard_trainer.answering.warm import shared_cache
-from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, Encoded, batches
-from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.models.gguf_folder import dequantise, gguf_in
-from shardyard_trainer.models.known_files import check_known
+from shardyard_trainer.answering.asking import (
+    PREDICT,
+    Asking,
+    Refused,
+    check_instances,
+    in_slices,
+    in_turns,
+    model_of,
+    predictions,
+    predictor_of,
+    refuse_large,
+    reply,
+)
+from shardyard_trainer.answering.explain import EXPLAIN, explain_steps
+from shardyard_trainer.answering.serving import Answerer, Steps, finish
+from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.tasks.answers import refuse_kinds
-from shardyard_trainer.tasks.base import Parts, at_once, violation
+from shardyard_trainer.tasks.base import at_once, violation
 from shardyard_trainer.tasks.opening import Opened
 from shardyard_trainer.tasks.vectors import Vectors
 
-MAX_INSTANCE_BYTES = 64 * 1024
-MAX_IMAGE_BYTES = 4_000_000
-"""A message has 4 MiB."""
-
-PREDICT = "shardyard_trainer.answering.infer:predict"
 EMBED = "shardyard_trainer.answering.infer:embed"
-_READ_AT_ONCE = 128 * 1024
-"""Bytes of instances that are read in one turn."""
-
-_KINDS = tuple(field.name for field in model_service_pb2.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
-
-_T = TypeVar("_T")
-Asking = Generator[Work | None, list[Any], _T]
-
-
-class Refused(Exception):
-    """The request cannot be answered, for the reasons in `violations`."""
-
-    def __init__(self, violations: Sequence[worker_pb2.Violation]) -> None:
-        super().__init__("; ".join(violation.message for violation in violations))
-        self.violations = list(violations)
 
 
 def predict(request: bytes) -> bytes:
@@ -60,127 +40,55 @@ def embed(request: bytes) -> bytes:
 
 def answerer(_settings: bytes) -> Answerer:
     """Answers the requests of a process, several at once (`serving`)."""
-    return Answerer({PREDICT: predict_steps, EMBED: embed_steps})
+    return Answerer({PREDICT: predict_steps, EMBED: embed_steps, EXPLAIN: explain_steps})
 
 
 def predict_steps(request: bytes) -> Steps:
     """`predict` in steps, between which other requests may have a turn."""
-    return (yield from _reply(_predict(worker_pb2.PredictCall.FromString(request)), worker_pb2.PredictReply))
+    return (yield from reply(_predict(worker_pb2.PredictCall.FromString(request)), worker_pb2.PredictReply))
 
 
 def embed_steps(request: bytes) -> Steps:
     """`embed` in steps, between which other requests may have a turn."""
-    return (yield from _reply(_embed(worker_pb2.EmbedCall.FromString(request)), worker_pb2.EmbedReply))
-
-
-def _reply(asking: Asking[Any], kind: type[worker_pb2.PredictReply | worker_pb2.EmbedReply]) -> Steps:
-    """The response, or all violations of the request."""
-    try:
-        reply = kind(response=(yield from asking))
-    except Refused as refused:
-        reply = kind(violations=refused.violations)
-    except SpecError as error:  # The model's tokenizer fails on a text.
-        reply = kind(violations=[violation("model", each.reason, each.message) for each in error.all()])
-    return reply.SerializeToString()
+    return (yield from reply(_embed(worker_pb2.EmbedCall.FromString(request)), worker_pb2.EmbedReply))
 
 
 def _predict(call: worker_pb2.PredictCall) -> Asking[model_service_pb2.PredictResponse]:
     violations = check_instances(call.request.instances)
-    opened = _model(call)
-    predictor = opened.predictor
-    if predictor is None:
-        reshaped = opened.loaded.folder.reshaped
-        what = f"a model whose head does not fit ({reshaped})" if reshaped else "a bare backbone without a head"
-        message = f"it is {what}, which predicts nothing; use Embed, or fine-tune it"
-        raise Refused([*violations, violation("model", "TASK_MISMATCH", message)])
+    opened = model_of(call)
+    predictor = predictor_of(opened, violations)
     violations += predictor.refuse(call.request)
     if violations:
         raise Refused(violations)
-    encoded = yield from _in_turns(call.request.instances, predictor.read)
+    encoded = yield from in_turns(call.request.instances, predictor.read)
     violations = predictor.complain(encoded)
     if violations:
         raise Refused(violations)
     sizes = predictor.most_bytes(call.request, encoded)
-    _refuse_large(sizes, call.max_response_bytes)
-    parameters = model_service_pb2.PredictRequest()
-    parameters.CopyFrom(call.request)
-    del parameters.instances[:]
-    key = (PREDICT, id(opened), parameters.SerializeToString(deterministic=True))
-    predictions = yield from _in_slices(key, partial(predictor.answer, parameters), encoded)
-    response = model_service_pb2.PredictResponse(predictions=predictions)
-    _refuse_large([prediction.ByteSize() + 5 for prediction in predictions], call.max_response_bytes)
+    refuse_large(sizes, call.max_response_bytes)
+    found = yield from predictions(opened, predictor, call.request, encoded)
+    response = model_service_pb2.PredictResponse(predictions=found)
+    refuse_large([prediction.ByteSize() + 5 for prediction in found], call.max_response_bytes)
     return response
 
 
 def _embed(call: worker_pb2.EmbedCall) -> Asking[model_service_pb2.EmbedResponse]:
     violations = check_instances(call.request.instances)
-    vectors = _vectors(_model(call))
+    vectors = _vectors(model_of(call))
     takes = " or ".join(f"`{kind}`" for kind in vectors.kinds)
     message = f"Embed reads {vectors.unit} with this model; send {takes}"
     violations += refuse_kinds(call.request.instances, vectors.kinds, message) + vectors.refuse(call.request)
     if violations:
         raise Refused(violations)
     wish = vectors.wish(call.request)
-    encoded = yield from _in_turns(call.request.instances, lambda some: vectors.read(some, wish))
+    encoded = yield from in_turns(call.request.instances, lambda some: vectors.read(some, wish))
     if violations := vectors.complain(encoded):
         raise Refused(violations)
-    _refuse_large([4 * count + 24 for count in vectors.numbers(encoded, wish)], call.max_response_bytes)
+    refuse_large([4 * count + 24 for count in vectors.numbers(encoded, wish)], call.max_response_bytes)
     key = (EMBED, id(vectors.loaded), wish._replace(length=0))
-    found = yield from _in_slices(key, lambda some, _places: at_once(lambda: vectors.compute(some, wish)), encoded)
+    found = yield from in_slices(key, lambda some, _places: at_once(lambda: vectors.compute(some, wish)), encoded)
     embeddings = [model_service_pb2.Embedding(shape=each.shape, values=each.flatten().tolist()) for each in found]
     return model_service_pb2.EmbedResponse(embeddings=embeddings)
-
-
-def _in_turns(
-    instances: Sequence[model_service_pb2.Instance], read: Callable[[Sequence[model_service_pb2.Instance]], list[_T]]
-) -> Asking[list[_T]]:
-    """Instances as the model reads them; after `_READ_AT_ONCE` bytes other requests may have a turn."""
-    encoded: list[_T] = []
-    some: list[model_service_pb2.Instance] = []
-    size = 0
-    for instance in instances:
-        some.append(instance)
-        size += instance.ByteSize()
-        if size > _READ_AT_ONCE or len(some) == INSTANCES_AT_ONCE:
-            encoded += read(some)
-            some, size = [], 0
-            yield None
-    return encoded + (read(some) if some else [])
-
-
-def _in_slices(
-    key: Hashable, compute: Callable[[Sequence[Encoded], Sequence[int]], Parts], encoded: Sequence[Encoded]
-) -> Asking[list[Any]]:
-    """A result for each instance, in the order given; computed in slices of similar lengths."""
-    results: list[Any] = [None] * len(encoded)
-    for indices in list(batches(encoded)):
-        found = yield Work(key, compute, [encoded[index] for index in indices], indices)
-        for index, result in zip(indices, found, strict=True):
-            results[index] = result
-    return results
-
-
-def check_instances(instances: Sequence[model_service_pb2.Instance]) -> list[worker_pb2.Violation]:
-    """The errors of single instances that do not depend on the model."""
-    violations = []
-    for index, instance in enumerate(instances):
-        field = instance.WhichOneof("input")
-        where = f"instances[{index}]" + (f".{field}" if field else "")
-        size = _size(getattr(instance, field)) if field else 0
-        if field is None:
-            violations.append(violation(where, "SPEC_INVALID", f"no input; set one of {', '.join(_KINDS)}"))
-        elif size > (most := MAX_IMAGE_BYTES if field == "image" else MAX_INSTANCE_BYTES):
-            what = "a picture" if field == "image" else "an instance"
-            violations.append(violation(where, "SPEC_INVALID", f"{size:,} bytes; {what} has at most {most:,}"))
-    if not instances:
-        violations.append(violation("instances", "SPEC_INVALID", "no instances; send at least one"))
-    return violations
-
-
-def _size(given: Any) -> int:
-    if isinstance(given, bytes):
-        return len(given)
-    return len(given.encode()) if isinstance(given, str) else int(given.ByteSize())
 
 
 def _vectors(opened: Opened) -> Vectors:
@@ -188,36 +96,3 @@ def _vectors(opened: Opened) -> Vectors:
         return opened.vectors
     except FolderInvalid as problem:
         raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
-
-
-def _model(call: worker_pb2.PredictCall | worker_pb2.EmbedCall) -> Opened:
-    folder = open_folder(Path(call.folder), runs=call.torch_hub)
-    try:
-        if call.cache_dir and (origin := gguf_in(folder)) is not None:
-            check_known(origin, call.files)
-            return shared_cache().get(dequantise(origin, Path(call.cache_dir)))
-        return shared_cache().get(folder, call.files)
-    except FolderInvalid as problem:
-        raise Refused([violation("model", problem.reason, str(problem), **problem.metadata)]) from problem
-
-
-def _refuse_large(sizes: Sequence[int], limit: int) -> None:
-    if not limit or sum(sizes) <= limit:
-        return
-    fits, left = 0, limit
-    for size in sizes:
-        if size > left:
-            break
-        fits, left = fits + 1, left - size
-    raise Refused(
-        [
-            violation(
-                "instances",
-                "RESPONSE_TOO_LARGE",
-                f"the answer to {len(sizes)} instances would take up to {sum(sizes)} bytes, over the limit of {limit}; "
-                f"the first {fits} fit: send them in several calls",
-                fits=str(fits),
-                bytes=str(sum(sizes)),
-            )
-        ]
-    )

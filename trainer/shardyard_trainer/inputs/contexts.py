@@ -94,6 +94,19 @@ class ContextCutter:
             for ids, (_, context) in zip(questions["input_ids"], asked, strict=True)
         ]
 
+    def question_places(self, question: str) -> list[tuple[int, int]]:
+        """The places of the question's tokens in its characters, in the order of a window, where they begin it."""
+        bare = question.lstrip()
+        with encoding_raises(encoding_fault):
+            found = self._tokenizer(bare.rstrip(), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        before = len(question) - len(bare)
+        return [(before + start, before + end) for start, end in found["offset_mapping"][: self._room // 2]]
+
+    @property
+    def question_begins(self) -> int:
+        """The position of the question's first token in every window."""
+        return len(self._frame.before)
+
     def _windows(self, question: list[int], tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> CutContext:
         kept = question[: self._room // 2]
         room = self._room - len(kept)

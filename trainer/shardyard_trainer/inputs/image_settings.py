@@ -149,6 +149,25 @@ def processed(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
     return normalised(picture, settings)
 
 
+def box_seen(size: tuple[int, int], settings: PictureSettings) -> tuple[float, float, float, float]:
+    """The part of a picture of this width and height that `processed` keeps: (left, top, right, bottom) in its pixels.
+
+    It is larger than the picture if its crop has a border.
+    """
+    resized = size
+    if settings.size is not None:
+        resized = (settings.size[1], settings.size[0])
+    elif settings.shortest is not None:
+        resized = _by_shortest(size, settings.shortest)
+    left, top, right, bottom = 0, 0, *resized
+    if settings.crop is not None:
+        height, width = settings.crop
+        left, top = _corner(resized, height, width)
+        right, bottom = left + width, top + height
+    across, down = size[0] / resized[0], size[1] / resized[1]
+    return left * across, top * down, right * across, bottom * down
+
+
 def normalised(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
     """Normalised pixels, fp32 [channels, H, W]."""
     pixels_HWC = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, settings.channels)
@@ -170,10 +189,14 @@ def _by_shortest(size: tuple[int, int], shortest: int) -> tuple[int, int]:
 
 def _centre(picture: Image.Image, height: int, width: int) -> Image.Image:
     """The centre of a picture, with a black border if it is smaller."""
-    top, left = (
-        each // 2 if each >= 0 else -((1 - each) // 2) for each in (picture.height - height, picture.width - width)
-    )
+    left, top = _corner(picture.size, height, width)
     return picture.crop((left, top, left + width, top + height))
+
+
+def _corner(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Where the centre of a picture of this width and height begins: (left, top), under 0 if the picture is smaller."""
+    left, top = (each // 2 if each >= 0 else -((1 - each) // 2) for each in (size[0] - width, size[1] - height))
+    return left, top
 
 
 def _kind_of(values: Mapping[str, Any]) -> str:

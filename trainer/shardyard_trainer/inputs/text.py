@@ -15,7 +15,7 @@ import torch
 
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.packed import causal_frame
-from shardyard_trainer.inputs.tokenization import encode, encoding_fault, prepare
+from shardyard_trainer.inputs.tokenization import encode, encoding_fault, prepare, token_places
 from shardyard_trainer.inputs.vocabularies import (
     build_tokenizer,
     encoding_raises,
@@ -105,6 +105,10 @@ class TextInputs:
             for index, row, kinds in zip(indices, found.ids, found.types, strict=True):
                 encoded[index] = EncodedText(row, kinds)
         return [each for each in encoded if each is not None]
+
+    def places(self, text: str, pair: str | None, max_length: int) -> list[tuple[int, int, int] | None]:
+        """Where the tokens of a text or pair are in it, as `tokenization.token_places`. Raises SpecError."""
+        return token_places(self.tokenizer, text, pair, max_length)
 
     def encode_prompts(self, texts: Sequence[str]) -> list[EncodedText]:
         """Encodes prompts: after the token that begins a document in training, and without an end token."""

@@ -200,11 +200,45 @@ def encode(
 
     `keeps_pairs`: of a pair only the first text is cut, which has to be enough.
     """
+    cut_first = "only_first" if keeps_pairs else "longest_first"
+    encoded = _encoded(tokenizer, texts, pairs, max_length, truncation=True if pairs is None else cut_first)
+    # If the special tokens alone are more than max_length, the tokenizer does not truncate.
+    rows = encoded["input_ids"]
+    ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in rows]
+    types = [list(row[:max_length]) or [0] for row in encoded["token_type_ids"]]
+    parts = encoded.encodings or []
+    cut = [bool(part.overflowing) or len(row) > max_length for part, row in zip(parts, rows, strict=True)]
+    return Encoded(ids, types, cut)
+
+
+def token_places(
+    tokenizer: PreTrainedTokenizerFast, text: str, pair: str | None, max_length: int
+) -> list[tuple[int, int, int] | None]:
+    """For each token that `encode` gives: which text it is of (0 or 1), and its first and the character after its last.
+
+    None for the special tokens around the texts.
+    """
+    pairs, truncation = (None, True) if pair is None else ([pair], "longest_first")
+    (found,) = _encoded(tokenizer, [text], pairs, max_length, truncation=truncation).encodings
+    places = [
+        None if of is None else (of, *offset) for of, offset in zip(found.sequence_ids, found.offsets, strict=True)
+    ]
+    return places[:max_length] or [None]
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    *,
+    truncation: bool | str,
+) -> Any:
     with encoding_raises(encoding_fault):
-        encoded = tokenizer(
+        found = tokenizer(
             list(texts),
             None if pairs is None else list(pairs),
-            truncation=True if pairs is None else "only_first" if keeps_pairs else "longest_first",
+            truncation=truncation,
             max_length=max_length,
             padding=False,
             return_attention_mask=False,
@@ -213,13 +247,7 @@ def encode(
         )
     # The call leaves its truncation set on the backend.
     prepare(tokenizer)
-    # If the special tokens alone are more than max_length, the tokenizer does not truncate.
-    rows = encoded["input_ids"]
-    ids = [list(row[:max_length]) or [_blank(tokenizer)] for row in rows]
-    types = [list(row[:max_length]) or [0] for row in encoded["token_type_ids"]]
-    parts = encoded.encodings or []
-    cut = [bool(part.overflowing) or len(row) > max_length for part, row in zip(parts, rows, strict=True)]
-    return Encoded(ids, types, cut)
+    return found
 
 
 def encoding_fault(said: str) -> SpecError:

@@ -23,13 +23,14 @@ class Window:
     """Token ids with their special tokens, and type ids.
 
     `words` has for each token the word that it is of if this window answers for it, else -1; `firsts` says which tokens
-    are the first of such a word.
+    are the first of such a word. `read` has the word that it is of in any case, -1 for special tokens.
     """
 
     ids: list[int]
     type_ids: list[int]
     words: list[int]
     firsts: list[bool]
+    read: list[int]
 
     @property
     def num_positions(self) -> int:
@@ -53,20 +54,22 @@ class WordCutter:
         # Words without a token, such as a lone control character, are not in any window's answers.
         seen = [word for word, tokens in enumerate(pieces) if tokens]
         if not seen:
-            return [self._window([], [], [])]
+            return [self._window([], [], [], [])]
         spans = self._spans([min(len(pieces[word]), self._room) for word in seen])
         windows = []
         for first, last, own_first, own_last in spans:
             ids: list[int] = []
             of: list[int] = []
             firsts: list[bool] = []
+            read: list[int] = []
             for at in range(first, last):
                 tokens = pieces[seen[at]][: self._room]
                 is_own = own_first <= at < own_last
                 ids += tokens
                 of += [seen[at] if is_own else -1] * len(tokens)
+                read += [seen[at]] * len(tokens)
                 firsts += [is_own] + [False] * (len(tokens) - 1)
-            windows.append(self._window(ids, of, firsts))
+            windows.append(self._window(ids, of, firsts, read))
         return windows
 
     def _spans(self, sizes: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -111,11 +114,11 @@ class WordCutter:
                 pieces[bisect.bisect_right(starts, stop - 1) - 1].append(token)
         return pieces
 
-    def _window(self, ids: list[int], words: list[int], firsts: list[bool]) -> Window:
+    def _window(self, ids: list[int], words: list[int], firsts: list[bool], read: list[int]) -> Window:
         if not (ids or self._before or self._after):
             # Even a text without tokens needs one token, or the model has nothing to read.
             blank = self._tokenizer.eos_token_id
-            return Window([int(blank or self._tokenizer.pad_token_id or 0)], [0], [-1], [False])
+            return Window([int(blank or self._tokenizer.pad_token_id or 0)], [0], [-1], [False], [-1])
         before, after = len(self._before), len(self._after)
         first, inner, last = self._types
         return Window(
@@ -123,4 +126,5 @@ class WordCutter:
             [*[first] * before, *[inner] * len(ids), *[last] * after],
             [*[-1] * before, *words, *[-1] * after],
             [*[False] * before, *firsts, *[False] * after],
+            [*[-1] * before, *read, *[-1] * after],
         )

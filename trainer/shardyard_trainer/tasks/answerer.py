@@ -16,10 +16,12 @@ from shardyard_trainer.inputs.contexts import ContextCutter, ContextWindow
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
+from shardyard_trainer.tasks.answer_explained import Answering, AskedTexts, explain_answer
 from shardyard_trainer.tasks.answer_metrics import threshold_of
 from shardyard_trainer.tasks.answer_spans import best_spans, rest_place, span_logits, trimmed
 from shardyard_trainer.tasks.answers import TextPredictor, refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, violation
+from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, violation
+from shardyard_trainer.tasks.explained import refuse_any, refuse_word
 
 DEFAULT_WINDOW, DEFAULT_OVERLAP, DEFAULT_LONGEST, DEFAULT_TOP_K = 384, 128, 30, 5
 _CHARACTER_BYTES = 4
@@ -129,6 +131,29 @@ class QuestionAnswerer(TextPredictor):
             _prediction(each.context, sorted(set(own), key=_best_first), rest, total, threshold=threshold, most=most)
             for each, own, rest, total in zip(encoded, parts, rests, totals, strict=True)
         ]
+
+    def refuse_target(self, request: model_service_pb2.ExplainPredictionRequest) -> list[worker_pb2.Violation]:
+        """Refuses every target: the answer itself is explained."""
+        why = "the score of the answer that the model gives is what can be explained"
+        return refuse_any(request, why) + refuse_word(request, self.task)
+
+    def complain_target(
+        self, _request: model_service_pb2.ExplainPredictionRequest, _encoded: EncodedQuestion
+    ) -> list[worker_pb2.Violation]:
+        """No violations: there is no target to choose."""
+        return []
+
+    def explain(
+        self,
+        request: model_service_pb2.ExplainPredictionRequest,
+        encoded: EncodedQuestion,
+        prediction: model_service_pb2.Prediction,
+    ) -> Explained:
+        """The sum of the logits of the answer's first and last token, by the words of its window."""
+        names = ("text", "text_pair") if request.instance.HasField("pair") else ("question", "context")
+        asked = AskedTexts(*_asked(request.instance), names, encoded.windows)
+        by = Answering(self.loaded, self.inputs, self._cutter, self._rest)
+        return explain_answer(by, asked, prediction.answer)
 
     @torch.inference_mode()
     def _read_windows(

@@ -17,6 +17,7 @@ from torch import nn
 
 from shardyard.v1 import model_service_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.explaining.integral import Line
 from shardyard_trainer.inputs.base import Inputs, MicroBatch, Samples
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
@@ -264,6 +265,38 @@ class Predictor(Protocol):
         """The outputs of a live module and of this model for the same samples, fp32 on the CPU."""
 
 
+class Explained(NamedTuple):
+    """An output to explain: what is integrated over, what the input is compared with, and what the shares mean.
+
+    `fill` puts the shares of the integral, fp64 in the shape of `line.end`, into the answer, with what is explained.
+    """
+
+    line: Line
+    baseline: str
+    fill: Callable[[torch.Tensor, model_service_pb2.Explanation], None]
+
+
+@runtime_checkable
+class Explainer(Predictor, Protocol):
+    """A predictor whose answers can be explained."""
+
+    def refuse_target(self, request: model_service_pb2.ExplainPredictionRequest) -> list[worker_pb2.Violation]:
+        """Violations in `target` and `word`, found before reading."""
+
+    def complain_target(
+        self, request: model_service_pb2.ExplainPredictionRequest, encoded: Any
+    ) -> list[worker_pb2.Violation]:
+        """Violations in `target` and `word` for an instance that was read."""
+
+    def explain(
+        self,
+        request: model_service_pb2.ExplainPredictionRequest,
+        encoded: Any,
+        prediction: model_service_pb2.Prediction,
+    ) -> Explained:
+        """The output that is explained, of an instance with its answer. Raises Unexplainable."""
+
+
 class Task(Protocol):
     """One kind of job; stateless."""
 
@@ -323,6 +356,14 @@ class Teachable(Protocol):
     """A training task whose models can learn from one another (`distillation`)."""
 
     teaching: Teaching
+
+
+@runtime_checkable
+class Explainable(Protocol):
+    """A training task whose models' answers can be explained: their predictor is an `Explainer`."""
+
+    explains: str
+    """What has a share in an answer, such as `words`."""
 
 
 def has_head(choice: ModelChoice, task: TrainingTask) -> bool:

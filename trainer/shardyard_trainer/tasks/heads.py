@@ -138,14 +138,19 @@ def head_outputs(loaded: Loaded, inputs: TextInputs, encoded: Sequence[EncodedTe
     """The outputs of a loaded model's head, fp32 [len(encoded), C], in the order given."""
     parts: list[torch.Tensor | None] = [None] * len(encoded)
     unpadded = loaded.head is None and loaded.model.config.model_type in architectures.HEAD_READS_LAST_PLACE
-    native = architectures.native_pooling(loaded.model.config)
-    pooling = loaded.folder.pooling if loaded.head is not None else native
     for batch in batches(encoded, unpadded=unpadded):
         tensors = inputs.tensors(loaded.model, [encoded[index] for index in batch])
-        logits_BC = text_logits(loaded.model, loaded.head, tensors, pooling=pooling).cpu()
+        logits_BC = outputs_of(loaded, tensors).cpu()
         for row, index in enumerate(batch):
             parts[index] = logits_BC[row]
     return torch.stack([part for part in parts if part is not None])
+
+
+def outputs_of(loaded: Loaded, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The outputs [B, C] of a loaded model's head for a batch."""
+    native = architectures.native_pooling(loaded.model.config)
+    pooling = loaded.folder.pooling if loaded.head is not None else native
+    return text_logits(loaded.model, loaded.head, tensors, pooling=pooling)
 
 
 def without_pooler(config: Any) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class ImageClassification:
     cuts = False
     holds_out_by_lot = True
     inputs = ImageInputs
+    explains = "regions of the picture"
     teaching = Teaching(own=("image_size",))
 
     def prepare(self, job: Ingredients) -> PreparedPictures:

@@ -58,6 +58,7 @@ class MaskedItem:
     cuts = False
     holds_out_by_lot = False
     inputs = ItemInputs
+    explains = "items"
 
     def prepare(self, job: Ingredients) -> PreparedMaskedItem:
         """Finds and checks model and data. Raises SpecError."""

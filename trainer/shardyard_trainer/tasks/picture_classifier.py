@@ -13,12 +13,15 @@ import torch
 
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.explaining.integral import Line
+from shardyard_trainer.explaining.regions import grey, shares_of_regions
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.image import EncodedPicture, ImageInputs, complaints
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.loading import number_parameter
 from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.explained import refuse_name, refuse_word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,42 @@ class PictureClassifier:
                 for logits_C in self._logits(encoded)
             ]
         )
+
+    def refuse_target(self, request: model_service_pb2.ExplainPredictionRequest) -> list[worker_pb2.Violation]:
+        """Refuses a class that the model does not have."""
+        return refuse_name(request, self.loaded.folder.labels, "class") + refuse_word(request, self.task)
+
+    def complain_target(
+        self, _request: model_service_pb2.ExplainPredictionRequest, _encoded: EncodedPicture
+    ) -> list[worker_pb2.Violation]:
+        """No violations: every class can be explained for every picture."""
+        return []
+
+    def explain(
+        self,
+        request: model_service_pb2.ExplainPredictionRequest,
+        encoded: EncodedPicture,
+        prediction: model_service_pb2.Prediction,
+    ) -> Explained:
+        """The logit of a class, by the regions of the picture."""
+        labels, model, settings = self.loaded.folder.labels, self.loaded.model, self.inputs.settings
+        logits = list(prediction.logits)
+        target = request.target if request.HasField("target") else labels[logits.index(max(logits))]
+        output = labels.index(target)
+        size = self.inputs.read(request.instance.image).size
+        end = self.inputs.tensors(model, [encoded])["pixel_values"]
+
+        def outputs(rows_NCHW: torch.Tensor) -> torch.Tensor:
+            # A model may change its input in place, which the rows of a line do not allow.
+            logits_NC: torch.Tensor = model(pixel_values=rows_NCHW.clone()).logits
+            return logits_NC[:, output]
+
+        def fill(shares_1CHW: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+            explanation.target = target
+            explanation.regions.CopyFrom(shares_of_regions(shares_1CHW, model.config, settings, size))
+
+        line = Line(grey(settings).to(end), end, outputs, encoded.num_positions)
+        return Explained(line, "a picture that is grey all over", fill)
 
     @torch.inference_mode()
     def _logits(self, encoded: Sequence[EncodedPicture]) -> torch.Tensor:

@@ -79,6 +79,7 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    explains = "words"
 
     def prepare(self, job: Ingredients) -> PreparedQuestions:
         """Finds and checks model and data. Raises SpecError."""

@@ -53,6 +53,7 @@ class Recommendation:
     cuts = False
     holds_out_by_lot = False
     inputs = ItemInputs
+    explains = "items"
 
     def prepare(self, job: Ingredients) -> PreparedRecommendation:
         """Finds and checks model and data. Raises SpecError."""

@@ -10,11 +10,14 @@ import torch
 from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import listed, nearest
+from shardyard_trainer.explaining.embeddings import line_of_tokens
+from shardyard_trainer.explaining.integral import Unexplainable
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.items import PADDING, EncodedHistory, ItemInputs
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.explained import refuse_name, refuse_word
 from shardyard_trainer.tasks.ranking import without_seen
 
 DEFAULT_TOP_K = 10
@@ -97,6 +100,56 @@ class Recommender:
     def _top_k(request: model_service_pb2.PredictRequest) -> int:
         given = request.recommendation
         return given.top_k if given.HasField("top_k") else DEFAULT_TOP_K
+
+    def refuse_target(self, request: model_service_pb2.ExplainPredictionRequest) -> list[worker_pb2.Violation]:
+        """Refuses an item that the model does not know."""
+        return refuse_name(request, self.inputs.items, "item") + refuse_word(request, self.task)
+
+    def complain_target(
+        self, _request: model_service_pb2.ExplainPredictionRequest, _encoded: EncodedHistory
+    ) -> list[worker_pb2.Violation]:
+        """No violations: every item can be explained for every history."""
+        return []
+
+    def explain(
+        self,
+        request: model_service_pb2.ExplainPredictionRequest,
+        encoded: EncodedHistory,
+        prediction: model_service_pb2.Prediction,
+    ) -> Explained:
+        """The logit of an item, by the items of the history."""
+        best = prediction.ranked_items.items
+        if not request.HasField("target") and not best:
+            raise Unexplainable("it recommends no item for this history; name one as target")
+        target = request.target if request.HasField("target") else best[0].item
+        (token,) = self.inputs.encode([target]).ids
+        blank, what = (len(self.inputs.items) + 1, "the mask") if self.inputs.masks else (PADDING, "the padding")
+
+        def outputs(count: int) -> torch.Tensor:
+            return self._logits(self.loaded, [encoded.ids] * count)[:, token]
+
+        def fill(shares_1TD: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+            explanation.target = target
+            self._put_items(explanation, request.instance.items.items, shares_1TD[0].sum(-1).tolist(), encoded)
+
+        line = line_of_tokens(self.loaded.model, encoded.ids, [blank] * len(encoded.ids), outputs)
+        return Explained(line, f"a history of as many places, each with {what} in the place of an item", fill)
+
+    def _put_items(
+        self,
+        explanation: model_service_pb2.Explanation,
+        history: Sequence[str],
+        shares: Sequence[float],
+        encoded: EncodedHistory,
+    ) -> None:
+        unknown = {*encoded.unknown}
+        known = [at for at, item in enumerate(history) if item not in unknown]
+        read = dict(zip(known[len(known) - len(encoded.ids) :], shares, strict=False))
+        for at, item in enumerate(history):
+            explanation.attributions.add(
+                part="items", text=item, start=at, end=at + 1, score=read.get(at, 0.0), unread=at not in read
+            )
+        explanation.rest = sum(shares[len(encoded.ids) :])
 
     @torch.no_grad()
     def compare(self, live: HuggingFaceModule, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:

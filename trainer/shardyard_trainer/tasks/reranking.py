@@ -55,6 +55,7 @@ class Reranking:
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    explains = "words"
 
     def prepare(self, job: Ingredients) -> PreparedReranking:
         """Finds and checks model and data. Raises SpecError."""

@@ -13,7 +13,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.folder import ModelFolder
-from shardyard_trainer.tasks.base import Output, Task, TrainingTask
+from shardyard_trainer.tasks.base import Explainable, Output, Task, TrainingTask
 
 NAMES = (
     "causal_lm",
@@ -76,6 +76,12 @@ def of_folder(described: ModelFolder) -> TrainingTask | None:
         if task.name == described.task:
             return task
     raise FolderInvalid(f"shardyard.json names an unknown task: {described.task[:100]!r}", file="shardyard.json")
+
+
+def explainable() -> dict[str, str]:
+    """The tasks whose models' answers can be explained, each with what has a share in an answer."""
+    tasks = {name: named(name) for name in NAMES}
+    return {name: task.explains for name, task in tasks.items() if isinstance(task, Explainable)}
 
 
 def _leaf(spec: spec_pb2.JobSpec) -> Leaf:

@@ -9,15 +9,18 @@ import numpy as np
 import torch
 
 from shardyard.v1 import model_service_pb2
+from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.tags import entities, parts
 from shardyard_trainer.data.word_split import split_words
+from shardyard_trainer.explaining.embeddings import line_of_tokens
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.words import Window, WordCutter
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import TextPredictor, text_of
-from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, at_once
+from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.explained import blank_of, put_words, refuse_name
 
 DEFAULT_OVERLAP = 32
 
@@ -91,6 +94,55 @@ class Tagger(TextPredictor):
                     scores[word] = float(logits_TC[place, classes[word]])
         return self._prediction(encoded, [labels[each] for each in classes], scores)
 
+    def refuse_target(self, request: model_service_pb2.ExplainPredictionRequest) -> list[worker_pb2.Violation]:
+        """Refuses a tag that the model does not have."""
+        return refuse_name(request, self.loaded.folder.labels, "tag")
+
+    def complain_target(
+        self, request: model_service_pb2.ExplainPredictionRequest, encoded: EncodedWords
+    ) -> list[worker_pb2.Violation]:
+        """Reports a text without words, and a word that is not there or that the model cannot read."""
+        read = {word for window in encoded.windows for word in window.words}
+        if not read - {-1}:
+            text = "it has no word that the model can read; send at least one"
+            return [violation(f"instance.{request.instance.WhichOneof('input')}", "SPEC_INVALID", text)]
+        if not request.HasField("word") or request.word in read:
+            return []
+        count = len(encoded.places)
+        what = f"the text has {count:,} words, counted from 0"
+        if request.word < count:
+            what = "the model has no token for this word"
+        return [violation("word", "SPEC_INVALID", f"`{request.word}`: {what}; give another one, or leave it out")]
+
+    def explain(
+        self,
+        request: model_service_pb2.ExplainPredictionRequest,
+        encoded: EncodedWords,
+        prediction: model_service_pb2.Prediction,
+    ) -> Explained:
+        """The logit of a tag at the first token of a word, by the words of its window."""
+        labels, tags = self.loaded.folder.labels, prediction.tagged_words.tags
+        word = request.word if request.HasField("word") else _surest(encoded, tags)
+        target = request.target if request.HasField("target") else tags[word].tag
+        window = next(each for each in encoded.windows if word in each.words)
+        place, output = window.words.index(word), labels.index(target)
+        blank = blank_of(self.inputs.tokenizer, self.loaded.model)
+        blanked = [token if of < 0 else blank.token for token, of in zip(window.ids, window.read, strict=True)]
+        tensors = self._tensors(window)
+        part = request.instance.WhichOneof("input") or ""
+        places = [None if of < 0 else (part, *encoded.places[of]) for of in window.read]
+
+        def outputs(count: int) -> torch.Tensor:
+            rows = {name: tensor.expand(count, -1) for name, tensor in tensors.items()}
+            logits_NTC: torch.Tensor = self.loaded.model(**rows).logits
+            return logits_NTC[:, place, output]
+
+        def fill(shares_1TD: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+            explanation.target, explanation.word = target, word
+            put_words(explanation, shares_1TD, {part: encoded.text}, places)
+
+        return Explained(line_of_tokens(self.loaded.model, window.ids, blanked, outputs), blank.baseline, fill)
+
     def _tensors(self, window: Window) -> dict[str, torch.Tensor]:
         device = next(self.loaded.model.parameters()).device
         tensors = {
@@ -123,3 +175,10 @@ class Tagger(TextPredictor):
         wanted = live.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
         own: torch.Tensor = self.loaded.model(**inputs).logits
         return wanted[real_BT], own[real_BT]
+
+
+def _surest(encoded: EncodedWords, tags: Sequence[model_service_pb2.Tag]) -> int:
+    """The word with the likeliest tag, of those that are something if there are any."""
+    read = sorted({word for window in encoded.windows for word in window.words} - {-1})
+    named = [word for word in read if tags[word].tag != "O"]
+    return max(named or read, key=lambda word: tags[word].score)

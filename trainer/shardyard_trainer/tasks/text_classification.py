@@ -76,6 +76,7 @@ class TextClassification:
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    explains = "words"
     teaching = Teaching(own=("pooling",))
 
     def prepare(self, job: Ingredients) -> PreparedClassification:

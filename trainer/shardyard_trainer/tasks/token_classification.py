@@ -72,6 +72,7 @@ class TokenClassification:
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    explains = "words"
     teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedTags:

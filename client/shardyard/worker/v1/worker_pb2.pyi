@@ -567,6 +567,84 @@ class EmbedReply(_message.Message):
 Global___EmbedReply: _TypeAlias = EmbedReply  # noqa: Y015
 
 @_typing.final
+class ExplainCall(_message.Message):
+    """Requests an explanation from a warm process."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    TORCH_HUB_FIELD_NUMBER: _builtins.int
+    CACHE_DIR_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Absolute path of the model's folder."""
+    max_response_bytes: _builtins.int
+    """The largest answer allowed in bytes."""
+    cache_dir: _builtins.str
+    """As in InspectModelRequest."""
+    @_builtins.property
+    def request(self) -> _model_service_pb2.ExplainPredictionRequest:
+        """As the client sent it."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
+        """As in PredictCall."""
+
+    @_builtins.property
+    def torch_hub(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in PredictCall."""
+
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        request: _model_service_pb2.ExplainPredictionRequest | None = ...,
+        max_response_bytes: _builtins.int = ...,
+        files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
+        torch_hub: _abc.Iterable[_builtins.str] | None = ...,
+        cache_dir: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "files", b"files", "folder", b"folder", "max_response_bytes", b"max_response_bytes", "request", b"request", "torch_hub", b"torch_hub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainCall: _TypeAlias = ExplainCall  # noqa: Y015
+
+@_typing.final
+class ExplainReply(_message.Message):
+    """The answer, or the violations of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> _model_service_pb2.Explanation:
+        """Set if there are no violations."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]:
+        """Field paths relative to the request."""
+
+    def __init__(
+        self,
+        *,
+        response: _model_service_pb2.Explanation | None = ...,
+        violations: _abc.Iterable[Global___Violation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainReply: _TypeAlias = ExplainReply  # noqa: Y015
+
+@_typing.final
 class ProbeStorageRequest(_message.Message):
     """Asks a worker to read and write the shared storage."""
 

@@ -86,6 +86,7 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "DownloadModelRequest": ("name", "model"),
     "PredictRequest": ("model", "model"),
     "EmbedRequest": ("model", "model"),
+    "ExplainPredictionRequest": ("model", "model"),
     "GetDatasetRequest": ("name", "dataset"),
     "ListDatasetsRequest": ("parent", "project"),
     "DeleteDatasetRequest": ("name", "dataset"),
@@ -95,7 +96,12 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
 Found = list[FieldViolation]
 _UPLOADS: Final = (models.CreateModelRequest, datasets.CreateDatasetRequest)
 # Other checks look at their texts.
-_WALKED_BY_THEIR_CHECK: Final = (models.PredictRequest, models.EmbedRequest, *_UPLOADS)
+_WALKED_BY_THEIR_CHECK: Final = (
+    models.PredictRequest,
+    models.EmbedRequest,
+    models.ExplainPredictionRequest,
+    *_UPLOADS,
+)
 _COUNTS: Final = Counts()
 _OURS: Final = "shardyard.v1."
 
@@ -239,6 +245,11 @@ def _check_instances(request: models.PredictRequest | models.EmbedRequest, found
                 return
 
 
+def _check_instance(request: models.ExplainPredictionRequest, found: Found) -> None:
+    if request.HasField("instance") and (complaint := _instance_complaint(request.instance)):
+        found.append(FieldViolation("instance", complaint))
+
+
 def _instance_complaint(instance: models.Instance) -> str | None:
     kind = instance.WhichOneof("input")
     if kind is None:
@@ -336,6 +347,7 @@ _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "WatchMetricsRequest": _check_metrics,
     "PredictRequest": _check_instances,
     "EmbedRequest": _check_instances,
+    "ExplainPredictionRequest": _check_instance,
     "DownloadModelRequest": _check_download,
     "DownloadDatasetRequest": _check_download,
     "CreateModelRequest": _check_upload,
