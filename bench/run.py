@@ -10,7 +10,19 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BENCHES = ("light", "submit", "worst_messages", "scale", "start", "answer", "reading", "loader", "planner", "trainer")
+BENCHES = (
+    "light",
+    "submit",
+    "worst_messages",
+    "scale",
+    "start",
+    "answer",
+    "explain",
+    "reading",
+    "loader",
+    "planner",
+    "trainer",
+)
 
 
 def main(names: list[str]) -> int:

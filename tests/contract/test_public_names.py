@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.message import Message
 
 import shardyard
+from helpers.command import modules_after
 from shardyard import types
 from shardyard._parse import draft_job
 from shardyard._requests import PredictParameters
@@ -251,13 +252,6 @@ def test_every_name_is_also_there_for_type_checkers() -> None:
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imported = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert sorted(imported) == NAMES
-
-
-def modules_after(code: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
 
 
 def test_importing_the_package_or_its_messages_brings_no_grpc() -> None:

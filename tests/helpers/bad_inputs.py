@@ -379,6 +379,24 @@ ROWS: dict[str, Row] = {
             model=f"{PARENT}/models/m", instances=[models.Instance(text="x")], pooling=9  # type: ignore[arg-type]
         ), IA, "SPEC_INVALID", "pooling", ("unknown value 9",),
     ),
+    "nothing to explain": Row(
+        lambda: models.ExplainPredictionRequest(model=f"{PARENT}/models/m"),
+        IA, "SPEC_INVALID", "instance", ("required",),
+    ),
+    "an empty instance to explain": Row(
+        lambda: models.ExplainPredictionRequest(model=f"{PARENT}/models/m", instance=models.Instance()),
+        IA, "SPEC_INVALID", "instance", ("text, pair",),
+    ),
+    "1 MB to explain": Row(
+        lambda: models.ExplainPredictionRequest(model=f"{PARENT}/models/m", instance=models.Instance(text="x" * 10**6)),
+        IA, "SPEC_INVALID", "instance", ("64 KiB",),
+    ),
+    "too few steps": Row(lambda: _explained(max_steps=15), IA, "SPEC_INVALID", "max_steps", ("15", "16")),
+    "too many steps": Row(lambda: _explained(max_steps=2049), IA, "SPEC_INVALID", "max_steps", ("2049", "2048")),
+    "a word before the first": Row(lambda: _explained(word=-1), IA, "SPEC_INVALID", "word", ("-1",)),
+    "a target without a name": Row(lambda: _explained(target=""), IA, "SPEC_INVALID", "target", ()),
+    "a target too long": Row(lambda: _explained(target="x" * 4097), IA, "SPEC_INVALID", "target", ("4097",)),
+    "a model that is not there to be asked why": Row(lambda: _explained(max_steps=64), NF, "MODEL_NOT_FOUND", None),
     "a model that is not there to be asked": Row(
         lambda: models.PredictRequest(model=f"{PARENT}/models/m", instances=[models.Instance(text="x")]),
         NF, "MODEL_NOT_FOUND", None,
@@ -387,6 +405,10 @@ ROWS: dict[str, Row] = {
         lambda: datasets.GetDatasetRequest(name=f"{PARENT}/datasets/x"), NF, "DATASET_NOT_FOUND", None
     ),
 }  # fmt: skip
+
+
+def _explained(**fields: Any) -> models.ExplainPredictionRequest:
+    return models.ExplainPredictionRequest(model=f"{PARENT}/models/m", instance=models.Instance(text="x"), **fields)
 
 
 def _wide() -> spec_pb2.Architecture:

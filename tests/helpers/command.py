@@ -15,3 +15,11 @@ def shardyard(address: str, *arguments: str, text: str | None = None) -> subproc
     return subprocess.run(
         [*COMMAND, *arguments], input=text, capture_output=True, text=True, env=environment, timeout=30, check=False
     )
+
+
+def modules_after(code: str) -> set[str]:
+    """All modules that a process has imported after some code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())

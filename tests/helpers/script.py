@@ -87,6 +87,7 @@ class Script:
     headers: dict[str, transfer_pb2.UploadHeader] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
     predict: Callable[[model_service_pb2.Instance], model_service_pb2.Prediction] | None = None
+    explain: model_service_pb2.Explanation | None = None
     most_instances: int = 10_000
     inputs: tuple[str, ...] = ()  # What `Predict` takes of every model.
     task: str = ""  # Of every model.

@@ -155,6 +155,10 @@ class Models(_Files, model_service_pb2_grpc.ModelServiceServicer):
         ]
         return model_service_pb2.EmbedResponse(embeddings=found)
 
+    async def ExplainPrediction(self, request: Any, context: Any) -> Any:
+        await self.begin("ExplainPrediction", request, context)
+        return self.script.explain or model_service_pb2.Explanation()
+
     async def _refuse_many(self, request: Any, context: Any) -> None:
         if len(request.instances) > self.script.most_instances:
             many = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE", "over 3 MiB")

@@ -18,6 +18,7 @@ from helpers.scripted_launcher import ScriptedLauncher
 from shardyard.v1 import (
     checkpoint_service_pb2_grpc,
     dataset_service_pb2_grpc,
+    explanation_pb2,
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
@@ -77,11 +78,21 @@ def embed(request: bytes) -> bytes:
     return worker_pb2.EmbedReply(response=model_service_pb2.EmbedResponse(embeddings=found)).SerializeToString()
 
 
+def explain(request: bytes) -> bytes:
+    """All of the answer comes from the text."""
+    call = worker_pb2.ExplainCall.FromString(request)
+    text = call.request.instance.text
+    share = explanation_pb2.Attribution(part="text", text=text, end=len(text), score=1.0)
+    found = model_service_pb2.Explanation(output=1.0, is_complete=True, attributions=[share])
+    return worker_pb2.ExplainReply(response=found).SerializeToString()
+
+
 ANSWERS: Mapping[str, Callable[[bytes], bytes]] = {
     "shardyard_trainer.planning.plan:plan": plan,
     "shardyard_trainer.answering.inspect:inspect_model": inspect_model,
     "shardyard_trainer.answering.infer:predict": predict,
     "shardyard_trainer.answering.infer:embed": embed,
+    "shardyard_trainer.answering.explain:explain": explain,
 }
 
 

@@ -147,6 +147,11 @@ def _large_and_right(name: str) -> Iterator[tuple[str, bytes]]:
         text = model_service_pb2.Instance(text="word " * 78)
         asked = asking[name](model=f"{PARENT}/models/m", instances=[text] * 10_000)
         yield "10,000 texts", asked.SerializeToString()
+    if name == "shardyard.v1.ExplainPredictionRequest":
+        history = model_service_pb2.Items(items=["i" * 60] * 40_000)
+        explained = model_service_pb2.ExplainPredictionRequest(model=f"{PARENT}/models/m", target="t" * 4096)
+        explained.instance.items.CopyFrom(history)
+        yield "a history of 40,000 items", explained.SerializeToString()
     if name in ("shardyard.v1.CreateJobRequest", "shardyard.v1.PlanJobRequest"):
         made = job_service_pb2.CreateJobRequest()
         made.job.spec.fine_tuning.text_classification.labels.extend(["x" * 20] * 10_000)

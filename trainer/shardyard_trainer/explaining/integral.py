@@ -9,9 +9,12 @@ Shape suffixes: N rows, S segments.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +30,9 @@ _POSITIONS_AT_ONCE = 512
 
 _MOST_NODES = 4
 """Gradients in a segment: exact for polynomials of degree 7, and cheap to do again in halves."""
+
+
+_PLOTS = ("captum.attr._utils.visualization", "matplotlib", "matplotlib.colors")
 
 
 class Unexplainable(Exception):
@@ -117,8 +123,6 @@ def _measured(
     line: Line, spans: Sequence[tuple[float, float]], outputs: dict[float, float], nodes: int, rows_at_once: int
 ) -> Generator[None, None, list[_Segment]]:
     """Segments with their shares; `outputs` gets those at their ends."""
-    from captum.attr import IntegratedGradients  # It brings matplotlib: processes that explain nothing do without.
-
     ends = sorted({at for span in spans for at in span} - outputs.keys())
     for first in range(0, len(ends), rows_at_once):
         some = ends[first : first + rows_at_once]
@@ -126,7 +130,7 @@ def _measured(
             found = line.output(torch.cat([_point(line, at) for at in some]))
         outputs.update(zip(some, found.tolist(), strict=True))
         yield
-    gradients = IntegratedGradients(line.output)
+    gradients = _method()(line.output)
     segments, together = [], rows_at_once // nodes
     for first in range(0, len(spans), together):
         chosen = spans[first : first + together]
@@ -141,6 +145,30 @@ def _measured(
             segments.append(_Segment(begin, end, own.detach(), miss))
         yield
     return segments
+
+
+class _Empty(ModuleType):
+    """A module in which every name is an empty module."""
+
+    def __getattr__(self, name: str) -> _Empty:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Empty(name)
+
+
+@cache
+def _method() -> Any:
+    """Captum's class, which takes the output to explain."""
+    # Captum imports matplotlib for its plots, which looks through the machine's fonts and writes a cache: a confined
+    # process has neither the time nor the right. Nothing is drawn here, so captum gets empty modules for that.
+    plots = {name: _Empty(name) for name in _PLOTS if name not in sys.modules}
+    sys.modules.update(plots)
+    try:
+        from captum.attr import IntegratedGradients  # It takes a second: processes that explain nothing do without.
+    finally:
+        for name in plots:
+            del sys.modules[name]
+    return IntegratedGradients
 
 
 def _point(line: Line, at: float) -> torch.Tensor:
