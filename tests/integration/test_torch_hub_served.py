@@ -80,6 +80,8 @@ def test_a_resnet_of_a_local_repository_is_trained_by_two_workers_exported_with_
         answers = trained.predict(held_out)
         right = sum(answer.label == path.parent.name for answer, path in zip(answers, held_out, strict=True))
         assert right / len(held_out) == pytest.approx(trained.info.metrics["accuracy"], abs=1e-9)
+        why = trained.explain(held_out[0])
+        assert why.is_complete and why.regions is not None and why.target == answers[0].label
         trained.download(folder / "download")
     (folder / "download" / "picture.png").write_bytes(held_out[0].read_bytes())
     assert (folder / "download" / "torch_hub" / "resnet.py").read_bytes() == (folder / "resnet/resnet.py").read_bytes()
@@ -186,6 +188,7 @@ def test_a_model_of_texts_is_trained_by_two_workers_and_answers(
         (answer,) = trained.predict([text])
         assert trained.info.model_type == {"encoder": "torch_hub_texts", "transformer": "bart"}.get(name, name)
         if name == "encoder":
+            assert trained.explain(text).is_complete
             assert len(trained.embed([text])[0].values) == 16
             trained.download(folder / job.id)
             logits = run_card(folder / job.id)
@@ -214,6 +217,8 @@ def test_adapters_and_frozen_layers_of_a_plain_torch_encoder_are_trained_and_exp
         model = client.model(job.id)
         together, (alone,) = model.predict([long, short]), model.predict([short])
         assert together[1].logits == pytest.approx(alone.logits, abs=1e-5)
+        why = model.explain(long)
+        assert why.is_complete and [each.text for each in why.attributions] == long.split()
 
 
 def write_texts(folder: Path) -> None:
