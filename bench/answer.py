@@ -41,6 +41,13 @@ TARGET_PLANS = 100.0
 LARGE = 1000
 SLICE = 64
 BEHIND = 8
+SIZES = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 128,
+}
 BIN = Path(sys.executable).parent
 
 
@@ -74,14 +81,7 @@ def main() -> int:
 def make_files(folder: Path) -> None:
     """A model and data to plan with."""
     torch.manual_seed(0)
-    config = bert_config(
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
-        max_position_embeddings=128,
-    )
-    BertForSequenceClassification(config).eval().save_pretrained(folder / "bert")
+    BertForSequenceClassification(bert_config(**SIZES)).eval().save_pretrained(folder / "bert")
     bert_tokenizer().save_pretrained(folder / "bert")
     rows = "".join(f"{text(index)},{'good' if index % 2 else 'bad'}\n" for index in range(2000))
     (folder / "reviews.csv").write_text(f"text,label\n{rows}", encoding="utf-8")

@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from answer import make_files, text
+from answer import SIZES, text
+from helpers.tiny_folders import bert_config, bert_tokenizer
 from light import free_port, wait_for
 from measure import Ratio, ratio_of, report
 from shardyard import Client, Model
@@ -47,7 +48,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sy") as name:
         folder = Path(name)
-        make_files(folder)
+        make_texts(folder / "bert")
         make_pictures(folder / "vit")
         address = f"127.0.0.1:{free_port()}"
         command = [BIN / "shardyard", "serve", "--launcher", "local", "--listen", address, "--data-root", name]
@@ -68,6 +69,14 @@ def main() -> int:
                 service.send_signal(signal.SIGTERM)
                 service.wait(timeout=60)
     return judge(found, write=arguments.write)
+
+
+def make_texts(folder: Path) -> None:
+    """The BERT of `answer`, with the small weights that BERT begins with: large ones would make it a chaos."""
+    torch.manual_seed(0)
+    config = bert_config(**SIZES, initializer_range=0.02)
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
 
 
 def make_pictures(folder: Path) -> None:

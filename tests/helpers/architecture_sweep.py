@@ -21,6 +21,7 @@ from helpers import small_specs, tiny_architectures
 from shardyard.v1 import model_service_pb2 as pb
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.answering.explain import explain
 from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.answering.inspect import inspect_model
 from shardyard_trainer.inputs.base import SampleRef
@@ -38,7 +39,10 @@ class Fault(Exception):
 
 @dataclass
 class Sweep:
-    """What came of one architecture: `refused` by name (task: message), else `faults`; `trained` is what worked."""
+    """What came of one architecture: `refused` by name (task: message), else `faults`; `trained` is what worked.
+
+    `explained` is why its answers have no explanation, empty if they have one.
+    """
 
     model_type: str
     folder: Path
@@ -46,6 +50,7 @@ class Sweep:
     faults: dict[str, str] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
+    explained: str = ""
 
     def run(self) -> Sweep:
         """Goes through all tasks."""
@@ -118,6 +123,9 @@ class Sweep:
                 raise Fault(f"{[v.message for v in result.violations]}")
             stage = "predict"
             check_answers(folder, result.model.task, task)
+            if task.task.name == "text_classification":
+                stage = "explain"
+                self.explained = self.explained or check_explanation(folder)
             stage = "embed"
             check_embeddings(folder)
         except Exception as error:  # edge: a sweep continues
@@ -220,6 +228,23 @@ def _predict(folder: Path, texts: list[str], kind: str) -> Any:
     if reply.violations:
         raise Fault(f"{[v.message for v in reply.violations]}")
     return reply.response.predictions
+
+
+def check_explanation(folder: Path) -> str:
+    """The shares of words add up as the answer says; why there are none if the model is refused."""
+    request = pb.ExplainPredictionRequest(model="m", instance=pb.Instance(text=_SHORT))
+    call = worker_pb2.ExplainCall(folder=str(folder), request=request)
+    reply = worker_pb2.ExplainReply.FromString(explain(call.SerializeToString()))
+    if reply.violations:
+        return "; ".join(violation.message for violation in reply.violations)
+    found = reply.response
+    difference = found.output - found.baseline_output
+    missed = abs(sum(each.score for each in found.attributions) + found.rest - difference)
+    if abs(missed - found.completeness_error * abs(difference)) > 1e-6:
+        raise Fault(f"the shares miss the difference by {missed:.3g}, and it says {found.completeness_error:.3g} of it")
+    if abs(found.output - max(found.prediction.logits)) > 1e-4:
+        raise Fault(f"explains {found.output:.5f}, but the model answers {max(found.prediction.logits):.5f}")
+    return ""
 
 
 def check_embeddings(folder: Path) -> None:

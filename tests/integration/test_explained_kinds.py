@@ -92,7 +92,7 @@ def test_texts_beyond_the_limit_are_explained_as_far_as_they_are_read(place: Wor
 def test_no_answer_is_explained_as_one(place: Workplace) -> None:
     folder = save_folder(place.folder / "kind-none", "BertForQuestionAnswering")
     settings = {"task": "question_answering", "max_length": 32, "overlap": 4, "max_answer_length": 4}
-    about = {"format": 1, **settings, "allow_no_answer": True, "metrics": {"best_threshold": -1000.0}}
+    about = {"format": 1, **settings, "allow_no_answer": True, "metrics": {"no_answer_threshold": -1000.0}}
     (folder / "shardyard.json").write_text(json.dumps(about))
     found = uploaded(place, folder).explain(shardyard.Question("the dog ?", " ".join(WORDS[:12] * 5)))
     check(found)

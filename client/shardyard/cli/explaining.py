@@ -88,7 +88,7 @@ def _print(found: Explanation) -> None:
     print(answer_line(found.prediction))
     print(f"Explained: {printable(headline(found))}")
     for part, words in groupby(found.attributions, key=lambda each: each.part):
-        print(f"{part}:")
+        print(f"{printable(part)}:")
         some = list(words)
         if part == "items":
             print("\n".join(_item_lines(some)))
