@@ -108,6 +108,8 @@ async def test_data_and_models_go_up_and_come_down_whole(tmp_path: Path) -> None
         assert model.info.model_type == "bert"
         assert (await model.predict(["one", "two"]))[1].text == "two"
         assert (await model.embed(["one", "three"]))[1].values == (5.0,)
+        (share,) = (await model.explain("three", max_steps=64)).attributions
+        assert (share.text, share.end, share.score) == ("three", 5, 1.0)
         await model.delete()
     assert (folder / "a.txt").read_bytes() == (data / "a.txt").read_bytes()
     assert (folder / "sub" / "empty.txt").exists()

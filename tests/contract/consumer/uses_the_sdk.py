@@ -34,6 +34,7 @@ def sync_use() -> None:
         assert_type(model.info, ModelInfo)
         assert_type(model.predict(["a", ("b", "c")], threshold=0.5), list[shardyard.Prediction])
         assert_type(model.embed(["a"], output="last_hidden_state", pooling="cls"), list[shardyard.Embedding])
+        assert_type(model.explain(("b", "c"), target="good", max_steps=64), shardyard.Explanation)
         for other in client.jobs(filter="state = RUNNING"):
             assert_type(other, shardyard.Job)
         assert_type(client.plan(shardyard.JobSpec(shardyard.CausalLm(), model="hub:gpt2")), shardyard.Plan)
