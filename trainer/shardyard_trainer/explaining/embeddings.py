@@ -45,7 +45,7 @@ def line_of_tokens(model: Any, ids: Sequence[int], blank: Sequence[int], output:
         with _Exchange(reading, rows_NTD):
             return output(len(rows_NTD))
 
-    return Line(start, end, outputs_of, reading.ids_1T.shape[1])
+    return Line(start, end, outputs_of, reading.ids_1T.shape[1], vector_dim=2)
 
 
 def _reading_of(model: Any, ids: Sequence[int], output: Callable[[int], torch.Tensor]) -> _Reading:

@@ -42,17 +42,19 @@ class Unexplainable(Exception):
 class Line(NamedTuple):
     """What is integrated over: from `start` to `end`, both [1, …], and the `output` [N] of rows [N, …] between them.
 
-    `num_positions` are those of one row in a forward pass.
+    `num_positions` are those of one row in a forward pass. The numbers along `vector_dim` (the vector of a token, the
+    colours of a pixel) have one share together; None: each has its own.
     """
 
     start: torch.Tensor
     end: torch.Tensor
     output: Callable[[torch.Tensor], torch.Tensor]
     num_positions: int
+    vector_dim: int | None = None
 
 
 class Integral(NamedTuple):
-    """The shares, fp64 in the shape of an input [1, …], and how well they add up.
+    """The shares, fp64 in the shape of an input [1, …] without its `vector_dim`, and how well they add up.
 
     `error` is |sum of the shares - difference of the outputs| / |difference|, 0 if both are 0.
     """
@@ -69,7 +71,7 @@ class Integral(NamedTuple):
         return self.error <= TOLERANCE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Segment:
     """A part of the line, from 0 to 1, with its shares; `miss` is how far their sum is from what it should be."""
 
@@ -140,6 +142,8 @@ def _measured(
             n_steps=nodes,
             method="gausslegendre",
         ).double()
+        # Hundreds of segments are kept: the vectors of all tokens in each would take gigabytes.
+        shares = shares if line.vector_dim is None else shares.sum(line.vector_dim)
         for (begin, end), own in zip(chosen, shares[:, None], strict=True):
             miss = float(own.sum()) - (outputs[end] - outputs[begin])
             segments.append(_Segment(begin, end, own.detach(), miss))

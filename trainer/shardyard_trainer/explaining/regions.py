@@ -26,10 +26,10 @@ def grey(settings: PictureSettings) -> torch.Tensor:
 
 
 def shares_of_regions(
-    shares_1CHW: torch.Tensor, config: Any, settings: PictureSettings, size: tuple[int, int]
+    shares_1HW: torch.Tensor, config: Any, settings: PictureSettings, size: tuple[int, int]
 ) -> explanation_pb2.Regions:
     """The shares of regions: the patches of a model that has them. `size` is width and height of the whole picture."""
-    pixels_HW = shares_1CHW[0].sum(0).numpy()
+    pixels_HW = shares_1HW[0].numpy()
     edges = [_edges(side, _patch(config, axis)) for axis, side in enumerate(pixels_HW.shape)]
     values = np.add.reduceat(np.add.reduceat(pixels_HW, edges[0], axis=0), edges[1], axis=1)
     left, top, right, bottom = box_seen(size, settings)

@@ -1,6 +1,6 @@
 """Explains the answer to a question: the logits of its first and last token, by the words of question and context.
 
-Shape suffixes: W windows, N rows, T positions, D width.
+Shape suffixes: W windows, N rows, T positions.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def explain_answer(by: Answering, asked: AskedTexts, answer: model_service_pb2.A
         logits_NT2 = span_logits(model, by.inputs.tensors(model, [encoded] * count))
         return logits_NT2[:, found.first, 0] + logits_NT2[:, found.last, 1]
 
-    def fill(shares_1TD: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+    def fill(shares_1T: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
         explanation.target = answer.text
         texts = dict(zip(asked.names, (asked.question, asked.context), strict=True))
-        put_words(explanation, shares_1TD, texts, places)
+        put_words(explanation, shares_1T, texts, places)
 
     return Explained(line_of_tokens(model, window.ids, blanked, outputs), blank.baseline, fill)
 

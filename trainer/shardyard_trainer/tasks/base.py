@@ -268,7 +268,7 @@ class Predictor(Protocol):
 class Explained(NamedTuple):
     """An output to explain: what is integrated over, what the input is compared with, and what the shares mean.
 
-    `fill` puts the shares of the integral, fp64 in the shape of `line.end`, into the answer, with what is explained.
+    `fill` puts the shares of the integral (`Integral.shares`) into the answer, with what is explained.
     """
 
     line: Line

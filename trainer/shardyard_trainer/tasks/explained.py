@@ -37,12 +37,12 @@ def blank_of(tokenizer: Any, model: Any) -> Blank:
 
 def put_words(
     explanation: model_service_pb2.Explanation,
-    shares_1TD: torch.Tensor,
+    shares_1T: torch.Tensor,
     texts: dict[str, str],
     places: Sequence[tuple[str, int, int] | None],
 ) -> None:
     """Puts the shares of words into the answer; `places` are part and place of each token, None for special ones."""
-    shares = shares_1TD[0].sum(-1).tolist()
+    shares = shares_1T[0].tolist()
     tokens = [Token(*place, share) for place, share in zip(places, shares, strict=False) if place is not None]
     rest = sum(shares) - sum(token.share for token in tokens)
     found = shares_of_words(texts, tokens, rest)

@@ -96,11 +96,11 @@ class PictureClassifier:
             logits_NC: torch.Tensor = model(pixel_values=rows_NCHW.clone()).logits
             return logits_NC[:, output]
 
-        def fill(shares_1CHW: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+        def fill(shares_1HW: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
             explanation.target = target
-            explanation.regions.CopyFrom(shares_of_regions(shares_1CHW, model.config, settings, size))
+            explanation.regions.CopyFrom(shares_of_regions(shares_1HW, model.config, settings, size))
 
-        line = Line(grey(settings).to(end), end, outputs, encoded.num_positions)
+        line = Line(grey(settings).to(end), end, outputs, encoded.num_positions, vector_dim=1)
         return Explained(line, "a picture that is grey all over", fill)
 
     @torch.inference_mode()

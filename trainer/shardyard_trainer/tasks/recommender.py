@@ -128,9 +128,9 @@ class Recommender:
         def outputs(count: int) -> torch.Tensor:
             return self._logits(self.loaded, [encoded.ids] * count)[:, token]
 
-        def fill(shares_1TD: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+        def fill(shares_1T: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
             explanation.target = target
-            self._put_items(explanation, request.instance.items.items, shares_1TD[0].sum(-1).tolist(), encoded)
+            self._put_items(explanation, request.instance.items.items, shares_1T[0].tolist(), encoded)
 
         line = line_of_tokens(self.loaded.model, encoded.ids, [blank] * len(encoded.ids), outputs)
         return Explained(line, f"a history of as many places, each with {what} in the place of an item", fill)

@@ -137,9 +137,9 @@ class Tagger(TextPredictor):
             logits_NTC: torch.Tensor = self.loaded.model(**rows).logits
             return logits_NTC[:, place, output]
 
-        def fill(shares_1TD: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+        def fill(shares_1T: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
             explanation.target, explanation.word = target, word
-            put_words(explanation, shares_1TD, {part: encoded.text}, places)
+            put_words(explanation, shares_1T, {part: encoded.text}, places)
 
         return Explained(line_of_tokens(self.loaded.model, window.ids, blanked, outputs), blank.baseline, fill)
 

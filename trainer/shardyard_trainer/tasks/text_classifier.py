@@ -108,9 +108,9 @@ class Classifier(TextPredictor):
             tensors = self.inputs.tensors(self.loaded.model, [encoded] * count)
             return outputs_of(self.loaded, tensors)[:, output]
 
-        def fill(shares_1TD: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
+        def fill(shares_1T: torch.Tensor, explanation: model_service_pb2.Explanation) -> None:
             explanation.target = target
-            put_words(explanation, shares_1TD, texts, places)
+            put_words(explanation, shares_1T, texts, places)
 
         return Explained(line_of_tokens(self.loaded.model, encoded.ids, blanked, outputs), blank.baseline, fill)
 
