@@ -18,6 +18,7 @@ from shardyard.errors import InvalidArgument, Violation, invalid, invalid_fields
 from shardyard.spec_settings import (
     Checkpoints,
     EvaluationPolicy,
+    ExportPolicy,
     Freeze,
     Lora,
     Optimization,
@@ -57,6 +58,7 @@ class SpecFields(TypedDict, total=False):
     lora: Lora | None
     freeze: Freeze | None
     distillation: Distillation | None
+    export: ExportPolicy | None
 
 
 @dataclass(frozen=True)

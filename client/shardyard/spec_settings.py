@@ -7,6 +7,7 @@ from typing import Literal
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
+ExportFormat = Literal["onnx", "onnx-int8", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,18 @@ class EvaluationPolicy:
     metric: str | None = None
     select_best: bool | None = None
     early_stopping: EarlyStopping | None = None
+
+
+@dataclass(frozen=True)
+class ExportPolicy:
+    """Formats that the trained model is written in as well, each measured on the evaluation data.
+
+    One whose `metric` is worse than the model's own by more than `max_drop` is left out, with a warning.
+    """
+
+    formats: tuple[ExportFormat, ...] | list[ExportFormat]
+    max_drop: float | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from shardyard.spec_pretraining import CausalLm, MaskedImage, MaskedItem, Masked
 from shardyard.spec_settings import (
     Checkpoints,
     EvaluationPolicy,
+    ExportFormat,
+    ExportPolicy,
     Freeze,
     Lora,
     Optimization,
@@ -96,6 +98,23 @@ class ModelEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
         return {"model_evaluation": _set(self)}
+
+
+@dataclass(frozen=True)
+class ModelExport:
+    """Write a stored model as `onnx`, `onnx-int8` or `bf16`, measured beside the model on `data` (`Model.export`).
+
+    If `metric` is worse than the model's own by more than `max_drop`, the job fails and the model stays as it was.
+    """
+
+    data: Data | str | Path | Resource
+    format: ExportFormat = "onnx"
+    max_drop: float | None = None
+    metric: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"model_export": _set(self)}
 
 
 @dataclass(frozen=True)
@@ -316,6 +335,7 @@ Task = (
     | SpanCorruption
     | FeatureExtraction
     | ModelEvaluation
+    | ModelExport
 )
 
 
@@ -338,6 +358,7 @@ class JobSpec:
     lora: Lora | None = None
     freeze: Freeze | None = None
     distillation: Distillation | None = None
+    export: ExportPolicy | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file: the content of `job.spec`."""

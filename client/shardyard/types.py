@@ -56,6 +56,30 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
+class ExportedFormat:
+    """A further format of a model, and how it compares with the model on the same data; `drop` is how much worse.
+
+    Latencies are seconds for one sample on one thread of a CPU.
+    """
+
+    format: str
+    prefix: str
+    size_bytes: int
+    size_ratio: float
+    latency_s: float
+    original_latency_s: float
+    metrics: Mapping[str, float]
+    original_metrics: Mapping[str, float]
+    metric: str
+    drop: float
+    num_samples: int
+    difference: float
+    source_job: str
+    create_time: datetime | None
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A model in the form of a Hugging Face folder; `files` is empty in lists."""
 
@@ -76,6 +100,7 @@ class ModelInfo:
     metrics: Mapping[str, float]
     creator: str
     create_time: datetime | None
+    exports: tuple[ExportedFormat, ...] = ()
 
 
 @dataclass(frozen=True)

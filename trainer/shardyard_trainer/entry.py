@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -87,6 +88,8 @@ class _RankRun:
             extract(attempt, context)
         elif output is Output.METRICS:
             self._evaluate(context)
+        elif output is Output.FORMAT:
+            self._write_format(context)
         else:
             self._train(context)
         gang.wait_for_all()
@@ -131,6 +134,7 @@ class _RankRun:
         from shardyard_trainer.training.config import train_config
         from shardyard_trainer.training.engine import Engine
         from shardyard_trainer.training.export import dry_run, export_model
+        from shardyard_trainer.training.formats import add_formats
         from shardyard_trainer.training.teacher import Teacher
 
         attempt, spec = self._attempt, resolved_spec(self._attempt)
@@ -148,7 +152,7 @@ class _RankRun:
             task,
             engine,
             config,
-            export=export_model,
+            export=partial(export_model, add=partial(add_formats, context)),
             dry_run=dry_run,
             lesson=lesson,
             entered=self._enter,
@@ -169,6 +173,15 @@ class _RankRun:
         model = WholeModel(build_module(found.task, found.spec), context.gang, in_halves=in_halves)
         self._enter("evaluating")
         run(context, found.task, model, micro_batch_size=micro_batch_size(spec, found))
+
+    def _write_format(self, context: Context) -> None:
+        from shardyard_trainer.tasks.model_evaluation import prepare_evaluation  # As above.
+        from shardyard_trainer.training.formats import run
+
+        self._enter("tokenizing", context)
+        found = self._build_task(context, resolved_spec(self._attempt), prepare_evaluation)
+        self._enter("exporting")
+        run(context, found)
 
     def _build_task(
         self, context: Context, spec: spec_pb2.JobSpec, prepare: Callable[[spec_pb2.JobSpec, worker_pb2.Locations], _T]

@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 from shardyard._async.connection import AsyncConnection
 from shardyard._async.job import AsyncJob
 from shardyard._async.resources import AsyncDataset, AsyncModel, pages
-from shardyard._async.transfer import Collection, upload
+from shardyard._async.transfer import upload, upload_all
 from shardyard._convert import read
 from shardyard._messages import build
 from shardyard._names import full_name
@@ -105,7 +105,7 @@ class AsyncClient:
             validate_only=validate_only,
             plan_etag=draft.plan_etag,
         )
-        await self._upload_all(draft)
+        await upload_all(self._connection, draft.uploads)
         request.job.CopyFrom(draft.job)
         message = await self._connection.call(self._connection.jobs.CreateJob, request, timeout=_INSPECT_S)
         return AsyncJob(self._connection, message)
@@ -116,7 +116,7 @@ class AsyncClient:
 
     async def plan_message(self, draft: Draft) -> Any:
         """The plan as its message."""
-        await self._upload_all(draft)
+        await upload_all(self._connection, draft.uploads)
         request = job_service_pb2.PlanJobRequest(parent=self._connection.parent, job=draft.job)
         return await self._connection.call(self._connection.jobs.PlanJob, request, timeout=_INSPECT_S)
 
@@ -192,10 +192,3 @@ class AsyncClient:
         request = dataset_service_pb2.GetDatasetRequest(name=full)
         message = await self._connection.call(self._connection.datasets.GetDataset, request)
         return AsyncDataset(self._connection, message)
-
-    async def _upload_all(self, draft: Draft) -> None:
-        """Upload the local files that the job names, and replace them in the job by their names in the service."""
-        for item in draft.uploads:
-            collection: Collection = item.collection
-            resource = await upload(self._connection, item.path, collection)
-            setattr(item.message, item.member, resource.name)

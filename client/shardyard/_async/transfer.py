@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grpc
 
@@ -12,6 +12,7 @@ from shardyard._async import runtime
 from shardyard._async.connection import AsyncConnection
 from shardyard._files import Download, LocalFile, Package, chunks, make_staging, package, publish, written_to
 from shardyard._names import full_name
+from shardyard._parse import Upload
 from shardyard._retry import Patience
 from shardyard.errors import Aborted, DataLoss, NotFound, RequestError, from_rpc
 from shardyard.v1 import dataset_service_pb2, model_service_pb2, transfer_pb2
@@ -51,27 +52,53 @@ async def upload(connection: AsyncConnection, path: Path, collection: Collection
         await runtime.sleep(_upload_delay(ours, patience))
 
 
-async def download(connection: AsyncConnection, collection: Collection, resource: Any, folder: Path) -> Path:
-    """Download all files of a Model or Dataset message into `folder`; an interrupted download continues.
+async def upload_all(connection: AsyncConnection, uploads: Iterable[Upload]) -> None:
+    """Send local paths, and name the resources in the messages that name the paths."""
+    for item in uploads:
+        resource = await upload(connection, item.path, item.collection)
+        setattr(item.message, item.member, resource.name)
+
+
+async def download(
+    connection: AsyncConnection,
+    collection: Collection,
+    resource: Any,
+    folder: Path,
+    *,
+    prefix: str = "",
+    without: tuple[str, ...] = (),
+) -> Path:
+    """Download the files of a Model or Dataset message into `folder`; an interrupted download continues.
+
+    Only those whose paths begin with `prefix`, which is left out, and with nothing of `without`.
 
     Raises: RequestError, also if the folder has other files, or the disk refuses one (LOCAL_FILE); DataLoss if a
     file is not what was announced.
     """
+    files = [file for file in resource.files if file.path.startswith(prefix) and not file.path.startswith(without)]
     with written_to(folder):
-        staging, place = await runtime.in_thread(make_staging, folder, [file.path for file in resource.files])
-        for file in resource.files:
-            wanted = Download(staging, place, file.path, file.size_bytes, file.sha256)
-            await _download_file(connection, collection, resource.name, wanted)
+        names = [file.path.removeprefix(prefix) for file in files]
+        staging, place = await runtime.in_thread(make_staging, folder, names)
+        for name, file in zip(names, files, strict=True):
+            wanted = Download(staging, place, name, file.size_bytes, file.sha256)
+            await _download_file(connection, collection, _Source(resource.name, file.path), wanted)
         await runtime.in_thread(publish, staging, place)
     return folder
 
 
-async def _download_file(connection: AsyncConnection, collection: Collection, name: str, file: Download) -> None:
+class _Source(NamedTuple):
+    """A file of the service: the name of its model or data set, and its path there."""
+
+    name: str
+    path: str
+
+
+async def _download_file(connection: AsyncConnection, collection: Collection, source: _Source, file: Download) -> None:
     if await runtime.in_thread(file.is_done):
         return None
     while True:
         await runtime.in_thread(file.open)
-        await _receive(connection, collection, name, file)
+        await _receive(connection, collection, source, file)
         try:
             return await runtime.in_thread(file.finish)
         except DataLoss as error:
@@ -80,7 +107,7 @@ async def _download_file(connection: AsyncConnection, collection: Collection, na
                 raise
 
 
-async def _receive(connection: AsyncConnection, collection: Collection, name: str, file: Download) -> None:
+async def _receive(connection: AsyncConnection, collection: Collection, source: _Source, file: Download) -> None:
     """All bytes that are missing.
 
     Raises: RequestError; DataLoss if the service ends the stream early with OK, and then sends nothing more.
@@ -91,7 +118,7 @@ async def _receive(connection: AsyncConnection, collection: Collection, name: st
     method = connection.models.DownloadModel if collection == "models" else connection.datasets.DownloadDataset
 
     def request() -> Any:
-        return kind(name=name, path=file.path, offset=file.offset)
+        return kind(name=source.name, path=source.path, offset=file.offset)
 
     damaged = 0
     while not file.is_complete:

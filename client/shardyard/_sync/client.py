@@ -18,7 +18,7 @@ from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
 from shardyard._sync.job import Job
 from shardyard._sync.resources import Dataset, Model, pages
-from shardyard._sync.transfer import Collection, upload
+from shardyard._sync.transfer import upload, upload_all
 from shardyard.types import Plan, ServerInfo
 from shardyard.v1 import (
     dataset_service_pb2,
@@ -106,7 +106,7 @@ class Client:
             validate_only=validate_only,
             plan_etag=draft.plan_etag,
         )
-        self._upload_all(draft)
+        upload_all(self._connection, draft.uploads)
         request.job.CopyFrom(draft.job)
         message = self._connection.call(self._connection.jobs.CreateJob, request, timeout=_INSPECT_S)
         return Job(self._connection, message)
@@ -117,7 +117,7 @@ class Client:
 
     def plan_message(self, draft: Draft) -> Any:
         """The plan as its message."""
-        self._upload_all(draft)
+        upload_all(self._connection, draft.uploads)
         request = job_service_pb2.PlanJobRequest(parent=self._connection.parent, job=draft.job)
         return self._connection.call(self._connection.jobs.PlanJob, request, timeout=_INSPECT_S)
 
@@ -191,10 +191,3 @@ class Client:
         request = dataset_service_pb2.GetDatasetRequest(name=full)
         message = self._connection.call(self._connection.datasets.GetDataset, request)
         return Dataset(self._connection, message)
-
-    def _upload_all(self, draft: Draft) -> None:
-        """Upload the local files that the job names, and replace them in the job by their names in the service."""
-        for item in draft.uploads:
-            collection: Collection = item.collection
-            resource = upload(self._connection, item.path, collection)
-            setattr(item.message, item.member, resource.name)

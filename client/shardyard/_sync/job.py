@@ -24,7 +24,7 @@ from shardyard.errors import (
     JobFailed,
     invalid,
 )
-from shardyard.types import Attempt, Checkpoint, Event, JobInfo, LogLine, MetricSeries
+from shardyard.types import Attempt, Checkpoint, Event, ExportedFormat, JobInfo, LogLine, MetricSeries
 from shardyard.v1 import (
     checkpoint_service_pb2,
     dataset_service_pb2,
@@ -265,6 +265,16 @@ class Job:
             raise FailedPrecondition(text, reason="MODEL_NOT_READY")
         request = model_service_pb2.GetModelRequest(name=self.message.model)
         return Model(self._connection, self._connection.call(self._connection.models.GetModel, request))
+
+    def export(self) -> ExportedFormat:
+        """The receipt of the format that a `model_export` job has added to its model.
+
+        Raises: FailedPrecondition while there is none.
+        """
+        found = [each for each in (self.model()).info.exports if each.source_job == self.name]
+        if not found:
+            raise FailedPrecondition(f"{self.name} is {self.state} and has no format", reason="MODEL_NOT_READY")
+        return found[-1]
 
     def output_dataset(self) -> Dataset:
         """The data set that a feature extraction wrote.

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from shardyard._convert import read, read_explanation, read_prediction
 from shardyard._messages import build
@@ -15,13 +16,20 @@ from shardyard._parse import Reader
 from shardyard._requests import PredictParameters, Text, batches, instance, set_parameters, shifted
 from shardyard._sources import local_path
 from shardyard._sync.connection import Connection
-from shardyard._sync.transfer import download
+from shardyard._sync.transfer import download, upload_all
 from shardyard._takes import takes_of
-from shardyard.errors import InvalidArgument, ResourceExhausted, invalid_fields
+from shardyard._text import shown
+from shardyard.errors import InvalidArgument, ResourceExhausted, invalid, invalid_fields
+from shardyard.export_formats import word_of
+from shardyard.spec_sources import Data, Resource
 from shardyard.specs import Output, Pooling
 from shardyard.types import DatasetInfo, Embedding, Explanation, ModelInfo, Prediction, Question
 from shardyard.v1 import dataset_service_pb2, model_service_pb2
 
+if TYPE_CHECKING:
+    from shardyard._sync.job import Job
+
+_INSPECT_S = 120.0  # Model and data are inspected before the answer.
 _ASK_S = 600.0  # A cold model has to be loaded first.
 
 
@@ -112,11 +120,60 @@ class Model:
         call = self._connection.call(self._connection.models.ExplainPrediction, request, timeout=_ASK_S)
         return read_explanation(call)
 
-    def download(self, folder: str | Path) -> Path:
-        """Download its files into `folder`: checked, complete or absent; resumes an interrupted download."""
+    def download(self, folder: str | Path, *, format: str | None = None) -> Path:
+        """Download its files into `folder`: checked, complete or absent; resumes an interrupted download.
+
+        With a `format`, such as `onnx-int8`, the files of that further format alone, else those of the model alone.
+        Raises: InvalidArgument for a format that the model does not have.
+        """
         request = model_service_pb2.GetModelRequest(name=self.name)
         self.message = self._connection.call(self._connection.models.GetModel, request)
-        return download(self._connection, "models", self.message, local_path("folder", folder))
+        prefixes = {word_of(each.format): each.prefix for each in self.message.exports}
+        place = local_path("folder", folder)
+        if format is None:
+            without = tuple(prefixes.values())
+            return download(self._connection, "models", self.message, place, without=without)
+        prefix = prefixes.get(str(format).replace("_", "-"))
+        if prefix is None:
+            known = ", ".join(prefixes) or "no further format"
+            raise invalid(
+                "format", f"{shown(format)} is not a format of {self.name}, which has {known}; export it first"
+            )
+        return download(self._connection, "models", self.message, place, prefix=prefix)
+
+    def export(
+        self,
+        format: str,
+        *,
+        data: Data | str | Path | Resource | None = None,
+        max_drop: float | None = None,
+        metric: str = "",
+        job_id: str | None = None,
+    ) -> Job:
+        """Submit the job that writes the model as `onnx`, `onnx-int8` or `bf16`, measured beside the model on `data`.
+
+        Unset, the data is that which the model's training was evaluated on. If `metric` (the task's first after the
+        loss) is worse by more than `max_drop`, the job fails with EXPORT_REFUSED. `job.export()` is the receipt.
+        Raises: InvalidArgument with every broken rule.
+        """
+        from shardyard._sync.job import Job  # A job gives its model too: its module needs this one.
+
+        request = build(
+            model_service_pb2.ExportModelRequest,
+            model=self.name,
+            max_drop=max_drop,
+            metric=metric,
+            job_id=job_id,
+            request_id=str(uuid.uuid4()),
+        )
+        reader = Reader(Path.cwd(), self._connection.project)
+        given = {} if data is None else {"data": (data if isinstance(data, Data) else Data(data)).to_dict()}
+        reader.fill(request, {"format": format, **given}, "")
+        if reader.violations:
+            raise invalid_fields(reader.violations)
+        upload_all(self._connection, reader.uploads)
+        message = self._connection.call(self._connection.models.ExportModel, request, timeout=_INSPECT_S)
+        return Job(self._connection, message)
 
     def delete(self) -> None:
         """Delete the model, which no live job may read."""

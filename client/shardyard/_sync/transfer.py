@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grpc
 
 from shardyard._files import Download, LocalFile, Package, chunks, make_staging, package, publish, written_to
 from shardyard._names import full_name
+from shardyard._parse import Upload
 from shardyard._retry import Patience
 from shardyard._sync import runtime
 from shardyard._sync.connection import Connection
@@ -52,27 +53,53 @@ def upload(connection: Connection, path: Path, collection: Collection) -> Any:
         runtime.sleep(_upload_delay(ours, patience))
 
 
-def download(connection: Connection, collection: Collection, resource: Any, folder: Path) -> Path:
-    """Download all files of a Model or Dataset message into `folder`; an interrupted download continues.
+def upload_all(connection: Connection, uploads: Iterable[Upload]) -> None:
+    """Send local paths, and name the resources in the messages that name the paths."""
+    for item in uploads:
+        resource = upload(connection, item.path, item.collection)
+        setattr(item.message, item.member, resource.name)
+
+
+def download(
+    connection: Connection,
+    collection: Collection,
+    resource: Any,
+    folder: Path,
+    *,
+    prefix: str = "",
+    without: tuple[str, ...] = (),
+) -> Path:
+    """Download the files of a Model or Dataset message into `folder`; an interrupted download continues.
+
+    Only those whose paths begin with `prefix`, which is left out, and with nothing of `without`.
 
     Raises: RequestError, also if the folder has other files, or the disk refuses one (LOCAL_FILE); DataLoss if a
     file is not what was announced.
     """
+    files = [file for file in resource.files if file.path.startswith(prefix) and not file.path.startswith(without)]
     with written_to(folder):
-        staging, place = runtime.in_thread(make_staging, folder, [file.path for file in resource.files])
-        for file in resource.files:
-            wanted = Download(staging, place, file.path, file.size_bytes, file.sha256)
-            _download_file(connection, collection, resource.name, wanted)
+        names = [file.path.removeprefix(prefix) for file in files]
+        staging, place = runtime.in_thread(make_staging, folder, names)
+        for name, file in zip(names, files, strict=True):
+            wanted = Download(staging, place, name, file.size_bytes, file.sha256)
+            _download_file(connection, collection, _Source(resource.name, file.path), wanted)
         runtime.in_thread(publish, staging, place)
     return folder
 
 
-def _download_file(connection: Connection, collection: Collection, name: str, file: Download) -> None:
+class _Source(NamedTuple):
+    """A file of the service: the name of its model or data set, and its path there."""
+
+    name: str
+    path: str
+
+
+def _download_file(connection: Connection, collection: Collection, source: _Source, file: Download) -> None:
     if runtime.in_thread(file.is_done):
         return None
     while True:
         runtime.in_thread(file.open)
-        _receive(connection, collection, name, file)
+        _receive(connection, collection, source, file)
         try:
             return runtime.in_thread(file.finish)
         except DataLoss as error:
@@ -81,7 +108,7 @@ def _download_file(connection: Connection, collection: Collection, name: str, fi
                 raise
 
 
-def _receive(connection: Connection, collection: Collection, name: str, file: Download) -> None:
+def _receive(connection: Connection, collection: Collection, source: _Source, file: Download) -> None:
     """All bytes that are missing.
 
     Raises: RequestError; DataLoss if the service ends the stream early with OK, and then sends nothing more.
@@ -92,7 +119,7 @@ def _receive(connection: Connection, collection: Collection, name: str, file: Do
     method = connection.models.DownloadModel if collection == "models" else connection.datasets.DownloadDataset
 
     def request() -> Any:
-        return kind(name=name, path=file.path, offset=file.offset)
+        return kind(name=source.name, path=source.path, offset=file.offset)
 
     damaged = 0
     while not file.is_complete:

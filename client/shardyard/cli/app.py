@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from shardyard import __version__
 from shardyard._text import is_utf8, not_utf8
-from shardyard.cli import asking, assets, explaining, jobs, service, submitting, watching
+from shardyard.cli import asking, assets, explaining, exporting, jobs, service, submitting, watching
 
 # Typer bundles its own click and exports only the narrowest of its errors: this is their common base.
 CliError: Any = typer.BadParameter.__mro__[2]
@@ -45,6 +45,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("datasets", assets.datasets),
     ("upload", assets.upload),
     ("download", assets.download),
+    ("export", exporting.export),
     ("delete", assets.delete),
 )
 

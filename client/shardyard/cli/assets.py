@@ -105,6 +105,10 @@ def upload(
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or dataset:ID.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=a_path, help="The target folder.")],
+    *,
+    format: Annotated[
+        str | None, typer.Option("--format", help="A further format of a model, such as onnx-int8.")
+    ] = None,
     address: Address = None,
     project: Project = "default",
     json: Json = False,
@@ -117,7 +121,9 @@ def download(
 
     with open_client(address, project) as client:
         resource = _resource(client, name)
-        written = resource.download(folder)
+        if format is not None and "/datasets/" in resource.name:
+            raise typer.BadParameter("a data set has no further formats; leave --format out")
+        written = resource.download(folder) if format is None else resource.download(folder, format=format)
     if json:
         print_json({"name": resource.name, "folder": str(written)})
     else:
@@ -153,6 +159,7 @@ def _resource(client: Client, name: str) -> Any:
 def _show(info: Any, *, json: bool) -> None:
     """A model or data set with its files."""
     from shardyard._lines import metrics_line, size
+    from shardyard.cli.exporting import print_exports
     from shardyard.cli.output import print_json, print_pairs
     from shardyard.cli.plain import to_plain
 
@@ -161,7 +168,7 @@ def _show(info: Any, *, json: bool) -> None:
         return
     rows = []
     for key, value in to_plain(info).items():
-        if key in ("files", "create_time", "size_bytes", "uid") or not value:
+        if key in ("files", "exports", "create_time", "size_bytes", "uid") or not value:
             continue
         words = (
             metrics_line(value) if isinstance(value, dict) else ", ".join(value) if isinstance(value, list) else value
@@ -170,5 +177,8 @@ def _show(info: Any, *, json: bool) -> None:
             (key.replace("_", " ").removeprefix("num "), f"{words:,}" if isinstance(words, int) else str(words))
         )
     print_pairs(rows)
+    exports = getattr(info, "exports", ())
+    if exports:
+        print_exports(exports)
     for file in info.files:
         print(f"  {size(file.size_bytes):>10}  {file.path}")

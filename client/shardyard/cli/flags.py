@@ -43,6 +43,8 @@ PATHS = {
     "checkpoint_every": ("checkpoints", "every"),
     "eval_every": ("evaluation", "every"),
     "max_run_time": ("max_run_time",),
+    "export": ("export", "formats"),
+    "max_drop": ("export", "max_drop"),
 }
 
 
@@ -71,7 +73,7 @@ class JobFlags:
     tokenizer: Annotated[str | None, an_option("--tokenizer", help="A folder, hub:owner/name, or model:ID.")] = None
     train: Annotated[str | None, an_option("--train", help="Training data: a file or folder, or dataset:ID.")] = None
     eval: Annotated[str | None, an_option("--eval", help="Evaluation data [a tenth of the training data].")] = None
-    data: Annotated[str | None, an_option("--data", help="Feature extraction, model evaluation: the data.")] = None
+    data: Annotated[str | None, an_option("--data", help="Feature extraction, evaluation, export: the data.")] = None
     text: Annotated[str | None, an_option("--text", help="The column with the text.")] = None
     text_pair: Annotated[str | None, an_option("--text-pair", help="The column with the second text.")] = None
     label: Annotated[str | None, an_option("--label", help="The column with the label.")] = None
@@ -104,6 +106,10 @@ class JobFlags:
     checkpoint_every: Annotated[int | None, an_option("--checkpoint-every", help="Steps between checkpoints.")] = None
     eval_every: Annotated[int | None, an_option("--eval-every", help="Steps between evaluations.")] = None
     max_run_time: Annotated[str | None, an_option("--max-run-time", help="Such as 2h.")] = None
+    export: Annotated[
+        list[str] | None, an_option("--export", help="Also export as onnx, onnx-int8 or bf16; repeatable.")
+    ] = None
+    max_drop: Annotated[float | None, an_option("--max-drop", help="--export: how much worse it may be.")] = None
     priority: Annotated[str | None, an_option("--priority", help="best-effort, normal, high, or critical.")] = None
     display_name: Annotated[str | None, an_option("--display-name", help="For people.")] = None
 
@@ -123,7 +129,8 @@ class JobFlags:
         InvalidArgument if the file has a value instead of the fields that a flag sets.
         """
         made: dict[str, Any] = _copy(data)
-        if not self.overrides():
+        given = self.overrides()
+        if not given:
             return made
         job = _below(made, "job")
         for name in ("priority", "display_name"):
@@ -131,8 +138,8 @@ class JobFlags:
                 job[_written(job, name)] = value
         spec = _below(job, "spec", "job")
         for name, path in PATHS.items():
-            if (value := getattr(self, name)) is not None:
-                _put(spec, path, value)
+            if name in given:
+                _put(spec, path, given[name])
         self._sources(spec)
         self._task_fields(spec)
         return made

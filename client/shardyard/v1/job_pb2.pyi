@@ -1062,7 +1062,7 @@ Global___Warning: _TypeAlias = Warning  # noqa: Y015
 
 @_typing.final
 class ModelRegistered(_message.Message):
-    """A model was registered."""
+    """A model was registered, or a further format of one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1071,7 +1071,7 @@ class ModelRegistered(_message.Message):
     model: _builtins.str
     """Its name."""
     path: _builtins.str
-    """Its folder on the service's storage."""
+    """Its folder on the service's storage; of a further format the one in the model's."""
     def __init__(
         self,
         *,

@@ -89,6 +89,7 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    EXPORTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/models/{model}`."""
     uid: _builtins.str
@@ -133,6 +134,10 @@ class Model(_message.Message):
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The members of `Instance.input` that `Predict` takes, the usual one first; empty: it predicts nothing (a bare backbone), or an earlier version registered it."""
 
+    @_builtins.property
+    def exports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelExport]:
+        """Further formats of it, each once, the newest last."""
+
     def __init__(
         self,
         *,
@@ -153,14 +158,141 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         parameters: _builtins.str = ...,
+        exports: _abc.Iterable[Global___ModelExport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "files", b"files", "inputs", b"inputs", "labels", b"labels", "metrics", b"metrics", "model_type", b"model_type", "name", b"name", "num_parameters", b"num_parameters", "parameters", b"parameters", "path", b"path", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "task", b"task", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "exports", b"exports", "files", b"files", "inputs", b"inputs", "labels", b"labels", "metrics", b"metrics", "model_type", b"model_type", "name", b"name", "num_parameters", b"num_parameters", "parameters", b"parameters", "path", b"path", "size_bytes", b"size_bytes", "source_job", b"source_job", "state", b"state", "task", b"task", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelExport(_message.Message):
+    """A further format of a model, and how it compares with the model itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class OriginalMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_RATIO_FIELD_NUMBER: _builtins.int
+    LATENCY_S_FIELD_NUMBER: _builtins.int
+    ORIGINAL_LATENCY_S_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    ORIGINAL_METRICS_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLES_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    SOURCE_JOB_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    format: _spec_pb2.ExportFormat.ValueType
+    """The format."""
+    prefix: _builtins.str
+    """Where its files begin among those of the model, such as `exports/onnx-int8/`."""
+    size_bytes: _builtins.int
+    """Total bytes."""
+    size_ratio: _builtins.float
+    """Bytes of its weights by those of the model's own weights."""
+    latency_s: _builtins.float
+    """Seconds that it takes for one sample, alone, on one thread of a CPU: the median."""
+    original_latency_s: _builtins.float
+    """The same for the model itself, in fp32 by torch."""
+    metric: _builtins.str
+    """The metric that was compared."""
+    drop: _builtins.float
+    """How much worse the metric is than the model's own; under 0: it is better."""
+    max_drop: _builtins.float
+    """How much worse it could have been to be accepted; unset: no bound was given."""
+    num_samples: _builtins.int
+    """Samples that both were measured on."""
+    difference: _builtins.float
+    """How far its outputs are from the model's on a few samples of different lengths, relative to the largest of them (at least 1)."""
+    source_job: _builtins.str
+    """The job that made it."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Its metrics on the data."""
+
+    @_builtins.property
+    def original_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The model's own metrics on the same data."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was registered."""
+
+    def __init__(
+        self,
+        *,
+        format: _spec_pb2.ExportFormat.ValueType = ...,
+        prefix: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        size_ratio: _builtins.float = ...,
+        latency_s: _builtins.float = ...,
+        original_latency_s: _builtins.float = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        original_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        metric: _builtins.str = ...,
+        drop: _builtins.float = ...,
+        max_drop: _builtins.float | None = ...,
+        num_samples: _builtins.int = ...,
+        difference: _builtins.float = ...,
+        source_job: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop", "create_time", b"create_time", "max_drop", b"max_drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop", "create_time", b"create_time", "difference", b"difference", "drop", b"drop", "format", b"format", "latency_s", b"latency_s", "max_drop", b"max_drop", "metric", b"metric", "metrics", b"metrics", "num_samples", b"num_samples", "original_latency_s", b"original_latency_s", "original_metrics", b"original_metrics", "prefix", b"prefix", "size_bytes", b"size_bytes", "size_ratio", b"size_ratio", "source_job", b"source_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_drop: _TypeAlias = _typing.Literal["max_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_drop: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_drop) -> _WhichOneofReturnType__max_drop | None: ...
+
+Global___ModelExport: _TypeAlias = ModelExport  # noqa: Y015
 
 @_typing.final
 class CreateModelRequest(_message.Message):
@@ -329,6 +461,63 @@ class DownloadModelRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadModelRequest: _TypeAlias = DownloadModelRequest  # noqa: Y015
+
+@_typing.final
+class ExportModelRequest(_message.Message):
+    """Asks for a further format of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`projects/{project}/models/{model}`; required."""
+    format: _spec_pb2.ExportFormat.ValueType
+    """The format; required."""
+    max_drop: _builtins.float
+    """As in FormatExport."""
+    metric: _builtins.str
+    """As in FormatExport."""
+    job_id: _builtins.str
+    """As in CreateJobRequest; unset: one is made."""
+    request_id: _builtins.str
+    """As in CreateJobRequest."""
+    @_builtins.property
+    def data(self) -> _spec_pb2.DataSource:
+        """What both are measured on; unset: the `eval_data` of the job that trained the model. If the job held out a part of its training data
+        instead, or is not there any more, data is required.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        format: _spec_pb2.ExportFormat.ValueType = ...,
+        data: _spec_pb2.DataSource | None = ...,
+        max_drop: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+        job_id: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_max_drop", b"_max_drop", "data", b"data", "job_id", b"job_id", "max_drop", b"max_drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "_max_drop", b"_max_drop", "data", b"data", "format", b"format", "job_id", b"job_id", "max_drop", b"max_drop", "metric", b"metric", "model", b"model", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__job_id: _TypeAlias = _typing.Literal["job_id"]  # noqa: Y015
+    _WhichOneofArgType__job_id: _TypeAlias = _typing.Literal["_job_id", b"_job_id"]  # noqa: Y015
+    _WhichOneofReturnType__max_drop: _TypeAlias = _typing.Literal["max_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_drop: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__job_id) -> _WhichOneofReturnType__job_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_drop) -> _WhichOneofReturnType__max_drop | None: ...
+
+Global___ExportModelRequest: _TypeAlias = ExportModelRequest  # noqa: Y015
 
 @_typing.final
 class DownloadModelResponse(_message.Message):

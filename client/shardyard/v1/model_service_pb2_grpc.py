@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from shardyard.v1 import job_pb2 as shardyard_dot_v1_dot_job__pb2
 from shardyard.v1 import model_service_pb2 as shardyard_dot_v1_dot_model__service__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -76,6 +77,11 @@ class ModelServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_model__service__pb2.ExplainPredictionRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_model__service__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ExportModel = channel.unary_unary(
+                '/shardyard.v1.ModelService/ExportModel',
+                request_serializer=shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -138,6 +144,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportModel(self, request, context):
+        """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +193,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ExplainPrediction,
                     request_deserializer=shardyard_dot_v1_dot_model__service__pb2.ExplainPredictionRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_model__service__pb2.Explanation.SerializeToString,
+            ),
+            'ExportModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportModel,
+                    request_deserializer=shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +417,33 @@ class ModelService(object):
             '/shardyard.v1.ModelService/ExplainPrediction',
             shardyard_dot_v1_dot_model__service__pb2.ExplainPredictionRequest.SerializeToString,
             shardyard_dot_v1_dot_model__service__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.ModelService/ExportModel',
+            shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,

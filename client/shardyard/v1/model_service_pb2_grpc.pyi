@@ -6,6 +6,7 @@ Models, uploaded or trained here: storage, download and prediction."""
 from collections import abc as _abc
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
+from shardyard.v1 import job_pb2 as _job_pb2
 from shardyard.v1 import model_service_pb2 as _model_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -50,6 +51,8 @@ class ModelServiceStub:
     """Vectors for texts or pictures, in the requested order."""
     ExplainPrediction: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ExplainPredictionRequest, _model_service_pb2.Explanation]
     """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
+    ExportModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _job_pb2.Job]
+    """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -72,6 +75,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Vectors for texts or pictures, in the requested order."""
     ExplainPrediction: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ExplainPredictionRequest, _model_service_pb2.Explanation]  # type: ignore[assignment]
     """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
+    ExportModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, uploaded or trained here: storage, download and prediction."""
@@ -139,5 +144,13 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.Explanation, _abc.Awaitable[_model_service_pb2.Explanation]]:
         """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
+
+    @_abc_1.abstractmethod
+    def ExportModel(
+        self,
+        request: _model_service_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

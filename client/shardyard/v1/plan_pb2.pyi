@@ -36,6 +36,8 @@ class _JobOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobOutput.V
     """A data set."""
     JOB_OUTPUT_METRICS: _JobOutput.ValueType  # 3
     """Numbers alone: the job's `evaluation`."""
+    JOB_OUTPUT_FORMAT: _JobOutput.ValueType  # 4
+    """A further format of a model that is stored already."""
 
 class JobOutput(_JobOutput, metaclass=_JobOutputEnumTypeWrapper):
     """The kind of result of a job."""
@@ -48,6 +50,8 @@ JOB_OUTPUT_DATASET: JobOutput.ValueType  # 2
 """A data set."""
 JOB_OUTPUT_METRICS: JobOutput.ValueType  # 3
 """Numbers alone: the job's `evaluation`."""
+JOB_OUTPUT_FORMAT: JobOutput.ValueType  # 4
+"""A further format of a model that is stored already."""
 Global___JobOutput: _TypeAlias = JobOutput  # noqa: Y015
 
 class _MemoryVerdict:

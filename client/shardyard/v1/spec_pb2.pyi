@@ -57,6 +57,34 @@ POOLING_MAX: Pooling.ValueType  # 4
 """The largest value of each number over the text's tokens, or a picture's positions."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
+class _ExportFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    """Not given; refused."""
+    EXPORT_FORMAT_ONNX: _ExportFormat.ValueType  # 1
+    """ONNX in fp32: the model's outputs within 1e-4 of the largest, in `exports/onnx`."""
+    EXPORT_FORMAT_ONNX_INT8: _ExportFormat.ValueType  # 2
+    """ONNX with weights of 8 bits, quantised without data (dynamically), in `exports/onnx-int8`."""
+    EXPORT_FORMAT_BF16: _ExportFormat.ValueType  # 3
+    """Safetensors in bfloat16, which transformers reads, in `exports/bf16`."""
+
+class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
+    """A form of a model's files, beside the safetensors that it always has."""
+
+EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+"""Not given; refused."""
+EXPORT_FORMAT_ONNX: ExportFormat.ValueType  # 1
+"""ONNX in fp32: the model's outputs within 1e-4 of the largest, in `exports/onnx`."""
+EXPORT_FORMAT_ONNX_INT8: ExportFormat.ValueType  # 2
+"""ONNX with weights of 8 bits, quantised without data (dynamically), in `exports/onnx-int8`."""
+EXPORT_FORMAT_BF16: ExportFormat.ValueType  # 3
+"""Safetensors in bfloat16, which transformers reads, in `exports/bf16`."""
+Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
+
 class _DataFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -203,6 +231,7 @@ class JobSpec(_message.Message):
     FINE_TUNING_FIELD_NUMBER: _builtins.int
     FEATURE_EXTRACTION_FIELD_NUMBER: _builtins.int
     MODEL_EVALUATION_FIELD_NUMBER: _builtins.int
+    MODEL_EXPORT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
     TRAIN_DATA_FIELD_NUMBER: _builtins.int
@@ -215,6 +244,7 @@ class JobSpec(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     MAX_RUN_TIME_FIELD_NUMBER: _builtins.int
     DISTILLATION_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pretraining(self) -> Global___Pretraining:
         """Train on unlabelled data."""
@@ -230,6 +260,10 @@ class JobSpec(_message.Message):
     @_builtins.property
     def model_evaluation(self) -> Global___ModelEvaluation:
         """Measure a model on data; the result is its metrics."""
+
+    @_builtins.property
+    def model_export(self) -> Global___FormatExport:
+        """Write a stored model in another format, measured against the model itself; the result is added to the model."""
 
     @_builtins.property
     def model(self) -> Global___ModelSource:
@@ -279,6 +313,10 @@ class JobSpec(_message.Message):
     def distillation(self) -> Global___Distillation:
         """Learn from a trained model too; unset: from the data alone."""
 
+    @_builtins.property
+    def export(self) -> Global___ExportPolicy:
+        """Formats to write the trained model in, beside its own; unset: none."""
+
     def __init__(
         self,
         *,
@@ -286,6 +324,7 @@ class JobSpec(_message.Message):
         fine_tuning: Global___FineTuning | None = ...,
         feature_extraction: Global___FeatureExtraction | None = ...,
         model_evaluation: Global___ModelEvaluation | None = ...,
+        model_export: Global___FormatExport | None = ...,
         model: Global___ModelSource | None = ...,
         tokenizer: Global___TokenizerSource | None = ...,
         train_data: Global___DataSource | None = ...,
@@ -298,12 +337,13 @@ class JobSpec(_message.Message):
         retry: Global___RetryPolicy | None = ...,
         max_run_time: _duration_pb2.Duration | None = ...,
         distillation: Global___Distillation | None = ...,
+        export: Global___ExportPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "export", b"export", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "model_export", b"model_export", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "export", b"export", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "model_export", b"model_export", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction", "model_evaluation"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction", "model_evaluation", "model_export"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -1808,6 +1848,88 @@ class ModelEvaluation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelEvaluation: _TypeAlias = ModelEvaluation  # noqa: Y015
+
+@_typing.final
+class FormatExport(_message.Message):
+    """Write a stored model in another format: its files become part of that model, in `exports/{format}`, and replace those of an earlier
+    export in this format. The model has to be one that the service stores (`spec.model.model`), with a head for its task. Both are measured
+    on the data: size, time of a sample on one thread, and the metrics of the model's own task. If the format is worse than `max_drop`
+    allows, the job fails with EXPORT_REFUSED and the model stays as it was. Not for encoder-decoders, instruction, preference, masked
+    pictures and PyTorch Hub. Of `optimization` it takes `micro_batch_size` and `seed`; it takes one worker, whose cores compute.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    format: Global___ExportFormat.ValueType
+    """The format; required."""
+    max_drop: _builtins.float
+    """How much worse the metric may be than the model's own, at least 0, in the units of the metric (0.01 is one point of an accuracy);
+    unset: any is accepted, as long as its numbers are finite.
+    """
+    metric: _builtins.str
+    """The metric that is compared, one of the task's; empty: its first one after the loss, else the loss."""
+    @_builtins.property
+    def data(self) -> Global___DataSource:
+        """What to measure both on; required. It has the column roles of the model's own task."""
+
+    def __init__(
+        self,
+        *,
+        format: Global___ExportFormat.ValueType = ...,
+        data: Global___DataSource | None = ...,
+        max_drop: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop", "data", b"data", "max_drop", b"max_drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop", "data", b"data", "format", b"format", "max_drop", b"max_drop", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_drop: _TypeAlias = _typing.Literal["max_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_drop: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_drop) -> _WhichOneofReturnType__max_drop | None: ...
+
+Global___FormatExport: _TypeAlias = FormatExport  # noqa: Y015
+
+@_typing.final
+class ExportPolicy(_message.Message):
+    """Formats that a trained model is written in when its training is over. Each is loaded afresh and measured on the job's evaluation data
+    beside the model itself. A format that is worse than `max_drop` allows, or cannot be made of the model, is not in the model: the job
+    succeeds without it, with a warning EXPORT_REFUSED that has the numbers. For the tasks that `model_export` is for.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMATS_FIELD_NUMBER: _builtins.int
+    MAX_DROP_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    max_drop: _builtins.float
+    """As in FormatExport."""
+    metric: _builtins.str
+    """As in FormatExport."""
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportFormat.ValueType]:
+        """The formats, each once."""
+
+    def __init__(
+        self,
+        *,
+        formats: _abc.Iterable[Global___ExportFormat.ValueType] | None = ...,
+        max_drop: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop", "max_drop", b"max_drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop", "formats", b"formats", "max_drop", b"max_drop", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_drop: _TypeAlias = _typing.Literal["max_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_drop: _TypeAlias = _typing.Literal["_max_drop", b"_max_drop"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_drop) -> _WhichOneofReturnType__max_drop | None: ...
+
+Global___ExportPolicy: _TypeAlias = ExportPolicy  # noqa: Y015
 
 @_typing.final
 class HubModel(_message.Message):

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.formats import adds_format, folder_of
 from shardyard_coordinator.control.locations import locations
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.spec_walk import walk
@@ -45,7 +46,7 @@ def build_launch(
         locations=where,
         job_dir=str(settings.job_dir(job.uid)),
         attempt_dir=str(settings.attempt_dir(job.uid, attempt.epoch)),
-        export_dir=export_dir(job, attempt, settings),
+        export_dir=export_dir(conn, job, attempt, settings),
         resume_candidates=_paths(candidates, settings),
         world_size=attempt.workers,
         threads_per_rank=job.cpus_per_worker,
@@ -65,17 +66,27 @@ def build_launch(
     )
 
 
-_KINDS = {plan_pb2.JOB_OUTPUT_DATASET: ResourceKind.DATASET, plan_pb2.JOB_OUTPUT_METRICS: None}
+_KINDS = {
+    plan_pb2.JOB_OUTPUT_DATASET: ResourceKind.DATASET,
+    plan_pb2.JOB_OUTPUT_METRICS: None,
+    plan_pb2.JOB_OUTPUT_FORMAT: None,
+}
 """By a plan's output; any other output, and an unset one, is a model."""
 
 
 def output_kind(job: JobRecord) -> ResourceKind | None:
-    """The kind of the job's result; None: metrics only."""
+    """The kind of resource that the job makes; None: none."""
     return _KINDS.get(plan_pb2.JobPlan.FromString(job.plan).output, ResourceKind.MODEL)
 
 
-def export_dir(job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:
-    """A folder that belongs to the attempt alone, so that a replaced attempt that still writes damages nothing."""
+def export_dir(conn: Connection, job: JobRecord, attempt: AttemptRecord, settings: ControlSettings) -> str:
+    """A folder that belongs to the attempt alone, so that a replaced attempt that still writes damages nothing.
+
+    Of a job that adds a format it is that format's in the model, which no other job writes meanwhile.
+    Raises: Refused MODEL_NOT_FOUND if that model is gone.
+    """
+    if adds_format(job):
+        return str(folder_of(conn, job))
     kind = output_kind(job)
     if kind is None:  # Nothing is written, and the rank gets no access to the folder of models.
         return str(settings.attempt_dir(job.uid, attempt.epoch) / "result")

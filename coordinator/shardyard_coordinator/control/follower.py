@@ -364,7 +364,11 @@ class Follower:
 
     async def _remove_half_made(self) -> None:
         job, attempt = await self._store.read(self._load)
-        folder, result = self._settings.attempt_dir(job.uid, attempt.epoch), export_dir(job, attempt, self._settings)
+        folder = self._settings.attempt_dir(job.uid, attempt.epoch)
+        try:
+            result = await self._store.read(lambda conn: export_dir(conn, job, attempt, self._settings))
+        except Refused:
+            return  # A model that has been deleted meanwhile, with everything in it.
         try:
             await asyncio.to_thread(remove_half_made, folder, Path(result), self._settings.claim)
         except (OSError, StorageFailed) as error:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2, model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.attempt_spec import output_kind
+from shardyard_coordinator.control.formats import adds_format, register_format, stamped
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import (
@@ -30,12 +31,15 @@ def register(
 ) -> ResourceRecord | None:
     """Registers the verified result under the job's own id, or that id and a part of its uid if it is taken.
 
-    None if the job's result is its metrics.
+    A further format becomes part of the model that it is of. None if the job's result is its metrics.
     """
+    if adds_format(job):
+        return register_format(conn, job, attempt, exported, now_us)
     kind = output_kind(job)
     if kind is None:
         return None
     made = exported.model
+    files = [FileRecord(file.path, file.size_bytes, file.sha256) for file in made.files]
     new = NewUpload(
         kind=kind,
         project=job.project,
@@ -44,7 +48,7 @@ def register(
         path=exported.path,
         display_name=job.display_name,
         request_id="",
-        files=tuple(FileRecord(file.path, file.size_bytes, file.sha256) for file in made.files),
+        files=tuple(files),
     )
     description = model_service_pb2.Model(
         model_type=made.model_type,
@@ -54,6 +58,7 @@ def register(
         inputs=made.inputs,
         parameters=made.parameters,
         metrics=made.metrics,
+        exports=[stamped(export, job, files, now_us) for export in made.exports],
     )
     record = resources.register_output(
         conn,

@@ -56,6 +56,10 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
         Cause.STORAGE_NOT_WRITABLE: Advice("the storage cannot be written", "correct its permissions or its mount"),
         Cause.STORAGE_UNAVAILABLE: Advice("the storage is not there", "mount the storage root again"),
         Cause.EXPORT_FAILED: Advice("the model could not be exported", "look at the logs; its checkpoint is kept"),
+        Cause.EXPORT_REFUSED: Advice(
+            "the format is worse than its bound allows",
+            "raise max_drop, or take another format; the model is as it was",
+        ),
         Cause.UNKNOWN: Advice("the gang ended without saying why", "read the end of the first failing rank's log"),
     }
 )

@@ -38,6 +38,7 @@ class Cause(StrEnum):
     STORAGE_NOT_WRITABLE = "STORAGE_NOT_WRITABLE"
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     EXPORT_FAILED = "EXPORT_FAILED"
+    EXPORT_REFUSED = "EXPORT_REFUSED"
     UNKNOWN = "UNKNOWN"
 
 
@@ -116,6 +117,7 @@ VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
         Cause.STORAGE_NOT_WRITABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),
         Cause.STORAGE_UNAVAILABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),
         Cause.EXPORT_FAILED: Verdict(Blame.PLATFORM, 3, 10.0, needs_person=True),
+        Cause.EXPORT_REFUSED: _NEVER,
         Cause.UNKNOWN: Verdict(Blame.PLATFORM, 2, 30.0),
     }
 )

@@ -37,7 +37,8 @@ class EventKind(IntEnum):
 class NewJob:
     """A job to accept. `description` is a Job with only labels, annotations and external_uri.
 
-    `warnings` are the events of its plan's warnings, which follow the first event.
+    `warnings` are the events of its plan's warnings, which follow the first event. `adds` is the part of a stored
+    model that it writes, such as `projects/p/models/m/exports/onnx`: one job at a time may; empty: none.
     """
 
     project: str
@@ -59,6 +60,7 @@ class NewJob:
     cpus_per_worker: int
     uses: tuple[str, ...] = ()
     warnings: tuple[EventDraft, ...] = ()
+    adds: str = ""
 
 
 @dataclass(frozen=True)

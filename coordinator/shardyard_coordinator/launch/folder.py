@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shardyard.v1 import plan_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.launch.rank_env import staging_folder, temp_folder
@@ -25,7 +26,10 @@ def make_attempt_folder(spec: worker_pb2.AttemptSpec) -> Path:
     made = [temp.parent, temp]
     if spec.locations.HasField("claim"):
         # Ranks may write inside it, and must not create files beside it.
-        made.append(staging_folder(spec))
+        staging = staging_folder(spec)
+        if spec.plan.output == plan_pb2.JOB_OUTPUT_FORMAT:
+            made.append(staging.parent)  # In the folder of the model, which is there.
+        made.append(staging)
     for each in made:
         each.mkdir(exist_ok=True, mode=0o700)
     return folder

@@ -24,6 +24,7 @@ from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
 from shardyard_coordinator.serve.datasets import DatasetService
 from shardyard_coordinator.serve.door import Door, Late
+from shardyard_coordinator.serve.exports import Exports
 from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.guard import GuardedServer
 from shardyard_coordinator.serve.health import Health
@@ -84,15 +85,16 @@ class App:
         uploads = Uploads(parts)
         self._fanout = Fanout(parts.store)
         watcher = Watcher(parts, self._fanout, intervals)
+        submitter = Submitter(parts, Plans(parts, cluster))
         self._door = door or make_door(parts.limits)
         self._has_own_door = door is None
         self.health = self._door.health
         self._services: list[Service] = [
-            JobService(parts, Submitter(parts, Plans(parts, cluster)), watcher, self._fanout),
+            JobService(parts, submitter, watcher, self._fanout),
             LogService(parts, self._fanout, intervals),
             MetricService(parts, self._fanout, intervals),
             CheckpointService(parts),
-            ModelService(parts, uploads),
+            ModelService(parts, uploads, Exports(parts, submitter)),
             DatasetService(parts, uploads),
             ServerService(
                 parts,

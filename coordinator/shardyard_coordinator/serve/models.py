@@ -13,6 +13,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, ResourceKind, ResourceRecord
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.downloads import describe, download, find, ready
+from shardyard_coordinator.serve.exports import Exports
 from shardyard_coordinator.serve.inspection import Subject
 from shardyard_coordinator.serve.parts import Parts, in_time, raise_violations
 from shardyard_coordinator.serve.storage_errors import blame_the_storage_if_away
@@ -33,9 +34,10 @@ class ModelService:
 
     full_name = "shardyard.v1.ModelService"
 
-    def __init__(self, parts: Parts, uploads: Uploads) -> None:
+    def __init__(self, parts: Parts, uploads: Uploads, exports: Exports) -> None:
         self._parts = parts
         self._uploads = uploads
+        self._exports = exports
 
     def behaviours(self) -> Mapping[str, Behaviour]:
         """The behaviour of each method, by name."""
@@ -48,6 +50,7 @@ class ModelService:
             "Predict": self.predict,
             "Embed": self.embed,
             "ExplainPrediction": self.explain,
+            "ExportModel": self._exports.export,
         }
 
     async def create(self, messages: AsyncIterator[pb.CreateModelRequest], call: Call) -> pb.Model:

@@ -41,6 +41,7 @@ _SERVICES: Mapping[str, Mapping[str, Permission]] = {
         "Predict": Permission.SUBMIT,
         "Embed": Permission.SUBMIT,
         "ExplainPrediction": Permission.SUBMIT,
+        "ExportModel": Permission.SUBMIT,
     },
     "shardyard.v1.DatasetService": {
         "CreateDataset": Permission.SUBMIT,

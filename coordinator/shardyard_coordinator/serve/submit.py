@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2
+from shardyard_coordinator.control.formats import part_of
 from shardyard_coordinator.control.spec_walk import WalkedSpec, task_of, walk
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
@@ -156,6 +157,7 @@ def new_job(
         cpus_per_worker=planned.cpus_per_worker,
         uses=walked.uses,
         warnings=planned.warnings,
+        adds=part_of(job.spec),
     )
 
 

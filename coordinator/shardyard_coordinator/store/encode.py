@@ -133,6 +133,15 @@ def resource_to_model(record: ResourceRecord, files: Sequence[FileRecord] = ()) 
     return model
 
 
+def with_export(description: bytes, export: model_service_pb2.ModelExport) -> bytes:
+    """A model's description with one more format, in place of the same one before."""
+    model = bounds.parsed(model_service_pb2.Model, description)
+    kept = [each for each in model.exports if each.format != export.format]
+    del model.exports[:]
+    model.exports.extend([*kept, export])
+    return model.SerializeToString()
+
+
 def resource_to_dataset(record: ResourceRecord, files: Sequence[FileRecord] = ()) -> dataset_service_pb2.Dataset:
     """The data set as clients see it; lists leave out the files."""
     dataset = dataset_service_pb2.Dataset(

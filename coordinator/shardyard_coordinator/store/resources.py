@@ -119,6 +119,19 @@ def register_output(
     return require_resource(conn, new.uid)
 
 
+def replace_part(
+    conn: Connection, record: ResourceRecord, prefix: str, files: Sequence[FileRecord], *, description: bytes
+) -> ResourceRecord:
+    """Replaces the files of a READY resource whose paths begin with `prefix`, and its description."""
+    mine = (_file.resource_uid == record.uid, _file.path.startswith(prefix, autoescape=True))
+    conn.execute(delete(tables.resource_file).where(*mine))
+    _insert_files(conn, record.uid, [dataclasses.replace(file, committed_bytes=file.size_bytes) for file in files])
+    total = select(func.coalesce(func.sum(_file.size_bytes), 0)).where(_file.resource_uid == record.uid)
+    values = {"description": description, "size_bytes": total.scalar_subquery()}
+    conn.execute(update(tables.resource).where(_resource.uid == record.uid).values(**values))
+    return require_resource(conn, record.uid)
+
+
 def _insert_files(conn: Connection, uid: str, files: Sequence[FileRecord]) -> None:
     if files:
         rows = [{"resource_uid": uid, **dataclasses.asdict(file)} for file in files]

@@ -16,7 +16,7 @@ from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import encode, events, tables
 from shardyard_coordinator.store.jobs import get_job_by_uid
-from shardyard_coordinator.store.resources import ready_resource
+from shardyard_coordinator.store.resources import live_users, ready_resource
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, in_savepoint
 
 _request = tables.request.c
@@ -120,6 +120,7 @@ def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) ->
     """Raises: IntegrityError if a name or a request id is taken; Refused if a model or data set is gone."""
     for name in {name for new, _ in submissions for name in new.uses}:
         ready_resource(conn, name)  # It existed when the job was planned, and cannot be deleted from here on.
+    _check_alone(conn, [new.adds for new, _ in submissions if new.adds])
     requests = [
         {
             "principal": actor.principal,
@@ -146,10 +147,23 @@ def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) ->
         for key, value in new.labels.items()
     ]
     _INSERT_LABEL.run(conn, labels)
-    uses = [{"job_uid": new.uid, "resource": name} for new, _ in submissions for name in sorted(set(new.uses))]
+    uses = [
+        {"job_uid": new.uid, "resource": name}
+        for new, _ in submissions
+        for name in sorted({*new.uses, *([new.adds] if new.adds else [])})
+    ]
     _INSERT_USE.run(conn, uses)
     events.insert_logs(conn, [(new.uid, 1, (_ACCEPTED, *new.warnings)) for new, _ in submissions], now_us)
     return [JobRecord(**{**_FRESH, **row, "id": ids[row["uid"]], "state": JobState.QUEUED}) for row in rows]
+
+
+def _check_alone(conn: Connection, adds: Sequence[str]) -> None:
+    """Raises: Refused MODEL_IN_USE if another live job writes the same part of a model."""
+    for at, name in enumerate(adds):
+        writers = live_users(conn, name) or (["another job"] if name in adds[:at] else [])
+        if writers:
+            text = f"{writers[0]} writes {name} already; wait for its end, or cancel it"
+            raise Refused(Reason.MODEL_IN_USE, text, metadata={"job": writers[0]})
 
 
 def _row(submission: Submission, now_us: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _ABOUT: Mapping[str, _About] = {
         "spec.model",
         "their vectors are those of special tokens alone",
     ),
-    "measured": _About("spec.model_evaluation.data", "spec.model", "they are measured anyway"),
+    "measured": _About("", "spec.model", "they are measured anyway"),
 }
 
 
@@ -70,15 +70,20 @@ class DataStats:
         )
 
 
-def loss_warnings(stats: DataStats, *, of: str, length: int, field: str) -> Iterator[job_pb2.Warning]:
-    """Warnings about what a model will not see in the `of` data, whose texts `field` cuts to `length` tokens."""
+def loss_warnings(
+    stats: DataStats, *, of: str, length: int, field: str, data_field: str = ""
+) -> Iterator[job_pb2.Warning]:
+    """Warnings about what a model will not see in the `of` data, whose texts `field` cuts to `length` tokens.
+
+    `data_field` is where the spec names the data, if several tasks have such data.
+    """
     about = _ABOUT[of]
     if stats.num_blank:
         message = (
             f"{stats.num_blank:,} of the {of} texts are blank, and {about.blank}; remove "
             "their rows, or map the column that has the texts"
         )
-        yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=about.data)
+        yield job_pb2.Warning(reason="BLANK_TEXTS", message=message, field=data_field or about.data)
     if stats.cut_share > _MOST_CUT and not stats.warns_itself:
         message = (
             f"{stats.cut_share:.0%} of the {of} texts ({stats.num_cut:,}) are longer than {length:,} tokens, and the "

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shardyard import export_formats
 from shardyard_trainer.data.errors import shorten
 from shardyard_trainer.reading import reading
 
@@ -50,6 +51,9 @@ _WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 # Parts of sentence-transformers: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
 _PART = re.compile(r"[0-9]+_[A-Za-z]+")
 _PARTS = re.compile(r"[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors)")
+FORMATS = export_formats.FOLDER
+"""The folder in a model folder with further formats of it, which are never read."""
+
 CODE = "torch_hub"
 """The folder in a model folder with the code that it was made by: a copy of a repository of PyTorch Hub."""
 
@@ -234,10 +238,13 @@ def _refuse_entry(path: Path, shown: str, roots: tuple[Path, ...]) -> None:
 def signature(path: Path) -> tuple[tuple[str, int, int, int, int], ...]:
     """Changes whenever a file of the folder does: name, inode, size, mtime, ctime of each, sorted; links followed.
 
-    Of folders behind links only parts of sentence-transformers count: no other one is read.
+    Of folders behind links only parts of sentence-transformers count: no other one is read. Further formats of the
+    model do not count: they come and go while it is used.
     """
     found = []
     for directory, folders, names in os.walk(path):
+        if Path(directory) == path and FORMATS in folders:
+            folders.remove(FORMATS)
         linked = [name for name in folders if _PART.fullmatch(name) and Path(directory, name).is_symlink()]
         behind = [f"{part}/{name}" for part in linked for name in _names_in(Path(directory, part))]
         for name in (*names, *behind):

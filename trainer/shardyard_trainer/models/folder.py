@@ -6,8 +6,10 @@ Nothing is loaded and no code of the folder is run.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from shardyard_trainer.data.errors import shorten
@@ -93,6 +95,13 @@ class ModelFolder:
     def normalize(self) -> bool:
         """Whether its authors scale pooled vectors to length 1."""
         return self.sentence.normalize if self.sentence is not None else self.trained.get("normalize") is True
+
+
+def save_code(folder: Path, model_type: str) -> None:
+    """Puts the code of a model that transformers does not have beside its weights, for others to load it with."""
+    if home := OWN_TYPES.get(model_type):
+        source = Path(str(importlib.import_module(home).__file__))
+        (folder / source.name).write_bytes(source.read_bytes())
 
 
 def read_folder(folder: Folder) -> ModelFolder:

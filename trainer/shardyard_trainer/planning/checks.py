@@ -10,11 +10,21 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, listed, nearest, shorten
 from shardyard_trainer.tasks.base import Output, Prepared, Task
 
-_TRAINING_ONLY = ("train_data", "eval_data", "tokenizer", "checkpoints", "evaluation", "parallelism", "distillation")
+_TRAINING_ONLY = (
+    "train_data",
+    "eval_data",
+    "tokenizer",
+    "checkpoints",
+    "evaluation",
+    "parallelism",
+    "distillation",
+    "export",
+)
 
 _WITHOUT_TRAINING: Mapping[Output, tuple[str, ...]] = {
     Output.DATASET: (),
     Output.METRICS: ("micro_batch_size", "precision", "seed"),
+    Output.FORMAT: ("micro_batch_size", "seed"),
 }
 """Of `optimization`, what is followed by tasks that train nothing."""
 

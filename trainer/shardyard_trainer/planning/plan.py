@@ -35,6 +35,7 @@ from shardyard_trainer.planning.deepspeed_config import deepspeed_config
 from shardyard_trainer.planning.duration import plan_time
 from shardyard_trainer.planning.evaluation import plan_evaluation
 from shardyard_trainer.planning.extraction import plan_extraction
+from shardyard_trainer.planning.formats import check_policy, plan_format
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.notices import plan_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, teacher_fingerprint, tokenizer_fingerprint
@@ -46,7 +47,11 @@ from shardyard_trainer.tasks.base import Output, Prepared, Task
 
 _CLOSE = (plan_pb2.MEMORY_VERDICT_NO_FIT, plan_pb2.MEMORY_VERDICT_TIGHT)
 
-_WITHOUT_TRAINING = {Output.DATASET: plan_extraction, Output.METRICS: plan_evaluation}
+_WITHOUT_TRAINING = {
+    Output.DATASET: plan_extraction,
+    Output.METRICS: plan_evaluation,
+    Output.FORMAT: plan_format,
+}
 """Planners of jobs that train no model."""
 
 _T = TypeVar("_T")
@@ -130,6 +135,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     resolve.fill_adaptation(spec.fine_tuning)
     optimization = spec.optimization
     raise_all([*check_rates(optimization), *check_batch(optimization, task), *check_evaluation(spec.evaluation, task)])
+    check_policy(spec, task)
     resolve.fill_task(spec, task)
     resolve.fill_distillation(spec, seen.lesson)
     for source, field in ((spec.train_data, "spec.train_data"), (spec.eval_data, "spec.eval_data")):

@@ -65,7 +65,7 @@ def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
     """
     reduced = spec_pb2.JobSpec()
     reduced.CopyFrom(spec)
-    for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time"):
+    for name in ("optimization", "parallelism", "resources", "checkpoints", "retry", "max_run_time", "export"):
         reduced.ClearField(name)
     for name in ("every", "metric", "select_best", "early_stopping"):
         reduced.evaluation.ClearField(name)  # type: ignore[arg-type]

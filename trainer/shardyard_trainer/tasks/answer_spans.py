@@ -5,6 +5,7 @@ Shape suffixes: W windows, T positions, L lengths of an answer, K candidates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,11 @@ class AnswerModule(HuggingFaceModule):
                 "lasts": found.lasts_WK[:, 0],
             }
         return ModuleOutput((losses[0] + losses[1]) / 2, outputs)
+
+    def network(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The logits [W, T] of each position to be the first, and the last one, of the answer."""
+        outputs = self.model(**inputs)
+        return {"start_logits": outputs.start_logits, "end_logits": outputs.end_logits}
 
 
 def span_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

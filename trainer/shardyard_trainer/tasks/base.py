@@ -38,6 +38,7 @@ class Output(Enum):
     MODEL = plan_pb2.JOB_OUTPUT_MODEL
     DATASET = plan_pb2.JOB_OUTPUT_DATASET
     METRICS = plan_pb2.JOB_OUTPUT_METRICS
+    FORMAT = plan_pb2.JOB_OUTPUT_FORMAT
 
 
 class TaskWarning(NamedTuple):
@@ -105,6 +106,14 @@ class HuggingFaceModule(TaskModule):
         for part in self._held:
             part.eval()
         return self
+
+    def network(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs of the task's `Graph` by their names, from the model's own inputs."""
+        return {"logits": self.model(**inputs).logits}
+
+    def answer_by(self, model: nn.Module) -> None:
+        """Computes with another network from now on: what `model(**inputs)` returns has the `Graph`'s outputs."""
+        self.model = model
 
     # As an attribute, the backbone's parameters would be registered under a second name.
     @property
@@ -364,6 +373,20 @@ class Explainable(Protocol):
 
     explains: str
     """What has a share in an answer, such as `words`."""
+class Graph(NamedTuple):
+    """The network of a task as other runtimes have it: its outputs by name, with the names of their axes.
+
+    The first axis is `batch`; an output with the axis `length` has one value, or more, for each position.
+    """
+
+    outputs: Mapping[str, tuple[str, ...]]
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A training task whose models can be written in other formats (`exporting`)."""
+
+    graph: Graph
 
 
 def has_head(choice: ModelChoice, task: TrainingTask) -> bool:

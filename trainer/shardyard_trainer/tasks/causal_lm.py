@@ -25,6 +25,7 @@ from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor, refuse_kinds, refuse_parameters
 from shardyard_trainer.tasks.base import (
     Footprint,
+    Graph,
     HuggingFaceModule,
     ModuleOutput,
     Output,
@@ -70,6 +71,7 @@ class CausalLm:
     cuts = False
     holds_out_by_lot = False
     inputs = TextInputs
+    graph = Graph({"logits": ("batch", "length")})
     teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedCausalLm:
@@ -225,6 +227,10 @@ class CausalLmModule(HuggingFaceModule):
                 logits_BTV.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
             )
         return ModuleOutput(loss, {} if return_outputs else None)
+
+    def answer_by(self, model: nn.Module) -> None:
+        """Takes the `logits` of another network, all of them at once."""
+        self.model, self._is_chunked = model, False
 
     def compared(self, inputs: dict[str, Any], labels: torch.Tensor) -> ModuleOutput:
         """The loss with its scores: all logits of the `labels` [B, T] that are not `IGNORED`."""

@@ -5,15 +5,20 @@ Shape suffixes: B samples, K texts of a sample, T positions, D width, R samples 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from shardyard_trainer.inputs.sentences import ABSENT
 from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.vectors import pool
+
+VECTORS = "sentence_embedding"
+"""The name of the vectors in a graph, as other libraries have it."""
 
 _ROWS = 256
 """Anchors compared at once, so that a large batch does not need all of its cosines in memory."""
@@ -31,6 +36,7 @@ class TextEmbedder(HuggingFaceModule):
         super().__init__()
         self.model = model
         self._pooling = pooling
+        self._makes_vectors = False
         self._pair_loss = PairLoss(temperature)
         self.joint = self._pair_loss if learns_pairs else None
 
@@ -51,15 +57,28 @@ class TextEmbedder(HuggingFaceModule):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        hidden_NTD = self.backbone(**inputs).last_hidden_state
-        vectors_ND = F.normalize(pool(hidden_NTD, attention_mask, self._pooling).float(), dim=-1)
-        vectors_BKD = vectors_ND.view(*keys.shape, -1)
+        vectors_BKD = self._vectors(inputs).view(*keys.shape, -1)
         if cosines is not None:
             found_B = (vectors_BKD[:, 0] * vectors_BKD[:, 1]).sum(-1)
             loss = F.mse_loss(found_B, cosines.float(), reduction="sum")
         else:
             loss = self._pair_loss(vectors_BKD, keys, slice(0, len(keys))).sum()
         return ModuleOutput(loss, {"vectors": vectors_BKD} if return_outputs else None)
+
+    def network(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The vectors [N, D], of length 1."""
+        return {VECTORS: self._vectors(inputs)}
+
+    def answer_by(self, model: nn.Module) -> None:
+        """Takes the vectors of another network as they are."""
+        self.model, self._makes_vectors = model, True
+
+    def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if self._makes_vectors:
+            made: torch.Tensor = getattr(self.model(**inputs), VECTORS)
+            return made
+        hidden_NTD = self.backbone(**inputs).last_hidden_state
+        return F.normalize(pool(hidden_NTD, inputs["attention_mask"], self._pooling).float(), dim=-1)
 
 
 @dataclass(frozen=True)

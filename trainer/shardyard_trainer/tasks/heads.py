@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +71,14 @@ class TextClassifier(HuggingFaceModule):
         loss = logits_BC.new_zeros((), dtype=torch.float32) if labels is None else self._loss(logits_BC.float(), labels)
         outputs = {"logits": logits_BC} if return_outputs else None
         return ModuleOutput(loss, outputs, scores=self._scores(logits_BC.float(), labels) if return_scores else None)
+
+    def network(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs [B, C] of the head, be it the model's or our own."""
+        return {"logits": text_logits(self.model, self.own_head, dict(inputs), pooling=self._pooling)}
+
+    def answer_by(self, model: nn.Module) -> None:
+        """Takes the `logits` of another network as they are."""
+        self.model, self.own_head, self._pooling = model, None, ""
 
     def _scores(self, logits_BC: torch.Tensor, labels: torch.Tensor | None) -> Scores:
         if self._problem == spec_pb2.TextClassification.PROBLEM_REGRESSION:

@@ -23,7 +23,7 @@ from shardyard_trainer.inputs.pictures import LabelledPictures, LabelledSamples,
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, Teaching, has_head
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, TaskWarning, Teaching, has_head
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
@@ -58,6 +58,7 @@ class ImageClassification:
     holds_out_by_lot = True
     inputs = ImageInputs
     explains = "regions of the picture"
+    graph = Graph({"logits": ("batch",)})
     teaching = Teaching(own=("image_size",))
 
     def prepare(self, job: Ingredients) -> PreparedPictures:

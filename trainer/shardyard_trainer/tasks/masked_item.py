@@ -20,7 +20,7 @@ from shardyard_trainer.inputs.items import PADDING, ItemInputs
 from shardyard_trainer.inputs.masked_items import MaskedHistories, MaskedTargets, with_mask
 from shardyard_trainer.models import loading
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.tasks.base import Footprint, ModuleOutput, Output
+from shardyard_trainer.tasks.base import Footprint, Graph, ModuleOutput, Output
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, Ready, prepare_items
 from shardyard_trainer.tasks.masked_lm import MaskedLmModule
@@ -59,6 +59,7 @@ class MaskedItem:
     holds_out_by_lot = False
     inputs = ItemInputs
     explains = "items"
+    graph = Graph({"logits": ("batch", "length")})
 
     def prepare(self, job: Ingredients) -> PreparedMaskedItem:
         """Finds and checks model and data. Raises SpecError."""

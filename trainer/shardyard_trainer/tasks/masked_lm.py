@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch import nn
 from torch.nn import functional as F
 
 from shardyard.v1 import model_service_pb2
@@ -23,6 +24,7 @@ from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
 from shardyard_trainer.tasks.base import (
     Footprint,
+    Graph,
     HuggingFaceModule,
     ModuleOutput,
     Output,
@@ -55,6 +57,7 @@ class MaskedLm:
     cuts = True
     holds_out_by_lot = False
     inputs = TextInputs
+    graph = Graph({"logits": ("batch", "length")})
     teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedMaskedLm:
@@ -298,6 +301,10 @@ class MaskedLmModule(HuggingFaceModule):
         loss = F.cross_entropy(logits_MV.float(), targets, reduction="sum")
         outputs = {"correct": (logits_MV.argmax(-1) == targets).sum()} if return_outputs else None
         return ModuleOutput(loss, outputs, scores=Scores(logits_MV.float(), of_classes) if return_scores else None)
+
+    def answer_by(self, model: nn.Module) -> None:
+        """Takes the `logits` of another network, all of them at once."""
+        self.model, self._head_name = model, ""
 
     def logits(self, inputs: Mapping[str, torch.Tensor | None], masked_places: torch.Tensor) -> torch.Tensor:
         """The logits [M, V] at `masked_places` [M] of the flattened positions."""

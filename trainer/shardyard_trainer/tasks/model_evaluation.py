@@ -1,6 +1,7 @@
 """Measures a model on data: its own task as trained, without training, and all of the data for evaluation.
 
-Planned by `planning.evaluation`, run by `training.evaluating`. The settings of the task are those that the model's
+Planned by `planning.evaluation`, run by `training.evaluating`. A further format of a model (`model_export`) is measured
+beside the model in the same way. The settings of the task are those that the model's
 folder says (`TrainingTask.describe`, or config.json), so its metrics are those of its training's last evaluation.
 """
 
@@ -17,12 +18,11 @@ from shardyard_trainer.data.errors import SpecError, listed
 from shardyard_trainer.models import sources
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.folder import ModelFolder
+from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import Output, Prepared, TaskWarning, TrainingTask
 from shardyard_trainer.tasks.ingredients import Ingredients
 
-FIELD = "spec.model_evaluation"
-_DATA = f"{FIELD}.data"
 _MODEL = "spec.model"
 MOST_HELD_OUT = 0.5
 """As `EvaluationPolicy.holdout` allows."""
@@ -64,28 +64,31 @@ def prepare_evaluation(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) 
     Raises SpecError, all at once: TASK_MISMATCH for a model without a head, LABEL_MISMATCH for labels that it does not
     have.
     """
-    described, task = _look(spec, locations)
+    choice, task = look(spec, locations)
+    described = choice.described
+    assert described is not None
+    data_field = f"{table.path_of(spec)}.data"
     own = _own_spec(spec, described, task)
     job = Ingredients(own, locations, only_evaluates=True)
     try:
         prepared = task.prepare(job)
     except SpecError as error:
-        raise _mismatch(own, described, locations) or _said_here(error, job.field) from error
+        raise _mismatch(own, described, locations, data_field) or _said_here(error, job.field, data_field) from error
     starts_anew = next((each for each in prepared.warnings if each.reason == "NEW_HEAD"), None)
     if starts_anew is not None:
         what = starts_anew.message.partition(": a new")[0]
         message = f"{what}, so there is nothing to measure; fine-tune the model first, or name one with a head"
-        raise _mismatch(own, described, locations) or SpecError(_MODEL, "TASK_MISMATCH", message)
+        raise _mismatch(own, described, locations, data_field) or SpecError(_MODEL, "TASK_MISMATCH", message)
     found = (
-        each._replace(field=_here(each.field, job.field))
+        each._replace(field=_here(each.field, job.field, data_field))
         for each in prepared.warnings
         if each.reason not in _OF_TRAINING
     )
     return Measured(prepared, own, list(dict.fromkeys(found)))
 
 
-def _look(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[ModelFolder, TrainingTask]:
-    """The model's folder as described, and the task that its head is for. Raises SpecError."""
+def look(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[ModelChoice, TrainingTask]:
+    """The model with its folder described, and the task that its head is for. Raises SpecError."""
     if spec.model.WhichOneof("source") == "architecture":
         message = "a fresh model knows nothing that could be measured; name a trained one"
         raise SpecError(f"{_MODEL}.architecture", "SPEC_INVALID", message)
@@ -100,7 +103,7 @@ def _look(spec: spec_pb2.JobSpec, locations: worker_pb2.Locations) -> tuple[Mode
         what = described.reshaped or "it is a bare backbone without a head"
         message = f"{what}, so there is nothing to measure; fine-tune the model first, or name one with a head"
         raise SpecError(choice.field, "TASK_MISMATCH", message)
-    return described, task
+    return choice, task
 
 
 def _own_spec(spec: spec_pb2.JobSpec, described: ModelFolder, task: TrainingTask) -> spec_pb2.JobSpec:
@@ -112,7 +115,7 @@ def _own_spec(spec: spec_pb2.JobSpec, described: ModelFolder, task: TrainingTask
         message = getattr(message, name)
         message.SetInParent()
     _recall(message, described)
-    data = spec.model_evaluation.data
+    data = table.message_of(spec).data
     own.train_data.CopyFrom(data)
     # A task with a split of its own chooses the evaluated part of the data; any other task evaluates all of it.
     if "split" not in message.DESCRIPTOR.fields_by_name:
@@ -152,7 +155,9 @@ def _named_labels(described: ModelFolder) -> tuple[str, ...]:
     return () if all(label.startswith("LABEL_") for label in described.labels) else described.labels
 
 
-def _mismatch(own: spec_pb2.JobSpec, described: ModelFolder, locations: worker_pb2.Locations) -> SpecError | None:
+def _mismatch(
+    own: spec_pb2.JobSpec, described: ModelFolder, locations: worker_pb2.Locations, data_field: str
+) -> SpecError | None:
     """The error for data with labels that the model does not have; None if that is not the problem."""
     if not described.labels:
         return None
@@ -178,24 +183,26 @@ def _mismatch(own: spec_pb2.JobSpec, described: ModelFolder, locations: worker_p
     )
     unknown = "" if is_generic else f", of which the model does not know {listed(strange, most=8)}"
     text = f"{what}{unknown}; measure it on data with its labels, or fine-tune it to those of the data"
-    return SpecError(_DATA, "LABEL_MISMATCH", text, {"model_labels": ",".join(theirs), "data_labels": ",".join(ours)})
+    return SpecError(
+        data_field, "LABEL_MISMATCH", text, {"model_labels": ",".join(theirs), "data_labels": ",".join(ours)}
+    )
 
 
-def _said_here(error: SpecError, task_field: str) -> SpecError:
+def _said_here(error: SpecError, task_field: str, data_field: str) -> SpecError:
     """The errors of the model's own task, moved to the fields of this spec, each once."""
     found: list[SpecError] = []
     for each in error.all():
         each.others = ()
-        each.field = _here(each.field, task_field)
+        each.field = _here(each.field, task_field, data_field)
         if not any((each.field, each.message) == (other.field, other.message) for other in found):
             found.append(each)
     found[0].others = tuple(found[1:])
     return found[0]
 
 
-def _here(field: str, task_field: str) -> str:
+def _here(field: str, task_field: str, data_field: str) -> str:
     """A field of the model's own task as a field of this spec: its settings belong to the model."""
-    for prefix, here in (("spec.train_data", _DATA), ("spec.eval_data", _DATA)):
+    for prefix in ("spec.train_data", "spec.eval_data"):
         if field == prefix or field.startswith(f"{prefix}."):
-            return here + field.removeprefix(prefix)
+            return data_field + field.removeprefix(prefix)
     return _MODEL if field.startswith((task_field, "spec.tokenizer")) else field

@@ -31,7 +31,7 @@ from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answer_metrics import AnswerMetrics
 from shardyard_trainer.tasks.answer_spans import AnswerModule, rest_place
 from shardyard_trainer.tasks.answerer import DEFAULT_LONGEST, DEFAULT_OVERLAP, DEFAULT_WINDOW, QuestionAnswerer
-from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, has_head
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, TaskWarning, has_head
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
@@ -80,6 +80,7 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
     holds_out_by_lot = True
     inputs = TextInputs
     explains = "words"
+    graph = Graph({"start_logits": ("batch", "length"), "end_logits": ("batch", "length")})
 
     def prepare(self, job: Ingredients) -> PreparedQuestions:
         """Finds and checks model and data. Raises SpecError."""

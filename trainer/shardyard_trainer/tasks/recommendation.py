@@ -17,7 +17,7 @@ from shardyard_trainer.inputs.items import ItemInputs
 from shardyard_trainer.inputs.next_items import HistorySamples
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.tasks.base import ModuleOutput, Output
+from shardyard_trainer.tasks.base import Graph, ModuleOutput, Output
 from shardyard_trainer.tasks.causal_lm import CausalLmModule
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, prepare_items
@@ -54,6 +54,7 @@ class Recommendation:
     holds_out_by_lot = False
     inputs = ItemInputs
     explains = "items"
+    graph = Graph({"logits": ("batch", "length")})
 
     def prepare(self, job: Ingredients) -> PreparedRecommendation:
         """Finds and checks model and data. Raises SpecError."""

@@ -31,7 +31,7 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import Footprint, Output, TaskWarning, has_head
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, TaskWarning, has_head
 from shardyard_trainer.tasks.heads import TextClassifier, load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.list_metrics import ListMetrics
@@ -56,6 +56,7 @@ class Reranking:
     holds_out_by_lot = True
     inputs = TextInputs
     explains = "words"
+    graph = Graph({"logits": ("batch",)})
 
     def prepare(self, job: Ingredients) -> PreparedReranking:
         """Finds and checks model and data. Raises SpecError."""

@@ -27,6 +27,7 @@ from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TextPredictor
 from shardyard_trainer.tasks.base import (
     Footprint,
+    Graph,
     HuggingFaceModule,
     Metrics,
     Output,
@@ -35,7 +36,7 @@ from shardyard_trainer.tasks.base import (
     at_once,
     violation,
 )
-from shardyard_trainer.tasks.embedder import PairLoss, TextEmbedder
+from shardyard_trainer.tasks.embedder import VECTORS, PairLoss, TextEmbedder
 from shardyard_trainer.tasks.heads import without_pooler
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.texts import (
@@ -68,6 +69,7 @@ class SentenceEmbedding:
     cuts = True
     holds_out_by_lot = True
     inputs = TextInputs
+    graph = Graph({VECTORS: ("batch",)})
 
     def prepare(self, job: Ingredients) -> PreparedEmbedding:
         """Finds and checks model and data. Raises SpecError."""

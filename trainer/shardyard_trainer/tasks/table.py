@@ -34,6 +34,7 @@ NAMES = (
     "span_corruption",
     "feature_extraction",
     "model_evaluation",
+    "model_export",
 )
 """The tasks, each the name of its module."""
 

@@ -27,6 +27,7 @@ from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weights import read_tensors
 from shardyard_trainer.tasks.base import (
     Footprint,
+    Graph,
     Output,
     TaskWarning,
     Teaching,
@@ -77,6 +78,7 @@ class TextClassification:
     holds_out_by_lot = True
     inputs = TextInputs
     explains = "words"
+    graph = Graph({"logits": ("batch",)})
     teaching = Teaching(own=("pooling",))
 
     def prepare(self, job: Ingredients) -> PreparedClassification:

@@ -33,6 +33,7 @@ from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.base import (
     Footprint,
+    Graph,
     HuggingFaceModule,
     ModuleOutput,
     Output,
@@ -73,6 +74,7 @@ class TokenClassification:
     holds_out_by_lot = True
     inputs = TextInputs
     explains = "words"
+    graph = Graph({"logits": ("batch", "length")})
     teaching = Teaching(by_token=True)
 
     def prepare(self, job: Ingredients) -> PreparedTags:

@@ -7,11 +7,10 @@ batch, fsynced, and then renamed into place: a folder of that name works. Called
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +27,7 @@ from shardyard_trainer.claim import missing_storage
 from shardyard_trainer.failures import RunFailed, storage_failure, system_error
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
 from shardyard_trainer.models.door import FolderInvalid, open_folder
-from shardyard_trainer.models.folder import OWN_TYPES, TORCH_HUB_TYPES
+from shardyard_trainer.models.folder import TORCH_HUB_TYPES, save_code
 from shardyard_trainer.models.generation import generation_settings
 from shardyard_trainer.models.loading import number_parameter, quiet
 from shardyard_trainer.models.weights import read_header
@@ -51,7 +50,7 @@ _FILES = ("config.json", "model.safetensors", "shardyard.json")
 
 
 @dataclass(frozen=True)
-class _Trained:
+class Trained:
     """The trained weights with their task and attempt, as they are exported."""
 
     module: HuggingFaceModule
@@ -59,6 +58,18 @@ class _Trained:
     task: Prepared
     attempt: worker_pb2.AttemptSpec
     step: int
+
+    def plain_state(self) -> dict[str, torch.Tensor]:
+        """The weights of the model alone, with adapters merged into them."""
+        return merged(self.module.model, _part(self.state_dict, "model."))
+
+    def head_state(self) -> dict[str, torch.Tensor]:
+        """The weights of a head of our own; empty if there is none."""
+        return _part(self.state_dict, "own_head.")
+
+
+AddFormats = Callable[[Path, Trained], Sequence[model_service_pb2.ModelExport]]
+"""Writes further formats into the folder of a model that has been verified, and returns their receipts."""
 
 
 def export_model(
@@ -70,14 +81,15 @@ def export_model(
     *,
     folder: Path,
     step: int = 0,
+    add: AddFormats | None = None,
 ) -> worker_pb2.Exported:
     """Writes `folder`, whole and verified, and describes it.
 
     `state_dict` has all weights of the module by name on the CPU, after `step` (0: the last one of the plan).
-    An earlier attempt's folder is replaced.
+    An earlier attempt's folder is replaced. `add` writes further formats into the folder before it counts.
     Raises RunFailed EXPORT_FAILED, LOSS_DIVERGED or a STORAGE_ cause; then nothing is left at the target.
     """
-    trained = _Trained(cast("HuggingFaceModule", engine_module), state_dict, task, attempt, step)
+    trained = Trained(cast("HuggingFaceModule", engine_module), state_dict, task, attempt, step)
     building = folder.with_name(f".{folder.name}.e{attempt.epoch:06}")
     broken = next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
     if broken is not None:
@@ -85,9 +97,11 @@ def export_model(
     try:
         _write(building, trained, metrics)
         predictor = _verify(building, trained)
+        formats = add(building, trained) if add is not None else []
         sync(building)
         put_in_place(building, folder)
         model = _describe(folder, trained.task, metrics, predictor)
+        model.exports.extend(formats)
     except (OSError, SafetensorError) as error:
         missing = missing_storage(attempt.locations)
         os_error = system_error(error)
@@ -115,7 +129,7 @@ def dry_run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> None:
+def _write(folder: Path, trained: Trained, metrics: Mapping[str, float]) -> None:
     module, state_dict, task = trained.module, trained.state_dict, trained.task
     # The folder itself may have been made for this rank, which may not write to another one.
     for left in folder.glob("*"):
@@ -125,7 +139,7 @@ def _write(folder: Path, trained: _Trained, metrics: Mapping[str, float]) -> Non
     pooling = str(described.get("pooling") or "")
     with quiet():
         _save_model(folder, module, _part(state_dict, "model."), task)
-        _save_code(folder, task.choice.config.model_type)
+        save_code(folder, task.choice.config.model_type)
         task.inputs.save(folder, task.choice.config)
     lora = resolved_spec(trained.attempt).fine_tuning.lora
     if lora.keep_adapter and has_adapters(module):
@@ -181,14 +195,7 @@ def _save_model(
     _save_json(folder / "generation_config.json", {**generation, "transformers_version": transformers.__version__})
 
 
-def _save_code(folder: Path, model_type: str) -> None:
-    """Puts the code of a model that transformers does not have beside its weights, for others to load it with."""
-    if home := OWN_TYPES.get(model_type):
-        source = Path(str(importlib.import_module(home).__file__))
-        (folder / source.name).write_bytes(source.read_bytes())
-
-
-def _verify(folder: Path, trained: _Trained) -> Predictor:
+def _verify(folder: Path, trained: Trained) -> Predictor:
     """Loads the folder, and returns its predictor. Raises RunFailed if it does not answer as the live model does."""
     task = trained.task
     missing = [name for name in (*_FILES, *task.inputs.files) if not (folder / name).is_file()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -23,12 +24,14 @@ def sync(folder: Path) -> None:
 def put_in_place(building: Path, folder: Path) -> None:
     """Renames a folder to its final name, and replaces the folder of an earlier attempt."""
     if folder.exists():
-        # First out of the way: the folder is never half old, half new.
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        # First out of the way: the folder is never half old, half new. A rank that may not write into the old one
+        # leaves it to the coordinator, which removes what has such a name. Another one may be left from before.
+        old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
         folder.rename(old)
+        building.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    building.rename(folder)
+    else:
+        building.rename(folder)
     fsync_folder(folder.parent)
 
 

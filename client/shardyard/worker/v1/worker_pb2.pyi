@@ -724,7 +724,9 @@ class AttemptSpec(_message.Message):
     attempt_dir: _builtins.str
     """This attempt's own folder: logs, spool, checkpoints `step-{step:09}`, rendezvous."""
     export_dir: _builtins.str
-    """An empty or absent folder for the exported model, or for the output data set."""
+    """An empty or absent folder for the exported model, or for the output data set; of a job that adds a format to a stored model the
+    folder of that format in the model's, which may have an earlier one.
+    """
     world_size: _builtins.int
     """Number of ranks."""
     threads_per_rank: _builtins.int
@@ -1200,6 +1202,7 @@ class Exported(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     IS_DATASET_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Its folder."""
     is_dataset: _builtins.bool
@@ -1208,16 +1211,21 @@ class Exported(_message.Message):
     def model(self) -> _model_service_pb2.Model:
         """The model's description: model_type, task, labels, num_parameters, inputs, parameters, metrics, files."""
 
+    @_builtins.property
+    def format(self) -> _model_service_pb2.ModelExport:
+        """Of a job that adds a format to a stored model: that format; `model` then has its files alone, with paths in the model's folder."""
+
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         model: _model_service_pb2.Model | None = ...,
         is_dataset: _builtins.bool = ...,
+        format: _model_service_pb2.ModelExport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_dataset", b"is_dataset", "model", b"model", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "is_dataset", b"is_dataset", "model", b"model", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

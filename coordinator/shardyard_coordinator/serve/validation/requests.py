@@ -87,6 +87,7 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "PredictRequest": ("model", "model"),
     "EmbedRequest": ("model", "model"),
     "ExplainPredictionRequest": ("model", "model"),
+    "ExportModelRequest": ("model", "model"),
     "GetDatasetRequest": ("name", "dataset"),
     "ListDatasetsRequest": ("parent", "project"),
     "DeleteDatasetRequest": ("name", "dataset"),
@@ -143,6 +144,9 @@ def _one_each(found: Found) -> Found:
 
 def _sizes(request: Message) -> Found:
     """Messages that are too large to be checked."""
+    if isinstance(request, models.ExportModelRequest) and (size := request.data.ByteSize()) > spec.MAX_SPEC_BYTES:
+        text = f"{size:,} bytes; data has at most {spec.MAX_SPEC_BYTES:,}; leave out what is not needed"
+        return [FieldViolation("data", text)]
     if not isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest) or not request.HasField("job"):
         return []
     found = []
@@ -263,6 +267,15 @@ def _instance_complaint(instance: models.Instance) -> str | None:
     return None
 
 
+def _check_export(request: models.ExportModelRequest, found: Found) -> None:
+    if request.HasField("job_id") and (complaint := id_complaint(request.job_id)):
+        found.append(FieldViolation("job_id", f"{complaint}; or leave job_id out to have one made"))
+    if complaint := request_id_complaint(request.request_id, required=False):
+        found.append(FieldViolation("request_id", complaint))
+    if request.HasField("data"):
+        found += spec.data_violations(request, "data")
+
+
 def _check_download(request: Any, found: Found) -> None:
     if not request.path:
         found.append(FieldViolation("path", "is missing; name one of the files that Get lists"))
@@ -348,6 +361,7 @@ _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "PredictRequest": _check_instances,
     "EmbedRequest": _check_instances,
     "ExplainPredictionRequest": _check_instance,
+    "ExportModelRequest": _check_export,
     "DownloadModelRequest": _check_download,
     "DownloadDatasetRequest": _check_download,
     "CreateModelRequest": _check_upload,

@@ -43,6 +43,13 @@ def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
     return found
 
 
+def data_violations(owner: Any, name: str) -> Found:
+    """The violations of a data source that a request has under this name."""
+    found: Found = []
+    _check_data(owner, name, "", found, required=True)
+    return found
+
+
 def _missing_oneof(message: Message, oneof: str, path: str, found: Found) -> bool:
     """Adds a violation if none of the oneof's fields is set."""
     if message.WhichOneof(oneof) is not None:
@@ -79,7 +86,7 @@ def _has_own_data(task: Message) -> bool:
 
 
 def _check_data(owner: Any, name: str, path: str, found: Found, *, required: bool) -> None:
-    here = f"{path}.{name}"
+    here = f"{path}.{name}" if path else name
     if not owner.HasField(name):
         if required:
             found.append(FieldViolation(here, "is missing; it is required; give a uri or an uploaded dataset"))

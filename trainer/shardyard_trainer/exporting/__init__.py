@@ -1,0 +1,1 @@
+"""Further formats of a trained model: written, loaded afresh, and measured beside the model itself."""
