@@ -18,6 +18,7 @@ BENCHES = (
     "start",
     "answer",
     "explain",
+    "exports",
     "reading",
     "loader",
     "planner",

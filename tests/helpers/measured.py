@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from helpers.chat_folders import CHATML
 from helpers.small_pictures import write_folders
 from helpers.tiny_folders import WORDS, save_folder
 from shardyard.v1 import job_pb2
@@ -15,6 +16,91 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.training.report import PrintingReporter
 
 TAGS = ["O", "B-PER", "B-LOC"]
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "text_classification": {
+        "fine_tuning": {"text_classification": {"max_length": 12, "pooling": "POOLING_MEAN"}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train.csv"},
+        "eval_data": {"uri": "ROOT/new.csv"},
+    },
+    "token_classification": {
+        "fine_tuning": {"token_classification": {"max_length": 8, "overlap": 2}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train.jsonl"},
+        "eval_data": {"uri": "ROOT/new.jsonl"},
+    },
+    "question_answering": {
+        "fine_tuning": {"question_answering": {"max_length": 20, "overlap": 4, "max_answer_length": 5}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train_questions.jsonl"},
+        "eval_data": {"uri": "ROOT/new_questions.jsonl"},
+    },
+    "reranking": {
+        "fine_tuning": {"reranking": {"max_length": 12}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train_passages.jsonl"},
+        "eval_data": {"uri": "ROOT/new_passages.jsonl"},
+    },
+    "image_classification": {
+        "fine_tuning": {"image_classification": {"image_size": 24, "flip": 0.5}},
+        "model": {"architecture": {"model_type": "resnet", "overrides": {
+            "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}}},
+        "train_data": {"uri": "ROOT/pictures"},
+        "eval_data": {"uri": "ROOT/new_pictures"},
+    },
+    "recommendation": {
+        "fine_tuning": {"recommendation": {"max_history": 6, "min_item_interactions": 3, "exclude_seen": False}},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "train_data": {"uri": "ROOT/histories.csv"},
+    },
+    "recommendation_of_two": {
+        "fine_tuning": {"recommendation": {"max_history": 6, "split": "SPLIT_LEAVE_TWO_OUT"}},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "train_data": {"uri": "ROOT/histories.csv"},
+    },
+    "recommendation_by_time": {
+        "fine_tuning": {"recommendation": {"max_history": 6, "split": "SPLIT_TIME"}},
+        "model": {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "train_data": {"uri": "ROOT/timed.csv"},
+        "evaluation": {"holdout": 0.3},
+    },
+    "masked_item": {
+        "pretraining": {"masked_item": {"max_history": 6, "mask_probability": 0.5, "min_item_interactions": 2}},
+        "model": {"architecture": {"model_type": "bert", "overrides": {
+            "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}}},
+        "train_data": {"uri": "ROOT/histories.csv"},
+    },
+    "translation": {
+        "fine_tuning": {"translation": {
+            "max_source_length": 24, "max_target_length": 12, "source_prefix": "say ", "num_beams": 2}},
+        "model": {"architecture": {"model_type": "t5", "overrides": {
+            "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}}},
+        "tokenizer": {"train": {"vocab_size": 280}},
+        "train_data": {"uri": "ROOT/train_pairs.jsonl"},
+        "eval_data": {"uri": "ROOT/new_pairs.jsonl"},
+    },
+    "instruction": {
+        "fine_tuning": {"instruction": {"max_length": 150, "chat_template": CHATML, "last_turn_only": True}},
+        "model": {"uri": "ROOT/chatter"},
+        "train_data": {"uri": "ROOT/train_chats.jsonl"},
+        "eval_data": {"uri": "ROOT/new_chats.jsonl"},
+    },
+    "causal_lm": {
+        "pretraining": {"causal_lm": {"sequence_length": 24}},
+        "model": {"uri": "ROOT/gpt2"},
+        "train_data": {"uri": "ROOT/train.txt"},
+        "eval_data": {"uri": "ROOT/new.txt"},
+    },
+    "masked_lm": {
+        "pretraining": {"masked_lm": {"sequence_length": 24, "mask_probability": 0.4, "whole_word": True}},
+        "model": {"uri": "ROOT/bert"},
+        "train_data": {"uri": "ROOT/train.txt"},
+        "eval_data": {"uri": "ROOT/new.txt"},
+        "optimization": {"seed": 7},
+    },
+}  # fmt: skip
+"""A training of each task, on what `write_measured` writes into ROOT; items by time with a share of their own."""
 
 
 class Recorder(PrintingReporter):

@@ -58,4 +58,5 @@ ROWS: Mapping[str, Row] = {
     "masked_item": Row(1, 2, real_things.masked_films),
     "feature_extraction": Row(2, 0, None),
     "model_evaluation": Row(1, 0, None),
+    "model_export": Row(1, 0, None),
 }

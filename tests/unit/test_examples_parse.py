@@ -57,6 +57,7 @@ TASKS = {
     "torch-hub": "fine_tuning",
     "features": "feature_extraction",
     "evaluation": "model_evaluation",
+    "export": "model_export",
 }
 
 
