@@ -14,8 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from helpers.served import BIN, Served, served
 from helpers.small_specs import shared_data
@@ -23,6 +22,7 @@ from measure import report
 from shardyard import Client
 from shardyard.types import ExportedFormat
 
+ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ("onnx", "onnx-int8", "bf16")
 TARGET_SIZE = 0.35
 TARGET_DROP = 0.01

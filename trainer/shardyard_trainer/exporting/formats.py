@@ -17,7 +17,7 @@ from shardyard.export_formats import prefix_of, word_of
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard_trainer.exporting.half import HalfNetwork, write_half
 from shardyard_trainer.exporting.measuring import Measured, TooSlow, one_thread
-from shardyard_trainer.exporting.network import Compute
+from shardyard_trainer.exporting.network import Compute, one_by_one
 from shardyard_trainer.exporting.onnx_file import (
     DATA_NAME,
     NAME,
@@ -146,7 +146,9 @@ def _write_int8(original: Original, folder: Path) -> tuple[Compute, Compute]:
     original.write_onnx(whole)
     write_quantised(folder, whole / NAME)
     shutil.rmtree(whole)
-    return OnnxNetwork(folder, threads=original.threads), OnnxNetwork(folder, threads=1)
+    # Activations are quantised over all that runs at once: in a batch an answer would depend on the ones beside it.
+    compute = one_by_one(OnnxNetwork(folder, threads=original.threads), original.measured.graph)
+    return compute, OnnxNetwork(folder, threads=1)
 
 
 def _write_bf16(original: Original, folder: Path) -> tuple[Compute, Compute]:

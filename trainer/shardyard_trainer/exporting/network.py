@@ -82,6 +82,33 @@ class Document(NamedTuple):
     last: int
 
 
+def one_by_one(compute: Compute, graph: Graph) -> Compute:
+    """The network asked for each sample alone, without padding, and its outputs put together again."""
+
+    def ask(inputs: Tensors) -> dict[str, torch.Tensor]:
+        shape = next(iter(inputs.values())).shape
+        rows = [compute(_row(inputs, at)) for at in range(shape[0])]
+        return {
+            name: torch.stack([_padded(row[name][0], shape[1]) if "length" in axes else row[name][0] for row in rows])
+            for name, axes in graph.outputs.items()
+        }
+
+    return ask
+
+
+def _row(inputs: Tensors, at: int) -> dict[str, torch.Tensor]:
+    """One sample, cut to its real length; samples are padded on the right."""
+    if MASK not in inputs:
+        return {name: tensor[at : at + 1] for name, tensor in inputs.items()}
+    length = max(1, int(inputs[MASK][at].sum()))
+    return {name: tensor[at : at + 1, :length] for name, tensor in inputs.items()}
+
+
+def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
+    """Values by position, with zeros behind them up to a length."""
+    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
+
+
 def completed(inputs: Tensors, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """The inputs of a network, with those that a task leaves out: all positions are read, and of the first text."""
     ids_BT = inputs[IDS]
@@ -92,7 +119,7 @@ def completed(inputs: Tensors, names: tuple[str, ...]) -> dict[str, torch.Tensor
 def _document_starts(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """Where documents begin in packed sequences, bool [B, T]; None: the rows are texts.
 
-    A mask of four axes says which positions see one another, else positions that begin anew say it.
+    A mask of four axes says which positions see one another, else positions that restart say it.
     """
     mask, positions = inputs.get(MASK), inputs.get("position_ids")
     if mask is not None and mask.dim() == 4:

@@ -84,7 +84,7 @@ def write_onnx(
                 opset_version=OPSET,
                 dynamo=False,
             )
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
+    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise NotTraced(_first_line(error)) from error
     model = onnx.load(str(path))
     _join_equal_weights(model)
