@@ -373,6 +373,8 @@ class Explainable(Protocol):
 
     explains: str
     """What has a share in an answer, such as `words`."""
+
+
 class Graph(NamedTuple):
     """The network of a task as other runtimes have it: its outputs by name, with the names of their axes.
 
