@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from shardyard.job_types import *  # noqa: F403 - one name for users, two files.
+from shardyard.choosing_types import *  # noqa: F403 - one name for users, three files.
+from shardyard.job_types import *  # noqa: F403
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from shardyard_coordinator.control.private import make_private, tighten
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
-from shardyard_coordinator.launch.allowed import Folders
+from shardyard_coordinator.launch.allowed import Folders, is_offline
 from shardyard_coordinator.launch.claim import CLAIM
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
@@ -320,6 +320,7 @@ class Coordinator:
             torch_hub=settings.torch_hub,
             slot_hour_price=settings.slot_hour_price,
             currency=settings.currency,
+            is_offline=is_offline(os.environ),
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 

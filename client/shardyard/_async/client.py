@@ -12,13 +12,14 @@ from shardyard._async.connection import AsyncConnection
 from shardyard._async.job import AsyncJob
 from shardyard._async.resources import AsyncDataset, AsyncModel, pages
 from shardyard._async.transfer import upload, upload_all
+from shardyard._choosing import ChoosingFields, recommend_request
 from shardyard._convert import read
 from shardyard._messages import build
 from shardyard._names import full_name
 from shardyard._parse import Draft
 from shardyard._requests import JobOptions, Spec, SpecFields, make_draft
 from shardyard._sources import local_path
-from shardyard.types import Plan, ServerInfo
+from shardyard.types import Plan, RecommendedModels, ServerInfo
 from shardyard.v1 import (
     dataset_service_pb2,
     job_service_pb2,
@@ -119,6 +120,19 @@ class AsyncClient:
         await upload_all(self._connection, draft.uploads)
         request = job_service_pb2.PlanJobRequest(parent=self._connection.parent, job=draft.job)
         return await self._connection.call(self._connection.jobs.PlanJob, request, timeout=_INSPECT_S)
+
+    async def recommend_models(self, task: str, **fields: Unpack[ChoosingFields]) -> RecommendedModels:
+        """Which models to train for a task, such as `text-classification`, ranked, with what each needs.
+
+        `memory` is what one worker has, such as `4GiB`; `max_latency` and `max_time` are such as `50ms` and `2h`.
+        Raises: InvalidArgument with every broken rule.
+        """
+        return read(RecommendedModels, await self.recommend_models_message(task, fields))
+
+    async def recommend_models_message(self, task: str, fields: ChoosingFields) -> Any:
+        """The recommendations as their message."""
+        request = recommend_request(self._connection.parent, task, fields)
+        return await self._connection.call(self._connection.models.RecommendModels, request, timeout=_INSPECT_S)
 
     async def jobs(
         self, *, filter: str = "", order_by: str = "", page_size: int = 0, full: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from shardyard._choosing import ChoosingFields, recommend_request
 from shardyard._convert import read
 from shardyard._messages import build
 from shardyard._names import full_name
@@ -19,7 +20,7 @@ from shardyard._sync.connection import Connection
 from shardyard._sync.job import Job
 from shardyard._sync.resources import Dataset, Model, pages
 from shardyard._sync.transfer import upload, upload_all
-from shardyard.types import Plan, ServerInfo
+from shardyard.types import Plan, RecommendedModels, ServerInfo
 from shardyard.v1 import (
     dataset_service_pb2,
     job_service_pb2,
@@ -120,6 +121,19 @@ class Client:
         upload_all(self._connection, draft.uploads)
         request = job_service_pb2.PlanJobRequest(parent=self._connection.parent, job=draft.job)
         return self._connection.call(self._connection.jobs.PlanJob, request, timeout=_INSPECT_S)
+
+    def recommend_models(self, task: str, **fields: Unpack[ChoosingFields]) -> RecommendedModels:
+        """Which models to train for a task, such as `text-classification`, ranked, with what each needs.
+
+        `memory` is what one worker has, such as `4GiB`; `max_latency` and `max_time` are such as `50ms` and `2h`.
+        Raises: InvalidArgument with every broken rule.
+        """
+        return read(RecommendedModels, self.recommend_models_message(task, fields))
+
+    def recommend_models_message(self, task: str, fields: ChoosingFields) -> Any:
+        """The recommendations as their message."""
+        request = recommend_request(self._connection.parent, task, fields)
+        return self._connection.call(self._connection.models.RecommendModels, request, timeout=_INSPECT_S)
 
     def jobs(self, *, filter: str = "", order_by: str = "", page_size: int = 0, full: bool = False) -> Iterator[Job]:
         """The project's jobs, such as `filter="state = running AND labels.team = nlp"`; without specs unless `full`."""

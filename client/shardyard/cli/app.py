@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from shardyard import __version__
 from shardyard._text import is_utf8, not_utf8
-from shardyard.cli import asking, assets, explaining, exporting, jobs, service, submitting, watching
+from shardyard.cli import asking, assets, choosing, explaining, exporting, jobs, service, submitting, watching
 
 # Typer bundles its own click and exports only the narrowest of its errors: this is their common base.
 CliError: Any = typer.BadParameter.__mro__[2]
@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("doctor", service.doctor),
     ("submit", submitting.submit),
     ("plan", submitting.plan),
+    ("recommend", choosing.recommend),
     ("jobs", jobs.list_jobs),
     ("get", jobs.get),
     ("watch", watching.watch),

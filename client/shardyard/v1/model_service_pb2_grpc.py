@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from shardyard.v1 import choosing_pb2 as shardyard_dot_v1_dot_choosing__pb2
 from shardyard.v1 import job_pb2 as shardyard_dot_v1_dot_job__pb2
 from shardyard.v1 import model_service_pb2 as shardyard_dot_v1_dot_model__service__pb2
 
@@ -82,6 +83,11 @@ class ModelServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.RecommendModels = channel.unary_unary(
+                '/shardyard.v1.ModelService/RecommendModels',
+                request_serializer=shardyard_dot_v1_dot_choosing__pb2.RecommendModelsRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_choosing__pb2.RecommendModelsResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -151,6 +157,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecommendModels(self, request, context):
+        """Which models to train for a task: published ones, and the project's own, ranked and with what each needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +211,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ExportModel,
                     request_deserializer=shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'RecommendModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecommendModels,
+                    request_deserializer=shardyard_dot_v1_dot_choosing__pb2.RecommendModelsRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_choosing__pb2.RecommendModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -444,6 +462,33 @@ class ModelService(object):
             '/shardyard.v1.ModelService/ExportModel',
             shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
             shardyard_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecommendModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.ModelService/RecommendModels',
+            shardyard_dot_v1_dot_choosing__pb2.RecommendModelsRequest.SerializeToString,
+            shardyard_dot_v1_dot_choosing__pb2.RecommendModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Models, uploaded or trained here: storage, download and prediction."""
 from collections import abc as _abc
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
+from shardyard.v1 import choosing_pb2 as _choosing_pb2
 from shardyard.v1 import job_pb2 as _job_pb2
 from shardyard.v1 import model_service_pb2 as _model_service_pb2
 import abc as _abc_1
@@ -53,6 +54,8 @@ class ModelServiceStub:
     """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
     ExportModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _job_pb2.Job]
     """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
+    RecommendModels: _grpc.UnaryUnaryMultiCallable[_choosing_pb2.RecommendModelsRequest, _choosing_pb2.RecommendModelsResponse]
+    """Which models to train for a task: published ones, and the project's own, ranked and with what each needs."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -77,6 +80,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
     ExportModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
+    RecommendModels: _aio.UnaryUnaryMultiCallable[_choosing_pb2.RecommendModelsRequest, _choosing_pb2.RecommendModelsResponse]  # type: ignore[assignment]
+    """Which models to train for a task: published ones, and the project's own, ranked and with what each needs."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, uploaded or trained here: storage, download and prediction."""
@@ -152,5 +157,13 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
+
+    @_abc_1.abstractmethod
+    def RecommendModels(
+        self,
+        request: _choosing_pb2.RecommendModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_choosing_pb2.RecommendModelsResponse, _abc.Awaitable[_choosing_pb2.RecommendModelsResponse]]:
+        """Which models to train for a task: published ones, and the project's own, ranked and with what each needs."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

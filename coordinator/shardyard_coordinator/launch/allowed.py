@@ -86,9 +86,14 @@ def warm_folder(hidden: str) -> str:
     return f"{hidden}/warm" if hidden else ""
 
 
+def is_offline(environment: Mapping[str, str]) -> bool:
+    """Whether the Hub is not to be asked."""
+    return environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
 def hub_ports(environment: Mapping[str, str]) -> list[int]:
     """The ports of the Hub, of a proxy for it, and of DNS over TCP."""
-    if environment.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+    if is_offline(environment):
         return []
     urls = [environment.get("HF_ENDPOINT") or _HUB, _HUB]
     urls += [value for name, value in environment.items() if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]

@@ -32,7 +32,12 @@ from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
-WARM = ("shardyard_trainer.planning.plan", "shardyard_trainer.answering.inspect", "shardyard_trainer.answering.infer")
+WARM = (
+    "shardyard_trainer.planning.plan",
+    "shardyard_trainer.answering.inspect",
+    "shardyard_trainer.answering.infer",
+    "shardyard_trainer.choosing.recommend",
+)
 ANSWERER = "shardyard_trainer.answering.infer:answerer"
 
 _CHECK_S = 0.1

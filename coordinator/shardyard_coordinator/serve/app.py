@@ -22,6 +22,7 @@ from shardyard_coordinator.launch.protocols import ClusterView
 from shardyard_coordinator.serve import reflection
 from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
+from shardyard_coordinator.serve.choosing import Choosing
 from shardyard_coordinator.serve.datasets import DatasetService
 from shardyard_coordinator.serve.door import Door, Late
 from shardyard_coordinator.serve.exports import Exports
@@ -94,7 +95,7 @@ class App:
             LogService(parts, self._fanout, intervals),
             MetricService(parts, self._fanout, intervals),
             CheckpointService(parts),
-            ModelService(parts, uploads, Exports(parts, submitter)),
+            ModelService(parts, uploads, Exports(parts, submitter), Choosing(parts, cluster)),
             DatasetService(parts, uploads),
             ServerService(
                 parts,

@@ -24,6 +24,7 @@ HEAVY_METHODS = frozenset(
         "/shardyard.v1.ModelService/Predict",
         "/shardyard.v1.ModelService/Embed",
         "/shardyard.v1.ModelService/ExplainPrediction",
+        "/shardyard.v1.ModelService/RecommendModels",
     }
 )
 # The limit of each method's pot. WaitJob is not a stream, but holds a place just as long.

@@ -12,6 +12,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, ResourceKind, ResourceRecord
 from shardyard_coordinator.serve.call import Behaviour, Call
+from shardyard_coordinator.serve.choosing import Choosing
 from shardyard_coordinator.serve.downloads import describe, download, find, ready
 from shardyard_coordinator.serve.exports import Exports
 from shardyard_coordinator.serve.inspection import Subject
@@ -34,10 +35,11 @@ class ModelService:
 
     full_name = "shardyard.v1.ModelService"
 
-    def __init__(self, parts: Parts, uploads: Uploads, exports: Exports) -> None:
+    def __init__(self, parts: Parts, uploads: Uploads, exports: Exports, choosing: Choosing) -> None:
         self._parts = parts
         self._uploads = uploads
         self._exports = exports
+        self._choosing = choosing
 
     def behaviours(self) -> Mapping[str, Behaviour]:
         """The behaviour of each method, by name."""
@@ -51,6 +53,7 @@ class ModelService:
             "Embed": self.embed,
             "ExplainPrediction": self.explain,
             "ExportModel": self._exports.export,
+            "RecommendModels": self._choosing.recommend,
         }
 
     async def create(self, messages: AsyncIterator[pb.CreateModelRequest], call: Call) -> pb.Model:

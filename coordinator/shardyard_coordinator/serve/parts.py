@@ -50,6 +50,7 @@ class Parts:
     torch_hub: Mapping[str, str] = field(default_factory=dict)
     slot_hour_price: float | None = None
     currency: str = ""
+    is_offline: bool = False
 
     @cached_property
     def questions(self) -> Questions:

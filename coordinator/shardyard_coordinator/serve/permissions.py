@@ -42,6 +42,7 @@ _SERVICES: Mapping[str, Mapping[str, Permission]] = {
         "Embed": Permission.SUBMIT,
         "ExplainPrediction": Permission.SUBMIT,
         "ExportModel": Permission.SUBMIT,
+        "RecommendModels": Permission.SUBMIT,
     },
     "shardyard.v1.DatasetService": {
         "CreateDataset": Permission.SUBMIT,

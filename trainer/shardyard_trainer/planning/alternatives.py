@@ -6,15 +6,14 @@ Each is tried like a spec of its own, model and all; only what then FITS is prop
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from google.protobuf.message import Message
 
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.planning.memory import Memory, Shape, estimate
-from shardyard_trainer.planning.seen import Seen, shape_of
+from shardyard_trainer.planning.memory import Memory, estimate
+from shardyard_trainer.planning.seen import PROPOSED_RANK, Seen
 from shardyard_trainer.planning.sizing import Sized, size_up
 from shardyard_trainer.tasks import table
 
@@ -75,7 +74,7 @@ def _candidates(spec: spec_pb2.JobSpec, seen: Seen, sized: Sized, node: worker_p
     if sized.gang.on_gpu and not ways.offloads:
         singles.append({"spec.parallelism.offload_optimizer": "true"})
     if spec.HasField("fine_tuning") and not spec.fine_tuning.HasField("lora"):
-        singles.append({"spec.fine_tuning.lora.rank": "8"})
+        singles.append({"spec.fine_tuning.lora.rank": str(PROPOSED_RANK)})
     yield from singles
     for settings in singles:
         together |= settings
@@ -110,17 +109,13 @@ def _more_workers(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterato
 
 def _need(spec: spec_pb2.JobSpec, settings: Settings, seen: Seen, node: worker_pb2.NodeShape) -> Memory | None:
     """The memory with other settings; None: they cannot be."""
-    changed = spec_pb2.JobSpec()
-    changed.CopyFrom(spec)
+    changed = with_settings(spec, settings)
     shorter = 1.0
     for path, value in settings.items():
         if path.rpartition(".")[2] in _LENGTHS:
             shorter = int(value) / max(getattr(table.message_of(spec), path.rpartition(".")[2]), 1)
-        _set(changed, path.removeprefix("spec.").split("."), value)
     try:
-        shape: Shape = seen.shape
-        if changed.fine_tuning.HasField("lora") != spec.fine_tuning.HasField("lora"):
-            shape = replace(shape_of(seen.task, changed), teacher=shape.teacher)
+        shape = seen.shape_for(changed)
         sized = size_up(changed, seen.task, seen.lesson, shape, node)
     except SpecError:
         return None
@@ -128,6 +123,15 @@ def _need(spec: spec_pb2.JobSpec, settings: Settings, seen: Seen, node: worker_p
         return sized.need
     positions = max(int(sized.batch.micro_batch_size * sized.length * shorter), 1)
     return estimate(shape, sized.gang, sized.placed.ways, positions=positions, batches=sized.batches)
+
+
+def with_settings(spec: spec_pb2.JobSpec, settings: Settings) -> spec_pb2.JobSpec:
+    """A copy of a spec with other settings."""
+    changed = spec_pb2.JobSpec()
+    changed.CopyFrom(spec)
+    for path, value in settings.items():
+        _set(changed, path.removeprefix("spec.").split("."), value)
+    return changed
 
 
 def _set(message: Message, path: Sequence[str], value: str) -> None:

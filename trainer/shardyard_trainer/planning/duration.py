@@ -65,6 +65,11 @@ def plan_time(
     return found
 
 
+def reading_s(spec: spec_pb2.JobSpec, shape: Shape, length: int, node: worker_pb2.NodeShape) -> float:
+    """Seconds in which one worker computes one input of `length` positions, without writing an answer."""
+    return length * _forward_flops(shape, length) / _rate(spec, node)
+
+
 def _positions(task: Prepared) -> float:
     """Positions of a sample on average, padding included."""
     lengths = task.train.lengths()
@@ -73,8 +78,7 @@ def _positions(task: Prepared) -> float:
 
 def _flops(shape: Shape, sized: Sized, *, trains: bool) -> float:
     """Operations for one position: forward, and backward towards the inputs and the weights that are trained."""
-    attention = 4 * shape.width * shape.num_layers * sized.length
-    forward = shape.forward_flops + attention
+    forward = _forward_flops(shape, sized.length)
     if not trains:
         return forward
     trained = shape.num_trainable / max(shape.num_parameters, 1)
@@ -85,6 +89,11 @@ def _flops(shape: Shape, sized: Sized, *, trains: bool) -> float:
     if shape.teacher is not None:
         total += _flops(shape.teacher, sized, trains=False)
     return total
+
+
+def _forward_flops(shape: Shape, length: int) -> float:
+    """Operations of a forward pass for one of `length` positions that attend to one another."""
+    return shape.forward_flops + 4 * shape.width * shape.num_layers * length
 
 
 def _between(shape: Shape, sized: Sized) -> float:

@@ -103,17 +103,7 @@ def plan_extraction(
     stats = found.rows.stats(wish)
     num_parameters = sum(parameter.numel() for parameter in found.vectors.loaded.model.parameters())
     workers = spec.resources.workers
-    need = memory.Memory(
-        parameters=4 * num_parameters,
-        gradients=0,
-        optimizer=0,
-        activations=0,
-        logits=0,
-        batches=0,
-        process=memory.CPU_PROCESS_BYTES,
-        available=node_memory_of_worker(spec, node),
-        on_gpu=False,
-    )
+    need = memory_of_vectors(num_parameters, available=node_memory_of_worker(spec, node))
     return plan_pb2.JobPlan(
         resolved_spec=spec,
         batch=plan_pb2.BatchPlan(workers=workers),
@@ -127,6 +117,21 @@ def plan_extraction(
         output=plan_pb2.JOB_OUTPUT_DATASET,
         train_stats=stats.to_proto(),
         warnings=loss_warnings(stats, of="feature extraction", length=wish.length, field=f"{FIELD}.max_length"),
+    )
+
+
+def memory_of_vectors(num_parameters: int, *, available: int) -> memory.Memory:
+    """Memory of one worker that makes vectors: the weights, and the process."""
+    return memory.Memory(
+        parameters=4 * num_parameters,
+        gradients=0,
+        optimizer=0,
+        activations=0,
+        logits=0,
+        batches=0,
+        process=memory.CPU_PROCESS_BYTES,
+        available=available,
+        on_gpu=False,
     )
 
 

@@ -146,7 +146,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     need, batch, steps, ways, gang = sized.need, sized.batch, sized.steps, sized.placed.ways, sized.gang
     raise_all(check_warmup(optimization, steps))
     others = list(alternatives(spec, seen, sized, call.node_shape)) if need.verdict in _CLOSE else []
-    resolve.fill_batch(spec, batch, ways, evaluate_every=_evaluate_every(task, batch, steps))
+    resolve.fill_batch(spec, batch, ways, evaluate_every=evaluation_steps(task, batch, steps))
     config = deepspeed_config(
         zero_stage=ways.stage,
         clip=optimization.clip,
@@ -156,7 +156,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         on_gpu=gang.on_gpu,
         offload=ways.offloads,
     )
-    checkpoint = _checkpoint_bytes(shape, stage=ways.stage, bf16=gang.bf16)
+    checkpoint = checkpoint_bytes(shape, stage=ways.stage, bf16=gang.bf16)
     train_stats, eval_stats = task.train.stats(), task.eval.stats() if task.eval is not None else None
     losses = _loss_warnings(spec, task, {"training": train_stats, "evaluation": eval_stats})
     return plan_pb2.JobPlan(
@@ -195,7 +195,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
     )
 
 
-def _evaluate_every(task: Prepared, batch: Batch, steps: int) -> int | None:
+def evaluation_steps(task: Prepared, batch: Batch, steps: int) -> int | None:
     """Steps between two evaluations if the spec does not say; None: nothing is evaluated."""
     if task.eval is None:
         return None
@@ -233,7 +233,7 @@ def _batch_errors(spec: spec_pb2.JobSpec) -> Iterator[SpecError]:
         yield SpecError(f"spec.{error.field}", error.reason, str(error))
 
 
-def _checkpoint_bytes(shape: memory.Shape, *, stage: int, bf16: bool) -> int:
+def checkpoint_bytes(shape: memory.Shape, *, stage: int, bf16: bool) -> int:
     """The weights, and of those that are trained AdamW's two moments and from stage 1 on fp32 master weights."""
     return shape.num_parameters * (2 if bf16 else 4) + shape.num_trainable * (12 if stage else 8)
 

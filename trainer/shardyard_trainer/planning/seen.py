@@ -27,8 +27,11 @@ from shardyard_trainer.planning.statistics import num_shared
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import num_layers_frozen
-from shardyard_trainer.tasks.base import Prepared, build_module
+from shardyard_trainer.tasks.base import Footprint, HuggingFaceModule, Prepared, build_module
 from shardyard_trainer.tasks.distillation import FIELD, Lesson, prepare_both
+
+PROPOSED_RANK = 8
+"""Of the LoRA that is proposed for a job that does not fit."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -56,6 +59,19 @@ class Seen:
             return self.of_any_seed.shape
         shape = shape_of(self.task, self.spec)
         return shape if self.lesson is None else replace(shape, teacher=shape_of(self.lesson.task, self.lesson.spec))
+
+    @cached_property
+    def adapted_shape(self) -> memory.Shape:
+        """The model's with the LoRA that is proposed if it does not fit. Raises SpecError if none can be made."""
+        spec = spec_pb2.JobSpec()
+        spec.CopyFrom(self.spec)
+        spec.fine_tuning.lora.rank = PROPOSED_RANK
+        return replace(shape_of(self.task, spec), teacher=self.shape.teacher)
+
+    def shape_for(self, spec: spec_pb2.JobSpec) -> memory.Shape:
+        """The model's for the same spec, or for one that has the proposed LoRA beside. Raises SpecError."""
+        has_more = spec.fine_tuning.HasField("lora") and not self.spec.fine_tuning.HasField("lora")
+        return self.adapted_shape if has_more else self.shape
 
 
 def look(spec: spec_pb2.JobSpec, call: worker_pb2.PlanRequest) -> Seen:
@@ -106,11 +122,13 @@ def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
     """Counts the model without making it. Raises SpecError, also for layers that `spec` names and it does not have."""
     about("spec.model", "MODEL_INVALID")
     reading("the model that its configuration asks for")
-    module = build_module(task, spec, meta=True)
-    config = task.choice.config
+    return count(build_module(task, spec, meta=True), task.choice.config, task.footprint())
+
+
+def count(module: HuggingFaceModule, config: Any, footprint: Footprint) -> memory.Shape:
+    """The inputs of the formulas about a module on the meta device."""
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     num_layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
-    footprint = task.footprint()
     embeddings = int(getattr(config, "vocab_size", 0)) * width
     return memory.Shape(
         num_parameters=num_parameters,

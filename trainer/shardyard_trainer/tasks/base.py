@@ -19,6 +19,7 @@ from shardyard.v1 import model_service_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.explaining.integral import Line
 from shardyard_trainer.inputs.base import Inputs, MicroBatch, Samples
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.loading import quiet
@@ -344,6 +345,11 @@ class TrainingTask(Task, Protocol):
 
     def prepare(self, job: Ingredients) -> Prepared:
         """Finds, reads and checks model and data. Raises SpecError with all errors found: the first, with `others`."""
+
+    def imagine(self, job: Ingredients, data: Imagined) -> Prepared:
+        """As `prepare`, with the same model, but with data of which only the size is imagined: for estimates of memory
+        and time before there is any. Raises SpecError for a model that the task does not take.
+        """
 
     def open(self, loaded: Loaded, inputs: Any) -> Predictor:
         """A predictor for a loaded model. Raises FolderInvalid."""

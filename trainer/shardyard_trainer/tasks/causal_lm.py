@@ -16,6 +16,7 @@ from shardyard.v1 import model_service_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.packed import Blocks, Corpus, causal_frame, corpus_stats, positions_from
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures, loading
@@ -41,7 +42,7 @@ from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear
 from shardyard_trainer.tasks.metrics import LossSum
 from shardyard_trainer.tasks.sampling import Sampling, sampling_of
-from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
+from shardyard_trainer.tasks.texts import Packing, PreparedPacked, imagine_packed, prepare_packed
 
 _LONGEST_EXPONENT = 700.0
 _USAGE = """import torch
@@ -89,6 +90,10 @@ class CausalLm:
 
         how = Packing(causal_frame, samples, architectures.PACKED_BY_POSITIONS)
         return PreparedCausalLm(*prepare_packed(job, self.auto, how), job.warnings)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedCausalLm:
+        """With sequences of one document each. Raises SpecError."""
+        return PreparedCausalLm(*imagine_packed(job, data, "input_ids", "labels"), job.warnings)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> CausalPredictor:
         """A predictor that continues texts."""

@@ -18,6 +18,7 @@ from shardyard_trainer.data.labels import LABELS_FIELD, MULTI_LABEL, SINGLE_LABE
 from shardyard_trainer.data.picture_rows import read_pictures
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.image import Augmentation, ImageInputs, positions
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.labelled import hold_out
 from shardyard_trainer.inputs.pictures import LabelledPictures, LabelledSamples, load_labelled
 from shardyard_trainer.models.door import FolderInvalid
@@ -30,7 +31,14 @@ from shardyard_trainer.tasks.kept_heads import PROBLEMS, head_order
 from shardyard_trainer.tasks.metrics import one_answer
 from shardyard_trainer.tasks.picture_classifier import PictureClassifier
 from shardyard_trainer.tasks.picture_module import PictureMetrics, PictureModule
-from shardyard_trainer.tasks.picture_tasks import augmentation, choose_inputs, choose_model, does_not_fit, probe
+from shardyard_trainer.tasks.picture_tasks import (
+    augmentation,
+    choose_inputs,
+    choose_model,
+    does_not_fit,
+    imagine_pictures,
+    probe,
+)
 from shardyard_trainer.tasks.texts import Splits
 
 _KINDS = {SINGLE_LABEL: "single_label_classification", MULTI_LABEL: "multi_label_classification"}
@@ -65,6 +73,23 @@ class ImageClassification:
         """Finds and checks model and data. Raises SpecError."""
         with _said_of(job.field):
             return _prepare(job)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedPictures:
+        """With two labels, or those of the model's own head. Raises SpecError."""
+        choice = choose_model(job)
+        inputs = choose_inputs(job, choice)
+        own = choice.described.labels if choice.described is not None and has_head(choice, TASK) else ()
+        prepared = PreparedPictures(
+            choice,
+            inputs,
+            imagine_pictures(inputs, data),
+            job.warnings,
+            schema=LabelSchema(SINGLE_LABEL, tuple(own) or ("no", "yes")),
+            wanted=job.wanted,
+            keeps_head=bool(own),
+        )
+        prepared.probe(job.field, job.spec)
+        return prepared
 
     def open(self, loaded: Loaded, inputs: ImageInputs) -> PictureClassifier:
         """A predictor of classes. Raises FolderInvalid if the head's outputs and the labels differ in number."""

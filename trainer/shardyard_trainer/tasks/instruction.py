@@ -18,6 +18,7 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.chat_template import ChatTemplate, TemplateFault, template_of
 from shardyard_trainer.inputs.chats import ChatInputs, Chats, ChatSamples, load_chats
 from shardyard_trainer.inputs.holdout import split_by_lot
+from shardyard_trainer.inputs.imagined import Imagined, ImaginedTokenizer, token_tensors
 from shardyard_trainer.inputs.text import adapt
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.door import FolderInvalid
@@ -66,6 +67,10 @@ class Instruction:
         prepared = PreparedInstruction(job.accept_weights(read.choice, self.auto), read.inputs, splits, job.warnings)
         prepared.last_turn_only = job.wanted.last_turn_only
         return prepared
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedInstruction:
+        """With conversations of the full length. Raises SpecError."""
+        return PreparedInstruction(*imagine_chats(job, data), job.warnings)
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
         """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""
@@ -129,6 +134,14 @@ def read_chats(job: Ingredients, choose: Callable[[Ingredients], ModelChoice], k
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = template.source
     return ChatRead(choice, ChatInputs(tokenizer, length, train.ends), train, held_out)
+
+
+def imagine_chats(job: Ingredients, data: Imagined, *, times: int = 1) -> tuple[ModelChoice, ChatInputs, Any]:
+    """The model, and conversations that are imagined, `times` in each sample. Raises SpecError."""
+    choice = choose(job)
+    length = find_length(job, choice, "max_length", DEFAULT_LENGTH, shortest=8)
+    tensors = token_tensors(times * length, names=("input_ids", "labels"))
+    return choice, ChatInputs(ImaginedTokenizer(), length), data.splits(times * length, tensors)
 
 
 class _ChatTexts:

@@ -15,6 +15,7 @@ from shardyard_trainer.data.errors import DataError, SpecError, raise_all
 from shardyard_trainer.data.interactions import Clock, read_interactions
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.histories import Filters, Histories, Source, load_histories
+from shardyard_trainer.inputs.imagined import NUM_ITEMS, Imagined, token_tensors
 from shardyard_trainer.inputs.items import PADDING, ItemInputs
 from shardyard_trainer.inputs.next_items import HELD_OUT_FROM, Held, HistorySamples, TargetSamples, targets_of
 from shardyard_trainer.models import architectures
@@ -110,6 +111,18 @@ def prepare_items(
     choice = job.accept_weights(choice, task.auto)
     _warn(job, histories, samples, targets, held)
     return Ready(choice, inputs, samples, targets, held, job.holdout, excludes, filters, job.warnings)
+
+
+def imagine_items(job: Ingredients, task: TrainingTask, reads: Reads, data: Imagined) -> Ready:
+    """The model, and full histories that are imagined, of its catalogue or one of NUM_ITEMS. Raises SpecError."""
+    choice = _choose(job, task, reads)
+    length = find_length(job, choice, "max_history", DEFAULT_HISTORY, shortest=SHORTEST_HISTORY, beside=reads.masks)
+    items = _catalogue_of(choice) or tuple(map(str, range(NUM_ITEMS)))
+    inputs = ItemInputs(items, length, reads.masks)
+    splits = data.splits(length + reads.masks, token_tensors(length + reads.masks, names=("input_ids", "labels")))
+    return Ready(
+        _fitted(choice, inputs), inputs, *splits, Held.LAST, job.holdout, True, Filters(1, 1, None, ()), job.warnings
+    )
 
 
 def _choose(job: Ingredients, task: TrainingTask, reads: Reads) -> ModelChoice:

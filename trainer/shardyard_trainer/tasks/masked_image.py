@@ -19,6 +19,7 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.holdout import split_by_lot
 from shardyard_trainer.inputs.image import Augmentation, EncodedPicture, ImageInputs, positions
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.masked_pictures import MaskedPictureSamples, Masks
 from shardyard_trainer.inputs.pictures import Pictures, load_pictures
 from shardyard_trainer.models import architectures, loading
@@ -37,7 +38,14 @@ from shardyard_trainer.tasks.base import (
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.mask_sizes import choose_masks, fit_stride
 from shardyard_trainer.tasks.masked_image_module import MaskedImageMetrics, MaskedImageModule
-from shardyard_trainer.tasks.picture_tasks import augmentation, choose_inputs, choose_model, does_not_fit, probe
+from shardyard_trainer.tasks.picture_tasks import (
+    augmentation,
+    choose_inputs,
+    choose_model,
+    does_not_fit,
+    imagine_pictures,
+    probe,
+)
 from shardyard_trainer.tasks.texts import Splits
 
 
@@ -81,6 +89,12 @@ class MaskedImage:
         held_out = _load(job, eval_files, "eval_data") if eval_files is not None else None
         choice = job.accept_weights(choice, self.auto)
         splits = _split(job, inputs, masks, train, held_out)
+        return PreparedMaskedImage(choice, inputs, splits, job.warnings, masks=masks, field=job.field)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedMaskedImage:
+        """With the masks that the spec, or the size of the pictures, asks for. Raises SpecError."""
+        choice, inputs, masks = _choose(job)
+        splits = imagine_pictures(inputs, data)
         return PreparedMaskedImage(choice, inputs, splits, job.warnings, masks=masks, field=job.field)
 
     def open(self, loaded: Loaded, inputs: ImageInputs) -> MaskedImagePredictor:

@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard_trainer.inputs.histories import Histories
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.items import PADDING, ItemInputs
 from shardyard_trainer.inputs.masked_items import MaskedHistories, MaskedTargets, with_mask
 from shardyard_trainer.models import loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.base import Footprint, Graph, ModuleOutput, Output
 from shardyard_trainer.tasks.ingredients import Ingredients
-from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, Ready, prepare_items
+from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, Ready, imagine_items, prepare_items
 from shardyard_trainer.tasks.masked_lm import MaskedLmModule
 from shardyard_trainer.tasks.ranking import ranks_of
 from shardyard_trainer.tasks.recommender import Recommender
@@ -43,6 +44,8 @@ logits = model(torch.tensor([[*tokens[-saved["max_history"] :], saved["mask"]]])
 best = logits.index_fill(0, torch.tensor([0, saved["mask"], *tokens]), float("-inf")).argsort(descending=True)[:10]
 print([saved["items"][token - 1] for token in best])
 """
+
+_READS = Reads("masked_lm", "bert or distilbert", masks=True)
 
 
 class MaskedItem:
@@ -69,8 +72,11 @@ class MaskedItem:
         def samples(histories: Histories, is_target: np.ndarray, max_history: int) -> MaskedHistories:
             return MaskedHistories(histories, is_target, max_history, seed=job.seed, probability=probability)
 
-        reads = Reads("masked_lm", "bert or distilbert", masks=True)
-        return PreparedMaskedItem(prepare_items(job, self, reads, samples, MaskedTargets), probability)
+        return PreparedMaskedItem(prepare_items(job, self, _READS, samples, MaskedTargets), probability)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedMaskedItem:
+        """With full histories. Raises SpecError."""
+        return PreparedMaskedItem(imagine_items(job, self, _READS, data), DEFAULT_MASK_PROBABILITY)
 
     def open(self, loaded: Loaded, inputs: ItemInputs) -> Recommender:
         """The predictor that recommends items."""

@@ -16,6 +16,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.data.stats import DataStats, TokenCounter
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, batches
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.packed import Blocks, Corpus, corpus_stats, masked_frame, positions_from
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models import architectures, loading
@@ -37,7 +38,7 @@ from shardyard_trainer.tasks.base import (
 from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.metrics import LossSum
-from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
+from shardyard_trainer.tasks.texts import Packing, PreparedPacked, imagine_packed, prepare_packed
 
 DEFAULT_MASK_PROBABILITY = 0.15
 _MASKED, _RANDOM = 0.8, 0.1
@@ -79,6 +80,12 @@ class MaskedLm:
         how = Packing(masked_frame, samples, architectures.PACKED_BY_MASK, _check_mask, wanted.whole_word)
         prepared = PreparedMaskedLm(*prepare_packed(job, self.auto, how), job.warnings)
         prepared.masking = {"mask_probability": probability, "whole_word": wanted.whole_word}
+        return prepared
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedMaskedLm:
+        """With sequences of one document each. Raises SpecError."""
+        prepared = PreparedMaskedLm(*imagine_packed(job, data, "input_ids"), job.warnings)
+        prepared.masking = {"mask_probability": DEFAULT_MASK_PROBABILITY, "whole_word": False}
         return prepared
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> MaskedPredictor:

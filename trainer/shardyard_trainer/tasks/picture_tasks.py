@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
-from shardyard_trainer.inputs.image import Augmentation, ImageInputs
+from shardyard_trainer.inputs.image import Augmentation, ImageInputs, positions
 from shardyard_trainer.inputs.image_settings import default_settings
+from shardyard_trainer.inputs.imagined import Imagined, number_tensors
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
@@ -66,6 +67,13 @@ def choose_inputs(job: Ingredients, choice: ModelChoice) -> ImageInputs:
     if wanted.HasField("image_size") and found.settings.seen != (wanted.image_size, wanted.image_size):
         return ImageInputs(found.settings.resized(wanted.image_size))
     return found
+
+
+def imagine_pictures(inputs: ImageInputs, data: Imagined) -> Any:
+    """Samples of pictures that are imagined."""
+    settings = inputs.settings
+    pixels = number_tensors(settings.channels, *settings.seen, name="pixel_values")
+    return data.splits(positions(settings.seen), pixels)
 
 
 def augmentation(wanted: Any) -> Augmentation | None:

@@ -22,6 +22,7 @@ from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.chat_template import ChatTemplate
 from shardyard_trainer.inputs.chats import ChatInputs, Chats
 from shardyard_trainer.inputs.holdout import split_by_lot
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.preferences import PreferenceSamples, load_preferences
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
@@ -59,6 +60,10 @@ class Preference:
         read = instruction.read_chats(job, instruction.choose, kind)
         splits = _split(job, *read[1:])
         return PreparedPreference(job.accept_weights(read.choice, self.auto), read.inputs, splits, job)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedPreference:
+        """With pairs of conversations of the full length. Raises SpecError."""
+        return PreparedPreference(*instruction.imagine_chats(job, data, times=2), job)
 
     def open(self, loaded: Loaded, inputs: ChatInputs) -> CausalPredictor:
         """A predictor of answers. Raises FolderInvalid for a folder without a valid chat template."""

@@ -16,6 +16,7 @@ from shardyard_trainer.data.errors import SpecError, raise_all
 from shardyard_trainer.data.question_rows import read_questions
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.contexts import ContextCutter
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.questions import (
     Questions,
     QuestionSamples,
@@ -34,7 +35,14 @@ from shardyard_trainer.tasks.answerer import DEFAULT_LONGEST, DEFAULT_OVERLAP, D
 from shardyard_trainer.tasks.base import Footprint, Graph, Output, TaskWarning, has_head
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
-from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import (
+    PreparedText,
+    Splits,
+    TrainingTexts,
+    find_length,
+    find_tokenizer,
+    imagine_texts,
+)
 
 SHORTEST_WINDOW = 16
 _OUTPUTS = ("LABEL_0", "LABEL_1")
@@ -110,6 +118,15 @@ answer = context[offsets[window, start, 0] : offsets[window, end, 1]].strip()
         choice, keeps = _choose_head(job, choice)
         return PreparedQuestions(
             choice, inputs, splits, job.warnings, overlap=overlap, wanted=job.wanted, abstains=may_abstain, keeps=keeps
+        )
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedQuestions:
+        """With questions that all have an answer, each in one window. Raises SpecError."""
+        choice = _choose(job)
+        inputs, splits = imagine_texts(job, choice, data, "max_length", DEFAULT_WINDOW)
+        overlap, keeps = _overlap(job, inputs.length or 0), has_head(choice, TASK)
+        return PreparedQuestions(
+            choice, inputs, splits, job.warnings, overlap=overlap, wanted=job.wanted, abstains=False, keeps=keeps
         )
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> QuestionAnswerer:

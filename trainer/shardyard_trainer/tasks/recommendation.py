@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import nn
 
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.items import ItemInputs
 from shardyard_trainer.inputs.next_items import HistorySamples
 from shardyard_trainer.models import architectures, loading
@@ -20,7 +21,7 @@ from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.base import Graph, ModuleOutput, Output
 from shardyard_trainer.tasks.causal_lm import CausalLmModule
 from shardyard_trainer.tasks.ingredients import Ingredients
-from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, prepare_items
+from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, imagine_items, prepare_items
 from shardyard_trainer.tasks.losses import IGNORED
 from shardyard_trainer.tasks.ranking import RankingLinear, losses_and_ranks
 from shardyard_trainer.tasks.recommender import Recommender
@@ -38,6 +39,8 @@ logits = model(torch.tensor([tokens[-saved["max_history"] :]])).logits[0, -1]
 best = logits.index_fill(0, torch.tensor([0, *tokens]), float("-inf")).argsort(descending=True)[:10]
 print([saved["items"][token - 1] for token in best])
 """
+
+_READS = Reads("causal_lm", "gpt2 or llama")
 
 
 class Recommendation:
@@ -58,7 +61,11 @@ class Recommendation:
 
     def prepare(self, job: Ingredients) -> PreparedRecommendation:
         """Finds and checks model and data. Raises SpecError."""
-        return PreparedRecommendation(prepare_items(job, self, Reads("causal_lm", "gpt2 or llama"), HistorySamples))
+        return PreparedRecommendation(prepare_items(job, self, _READS, HistorySamples))
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedRecommendation:
+        """With full histories. Raises SpecError."""
+        return PreparedRecommendation(imagine_items(job, self, _READS, data))
 
     def open(self, loaded: Loaded, inputs: ItemInputs) -> Recommender:
         """A predictor that recommends items."""

@@ -17,6 +17,7 @@ from shardyard_trainer.data.errors import DataError, SpecError, raise_all
 from shardyard_trainer.data.relevance_rows import ROLES, read_relevance
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import TokenStore
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.relevance import (
     BINARY,
     GRADED,
@@ -36,7 +37,14 @@ from shardyard_trainer.tasks.heads import TextClassifier, load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.list_metrics import ListMetrics
 from shardyard_trainer.tasks.text_classifier import Classifier
-from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import (
+    PreparedText,
+    Splits,
+    TrainingTexts,
+    find_length,
+    find_tokenizer,
+    imagine_texts,
+)
 
 DEFAULT_LENGTH = 256
 _LABEL = "relevance"
@@ -75,6 +83,12 @@ class Reranking:
         held_out = _load(job, inputs, eval_files, "eval_data") if eval_files is not None else None
         graded = _find_graded(job, train, held_out)
         return _assemble(job, choice, inputs, _split(job, choice, inputs, (train, held_out), graded=graded), graded)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedReranking:
+        """With labels from 0 to 1. Raises SpecError."""
+        choice = _choose(job)
+        inputs, splits = imagine_texts(job, choice, data, "max_length", DEFAULT_LENGTH)
+        return _assemble(job, choice, inputs, splits, graded=False)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> Reranker:
         """A predictor of scores. Raises FolderInvalid for a head with more than one output."""

@@ -19,6 +19,7 @@ from shardyard_trainer.data.sentence_rows import PAIRS, SCORED, ScoreRange, read
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.holdout import split_by_lot
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.sentences import AllTexts, SentenceInputs, Sentences, SentenceSamples, load_sentences
 from shardyard_trainer.inputs.text import EncodedText, TextInputs, adapt
 from shardyard_trainer.models import architectures, loading
@@ -47,6 +48,7 @@ from shardyard_trainer.tasks.texts import (
     choose_reader,
     find_length,
     find_tokenizer,
+    imagine_texts,
 )
 from shardyard_trainer.tasks.vector_metrics import PairMetrics, ScoreMetrics
 from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS, TextVectors
@@ -74,6 +76,14 @@ class SentenceEmbedding:
     def prepare(self, job: Ingredients) -> PreparedEmbedding:
         """Finds and checks model and data. Raises SpecError."""
         return _prepare(job)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedEmbedding:
+        """With pairs of texts that belong together. Raises SpecError."""
+        choice = choose_reader(job)
+        inputs, splits = imagine_texts(job, choice, data, "max_length", DEFAULT_MAX_LENGTH, times=2)
+        pooling = architectures.default_pooling(choice.config, choice.described)
+        read = SentenceInputs(inputs.tokenizer, inputs.length, pooling)
+        return PreparedEmbedding(choice, read, splits, job.warnings, wanted=job.wanted)
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> PairPredictor:
         """What compares two texts; their vectors are made by `Embed`."""

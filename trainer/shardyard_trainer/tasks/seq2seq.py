@@ -17,6 +17,7 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.text_pair_rows import PairNames, read_pairs
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.holdout import split_by_lot
+from shardyard_trainer.inputs.imagined import Imagined, ImaginedTokenizer, Longest, token_tensors
 from shardyard_trainer.inputs.sequences import (
     Lengths,
     Marker,
@@ -133,6 +134,20 @@ def prepare_pairs(job: Ingredients, names: PairNames, defaults: Defaults) -> Fou
     _warn_of_cuts(job, splits, lengths)
     inputs = SequenceInputs(tokenizer, lengths.source, writing=_writing(job, lengths, start, marks, frame))
     return Found(job.accept_weights(choice, AUTO), inputs, splits, lengths, start)
+
+
+def imagine_pairs(job: Ingredients, data: Imagined, defaults: Defaults) -> Found:
+    """The model, and pairs of texts that are imagined, all of the full lengths. Raises SpecError."""
+    choice = choose(job)
+    lengths = Lengths(
+        find_length(job, choice, "max_source_length", defaults.source, shortest=2),
+        min(find_length(job, choice, "max_target_length", defaults.target, shortest=2), MOST_NEW_TOKENS),
+    )
+    tensors = token_tensors(lengths.source, names=("input_ids", "attention_mask"))
+    tensors |= token_tensors(lengths.target, names=("decoder_input_ids", "labels"))
+    longest = Longest(lengths.source, lengths.target)
+    splits = data.splits(lengths.source + lengths.target, tensors, longest)
+    return Found(choice, SequenceInputs(ImaginedTokenizer(), lengths.source), splits, lengths, start_of(choice, job))
 
 
 def choose(job: Ingredients) -> ModelChoice:

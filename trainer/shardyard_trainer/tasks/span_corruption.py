@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 
 from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.packed import Corpus
 from shardyard_trainer.inputs.sequences import SequenceInputs, end_of
 from shardyard_trainer.inputs.spans import NUM_SENTINELS, SpanSamples, num_spans, sentinel_ids, span_frame
@@ -22,7 +23,7 @@ from shardyard_trainer.tasks.metrics import LossSum
 from shardyard_trainer.tasks.seq2seq import AUTO, start_of
 from shardyard_trainer.tasks.seq2seq_module import Seq2SeqModule, activation_bytes
 from shardyard_trainer.tasks.text_writer import TextWriter
-from shardyard_trainer.tasks.texts import Packing, PreparedPacked, prepare_packed
+from shardyard_trainer.tasks.texts import Packing, PreparedPacked, imagine_packed, prepare_packed
 
 DEFAULT_DENSITY = 0.15
 DEFAULT_MEAN_LENGTH = 3.0
@@ -72,6 +73,13 @@ class SpanCorruption:
         writing = {"max_new_tokens": sum(number) + 1, "decoder_start_token_id": start_of(choice, job)}
         writes = SequenceInputs(inputs.tokenizer, inputs.length, writing=writing)
         return PreparedSpans(choice, writes, splits, job.warnings, spans=spans)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedSpans:
+        """With sequences of one document each. Raises SpecError."""
+        names = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
+        choice, inputs, splits = imagine_packed(job, data, *names)
+        writes = SequenceInputs(inputs.tokenizer, inputs.length)
+        return PreparedSpans(choice, writes, splits, job.warnings, spans=spans_of(job.wanted))
 
     def open(self, loaded: Loaded, inputs: SequenceInputs) -> SpanWriter:
         """A predictor of missing spans. Raises FolderInvalid."""

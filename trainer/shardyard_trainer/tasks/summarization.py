@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shardyard_trainer.data.text_pair_rows import PairNames
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.sequences import SequenceInputs
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.base import Output, TaskWarning
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.rouge import rouge, sentences
-from shardyard_trainer.tasks.seq2seq import AUTO, USAGE, Defaults, PreparedSequences, prepare_pairs
+from shardyard_trainer.tasks.seq2seq import AUTO, USAGE, Defaults, PreparedSequences, imagine_pairs, prepare_pairs
 from shardyard_trainer.tasks.text_metrics import Written, WrittenMetrics
 from shardyard_trainer.tasks.text_writer import TextWriter
 
@@ -22,6 +23,8 @@ NAMES = PairNames(
     ("tgt", "summary", "highlights", "abstract", "abstract_text", "headline", "tldr", "output", "targets"),
 )  # fmt: skip
 """Names of the columns in public data sets of summaries."""
+
+_DEFAULTS = Defaults(512, 128)
 
 
 class Summarization:
@@ -40,7 +43,11 @@ class Summarization:
 
     def prepare(self, job: Ingredients) -> PreparedSummaries:
         """Finds and checks model and data. Raises SpecError."""
-        return PreparedSummaries(prepare_pairs(job, NAMES, Defaults(512, 128)), job.warnings, job.wanted)
+        return PreparedSummaries(prepare_pairs(job, NAMES, _DEFAULTS), job.warnings, job.wanted)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedSummaries:
+        """With pairs of the full lengths. Raises SpecError."""
+        return PreparedSummaries(imagine_pairs(job, data, _DEFAULTS), job.warnings, job.wanted)
 
     def open(self, loaded: Loaded, inputs: SequenceInputs) -> TextWriter:
         """A predictor of summaries. Raises FolderInvalid."""

@@ -18,6 +18,7 @@ from shardyard_trainer.data.label_canon import LOOKALIKE
 from shardyard_trainer.data.label_column import wanted_labels
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema, check_labels
 from shardyard_trainer.data.sources import DataFile
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.labelled import ClassificationSamples, Examples, hold_out, load_examples
 from shardyard_trainer.inputs.text import TextInputs, adapt
 from shardyard_trainer.models import architectures, loading
@@ -53,6 +54,7 @@ from shardyard_trainer.tasks.texts import (
     choose_reader,
     find_length,
     find_tokenizer,
+    imagine_texts,
 )
 from shardyard_trainer.tasks.vectors import POOLING_VALUES, POOLINGS
 
@@ -84,6 +86,13 @@ class TextClassification:
     def prepare(self, job: Ingredients) -> PreparedClassification:
         """Finds and checks model and data. Raises SpecError (LABEL_MISMATCH for a head with other labels)."""
         return _prepare(job)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedClassification:
+        """With two labels, or those of the model's own head. Raises SpecError."""
+        choice = choose_reader(job)
+        inputs, splits = imagine_texts(job, choice, data, "max_length", DEFAULT_MAX_LENGTH)
+        labels = choice.described.labels if choice.described is not None and has_head(choice, TASK) else ()
+        return _assemble(job, choice, inputs, splits, LabelSchema(SINGLE_LABEL, tuple(labels) or ("no", "yes")))
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> Classifier:
         """A predictor of classes. Raises FolderInvalid if the head's outputs and the labels differ in number."""

@@ -15,6 +15,7 @@ from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.store import files_fingerprint
 from shardyard_trainer.inputs import packed, tokenization
 from shardyard_trainer.inputs.base import Samples
+from shardyard_trainer.inputs.imagined import Imagined, ImaginedTokenizer, text_tensors, token_tensors
 from shardyard_trainer.inputs.text import TextInputs, adapt, check_length
 from shardyard_trainer.models import architectures, sources
 from shardyard_trainer.models.sentence import lower_case
@@ -170,6 +171,24 @@ def find_length(
             check_length(choice, length + beside, field=f"{job.field}.{name}")
         return length
     return min(default, most - beside) if most is not None else default
+
+
+def imagine_texts(
+    job: Ingredients, choice: ModelChoice, data: Imagined, name: str, default: int, *, times: int = 1
+) -> tuple[TextInputs, Any]:
+    """Inputs and samples of texts that are imagined, as long as `name` in the spec or the default; `times` of them in
+    each sample. Raises SpecError.
+    """
+    length = find_length(job, choice, name, default)
+    tensors = text_tensors(times * length, with_types=architectures.has_token_types(choice.config))
+    return TextInputs(ImaginedTokenizer(), length), data.splits(times * length, tensors)
+
+
+def imagine_packed(job: Ingredients, data: Imagined, *names: str) -> tuple[ModelChoice, TextInputs, Any]:
+    """Model, inputs and samples of packed sequences that are imagined, with the tensors `names`. Raises SpecError."""
+    choice = _choose(job)
+    length = find_length(job, choice, "sequence_length", DEFAULT_SEQUENCE_LENGTH, shortest=SHORTEST_SEQUENCE)
+    return choice, TextInputs(ImaginedTokenizer(), length), data.splits(length, token_tensors(length, names=names))
 
 
 class TrainingTexts(NamedTuple):

@@ -17,6 +17,7 @@ from shardyard_trainer.data.errors import SpecError, listed, raise_all
 from shardyard_trainer.data.sources import DataFile
 from shardyard_trainer.data.tagged_rows import read_tagged
 from shardyard_trainer.data.tags import BIO, BIOES, IOB1, PLAIN, are_bare_marks, parts
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.tagged import (
     IGNORED,
     TaggedSamples,
@@ -48,7 +49,14 @@ from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
 from shardyard_trainer.tasks.tagger import DEFAULT_OVERLAP, Tagger
-from shardyard_trainer.tasks.texts import PreparedText, Splits, TrainingTexts, find_length, find_tokenizer
+from shardyard_trainer.tasks.texts import (
+    PreparedText,
+    Splits,
+    TrainingTexts,
+    find_length,
+    find_tokenizer,
+    imagine_texts,
+)
 
 DEFAULT_WINDOW = 256
 _SCHEMES = spec_pb2.TokenClassification
@@ -109,6 +117,23 @@ class TokenClassification:
             like = TagWish(train.scheme, wish.labels or train.labels)
             held_out = _load(job, inputs, eval_files, "eval_data", like)
         return _assemble(job, choice, inputs, _split(job, choice, inputs, train, held_out), train)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedTags:
+        """With the labels of one kind of entity, or those of the model's own head. Raises SpecError."""
+        choice = _choose(job)
+        inputs, splits = imagine_texts(job, choice, data, "max_length", DEFAULT_WINDOW)
+        own = _head_labels(choice)
+        return PreparedTags(
+            choice,
+            inputs,
+            splits,
+            job.warnings,
+            labels=own or ("O", "B-NAME", "I-NAME"),
+            scheme=BIO,
+            overlap=_overlap(job),
+            label_smoothing=0.0,
+            keeps_head=bool(own),
+        )
 
     def open(self, loaded: Loaded, inputs: TextInputs) -> Tagger:
         """A predictor of tags. Raises FolderInvalid if the head's outputs and the labels differ in number."""
@@ -216,7 +241,8 @@ def _assemble(
         inputs,
         splits,
         job.warnings,
-        data=data,
+        labels=data.labels,
+        scheme=data.scheme,
         overlap=_overlap(job),
         label_smoothing=job.wanted.label_smoothing,
         keeps_head=keeps,
@@ -237,14 +263,15 @@ class PreparedTags(PreparedText[TaggedSamples]):
         splits: Splits[TaggedSamples],
         warnings: list[TaskWarning],
         *,
-        data: TaggedTexts,
+        labels: tuple[str, ...],
+        scheme: str,
         overlap: int,
         label_smoothing: float,
         keeps_head: bool,
     ) -> None:
         super().__init__(choice, inputs, splits, warnings)
-        self.labels = data.labels
-        self.scheme = data.scheme
+        self.labels = labels
+        self.scheme = scheme
         self._overlap = overlap
         self._label_smoothing = label_smoothing
         self._keeps_head = keeps_head

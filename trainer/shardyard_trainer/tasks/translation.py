@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from shardyard_trainer.data.text_pair_rows import RECORD, PairNames
+from shardyard_trainer.inputs.imagined import Imagined
 from shardyard_trainer.inputs.sequences import SequenceInputs
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.base import Output, TaskWarning
@@ -17,11 +18,13 @@ from shardyard_trainer.tasks.seq2seq import (
     Defaults,
     Found,
     PreparedSequences,
+    imagine_pairs,
     prepare_pairs,
 )
 from shardyard_trainer.tasks.text_metrics import WrittenMetrics, bleu_signature, translation_scores
 from shardyard_trainer.tasks.text_writer import TextWriter
 
+_DEFAULTS = Defaults(128, 128)
 _SOURCES = ("src", "source_text", "input", "input_text", "inputs")
 _TARGETS = ("tgt", "trg", "target_text", "output", "output_text", "reference", "ref", "targets")
 
@@ -42,9 +45,11 @@ class Translation:
 
     def prepare(self, job: Ingredients) -> PreparedTranslation:
         """Finds and checks model and data. Raises SpecError."""
-        return PreparedTranslation(
-            prepare_pairs(job, names_of(job.wanted), Defaults(128, 128)), job.warnings, job.wanted
-        )
+        return PreparedTranslation(prepare_pairs(job, names_of(job.wanted), _DEFAULTS), job.warnings, job.wanted)
+
+    def imagine(self, job: Ingredients, data: Imagined) -> PreparedTranslation:
+        """With pairs of the full lengths. Raises SpecError."""
+        return PreparedTranslation(imagine_pairs(job, data, _DEFAULTS), job.warnings, job.wanted)
 
     def open(self, loaded: Loaded, inputs: SequenceInputs) -> TextWriter:
         """A predictor of translations. Raises FolderInvalid."""

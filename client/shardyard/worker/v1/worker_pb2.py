@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from shardyard.v1 import choosing_pb2 as shardyard_dot_v1_dot_choosing__pb2
 from shardyard.v1 import job_pb2 as shardyard_dot_v1_dot_job__pb2
 from shardyard.v1 import metric_service_pb2 as shardyard_dot_v1_dot_metric__service__pb2
 from shardyard.v1 import model_service_pb2 as shardyard_dot_v1_dot_model__service__pb2
@@ -32,7 +33,7 @@ from shardyard.v1 import spec_pb2 as shardyard_dot_v1_dot_spec__pb2
 from shardyard.v1 import transfer_pb2 as shardyard_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shardyard/worker/v1/worker.proto\x12\x13shardyard.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16shardyard/v1/job.proto\x1a!shardyard/v1/metric_service.proto\x1a shardyard/v1/model_service.proto\x1a\x17shardyard/v1/plan.proto\x1a\x17shardyard/v1/spec.proto\x1a\x1bshardyard/v1/transfer.proto\"\xbc\x04\n\tLocations\x12\x45\n\x07\x66olders\x18\x01 \x03(\x0b\x32+.shardyard.worker.v1.Locations.FoldersEntryR\x07\x66olders\x12\x1d\n\ndata_roots\x18\x02 \x03(\tR\tdataRoots\x12\x1b\n\tcache_dir\x18\x03 \x01(\tR\x08\x63\x61\x63heDir\x12\x37\n\x05\x63laim\x18\x04 \x01(\x0b\x32!.shardyard.worker.v1.StorageClaimR\x05\x63laim\x12O\n\x0bknown_files\x18\x05 \x03(\x0b\x32..shardyard.worker.v1.Locations.KnownFilesEntryR\nknownFiles\x12I\n\ttorch_hub\x18\x06 \x03(\x0b\x32,.shardyard.worker.v1.Locations.TorchHubEntryR\x08torchHub\x1a:\n\x0c\x46oldersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a^\n\x0fKnownFilesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32\x1f.shardyard.worker.v1.KnownFilesR\x05value:\x02\x38\x01\x1a;\n\rTorchHubEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"=\n\x0cStorageClaim\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x19\n\x08store_id\x18\x02 \x01(\tR\x07storeId\"<\n\nKnownFiles\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\"\xaf\x01\n\tNodeShape\x12!\n\x0cmemory_bytes\x18\x01 \x01(\x03R\x0bmemoryBytes\x12\x12\n\x04\x63pus\x18\x02 \x01(\x05R\x04\x63pus\x12\x12\n\x04gpus\x18\x03 \x01(\x05R\x04gpus\x12(\n\x10gpu_memory_bytes\x18\x04 \x01(\x03R\x0egpuMemoryBytes\x12\x12\n\x04\x62\x66\x31\x36\x18\x05 \x01(\x08R\x04\x62\x66\x31\x36\x12\x19\n\x08gpu_name\x18\x06 \x01(\tR\x07gpuName\"\xda\x01\n\tViolation\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12H\n\x08metadata\x18\x04 \x03(\x0b\x32,.shardyard.worker.v1.Violation.MetadataEntryR\x08metadata\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xb5\x01\n\x0bPlanRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x15.shardyard.v1.JobSpecR\x04spec\x12<\n\tlocations\x18\x02 \x01(\x0b\x32\x1e.shardyard.worker.v1.LocationsR\tlocations\x12=\n\nnode_shape\x18\x03 \x01(\x0b\x32\x1e.shardyard.worker.v1.NodeShapeR\tnodeShape\"w\n\nPlanResult\x12)\n\x04plan\x18\x01 \x01(\x0b\x32\x15.shardyard.v1.JobPlanR\x04plan\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"J\n\x13InspectModelRequest\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12\x1b\n\tcache_dir\x18\x02 \x01(\tR\x08\x63\x61\x63heDir\"\x7f\n\x12InspectModelResult\x12>\n\nviolations\x18\x01 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x13.shardyard.v1.ModelR\x05model\"\xf5\x01\n\x0bPredictCall\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32\x1c.shardyard.v1.PredictRequestR\x07request\x12,\n\x12max_response_bytes\x18\x03 \x01(\x03R\x10maxResponseBytes\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1b\n\ttorch_hub\x18\x05 \x03(\tR\x08torchHub\x12\x1b\n\tcache_dir\x18\x06 \x01(\tR\x08\x63\x61\x63heDir\"\x89\x01\n\x0cPredictReply\x12\x39\n\x08response\x18\x01 \x01(\x0b\x32\x1d.shardyard.v1.PredictResponseR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"\xf1\x01\n\tEmbedCall\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32\x1a.shardyard.v1.EmbedRequestR\x07request\x12,\n\x12max_response_bytes\x18\x03 \x01(\x03R\x10maxResponseBytes\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1b\n\ttorch_hub\x18\x05 \x03(\tR\x08torchHub\x12\x1b\n\tcache_dir\x18\x06 \x01(\tR\x08\x63\x61\x63heDir\"\x85\x01\n\nEmbedReply\x12\x37\n\x08response\x18\x01 \x01(\x0b\x32\x1b.shardyard.v1.EmbedResponseR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"\xff\x01\n\x0b\x45xplainCall\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12@\n\x07request\x18\x02 \x01(\x0b\x32&.shardyard.v1.ExplainPredictionRequestR\x07request\x12,\n\x12max_response_bytes\x18\x03 \x01(\x03R\x10maxResponseBytes\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1b\n\ttorch_hub\x18\x05 \x03(\tR\x08torchHub\x12\x1b\n\tcache_dir\x18\x06 \x01(\tR\x08\x63\x61\x63heDir\"\x85\x01\n\x0c\x45xplainReply\x12\x35\n\x08response\x18\x01 \x01(\x0b\x32\x19.shardyard.v1.ExplanationR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\")\n\x13ProbeStorageRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\"P\n\x11ProbeStorageReply\x12\x18\n\x07\x63ontent\x18\x01 \x01(\x0cR\x07\x63ontent\x12!\n\x0cwritten_path\x18\x02 \x01(\tR\x0bwrittenPath\"\xbf\x04\n\x0b\x41ttemptSpec\x12\x19\n\x08job_name\x18\x01 \x01(\tR\x07jobName\x12\x17\n\x07job_uid\x18\x02 \x01(\tR\x06jobUid\x12\x14\n\x05\x65poch\x18\x03 \x01(\x05R\x05\x65poch\x12)\n\x04spec\x18\x04 \x01(\x0b\x32\x15.shardyard.v1.JobSpecR\x04spec\x12)\n\x04plan\x18\x05 \x01(\x0b\x32\x15.shardyard.v1.JobPlanR\x04plan\x12<\n\tlocations\x18\x06 \x01(\x0b\x32\x1e.shardyard.worker.v1.LocationsR\tlocations\x12\x17\n\x07job_dir\x18\x07 \x01(\tR\x06jobDir\x12\x1f\n\x0b\x61ttempt_dir\x18\x08 \x01(\tR\nattemptDir\x12\x1d\n\nexport_dir\x18\t \x01(\tR\texportDir\x12+\n\x11resume_candidates\x18\n \x03(\tR\x10resumeCandidates\x12\x1d\n\nworld_size\x18\x0b \x01(\x05R\tworldSize\x12(\n\x10threads_per_rank\x18\x0c \x01(\x05R\x0ethreadsPerRank\x12\x1e\n\nrendezvous\x18\r \x01(\tR\nrendezvous\x12$\n\x0elog_interval_s\x18\x0e \x01(\x01R\x0clogIntervalS\x12=\n\nnode_shape\x18\x0f \x01(\x0b\x32\x1e.shardyard.worker.v1.NodeShapeR\tnodeShape\"\x8d\x01\n\rReportRequest\x12\x14\n\x05\x65poch\x18\x01 \x01(\x05R\x05\x65poch\x12\x12\n\x04rank\x18\x02 \x01(\x05R\x04rank\x12\x38\n\x06\x65vents\x18\x03 \x03(\x0b\x32 .shardyard.worker.v1.WorkerEventR\x06\x65vents\x12\x18\n\x07\x64urable\x18\x04 \x01(\x08R\x07\x64urable\"c\n\x0bReportReply\x12<\n\tdirective\x18\x01 \x01(\x0b\x32\x1e.shardyard.worker.v1.DirectiveR\tdirective\x12\x16\n\x06\x66\x65nced\x18\x02 \x01(\x08R\x06\x66\x65nced\"\xb5\x01\n\tDirective\x12=\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32%.shardyard.worker.v1.Directive.ActionR\x06\x61\x63tion\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"Q\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_STOP\x10\x01\x12\x1e\n\x1a\x41\x43TION_CHECKPOINT_AND_STOP\x10\x02\"\xe2\x07\n\x0bWorkerEvent\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04rank\x18\x03 \x01(\x05R\x04rank\x12\x36\n\x05ready\x18\n \x01(\x0b\x32\x1e.shardyard.worker.v1.GangReadyH\x00R\x05ready\x12\x32\n\x05phase\x18\x0b \x01(\x0b\x32\x1a.shardyard.v1.PhaseStartedH\x00R\x05phase\x12\x34\n\x08progress\x18\x0c \x01(\x0b\x32\x16.shardyard.v1.ProgressH\x00R\x08progress\x12\x38\n\x07metrics\x18\r \x01(\x0b\x32\x1c.shardyard.worker.v1.MetricsH\x00R\x07metrics\x12\x38\n\x07resumed\x18\x0e \x01(\x0b\x32\x1c.shardyard.worker.v1.ResumedH\x00R\x07resumed\x12G\n\ncheckpoint\x18\x0f \x01(\x0b\x32%.shardyard.worker.v1.CheckpointReportH\x00R\ncheckpoint\x12:\n\nevaluation\x18\x10 \x01(\x0b\x32\x18.shardyard.v1.EvaluationH\x00R\nevaluation\x12\x31\n\x07warning\x18\x11 \x01(\x0b\x32\x15.shardyard.v1.WarningH\x00R\x07warning\x12\x34\n\x06\x63\x61nary\x18\x12 \x01(\x0b\x32\x1a.shardyard.v1.CanaryPassedH\x00R\x06\x63\x61nary\x12\x43\n\x08\x66inished\x18\x13 \x01(\x0b\x32%.shardyard.worker.v1.TrainingFinishedH\x00R\x08\x66inished\x12;\n\x08\x65xported\x18\x14 \x01(\x0b\x32\x1d.shardyard.worker.v1.ExportedH\x00R\x08\x65xported\x12\x37\n\x07\x66\x61ilure\x18\x15 \x01(\x0b\x32\x1b.shardyard.v1.FailureReportH\x00R\x07\x66\x61ilure\x12\x38\n\x07stopped\x18\x16 \x01(\x0b\x32\x1c.shardyard.worker.v1.StoppedH\x00R\x07stopped\x12\x36\n\x05\x65nded\x18\x17 \x01(\x0b\x32\x1e.shardyard.worker.v1.GangEndedH\x00R\x05\x65nded\x12\x37\n\tcondition\x18\x18 \x01(\x0b\x32\x17.shardyard.v1.ConditionH\x00R\tconditionB\t\n\x07payload\"5\n\tGangReady\x12\x14\n\x05nodes\x18\x01 \x03(\tR\x05nodes\x12\x12\n\x04pids\x18\x02 \x03(\x05R\x04pids\"=\n\x07Metrics\x12\x32\n\x06series\x18\x01 \x03(\x0b\x32\x1a.shardyard.v1.MetricSeriesR\x06series\"1\n\x07Resumed\x12\x12\n\x04step\x18\x01 \x01(\x03R\x04step\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\"\xf2\x02\n\x10\x43heckpointReport\x12>\n\x06\x63hange\x18\x01 \x01(\x0e\x32&.shardyard.v1.CheckpointChanged.ChangeR\x06\x63hange\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n\x05\x65poch\x18\x03 \x01(\x05R\x05\x65poch\x12\x12\n\x04step\x18\x04 \x01(\x03R\x04step\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x1d\n\nworld_size\x18\x06 \x01(\x05R\tworldSize\x12\x18\n\x07message\x18\x07 \x01(\tR\x07message\x12L\n\x07metrics\x18\x08 \x03(\x0b\x32\x32.shardyard.worker.v1.CheckpointReport.MetricsEntryR\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"&\n\x10TrainingFinished\x12\x12\n\x04step\x18\x01 \x01(\x03R\x04step\"\x9b\x01\n\x08\x45xported\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x13.shardyard.v1.ModelR\x05model\x12\x1d\n\nis_dataset\x18\x03 \x01(\x08R\tisDataset\x12\x31\n\x06\x66ormat\x18\x04 \x01(\x0b\x32\x19.shardyard.v1.ModelExportR\x06\x66ormat\"J\n\x07Stopped\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\'\n\x0f\x63heckpoint_step\x18\x02 \x01(\x03R\x0e\x63heckpointStep\"R\n\tGangEnded\x12\x0e\n\x02ok\x18\x01 \x01(\x08R\x02ok\x12\x35\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64urationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n shardyard/worker/v1/worker.proto\x12\x13shardyard.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bshardyard/v1/choosing.proto\x1a\x16shardyard/v1/job.proto\x1a!shardyard/v1/metric_service.proto\x1a shardyard/v1/model_service.proto\x1a\x17shardyard/v1/plan.proto\x1a\x17shardyard/v1/spec.proto\x1a\x1bshardyard/v1/transfer.proto\"\xbc\x04\n\tLocations\x12\x45\n\x07\x66olders\x18\x01 \x03(\x0b\x32+.shardyard.worker.v1.Locations.FoldersEntryR\x07\x66olders\x12\x1d\n\ndata_roots\x18\x02 \x03(\tR\tdataRoots\x12\x1b\n\tcache_dir\x18\x03 \x01(\tR\x08\x63\x61\x63heDir\x12\x37\n\x05\x63laim\x18\x04 \x01(\x0b\x32!.shardyard.worker.v1.StorageClaimR\x05\x63laim\x12O\n\x0bknown_files\x18\x05 \x03(\x0b\x32..shardyard.worker.v1.Locations.KnownFilesEntryR\nknownFiles\x12I\n\ttorch_hub\x18\x06 \x03(\x0b\x32,.shardyard.worker.v1.Locations.TorchHubEntryR\x08torchHub\x1a:\n\x0c\x46oldersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a^\n\x0fKnownFilesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32\x1f.shardyard.worker.v1.KnownFilesR\x05value:\x02\x38\x01\x1a;\n\rTorchHubEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"=\n\x0cStorageClaim\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x19\n\x08store_id\x18\x02 \x01(\tR\x07storeId\"<\n\nKnownFiles\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\"\xaf\x01\n\tNodeShape\x12!\n\x0cmemory_bytes\x18\x01 \x01(\x03R\x0bmemoryBytes\x12\x12\n\x04\x63pus\x18\x02 \x01(\x05R\x04\x63pus\x12\x12\n\x04gpus\x18\x03 \x01(\x05R\x04gpus\x12(\n\x10gpu_memory_bytes\x18\x04 \x01(\x03R\x0egpuMemoryBytes\x12\x12\n\x04\x62\x66\x31\x36\x18\x05 \x01(\x08R\x04\x62\x66\x31\x36\x12\x19\n\x08gpu_name\x18\x06 \x01(\tR\x07gpuName\"\xda\x01\n\tViolation\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12H\n\x08metadata\x18\x04 \x03(\x0b\x32,.shardyard.worker.v1.Violation.MetadataEntryR\x08metadata\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xb5\x01\n\x0bPlanRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x15.shardyard.v1.JobSpecR\x04spec\x12<\n\tlocations\x18\x02 \x01(\x0b\x32\x1e.shardyard.worker.v1.LocationsR\tlocations\x12=\n\nnode_shape\x18\x03 \x01(\x0b\x32\x1e.shardyard.worker.v1.NodeShapeR\tnodeShape\"w\n\nPlanResult\x12)\n\x04plan\x18\x01 \x01(\x0b\x32\x15.shardyard.v1.JobPlanR\x04plan\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"\xf8\x02\n\x10RecommendRequest\x12>\n\x07request\x18\x01 \x01(\x0b\x32$.shardyard.v1.RecommendModelsRequestR\x07request\x12=\n\nnode_shape\x18\x02 \x01(\x0b\x32\x1e.shardyard.worker.v1.NodeShapeR\tnodeShape\x12+\n\x06models\x18\x03 \x03(\x0b\x32\x13.shardyard.v1.ModelR\x06models\x12<\n\tlocations\x18\x04 \x01(\x0b\x32\x1e.shardyard.worker.v1.LocationsR\tlocations\x12+\n\x0fslot_hour_price\x18\x05 \x01(\x01H\x00R\rslotHourPrice\x88\x01\x01\x12\x1a\n\x08\x63urrency\x18\x06 \x01(\tR\x08\x63urrency\x12\x1d\n\nis_offline\x18\x07 \x01(\x08R\tisOfflineB\x12\n\x10_slot_hour_price\"\x94\x01\n\x0fRecommendResult\x12\x41\n\x08response\x18\x01 \x01(\x0b\x32%.shardyard.v1.RecommendModelsResponseR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"J\n\x13InspectModelRequest\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12\x1b\n\tcache_dir\x18\x02 \x01(\tR\x08\x63\x61\x63heDir\"\x7f\n\x12InspectModelResult\x12>\n\nviolations\x18\x01 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x13.shardyard.v1.ModelR\x05model\"\xf5\x01\n\x0bPredictCall\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32\x1c.shardyard.v1.PredictRequestR\x07request\x12,\n\x12max_response_bytes\x18\x03 \x01(\x03R\x10maxResponseBytes\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1b\n\ttorch_hub\x18\x05 \x03(\tR\x08torchHub\x12\x1b\n\tcache_dir\x18\x06 \x01(\tR\x08\x63\x61\x63heDir\"\x89\x01\n\x0cPredictReply\x12\x39\n\x08response\x18\x01 \x01(\x0b\x32\x1d.shardyard.v1.PredictResponseR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"\xf1\x01\n\tEmbedCall\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32\x1a.shardyard.v1.EmbedRequestR\x07request\x12,\n\x12max_response_bytes\x18\x03 \x01(\x03R\x10maxResponseBytes\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1b\n\ttorch_hub\x18\x05 \x03(\tR\x08torchHub\x12\x1b\n\tcache_dir\x18\x06 \x01(\tR\x08\x63\x61\x63heDir\"\x85\x01\n\nEmbedReply\x12\x37\n\x08response\x18\x01 \x01(\x0b\x32\x1b.shardyard.v1.EmbedResponseR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\"\xff\x01\n\x0b\x45xplainCall\x12\x16\n\x06\x66older\x18\x01 \x01(\tR\x06\x66older\x12@\n\x07request\x18\x02 \x01(\x0b\x32&.shardyard.v1.ExplainPredictionRequestR\x07request\x12,\n\x12max_response_bytes\x18\x03 \x01(\x03R\x10maxResponseBytes\x12.\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x18.shardyard.v1.StoredFileR\x05\x66iles\x12\x1b\n\ttorch_hub\x18\x05 \x03(\tR\x08torchHub\x12\x1b\n\tcache_dir\x18\x06 \x01(\tR\x08\x63\x61\x63heDir\"\x85\x01\n\x0c\x45xplainReply\x12\x35\n\x08response\x18\x01 \x01(\x0b\x32\x19.shardyard.v1.ExplanationR\x08response\x12>\n\nviolations\x18\x02 \x03(\x0b\x32\x1e.shardyard.worker.v1.ViolationR\nviolations\")\n\x13ProbeStorageRequest\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\"P\n\x11ProbeStorageReply\x12\x18\n\x07\x63ontent\x18\x01 \x01(\x0cR\x07\x63ontent\x12!\n\x0cwritten_path\x18\x02 \x01(\tR\x0bwrittenPath\"\xbf\x04\n\x0b\x41ttemptSpec\x12\x19\n\x08job_name\x18\x01 \x01(\tR\x07jobName\x12\x17\n\x07job_uid\x18\x02 \x01(\tR\x06jobUid\x12\x14\n\x05\x65poch\x18\x03 \x01(\x05R\x05\x65poch\x12)\n\x04spec\x18\x04 \x01(\x0b\x32\x15.shardyard.v1.JobSpecR\x04spec\x12)\n\x04plan\x18\x05 \x01(\x0b\x32\x15.shardyard.v1.JobPlanR\x04plan\x12<\n\tlocations\x18\x06 \x01(\x0b\x32\x1e.shardyard.worker.v1.LocationsR\tlocations\x12\x17\n\x07job_dir\x18\x07 \x01(\tR\x06jobDir\x12\x1f\n\x0b\x61ttempt_dir\x18\x08 \x01(\tR\nattemptDir\x12\x1d\n\nexport_dir\x18\t \x01(\tR\texportDir\x12+\n\x11resume_candidates\x18\n \x03(\tR\x10resumeCandidates\x12\x1d\n\nworld_size\x18\x0b \x01(\x05R\tworldSize\x12(\n\x10threads_per_rank\x18\x0c \x01(\x05R\x0ethreadsPerRank\x12\x1e\n\nrendezvous\x18\r \x01(\tR\nrendezvous\x12$\n\x0elog_interval_s\x18\x0e \x01(\x01R\x0clogIntervalS\x12=\n\nnode_shape\x18\x0f \x01(\x0b\x32\x1e.shardyard.worker.v1.NodeShapeR\tnodeShape\"\x8d\x01\n\rReportRequest\x12\x14\n\x05\x65poch\x18\x01 \x01(\x05R\x05\x65poch\x12\x12\n\x04rank\x18\x02 \x01(\x05R\x04rank\x12\x38\n\x06\x65vents\x18\x03 \x03(\x0b\x32 .shardyard.worker.v1.WorkerEventR\x06\x65vents\x12\x18\n\x07\x64urable\x18\x04 \x01(\x08R\x07\x64urable\"c\n\x0bReportReply\x12<\n\tdirective\x18\x01 \x01(\x0b\x32\x1e.shardyard.worker.v1.DirectiveR\tdirective\x12\x16\n\x06\x66\x65nced\x18\x02 \x01(\x08R\x06\x66\x65nced\"\xb5\x01\n\tDirective\x12=\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32%.shardyard.worker.v1.Directive.ActionR\x06\x61\x63tion\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"Q\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_STOP\x10\x01\x12\x1e\n\x1a\x41\x43TION_CHECKPOINT_AND_STOP\x10\x02\"\xe2\x07\n\x0bWorkerEvent\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04rank\x18\x03 \x01(\x05R\x04rank\x12\x36\n\x05ready\x18\n \x01(\x0b\x32\x1e.shardyard.worker.v1.GangReadyH\x00R\x05ready\x12\x32\n\x05phase\x18\x0b \x01(\x0b\x32\x1a.shardyard.v1.PhaseStartedH\x00R\x05phase\x12\x34\n\x08progress\x18\x0c \x01(\x0b\x32\x16.shardyard.v1.ProgressH\x00R\x08progress\x12\x38\n\x07metrics\x18\r \x01(\x0b\x32\x1c.shardyard.worker.v1.MetricsH\x00R\x07metrics\x12\x38\n\x07resumed\x18\x0e \x01(\x0b\x32\x1c.shardyard.worker.v1.ResumedH\x00R\x07resumed\x12G\n\ncheckpoint\x18\x0f \x01(\x0b\x32%.shardyard.worker.v1.CheckpointReportH\x00R\ncheckpoint\x12:\n\nevaluation\x18\x10 \x01(\x0b\x32\x18.shardyard.v1.EvaluationH\x00R\nevaluation\x12\x31\n\x07warning\x18\x11 \x01(\x0b\x32\x15.shardyard.v1.WarningH\x00R\x07warning\x12\x34\n\x06\x63\x61nary\x18\x12 \x01(\x0b\x32\x1a.shardyard.v1.CanaryPassedH\x00R\x06\x63\x61nary\x12\x43\n\x08\x66inished\x18\x13 \x01(\x0b\x32%.shardyard.worker.v1.TrainingFinishedH\x00R\x08\x66inished\x12;\n\x08\x65xported\x18\x14 \x01(\x0b\x32\x1d.shardyard.worker.v1.ExportedH\x00R\x08\x65xported\x12\x37\n\x07\x66\x61ilure\x18\x15 \x01(\x0b\x32\x1b.shardyard.v1.FailureReportH\x00R\x07\x66\x61ilure\x12\x38\n\x07stopped\x18\x16 \x01(\x0b\x32\x1c.shardyard.worker.v1.StoppedH\x00R\x07stopped\x12\x36\n\x05\x65nded\x18\x17 \x01(\x0b\x32\x1e.shardyard.worker.v1.GangEndedH\x00R\x05\x65nded\x12\x37\n\tcondition\x18\x18 \x01(\x0b\x32\x17.shardyard.v1.ConditionH\x00R\tconditionB\t\n\x07payload\"5\n\tGangReady\x12\x14\n\x05nodes\x18\x01 \x03(\tR\x05nodes\x12\x12\n\x04pids\x18\x02 \x03(\x05R\x04pids\"=\n\x07Metrics\x12\x32\n\x06series\x18\x01 \x03(\x0b\x32\x1a.shardyard.v1.MetricSeriesR\x06series\"1\n\x07Resumed\x12\x12\n\x04step\x18\x01 \x01(\x03R\x04step\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\"\xf2\x02\n\x10\x43heckpointReport\x12>\n\x06\x63hange\x18\x01 \x01(\x0e\x32&.shardyard.v1.CheckpointChanged.ChangeR\x06\x63hange\x12\x12\n\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n\x05\x65poch\x18\x03 \x01(\x05R\x05\x65poch\x12\x12\n\x04step\x18\x04 \x01(\x03R\x04step\x12\x1d\n\nsize_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x1d\n\nworld_size\x18\x06 \x01(\x05R\tworldSize\x12\x18\n\x07message\x18\x07 \x01(\tR\x07message\x12L\n\x07metrics\x18\x08 \x03(\x0b\x32\x32.shardyard.worker.v1.CheckpointReport.MetricsEntryR\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"&\n\x10TrainingFinished\x12\x12\n\x04step\x18\x01 \x01(\x03R\x04step\"\x9b\x01\n\x08\x45xported\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x13.shardyard.v1.ModelR\x05model\x12\x1d\n\nis_dataset\x18\x03 \x01(\x08R\tisDataset\x12\x31\n\x06\x66ormat\x18\x04 \x01(\x0b\x32\x19.shardyard.v1.ModelExportR\x06\x66ormat\"J\n\x07Stopped\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\'\n\x0f\x63heckpoint_step\x18\x02 \x01(\x03R\x0e\x63heckpointStep\"R\n\tGangEnded\x12\x0e\n\x02ok\x18\x01 \x01(\x08R\x02ok\x12\x35\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64urationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,76 +50,80 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VIOLATION_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOINTREPORT_METRICSENTRY']._loaded_options = None
   _globals['_CHECKPOINTREPORT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_LOCATIONS']._serialized_start=295
-  _globals['_LOCATIONS']._serialized_end=867
-  _globals['_LOCATIONS_FOLDERSENTRY']._serialized_start=652
-  _globals['_LOCATIONS_FOLDERSENTRY']._serialized_end=710
-  _globals['_LOCATIONS_KNOWNFILESENTRY']._serialized_start=712
-  _globals['_LOCATIONS_KNOWNFILESENTRY']._serialized_end=806
-  _globals['_LOCATIONS_TORCHHUBENTRY']._serialized_start=808
-  _globals['_LOCATIONS_TORCHHUBENTRY']._serialized_end=867
-  _globals['_STORAGECLAIM']._serialized_start=869
-  _globals['_STORAGECLAIM']._serialized_end=930
-  _globals['_KNOWNFILES']._serialized_start=932
-  _globals['_KNOWNFILES']._serialized_end=992
-  _globals['_NODESHAPE']._serialized_start=995
-  _globals['_NODESHAPE']._serialized_end=1170
-  _globals['_VIOLATION']._serialized_start=1173
-  _globals['_VIOLATION']._serialized_end=1391
-  _globals['_VIOLATION_METADATAENTRY']._serialized_start=1332
-  _globals['_VIOLATION_METADATAENTRY']._serialized_end=1391
-  _globals['_PLANREQUEST']._serialized_start=1394
-  _globals['_PLANREQUEST']._serialized_end=1575
-  _globals['_PLANRESULT']._serialized_start=1577
-  _globals['_PLANRESULT']._serialized_end=1696
-  _globals['_INSPECTMODELREQUEST']._serialized_start=1698
-  _globals['_INSPECTMODELREQUEST']._serialized_end=1772
-  _globals['_INSPECTMODELRESULT']._serialized_start=1774
-  _globals['_INSPECTMODELRESULT']._serialized_end=1901
-  _globals['_PREDICTCALL']._serialized_start=1904
-  _globals['_PREDICTCALL']._serialized_end=2149
-  _globals['_PREDICTREPLY']._serialized_start=2152
-  _globals['_PREDICTREPLY']._serialized_end=2289
-  _globals['_EMBEDCALL']._serialized_start=2292
-  _globals['_EMBEDCALL']._serialized_end=2533
-  _globals['_EMBEDREPLY']._serialized_start=2536
-  _globals['_EMBEDREPLY']._serialized_end=2669
-  _globals['_EXPLAINCALL']._serialized_start=2672
-  _globals['_EXPLAINCALL']._serialized_end=2927
-  _globals['_EXPLAINREPLY']._serialized_start=2930
-  _globals['_EXPLAINREPLY']._serialized_end=3063
-  _globals['_PROBESTORAGEREQUEST']._serialized_start=3065
-  _globals['_PROBESTORAGEREQUEST']._serialized_end=3106
-  _globals['_PROBESTORAGEREPLY']._serialized_start=3108
-  _globals['_PROBESTORAGEREPLY']._serialized_end=3188
-  _globals['_ATTEMPTSPEC']._serialized_start=3191
-  _globals['_ATTEMPTSPEC']._serialized_end=3766
-  _globals['_REPORTREQUEST']._serialized_start=3769
-  _globals['_REPORTREQUEST']._serialized_end=3910
-  _globals['_REPORTREPLY']._serialized_start=3912
-  _globals['_REPORTREPLY']._serialized_end=4011
-  _globals['_DIRECTIVE']._serialized_start=4014
-  _globals['_DIRECTIVE']._serialized_end=4195
-  _globals['_DIRECTIVE_ACTION']._serialized_start=4114
-  _globals['_DIRECTIVE_ACTION']._serialized_end=4195
-  _globals['_WORKEREVENT']._serialized_start=4198
-  _globals['_WORKEREVENT']._serialized_end=5192
-  _globals['_GANGREADY']._serialized_start=5194
-  _globals['_GANGREADY']._serialized_end=5247
-  _globals['_METRICS']._serialized_start=5249
-  _globals['_METRICS']._serialized_end=5310
-  _globals['_RESUMED']._serialized_start=5312
-  _globals['_RESUMED']._serialized_end=5361
-  _globals['_CHECKPOINTREPORT']._serialized_start=5364
-  _globals['_CHECKPOINTREPORT']._serialized_end=5734
-  _globals['_CHECKPOINTREPORT_METRICSENTRY']._serialized_start=5676
-  _globals['_CHECKPOINTREPORT_METRICSENTRY']._serialized_end=5734
-  _globals['_TRAININGFINISHED']._serialized_start=5736
-  _globals['_TRAININGFINISHED']._serialized_end=5774
-  _globals['_EXPORTED']._serialized_start=5777
-  _globals['_EXPORTED']._serialized_end=5932
-  _globals['_STOPPED']._serialized_start=5934
-  _globals['_STOPPED']._serialized_end=6008
-  _globals['_GANGENDED']._serialized_start=6010
-  _globals['_GANGENDED']._serialized_end=6092
+  _globals['_LOCATIONS']._serialized_start=324
+  _globals['_LOCATIONS']._serialized_end=896
+  _globals['_LOCATIONS_FOLDERSENTRY']._serialized_start=681
+  _globals['_LOCATIONS_FOLDERSENTRY']._serialized_end=739
+  _globals['_LOCATIONS_KNOWNFILESENTRY']._serialized_start=741
+  _globals['_LOCATIONS_KNOWNFILESENTRY']._serialized_end=835
+  _globals['_LOCATIONS_TORCHHUBENTRY']._serialized_start=837
+  _globals['_LOCATIONS_TORCHHUBENTRY']._serialized_end=896
+  _globals['_STORAGECLAIM']._serialized_start=898
+  _globals['_STORAGECLAIM']._serialized_end=959
+  _globals['_KNOWNFILES']._serialized_start=961
+  _globals['_KNOWNFILES']._serialized_end=1021
+  _globals['_NODESHAPE']._serialized_start=1024
+  _globals['_NODESHAPE']._serialized_end=1199
+  _globals['_VIOLATION']._serialized_start=1202
+  _globals['_VIOLATION']._serialized_end=1420
+  _globals['_VIOLATION_METADATAENTRY']._serialized_start=1361
+  _globals['_VIOLATION_METADATAENTRY']._serialized_end=1420
+  _globals['_PLANREQUEST']._serialized_start=1423
+  _globals['_PLANREQUEST']._serialized_end=1604
+  _globals['_PLANRESULT']._serialized_start=1606
+  _globals['_PLANRESULT']._serialized_end=1725
+  _globals['_RECOMMENDREQUEST']._serialized_start=1728
+  _globals['_RECOMMENDREQUEST']._serialized_end=2104
+  _globals['_RECOMMENDRESULT']._serialized_start=2107
+  _globals['_RECOMMENDRESULT']._serialized_end=2255
+  _globals['_INSPECTMODELREQUEST']._serialized_start=2257
+  _globals['_INSPECTMODELREQUEST']._serialized_end=2331
+  _globals['_INSPECTMODELRESULT']._serialized_start=2333
+  _globals['_INSPECTMODELRESULT']._serialized_end=2460
+  _globals['_PREDICTCALL']._serialized_start=2463
+  _globals['_PREDICTCALL']._serialized_end=2708
+  _globals['_PREDICTREPLY']._serialized_start=2711
+  _globals['_PREDICTREPLY']._serialized_end=2848
+  _globals['_EMBEDCALL']._serialized_start=2851
+  _globals['_EMBEDCALL']._serialized_end=3092
+  _globals['_EMBEDREPLY']._serialized_start=3095
+  _globals['_EMBEDREPLY']._serialized_end=3228
+  _globals['_EXPLAINCALL']._serialized_start=3231
+  _globals['_EXPLAINCALL']._serialized_end=3486
+  _globals['_EXPLAINREPLY']._serialized_start=3489
+  _globals['_EXPLAINREPLY']._serialized_end=3622
+  _globals['_PROBESTORAGEREQUEST']._serialized_start=3624
+  _globals['_PROBESTORAGEREQUEST']._serialized_end=3665
+  _globals['_PROBESTORAGEREPLY']._serialized_start=3667
+  _globals['_PROBESTORAGEREPLY']._serialized_end=3747
+  _globals['_ATTEMPTSPEC']._serialized_start=3750
+  _globals['_ATTEMPTSPEC']._serialized_end=4325
+  _globals['_REPORTREQUEST']._serialized_start=4328
+  _globals['_REPORTREQUEST']._serialized_end=4469
+  _globals['_REPORTREPLY']._serialized_start=4471
+  _globals['_REPORTREPLY']._serialized_end=4570
+  _globals['_DIRECTIVE']._serialized_start=4573
+  _globals['_DIRECTIVE']._serialized_end=4754
+  _globals['_DIRECTIVE_ACTION']._serialized_start=4673
+  _globals['_DIRECTIVE_ACTION']._serialized_end=4754
+  _globals['_WORKEREVENT']._serialized_start=4757
+  _globals['_WORKEREVENT']._serialized_end=5751
+  _globals['_GANGREADY']._serialized_start=5753
+  _globals['_GANGREADY']._serialized_end=5806
+  _globals['_METRICS']._serialized_start=5808
+  _globals['_METRICS']._serialized_end=5869
+  _globals['_RESUMED']._serialized_start=5871
+  _globals['_RESUMED']._serialized_end=5920
+  _globals['_CHECKPOINTREPORT']._serialized_start=5923
+  _globals['_CHECKPOINTREPORT']._serialized_end=6293
+  _globals['_CHECKPOINTREPORT_METRICSENTRY']._serialized_start=6235
+  _globals['_CHECKPOINTREPORT_METRICSENTRY']._serialized_end=6293
+  _globals['_TRAININGFINISHED']._serialized_start=6295
+  _globals['_TRAININGFINISHED']._serialized_end=6333
+  _globals['_EXPORTED']._serialized_start=6336
+  _globals['_EXPORTED']._serialized_end=6491
+  _globals['_STOPPED']._serialized_start=6493
+  _globals['_STOPPED']._serialized_end=6567
+  _globals['_GANGENDED']._serialized_start=6569
+  _globals['_GANGENDED']._serialized_end=6651
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from shardyard.v1 import choosing_pb2 as _choosing_pb2
 from shardyard.v1 import job_pb2 as _job_pb2
 from shardyard.v1 import metric_service_pb2 as _metric_service_pb2
 from shardyard.v1 import model_service_pb2 as _model_service_pb2
@@ -353,6 +354,92 @@ class PlanResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanResult: _TypeAlias = PlanResult  # noqa: Y015
+
+@_typing.final
+class RecommendRequest(_message.Message):
+    """Asks which models to train for a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    NODE_SHAPE_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    LOCATIONS_FIELD_NUMBER: _builtins.int
+    SLOT_HOUR_PRICE_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    IS_OFFLINE_FIELD_NUMBER: _builtins.int
+    slot_hour_price: _builtins.float
+    """What an hour of a slot costs; unset: nothing is said about costs."""
+    currency: _builtins.str
+    """The name of the price's currency."""
+    is_offline: _builtins.bool
+    """Whether the service cannot reach the Hub."""
+    @_builtins.property
+    def request(self) -> _choosing_pb2.RecommendModelsRequest:
+        """As the client sent it, its rules checked."""
+
+    @_builtins.property
+    def node_shape(self) -> Global___NodeShape:
+        """The largest node of the cluster, with the memory of the request if that has some."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_service_pb2.Model]:
+        """The project's own models that are candidates, the newest first, without their files."""
+
+    @_builtins.property
+    def locations(self) -> Global___Locations:
+        """Where these models are stored."""
+
+    def __init__(
+        self,
+        *,
+        request: _choosing_pb2.RecommendModelsRequest | None = ...,
+        node_shape: Global___NodeShape | None = ...,
+        models: _abc.Iterable[_model_service_pb2.Model] | None = ...,
+        locations: Global___Locations | None = ...,
+        slot_hour_price: _builtins.float | None = ...,
+        currency: _builtins.str = ...,
+        is_offline: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_slot_hour_price", b"_slot_hour_price", "locations", b"locations", "node_shape", b"node_shape", "request", b"request", "slot_hour_price", b"slot_hour_price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slot_hour_price", b"_slot_hour_price", "currency", b"currency", "is_offline", b"is_offline", "locations", b"locations", "models", b"models", "node_shape", b"node_shape", "request", b"request", "slot_hour_price", b"slot_hour_price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__slot_hour_price: _TypeAlias = _typing.Literal["slot_hour_price"]  # noqa: Y015
+    _WhichOneofArgType__slot_hour_price: _TypeAlias = _typing.Literal["_slot_hour_price", b"_slot_hour_price"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slot_hour_price) -> _WhichOneofReturnType__slot_hour_price | None: ...
+
+Global___RecommendRequest: _TypeAlias = RecommendRequest  # noqa: Y015
+
+@_typing.final
+class RecommendResult(_message.Message):
+    """The answer, or the violations of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> _choosing_pb2.RecommendModelsResponse:
+        """Set if there are no violations."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]:
+        """Field paths relative to the request."""
+
+    def __init__(
+        self,
+        *,
+        response: _choosing_pb2.RecommendModelsResponse | None = ...,
+        violations: _abc.Iterable[Global___Violation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendResult: _TypeAlias = RecommendResult  # noqa: Y015
 
 @_typing.final
 class InspectModelRequest(_message.Message):

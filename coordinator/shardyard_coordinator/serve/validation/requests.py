@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
 
+from shardyard.v1 import choosing_pb2, job_pb2, transfer_pb2
 from shardyard.v1 import dataset_service_pb2 as datasets
-from shardyard.v1 import job_pb2, transfer_pb2
 from shardyard.v1 import job_service_pb2 as jobs
 from shardyard.v1 import metric_service_pb2 as metrics
 from shardyard.v1 import model_service_pb2 as models
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
-from shardyard_coordinator.serve.validation import rules, spec, walk
+from shardyard_coordinator.serve.validation import choosing, rules, spec, walk
 from shardyard_coordinator.serve.validation.counts import Counts
 from shardyard_coordinator.serve.validation.names import name_complaint
 from shardyard_coordinator.serve.validation.sources import relative_path_complaint
@@ -88,6 +88,7 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "EmbedRequest": ("model", "model"),
     "ExplainPredictionRequest": ("model", "model"),
     "ExportModelRequest": ("model", "model"),
+    "RecommendModelsRequest": ("parent", "project"),
     "GetDatasetRequest": ("name", "dataset"),
     "ListDatasetsRequest": ("parent", "project"),
     "DeleteDatasetRequest": ("name", "dataset"),
@@ -276,6 +277,10 @@ def _check_export(request: models.ExportModelRequest, found: Found) -> None:
         found += spec.data_violations(request, "data")
 
 
+def _check_choosing(request: choosing_pb2.RecommendModelsRequest, found: Found) -> None:
+    found += choosing.violations(request)
+
+
 def _check_download(request: Any, found: Found) -> None:
     if not request.path:
         found.append(FieldViolation("path", "is missing; name one of the files that Get lists"))
@@ -362,6 +367,7 @@ _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "EmbedRequest": _check_instances,
     "ExplainPredictionRequest": _check_instance,
     "ExportModelRequest": _check_export,
+    "RecommendModelsRequest": _check_choosing,
     "DownloadModelRequest": _check_download,
     "DownloadDatasetRequest": _check_download,
     "CreateModelRequest": _check_upload,
