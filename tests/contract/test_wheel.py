@@ -64,6 +64,10 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     }
 
 
+def test_the_wheel_holds_the_catalogue_of_models(wheel: Path) -> None:
+    assert "shardyard_trainer/choosing/catalogue.json" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_the_wheel_says_that_its_types_may_be_used(wheel: Path) -> None:
     assert "shardyard/py.typed" in zipfile.ZipFile(wheel).namelist()
 

@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2
 
 from helpers.service import PARENT, a_spec, create
 from shardyard.v1 import checkpoint_service_pb2 as checkpoints
+from shardyard.v1 import choosing_pb2 as choosing
 from shardyard.v1 import dataset_service_pb2 as datasets
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard.v1 import job_service_pb2 as jobs
@@ -400,6 +401,73 @@ ROWS: dict[str, Row] = {
     "a model that is not there to be asked": Row(
         lambda: models.PredictRequest(model=f"{PARENT}/models/m", instances=[models.Instance(text="x")]),
         NF, "MODEL_NOT_FOUND", None,
+    ),
+    "a task that is misspelt": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="text-clasification"),
+        IA, "SPEC_INVALID", "task", ("`text-clasification`", "did you mean `text_classification`?"),
+    ),
+    "no task": Row(lambda: choosing.RecommendModelsRequest(parent=PARENT), IA, "SPEC_INVALID", "task"),
+    "rows under 0": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", rows=-1),
+        IA, "SPEC_INVALID", "rows", ("`-1`",),
+    ),
+    "memory under 0": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", memory_bytes=-5),
+        IA, "SPEC_INVALID", "memory_bytes", ("`-5`",),
+    ),
+    "a language in capitals": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", languages=["en", "DE"]),
+        IA, "SPEC_INVALID", "languages[1]", ("`DE`", "use `de`"),
+    ),
+    "a language of three letters": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", languages=["deu"]),
+        IA, "SPEC_INVALID", "languages[0]", ("`deu`", "use `de`"),
+    ),
+    "a language with its country": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", languages=["pt_BR"]),
+        IA, "SPEC_INVALID", "languages[0]", ("`pt_BR`", "use `pt`"),
+    ),
+    "a language by its name": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", languages=["german"]),
+        IA, "SPEC_INVALID", "languages[0]", ("ISO 639",),
+    ),
+    "a language twice": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", languages=["en", "en"]),
+        IA, "SPEC_INVALID", "languages", ("`en`",),
+    ),
+    "a language of pictures": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="image-classification", languages=["en"]),
+        IA, "SPEC_INVALID", "languages", ("pictures have no language",),
+    ),
+    "tokens of pictures": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_image", tokens_per_row=9),
+        IA, "SPEC_INVALID", "tokens_per_row", ("`9`", "no tokens"),
+    ),
+    "a time without rows": Row(
+        lambda: choosing.RecommendModelsRequest(
+            parent=PARENT, task="masked_lm", max_time=duration_pb2.Duration(seconds=9)
+        ), IA, "SPEC_INVALID", "max_time", ("needs `rows`",),
+    ),
+    "a latency of 0": Row(
+        lambda: choosing.RecommendModelsRequest(
+            parent=PARENT, task="masked_lm", max_latency=duration_pb2.Duration()
+        ), IA, "SPEC_INVALID", "max_latency", ("over 0",),
+    ),
+    "a cost that is no number": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", rows=1, max_cost=math.nan),
+        IA, "SPEC_INVALID", "max_cost", ("not finite",),
+    ),
+    "a cost without a price": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", rows=1, max_cost=2),
+        IA, "SPEC_INVALID", "max_cost", ("--slot-hour-price",),
+    ),
+    "51 results": Row(
+        lambda: choosing.RecommendModelsRequest(parent=PARENT, task="masked_lm", max_results=51),
+        IA, "SPEC_INVALID", "max_results", ("`51`",),
+    ),
+    "models of another project": Row(
+        lambda: choosing.RecommendModelsRequest(parent="projects/theirs", task="masked_lm"),
+        PD, "ACCESS_DENIED", None,
     ),
     "an unknown data set": Row(
         lambda: datasets.GetDatasetRequest(name=f"{PARENT}/datasets/x"), NF, "DATASET_NOT_FOUND", None

@@ -356,11 +356,11 @@ class ChoosingAssumptions(_message.Message):
     rows: _builtins.int
     """Rows of the training data; 0: not known."""
     tokens_per_row: _builtins.int
-    """Tokens of a row; of pictures, positions of 16 by 16 pixels. Models with less room take what they have, if `tokens_per_row` was not given."""
+    """Positions of a row: tokens, of pairs of texts those of both; of pictures, places of 16 by 16 pixels. If `tokens_per_row` was not given, models with less room take what they have."""
     memory_bytes: _builtins.int
     """Memory of one worker in bytes; 0: not known."""
     epochs: _builtins.float
-    """Passes over the data."""
+    """Passes over the data; 0: nothing is trained."""
     gpus_per_worker: _builtins.int
     """GPUs of the worker; 0: it computes on CPU cores."""
     cpus_per_worker: _builtins.int

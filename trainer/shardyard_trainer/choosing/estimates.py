@@ -43,7 +43,8 @@ from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
 IMAGINED_ROWS = 1000
 """Rows of the training data if they are not known: memory hardly depends on them, and no time is said."""
 
-FINE_TUNING_EPOCHS, PRETRAINING_EPOCHS = 3.0, 1.0
+FINE_TUNING_EPOCHS, PRETRAINING_EPOCHS, NEW_EPOCHS = 3.0, 1.0, 50.0
+"""Passes over the data, as in examples/; a model that starts at random needs more of them."""
 
 LENGTHS = ("max_length", "sequence_length", "max_history", "max_source_length")
 """Fields of tasks that say how long a row is."""
@@ -66,11 +67,10 @@ class Wanted:
         """Whether the task leaves a model."""
         return table.named(self.task).output is Output.MODEL
 
-    @property
-    def epochs(self) -> float:
-        """Passes over the data; 0 if nothing is trained."""
-        if not self.trains:
-            return 0.0
+    def epochs(self, *, is_new: bool = False) -> float:
+        """Passes over the data."""
+        if is_new:
+            return NEW_EPOCHS
         return PRETRAINING_EPOCHS if path_of(self.task)[0] == "pretraining" else FINE_TUNING_EPOCHS
 
 
@@ -109,7 +109,9 @@ def path_of(task: str) -> tuple[str, ...]:
 
 def estimate(candidate: Candidate, wanted: Wanted) -> Estimate:
     """What a job of a candidate would need. Raises SpecError for one that the task does not take."""
-    written, planned = _spec(candidate.source, wanted), _spec(candidate.planned, wanted)
+    written, planned = (
+        _spec(model, wanted, is_new=candidate.is_new) for model in (candidate.source, candidate.planned)
+    )
     if candidate.image_size:
         # The side that it was trained with, which a job reads from the folder.
         _set_if_any(planned, "image_size", candidate.image_size)
@@ -134,7 +136,7 @@ def estimate(candidate: Candidate, wanted: Wanted) -> Estimate:
     )
 
 
-def _spec(model: spec_pb2.ModelSource, wanted: Wanted) -> spec_pb2.JobSpec:
+def _spec(model: spec_pb2.ModelSource, wanted: Wanted, *, is_new: bool) -> spec_pb2.JobSpec:
     """The job's spec, as far as the question says something about it."""
     spec = spec_pb2.JobSpec(model=model)
     message: Any = spec
@@ -145,7 +147,7 @@ def _spec(model: spec_pb2.ModelSource, wanted: Wanted) -> spec_pb2.JobSpec:
         for name in LENGTHS:
             _set_if_any(spec, name, wanted.tokens)
     if wanted.trains:
-        spec.optimization.epochs = wanted.epochs
+        spec.optimization.epochs = wanted.epochs(is_new=is_new)
     return spec
 
 

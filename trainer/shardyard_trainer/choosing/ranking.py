@@ -150,7 +150,9 @@ def _judge_cost(each: Ranked, fastest: float) -> None:
     each.add("cost", OF_TWICE_THE_TIME * math.log2(max(seconds / max(fastest, 1e-9), 1.0)))
     if seconds > 2 * fastest:
         what = "train" if each.estimate.time is not None else "read an input"
-        each.cons.append(f"takes {seconds / fastest:.2g} times as long to {what} as the fastest of these")
+        times = seconds / fastest
+        shown = f"{times:,.0f}" if times >= 10 else f"{times:.1f}"
+        each.cons.append(f"takes {shown} times as long to {what} as the fastest of these")
 
 
 def _judge_memory(each: Ranked) -> None:

@@ -13,7 +13,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.choosing.candidates import HUB, Candidate, own, published
 from shardyard_trainer.choosing.catalogue import Catalogue, load_catalogue
 from shardyard_trainer.choosing.estimates import LENGTHS, Estimate, Wanted, estimate, path_of
-from shardyard_trainer.choosing.filters import UNSUITED, Conditions, LeftOut
+from shardyard_trainer.choosing.filters import MEMORY, UNSUITED, Conditions, LeftOut
 from shardyard_trainer.choosing.ranking import Ranked, rank
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.tasks import table
@@ -77,7 +77,7 @@ def _look(candidate: Candidate, wanted: Wanted, conditions: Conditions) -> tuple
         found = estimate(candidate, wanted)
     except SpecError as error:
         _log.info("%s cannot be planned for %s: %s", candidate.name, wanted.task, error)
-        return UNSUITED, None
+        return MEMORY if error.reason == "MODEL_DOES_NOT_FIT" else UNSUITED, None
     if missed := conditions.missed_by(found):
         return missed, None
     return "", found
@@ -133,7 +133,7 @@ def command_of(candidate: Candidate, needed: Estimate, wanted: Wanted) -> str:
     else:
         words += ["--model", candidate.name]
     if wanted.trains:
-        words += ["--train", PLACE_OF_DATA, "--epochs", f"{wanted.epochs:g}"]
+        words += ["--train", PLACE_OF_DATA, "--epochs", f"{needed.spec.optimization.epochs:g}"]
     else:
         words += ["--data", PLACE_OF_DATA]
     sets |= _lengths(needed.spec, wanted) | dict(needed.settings)
@@ -157,7 +157,7 @@ def _assumptions(
         rows=wanted.rows,
         tokens_per_row=wanted.tokens or max((needed.length for needed in estimates), default=0),
         memory_bytes=available,
-        epochs=wanted.epochs,
+        epochs=max((needed.spec.optimization.epochs for needed in estimates), default=0.0),
         gpus_per_worker=estimates[0].resources.gpus_per_worker if estimates else 0,
         cpus_per_worker=estimates[0].resources.cpus_per_worker if estimates else 0,
     )

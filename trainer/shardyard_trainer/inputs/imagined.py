@@ -95,9 +95,9 @@ def token_tensors(*shape: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def text_tensors(length: int, *, with_types: bool) -> dict[str, torch.Tensor]:
-    """A text with its mask, and types of its tokens if the model has them."""
+    """A text with its mask and a label, and types of its tokens if the model has them."""
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if with_types else [])]
-    return token_tensors(length, names=names)
+    return token_tensors(length, names=names) | token_tensors(names=["labels"])
 
 
 def number_tensors(*shape: int, name: str) -> dict[str, torch.Tensor]:
