@@ -19,6 +19,7 @@ BENCHES = (
     "answer",
     "explain",
     "exports",
+    "choosing",
     "reading",
     "loader",
     "planner",

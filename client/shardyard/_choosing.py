@@ -34,6 +34,9 @@ class ChoosingFields(TypedDict, total=False):
     max_results: int
 
 
+_NAMES = tuple(ChoosingFields.__annotations__)
+
+
 def recommend_request(parent: str, task: str, fields: ChoosingFields) -> choosing_pb2.RecommendModelsRequest:
     """The request, from values as users give them: `memory` such as `4GiB`, times such as `90s` or `2h`.
 
@@ -47,7 +50,7 @@ def recommend_request(parent: str, task: str, fields: ChoosingFields) -> choosin
         values["memory_bytes"] = size_bytes("memory", memory)
     unknown = values.keys() - choosing_pb2.RecommendModelsRequest.DESCRIPTOR.fields_by_name.keys()
     if unknown:
-        raise TypeError(f"recommend_models takes no {', '.join(sorted(unknown))}")
+        raise TypeError(f"recommend_models takes no {', '.join(sorted(unknown))}; it takes {', '.join(_NAMES)}")
     given = {name: value for name, value in values.items() if value is not None}
     return build(choosing_pb2.RecommendModelsRequest, parent=parent, task=task, **given)
 

@@ -140,6 +140,8 @@ def test_wrong_requests_are_refused_at_once_with_all_that_is_wrong(place: Place)
     for memory, words in (("4GBB", "is not a size"), ("-4GiB", "is not a size"), ("", "is not a size")):
         with pytest.raises(shardyard.InvalidArgument, match=words):
             place.client.recommend_models(TASK, memory=memory)
+    with pytest.raises(TypeError, match="takes no language; it takes languages"):
+        place.client.recommend_models(TASK, language="en")  # type: ignore[call-arg]
     with pytest.raises(shardyard.InvalidArgument, match="is not a duration"):
         place.client.recommend_models(TASK, rows=5, max_time="soon")
     done = place.service.run("shardyard", "recommend", "--task", "nope", "--json")

@@ -224,3 +224,10 @@ def test_an_estimate_is_what_the_planner_says_of_real_data(tmp_path: Path) -> No
         found = estimate(candidate, wanted)
         assert found.memory.to_proto() == planned.plan.memory
         assert found.num_parameters == planned.plan.num_parameters
+
+
+def test_rows_that_are_shorter_than_a_task_takes_get_its_shortest_length() -> None:
+    reader = bert("reader", tasks=["question_answering"])
+    found = asked(invented(reader), "question_answering", tokens_per_row=1)
+    assert found.recommendations[0].spec.fine_tuning.question_answering.max_length == 16
+    assert "--set spec.fine_tuning.question_answering.max_length=16" in found.recommendations[0].command

@@ -46,8 +46,12 @@ IMAGINED_ROWS = 1000
 FINE_TUNING_EPOCHS, PRETRAINING_EPOCHS, NEW_EPOCHS = 3.0, 1.0, 50.0
 """Passes over the data, as in examples/; a model that starts at random needs more of them."""
 
-LENGTHS = ("max_length", "sequence_length", "max_history", "max_source_length")
+_HISTORY = "max_history"
+LENGTHS = ("max_length", "sequence_length", _HISTORY, "max_source_length")
 """Fields of tasks that say how long a row is."""
+
+SHORTEST = 16
+"""Tokens that every task on texts takes as its length; shorter rows are padded less, not cut."""
 
 _CLOSE = (plan_pb2.MEMORY_VERDICT_NO_FIT, plan_pb2.MEMORY_VERDICT_TIGHT)
 
@@ -145,7 +149,7 @@ def _spec(model: spec_pb2.ModelSource, wanted: Wanted, *, is_new: bool) -> spec_
     message.SetInParent()
     if wanted.tokens:
         for name in LENGTHS:
-            _set_if_any(spec, name, wanted.tokens)
+            _set_if_any(spec, name, wanted.tokens if name == _HISTORY else max(wanted.tokens, SHORTEST))
     if wanted.trains:
         spec.optimization.epochs = wanted.epochs(is_new=is_new)
     return spec
