@@ -60,11 +60,12 @@ def test_models_are_ranked_with_what_they_need_and_the_command_that_starts_the_f
 
 
 def test_the_memory_is_what_a_plan_of_the_same_architecture_says(place: Place) -> None:
-    rows = "".join(f"the dog is cute,{'good' if at % 2 else 'bad'}\n" for at in range(60))
+    text = "the dog is cute " * 5
+    rows = "".join(f"{text},{'good' if at % 2 else 'bad'}\n" for at in range(60))
     (place.folder / "same.csv").write_text(f"text,label\n{rows}")
     small = next(entry for entry in load_catalogue().entries if entry.id == "google/bert_uncased_L-2_H-128_A-2")
     spec = shardyard.JobSpec(
-        shardyard.TextClassification(max_length=16),
+        shardyard.TextClassification(max_length=128),
         model=shardyard.Architecture("bert", dict(small.architecture)),
         tokenizer=shardyard.TrainedTokenizer(vocab_size=300),
         train_data=place.folder / "same.csv",

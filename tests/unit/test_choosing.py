@@ -208,7 +208,8 @@ def test_notes_say_what_was_not_known() -> None:
 def test_an_estimate_is_what_the_planner_says_of_real_data(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     root = filled(tmp_path / "root")
-    rows = [f"the dog is cute,{'good' if at % 2 else 'bad'}" for at in range(60)]
+    text = "the dog is cute " * 5
+    rows = [f"{text},{'good' if at % 2 else 'bad'}" for at in range(60)]
     (root / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     architecture = spec_pb2.Architecture(model_type="bert")
     architecture.overrides.update(bert("x")["architecture"])
