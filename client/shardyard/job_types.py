@@ -317,6 +317,8 @@ class MemoryPlan:
     verdict: str
     batches_bytes: int
     teacher_bytes: int
+    evaluation_bytes: int
+    export_bytes: int
 
 
 @dataclass(frozen=True)

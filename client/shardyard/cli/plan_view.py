@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shardyard._lines import printable, size
@@ -124,16 +125,21 @@ def batch_line(batch: BatchPlan) -> str:
 
 def memory_line(memory: MemoryPlan) -> str:
     """The memory that one worker needs, part by part, and whether it has enough."""
+    step = {"activations": memory.activations_bytes, "logits": memory.logits_bytes}
+    most = max(step, {"evaluation": memory.evaluation_bytes}, {"export": memory.export_bytes}, key=_sum)
     parts = {
         "weights": memory.parameters_bytes,
         "gradients": memory.gradients_bytes,
         "optimizer": memory.optimizer_bytes,
         "teacher": memory.teacher_bytes,
-        "activations": memory.activations_bytes,
-        "logits": memory.logits_bytes,
+        **most,
         "batches": memory.batches_bytes,
         "process": memory.process_bytes,
     }
     words = " + ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
     has = f" of {size(memory.available_bytes)}" if memory.available_bytes else ""
     return f"{size(memory.total_bytes)}{has} a worker: {_VERDICTS.get(memory.verdict, 'not known')} ({words})"
+
+
+def _sum(parts: Mapping[str, int]) -> int:
+    return sum(parts.values())

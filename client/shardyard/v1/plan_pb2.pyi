@@ -455,6 +455,8 @@ class MemoryPlan(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     BATCHES_BYTES_FIELD_NUMBER: _builtins.int
     TEACHER_BYTES_FIELD_NUMBER: _builtins.int
+    EVALUATION_BYTES_FIELD_NUMBER: _builtins.int
+    EXPORT_BYTES_FIELD_NUMBER: _builtins.int
     parameters_bytes: _builtins.int
     """The weights."""
     gradients_bytes: _builtins.int
@@ -468,7 +470,9 @@ class MemoryPlan(_message.Message):
     process_bytes: _builtins.int
     """The process itself."""
     total_bytes: _builtins.int
-    """The sum."""
+    """The most at a time: the sum of weights, gradients, optimizer, teacher, process and samples, and of a training step (activations and
+    logits), an evaluation or the export, whichever takes most.
+    """
     available_bytes: _builtins.int
     """The memory of one worker; 0: not known."""
     verdict: Global___MemoryVerdict.ValueType
@@ -477,6 +481,10 @@ class MemoryPlan(_message.Message):
     """Samples as tensors, for the current step and the two prepared ahead, and their order. With GPUs they are in the node's memory and not in the sum."""
     teacher_bytes: _builtins.int
     """The weights of the teacher that `distillation` names."""
+    evaluation_bytes: _builtins.int
+    """What an evaluation holds at a time, in place of activations and logits."""
+    export_bytes: _builtins.int
+    """What the export holds, in their place: copies of the weights. With GPUs they are in the node's memory and not in the sum."""
     def __init__(
         self,
         *,
@@ -491,10 +499,12 @@ class MemoryPlan(_message.Message):
         verdict: Global___MemoryVerdict.ValueType = ...,
         batches_bytes: _builtins.int = ...,
         teacher_bytes: _builtins.int = ...,
+        evaluation_bytes: _builtins.int = ...,
+        export_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "teacher_bytes", b"teacher_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "evaluation_bytes", b"evaluation_bytes", "export_bytes", b"export_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "teacher_bytes", b"teacher_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 from shardyard.v1 import plan_pb2
 
-CPU_PROCESS_BYTES = 415 * 10**6
-"""Python with torch, transformers and DeepSpeed on CPU: 390 to 415 MB measured."""
+CPU_PROCESS_BYTES = 500 * 10**6
+"""Python with torch, transformers and DeepSpeed on CPU, and what a first evaluation imports: 485 to 500 MB measured."""
+
+GANG_BYTES = 60 * 10**6
+"""What one of several workers on CPU has beyond that, for meeting the others."""
 
 GPU_PROCESS_BYTES = 700 * 10**6
 """The CUDA context and the communication buffers of NCCL."""
@@ -19,8 +22,15 @@ GPU_PROCESS_BYTES = 700 * 10**6
 TIGHT = 0.85
 """Above this part of the available memory the verdict is TIGHT: the formulas were off by -12 to +4 %."""
 
-LOGIT_TENSORS = 4
+LOGIT_TENSORS = 8
 """Logit-sized fp32 tensors that loss and backward pass hold at once."""
+
+EVALUATED_LOGIT_TENSORS = 2
+"""The same of an evaluation, in which all positions of a micro batch have their logits at once."""
+
+ADAPTED_BYTES = 53
+"""What adapters keep of a position and layer for the backward pass, times the width: the inputs of its matrices again,
+as dropout leaves them."""
 
 BATCHES_HELD = 3
 """Steps whose samples a rank holds as tensors: the one it computes, the one agreed on, the one made ahead."""
@@ -51,6 +61,7 @@ class Shape:
     live_parameters: int
     activation_bytes: int = 0
     num_frozen_layers: int = 0
+    has_adapters: bool = False
     can_recompute: bool = False
     forward_flops: int = 0
     """Operations of a forward pass for a position, but for attention: products and sums."""
@@ -79,7 +90,9 @@ class Gang:
     @property
     def process(self) -> int:
         """Bytes of the process itself."""
-        return GPU_PROCESS_BYTES if self.on_gpu else CPU_PROCESS_BYTES
+        if self.on_gpu:
+            return GPU_PROCESS_BYTES
+        return CPU_PROCESS_BYTES + (GANG_BYTES if self.workers > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,10 @@ class Memory:
     offloaded: int = 0
     """What `offloads` puts into the node's memory, out of that of a GPU."""
 
+    evaluation: int = 0
+    export: int = 0
+    """Beside the states, instead of activations: the copies that are gathered, written, and loaded to be compared."""
+
     @property
     def states(self) -> int:
         """The memory that does not depend on the batch."""
@@ -109,9 +126,14 @@ class Memory:
         return self.parameters + self.gradients + on_device + self.teacher
 
     @property
+    def resting(self) -> int:
+        """What the worker holds between steps, in the memory in which it computes."""
+        return self.states + self.process + (0 if self.on_gpu else self.batches)
+
+    @property
     def total(self) -> int:
-        """The sum of the parts in the memory in which the worker computes."""
-        return self.states + self.activations + self.logits + self.process + (0 if self.on_gpu else self.batches)
+        """The most at a time: beside what rests, a training step, an evaluation or the export."""
+        return self.resting + max(self.activations + self.logits, self.evaluation, self.export)
 
     @property
     def verdict(self) -> plan_pb2.MemoryVerdict.ValueType:
@@ -138,6 +160,8 @@ class Memory:
             verdict=self.verdict,
             batches_bytes=self.batches,
             teacher_bytes=self.teacher,
+            evaluation_bytes=self.evaluation,
+            export_bytes=self.export,
         )
 
 
@@ -158,6 +182,9 @@ def estimate(shape: Shape, gang: Gang, ways: Ways, *, positions: int = 0, batche
         teacher=_weights(shape.teacher, ways.stage, gang) if shape.teacher is not None else 0,
         # The node updates in fp32, so it has gradients of that kind too.
         offloaded=optimizer + 4 * _part(shape.num_trainable, gang.workers) if ways.offloads and gang.on_gpu else 0,
+        evaluation=EVALUATED_LOGIT_TENSORS * 4 * shape.num_logits * positions,
+        # With GPUs the copies are in the node's memory.
+        export=0 if gang.on_gpu else 4 * shape.num_parameters * (1 if ways.stage == 0 else 2),
     )
 
 
@@ -195,6 +222,7 @@ def activation_bytes_per_position(shape: Shape, *, recomputes: bool = False) -> 
     """
     layers = shape.num_layers - shape.num_frozen_layers
     whole = shape.activation_bytes or 118 * shape.width * layers
+    whole += ADAPTED_BYTES * shape.width * layers if shape.has_adapters else 0
     return whole // max(layers, 1) + 4 * shape.width * layers if recomputes else whole
 
 
@@ -224,9 +252,11 @@ def positions_that_fit(shape: Shape, gang: Gang, ways: Ways) -> int | None:
     """Token positions whose activations fit beside the states, with the TIGHT margin; None: not known."""
     if not gang.available:
         return None
-    room = TIGHT * gang.available - estimate(shape, gang, ways).total
+    room = TIGHT * gang.available - estimate(shape, gang, ways).resting
     each = activation_bytes_per_position(shape, recomputes=ways.recomputes) * (0.5 if gang.bf16 else 1.0)
     logits = logit_bytes_per_position(shape)
     if chunk := chunk_of(shape):
         room, logits = room - logits * chunk, 0
-    return max(0, int(room / max(each + logits, 1)))
+    # Evaluations compute as many positions at once.
+    evaluated = EVALUATED_LOGIT_TENSORS * 4 * shape.num_logits
+    return max(0, int(room / max(each + logits, evaluated, 1)))

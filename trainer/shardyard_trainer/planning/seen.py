@@ -26,7 +26,7 @@ from shardyard_trainer.planning import memory
 from shardyard_trainer.planning.statistics import num_shared
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.adaptation import num_layers_frozen
+from shardyard_trainer.tasks.adaptation import has_adapters, num_layers_frozen
 from shardyard_trainer.tasks.base import Footprint, HuggingFaceModule, Prepared, build_module
 from shardyard_trainer.tasks.distillation import FIELD, Lesson, prepare_both
 
@@ -140,6 +140,7 @@ def count(module: HuggingFaceModule, config: Any, footprint: Footprint) -> memor
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
         activation_bytes=footprint.activation_bytes,
         num_frozen_layers=min(num_layers_frozen(module), num_layers),
+        has_adapters=has_adapters(module),
         forward_flops=footprint.forward_flops or 2 * _parameters_at_work(module, footprint.num_logits, width),
         can_recompute=bool(getattr(module.model, "supports_gradient_checkpointing", False)),
     )
