@@ -14,8 +14,8 @@ from typing import IO
 from shardyard_coordinator.launch.fork_server import SOCKET, TOKEN, short_path
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 
-# Above what a fork takes on a busy machine.
-_START_S = 10.0
+# Above what the server's own imports and a fork take on a busy machine: to start cold would take as long.
+_START_S = 30.0
 
 _log = logging.getLogger(__name__)
 
