@@ -13,6 +13,7 @@ from shardyard.v1 import plan_pb2
 GIB = 2**30
 FITS = plan_pb2.MEMORY_VERDICT_FITS
 WIDE = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 11, "n_embd": 768, "n_head": 12}}}
+DEEP = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 16, "n_embd": 768, "n_head": 12}}}
 TOKENIZER = {"train": {"vocab_size": 300}}
 
 
@@ -37,8 +38,8 @@ def with_settings(spec: dict[str, Any], settings: dict[str, str]) -> dict[str, A
 # A spec, the node, its verdict, and settings that are among those proposed.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, str]]] = {
     "adapters": (
-        fine_tuning(model=WIDE, tokenizer=TOKENIZER),
-        {"memory_bytes": GIB, "cpus": 1},
+        fine_tuning(model=DEEP, tokenizer=TOKENIZER),
+        {"memory_bytes": 1_720_000_000, "cpus": 1},
         plan_pb2.MEMORY_VERDICT_NO_FIT,
         {"spec.fine_tuning.lora.rank": "8"},
     ),

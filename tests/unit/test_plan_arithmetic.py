@@ -118,8 +118,8 @@ def test_states_follow_the_formulas(stage: int, workers: int, bf16: bool, bytes_
         (2, False, 0, 1),
         (1, True, 0, 1),
         (2, False, 10**12, 1),
-        (4, False, 508 * 10**6, 1),
-        (4, False, 500 * 10**6, 3),
+        (4, False, 682 * 10**6, 1),
+        (4, False, 675 * 10**6, 3),
     ],
 )
 def test_the_stage_is_a_memory_decision(workers: int, bf16: bool, available: int, stage: int) -> None:
