@@ -39,7 +39,10 @@ class RankingPoints:
 
 @dataclass(frozen=True)
 class ModelRecommendation:
-    """A model for a task: what it needs, what speaks for and against it, and the job's spec without its data."""
+    """A model for a task: what it needs, what speaks for and against it, and the job's spec without its data.
+
+    `licence_source` is where its licence was read; `unchecked` names facts that no source was found for.
+    """
 
     name: str
     family: str
@@ -59,6 +62,8 @@ class ModelRecommendation:
     spec: Mapping[str, Any] | None
     command: str
     note: str
+    licence_source: str
+    unchecked: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from shardyard_trainer.choosing.recommend import answer
 
 GIB = 2**30
 REFERENCE = "lab/middle"
+SOURCE = "lab/repository LICENSE"
 
 
 def bert(name: str, width: int = 32, layers: int = 2, **changes: Any) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def bert(name: str, width: int = 32, layers: int = 2, **changes: Any) -> dict[st
         "parameters": 1,
         "counted_as": "AutoModel",
         "licence": "mit",
+        "licence_source": SOURCE,
         "gated": False,
         "weights": "safetensors",
         "languages": ["en"],
@@ -38,6 +40,7 @@ def bert(name: str, width: int = 32, layers: int = 2, **changes: Any) -> dict[st
         "image_size": 0,
         "tasks": ["text_classification"],
         "scores": [],
+        "unchecked": [],
         "note": "",
     }
     return {**made, **changes}

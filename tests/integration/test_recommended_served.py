@@ -52,6 +52,7 @@ def test_models_are_ranked_with_what_they_need_and_the_command_that_starts_the_f
         assert each.time is not None and each.time.cost == pytest.approx(0.5 * each.time.slot_hours)
         assert each.time.currency == "EUR" and each.latency is not None
         assert each.languages and "en" in each.languages and all(score.source for score in each.scores)
+        assert bool(each.licence_source) == ("licence" not in each.unchecked)
         assert each.command.startswith(f"shardyard submit --task {TASK} --model {each.name} --train DATA")
         assert each.pros
     assert {each.reason for each in found.left_out} == {"WEIGHTS"}
@@ -121,6 +122,7 @@ def test_the_command_line_shows_a_table_the_reasons_and_the_command(place: Place
     lines = done.stdout.splitlines()
     assert lines[0].split()[:4] == ["MODEL", "PARAMETERS", "MEMORY", "TIME"]
     assert "   + " in done.stdout and "   - " in done.stdout
+    assert lines[0].split()[-2] == "LICENCE" and done.stdout.count(", read at ") == 3
     assert lines[-1].strip().startswith("shardyard submit --task text-classification --model ")
     as_json = place.service.run(
         "shardyard", "recommend", "--task", TASK, "--rows", "2000", "--memory", "4GiB", "--json", "--limit", "2"

@@ -15,7 +15,7 @@ from shardyard.task_paths import task_paths
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.serve.validation.choosing import language_complaint
 from shardyard_trainer.choosing.candidates import NEW, Candidate, published
-from shardyard_trainer.choosing.catalogue import Entry, load_catalogue
+from shardyard_trainer.choosing.catalogue import UNCHECKABLE, Entry, load_catalogue
 from shardyard_trainer.choosing.estimates import Wanted, estimate
 from shardyard_trainer.choosing.ranking import reference_scores
 
@@ -74,6 +74,20 @@ def test_an_entry_has_fields_of_the_right_form(entry: Entry) -> None:
         assert score.benchmark and score.metric and score.source and isinstance(score.value, int | float)
         assert not score.higher_is_better or 0 < score.value <= 100
     assert len({score.benchmark for score in entry.scores}) == len(entry.scores)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
+def test_a_licence_has_a_source_or_is_unchecked(entry: Entry) -> None:
+    assert set(entry.unchecked) <= set(UNCHECKABLE) and list(entry.unchecked) == sorted(set(entry.unchecked))
+    assert entry.licence_source == entry.licence_source.strip()
+    if entry.is_new:
+        assert not entry.licence and not entry.licence_source and not entry.unchecked
+    else:
+        assert bool(entry.licence_source) == ("licence" not in entry.unchecked)
+
+
+def test_every_licence_of_the_map_of_commercial_use_is_that_of_a_model() -> None:
+    assert set(CATALOGUE.commercial_use) == {entry.licence for entry in ENTRIES if not entry.is_new}
 
 
 def test_every_reference_has_a_result_on_its_benchmark() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.invented_models import asked, bert, invented, names, points, scored
+from helpers.invented_models import SOURCE, asked, bert, invented, names, points, scored
 from helpers.plan_requests import ask, filled, fine_tuning, where
 from helpers.tiny_folders import save_folder
 from shardyard.cli.flags import JobFlags
@@ -126,11 +126,29 @@ def test_large_models_on_few_rows_lose_points_unless_lora_trains_little_of_them(
 
 
 def test_terms_and_unchecked_weights_cost_a_point_each_and_are_said() -> None:
-    entry = bert("doubtful", scores=[scored(80.0)], gated=True, licence="other", weights="unknown")
+    entry = bert("doubtful", scores=[scored(80.0)], gated=True, licence="cc-by-nc-4.0", weights="unknown")
     found = asked(invented(MIDDLE, entry))
-    assert points(found, "doubtful")["terms"] == -3.0
+    assert points(found, "doubtful")["terms"] == -3.0 and "terms" not in points(found, "middle")
     words = " ".join(found.recommendations[1].cons)
-    assert "accepted its terms" in words and "terms of its own" in words and "safetensors" in words
+    assert "accepted its terms" in words and "(cc-by-nc-4.0) has terms of its own" in words and "safetensors" in words
+
+
+def test_a_licence_without_a_source_is_said_costs_a_point_and_meets_no_condition_on_licences() -> None:
+    guessed = bert("guessed", scores=[scored(80.0)], licence_source="", unchecked=["context", "licence"])
+    vague = bert("vague", scores=[scored(80.0)], unchecked=["context"])
+    catalogue = invented(MIDDLE, guessed, vague)
+    found = asked(catalogue)
+    assert names(found) == ["middle", "vague", "guessed"]
+    assert [list(each.unchecked) for each in found.recommendations] == [[], ["context"], ["context", "licence"]]
+    assert [each.licence_source for each in found.recommendations] == [SOURCE, SOURCE, ""]
+    assert points(found, "guessed")["terms"] == -1.0 and "terms" not in points(found, "vague")
+    cons = [found.recommendations[at].cons for at in (1, 2)]
+    assert "not checked against any source: context" in cons[0]
+    assert "not checked against any source: context, licence" in cons[1]
+    for strict in (asked(catalogue, commercial_use=True), asked(catalogue, licences=["mit"])):
+        assert names(strict) == ["middle", "vague"]
+        assert [(each.reason, each.count) for each in strict.left_out] == [("LICENCE", 1)]
+        assert "unchecked" in strict.left_out[0].message
 
 
 def test_the_projects_own_models_come_first_if_they_were_trained_for_it(tmp_path: Path) -> None:
@@ -162,7 +180,7 @@ def test_a_new_model_needs_data_for_its_parameters() -> None:
     def recommender(name: str, width: int) -> dict[str, object]:
         settings = {"n_embd": width, "n_layer": 2, "n_head": 2}
         made = bert(name, model_type="gpt2", architecture=settings, tasks=["recommendation"], weights="new")
-        return {**made, "languages": [], "context": 0, "licence": ""}
+        return {**made, "languages": [], "context": 0, "licence": "", "licence_source": ""}
 
     catalogue = invented(recommender("small", 32), recommender("wide", 128))
     few, many = (asked(catalogue, "recommendation", rows=rows) for rows in (500, 500_000))
@@ -220,7 +238,7 @@ def test_an_estimate_is_what_the_planner_says_of_real_data(tmp_path: Path) -> No
         assert not planned.violations
         length = planned.plan.train_stats.lengths.longest
         source = spec_pb2.ModelSource(architecture=architecture)
-        candidate = Candidate("new:x", "", "bert", "", False, "new", frozenset(), 0, 0, (), "", source, source)
+        candidate = Candidate("new:x", "", "bert", "", "", False, "new", frozenset(), 0, 0, (), (), "", source, source)
         wanted = Wanted("text_classification", 60, length, worker_pb2.NodeShape(**node), where(root))
         found = estimate(candidate, wanted)
         assert found.memory.to_proto() == planned.plan.memory

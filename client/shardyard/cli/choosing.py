@@ -78,6 +78,8 @@ def print_recommended(found: RecommendedModels) -> None:
     print_table(columns, map(_row, found.recommendations), empty="no model meets all of this")
     for at, each in enumerate(found.recommendations[:3]):
         print(f"\n{at + 1}. {printable(each.name)}" + (f": {printable(each.note)}" if each.note else ""))
+        if each.licence_source:
+            print(f"   licence {printable(each.licence)}, read at {printable(each.licence_source)}")
         for sign, reasons in (("+", each.pros), ("-", each.cons)):
             for reason in reasons:
                 print(f"   {sign} {printable(reason)}")
@@ -102,9 +104,14 @@ def _row(each: ModelRecommendation) -> tuple[str, ...]:
         size(each.memory.total_bytes) if each.memory is not None else "",
         f"about {span(each.time.expected)}" if each.time is not None else "",
         f"{1000 * latency:,.0f} ms" if latency < 10 else f"{latency:,.0f} s",
-        each.licence or "not on record",
+        _licence(each),
         f"{sum(one.points for one in each.points):.1f}",
     )
+
+
+def _licence(each: ModelRecommendation) -> str:
+    """`apache-2.0`, `apache-2.0 (unchecked)`, or `not on record`."""
+    return f"{each.licence} (unchecked)" if "licence" in each.unchecked else each.licence or "not on record"
 
 
 def _assumed(found: RecommendedModels) -> str:

@@ -52,7 +52,7 @@ class RecommendModelsRequest(_message.Message):
     max_cost: _builtins.float
     """The highest expected cost of the training, in the service's currency; 0: any. Needs `rows`, and a price (`serve --slot-hour-price`)."""
     commercial_use: _builtins.bool
-    """Only models whose licence is known to allow commercial use; conditions of it may remain."""
+    """Only models whose licence is checked, and known to allow commercial use; conditions of it may remain."""
     max_results: _builtins.int
     """Maximum number of recommendations, at most 50; 0: 5."""
     @_builtins.property
@@ -71,7 +71,9 @@ class RecommendModelsRequest(_message.Message):
 
     @_builtins.property
     def licences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Licences that are acceptable, as the Hub names them, such as `apache-2.0`, at most 32; empty: any. The project's own models have none on record, and stay."""
+        """Licences that are acceptable, as the Hub shows them, such as `apache-2.0`, at most 32; empty: any. Unchecked ones are left out. The project's own models have none on
+        record, and stay.
+        """
 
     def __init__(
         self,
@@ -167,6 +169,8 @@ class ModelRecommendation(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    LICENCE_SOURCE_FIELD_NUMBER: _builtins.int
+    UNCHECKED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hub:owner/name`, `projects/{project}/models/{model}`, or `new:NAME` for an architecture that starts from random weights."""
     family: _builtins.str
@@ -176,7 +180,7 @@ class ModelRecommendation(_message.Message):
     num_parameters: _builtins.int
     """Parameters, with the head of the task."""
     licence: _builtins.str
-    """As the Hub names it, such as `apache-2.0`; `other` has terms of its own. Empty: not on record."""
+    """As the Hub shows it, such as `apache-2.0` or `qwen-research`; `licence_source` says where it was read. Empty: not on record."""
     gated: _builtins.bool
     """Whether the Hub gives it only to accounts that accepted its terms."""
     context: _builtins.int
@@ -185,6 +189,8 @@ class ModelRecommendation(_message.Message):
     """The command that submits `spec` once `DATA` in it is replaced by a file, a folder or `dataset:ID`."""
     note: _builtins.str
     """A remark of the catalogue; empty: none."""
+    licence_source: _builtins.str
+    """Where the licence was read: an address, or a repository and its file. Empty: it was not checked, or none is on record."""
     @_builtins.property
     def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Codes of ISO 639; empty: not on record, or not a model of texts."""
@@ -221,6 +227,10 @@ class ModelRecommendation(_message.Message):
     def spec(self) -> _spec_pb2.JobSpec:
         """The job's spec; only its data is missing."""
 
+    @_builtins.property
+    def unchecked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Facts of the catalogue that no source was found for: `licence`, `gated` or `context`. Empty: all have one, or it is a model of the project."""
+
     def __init__(
         self,
         *,
@@ -242,10 +252,12 @@ class ModelRecommendation(_message.Message):
         spec: _spec_pb2.JobSpec | None = ...,
         command: _builtins.str = ...,
         note: _builtins.str = ...,
+        licence_source: _builtins.str = ...,
+        unchecked: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "memory", b"memory", "spec", b"spec", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cons", b"cons", "context", b"context", "family", b"family", "gated", b"gated", "languages", b"languages", "latency", b"latency", "licence", b"licence", "memory", b"memory", "model_type", b"model_type", "name", b"name", "note", b"note", "num_parameters", b"num_parameters", "points", b"points", "pros", b"pros", "scores", b"scores", "spec", b"spec", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cons", b"cons", "context", b"context", "family", b"family", "gated", b"gated", "languages", b"languages", "latency", b"latency", "licence", b"licence", "licence_source", b"licence_source", "memory", b"memory", "model_type", b"model_type", "name", b"name", "note", b"note", "num_parameters", b"num_parameters", "points", b"points", "pros", b"pros", "scores", b"scores", "spec", b"spec", "time", b"time", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,12 +23,14 @@ class Candidate:
     family: str
     model_type: str
     licence: str
+    licence_source: str
     gated: bool
     weights: str
     languages: frozenset[str]
     context: int
     image_size: int
     scores: tuple[Score, ...]
+    unchecked: tuple[str, ...]
     note: str
     source: spec_pb2.ModelSource
     planned: spec_pb2.ModelSource
@@ -58,12 +60,14 @@ def own(models: list[model_service_pb2.Model]) -> Iterator[Candidate]:
             family=model.model_type,
             model_type=model.model_type,
             licence="",
+            licence_source="",
             gated=False,
             weights="safetensors",
             languages=frozenset(),
             context=0,
             image_size=0,
             scores=(),
+            unchecked=(),
             note="",
             source=source,
             planned=source,
@@ -85,12 +89,14 @@ def _of_entry(entry: Entry) -> Candidate:
         family=entry.family,
         model_type=entry.model_type,
         licence=entry.licence,
+        licence_source=entry.licence_source,
         gated=entry.gated,
         weights=entry.weights,
         languages=entry.languages,
         context=entry.context,
         image_size=entry.image_size,
         scores=entry.scores,
+        unchecked=entry.unchecked,
         note=entry.note,
         source=source,
         planned=planned,

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 ENGLISH = "en"
 
+UNCHECKABLE = ("licence", "gated", "context")
+"""Facts that may lack a source; weights that nobody looked for are `unknown`, results without a source stay out."""
+
 
 class Score(NamedTuple):
     """A published result; comparable with others of the same benchmark only."""
@@ -35,7 +38,8 @@ class Entry:
 
     `architecture` are the settings of its configuration that the planner needs; `weights` is `safetensors`, `pickle`
     (only such on the main branch), or `unknown`; `context` is in tokens, 0 for pictures and items, whose side in pixels
-    is `image_size` if they are pictures.
+    is `image_size` if they are pictures. `licence_source` says where the licence was read, and `unchecked` names the
+    facts that no source was found for (`UNCHECKABLE`).
     """
 
     id: str
@@ -45,6 +49,7 @@ class Entry:
     parameters: int
     counted_as: str
     licence: str
+    licence_source: str
     gated: bool
     weights: str
     languages: frozenset[str]
@@ -52,6 +57,7 @@ class Entry:
     image_size: int
     tasks: tuple[str, ...]
     scores: tuple[Score, ...]
+    unchecked: tuple[str, ...]
     note: str
 
     @property
@@ -108,5 +114,6 @@ def _entry(written: Mapping[str, Any], groups: Mapping[str, list[str]]) -> Entry
             "languages": frozenset(known),
             "tasks": tuple(written["tasks"]),
             "scores": tuple(Score(**each) for each in written["scores"]),
+            "unchecked": tuple(written["unchecked"]),
         }
     )

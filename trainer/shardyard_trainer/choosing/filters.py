@@ -41,13 +41,20 @@ class Conditions:
                 return LANGUAGE
             if candidate.image_size and self.languages:
                 return LANGUAGE
-            if request.licences and candidate.licence not in request.licences:
-                return LICENCE
-            if request.commercial_use and not self.catalogue.commercial_use.get(candidate.licence, False):
+            if self._misses_licence(candidate):
                 return LICENCE
         if 0 < candidate.context < request.tokens_per_row:
             return CONTEXT
         return ""
+
+    def _misses_licence(self, candidate: Candidate) -> bool:
+        """Whether its licence is asked about, and is another one, does not allow it, or was not checked."""
+        request = self.request
+        if not request.licences and not request.commercial_use:
+            return False
+        if "licence" in candidate.unchecked or (request.licences and candidate.licence not in request.licences):
+            return True
+        return request.commercial_use and not self.catalogue.commercial_use.get(candidate.licence, False)
 
     def missed_by(self, estimate: Estimate) -> str:
         """The first condition that it misses by what it needs; empty: none."""
@@ -71,7 +78,7 @@ class Conditions:
             WEIGHTS: f"{have} only pickles on the Hub's main branch: convert the weights to safetensors, and upload "
             "the folder (docs/choosing.md)",
             LANGUAGE: f"{do} not know {shorten(', '.join(sorted(self.languages)))}",
-            LICENCE: f"{have} another licence, or one that is not known to allow it",
+            LICENCE: f"{have} another licence, or one that is not known to allow it, or is unchecked",
             CONTEXT: f"{'reads' if one else 'read'} fewer than {request.tokens_per_row:,} tokens",
             UNSUITED: f"{be} not taken by this task, or cannot be read",
             MEMORY: f"{need} more than {self.available:,} bytes of memory, with LoRA too",

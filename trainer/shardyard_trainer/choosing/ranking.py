@@ -31,7 +31,7 @@ FEW_ROWS, LARGE_FOR_FEW_ROWS, UNSTABLE = 1000, 200 * 10**6, -3.0
 """Large models that are trained whole on few rows sometimes fail (Devlin et al., 2019; Mosbach et al., 2021)."""
 
 NEEDS_SETTINGS, TIGHT = -2.0, -1.0
-GATED, UNCLEAR_TERMS, UNCHECKED_WEIGHTS = -1.0, -1.0, -1.0
+GATED, UNCLEAR_TERMS, UNCHECKED_LICENCE, UNCHECKED_WEIGHTS = -1.0, -1.0, -1.0, -1.0
 
 
 @dataclass
@@ -67,7 +67,7 @@ def rank(
             _judge_own(each, wanted)
         else:
             _judge_quality(each, compared, references)
-            _judge_terms(each)
+            _judge_terms(each, catalogue)
         _judge_data(each, wanted)
         _judge_cost(each, fastest)
         _judge_memory(each)
@@ -169,14 +169,20 @@ def _judge_memory(each: Ranked) -> None:
         each.pros.append(f"needs {estimate.memory.total:,} bytes of a worker's {available:,}")
 
 
-def _judge_terms(each: Ranked) -> None:
+def _judge_terms(each: Ranked, catalogue: Catalogue) -> None:
     candidate = each.candidate
     if candidate.gated:
         each.add("terms", GATED)
         each.cons.append("the Hub gives it only to accounts that accepted its terms")
-    if not candidate.is_new and candidate.licence in {"", "other"}:
+    if not candidate.is_new and not catalogue.commercial_use.get(candidate.licence, False):
         each.add("terms", UNCLEAR_TERMS)
-        each.cons.append("its licence has terms of its own: read them")
+        each.cons.append(
+            f"its licence ({candidate.licence}) has terms of its own, and is not known to allow commercial use: read it"
+        )
+    if "licence" in candidate.unchecked:
+        each.add("terms", UNCHECKED_LICENCE)
+    if candidate.unchecked:
+        each.cons.append(f"not checked against any source: {', '.join(candidate.unchecked)}")
     if candidate.weights == "unknown":
         each.add("terms", UNCHECKED_WEIGHTS)
         each.cons.append("not checked whether the Hub has its weights as safetensors: the plan says it")

@@ -91,6 +91,8 @@ def _to_proto(each: Ranked, wanted: Wanted, price: float | None, currency: str) 
         model_type=candidate.model_type,
         num_parameters=needed.num_parameters,
         licence=candidate.licence,
+        licence_source=candidate.licence_source,
+        unchecked=candidate.unchecked,
         gated=candidate.gated,
         languages=sorted(candidate.languages),
         context=candidate.context,
