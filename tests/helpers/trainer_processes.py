@@ -1,4 +1,7 @@
-"""A gang of real trainer processes, started as the local launcher does it, with a supervisor that writes down."""
+"""A gang of real trainer processes, started as the local launcher does it, with a supervisor that writes down.
+
+They are forks of a warm process, unless they have GPUs, or are wanted `cold`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,14 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
+from helpers import warm_ranks
 from helpers.small_specs import locations
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
+
+_PROGRAM = "shardyard_trainer"
+_Process = subprocess.Popen[bytes] | warm_ranks.WarmProcess
+_Start = Callable[[list[str], dict[str, str], socket.socket], _Process]
 
 
 class TrainerGang:
@@ -26,6 +34,8 @@ class TrainerGang:
         self,
         attempt: worker_pb2.AttemptSpec,
         reply: Callable[[worker_pb2.ReportRequest], worker_pb2.ReportReply] = lambda request: worker_pb2.ReportReply(),
+        *,
+        cold: bool = False,
     ) -> None:
         self._reply = reply
         self._changed = threading.Condition()
@@ -35,23 +45,20 @@ class TrainerGang:
         folder.mkdir(parents=True, exist_ok=True)
         spec = folder / "spec.json"
         spec.write_text(json_format.MessageToJson(attempt))
+        has_gpus = attempt.spec.resources.gpus_per_worker > 0
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
-            **({} if attempt.spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
+            **({} if has_gpus else {"DS_ACCELERATOR": "cpu"}),
         }
-        self.ranks = [self._start(spec, rank, environment) for rank in range(attempt.world_size)]
+        start = _start_cold if cold or has_gpus else _start_warm
+        self.ranks = [self._start(start, spec, rank, environment) for rank in range(attempt.world_size)]
 
-    def _start(self, spec: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, start: _Start, spec: Path, rank: int, environment: dict[str, str]) -> _Process:
         ours, theirs = socket.socketpair()
-        numbers = ["--rank", str(rank), "--local-rank", str(rank), "--report-fd", str(theirs.fileno())]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "shardyard_trainer", str(spec), *numbers],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-        )
-        theirs.close()
+        with theirs:
+            process = start([str(spec), "--rank", str(rank), "--local-rank", str(rank)], environment, theirs)
         threading.Thread(target=self._serve, args=[ours, rank], daemon=True).start()
         return process
 
@@ -110,6 +117,15 @@ class TrainerGang:
 
     def failures(self) -> list[worker_pb2.WorkerEvent]:
         return [event for event in self.events if event.HasField("failure")]
+
+
+def _start_cold(arguments: list[str], environment: dict[str, str], reports: socket.socket) -> _Process:
+    command = [sys.executable, "-m", _PROGRAM, *arguments, "--report-fd", str(reports.fileno())]
+    return subprocess.Popen(command, pass_fds=[reports.fileno()], env=environment)
+
+
+def _start_warm(arguments: list[str], environment: dict[str, str], reports: socket.socket) -> _Process:
+    return warm_ranks.start(_PROGRAM, arguments, environment=environment, stdout=1, stderr=2, reports=reports)
 
 
 def attempt_in(

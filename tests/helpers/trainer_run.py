@@ -1,4 +1,4 @@
-"""Runs attempts of the small tasks without a launcher: in this process, or as a gang of subprocesses.
+"""Runs attempts of the small tasks without a launcher: in this process, or as a gang of processes.
 
 `python -m helpers.trainer_run scenarios.json RANK` makes one rank of a gang that runs one scenario after the other.
 """
@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from helpers import warm_ranks
 from helpers.trainer_tasks import TinyTask
 from shardyard.v1 import job_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -38,7 +38,6 @@ from shardyard_trainer.training.report import PrintingReporter, Reporter, Sendin
 from shardyard_trainer.training.teacher import Teacher
 
 COMMITTED = job_pb2.CheckpointChanged.CHANGE_COMMITTED
-TESTS = Path(__file__).parent.parent
 
 
 @dataclass
@@ -200,16 +199,17 @@ def refuse(engine_module, state_dict, task, attempt, metrics, *, folder, step): 
 
 
 def run_gang(folder: Path, scenarios: list[Scenario], *, timeout_s: float = 280) -> list[int]:
-    """Runs scenarios of one world size as subprocesses; their exit codes."""
+    """Runs scenarios of one world size as processes; their exit codes."""
     world_size = scenarios[0].world_size
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scenarios.json").write_text(json.dumps([asdict(scenario) for scenario in scenarios]))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     ranks = []
     for rank in range(world_size):
         with open(folder / f"rank-{rank}.log", "wb") as log:
-            command = [sys.executable, "-W", "ignore", "-m", "helpers.trainer_run", str(folder), str(rank)]
-            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            arguments = [str(folder), str(rank)]
+            ranks.append(
+                warm_ranks.start("helpers.trainer_run", arguments, environment=os.environ, stdout=log, stderr=log)
+            )
     try:
         return [rank.wait(timeout_s) for rank in ranks]
     finally:

@@ -174,7 +174,7 @@ def test_a_rank_whose_peers_never_come_ends_with_what_it_waited_for(tmp_path: Pa
 
 def test_bad_data_is_the_users_failure_and_names_the_line(tmp_path: Path, start: Callable[..., TrainerGang]) -> None:
     (tmp_path / "train.tsv").write_bytes(b"text\tlabel\nfine\t1\nbad\t0\n\xff\xfe\t1\n")
-    gang = start(attempt_of(tmp_path, world_size=1))
+    gang = start(attempt_of(tmp_path, world_size=1), cold=True)
     assert gang.wait() == [1]
     (event,) = gang.failures()
     assert event.failure.reason == "DATA_ERROR" and event.failure.metadata["line"] == "4"
