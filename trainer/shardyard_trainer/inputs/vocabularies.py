@@ -7,7 +7,7 @@ Here its classes get a built tokenizer or the content of a vocabulary, and the k
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,12 +52,7 @@ _SAVE = "save it with tokenizer.save_pretrained, which writes tokenizer.json"
 def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, tried out on some texts. Raises FolderInvalid TOKENIZER_MISSING or MODEL_INVALID."""
     tokenizer = _build(folder)
-    if num_ids(tokenizer) > _MOST_IDS:
-        raise FolderInvalid(
-            f"the tokenizer has the token id {num_ids(tokenizer) - 1:,} ({last_token(tokenizer)!r}); ids are under "
-            f"{_MOST_IDS:,}",
-            file=FILES[0],
-        )
+    _check_ids(tokenizer.get_vocab())
     with encoding_raises(
         lambda said: FolderInvalid(f"the tokenizer fails on a text: {said}; {_SAVE} again", file=FILES[0])
     ):
@@ -71,6 +66,16 @@ def build_tokenizer(folder: Folder) -> PreTrainedTokenizerFast:
             file=FILES[0],
         )
     return tokenizer
+
+
+def _check_ids(vocab: Mapping[str, int]) -> None:
+    """Raises FolderInvalid for ids that nobody has embeddings for."""
+    highest = max(vocab, key=lambda token: vocab[token], default="")
+    if vocab and vocab[highest] >= _MOST_IDS:
+        raise FolderInvalid(
+            f"the tokenizer has the token id {vocab[highest]:,} ({shorten(highest)!r}); ids are under {_MOST_IDS:,}",
+            file=FILES[0],
+        )
 
 
 @contextmanager
@@ -159,6 +164,8 @@ def _of_file(folder: Folder, settings: TokenizerSettings, kind: Any) -> PreTrain
         raise
     except Exception as error:  # edge: the binding raises bare Exception for whatever its parser refuses
         raise FolderInvalid(f"{name} does not load: {in_plain_words(error)}; {_SAVE} again", file=name) from None
+    # Before transformers writes it all out, which takes a minute for an id of two billions.
+    _check_ids(backend.get_vocab())
     # The file's padding and truncation would override the tokenizer's own settings.
     backend.no_padding()
     backend.no_truncation()
@@ -312,9 +319,11 @@ def _numbered(folder: Folder) -> dict[str, int]:
     if (
         not isinstance(vocab, dict)
         or len(vocab) > _MOST_WORDS
-        or not all(type(index) is int and 0 <= index < 2**31 for index in vocab.values())
+        or not all(type(index) is int and 0 <= index < _MOST_IDS for index in vocab.values())
     ):
-        raise FolderInvalid(f"{name} is not an object of up to {_MOST_WORDS:,} tokens and their ids", file=name)
+        raise FolderInvalid(
+            f"{name} is not an object of up to {_MOST_WORDS:,} tokens and their ids under {_MOST_IDS:,}", file=name
+        )
     return vocab
 
 
