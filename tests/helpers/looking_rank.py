@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -88,6 +89,24 @@ def _start(_path: Path) -> str:
     return "warm" if "compute_worker" in Path("/proc/self/cmdline").read_text() else "cold"
 
 
+def _order(path: Path) -> str:
+    """Asks a `fork_server` for a rank with all rights, with what a confined rank can have of its folder."""
+    folder = os.open(path, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as caller, open(os.devnull, "wb") as null:
+        caller.connect(f"/proc/self/fd/{folder}/socket")
+        socket.send_fds(caller, [b"\0"], [folder, null.fileno(), null.fileno(), null.fileno()])
+        order = json.dumps({"program": "this", "arguments": [], "environment": dict(os.environ), "rights": {}}).encode()
+        caller.sendall(struct.pack(">I", len(order)) + order)
+        answer = caller.recv(65_536)[4:]
+    os.close(folder)
+    return next(iter(json.loads(answer or b"{}")), "nothing")
+
+
+def _count_descriptors(_path: Path) -> str:
+    """Beside the one that lists them."""
+    return str(sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1)
+
+
 VERBS: dict[str, Callable[[Path], object]] = {
     "start": _start,
     "read": Path.read_bytes,
@@ -104,6 +123,9 @@ VERBS: dict[str, Callable[[Path], object]] = {
     "import": lambda path: bool(importlib.import_module(path.name)),
     "ask name": lambda _path: bool(getpass.getuser()),
     "claim": _ask_claim,
+    "order": _order,
+    "signal": lambda path: os.kill(int(path.name), 0),
+    "descriptors": _count_descriptors,
 }
 
 if __name__ == "__main__":

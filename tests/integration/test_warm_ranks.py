@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,16 +18,13 @@ import pytest
 
 from helpers.confined import is_warm, looking_launch
 from helpers.fake_trainer import Script
-from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
+from helpers.launches import collect, fake_launch, gone, kinds, pids
+from helpers.warm import ENVIRONMENT, started, warm_server
 from shardyard_coordinator.launch import warm_rank
-from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.confine import landlock_version
-from shardyard_coordinator.launch.fork_server import SOCKET, TOKEN
+from shardyard_coordinator.launch.fork_server import SOCKET, in_folder, open_folder
 from shardyard_coordinator.launch.local import LocalLauncher
-from shardyard_coordinator.launch.process_compute import ProcessCompute
 from shardyard_coordinator.seams import SystemClock
-
-ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +32,7 @@ async def state(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]
     """A state folder whose path is too long for a socket's address, with a server that is ready."""
     folder = tmp_path_factory.mktemp("state") / ("long" * 25)
     folder.mkdir()
-    compute = ProcessCompute(
-        log=folder / "compute.log", folders=Folders(hidden=str(folder)), warm=[], environment=ENVIRONMENT
-    )
-    await compute.start()
-    async with asyncio.timeout(60):
-        while not (folder / "warm" / TOKEN).exists():
-            await asyncio.sleep(0.05)
+    compute = await warm_server(folder)
     yield folder
     await compute.close()
 
@@ -140,17 +132,11 @@ async def test_a_warm_gang_ends_with_its_coordinator(state: Path, tmp_path: Path
 async def test_a_gang_outlives_the_server_and_the_next_one_starts_without_it(
     tmp_path: Path,
 ) -> None:
-    compute = ProcessCompute(
-        log=tmp_path / "compute.log", folders=Folders(hidden=str(tmp_path)), warm=[], environment=ENVIRONMENT
-    )
+    compute = await warm_server(tmp_path)
     launcher = LocalLauncher(
         clock=SystemClock(), cpus=2, program="helpers.fake_trainer", environment=ENVIRONMENT, hidden=str(tmp_path)
     )
-    await compute.start()
     try:
-        async with asyncio.timeout(60):
-            while not (tmp_path / "warm" / TOKEN).exists():
-                await asyncio.sleep(0.05)
         first = fake_launch(tmp_path, Script(steps=100, step_s=0.02))
         await launcher.ensure(first)
         events = await collect(launcher, first.key, until="progress")
@@ -167,25 +153,25 @@ async def test_a_gang_outlives_the_server_and_the_next_one_starts_without_it(
         await launcher.close(stop_cluster=True)
 
 
-async def test_without_the_token_nothing_is_started(state: Path, tmp_path: Path) -> None:
-    forged = tmp_path / "warm"
+async def test_who_cannot_open_the_servers_folder_has_nothing_started(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged, log = tmp_path / "warm", tmp_path / "out"
     forged.mkdir()
-    (forged / TOKEN).write_text("0" * 64)
     os.link(state / "warm" / SOCKET, forged / SOCKET)
-    with (tmp_path / "out").open("wb") as log:
-        started = await warm_rank.start_warm(
-            forged,
-            program="helpers.fake_trainer",
-            arguments=[],
-            environment=ENVIRONMENT,
-            rights={},
-            stdout=log,
-            stderr=log,
-        )
-    assert started is None
-    assert not (tmp_path / "out").read_bytes()
-    for path in (state / "warm", state / "warm" / TOKEN, state / "warm" / SOCKET):
-        assert path.stat().st_mode & 0o077 == 0
+    assert await started(forged, log) is None
+    # With no more than the path, as a confined rank may have the folder.
+    monkeypatch.setattr(warm_rank, "open_folder", only_the_path)
+    assert await started(state / "warm", log) is None
+    assert not log.read_bytes()
+    assert (state / "warm").stat().st_mode & 0o077 == 0
+
+
+@contextmanager
+def only_the_path(folder: Path) -> Iterator[int]:
+    opened = os.open(folder, os.O_PATH)
+    yield opened
+    os.close(opened)
 
 
 async def test_a_caller_that_sends_nothing_or_nonsense_delays_no_other(
@@ -194,8 +180,8 @@ async def test_a_caller_that_sends_nothing_or_nonsense_delays_no_other(
     callers = []
     for sent in (b"", b"\0", b"\0\0\0\0\5hello", b"\0\xff\xff\xff\xff"):
         caller = socket.socket(socket.AF_UNIX)
-        with warm_rank.short_path(state / "warm") as place:
-            caller.connect(f"{place}/{SOCKET}")
+        with open_folder(state / "warm") as opened:
+            caller.connect(f"{in_folder(opened)}/{SOCKET}")
         caller.sendall(sent)
         callers.append(caller)
     launch = fake_launch(tmp_path, Script(steps=20, step_s=0.02))
@@ -217,8 +203,10 @@ async def test_a_warm_rank_opens_no_more_than_a_cold_one(state: Path, tmp_path: 
         ("start", Path(), "warm"),
         ("read", root / "rows.csv", done),
         ("read", others / "config.json", done),
-        ("read", state / "warm" / TOKEN, denied),
         ("list", state / "warm", denied),
+        ("order", state / "warm", "refused"),
+        ("signal", Path(str(os.getpid())), denied if landlock_version() >= 6 else done),
+        ("descriptors", Path(), "4"),
         ("read", Path("/etc/passwd"), denied),
         ("read", Path(f"/proc/{os.getpid()}/environ"), denied),
         ("list", tmp_path, denied),

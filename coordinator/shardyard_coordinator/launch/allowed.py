@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from shardyard_coordinator.launch.confine import Identities, identities
+from shardyard_coordinator.launch.confine import Identities, holds, identities
 
 _HUB = "https://huggingface.co"
 
@@ -38,8 +38,11 @@ class Folders:
 
     @property
     def ranks(self) -> str:
-        """The folder of the `fork_server`; empty without a state folder: there is none."""
-        return warm_folder(self.hidden)
+        """The folder of the `fork_server`; empty: without a state folder, or if ranks may read it, there is none.
+
+        Who can open that folder can have a process started that is not confined.
+        """
+        return "" if any(holds(path, self.hidden) for path in self.reads) else warm_folder(self.hidden)
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """The processes of a Compute: `python -m ...compute_worker --warm a,b --fd N --confine JSON --ranks FOLDER`.
 
+`--warm-ranks c,d`: what ranks need beside that.
+
 The first one imports the modules of `--warm`, forks the server that starts ranks (`fork_server`, with a folder), gives
 up every right that opening clients' files does not need (`confine`), and from then on only forks: one process for each
 inspection, and one for each model that answers.
 It stays single-threaded and opens nothing itself, so that a fork is a copy without locks that nobody holds.
 
 Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
-{"serve", "memory_bytes", "network"} is answered {"pid"}, {"end": pid} with how it ended: {"status"}. The first
+{"serve", "memory_bytes", "network"} is answered {"pid"}, or {"errno"} if the kernel has no process more, and
+{"end": pid} with how it ended: {"status"}. The first
 packet, sent unasked, is {"ready": true, "confinement": {…}, "folders": [[device, inode], …]}: what it was confined to.
 A fork reads and writes frames on its stream: see `inspect` and `serve`.
 """
@@ -14,7 +17,6 @@ A fork reads and writes frames on its stream: see `inspect` and `serve`.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import json
 import os
@@ -26,12 +28,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from shardyard_coordinator.launch import confine
-from shardyard_coordinator.launch.fork_server import fork_server
+from shardyard_coordinator.launch.fork_server import fork_server, go_first, make_ready_to_fork
 from shardyard_coordinator.launch.frames import Header, frame, pack, receive_frame, unpack
 from shardyard_coordinator.launch.guard import bind_to
 
@@ -47,25 +48,22 @@ def main() -> None:
     parser.add_argument("--warm", default="")
     parser.add_argument("--confine", default="{}")
     parser.add_argument("--ranks", default="")
+    parser.add_argument("--warm-ranks", default="")
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     control = socket.socket(fileno=arguments.fd)
     for module in filter(None, arguments.warm.split(",")):
         importlib.import_module(module)
     if arguments.ranks:
-        fork_server(Path(arguments.ranks), control)
-    _first_to_go()
+        fork_server(Path(arguments.ranks), [*filter(None, arguments.warm_ranks.split(","))], control)
+    go_first()
     wanted = json.loads(arguments.confine)
     _make_folders(wanted)
     # Read before the rules are made, so that a folder exchanged meanwhile never looks unchanged.
     named = [*wanted.get("reads", ()), *wanted.get("writes", ())]
     folders = confine.identities(named if confine.landlock_version() else ())
     confinement = _confine(wanted)
-    gc.collect()
-    gc.freeze()  # Garbage collections in the forks would otherwise copy all shared pages.
-    threads = sum(1 for _ in Path("/proc/self/task").iterdir()) if sys.platform == "linux" else 1
-    if threads != 1:
-        print(f"{threads} threads in the process that forks: locks of theirs may stay held", file=sys.stderr)
+    make_ready_to_fork()
     control.send(json.dumps({"ready": True, "confinement": confinement, "folders": folders}).encode())
     _fork_on_order(control)
 
@@ -88,13 +86,6 @@ def _confine(wanted: dict[str, Any]) -> dict[str, str]:
     return holds
 
 
-def _first_to_go() -> None:
-    """If memory runs out, the kernel ends this process before the coordinator."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("500")
-
-
 def _fork_on_order(control: socket.socket) -> None:
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, _PACKET_BYTES, 1)
@@ -107,7 +98,11 @@ def _fork_on_order(control: socket.socket) -> None:
 
 def _fork(order: dict[str, Any], descriptor: int, control: socket.socket) -> dict[str, Any]:
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(descriptor)
+        return {"errno": error.errno}
     if pid:
         os.close(descriptor)
         return {"pid": pid}

@@ -35,7 +35,8 @@ _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 1
 _FILE_RIGHTS_NOW = (1 << 16) - 1
 # The first one that lets a folder be renamed into another one.
 _RANK_VERSION = 2
-_SCOPES = 3  # Abstract sockets and signals stay within the confined processes.
+_SCOPE_SIGNALS = 2
+_SCOPES = 1 | _SCOPE_SIGNALS  # Abstract sockets too stay within the confined processes; over them NCCL's ranks meet.
 
 # Renames a folder into another one that is written by others too.
 _PUT = _REMOVE_DIR | _MAKE_DIR | _REFER
@@ -115,7 +116,9 @@ def confine(reads: Iterable[str], writes: Iterable[str], *, hidden: str, ports: 
 
 
 def confine_rank(reads: Iterable[str], writes: Iterable[str], puts: Iterable[str], *, hidden: str) -> bool:
-    """Leaves this thread, and all that it starts, files alone: no rule for the network, over which ranks meet.
+    """Confines this thread, and all that it starts, to some files, and to signals among themselves.
+
+    No rule for the network, over which ranks meet.
 
     Beside `confine`'s environment: drivers of GPUs and network cards, the folders of commands and libraries that
     environment variables name, and its own part of /proc to write. Into `puts` folders can be renamed, and no file in
@@ -125,7 +128,7 @@ def confine_rank(reads: Iterable[str], writes: Iterable[str], puts: Iterable[str
     if version < _RANK_VERSION:
         return False
     handled = _FILE_RIGHTS.get(version, _FILE_RIGHTS_NOW)
-    ruleset = _new_ruleset((handled,))
+    ruleset = _new_ruleset((handled, 0, _SCOPE_SIGNALS) if version >= 6 else (handled,))
     try:
         for path in (*_environment(hidden), *_rank_environment(hidden), *reads):
             _allow_path(ruleset, path, _READ & handled)
@@ -208,12 +211,12 @@ def _environment(hidden: str) -> list[str]:
     for path in dict.fromkeys(named):
         if not path or not Path(path).exists():
             continue
-        if _holds(path, hidden):
+        if holds(path, hidden):
             # A virtual environment beside the state, say: its parts are opened one by one.
             found += [part for name in ("bin", "lib", "lib64", "include") if Path(part := f"{path}/{name}").exists()]
         else:
             found.append(path)
-    return [path for path in found if not _holds(path, hidden)]
+    return [path for path in found if not holds(path, hidden)]
 
 
 def _rank_environment(hidden: str) -> list[str]:
@@ -226,7 +229,7 @@ def _rank_environment(hidden: str) -> list[str]:
     named += [str(path) for finder in finders for path in getattr(finder, "MAPPING", {}).values()]
     named += [path for folder in sys.path for path in _linked_packages(folder)]
     named += [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH", "ROCM_PATH", "CUDA_MPS_PIPE_DIRECTORY")]
-    return [path for path in dict.fromkeys(named) if path and Path(path) != Path("/") and not _holds(path, hidden)]
+    return [path for path in dict.fromkeys(named) if path and Path(path) != Path("/") and not holds(path, hidden)]
 
 
 def _linked_packages(folder: str) -> list[str]:
@@ -255,7 +258,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     return []
 
 
-def _holds(folder: str, hidden: str) -> bool:
+def holds(folder: str, hidden: str) -> bool:
+    """Whether a folder is, or contains, the hidden one (empty: there is none), whatever links lead there."""
     real = os.path.realpath(folder)
     return bool(hidden) and Path(os.path.realpath(hidden)).is_relative_to(real)
 

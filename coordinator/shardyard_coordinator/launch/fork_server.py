@@ -1,43 +1,52 @@
 """Starts ranks as forks of a process that has already imported what they need: a rank starts in a tenth of the time.
 
-The server is forked from the compute process before that is confined, and ends with it. It listens on a socket in a
-folder that only the service's account can open, and takes orders only with the token that lies beside it: a confined
-rank, which reads neither, cannot have a process started that may do more than itself.
+It is forked from the compute process before that is confined, and ends with it. It imports, and keeps one server
+running, a fork of its own: one that is ended, by the kernel if memory runs out, say, has a successor at once.
 
-For each order it forks a keeper, which forks the rank. The keeper holds the connection of the rank's watcher: when that
-is closed it ends the rank, and when the rank ends it says how. So a rank ends with its watcher, as one that was started
-by it does, and outlives the server.
+The server listens on a socket in a folder that only the service's account can open. Whoever orders a rank hands over
+that folder, opened for reading: a confined rank can connect to the socket, but cannot open the folder, so it cannot
+have a process started that may do more than itself. There is no secret, which ranks would find in their own memory.
 
-On the connection come one byte with the descriptors of stdout, stderr and the rank's reports, then a frame of JSON:
-{"token", "program", "arguments", "environment", "rights"}. Back go frames {"pid"} and, at the end, {"status"}.
+For each order the server forks a keeper, which forks the rank. The keeper holds the connection of the rank's watcher:
+when that is closed it ends the rank, and when the rank ends it says how. So a rank ends with its watcher, as one that
+was started by it does, and outlives the server.
+
+On the connection come one byte with the descriptors of the folder, stdout, stderr and the rank's reports, then a frame
+of JSON: {"program", "arguments", "environment", "rights", "heritage"}. Back go frames: {"refused": why}, or {"pid"}
+from the rank once it has all that it takes, and at the end {"status"} from the keeper.
 """
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import gc
-import hmac
 import importlib
 import json
 import os
 import resource
 import runpy
-import secrets
 import select
 import signal
 import socket
+import stat
+import struct
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from shardyard_coordinator.launch import heritage
 from shardyard_coordinator.launch.confined_rank import take_rights
 from shardyard_coordinator.launch.frames import frame, receive_frame
-from shardyard_coordinator.launch.guard import bind_to, unbind
+from shardyard_coordinator.launch.guard import bind_to, call_process
 
-SOCKET, TOKEN = "socket", "token"
+SOCKET = "socket"
 
 WARM = (
     "shardyard_trainer.entry",
@@ -50,151 +59,328 @@ WARM = (
 )
 """What ranks import beyond the modules of the compute process."""
 
-_ORDER_S = 10.0
+_ORDER_S = 10
 _WAITING = 256
-_DESCRIPTORS = 3
+_DESCRIPTORS = 4
+# How soon another server or another socket takes the place of one that is gone, and how often that is looked at.
+_AGAIN_S = 0.5
+_LOOK_S = 2.0
+# Added to the share of memory, in thousandths, by which the kernel chooses what it ends.
+_FIRST_TO_GO = 500
 
 
-def fork_server(folder: Path, control: socket.socket) -> None:
-    """Forks the server and returns. It closes `control`, which belongs to the compute process.
+class _Refused(Exception):
+    """Why an order is not carried out, for the watcher, which then starts the rank itself."""
+
+
+@dataclass(frozen=True)
+class _Door:
+    """The listening socket, and the folder that it is in, held open: its inode stays its own."""
+
+    listener: socket.socket
+    folder: int
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> _Door:
+        """Takes the place of an earlier server's. Raises: OSError if it cannot be this account's alone."""
+        path.mkdir(mode=0o700, exist_ok=True)
+        with open_folder(path) as opened:
+            status = os.fstat(opened)
+            if status.st_uid != os.geteuid():
+                raise PermissionError(f"{path} belongs to another account")
+            os.fchmod(opened, 0o700)
+            (path / SOCKET).unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(f"{in_folder(opened)}/{SOCKET}")
+            listener.listen(_WAITING)
+            return cls(listener, os.dup(opened), path)
+
+    @property
+    def stands(self) -> bool:
+        """Whether callers still find the socket: a cleaner of old files may have removed it."""
+        with suppress(OSError):
+            there = (self.path / SOCKET).stat()
+            return stat.S_ISSOCK(there.st_mode) and _identity(self.path.stat()) == self.identity
+        return False
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the folder."""
+        return _identity(os.fstat(self.folder))
+
+    def close(self) -> None:
+        """Also what gives the right to order: no rank may have it."""
+        self.listener.close()
+        os.close(self.folder)
+
+
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    """The folder, opened for reading, as a server wants to see it. Raises: OSError."""
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def in_folder(opened: int) -> str:
+    """An open folder's path that fits into a socket's address, which has at most 107 bytes."""
+    return f"/proc/self/fd/{opened}"
+
+
+def fork_server(folder: Path, modules: Sequence[str], control: socket.socket) -> None:
+    """Forks the process that keeps a server and returns. It closes `control`, which belongs to the compute process.
 
     Without a kernel that tells of the end of processes, or without the folder above, there is none: ranks start cold.
     """
     if not hasattr(os, "pidfd_open") or not folder.parent.is_dir():
         return
     parent = os.getpid()
-    if os.fork():
-        return
-    status = 1
     try:
+        if os.fork():
+            return
+    except OSError as error:
+        print(f"ranks start cold: no process for their server ({error.strerror})", file=sys.stderr)
+        return
+    with _to_the_end():
         bind_to(parent)
         control.close()
-        listener, token = _open_door(folder)
-        for module in WARM:
-            importlib.import_module(module)
-        gc.collect()
-        gc.freeze()  # As in the compute process: collections in forks would copy all shared pages.
-        _serve(listener, token)
-        status = 0
-    except BaseException:  # edge: an exception of a fork must not continue in its parent's code.
-        traceback.print_exc()
-    finally:
-        _leave(status)
+        _keep_server(folder, modules)
 
 
-def _open_door(folder: Path) -> tuple[socket.socket, str]:
-    """The listening socket and its token, which replace those of an earlier server."""
+def _keep_server(folder: Path, modules: Sequence[str]) -> NoReturn:
+    call_process("sy-warm")
     os.umask(0o077)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    (folder / SOCKET).unlink(missing_ok=True)
-    token = secrets.token_hex(32)
-    new = folder / f".{TOKEN}"
-    new.write_text(token)
-    new.rename(folder / TOKEN)
-    listener = socket.socket(socket.AF_UNIX)
-    with short_path(folder) as place:
-        listener.bind(f"{place}/{SOCKET}")
-    listener.listen(_WAITING)
-    return listener, token
-
-
-class short_path:
-    """A folder by a path that fits into a socket's address, which has at most 107 bytes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> str:
-        self._descriptor = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._descriptor}"
-
-    def __exit__(self, *_error: object) -> None:
-        os.close(self._descriptor)
-
-
-def _serve(listener: socket.socket, token: str) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Keepers that have ended leave nothing to be waited for.
+    installed = heritage.packages()
+    door: _Door | None = None
+    with suppress(OSError):
+        # At once: what is ordered meanwhile waits for the imports, which would take it as long.
+        door = _Door.open(folder)
+    for module in modules:
+        importlib.import_module(module)
+    make_ready_to_fork()
+    said = ""
     while True:
-        connection, _ = listener.accept()
-        if not os.fork():
-            _keep(listener, connection, token)
-        connection.close()
+        try:
+            door = _standing(door, folder)
+            _run_server(door, installed)
+            said = ""
+        except OSError as error:
+            # A full disk, a file system without sockets, too many processes: it may be over in a while.
+            if said != (said := f"ranks start cold: {error}"):
+                print(said, file=sys.stderr, flush=True)
+        time.sleep(_AGAIN_S)
 
 
-def _keep(listener: socket.socket, connection: socket.socket, token: str) -> None:
+def make_ready_to_fork() -> None:
+    """For a process that has imported all that its forks need."""
+    gc.collect()
+    gc.freeze()  # Garbage collections in the forks would otherwise copy all shared pages.
+    threads = sum(1 for _ in Path("/proc/self/task").iterdir()) if sys.platform == "linux" else 1
+    if threads != 1:
+        print(f"{threads} threads in the process that forks: locks of theirs may stay held", file=sys.stderr)
+
+
+def go_first() -> None:
+    """If memory runs out, the kernel ends this process before the coordinator and ranks: it has a successor."""
+    with suppress(OSError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(max(_FIRST_TO_GO, int(score.read_text()))))
+
+
+def _standing(door: _Door | None, folder: Path) -> _Door:
+    if door is not None:
+        if door.stands:
+            return door
+        door.close()
+    return _Door.open(folder)
+
+
+def _run_server(door: _Door, installed: Mapping[str, int]) -> None:
+    """Returns when a server has ended, or was stopped and is ended: it holds nothing that another one lacks."""
+    parent = os.getpid()
+    server = os.fork()
+    if not server:
+        with _to_the_end():
+            bind_to(parent)
+            _serve(door, installed)
+    _, status = os.waitpid(server, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+
+
+def _serve(door: _Door, installed: Mapping[str, int]) -> None:
+    """Forks a keeper for each connection, until the door is gone."""
+    call_process("sy-forks")
+    go_first()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Keepers that have ended leave nothing to be waited for.
+    door.listener.settimeout(_LOOK_S)
+    while door.stands:
+        try:
+            connection, _ = door.listener.accept()
+        except TimeoutError:
+            continue
+        except OSError as error:
+            print(f"no order of a rank can be taken: {error}", file=sys.stderr, flush=True)
+            time.sleep(_AGAIN_S)
+            continue
+        with connection:
+            try:
+                if not os.fork():
+                    _keep(door, connection, installed)
+            except OSError as error:
+                # Without an answer its watcher starts the rank itself, and says why if that fails too.
+                print(f"no process for a rank: {error}", file=sys.stderr, flush=True)
+
+
+def _keep(door: _Door, connection: socket.socket, installed: Mapping[str, int]) -> None:
     """The keeper's whole life."""
-    try:
+    with _to_the_end():
+        signal.alarm(_ORDER_S)  # Ends it: a caller that says nothing holds a process no longer than that.
         os.setsid()
-        unbind()
-        listener.close()
+        call_process("sy-keeper")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        connection.settimeout(_ORDER_S)
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, _DESCRIPTORS)
-        order = json.loads(receive_frame(connection) or b"{}")
-        if len(descriptors) == _DESCRIPTORS and hmac.compare_digest(str(order.get("token", "")), token):
+        identity = door.identity
+        door.close()
+        try:
+            order, descriptors = _receive(connection, identity, installed)
+        except _Refused as refusal:
+            _say(connection, {"refused": str(refusal)})
+        else:
+            signal.alarm(0)
             _run(connection, order, descriptors)
-    except BaseException:  # edge: as above.
-        traceback.print_exc()
-    finally:
-        _leave(0)
+
+
+def _receive(
+    connection: socket.socket, identity: tuple[int, int], installed: Mapping[str, int]
+) -> tuple[dict[str, Any], list[int]]:
+    """An order with the descriptors of its streams. Raises: _Refused, OSError."""
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, _DESCRIPTORS)
+    if not (_is_of_this_account(connection) and len(descriptors) == _DESCRIPTORS):
+        raise _Refused("the order is not from this account, or not whole")
+    folder, *streams = descriptors
+    # Who only has the path of the folder, as `O_PATH` opens it, may not read it.
+    if fcntl.fcntl(folder, fcntl.F_GETFL) & os.O_PATH or _identity(os.fstat(folder)) != identity:
+        raise _Refused("the order comes without the folder of this server")
+    os.close(folder)
+    order: dict[str, Any] = json.loads(receive_frame(connection) or b"{}")
+    why = heritage.elsewhere(order["heritage"]["place"]) or heritage.set_otherwise(os.environ, order["environment"])
+    if not why and heritage.packages() != installed:
+        why = "packages were installed or removed since the service started: restart it"
+    if why:
+        raise _Refused(why)
+    try:
+        heritage.take(order["heritage"])
+    except (OSError, ValueError) as error:
+        raise _Refused(f"a fork cannot have all that the watcher has: {error}") from error
+    return order, streams
+
+
+def _is_of_this_account(connection: socket.socket) -> bool:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, account, group = struct.unpack("3i", credentials)
+    return (account, group) == (os.geteuid(), os.getegid())
 
 
 def _run(connection: socket.socket, order: dict[str, Any], descriptors: Sequence[int]) -> None:
     keeper = os.getpid()
     pid = os.fork()
     if not pid:
-        connection.close()
-        _be_rank(order, descriptors, keeper)
+        _be_rank(connection, order, descriptors, keeper)  # Never returns.
     for descriptor in descriptors:
         os.close(descriptor)
     ended = os.pidfd_open(pid)
-    connection.sendall(frame(json.dumps({"pid": pid}).encode()))
     looks = select.poll()
     looks.register(ended, select.POLLIN)
     looks.register(connection, select.POLLIN)
     if ended not in {descriptor for descriptor, _ in looks.poll()}:
         # Nothing is sent after the order: this is the watcher's end.
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        _end_group(pid)
     _, status = os.waitpid(pid, 0)
+    _say(connection, {"status": os.waitstatus_to_exitcode(status)})
+
+
+def _say(connection: socket.socket, what: Mapping[str, Any]) -> None:
+    """The watcher may have left."""
     with suppress(OSError):
-        connection.sendall(frame(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode()))
+        connection.sendall(frame(json.dumps(what).encode()))
 
 
-def _be_rank(order: dict[str, Any], descriptors: Sequence[int], keeper: int) -> None:
+def _end_group(pid: int) -> None:
+    """Ends a rank that was not waited for, and its children; it may not lead its group yet."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _be_rank(connection: socket.socket, order: dict[str, Any], descriptors: Sequence[int], keeper: int) -> None:
     """The rank's whole life: what `confined_rank` and a fresh interpreter do, in this process."""
-    status = 1
-    try:
+    with _to_the_end():
         os.setsid()
         bind_to(keeper)
+        call_process("sy-rank")
         stdout, stderr, reports = descriptors
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
-            os.dup2(source, target)
-            os.close(source)
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
-        os.environ.clear()
-        os.environ.update(order["environment"])
-        tempfile.tempdir = None
+        _take_streams(stdout, stderr)
+        _begin_afresh(order["environment"])
         sys.argv = [order["program"], *order["arguments"], "--report-fd", str(reports)]
         # As in `confined_rank`: a rank's memory contains users' data.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if order["rights"]:
             take_rights(order["rights"])
-        runpy.run_module(order["program"], run_name="__main__", alter_sys=True)
+        # Only now: who has the number can end the whole group, and who has none starts the rank in another way.
+        connection.sendall(frame(json.dumps({"pid": os.getpid()}).encode()))
+        connection.close()
+        try:
+            runpy.run_module(order["program"], run_name="__main__", alter_sys=True)
+        finally:
+            atexit._run_exitfuncs()
+
+
+def _take_streams(stdout: int, stderr: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
+        os.dup2(source, target)
+        os.close(source)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
+
+
+def _begin_afresh(environment: Mapping[str, str]) -> None:
+    """What a new interpreter has of its own: its environment, its random numbers, its secrets, its ends."""
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    tempfile.tempdir = None
+    atexit._clear()  # Those are the server's: they would remove its files, and wait for its threads.
+    if (random := sys.modules.get("numpy.random")) is not None:
+        random.seed()  # Python's own does so at a fork; torch starts with the same numbers in every process.
+    if (processes := sys.modules.get("multiprocessing.process")) is not None:
+        processes.current_process().authkey = os.urandom(32)
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """The rest of a fork's life: it never returns, because it must not continue in its parent's code.
+
+    Not `sys.exit`: at exit some libraries join threads that a fork does not have.
+    """
+    status = 1
+    try:
+        yield
         status = 0
     except SystemExit as exit_:
         status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException:  # edge: as above.
         traceback.print_exc()
     finally:
-        _leave(status)
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
-def _leave(status: int) -> None:
-    """Not `sys.exit`: at exit some libraries join threads that a fork does not have."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -157,8 +157,11 @@ class WarmProcess:
         environment: Mapping[str, str],
         log: Path,
         ranks: str = "",
+        warm_ranks: Sequence[str] = (),
     ) -> WarmProcess:
-        """Starts one and waits until it has imported everything; `ranks`: the folder of its `fork_server`, if any.
+        """Starts one and waits until it has imported everything.
+
+        `ranks` is the folder of its `fork_server`, if any, and `warm_ranks` are the modules that this one imports.
 
         Raises: OSError; WarmProcessGone if it ends meanwhile.
         """
@@ -168,7 +171,8 @@ class WarmProcess:
                 # -P: the current folder of the service must not supply modules, nor be read.
                 [
                     *("-P", "-m", "shardyard_coordinator.launch.compute_worker"),
-                    *("--warm", ",".join(warm), "--confine", json.dumps(confine), "--ranks", ranks),
+                    *("--warm", ",".join(warm), "--confine", json.dumps(confine)),
+                    *("--ranks", ranks, "--warm-ranks", ",".join(warm_ranks)),
                 ],
                 fd_option="--fd",
                 environment=environment,
@@ -189,12 +193,18 @@ class WarmProcess:
         return self
 
     async def fork(self, *, serve: str, memory_bytes: int, network: bool) -> Fork:
-        """A new fork that serves with the factory `serve`, or with "" an inspection. Raises WarmProcessGone."""
+        """A new fork that serves with the factory `serve`, or with "" an inspection.
+
+        Raises: WarmProcessGone; OSError if the kernel has no process more.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             asked = self._order({"serve": serve, "memory_bytes": memory_bytes, "network": network}, theirs.fileno())
         try:
-            pid = (await asyncio.shield(asked))["pid"]
+            answer = await asyncio.shield(asked)
+            if "errno" in answer:
+                raise OSError(answer["errno"], os.strerror(answer["errno"]))
+            pid = answer["pid"]
             reader, writer = await asyncio.open_unix_connection(sock=ours)
         except BaseException:
             ours.close()
@@ -245,7 +255,7 @@ class WarmProcess:
 
     def _end_unwanted(self, asked: asyncio.Future[dict[str, Any]]) -> None:
         """Ends and reaps a fork whose caller left before receiving it, because nothing else would."""
-        if not asked.cancelled() and asked.exception() is None:
+        if not asked.cancelled() and asked.exception() is None and "pid" in asked.result():
             self._order({"end": asked.result()["pid"]})
 
     async def _exchange(self, order: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any]:

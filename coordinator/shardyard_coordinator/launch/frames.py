@@ -36,9 +36,14 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
 
 
 def receive_frame(channel: socket.socket) -> bytes | None:
-    """As `read_frame`, on a blocking socket."""
+    """As `read_frame`, on a blocking socket. Raises: FrameError."""
     head = _receive(channel, _LENGTH.size)
-    return None if head is None else _receive(channel, _LENGTH.unpack(head)[0])
+    if head is None:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {length} bytes; the limit is {MAX_FRAME_BYTES}")
+    return _receive(channel, length)
 
 
 def frame(payload: bytes) -> bytes:

@@ -159,16 +159,19 @@ class LocalLauncher:
         self._free_gpus.extend(gang.gpus)
 
     async def _start_ranks(self, gang: _Gang, launch: Launch) -> None:
-        for rank in range(launch.workers):
-            if gang.attempt.doomed:
-                gang.attempt.rank_exited(rank, RankExit(None))
-                continue
-            try:
-                if launch.workers * launch.gpus_per_worker > len(gang.gpus):
-                    raise OSError("its GPUs are still held by another gang")
-                await self._start_rank(gang, launch, rank)
-            except OSError as error:
-                gang.attempt.rank_exited(rank, RankExit(None, detail=f"not started: {error}"))
+        # All at once: each may have to wait until the warm process has imported everything.
+        await asyncio.gather(*(self._start_or_report(gang, launch, rank) for rank in range(launch.workers)))
+
+    async def _start_or_report(self, gang: _Gang, launch: Launch, rank: int) -> None:
+        if gang.attempt.doomed:
+            gang.attempt.rank_exited(rank, RankExit(None))
+            return
+        try:
+            if launch.workers * launch.gpus_per_worker > len(gang.gpus):
+                raise OSError("its GPUs are still held by another gang")
+            await self._start_rank(gang, launch, rank)
+        except OSError as error:
+            gang.attempt.rank_exited(rank, RankExit(None, detail=f"not started: {error}"))
 
     async def _start_rank(self, gang: _Gang, launch: Launch, rank: int) -> None:
         environment = rank_environment(

@@ -18,6 +18,7 @@ from pathlib import Path
 from shardyard_coordinator.launch.allowed import Folders, FolderWatch
 from shardyard_coordinator.launch.answering import Answering
 from shardyard_coordinator.launch.confine import rank_words
+from shardyard_coordinator.launch.fork_server import WARM as WARM_RANKS
 from shardyard_coordinator.launch.forks import (
     WALL,
     Fork,
@@ -69,7 +70,7 @@ class _Kept:
 
 
 class ProcessCompute:
-    """Calls functions in forks of a process that has imported `warm`."""
+    """Calls functions in forks of a process that has imported `warm`; ranks are forks of one with `warm_ranks` too."""
 
     def __init__(
         self,
@@ -80,11 +81,13 @@ class ProcessCompute:
         warm: Sequence[str] = WARM,
         answerer: str = ANSWERER,
         environment: Mapping[str, str] | None = None,
+        warm_ranks: Sequence[str] = WARM_RANKS,
     ) -> None:
         self._log_path = log
         self._size = size or Size()
         self._folders = folders or Folders()
         self._warm = tuple(warm)
+        self._warm_ranks = tuple(warm_ranks)
         self._answerer = answerer
         self._environment = {
             # A cluster's node has Ray's settings in its environment, the token included.
@@ -238,7 +241,10 @@ class ProcessCompute:
     async def _new_fork(self, *, serve: str = "", network: bool = False) -> Fork:
         """Forks the warm process once it is ready. Raises: ComputeUnavailable, WarmProcessGone."""
         warm = await self._warmed()
-        return await warm.fork(serve=serve, memory_bytes=self._size.memory_bytes, network=network)
+        try:
+            return await warm.fork(serve=serve, memory_bytes=self._size.memory_bytes, network=network)
+        except OSError as error:
+            raise ComputeUnavailable(f"no process could be started: {error.strerror}") from error
 
     async def _warmed(self) -> WarmProcess:
         """The warm process, once it is ready. Raises: ComputeUnavailable."""
@@ -267,6 +273,7 @@ class ProcessCompute:
                 environment=self._environment,
                 log=self._log_path,
                 ranks=self._folders.ranks,
+                warm_ranks=self._warm_ranks,
             )
         except OSError as error:
             _log.warning("no compute process could be started: %s", error)

@@ -8,14 +8,21 @@ import logging
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from shardyard_coordinator.launch.fork_server import SOCKET, TOKEN, short_path
+import psutil
+
+from shardyard_coordinator.launch.fork_server import SOCKET, in_folder, open_folder
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
+from shardyard_coordinator.launch.heritage import heritage
 
 # Above what the server's own imports and a fork take on a busy machine: to start cold would take as long.
 _START_S = 30.0
+# How often a rank is looked at whose keeper says nothing, and how many looks have to find it ended.
+_LOOK_S = 1.0
+_LOOKS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +38,23 @@ class WarmRank:
 
     async def wait(self) -> int:
         """Its exit code, negative for a signal. If its keeper was ended, so was it."""
-        payload = await read_frame(self._reader)
+        payload = await self._last_word()
         self.returncode = -signal.SIGKILL if payload is None else json.loads(payload)["status"]
         self._writer.close()
         return self.returncode
+
+    async def _last_word(self) -> bytes | None:
+        """What its keeper says; None: the rank has ended and it says nothing, as if it was stopped (SIGSTOP)."""
+        word = asyncio.ensure_future(read_frame(self._reader))
+        try:
+            ended = 0
+            while ended < _LOOKS:
+                if (await asyncio.wait([word], timeout=_LOOK_S))[0]:
+                    return word.result()
+                ended = ended + 1 if _has_ended(self.pid) else 0
+            return None
+        finally:
+            word.cancel()
 
 
 async def start_warm(
@@ -47,29 +67,34 @@ async def start_warm(
     stdout: IO[bytes],
     stderr: IO[bytes],
 ) -> tuple[WarmRank, socket.socket] | None:
-    """Starts `program` as a fork of the server in `folder`, with a socket for its reports; None: there is no server."""
-    order = {
-        "program": program,
-        "arguments": list(arguments),
-        "environment": dict(environment),
-        "rights": {name: list(paths) for name, paths in rights.items()},
-    }
-    connection = socket.socket(socket.AF_UNIX)
-    connection.setblocking(False)
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            order["token"] = (folder / TOKEN).read_text()
-            with short_path(folder) as place:
-                await asyncio.get_running_loop().sock_connect(connection, f"{place}/{SOCKET}")
-            socket.send_fds(connection, [b"\0"], [stdout.fileno(), stderr.fileno(), theirs.fileno()])
-            return await _ordered(connection, order), ours
-        except (OSError, FrameError, TimeoutError) as error:
-            # Before the compute process is warm, and on other nodes than its own, this is how it is.
-            _log.info("no warm process for a rank (%s): it is started cold", error or type(error).__name__)
-            connection.close()
-            ours.close()
-            return None
+    """Starts `program` as a fork of the server in `folder`, with a socket for its reports.
+
+    None: there is no server, or it has refused: a fork of it would be another rank than one that is started here.
+    """
+    try:
+        with ExitStack() as unless_it_runs:
+            connection = unless_it_runs.enter_context(socket.socket(socket.AF_UNIX))
+            connection.setblocking(False)
+            ours, theirs = socket.socketpair()
+            unless_it_runs.enter_context(ours)
+            with theirs, open_folder(folder) as opened:
+                await asyncio.get_running_loop().sock_connect(connection, f"{in_folder(opened)}/{SOCKET}")
+                descriptors = [opened, stdout.fileno(), stderr.fileno(), theirs.fileno()]
+                socket.send_fds(connection, [b"\0"], descriptors)
+            order = {
+                "program": program,
+                "arguments": list(arguments),
+                "environment": dict(environment),
+                "rights": {name: list(paths) for name, paths in rights.items()},
+                "heritage": heritage(),
+            }
+            started = await _ordered(connection, order)
+            unless_it_runs.pop_all()
+            return started, ours
+    except (OSError, FrameError, TimeoutError) as error:
+        # Before the compute process is warm, and on other nodes than its own, this is how it is.
+        _log.info("no warm process for a rank (%s): it is started cold", error or type(error).__name__)
+        return None
 
 
 async def _ordered(connection: socket.socket, order: Mapping[str, object]) -> WarmRank:
@@ -80,9 +105,17 @@ async def _ordered(connection: socket.socket, order: Mapping[str, object]) -> Wa
             writer.write(frame(json.dumps(order).encode()))
             await writer.drain()
             payload = await read_frame(reader)
-        if payload is None:
-            raise ConnectionError("the server did not take the order")
-        return WarmRank(json.loads(payload)["pid"], reader, writer)
+        answer: dict[str, Any] = {} if payload is None else json.loads(payload)
+        if "pid" not in answer:
+            raise ConnectionError(answer.get("refused", "the server did not take the order"))
+        return WarmRank(answer["pid"], reader, writer)
     except BaseException:
         writer.close()
         raise
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

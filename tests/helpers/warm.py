@@ -1,0 +1,70 @@
+"""Servers of warm ranks that import nothing heavy, and what is started by them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from helpers.launches import TESTS
+from shardyard_coordinator.launch import warm_rank
+from shardyard_coordinator.launch.allowed import Folders
+from shardyard_coordinator.launch.fork_server import SOCKET
+from shardyard_coordinator.launch.process_compute import ProcessCompute
+
+ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
+
+
+async def warm_server(
+    state: Path, *, imports: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+) -> ProcessCompute:
+    """A compute process whose server, with `imports`, is there; close it."""
+    compute = ProcessCompute(
+        log=state / "compute.log",
+        folders=Folders(hidden=str(state)),
+        warm=[],
+        environment=environment or ENVIRONMENT,
+        warm_ranks=imports,
+    )
+    await compute.start()
+    async with asyncio.timeout(120):
+        while not (state / "warm" / SOCKET).exists():
+            await asyncio.sleep(0.05)
+    return compute
+
+
+async def started(
+    folder: Path, log: Path, program: str = "helpers.fake_trainer", environment: Mapping[str, str] | None = None
+) -> warm_rank.WarmRank | None:
+    """A rank that the server in `folder` has started, if it has."""
+    with log.open("ab") as stream:
+        found = await warm_rank.start_warm(
+            folder,
+            program=program,
+            arguments=[],
+            environment=os.environ | (environment or ENVIRONMENT),
+            rights={},
+            stdout=stream,
+            stderr=stream,
+        )
+    if found is None:
+        return None
+    found[1].close()
+    return found[0]
+
+
+async def named(name: str, parent: int | None = None) -> psutil.Process:
+    """The process below this one, or a child of `parent`, that has called itself so."""
+    async with asyncio.timeout(60):
+        while True:
+            below = psutil.Process(parent).children(recursive=parent is None)
+            for each in below:
+                try:
+                    if each.name() == name and each.status() != psutil.STATUS_ZOMBIE:
+                        return each
+                except psutil.NoSuchProcess:
+                    continue
+            await asyncio.sleep(0.05)
