@@ -172,7 +172,7 @@ def check_token_address(address: str, token: str | None) -> None:
 
 def is_loopback(address: str) -> bool:
     """Whether `host:port`, `[v6]:port` or `unix:path` cannot leave this machine."""
-    if address.startswith("unix:"):
+    if address.startswith(("unix:", "unix-abstract:")):
         return True
     target = address.removeprefix("ipv4:").removeprefix("ipv6:").removeprefix("dns:///").removeprefix("dns:")
     host = target[1 : target.index("]")] if target.startswith("[") and "]" in target else target.rsplit(":", 1)[0]

@@ -111,7 +111,9 @@ def test_a_unary_call_is_repeated_only_when_the_service_says_when() -> None:
     assert retry_delay(errors.Unavailable("x", reason="DRAINING"), 0, 60) is None
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x", "127.9.9.9:1"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x", "unix-abstract:x", "127.9.9.9:1"]
+)
 def test_addresses_of_this_machine(address: str) -> None:
     assert is_loopback(address)
 
