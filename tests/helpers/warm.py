@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import psutil
 from helpers.launches import TESTS
 from shardyard_coordinator.launch import warm_rank
 from shardyard_coordinator.launch.allowed import Folders
-from shardyard_coordinator.launch.fork_server import SOCKET
+from shardyard_coordinator.launch.fork_server import SOCKET, in_folder
+from shardyard_coordinator.launch.frames import frame, receive_frame
 from shardyard_coordinator.launch.process_compute import ProcessCompute
 
 ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
@@ -54,6 +57,19 @@ async def started(
         return None
     found[1].close()
     return found[0]
+
+
+def answer_to(folder: Path, order: Mapping[str, object], *, how: int = os.O_RDONLY) -> dict[str, object]:
+    """What the server in `folder`, opened in a certain way, answers to an order."""
+    opened = os.open(folder, how)
+    with socket.socket(socket.AF_UNIX) as caller, Path(os.devnull).open("wb") as null:
+        caller.connect(f"{in_folder(opened)}/{SOCKET}")
+        socket.send_fds(caller, [b"\0"], [opened, *[null.fileno()] * 3])
+        caller.sendall(frame(json.dumps(order).encode()))
+        payload = receive_frame(caller)
+    os.close(opened)
+    answer: dict[str, object] = json.loads(payload or b"{}")
+    return answer
 
 
 async def named(name: str, parent: int | None = None) -> psutil.Process:

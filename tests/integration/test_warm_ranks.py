@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -19,8 +18,7 @@ import pytest
 from helpers.confined import is_warm, looking_launch
 from helpers.fake_trainer import Script
 from helpers.launches import collect, fake_launch, gone, kinds, pids
-from helpers.warm import ENVIRONMENT, started, warm_server
-from shardyard_coordinator.launch import warm_rank
+from helpers.warm import ENVIRONMENT, answer_to, started, warm_server
 from shardyard_coordinator.launch.confine import landlock_version
 from shardyard_coordinator.launch.fork_server import SOCKET, in_folder, open_folder
 from shardyard_coordinator.launch.local import LocalLauncher
@@ -153,25 +151,16 @@ async def test_a_gang_outlives_the_server_and_the_next_one_starts_without_it(
         await launcher.close(stop_cluster=True)
 
 
-async def test_who_cannot_open_the_servers_folder_has_nothing_started(
-    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_cannot_open_the_servers_folder_has_nothing_started(state: Path, tmp_path: Path) -> None:
     forged, log = tmp_path / "warm", tmp_path / "out"
     forged.mkdir()
     os.link(state / "warm" / SOCKET, forged / SOCKET)
     assert await started(forged, log) is None
-    # With no more than the path, as a confined rank may have the folder.
-    monkeypatch.setattr(warm_rank, "open_folder", only_the_path)
-    assert await started(state / "warm", log) is None
     assert not log.read_bytes()
+    # With no more than the path, as a confined rank may have the folder.
+    answer = answer_to(state / "warm", {}, how=os.O_PATH)
+    assert answer == {"refused": "the order comes without the folder of this server"}
     assert (state / "warm").stat().st_mode & 0o077 == 0
-
-
-@contextmanager
-def only_the_path(folder: Path) -> Iterator[int]:
-    opened = os.open(folder, os.O_PATH)
-    yield opened
-    os.close(opened)
 
 
 async def test_a_caller_that_sends_nothing_or_nonsense_delays_no_other(

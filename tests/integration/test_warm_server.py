@@ -18,9 +18,8 @@ import pytest
 from helpers.confined import is_warm
 from helpers.fake_trainer import Script
 from helpers.launches import TESTS, collect, fake_launch, gone, kinds, pids
-from helpers.warm import ENVIRONMENT, named, started, warm_server
+from helpers.warm import ENVIRONMENT, answer_to, named, started, warm_server
 from shardyard.worker.v1 import worker_pb2
-from shardyard_coordinator.launch import warm_rank
 from shardyard_coordinator.launch.allowed import Folders
 from shardyard_coordinator.launch.fork_server import SOCKET
 from shardyard_coordinator.launch.heritage import heritage, place
@@ -211,15 +210,11 @@ async def test_a_variable_that_is_read_at_imports_has_its_value(
     assert await service.is_warm(tmp_path / "any", ANY_OTHER="77", TORCHINDUCTOR_CACHE_DIR="/elsewhere")
 
 
-async def test_a_watcher_in_another_container_starts_its_ranks_itself(
-    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.INFO, logger="shardyard_coordinator")
+async def test_a_watcher_in_another_container_has_no_rank_started(service: Service) -> None:
     # Its process ids are not this machine's: what it ends by number would be another process here.
     there = heritage() | {"place": place() | {"pid": "pid:[1]"}}
-    monkeypatch.setattr(warm_rank, "heritage", lambda: there)
-    assert not await service.is_warm(tmp_path / "elsewhere")
-    assert "the watcher has another pid" in caplog.text
+    order = {"program": "this", "arguments": [], "rights": {}, "environment": dict(os.environ), "heritage": there}
+    assert answer_to(service.state / "warm", order) == {"refused": "the watcher has another pid"}
 
 
 WATCHER = """

@@ -3,9 +3,9 @@
 It is forked from the compute process before that is confined, and ends with it. It imports, and keeps one server
 running, a fork of its own: one that is ended, by the kernel if memory runs out, say, has a successor at once.
 
-The server listens on a socket in a folder that only the service's account can open. Whoever orders a rank hands over
+The server listens on a socket in a folder that only the service's account can open. An order for a rank comes with
 that folder, opened for reading: a confined rank can connect to the socket, but cannot open the folder, so it cannot
-have a process started that may do more than itself. There is no secret, which ranks would find in their own memory.
+have a process started that may do more than itself. A secret, such as a token, ranks would find in their own memory.
 
 For each order the server forks a keeper, which forks the rank. The keeper holds the connection of the rank's watcher:
 when that is closed it ends the rank, and when the rank ends it says how. So a rank ends with its watcher, as one that

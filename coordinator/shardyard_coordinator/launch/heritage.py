@@ -27,8 +27,8 @@ _READ_ONCE = re.compile(
     """,
     re.VERBOSE,
 )
-# Named like those, but a rank sets anew what they say (its threads), the service gives both the same value, or they are
-# read when they are used.
+# Named like those, but a rank sets its threads again, the service gives both the same value, or they are read when
+# they are used.
 _NO_MATTER = {
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("DS_ACCELERATOR", "HF_HOME"),
@@ -94,7 +94,7 @@ def set_otherwise(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
 
 
 def packages(folders: Iterable[str] | None = None) -> dict[str, int]:
-    """What is installed in Python's folders: an installer makes a package's folder of metadata anew."""
+    """What is installed in Python's folders: an installer makes a new folder with a package's metadata."""
     found: dict[str, int] = {}
     for folder in dict.fromkeys(sys.path if folders is None else folders):
         with suppress(OSError), os.scandir(folder or ".") as entries:
