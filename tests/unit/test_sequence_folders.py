@@ -235,7 +235,9 @@ def test_an_output_layer_of_its_own_is_trained_and_kept(kind: str, root: Path, t
     logits = cls.from_pretrained(folder).eval()(**given).logits
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), reduction="sum")
     assert module(**inputs).loss_sum.item() == pytest.approx(plain.item(), rel=1e-5)
-    assert not ask(root, translation({"uri": f"ROOT/{folder.name}"}, tokenizer={})).violations
+    result = ask(root, translation({"uri": f"ROOT/{folder.name}"}, tokenizer={}))
+    assert not result.violations, result.violations
+    assert result.plan.num_parameters == sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_beams_are_refused_for_a_model_that_continues_texts(root: Path) -> None:

@@ -6,7 +6,7 @@ Whatever transformers raises for a folder or a configuration is the fault of tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def load(
     try:
         if choice.folder is None or meta:
             model, info = auto_class.from_config(config, dtype=torch.float32, **options), None
+            _separate(model, choice.separate)
         else:
             model, info = load_pretrained(auto_class, choice.folder, config, **options)
     except LOADING_ERRORS as error:
@@ -142,6 +143,14 @@ def _check_finite(model: Any, choice: ModelChoice) -> None:
             raise SpecError(
                 choice.field, "MODEL_INVALID", f"the tensor {name} has values that are not finite", {"tensor": name}
             )
+
+
+def _separate(model: Any, names: Sequence[str]) -> None:
+    """Gives weights that a new model ties parameters of their own, as the choice's folder has them."""
+    for name in names:
+        place, _, last = name.rpartition(".")
+        own = torch.empty_like(model.get_parameter(name))
+        setattr(model.get_submodule(place), last, torch.nn.Parameter(own))
 
 
 def _use_faster_gelu(config: Any) -> list[str]:

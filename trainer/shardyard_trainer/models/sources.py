@@ -46,7 +46,7 @@ class ModelChoice:
     """The model that a spec means: its configuration, and the folder of its weights (None: a fresh one).
 
     `pinned` is the source as it always names the same files (see `Found`). `note` says how the folder was converted,
-    if it was.
+    if it was. `separate` are weights that the folder has of their own, though its configuration ties them.
     """
 
     config: Any
@@ -56,6 +56,7 @@ class ModelChoice:
     note: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     field: str = FIELD
+    separate: tuple[str, ...] = ()
 
     @property
     def is_fresh(self) -> bool:

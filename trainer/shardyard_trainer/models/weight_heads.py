@@ -39,11 +39,11 @@ def _look(folder: Folder, auto: str, _signature: object) -> WeightReport:
         with quiet():
             config = model_config(folder)
             if type(config) not in kind._model_mapping:
-                return WeightReport(("head",), (), untied=False)
+                return WeightReport(("head",), ())
             with open_tensors(folder) as tensors:
                 refuse_deep(config, len(tensors))
             model, info = load_pretrained(kind, folder, config, device_map="meta", ignore_mismatched_sizes=True)
-        return judge(model, info, untied=_differ(folder, getattr(model, "all_tied_weights_keys", {})))
+        return judge(model, info, untied=_separate(folder, getattr(model, "all_tied_weights_keys", {})))
     except LOADING_ERRORS as error:
         if isinstance(error, FolderInvalid | WeightsInvalid):
             raise
@@ -68,15 +68,16 @@ def refuse_deep(config: Any, num_tensors: int) -> None:
         )
 
 
-def _differ(folder: Folder, ties: Mapping[str, str]) -> bool:
-    """Whether the file has two different tensors where config.json says that they are one."""
+def _separate(folder: Folder, ties: Mapping[str, str]) -> tuple[str, ...]:
+    """The weights of which the file has another tensor than of those that config.json says they are."""
     with open_tensors(folder) as tensors:
-        return any(
-            one in tensors
+        return tuple(
+            one
+            for one, other in ties.items()
+            if one in tensors
             and other in tensors
             and (
                 tensors[one].get_shape() != tensors[other].get_shape()
                 or not bool((tensors[one][:] == tensors[other][:]).all())
             )
-            for one, other in ties.items()
         )

@@ -54,17 +54,18 @@ _WRAPPERS: Mapping[str, str] = {
 class WeightReport:
     """What became of a folder's weights: missing `lacking` parts of the head, `unread` tensors of no known use.
 
-    `untied`: the file has an output layer of its own, though config.json ties it. `reshaped` says of a part of the head
-    that is there in another shape than config.json asks for which shapes those are; empty: none is.
+    `untied` are weights that the file has of their own, though config.json ties them: an output layer, if there are
+    any. `reshaped` says of a part of the head that is there in another shape than config.json asks for which shapes
+    those are; empty: none is.
     """
 
     lacking: tuple[str, ...]
     unread: tuple[str, ...]
-    untied: bool
+    untied: tuple[str, ...] = ()
     reshaped: str = ""
 
 
-def judge(model: Any, info: Mapping[str, Any], *, untied: bool = False) -> WeightReport:
+def judge(model: Any, info: Mapping[str, Any], *, untied: tuple[str, ...] = ()) -> WeightReport:
     """The verdict on a load. Raises FolderInvalid for whatever makes it another model."""
     backbone = architectures.backbone_of(model)
     parts = {name for name, _ in (*backbone.named_children(), *backbone.named_parameters(recurse=False))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,8 +161,10 @@ class Ingredients:
         if report.unread:
             message = f"{len(report.unread)} tensors of the weights are not read: {listed(report.unread, most=3)}"
             self.warn("UNREAD_TENSORS", message, choice.field)
-        # An encoder-decoder's embeddings are tied by the same setting, and stay so beside an output layer of its own.
-        if report.untied and not architectures.is_seq2seq(choice.config):
+        if report.untied and architectures.is_seq2seq(choice.config):
+            # Its embeddings are tied by the same setting, and stay so beside an output layer of its own.
+            return replace(choice, separate=report.untied)
+        if report.untied:
             message = (
                 "config.json ties the output layer to the embeddings, but the weights have another one: it is kept"
             )
