@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers.small_specs import classification_spec, locations, write_labelled
 from helpers.tiny_folders import save_folder
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.models.sentence import read_sentence
 from shardyard_trainer.models.sources import Found, find_folder
 from shardyard_trainer.planning.pins import model_fingerprint
 from shardyard_trainer.tasks.ingredients import prepare
@@ -50,6 +52,13 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
             "task_type": "CAUSAL_LM", "target_modules": ["c_attn", "c_proj"], "use_rslora": True,
             "rank_pattern": {"h.0.attn.c_attn": 3}, "alpha_pattern": {r"^transformer\.h\.1\.mlp\.c_proj": 7},
             "fan_in_fan_out": True,
+        },
+    ),
+    "ranks by a regular expression": (
+        "GPT2LMHeadModel", {}, "AutoModelForCausalLM",
+        {
+            "task_type": "CAUSAL_LM", "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True,
+            "rank_pattern": {r".*h\.1\..*(c_attn|c_proj)": 2},
         },
     ),
     "DoRA, and a tied output layer alone": (
@@ -184,6 +193,30 @@ def test_the_tokenizer_of_the_adapter_counts_if_it_has_one(classifier: Path, tmp
     assert not (own.path / "special_tokens_map.json").exists()
 
 
+def test_what_sentence_transformers_does_and_a_chat_template_are_the_adapters_if_it_has_them(tmp_path: Path) -> None:
+    base = save_folder(tmp_path / "base", "BertModel")
+    adapter = tmp_path / "adapter"
+    adapt(adapter, base, "AutoModel", task_type="FEATURE_EXTRACTION", target_modules=["query"])
+    for folder, pooling in ((base, "mean_tokens"), (adapter, "cls_token")):
+        types = [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling")]
+        modules = [{"path": path, "type": kind} for path, kind in zip(("", "1_Pooling"), types, strict=True)]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        flags = {"pooling_mode_mean_tokens": False, f"pooling_mode_{pooling}": True}
+        (folder / "1_Pooling/config.json").write_text(json.dumps(flags))
+    (base / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
+    (base / "chat_template.jinja").write_text("base")
+    settings = read_sentence(found_in(tmp_path).folder)
+    assert settings is not None and (settings.pooling, settings.max_length) == ("cls", None)
+    assert (found_in(tmp_path).folder.path / "chat_template.jinja").read_text() == "base"
+    (adapter / "chat_template.jinja").write_text("adapter")
+    (adapter / "modules.json").unlink()
+    found = found_in(tmp_path).folder
+    settings = read_sentence(found)
+    assert settings is not None and (settings.pooling, settings.max_length) == ("mean", 7)
+    assert (found.path / "chat_template.jinja").read_text() == "adapter"
+
+
 def test_a_spec_trains_the_merged_model_and_names_what_is_wrong_in_its_field(classifier: Path, tmp_path: Path) -> None:
     spec = classification_spec(write_labelled(tmp_path / "a.csv"), classify={"newHead": True})
     spec.ClearField("tokenizer")
@@ -223,7 +256,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "replicated layers": ({"layer_replication": [[0, 1]]}, "would be another adapter: layer_replication"),
     "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices"),
     "of the future": ({"use_something": True}, "would be another adapter: use_something"),
-    "a regular expression": ({"rank_pattern": {"(a+)+$": 2}}, "patterns other than names are not run"),
+    "what is read beside texts": ({"peft_type": "PREFIX_TUNING"}, "train a LoRA adapter instead"),
+    "a regular expression": ({"alpha_pattern": {"(a+)+$": 2}}, "has patterns other than names, which are not run"),
     "no dictionary": ({"alpha_pattern": [1]}, "alpha_pattern: '[1]', which is not an object"),
     "an alpha of text": ({"lora_alpha": "8"}, "lora_alpha: '8', which is not a number"),
     "no alpha": ({"lora_alpha": float("nan")}, "lora_alpha: 'nan', which is not a number"),
@@ -246,6 +280,11 @@ def test_a_layer_that_the_base_lacks_is_not_filled_by_chance(tmp_path: Path) -> 
     assert "neither the adapter nor its model has pooler.dense.weight of a BertModel" in refused(tmp_path).message
 
 
+def named(folder: Path) -> Path:
+    (folder / "named").mkdir()
+    return folder / "named"
+
+
 QUERY = "bert.encoder.layer.0.attention.self.query"
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no settings": (lambda folder: (folder / CONFIG).unlink(), "the folder has no adapter_config.json"),
@@ -254,6 +293,12 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle alone": (
         lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
         "is a pickle, which can run code",
+    ),
+    "another folder": (
+        lambda folder: (folder / CONFIG).rename(named(folder) / CONFIG), "its folder 'named' has one: give that",
+    ),
+    "weights that ZeRO-3 has not gathered": (
+        lambda folder: change_tensors(folder, **{f"{QUERY}.lora_A.weight": torch.ones(0)}), "ZeRO stage 3",
     ),
     "half a file": (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:300]), "header"),
     "half a pair": (

@@ -39,10 +39,12 @@ _VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
     *("sentencepiece.model", "spm.model"),
 )
+_TEMPLATE = "chat_template.jinja"
 _OF_TOKENIZERS = (
     *_VOCABULARIES,
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", _TEMPLATE),
 )
+_MODULES = "modules.json"
 _CLASSES = tuple(
     f"AutoModelFor{name}"
     for name in (
@@ -92,18 +94,28 @@ def _build(folder: Folder, base: Folder, target: Path) -> None:
 
 
 def _copy_rest(adapter: Folder, base: Folder, target: Path) -> None:
-    """Copies what is beside the weights: from the model, but the tokenizer from the adapter if that has one."""
-    has_tokenizer = any(adapter.has(name) for name in _VOCABULARIES)
+    """Copies what is beside the weights: from the model, but from the adapter what that has of its own.
+
+    That may be a tokenizer, a chat template, and what sentence-transformers does with the vectors.
+    """
+    has_tokenizer, has_parts = any(adapter.has(name) for name in _VOCABULARIES), adapter.has(_MODULES)
     weights = set(base.weight_names())
-    for folder in (base, adapter) if has_tokenizer else (base,):
+    for folder in (base, adapter):
         for name in file_names(folder):
-            is_of_tokenizer = name in _OF_TOKENIZERS
-            is_wanted = is_of_tokenizer == (folder is adapter) if has_tokenizer else True
+            is_own = (has_tokenizer and name in _OF_TOKENIZERS) or (has_parts and _is_of_sentences(name))
+            is_own |= name == _TEMPLATE and adapter.has(name)
+            is_wanted = is_own == (folder is adapter)
             if not is_wanted or name in _NOT_COPIED or name in weights or name.startswith(f"{CODE}/"):
                 continue
             place = target / name
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(folder.read(name, most_bytes=MAX_VOCABULARY_BYTES))
+
+
+def _is_of_sentences(name: str) -> bool:
+    """Whether a file is one that makes a folder one of sentence-transformers."""
+    is_part = "/" in name and not name.startswith(f"{CODE}/")
+    return is_part or name in {_MODULES, "config_sentence_transformers.json"} or name.startswith("sentence_")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NoReturn
 
 from shardyard_trainer.data.errors import listed, shorten
@@ -21,7 +22,13 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MERGE = "merge it into its model (`merge_and_unload` of peft), save that, and give its folder"
 
+_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
+)
+"""Methods that train what a model reads besides its texts, which no weights of the model can have."""
+
 _PREFIX = "base_model.model."
+_MOST_FOLDERS = 100
 _CLASSES: Mapping[str, str] = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -92,7 +99,9 @@ class Adapter:
 def check_adapter(folder: Folder) -> None:
     """Raises FolderInvalid for a folder without an adapter, or with a pickle of one alone."""
     if not folder.has(CONFIG):
-        raise FolderInvalid(f"the folder has no {CONFIG}; give the folder of an adapter as peft saves it", file=CONFIG)
+        inner = _folder_with_adapter(folder)
+        step = f"its folder {shorten(inner)!r} has one: give that" if inner else "give the folder as peft saves it"
+        raise FolderInvalid(f"the folder has no {CONFIG}; {step}", file=CONFIG)
     if not folder.has(WEIGHTS):
         if "adapter_model.bin" in folder.names():
             raise FolderInvalid(
@@ -102,6 +111,12 @@ def check_adapter(folder: Folder) -> None:
                 file="adapter_model.bin",
             )
         raise FolderInvalid(f"the folder has no {WEIGHTS}; copy the whole folder of the adapter", file=WEIGHTS)
+
+
+def _folder_with_adapter(folder: Folder) -> str:
+    """The name of a folder in it with an adapter, as peft saves one that has a name of its own; empty: none."""
+    inner = (path for path in islice(folder.path.iterdir(), _MOST_FOLDERS) if path.is_dir() and not path.is_symlink())
+    return next((path.name for path in sorted(inner) if (path / CONFIG).is_file()), "")
 
 
 def read_adapter(folder: Folder) -> Adapter:
@@ -126,7 +141,13 @@ def read_adapter(folder: Folder) -> Adapter:
 
 
 def _check_settings(values: Mapping[str, Any]) -> None:
-    if (kind := str(values.get("peft_type"))) != "LORA":
+    if (kind := str(values.get("peft_type"))) in _PROMPTS:
+        raise FolderInvalid(
+            f"the adapter is of the type {kind!r}, which is read beside the texts and cannot become part of a model's "
+            "weights; train a LoRA adapter instead, or fine-tune the model itself",
+            file=CONFIG,
+        )
+    if kind != "LORA":
         raise FolderInvalid(f"the adapter is of the type {shorten(kind)!r}, only LORA is read; {MERGE}", file=CONFIG)
     begun = str(values.get("init_lora_weights", True)).lower()
     if begun not in _INITS_BESIDE:
@@ -157,6 +178,13 @@ def _sorted_out(header: list[Tensor]) -> tuple[dict[str, dict[str, str]], dict[s
                 file=WEIGHTS,
                 tensor=tensor.name,
             )
+        if 0 in tensor.shape:
+            raise FolderInvalid(
+                f"the tensor {shorten(tensor.name)!r} of {WEIGHTS} has no values, as ZeRO stage 3 leaves weights "
+                "that it has not gathered; save the adapter again (stage3_gather_16bit_weights_on_model_save)",
+                file=WEIGHTS,
+                tensor=tensor.name,
+            )
         if ".original_module." in name:
             continue  # What a part was before it was trained as a whole, as `bias: all` saves it too.
         if found := _PART.fullmatch(name):
@@ -182,28 +210,32 @@ def _change(
         _refuse(layer, f"needs a pair of matrices, lora_A and lora_B, but has {there}")
     rank = shapes[parts["A"]][0] if shapes[parts["A"]] else 0
     inner = shapes[parts["B"]][1] if len(shapes[parts["B"]]) > 1 else 0
-    named = int(_number(values, "rank_pattern", layer, "r", 8))
-    if not rank or not rank == inner == named:
-        _refuse(layer, f"has matrices of the ranks {rank} and {inner}, but {CONFIG} says {named}")
-    alpha = _number(values, "alpha_pattern", layer, "lora_alpha", 8)
+    named = _number(values, "rank_pattern", layer, "r", 8)
+    if not rank or rank != inner or named not in {None, rank}:
+        said = "" if named is None else f", but {CONFIG} says {named:g}"
+        _refuse(layer, f"has matrices of the ranks {rank} and {inner}{said}")
+    if (alpha := _number(values, "alpha_pattern", layer, "lora_alpha", 8)) is None:
+        raise FolderInvalid(
+            f"alpha_pattern of {CONFIG} has patterns other than names, which are not run; {MERGE}", file=CONFIG
+        )
     scale = alpha / (rank**0.5 if values.get("use_rslora") is True else rank)
     if bool(values.get("use_dora")) != ("magnitude" in parts):
         _refuse(layer, "has lora_magnitude_vector or lacks it, against use_dora")
     return Change(parts["A"], parts["B"], scale, parts.get("B_bias", ""), parts.get("magnitude", ""))
 
 
-def _number(values: Mapping[str, Any], patterns: str, layer: str, setting: str, default: float) -> float:
-    """A layer's rank or alpha: that of the first pattern that fits its name, as in peft, else the one for all."""
+def _number(values: Mapping[str, Any], patterns: str, layer: str, setting: str, default: float) -> float | None:
+    """A layer's rank or alpha: that of the first pattern that fits its name, as in peft, else the one for all.
+
+    None: a pattern that is more than a name, and is never run, may fit.
+    """
     found = values.get(patterns) or {}
     if not isinstance(found, dict):
         raise wrong_type(CONFIG, patterns, found, (dict,))
     name, value = setting, values.get(setting, default)
     for pattern, own in found.items():
         if not _PATTERN.fullmatch(pattern):
-            raise FolderInvalid(
-                f"{patterns} of {CONFIG} has {shorten(pattern)!r}: patterns other than names are not run; {MERGE}",
-                file=CONFIG,
-            )
+            return None
         plain = pattern.removesuffix("$").replace("\\.", ".")
         is_whole = plain.startswith("^")
         plain = plain.removeprefix("^")
