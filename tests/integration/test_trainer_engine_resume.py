@@ -21,7 +21,7 @@ def after(scenario: Scenario, step: int) -> dict[int, float]:
     return {number: loss for number, loss in scenario.series().items() if number > step}
 
 
-@pytest.mark.parametrize(("zero_stage", "task"), [(0, "gpt2"), (1, "gpt2"), (3, "lora")])
+@pytest.mark.parametrize(("zero_stage", "task"), [(0, "gpt2"), (1, "gpt2"), (3, "lora"), (2, "taught")])
 def test_losses_after_a_resume_are_those_of_an_undisturbed_run_bit_for_bit(
     tmp_path: Path, zero_stage: int, task: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import transformers
 from torch.nn import functional
 
+from helpers.chat_folders import MARKED, chat_folder
 from helpers.plan_requests import ask, filled, fine_tuning, places, planned, pretraining, where
-from helpers.tiny_folders import WORDS, save_folder
+from helpers.small_pictures import write_folders
+from helpers.tiny_folders import WORDS, gpt2_tokenizer, save_folder
 from shardyard_trainer.failures import RunFailed
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.pins import check_same_model
@@ -35,6 +38,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A judge that reads bytes, and few of them.
     judge = save_folder(folder / "bytes", "GPT2ForSequenceClassification", n_positions=20, pad_token_id=256)
     assert transformers.AutoConfig.from_pretrained(judge).num_labels == 2
+    # Heads that answer something else: several labels at once, more of them, and more without names.
+    kind = "BertForSequenceClassification"
+    names = {0: "bad", 1: "good"}
+    save_folder(folder / "several", kind, id2label=names, problem_type="multi_label_classification")
+    save_folder(folder / "more", kind, id2label={0: "good", 1: "fair", 2: "bad"})
+    save_folder(folder / "three", kind, num_labels=3)
     save_folder(folder / "writer", "GPT2LMHeadModel", n_embd=24)
     save_folder(folder / "masked", "BertForMaskedLM", hidden_size=24)
     return folder
@@ -88,6 +97,73 @@ def test_a_head_without_names_teaches_the_labels_by_their_places(root: Path) -> 
     assert lesson is not None and lesson.columns is None
 
 
+def test_labels_that_only_the_teacher_knows_are_learnt_if_they_are_given(root: Path) -> None:
+    result = ask(root, distilled("more", fine_tuning={"text_classification": {"labels": ["bad", "fair", "good"]}}))
+    assert not result.violations, result.violations
+    _, lesson = prepare_both(result.plan.resolved_spec, where(root))
+    assert lesson is not None and lesson.columns == (2, 1, 0)
+
+
+def test_outputs_of_pictures_without_names_teach_nothing(tmp_path: Path) -> None:
+    write_folders(tmp_path / "pictures", 4)
+    sizes = {"image_size": 24, "patch_size": 8, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(num_hidden_layers=1, num_labels=3, **sizes)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}}
+    (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps(settings))
+    spec = {
+        "fine_tuning": {"image_classification": {"image_size": 24}},
+        "model": {"architecture": {"model_type": "vit", "overrides": {"num_hidden_layers": 1, **sizes}}},
+        "train_data": {"uri": "ROOT/pictures"},
+        "optimization": {"max_steps": 2},
+        "distillation": {"teacher": {"uri": "ROOT/vit"}},
+    }
+    (violation,) = ask(tmp_path, spec).violations
+    assert (violation.field, violation.reason) == (f"{FIELD}.uri", "TASK_MISMATCH")
+    assert "outputs without names (LABEL_0 and so on), which are not known to be daisy, rose, viol" in violation.message
+
+
+def test_a_teacher_whose_template_marks_other_answers_is_refused(tmp_path: Path) -> None:
+    """Both read the same tokens, but the loss would be over others."""
+    whole, rest = "{{ message['content'] }}", "{{ message['content'][1:] }}"
+    mark = "{% generation %}"
+    partly = MARKED.replace(f"{mark}{whole}", f"{{{{ message['content'][0] }}}}{mark}{rest}")
+    assert partly != MARKED
+    chat_folder(tmp_path / "student")
+    chat_folder(tmp_path / "teacher", partly)
+    chats = [[{"role": "user", "content": word}, {"role": "assistant", "content": 3 * word}] for word in WORDS]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    spec = {
+        "fine_tuning": {"instruction": {}},
+        "model": {"uri": "ROOT/student"},
+        "train_data": {"uri": "ROOT/chats.jsonl"},
+        "optimization": {"max_steps": 2},
+        "distillation": {"teacher": {"uri": "ROOT/student"}},
+    }
+    assert not ask(tmp_path, spec).violations, "a model may be its own teacher"
+    spec["distillation"] = {"teacher": {"uri": "ROOT/teacher"}}
+    assert places(ask(tmp_path, spec)) == [(f"{FIELD}.uri", "TASK_MISMATCH")]
+
+
+def test_a_teacher_in_bf16_reads_its_texts_at_their_places(root: Path) -> None:
+    sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 37, "max_position_embeddings": 64}
+    config = transformers.LlamaConfig(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(root / "rotary")
+    gpt2_tokenizer().save_pretrained(root / "rotary")
+    result = ask(root, {**WRITTEN, "distillation": {"teacher": {"uri": "ROOT/rotary"}}})
+    assert not result.violations, result.violations
+    _, lesson = prepare_both(result.plan.resolved_spec, where(root))
+    assert lesson is not None
+    teacher = Teacher(lesson)
+    before = {name: buffer.clone() for name, buffer in teacher.module.named_buffers()}
+    teacher.to_bf16()
+    assert {parameter.dtype for parameter in teacher.module.parameters()} == {torch.bfloat16}
+    after = dict(teacher.module.named_buffers())
+    assert any("inv_freq" in name for name in before)
+    assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
+    assert teacher.scores(lesson.task.train.micro_batch([SampleRef(0, 0)])).isfinite().all()
+
+
 def test_a_teacher_of_texts_reads_them_by_its_own_tokenizer_and_length(root: Path) -> None:
     spec = distilled("bytes", fine_tuning={"text_classification": {"max_length": 30, "labels": ["LABEL_0", "LABEL_1"]}})
     text = (root / "reviews.csv").read_text().replace("good", "LABEL_0").replace("bad", "LABEL_1")
@@ -100,6 +176,11 @@ def test_a_teacher_of_texts_reads_them_by_its_own_tokenizer_and_length(root: Pat
     mine, theirs = task.train.micro_batch(refs), lesson.task.train.micro_batch(refs)
     assert theirs.inputs["input_ids"].shape[1] <= 20 and theirs.inputs["input_ids"].max() > 40
     assert torch.equal(mine.inputs["labels"], theirs.inputs["labels"])
+    save_folder(root / "short", "GPT2ForSequenceClassification", n_positions=12, pad_token_id=256)
+    spec["distillation"] = {"teacher": {"uri": "ROOT/short"}}
+    cut = ask(root, {**spec, "train_data": {"uri": "ROOT/numbered.csv", "columns": {"text": "text"}}}).plan
+    (warning,) = [each for each in cut.warnings if each.field == FIELD]
+    assert warning.reason == "TEXTS_CUT" and "reads at most 12 tokens" in warning.message
 
 
 SMALL_GPT2 = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 1, "n_embd": 32, "n_head": 2}}}
@@ -145,6 +226,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a folder that is not there": (distilled("nowhere"), f"{FIELD}.uri", "PATH_NOT_ALLOWED", "nowhere"),
     "a model without a head": (distilled("bert"), f"{FIELD}.uri", "TASK_MISMATCH", "no trained head for text_class"),
     "other labels": (distilled("other-judge"), f"{FIELD}.uri", "LABEL_MISMATCH", "knows the labels yes, no"),
+    "another problem": (
+        distilled("several"), f"{FIELD}.uri", "LABEL_MISMATCH", "head is multi_label, this job is single_label",
+    ),
+    "more labels": (
+        distilled("more"), f"{FIELD}.uri", "LABEL_MISMATCH", "give all of the teacher's as the task's `labels`",
+    ),
+    "more outputs without names": (
+        distilled("three"), f"{FIELD}.uri", "LABEL_MISMATCH", "has 3 outputs without names, the data has bad, good",
+    ),
     "another kind of model": (distilled("writer"), f"{FIELD}.uri", "TASK_MISMATCH", "no trained head"),
     "other tokens": (
         {**MASKED, "pretraining": {"causal_lm": {"sequence_length": 16}}, "model": {"uri": "ROOT/gpt2"}},
@@ -222,6 +312,16 @@ def test_distances_are_those_of_torch() -> None:
     (gradient,) = torch.autograd.grad(of_classes(student, teacher, 1000.0).sum(), student)
     centred = (student - teacher) - (student - teacher).mean(1, keepdim=True)
     torch.testing.assert_close(gradient, centred.detach() / 5, rtol=0.02, atol=0.02)
+
+
+def test_rows_of_a_vocabulary_that_only_one_model_has_are_no_answers() -> None:
+    torch.manual_seed(4)
+    student, teacher = torch.randn(3, 7), torch.randn(3, 5)
+    impossible = torch.full((3, 2), -torch.inf)
+    wanted = functional.softmax(torch.cat([teacher, impossible], 1) / 2, 1)
+    expected = 4 * functional.kl_div(functional.log_softmax(student / 2, 1), wanted, reduction="none").sum(1)
+    torch.testing.assert_close(of_classes(student, teacher, 2.0), expected)
+    torch.testing.assert_close(of_classes(teacher, student, 2.0), of_classes(teacher, student[:, :5], 2.0))
 
 
 def test_extreme_outputs_have_finite_distances() -> None:

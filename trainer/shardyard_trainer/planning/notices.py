@@ -8,6 +8,7 @@ from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.planning.memory import Memory
 from shardyard_trainer.tasks.base import Prepared
+from shardyard_trainer.tasks.distillation import FIELD, Lesson
 
 
 def plan_warnings(
@@ -53,3 +54,19 @@ def plan_warnings(
     if spec.parallelism.compile and not spec.resources.gpus_per_worker:
         message = "on a CPU it costs 11 to 25 s of start-up, needs a C++ compiler, and is rarely faster"
         yield job_pb2.Warning(reason="COMPILE_ON_CPU", message=message, field="spec.parallelism.compile")
+
+
+def teacher_warnings(lesson: Lesson | None, task: Prepared) -> Iterator[job_pb2.Warning]:
+    """What was found about the teacher itself, and whether it reads less of long texts than the model."""
+    if lesson is None:
+        return
+    for reason, message, field in lesson.task.warnings:
+        if field.startswith(FIELD):
+            yield job_pb2.Warning(reason=reason, message=f"the teacher: {message}", field=field)
+    mine, its = task.train.stats(), lesson.task.train.stats()
+    if its.num_cut > mine.num_cut:
+        message = (
+            f"the teacher reads at most {lesson.task.length:,} tokens: of {its.num_samples:,} texts {its.num_cut:,} "
+            f"are cut for it, and {mine.num_cut:,} for the model; take one that reads longer texts if the ends matter"
+        )
+        yield job_pb2.Warning(reason="TEXTS_CUT", message=message, field=FIELD)

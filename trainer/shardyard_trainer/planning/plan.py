@@ -37,7 +37,7 @@ from shardyard_trainer.planning.evaluation import plan_evaluation
 from shardyard_trainer.planning.extraction import plan_extraction
 from shardyard_trainer.planning.formats import check_policy, plan_format
 from shardyard_trainer.planning.identity import data_fingerprint
-from shardyard_trainer.planning.notices import plan_warnings
+from shardyard_trainer.planning.notices import plan_warnings, teacher_warnings
 from shardyard_trainer.planning.pins import model_fingerprint, teacher_fingerprint, tokenizer_fingerprint
 from shardyard_trainer.planning.seen import Seen, identities, look, may_move
 from shardyard_trainer.planning.sizing import size_up
@@ -176,6 +176,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         warnings=[
             *does_not_fit(spec, need, shape.num_parameters, ways.stage, others),
             *plan_warnings(spec, task, need, steps, call.node_shape),
+            *teacher_warnings(seen.lesson, task),
             *losses,
             *shared_warnings(spec, task, seen.num_shared),
         ],

@@ -12,8 +12,14 @@ from torch.nn import functional as F
 
 
 def of_classes(student_NC: torch.Tensor, teacher_NC: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The divergence [N] from the teacher's probabilities to the student's, of one class out of C; fp32."""
-    teacher_NC, student_NC = (teacher_NC / temperature).log_softmax(-1), (student_NC / temperature).log_softmax(-1)
+    """The divergence [N] from the teacher's probabilities to the student's, of one class out of C; fp32.
+
+    Vocabularies are padded to different sizes. What only the teacher has is left out; what only the student has is
+    impossible to the teacher, so the student pays for what it gives to that.
+    """
+    shared = min(student_NC.shape[1], teacher_NC.shape[1])
+    teacher_NC = (teacher_NC[:, :shared] / temperature).log_softmax(-1)
+    student_NC = (student_NC / temperature).log_softmax(-1)[:, :shared]
     return (teacher_NC.exp() * (teacher_NC - student_NC)).sum(-1) * temperature**2
 
 

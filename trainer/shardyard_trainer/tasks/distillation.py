@@ -5,7 +5,7 @@ So a teacher has inputs of its own, made by its own tokenizer or image settings 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from shardyard_trainer.data.errors import SpecError, listed
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import architectures
+from shardyard_trainer.models.folder import ModelFolder
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, Teachable, Teaching, build_module, has_head
@@ -117,24 +118,44 @@ def _with_teacher(spec: spec_pb2.JobSpec, student: Prepared, teaching: Teaching)
 
 
 def _fit(wanted: Any, choice: ModelChoice, student: Prepared, teaching: Teaching) -> None:
-    """Corrects the student's settings by what the teacher is: the order of its labels, and its longest text."""
-    own = choice.described.labels if choice.described is not None and has_head(choice, student.task) else ()
-    ours = _labels(student)
-    if own and set(own) == set(ours):
-        del wanted.labels[:]
-        wanted.labels.extend(own)
-    elif own and ours and not all(name.startswith("LABEL_") for name in own):
-        raise SpecError(
-            choice.field,
-            "LABEL_MISMATCH",
-            f"the teacher knows the labels {listed(own, most=8)}, the data has {listed(ours, most=8)}; write them "
-            "in the data as the teacher has them, or fine-tune the teacher on this data first",
-        )
+    """Corrects the student's settings by what the teacher is: the order of its labels, and its longest text.
+
+    Raises SpecError for a head that answers something else.
+    """
+    if choice.described is not None and has_head(choice, student.task):
+        _check_answers(choice.described, choice.field, student)
+        own = choice.described.labels
+        if own and set(own) == set(_labels(student)):
+            del wanted.labels[:]
+            wanted.labels.extend(own)
     longest = architectures.longest(choice.config)
     for name in _LENGTHS:
         # A teacher that compares whole texts may see less of a long one.
         if not teaching.by_token and longest is not None and name in wanted.DESCRIPTOR.fields_by_name:
             setattr(wanted, name, min(getattr(wanted, name), longest))
+
+
+def _check_answers(teacher: ModelFolder, field: str, student: Prepared) -> None:
+    """Raises SpecError if a teacher's head has another problem, or labels that are not the student's."""
+    own, ours, problem = teacher.labels, _labels(student), str(student.describe().get("problem") or "")
+    if problem and teacher.problem and teacher.problem != problem:
+        step = f"set problem to {teacher.problem}, or fine-tune the teacher on this data first"
+        text = f"the teacher's head is {teacher.problem}, this job is {problem}; {step}"
+        raise SpecError(field, "LABEL_MISMATCH", text)
+    if not own or not ours or set(own) == set(ours):
+        return
+    if all(name.startswith("LABEL_") for name in own):
+        if len(own) == len(ours):
+            return  # By their places.
+        knows, step = f"has {len(own):,} outputs without names", "fine-tune it on this data first"
+    elif set(ours) < set(own):
+        knows = f"knows the labels {listed(own, most=8)}"
+        step = "give all of the teacher's as the task's `labels`, or fine-tune the teacher on this data first"
+    else:
+        knows = f"knows the labels {listed(own, most=8)}"
+        step = "write them in the data as the teacher has them, or fine-tune the teacher on this data first"
+    text = f"the teacher {knows}, the data has {listed(ours, most=8)}; {step}"
+    raise SpecError(field, "LABEL_MISMATCH", text)
 
 
 def _labels(task: Prepared) -> Sequence[str]:
@@ -148,12 +169,15 @@ def _columns(of_teacher: Sequence[str], of_student: Sequence[str]) -> tuple[int,
 def _check_head(teacher: Prepared, student: Prepared) -> None:
     """A new head would teach at random."""
     if any(warning.reason == "NEW_HEAD" for warning in teacher.warnings):
-        what = f" with the labels {listed(_labels(student), most=8)}" if _labels(student) else ""
+        choice, ours = teacher.choice, listed(_labels(student), most=8) if _labels(student) else ""
+        what = f"has no trained head for {student.task.name}{f' with the labels {ours}' * bool(ours)}"
+        own = choice.described.labels if choice.described is not None and has_head(choice, student.task) else ()
+        if own and all(name.startswith("LABEL_") for name in own):
+            what = f"has outputs without names (LABEL_0 and so on), which are not known to be {ours}"
         raise SpecError(
-            teacher.choice.field,
+            choice.field,
             "TASK_MISMATCH",
-            f"the teacher has no trained head for {student.task.name}{what}; fine-tune it on this data first, and name "
-            "the model of that job",
+            f"the teacher {what}; fine-tune it on this data first, and name the model of that job",
         )
 
 
@@ -179,8 +203,13 @@ def _check_tokens(teacher: Prepared, student: Prepared) -> None:
 def _read_alike(teacher: Prepared, student: Prepared) -> bool:
     step = max(student.train.num_samples // _COMPARED, 1)
     refs = [SampleRef(0, at) for at in range(0, student.train.num_samples, step)][:_COMPARED]
-    pairs = [(task.train.micro_batch([ref]).inputs["input_ids"] for task in (teacher, student)) for ref in refs]
-    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+    return all(_are_alike(*(task.train.micro_batch([ref]).inputs for task in (teacher, student))) for ref in refs)
+
+
+def _are_alike(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the tokens are the same, and the same of them have a label, whatever its number."""
+    marks = [inputs["labels"] >= 0 for inputs in (one, other) if "labels" in inputs]
+    return torch.equal(one["input_ids"], other["input_ids"]) and all(torch.equal(marks[0], each) for each in marks)
 
 
 @contextmanager

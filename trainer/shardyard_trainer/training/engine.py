@@ -94,7 +94,7 @@ class Engine:
         self._gang = gang
         self._teacher = teacher
         if teacher is not None:
-            teacher.place(self._frozen(teacher.module))
+            teacher.place(self._frozen(teacher))
         self._grad_norm = 0.0
         self._applied = True
         optimizer = torch.optim.AdamW(
@@ -134,11 +134,13 @@ class Engine:
             offload=config.offload,
         )
 
-    def _frozen(self, module: TaskModule) -> nn.Module:
+    def _frozen(self, teacher: Teacher) -> nn.Module:
         """A module that only computes, placed as the trained one is: sharded at stage 3, else whole on each rank."""
         if self._config.zero_stage < 3:
-            return module.to(self._gang.device, torch.bfloat16 if self._config.precision == "bf16" else None)
-        sharded, *_ = deepspeed.initialize(model=module, config=self._settings(), dist_init_required=False)
+            if self._config.precision == "bf16":
+                teacher.to_bf16()
+            return teacher.module.to(self._gang.device)
+        sharded, *_ = deepspeed.initialize(model=teacher.module, config=self._settings(), dist_init_required=False)
         sharded.eval()
         return sharded  # type: ignore[no-any-return]
 

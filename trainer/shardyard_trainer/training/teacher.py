@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput, TaskModule
+from shardyard_trainer.models.folder import TORCH_HUB_TYPES
+from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.distillation import Lesson
 
 
@@ -17,7 +18,7 @@ class Teacher:
     """The teacher of a lesson on one rank, in evaluation mode. An engine places it on its device."""
 
     def __init__(self, lesson: Lesson) -> None:
-        self.module: TaskModule = lesson.make_module()
+        self.module: HuggingFaceModule = lesson.make_module()
         self._lesson = lesson
         self._columns = None if lesson.columns is None else torch.tensor(lesson.columns)
         self._placed: nn.Module = self.module
@@ -27,6 +28,17 @@ class Teacher:
         self._placed = placed
         if self._columns is not None:
             self._columns = self._columns.to(next(self.module.parameters()).device)
+
+    def to_bf16(self) -> None:
+        """Casts the weights as DeepSpeed casts those of the trained model, and leaves buffers in fp32: with the
+        frequencies of rotary positions in bf16, a model would read its text at other places.
+        """
+        for parameter in self.module.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        if self.module.model.config.model_type in TORCH_HUB_TYPES:
+            # Unlike transformers, such code adds its buffers as they are.
+            self.module.to(torch.bfloat16)
 
     @torch.no_grad()
     def scores(self, batch: MicroBatch) -> torch.Tensor:
@@ -40,9 +52,7 @@ class Teacher:
         """The summed loss of a student's output, which is its own and how far its scores are from those `wanted`."""
         assert output.scores is not None
         logits_NC, distance, weights_N = output.scores
-        # Vocabularies are padded to different sizes: what only one of the models has is not a token.
-        shared = min(logits_NC.shape[1], wanted_NC.shape[1])
-        distances_N = distance(logits_NC[:, :shared], wanted_NC[:, :shared], self._lesson.temperature)
+        distances_N = distance(logits_NC, wanted_NC, self._lesson.temperature)
         if weights_N is not None:
             distances_N = distances_N * weights_N
         weight = self._lesson.weight
