@@ -53,6 +53,9 @@ def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) 
         frozen = client.plan(head)
         assert frozen.num_trainable_parameters == 2 * 16 + 2
         assert "NEW_HEAD" not in [warning.reason for warning in frozen.warnings]
+        kept = shardyard.Adapter(folder / "adapter", place.folder / "words")
+        reasons = [warning.reason for warning in client.plan(dataclasses.replace(spec, model=kept, lora=None)).warnings]
+        assert "MODEL_CONVERTED" in reasons and "NEW_HEAD" not in reasons
     base = transformers.AutoModelForSequenceClassification.from_pretrained(place.folder / "words")
     read = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

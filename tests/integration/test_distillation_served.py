@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import shardyard
+from helpers.adapters import adapt
+from helpers.served import wait_for_step
 from helpers.tiny_folders import WORDS
 from helpers.workplace import Workplace
 
@@ -80,6 +82,39 @@ job:
             "model": "projects/default/models/taught-before"
         }
         assert len(student.embed(["good dog"])) == 1
+
+
+def test_a_job_with_an_adapter_as_its_teacher_is_paused_and_continues_bit_for_bit(place: Workplace) -> None:
+    write_rows(place.folder / "unlabelled.csv", 60, seed=5)
+    lora = {"num_labels": 2, "task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
+    adapt(place.folder / "judge", place.folder / "bert", "AutoModelForSequenceClassification", **lora)
+    spec = shardyard.JobSpec(
+        shardyard.TextClassification(max_length=16),
+        model=place.folder / "bert",
+        train_data=place.folder / "unlabelled.csv",
+        distillation=shardyard.Distillation(shardyard.Adapter(place.folder / "judge", place.folder / "bert"), weight=1),
+        optimization=shardyard.Optimization(max_steps=200, global_batch_size=8, learning_rate=1e-3, seed=3),
+        checkpoints=shardyard.Checkpoints(every=1000),
+        evaluation=shardyard.EvaluationPolicy(every=1000),
+        parallelism=shardyard.Parallelism(zero_stage=3),
+        resources=shardyard.Resources(workers=2),
+    )
+    with shardyard.Client(place.address) as client:
+        job = client.submit(spec, job_id="paused-pupil")
+        wait_for_step(job, 10)
+        job.pause()
+        assert any(event.state == "paused" for event in job.watch(kinds=["state"]))
+        job.resume()
+        undisturbed = client.submit(spec, job_id="undisturbed-pupil")
+        assert job.wait(timeout=300).state == undisturbed.wait(timeout=300).state == "succeeded"
+        resumed_at = [attempt.resumed_from_step for attempt in job.attempts()]
+        assert len(resumed_at) == 2 and 10 <= resumed_at[1] < 200
+        losses = [
+            [(point.step, point.value) for point in each.metrics("loss")["loss"].points] for each in (job, undisturbed)
+        ]
+        assert losses[0] == losses[1] and len(losses[0]) > 20
+        card = (job.model().download(place.folder / "pupil") / "README.md").read_text()
+    assert "It also learnt from a teacher, `projects/default/models/" in card and "with the LoRA adapter of" in card
 
 
 def test_a_teacher_is_named_by_a_flag_and_uploaded_from_here(place: Workplace) -> None:

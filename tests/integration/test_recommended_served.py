@@ -60,6 +60,22 @@ def test_models_are_ranked_with_what_they_need_and_the_command_that_starts_the_f
     assert place.client.recommend_models(TASK, rows=2000, memory="4GiB", languages=["en"]) == found
 
 
+def test_a_plan_says_what_its_run_costs(place: Place) -> None:
+    spec = shardyard.JobSpec(
+        shardyard.TextClassification(max_length=16),
+        model=place.folder / "bert",
+        train_data=place.folder / "reviews.csv",
+        optimization=shardyard.Optimization(epochs=3),
+        resources=shardyard.Resources(workers=2),
+    )
+    plan = place.client.plan(spec)
+    assert plan.slots == 2 and plan.time is not None and plan.time.slot_hours > 0
+    assert plan.time.cost == pytest.approx(0.5 * plan.time.slot_hours) and plan.time.currency == "EUR"
+    command = f"shardyard plan --task {TASK} --model ./bert --train reviews.csv --epochs 3 --workers 2"
+    shown = place.service.run(*shlex.split(command), cwd=place.folder)
+    assert shown.returncode == 0 and " EUR" in shown.stdout, shown.stderr
+
+
 def test_the_memory_is_what_a_plan_of_the_same_architecture_says(place: Place) -> None:
     text = "the dog is cute " * 5
     rows = "".join(f"{text},{'good' if at % 2 else 'bad'}\n" for at in range(60))
