@@ -319,6 +319,7 @@ class MemoryPlan:
     teacher_bytes: int
     evaluation_bytes: int
     export_bytes: int
+    reserved_bytes: int
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def test_adapters_are_learnt_beside_frozen_weights_and_merged(place: Workplace) 
         # Six layers of 16 by 16 with two matrices of rank 4 each; the pooler and the head, which are trained whole.
         assert plan.num_trainable_parameters == 6 * 2 * 4 * 16 + (16 * 16 + 16) + (2 * 16 + 2)
         assert plan.memory is not None and plan.memory.gradients_bytes < plan.memory.parameters_bytes / 2
+        # The service's own processes are on the machine of its workers.
+        assert plan.memory.reserved_bytes >= 768 << 20 and plan.memory.available_bytes > 0
         assert client.submit(spec, job_id="adapters").wait(timeout=300).state == "succeeded"
         model = client.model("adapters")
         assert model.info.metrics["accuracy"] > 0.85

@@ -38,6 +38,7 @@ def test_a_job_is_accepted_as_planned_or_not_at_all(place: Workplace) -> None:
         assert {each.id for each in client.jobs()} >= {"as-planned"}
         assert not {each.id for each in client.jobs()} & {"otherwise", "other-data"}
         planned = place.run("shardyard plan --task text-classification --model ./bert --train test.csv --max-steps 2")
+        assert "beside the service's" in planned.stdout
         etag = planned.stdout.split("etag")[1].split()[0]
         submit = "shardyard submit --task text-classification --model ./bert --train test.csv --max-steps 2"
         assert place.run(f"{submit} --job-id cli-planned --detach --plan {etag}").returncode == 0

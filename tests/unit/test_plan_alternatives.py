@@ -13,7 +13,7 @@ from shardyard.v1 import plan_pb2
 GIB = 2**30
 FITS = plan_pb2.MEMORY_VERDICT_FITS
 WIDE = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 11, "n_embd": 768, "n_head": 12}}}
-DEEP = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 16, "n_embd": 768, "n_head": 12}}}
+DEEP = {"architecture": {"model_type": "gpt2", "overrides": {"n_layer": 24, "n_embd": 768, "n_head": 12}}}
 TOKENIZER = {"train": {"vocab_size": 300}}
 
 
@@ -39,7 +39,7 @@ def with_settings(spec: dict[str, Any], settings: dict[str, str]) -> dict[str, A
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, str]]] = {
     "adapters": (
         fine_tuning(model=DEEP, tokenizer=TOKENIZER),
-        {"memory_bytes": 1_720_000_000, "cpus": 1},
+        {"memory_bytes": 2_600_000_000, "cpus": 1},
         plan_pb2.MEMORY_VERDICT_NO_FIT,
         {"spec.fine_tuning.lora.rank": "8"},
     ),
@@ -58,11 +58,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, str]]] = {
         ),
         {**GPU_NODE, "gpus": 4, "gpu_memory_bytes": 3 * GIB // 2},
         plan_pb2.MEMORY_VERDICT_TIGHT,
-        {"spec.parallelism.zero_stage": "3"},
+        # Not stage 3, which gathers all of a model of this size.
+        {"spec.parallelism.zero_stage": "2"},
     ),
     "smaller micro batches": (
         pretraining(optimization={"max_steps": 4, "global_batch_size": 512, "micro_batch_size": 512}),
-        {"memory_bytes": 6 * 10**8, "cpus": 1},
+        {"memory_bytes": 8 * 10**8, "cpus": 1},
         plan_pb2.MEMORY_VERDICT_TIGHT,
         {"spec.optimization.micro_batch_size": "1"},
     ),

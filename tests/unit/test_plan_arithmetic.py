@@ -18,6 +18,7 @@ from shardyard_trainer.planning.arithmetic import (
     plan_batch,
     total_steps,
 )
+from shardyard_trainer.planning.deepspeed_config import BUCKET_ELEMENTS, LIVE_ELEMENTS, deepspeed_config
 from shardyard_trainer.planning.memory import Gang, Shape, Ways, estimate, positions_that_fit, states
 from shardyard_trainer.planning.placement import Placement, place
 
@@ -112,26 +113,28 @@ def test_states_follow_the_formulas(stage: int, workers: int, bf16: bool, bytes_
 
 
 @pytest.mark.parametrize(
-    ("workers", "bf16", "available", "stage"),
+    ("shape", "workers", "bf16", "available", "stage"),
     [
-        (1, False, 0, 0),
-        (2, False, 0, 1),
-        (1, True, 0, 1),
-        (2, False, 10**12, 1),
-        (4, False, 682 * 10**6, 1),
-        (4, False, 675 * 10**6, 3),
+        (SMALL, 1, False, 0, 0),
+        (SMALL, 2, False, 0, 1),
+        (SMALL, 1, True, 0, 1),
+        (SMALL, 2, False, 10**12, 1),
+        (SMALL, 4, False, 870 * 10**6, 1),
+        # No stage suffices, and stage 3 takes most, as it gathers all of so small a model.
+        (SMALL, 4, False, 850 * 10**6, 1),
+        (LARGE, 4, False, 20_700 * 10**6, 3),
     ],
 )
-def test_the_stage_is_a_memory_decision(workers: int, bf16: bool, available: int, stage: int) -> None:
+def test_the_stage_is_a_memory_decision(shape: Shape, workers: int, bf16: bool, available: int, stage: int) -> None:
     gang = Gang(workers=workers, bf16=bf16, on_gpu=bf16, available=available)
-    found = placed(SMALL, gang)
+    found = placed(shape, gang)
     assert found.ways.stage == stage
     value, why = reason(found, "zero_stage")
     assert value == str(stage)
     assert ("at stage 2 they would take 1" in why) == (stage == 3)
     # The resolved spec has the same reason as the one that left it out.
-    assert placed(SMALL, gang, zero_stage=stage).decisions == found.decisions
-    assert reason(placed(SMALL, gang, zero_stage=2), "zero_stage")[1] == "as the spec has it"
+    assert placed(shape, gang, zero_stage=stage).decisions == found.decisions
+    assert reason(placed(shape, gang, zero_stage=2), "zero_stage")[1] == "as the spec has it"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,25 @@ def test_layers_are_computed_again_if_one_sample_is_too_much() -> None:
     kept, again = (estimate(LARGE, gang, Ways(1, recomputes=each), positions=10) for each in (False, True))
     assert kept.activations == 10 * 59 * 2048 * 20
     assert again.activations == 10 * (59 * 2048 + 2 * 2048 * 20)
+
+
+def test_stage_3_gathers_and_collects_up_to_its_limits_and_exports_three_models() -> None:
+    on_cpu = Gang(workers=4, bf16=False, on_gpu=False, available=0)
+    small, large = (estimate(shape, on_cpu, Ways(3)) for shape in (SMALL, LARGE))
+    # A quarter of each, all of a small model gathered, and its gradients twice in a bucket.
+    assert small.parameters == 4 * (250_000 + 10**6)
+    assert small.gradients == 4 * (250_000 + 2 * 10**6)
+    assert large.parameters == 4 * (250 * 10**6 + LIVE_ELEMENTS)
+    assert large.gradients == 4 * (250 * 10**6 + 2 * BUCKET_ELEMENTS)
+    wide = replace(LARGE, live_parameters=3 * LIVE_ELEMENTS)
+    assert estimate(wide, on_cpu, Ways(3)).parameters == 4 * (250 * 10**6 + 3 * LIVE_ELEMENTS)
+    # A GPU has the whole bucket, however small the model is.
+    on_gpu = Gang(workers=4, bf16=True, on_gpu=True, available=0)
+    assert estimate(SMALL, on_gpu, Ways(3)).gradients == 2 * (250_000 + BUCKET_ELEMENTS + 10**6)
+    assert [estimate(SMALL, on_cpu, Ways(stage)).export for stage in range(4)] == [4e6, 8e6, 8e6, 12e6]
+    config = deepspeed_config(zero_stage=3, clip=1.0, precision="fp32", micro_batch_size=1, workers=4, on_gpu=False)
+    settings = config["zero_optimization"]
+    assert settings["stage3_max_live_parameters"] == settings["stage3_max_reuse_distance"] == LIVE_ELEMENTS
 
 
 def test_only_states_that_exceed_memory_do_not_fit() -> None:

@@ -138,6 +138,7 @@ def memory_line(memory: MemoryPlan) -> str:
     }
     words = " + ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
     has = f" of {size(memory.available_bytes)}" if memory.available_bytes else ""
+    has += f" beside the service's {size(memory.reserved_bytes)}" if has and memory.reserved_bytes else ""
     return f"{size(memory.total_bytes)}{has} a worker: {_VERDICTS.get(memory.verdict, 'not known')} ({words})"
 
 

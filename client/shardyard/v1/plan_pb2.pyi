@@ -457,6 +457,7 @@ class MemoryPlan(_message.Message):
     TEACHER_BYTES_FIELD_NUMBER: _builtins.int
     EVALUATION_BYTES_FIELD_NUMBER: _builtins.int
     EXPORT_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     parameters_bytes: _builtins.int
     """The weights."""
     gradients_bytes: _builtins.int
@@ -474,7 +475,7 @@ class MemoryPlan(_message.Message):
     logits), an evaluation or the export, whichever takes most.
     """
     available_bytes: _builtins.int
-    """The memory of one worker; 0: not known."""
+    """The memory of one worker: its GPU's, or its part of the node's without `reserved_bytes`; 0: not known."""
     verdict: Global___MemoryVerdict.ValueType
     """Whether it suffices."""
     batches_bytes: _builtins.int
@@ -485,6 +486,10 @@ class MemoryPlan(_message.Message):
     """What an evaluation holds at a time, in place of activations and logits."""
     export_bytes: _builtins.int
     """What the export holds, in their place: copies of the weights. With GPUs they are in the node's memory and not in the sum."""
+    reserved_bytes: _builtins.int
+    """What the service's own processes take of the node's memory (coordinator, inspections, models that answer), if they run on it: at least
+    768 MiB, else as measured, in steps of 256 MiB. No worker has it. 0: they run elsewhere, or workers compute on GPUs.
+    """
     def __init__(
         self,
         *,
@@ -501,10 +506,11 @@ class MemoryPlan(_message.Message):
         teacher_bytes: _builtins.int = ...,
         evaluation_bytes: _builtins.int = ...,
         export_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "evaluation_bytes", b"evaluation_bytes", "export_bytes", b"export_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "teacher_bytes", b"teacher_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "available_bytes", b"available_bytes", "batches_bytes", b"batches_bytes", "evaluation_bytes", b"evaluation_bytes", "export_bytes", b"export_bytes", "gradients_bytes", b"gradients_bytes", "logits_bytes", b"logits_bytes", "optimizer_bytes", b"optimizer_bytes", "parameters_bytes", b"parameters_bytes", "process_bytes", b"process_bytes", "reserved_bytes", b"reserved_bytes", "teacher_bytes", b"teacher_bytes", "total_bytes", b"total_bytes", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,6 +24,7 @@ from shardyard_coordinator.launch.protocols import AttemptKey, ClusterView, Laun
 from shardyard_coordinator.launch.rank_env import rank_environment, rank_rights
 from shardyard_coordinator.launch.rank_exit import RankExit
 from shardyard_coordinator.launch.rank_process import TRAINER, RankOrders, RankProcess, write_spec
+from shardyard_coordinator.launch.service_memory import ServiceMemory
 from shardyard_coordinator.launch.spool import SPOOL_NAME, Spool
 from shardyard_coordinator.seams import Clock
 
@@ -78,6 +79,7 @@ class LocalLauncher:
         self._cluster_id = f"local-{uuid.uuid4().hex}"
         self._gangs: dict[AttemptKey, _Gang] = {}
         self._dead: set[AttemptKey] = set()
+        self._own = ServiceMemory()
 
     async def start(self) -> None:
         """Does nothing: there is nothing to connect to."""
@@ -89,7 +91,9 @@ class LocalLauncher:
     async def cluster(self) -> ClusterView:
         """This machine as one node."""
         kind = GPU if self._gpus else ""
-        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, usable_bytes(), kind, **self._gpu_facts)
+        ranks = {each.pid for gang in self._gangs.values() for each in gang.ranks}
+        own = await self._own.reserved_bytes(ranks, now_s=self._clock.monotonic_s())
+        node = Node(NODE_ID, "127.0.0.1", self._cpus, self._gpus, usable_bytes(), kind, own, **self._gpu_facts)
         return ClusterView(True, self._cluster_id, "local", (node,))
 
     async def ensure(self, launch: Launch) -> None:

@@ -66,11 +66,12 @@ def gpu_kind(node: Node) -> str:
 def _shape(node: Node, alike: Sequence[Node]) -> worker_pb2.NodeShape:
     """`node`, with the weakest GPUs of the nodes `alike`; one that does not report its GPUs makes them unknown."""
     if not node.gpus:
-        return worker_pb2.NodeShape(memory_bytes=node.memory_bytes, cpus=node.cpus)
+        return worker_pb2.NodeShape(memory_bytes=node.memory_bytes, reserved_bytes=node.reserved_bytes, cpus=node.cpus)
     known = all(each.compute_capability for each in alike)
     weakest = min(alike, key=lambda each: (each.compute_capability, each.gpu_memory_bytes))
     return worker_pb2.NodeShape(
         memory_bytes=node.memory_bytes,
+        reserved_bytes=node.reserved_bytes,
         cpus=node.cpus,
         gpus=node.gpus,
         gpu_memory_bytes=min(each.gpu_memory_bytes for each in alike),

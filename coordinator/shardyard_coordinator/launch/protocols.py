@@ -53,7 +53,8 @@ class Node:
     """A node of the cluster with all of its resources, not only free ones.
 
     `used_cpus` and `used_gpus` are held according to the cluster, by this service's gangs or by others.
-    `accelerator` is the scheduler's name for its GPUs. `gpu_name`, `gpu_memory_bytes` and `compute_capability` are the
+    `accelerator` is the scheduler's name for its GPUs; `reserved_bytes` is what the service's own processes take of the
+    memory. `gpu_name`, `gpu_memory_bytes` and `compute_capability` are the
     weakest GPU's, as its driver reports them; empty and 0: not known.
     """
 
@@ -63,6 +64,7 @@ class Node:
     gpus: int
     memory_bytes: int
     accelerator: str = ""
+    reserved_bytes: int = 0
     gpu_name: str = ""
     gpu_memory_bytes: int = 0
     compute_capability: float = 0.0

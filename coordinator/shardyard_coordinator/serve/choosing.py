@@ -61,7 +61,7 @@ class Choosing:
         if request.memory_bytes and shape.gpus:
             shape.gpu_memory_bytes = request.memory_bytes
         elif request.memory_bytes:
-            shape.memory_bytes = request.memory_bytes
+            shape.memory_bytes, shape.reserved_bytes = request.memory_bytes, 0
         message = worker_pb2.RecommendRequest(
             request=request,
             node_shape=shape,

@@ -43,7 +43,7 @@ def answer(call: worker_pb2.RecommendRequest, catalogue: Catalogue) -> choosing_
     asked, node = call.request, call.node_shape
     wanted = Wanted(asked.task, asked.rows, asked.tokens_per_row, node, call.locations)
     price = call.slot_hour_price if call.HasField("slot_hour_price") else None
-    available = node.gpu_memory_bytes if node.gpus and wanted.trains else node.memory_bytes
+    available = node.gpu_memory_bytes if node.gpus and wanted.trains else node.memory_bytes - node.reserved_bytes
     conditions = Conditions(asked, catalogue, price, available)
     left_out, found, number = LeftOut(), [], 0
     for candidate in _candidates(call, catalogue):
@@ -96,7 +96,7 @@ def _to_proto(each: Ranked, wanted: Wanted, price: float | None, currency: str) 
         gated=candidate.gated,
         languages=sorted(candidate.languages),
         context=candidate.context,
-        memory=needed.memory.to_proto(),
+        memory=needed.memory.to_proto(0 if needed.resources.gpus_per_worker else wanted.node.reserved_bytes),
         scores=[
             choosing_pb2.PublishedScore(
                 benchmark=score.benchmark, metric=score.metric, value=score.value, source=score.source

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError
+from shardyard_trainer.planning.checks import reserved_bytes
 from shardyard_trainer.planning.memory import Memory, estimate
 from shardyard_trainer.planning.seen import PROPOSED_RANK, Seen
 from shardyard_trainer.planning.sizing import Sized, size_up
@@ -35,7 +36,7 @@ def alternatives(
         need = _need(spec, settings, seen, node)
         if need is None or need.verdict != plan_pb2.MEMORY_VERDICT_FITS:
             continue
-        yield plan_pb2.Alternative(settings=dict(settings), memory=need.to_proto())
+        yield plan_pb2.Alternative(settings=dict(settings), memory=need.to_proto(reserved_bytes(spec, node)))
         found += 1
         if found == MOST:
             return

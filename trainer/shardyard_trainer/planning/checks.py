@@ -72,13 +72,20 @@ def slots_of(spec: spec_pb2.JobSpec) -> int:
 
 
 def node_memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
-    """A worker's share of a node with as many workers as fit; 0: not known."""
+    """A worker's share of a node with as many workers as fit, beside the service's own processes; 0: not known."""
     resources = spec.resources
     there, of_worker = (
         (node.gpus, resources.gpus_per_worker) if resources.gpus_per_worker else (node.cpus, resources.cpus_per_worker)
     )
     on_node = max(1, there // max(of_worker, 1)) if there else resources.workers
-    return node.memory_bytes // max(1, min(resources.workers, on_node))
+    # A machine that is smaller than what the service takes is not taken for one that is not known.
+    left = max(node.memory_bytes - node.reserved_bytes, min(node.memory_bytes, 1))
+    return left // max(1, min(resources.workers, on_node))
+
+
+def reserved_bytes(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:
+    """What the service's own processes take of the memory in which the workers compute."""
+    return 0 if spec.resources.gpus_per_worker else node.reserved_bytes
 
 
 def _check_resources(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> Iterator[SpecError]:

@@ -10,6 +10,11 @@ from typing import Any
 BUCKET_ELEMENTS = 50_000_000
 """Gradients are reduced in buckets of this many elements: large enough to hide latency, small in memory."""
 
+LIVE_ELEMENTS = 100_000_000
+"""Parameters that stage 3 keeps gathered at once. DeepSpeed's own figure is ten times that, and keeps every model of up
+to 500 million whole from the forward to the backward pass, which whoever takes stage 3 has no memory for.
+"""
+
 
 def deepspeed_config(
     *,
@@ -68,6 +73,7 @@ def _zero(stage: int, *, on_gpu: bool, offload: bool) -> dict[str, Any]:
         section["allgather_bucket_size"] = BUCKET_ELEMENTS
     else:
         section["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
+        section["stage3_max_live_parameters"] = section["stage3_max_reuse_distance"] = LIVE_ELEMENTS
     if offload:
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     return section

@@ -11,7 +11,7 @@ from shardyard_trainer.data.stats import loss_warnings
 from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, POSITIONS_AT_ONCE
 from shardyard_trainer.models import sources
 from shardyard_trainer.planning import memory, resolve
-from shardyard_trainer.planning.checks import node_memory_of_worker, slots_of
+from shardyard_trainer.planning.checks import node_memory_of_worker, reserved_bytes, slots_of
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.pins import model_fingerprint
 from shardyard_trainer.planning.seen import shape_of
@@ -60,7 +60,7 @@ def plan_measured(
         resolved_spec=spec,
         batch=plan_pb2.BatchPlan(workers=spec.resources.workers, micro_batch_size=micro),
         num_parameters=need.parameters // (_bytes_of_number(spec) * num_copies),
-        memory=need.to_proto(),
+        memory=need.to_proto(reserved_bytes(spec, node)),
         total_steps=-(-samples.num_samples // micro),
         num_eval_samples=samples.num_samples,
         labels=list(task.describe().get("labels") or ()),

@@ -20,7 +20,7 @@ from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.models import sources
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.planning import memory, resolve
-from shardyard_trainer.planning.checks import node_memory_of_worker, slots_of
+from shardyard_trainer.planning.checks import node_memory_of_worker, reserved_bytes, slots_of
 from shardyard_trainer.planning.extraction_rows import PictureRows, Rows, TextRows
 from shardyard_trainer.planning.identity import data_fingerprint
 from shardyard_trainer.planning.pins import model_fingerprint
@@ -108,7 +108,7 @@ def plan_extraction(
         resolved_spec=spec,
         batch=plan_pb2.BatchPlan(workers=workers),
         num_parameters=num_parameters,
-        memory=need.to_proto(),
+        memory=need.to_proto(reserved_bytes(spec, node)),
         total_steps=num_shards(stats.num_samples, found.rows_per_shard),
         num_train_samples=stats.num_samples,
         slots=slots_of(spec),

@@ -82,9 +82,10 @@ def _given(wanted: spec_pb2.Parallelism, name: str, chosen: _T, reason: str) -> 
 
 
 def _stage(shape: Shape, gang: Gang, *, least: int) -> tuple[int, str]:
-    """The lowest stage whose states fit: 0 on one worker in fp32, 1 on several.
+    """The lowest stage with which a worker's memory suffices: 0 on one worker in fp32, 1 on several.
 
-    bf16 starts at 1, since DeepSpeed's stage 0 trains bf16 wrongly.
+    If it never does, the one that takes least: for models that are gathered whole, stage 3 takes more than stage 2. bf16
+    starts at 1, since DeepSpeed's stage 0 trains bf16 wrongly.
     """
     base = max(0 if gang.workers == 1 and not gang.bf16 else 1, least)
     first = estimate(shape, gang, Ways(base))
@@ -92,11 +93,12 @@ def _stage(shape: Shape, gang: Gang, *, least: int) -> tuple[int, str]:
         return base, "the memory of a worker is not known: the lowest stage that trains rightly"
     if gang.workers == 1:
         return base, f"one worker has all states, {first.states:,} bytes of {gang.available:,}, at every stage"
-    stage = next((stage for stage in range(base, 4) if _fits(estimate(shape, gang, Ways(stage)))), 3)
-    need = estimate(shape, gang, Ways(stage))
+    needs = {stage: estimate(shape, gang, Ways(stage)) for stage in range(base, 4)}
+    stage = next((each for each in needs if _fits(needs[each])), min(needs, key=lambda each: needs[each].total))
+    need = needs[stage]
     found = f"a worker's states take {need.states:,} bytes of {gang.available:,}"
     if stage == base:
-        return stage, f"{found}: no higher stage is needed"
+        return stage, f"{found}: no higher stage {'is needed' if _fits(need) else 'takes less'}"
     below = estimate(shape, gang, Ways(stage - 1))
     return stage, f"{found}; at stage {stage - 1} they would take {below.states:,}"
 

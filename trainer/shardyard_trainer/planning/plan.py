@@ -29,6 +29,7 @@ from shardyard_trainer.planning.checks import (
     check_rates,
     check_spec,
     check_warmup,
+    reserved_bytes,
     slots_of,
 )
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
@@ -166,7 +167,7 @@ def _plan_training(spec: spec_pb2.JobSpec, seen: Seen, call: worker_pb2.PlanRequ
         num_parameters=shape.num_parameters,
         num_trainable_parameters=shape.num_trainable,
         num_teacher_parameters=shape.teacher.num_parameters if shape.teacher is not None else 0,
-        memory=need.to_proto(),
+        memory=need.to_proto(reserved_bytes(spec, call.node_shape)),
         total_steps=steps,
         num_train_samples=task.train.num_samples,
         num_eval_samples=task.eval.num_samples if task.eval is not None else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from shardyard_trainer.models.hub import snapshot_folder
 from shardyard_trainer.models.hub_process import CHECKPOINTS
 from shardyard_trainer.models.tf_checkpoint import folder_of
 from shardyard_trainer.models.torch_hub import repository_name
-from shardyard_trainer.planning import memory
+from shardyard_trainer.planning import activations, memory
+from shardyard_trainer.planning.sizing import longest_sample
 from shardyard_trainer.planning.statistics import num_shared
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
@@ -66,7 +68,9 @@ class Seen:
         spec = spec_pb2.JobSpec()
         spec.CopyFrom(self.spec)
         spec.fine_tuning.lora.rank = PROPOSED_RANK
-        return replace(shape_of(self.task, spec), teacher=self.shape.teacher)
+        shape = replace(shape_of(self.task, spec), teacher=self.shape.teacher)
+        # Pictures are counted by the task, without adapters, each of which keeps at most its layer's input again.
+        return replace(shape, activation_bytes=2 * shape.activation_bytes) if shape.is_attention_counted else shape
 
     def shape_for(self, spec: spec_pb2.JobSpec) -> memory.Shape:
         """The model's for the same spec, or for one that has the proposed LoRA beside. Raises SpecError."""
@@ -122,7 +126,16 @@ def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
     """Counts the model without making it. Raises SpecError, also for layers that `spec` names and it does not have."""
     about("spec.model", "MODEL_INVALID")
     reading("the model that its configuration asks for")
-    return count(build_module(task, spec, meta=True), task.choice.config, task.footprint())
+    module, footprint = build_module(task, spec, meta=True), task.footprint()
+    shape = count(module, task.choice.config, footprint)
+    if footprint.activation_bytes:
+        return shape
+    length = longest_sample(task)
+    kept = activations.kept_bytes(module, length)
+    if kept is None:
+        return shape
+    beside = activations.attention_bytes(task.choice.config, length) * (shape.num_layers - shape.num_frozen_layers)
+    return replace(shape, activation_bytes=-(-kept // length), attention_bytes=beside, is_kept_counted=True)
 
 
 def count(module: HuggingFaceModule, config: Any, footprint: Footprint) -> memory.Shape:
@@ -135,19 +148,25 @@ def count(module: HuggingFaceModule, config: Any, footprint: Footprint) -> memor
         num_trainable=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
         num_layers=num_layers,
         width=width,
-        num_logits=footprint.num_logits,
+        num_logits=math.ceil(footprint.num_logits * footprint.predicted),
         chunk=footprint.chunk,
         live_parameters=embeddings + max(num_parameters - embeddings, 0) // max(num_layers, 1),
         activation_bytes=footprint.activation_bytes,
         num_frozen_layers=min(num_layers_frozen(module), num_layers),
         has_adapters=has_adapters(module),
-        forward_flops=footprint.forward_flops or 2 * _parameters_at_work(module, footprint.num_logits, width),
+        forward_flops=footprint.forward_flops or round(2 * _parameters_at_work(module, footprint, width)),
+        is_kept_counted=footprint.forward_flops > 0,
+        is_attention_counted=footprint.forward_flops > 0,
         can_recompute=bool(getattr(module.model, "supports_gradient_checkpointing", False)),
     )
 
 
-def _parameters_at_work(module: nn.Module, num_logits: int, width: int) -> int:
-    """Parameters that every position is multiplied with: all but tables of vectors, unless these are outputs too."""
+def _parameters_at_work(module: HuggingFaceModule, footprint: Footprint, width: int) -> float:
+    """Parameters that a position is multiplied with: all but tables of vectors, unless these are outputs too.
+
+    Of an encoder-decoder those of the part that the position goes through, on average.
+    """
+    num_logits = footprint.num_logits
     tables = {
         parameter for part in module.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters()
     }
@@ -156,7 +175,12 @@ def _parameters_at_work(module: nn.Module, num_logits: int, width: int) -> int:
         isinstance(part, nn.Linear) and part.out_features == num_logits and part.weight not in tables
         for part in module.modules()
     )
-    return working + (num_logits * width if is_tied else 0)
+    # A layer of outputs is one of the module's own, unless it is tied; it works where there are outputs alone.
+    working += num_logits * width * (footprint.predicted - (0.0 if is_tied else 1.0))
+    if not footprint.encoded:
+        return working
+    encoder = sum(each.numel() for each in module.model.get_encoder().parameters() if each not in tables)
+    return footprint.encoded * encoder + (1 - footprint.encoded) * (working - encoder)
 
 
 def _weight_errors(source: spec_pb2.ModelSource, task: Prepared, field: str) -> list[SpecError]:

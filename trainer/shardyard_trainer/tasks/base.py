@@ -56,13 +56,16 @@ class Footprint(NamedTuple):
     `num_logits` is how many outputs a position has (the vocabulary; 0 if a head has a few a sample), `chunk` how many
     positions have their logits in memory at once (0: all of them), `activation_bytes` what the backward pass keeps of a
     position in fp32 (0: by the formula for transformers), `forward_flops` what a forward pass computes for one, each
-    product and sum counted (0: likewise).
+    product and sum counted, attention included (0: likewise), `encoded` the part of the positions that the encoder of
+    an encoder-decoder reads; the others are its decoder's. `predicted` is the part that have outputs at all.
     """
 
     num_logits: int
     chunk: int
     activation_bytes: int = 0
     forward_flops: int = 0
+    encoded: float = 0.0
+    predicted: float = 1.0
 
 
 class JointLoss(Protocol):

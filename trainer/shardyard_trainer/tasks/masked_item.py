@@ -107,7 +107,7 @@ class PreparedMaskedItem(PreparedItems):
 
     def footprint(self) -> Footprint:
         """A score for each token, for masked positions only."""
-        return Footprint(self.inputs.num_tokens, 0)
+        return Footprint(self.inputs.num_tokens, 0, predicted=self._mask_probability)
 
     def describe(self) -> Mapping[str, Any]:
         """The content of `shardyard.json`."""

@@ -270,7 +270,7 @@ class PreparedMaskedLm(PreparedPacked[MaskedSamples]):
 
     def footprint(self) -> Footprint:
         """Logits over the vocabulary, for masked positions only."""
-        return Footprint(int(self.choice.config.vocab_size), 0)
+        return Footprint(int(self.choice.config.vocab_size), 0, predicted=float(self.masking["mask_probability"]))
 
 
 class MaskedLmModule(HuggingFaceModule):

@@ -279,7 +279,9 @@ class PreparedSequences(PreparedText[SequenceSamples]):
     def footprint(self) -> Footprint:
         """Logits over the vocabulary, a chunk of positions at a time; what the longest source and target keep."""
         longest, config = self.train.longest, self.choice.config
-        return Footprint(config.vocab_size, LOSS_CHUNK, activation_bytes(config, longest.source, longest.target))
+        kept = activation_bytes(config, longest.source, longest.target)
+        encoded = longest.source / max(longest.source + longest.target, 1)
+        return Footprint(config.vocab_size, LOSS_CHUNK, kept, encoded=encoded)
 
     def describe(self) -> Mapping[str, Any]:
         """The lengths, prefix and tokens for `shardyard.json`; a task adds its name."""

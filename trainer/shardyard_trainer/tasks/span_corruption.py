@@ -143,7 +143,7 @@ class PreparedSpans(PreparedPacked[SpanSamples]):
         config, (taken, number) = self.choice.config, num_spans(self.length, *self._spans)
         source, target = self.length - taken + number + 1, taken + number + 1
         kept = activation_bytes(config, source, target) * (source + target) // self.length
-        return Footprint(config.vocab_size, LOSS_CHUNK, kept)
+        return Footprint(config.vocab_size, LOSS_CHUNK, kept, encoded=source / max(source + target, 1))
 
     def describe(self) -> Mapping[str, Any]:
         """The content of `shardyard.json`."""

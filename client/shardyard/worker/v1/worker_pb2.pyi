@@ -203,6 +203,7 @@ class NodeShape(_message.Message):
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     BF16_FIELD_NUMBER: _builtins.int
     GPU_NAME_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory in bytes; 0: not known."""
     cpus: _builtins.int
@@ -215,6 +216,8 @@ class NodeShape(_message.Message):
     """Whether its GPUs are known to support bfloat16."""
     gpu_name: _builtins.str
     """The driver's name for its GPUs, such as `NVIDIA H200`; empty: none, or not known."""
+    reserved_bytes: _builtins.int
+    """What the service's own processes take of the memory, and jobs cannot have."""
     def __init__(
         self,
         *,
@@ -224,10 +227,11 @@ class NodeShape(_message.Message):
         gpu_memory_bytes: _builtins.int = ...,
         bf16: _builtins.bool = ...,
         gpu_name: _builtins.str = ...,
+        reserved_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bf16", b"bf16", "cpus", b"cpus", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_name", b"gpu_name", "gpus", b"gpus", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bf16", b"bf16", "cpus", b"cpus", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_name", b"gpu_name", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
