@@ -11,6 +11,7 @@ import numpy as np
 
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
+from shardyard_trainer.inputs.base import Samples
 from shardyard_trainer.planning.checks import slots_of
 from shardyard_trainer.planning.memory import Shape
 from shardyard_trainer.planning.sizing import Sized
@@ -30,7 +31,11 @@ USED_OF_GPU = 0.3
 USED_IN_FP32 = 0.08
 """The part of these figures that a training reaches; in fp32 the units for bf16 rest."""
 
-START_S = 20.0
+START_S, COLD_START_S = 5.0, 20.0
+"""From the start of the ranks to the first step, and the canary. On CPUs ranks are forks of a process that has imported
+everything; with GPUs they import it themselves, and start CUDA and NCCL.
+"""
+
 DISK_BYTES_S = 500e6
 BYTES_S_BETWEEN = {True: 50e9, False: 1e9}
 """What workers of a gang send each other: between GPUs, and through loopback."""
@@ -47,17 +52,20 @@ def plan_time(
 ) -> plan_pb2.TimePlan:
     """The time from the start of the gang to its end; `checkpoint` are the bytes of one."""
     workers, rate = sized.gang.workers, _rate(spec, node)
-    sample = _positions(task)
-    step = sample * sized.batch.global_batch_size * _flops(shape, sized, trains=True) / (rate * workers)
+    sample, attended = _positions(task, task.train)
+    recomputes = sized.placed.ways.recomputes
+    step = sample * sized.batch.global_batch_size * _step_flops(shape, attended, recomputes) / (rate * workers)
     step += _between(shape, sized)
     evaluation = 0.0
     if task.eval is not None:
-        computed = task.eval.num_tokens * _flops(shape, sized, trains=False)
+        positions, attended = _positions(task, task.eval)
+        computed = positions * task.eval.num_samples * _forward_flops(shape, attended)
         evaluation = computed * (GENERATED if task.metrics().write is not None else 1.0) / (rate * workers)
     times = max(sized.steps // max(spec.evaluation.every, 1), 1)
     saved = 2 + min(sized.steps * step // 60, 10)
     export = 4 * shape.num_parameters
-    expected = START_S + sized.steps * step + times * evaluation + (saved * checkpoint + 3 * export) / DISK_BYTES_S
+    start_s = COLD_START_S if sized.gang.on_gpu else START_S
+    expected = start_s + sized.steps * step + times * evaluation + (saved * checkpoint + 3 * export) / DISK_BYTES_S
     factor = WITHIN if not sized.gang.on_gpu or _known(node) else WITHIN_OF_OTHER_GPU
     found = plan_pb2.TimePlan(slot_hours=expected * slots_of(spec) / 3600, worker_hours=expected * workers / 3600)
     for name, seconds in (("expected", expected), ("low", expected / factor), ("high", expected * factor)):
@@ -70,30 +78,35 @@ def reading_s(spec: spec_pb2.JobSpec, shape: Shape, length: int, node: worker_pb
     return length * _forward_flops(shape, length) / _rate(spec, node)
 
 
-def _positions(task: Prepared) -> float:
-    """Positions of a sample on average, padding included."""
-    lengths = task.train.lengths()
-    return float(task.length if lengths is None or not len(lengths) else np.mean(lengths))
+def _positions(task: Prepared, samples: Samples) -> tuple[float, float]:
+    """Positions of a sample, on average over the samples, and of the sample that a position is in, over the positions.
+
+    A batch has samples of similar lengths, so padding is left out.
+    """
+    lengths = samples.lengths()
+    if lengths is None or not len(lengths):
+        return float(task.length), float(task.length)
+    counts = lengths.astype(np.float64)
+    return float(counts.mean()), float(np.square(counts).sum() / max(counts.sum(), 1.0))
 
 
-def _flops(shape: Shape, sized: Sized, *, trains: bool) -> float:
+def _step_flops(shape: Shape, length: float, recomputes: bool) -> float:
     """Operations for one position: forward, and backward towards the inputs and the weights that are trained."""
-    forward = _forward_flops(shape, sized.length)
-    if not trains:
-        return forward
+    forward = _forward_flops(shape, length)
     trained = shape.num_trainable / max(shape.num_parameters, 1)
     above = 1 - shape.num_frozen_layers / max(shape.num_layers, 1)
     total = forward * (1 + above + above * trained)
-    if sized.placed.ways.recomputes:
+    if recomputes:
         total += forward * above
     if shape.teacher is not None:
-        total += _flops(shape.teacher, sized, trains=False)
+        total += _forward_flops(shape.teacher, length)
     return total
 
 
-def _forward_flops(shape: Shape, length: int) -> float:
+def _forward_flops(shape: Shape, length: float) -> float:
     """Operations of a forward pass for one of `length` positions that attend to one another."""
-    return shape.forward_flops + 4 * shape.width * shape.num_layers * length
+    attention = 0.0 if shape.is_attention_counted else 4 * shape.width * shape.num_layers * length
+    return shape.forward_flops + attention
 
 
 def _between(shape: Shape, sized: Sized) -> float:
