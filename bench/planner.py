@@ -2,9 +2,10 @@
 
     python bench/planner.py [--only NAME] [--time] [--write]
 
-Each row is planned, then run by torchrun, without a coordinator. The peak of its ranks after a few steps is compared
-with the plan; a worker's peak counts everything of its process, as `VmHWM` does. With `--time` more steps are run, and
-two things are compared with the whole duration: the plan, and what the first progress after the canary says.
+Each row is planned, then run without a coordinator, by ranks that start cold. The peak of its ranks after a few steps
+is compared with the plan; a worker's peak counts everything of its process, as `VmHWM` does. Every batch reaches the
+longest length. With `--time` more steps are run, and two things are compared with the whole duration: the plan, and
+what the first progress after the canary says.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from google.protobuf import json_format
 
-from kinds import KINDS, start
+from kinds import start
+from long_rows import LONG
 from measure import report
 from shardyard.v1 import plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
@@ -35,7 +37,7 @@ STEPS, TIMED_STEPS = 6, 60
 
 @dataclass(frozen=True)
 class Row:
-    """A configuration: the kind of `bench/trainer.py`, workers, ZeRO stage, and what else differs."""
+    """A configuration: the kind of `long_rows`, workers, ZeRO stage, and what else differs."""
 
     kind: str
     workers: int = 1
@@ -68,9 +70,11 @@ ROWS: Mapping[str, Row] = {
     "BERT, texts, 64 at once": Row("bert", change=large),
     "BERT, texts, adapters": Row("bert", change=adapters),
     "BERT, words, ZeRO-2 on two workers": Row("ner", 2, 2),
+    "BERT, texts, learning from a larger BERT": Row("taught"),
     "BERT, questions": Row("questions"),
     "T5, pairs of texts": Row("seq2seq"),
     "ViT, pictures": Row("images"),
+    "GPT-2, recommendations": Row("histories"),
 }
 
 
@@ -134,36 +138,35 @@ def run(row: Row, folder: Path, *, steps: int) -> tuple[plan_pb2.JobPlan, list[E
     attempt.plan.CopyFrom(result.plan)
     file = folder / "attempt.json"
     file.write_text(json_format.MessageToJson(attempt, preserving_proto_field_name=True), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={row.workers}"]
     events, started_s = [], time.monotonic()
-    with (
-        (folder / "stderr").open("w+") as errors,
-        subprocess.Popen(
-            [*command, "-m", "shardyard_trainer", str(file)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=folder,
-        ) as running,
-    ):
-        assert running.stdout is not None
-        for line in running.stdout:
+    with (folder / "stderr").open("w+") as errors:
+        chief, *others = [_start(file, rank, errors) for rank in range(row.workers)]
+        assert chief.stdout is not None
+        for line in chief.stdout:
             _, kind, text = (*line.split(" ", 2), "")[:3]
             if kind in {"progress", "canary", "exported"}:
                 events.append(Event(time.monotonic() - started_s, kind, json.loads(text or "{}")))
-        if running.wait():
+        codes = [rank.wait() for rank in (chief, *others)]
+        if any(codes):
             errors.seek(0)
             raise SystemExit(errors.read()[-3000:])
     return result.plan, events
 
 
+def _start(file: Path, rank: int, errors: IO[str]) -> subprocess.Popen[str]:
+    """One rank of an attempt, as a program of its own; all but the first print nothing."""
+    command = [sys.executable, "-m", "shardyard_trainer", str(file), "--rank", str(rank), "--local-rank", str(rank)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=file.parent)
+
+
 def attempt_of(row: Row, folder: Path, steps: int) -> worker_pb2.AttemptSpec:
     """The attempt of a row, but for its plan."""
-    kind = KINDS[row.kind]
+    kind = LONG[row.kind]
     workload = kind.prepare(start(folder, threads=1))
     attempt = worker_pb2.AttemptSpec(
         world_size=row.workers,
         job_dir=str(folder / "job"),
+        rendezvous=f"file://{folder / 'rendezvous'}",
         log_interval_s=0.1,
         threads_per_rank=1,
         locations=worker_pb2.Locations(data_roots=["/"], cache_dir=str(folder / "cache")),
@@ -176,6 +179,9 @@ def attempt_of(row: Row, folder: Path, steps: int) -> worker_pb2.AttemptSpec:
     spec.optimization.learning_rate = workload.learning_rate
     spec.resources.workers = row.workers
     spec.parallelism.zero_stage = row.stage
+    if steps == STEPS:
+        # What an evaluation holds depends neither on how often there is one nor on how long it takes.
+        spec.evaluation.every, spec.evaluation.holdout = steps, 0.01
     row.change(spec)
     return attempt
 
