@@ -97,9 +97,9 @@ def test_long_texts_keep_their_attention_on_cpus_with_dropout(root: Path) -> Non
             ),
         )
 
-    # Twice the length keeps twice as much of everything, but four times the attention weights.
+    # Twice the length keeps twice as much of everything, but four times the attention weights, or the mask of padding.
     assert planned(256, 0.1) > 3 * planned(128, 0.1)
-    assert planned(256, 0.0) < 2.2 * planned(128, 0.0)
+    assert planned(256, 0.0) < 2.6 * planned(128, 0.0)
     assert planned(256, 0.1) - planned(256, 0.0) > 0.9 * 12 * 8 * 256 * 256 * 2 * 0.9
 
 

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, str]]] = {
             resources={"workers": 4},
             optimization={"max_steps": 4, "global_batch_size": 32, "micro_batch_size": 8},
         ),
-        {**GPU_NODE, "gpus": 4, "gpu_memory_bytes": 3 * GIB // 2},
+        {**GPU_NODE, "gpus": 4, "gpu_memory_bytes": 1_500_000_000},
         plan_pb2.MEMORY_VERDICT_TIGHT,
         # Not stage 3, which gathers all of a model of this size.
         {"spec.parallelism.zero_stage": "2"},

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from helpers.plan_requests import ask, filled, fine_tuning, places
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.node_shape import planning_shape
@@ -43,21 +41,20 @@ def test_what_the_service_has_started_counts_and_ranks_do_not() -> None:
     assert abs(measured_bytes([]) - before) < 0.5 * HELD
 
 
-def test_the_number_changes_in_steps_and_is_measured_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = 700 * MIB
-    monkeypatch.setattr("shardyard_coordinator.launch.service_memory.measured_bytes", lambda ranks: found)
-    own = ServiceMemory()
+def test_the_number_changes_in_steps_and_is_measured_now_and_then() -> None:
+    found = [700 * MIB]
+    own = ServiceMemory(lambda ranks: found[-1])
 
     def at(now_s: float) -> int:
         return asyncio.run(own.reserved_bytes([], now_s=now_s))
 
     assert at(0.0) == RESERVED_BYTES
-    found = 1000 * MIB
+    found.append(1000 * MIB)
     assert at(5.0) == RESERVED_BYTES, "measured less than ten seconds ago"
     assert at(10.0) == 1024 * MIB
-    found = 1025 * MIB
+    found.append(1025 * MIB)
     assert at(20.0) == 1280 * MIB
-    found = 100 * MIB
+    found.append(100 * MIB)
     assert at(30.0) == RESERVED_BYTES
 
 
@@ -70,9 +67,6 @@ def test_the_local_launcher_tells_what_the_service_takes_of_its_node() -> None:
 
 
 def test_workers_share_what_the_service_leaves(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    root.mkdir()
-    filled(root)
     root = tmp_path / "root"
     root.mkdir()
     filled(root)

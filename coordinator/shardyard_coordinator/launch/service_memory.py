@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import psutil
 
 RESERVED_BYTES = 768 << 20
-"""At least: the coordinator, the compute process, the server of warm ranks and an inspection; 620 to 700 MB measured.
+"""At least: the coordinator, the compute process and the server of warm ranks, about 600 MB, and an inspection.
 
 A plan in which nothing of this has grown is then the same at any moment.
 """
@@ -18,13 +18,19 @@ _STEP_BYTES = 256 << 20
 _MEASURED_EVERY_S = 10.0
 
 
+def measured_bytes(ranks: Collection[int]) -> int:
+    """What this process, and what it has started for itself, hold now."""
+    return sum(_own_part_bytes(each) for each in _processes(ranks))
+
+
 class ServiceMemory:
     """What the service takes now, in steps of 256 MiB, so that plans do not change with every page.
 
     Models that answer count as long as they are loaded. Pages that processes share count once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, measure: Callable[[Collection[int]], int] = measured_bytes) -> None:
+        self._measure = measure
         self._measured_s = float("-inf")
         self._bytes = RESERVED_BYTES
 
@@ -32,14 +38,9 @@ class ServiceMemory:
         """Bytes, measured at most every ten seconds; `ranks` are the process ids of jobs, which do not count."""
         if now_s - self._measured_s >= _MEASURED_EVERY_S:
             self._measured_s = now_s
-            measured = await asyncio.to_thread(measured_bytes, ranks)
+            measured = await asyncio.to_thread(self._measure, ranks)
             self._bytes = max(RESERVED_BYTES, -(-measured // _STEP_BYTES) * _STEP_BYTES)
         return self._bytes
-
-
-def measured_bytes(ranks: Collection[int]) -> int:
-    """What this process, and what it has started for itself, hold now."""
-    return sum(_own_part_bytes(each) for each in _processes(ranks))
 
 
 def _processes(ranks: Collection[int]) -> Iterator[psutil.Process]:
@@ -60,9 +61,10 @@ def _session(process: psutil.Process) -> int:
 def _own_part_bytes(process: psutil.Process) -> int:
     """Resident bytes of a process, its part alone of pages that others have too; 0 if it is gone."""
     try:
-        found = process.memory_full_info()
+        try:
+            found = process.memory_full_info()
+        except psutil.AccessDenied:
+            return int(process.memory_info().rss)
         return int(getattr(found, "pss", found.uss))
-    except psutil.AccessDenied:
-        return int(process.memory_info().rss)
     except psutil.Error:
         return 0

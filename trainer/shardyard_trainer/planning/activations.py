@@ -39,7 +39,7 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_gradients: torch.Tensor) -> Any:
         """Is not called: nothing is computed backwards without memory."""
-        raise NotImplementedError
+        raise RuntimeError("nothing can be computed backwards without memory")
 
 
 def _attend(

@@ -12,7 +12,7 @@ BUCKET_ELEMENTS = 50_000_000
 
 LIVE_ELEMENTS = 100_000_000
 """Parameters that stage 3 keeps gathered at once. DeepSpeed's own figure is ten times that, and keeps every model of up
-to 500 million whole from the forward to the backward pass, which whoever takes stage 3 has no memory for.
+to 500 million whole from the forward to the backward pass: a job at stage 3 does not have the memory for that.
 """
 
 

@@ -15,15 +15,18 @@ CPU_PROCESS_BYTES = 500 * 10**6
 """Python with torch, transformers and DeepSpeed on CPU, and what a first evaluation imports: 485 to 500 MB measured."""
 
 COMPUTED_BYTES = 40 * 10**6
-"""What a first step adds to it: pages of the matrix library's code, and its buffers; 37 to 46 MB measured."""
+"""What a first step adds to it: pages of the matrix library's code, and its buffers. Three rows of bench/planner.py had
+37 to 46 MB beside what is counted.
+"""
 
 FREED_BYTES = 64 << 20
-"""What glibc's malloc keeps of freed memory: its M_TRIM_THRESHOLD rises to twice the largest block that it has mapped and
-freed, of 32 MiB at most. An evaluation and the export break that up, so the next step takes as much anew: 58 to 74 MB.
+"""What glibc's malloc keeps of freed memory: its M_TRIM_THRESHOLD rises to twice the largest block that it has mapped
+and freed, of 32 MiB at most. An evaluation and the export break that up, so the next step takes as much again: 58 to 74
+MB measured.
 """
 
 COMPILER_BYTES = 105 * 10**6
-"""torch's compiler, which DeepSpeed imports from stage 1 on for an optimizer of its own (`is_zero_supported_optimizer`)."""
+"""torch's compiler, which DeepSpeed imports from stage 1 on, for an optimizer of its own (`zero/utils.py`)."""
 
 GPU_PROCESS_BYTES = 700 * 10**6
 """The CUDA context and the communication buffers of NCCL."""
@@ -32,13 +35,13 @@ TIGHT = 0.85
 """Above this part of the available memory the verdict is TIGHT: the formulas were off by -12 to +4 %."""
 
 LOGIT_TENSORS, CHUNKED_LOGIT_TENSORS = 4, 3
-"""Logit-sized fp32 tensors that loss and backward pass hold at once: of torch's own cross-entropy logits, log-probabilities
-and the gradients of both; of a chunk (`tasks/losses.py`) logits, which become their gradient in place, their copy in
+"""Logit-sized fp32 tensors that loss and backward pass hold at once: of torch's own cross-entropy logits,
+log-probabilities and the gradients of both; of a chunk (`tasks/losses.py`) logits, which become their gradient in place, their copy in
 another precision, and those of the chunk before until they are replaced.
 """
 
 EVALUATED_LOGIT_TENSORS = 2
-"""The same of an evaluation, in which all positions of a micro batch have theirs at once, unless the loss is in chunks."""
+"""The same of an evaluation; all positions of a micro batch have theirs at once, unless the loss is in chunks."""
 
 ADAPTED_BYTES = 53
 """What adapters keep of a position and layer for the backward pass, times the width: the inputs of its matrices again,
@@ -250,7 +253,7 @@ def logit_bytes_per_position(shape: Shape) -> int:
 
 
 def _logit_bytes(shape: Shape, positions: int) -> int:
-    """Of the positions at once. In chunks, the output layer's gradient is added up beside, and is kept until its turn."""
+    """Of the positions at once; in chunks, the output layer's gradient is added up beside them, and kept."""
     each, chunk = logit_bytes_per_position(shape), chunk_of(shape)
     return each * min(positions, chunk) + 4 * shape.num_logits * shape.width if chunk else each * positions
 

@@ -84,8 +84,8 @@ def _given(wanted: spec_pb2.Parallelism, name: str, chosen: _T, reason: str) -> 
 def _stage(shape: Shape, gang: Gang, *, least: int) -> tuple[int, str]:
     """The lowest stage with which a worker's memory suffices: 0 on one worker in fp32, 1 on several.
 
-    If it never does, the one that takes least: for models that are gathered whole, stage 3 takes more than stage 2. bf16
-    starts at 1, since DeepSpeed's stage 0 trains bf16 wrongly.
+    If it never does, the one that takes least: of models that are gathered whole, stage 3 takes more than stage 2.
+    bf16 starts at 1, since DeepSpeed's stage 0 trains bf16 wrongly.
     """
     base = max(0 if gang.workers == 1 and not gang.bf16 else 1, least)
     first = estimate(shape, gang, Ways(base))
