@@ -73,7 +73,8 @@ def test_a_teacher_is_sharded_like_its_student_at_stage_3_only(root: Path) -> No
         return int(ask(root, spec).plan.memory.teacher_bytes)
 
     assert teacher_bytes(1, 4) == teacher_bytes(2, 4) == teacher_bytes(0, 1)
-    assert teacher_bytes(3, 4) < teacher_bytes(2, 4)
+    # A quarter of it rests, and so small a one is gathered whole while it computes, which gloo does in a copy.
+    assert teacher_bytes(3, 4) == pytest.approx(2.25 * teacher_bytes(2, 4), rel=0.01)
 
 
 def test_the_labels_of_a_teacher_are_put_into_the_order_of_the_student(root: Path) -> None:

@@ -78,9 +78,9 @@ def node_memory_of_worker(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) ->
         (node.gpus, resources.gpus_per_worker) if resources.gpus_per_worker else (node.cpus, resources.cpus_per_worker)
     )
     on_node = max(1, there // max(of_worker, 1)) if there else resources.workers
-    # A machine that is smaller than what the service takes is not taken for one that is not known.
-    left = max(node.memory_bytes - node.reserved_bytes, min(node.memory_bytes, 1))
-    return left // max(1, min(resources.workers, on_node))
+    left = max(node.memory_bytes - node.reserved_bytes, 0) // max(1, min(resources.workers, on_node))
+    # A machine that the service fills is not one whose memory is not known.
+    return max(left, 1) if node.memory_bytes else 0
 
 
 def reserved_bytes(spec: spec_pb2.JobSpec, node: worker_pb2.NodeShape) -> int:

@@ -25,8 +25,10 @@ and freed, of 32 MiB at most. An evaluation and the export break that up, so the
 MB measured.
 """
 
-COMPILER_BYTES = 105 * 10**6
-"""torch's compiler, which DeepSpeed imports from stage 1 on, for an optimizer of its own (`zero/utils.py`)."""
+COMPILER_BYTES = 60 * 10**6
+"""torch's compiler, which DeepSpeed imports from stage 1 on, for an optimizer of its own (`zero/utils.py`): 56 MB
+measured.
+"""
 
 GPU_PROCESS_BYTES = 700 * 10**6
 """The CUDA context and the communication buffers of NCCL."""
@@ -36,8 +38,8 @@ TIGHT = 0.85
 
 LOGIT_TENSORS, CHUNKED_LOGIT_TENSORS = 4, 3
 """Logit-sized fp32 tensors that loss and backward pass hold at once: of torch's own cross-entropy logits,
-log-probabilities and the gradients of both; of a chunk (`tasks/losses.py`) logits, which become their gradient in place, their copy in
-another precision, and those of the chunk before until they are replaced.
+log-probabilities and the gradients of both; of a chunk (`tasks/losses.py`) logits, which become their gradient in
+place, their copy in another precision, and those of the chunk before until they are replaced.
 """
 
 EVALUATED_LOGIT_TENSORS = 2
@@ -222,27 +224,31 @@ def estimate(shape: Shape, gang: Gang, ways: Ways, *, positions: int = 0, batche
 def _weights(shape: Shape, zero_stage: int, gang: Gang) -> int:
     """Bytes of a model that only computes."""
     size = 2 if gang.bf16 else 4
-    return size * (_held_at_3(shape, gang.workers) if zero_stage == 3 else shape.num_parameters)
+    return size * (_held_at_3(shape, gang.workers, on_gpu=gang.on_gpu) if zero_stage == 3 else shape.num_parameters)
 
 
-def _held_at_3(shape: Shape, workers: int) -> int:
+def _held_at_3(shape: Shape, workers: int, *, on_gpu: bool) -> int:
     """Parameters in the memory of one worker at stage 3: its part, and those that are gathered.
 
     These are at least the layer that computes, and what DeepSpeed fetches ahead or keeps for the backward pass up to
-    its limit (`__params_to_release` and `fetch_sub_module` of its partitioned_param_coordinator.py, 0.19).
+    its limit (`__params_to_release` and `fetch_sub_module` of its partitioned_param_coordinator.py, 0.19). Gloo gathers
+    into a tensor of its own, which is then copied, and a fetch ahead is a bucket at most.
     """
-    gathered = max(shape.live_parameters, LIVE_ELEMENTS)
-    return _part(shape.num_parameters, workers) + min(gathered, shape.num_parameters)
+    gathered = min(max(shape.live_parameters, LIVE_ELEMENTS), shape.num_parameters)
+    copied = 0 if on_gpu else min(gathered, BUCKET_ELEMENTS)
+    return _part(shape.num_parameters, workers) + gathered + copied
 
 
 def _gradients_at_3(trained: int, workers: int, *, on_gpu: bool) -> int:
     """Elements of gradients at stage 3: a worker's part, the bucket that collects them, and its copy by ranks.
 
-    The bucket is allocated whole, but on a CPU only pages that are written count (`ipg_buckets` of DeepSpeed's
-    stage3.py, and `reduce_scatter_coalesced`, which concatenates all of them again).
+    A GPU's bucket is allocated whole, but on a CPU only pages that are written count (`ipg_buckets` of DeepSpeed's
+    stage3.py, and `reduce_scatter_coalesced`, which concatenates all of them again). Gloo adds up a copy of its own (torch's
+    ProcessGroupGloo.cpp).
     """
     filled = min(BUCKET_ELEMENTS, trained)
-    return _part(trained, workers) + (BUCKET_ELEMENTS if on_gpu and trained else filled) + filled
+    buckets = BUCKET_ELEMENTS + filled if on_gpu and trained else 3 * filled
+    return _part(trained, workers) + buckets
 
 
 def logit_bytes_per_position(shape: Shape) -> int:
@@ -295,7 +301,7 @@ def states(shape: Shape, *, zero_stage: int, workers: int, bf16: bool, on_gpu: b
     if zero_stage == 0:
         return 4 * total, 4 * trained, 8 * trained
     if zero_stage == 3:
-        weights = size * _held_at_3(shape, workers)
+        weights = size * _held_at_3(shape, workers, on_gpu=on_gpu)
         gradients = size * _gradients_at_3(trained, workers, on_gpu=on_gpu)
         return weights, gradients, (12 if bf16 else 8) * _part(trained, workers)
     # At stage 2 in fp32 the gradients were measured as at stage 1: they are whole until the step partitions them.
