@@ -133,7 +133,6 @@ def taught(workload: Workload) -> Workload:
 def fill_taught(spec: spec_pb2.JobSpec, workload: Workload) -> None:
     """A smaller BERT that learns from it."""
     fill_bert(spec, workload)
-    spec.model.ClearField("source")
     spec.model.architecture.model_type = "bert"
     spec.model.architecture.overrides.update(TAUGHT)
     spec.tokenizer.uri = str(workload.data)

@@ -165,7 +165,7 @@ def test_an_optimizer_leaves_a_gpu_if_the_states_fit_then(
 
 
 def test_an_optimizer_stays_where_nothing_else_is() -> None:
-    on_cpu = Gang(workers=2, bf16=False, on_gpu=False, available=12 * 10**9)
+    on_cpu = Gang(workers=2, bf16=False, on_gpu=False, available=13 * 10**9)
     assert placed(LARGE, on_cpu).ways == Ways(3)
     # Given, it is taken, and changes no number: a worker computes in the node's memory.
     assert placed(LARGE, on_cpu, offload_optimizer=True, zero_stage=3).ways == Ways(3, offloads=True)
