@@ -243,8 +243,8 @@ def _gradients_at_3(trained: int, workers: int, *, on_gpu: bool) -> int:
     """Elements of gradients at stage 3: a worker's part, the bucket that collects them, and its copy by ranks.
 
     A GPU's bucket is allocated whole, but on a CPU only pages that are written count (`ipg_buckets` of DeepSpeed's
-    stage3.py, and `reduce_scatter_coalesced`, which concatenates all of them again). Gloo adds up a copy of its own (torch's
-    ProcessGroupGloo.cpp).
+    stage3.py, and `reduce_scatter_coalesced`, which concatenates all of them again). Gloo adds up a copy of its own
+    (ProcessGroupGloo.cpp of torch).
     """
     filled = min(BUCKET_ELEMENTS, trained)
     buckets = BUCKET_ELEMENTS + filled if on_gpu and trained else 3 * filled
