@@ -170,7 +170,7 @@ def _parameters_at_work(module: HuggingFaceModule, footprint: Footprint, width: 
     tables = {
         parameter for part in module.modules() if isinstance(part, nn.Embedding) for parameter in part.parameters()
     }
-    working = sum(parameter.numel() for parameter in module.parameters() if parameter not in tables)
+    working = float(sum(parameter.numel() for parameter in module.parameters() if parameter not in tables))
     is_tied = num_logits and not any(
         isinstance(part, nn.Linear) and part.out_features == num_logits and part.weight not in tables
         for part in module.modules()
@@ -179,7 +179,7 @@ def _parameters_at_work(module: HuggingFaceModule, footprint: Footprint, width: 
     working += num_logits * width * (footprint.predicted - (0.0 if is_tied else 1.0))
     if not footprint.encoded:
         return working
-    encoder = sum(each.numel() for each in module.model.get_encoder().parameters() if each not in tables)
+    encoder = sum(int(each.numel()) for each in module.model.get_encoder().parameters() if each not in tables)
     return footprint.encoded * encoder + (1 - footprint.encoded) * (working - encoder)
 
 
