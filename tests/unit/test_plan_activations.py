@@ -39,6 +39,13 @@ def llama(dropout: float) -> Any:
     return transformers.LlamaModel(transformers.LlamaConfig(**sizes, **settings))
 
 
+def bart(dropout: float) -> Any:
+    drops = {"attention_dropout": dropout, "dropout": dropout, "activation_dropout": dropout}
+    heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "vocab_size": 64}
+    sizes = {"d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": 1, "encoder_ffn_dim": 160}
+    return transformers.BartModel(transformers.BartConfig(**sizes, **heads, **drops, decoder_ffn_dim=160))
+
+
 LORA = spec_pb2.FineTuning(lora=spec_pb2.Lora(rank=4, alpha=8))
 FROZEN = spec_pb2.FineTuning(freeze=spec_pb2.Freeze(embeddings=True, layers=1))
 
@@ -68,6 +75,33 @@ def test_what_is_counted_without_memory_is_what_torch_keeps(
         real.backbone(input_ids=torch.zeros(2, LENGTH, dtype=torch.long), attention_mask=mask)
     layers = LAYERS - num_layers_frozen(real)
     planned = counted + layers * LENGTH * attention_bytes(real.model.config, LENGTH)
+    assert planned == pytest.approx(kept.num_bytes / 2, rel=0.06)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("source", [LENGTH // 4, LENGTH - 8])
+def test_an_encoder_decoder_keeps_its_source_in_one_part_and_its_target_in_the_other(
+    source: int, dropout: float
+) -> None:
+    def module() -> HuggingFaceModule:
+        made = HuggingFaceModule()
+        made.model, made.own_head = bart(dropout), None
+        return made
+
+    with torch.device("meta"):
+        imagined = module()
+    counted = kept_bytes(imagined, LENGTH, source)
+    assert counted is not None
+    real = module().train()
+    mask = torch.ones(2, source, dtype=torch.long)
+    mask[1, source // 2 :] = 0
+    targets = torch.zeros(2, LENGTH - source, dtype=torch.long)
+    kept = Kept(real)
+    with kept:
+        real.backbone(
+            input_ids=torch.zeros(2, source, dtype=torch.long), attention_mask=mask, decoder_input_ids=targets
+        )
+    planned = counted + LAYERS * LENGTH * attention_bytes(real.model.config, LENGTH, source)
     assert planned == pytest.approx(kept.num_bytes / 2, rel=0.06)
 
 

@@ -45,11 +45,12 @@ def test_gradients_and_optimizer_states_are_those_of_what_is_trained(root: Path)
     assert lora.checkpoint_bytes == 4 * lora.num_parameters + 8 * lora.num_trainable_parameters
 
 
-@pytest.mark.parametrize(("layers", "part"), [(0, 1.0), (1, 0.5), (2, 0.0)])
-def test_nothing_is_kept_of_frozen_layers_at_the_bottom(root: Path, layers: int, part: float) -> None:
+@pytest.mark.parametrize(("layers", "least", "most"), [(0, 1.0, 1.0), (1, 0.45, 0.5), (2, 0.0, 0.05)])
+def test_nothing_is_kept_of_frozen_layers_at_the_bottom(root: Path, layers: int, least: float, most: float) -> None:
+    # Nor of the embeddings below them; the pooler above them keeps its input.
     whole = ask(root, fine_tuning(fine_tuning=CLASSES)).plan.memory.activations_bytes
     found = adapted(root, freeze={"layers": layers}).plan.memory.activations_bytes
-    assert found == pytest.approx(part * whole)
+    assert least * whole <= found <= most * whole
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,11 @@ def _attend(
     return output, None
 
 
-def kept_bytes(module: HuggingFaceModule, length: int) -> int | None:
+def kept_bytes(module: HuggingFaceModule, length: int, source: int = 0) -> int | None:
     """Bytes in fp32 of one text of `length` positions, in all layers; None: the model does not compute without memory.
 
-    `module` is on the meta device; it is in training mode afterwards.
+    An encoder-decoder's encoder reads `source` of them, its decoder the others. `module` is on the meta device; it is
+    in training mode afterwards.
     """
     model = module.model
     before = getattr(model.config, "_attn_implementation", None)
@@ -60,11 +61,13 @@ def kept_bytes(module: HuggingFaceModule, length: int) -> int | None:
     kept = Kept(module)
     try:
         with quiet(), torch.device("meta"):
-            inputs = {"input_ids": torch.zeros(1, length, dtype=torch.long)}
+            inputs = {"input_ids": torch.zeros(1, source or length, dtype=torch.long)}
+            if source:
+                inputs["decoder_input_ids"] = torch.zeros(1, length - source, dtype=torch.long)
             if before == "sdpa":
                 model.set_attn_implementation(_IN_BLOCKS)
                 # Without one, some look for padding among the ids; no mask is made of it for this attention.
-                inputs["attention_mask"] = torch.ones(1, length, dtype=torch.long)
+                inputs["attention_mask"] = torch.ones(1, source or length, dtype=torch.long)
             with kept:
                 module.train().backbone(**inputs)
     except LOADING_ERRORS:
@@ -75,8 +78,17 @@ def kept_bytes(module: HuggingFaceModule, length: int) -> int | None:
     return kept.num_bytes
 
 
-def attention_bytes(config: Any, length: int) -> int:
-    """Bytes that attention keeps of a position in a layer beside its inputs and output, on CPUs, among `length`."""
+def attention_bytes(config: Any, length: int, source: int = 0) -> int:
+    """Bytes that attention keeps of a position in a layer beside its inputs and output, on CPUs, among `length`.
+
+    An encoder-decoder's source attends to itself in each layer of its encoder, and the rest, in each of its decoder, to
+    all.
+    """
     drops = any("att" in name and (getattr(config, name) or 0) > 0 for name in dropout_names(config))
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    return length * max(WEIGHT_BYTES * heads if drops else 0, MASK_BYTES)
+    attended = float(length)
+    if source:
+        encoders = int(config.num_hidden_layers)
+        decoders = int(getattr(config, "decoder_layers", None) or encoders)
+        attended = (source * source + (length - source) * length * decoders / encoders) / length
+    return round(attended * max(WEIGHT_BYTES * heads if drops else 0, MASK_BYTES))

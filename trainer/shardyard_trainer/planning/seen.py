@@ -131,10 +131,13 @@ def shape_of(task: Prepared, spec: spec_pb2.JobSpec) -> memory.Shape:
     if footprint.activation_bytes:
         return shape
     length = longest_sample(task)
-    kept = activations.kept_bytes(module, length)
+    # Both parts of an encoder-decoder have a position at least.
+    source = min(max(round(length * footprint.encoded), 1), length - 1) if footprint.encoded else 0
+    kept = activations.kept_bytes(module, length, source)
     if kept is None:
         return shape
-    beside = activations.attention_bytes(task.choice.config, length) * (shape.num_layers - shape.num_frozen_layers)
+    attention = activations.attention_bytes(task.choice.config, length, source)
+    beside = attention * (shape.num_layers - shape.num_frozen_layers)
     return replace(shape, activation_bytes=-(-kept // length), attention_bytes=beside, is_kept_counted=True)
 
 
