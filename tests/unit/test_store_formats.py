@@ -76,6 +76,12 @@ async def test_a_format_replaces_its_files_bytes_and_receipt_and_no_others(store
 
         return write
 
+    def add_another(conn: Connection) -> ResourceRecord:
+        record, name = resources.ready_resource(conn, MODEL), "Exports/bf16/0"
+        file = FileRecord(name, 1, "0" * 64)
+        return resources.replace_part(conn, record, name, [file], description=record.description)
+
+    await store.write(add_another, ACTOR)
     before = await store.read(lambda conn: resources.list_files(conn, resources.ready_resource(conn, MODEL).uid))
     own = sum(file.size_bytes for file in before)
     for change, size in (

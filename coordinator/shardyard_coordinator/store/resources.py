@@ -123,7 +123,8 @@ def replace_part(
     conn: Connection, record: ResourceRecord, prefix: str, files: Sequence[FileRecord], *, description: bytes
 ) -> ResourceRecord:
     """Replaces the files of a READY resource whose paths begin with `prefix`, and its description."""
-    mine = (_file.resource_uid == record.uid, _file.path.startswith(prefix, autoescape=True))
+    # LIKE ignores case in SQLite.
+    mine = (_file.resource_uid == record.uid, func.substr(_file.path, 1, len(prefix)) == prefix)
     conn.execute(delete(tables.resource_file).where(*mine))
     _insert_files(conn, record.uid, [dataclasses.replace(file, committed_bytes=file.size_bytes) for file in files])
     total = select(func.coalesce(func.sum(_file.size_bytes), 0)).where(_file.resource_uid == record.uid)
