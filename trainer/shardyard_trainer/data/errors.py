@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 _LONGEST_VALUE = 80
+_MOST_COMPARED = 10_000
 
 
 class SpecError(Exception):
@@ -97,8 +99,8 @@ def shorten(value: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` if a known name is close, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """`; did you mean …?` if a known name is close, else an empty string; of many names only the first are compared."""
+    close = difflib.get_close_matches(name, list(islice(known, _MOST_COMPARED)), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
