@@ -21,11 +21,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from shardyard_coordinator.launch.fork_server import SOCKET, TOKEN, fork_server, short_path
+from shardyard_coordinator.launch.fork_server import SOCKET, WARM, fork_server, in_folder, open_folder
 from shardyard_coordinator.launch.frames import frame, receive_frame
+from shardyard_coordinator.launch.heritage import heritage
 
 TESTS = Path(__file__).parent.parent
 _START_S = 120.0
+_MODULES_FROM = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
 
 
 class WarmProcess:
@@ -73,23 +75,22 @@ def start(
     """Starts a module; it gets `--report-fd` with the descriptor of `reports`, or with one that leads nowhere."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_START_S)
-    folder = _server()
-    with short_path(folder) as place:
-        connection.connect(f"{place}/{SOCKET}")
     order = {
-        "token": (folder / TOKEN).read_text(),
         "program": program,
         "arguments": list(arguments),
-        "environment": dict(environment),
+        "environment": {**environment, **_MODULES_FROM},
         "rights": {},
+        "heritage": heritage(),
     }
-    with open(os.devnull, "wb") as nowhere:
-        outputs = [each if isinstance(each, int) else each.fileno() for each in (stdout, stderr, reports or nowhere)]
-        socket.send_fds(connection, [b"\0"], outputs)
+    with open_folder(_server()) as opened, open(os.devnull, "wb") as nowhere:
+        connection.connect(f"{in_folder(opened)}/{SOCKET}")
+        streams = [each if isinstance(each, int) else each.fileno() for each in (stdout, stderr, reports or nowhere)]
+        socket.send_fds(connection, [b"\0"], [opened, *streams])
         connection.sendall(frame(json.dumps(order).encode()))
         payload = receive_frame(connection)
-    assert payload is not None, "the server did not take the order"
-    return WarmProcess(json.loads(payload)["pid"], connection)
+    answer = json.loads(payload or b"{}")
+    assert "pid" in answer, answer.get("refused", "the server did not take the order")
+    return WarmProcess(answer["pid"], connection)
 
 
 @functools.cache
@@ -101,7 +102,7 @@ def _server() -> Path:
         **os.environ,
         # DeepSpeed and OpenMP read these when they are imported.
         **{"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+        **_MODULES_FROM,
     }
     command = [sys.executable, "-W", "ignore", "-m", "helpers.warm_ranks", str(parent / "warm"), str(theirs.fileno())]
     process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
@@ -122,7 +123,7 @@ def _server() -> Path:
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[2]))
-    fork_server(Path(sys.argv[1]), control)
+    fork_server(Path(sys.argv[1]), WARM, control)
     control.recv(1)  # Nothing is sent: this is the end of the process that started it.
 
 
