@@ -45,7 +45,7 @@ def test_code_that_the_operator_does_not_allow_is_not_run_and_the_refusal_says_h
     data: Path, tmp_path: Path
 ) -> None:
     ran = tmp_path / "ran"
-    hub = write_repository(tmp_path / "hub", hubconf=f"open({str(ran)!r}, 'w')")
+    hub = write_repository(tmp_path / f"hub{'-long' * 20}", hubconf=f"open({str(ran)!r}, 'w')")
     error = refused(data, tmp_path, {"repo": str(hub), "entrypoint": "f"}, tmp_path / "other")
     assert error.reason == "CUSTOM_CODE_REFUSED" and error.field == "spec.model.torch_hub.repo"
     assert f"--torch-hub-repo {hub}" in error.message and not ran.exists()

@@ -92,10 +92,10 @@ def raise_all(errors: Iterable[SpecError]) -> None:
         raise first
 
 
-def shorten(value: str) -> str:
-    """The value as it is quoted in a message: at most 80 characters, nothing unprintable."""
-    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in value[:_LONGEST_VALUE])
-    return printable + ("…" if len(value) > _LONGEST_VALUE else "")
+def shorten(value: str, most: int = _LONGEST_VALUE) -> str:
+    """The value as it is quoted in a message: at most 80 characters, or `most`, nothing unprintable."""
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in value[:most])
+    return printable + ("…" if len(value) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -35,6 +35,8 @@ CHANGED = "MODEL_CHANGED"
 MOST_FILES = 5_000
 MOST_BYTES = 16 * 1024**3
 _FORMAT = 2
+# A message has its whole name once, to be copied.
+_MOST_OF_A_PATH = 500
 _SKIPPED = frozenset({".git", "__pycache__"})
 
 
@@ -122,7 +124,8 @@ def find_repository(source: spec_pb2.TorchHubModel, locations: worker_pb2.Locati
             place,
             "CUSTOM_CODE_REFUSED",
             f"the code of {shorten(shown)} may not run here: a hubconf.py is Python code, which runs only if the "
-            f"operator allows its repository; have the service started with --torch-hub-repo {shorten(shown)}",
+            "operator allows its repository; have the service started with --torch-hub-repo "
+            f"{shorten(shown, _MOST_OF_A_PATH)}",
         )
     if not path.is_dir():
         raise SpecError(
