@@ -22,12 +22,12 @@ ENVIRONMENT = {"PYTHONPATH": str(TESTS)}
 
 
 async def warm_server(
-    state: Path, *, imports: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+    state: Path, *, imports: tuple[str, ...] = (), environment: Mapping[str, str] | None = None, cache: str = ""
 ) -> ProcessCompute:
-    """A compute process whose server, with `imports`, is there; close it."""
+    """A compute process whose server, with `imports`, is there; confined if there is a `cache`. Close it."""
     compute = ProcessCompute(
         log=state / "compute.log",
-        folders=Folders(hidden=str(state)),
+        folders=Folders(hidden=str(state), cache=cache),
         warm=[],
         environment=environment or ENVIRONMENT,
         warm_ranks=imports,

@@ -96,6 +96,42 @@ async def test_a_server_that_is_ended_or_stopped_has_a_successor(
     await launcher.close(stop_cluster=True)
 
 
+COORDINATOR = """
+import asyncio, sys
+from pathlib import Path
+from helpers.warm import warm_server
+
+async def main():
+    state = Path(sys.argv[1])
+    compute = await warm_server(state, cache=str(state / "cache"))
+    while not await compute.confinement():
+        await asyncio.sleep(0.05)
+    print("ready", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_server_ends_with_a_compute_process_that_is_confined(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", COORDINATOR, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+    )
+    assert process.stdout is not None and await asyncio.to_thread(process.stdout.readline) == "ready\n"
+    (compute,) = psutil.Process(process.pid).children()
+    keeper = await named("sy-warm", compute.pid)
+    server = await named("sy-forks", keeper.pid)
+    # Nobody is left who would end the group: the compute process ends alone, with its coordinator.
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for each in (compute, keeper, server):
+        await gone(each.pid)
+
+
 async def test_a_socket_that_was_removed_is_made_again(service: Service, tmp_path: Path) -> None:
     socket = service.state / "warm" / SOCKET
     socket.unlink()

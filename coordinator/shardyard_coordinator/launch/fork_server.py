@@ -147,10 +147,31 @@ def fork_server(folder: Path, modules: Sequence[str], control: socket.socket) ->
     with _to_the_end():
         bind_to(parent)
         control.close()
-        _keep_server(folder, modules)
+        _keep_server(folder, modules, _Owner(parent))
 
 
-def _keep_server(folder: Path, modules: Sequence[str]) -> NoReturn:
+class _Owner:
+    """The compute process, whose end has to be looked for.
+
+    It is confined soon after the fork: then its end is not signalled to a process beside it (Landlock's scopes).
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._ended = os.pidfd_open(pid)
+        if os.getppid() != pid:
+            raise SystemExit  # Before that was opened, so it may be of another process.
+
+    def sleep(self, seconds: float) -> None:
+        """Ends this process if the owner has ended, or ends meanwhile."""
+        if select.select([self._ended], [], [], seconds)[0]:
+            raise SystemExit
+
+    def close(self) -> None:
+        """For a fork that the owner does not end: no rank may have it."""
+        os.close(self._ended)
+
+
+def _keep_server(folder: Path, modules: Sequence[str], owner: _Owner) -> NoReturn:
     call_process("sy-warm")
     os.umask(0o077)
     installed = heritage.packages()
@@ -165,13 +186,13 @@ def _keep_server(folder: Path, modules: Sequence[str]) -> NoReturn:
     while True:
         try:
             door = _standing(door, folder)
-            _run_server(door, installed)
+            _run_server(door, installed, owner)
             said = ""
         except OSError as error:
             # A full disk, a file system without sockets, too many processes: it may be over in a while.
             if said != (said := f"ranks start cold: {error}"):
                 print(said, file=sys.stderr, flush=True)
-        time.sleep(_AGAIN_S)
+        owner.sleep(_AGAIN_S)
 
 
 def make_ready_to_fork() -> None:
@@ -198,15 +219,19 @@ def _standing(door: _Door | None, folder: Path) -> _Door:
     return _Door.open(folder)
 
 
-def _run_server(door: _Door, installed: Mapping[str, int]) -> None:
+def _run_server(door: _Door, installed: Mapping[str, int], owner: _Owner) -> None:
     """Returns when a server has ended, or was stopped and is ended: it holds nothing that another one lacks."""
     parent = os.getpid()
     server = os.fork()
     if not server:
         with _to_the_end():
             bind_to(parent)
+            owner.close()
             _serve(door, installed)
-    _, status = os.waitpid(server, os.WUNTRACED)
+    ended = status = 0
+    while not ended:
+        owner.sleep(_AGAIN_S)  # If that ends, this process, and the server with it.
+        ended, status = os.waitpid(server, os.WUNTRACED | os.WNOHANG)
     if os.WIFSTOPPED(status):
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)
