@@ -1,4 +1,7 @@
-"""Imported by a server: forks that begin late, and none at all while the file of `NO_FORKS` is there."""
+"""Imported by a server: forks that begin late, and none at all while the file of `NO_FORKS` is there.
+
+It sets a variable, as DeepSpeed does.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import time
 from pathlib import Path
 
+os.environ["TORCH_SET_BY_AN_IMPORT"] = "1"
 _fork = os.fork
 
 

@@ -47,8 +47,10 @@ class Served:
     @property
     def environment(self) -> dict[str, str]:
         """What leads the command line to this service."""
+        # The tests have imported DeepSpeed, which sets variables that a user's shell does not have.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH_")}
         return {
-            **os.environ,
+            **own,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "SHARDYARD_ADDRESS": self.address,
             "SHARDYARD_STATE_DIR": str(self.state),

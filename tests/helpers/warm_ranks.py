@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from shardyard_coordinator.launch.fork_server import SOCKET, WARM, fork_server, in_folder, open_folder
 from shardyard_coordinator.launch.frames import frame, receive_frame
-from shardyard_coordinator.launch.heritage import heritage
+from shardyard_coordinator.launch.heritage import Origin, heritage
 
 TESTS = Path(__file__).parent.parent
 _START_S = 120.0
@@ -123,7 +123,7 @@ def _server() -> Path:
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[2]))
-    fork_server(Path(sys.argv[1]), WARM, control)
+    fork_server(Path(sys.argv[1]), WARM, control, Origin.now())
     control.recv(1)  # Nothing is sent: this is the end of the process that started it.
 
 

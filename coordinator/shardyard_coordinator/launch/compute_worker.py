@@ -35,6 +35,7 @@ from shardyard_coordinator.launch import confine
 from shardyard_coordinator.launch.fork_server import fork_server, go_first, make_ready_to_fork
 from shardyard_coordinator.launch.frames import Header, frame, pack, receive_frame, unpack
 from shardyard_coordinator.launch.guard import bind_to
+from shardyard_coordinator.launch.heritage import Origin
 
 READING_FUNCTION = "shardyard_trainer.reading:listen"
 _PACKET_BYTES = 64 * 1024
@@ -52,10 +53,11 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     control = socket.socket(fileno=arguments.fd)
+    origin = Origin.now()
     for module in filter(None, arguments.warm.split(",")):
         importlib.import_module(module)
     if arguments.ranks:
-        fork_server(Path(arguments.ranks), [*filter(None, arguments.warm_ranks.split(","))], control)
+        fork_server(Path(arguments.ranks), [*filter(None, arguments.warm_ranks.split(","))], control, origin)
     go_first()
     wanted = json.loads(arguments.confine)
     _make_folders(wanted)

@@ -44,7 +44,8 @@ from typing import Any, NoReturn
 from shardyard_coordinator.launch import heritage
 from shardyard_coordinator.launch.confined_rank import take_rights
 from shardyard_coordinator.launch.frames import frame, receive_frame
-from shardyard_coordinator.launch.guard import bind_to, call_process
+from shardyard_coordinator.launch.guard import Owner, bind_to, call_process
+from shardyard_coordinator.launch.heritage import Origin
 
 SOCKET = "socket"
 
@@ -130,7 +131,7 @@ def in_folder(opened: int) -> str:
     return f"/proc/self/fd/{opened}"
 
 
-def fork_server(folder: Path, modules: Sequence[str], control: socket.socket) -> None:
+def fork_server(folder: Path, modules: Sequence[str], control: socket.socket, origin: Origin) -> None:
     """Forks the process that keeps a server and returns. It closes `control`, which belongs to the compute process.
 
     Without a kernel that tells of the end of processes, or without the folder above, there is none: ranks start cold.
@@ -147,34 +148,12 @@ def fork_server(folder: Path, modules: Sequence[str], control: socket.socket) ->
     with _to_the_end():
         bind_to(parent)
         control.close()
-        _keep_server(folder, modules, _Owner(parent))
+        _keep_server(folder, modules, Owner(parent), origin)
 
 
-class _Owner:
-    """The compute process, whose end has to be looked for.
-
-    It is confined soon after the fork: then its end is not signalled to a process beside it (Landlock's scopes).
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._ended = os.pidfd_open(pid)
-        if os.getppid() != pid:
-            raise SystemExit  # Before that was opened, so it may be of another process.
-
-    def sleep(self, seconds: float) -> None:
-        """Ends this process if the owner has ended, or ends meanwhile."""
-        if select.select([self._ended], [], [], seconds)[0]:
-            raise SystemExit
-
-    def close(self) -> None:
-        """For a fork that the owner does not end: no rank may have it."""
-        os.close(self._ended)
-
-
-def _keep_server(folder: Path, modules: Sequence[str], owner: _Owner) -> NoReturn:
+def _keep_server(folder: Path, modules: Sequence[str], owner: Owner, origin: Origin) -> NoReturn:
     call_process("sy-warm")
     os.umask(0o077)
-    installed = heritage.packages()
     door: _Door | None = None
     with suppress(OSError):
         # At once: what is ordered meanwhile waits for the imports, which would take it as long.
@@ -186,7 +165,7 @@ def _keep_server(folder: Path, modules: Sequence[str], owner: _Owner) -> NoRetur
     while True:
         try:
             door = _standing(door, folder)
-            _run_server(door, installed, owner)
+            _run_server(door, origin, owner)
             said = ""
         except OSError as error:
             # A full disk, a file system without sockets, too many processes: it may be over in a while.
@@ -219,7 +198,7 @@ def _standing(door: _Door | None, folder: Path) -> _Door:
     return _Door.open(folder)
 
 
-def _run_server(door: _Door, installed: Mapping[str, int], owner: _Owner) -> None:
+def _run_server(door: _Door, origin: Origin, owner: Owner) -> None:
     """Returns when a server has ended, or was stopped and is ended: it holds nothing that another one lacks."""
     parent = os.getpid()
     server = os.fork()
@@ -227,7 +206,7 @@ def _run_server(door: _Door, installed: Mapping[str, int], owner: _Owner) -> Non
         with _to_the_end():
             bind_to(parent)
             owner.close()
-            _serve(door, installed)
+            _serve(door, origin)
     ended = status = 0
     while not ended:
         owner.sleep(_AGAIN_S)  # If that ends, this process, and the server with it.
@@ -237,7 +216,7 @@ def _run_server(door: _Door, installed: Mapping[str, int], owner: _Owner) -> Non
         os.waitpid(server, 0)
 
 
-def _serve(door: _Door, installed: Mapping[str, int]) -> None:
+def _serve(door: _Door, origin: Origin) -> None:
     """Forks a keeper for each connection, until the door is gone."""
     call_process("sy-forks")
     go_first()
@@ -255,13 +234,13 @@ def _serve(door: _Door, installed: Mapping[str, int]) -> None:
         with connection:
             try:
                 if not os.fork():
-                    _keep(door, connection, installed)
+                    _keep(door, connection, origin)
             except OSError as error:
                 # Without an answer its watcher starts the rank itself, and says why if that fails too.
                 print(f"no process for a rank: {error}", file=sys.stderr, flush=True)
 
 
-def _keep(door: _Door, connection: socket.socket, installed: Mapping[str, int]) -> None:
+def _keep(door: _Door, connection: socket.socket, origin: Origin) -> None:
     """The keeper's whole life."""
     with _to_the_end():
         signal.alarm(_ORDER_S)  # Ends it: a caller that says nothing holds a process no longer than that.
@@ -271,7 +250,7 @@ def _keep(door: _Door, connection: socket.socket, installed: Mapping[str, int]) 
         identity = door.identity
         door.close()
         try:
-            order, descriptors = _receive(connection, identity, installed)
+            order, descriptors = _receive(connection, identity, origin)
         except _Refused as refusal:
             _say(connection, {"refused": str(refusal)})
         else:
@@ -279,9 +258,7 @@ def _keep(door: _Door, connection: socket.socket, installed: Mapping[str, int]) 
             _run(connection, order, descriptors)
 
 
-def _receive(
-    connection: socket.socket, identity: tuple[int, int], installed: Mapping[str, int]
-) -> tuple[dict[str, Any], list[int]]:
+def _receive(connection: socket.socket, identity: tuple[int, int], origin: Origin) -> tuple[dict[str, Any], list[int]]:
     """An order with the descriptors of its streams. Raises: _Refused, OSError."""
     _, descriptors, _, _ = socket.recv_fds(connection, 1, _DESCRIPTORS)
     if not (_is_of_this_account(connection) and len(descriptors) == _DESCRIPTORS):
@@ -292,15 +269,13 @@ def _receive(
         raise _Refused("the order comes without the folder of this server")
     os.close(folder)
     order: dict[str, Any] = json.loads(receive_frame(connection) or b"{}")
-    why = heritage.elsewhere(order["heritage"]["place"]) or heritage.set_otherwise(os.environ, order["environment"])
-    if not why and heritage.packages() != installed:
-        why = "packages were installed or removed since the service started: restart it"
-    if why:
+    if why := origin.why_not(order):
         raise _Refused(why)
     try:
         heritage.take(order["heritage"])
     except (OSError, ValueError) as error:
         raise _Refused(f"a fork cannot have all that the watcher has: {error}") from error
+    order["environment"] = {**origin.set_since(), **order["environment"]}
     return order, streams
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 
@@ -29,6 +30,27 @@ def bind_to(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)  # It died before the request.
+
+
+class Owner:
+    """The compute process, whose end its `fork_server` has to look for.
+
+    It is confined soon after the fork: then its end is not signalled to a process beside it (Landlock's scopes).
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._ended = os.pidfd_open(pid)
+        if os.getppid() != pid:
+            raise SystemExit  # Before that was opened, so it may be of another process.
+
+    def sleep(self, seconds: float) -> None:
+        """Ends this process if the owner has ended, or ends meanwhile."""
+        if select.select([self._ended], [], [], seconds)[0]:
+            raise SystemExit
+
+    def close(self) -> None:
+        """For a fork that the owner does not end: no rank may have it."""
+        os.close(self._ended)
 
 
 def call_process(name: str) -> None:

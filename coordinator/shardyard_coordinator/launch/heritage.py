@@ -12,6 +12,7 @@ import resource
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,27 @@ def packages(folders: Iterable[str] | None = None) -> dict[str, int]:
                 if entry.name.endswith((".dist-info", ".egg-info")):
                     found[entry.path] = entry.stat().st_mtime_ns
     return found
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a process began with, before it imported anything: packages as they were installed, and its environment."""
+
+    packages: Mapping[str, int]
+    environment: Mapping[str, str]
+
+    @classmethod
+    def now(cls) -> Origin:
+        """This process's, if it has not imported anything yet."""
+        return cls(packages(), dict(os.environ))
+
+    def set_since(self) -> dict[str, str]:
+        """The variables that imports have set, as those of a fresh process would: DeepSpeed sets one for torch."""
+        return {name: value for name, value in os.environ.items() if self.environment.get(name) != value}
+
+    def why_not(self, order: Mapping[str, Any]) -> str:
+        """Why a fork would be another rank than one that its watcher starts; empty: it would not."""
+        why = elsewhere(order["heritage"]["place"]) or set_otherwise(self.environment, order["environment"])
+        if not why and packages() != self.packages:
+            why = "packages were installed or removed since the service started: restart it"
+        return why
