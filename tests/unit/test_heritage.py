@@ -12,6 +12,7 @@ from shardyard_coordinator.launch.heritage import Origin, heritage
 def test_what_imports_set_is_no_other_environment_and_goes_to_the_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     origin, watcher = Origin.now(), dict(os.environ)
     monkeypatch.setenv("PYTORCH_SET_BY_AN_IMPORT", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/of/this/process/alone")
     assert origin.set_since() == {"PYTORCH_SET_BY_AN_IMPORT": "1"}
     assert origin.why_not({"heritage": heritage(), "environment": watcher}) == ""
     other = watcher | {"PYTORCH_SET_BY_AN_OPERATOR": "1"}

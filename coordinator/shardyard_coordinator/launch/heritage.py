@@ -86,12 +86,12 @@ def elsewhere(theirs: Mapping[str, str]) -> str:
 
 def set_otherwise(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     """Which variables that are read once differ between two environments, in words; empty: none."""
-    names = [
-        name
-        for name in sorted({*ours, *theirs} - _NO_MATTER)
-        if _READ_ONCE.search(name) and ours.get(name) != theirs.get(name)
-    ]
+    names = [name for name in sorted({*ours, *theirs}) if _is_read_once(name) and ours.get(name) != theirs.get(name)]
     return f"the watcher's environment has another {', '.join(names)}" if names else ""
+
+
+def _is_read_once(name: str) -> bool:
+    return name not in _NO_MATTER and _READ_ONCE.search(name) is not None
 
 
 def packages(folders: Iterable[str] | None = None) -> dict[str, int]:
@@ -118,8 +118,12 @@ class Origin:
         return cls(packages(), dict(os.environ))
 
     def set_since(self) -> dict[str, str]:
-        """The variables that imports have set, as those of a fresh process would: DeepSpeed sets one for torch."""
-        return {name: value for name, value in os.environ.items() if self.environment.get(name) != value}
+        """The variables that imports have set for others: DeepSpeed sets one for torch.
+
+        A fork makes the others itself: torch, say, that of a folder for compiled code, below its own `TMPDIR`.
+        """
+        found = {name: value for name, value in os.environ.items() if self.environment.get(name) != value}
+        return {name: value for name, value in found.items() if _is_read_once(name)}
 
     def why_not(self, order: Mapping[str, Any]) -> str:
         """Why a fork would be another rank than one that its watcher starts; empty: it would not."""
