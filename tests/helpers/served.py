@@ -73,12 +73,16 @@ class Served:
         wait_until_it_listens(self.address, self.process, self.folder / "serve.log")
 
     def computing_s(self) -> float:
-        """CPU seconds of the service and all that it started: a clock that other work on the machine does not turn."""
+        """CPU seconds of the service and all that it started: a clock that other work on the machine does not turn.
+
+        Without those of the process that imports what ranks need: it does so once, beside whatever is asked meanwhile.
+        """
         assert self.process is not None
         service, total_s = psutil.Process(self.process.pid), 0.0
         for process in (service, *service.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total_s += sum(process.cpu_times()[:4])  # Its own, and those of its children that have ended.
+                if process.name() != "sy-warm":
+                    total_s += sum(process.cpu_times()[:4])  # Its own, and those of its children that have ended.
         return total_s
 
     def kill(self) -> None:
