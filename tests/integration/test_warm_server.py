@@ -142,6 +142,21 @@ async def test_a_socket_that_was_removed_is_made_again(service: Service, tmp_pat
     assert await service.is_warm(tmp_path / "again")
 
 
+async def test_a_folder_that_cannot_be_made_again_for_a_while_is_made_later(service: Service, tmp_path: Path) -> None:
+    folder, log = service.state / "warm", service.state / "compute.log"
+    folder.rename(tmp_path / "aside")
+    folder.write_text("")
+    async with asyncio.timeout(60):
+        while "ranks start cold" not in log.read_text():
+            await asyncio.sleep(0.05)
+    assert not await service.is_warm(tmp_path / "without")
+    folder.unlink()
+    async with asyncio.timeout(60):
+        while not (folder / SOCKET).exists():
+            await asyncio.sleep(0.05)
+    assert await service.is_warm(tmp_path / "again")
+
+
 async def test_no_process_and_no_descriptor_more_is_no_end_of_the_server(service: Service, tmp_path: Path) -> None:
     server = await named("sy-forks")
     service.no_forks.touch()

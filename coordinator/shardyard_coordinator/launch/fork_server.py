@@ -164,7 +164,10 @@ def _keep_server(folder: Path, modules: Sequence[str], owner: Owner, origin: Ori
     said = ""
     while True:
         try:
-            door = _standing(door, folder)
+            if door is not None and not door.stands:
+                gone, door = door, None
+                gone.close()
+            door = door or _Door.open(folder)
             _run_server(door, origin, owner)
             said = ""
         except OSError as error:
@@ -188,14 +191,6 @@ def go_first() -> None:
     with suppress(OSError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(max(_FIRST_TO_GO, int(score.read_text()))))
-
-
-def _standing(door: _Door | None, folder: Path) -> _Door:
-    if door is not None:
-        if door.stands:
-            return door
-        door.close()
-    return _Door.open(folder)
 
 
 def _run_server(door: _Door, origin: Origin, owner: Owner) -> None:
