@@ -42,6 +42,8 @@ from service import Service, running  # noqa: E402
 MARK = "SHARDYARD_BENCH"
 
 
+FOUND_S = 20.0
+
 COLD, WARM, WARM_SMALL = 0.5, 0.25, 0.125
 """Targets: parts of the time of a Ray job with the same model."""
 
@@ -176,14 +178,18 @@ def ray_job(workload: Workload, dashboard: str, number: int) -> float:
 
 
 def cold_job(workload: Workload, service: Service, name: str) -> float:
-    """The same with ranks that find no warm process: the token that it wants is taken away meanwhile."""
-    token = service.state / "warm" / "token"
-    hidden = token.with_name("hidden")
-    token.rename(hidden)
+    """The same with ranks that find no warm process: a file is meanwhile in the place of their server's folder."""
+    folder = service.state / "warm"
+    folder.rename(folder.with_name("warm-aside"))
+    folder.write_text("")
     try:
         return shardyard_job(workload, service.address, name)
     finally:
-        hidden.rename(token)
+        folder.unlink()
+        deadline = time.monotonic() + FOUND_S
+        while not (folder / "socket").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        shutil.rmtree(folder.with_name("warm-aside"))
 
 
 def shardyard_job(workload: Workload, address: str, name: str) -> float:
