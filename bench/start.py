@@ -44,6 +44,15 @@ MARK = "SHARDYARD_BENCH"
 
 FOUND_S = 20.0
 
+WAYS = {
+    "plain": "plain HF Trainer script, one process, no Ray",
+    "ray job": "`ray job submit` → TorchTrainer → HF Trainer",
+    "ray job, small": "the same, small model",
+    "warm": "Shardyard, ranks start warm",
+    "warm, small": "the same, small model",
+    "cold": "Shardyard, ranks start cold",
+}
+
 COLD, WARM, WARM_SMALL = 0.5, 0.25, 0.125
 """Targets: parts of the time of a Ray job with the same model."""
 
@@ -77,9 +86,9 @@ def main() -> int:
         "warm": (median["warm"] / median["ray job"], WARM),
         "warm, small": (median["warm, small"] / median["ray job, small"], WARM_SMALL),
     }
-    rows = [(f"{name}: submit → first step, median", "", f"{seconds:.1f} s") for name, seconds in median.items()]
+    rows = [(f"{WAYS[name]}, median", "", f"{seconds:.1f} s") for name, seconds in median.items()]
     rows += [
-        (f"{name} ÷ Ray job", f"at most {most:g}", f"{ratio:.3f} ({arguments.repeats} rounds)")
+        (f"Shardyard, {name} ÷ Ray job", f"at most {most:g}", f"{ratio:.3f} ({arguments.repeats} rounds)")
         for name, (ratio, most) in ratios.items()
     ]
     report("start", rows, write=arguments.write)
