@@ -195,16 +195,13 @@ def test_words_lose_no_share() -> None:
         text = "".join(draw.choices("ab ,\n'é\u0301東🙂", k=draw.randrange(20)))
         starts = [draw.randrange(len(text) + 1) for _ in range(draw.randrange(8))]
         tokens = [Token("text", at, min(at + draw.randrange(6), len(text)), draw.uniform(-5, 5)) for at in starts]
-        check_shares(text, tokens, draw.uniform(-1, 1))
-
-
-def check_shares(text: str, tokens: list[Token], rest: float) -> None:
-    found = shares_of_words({"text": text}, tokens, rest)
-    total = sum(token.share for token in tokens) + rest
-    assert sum(each.score for each in found.attributions) + found.rest == pytest.approx(total, abs=1e-6)
-    ends = [(each.start, each.end) for each in found.attributions]
-    assert ends == sorted(ends) and all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
-    assert [each.text for each in found.attributions] == [text[start:end] for start, end in ends]
+        rest = draw.uniform(-1, 1)
+        found = shares_of_words({"text": text}, tokens, rest)
+        total = sum(token.share for token in tokens) + rest
+        assert sum(each.score for each in found.attributions) + found.rest == pytest.approx(total, abs=1e-6)
+        ends = [(each.start, each.end) for each in found.attributions]
+        assert ends == sorted(ends) and all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
+        assert [each.text for each in found.attributions] == [text[start:end] for start, end in ends]
 
 
 def test_tokens_become_the_words_that_they_are_of() -> None:
