@@ -61,9 +61,10 @@ EXIT_CONFIG = 78
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Runs a coordinator until it is asked to stop; returns the exit code of its process.
 
-    0: stopped normally. 69: the address is taken, or a folder cannot be made. 75: another coordinator uses the store,
-    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: the store is of a newer version, the
-    storage belongs to another store, or something else is at the path of one of the service's files.
+    0: stopped normally. 69: the address is taken, a folder cannot be made, or the store's server is away. 75: another coordinator uses the store,
+    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: the store is of a newer version, or
+    its server or database does not fit, the storage belongs to another store, or something else is at the path of one
+    of the service's files.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()
@@ -205,7 +206,8 @@ class Coordinator:
         NOT_SERVING while a large store is checked.
         """
         settings, clock, trace = self._settings, self._clock, self._trace
-        lock = lock_store(settings.database, clock)
+        place = settings.store or settings.database
+        lock = lock_store(place, clock, settings.state_dir.absolute())
         async with contextlib.AsyncExitStack() as stack:
             unused = stack.enter_context(contextlib.ExitStack())
             unused.callback(lock.release)
@@ -213,7 +215,7 @@ class Coordinator:
             port = await door.start(settings.listen)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store releases it.
-            store = await open_store(settings.database, clock, trace, lock=lock)
+            store = await open_store(place, clock, trace, lock=lock, standby=settings.standby)
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
             control = ControlSettings(

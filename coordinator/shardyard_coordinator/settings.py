@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
 from shardyard_coordinator.serve.validation.text import id_complaint
+from shardyard_coordinator.store.postgres_url import url_complaint
 
 TORCH_HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:[0-9a-f]{40}")
 """A repository of PyTorch Hub at a commit."""
@@ -37,10 +38,12 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Settings of one coordinator. Lists in the environment are separated by commas."""
 
-    model_config = SettingsConfigDict(env_prefix="SHARDYARD_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SHARDYARD_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     state_dir: Path = Field(default_factory=default_state_dir)
     storage_root: Path | None = None
+    store: str = Field(default="", repr=False)
+    standby: bool = False
     listen: str = "127.0.0.1:7400"
     insecure: bool = False
     data_roots: Annotated[tuple[str, ...], NoDecode] = ()
@@ -62,6 +65,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("store")
+    @classmethod
+    def _postgres(cls, value: str) -> str:
+        if value and (complaint := url_complaint(value)):
+            raise ValueError(complaint)
+        return value
 
     @field_validator("data_roots")
     @classmethod
@@ -111,6 +121,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _a_lease_to_wait_for(self) -> Settings:
+        if self.standby and not self.store:
+            raise ValueError(
+                "--standby waits for another machine's service to end, so it needs a store that both reach; "
+                "give --store postgresql://USER@HOST:PORT/DATABASE, or leave --standby out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _folders_of_code_under_roots(self) -> Settings:
         for repo in self.torch_hub_repos:
             if Path(repo).is_absolute() and not any(Path(repo).is_relative_to(root) for root in self.data_roots):
@@ -141,7 +160,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> Path:
-        """The path of the store's file."""
+        """The path of the store's file; unused if `store` names another database."""
         return self.state_dir.absolute() / "store.db"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from helpers.stores import store_at
 from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard_coordinator.control import intentions
 from shardyard_coordinator.control.collector import Collector
@@ -151,7 +152,7 @@ async def running_core(
 ) -> AsyncIterator[Core]:
     """A coordinator's core on `folder`, as it starts and stops."""
     clock, trace = clock or SystemClock(), trace or NullTrace()
-    store = await open_store(folder / "store.db", clock, trace)
+    store = await open_store(store_at(folder), clock, trace)
     await claim_storage(folder / "storage", store)
     quick = {"poll_s": 0.2, "retry_min_s": 0.01, "retry_max_s": 0.05, **settings}
     made = ControlSettings(storage=folder / "storage", store_id=store.store_id, **quick)

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from helpers.clock import ManualClock
 from helpers.scripted_compute import ScriptedCompute
 from helpers.scripted_launcher import ScriptedLauncher
+from helpers.stores import store_at
 from shardyard.v1 import (
     checkpoint_service_pb2_grpc,
     dataset_service_pb2_grpc,
@@ -140,7 +141,7 @@ async def serving(
 ) -> AsyncIterator[Service]:
     """A service with its store and storage under `folder`."""
     clock, trace = ManualClock(), trace or NullTrace()
-    store = await open_store(folder / "store.db", clock, trace)
+    store = await open_store(store_at(folder), clock, trace)
     try:
         async with serving_store(
             store,

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 from helpers.core import ACTOR, new_job
+from helpers.stores import store_at
 from shardyard_coordinator.seams import NullTrace, SystemClock
 from shardyard_coordinator.store import submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 
 async def main(folder: Path, prefix: str) -> None:
-    store = await open_store(folder / "store.db", SystemClock(), NullTrace())
+    store = await open_store(store_at(folder), SystemClock(), NullTrace())
     await asyncio.gather(*(caller(store, f"{prefix}-{number}") for number in range(16)))
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from helpers.repository import ROOT
+from helpers.stores import of_child, store_at
 from shardyard_coordinator.seams import NullTrace, SystemClock
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.store import open_store
+
+ON_BOTH_STORES = True
 
 KILLS = 8
 
@@ -23,7 +26,7 @@ async def test_no_acknowledged_job_is_lost_to_a_kill_and_none_is_there_twice(tmp
     acknowledged: list[str] = []
     for kill in range(KILLS):
         acknowledged += await _submit_until_killed(tmp_path, f"k{kill}", after=rng.randrange(1, 300))
-    store = await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+    store = await open_store(store_at(tmp_path), SystemClock(), NullTrace())
     uids, requests, firsts = await store.read(_everything)
     await store.close()
     assert len(acknowledged) >= KILLS
@@ -42,7 +45,7 @@ def _everything(conn: Connection) -> tuple[list[str], list[str], list[str]]:
 async def _submit_until_killed(folder: Path, prefix: str, *, after: int) -> list[str]:
     """Kills the submitter after its n-th acknowledgement; answers all that it printed."""
     command = [sys.executable, "-m", "helpers.submitting_run", str(folder), prefix]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, **of_child(folder), "PYTHONPATH": str(ROOT / "tests")}
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT, stdout=pipe)
     assert child.stdout is not None

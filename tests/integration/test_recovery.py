@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from helpers.core import assert_dense, new_job, running_core, shown, states
 from helpers.crashing_run import SPEC, run_with_checkpoints
 from helpers.repository import ROOT
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from helpers.stores import change_by_hand, of_child, store_at
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.domain.records import CheckpointState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import NullTrace, SystemClock
 from shardyard_coordinator.store import checkpoints
-from shardyard_coordinator.store.failures import StoreBroken, StoreLocked, StoreTooNew
+from shardyard_coordinator.store.failures import StoreBroken, StoreLed, StoreLocked, StoreTooNew
 from shardyard_coordinator.store.store import open_store
 
 POINTS = [
@@ -47,7 +48,7 @@ POINTS = [
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_coordinator_killed_at_any_point_continues_when_it_starts_again(tmp_path: Path, point: str) -> None:
     script = [sys.executable, "-m", "helpers.crashing_run", str(tmp_path), point]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, **of_child(tmp_path), "PYTHONPATH": str(ROOT / "tests")}
     child = await asyncio.create_subprocess_exec(*script, env=environment, cwd=ROOT)
     assert await asyncio.wait_for(child.wait(), 60) == -signal.SIGKILL
     launcher = ScriptedLauncher(script=run_with_checkpoints)
@@ -139,37 +140,32 @@ async def test_a_failure_that_was_recorded_without_its_end_is_ended_after_the_ne
 
 
 async def test_a_second_coordinator_on_the_store_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
-    store = await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+    store = await open_store(store_at(tmp_path), SystemClock(), NullTrace())
     try:
-        with pytest.raises(StoreLocked) as refused:
-            await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+        with pytest.raises((StoreLocked, StoreLed)) as refused:
+            await open_store(store_at(tmp_path), SystemClock(), NullTrace())
     finally:
         await store.close()
     assert refused.value.exit_code == 75
-    assert refused.value.pid == os.getpid() and refused.value.since_us > 0
+    assert f"process {os.getpid()} on {socket.gethostname()}" in str(refused.value)
 
 
 async def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     await _closed_store(tmp_path)
-    _sqlite(tmp_path, "UPDATE alembic_version SET version_num = '9999'")
+    change_by_hand(tmp_path, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StoreTooNew):
-        await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+        await open_store(store_at(tmp_path), SystemClock(), NullTrace())
 
 
 async def test_a_hole_in_an_event_log_is_named(tmp_path: Path) -> None:
     async with running_core(tmp_path, ScriptedLauncher(script=whole_run)) as core:
         job = await core.submit(new_job())
         await core.until(job.uid, JobState.SUCCEEDED)
-    _sqlite(tmp_path, "DELETE FROM event WHERE sequence = 5")
+    change_by_hand(tmp_path, "DELETE FROM event WHERE sequence = 5")
     with pytest.raises(StoreBroken, match=job.uid):
-        await open_store(tmp_path / "store.db", SystemClock(), NullTrace())
+        await open_store(store_at(tmp_path), SystemClock(), NullTrace())
 
 
 async def _closed_store(folder: Path) -> None:
-    store = await open_store(folder / "store.db", SystemClock(), NullTrace())
+    store = await open_store(store_at(folder), SystemClock(), NullTrace())
     await store.close()
-
-
-def _sqlite(folder: Path, statement: str) -> None:
-    code = f"import sqlite3; c = sqlite3.connect({str(folder / 'store.db')!r}); c.execute({statement!r}); c.commit()"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from helpers.clock import ManualClock
+from helpers.stores import store_at
 from shardyard_coordinator.seams import NullTrace
 from shardyard_coordinator.serve.fanout import Fanout, logs_of
 from shardyard_coordinator.serve.loglooks import LogLooks
@@ -15,7 +16,7 @@ from shardyard_coordinator.store.store import open_store
 async def test_a_folder_that_cannot_be_looked_at_keeps_no_other_job_from_being_woken(tmp_path: Path) -> None:
     logs = tmp_path / "job" / "e1" / "logs"
     logs.mkdir(parents=True)
-    store = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    store = await open_store(store_at(tmp_path), ManualClock(), NullTrace())
     fanout = Fanout(store)
     looks = LogLooks(fanout, 0.01)
     try:

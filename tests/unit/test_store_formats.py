@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, add_model, new_job
+from helpers.stores import store_at
 from shardyard.export_formats import prefix_of, word_of, words
 from shardyard.v1 import model_service_pb2, spec_pb2
 from shardyard_coordinator.control.formats import part_of
@@ -21,13 +22,15 @@ from shardyard_coordinator.store import encode, jobs, resources, submissions
 from shardyard_coordinator.store.store import Store, open_store
 from shardyard_coordinator.store.submissions import Submission
 
+ON_BOTH_STORES = True
+
 MODEL = "projects/default/models/m"
 INT8, BF16 = spec_pb2.EXPORT_FORMAT_ONNX_INT8, spec_pb2.EXPORT_FORMAT_BF16
 
 
 @pytest_asyncio.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    opened = await open_store(store_at(tmp_path), ManualClock(), NullTrace())
     await opened.write(add_model, ACTOR)
     yield opened
     await opened.close()

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, add_model, new_job
+from helpers.stores import store_at
 from shardyard.v1 import job_pb2, job_service_pb2
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -26,10 +27,12 @@ from shardyard_coordinator.serve.submit import make_uid
 from shardyard_coordinator.store import encode, events, jobs, listing, submissions, tables
 from shardyard_coordinator.store.store import Store, open_store
 
+ON_BOTH_STORES = True
+
 
 @pytest_asyncio.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    opened = await open_store(store_at(tmp_path), ManualClock(), NullTrace())
     yield opened
     await opened.close()
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, new_job
 from helpers.plain_curves import plain_downsample, plain_one_curve
+from helpers.stores import store_at
 from shardyard.v1 import model_service_pb2
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
@@ -26,12 +27,14 @@ from shardyard_coordinator.seams import NullTrace
 from shardyard_coordinator.store import curves, encode, jobs, metrics, resources, submissions
 from shardyard_coordinator.store.store import Store, open_store
 
+ON_BOTH_STORES = True
+
 FILES = (FileRecord("a.json", 3, "0" * 64), FileRecord("b.bin", 5, "1" * 64))
 
 
 @pytest_asyncio.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    opened = await open_store(store_at(tmp_path), ManualClock(), NullTrace())
     yield opened
     await opened.close()
 

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, add_model, new_job
+from helpers.stores import store_at
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, EventDraft, EventKind, EventRecord, NewJob
@@ -19,10 +20,12 @@ from shardyard_coordinator.store import events, jobs, submissions
 from shardyard_coordinator.store.store import Store, open_store
 from shardyard_coordinator.store.submissions import Submission
 
+ON_BOTH_STORES = True
+
 
 @pytest_asyncio.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await open_store(tmp_path / "store.db", ManualClock(), NullTrace())
+    opened = await open_store(store_at(tmp_path), ManualClock(), NullTrace())
     yield opened
     await opened.close()
 

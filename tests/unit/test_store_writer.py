@@ -19,6 +19,7 @@ from sqlalchemy.sql import ClauseElement
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, add_model, new_job, running_core
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from helpers.stores import store_at
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Condition
@@ -42,7 +43,7 @@ from shardyard_coordinator.store.store import Store, open_store
 
 
 async def opened(folder: Path) -> Store:
-    return await open_store(folder / "store.db", ManualClock(), NullTrace())
+    return await open_store(store_at(folder), ManualClock(), NullTrace())
 
 
 async def test_a_newer_lease_ends_the_writer_and_nothing_is_written(tmp_path: Path) -> None:

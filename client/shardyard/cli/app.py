@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from shardyard import __version__
 from shardyard._text import is_utf8, not_utf8
-from shardyard.cli import asking, assets, choosing, explaining, exporting, jobs, service, submitting, watching
+from shardyard.cli import asking, assets, choosing, explaining, exporting, jobs, service, storing, submitting, watching
 
 # Typer bundles its own click and exports only the narrowest of its errors: this is their common base.
 CliError: Any = typer.BadParameter.__mro__[2]
@@ -81,6 +81,10 @@ def make_app() -> typer.Typer:
     app.callback(help=_HELP)(_root)
     for name, function in COMMANDS:
         app.command(name, cls=_Command)(function)
+    store = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Back up, restore or move the service's store.")
+    for name, function in storing.COMMANDS:
+        store.command(name, cls=_Command)(function)
+    app.add_typer(store, name="store")
     return app
 
 

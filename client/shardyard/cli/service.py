@@ -24,6 +24,16 @@ StateDir = Annotated[
     ),
 ]
 
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="<url>",
+        help="postgresql://USER@HOST:PORT/DATABASE [$SHARDYARD_STORE, else SQLite in the state].",
+        show_default=False,
+    ),
+]
+
 
 def serve(
     *,
@@ -44,6 +54,10 @@ def serve(
             "--storage-root", metavar="<path>", parser=a_path, help="A folder that every node sees [in the state]."
         ),
     ] = None,
+    store: Store = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="While another service leads the store: wait, then take over.")
+    ] = False,
     data_root: Annotated[
         list[str] | None, typer.Option("--data-root", help="A folder whose files jobs may name; may be repeated.")
     ] = None,
@@ -76,6 +90,8 @@ def serve(
         "listen": listen,
         "state_dir": state_dir,
         "storage_root": storage_root,
+        "store": store,
+        "standby": standby or None,
         "data_roots": tuple(data_root) if data_root else None,
         "torch_hub_repos": tuple(torch_hub_repo) if torch_hub_repo else None,
         "projects": tuple(projects) if projects else None,
@@ -87,7 +103,7 @@ def serve(
         "currency": currency,
         "insecure": insecure or None,
     }
-    settings = _settings({name: value for name, value in given.items() if value is not None})
+    settings = load_settings({name: value for name, value in given.items() if value is not None})
     raise typer.Exit(importlib.import_module("shardyard_coordinator.main").run_coordinator(settings))
 
 
@@ -105,7 +121,7 @@ def stop(
     from shardyard.cli.output import print_json
     from shardyard.cli.stopping import stop_service
 
-    stopped = stop_service(_state(state_dir), cancel_jobs=cancel_jobs)
+    stopped = stop_service(state_of(state_dir), cancel_jobs=cancel_jobs)
     if json:
         print_json(stopped.to_dict())
     else:
@@ -135,9 +151,10 @@ def doctor(
     raise typer.Exit(1 if any(finding.verdict == "broken" for finding in findings) else 0)
 
 
-def _settings(given: dict[str, Any]) -> Any:
-    """The coordinator's Settings; invalid ones are usage errors."""
-    module = _server("settings")
+def load_settings(given: dict[str, Any]) -> Any:
+    """The coordinator's Settings; invalid ones are usage errors, and so is a password that everybody can see."""
+    module = server("settings")
+    _refuse_seen_password(given.get("store") or "")
     try:
         return module.Settings(**given)
     except ValueError as error:  # pydantic's error is a ValueError; `errors()` lists each complaint.
@@ -149,7 +166,17 @@ def _settings(given: dict[str, Any]) -> Any:
         raise typer.BadParameter(words or str(error)) from None
 
 
-def _server(module: str) -> Any:
+def _refuse_seen_password(url: str) -> None:
+    """Raises BadParameter for a password among the arguments, which every account can read with `ps`."""
+    urls = server("store.postgres_url")
+    if url and not urls.url_complaint(url) and urls.has_password(url):
+        raise typer.BadParameter(
+            "store: the URL holds a password, which other accounts of this machine can read with `ps`; put the whole "
+            "URL into SHARDYARD_STORE, or leave the password to PGPASSWORD or ~/.pgpass"
+        )
+
+
+def server(module: str) -> Any:
     """A module of the coordinator, by name: the SDK never imports it."""
     try:
         return importlib.import_module(f"shardyard_coordinator.{module}")
@@ -161,6 +188,6 @@ def _server(module: str) -> Any:
         raise typer.Exit(2) from None
 
 
-def _state(given: Path | None) -> Path:
+def state_of(given: Path | None) -> Path:
     """The state directory that the service would use."""
-    return given if given is not None else Path(_server("settings").default_state_dir())
+    return given if given is not None else Path(server("settings").default_state_dir())

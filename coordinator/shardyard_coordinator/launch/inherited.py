@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 _SECRET_NAMES = re.compile(
     r"""
-    ^AWS_ | ^SSH_AUTH_SOCK$
+    ^AWS_ | ^SSH_AUTH_SOCK$ | ^SHARDYARD_STORE$
     | SECRET | PASSWORD | PASSWD | PASSPHRASE | APIKEY | PRIVATE_?KEY | CREDENTIAL
     | CONNECTION_?STRING | WEBHOOK | AUTHORIZATION | _AUTH_
     | (^|_)(TOKEN|KEY|PASS|PAT|JWT|AUTH|COOKIE|DSN)S?$ | _PWDS?$

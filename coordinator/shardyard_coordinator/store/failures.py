@@ -2,6 +2,10 @@
 
 StoreFailure
 ├── StoreLocked    another coordinator uses it (exit 75)
+├── StoreLed       another coordinator leads it (exit 75)
+├── StoreAway      its server does not answer (exit 69)
+├── StoreUnfit     its server, database, rights or tables do not fit (exit 78)
+├── StoreMoved     it was moved to another database (exit 78)
 ├── StoreTooNew    a newer version of Shardyard has written it (exit 78)
 ├── StorageForeign the storage belongs to another store (exit 78)
 ├── StorageMissing the files of the store's jobs and models are missing (exit 78)
@@ -32,6 +36,37 @@ class StoreLocked(StoreFailure):
         self.pid = pid
         self.host = host
         self.since_us = since_us
+
+
+class StoreLed(StoreFailure):
+    """Another coordinator leads the store; `commits` grows while it lives."""
+
+    exit_code = 75
+
+    def __init__(self, name: str, *, leader: str, commits: int) -> None:
+        super().__init__(
+            f"the store {name} is led by {leader}; stop that one first, or start this one with --standby to wait for it"
+        )
+        self.leader = leader
+        self.commits = commits
+
+
+class StoreAway(StoreFailure):
+    """The store's server does not answer."""
+
+    exit_code = 69
+
+
+class StoreUnfit(StoreFailure):
+    """The server, the database, its tables or this account's rights do not fit; the message has the next step."""
+
+    exit_code = 78
+
+
+class StoreMoved(StoreFailure):
+    """The store's content was moved to another database, which is its continuation."""
+
+    exit_code = 78
 
 
 class StoreTooNew(StoreFailure):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Dialect, Table, bindparam, insert, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -150,15 +151,23 @@ class PreparedUpdate:
 
 def execute(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Rows:
     """Hands SQL to the driver of a connection that is in a transaction. Raises: DBAPIError."""
-    cursor = conn.connection.cursor()
+    with driver_errors(conn, sql):
+        cursor = conn.connection.cursor()
+        try:
+            cursor.execute(sql, values)
+            return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)
+        finally:
+            cursor.close()
+
+
+@contextlib.contextmanager
+def driver_errors(conn: Connection, sql: str) -> Iterator[None]:
+    """Raises the driver's errors as SQLAlchemy does, without the values."""
+    kind = conn.dialect.loaded_dbapi.Error
     try:
-        cursor.execute(sql, values)
-        return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)
-    except conn.dialect.loaded_dbapi.Error as error:
-        kind = conn.dialect.loaded_dbapi.Error
+        yield
+    except kind as error:
         raise DBAPIError.instance(sql, None, error, kind, dialect=conn.dialect) from error
-    finally:
-        cursor.close()
 
 
 def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tuple[_T | None, Exception | None]:
@@ -172,7 +181,7 @@ def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tup
     try:
         value = operation(conn)
     except Exception as error:  # The edge between one caller's operation and the commit of the others.
-        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | DataError):
             raise
         execute(conn, "ROLLBACK TO operation")
         execute(conn, "RELEASE operation")

@@ -19,7 +19,12 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure, StoreLocked
+from shardyard_coordinator.seams import Clock, Trace
+from shardyard_coordinator.store.database import BUSY, FULL, Taken
+from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure, StoreLocked, StoreMoved
+from shardyard_coordinator.store.lease import moved_to, take_lease
+from shardyard_coordinator.store.migrate import migrate
+from shardyard_coordinator.store.opening import check_logs, identity
 
 _READ_AHEAD_BYTES = 4 << 20
 MAX_LOG_BYTES = 32 << 20
@@ -29,6 +34,80 @@ LOG_WAIT_MS = 250
 
 _log = logging.getLogger(__name__)
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs"}
+
+
+class Sqlite:
+    """A database in a file, for one process at a time: `FileLock` sees to that."""
+
+    renew_s = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+
+    def connect(self, engine: Engine) -> Connection:
+        """A connection."""
+        return engine.connect()
+
+    def check_free(self, conn: Connection) -> None:
+        """Nothing: `FileLock` has seen to it."""
+        del conn
+
+    def prepare(self) -> None:
+        """Brings the file into memory."""
+        read_ahead(self.path)
+
+    def write_engine(self) -> Engine:
+        """One connection; every transaction takes the write lock at once, every commit is on the disk."""
+        return write_engine(self.path)
+
+    def read_engine(self, size: int) -> Engine:
+        """Connections that cannot write; a transaction sees one snapshot."""
+        return read_engine(self.path, size)
+
+    def take(self, engine: Engine, clock: Clock, trace: Trace) -> Taken:
+        """Migrates and checks the file, and begins a new term. Raises: StoreFailure, DBAPIError."""
+        conn = engine.connect()
+        try:
+            migrate(conn, trace)
+            with conn.begin():
+                verdict = conn.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+                if verdict != "ok":
+                    raise StoreBroken(f"{self.path} is damaged: {verdict}; restore it from a backup")
+                check_logs(conn, self.name)
+            with conn.begin():
+                if where := moved_to(conn):
+                    raise StoreMoved(
+                        f"the store {self.path} was moved to {where}; start the service with --store and that URL"
+                    )
+                term = take_lease(conn)
+                store_id, secret = identity(conn, clock)
+        except BaseException:
+            conn.close()
+            raise
+        return Taken(conn, term, store_id, secret)
+
+    def meaning(self, error: DBAPIError, *, writes: bool = True) -> Refused | StoreFailure | None:
+        """A full or busy file is refused; one that cannot be read or written ends the process."""
+        return meaning(error, self.path, writes=writes)
+
+    def is_lost(self, error: DBAPIError) -> bool:
+        """Never: the file is on this machine."""
+        del error
+        return False
+
+    def passes(self, error: DBAPIError) -> bool:
+        """Never: SQLite has waited already."""
+        del error
+        return False
+
+    def after_commit(self, conn: Connection, wait_ms: int) -> bool:
+        """Empties a long write-ahead log."""
+        return empty_log(conn, self.path, wait_ms)
+
+    def words(self, error: DBAPIError) -> str:
+        """SQLite's words."""
+        return str(error.orig)
 
 
 class FileLock:
@@ -173,9 +252,6 @@ def empty_log(conn: Connection, path: Path, wait_ms: int) -> bool:
     return not busy
 
 
-UNUSABLE = "the service's store cannot be used, and the service ends; the operator finds why in its log"
-"""The caller's message for a StoreFailure, whose own text names paths and is for the operator."""
-
 
 def meaning(error: DBAPIError, path: Path, *, writes: bool = True) -> Refused | StoreFailure | None:
     """What a driver's error means for the caller (Refused) or the process (StoreFailure); None: a defect.
@@ -185,11 +261,9 @@ def meaning(error: DBAPIError, path: Path, *, writes: bool = True) -> Refused | 
     code = getattr(error.orig, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     if primary == sqlite3.SQLITE_FULL:
-        text = "the disk of the service's store is full; try again when the operator has made space"
-        return Refused(Reason.STORE_FULL, text, retry_after_s=5)
+        return Refused(Reason.STORE_FULL, FULL, retry_after_s=5)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        text = "another process, a backup for instance, holds the service's store; try again in a moment"
-        return Refused(Reason.STORE_BUSY, text, retry_after_s=1)
+        return Refused(Reason.STORE_BUSY, BUSY, retry_after_s=1)
     if primary in _DEAD and (writes or primary != sqlite3.SQLITE_READONLY):
         return StoreDead(f"{path}: {error.orig}; {_DEAD[primary]}, then start the service again")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

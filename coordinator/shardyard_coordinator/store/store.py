@@ -3,44 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
+import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import EventRecord
 from shardyard_coordinator.seams import Actor, Clock, Trace
-from shardyard_coordinator.store import sqlite, tables
-from shardyard_coordinator.store.failures import StoreBroken, StoreDead, StoreFailure
-from shardyard_coordinator.store.migrate import migrate
-from shardyard_coordinator.store.writer import Writer
+from shardyard_coordinator.store import sqlite
+from shardyard_coordinator.store.database import UNUSABLE, Database, Taken
+from shardyard_coordinator.store.failures import StoreAway, StoreDead, StoreFailure, StoreLed
+from shardyard_coordinator.store.postgres_url import is_postgres
+from shardyard_coordinator.store.writer import MAX_AWAY_S, Writer, away
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _READERS = 4
 # Reads of many rows have their own threads, so that a page of jobs never delays the read of one.
 _LIST_READERS = 2
 _BUSY_START_S = 60.0
-_CHECKED_JOBS = 1000
+_LOOK_S = 0.5
+_READ_AGAIN_S = 0.1
 
 
-def lock_store(url: str | Path, clock: Clock) -> sqlite.FileLock:
+def lock_store(url: str | Path, clock: Clock, state_dir: Path | None = None) -> sqlite.FileLock:
     """Locks the store for this process, which is quick; `open_store` then opens it, which may take seconds.
 
-    `url` is a path or `sqlite:///` and a path. Raises: StoreFailure (StoreLocked if another coordinator is on it),
-    ValueError for another kind of URL.
+    `url` is a path, `sqlite:///` and a path, or a URL of PostgreSQL, for which only `state_dir` is locked here.
+    Raises: StoreFailure (StoreLocked if another coordinator is on it), ValueError for another kind of URL.
     """
-    path = _path(url)
+    database = database_at(url)
+    is_file = isinstance(database, sqlite.Sqlite)
+    path = database.path if is_file else (state_dir or Path()) / "store.db"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sqlite.refuse_network_file_system(path.parent)
+    if is_file:
+        sqlite.refuse_network_file_system(path.parent)
     return sqlite.FileLock(path, clock.now_us())
+
+
+def database_at(url: str | Path) -> Database:
+    """The database of a URL. Raises: ValueError for an unknown kind of URL, ModuleNotFoundError without psycopg."""
+    text = str(url)
+    if is_postgres(text):
+        # Here: only PostgreSQL needs the extra.
+        from shardyard_coordinator.store.postgres import Postgres
+
+        return Postgres(text)
+    if "://" in text and not text.startswith("sqlite:///"):
+        raise ValueError("not a store: give a path, sqlite:/// and a path, or postgresql://USER@HOST:PORT/DATABASE")
+    return sqlite.Sqlite(Path(text.removeprefix("sqlite:///")).absolute())
 
 
 async def open_store(
@@ -50,23 +68,26 @@ async def open_store(
     *,
     lock: sqlite.FileLock | None = None,
     log_wait_ms: int = sqlite.LOG_WAIT_MS,
+    standby: bool = False,
 ) -> Store:
     """Opens the store: migrations, checks, lease; `lock` is released if that fails. Raises: as `lock_store`.
 
-    `log_wait_ms` is how long writers may wait for the readers of a log that is to be emptied.
+    `log_wait_ms` is how long writers may wait for the readers of a log that is to be emptied. `standby` waits for as
+    long as another process leads the store, or its server does not answer.
     """
-    path = _path(url)
-    lock = lock or lock_store(url, clock)
+    database = database_at(url)
+    if lock is None and isinstance(database, sqlite.Sqlite):
+        lock = lock_store(url, clock)
     try:
-        await asyncio.to_thread(sqlite.read_ahead, path)
-        engine = sqlite.write_engine(path)
-        conn, term, store_id, secret = await _taken(engine, path, clock, trace)
+        await asyncio.to_thread(database.prepare)
+        engine = database.write_engine()
+        taken = await _taken(database, engine, clock, trace, standby=standby)
     except BaseException:
-        lock.release()
+        if lock is not None:
+            lock.release()
         raise
-    return Store(
-        path, engine, conn, lock=lock, term=term, store_id=store_id, secret=secret, clock=clock, log_wait_ms=log_wait_ms
-    )
+    trace.point("lease.taken")
+    return Store(database, engine, taken, lock=lock, log_wait_ms=log_wait_ms)
 
 
 class Store:
@@ -74,34 +95,28 @@ class Store:
 
     def __init__(
         self,
-        path: Path,
+        database: Database,
         engine: Engine,
-        conn: Connection,
+        taken: Taken,
         *,
-        lock: sqlite.FileLock,
-        term: int,
-        store_id: str,
-        secret: bytes,
-        clock: Clock,
+        lock: sqlite.FileLock | None,
         log_wait_ms: int,
     ) -> None:
-        self.path = path
-        self.store_id = store_id
-        self.secret = secret
-        self.term = term
+        self.name = database.name
+        self.store_id = taken.store_id
+        self.secret = taken.secret
+        self.term = taken.term
         self.failed: asyncio.Future[StoreFailure] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
+        self._database = database
         self._engine = engine
-        self._conn = conn
         self._lock = lock
         self._subscribers: list[Callable[[Sequence[EventRecord]], None]] = []
         self._metric_subscribers: list[Callable[[frozenset[str]], None]] = []
-        self._reading = sqlite.read_engine(path, _READERS + _LIST_READERS)
+        self._reading = database.read_engine(_READERS + _LIST_READERS)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._list_readers = ThreadPoolExecutor(_LIST_READERS, thread_name_prefix="store-list-reader")
-        self._writer = Writer(
-            conn, path=path, term=term, clock=clock, log_wait_ms=log_wait_ms, tell=self._tell, fail=self._fail
-        )
+        self._writer = Writer(database, engine, taken, log_wait_ms=log_wait_ms, tell=self._tell, fail=self._fail)
 
     async def write(self, operation: Callable[[Connection], _T], actor: Actor, size_bytes: int = 0) -> _T:
         """Runs `operation` in the next commit; returns when it is on the disk.
@@ -139,22 +154,33 @@ class Store:
         await asyncio.to_thread(self._writer.close)
         self._readers.shutdown()
         self._list_readers.shutdown()
-        self._conn.close()
         self._engine.dispose()
         self._reading.dispose()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
         await asyncio.sleep(0)  # Deliver the writer's last results before the callers continue.
 
     def _read(self, query: Callable[[Connection], _T]) -> _T:
-        try:
-            with self._reading.begin() as conn:
-                return query(conn)
-        except DBAPIError as error:
-            found = sqlite.meaning(error, self.path, writes=False)
-            if isinstance(found, StoreFailure):
-                self._loop.call_soon_threadsafe(self._fail, found)
-                found = Refused(Reason.STORE_UNAVAILABLE, sqlite.UNUSABLE, retry_after_s=5)
-            raise (found or error) from error
+        until_s = time.monotonic() + MAX_AWAY_S
+        while True:
+            if self._writer.is_away:
+                raise away()
+            try:
+                with self._reading.begin() as conn:
+                    return query(conn)
+            except DBAPIError as error:
+                if not self._database.is_lost(error) or time.monotonic() >= until_s:
+                    raise self._read_error(error) from error
+            # All connections have been lost with this one.
+            self._reading.dispose()
+            time.sleep(_READ_AGAIN_S)
+
+    def _read_error(self, error: DBAPIError) -> Exception:
+        found = self._database.meaning(error, writes=False)
+        if isinstance(found, StoreFailure):
+            self._loop.call_soon_threadsafe(self._fail, found)
+            return Refused(Reason.STORE_UNAVAILABLE, UNUSABLE, retry_after_s=5)
+        return found or error
 
     def _tell(self, events: Sequence[EventRecord], grown: frozenset[str]) -> None:
         for callback in tuple(self._subscribers):
@@ -167,87 +193,46 @@ class Store:
             self.failed.set_result(failure)
 
 
-def _path(url: str | Path) -> Path:
-    text = str(url)
-    if "://" in text and not text.startswith("sqlite:///"):
-        raise ValueError(f"{text!r} is not a store: give a path, or sqlite:/// and a path")
-    return Path(text.removeprefix("sqlite:///")).absolute()
-
-
-async def _taken(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
-    """Waits if another process holds the file, such as a backup. Raises: StoreFailure."""
+async def _taken(database: Database, engine: Engine, clock: Clock, trace: Trace, *, standby: bool) -> Taken:
+    """Waits for what may pass: another process on the file, such as a backup; a server that starts; a leader that is
+    gone, but whose lease is still valid. Raises: StoreFailure.
+    """
     until_s = clock.monotonic_s() + _BUSY_START_S
+    commits: int | None = None
+    told = ""
     while True:
         try:
-            return await asyncio.to_thread(_take, engine, path, clock, trace)
+            return await asyncio.to_thread(_take, database, engine, clock, trace)
+        except StoreLed as led:
+            if not standby and commits is not None and led.commits != commits:
+                raise  # It lives.
+            commits, waits_for = led.commits, f"{led.leader} to end"
+            until_s = clock.monotonic_s() + _BUSY_START_S
         except Refused as refused:
-            if refused.reason is not Reason.STORE_BUSY or clock.monotonic_s() >= until_s:
-                raise StoreDead(_unopened(path, refused)) from refused
-            await asyncio.sleep(1.0)
+            if refused.reason is Reason.STORE_FULL or (clock.monotonic_s() >= until_s and not standby):
+                raise _unopened(database, refused) from refused
+            cause = refused.__cause__
+            waits_for = f"its database: {database.words(cause) if isinstance(cause, DBAPIError) else refused}"
+        if waits_for != told:
+            told = waits_for
+            _log.warning("the store %s waits for %s", database.name, waits_for)
+        await asyncio.sleep(_LOOK_S)
 
 
-def _unopened(path: Path, refused: Refused) -> str:
+def _unopened(database: Database, refused: Refused) -> StoreFailure:
     if refused.reason is Reason.STORE_FULL:
-        return f"{path}: its disk is full; free some space, then start the service again"
-    return f"{path}: another process holds it, a backup for instance; end that one, then start the service again"
+        return StoreDead(f"{database.name}: its disk is full; free some space, then start the service again")
+    if refused.reason is Reason.STORE_UNAVAILABLE:
+        cause = refused.__cause__
+        why = f" ({database.words(cause)})" if isinstance(cause, DBAPIError) else ""
+        return StoreAway(f"{database.name}: the server does not answer{why}; start it, then the service again")
+    return StoreDead(
+        f"{database.name}: another process holds it, a backup for instance; end that one, then start the service again"
+    )
 
 
-def _take(engine: Engine, path: Path, clock: Clock, trace: Trace) -> tuple[Connection, int, str, bytes]:
-    conn = None
+def _take(database: Database, engine: Engine, clock: Clock, trace: Trace) -> Taken:
     try:
-        conn = engine.connect()
-        migrate(conn, trace)
-        _check(conn, path)
-        with conn.begin():
-            term = _take_lease(conn, clock)
-            store_id, secret = _identity(conn, clock)
+        return database.take(engine, clock, trace)
     except DBAPIError as error:
-        if conn is not None:
-            conn.close()
-        raise (sqlite.meaning(error, path) or error) from error
-    trace.point("lease.taken")
-    return conn, term, store_id, secret
-
-
-def _check(conn: Connection, path: Path) -> None:
-    """The file is sound, and the newest jobs' events are dense. Raises: StoreBroken."""
-    with conn.begin():
-        verdict = conn.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        if verdict != "ok":
-            raise StoreBroken(f"{path} is damaged: {verdict}; restore it from a backup")
-        job, event = tables.job.c, tables.event.c
-        newest = select(job.uid, job.last_sequence).order_by(job.id.desc()).limit(_CHECKED_JOBS).subquery()
-        statement = (
-            select(
-                newest.c.uid, newest.c.last_sequence, func.count(), func.min(event.sequence), func.max(event.sequence)
-            )
-            .join(tables.event, event.job_uid == newest.c.uid)
-            .group_by(newest.c.uid, newest.c.last_sequence)
-        )
-        for uid, last, count, first, newest_sequence in conn.execute(statement):
-            if newest_sequence != last or count != last - first + 1:
-                raise StoreBroken(
-                    f"{path}: the events of job {uid} have a hole: {count} from {first} to {newest_sequence}, "
-                    f"but the last is {last}; restore it from a backup"
-                )
-
-
-def _take_lease(conn: Connection, clock: Clock) -> int:
-    row = conn.execute(select(tables.lease.c.term).where(tables.lease.c.id == 1)).first()
-    if row is None:
-        conn.execute(insert(tables.lease).values(id=1))
-    term = 1 if row is None else row.term + 1
-    holder = f"{os.getpid()}@{socket.gethostname()}"
-    now = clock.now_us()
-    values = {"term": term, "commits": 0, "holder": holder, "since_us": now, "until_us": now}
-    conn.execute(update(tables.lease).where(tables.lease.c.id == 1).values(**values))
-    return term
-
-
-def _identity(conn: Connection, clock: Clock) -> tuple[str, bytes]:
-    row = conn.execute(select(tables.meta.c.store_id, tables.meta.c.secret)).first()
-    if row is not None:
-        return row.store_id, row.secret
-    made = {"store_id": secrets.token_hex(16), "secret": secrets.token_bytes(32)}
-    conn.execute(insert(tables.meta).values(id=1, create_us=clock.now_us(), **made))
-    return made["store_id"], made["secret"]  # type: ignore[return-value]
+        raise (database.meaning(error) or error) from error
