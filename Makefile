@@ -39,6 +39,9 @@ $(INSTALLED):
 quickstart: $(INSTALLED)
 	@$(BIN)/python examples/quickstart/run.py $(if $(FULL),--full) $(if $(FALLBACK),--fallback) $(if $(TASK),--task $(TASK))
 
+# STORE=postgresql: the stores of all tests are in a private PostgreSQL server.
+test prove: export SHARDYARD_TEST_STORE := $(or $(STORE),sqlite)
+
 # TESTS narrows it: make test TESTS=tests/unit. Three files at a time on two cores: many tests wait for processes to start.
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not prove" --durations=10 $(TESTS)

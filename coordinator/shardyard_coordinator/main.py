@@ -15,10 +15,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
@@ -133,6 +133,10 @@ def main() -> int:
     return run_coordinator(settings)
 
 
+class _StoppedEarly(Exception):
+    """A signal came before the service had its store."""
+
+
 @dataclass(frozen=True)
 class _Running:
     """The parts of a started service."""
@@ -167,7 +171,7 @@ class Coordinator:
 
     async def run(self) -> int:
         """Starts, serves until a signal or a failure of the store, and stops; raises StoreFailure, OSError."""
-        with self._signals(), contextlib.ExitStack() as stack:
+        with self._signals(), contextlib.ExitStack() as stack, contextlib.suppress(_StoppedEarly):
             async with self._running() as running:
                 self._greet(running)
                 stack.enter_context(_few_collections())
@@ -215,7 +219,9 @@ class Coordinator:
             port = await door.start(settings.listen)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store releases it.
-            store = await open_store(place, clock, trace, lock=lock, standby=settings.standby)
+            store = await self._unless_stopped(
+                open_store(place, clock, trace, lock=lock, standby=settings.standby)
+            )
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
             control = ControlSettings(
@@ -244,6 +250,18 @@ class Coordinator:
             finally:
                 await self._end(running, compute)
                 await asyncio.to_thread(_remove_record, record)
+
+    async def _unless_stopped(self, opening: Coroutine[Any, Any, Store]) -> Store:
+        """The open store. Raises: _StoppedEarly if a signal comes first, for a standby may wait for days."""
+        opened, stopped = asyncio.create_task(opening), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if opened.done():
+            return opened.result()
+        opened.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await opened
+        raise _StoppedEarly
 
     async def _end(self, running: _Running, compute: Compute) -> None:
         """Drains, then disconnects from the cluster, where attempts continue; stops its own Ray if none are running."""

@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from helpers.served import free_port
+from helpers.ports import free_port
 
 START_S = 60.0
 _ACCOUNT = "postgres"
@@ -130,6 +128,8 @@ class Server:
 def postgres_server(*settings: str) -> Iterator[Server]:
     """A server that runs, and is gone at the end; skips the test with the reason if that cannot be."""
     if reason := why_not():
+        import pytest  # Here: child processes of tests do not need it.
+
         pytest.skip(reason)
     # Not in pytest's folders: those are for this account only.
     folder = Path(tempfile.mkdtemp(prefix="sy-pg-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))

@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 
 import shardyard
+from helpers.ports import free_port
+from helpers.stores import of_service
 
 BIN = Path(sys.executable).parent
 START_S = 60.0
@@ -56,6 +58,7 @@ class Served:
             "SHARDYARD_STATE_DIR": str(self.state),
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "120",
+            **of_service(self.folder),
             **self.extra,
         }
 
@@ -138,17 +141,6 @@ def wait_until_it_listens(address: str, service: subprocess.Popen[bytes], log: P
         time.sleep(0.05)
     raise RuntimeError(f"`shardyard serve` did not start: {log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
 
-
-def free_port() -> int:
-    """A port of the loopback interface without a listener, for a service that is started on it again later.
-
-    Not one that the kernel gives to outgoing connections, nor one of Ray's workers: it has to stay free meanwhile.
-    """
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def rank_pids(state: Path, job_uid: str) -> dict[int, int]:

@@ -16,9 +16,14 @@ from shardyard_coordinator.store import submissions
 from shardyard_coordinator.store.store import Store, open_store
 
 
-async def main(folder: Path, prefix: str) -> None:
+async def main(folder: Path, prefix: str) -> int:
+    """Returns the exit code of the store's failure, if it fails, and says why."""
     store = await open_store(store_at(folder), SystemClock(), NullTrace())
-    await asyncio.gather(*(caller(store, f"{prefix}-{number}") for number in range(16)))
+    callers = asyncio.gather(*(caller(store, f"{prefix}-{number}") for number in range(16)), return_exceptions=True)
+    failure = await store.failed
+    callers.cancel()
+    print(failure, file=sys.stderr, flush=True)
+    return failure.exit_code
 
 
 async def caller(store: Store, prefix: str) -> None:
@@ -29,4 +34,4 @@ async def caller(store: Store, prefix: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(asyncio.run(main(Path(sys.argv[1]), sys.argv[2])))

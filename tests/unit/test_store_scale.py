@@ -233,7 +233,7 @@ async def test_gathered_statistics_do_not_mislead_a_list(tmp_path: Path) -> None
 
     await store.write(fill, ACTOR)
     await store.close()
-    analysed = await open_store(store.path, ManualClock(), NullTrace())
+    analysed = await open_store(store.name, ManualClock(), NullTrace())
     for name, asked, _ in LISTS:
         given = {"conditions": (), "order_by": "create_time", "desc": True, "limit": 50, "full": False, **asked}
         statement = listing.jobs_statement("default", after=None, **given)

@@ -19,7 +19,6 @@ from sqlalchemy.sql import ClauseElement
 from helpers.clock import ManualClock
 from helpers.core import ACTOR, add_model, new_job, running_core
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
-from helpers.stores import store_at
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Condition
@@ -29,6 +28,7 @@ from shardyard_coordinator.store import (
     attempts,
     events,
     jobs,
+    lease,
     listing,
     metrics,
     queue,
@@ -43,7 +43,7 @@ from shardyard_coordinator.store.store import Store, open_store
 
 
 async def opened(folder: Path) -> Store:
-    return await open_store(store_at(folder), ManualClock(), NullTrace())
+    return await open_store(folder / "store.db", ManualClock(), NullTrace())
 
 
 async def test_a_newer_lease_ends_the_writer_and_nothing_is_written(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_a_disk_that_fails_ends_the_process_and_the_operator_alone_reads_w
     assert refused.value.reason is Reason.STORE_UNAVAILABLE and str(tmp_path) not in str(refused.value)
     failure = await store.failed
     assert failure.exit_code == 74
-    assert str(failure).startswith(str(store.path)) and "start the service again" in str(failure)
+    assert str(failure).startswith(store.name) and "start the service again" in str(failure)
     await store.close()
 
 
@@ -180,7 +180,7 @@ async def test_every_statement_that_runs_compiles_for_postgresql(tmp_path: Path)
             await core.store.write(lambda conn: jobs.purge_job(conn, job.uid), ACTOR)
     finally:
         event.remove(Engine, "before_execute", catch)
-    modules = (attempts, events, jobs, metrics, queue, submissions, writer)
+    modules = (attempts, events, jobs, lease, metrics, queue, submissions)
     hot = [each for module in modules for each in vars(module).values()]
     prepared = [each for each in hot if isinstance(each, Prepared)]
     prepared += [each.of(2) for each in hot if isinstance(each, PreparedInsert)]

@@ -32,6 +32,9 @@ from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.seams import Trace
 from shardyard_coordinator.store import attempts, bounds, checkpoints, encode, events, jobs, metrics
 
+# A metric's name is in an index, where PostgreSQL takes 2,704 bytes at most.
+_MAX_METRIC = 256
+
 
 class SpoolGap(Exception):
     """A gang's events are not dense: a defect of its supervisor."""
@@ -144,7 +147,7 @@ class _Recording:
 
     def _on_metrics(self, metrics: worker_pb2.Metrics) -> None:
         for series in metrics.series:
-            points = self._points.setdefault(bounds.text(series.metric), [])
+            points = self._points.setdefault(bounds.text(series.metric, _MAX_METRIC), [])
             points.extend(self._point(point) for point in series.points)
 
     def _point(self, point: metric_service_pb2.MetricPoint) -> MetricPoint:

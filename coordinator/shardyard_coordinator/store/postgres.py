@@ -71,6 +71,7 @@ _LOST: Final = {
     "57P05",  # idle_session_timeout
     "25P03",  # idle_in_transaction_session_timeout
     "25P04",  # transaction_timeout
+    "0A000",  # feature_not_supported: `BEGIN READ WRITE` on a server that has become a standby
     "25006",  # read_only_sql_transaction: the server has become a standby, and another one leads
 }
 _PASSES: Final = {"55P03", "40P01", "40001"}  # A lock, a deadlock, a serialization failure.
@@ -86,7 +87,7 @@ _UNFIT: Final = {
 class Postgres:
     """A database of a PostgreSQL server, for one process at a time: the lease sees to that."""
 
-    renew_s = 2.0
+    renew_s: float | None = 2.0
 
     def __init__(self, url: str) -> None:
         """Raises: ValueError for an invalid URL, ModuleNotFoundError without psycopg."""
@@ -161,7 +162,8 @@ class Postgres:
 
     def _check_fit(self, conn: Connection) -> None:
         """Raises StoreUnfit if the server or the database cannot hold a store."""
-        version, info = conn.connection.dbapi_connection.info.server_version, conn.info  # type: ignore[union-attr]
+        driver: Any = conn.connection.dbapi_connection
+        version, info = driver.info.server_version, conn.info
         if version < OLDEST_SERVER:
             raise StoreUnfit(
                 f"{self.name}: PostgreSQL {version // 10_000} is too old; use version {OLDEST_SERVER // 10_000} or later"
@@ -214,7 +216,8 @@ class Postgres:
 
     def words(self, error: DBAPIError) -> str:
         """The driver's words on one line, without a password."""
-        text = " ".join(str(error.orig).split())
+        diagnosis = getattr(error.orig, "diag", None)
+        text = " ".join(str(getattr(diagnosis, "message_primary", None) or error.orig).split())
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

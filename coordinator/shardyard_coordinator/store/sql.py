@@ -181,7 +181,7 @@ def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tup
     try:
         value = operation(conn)
     except Exception as error:  # The edge between one caller's operation and the commit of the others.
-        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | DataError):
+        if isinstance(error, DBAPIError) and not _is_about_values(error):
             raise
         execute(conn, "ROLLBACK TO operation")
         execute(conn, "RELEASE operation")
@@ -189,6 +189,11 @@ def in_savepoint(conn: Connection, operation: Callable[[Connection], _T]) -> tup
         return None, error
     execute(conn, "RELEASE operation")
     return value, None
+
+
+def _is_about_values(error: DBAPIError) -> bool:
+    """Whether an operation's own values are the reason: taken, out of range, or (54000) too long for an index."""
+    return isinstance(error, IntegrityError | DataError) or getattr(error.orig, "sqlstate", None) == "54000"
 
 
 def begin_events(conn: Connection) -> list[EventRecord]:

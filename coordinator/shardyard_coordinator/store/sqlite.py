@@ -39,7 +39,7 @@ _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "
 class Sqlite:
     """A database in a file, for one process at a time: `FileLock` sees to that."""
 
-    renew_s = None
+    renew_s: float | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -166,14 +166,23 @@ class Store:
             if self._writer.is_away:
                 raise away()
             try:
-                with self._reading.begin() as conn:
-                    return query(conn)
+                with self._reading.connect() as conn:
+                    return self._snapshot(conn, query)
             except DBAPIError as error:
                 if not self._database.is_lost(error) or time.monotonic() >= until_s:
                     raise self._read_error(error) from error
             # All connections have been lost with this one.
             self._reading.dispose()
             time.sleep(_READ_AGAIN_S)
+
+    def _snapshot(self, conn: Connection, query: Callable[[Connection], _T]) -> _T:
+        try:
+            with conn.begin():
+                return query(conn)
+        except DBAPIError as error:
+            if self._database.is_lost(error):
+                conn.invalidate()
+            raise
 
     def _read_error(self, error: DBAPIError) -> Exception:
         found = self._database.meaning(error, writes=False)

@@ -181,7 +181,8 @@ class Writer:
 
         Raises: DBAPIError; StoreLost; Refused STORE_UNAVAILABLE if the database is away for long.
         """
-        for at in range(1_000_000):
+        tries = 0
+        while True:
             made: list[_Made] = []
             try:
                 self._transaction(self._connected(), batch, made)
@@ -193,12 +194,12 @@ class Writer:
                 if lost:
                     self._drop()
                 if not (lost and made and self._has_committed()):
-                    self._rest(at, error)
+                    self._rest(tries, error)
+                    tries += 1
                     continue
             self._commits += 1
             self._note_back()
             return made[0]
-        raise AssertionError("a write was tried a million times")
 
     def _transaction(self, conn: Connection, batch: list[Write], made: list[_Made]) -> None:
         """`made` gets the result before the commit, whose outcome may stay unknown."""
@@ -215,14 +216,16 @@ class Writer:
         A transaction that is still in flight holds the row, so the answer is final. Raises: StoreLost; Refused
         STORE_UNAVAILABLE if the service ends before there is an answer.
         """
-        for at in range(1_000_000):
+        tries = 0
+        while True:
             try:
                 conn = self._connected()
                 with conn.begin():
                     lease = read_lease(conn, locked=True)
                     if lease is None or lease.term != self._term:
                         raise self._replaced(conn)
-                    return lease.commits == self._commits + 1
+                self._note_back()
+                return lease.commits == self._commits + 1
             except DBAPIError as error:
                 if not self._database.is_lost(error) and not self._database.passes(error):
                     raise
@@ -230,15 +233,15 @@ class Writer:
                 self._drop()
                 if self.is_away:
                     self._refuse_waiting()
-                if self._ending.wait(_AGAIN_S[min(at, len(_AGAIN_S) - 1)]):
+                if self._ending.wait(_pause_s(tries)):
                     raise away() from error
-        raise AssertionError("a lease was read a million times")
+                tries += 1
 
-    def _rest(self, at: int, error: DBAPIError) -> None:
+    def _rest(self, tries: int, error: DBAPIError) -> None:
         """Waits before the next try. Raises: Refused STORE_UNAVAILABLE, DBAPIError if there have been enough."""
         if self.is_away:
             self._refuse_waiting()
-        if self.is_away or self._ending.wait(_AGAIN_S[min(at, len(_AGAIN_S) - 1)]):
+        if self.is_away or self._ending.wait(_pause_s(tries)):
             raise (away() if self._database.is_lost(error) else error) from error
 
     def _refuse_waiting(self) -> None:
@@ -319,6 +322,10 @@ class Writer:
                 done.set_result(outcome.value)
         if self._failure is not None:
             self._fail(self._failure)
+
+
+def _pause_s(tries: int) -> float:
+    return _AGAIN_S[min(tries, len(_AGAIN_S) - 1)]
 
 
 def away() -> Refused:

@@ -15,6 +15,8 @@ from shardyard_coordinator.serve.validation.text import control_complaint, show
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HUB_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _MAX_PATH: Final = 4096
+# PostgreSQL indexes no value of more than 2,704 bytes.
+_MAX_PATH_BYTES: Final = 2048
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 
 
@@ -125,6 +127,8 @@ def relative_path_complaint(path: str) -> str | None:
     rule = "a path is relative, with /, without empty, . or .. parts and without control characters"
     if len(path) > _MAX_PATH:
         return f"{show(path)} has {len(path):,} characters; a path has at most {_MAX_PATH:,}; shorten it"
+    if (size := len(path.encode())) > _MAX_PATH_BYTES:
+        return f"{show(path)} takes {size:,} bytes; a path takes at most {_MAX_PATH_BYTES:,}; shorten it"
     if complaint := control_complaint(path):
         return complaint
     plain = posixpath.normpath(path) == path and "\\" not in path
