@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 BENCHES = (
     "light",
     "submit",
+    "store",
     "worst_messages",
     "scale",
     "start",

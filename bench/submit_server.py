@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -60,5 +61,6 @@ async def do_nothing(_request: job_service_pb2.CreateJobRequest, _call: Call) ->
 
 if __name__ == "__main__":
     folder = sys.argv[1]
-    settings = Settings(state_dir=Path(folder), listen="127.0.0.1:0", launcher=LauncherKind.LOCAL, data_roots=(folder,))
+    roots = (folder, *filter(None, os.environ.get("SHARDYARD_DATA_ROOTS", "").split(",")))
+    settings = Settings(state_dir=Path(folder), listen="127.0.0.1:0", launcher=LauncherKind.LOCAL, data_roots=roots)
     sys.exit(asyncio.run(OnScriptedCluster(settings, output=sys.stdout, errors=sys.stderr).run()))

@@ -61,10 +61,10 @@ EXIT_CONFIG = 78
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Runs a coordinator until it is asked to stop; returns the exit code of its process.
 
-    0: stopped normally. 69: the address is taken, a folder cannot be made, or the store's server is away. 75: another coordinator uses the store,
-    or took it over. 74: the disk failed or is full. 65: the store is broken. 78: the store is of a newer version, or
-    its server or database does not fit, the storage belongs to another store, or something else is at the path of one
-    of the service's files.
+    0: stopped normally. 69: the address is taken, a folder cannot be made, or the store's server is away. 75: another
+    coordinator uses the store, or took it over. 74: the disk failed or is full. 65: the store is broken. 78: the store
+    is of a newer version, its server or database does not fit, the storage belongs to another store, or something else
+    is at the path of one of the service's files.
     """
     logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()
@@ -219,9 +219,7 @@ class Coordinator:
             port = await door.start(settings.listen)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store releases it.
-            store = await self._unless_stopped(
-                open_store(place, clock, trace, lock=lock, standby=settings.standby)
-            )
+            store = await self._unless_stopped(open_store(place, clock, trace, lock=lock, standby=settings.standby))
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
             control = ControlSettings(

@@ -35,10 +35,9 @@ class EatingProxy:
             threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
-            with contextlib.suppress(OSError):
-                while self._turn(client, server):
-                    pass
+        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
+            while self._turn(client, server):
+                pass
 
     def _turn(self, client: socket.socket, server: socket.socket) -> bool:
         """Carries what has come; False once the connection is to be lost."""

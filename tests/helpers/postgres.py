@@ -119,9 +119,7 @@ class Server:
         command = [str(folder / program), *map(str, arguments)]
         with (self.folder / "commands.log").open("ab") as log:
             # In a file, not a pipe: the server would keep the pipe open.
-            subprocess.run(
-                command, cwd=self.folder, stdout=log, stderr=log, check=True, timeout=START_S, **account
-            )
+            subprocess.run(command, cwd=self.folder, stdout=log, stderr=log, check=True, timeout=START_S, **account)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -140,7 +139,6 @@ def wait_until_it_listens(address: str, service: subprocess.Popen[bytes], log: P
                 return
         time.sleep(0.05)
     raise RuntimeError(f"`shardyard serve` did not start: {log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
-
 
 
 def rank_pids(state: Path, job_uid: str) -> dict[int, int]:

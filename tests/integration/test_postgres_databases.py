@@ -1,4 +1,4 @@
-"""Databases of other people: languages, rights, schemas, versions and poolers; each with a clear error or no difference."""
+"""Databases of other people: languages, rights, schemas, versions and poolers; a clear error, or no difference."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from helpers.core import ACTOR, new_job
 from helpers.lost_commits import opened
 from helpers.ports import free_port
 from helpers.postgres import Server, postgres_server, wait_until
-from shardyard_coordinator.domain.records import Condition, NewUpload, ResourceKind
-from shardyard_coordinator.domain.records import FileRecord
+from shardyard_coordinator.domain.records import Condition, FileRecord, NewUpload, ResourceKind
 from shardyard_coordinator.seams import NullTrace, SystemClock
 from shardyard_coordinator.store import listing, resources, submissions, tables
 from shardyard_coordinator.store.failures import StoreAway, StoreTooNew, StoreUnfit
@@ -103,7 +102,7 @@ async def test_a_store_of_a_newer_version_is_refused(server: Server, name: str) 
 
 async def test_the_migrations_make_the_tables_that_the_code_knows(server: Server, name: str) -> None:
     async with opened(server.database(name)) as store:
-        await store.read(lambda conn: _same_tables(conn))
+        await store.read(_same_tables)
 
 
 def _same_tables(conn: Connection) -> None:
@@ -113,9 +112,8 @@ def _same_tables(conn: Connection) -> None:
 async def test_texts_are_ordered_and_found_as_sqlite_does_whatever_the_databases_language(
     server: Server, name: str, tmp_path: Path
 ) -> None:
-    server.execute(
-        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
-    )
+    icu = "LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+    server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8' {icu}")
     names = ["b", "B", "a", "Ä", "ä", "_", "100%", "a b", "É", "z", "ß"]
     found = []
     for url in (server.url(name), tmp_path / "store.db"):

@@ -27,7 +27,7 @@ from shardyard_coordinator.store.failures import StoreLed
 from shardyard_coordinator.store.store import open_store
 
 _numbers = count()
-ELSEWHERE = '{"pid": 77, "host": "elsewhere", "place": "another boot", "start_s": 1.0}'
+ELSEWHERE = '{"pid": 77, "host": "elsewhere", "place": "another boot", "start_ticks": 1}'
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,9 @@ async def test_writes_survive_connections_that_the_server_ends(server: Server, u
     async with opened(url) as store:
         for at in range(5):
             writes = [asyncio.create_task(submit(store, f"job-{at}-{each}")) for each in range(8)]
-            end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+            end = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+            )
             await asyncio.to_thread(server.execute, end, database=name, values=[name])
             uids += await asyncio.gather(*writes)
             assert await store.read(num_jobs) == len(set(uids)) == 8 * (at + 1)

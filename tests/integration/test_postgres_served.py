@@ -1,4 +1,4 @@
-"""A real service on PostgreSQL, from the command line: killed under load, started again, and silent about its password."""
+"""A real service on PostgreSQL: killed under load, started again, and silent about its password."""
 
 from __future__ import annotations
 

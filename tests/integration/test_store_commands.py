@@ -17,11 +17,11 @@ from helpers.core import ACTOR, add_model, new_job
 from helpers.lost_commits import opened
 from helpers.postgres import Server, postgres_server
 from shardyard.cli.app import run
+from shardyard_coordinator.domain.records import MetricPoint
 from shardyard_coordinator.seams import NullTrace, SystemClock
 from shardyard_coordinator.store import jobs, listing, metrics, submissions, tables
-from shardyard_coordinator.domain.records import MetricPoint
 from shardyard_coordinator.store.failures import StoreMoved
-from shardyard_coordinator.store.store import Store, open_store
+from shardyard_coordinator.store.store import open_store
 
 _numbers = count()
 
@@ -46,7 +46,9 @@ def fill(conn: Connection) -> None:
     """Jobs with labels, a model, metrics, and a last row that is gone again."""
     add_model(conn)
     for at in range(6):
-        new = new_job(f"job-{at}", labels={"team": "ä"}, request_id=f"r{at}", fingerprint=b"\0\xff", display_name="é\u2028")
+        new = new_job(
+            f"job-{at}", labels={"team": "ä"}, request_id=f"r{at}", fingerprint=b"\0\xff", display_name="é\u2028"
+        )
         submissions.create_job(conn, new, ACTOR, 1)
         metrics.add_points(conn, new.uid, "loss", [MetricPoint(1, 1, 1, float("inf")), MetricPoint(1, 2, 2, 0.1)])
     conn.execute(delete(tables.job).where(tables.job.c.job_id == "job-5"))
@@ -89,9 +91,15 @@ async def test_a_store_moves_to_postgresql_and_goes_on_there(
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_a_backup_of_a_running_store_is_restored_in_either_database(
-    state: Path, server: Server, url: str, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str],
+    *,
+    state: Path,
+    server: Server,
+    url: str,
+    tmp_path: Path,
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     state.mkdir()
     at: str | Path = url if kind == "postgresql" else state / "store.db"
     if kind == "postgresql":
@@ -141,9 +149,13 @@ async def test_a_store_that_is_led_is_neither_moved_nor_overwritten(
 
 
 async def test_a_copy_that_arrives_otherwise_is_taken_back(
-    state: Path, server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    *,
+    state: Path,
+    server: Server,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     state.mkdir()
     await filled(state / "store.db")
     async with opened(url):
@@ -193,9 +205,14 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "code", "words"), BAD)
 def test_a_command_that_cannot_be_carried_out_says_why_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], code: int, words: str,
-) -> None:  # fmt: skip
+    *,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("not a database")
     with sqlite3.connect("foreign.db") as foreign:

@@ -28,7 +28,9 @@ def on_postgresql(store_kind: str) -> Iterator[None]:
 async def test_two_hundred_kills_under_load_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     load = await submit_through_kills(tmp_path, 200, seed=200)
     jobs = await assert_exactly_once(tmp_path, load)
-    print(f"200 kills: {jobs:,} jobs, {len(load.told):,} acknowledged, {load.again:,} calls repeated, 0 lost, 0 doubled")
+    print(
+        f"200 kills: {jobs:,} jobs, {len(load.told):,} acknowledged, {load.again:,} calls repeated, 0 lost, 0 doubled"
+    )
 
 
 async def test_three_hundred_lost_replies_of_commits_are_decided_rightly() -> None:

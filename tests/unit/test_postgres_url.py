@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif("psycopg" in why_not(), reason=why_not())
 BAD = [
     ("mysql://me:hush@host/db", "is not postgresql://"),
     ("postgresql://me:hush%zz@host/db", "cannot be read"),
-    ("postgresql://me:hush@host:port/db", "cannot be read"),
+    ("postgresql://me:hush@host:port/db", "port that is not a number"),
     ("postgresql://me:hush@host/db?colour=hush", "cannot be read"),
     ("postgresql://me:hush@host", "names no database"),
 ]

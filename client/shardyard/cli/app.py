@@ -81,7 +81,9 @@ def make_app() -> typer.Typer:
     app.callback(help=_HELP)(_root)
     for name, function in COMMANDS:
         app.command(name, cls=_Command)(function)
-    store = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Back up, restore or move the service's store.")
+    store = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Back up, restore or move the service's store."
+    )
     for name, function in storing.COMMANDS:
         store.command(name, cls=_Command)(function)
     app.add_typer(store, name="store")

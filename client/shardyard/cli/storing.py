@@ -38,7 +38,9 @@ def migrate(
     ],
     store: Annotated[
         str | None,
-        typer.Argument(metavar="URL", help="postgresql://USER@HOST:PORT/DATABASE [$SHARDYARD_STORE].", show_default=False),
+        typer.Argument(
+            metavar="URL", help="postgresql://USER@HOST:PORT/DATABASE [$SHARDYARD_STORE].", show_default=False
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

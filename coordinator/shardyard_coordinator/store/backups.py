@@ -111,7 +111,7 @@ def _snapshot(database: Database) -> Iterator[Connection]:
         with contextlib.closing(database.connect(engine)) as conn, conn.begin():
             if not is_current(conn):
                 raise StoreUnfit(
-                    f"{database.name} has no store of this version of Shardyard; start this version's service on it once"
+                    f"{database.name} has no store of this version of Shardyard; start a service of this version on it"
                 )
             yield conn
     finally:
@@ -153,7 +153,7 @@ def _new_file(path: Path) -> Iterator[Connection]:
             with conn.begin():
                 yield conn
             # One file, without a log beside it.
-            conn.connection.execute("PRAGMA journal_mode = DELETE")  # type: ignore[attr-defined]
+            conn.connection.execute("PRAGMA journal_mode = DELETE")
         if path.exists():
             raise StoreUnfit(f"{path} exists by now; choose another name, or move it away")
         draft.rename(path)

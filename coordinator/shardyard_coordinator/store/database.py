@@ -69,7 +69,7 @@ class Database(Protocol):
         `writes`: it came from the writing connection.
         """
 
-    def is_lost(self, error: DBAPIError) -> bool:
+    def is_lost(self, error: DBAPIError, *, writes: bool = True) -> bool:
         """Whether the connection is gone: a commit may have happened or not, and another connection may work."""
 
     def passes(self, error: DBAPIError) -> bool:

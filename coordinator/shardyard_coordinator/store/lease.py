@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -61,20 +60,20 @@ class Holder:
     pid: int
     host: str
     place: str = ""
-    start_s: float = 0.0
+    start_ticks: int = 0
 
     @classmethod
     def this_process(cls) -> Holder:
         """The process that asks."""
         pid = os.getpid()
-        return cls(pid, socket.gethostname(), _place(), round(psutil.Process(pid).create_time(), 2))
+        return cls(pid, socket.gethostname(), _place(), _start_ticks(pid))
 
     @classmethod
     def read(cls, text: str) -> Holder:
         """What `text` wrote; unknown parts are empty."""
         try:
             found = json.loads(text)
-            return cls(int(found["pid"]), str(found["host"]), str(found["place"]), float(found["start_s"]))
+            return cls(int(found["pid"]), str(found["host"]), str(found["place"]), int(found["start_ticks"]))
         except (ValueError, KeyError, TypeError):
             pid, _, host = text.partition("@")
             return cls(int(pid) if pid.isdecimal() else 0, host or "?")
@@ -85,12 +84,7 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Whether it is certain that the process is gone: it ran here, and does not run any more."""
-        if not self.place or self.place != _place():
-            return False
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.start_s) > 1.0
-        except psutil.Error:
-            return not psutil.pid_exists(self.pid)
+        return bool(self.place) and self.place == _place() and self.start_ticks != _start_ticks(self.pid)
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,9 @@ def take_lease(conn: Connection) -> int:
         conn.execute(insert(tables.lease).values(id=1))
     term = 1 if before is None else before.term + 1
     values = {"term": term, "commits": 0, "holder": Holder.this_process().text()}
-    conn.execute(update(tables.lease).where(_lease.id == 1).values(**values, since_us=_Now(), until_us=_Now() + LEASE_US))
+    conn.execute(
+        update(tables.lease).where(_lease.id == 1).values(**values, since_us=_Now(), until_us=_Now() + LEASE_US)
+    )
     return term
 
 
@@ -162,6 +158,16 @@ def _place() -> str:
     """This boot of this machine, and the container's own numbers of processes."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process of this machine started, which distinguishes it from a later one of the same number; 0: gone."""
+    try:
+        # The name, in brackets, may have spaces and brackets itself.
+        state, *others = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if state in ("Z", "X") else int(others[18])

@@ -71,9 +71,9 @@ _LOST: Final = {
     "57P05",  # idle_session_timeout
     "25P03",  # idle_in_transaction_session_timeout
     "25P04",  # transaction_timeout
-    "0A000",  # feature_not_supported: `BEGIN READ WRITE` on a server that has become a standby
-    "25006",  # read_only_sql_transaction: the server has become a standby, and another one leads
 }
+# Of a server that has become a standby: read_only_sql_transaction; feature_not_supported, namely BEGIN READ WRITE.
+_STANDBY: Final = {"25006", "0A000"}
 _PASSES: Final = {"55P03", "40P01", "40001"}  # A lock, a deadlock, a serialization failure.
 _BUSY: Final = {*_PASSES, "57014", "53200", "53300", "53400"}  # Also: cancelled, memory, connections, a limit.
 _UNFIT: Final = {
@@ -152,13 +152,15 @@ class Postgres:
 
     def check_free(self, conn: Connection) -> None:
         """Lets no other process start here until the transaction ends. Raises: StoreUnfit, StoreLed, DBAPIError."""
-        # Migrations and copies may compute for a while between two statements.
-        conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 60000")
         conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_START_LOCK})")
         self._check_fit(conn)
-        lease = read_lease(conn, locked=True) if "lease" in _tables(conn) else None
-        if lease is not None and lease.is_led:
-            raise StoreLed(self.name, leader=lease.words(), commits=lease.commits)
+        # The row is locked only once it is free: a standby that freezes here must not hold up the leader.
+        for locked in (False, True) if "lease" in _tables(conn) else ():
+            lease = read_lease(conn, locked=locked)
+            if lease is not None and lease.is_led:
+                raise StoreLed(self.name, leader=lease.words(), commits=lease.commits)
+        # Migrations and copies may compute for a while between two statements.
+        conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 60000")
 
     def _check_fit(self, conn: Connection) -> None:
         """Raises StoreUnfit if the server or the database cannot hold a store."""
@@ -166,7 +168,7 @@ class Postgres:
         version, info = driver.info.server_version, conn.info
         if version < OLDEST_SERVER:
             raise StoreUnfit(
-                f"{self.name}: PostgreSQL {version // 10_000} is too old; use version {OLDEST_SERVER // 10_000} or later"
+                f"{self.name}: PostgreSQL {version // 10_000} is too old; use {OLDEST_SERVER // 10_000} or later"
             )
         if info["encoding"] != "UTF8":
             raise StoreUnfit(
@@ -179,18 +181,17 @@ class Postgres:
         if not {"lease", "meta", "alembic_version"} <= found and (others := found & _NAMES):
             raise StoreUnfit(
                 f"{self.name}: its schema {info['schema']} has tables of another program "
-                f"({', '.join(sorted(others)[:3])}); give a database or a schema of its own, such as: createdb shardyard"
+                f"({', '.join(sorted(others)[:3])}); give an empty one, such as: createdb shardyard"
             )
 
     def meaning(self, error: DBAPIError, *, writes: bool = True) -> Refused | StoreFailure | None:
         """A server that is away, busy or full is refused; one that cannot hold the store ends the process."""
-        del writes
         state = _state(error)
         if state == "53100":
             return Refused(Reason.STORE_FULL, FULL, retry_after_s=5)
         if state in _BUSY:
             return Refused(Reason.STORE_BUSY, BUSY, retry_after_s=1)
-        if self.is_lost(error):
+        if self.is_lost(error, writes=writes):
             return Refused(Reason.STORE_UNAVAILABLE, AWAY, retry_after_s=1)
         if state in ("XX001", "XX002"):
             return StoreBroken(f"{self.name}: {self.words(error)}; restore it from a backup")
@@ -198,12 +199,12 @@ class Postgres:
             return StoreUnfit(f"{self.name}: {self.words(error)}; {_UNFIT[state]}")
         return None
 
-    def is_lost(self, error: DBAPIError) -> bool:
-        """Whether the connection is gone, or is one to a standby."""
+    def is_lost(self, error: DBAPIError, *, writes: bool = True) -> bool:
+        """Whether the connection is gone, or is one to a standby, which takes no writes."""
         state = _state(error)
         if state is None:
             return isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError)
-        return state in _LOST or state.startswith("08")
+        return state in _LOST or state.startswith("08") or (writes and state in _STANDBY)
 
     def passes(self, error: DBAPIError) -> bool:
         """Whether another session was in the way for a moment."""

@@ -30,6 +30,9 @@ def url_complaint(url: str) -> str:
             "cannot be read as postgresql://USER@HOST:PORT/DATABASE; write % and other signs of a password as %25 and "
             "so on, or put the password into PGPASSWORD or ~/.pgpass"
         )
+    ports = str(found.get("port") or "0").split(",")
+    if not all(port.isdecimal() and int(port) <= 65_535 for port in ports if port):
+        return "has a port that is not a number up to 65535; give postgresql://USER@HOST:PORT/DATABASE"
     if not found.get("dbname") and not found.get("service"):
         return "names no database; add it: postgresql://USER@HOST:PORT/DATABASE"
     return ""

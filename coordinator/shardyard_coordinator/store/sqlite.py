@@ -91,9 +91,9 @@ class Sqlite:
         """A full or busy file is refused; one that cannot be read or written ends the process."""
         return meaning(error, self.path, writes=writes)
 
-    def is_lost(self, error: DBAPIError) -> bool:
+    def is_lost(self, error: DBAPIError, *, writes: bool = True) -> bool:
         """Never: the file is on this machine."""
-        del error
+        del error, writes
         return False
 
     def passes(self, error: DBAPIError) -> bool:
@@ -250,7 +250,6 @@ def empty_log(conn: Connection, path: Path, wait_ms: int) -> bool:
     finally:
         driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     return not busy
-
 
 
 def meaning(error: DBAPIError, path: Path, *, writes: bool = True) -> Refused | StoreFailure | None:

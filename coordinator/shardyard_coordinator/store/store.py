@@ -40,10 +40,9 @@ def lock_store(url: str | Path, clock: Clock, state_dir: Path | None = None) -> 
     Raises: StoreFailure (StoreLocked if another coordinator is on it), ValueError for another kind of URL.
     """
     database = database_at(url)
-    is_file = isinstance(database, sqlite.Sqlite)
-    path = database.path if is_file else (state_dir or Path()) / "store.db"
+    path = database.path if isinstance(database, sqlite.Sqlite) else (state_dir or Path()) / "store.db"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if is_file:
+    if isinstance(database, sqlite.Sqlite):
         sqlite.refuse_network_file_system(path.parent)
     return sqlite.FileLock(path, clock.now_us())
 
@@ -169,7 +168,7 @@ class Store:
                 with self._reading.connect() as conn:
                     return self._snapshot(conn, query)
             except DBAPIError as error:
-                if not self._database.is_lost(error) or time.monotonic() >= until_s:
+                if not self._database.is_lost(error, writes=False) or time.monotonic() >= until_s:
                     raise self._read_error(error) from error
             # All connections have been lost with this one.
             self._reading.dispose()
@@ -180,7 +179,7 @@ class Store:
             with conn.begin():
                 return query(conn)
         except DBAPIError as error:
-            if self._database.is_lost(error):
+            if self._database.is_lost(error, writes=False):
                 conn.invalidate()
             raise
 
