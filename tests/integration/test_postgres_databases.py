@@ -70,14 +70,11 @@ async def test_a_database_that_cannot_hold_a_store_is_named_with_the_next_step(
     assert server.password not in said and "secret" not in said
 
 
-async def test_a_standby_of_the_server_is_refused_in_its_own_words(
-    server: Server, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_standby_of_the_server_is_refused_in_its_own_words(server: Server, name: str) -> None:
     url = server.database(name)
     server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    monkeypatch.setattr("shardyard_coordinator.store.store._BUSY_START_S", 0.0)
     with pytest.raises(StoreAway, match="read-only"):
-        await open_store(url, SystemClock(), NullTrace())
+        await open_store(url, SystemClock(), NullTrace(), patience_s=0.0)
 
 
 @pytest.mark.parametrize("foreign", ["job", "alembic_version"])

@@ -121,7 +121,7 @@ def read_lease(conn: Connection, *, locked: bool = False) -> Lease | None:
 
 
 def take_lease(conn: Connection) -> int:
-    """Makes this process the leader, whoever was it before; returns the new term."""
+    """Makes this process the leader, also if another one was; returns the new term."""
     before = read_lease(conn)
     if before is None:
         conn.execute(insert(tables.lease).values(id=1))
@@ -144,12 +144,12 @@ def give_up_lease(conn: Connection, term: int) -> None:
 
 
 def note_moved(conn: Connection, where: str) -> None:
-    """Records that the store goes on elsewhere, so that nobody leads it here any more."""
+    """Records that the store continues elsewhere, so that nobody leads it here again."""
     conn.execute(update(tables.lease).where(_lease.id == 1).values(holder=_MOVED + where))
 
 
 def moved_to(conn: Connection) -> str:
-    """Where the store goes on; empty if it is here."""
+    """Where the store continues; empty if it is here."""
     holder = conn.execute(select(_lease.holder).where(_lease.id == 1)).scalar() or ""
     return str(holder).removeprefix(_MOVED) if holder.startswith(_MOVED) else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 _READERS = 4
 # Reads of many rows have their own threads, so that a page of jobs never delays the read of one.
 _LIST_READERS = 2
-_BUSY_START_S = 60.0
 _LOOK_S = 0.5
 _READ_AGAIN_S = 0.1
 
@@ -68,11 +68,12 @@ async def open_store(
     lock: sqlite.FileLock | None = None,
     log_wait_ms: int = sqlite.LOG_WAIT_MS,
     standby: bool = False,
+    patience_s: float = 60.0,
 ) -> Store:
     """Opens the store: migrations, checks, lease; `lock` is released if that fails. Raises: as `lock_store`.
 
     `log_wait_ms` is how long writers may wait for the readers of a log that is to be emptied. `standby` waits for as
-    long as another process leads the store, or its server does not answer.
+    long as another process leads the store, or its server does not answer; otherwise `patience_s` is for that.
     """
     database = database_at(url)
     if lock is None and isinstance(database, sqlite.Sqlite):
@@ -80,7 +81,7 @@ async def open_store(
     try:
         await asyncio.to_thread(database.prepare)
         engine = database.write_engine()
-        taken = await _taken(database, engine, clock, trace, standby=standby)
+        taken = await _taken(database, engine, clock, trace, patience_s=math.inf if standby else patience_s)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -201,23 +202,23 @@ class Store:
             self.failed.set_result(failure)
 
 
-async def _taken(database: Database, engine: Engine, clock: Clock, trace: Trace, *, standby: bool) -> Taken:
+async def _taken(database: Database, engine: Engine, clock: Clock, trace: Trace, *, patience_s: float) -> Taken:
     """Waits for what may pass: another process on the file, such as a backup; a server that starts; a leader that is
     gone, but whose lease is still valid. Raises: StoreFailure.
     """
-    until_s = clock.monotonic_s() + _BUSY_START_S
+    until_s = clock.monotonic_s() + patience_s
     commits: int | None = None
     told = ""
     while True:
         try:
             return await asyncio.to_thread(_take, database, engine, clock, trace)
         except StoreLed as led:
-            if not standby and commits is not None and led.commits != commits:
+            if patience_s < math.inf and commits is not None and led.commits != commits:
                 raise  # It lives.
             commits, waits_for = led.commits, f"{led.leader} to end"
-            until_s = clock.monotonic_s() + _BUSY_START_S
+            until_s = clock.monotonic_s() + patience_s
         except Refused as refused:
-            if refused.reason is Reason.STORE_FULL or (clock.monotonic_s() >= until_s and not standby):
+            if refused.reason is Reason.STORE_FULL or clock.monotonic_s() >= until_s:
                 raise _unopened(database, refused) from refused
             cause = refused.__cause__
             waits_for = f"its database: {database.words(cause) if isinstance(cause, DBAPIError) else refused}"
