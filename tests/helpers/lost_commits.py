@@ -38,7 +38,7 @@ async def submit(store: Store, job_id: str) -> str:
         try:
             made = await store.write(lambda conn: submissions.create_job(conn, new, ACTOR, 1), ACTOR)
         except Refused as refused:
-            assert refused.reason is Reason.STORE_UNAVAILABLE, refused
+            assert refused.reason in (Reason.STORE_UNAVAILABLE, Reason.STORE_BUSY), refused
             await asyncio.sleep(0.1)
         else:
             return str(made.job.uid)

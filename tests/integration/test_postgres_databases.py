@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -68,6 +69,15 @@ async def test_a_database_that_cannot_hold_a_store_is_named_with_the_next_step(
     said = str(failure.value)
     assert words in said and said.startswith(f"postgresql://{user}@127.0.0.1:{server.port}/{name}")
     assert server.password not in said and "secret" not in said
+
+
+async def test_a_password_may_have_any_signs(server: Server, name: str) -> None:
+    odd = "p%40s@:/?#!ü '"
+    server.execute(f"CREATE ROLE odd LOGIN PASSWORD '{odd.replace(chr(39), chr(39) * 2)}'")
+    server.execute(f"CREATE DATABASE {name} OWNER odd")
+    async with opened(server.url(name, user="odd", password=quote(odd, safe=""))) as store:
+        await create(store, "job")
+        assert odd not in store.name
 
 
 async def test_a_standby_of_the_server_is_refused_in_its_own_words(server: Server, name: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from helpers.core import ACTOR, new_job
 from helpers.lost_commits import commit_through, num_jobs, opened, submit
@@ -152,3 +152,29 @@ async def test_a_server_that_stays_away_is_not_waited_for_and_is_used_when_it_is
         await asyncio.to_thread(server.start)
         await submit(store, "back")
         assert await store.read(num_jobs) == 1
+
+
+async def test_a_server_that_has_become_a_standby_is_left_for_the_primary(url: str) -> None:
+    runs = count()
+
+    def write(conn: Connection) -> int:
+        if (run := next(runs)) == 0:  # As on a connection that was made before a failover.
+            conn.exec_driver_sql("SET TRANSACTION READ ONLY")
+        submissions.create_job(conn, new_job("moved"), ACTOR, 1)
+        return run
+
+    async with opened(url) as store:
+        assert await store.write(write, ACTOR) == 1
+        assert await store.read(num_jobs) == 1
+
+
+async def test_a_lock_of_another_session_is_waited_for_and_concerns_no_later_write(server: Server, url: str) -> None:
+    name = url.rpartition("/")[2]
+    async with opened(url) as store:
+        await submit(store, "first")
+        hold = "BEGIN; LOCK TABLE job; SELECT pg_sleep(3); COMMIT"
+        holder = asyncio.create_task(asyncio.to_thread(server.execute, hold, database=name))
+        await asyncio.sleep(0.5)
+        assert await asyncio.gather(submit(store, "second"), submit(store, "third"))
+        await holder
+        assert await store.read(num_jobs) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from helpers import stores
 from helpers.killed_service import assert_exactly_once, submit_through_kills
+from helpers.lost_commits import opened
 from helpers.postgres import shared_server, why_not
 from helpers.served import BIN, served
 
@@ -30,6 +33,24 @@ def on_postgresql(store_kind: str) -> Iterator[None]:
 async def test_kills_under_load_lose_no_job_and_make_none_twice(tmp_path: Path) -> None:
     load = await submit_through_kills(tmp_path, KILLS, seed=5)
     assert await assert_exactly_once(tmp_path, load) >= len(load.told) >= KILLS
+
+
+async def test_a_standby_that_waits_names_the_leader_and_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+    url = str(stores.store_at(tmp_path))
+    command = [BIN / "shardyard", "serve", "--standby", "--launcher", "local", "--listen", "127.0.0.1:0"]
+    environment = {**os.environ, "SHARDYARD_STORE": url, "SHARDYARD_STATE_DIR": str(tmp_path / "state")}
+    async with opened(url) as leader:
+        standby = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
+        assert standby.stderr is not None
+        try:
+            async with asyncio.timeout(120):
+                said = (await standby.stderr.readline()).decode()
+                standby.terminate()
+                assert await standby.wait() == 0
+        finally:
+            if standby.returncode is None:
+                standby.kill()
+    assert f"the store {leader.name} waits for process {os.getpid()} on" in said and "to end" in said
 
 
 def test_a_service_on_postgresql_is_killed_and_goes_on_without_a_word_about_its_password(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ Every setting that a transaction relies on is made in that transaction, so that 
 
 from __future__ import annotations
 
-import logging
 import re
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 from psycopg.types.numeric import Int8Dumper
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -25,9 +26,8 @@ from shardyard_coordinator.store.lease import read_lease, take_lease
 from shardyard_coordinator.store.migrate import migrate
 from shardyard_coordinator.store.opening import check_logs, identity
 from shardyard_coordinator.store.postgres_url import parts, without_secrets
-from shardyard_coordinator.store.sql import driver_errors
+from shardyard_coordinator.store.sql import NATIVE, Native, driver_errors
 
-_log = logging.getLogger(__name__)
 
 OLDEST_SERVER: Final = 130_000
 _CONNECT: Final[dict[str, Any]] = {
@@ -152,6 +152,8 @@ class Postgres:
 
     def check_free(self, conn: Connection) -> None:
         """Lets no other process start here until the transaction ends. Raises: StoreUnfit, StoreLed, DBAPIError."""
+        # Migrations and copies may compute for a while between two statements.
+        conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 60000")
         conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_START_LOCK})")
         self._check_fit(conn)
         # The row is locked only once it is free: a standby that freezes here must not hold up the leader.
@@ -159,8 +161,6 @@ class Postgres:
             lease = read_lease(conn, locked=locked)
             if lease is not None and lease.is_led:
                 raise StoreLed(self.name, leader=lease.words(), commits=lease.commits)
-        # Migrations and copies may compute for a while between two statements.
-        conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 60000")
 
     def _check_fit(self, conn: Connection) -> None:
         """Raises StoreUnfit if the server or the database cannot hold a store."""
@@ -224,6 +224,7 @@ class Postgres:
         return text
 
 
+_NUMBERED: Final = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _NAMES: Final = frozenset({*tables.metadata.tables, "alembic_version"})
 
 
@@ -245,7 +246,9 @@ def _look(connection: Any, record: Any) -> None:
     always = _ALWAYS.format(schema=schema or "public")
     if durability not in ("on", "remote_apply"):
         always = f"SET LOCAL synchronous_commit = on; {always}"
-    record.info.update(encoding=encoding, schema=schema, always=always)
+    # The server's own placeholders: the driver would look for the others in every long statement again.
+    native = Native(_NUMBERED, partial(psycopg.RawCursor, connection))
+    record.info.update({"encoding": encoding, "schema": schema, "always": always, NATIVE: native})
 
 
 def _begin_write(conn: Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Dialect, Table, bindparam, insert, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
@@ -52,7 +52,7 @@ class Prepared:
 
     def run(self, conn: Connection, **values: Any) -> Rows:
         """Executes it with one set of values. Raises: DBAPIError."""
-        sql, order, fixed = self.compiled(conn.dialect)
+        sql, order, fixed = self.compiled(_native(conn).dialect)
         given = {**fixed, **values} if fixed else values
         return execute(conn, sql, given if order is None else [given[name] for name in order])
 
@@ -96,7 +96,7 @@ class PreparedInsert:
         return found
 
     def _run(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> Rows:
-        sql, order, _ = self.of(len(rows)).compiled(conn.dialect)
+        sql, order, _ = self.of(len(rows)).compiled(_native(conn).dialect)
         if order is not None:
             return execute(conn, sql, [row[name] for row in rows for name in self._names])
         return execute(conn, sql, {f"{name}_{at}": row[name] for at, row in enumerate(rows) for name in self._names})
@@ -152,12 +152,28 @@ class PreparedUpdate:
 def execute(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Rows:
     """Hands SQL to the driver of a connection that is in a transaction. Raises: DBAPIError."""
     with driver_errors(conn, sql):
-        cursor = conn.connection.cursor()
+        cursor = _native(conn).cursor()
         try:
             cursor.execute(sql, values)
             return Rows(cursor.fetchall() if cursor.description else (), cursor.rowcount)
         finally:
             cursor.close()
+
+
+class Native(NamedTuple):
+    """How statements that are compiled once reach the driver: in which dialect, through which cursors."""
+
+    dialect: Dialect
+    cursor: Callable[[], Any]
+
+
+NATIVE = "shardyard.native"
+"""Where a connection's `info` has its Native, if that is not SQLAlchemy's own."""
+
+
+def _native(conn: Connection) -> Native:
+    found: Native | None = conn.info.get(NATIVE)
+    return found or Native(conn.dialect, conn.connection.cursor)
 
 
 @contextlib.contextmanager
