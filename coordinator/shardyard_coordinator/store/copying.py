@@ -40,8 +40,8 @@ class Copied:
 def copy_rows(source: Connection, target: Connection) -> Copied:
     """Copies all rows into empty tables of the same version, then reads them again and compares.
 
-    Both connections are in a transaction. The lease continues with the next term, and nobody holds it. Row ids are never
-    used again, also those of removed rows. Raises: StoreBroken if the target's rows differ.
+    Both connections are in a transaction. The lease continues with the next term, and nobody holds it. Row ids are
+    never used again, also those of removed rows. Raises: StoreBroken if the target's rows differ.
     """
     sums: dict[str, Sum] = {}
     replaced = 0

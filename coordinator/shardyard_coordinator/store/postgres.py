@@ -28,7 +28,6 @@ from shardyard_coordinator.store.opening import check_logs, identity
 from shardyard_coordinator.store.postgres_url import parts, without_secrets
 from shardyard_coordinator.store.sql import NATIVE, Native, driver_errors
 
-
 OLDEST_SERVER: Final = 130_000
 _CONNECT: Final[dict[str, Any]] = {
     "application_name": "shardyard",
