@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -203,7 +204,7 @@ async def test_a_server_set_to_lose_commits_is_told_otherwise(server: Server, na
 
 @contextlib.contextmanager
 def pooler(server: Server, folder: Path) -> Iterator[int]:
-    """pgbouncer in transaction mode with one connection to the server; answers its port."""
+    """pgbouncer in transaction mode, with fewer connections to the server than the store has; answers its port."""
     program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
     if program is None:
         pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
@@ -213,9 +214,9 @@ def pooler(server: Server, folder: Path) -> Iterator[int]:
         f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
         f"listen_port = {port}\nunix_socket_dir =\nauth_type = plain\nauth_file = {server.folder}/users.txt\n"
         f"pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 50\nlogfile = {server.folder}/pooler.log\n"
-        "max_prepared_statements = 0\n"
     )
-    process = subprocess.Popen([program, "-u", "postgres", str(config)], cwd=server.folder)
+    account = ["-u", "postgres"] if os.geteuid() == 0 else []
+    process = subprocess.Popen([program, *account, str(config)], cwd=server.folder)
     try:
         wait_until(lambda: _answers(server, port))
         yield port

@@ -31,7 +31,9 @@ class _Now(ColumnElement[int]):
     """Microseconds since 1970 UTC, by the database's clock."""
 
     inherit_cache = True
-    type = BigInteger()
+
+    def __init__(self) -> None:
+        self.type = BigInteger()
 
 
 @compiles(_Now, "sqlite")
