@@ -19,7 +19,8 @@ _WAITS = (_job.state == literal_column(f"'{JobState.QUEUED.value}'"), _job.delet
 _ORDER = (_job.priority.desc(), _job.id)
 _LIGHT = select(*(_job[name] for name in LineJob._fields)).where(*_WAITS).order_by(*_ORDER)
 _HEAD = Prepared(_LIGHT.limit(bindparam("most")))
-_REST = Prepared(_LIGHT.limit(1 << 31).offset(bindparam("first")))
+# The largest number that PostgreSQL takes there.
+_REST = Prepared(_LIGHT.limit((1 << 31) - 1).offset(bindparam("first")))
 # The positions in line, from that index alone: rows are long, and are read only for the chosen jobs.
 _LINE = (
     select(
